@@ -1,0 +1,113 @@
+"""A config as the command line of a program: its settings, its help, its exit codes.
+
+    with exit_on_user_error():
+        settings = from_command_line(Settings(), positional="run")
+        ...
+
+It stands here, below everything else, because every command of the package ends the same way.
+"""
+
+import contextlib
+import errno
+import os
+import select
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any, TextIO
+
+from lmjax.config.errors import UserError
+from lmjax.config.help import help_text
+from lmjax.config.overrides import parse
+
+
+def from_command_line(
+    config: Any, argv: Sequence[str] | None = None, positional: str | None = None
+) -> Any:
+    """`config` with the settings of this process's command line; with `--help`, prints and exits.
+
+    The docstring of the program's file heads the help.
+
+    Args:
+        config: the values to start from.
+        argv: the arguments, less the program's name; None takes those of this process.
+        positional: the field that one argument without `=` sets.
+
+    Raises:
+        UserError: see `parse`.
+        SystemExit: after `--help`.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    if "--help" in argv or "-h" in argv:
+        description = sys.modules["__main__"].__doc__
+        # Flushed here, so that a reader who left early is noticed where it is handled.
+        print(help_text(config, command_name(), description, positional), end="", flush=True)
+        raise SystemExit(0)
+    return parse(config, argv, positional)
+
+
+def command_name() -> str:
+    """What to type to run this program again: `python -m experiments.quickstart`."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    if spec is None:
+        return f"python {sys.argv[0]}"
+    return f"python -m {spec.name.removesuffix('.__main__')}"
+
+
+@contextlib.contextmanager
+def exit_on_user_error() -> Iterator[None]:
+    """Turns foreseeable failures of the block into one clear message and an exit code.
+
+    `UserError` and a full disk: exit code 2. Ctrl-C, after the block's own handling: 130. A reader
+    of our output that has gone (`... --help | head`): 141, silently. Anything else is a bug of
+    ours and keeps its traceback. Every command line of the package goes through here.
+
+    Raises:
+        SystemExit: instead of the exceptions above.
+    """
+    try:
+        yield
+        sys.stdout.flush()  # so that a broken pipe shows here and not while Python shuts down
+    except UserError as error:
+        _say(str(error))
+        sys.exit(2)
+    except KeyboardInterrupt:
+        _say("Interrupted.")
+        sys.exit(130)
+    except Exception as error:
+        if isinstance(error, BrokenPipeError) and _reader_has_gone(sys.stdout):
+            # Python flushes stdout once more at exit, which would fail again, loudly.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(141)
+        full = _disk_full(error)
+        if full is None:
+            raise
+        _say(full)
+        sys.exit(2)
+
+
+def _say(message: str) -> None:
+    """Writes to stderr, in red when a person is looking."""
+    if sys.stderr.isatty() and "NO_COLOR" not in os.environ:
+        message = f"\033[31m{message}\033[0m"
+    print(message, file=sys.stderr, flush=True)
+
+
+def _reader_has_gone(stream: TextIO) -> bool:
+    """Whether nobody reads `stream` any more; a pipe to a worker that broke is another matter."""
+    poll = select.poll()
+    poll.register(stream.fileno(), select.POLLOUT)
+    return any(events & (select.POLLERR | select.POLLHUP) for _, events in poll.poll(0))
+
+
+def _disk_full(error: BaseException | None) -> str | None:
+    """The message for a full disk, if that is what lies at the bottom of `error`."""
+    while error is not None:
+        # Array writers in C++ report only the text of the operating system's error.
+        if getattr(error, "errno", None) == errno.ENOSPC or "No space left on device" in str(error):
+            where = f" while writing {error.filename}" if getattr(error, "filename", None) else ""
+            return (
+                f"The disk is full{where}: free some space, or choose another place with "
+                "output=FOLDER. What was complete before is still there."
+            )
+        error = error.__cause__ or error.__context__
+    return None

@@ -1,0 +1,1 @@
+"""Text to batches: sources, tokenizers, the token store, mixtures, and the loader."""

@@ -1,0 +1,93 @@
+"""Documents, the sources that give them, and which documents are held out of training."""
+
+import hashlib
+from collections.abc import Callable, Iterator
+from typing import Literal, NamedTuple
+
+from lmjax.config import config, fingerprint
+
+Split = Literal["all", "train", "held_out"]
+
+
+class Document(NamedTuple):
+    """A text, and where it comes from.
+
+    Documents of one `group` stand on the same side of the held-out split. By default the text
+    itself is the group, so that copies of a document never stand on both sides.
+    """
+
+    text: str
+    identity: str  # file, and line or number in it: for messages
+    group: str = ""
+
+
+class Part(NamedTuple):
+    """A piece of a source that is read on its own: a file, or a range of bytes or examples."""
+
+    name: str
+    start: int = 0
+    stop: int = 0
+    size: int = 0  # about how many bytes there are to read; for progress and for sharing out
+
+
+OnSkip = Callable[[str], None]  # is told about each piece of input that is left out
+
+
+@config
+class Source:
+    """Where documents come from."""
+
+    def parts(self) -> tuple[Part, ...]:
+        """The pieces in a fixed order; reading them one after another gives every document.
+
+        Raises:
+            UserError: there is nothing to read.
+        """
+        raise NotImplementedError
+
+    def read(self, part: Part, on_skip: OnSkip) -> Iterator[Document]:
+        """The documents of one part, in a fixed order.
+
+        Raises:
+            UserError: something in the part cannot be read, and the source says to stop there.
+        """
+        raise NotImplementedError
+
+    def documents(self) -> Iterator[Document]:
+        """Every document of the source."""
+        for part in self.parts():
+            yield from self.read(part, lambda message: None)
+
+    def fingerprint(self) -> str:
+        """12 hexadecimal digits that change when the settings or the text change.
+
+        Cheap: looks at names, sizes and times of change, not at the text.
+        """
+        return digest(fingerprint(self), *map(str, self.parts()))
+
+
+def digest(*texts: str) -> str:
+    """12 hexadecimal digits for a sequence of texts."""
+    hasher = hashlib.sha256()
+    for text in texts:
+        data = text.encode("utf-8", "surrogatepass")
+        hasher.update(len(data).to_bytes(8, "little") + data)
+    return hasher.hexdigest()[:12]
+
+
+def is_held_out(document: Document, fraction: float) -> bool:
+    """Whether a document is kept out of training when `fraction` of the documents shall be.
+
+    Depends on the document's group alone, neither on the order nor on other documents: a text that
+    is held out stays so when the corpus grows.
+    """
+    if not 0 < fraction < 1:
+        return fraction >= 1
+    key = (document.group or document.text).encode("utf-8", "surrogatepass")
+    number = int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little")
+    return number < fraction * 2**64
+
+
+def in_split(document: Document, split: Split, held_out: float) -> bool:
+    """Whether a document belongs to `split` when the fraction `held_out` is kept from training."""
+    return split == "all" or is_held_out(document, held_out) == (split == "held_out")

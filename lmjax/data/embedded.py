@@ -1,0 +1,121 @@
+"""The text that every CPython carries: a corpus that needs no download."""
+
+import ast
+import functools
+import pathlib
+import platform
+import sysconfig
+from collections.abc import Iterator
+from typing import Literal
+
+from lmjax.config import UserError, config
+from lmjax.data.documents import Document, OnSkip, Part, Source, digest
+
+# Tests, programs, other people's packages, and tables that are hardly text. The help topics are
+# documents of their own, and would otherwise stand in both domains.
+LEFT_OUT = {
+    "__pycache__",
+    "dist-packages",
+    "encodings",
+    "ensurepip",
+    "idlelib",
+    "lib2to3",
+    "lib-dynload",
+    "pydoc_data",
+    "site-packages",
+    "test",
+    "tests",
+    "turtledemo",
+}
+TOPIC = "help topic "
+EXTRACTION = "1"  # to be raised when other text is taken from the same files
+
+
+@config
+class EmbeddedCorpus(Source):
+    """Text that comes with Python: its documentation, or its standard library's source."""
+
+    # "documentation": the help topics, and a document for each module's docstrings.
+    # "code": a document for each module's source.
+    domain: Literal["documentation", "code"] = "documentation"
+
+    def parts(self) -> tuple[Part, ...]:
+        modules = _modules()
+        if not modules:
+            raise UserError(
+                f"this Python has no standard library source in {_root()}; "
+                "give another corpus, for example data files of your own"
+            )
+        parts = [Part(name, size=size) for name, size in modules]
+        if self.domain == "documentation":
+            parts += [Part(TOPIC + name, size=len(text)) for name, text in sorted(_topics().items())]
+        return tuple(parts)
+
+    def fingerprint(self) -> str:
+        return digest(EXTRACTION, self.domain, platform.python_version(), str(self.parts()))
+
+    def read(self, part: Part, on_skip: OnSkip) -> Iterator[Document]:
+        # Both domains hold out the same modules: the code of a module contains its docstrings.
+        if part.name.startswith(TOPIC):
+            text = _topics()[part.name.removeprefix(TOPIC)]
+        elif self.domain == "code":
+            text = _source(part.name)
+        else:
+            text = _docstrings(part.name)
+        if text and not text.isspace():
+            yield Document(text, part.name, group=part.name)
+
+
+def _root() -> pathlib.Path:
+    return pathlib.Path(sysconfig.get_path("stdlib"))
+
+
+@functools.cache
+def _modules() -> tuple[tuple[str, int], ...]:
+    """Name and size of every source file of the standard library that is part of the corpus."""
+    found = []
+    for path in sorted(_root().rglob("*.py")):
+        inner = path.relative_to(_root())
+        generated = inner.name.startswith(("_sysconfigdata", "__phello__"))
+        if not generated and not LEFT_OUT.intersection(inner.parts[:-1]):
+            found.append((inner.as_posix(), path.stat().st_size))
+    return tuple(found)
+
+
+@functools.cache
+def _topics() -> dict[str, str]:
+    try:
+        from pydoc_data.topics import topics
+    except ImportError:  # some distributions leave it out
+        return {}
+    return topics
+
+
+def _source(name: str) -> str:
+    return (_root() / name).read_text(encoding="utf-8", errors="replace")
+
+
+@functools.cache  # read twice, for the tokenizer and for the tokens, and parsing takes seconds
+def _docstrings(name: str) -> str:
+    """The docstrings of a module, each under its qualified name; found without importing it."""
+    try:
+        tree = ast.parse(_source(name))
+    except (SyntaxError, ValueError):
+        return ""
+    module = name.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+    sections = list(_sections(tree, module))
+    return "\n\n".join(sections) + "\n" if sections else ""
+
+
+def _sections(node: ast.AST, name: str) -> Iterator[str]:
+    text = ast.get_docstring(node)
+    if text:
+        yield f"{name}{_signature(node)}\n\n{text}"
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            yield from _sections(child, f"{name}.{child.name}")
+
+
+def _signature(node: ast.AST) -> str:
+    arguments = getattr(node, "args", None)
+    return f"({ast.unparse(arguments)})" if arguments else ""

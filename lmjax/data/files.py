@@ -1,0 +1,212 @@
+"""Reading files in pieces: compressed or not, by separator, with the place of what is wrong."""
+
+import bz2
+import glob
+import gzip
+import io
+import lzma
+import os
+import re
+import zlib
+from collections.abc import Iterator
+from typing import BinaryIO, NamedTuple
+
+from lmjax.config import UserError
+from lmjax.data.documents import Part
+
+BLOCK = 1 << 20  # bytes read at a time
+RANGE = 64 << 20  # bytes of an uncompressed file that make one part
+COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+DAMAGED = (EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError)
+
+
+class Piece(NamedTuple):
+    """Bytes between two separators."""
+
+    data: bytes
+    offset: int  # of the first byte, in the (decompressed) file
+    number: int  # of the piece, from 0 where reading began
+
+
+class DamagedFile(Exception):
+    """A compressed file that ends early or is not what its name says."""
+
+
+def find_files(patterns: str | tuple[str, ...]) -> tuple[str, ...]:
+    """The files that the path patterns name, each once, sorted within a pattern.
+
+    Raises:
+        UserError: a pattern matches no file, or names a folder.
+    """
+    found: dict[str, None] = {}
+    for pattern in (patterns,) if isinstance(patterns, str) else patterns:
+        wanted = os.path.expanduser(pattern)
+        matches = [wanted] if os.path.exists(wanted) else glob.glob(wanted, recursive=True)
+        files = sorted(match for match in matches if os.path.isfile(match))
+        if not files and os.path.isdir(wanted):
+            raise UserError(
+                f"{pattern!r} is a folder; name the files in it, as in "
+                f"{os.path.join(pattern, '**', '*.txt')!r}"
+            )
+        if not files:
+            raise UserError(f"no file matches {pattern!r} (looked from {os.getcwd()})")
+        found.update(dict.fromkeys(files))
+    if not found:
+        raise UserError("the source names no file: its path is empty")
+    return tuple(found)
+
+
+def file_parts(files: tuple[str, ...], divide: bool) -> tuple[Part, ...]:
+    """Parts for files: each whole, or in ranges of bytes where `divide` and it is uncompressed.
+
+    Raises:
+        UserError: all files are empty.
+    """
+    parts = []
+    for name in files:
+        size = os.path.getsize(name)
+        step = RANGE if divide and not name.endswith(COMPRESSED) else max(size, 1)
+        for start in range(0, size, step):
+            stop = min(start + step, size)
+            parts.append(Part(name, start, stop, stop - start))
+    if not parts:
+        which = files[0] if len(files) == 1 else f"all of {len(files)} files ({files[0]}, ...)"
+        raise UserError(f"there is no text: empty is {which}")
+    return tuple(parts)
+
+
+def file_marks(files: tuple[str, ...]) -> tuple[str, ...]:
+    """Name, size and time of change of each file: what a fingerprint is made of."""
+    stats = ((name, os.stat(name)) for name in files)
+    return tuple(f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in stats)
+
+
+def open_file(name: str) -> BinaryIO:
+    """Opens a file for reading bytes, decompressed if its name ends with .gz, .bz2, .xz or .zst.
+
+    Raises:
+        UserError: it cannot be opened.
+    """
+    try:
+        if name.endswith(".gz"):
+            return gzip.open(name)
+        if name.endswith(".bz2"):
+            return bz2.open(name)
+        if name.endswith(".xz"):
+            return lzma.open(name)
+        if name.endswith(".zst"):
+            return io.BufferedReader(_ZstdFile(name), BLOCK)
+        return open(name, "rb")
+    except OSError as error:
+        raise UserError(f"cannot open {name}: {error.strerror or error}") from None
+
+
+class _ZstdFile(io.RawIOBase):
+    """Decompressed bytes of a zstd file; unlike the library's own reader, notices a missing end."""
+
+    def __init__(self, name: str):
+        try:
+            import zstandard
+        except ImportError:
+            raise UserError(
+                f"{name} needs the zstandard package: pip install 'lmjax[zstd]'"
+            ) from None
+        self._error = zstandard.ZstdError
+        self._new = zstandard.ZstdDecompressor().decompressobj
+        self._file = open(name, "rb")
+        self._frame = None
+        self._rest = b""  # compressed bytes that belong to the next frame
+        self._ready = memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer) -> int:
+        while not self._ready:
+            data = self._rest or self._file.read(BLOCK)
+            self._rest = b""
+            if not data:
+                if self._frame is not None:
+                    raise EOFError("compressed file ended before the end of its last frame")
+                return 0
+            if self._frame is None:
+                self._frame = self._new()
+            try:
+                self._ready = memoryview(self._frame.decompress(data))
+            except self._error as error:
+                raise zlib.error(str(error)) from None
+            if self._frame.eof:
+                self._rest, self._frame = self._frame.unused_data, None
+        count = min(len(buffer), len(self._ready))
+        buffer[:count] = self._ready[:count]
+        self._ready = self._ready[count:]
+        return count
+
+    def close(self) -> None:
+        if not self.closed:
+            self._file.close()
+        super().close()
+
+
+def read_blocks(file: BinaryIO, name: str) -> Iterator[bytes]:
+    """The rest of an open file in blocks.
+
+    Raises:
+        DamagedFile: a compressed file ends early or is damaged.
+    """
+    while True:
+        try:
+            block = file.read(BLOCK)
+        except DAMAGED as error:
+            raise DamagedFile(f"{name} is damaged or cut short: {error}") from None
+        except OSError as error:  # bz2 reports damage so
+            raise DamagedFile(f"{name} cannot be read: {error}") from None
+        if not block:
+            return
+        yield block
+
+
+def read_pieces(part: Part, separator: re.Pattern[bytes]) -> Iterator[Piece]:
+    """The pieces of a part between matches of `separator`; a last empty piece is left out.
+
+    A piece belongs to the part in which it begins; ranges of one file share no piece and lose none
+    if the separator is a newline.
+    A mark of the byte order at the beginning of the file is no text.
+
+    Raises:
+        DamagedFile: see `read_blocks`.
+    """
+    ranged = not part.name.endswith(COMPRESSED)
+    with open_file(part.name) as file:
+        offset = part.start
+        if part.start:
+            file.seek(part.start - 1)
+            offset = part.start - 1 + len(file.readline())
+        pending, number = b"", 0
+        for block in read_blocks(file, part.name):
+            if offset == 0 and not pending and block.startswith(BYTE_ORDER_MARK):
+                block, offset = block[len(BYTE_ORDER_MARK) :], len(BYTE_ORDER_MARK)
+            pending += block
+            begin = 0
+            for match in separator.finditer(pending):
+                if ranged and offset + begin >= part.stop:
+                    return
+                yield Piece(pending[begin : match.start()], offset + begin, number)
+                begin, number = match.end(), number + 1
+            pending, offset = pending[begin:], offset + begin
+        if pending and not (ranged and offset >= part.stop):
+            yield Piece(pending, offset, number)
+
+
+def line_number(part: Part, piece: Piece) -> int:
+    """The number of a piece's line in its file, from 1, when pieces are lines."""
+    number = piece.number + 1
+    if part.start:
+        with open(part.name, "rb") as file:
+            left = piece.offset
+            number = 1
+            while left > 0 and (block := file.read(min(BLOCK, left))):
+                number += block.count(b"\n")
+                left -= len(block)
+    return number

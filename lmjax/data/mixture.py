@@ -1,0 +1,178 @@
+"""Which row of which source stands where in training: weights, shuffling, epochs."""
+
+import functools
+import math
+
+import numpy as np
+from jaxtyping import Bool, Int32, Int64
+
+from lmjax.config import UserError
+from lmjax.data.permutation import permute, random_bits
+from lmjax.data.store import TokenStore
+
+PERIOD = 1000  # rows in which the weights are kept exactly, before common factors are divided out
+
+
+class Rows:
+    """A token store cut into rows of `row_length` tokens of which neighbours share one.
+
+    The store is read as a ring: the token after the last is the first, so that each token is the
+    target of exactly one row of an epoch. The last row of an epoch is filled up with tokens of
+    segment 0. The ring is cut at a place of its own in every epoch.
+    """
+
+    def __init__(self, store: TokenStore, row_length: int):
+        if row_length < 2:
+            raise UserError(f"rows have {row_length} tokens; they need at least 2")
+        self.store = store
+        self.row_length = row_length
+        self.count = -(-store.manifest.tokens // (row_length - 1))  # rows in an epoch
+
+    def read(
+        self, row: Int64[np.ndarray, "rows"], start: int | Int64[np.ndarray, "rows"] = 0
+    ) -> tuple[Int32[np.ndarray, "rows row_length"], Int32[np.ndarray, "rows row_length"]]:
+        """Tokens and segment ids of some rows of an epoch that begins at token `start`.
+
+        Segments are numbered from 1 in each row, a document each; 0 is filling.
+        """
+        size = self.store.manifest.tokens
+        inner = np.asarray(row, np.int64) * (self.row_length - 1)
+        first = (inner + start) % size
+        places = first[:, None] + np.arange(self.row_length)
+        tokens = np.take(self.store.tokens, places % size).astype(np.int32)
+        segments = 1 + np.cumsum(self._boundaries(first, places), axis=1, dtype=np.int32)
+        # The token at which the epoch began is its last target.
+        filling = np.arange(self.row_length) > (size - inner)[:, None]
+        tokens[filling] = 0
+        segments[filling] = 0
+        return tokens, segments
+
+    def _boundaries(
+        self, first: Int64[np.ndarray, "rows"], places: Int64[np.ndarray, "rows row_length"]
+    ) -> Bool[np.ndarray, "rows row_length"]:
+        """Where in the rows, after their first place, a document begins."""
+        offsets, size = self.store.offsets, self.store.manifest.tokens
+        documents = len(offsets) - 1
+        laps, ends = np.divmod(places[:, -1], size)
+        # Numbers of the documents that begin inside, counted on over laps of the ring.
+        low = np.searchsorted(offsets[:-1], first, side="right")
+        high = laps * documents + np.searchsorted(offsets[:-1], ends, side="right")
+        inside = high - low
+        row = np.repeat(np.arange(len(first)), inside)
+        skipped = np.cumsum(inside) - inside
+        number = np.repeat(low, inside) + np.arange(len(row)) - np.repeat(skipped, inside)
+        lap, document = np.divmod(number, documents)
+        found = np.zeros(places.shape, bool)
+        found[row, offsets[document] + lap * size - first[row]] = True
+        return found
+
+
+class Mixture:
+    """Rows of several sources in fixed shares, each source shuffled anew in every epoch of it.
+
+    Row numbers run over the whole training. Within every period of rows each source has a fixed
+    number of them, spread evenly; each source is walked through without gaps, epoch after epoch.
+    """
+
+    def __init__(self, stores: dict[str, TokenStore], weights: dict[str, float], row_length: int):
+        """`weights` are relative shares of the rows.
+
+        Raises:
+            UserError: a weight is not positive, or too small beside the others.
+        """
+        self.names = tuple(stores)
+        self.row_length = row_length
+        self._sources = [Rows(store, row_length) for store in stores.values()]
+        self.counts = shares(weights)
+        self._counts = np.array([self.counts[name] for name in self.names])
+        self.period = int(self._counts.sum())
+
+    @functools.cached_property
+    def _pattern(self) -> tuple[Int64[np.ndarray, "period"], Int64[np.ndarray, "period"]]:
+        """For each row of a period: its source, and how many rows of that source came before."""
+        source = np.repeat(np.arange(len(self._counts)), self._counts)
+        rank = np.concatenate([np.arange(count) for count in self._counts])
+        order = np.lexsort((source, (rank + 0.5) / self._counts[source]))
+        return source[order], rank[order]
+
+    def place(
+        self, row: Int64[np.ndarray, "rows"]
+    ) -> tuple[Int64[np.ndarray, "rows"], Int64[np.ndarray, "rows"]]:
+        """The number of each row's source, and how many rows of that source came before."""
+        source, rank = self._pattern
+        period, inside = np.divmod(np.asarray(row, np.int64), self.period)
+        return source[inside], period * self._counts[source[inside]] + rank[inside]
+
+    def read(
+        self, row: Int64[np.ndarray, "rows"], seed: int
+    ) -> tuple[Int32[np.ndarray, "rows row_length"], Int32[np.ndarray, "rows row_length"]]:
+        """Tokens and segment ids of some rows of the training with this seed."""
+        source, number = self.place(row)
+        tokens = np.empty((len(source), self.row_length), np.int32)
+        segments = np.empty_like(tokens)
+        for which, rows in enumerate(self._sources):
+            here = source == which
+            if here.any():
+                epoch, index = np.divmod(number[here], rows.count)
+                start = random_bits(seed, which, epoch, 0) % np.uint64(rows.store.manifest.tokens)
+                index = permute(index, rows.count, random_bits(seed, which, epoch, 1))
+                tokens[here], segments[here] = rows.read(index, start.astype(np.int64))
+        return tokens, segments
+
+    def epochs(self, rows: int) -> dict[str, float]:
+        """How often each source has been read after that many rows of training."""
+        if not rows:
+            return dict.fromkeys(self.names, 0.0)
+        source, number = self.place(np.arange(max(0, rows - self.period), rows))
+        return {
+            name: float((number[source == which].max(initial=-1) + 1) / self._sources[which].count)
+            for which, name in enumerate(self.names)
+        }
+
+
+def shares(weights: dict[str, float]) -> dict[str, int]:
+    """Rows of each source in a period: the largest remainders are rounded up.
+
+    Raises:
+        UserError: a weight is not positive, or less than a thousandth of all.
+    """
+    total = sum(weights.values())
+    for name, weight in weights.items():
+        if weight <= 0 or weight / total < 1 / PERIOD:
+            raise UserError(
+                f"the weight of {name} is {weight} of {total} in all; it must be at least "
+                f"{1 / PERIOD} of it"
+            )
+    exact = {name: weight / total * PERIOD for name, weight in weights.items()}
+    counts = {name: math.floor(share) for name, share in exact.items()}
+    by_remainder = sorted(exact, key=lambda name: counts[name] - exact[name])
+    for name in by_remainder[: PERIOD - sum(counts.values())]:
+        counts[name] += 1
+    common = math.gcd(*counts.values())
+    return {name: count // common for name, count in counts.items()}
+
+
+class EvaluationRows:
+    """The rows of a held-out store in order: each token is a target exactly once."""
+
+    def __init__(self, store: TokenStore, row_length: int):
+        self._rows = Rows(store, row_length)
+
+    def __len__(self) -> int:
+        return self._rows.count
+
+    def read(
+        self, first: int, count: int
+    ) -> tuple[Int32[np.ndarray, "count row_length"], Int32[np.ndarray, "count row_length"]]:
+        """Tokens and segment ids of `count` rows from `first`; rows after the last are filling."""
+        row = np.arange(first, first + count)
+        tokens, segments = self._rows.read(np.minimum(row, len(self) - 1))
+        after = row >= len(self)
+        tokens[after] = 0
+        segments[after] = 0
+        return tokens, segments
+
+
+def evaluation_rows(store: TokenStore, row_length: int) -> EvaluationRows:
+    """The rows in which a held-out store is evaluated, whole and in order."""
+    return EvaluationRows(store, row_length)

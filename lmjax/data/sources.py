@@ -1,0 +1,162 @@
+"""Documents from files: text in many layouts, and JSON lines."""
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Literal
+
+from lmjax.config import UserError, config, fingerprint
+from lmjax.data.documents import Document, OnSkip, Part, Source, digest
+from lmjax.data.files import (
+    BYTE_ORDER_MARK,
+    DamagedFile,
+    Piece,
+    file_marks,
+    file_parts,
+    find_files,
+    line_number,
+    open_file,
+    read_blocks,
+    read_pieces,
+)
+
+LINE = re.compile(rb"\r?\n")
+BLANK_LINE = re.compile(rb"\r?\n[ \t]*\r?\n")
+
+
+@config
+class TextFiles(Source):
+    """Plain UTF-8 text files, compressed or not (.gz, .bz2, .xz, .zst)."""
+
+    path: str | tuple[str, ...]  # path or glob pattern, or several: "books/**/*.txt"
+    # What is a document: a file, a line, a paragraph (blank lines between), or what stands between
+    # two `separator`s.
+    split: Literal["file", "line", "paragraph", "separator"] = "file"
+    separator: str = "<|endoftext|>"  # text between two documents, for split=separator
+    span: tuple[float, float] = (0.0, 1.0)  # the stretch of each file to take: (0.0, 0.9)
+    # What to do about bytes that are no UTF-8: stop, leave the document out, or put U+FFFD there.
+    on_error: Literal["raise", "skip", "replace"] = "raise"
+
+    def validate(self) -> None:
+        if not 0 <= self.span[0] < self.span[1] <= 1:
+            raise UserError(f"span is {self.span}; it must be two rising numbers from 0 to 1")
+        if self.split != "file" and self.span != (0.0, 1.0):
+            raise UserError(f"span is for split=file, where a file is one text; got {self.split}")
+        if not self.separator:
+            raise UserError("separator is empty; give the text that stands between two documents")
+
+    def parts(self) -> tuple[Part, ...]:
+        return file_parts(find_files(self.path), divide=self.split == "line")
+
+    def fingerprint(self) -> str:
+        return digest(fingerprint(self), *file_marks(find_files(self.path)))
+
+    def read(self, part: Part, on_skip: OnSkip) -> Iterator[Document]:
+        try:
+            for piece in self._pieces(part):
+                data = piece.data.lstrip(b"\r\n") if self.split == "paragraph" else piece.data
+                text = self._decode(part, piece._replace(data=data), on_skip)
+                if text and not text.isspace():
+                    yield Document(text, f"{part.name}:{piece.offset}")
+        except DamagedFile as error:
+            if self.on_error != "skip":
+                raise UserError(str(error)) from None
+            on_skip(f"{error}; the rest of it is left out")
+
+    def _pieces(self, part: Part) -> Iterator[Piece]:
+        if self.split != "file":
+            separators = {"line": LINE, "paragraph": BLANK_LINE}
+            separator = separators.get(self.split) or re.compile(
+                rb"(?:\r?\n)?" + re.escape(self.separator.encode()) + rb"(?:\r?\n)?"
+            )
+            yield from read_pieces(part, separator)
+            return
+        with open_file(part.name) as file:
+            data = b"".join(read_blocks(file, part.name))
+        mark = len(BYTE_ORDER_MARK) if data.startswith(BYTE_ORDER_MARK) else 0
+        yield Piece(data[mark:], mark, 0)
+
+    def _decode(self, part: Part, piece: Piece, on_skip: OnSkip) -> str:
+        errors = "replace" if self.on_error == "replace" else "strict"
+        try:
+            text = piece.data.decode("utf-8", errors)
+        except UnicodeDecodeError as error:
+            message = _not_utf8(part.name, piece, error)
+            if self.on_error == "raise":
+                raise UserError(
+                    f"{message}; convert the file, or set on_error=skip or on_error=replace"
+                ) from None
+            on_skip(message)
+            return ""
+        first, last = (int(len(text) * edge) for edge in self.span)
+        return text[first:last]
+
+
+@config
+class JsonLines(Source):
+    """Files with a JSON object a line, one of whose fields is the text (.gz, .zst and so on too)."""
+
+    path: str | tuple[str, ...]  # path or glob pattern, or several: "corpus/*.jsonl.zst"
+    field: str = "text"  # the field with the text
+    on_error: Literal["raise", "skip"] = "raise"  # what to do about a line that is not as it should
+
+    def parts(self) -> tuple[Part, ...]:
+        return file_parts(find_files(self.path), divide=True)
+
+    def fingerprint(self) -> str:
+        return digest(fingerprint(self), *file_marks(find_files(self.path)))
+
+    def read(self, part: Part, on_skip: OnSkip) -> Iterator[Document]:
+        try:
+            for piece in read_pieces(part, LINE):
+                if not piece.data.strip():
+                    continue
+                try:
+                    text = self._text(part, piece)
+                except _BadLine as error:
+                    message = f"{part.name}, line {line_number(part, piece)}: {error}"
+                    if self.on_error == "raise":
+                        raise UserError(
+                            f"{message}\n(on_error=skip leaves such lines out and counts them)"
+                        ) from None
+                    on_skip(message)
+                    continue
+                if text:
+                    yield Document(text, f"{part.name}:{piece.offset}")
+        except DamagedFile as error:
+            if self.on_error == "raise":
+                raise UserError(str(error)) from None
+            on_skip(f"{error}; the rest of it is left out")
+
+    def _text(self, part: Part, piece: Piece) -> str:
+        try:
+            value = json.loads(piece.data.decode("utf-8"))
+        except UnicodeDecodeError as error:
+            raise _BadLine(_not_utf8(part.name, piece, error)) from None
+        except (ValueError, RecursionError) as error:
+            start = piece.data[:60].decode("utf-8", "replace")
+            raise _BadLine(f"not JSON ({error}): {start!r}") from None
+        if not isinstance(value, dict):
+            raise _BadLine(f"expected a JSON object, got {type(value).__name__}")
+        if self.field not in value:
+            names = ", ".join(map(repr, list(value)[:12])) or "none"
+            raise _BadLine(f"there is no field {self.field!r}; the fields are {names}")
+        text = value[self.field]
+        if not isinstance(text, str):
+            raise _BadLine(f"field {self.field!r} is {type(text).__name__}, not text")
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError:
+            raise _BadLine(f"field {self.field!r} holds half a surrogate pair") from None
+        return text
+
+
+class _BadLine(Exception):
+    """What is wrong with a line."""
+
+
+def _not_utf8(name: str, piece: Piece, error: UnicodeDecodeError) -> str:
+    return (
+        f"{name} is not UTF-8: byte 0x{piece.data[error.start]:02x} at offset "
+        f"{piece.offset + error.start} ({error.reason})"
+    )

@@ -1,0 +1,136 @@
+"""The token store: a tokenized corpus on disk, memory-mapped, that knows what it was made from."""
+
+import dataclasses
+import json
+import os
+import pathlib
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int64
+
+from lmjax.config import UserError
+from lmjax.data.tokenizers import Tokenizer, token_type
+
+FORMAT = 1  # of the files; a store of another format is made anew
+MANIFEST_FILE = "manifest.json"
+TOKENS_FILE = "tokens.bin"
+OFFSETS_FILE = "documents.npy"
+BYTES_FILE = "document_bytes.npy"
+
+
+@dataclasses.dataclass(frozen=True)
+class Manifest:
+    """What a store holds and what it was made from."""
+
+    format: int
+    source: str  # fingerprint of the source
+    tokenizer: str  # fingerprint of the tokenizer
+    split: str  # "all", "train" or "held_out"
+    held_out: float  # fraction of the documents that is held out
+    vocab_size: int
+    tokens: int
+    documents: int
+    text_bytes: int  # UTF-8 bytes of the text, separators not counted
+    skipped: int  # pieces of input that were left out
+    skipped_first: tuple[str, ...]  # what was wrong with the first of them
+    sizes: dict[str, int]  # bytes of each file
+    sha256: str  # of the tokens
+
+
+class TokenStore:
+    """A tokenized corpus: one long array of tokens, and where its documents begin.
+
+    Documents lie one after another, each as `[begin] + ids + [end]`, or `[separator] + ids` where
+    the tokenizer has one token for both. Pickles as its path, so that workers map it themselves.
+
+    Attributes:
+      tokens: the ids, uint16 or uint32, mapped from the file.
+      offsets: where each document begins, and the length of `tokens` at the end.
+      document_bytes: UTF-8 bytes of each document's text.
+      manifest: counts and fingerprints.
+    """
+
+    def __init__(self, folder: str | os.PathLike):
+        """Maps the store in `folder`.
+
+        Raises:
+            UserError: there is none, it is of another format, or its files were cut.
+        """
+        self.folder = pathlib.Path(folder)
+        self.manifest = _read_manifest(self.folder)
+        for name, size in self.manifest.sizes.items():
+            path = self.folder / name
+            found = path.stat().st_size if path.exists() else None
+            if found != size:
+                raise UserError(
+                    f"the token store {self.folder} is damaged: {name} should have {size} bytes "
+                    f"and {'is missing' if found is None else f'has {found}'}; delete the folder, "
+                    "and it is made again"
+                )
+        self.tokens: np.ndarray = np.memmap(
+            self.folder / TOKENS_FILE, dtype=token_type(self.manifest.vocab_size), mode="r"
+        )
+        self.offsets: Int64[np.ndarray, "documents_1"] = np.load(
+            self.folder / OFFSETS_FILE, mmap_mode="r"
+        )
+        self.document_bytes: Int64[np.ndarray, "documents"] = np.load(
+            self.folder / BYTES_FILE, mmap_mode="r"
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return TokenStore, (str(self.folder),)
+
+    def __repr__(self) -> str:
+        return f"TokenStore({str(self.folder)!r})"
+
+    @property
+    def text_bytes(self) -> int:
+        """UTF-8 bytes of all the text: what bits per byte are divided by."""
+        return self.manifest.text_bytes
+
+    def text(self, document: int, tokenizer: Tokenizer) -> str:
+        """The text of one document."""
+        return tokenizer.decode(self.tokens[self.offsets[document] : self.offsets[document + 1]])
+
+
+def open_store(folder: str | os.PathLike, source: str, tokenizer: str) -> TokenStore:
+    """Maps a store, and makes sure that it was made from this source and this tokenizer.
+
+    Args:
+        folder: where the store lies.
+        source: fingerprint of the source.
+        tokenizer: fingerprint of the tokenizer.
+
+    Raises:
+        UserError: it was made from something else, or is damaged.
+    """
+    store = TokenStore(folder)
+    for name, expected in (("source", source), ("tokenizer", tokenizer)):
+        found = getattr(store.manifest, name)
+        if found != expected:
+            raise UserError(
+                f"the token store {folder} was made from another {name}: its fingerprint is "
+                f"{found}, this {name} has {expected}; delete the folder or name another cache"
+            )
+    return store
+
+
+def _read_manifest(folder: pathlib.Path) -> Manifest:
+    path = folder / MANIFEST_FILE
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if values["format"] != FORMAT:
+            raise UserError(
+                f"the token store {folder} has format {values['format']}, this version reads "
+                f"{FORMAT}; delete the folder, and it is made again"
+            )
+        manifest = Manifest(**values)
+    except FileNotFoundError:
+        raise UserError(f"there is no token store in {folder}: {path.name} is missing") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"the token store {folder} is damaged: {path.name} cannot be read ({error}); delete "
+            "the folder, and it is made again"
+        ) from None
+    return dataclasses.replace(manifest, skipped_first=tuple(manifest.skipped_first))

@@ -1,0 +1,212 @@
+"""SentencePiece tokenizers: trained on the corpus, or an existing model file."""
+
+import functools
+import io
+import pathlib
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from lmjax.config import UserError, config
+from lmjax.data.tokenizers import SEPARATOR, Corpus, Tokenizer, TokenizerConfig
+
+MODEL_FILE = "sentencepiece.model"
+SPACE = "\u2581"  # how SentencePiece writes a space; as a character of the text it must be hidden
+LONGEST = 1 << 16  # characters that are encoded at once; the time grows faster than the length
+LONGEST_SENTENCE = 1 << 14  # bytes of a line that the trainer reads
+THREADS = 4  # the model file names it, so it must not depend on the machine
+SPECIAL = 260  # unknown, separator, newline, tab, and the 256 bytes
+
+
+@config
+class TrainedBPE(TokenizerConfig):
+    """Byte-pair encoding trained on the corpus by SentencePiece; what it lacks is spelt in bytes.
+
+    The text is not normalised, so that decoding gives back every character. Newline and tab are
+    tokens of their own, runs of spaces may become one token.
+    """
+
+    vocab_size: int = 8192  # tokens, with 260 special ones: bytes, separator, newline, tab, unknown
+    sample_bytes: int = 20_000_000  # how much of the training text to learn from
+    split_digits: bool = True  # a token never holds more than one digit
+    coverage: float = 0.9995  # share of the text's characters that get a token of their own
+
+    def validate(self) -> None:
+        if self.vocab_size <= SPECIAL:
+            raise UserError(f"vocab_size is {self.vocab_size}; it must be above {SPECIAL}")
+        if not 0.9 <= self.coverage <= 1:
+            raise UserError(f"coverage is {self.coverage}; it must lie between 0.9 and 1")
+
+    def build(self, corpus: Corpus) -> Tokenizer:
+        import sentencepiece
+
+        model = io.BytesIO()
+        try:
+            sentencepiece.SentencePieceTrainer.train(
+                sentence_iterator=_sentences(corpus.sample(self.sample_bytes)),
+                model_writer=model,
+                model_type="bpe",
+                vocab_size=self.vocab_size,
+                character_coverage=self.coverage,
+                split_digits=self.split_digits,
+                byte_fallback=True,
+                normalization_rule_name="identity",
+                remove_extra_whitespaces=False,
+                add_dummy_prefix=False,
+                allow_whitespace_only_pieces=True,
+                user_defined_symbols=["\n", "\t"],
+                unk_id=0,
+                bos_id=1,
+                bos_piece=SEPARATOR,
+                eos_id=-1,
+                pad_id=-1,
+                max_sentence_length=LONGEST_SENTENCE,
+                num_threads=THREADS,
+                minloglevel=3,
+            )
+        except RuntimeError as error:
+            raise UserError(_explain(error, self.vocab_size)) from None
+        return SentencePieceTokenizer(model.getvalue(), by_line=True)
+
+
+def _sentences(texts: Iterator[str]) -> Iterator[str]:
+    """Lines without the characters that are tokens by themselves."""
+    for text in texts:
+        for sentence in re.split(r"[\n\t]", text):
+            if sentence:
+                yield sentence
+
+
+def _explain(error: RuntimeError, vocab_size: int) -> str:
+    most = re.search(r"<= (\d+)", str(error))
+    if most and "too high" in str(error):
+        return (
+            f"the training text is too small for vocab_size={vocab_size}; "
+            f"it gives at most {most[1]} tokens"
+        )
+    if "too small" in str(error) or "required_chars" in str(error):
+        return f"vocab_size={vocab_size} does not even hold the characters of the text: {error}"
+    return f"SentencePiece cannot train a tokenizer on this text: {error}"
+
+
+@config
+class SentencePiece(TokenizerConfig):
+    """An existing SentencePiece model file, such as LLaMA's tokenizer.model."""
+
+    path: str  # the model file
+
+    def build(self, corpus: Corpus) -> Tokenizer:
+        data = self._data()
+        try:
+            return SentencePieceTokenizer(data, by_line=False)
+        except RuntimeError as error:
+            raise UserError(f"{self.path} is not a SentencePiece model: {error}") from None
+
+    def origin(self) -> str | None:
+        from hashlib import sha256
+
+        return sha256(self._data()).hexdigest()
+
+    def _data(self) -> bytes:
+        try:
+            return pathlib.Path(self.path).expanduser().read_bytes()
+        except OSError as error:
+            raise UserError(f"cannot read the tokenizer {self.path}: {error.strerror}") from None
+
+
+class SentencePieceTokenizer(Tokenizer):
+    """A SentencePiece model.
+
+    A model that we trained gives every text back exactly. Others do so as far as their own
+    normalisation allows; the space that they put before a text is taken away again.
+    """
+
+    kind = "sentencepiece"
+
+    def __init__(self, model: bytes, by_line: bool):
+        """`by_line` says that newline is a token by itself, so lines can be encoded apart."""
+        import sentencepiece
+
+        self._model = model
+        self._by_line = by_line
+        self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+        self._prefix = not by_line and self._processor.encode("a", out_type=str)[0][0] == SPACE
+        self.vocab_size = self._processor.vocab_size()
+        begin, end = self._processor.bos_id(), self._processor.eos_id()
+        if begin < 0 and end < 0:
+            raise UserError("the SentencePiece model has neither a begin nor an end token")
+        self.begin = begin if begin >= 0 else None
+        self.end = end if end >= 0 else begin
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        pieces: list[str] = []
+        counts = []
+        for text in texts:
+            before = len(pieces)
+            pieces += _pieces(text) if self._by_line else [text]
+            counts.append(len(pieces) - before)
+        encoded = self._processor.encode(pieces, num_threads=self.threads)
+        if self._by_line and SPACE in pieces:
+            encoded = [
+                self._space if piece == SPACE else tokens for piece, tokens in zip(pieces, encoded)
+            ]
+        rest = iter(encoded)
+        return [[token for _ in range(count) for token in next(rest)] for count in counts]
+
+    def token_bytes(self, token: int) -> bytes:
+        return self._table[token] if 0 <= token < self.vocab_size else b""
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        text = super().decode(tokens)
+        return text[1:] if self._prefix and text.startswith(" ") else text
+
+    @functools.cached_property
+    def _space(self) -> list[int]:
+        """The bytes of U+2581 itself, which SentencePiece would take for a space."""
+        return [self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in SPACE.encode("utf-8")]
+
+    @functools.cached_property
+    def _table(self) -> list[bytes]:
+        table = []
+        for token in range(self.vocab_size):
+            piece = self._processor.id_to_piece(token)
+            if self._processor.is_byte(token):
+                table.append(bytes([int(piece[3:5], 16)]))
+            elif self._processor.is_control(token) or self._processor.is_unknown(token):
+                table.append(b"")
+            else:
+                table.append(piece.replace(SPACE, " ").encode("utf-8"))
+        return table
+
+    def settings(self) -> dict[str, Any]:
+        return {"kind": self.kind, "by_line": self._by_line}
+
+    def files(self) -> dict[str, bytes]:
+        return {MODEL_FILE: self._model}
+
+    @classmethod
+    def from_saved(cls, settings: dict[str, Any], folder: pathlib.Path) -> "SentencePieceTokenizer":
+        return cls((folder / MODEL_FILE).read_bytes(), by_line=settings["by_line"])
+
+
+def _pieces(text: str) -> list[str]:
+    """Cuts a text where no token can cross: after newlines, and before spaces in endless lines.
+
+    U+2581 comes as a piece of its own.
+    """
+    pieces = text.split("\n")
+    pieces = [piece + "\n" for piece in pieces[:-1]] + pieces[-1:]
+    if SPACE in text:
+        pieces = [cut for piece in pieces for cut in re.split(f"({SPACE})", piece)]
+    if len(text) > LONGEST:
+        pieces = [cut for piece in pieces for cut in _cut(piece)]
+    return pieces
+
+
+def _cut(line: str) -> Iterator[str]:
+    while len(line) > LONGEST:
+        space = re.search(r"(?<=[^ ]) (?=[^ ]{0,256}$)", line[:LONGEST])
+        at = space.start() if space else LONGEST
+        yield line[:at]
+        line = line[at:]
+    yield line

@@ -1,0 +1,223 @@
+"""Tokenizers: text to token ids and exactly back, and the settings that make them."""
+
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+
+from lmjax.config import UserError, config
+
+SEPARATOR = "<|endoftext|>"  # the token between documents, where there is one for begin and end
+SETTINGS_FILE = "tokenizer.json"
+
+
+class Tokenizer:
+    """Text to token ids and back.
+
+    Attributes:
+      kind: names the class in a saved folder.
+      vocab_size: number of token ids.
+      begin: id that opens a document, or None.
+      end: id that closes a document; equal to `begin` where one separator does for both.
+      threads: how many threads `encode_batch` may use; -1 is one a core.
+    """
+
+    kind: ClassVar[str]
+    vocab_size: int
+    begin: int | None
+    end: int
+    threads: int = -1
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text, without `begin` and `end`."""
+        return self.encode_batch([text])[0]
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """`encode` of each text; uses every core where the tokenizer can."""
+        raise NotImplementedError
+
+    def token_bytes(self, token: int) -> bytes:
+        """The UTF-8 bytes that a token stands for, perhaps a part of a character; b"" for a special
+        token."""
+        raise NotImplementedError
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text of some ids; bytes that are no UTF-8 become U+FFFD."""
+        return b"".join(map(self.token_bytes, tokens)).decode("utf-8", "replace")
+
+    @property
+    def fingerprint(self) -> str:
+        """12 hexadecimal digits of all that decides about the ids."""
+        hasher = hashlib.sha256(json.dumps(self.settings(), sort_keys=True).encode())
+        for name, data in sorted(self.files().items()):
+            hasher.update(name.encode() + hashlib.sha256(data).digest())
+        return hasher.hexdigest()[:12]
+
+    def settings(self) -> dict[str, Any]:
+        """What `from_saved` needs besides the files, as JSON."""
+        return {"kind": self.kind}
+
+    def files(self) -> dict[str, bytes]:
+        """Names and contents of the files that belong to the tokenizer."""
+        return {}
+
+    @classmethod
+    def from_saved(cls, settings: dict[str, Any], folder: pathlib.Path) -> "Tokenizer":
+        """The tokenizer that was saved with these settings in this folder."""
+        raise NotImplementedError
+
+    def save(self, folder: str | os.PathLike) -> None:
+        """Writes the tokenizer into a folder, from which `load_tokenizer` reads it.
+
+        The settings come last and by renaming: a folder with settings is complete.
+        """
+        folder = pathlib.Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, data in self.files().items():
+            (folder / name).write_bytes(data)
+        settings = self.settings() | {
+            "vocab_size": self.vocab_size,
+            "begin": self.begin,
+            "end": self.end,
+            "fingerprint": self.fingerprint,
+        }
+        unfinished = folder / f"{SETTINGS_FILE}.{os.getpid()}"
+        unfinished.write_text(json.dumps(settings, indent=1, ensure_ascii=False), encoding="utf-8")
+        unfinished.replace(folder / SETTINGS_FILE)
+
+
+class Corpus(Protocol):
+    """The text that a tokenizer may learn from."""
+
+    def sample(self, size: int) -> Iterator[str]:
+        """Texts of the training split, from all over the corpus, until `size` UTF-8 bytes."""
+
+    def everything(self) -> Iterator[str]:
+        """Every text, held-out ones too."""
+
+
+@config
+class TokenizerConfig:
+    """How a tokenizer is made."""
+
+    def build(self, corpus: Corpus) -> Tokenizer:
+        """Makes the tokenizer.
+
+        Raises:
+            UserError: the settings and the text do not allow it.
+        """
+        raise NotImplementedError
+
+    def origin(self) -> str | None:
+        """A fingerprint of what the tokenizer is made from, or None if the corpus matters."""
+        return None
+
+
+@config
+class Bytes(TokenizerConfig):
+    """A token a byte of UTF-8, and a separator: 257 in all."""
+
+    def build(self, corpus: Corpus) -> Tokenizer:
+        return ByteTokenizer()
+
+    def origin(self) -> str | None:
+        return "bytes"
+
+
+class ByteTokenizer(Tokenizer):
+    """Ids 0 to 255 are bytes, 256 separates documents."""
+
+    kind = "bytes"
+    vocab_size = 257
+    begin = end = 256
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        return [list(text.encode("utf-8")) for text in texts]
+
+    def token_bytes(self, token: int) -> bytes:
+        return bytes([token]) if 0 <= token < 256 else b""
+
+    @classmethod
+    def from_saved(cls, settings: dict[str, Any], folder: pathlib.Path) -> "ByteTokenizer":
+        return cls()
+
+
+@config
+class Characters(TokenizerConfig):
+    """A token a character of the corpus (held-out text included), and a separator."""
+
+    def build(self, corpus: Corpus) -> Tokenizer:
+        found: set[str] = set()
+        for text in corpus.everything():
+            found.update(text)
+        return CharacterTokenizer("".join(sorted(found)))
+
+
+class CharacterTokenizer(Tokenizer):
+    """Ids are places in a sorted list of characters; the last id separates documents."""
+
+    kind = "characters"
+
+    def __init__(self, characters: str):
+        self._characters = characters
+        self._ids = {character: number for number, character in enumerate(characters)}
+        self.vocab_size = len(characters) + 1
+        self.begin = self.end = len(characters)
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Raises UserError for a character that the corpus did not have."""
+        try:
+            return [[self._ids[character] for character in text] for text in texts]
+        except KeyError as error:
+            raise UserError(
+                f"the character {error.args[0]!r} is not one of the {len(self._characters)} "
+                "that this character-level tokenizer was made from"
+            ) from None
+
+    def token_bytes(self, token: int) -> bytes:
+        return self._characters[token : token + 1].encode("utf-8") if token >= 0 else b""
+
+    def settings(self) -> dict[str, Any]:
+        return {"kind": self.kind, "characters": self._characters}
+
+    @classmethod
+    def from_saved(cls, settings: dict[str, Any], folder: pathlib.Path) -> "CharacterTokenizer":
+        return cls(settings["characters"])
+
+
+def load_tokenizer(folder: str | os.PathLike) -> Tokenizer:
+    """Reads a tokenizer that `Tokenizer.save` wrote.
+
+    Raises:
+        UserError: there is none, or it is damaged.
+    """
+    from lmjax.data.subwords import SentencePieceTokenizer
+
+    path = pathlib.Path(folder) / SETTINGS_FILE
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"there is no tokenizer in {folder} ({path.name} is missing)") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"the tokenizer in {path} cannot be read: {error}") from None
+    classes = (ByteTokenizer, CharacterTokenizer, SentencePieceTokenizer)
+    kinds: dict[str, type[Tokenizer]] = {kind.kind: kind for kind in classes}
+    kind = settings.get("kind") if isinstance(settings, dict) else None
+    if kind not in kinds:
+        raise UserError(f"{path} names the kind {kind!r}; known are {', '.join(sorted(kinds))}")
+    try:
+        tokenizer = kinds[kind].from_saved(settings, pathlib.Path(folder))
+    except (OSError, KeyError, ValueError, RuntimeError) as error:
+        raise UserError(f"the tokenizer in {folder} is damaged: {error}") from None
+    if tokenizer.fingerprint != settings.get("fingerprint"):
+        raise UserError(f"the tokenizer in {folder} was changed after it was saved")
+    return tokenizer
+
+
+def token_type(vocab_size: int) -> np.dtype:
+    """The smallest unsigned integer that holds every id of a vocabulary."""
+    return np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)

@@ -1,0 +1,119 @@
+"""report.html: one self-contained page about a run, made from the files of its folder alone."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from lmjax.jobs.run_folder import RunFolder
+from lmjax.training.progress import duration
+
+TEMPLATE = Path(__file__).with_name("report.html")
+POINTS = 1500  # at most so many points a curve; more are averaged in groups
+
+
+def write_report(folder: RunFolder) -> Path:
+    """Writes the report of a finished (or going) run and returns its path.
+
+    Reads config.json, metrics.jsonl, environment.json and, where there is one, results.json.
+    """
+    page = fill(TEMPLATE.read_text("utf-8"), content(folder))
+    folder.write("report.html", page)
+    return folder.report
+
+
+def fill(template: str, values: dict[str, Any]) -> str:
+    """The page with its values inside: as JSON in which nothing can end the script element."""
+    text = json.dumps(values, ensure_ascii=False, allow_nan=False).replace("<", "\\u003c")
+    title = values["name"].replace("&", "&amp;").replace("<", "&lt;")
+    return template.replace("__TITLE__", title).replace("__DATA__", text)
+
+
+def content(folder: RunFolder) -> dict[str, Any]:
+    """Everything that the page shows."""
+    results = folder.results()
+    records = folder.metrics()
+    train = [record for record in records if record["split"] == "train"]
+    held_out: dict[str, list[dict]] = {}
+    for record in records:
+        if record["split"] != "train":
+            held_out.setdefault(record["split"], []).append(_finite(record))
+    return {
+        "name": folder.path.name,
+        "summary": _summary(results, train),
+        "tiles": _tiles(results, train),
+        "comparison": [
+            {"name": name, "values": _finite(row)}
+            for name, row in results.get("bits_per_byte", {}).items()
+        ],
+        "comparison_names": results.get("columns", []),
+        "comparison_words": results.get("words", ""),
+        "train": thinned(train, POINTS),
+        "held_out": held_out,
+        "samples": results.get("samples", []),
+        "samples_words": results.get("samples_words", ""),
+        "config": json.loads(folder.config.read_text("utf-8")),
+        "settings_words": "The whole experiment, as config.json in the run folder holds it.",
+        "environment": folder.environment(),
+    }
+
+
+def thinned(records: list[dict], points: int) -> list[dict]:
+    """At most `points` records: neighbours in groups of one size, their numbers averaged.
+
+    A group stands at its last step. Numbers that are not finite are left out of the mean.
+    """
+    size = max(1, math.ceil(len(records) / points))
+    groups = [records[start : start + size] for start in range(0, len(records), size)]
+    shown = ("loss", "gradient_norm", "learning_rate", "tokens_per_second", "mfu")
+    result = []
+    for group in groups:
+        mean: dict[str, Any] = {"step": group[-1]["step"]}
+        for name in shown:
+            values = [
+                record[name] for record in map(_finite, group) if record.get(name) is not None
+            ]
+            if values:
+                mean[name] = float(f"{sum(values) / len(values):.6g}")
+        result.append(mean)
+    return result
+
+
+def _finite(record: dict[str, Any]) -> dict[str, Any]:
+    """The record with what JSON cannot hold (nan, infinity) as null."""
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in record.items()
+    }
+
+
+def _summary(results: dict[str, Any], train: list[dict]) -> str:
+    tokens = sum(record.get("tokens", 0) for record in train)
+    words = f"{len(train):,} steps on {tokens:,.0f} tokens"
+    if "parameters" in results:
+        words = f"{results['parameters']:,} parameters, {words}"
+    if "experiment" in results:
+        words = f"{results['experiment']}. {words}"
+    return words + "."
+
+
+def _tiles(results: dict[str, Any], train: list[dict]) -> list[tuple[str, str]]:
+    tiles = []
+    values = [row["model"] for row in results.get("bits_per_byte", {}).values() if "model" in row]
+    if values:
+        name = "held-out bits per byte" + (", mean of domains" if len(values) > 1 else "")
+        tiles.append((name, f"{sum(values) / len(values):.3f}"))
+    if train:
+        recent = [record["loss"] for record in train[-max(1, len(train) // 50) :]]
+        tiles.append(("training loss at the end", f"{sum(recent) / len(recent):.3f}"))
+    speeds = sorted(
+        record["tokens_per_second"] for record in train if "tokens_per_second" in record
+    )
+    if speeds:
+        tiles.append(("tokens a second, median", f"{speeds[len(speeds) // 2]:,.0f}"))
+    utilisation = sorted(record["mfu"] for record in train if record.get("mfu") is not None)
+    if utilisation:
+        tiles.append(("of the device's peak (MFU)", f"{utilisation[len(utilisation) // 2]:.0%}"))
+    if "seconds" in results:
+        tiles.append(("for all of it", duration(results["seconds"])))
+    return tiles

@@ -1,0 +1,203 @@
+"""The folder of a run: what lies where, who may write in it, and whether a run may go on in it."""
+
+import fcntl
+import json
+import os
+import platform
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from lmjax.config import UserError, from_json, to_json
+
+# Settings that may change when a run goes on; all others make it another run.
+FREE = ("output", "mesh", "zero", "evaluation", "checkpoint", "log", "steps")
+
+
+class RunFolder:
+    """Paths and files of one run.
+
+    config.json (the experiment), environment.json (machine and versions), metrics.jsonl,
+    checkpoints/, tokenizer/, results.json and report.html (at the end).
+    """
+
+    def __init__(self, path: str | os.PathLike) -> None:
+        self.path = Path(path)
+
+    @property
+    def config(self) -> Path:
+        """The experiment as JSON."""
+        return self.path / "config.json"
+
+    @property
+    def metrics_file(self) -> Path:
+        """One JSON object a line."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Orbax checkpoints by step."""
+        return self.path / "checkpoints"
+
+    @property
+    def tokenizer(self) -> Path:
+        """What is needed to turn text into the model's tokens."""
+        return self.path / "tokenizer"
+
+    @property
+    def report(self) -> Path:
+        """The page for people."""
+        return self.path / "report.html"
+
+    def experiment(self) -> Any:
+        """The experiment of config.json. UserError where there is none or it does not load."""
+        if not self.config.is_file():
+            raise UserError(f"{self.path} is not a run folder: it holds no config.json")
+        try:
+            return from_json(self.config.read_text("utf-8"))
+        except UserError as error:
+            raise UserError(f"{self.config}: {error}") from None
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The records of metrics.jsonl in their order; a line cut off by a crash is left out."""
+        if not self.metrics_file.is_file():
+            return []
+        *lines, _ = self.metrics_file.read_text("utf-8").split("\n")
+        return [json.loads(line) for line in lines]
+
+    def results(self) -> dict[str, Any]:
+        """What the finished run came to; empty before its end."""
+        return self._read("results.json")
+
+    def environment(self) -> dict[str, Any]:
+        """Machine and versions that the run was last on."""
+        return self._read("environment.json")
+
+    def write(self, name: str, text: str) -> None:
+        """Writes a file of the folder: whole or not at all, whatever happens meanwhile."""
+        partial = self.path / f".{name}.partial"
+        try:
+            with partial.open("w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(self.path / name)
+        except OSError as error:
+            partial.unlink(missing_ok=True)
+            raise UserError(f"cannot write {self.path / name}: {error.strerror}") from error
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Writes a value as indented JSON."""
+        self.write(name, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+    def _read(self, name: str) -> dict[str, Any]:
+        path = self.path / name
+        return json.loads(path.read_text("utf-8")) if path.is_file() else {}
+
+
+@contextmanager
+def occupy(experiment: Any) -> Iterator[RunFolder]:
+    """The run folder `experiment.output`, made or continued, and nobody else's meanwhile.
+
+    A folder that this call has made is removed again when a UserError ends it before there is a
+    checkpoint: nothing half-written is left behind.
+
+    Raises:
+        UserError: the folder holds something else, another process is writing in it, or it is
+            the run of an experiment that differs in more than `FREE`.
+    """
+    folder = RunFolder(experiment.output)
+    found = set(os.listdir(folder.path)) if folder.path.is_dir() else set()
+    fresh = "config.json" not in found
+    if fresh and found - {".lock"}:
+        raise UserError(
+            f"output={experiment.output} exists and is not a run folder (it holds no config.json): "
+            "choose another output"
+        )
+    with _locked(folder.path):
+        if not fresh:
+            check_continues(folder, experiment)
+        folder.write("config.json", to_json(experiment))
+        try:
+            yield folder
+        except UserError:
+            if fresh and not (folder.checkpoints.is_dir() and any(folder.checkpoints.iterdir())):
+                shutil.rmtree(folder.path)
+            raise
+
+
+def check_continues(folder: RunFolder, experiment: Any) -> None:
+    """Raises UserError where the folder holds the run of another experiment: shows what differs."""
+    before = flatten(json.loads(to_json(folder.experiment())))
+    now = flatten(json.loads(to_json(experiment)))
+    differing = [
+        f"    {name}: {_shown(before, name)} in the folder, {_shown(now, name)} now"
+        for name in sorted(before.keys() | now.keys())
+        if before.get(name) != now.get(name) and name.split(".")[0] not in FREE
+    ]
+    if differing:
+        few = differing[:12] + [f"    and {len(differing) - 12} more"] * (len(differing) > 12)
+        raise UserError(
+            f"{folder.path} holds another run; settings that differ:\n"
+            + "\n".join(few)
+            + f"\nChoose another folder (output=...), delete {folder.path} to start anew, or give "
+            "the same settings to go on."
+        )
+
+
+def flatten(value: Any, path: str = "") -> dict[str, Any]:
+    """Nested JSON as one dictionary from dotted path to leaf."""
+    items = value.items() if isinstance(value, dict) else enumerate(value)
+    flat = {}
+    for key, child in items:
+        name = f"{path}.{key}" if path else str(key)
+        if isinstance(child, dict | list) and child:
+            flat |= flatten(child, name)
+        else:
+            flat[name] = child
+    return flat
+
+
+def _shown(values: dict[str, Any], name: str) -> str:
+    return json.dumps(values[name]) if name in values else "absent"
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Holds the folder's lock; the system frees it when the process ends, however it ends."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        lock = (path / ".lock").open("a+")
+    except OSError as error:
+        raise UserError(f"cannot write in output={path}: {error.strerror}") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UserError(
+                f"another process is training in {path}: wait for it, or choose another output"
+            ) from error
+        yield
+
+
+def describe_environment() -> dict[str, Any]:
+    """Machine, versions and flags: with any of these changed, a run may give other last bits."""
+    import jax
+    import jaxlib
+
+    # Only Linux tells how many of the machine's cores the process may use.
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    device = jax.devices()[0]
+    return {
+        "python": platform.python_version(),
+        "jax": jax.__version__,
+        "jaxlib": jaxlib.__version__,
+        "system": platform.platform(),
+        "device": device.device_kind,
+        "devices": jax.device_count(),
+        "processes": jax.process_count(),
+        "cores": cores,
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
+    }

@@ -1,0 +1,171 @@
+"""Multi-head attention with grouped queries, on any mesh, with or without a key-value cache."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from lmjax.config import UserError, config
+from lmjax.models.linear import Builder
+from lmjax.models.positions import AttentionPositions
+from lmjax.parallel import Layout
+from pallas_kernels.attention import Mask
+from pallas_kernels.attention import attention as attention_kernel
+
+
+@config
+class AttentionConfig:
+    """Self-attention: heads, their groups, and what tells them about positions."""
+
+    num_heads: int = 12  # query heads
+    num_kv_heads: int | None = None  # key and value heads, shared by groups; None: num_heads
+    head_dim: int = 64  # width of one head
+    bias: bool = True  # biases on query, key and value
+    output_bias: bool = True  # bias on the output projection
+    causal: bool = True  # see only what came before
+    windows: tuple[int | None, ...] = (None,)  # band of each layer of a repeating pattern
+    positions: AttentionPositions | None = None  # e.g. Rotary
+    dropout: float = 0.0  # share of attention probabilities dropped in training
+    implementation: str | None = None  # attention kernel; None: the best that can serve
+
+    def validate(self) -> None:
+        """Raise UserError for heads that cannot be grouped."""
+        if self.num_heads % self.kv_heads:
+            raise UserError(
+                f"attention.num_heads={self.num_heads} is no multiple of"
+                f" num_kv_heads={self.kv_heads}"
+            )
+        if not self.windows:
+            raise UserError("attention.windows is empty: give (None,) for no window")
+
+    @property
+    def kv_heads(self) -> int:
+        """Number of key and value heads."""
+        return self.num_heads if self.num_kv_heads is None else self.num_kv_heads
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class LayerCache:
+    """Keys and values of all layers, and which layer this is.
+
+    The whole stack is carried through the layers, so that each layer writes in place.
+    """
+
+    keys: Float[Array, "layers batch length kv_heads head_dim"]
+    values: Float[Array, "layers batch length kv_heads head_dim"]
+    layer: Any  # int, traced in a scan
+
+    def extend(self, key: jax.Array, value: jax.Array, start: Any) -> LayerCache:
+        """Writes new keys and values of this layer at slots `start`, `start + 1`, ..."""
+        at = (self.layer, 0, start, 0, 0)
+        return LayerCache(
+            jax.lax.dynamic_update_slice(self.keys, key[None].astype(self.keys.dtype), at),
+            jax.lax.dynamic_update_slice(self.values, value[None].astype(self.values.dtype), at),
+            self.layer,
+        )
+
+    def read(self) -> tuple[jax.Array, jax.Array]:
+        """This layer's keys and values, [batch, length, kv_heads, head_dim]."""
+        return (
+            jax.lax.dynamic_index_in_dim(self.keys, self.layer, keepdims=False),
+            jax.lax.dynamic_index_in_dim(self.values, self.layer, keepdims=False),
+        )
+
+
+class Attention(nnx.Module):
+    """softmax(q k^T / sqrt(head_dim)) v over heads, then the output projection."""
+
+    def __init__(self, config: AttentionConfig, builder: Builder):
+        self.config, self.layout = config, builder.layout
+        embed = (("embed", builder.hidden),)
+        heads = (("heads", config.num_heads), ("head_dim", config.head_dim))
+        kv_heads = (("kv_heads", config.kv_heads), ("head_dim", config.head_dim))
+        self.query = builder.linear(embed, heads, bias=config.bias)
+        self.key = builder.linear(embed, kv_heads, bias=config.bias)
+        self.value = builder.linear(embed, kv_heads, bias=config.bias)
+        self.output = builder.linear(heads, embed, bias=config.output_bias, kind="residual")
+
+    def __call__(
+        self,
+        x: Float[Array, "batch seq embed"],
+        mask: Mask,
+        tables: Any = None,
+        cache: LayerCache | None = None,
+        key: PRNGKeyArray | None = None,
+    ) -> tuple[Float[Array, "batch seq embed"], LayerCache | None]:
+        """Attends within x, or within the cache after appending x to it.
+
+        Args:
+          x: activations.
+          mask: who sees whom; with a cache, `mask.offset` is the slot of the first token of x.
+          tables: what `config.positions` prepared for the tokens of x.
+          cache: keys and values so far.
+          key: for dropout; None drops nothing.
+
+        Returns:
+          The attended activations and the extended cache.
+        """
+        query, keys, values = self.query(x), self.key(x), self.value(x)
+        if self.config.positions is not None:
+            query = self.config.positions.rotate(query, tables)
+            keys = self.config.positions.rotate(keys, tables)
+        if cache is not None:
+            cache = cache.extend(keys, values, mask.offset)
+            keys, values = (a.astype(query.dtype) for a in cache.read())
+        dropout = (self.config.dropout, key) if key is not None and self.config.dropout else None
+        attended = self._attend(query, keys, values, mask, dropout)
+        return self.output(attended), cache
+
+    def _attend(self, query, keys, values, mask, dropout) -> jax.Array:
+        """Runs the kernel on each device's own rows, heads and queries."""
+        layout, implementation = self.layout, self.config.implementation
+        keys, values = (spread_heads(layout, a, query.shape[2]) for a in (keys, values))
+        mask = dataclasses.replace(mask, key_segments=whole_rows(layout, mask.key_segments))
+        if dropout is not None:
+            # One global draw, so that every mesh drops the same probabilities.
+            return attention_kernel(
+                query, keys, values, mask, dropout=dropout, implementation=implementation
+            )
+        spec = layout.spec("batch", "seq", "heads", None, shape=query.shape)
+        context = layout.axes("seq")
+        # A static offset stays outside the traced arguments: kernels skip tiles by it.
+        static = mask.offset if isinstance(mask.offset, int) else None
+
+        def local(query, keys, values, mask):
+            offset = mask.offset if static is None else static
+            if context:
+                offset = offset + jax.lax.axis_index(context) * query.shape[1]
+            mask = dataclasses.replace(mask, offset=offset)
+            return attention_kernel(query, keys, values, mask, implementation=implementation)
+
+        if all(entry is None for entry in spec):
+            return local(query, keys, values, mask)
+        mask = mask if static is None else dataclasses.replace(mask, offset=None)
+        return jax.shard_map(local, out_specs=spec)(query, keys, values, mask)
+
+
+def spread_heads(layout: Layout, x: jax.Array, num_heads: int) -> jax.Array:
+    """Keys or values as attention on this mesh needs them: whole rows, heads beside their queries.
+
+    Where the key heads do not divide the tensor axis, each is repeated for its group of queries.
+    """
+    batch, length, kv_heads, head_dim = x.shape
+    if layout.axes("heads", num_heads) and not layout.axes("kv_heads", kv_heads):
+        x = layout.place(x, "batch", None, None, None)
+        spec = layout.spec(
+            "batch", None, "heads", None, shape=(batch, length, num_heads, head_dim)
+        )
+        group = jnp.arange(num_heads) // (num_heads // kv_heads)
+        return x.at[:, :, group].get(out_sharding=spec)
+    return layout.place(x, "batch", None, "kv_heads", None)
+
+
+def whole_rows(layout: Layout, segments: jax.Array | None) -> jax.Array | None:
+    """Key segments with every row whole on each device that needs it."""
+    return None if segments is None else layout.place(segments, "batch", None)

@@ -1,0 +1,53 @@
+"""The batch: one dataclass for every model family, and the attention mask that follows from it."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import numpy as np
+from jaxtyping import Float, Int
+
+from pallas_kernels.attention import Mask
+
+Array = jax.Array | np.ndarray
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """What a model reads, as numpy arrays on the host and as sharded jax arrays on the device.
+
+    Attributes:
+      tokens: input token ids.
+      positions: position of each token in its document; what position embeddings see.
+      segments: which document of the row a token belongs to, from 1; 0 is padding. Attention
+        stays within a segment.
+      targets: the token to predict at each place; None when nothing is trained.
+      weights: weight of each target in the loss; 0 where there is nothing to predict.
+      prefix: number of leading tokens that every token may see although attention is causal.
+    """
+
+    tokens: Int[Array, "batch seq"]
+    positions: Int[Array, "batch seq"]
+    segments: Int[Array, "batch seq"]
+    targets: Int[Array, "batch seq"] | None = None
+    weights: Float[Array, "batch seq"] | None = None
+    prefix: Int[Array, "batch"] | None = None
+
+    def mask(self, causal: bool, window: int | None = None) -> Mask:
+        """The attention mask of this batch's tokens among themselves."""
+        return Mask(
+            causal=causal,
+            window=window,
+            prefix=self.prefix,
+            query_segments=self.segments,
+            key_segments=self.segments,
+        )
+
+
+def plain_batch(tokens: Int[Array, "batch seq"]) -> Batch:
+    """A batch of whole, unpacked rows: positions 0, 1, ..., one segment, nothing to predict."""
+    tokens = np.asarray(tokens)
+    positions = np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int32), tokens.shape)
+    return Batch(tokens=tokens, positions=positions, segments=np.ones(tokens.shape, np.int32))

@@ -1,0 +1,72 @@
+"""The feed-forward layer of a block: plain or gated."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import jax
+from flax import nnx
+from jaxtyping import Array, Float
+
+from lmjax.config import config
+from lmjax.models.linear import Builder
+
+Activation = Literal["gelu_tanh", "gelu", "relu", "silu"]
+
+
+def activate(name: Activation, x: jax.Array) -> jax.Array:
+    """Applies the named activation; `gelu_tanh` is GPT's approximation, `gelu` the exact one."""
+    if name == "gelu_tanh":
+        return jax.nn.gelu(x, approximate=True)
+    if name == "gelu":
+        return jax.nn.gelu(x, approximate=False)
+    return {"relu": jax.nn.relu, "silu": jax.nn.silu}[name](x)
+
+
+@config
+class FeedForwardConfig:
+    """Two dense layers with an activation between them."""
+
+    size: int = 3072  # width of the hidden layer
+    activation: Activation = "gelu_tanh"  # what lies between the layers
+    bias: bool = True  # biases on all dense layers
+
+    def build(self, builder: Builder) -> nnx.Module:
+        """The layer of this config."""
+        return FeedForward(self, builder)
+
+
+@config
+class GatedFeedForwardConfig(FeedForwardConfig):
+    """Gated feed-forward (Shazeer 2020): activation(x . gate) * (x . up), then down."""
+
+    activation: Activation = "silu"  # of the gate
+    bias: bool = False  # biases on all dense layers
+
+    def build(self, builder: Builder) -> nnx.Module:
+        """The layer of this config."""
+        return GatedFeedForward(self, builder)
+
+
+class FeedForward(nnx.Module):
+    """down(activation(up(x)))."""
+
+    def __init__(self, config: FeedForwardConfig, builder: Builder):
+        self.config = config
+        embed, mlp = (("embed", builder.hidden),), (("mlp", config.size),)
+        self.up = builder.linear(embed, mlp, bias=config.bias)
+        self.down = builder.linear(mlp, embed, bias=config.bias, kind="residual")
+
+    def __call__(self, x: Float[Array, "batch seq embed"]) -> Float[Array, "batch seq embed"]:
+        return self.down(activate(self.config.activation, self.up(x)))
+
+
+class GatedFeedForward(FeedForward):
+    """down(activation(gate(x)) * up(x))."""
+
+    def __init__(self, config: GatedFeedForwardConfig, builder: Builder):
+        super().__init__(config, builder)
+        self.gate = builder.linear(self.up.inputs, self.up.outputs, bias=config.bias)
+
+    def __call__(self, x: Float[Array, "batch seq embed"]) -> Float[Array, "batch seq embed"]:
+        return self.down(activate(self.config.activation, self.gate(x)) * self.up(x))

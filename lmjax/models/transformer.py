@@ -1,0 +1,286 @@
+"""The Transformer that every family is put together from, and how one is made."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from lmjax.config import UserError, config
+from lmjax.models.attention import Attention, AttentionConfig, LayerCache
+from lmjax.models.batch import Batch
+from lmjax.models.feed_forward import FeedForwardConfig
+from lmjax.models.initializers import Initializer, Normal
+from lmjax.models.linear import Builder, dropout
+from lmjax.models.norms import LayerNormConfig, NormConfig
+from lmjax.models.positions import EmbeddingPositions, LearnedPositions, LearnedPositionsConfig
+from lmjax.models.residual import Arrangement, PreNorm
+from lmjax.parallel import Layout
+from pallas_kernels.attention import Mask
+
+VOCABULARY_MULTIPLE = 128
+MASKED_LOGIT = -1e30
+
+Remat = Literal["none", "dots", "full"]
+REMAT_POLICIES = {
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+
+@config
+class TransformerConfig:
+    """A stack of equal blocks between an embedding and a head."""
+
+    vocab_size: int = 50_257  # tokens; rows of the tables are padded to a multiple of 128
+    hidden: int = 768  # width of the residual stream
+    num_layers: int = 12  # blocks
+    max_length: int = 1024  # longest sequence
+    attention: AttentionConfig = AttentionConfig()
+    feed_forward: FeedForwardConfig = FeedForwardConfig()
+    norm: NormConfig = LayerNormConfig()
+    positions: EmbeddingPositions | None = LearnedPositionsConfig()  # added to the embeddings
+    arrangement: Arrangement = PreNorm()  # how norms, sublayers and residuals are put together
+    tied_head: bool = True  # the head is the token table
+    dropout: float = 0.0  # of embeddings and sublayer outputs, in training
+    initializer: Initializer = Normal()
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of computation; parameters are float32
+    remat: Remat = "none"  # what backward recomputes: nothing, all but matrix products, all
+    unroll: int = 1  # layers per step of the scan over layers; 0: a plain Python loop
+
+    def validate(self) -> None:
+        """Raise UserError for a pattern of layers that does not fill the depth."""
+        if self.num_layers % len(self.attention.windows):
+            raise UserError(
+                f"num_layers={self.num_layers} is no multiple of the pattern of"
+                f" {len(self.attention.windows)} attention.windows"
+            )
+
+    @property
+    def padded_vocab(self) -> int:
+        """Rows of the token table: vocab_size rounded up, so that any mesh can cut it."""
+        return -(-self.vocab_size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
+
+    def build(self, layout: Layout, rngs: nnx.Rngs) -> Transformer:
+        """The model, its parameters drawn from `rngs` and sharded as `layout` says."""
+        return Transformer(self, layout, rngs)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Cache:
+    """Keys and values of the tokens so far; rows are padded on the left to a common length."""
+
+    keys: Float[Array, "layers batch length kv_heads head_dim"]
+    values: Float[Array, "layers batch length kv_heads head_dim"]
+    segments: Int[Array, "batch length"]
+    used: Int[Array, ""]
+
+
+class Block(nnx.Module):
+    """Attention and feed-forward, each with its norm."""
+
+    def __init__(self, config: TransformerConfig, builder: Builder):
+        self.config = config
+        self.attention_norm = config.norm.build(config.hidden)
+        self.attention = Attention(config.attention, builder)
+        self.feed_forward_norm = config.norm.build(config.hidden)
+        self.feed_forward = config.feed_forward.build(builder)
+
+    def __call__(
+        self,
+        x: Float[Array, "batch seq embed"],
+        mask: Mask,
+        tables: Any,
+        cache: LayerCache | None,
+        key: PRNGKeyArray | None,
+    ) -> tuple[Float[Array, "batch seq embed"], LayerCache | None]:
+        """The block's output and the cache with its keys and values."""
+        keys = (None,) * 3 if key is None else jax.random.split(key, 3)
+
+        def attention(x):
+            nonlocal cache
+            out, cache = self.attention(x, mask, tables, cache, keys[0])
+            return dropout(out, self.config.dropout, keys[1])
+
+        def feed_forward(x):
+            return dropout(self.feed_forward(x), self.config.dropout, keys[2])
+
+        x = self.config.arrangement.apply(x, self.attention_norm, attention)
+        x = self.config.arrangement.apply(x, self.feed_forward_norm, feed_forward)
+        return x, cache
+
+
+class Transformer(nnx.Module):
+    """Embedding, blocks, final norm and head, as the config puts them together."""
+
+    def __init__(self, config: TransformerConfig, layout: Layout, rngs: nnx.Rngs):
+        self.config, self.layout = config, layout
+        builder = Builder(
+            config.hidden, config.num_layers, config.initializer, config.dtype, layout, rngs
+        )
+        self.embedding = builder.table("vocab", config.padded_vocab, "embedding")
+        self.positions = nnx.data(None)
+        if config.positions is not None:
+            self.positions = LearnedPositions(config.max_length, builder)
+
+        @nnx.split_rngs(splits=config.num_layers)
+        @nnx.vmap(in_axes=0, out_axes=0, transform_metadata={nnx.PARTITION_NAME: None})
+        def make_blocks(rngs):
+            return Block(config, dataclasses.replace(builder, rngs=rngs))
+
+        self.blocks = make_blocks(rngs)
+        self.final_norm = nnx.data(None)
+        if config.arrangement.final_norm:
+            self.final_norm = config.norm.build(config.hidden)
+        self.head = nnx.data(None)
+        if not config.tied_head:
+            self.head = builder.table("vocab", config.padded_vocab, "weight")
+
+    def __call__(
+        self, batch: Batch, cache: Cache | None = None, key: PRNGKeyArray | None = None
+    ) -> tuple[Float[Array, "batch seq embed"], Cache | None]:
+        """Runs the blocks over a batch.
+
+        Args:
+          batch: tokens, positions and segments (see `Batch`).
+          cache: what came before the batch's tokens; None to look at the batch alone.
+          key: for dropout; None drops nothing.
+
+        Returns:
+          Hidden states after the final norm, and the cache extended by the batch.
+        """
+        config = self.config
+        embed_key, blocks_key = (None, None) if key is None else jax.random.split(key)
+        x = dropout(self.embed(batch), config.dropout, embed_key)
+        tables = None
+        if config.attention.positions is not None:
+            tables = config.attention.positions.tables(batch.positions, config.attention.head_dim)
+        mask = batch.mask(causal=config.attention.causal)
+        if cache is not None:
+            cache = dataclasses.replace(
+                cache,
+                segments=jax.lax.dynamic_update_slice(
+                    cache.segments, batch.segments, (0, cache.used)
+                ),
+            )
+            mask = dataclasses.replace(mask, key_segments=cache.segments, offset=cache.used)
+        x, cache = self._run_blocks(x, mask, tables, cache, blocks_key)
+        return x if self.final_norm is None else self.final_norm(x), cache
+
+    def embed(self, batch: Batch) -> Float[Array, "batch seq embed"]:
+        """Token embeddings plus whatever positions add to them."""
+        table = self.layout.place(self.embedding[...], "vocab", None)
+        shape = (*batch.tokens.shape, table.shape[1])
+        spec = self.layout.spec("batch", "seq", None, shape=shape)
+        x = table.at[batch.tokens].get(out_sharding=spec)
+        if self.positions is not None:
+            x = x + self.positions(batch.positions)
+        return x.astype(self.config.dtype)
+
+    def head_table(self) -> Float[Array, "vocab embed"]:
+        """The head's rows in the compute dtype, sharded over the vocabulary alone."""
+        table = self.embedding if self.head is None else self.head
+        return self.layout.place(table[...].astype(self.config.dtype), "vocab", None)
+
+    def logits(self, hidden: Float[Array, "batch seq embed"]) -> Float[Array, "batch seq vocab"]:
+        """Float32 logits of every padded vocabulary row; those of the padding are -1e30."""
+        spec = self.layout.spec(
+            "batch", "seq", "vocab", shape=(*hidden.shape[:2], self.config.padded_vocab)
+        )
+        # A mesh axis cannot cut both the sequence and the vocabulary; it never does.
+        logits = jnp.einsum(
+            "bsd,vd->bsv",
+            hidden,
+            self.head_table(),
+            preferred_element_type=jnp.float32,
+            out_sharding=spec,
+        )
+        column = jax.lax.broadcasted_iota(jnp.int32, (1, 1, self.config.padded_vocab), 2)
+        return jnp.where(column < self.config.vocab_size, logits, MASKED_LOGIT)
+
+    def _run_blocks(self, x, mask, tables, cache, key):
+        """Scans over the layers, one period of the pattern of windows at a time."""
+        windows = self.config.attention.windows
+        periods, period = self.config.num_layers // len(windows), len(windows)
+        graph, params = nnx.split(self.blocks)
+        keys = None if key is None else jax.random.split(key, self.config.num_layers)
+
+        def run(carry, inputs):
+            x, keys_values = carry
+            params, key, layer = inputs
+            for i, window in enumerate(windows):
+                block = nnx.merge(graph, jax.tree.map(lambda a, i=i: a[i], params))
+                layer_cache = None
+                if keys_values is not None:
+                    layer_cache = LayerCache(*keys_values, layer * period + i)
+                x, layer_cache = block(
+                    x,
+                    dataclasses.replace(mask, window=window),
+                    tables,
+                    layer_cache,
+                    None if key is None else key[i],
+                )
+                if layer_cache is not None:
+                    keys_values = (layer_cache.keys, layer_cache.values)
+            return (x, keys_values), None
+
+        if self.config.remat != "none" and cache is None:
+            run = jax.checkpoint(run, policy=REMAT_POLICIES[self.config.remat])
+        by_period = jax.tree.map(
+            lambda a: a.reshape(periods, period, *a.shape[1:]), (params, keys)
+        )
+        inputs = (*by_period, jnp.arange(periods))
+        carry = (x, None if cache is None else (cache.keys, cache.values))
+        if self.config.unroll:
+            carry, _ = jax.lax.scan(run, carry, inputs, unroll=min(self.config.unroll, periods))
+        else:
+            for index in range(periods):
+                carry, _ = run(carry, jax.tree.map(lambda a, index=index: a[index], inputs))
+        x, keys_values = carry
+        if cache is not None:
+            used = cache.used + x.shape[1]
+            cache = dataclasses.replace(
+                cache, keys=keys_values[0], values=keys_values[1], used=used
+            )
+        return x, cache
+
+
+def abstract(config: TransformerConfig, layout: Layout) -> tuple[nnx.GraphDef, dict]:
+    """The model's structure and its parameters as shapes with shardings; allocates nothing."""
+    model = nnx.eval_shape(lambda: config.build(layout, nnx.Rngs(jax.random.key(0))))
+    graph = nnx.graphdef(model)
+    shapes = jax.eval_shape(lambda: draw_parameters(config, layout, jax.random.key(0)))
+    return graph, shapes
+
+
+def initialize(
+    config: TransformerConfig, layout: Layout, key: PRNGKeyArray
+) -> tuple[nnx.GraphDef, dict]:
+    """The model's structure and freshly drawn parameters, each born on its own devices.
+
+    Parameters are a plain nested dict; `nnx.merge(graph, params)` gives the model back.
+    """
+    graph, _ = abstract(config, layout)
+    return graph, jax.jit(lambda key: draw_parameters(config, layout, key))(key)
+
+
+def draw_parameters(config: TransformerConfig, layout: Layout, key: PRNGKeyArray) -> dict:
+    """Parameters as a plain nested dict of sharded float32 arrays, drawn from `key`; traceable."""
+    return nnx.to_pure_dict(nnx.state(config.build(layout, nnx.Rngs(key))))
+
+
+def make_cache(config: TransformerConfig, layout: Layout, batch: int, length: int) -> Cache:
+    """An empty key-value cache for `batch` rows of up to `length` tokens."""
+    heads = config.attention
+    shape = (config.num_layers, batch, length, heads.kv_heads, heads.head_dim)
+    spec = layout.spec(None, "batch", None, "kv_heads", None, shape=shape)
+    zeros = jnp.zeros(shape, config.dtype, out_sharding=spec)
+    segments = jnp.zeros(
+        (batch, length), jnp.int32, out_sharding=layout.spec("batch", None, shape=(batch, length))
+    )
+    return Cache(zeros, zeros, segments, jnp.zeros((), jnp.int32))

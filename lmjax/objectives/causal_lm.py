@@ -1,0 +1,73 @@
+"""Causal language modelling: predict each token from those before it."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Int, PRNGKeyArray, UInt64
+
+from lmjax.config import config
+from lmjax.models.batch import Batch
+from lmjax.models.transformer import Transformer
+from lmjax.objectives.objective import Objective, Sums
+from pallas_kernels.cross_entropy import cross_entropy
+
+
+@config
+class CausalLM(Objective):
+    """Next-token prediction over packed documents."""
+
+    # Let attention and positions run across documents of a row, as GPT-3 did.
+    cross_documents: bool = False
+    z_loss: float = 0.0  # weight of log(Z)^2, which keeps the softmax normalised (PaLM: 1e-4)
+
+    def row_length(self, length: int) -> int:
+        """One more than the inputs: the last is only a target."""
+        return length + 1
+
+    def prepare(
+        self,
+        tokens: Int[np.ndarray, "rows row_length"],
+        segments: Int[np.ndarray, "rows row_length"],
+        seeds: UInt64[np.ndarray, "rows"],
+    ) -> Batch:
+        """Shifts by one; a document's last target is the separator that begins the next.
+
+        Targets that start a document are kept: the store puts one separator between documents, so
+        predicting it is predicting the end. Targets in padding weigh nothing.
+        """
+        weights = ((segments[:, 1:] > 0) & (segments[:, :-1] > 0)).astype(np.float32)
+        inputs = segments[:, :-1]
+        if self.cross_documents:
+            inputs = (inputs > 0).astype(np.int32)
+        return Batch(
+            tokens=tokens[:, :-1].astype(np.int32),
+            positions=positions_in_segments(inputs),
+            segments=inputs.astype(np.int32),
+            targets=tokens[:, 1:].astype(np.int32),
+            weights=weights,
+        )
+
+    def loss(self, model: Transformer, batch: Batch, key: PRNGKeyArray | None) -> Sums:
+        """Cross-entropy in nats, plus z_loss times log(Z)^2."""
+        hidden, _ = model(batch, key=key)
+        nll, log_z = cross_entropy(
+            hidden,
+            model.head_table(),
+            batch.targets,
+            vocabulary=model.config.vocab_size,
+        )
+        weights = batch.weights
+        cross_entropy_sum = jnp.sum(nll * weights)
+        loss = cross_entropy_sum
+        if self.z_loss:
+            loss = loss + self.z_loss * jnp.sum(jnp.square(log_z) * weights)
+        return Sums(loss, jnp.sum(weights), {"cross_entropy": cross_entropy_sum})
+
+
+def positions_in_segments(segments: Int[np.ndarray, "rows seq"]) -> Int[np.ndarray, "rows seq"]:
+    """Positions that start again at 0 with every segment."""
+    index = np.arange(segments.shape[1], dtype=np.int32)
+    starts = np.ones(segments.shape, bool)
+    starts[:, 1:] = segments[:, 1:] != segments[:, :-1]
+    return index - np.maximum.accumulate(np.where(starts, index, 0), axis=1).astype(np.int32)

@@ -1,0 +1,63 @@
+"""The contract between an objective, the loader that feeds it and the step that trains it."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt64
+
+from lmjax.config import config
+from lmjax.models.batch import Batch
+from lmjax.models.transformer import Transformer
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Sums:
+    """Token-weighted sums over a batch; adding those of its parts gives those of the whole.
+
+    Attributes:
+      loss: sum of weight times loss, what is differentiated.
+      weight: sum of weights, the one normaliser.
+      extra: further sums for the metrics, e.g. the cross-entropy without its regulariser.
+    """
+
+    loss: Float[Array, ""]
+    weight: Float[Array, ""]
+    extra: dict[str, Float[Array, ""]]
+
+
+@config
+class Objective:
+    """Base of the objectives."""
+
+    def row_length(self, length: int) -> int:
+        """Tokens of the store that one row of `length` inputs consumes."""
+        raise TypeError(f"{type(self).__name__} does not say how long its rows are")
+
+    def prepare(
+        self,
+        tokens: Int[np.ndarray, "rows row_length"],
+        segments: Int[np.ndarray, "rows row_length"],
+        seeds: UInt64[np.ndarray, "rows"],
+    ) -> Batch:
+        """Host part, in numpy: stored tokens to a batch.
+
+        Args:
+          tokens: consecutive tokens of the store.
+          segments: which document of the row each belongs to, from 1; 0 is padding.
+          seeds: one a row, for what is drawn at random; a function of the data plan alone.
+        """
+        raise TypeError(f"{type(self).__name__} does not prepare batches")
+
+    def loss(self, model: Transformer, batch: Batch, key: PRNGKeyArray | None) -> Sums:
+        """Device part: the batch's loss, as sums.
+
+        Args:
+          model: what is trained.
+          batch: what `prepare` made, on the devices.
+          key: for dropout; None when evaluating.
+        """
+        raise TypeError(f"{type(self).__name__} has no loss")

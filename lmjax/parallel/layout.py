@@ -1,0 +1,93 @@
+"""Layouts: which mesh axes each logical axis of a parameter or activation is sharded over.
+
+A model names logical axes (`embed`, `heads`, `batch`, ...). A `Layout` is the table that maps them
+to mesh axes, with a rule for sizes that do not divide. Training and generation use different
+tables, so a layout is a value that modules are built with, never a global.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+from jax.sharding import PartitionSpec
+
+from lmjax.config import UserError
+from lmjax.parallel.mesh import axis_size
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Maps logical axes to mesh axes.
+
+    Attributes:
+      rules: (logical axis, mesh axes) pairs; logical axes not named are not sharded.
+      replicated: logical axes that are kept whole when their size does not divide the mesh axes;
+        any other axis that does not divide is the user's mistake.
+    """
+
+    rules: tuple[tuple[str, tuple[str, ...]], ...]
+    replicated: tuple[str, ...] = ("kv_heads",)
+
+    def axes(self, logical: str | None, size: int | None = None) -> tuple[str, ...]:
+        """The mesh axes of more than one device that `logical` is sharded over.
+
+        Args:
+          logical: name of the axis, None for one that is never sharded.
+          size: its length; where given, divisibility is checked.
+        """
+        axes = tuple(axis for axis in dict(self.rules).get(logical, ()) if axis_size(axis) > 1)
+        if size is not None and (shards := axis_size(*axes)) > 1 and size % shards:
+            if logical in self.replicated:
+                return ()
+            raise UserError(
+                f"{logical} of size {size} does not divide the mesh:"
+                f" {' x '.join(f'{axis}={axis_size(axis)}' for axis in axes)} = {shards}"
+            )
+        return axes
+
+    def spec(self, *logical: str | None, shape: tuple[int, ...] | None = None) -> PartitionSpec:
+        """The PartitionSpec of an array with these logical axes.
+
+        Mesh axes of size one are left out, so that on one device every spec is empty and a size-one
+        axis never makes two types differ.
+        """
+        sizes = shape if shape is not None else (None,) * len(logical)
+        entries = []
+        for name, size in zip(logical, sizes):
+            axes = self.axes(name, size)
+            entries.append(axes if len(axes) > 1 else (axes[0] if axes else None))
+        return PartitionSpec(*entries)
+
+    def place(self, array: jax.Array, *logical: str | None) -> jax.Array:
+        """Reshard `array` to the spec of these logical axes (a no-op where it lies so already)."""
+        return jax.reshard(array, self.spec(*logical, shape=array.shape))
+
+    def gathered(self, *logical: str | None) -> tuple[str | None, ...]:
+        """The same axes with the parameter-sharding axis `embed` whole: how a weight is used."""
+        return tuple(None if name == "embed" else name for name in logical)
+
+
+def training_layout() -> Layout:
+    """ZeRO over `fsdp`, batch over `data` and `fsdp`, sequence over `context`, Megatron `tensor`.
+
+    At rest every matrix is cut over `fsdp` along `embed`; when it is gathered is the ZeRO setting
+    of the training step, not of the layout.
+    """
+    return Layout(
+        rules=(
+            ("batch", ("data", "fsdp")),
+            ("seq", ("context",)),
+            ("embed", ("fsdp",)),
+            ("heads", ("tensor",)),
+            ("kv_heads", ("tensor",)),
+            ("mlp", ("tensor",)),
+            ("vocab", ("tensor",)),
+        )
+    )
+
+
+def generation_layout() -> Layout:
+    """As in training, but a batch that does not divide is replicated and sequences stay whole."""
+    rules = tuple(rule for rule in training_layout().rules if rule[0] != "seq")
+    return Layout(rules=rules, replicated=("kv_heads", "batch"))

@@ -1,0 +1,83 @@
+"""The device mesh: five axes that are always there, most of them of size one.
+
+`data` holds whole replicas, `fsdp` shards parameters and optimizer state (and the batch with
+them), `stage` is for pipelines, `context` shards sequences, `tensor` shards heads and hidden units.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import jax
+from jax.sharding import AbstractMesh, AxisType
+
+from lmjax.config import UserError, config
+
+AXES = ("data", "fsdp", "stage", "context", "tensor")
+
+
+@config
+class Mesh:
+    """Sizes of the device mesh's axes; one of them may be -1: all remaining devices."""
+
+    data: int = 1  # replicas of the whole model
+    fsdp: int = -1  # shards of parameters, optimizer state and batch (ZeRO)
+    stage: int = 1  # pipeline stages
+    context: int = 1  # shards of each sequence
+    tensor: int = 1  # shards of heads, hidden units and vocabulary
+
+    def validate(self) -> None:
+        """Raise UserError for sizes that no number of devices could satisfy."""
+        sizes = {axis: getattr(self, axis) for axis in AXES}
+        if wrong := [axis for axis, size in sizes.items() if size < 1 and size != -1]:
+            raise UserError(
+                f"mesh.{wrong[0]}={sizes[wrong[0]]}: a mesh axis is 1 or more, or -1 for the rest"
+            )
+        if sum(size == -1 for size in sizes.values()) > 1:
+            raise UserError(f"mesh: only one axis may be -1 (the rest of the devices), got {sizes}")
+
+    def sizes(self, devices: int) -> tuple[int, ...]:
+        """The five axis sizes on that many devices; UserError if they do not multiply to it."""
+        given = tuple(getattr(self, axis) for axis in AXES)
+        named = " x ".join(f"{axis}={size}" for axis, size in zip(AXES, given))
+        known = math.prod(size for size in given if size != -1)
+        if -1 in given:
+            if devices % known:
+                raise UserError(
+                    f"mesh {named}: the given sizes multiply to {known},"
+                    f" which does not divide the {devices} devices here"
+                )
+            return tuple(devices // known if size == -1 else size for size in given)
+        if known != devices:
+            raise UserError(
+                f"mesh {named} needs {known} devices, and there are {devices};"
+                " set one axis to -1 to take the rest, or simulate devices on a CPU with"
+                f" JAX_NUM_CPU_DEVICES={known}"
+            )
+        return given
+
+    def build(self, devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
+        """The mesh over `devices` (all of them by default), every axis Explicit."""
+        if self.stage not in (1, -1):
+            raise UserError(
+                f"mesh.stage={self.stage}: models are not cut into pipeline stages yet;"
+                " use fsdp, tensor and context"
+            )
+        devices = jax.devices() if devices is None else list(devices)
+        return jax.make_mesh(
+            self.sizes(len(devices)),
+            AXES,
+            axis_types=(AxisType.Explicit,) * len(AXES),
+            devices=devices,
+        )
+
+    def abstract(self, devices: int) -> AbstractMesh:
+        """The same mesh without devices: enough to trace, check shardings and count."""
+        return AbstractMesh(self.sizes(devices), AXES, axis_types=(AxisType.Explicit,) * len(AXES))
+
+
+def axis_size(*axes: str) -> int:
+    """Product of the sizes of those axes in the mesh that is set (1 where there is none)."""
+    shape = jax.sharding.get_abstract_mesh().shape
+    return math.prod(shape.get(axis, 1) for axis in axes)

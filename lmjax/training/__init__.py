@@ -1,0 +1,1 @@
+"""What turns gradients into a trained model: state, step, loop, optimizers, checkpoints, metrics."""

@@ -1,0 +1,164 @@
+"""The training loop."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+
+from lmjax.config import UserError
+from lmjax.models import Batch
+from lmjax.training.interruption import Interruption
+from lmjax.training.progress import Clock, Progress
+from lmjax.training.state import TrainState
+from lmjax.training.step import Metrics
+
+Record = dict[str, Any]  # one line of metrics.jsonl
+
+
+class Diverged(UserError):
+    """The loss or the gradient is no longer a number."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Speed:
+    """What turns tokens a second into a share of the hardware's peak.
+
+    Attributes:
+      flops_per_token: model FLOPs of one token, forward and backward.
+      peak: FLOPs a second of all devices together; None where it is not known.
+    """
+
+    flops_per_token: float
+    peak: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Loop:
+    """What happens between the first step of a run and its last.
+
+    Attributes:
+      step: (state, batch) -> (state, metrics), compiled; takes over the state.
+      batches: the batches from the first step to do on, on the devices.
+      steps: number of steps of the whole run.
+      write: takes a record for metrics.jsonl; the line is in the file when it returns.
+      evaluate: (step, state) -> held-out records; called every `evaluate_every` and at the end.
+      save: (step, state) -> None; called every `save_every`, at the end, and on interruption.
+      speed: for the MFU.
+      log_every: steps after which metrics are fetched from the devices, all at once.
+    """
+
+    step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+    batches: Iterator[Batch]
+    steps: int
+    write: Callable[[Record], None]
+    evaluate: Callable[[int, TrainState], list[Record]]
+    evaluate_every: int
+    save: Callable[[int, TrainState], None]
+    save_every: int
+    speed: Speed
+    log_every: int = 1
+
+    def run(self, state: TrainState, done: int) -> tuple[TrainState, int, Interruption]:
+        """Trains from the state after `done` steps.
+
+        Returns:
+          The last state, the steps done in all, and whether and how the run was interrupted.
+
+        Raises:
+          Diverged: a loss or gradient norm is not finite. No such state is ever saved.
+        """
+        # The order below is what makes a continued run repeat every bit, and every line once:
+        #   1. the batch of step n is a function of the data plan and n: there is nothing to seek;
+        #   2. step n is dispatched, and while the devices work, step n - 1 is written down;
+        #   3. the state after step n is evaluated, if that is due;
+        #   4. a checkpoint of step n is begun only when every line up to n is in the file.
+        # A run that goes on cuts the file back to the step of its checkpoint.
+        clock = Clock()
+        with Progress(done, self.steps) as progress, Interruption() as interruption:
+            ledger, first = _Ledger(self, clock, progress), done + 1
+            for step in range(first, self.steps + 1):
+                batch = next(self.batches)
+                with clock.paused(when=step == first):  # this call compiles
+                    state, metrics = self.step(state, batch)
+                ledger.settle()
+                ledger.add(step, metrics)
+                stopping = step == self.steps or interruption.wished(step)
+                evaluating = step % self.evaluate_every == 0 or step == self.steps
+                saving = step % self.save_every == 0 or stopping
+                if evaluating or saving:
+                    ledger.settle(everything=True)
+                with clock.paused():
+                    if evaluating:
+                        with progress.doing("evaluating"):
+                            for record in self.evaluate(step, state):
+                                self.write(record)
+                                progress.say(_held_out_line(record))
+                    if saving:
+                        self.save(step, state)
+                done = step
+                if stopping:
+                    break
+        return state, done, interruption
+
+
+class _Ledger:
+    """Metrics that are still on the devices, and when their steps were done."""
+
+    def __init__(self, loop: Loop, clock: Clock, progress: Progress) -> None:
+        self.loop, self.clock, self.progress = loop, clock, progress
+        self.waiting: list[tuple[int, Metrics]] = []
+        self.finished: list[tuple[int, Metrics, float]] = []
+        self.last: float | None = None  # when the step before was done
+
+    def add(self, step: int, metrics: Metrics) -> None:
+        """Takes the metrics of a step that has just been dispatched."""
+        self.waiting.append((step, metrics))
+
+    def settle(self, everything: bool = False) -> None:
+        """Waits for the steps that have been added, and writes what is due.
+
+        One step stays in flight while the one before is waited for here: the host is never more
+        than one step ahead, and the devices never idle.
+        """
+        for step, metrics in self.waiting:
+            jax.block_until_ready(metrics["loss"])
+            self.finished.append((step, metrics, self.clock.seconds()))
+        self.waiting.clear()
+        if everything or len(self.finished) >= self.loop.log_every:
+            fetched = jax.device_get([metrics for _, metrics, _ in self.finished])
+            for (step, _, seconds), metrics in zip(self.finished, fetched, strict=True):
+                # Nine digits tell any two float32 numbers apart.
+                numbers = {name: float(f"{value:.9g}") for name, value in metrics.items()}
+                self.write(step, numbers, seconds)
+            self.finished.clear()
+
+    def write(self, step: int, metrics: dict[str, float], seconds: float) -> None:
+        """One line of metrics.jsonl, and the live one."""
+        record = {"step": step, "split": "train", **metrics}
+        # The first step has begun at some moment of its compilation.
+        if self.last is not None and seconds > self.last:
+            rate = metrics["tokens"] / (seconds - self.last)
+            record["tokens_per_second"] = round(rate, 1)
+            if self.loop.speed.peak is not None:
+                utilisation = rate * self.loop.speed.flops_per_token / self.loop.speed.peak
+                record["mfu"] = round(utilisation, 4)
+        self.last = seconds
+        self.loop.write(record)
+        self.progress.update(step, metrics["loss"], metrics["tokens"], seconds)
+        for name in ("loss", "gradient_norm"):
+            if not math.isfinite(metrics[name]):
+                raise Diverged(
+                    f"step {step}: the {name.replace('_', ' ')} is {metrics[name]}, so training "
+                    "stops here; the last checkpoint is from before.\nA lower learning rate "
+                    "(schedule.peak), a longer warm-up (schedule.warmup) or gradient clipping "
+                    "(gradient_clip) usually helps."
+                )
+
+
+def _held_out_line(record: Record) -> str:
+    words = f"step {record['step']:>7,}  {record['split']}: loss {record['loss']:.4f}"
+    if "bits_per_byte" in record:
+        words += f", {record['bits_per_byte']:.4f} bits per byte"
+    return words

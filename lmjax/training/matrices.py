@@ -1,0 +1,188 @@
+"""Parameters as the matrices they stand for, whatever axes and shards they are stored in.
+
+What a leaf is, its name says: `weight` and `table` are matrices, `bias` and `scale` vectors. Below
+`blocks` every leaf is a stack of layers. A matrix is [inputs, outputs] with heads and head_dim as
+the one axis that they are in the product.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+import optax.contrib
+from jax.sharding import AxisType, PartitionSpec
+from jaxtyping import Array, Float, PyTree
+
+MATRICES = ("weight", "table")
+VECTORS = ("bias", "scale")
+Path = tuple[Any, ...]
+
+
+def decayed(params: PyTree) -> PyTree[bool]:
+    """True for the leaves that weight decay acts on: the matrices."""
+    return jax.tree.map_with_path(lambda path, leaf: is_matrix(path), params)
+
+
+def is_matrix(path: Path) -> bool:
+    """Whether the leaf at this path is a matrix and no vector.
+
+    Raises:
+      ValueError: its name does not say.
+    """
+    name = _names(path)[-1]
+    if name not in MATRICES + VECTORS:
+        raise ValueError(
+            f"parameter {'/'.join(_names(path))}: optimizers tell matrices from vectors by name;"
+            f" end it in {', '.join(MATRICES)} (matrices) or {', '.join(VECTORS)} (vectors)"
+        )
+    return name in MATRICES
+
+
+def in_blocks(path: Path) -> bool:
+    """Whether the leaf belongs to the stacked layers."""
+    return "blocks" in _names(path)
+
+
+def as_matrices(path: Path, leaf: Array) -> Array:
+    """The leaf as [layers, inputs, outputs], a vector as [layers, size]; outside blocks layers = 1.
+
+    Axes are only merged, so a sharded leaf stays where it is.
+    """
+    if not in_blocks(path):
+        leaf = leaf[None]
+    if not is_matrix(path):
+        return leaf.reshape(leaf.shape[0], -1)
+    if _names(path)[-2:] == ["output", "weight"]:  # heads and head_dim are its inputs
+        return leaf.reshape(leaf.shape[0], -1, leaf.shape[-1])
+    return leaf.reshape(*leaf.shape[:2], -1)
+
+
+def layerwise(inner: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Runs `inner` on every matrix and vector of every layer as if it were the only parameter.
+
+    The state of a leaf is `inner`'s for it, stacked over the layers.
+    """
+
+    def init(params: PyTree) -> PyTree:
+        return jax.tree.map_with_path(
+            lambda path, leaf: jax.vmap(inner.init)(as_matrices(path, leaf)), params
+        )
+
+    def update(updates: PyTree, state: PyTree, params: PyTree) -> tuple[PyTree, PyTree]:
+        gradients, structure = jax.tree.flatten_with_path(updates)
+        states, leaves = structure.flatten_up_to(state), structure.flatten_up_to(params)
+        changes, new_states = [], []
+        for (path, gradient), old, leaf in zip(gradients, states, leaves):
+            change, new = jax.vmap(inner.update)(
+                as_matrices(path, gradient), old, as_matrices(path, leaf)
+            )
+            changes.append(_shaped_like(gradient, change))
+            new_states.append(new)
+        return structure.unflatten(changes), structure.unflatten(new_states)
+
+    return optax.GradientTransformation(init, update)
+
+
+def on_matrices(function: Callable[[Array], Array]) -> optax.GradientTransformation:
+    """Applies `function` to every leaf of the updates as [layers, inputs, outputs]."""
+
+    def update(updates: PyTree, state: PyTree, params: PyTree = None) -> tuple[PyTree, PyTree]:
+        def one(path: Path, leaf: Array) -> Array:
+            return _shaped_like(leaf, function(as_matrices(path, leaf)))
+
+        return jax.tree.map_with_path(one, updates), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
+def orthogonalize(
+    matrices: Float[Array, "layers inputs outputs"], iterations: int = 5
+) -> Float[Array, "layers inputs outputs"]:
+    """U V^T of each matrix U S V^T, roughly: most singular values end between 0.7 and 1.2.
+
+    By the quintic Newton-Schulz iteration of Muon, in float32. It multiplies whole matrices, so a
+    sharded stack is dealt out: each device of the mesh works on some of the layers, alone, and the
+    result goes back to where the input lay. Nothing is exchanged between the iterations.
+    """
+    newton_schulz = optax.contrib.scale_by_muon(
+        ns_steps=iterations,
+        beta=0.0,  # whatever momentum there is has been applied
+        nesterov=False,
+        weight_dimension_numbers=optax.contrib.MuonDimensionNumbers(-2, -1),
+    )
+    journey = _journey(matrices)
+    dealt, padding = _deal(matrices.astype(jnp.float32), journey)
+    result, _ = newton_schulz.update(dealt, newton_schulz.init(dealt))
+    for station in reversed(journey[:-1]):
+        result = jax.reshard(result, station)
+    result = result[:, : result.shape[1] - padding]
+    return _shaped_like(matrices, result).astype(matrices.dtype)
+
+
+def _journey(matrices: Array) -> list[PartitionSpec]:
+    """Specs of [groups, layers, inputs, outputs] from where `matrices` lie to whole ones a device.
+
+    Groups are the shards of the layer axis, where that is sharded. From one station to the next
+    the shards of one dimension move: XLA does that by an all-to-all, and more at once by gathering
+    everything everywhere. Without a mesh there is nowhere to go.
+    """
+    sharding = jax.typeof(matrices).sharding
+    mesh = sharding.mesh
+    if mesh.empty:
+        return []
+    layers, inputs, outputs = (_axes(entry) for entry in (*sharding.spec, None, None)[:3])
+    idle = tuple(
+        axis
+        for axis, kind in zip(mesh.axis_names, mesh.axis_types)
+        if kind == AxisType.Explicit and axis not in layers + inputs + outputs
+    )
+    stations = (
+        (layers, (), inputs, outputs),
+        (layers, inputs, (), outputs),
+        (layers, inputs + outputs, (), ()),
+        (layers, inputs + outputs + idle, (), ()),
+    )
+    return [PartitionSpec(*(axes or None for axes in station)) for station in stations]
+
+
+def _deal(
+    matrices: Float[Array, "layers inputs outputs"], journey: list[PartitionSpec]
+) -> tuple[Float[Array, "groups dealt inputs outputs"], int]:
+    """The stack dealt out over the devices, and how many layers of zeros that took a group.
+
+    Zeros are added until every device has as many layers; the iteration keeps them zero.
+    """
+    if not journey:
+        return matrices[None], 0
+    sizes = jax.typeof(matrices).sharding.mesh.shape
+    groups, devices = (math.prod(sizes[axis] for axis in _axes(entry)) for entry in journey[-1][:2])
+    layers = matrices.shape[0] // groups
+    padding = -layers % devices
+    dealt = matrices.reshape(groups, layers, *matrices.shape[1:], out_sharding=journey[0])
+    dealt = jnp.pad(dealt, ((0, 0), (0, padding), (0, 0), (0, 0)))
+    for station in journey[1:]:
+        dealt = jax.reshard(dealt, station)
+    return dealt, padding
+
+
+def _axes(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    """The mesh axes in one entry of a PartitionSpec."""
+    if entry is None:
+        return ()
+    return entry if isinstance(entry, tuple) else (entry,)
+
+
+def _shaped_like(leaf: Array, matrices: Array) -> Array:
+    """`matrices` (any split or merge of axes of `leaf`) with the shape and sharding of `leaf`."""
+    sharding = jax.typeof(leaf).sharding
+    if sharding.mesh.empty:
+        return matrices.reshape(leaf.shape)
+    return matrices.reshape(leaf.shape, out_sharding=sharding.spec)
+
+
+def _names(path: Path) -> list[str]:
+    """The keys on the way to a leaf, as text."""
+    return jax.tree_util.keystr(path, simple=True, separator="/").split("/")

@@ -1,0 +1,129 @@
+"""One training step, and one evaluation step."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Float
+
+from lmjax.models import Batch
+from lmjax.objectives import Objective, Sums
+from lmjax.training.optimizers import clip_by_global_norm
+from lmjax.training.state import TrainState
+
+Zero = Literal[1, 2, 3]
+Metrics = dict[str, Float[Array, ""]]
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainStep:
+    """(state, batch) -> (state, metrics), as one function to be jitted.
+
+    Attributes:
+      graph: structure of the model.
+      objective: what is minimised.
+      transform: turns clipped gradients into updates.
+      schedule: learning rate of each step, for the metrics (the transform has it inside).
+      clip: largest global gradient norm; None leaves gradients as they are.
+      accumulation: parts that the batch's rows are cut into, one after another.
+      zero: when parameters sharded over `fsdp` are gathered. 3: each layer where it is used;
+        1 and 2: all of them once a step. Under accumulation 2 keeps the summed gradient cut over
+        `fsdp`, 1 keeps it whole (Rajbhandari et al. 2020).
+      average_decay: decay of the moving average of the parameters; None keeps none.
+    """
+
+    graph: nnx.GraphDef
+    objective: Objective
+    transform: optax.GradientTransformation
+    schedule: Callable
+    clip: float | None = 1.0
+    accumulation: int = 1
+    zero: Zero = 3
+    average_decay: float | None = None
+
+    def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        """One update of the state by a batch; metrics stay on the device."""
+        key = jax.random.fold_in(state.key, state.step)
+        gradients, sums = self.gradients(state.params, batch, key)
+        # One normaliser for the whole batch: any accumulation and any mesh give the same number.
+        gradients = jax.tree.map(lambda g: g / sums.weight, gradients)
+        gradients, norm = clip_by_global_norm(gradients, self.clip)
+        updates, optimizer = self.transform.update(gradients, state.optimizer, state.params)
+        params = optax.apply_updates(state.params, updates)
+        average = state.average
+        if self.average_decay is not None:
+            average = optax.incremental_update(params, average, 1 - self.average_decay)
+        metrics = {
+            "loss": sums.loss / sums.weight,
+            "gradient_norm": norm,
+            "learning_rate": jnp.asarray(self.schedule(state.step), jnp.float32),
+            "tokens": sums.weight,
+            **{name: value / sums.weight for name, value in sums.extra.items()},
+        }
+        return TrainState(params, optimizer, average, state.step + 1, state.key), metrics
+
+    def gradients(self, params: dict, batch: Batch, key: jax.Array) -> tuple[dict, Sums]:
+        """Gradients of the summed loss, sharded as the parameters, and the batch's sums."""
+        weights = jax.tree.map(without_fsdp, params) if self.zero < 3 else params
+        if self.accumulation == 1:
+            gradients, sums = self._part(weights, batch, key)
+            return _scatter(gradients, params), sums
+
+        def part(batch, key):
+            gradients, sums = self._part(weights, batch, key)
+            return (_scatter(gradients, params) if self.zero == 2 else gradients), sums
+
+        def add(total, inputs):
+            return jax.tree.map(jnp.add, total, part(*inputs)), None
+
+        parts = jax.tree.map(self._split_rows, batch), jax.random.split(key, self.accumulation)
+        shapes = jax.eval_shape(part, *jax.tree.map(lambda a: a[0], parts))
+        total = jax.tree.map(
+            lambda a: jnp.zeros(a.shape, a.dtype, out_sharding=a.sharding.spec), shapes
+        )
+        (gradients, sums), _ = jax.lax.scan(add, total, parts)
+        return _scatter(gradients, params), sums
+
+    def _part(self, weights: dict, batch: Batch, key: jax.Array) -> tuple[dict, Sums]:
+        def loss(weights):
+            sums = self.objective.loss(nnx.merge(self.graph, weights), batch, key)
+            return sums.loss, sums
+
+        gradients, sums = jax.grad(loss, has_aux=True)(weights)
+        return gradients, sums
+
+    def _split_rows(self, a: jax.Array) -> jax.Array:
+        """[rows, ...] -> [parts, rows / parts, ...]; strided, so that no row changes its device."""
+        return jnp.moveaxis(a.reshape(-1, self.accumulation, *a.shape[1:]), 1, 0)
+
+
+def make_train_step(**parts) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """The compiled `TrainStep`; it takes over (donates) the state that it is given."""
+    return jax.jit(TrainStep(**parts), donate_argnums=0)
+
+
+def make_evaluation_step(
+    graph: nnx.GraphDef, objective: Objective
+) -> Callable[[dict, Batch], Sums]:
+    """(params, batch) -> sums without dropout, compiled."""
+    return jax.jit(lambda params, batch: objective.loss(nnx.merge(graph, params), batch, None))
+
+
+def without_fsdp(a: jax.Array) -> jax.Array:
+    """The array gathered over `fsdp` and still cut over every other axis."""
+    spec = jax.typeof(a).sharding.spec
+    return jax.reshard(a, PartitionSpec(*(None if entry == "fsdp" else entry for entry in spec)))
+
+
+def _scatter(gradients: dict, params: dict) -> dict:
+    """Gradients cut as the parameters are."""
+    return jax.tree.map(
+        lambda g, p: jax.reshard(g, jax.typeof(p).sharding.spec), gradients, params
+    )

@@ -1,0 +1,1 @@
+"""Operations with several implementations, one folder each. Of ours they import nothing."""

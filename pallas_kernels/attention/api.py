@@ -1,0 +1,91 @@
+"""The public function: checks the request and picks who serves it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jaxtyping import Array, Float
+
+from pallas_kernels.attention import cudnn as _cudnn
+from pallas_kernels.attention.chunked import chunked
+from pallas_kernels.attention.mask import Mask
+from pallas_kernels.attention.reference import reference
+
+IMPLEMENTATIONS = ("reference", "chunked", "cudnn")
+
+
+def implementations() -> tuple[str, ...]:
+    """Names that `attention` takes as its implementation."""
+    return IMPLEMENTATIONS
+
+
+def attention(
+    q: Float[Array, "batch query heads head_dim"],
+    k: Float[Array, "batch key kv_heads head_dim"],
+    v: Float[Array, "batch key kv_heads value_dim"],
+    mask: Mask,
+    bias: Float[Array, "#batch #heads #query #key"] | None = None,
+    *,
+    scale: float | None = None,
+    dropout: tuple[float, Any] | None = None,
+    implementation: str | None = None,
+) -> Float[Array, "batch query heads value_dim"]:
+    """softmax(q k^T scale + bias) v over the pairs that the mask allows.
+
+    Scaled dot-product attention (Vaswani et al. 2017, arXiv:1706.03762, equation 1). Query head h
+    reads key head h // (heads // kv_heads) (Ainslie et al. 2023, arXiv:2305.13245). The softmax is
+    in float32, the result in q's dtype. Rows that see nothing give zeros, and forbidden pairs get
+    gradients of exactly zero. Arrays are local: on one device, or inside a `jax.shard_map`.
+
+    Args:
+        scale: of the scores, before the bias; None is head_dim**-0.5.
+        dropout: (rate, key), zeroes weights at that rate and raises the others to match.
+        implementation: one of `implementations()`; None picks the best that can serve.
+
+    Raises:
+        ValueError: shapes that do not fit, or a named implementation that cannot serve, and why.
+    """
+    _check(q, k, v, bias)
+    if scale is None:
+        scale = q.shape[-1] ** -0.5
+    if implementation is None:
+        implementation = _pick(q, k, v, mask, bias, dropout)
+    if implementation == "reference":
+        return reference(q, k, v, mask, bias, scale=scale, dropout=dropout)
+    if implementation == "chunked":
+        if dropout is not None:
+            raise ValueError("attention: implementation 'chunked' has no dropout, 'reference' has")
+        return chunked(q, k, v, mask, bias, scale=scale)
+    if implementation == "cudnn":
+        return _cudnn.cudnn(q, k, v, mask, bias, scale=scale, dropout=dropout)
+    raise ValueError(
+        f"attention: implementation {implementation!r} is not one of {', '.join(IMPLEMENTATIONS)}"
+    )
+
+
+def _pick(q, k, v, mask: Mask, bias, dropout) -> str:
+    if dropout is not None:
+        return "reference"
+    if _cudnn.refusal(q, k, v, mask, bias, dropout) is None:
+        return "cudnn"
+    return "chunked"
+
+
+def _check(q, k, v, bias) -> None:
+    batch, query_length, heads, head_dim = q.shape
+    if k.shape[0] != batch or k.shape[3] != head_dim or v.shape[:3] != k.shape[:3]:
+        raise ValueError(
+            "attention: q [batch query heads head_dim], k [batch key kv_heads head_dim] and "
+            f"v [batch key kv_heads value_dim] do not fit: {q.shape}, {k.shape}, {v.shape}"
+        )
+    if heads % k.shape[2]:
+        raise ValueError(
+            f"attention: {heads} query heads are no multiple of {k.shape[2]} key heads"
+        )
+    if 0 in (query_length, k.shape[1]):
+        raise ValueError(f"attention: no queries or no keys: {q.shape}, {k.shape}")
+    if bias is None:
+        return
+    full = (batch, heads, query_length, k.shape[1])
+    if bias.ndim != 4 or any(b not in (1, f) for b, f in zip(bias.shape, full)):
+        raise ValueError(f"attention: bias {bias.shape} does not broadcast to {full}")

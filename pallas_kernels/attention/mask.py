@@ -1,0 +1,178 @@
+"""Which query may see which key: a few fields instead of a dense array."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Int
+
+
+class Tile(enum.Enum):
+    """What the fields known while tracing say of a rectangle of queries and keys."""
+
+    EMPTY = "empty"  # no query sees any key
+    PARTIAL = "partial"  # some pairs, or unknown before the arrays are
+    FULL = "full"  # every query sees every key
+
+
+@jax.tree_util.register_pytree_with_keys_class
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Mask:
+    """Which query may see which key.
+
+    With i the place of a query and j the place of a key, both counted in keys, a pair is allowed if
+
+        (j <= i if `causal`) and (i - j < `window`, and |i - j| < `window` unless `causal`)
+
+    or `j < prefix`; and, where segments are given, only inside one segment. Fields are the arrays of
+    a pytree, except `causal`, `window` and an `offset` that is a Python int: those are static, so
+    that tiles outside them are never computed.
+
+    Attributes:
+        causal: no query sees a later key.
+        window: how many keys a query sees on a side, itself included; None is all of them.
+        prefix: keys before this place are seen by every query of the sequence, causal or not
+            (prefix language models; GLM's part A).
+        query_segments, key_segments: pairs with unlike numbers do not see each other, and 0 is
+            padding, which sees nothing and is seen by nothing. Both or neither.
+        offset: the place of the first query, counted in keys: what a KV cache already holds, or the
+            first token of a context-parallel shard. May be traced.
+    """
+
+    causal: bool = False
+    window: int | None = None
+    prefix: Int[Array, "batch"] | None = None
+    query_segments: Int[Array, "batch query"] | None = None
+    key_segments: Int[Array, "batch key"] | None = None
+    offset: Int[Array, ""] | int = 0
+
+    def __post_init__(self) -> None:
+        if self.window is not None and self.window < 1:
+            raise ValueError(
+                f"Mask: window={self.window}, must be at least 1 (a query sees itself)"
+            )
+        if (self.query_segments is None) != (self.key_segments is None):
+            raise ValueError(
+                "Mask: query_segments and key_segments are given together or not at all"
+            )
+        if isinstance(self.offset, np.integer):
+            object.__setattr__(self, "offset", int(self.offset))
+
+    def tree_flatten_with_keys(self):
+        names = ["prefix", "query_segments", "key_segments"]
+        static_offset = self.offset if isinstance(self.offset, int) else None
+        if static_offset is None:
+            names.append("offset")
+        children = [(jax.tree_util.GetAttrKey(name), getattr(self, name)) for name in names]
+        return children, (self.causal, self.window, static_offset)
+
+    @classmethod
+    def tree_unflatten(cls, static, children):
+        # Not through __init__: while jax rebuilds trees the leaves may be any objects.
+        mask = object.__new__(cls)
+        causal, window, static_offset = static
+        prefix, query_segments, key_segments, *offset = children
+        fields = {
+            "causal": causal,
+            "window": window,
+            "prefix": prefix,
+            "query_segments": query_segments,
+            "key_segments": key_segments,
+            "offset": offset[0] if offset else static_offset,
+        }
+        for name, value in fields.items():
+            object.__setattr__(mask, name, value)
+        return mask
+
+    @property
+    def static(self) -> bool:
+        """Whether every field is known while tracing."""
+        return isinstance(self.offset, int) and self.prefix is None and self.query_segments is None
+
+    @property
+    def everything(self) -> bool:
+        """Whether every query sees every key."""
+        return not self.causal and self.window is None and self.query_segments is None
+
+    def dense(self, query_length: int, key_length: int) -> Bool[Array, "batch 1 query key"]:
+        """The mask as an array, True where a query sees a key; `batch` is 1 without array fields."""
+        rows, keys = jnp.arange(query_length), jnp.arange(key_length)
+        return self.allowed(rows, keys, self.query_segments, self.key_segments)[:, None]
+
+    def allowed(
+        self,
+        rows: Int[Array, "query"],
+        keys: Int[Array, "key"],
+        query_segments: Int[Array, "batch query"] | None,
+        key_segments: Int[Array, "batch key"] | None,
+    ) -> Bool[Array, "batch query key"]:
+        """The part of the mask at these rows (counted from the first query) and keys.
+
+        The segments are those of the rows and keys asked for, not the mask's own.
+        """
+        distance = (self.offset + rows)[:, None] - keys[None, :]
+        seen = jnp.ones(distance.shape, bool)
+        if self.causal:
+            seen &= distance >= 0
+        if self.window is not None:
+            seen &= (distance if self.causal else jnp.abs(distance)) < self.window
+        seen = seen[None]
+        if self.prefix is not None:
+            seen |= (keys[None, :] < self.prefix[:, None])[:, None, :]
+        if query_segments is not None:
+            same = query_segments[:, :, None] == key_segments[:, None, :]
+            seen &= same & (query_segments != 0)[:, :, None]
+        return seen
+
+    def key_range(self, start: int, stop: int, key_length: int) -> tuple[int, int]:
+        """Keys outside of which rows `start` to `stop` certainly see nothing, as (first, end)."""
+        if not isinstance(self.offset, int):
+            return 0, key_length
+        first, end = 0, key_length
+        if self.causal:
+            end = self.offset + stop
+        elif self.window is not None:
+            end = self.offset + stop - 1 + self.window
+        if self.window is not None:
+            first = self.offset + start - self.window + 1
+        if self.prefix is not None:
+            first, end = 0, key_length
+        first, end = (min(max(place, 0), key_length) for place in (first, end))
+        return first, max(first, end)
+
+    def tile(self, rows: tuple[int, int], keys: tuple[int, int]) -> Tile:
+        """Class of the tile of rows `rows[0]` to `rows[1]` and keys `keys[0]` to `keys[1]`."""
+        if self.everything:
+            return Tile.FULL
+        if not isinstance(self.offset, int):
+            return Tile.PARTIAL
+        first, end = self.key_range(*rows, key_length=keys[1])
+        if first >= end or end <= keys[0]:
+            return Tile.EMPTY
+        nearest = self.offset + rows[0] - (keys[1] - 1)  # smallest i - j of the tile
+        farthest = self.offset + rows[1] - 1 - keys[0]
+        full = self.query_segments is None
+        if self.causal:
+            full &= nearest >= 0
+        if self.window is not None:
+            full &= farthest < self.window and (self.causal or -nearest < self.window)
+        return Tile.FULL if full else Tile.PARTIAL
+
+    def may_blind(self, start: int, stop: int, key_length: int) -> bool:
+        """Whether some row from `start` to `stop` may see nothing, as far as is known."""
+        if self.query_segments is not None or key_length == 0:
+            return True
+        if not self.causal and self.window is None:
+            return False
+        if not isinstance(self.offset, int):
+            return True
+        last = self.offset + stop - 1
+        too_late = self.window is not None and last - self.window + 1 > key_length - 1
+        too_early = self.offset + start < (
+            0 if self.causal or self.window is None else 1 - self.window
+        )
+        return too_late or too_early

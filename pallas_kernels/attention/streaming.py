@@ -1,0 +1,269 @@
+"""Attention tile by tile with a running softmax: memory linear in length, forward and backward.
+
+The forward pass keeps the output and each row's log of the sum of exponentials; the backward pass
+makes every tile again from them (Rabe and Staats 2021, arXiv:2112.05682; Dao et al. 2022,
+arXiv:2205.14135). Both walk over blocks of queries and, for each, over the blocks of keys that it
+may see: tiles that causality or the window rule out are never computed, also if the offset is traced.
+
+Inside this file arrays are laid out as (g = query heads of a key head)
+queries `[batch, kv_heads, g, query, head_dim]`, keys `[batch, kv_heads, key, head_dim]`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from pallas_kernels.attention.mask import Mask
+from pallas_kernels.attention.reference import FORBIDDEN
+
+QUERY_BLOCK = 512
+KEY_BLOCK = 512
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What of a call is known while tracing."""
+
+    query_length: int
+    key_length: int
+    query_block: int
+    key_block: int
+    scale: float
+
+    @property
+    def query_blocks(self) -> int:
+        return -(-self.query_length // self.query_block)
+
+    @property
+    def key_blocks(self) -> int:
+        return -(-self.key_length // self.key_block)
+
+
+def streaming(
+    q: Float[Array, "batch query heads head_dim"],
+    k: Float[Array, "batch key kv_heads head_dim"],
+    v: Float[Array, "batch key kv_heads value_dim"],
+    mask: Mask,
+    bias: Float[Array, "..."] | None = None,
+    *,
+    scale: float,
+    query_block: int = QUERY_BLOCK,
+    key_block: int = KEY_BLOCK,
+) -> Float[Array, "batch query heads value_dim"]:
+    """Attention that holds one tile of scores per batch entry and head at a time."""
+    batch, query_length, heads, head_dim = q.shape
+    key_length, kv_heads = k.shape[1:3]
+    plan = Plan(
+        query_length,
+        key_length,
+        min(query_block, query_length),
+        min(key_block, key_length),
+        float(scale),
+    )
+    more_queries = plan.query_blocks * plan.query_block - query_length
+    more_keys = plan.key_blocks * plan.key_block - key_length
+
+    q, k, v, mask, bias = _vary_alike((q, k, v, mask, bias))
+    grouped = q.reshape(batch, query_length, kv_heads, heads // kv_heads, head_dim)
+    grouped = _pad(jnp.transpose(grouped, (0, 2, 3, 1, 4)), 3, more_queries)
+    k, v = (_pad(jnp.swapaxes(a, 1, 2), 2, more_keys) for a in (k, v))
+    if bias is not None:
+        bias = group_bias(bias, kv_heads)
+        for axis, more in ((3, more_queries), (4, more_keys)):
+            bias = _pad(bias, axis, more if bias.shape[axis] > 1 else 0)
+    if mask.query_segments is not None:
+        mask = dataclasses.replace(
+            mask,
+            query_segments=_pad(mask.query_segments, 1, more_queries),
+            key_segments=_pad(mask.key_segments, 1, more_keys),
+        )
+    output = _attend(plan, grouped, k, v, mask, bias)[:, :, :, :query_length]
+    return jnp.transpose(output, (0, 3, 1, 2, 4)).reshape(batch, query_length, heads, v.shape[-1])
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attend(plan: Plan, q, k, v, mask: Mask, bias):
+    return _forward(plan, q, k, v, mask, bias)[0]
+
+
+def _forward(plan: Plan, q, k, v, mask: Mask, bias):
+    exact = jnp.promote_types(jnp.float32, q.dtype)
+
+    def rows(index):
+        queries = _slice(q, 3, index, plan.query_block)
+        row = jnp.zeros_like(queries[..., 0], exact)
+
+        def tile(at, carry):
+            top, total, output = carry
+            scores, allowed = _scores(plan, queries, k, mask, bias, index, at)
+            new_top = jnp.maximum(top, jnp.max(scores, axis=-1))
+            weights = jnp.where(allowed, jnp.exp(scores - new_top[..., None]), 0.0)
+            decay = jnp.exp(top - new_top)
+            values = _slice(v, 2, at, plan.key_block)
+            more = _product("bngts,bnsd->bngtd", weights.astype(v.dtype), values)
+            output = output * decay[..., None] + more
+            return new_top, total * decay + jnp.sum(weights, axis=-1), output
+
+        start = (row + FORBIDDEN, row, jnp.zeros_like(row, shape=(*row.shape, v.shape[-1])))
+        first, end = _key_blocks(plan, mask, index)
+        top, total, output = jax.lax.fori_loop(first, end, tile, _vary_alike(start, like=q))
+        blind = total == 0.0
+        total = jnp.where(blind, 1.0, total)
+        # Of a row that sees nothing any finite number will do: all its weights are masked.
+        return (output / total[..., None]).astype(q.dtype), top + jnp.log(total)
+
+    output, log_total = jax.lax.map(rows, jnp.arange(plan.query_blocks))
+    output, log_total = _join(output), _join(log_total)
+    return output, (q, k, v, mask, bias, output, log_total)
+
+
+def _backward(plan: Plan, saved, d_output):
+    q, k, v, mask, bias, output, log_total = saved
+    exact = log_total.dtype
+    weighted = jnp.sum(output.astype(exact) * d_output.astype(exact), axis=-1)
+
+    def rows(gradients, index):
+        queries, d_rows, log_rows, weighted_rows = (
+            _slice(a, 3, index, plan.query_block) for a in (q, d_output, log_total, weighted)
+        )
+
+        def tile(at, carry):
+            d_queries, d_k, d_v, d_bias = carry
+            scores, allowed = _scores(plan, queries, k, mask, bias, index, at)
+            weights = jnp.where(allowed, jnp.exp(scores - log_rows[..., None]), 0.0)
+            keys, values = (_slice(a, 2, at, plan.key_block) for a in (k, v))
+            d_weights = _product("bngtd,bnsd->bngts", d_rows, values)
+            d_scores = weights * (d_weights - weighted_rows[..., None])
+            if bias is not None:
+                d_bias = _add_bias_tile(plan, d_bias, d_scores, index, at)
+            d_scores = (d_scores * plan.scale).astype(q.dtype)
+            d_queries += _product("bngts,bnsd->bngtd", d_scores, keys)
+            d_k = _add(d_k, at, _product("bngts,bngtd->bnsd", d_scores, queries))
+            d_v = _add(d_v, at, _product("bngts,bngtd->bnsd", weights.astype(v.dtype), d_rows))
+            return d_queries, d_k, d_v, d_bias
+
+        d_queries = _vary_alike(jnp.zeros_like(queries, exact), like=q)
+        carry = (d_queries, *gradients)
+        d_queries, *gradients = jax.lax.fori_loop(*_key_blocks(plan, mask, index), tile, carry)
+        return tuple(gradients), d_queries.astype(q.dtype)
+
+    zeros = jax.tree.map(lambda a: jnp.zeros_like(a, exact), (k, v, bias))
+    zeros = _vary_alike(zeros, like=q)
+    (d_k, d_v, d_bias), d_q = jax.lax.scan(rows, zeros, jnp.arange(plan.query_blocks))
+    if bias is not None:
+        d_bias = d_bias.astype(bias.dtype)
+    return _join(d_q), d_k.astype(k.dtype), d_v.astype(v.dtype), None, d_bias
+
+
+_attend.defvjp(_forward, _backward)
+
+
+def _scores(plan: Plan, queries, k, mask: Mask, bias, query_at, key_at):
+    """Scores of one tile with the forbidden ones at FORBIDDEN, and which are allowed."""
+    scores = _product("bngtd,bnsd->bngts", queries, _slice(k, 2, key_at, plan.key_block))
+    scores = scores * plan.scale
+    if bias is not None:
+        part = _slice(bias, 3, query_at, plan.query_block) if bias.shape[3] > 1 else bias
+        part = _slice(part, 4, key_at, plan.key_block) if bias.shape[4] > 1 else part
+        scores += part.astype(scores.dtype)
+    keys = key_at * plan.key_block + jnp.arange(plan.key_block)
+    query_segments, key_segments = mask.query_segments, mask.key_segments
+    if query_segments is not None:
+        query_segments = _slice(query_segments, 1, query_at, plan.query_block)
+        key_segments = _slice(key_segments, 1, key_at, plan.key_block)
+    rows = query_at * plan.query_block + jnp.arange(plan.query_block)
+    allowed = mask.allowed(rows, keys, query_segments, key_segments)
+    allowed = (allowed & (keys < plan.key_length))[:, None, None]
+    return jnp.where(allowed, scores, FORBIDDEN), allowed
+
+
+def _key_blocks(plan: Plan, mask: Mask, query_at) -> tuple[Any, Any]:
+    """The blocks of keys, first and end, that the rows of a block of queries may see."""
+    first, end = jnp.int32(0), jnp.int32(plan.key_length)
+    start = mask.offset + query_at * plan.query_block
+    stop = start + plan.query_block
+    if mask.causal:
+        end = jnp.minimum(end, stop)
+    elif mask.window is not None:
+        end = jnp.minimum(end, stop - 1 + mask.window)
+    if mask.window is not None:
+        first = jnp.maximum(first, start - mask.window + 1)
+    if mask.prefix is not None:
+        first = jnp.int32(0)
+        end = jnp.maximum(end, jnp.minimum(jnp.max(mask.prefix), plan.key_length))
+    first = first // plan.key_block
+    return first, jnp.maximum(first, -(-end // plan.key_block))
+
+
+def group_bias(bias, kv_heads: int):
+    """`[batch, heads, query, key]`, any of them 1, as `[batch, kv_heads, g, query, key]`."""
+    groups = (1, 1) if bias.shape[1] == 1 else (kv_heads, bias.shape[1] // kv_heads)
+    return bias.reshape(bias.shape[0], *groups, *bias.shape[2:])
+
+
+def _vary_alike(tree, like=None):
+    """The arrays typed as varying over the same manual mesh axes, those of all or of `like`.
+
+    Inside `jax.shard_map` the carry of a loop must enter with the type that it leaves with, and a
+    gradient must have the type of its input: an input that does not vary over an axis is cast here,
+    and the transpose of the cast sums its gradient over that axis.
+    """
+    axes = frozenset().union(
+        *(_varying(leaf) for leaf in jax.tree.leaves(tree if like is None else like))
+    )
+
+    def cast(leaf):
+        missing = tuple(sorted(axes - _varying(leaf)))
+        return jax.lax.pcast(leaf, missing, to="varying") if missing else leaf
+
+    return jax.tree.map(cast, tree)
+
+
+def _varying(a) -> frozenset:
+    return jax.typeof(a).manual_axis_type.varying
+
+
+def _product(formula: str, a, b):
+    exact = jnp.promote_types(jnp.float32, a.dtype)
+    return jnp.einsum(formula, a, b, preferred_element_type=exact)
+
+
+def _slice(a, axis: int, index, size: int):
+    """Block number `index` of `size` along an axis."""
+    return jax.lax.dynamic_slice_in_dim(a, index * size, size, axis)
+
+
+def _add(total, index, part):
+    """`total` with `part` added to its block number `index` of keys."""
+    size = part.shape[2]
+    summed = _slice(total, 2, index, size) + part
+    return jax.lax.dynamic_update_slice_in_dim(total, summed, index * size, 2)
+
+
+def _add_bias_tile(plan: Plan, d_bias, d_scores, query_at, key_at):
+    """The bias gradient with one tile's part added, summed over the axes that were broadcast."""
+    broadcast = [axis for axis in range(3) if d_bias.shape[axis] == 1]
+    start = [0, 0, 0, query_at * plan.query_block, key_at * plan.key_block]
+    for axis in (3, 4):
+        if d_bias.shape[axis] == 1:
+            broadcast.append(axis)
+            start[axis] = 0
+    part = jnp.sum(d_scores, axis=broadcast, keepdims=True)
+    old = jax.lax.dynamic_slice(d_bias, start, part.shape)
+    return jax.lax.dynamic_update_slice(d_bias, old + part, start)
+
+
+def _join(blocks):
+    """`[block, batch, kv_heads, g, row, ...]` as `[batch, kv_heads, g, query, ...]`."""
+    moved = jnp.moveaxis(blocks, 0, 3)
+    return moved.reshape(*moved.shape[:3], -1, *moved.shape[5:])
+
+
+def _pad(a, axis: int, more: int):
+    return jnp.pad(a, [(0, more if at == axis else 0) for at in range(a.ndim)]) if more else a

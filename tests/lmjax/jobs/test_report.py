@@ -1,0 +1,96 @@
+"""The report: what is in its page, and that nothing in the data can break out of the page."""
+
+import html.parser
+import json
+import math
+
+import pytest
+
+from lmjax.jobs.report import content, fill, thinned, write_report
+from lmjax.jobs.run_folder import RunFolder
+
+HOSTILE = "</script><script>alert(1)</script><!-- \u2028 &amp; \" '"
+
+
+class Page(html.parser.HTMLParser):
+    """Collects the scripts of a page, and every address that it would fetch."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.scripts, self.fetched, self.tags = [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        if tag == "script":
+            self.scripts.append("")
+        self.fetched += [value for name, value in attributes if name in ("src", "href")]
+
+    def handle_data(self, data):
+        if self.tags and self.tags[-1] == "script":
+            self.scripts[-1] += data
+
+
+@pytest.fixture
+def folder(tmp_path):
+    folder = RunFolder(tmp_path / "my <run>")
+    folder.path.mkdir()
+    folder.write_json("config.json", {"class": "Pretrain", "steps": 3, "output": HOSTILE})
+    folder.write_json("environment.json", {"jax": "0.0", "cores": 2})
+    lines = [
+        {"step": 1, "split": "train", "loss": 4.0, "tokens": 10.0},
+        {"step": 2, "split": "train", "loss": 2.0, "tokens": 10.0, "tokens_per_second": 5.0},
+        {"step": 2, "split": "books", "loss": 3.0, "bits_per_byte": 1.5},
+        {"step": 3, "split": "train", "loss": math.nan, "tokens": 10.0, "tokens_per_second": 7.0},
+    ]
+    folder.metrics_file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+def page_data(folder):
+    page = Page(write_report(folder).read_text("utf-8"))
+    return json.loads(page.scripts[0]), page
+
+
+def test_the_page_holds_the_run(folder):
+    data, _ = page_data(folder)
+    assert data["name"] == "my <run>"
+    assert [record["step"] for record in data["train"]] == [1, 2, 3]
+    assert data["held_out"] == {
+        "books": [{"step": 2, "split": "books", "loss": 3.0, "bits_per_byte": 1.5}]
+    }
+    assert data["config"]["steps"] == 3
+
+
+def test_the_page_fetches_nothing_and_runs_only_its_own_script(folder):
+    folder.write_json("results.json", {"samples": [{"prompt": HOSTILE, "text": HOSTILE}]})
+    data, page = page_data(folder)
+    assert page.fetched == []
+    assert len(page.scripts) == 2
+    assert "alert" not in page.scripts[1]
+    assert data["samples"][0]["text"] == HOSTILE
+
+
+def test_results_reach_the_page(folder):
+    row = {"gzip": 2.5, "model": 1.25}
+    folder.write_json("results.json", {"bits_per_byte": {"books": row}, "columns": list(row)})
+    data = content(folder)
+    assert data["comparison"] == [{"name": "books", "values": row}]
+    assert ("held-out bits per byte", "1.250") in data["tiles"]
+
+
+def test_numbers_that_are_none_become_null():
+    with pytest.raises(ValueError):  # json must not write NaN, which no browser reads
+        fill("__TITLE__ __DATA__", {"name": "x", "loss": math.nan})
+    assert thinned([{"step": 1, "loss": math.nan}], 10) == [{"step": 1}]
+
+
+def test_thinned_keeps_the_mean_and_the_last_step():
+    records = [{"step": step, "loss": float(step)} for step in range(1, 11)]
+    assert thinned(records, 10) == records
+    assert thinned(records, 4) == [
+        {"step": 3, "loss": 2.0},
+        {"step": 6, "loss": 5.0},
+        {"step": 9, "loss": 8.0},
+        {"step": 10, "loss": 10.0},
+    ]

@@ -1,0 +1,451 @@
+"""Configs: what a class may hold, overrides, JSON, help. All with toy classes declared here."""
+
+import functools
+import re
+from typing import Literal
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lmjax.config import (
+    UserError,
+    choices,
+    config,
+    fields,
+    fingerprint,
+    from_json,
+    help_text,
+    parse,
+    preset,
+    registered,
+    replace,
+    to_json,
+    to_text,
+)
+
+
+@config
+class ToyOptimizer:
+    """How the toy learns."""
+
+
+@config
+class ToyAdam(ToyOptimizer):
+    """Two moments."""
+
+    decay: float = 0.1  # weight decay
+    betas: tuple[float, float] = (0.9, 0.99)
+
+
+@config
+class ToyFactored(ToyOptimizer):
+    """Rows and columns."""
+
+    decay: float = 0.0
+    rate: float = 0.8
+
+    def validate(self) -> None:
+        if self.rate < 0:
+            raise UserError(f"rate is {self.rate}; it cannot be negative")
+
+
+@config
+class ToySource:
+    """Where text comes from."""
+
+    weight: float = 1.0
+
+
+@config
+class ToyFiles(ToySource):
+    path: str
+
+
+@config
+class ToyNormConfig:
+    epsilon: float = 1e-5
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+
+@config
+class ToyNet:
+    """A small net."""
+
+    layers: int = 2  # blocks
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    # for each layer in turn,
+    # none = all of the past
+    windows: tuple[int | None, ...] = (None,)
+    shapes: tuple[tuple[int, ...], ...] = ()
+    norm: ToyNormConfig = ToyNormConfig()
+
+
+@config
+class ToyJob:
+    """Everything."""
+
+    steps: int = 10  # optimizer steps
+    note: str | None = None
+    words: tuple[str | None, ...] = ()
+    fast: bool = False
+    model: ToyNet = ToyNet()
+    optimizer: ToyOptimizer = ToyAdam()
+    average: ToyOptimizer | None = None
+    train: tuple[ToySource, ...] = (ToyFiles(path="a"),)
+
+
+@preset
+def toy_net(size: Literal["1B", "7B"], dtype: str = "float32") -> ToyNet:
+    """The sizes of the paper."""
+    return ToyNet(layers=int(size[0]) * 10, dtype=dtype)
+
+
+JOB = ToyJob(optimizer=ToyAdam(decay=0.3))
+
+
+def changed(*argv: str) -> ToyJob:
+    return parse(JOB, argv)
+
+
+def refusal(*argv: str) -> str:
+    with pytest.raises(UserError) as caught:
+        parse(JOB, argv)
+    return str(caught.value)
+
+
+# Classes
+
+
+def test_a_config_is_immutable_hashable_and_given_by_keyword():
+    net = ToyNet(layers=3)
+    assert net == ToyNet(layers=3) and hash(net) == hash(ToyNet(layers=3)) and net != ToyNet()
+    with pytest.raises(AttributeError):
+        net.layers = 4
+    with pytest.raises(TypeError):
+        ToyNet(3)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'layer'"):
+        ToyNet(layer=3)
+
+
+def test_types_are_checked_when_built_and_when_replaced():
+    with pytest.raises(TypeError, match=r"ToyNet.layers: expected int, got '3' \(str\)"):
+        ToyNet(layers="3")
+    with pytest.raises(TypeError, match=r"layers: expected int, got True \(bool\)"):
+        replace(ToyNet(), layers=True)
+    with pytest.raises(TypeError, match=r"expected tuple of int or None, got \[1\] \(list\)"):
+        ToyNet(windows=[1])
+    with pytest.raises(TypeError, match="'float32' or 'bfloat16', got 'float16'"):
+        ToyNet(dtype="float16")
+    with pytest.raises(TypeError, match="expected ToyOptimizer, got ToyNet"):
+        ToyJob(optimizer=ToyNet())
+    with pytest.raises(TypeError, match="finite"):
+        ToyAdam(decay=float("nan"))
+
+
+def test_an_int_in_a_float_field_is_a_float():
+    assert type(ToyAdam(decay=1).decay) is float
+    assert fingerprint(ToyAdam(decay=1)) == fingerprint(ToyAdam(decay=1.0))
+
+
+def test_validate_runs_when_built_and_when_replaced():
+    with pytest.raises(UserError, match="rate is -1.0"):
+        ToyFactored(rate=-1)
+    with pytest.raises(UserError, match="rate is -1.0"):
+        replace(ToyFactored(), rate=-1.0)
+
+
+def test_methods_properties_and_inheritance():
+    @config
+    class ToyBase:
+        width: int = 4
+
+        @classmethod
+        def wide(cls):
+            return cls(width=100)
+
+        @property
+        def double(self) -> int:
+            return 2 * self.width
+
+        @functools.cached_property
+        def table(self) -> tuple[int, ...]:
+            return tuple(range(self.width))
+
+    @config
+    class ToyDerived(ToyBase):
+        depth: int = 1
+
+    thing = ToyDerived.wide()
+    assert isinstance(thing, ToyDerived) and (thing.width, thing.depth) == (100, 1)
+    assert thing.double == 200 and thing.table is thing.table
+    assert hash(thing) == hash(ToyDerived(width=100))  # what is cached is no part of the value
+
+
+@pytest.mark.parametrize("kind", [list[int], dict, set[str] | None, tuple[list[int], ...], object])
+def test_types_that_are_not_hashable_values_are_refused(kind):
+    with pytest.raises(TypeError, match="ToyWrong.field: a config field cannot be"):
+
+        @config
+        class ToyWrong:
+            field: kind
+
+
+def test_names_are_registered_once():
+    assert registered()["ToyNorm"] is ToyNormConfig and registered()["toy_net"] is toy_net
+    with pytest.raises(ValueError, match="'toy_net' is taken by"):
+
+        @preset
+        def toy_net() -> ToyNet:
+            return ToyNet()
+
+    with pytest.raises(TypeError, match="must say which config it returns"):
+
+        @preset
+        def nameless():
+            return ToyNet()
+
+
+def test_choices_leave_out_bases_and_include_presets():
+    assert list(choices(ToyOptimizer | None)) == ["ToyAdam", "ToyFactored"]
+    assert list(choices(ToyNet)) == ["ToyNet", "toy_net"]
+
+
+def test_the_comment_of_a_field_is_its_doc():
+    docs = {name: field.doc for name, field in fields(ToyNet).items()}
+    assert docs["layers"] == "blocks" and docs["dtype"] == ""
+    assert docs["windows"] == "for each layer in turn, none = all of the past"
+
+
+# Overrides
+
+
+def test_plain_values():
+    job = changed("steps=1e3", "fast=True", "note=hello, you", "optimizer.decay=1")
+    assert (job.steps, job.fast, job.note, job.optimizer.decay) == (1000, True, "hello, you", 1.0)
+    assert changed("note=none").note is None and changed("note='none'").note == "none"
+    assert changed('note="a"').note == '"a"' and changed(r'note="\n"').note == "\n"
+    assert changed("note=").note == "" and changed("note=a=b").note == "a=b"
+
+
+def test_tuples():
+    assert changed("model.windows=1,none").model.windows == (1, None)
+    assert changed("model.windows=4").model.windows == changed("model.windows=(4,)").model.windows
+    assert changed("model.shapes=(1,2),(3,)").model.shapes == ((1, 2), (3,))
+    assert changed("words=a b,'c,d',none,'none'").words == ("a b", "c,d", None, "none")
+    assert changed("train=()").train == ()
+
+
+def test_elements_of_tuples():
+    assert changed("train.0.weight=2").train == (ToyFiles(path="a", weight=2),)
+    more = changed("train.1.path=b", "train.1=ToyFiles", "train.2=ToyFiles(path=c)")
+    assert [source.path for source in more.train] == ["a", "b", "c"]
+    new = changed("train=ToyFiles(path='x, y'),ToyFiles(path=z, weight=3)", "train.0.weight=2")
+    assert new.train == (ToyFiles(path="x, y", weight=2), ToyFiles(path="z", weight=3))
+
+
+def test_a_class_swap_keeps_what_both_have_in_any_order():
+    assert changed("optimizer=ToyFactored").optimizer == ToyFactored(decay=0.3)
+    assert changed("optimizer.rate=0.5", "optimizer=ToyFactored").optimizer.rate == 0.5
+    assert changed("optimizer=ToyAdam") == JOB
+    assert changed("average=ToyAdam", "average.decay=3").average == ToyAdam(decay=3)
+    assert parse(changed("average=ToyAdam"), ["average=none"]) == JOB
+    assert changed("optimizer=ToyFactored(rate=2)").optimizer == ToyFactored(decay=0.3, rate=2)
+
+
+@pytest.mark.parametrize("text", ["toy_net:7B", 'toy_net("7B")', "toy_net(7B)", "toy_net(size=7B)"])
+def test_presets_compose_with_fields_in_any_order(text):
+    assert changed(f"model={text}").model == ToyNet(layers=70)
+    assert changed("model.layers=4", f"model={text}").model == ToyNet(layers=4)
+    both = changed("model=toy_net('7B', dtype=bfloat16)", "model.windows=1").model
+    assert both == ToyNet(layers=70, dtype="bfloat16", windows=(1,))
+
+
+def test_wildcards():
+    job = changed("...dtype=bfloat16")
+    assert (job.model.dtype, job.model.norm.dtype) == ("bfloat16", "bfloat16")
+    job = changed("...dtype=bfloat16", "model.norm.dtype=float32")
+    assert (job.model.dtype, job.model.norm.dtype) == ("bfloat16", "float32")
+    assert changed("model.norm.dtype=float32", "...dtype=bfloat16") == job
+    assert changed("model...epsilon=1", "...norm.dtype=bfloat16").model.norm == ToyNormConfig(
+        epsilon=1, dtype="bfloat16"
+    )
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("step=3", "there is no setting step; did you mean steps?"),
+        ("model.layer=3", "there is no setting model.layer; did you mean model.layers?"),
+        ("layers=3", "did you mean model.layers?"),
+        ("modle.layers=3", "did you mean model.layers?"),
+        ("model.zzz=3", "model (ToyNet) has: layers, dtype, windows, shapes, norm"),
+        ("...layer=3", "...layer matches no setting; did you mean ...layers?"),
+        ("optimizer.rate=1", "rate belongs to ToyFactored; add optimizer=ToyFactored"),
+        ("average.decay=1", "average is none; add average=ToyAdam or average=ToyFactored"),
+        ("steps.x=1", "steps is a plain value, 10"),
+        ("train.2=ToyFiles", "train goes from 0 to 0; train.1=NAME adds one"),
+        ("train.1=ToyFiles", "train.1 (ToyFiles) still needs train.1.path=VALUE"),
+        ("steps=abc", "steps=abc: expected a whole number, got 'abc'"),
+        ("steps=1.5", "expected a whole number"),
+        ("fast=1", "fast=1: expected true or false, got '1'"),
+        ("model.dtype=f4", "expected 'float32' or 'bfloat16', got 'f4'"),
+        ("optimizer.betas=1", "expected tuple (float, float), got '1'"),
+        ("optimizer.decay=inf", "expected a number, got 'inf'"),
+        ("note=\udcff", "bytes that are not UTF-8"),
+        ("optimizer=Sgd", "expected a ToyOptimizer, got 'Sgd'; allowed here: ToyAdam, ToyFactored"),
+        ("optimizer=ToyOptimizer", "allowed here: ToyAdam, ToyFactored"),
+        ("model=ToyAdam", "expected a ToyNet, got 'ToyAdam'; allowed here: ToyNet, toy_net"),
+        ("model=os:getcwd", "allowed here: ToyNet, toy_net"),
+        ("train=Sgd", "allowed here: ToyFiles"),
+        ("model=toy_net", "missing a required argument: 'size'; write toy_net:VALUE"),
+        ("model=toy_net:3B", "toy_net(size=...): expected '1B' or '7B', got '3B'"),
+        ("model=toy_net(7B, foo=1)", "'foo=1' does not fit in toy_net(...), which takes: size="),
+        ("optimizer=ToyFactored(rate=-1)", "optimizer: rate is -1.0; it cannot be negative"),
+        ("steps=", "steps= has no value; expected int"),
+        ("steps", "'steps' has no value; write steps=VALUE"),
+        ("--steps=3", "settings are written without dashes: steps=3, not --steps=3"),
+        ("--model.layers", "write" + "n without dashes: model.layers=VALUE"),
+        ("runs/x", "'runs/x' is not a setting; write NAME=VALUE"),
+    ],
+)
+def test_mistakes_are_told_where_they_stand(argument, message):
+    assert message in refusal(argument)
+
+
+def test_several_mistakes():
+    assert "steps is set twice: steps=1 and steps=2" in refusal("steps=1", "steps=2")
+    assert refusal("stepz=1", "model.layerz=2").count("did you mean") == 2
+
+
+def test_one_argument_may_stand_alone():
+    assert parse(JOB, ["steps=3", "runs/a=b"], positional="note").note == "runs/a=b"
+    with pytest.raises(UserError, match="note is set twice"):
+        parse(JOB, ["x", "y"], positional="note")
+
+
+# Any value: through the command line, and through JSON
+
+WORDS = st.text(st.characters(exclude_categories=["Cs"]), max_size=8) | st.sampled_from(
+    ["none", "None", "'none'", '"a"', r'"\n"', "a,b", "(", "1", "true", " x ", "it's", "\\"]
+)
+FLOATS = st.floats(allow_nan=False, allow_infinity=False)
+OPTIMIZERS = st.builds(ToyAdam, decay=FLOATS) | st.builds(
+    ToyFactored, decay=FLOATS, rate=FLOATS.map(abs)
+)
+NETS = st.builds(
+    ToyNet,
+    layers=st.integers(),
+    dtype=st.sampled_from(["float32", "bfloat16"]),
+    windows=st.lists(st.none() | st.integers(), max_size=3).map(tuple),
+    shapes=st.lists(st.lists(st.integers(), max_size=2).map(tuple), max_size=2).map(tuple),
+    norm=st.builds(ToyNormConfig, epsilon=FLOATS),
+)
+JOBS = st.builds(
+    ToyJob,
+    steps=st.integers(),
+    note=st.none() | WORDS,
+    words=st.lists(st.none() | WORDS, max_size=3).map(tuple),
+    fast=st.booleans(),
+    model=NETS,
+    optimizer=OPTIMIZERS,
+    average=st.none() | OPTIMIZERS,
+    train=st.lists(st.builds(ToyFiles, path=WORDS, weight=FLOATS), max_size=2).map(tuple),
+)
+
+
+@given(JOBS)
+@settings(max_examples=150, deadline=None)
+def test_json_round_trip_is_exact(job):
+    again = from_json(to_json(job))
+    assert again == job and repr(again) == repr(job)  # repr also tells 1 from 1.0 and 0.0 from -0.0
+    assert fingerprint(again) == fingerprint(job) and len(fingerprint(job)) == 12
+
+
+@given(JOBS)
+@settings(max_examples=150, deadline=None)
+def test_written_as_overrides_it_comes_back(job):
+    lines = to_text(job).split("\n")[:-1]
+    assert repr(parse(ToyJob(train=()), lines)) == repr(job)
+    assert repr(parse(job, lines[::-1])) == repr(job)
+
+
+@given(JOBS, JOBS)
+@settings(max_examples=50, deadline=None)
+def test_overriding_leaves_the_rest_alone(job, other):
+    for line in to_text(other).split("\n")[:-1]:
+        if re.match(r"(steps|note|words|fast|model[.]\w+)=", line) and "norm" not in line:
+            path = line.partition("=")[0]
+            lines = dict(text.split("=", 1) for text in to_text(job).split("\n")[:-1])
+            lines[path] = line.partition("=")[2]
+            expected = "".join(f"{key}={value}\n" for key, value in lines.items())
+            assert to_text(parse(job, [line])) == expected
+
+
+# JSON
+
+
+def test_json_is_readable():
+    text = to_json(ToyJob(note="日本", optimizer=ToyAdam(decay=1)))
+    assert '"class": "ToyAdam",\n    "decay": 1.0' in text and '"日本"' in text
+    assert '"norm": {\n      "class": "ToyNorm"' in text
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("", "{", "not valid JSON: line 1"),
+        (
+            '"ToyNorm"',
+            '"ToyNorn"',
+            "at model.norm: no config class is called 'ToyNorn'; near: ToyN",
+        ),
+        ('"ToyNorm"', '"toy_net"', "at model.norm: no config class is called 'toy_net'"),
+        ('"ToyNorm"', '"os:system"', "no config class is called 'os:system'"),
+        ('"ToyNorm"', "3", 'at model.norm: expected an object with "class"'),
+        ('"ToyNorm"', '"ToyAdam"', "at model.norm: ToyAdam has no field 'epsilon'; it has: decay"),
+        ('"steps": 10', '"step": 10', "at the top level: ToyJob has no field 'step'; did you mean"),
+        ('"steps": 10', '"steps": "10"', "at steps: expected int, got '10' (str)"),
+        ('"steps": 10', '"steps": NaN', "at steps: expected int, got nan"),
+        ('"layers": 2', '"layers": 2.5', "at model.layers: expected int, got 2.5 (float)"),
+        ('"path": "a"', '"path": 1', "at train.0.path: expected str, got 1"),
+        ('"path": "a",\n', "", "at train.0: ToyFiles needs path"),
+    ],
+)
+def test_json_that_does_not_fit_is_told_where(old, new, message):
+    text = to_json(ToyJob(train=(ToyFiles(path="a", weight=2),)))
+    text = text.replace('"weight": 2.0,\n      "path": "a"', '"path": "a",\n      "weight": 2.0')
+    with pytest.raises(UserError) as caught:
+        from_json(text.replace(old, new) if old else new)
+    assert message in str(caught.value)
+
+
+def test_a_field_added_since_gets_its_default():
+    assert from_json('{"class": "ToyAdam"}') == ToyAdam()
+    for text in ("[]", "3", '"x"'):
+        with pytest.raises(UserError, match="expected a JSON object"):
+            from_json(text)
+
+
+# Help
+
+
+def test_help_shows_every_setting_with_type_value_and_comment():
+    text = help_text(JOB, "python -m experiments.toy", "Toy job.\n\n    Costs nothing.")
+    assert text.startswith(
+        "Toy job.\n\nCosts nothing.\n\nUsage: python -m experiments.toy [SETTING"
+    )
+    assert re.search(r"^  steps: int = 10 +optimizer steps$", text, re.M)
+    assert re.search(r"^  model = ToyNet +A small net. \[or toy_net:SIZE\]$", text, re.M)
+    assert re.search(r"^    norm = ToyNorm$", text, re.M)
+    assert re.search(r"^      epsilon: float = 1e-05$", text, re.M)
+    assert re.search(r"^    decay: float = 0.3 \* +weight decay$", text, re.M)  # not the default
+    assert re.search(r"\[or ToyAdam, ToyFactored\]", text)
+    assert all(len(line) <= 100 for line in text.splitlines())
+
+
+def test_the_examples_in_the_help_work():
+    examples = re.findall(r"^  (\S+=\S*)  ", help_text(JOB, "toy").split("Settings")[0], re.M)
+    assert len(examples) == 4
+    parse(JOB, examples[:2] + examples[3:])
+    assert changed(examples[2]) != JOB

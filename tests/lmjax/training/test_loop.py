@@ -1,0 +1,150 @@
+"""The loop with a step that only counts: what happens when, and that nothing happens twice."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+
+import jax.numpy as jnp
+import pytest
+
+from lmjax.training.loop import Diverged, Loop, Speed
+
+
+class Run:
+    """Records what the loop does. The state is the number of steps done."""
+
+    def __init__(self, steps, bad=None, on_batch=None, **settings):
+        self.events, self.records = [], []
+        self.bad, self.on_batch = bad or {}, on_batch
+        self.loop = Loop(
+            **{
+                "step": self.step,
+                "batches": self.batches(),
+                "steps": steps,
+                "write": self.write,
+                "evaluate": self.evaluate,
+                "evaluate_every": 4,
+                "save": self.save,
+                "save_every": 3,
+                "speed": Speed(flops_per_token=10.0, peak=1e9),
+                **settings,
+            }
+        )
+
+    def batches(self):
+        number = 0
+        while True:
+            number += 1
+            if self.on_batch:
+                self.on_batch(number)
+            self.events.append(f"batch {number}")
+            yield number
+
+    def step(self, state, batch):
+        metrics = {"loss": 1.0 / (state + 1), "gradient_norm": 1.0, "tokens": 64.0}
+        metrics |= self.bad.get(state + 1, {})
+        self.events.append(f"step {state + 1}")
+        return state + 1, {name: jnp.float32(value) for name, value in metrics.items()}
+
+    def write(self, record):
+        self.records.append(record)
+        self.events.append(f"write {record['split']} {record['step']}")
+
+    def evaluate(self, step, state):
+        assert step == state
+        return [{"step": step, "split": "held_out", "loss": 0.5, "bits_per_byte": 1.0}]
+
+    def save(self, step, state):
+        assert step == state
+        self.events.append(f"save {step}")
+
+    def train_steps(self):
+        return [record["step"] for record in self.records if record["split"] == "train"]
+
+
+def test_the_order_of_events():
+    run = Run(5)
+    state, done, interruption = run.loop.run(0, 0)
+    assert (state, done, interruption.signal) == (5, 5, None)
+    assert run.events == [
+        *["batch 1", "step 1"],
+        *["batch 2", "step 2", "write train 1"],
+        *["batch 3", "step 3", "write train 2", "write train 3", "save 3"],
+        *["batch 4", "step 4", "write train 4", "write held_out 4"],
+        *["batch 5", "step 5", "write train 5", "write held_out 5", "save 5"],
+    ]
+
+
+@pytest.mark.parametrize("log_every", [1, 2, 5, 100])
+def test_every_step_has_one_line_before_its_checkpoint(log_every):
+    run = Run(11, log_every=log_every)
+    run.loop.run(0, 0)
+    assert run.train_steps() == list(range(1, 12))
+    for saved in (3, 6, 9, 11):
+        written = run.events[: run.events.index(f"save {saved}")]
+        assert [e for e in written if e.startswith("write train")][-1] == f"write train {saved}"
+
+
+def test_a_run_goes_on_where_it_stopped():
+    run = Run(7)
+    run.loop.run(4, 4)
+    assert run.train_steps() == [5, 6, 7]
+
+
+def test_losses_are_written_to_the_last_bit():
+    run = Run(11)
+    run.loop.run(0, 0)
+    for record in run.records:
+        if record["split"] == "train":
+            assert jnp.float32(record["loss"]) == jnp.float32(1.0 / record["step"])
+
+
+def test_utilisation_is_the_rate_times_flops_over_the_peak():
+    run = Run(6)
+    run.loop.run(0, 0)
+    assert "mfu" not in run.records[0]  # the first step compiles
+    timed = [record for record in run.records if "tokens_per_second" in record]
+    assert len(timed) >= 4
+    for record in timed:
+        # 10 FLOPs a token at 1e9 a second; written with four decimals.
+        assert record["mfu"] == pytest.approx(record["tokens_per_second"] * 1e-8, abs=1e-4)
+
+
+@pytest.mark.parametrize("name", ["loss", "gradient_norm"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_not_finite_ends_the_run_and_is_not_saved(name, value):
+    run = Run(9, bad={6: {name: value}})
+    with pytest.raises(Diverged, match=rf"step 6: the {name.replace('_', ' ')} is"):
+        run.loop.run(0, 0)
+    assert [event for event in run.events if "save" in event] == ["save 3"]
+    assert run.train_steps()[-1] == 6
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_run_after_its_step_and_saves(number, capfd):
+    before = signal.getsignal(number)
+    run = Run(100, on_batch=lambda batch: os.kill(os.getpid(), number) if batch == 5 else None)
+    _, done, interruption = run.loop.run(0, 0)
+    assert done == 5
+    assert run.events[-1] == "save 5"
+    assert run.train_steps() == [1, 2, 3, 4, 5]
+    assert interruption.exit_code == 128 + number
+    assert "saving" in capfd.readouterr().err
+    assert signal.getsignal(number) is before
+
+
+def test_a_second_ctrl_c_ends_at_once():
+    code = """
+    import os, signal
+    from lmjax.training.interruption import Interruption
+    with Interruption():
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        print("still here")
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout) == (130, "")
+    assert "Stopped at once" in ended.stderr
