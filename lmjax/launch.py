@@ -17,11 +17,12 @@ JAX_NUM_CPU_DEVICES=8 for eight simulated devices.
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from lmjax.config import UserError, exit_on_user_error, from_command_line
 
 
+@runtime_checkable
 class Experiment(Protocol):
     """A config that can be run."""
 

@@ -95,7 +95,10 @@ def _say(message: str) -> None:
 def _reader_has_gone(stream: TextIO) -> bool:
     """Whether nobody reads `stream` any more; a pipe to a worker that broke is another matter."""
     poll = select.poll()
-    poll.register(stream.fileno(), select.POLLOUT)
+    try:
+        poll.register(stream.fileno(), select.POLLOUT)
+    except OSError:  # a notebook's stdout is no file
+        return False
     return any(events & (select.POLLERR | select.POLLHUP) for _, events in poll.poll(0))
 
 

@@ -43,14 +43,16 @@ def unknown(path: str, root: Node) -> str:
 
 
 def _near(path: str, wrong: str, places: list[str]) -> list[str]:
-    """Up to four existing paths: those that end in the same name, then those spelt alike."""
+    """Up to four existing paths: those that end in the same name, or those spelt alike."""
     name = path.rpartition(".")[2]
     same = [place for place in places if place.rpartition(".")[2] == name]
+    if same:
+        return sorted(same, key=lambda place: -difflib.SequenceMatcher(a=place, b=path).ratio())[:4]
     alike = difflib.get_close_matches(wrong, places, cutoff=0.75)
     names = {place.rpartition(".")[2] for place in places}
     for close in difflib.get_close_matches(name, names, n=2, cutoff=0.7):
         alike += [place for place in places if place.rpartition(".")[2] == close]
-    return list(dict.fromkeys(same + alike))[:4]
+    return list(dict.fromkeys(alike))[:4]
 
 
 def _owners(path: str, name: str, root: Node) -> list[str]:

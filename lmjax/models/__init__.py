@@ -13,7 +13,7 @@ from lmjax.models.llama import llama as llama
 from lmjax.models.llama import llama2 as llama2
 from lmjax.models.norms import LayerNormConfig as LayerNormConfig
 from lmjax.models.norms import RMSNormConfig as RMSNormConfig
-from lmjax.models.positions import LearnedPositionsConfig as LearnedPositionsConfig
+from lmjax.models.positions import LearnedPositions as LearnedPositions
 from lmjax.models.positions import Rotary as Rotary
 from lmjax.models.residual import PostNorm as PostNorm
 from lmjax.models.residual import PreNorm as PreNorm

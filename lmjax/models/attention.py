@@ -134,19 +134,15 @@ class Attention(nnx.Module):
             )
         spec = layout.spec("batch", "seq", "heads", None, shape=query.shape)
         context = layout.axes("seq")
-        # A static offset stays outside the traced arguments: kernels skip tiles by it.
-        static = mask.offset if isinstance(mask.offset, int) else None
 
         def local(query, keys, values, mask):
-            offset = mask.offset if static is None else static
             if context:
-                offset = offset + jax.lax.axis_index(context) * query.shape[1]
-            mask = dataclasses.replace(mask, offset=offset)
+                first = jax.lax.axis_index(context) * query.shape[1]
+                mask = dataclasses.replace(mask, offset=mask.offset + first)
             return attention_kernel(query, keys, values, mask, implementation=implementation)
 
         if all(entry is None for entry in spec):
             return local(query, keys, values, mask)
-        mask = mask if static is None else dataclasses.replace(mask, offset=None)
         return jax.shard_map(local, out_specs=spec)(query, keys, values, mask)
 
 
@@ -158,9 +154,7 @@ def spread_heads(layout: Layout, x: jax.Array, num_heads: int) -> jax.Array:
     batch, length, kv_heads, head_dim = x.shape
     if layout.axes("heads", num_heads) and not layout.axes("kv_heads", kv_heads):
         x = layout.place(x, "batch", None, None, None)
-        spec = layout.spec(
-            "batch", None, "heads", None, shape=(batch, length, num_heads, head_dim)
-        )
+        spec = layout.spec("batch", None, "heads", None, shape=(batch, length, num_heads, head_dim))
         group = jnp.arange(num_heads) // (num_heads // kv_heads)
         return x.at[:, :, group].get(out_sharding=spec)
     return layout.place(x, "batch", None, "kv_heads", None)

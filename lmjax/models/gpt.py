@@ -6,7 +6,7 @@ from lmjax.config import UserError, preset
 from lmjax.models.attention import AttentionConfig
 from lmjax.models.feed_forward import FeedForwardConfig
 from lmjax.models.initializers import Normal
-from lmjax.models.positions import LearnedPositionsConfig
+from lmjax.models.positions import LearnedPositions
 from lmjax.models.residual import PostNorm
 from lmjax.models.transformer import TransformerConfig
 
@@ -49,7 +49,7 @@ def gpt1(size: str = "117M") -> TransformerConfig:
         max_length=512,
         attention=AttentionConfig(num_heads=heads, head_dim=hidden // heads, dropout=0.1),
         feed_forward=FeedForwardConfig(size=4 * hidden),
-        positions=LearnedPositionsConfig(),
+        positions=LearnedPositions(),
         arrangement=PostNorm(),
         dropout=0.1,
         initializer=Normal(std=0.02),
@@ -84,9 +84,7 @@ def gpt3(size: str = "125M") -> TransformerConfig:
         hidden=hidden,
         num_layers=layers,
         max_length=2048,
-        attention=AttentionConfig(
-            num_heads=heads, head_dim=hidden // heads, windows=(None, 256)
-        ),
+        attention=AttentionConfig(num_heads=heads, head_dim=hidden // heads, windows=(None, 256)),
         feed_forward=FeedForwardConfig(size=4 * hidden),
         initializer=Normal(std=0.02, scale_residual=True, positions_std=0.01),
     )

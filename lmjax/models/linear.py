@@ -32,10 +32,6 @@ class Builder:
         """A dense layer; `kind` says how its weight is drawn."""
         return Linear(inputs, outputs, bias=bias, kind=kind, builder=self)
 
-    def table(self, rows: str | None, length: int, kind: Kind) -> nnx.Param:
-        """A [length, hidden] table of embeddings, its rows along the logical axis `rows`."""
-        return self.parameter(((rows, length), ("embed", self.hidden)), kind)
-
     def parameter(self, axes: Axes, kind: Kind) -> nnx.Param:
         """A float32 matrix over named axes, born where the layout wants it."""
         names, shape = zip(*axes)

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
-from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from lmjax.config import config
-from lmjax.models.linear import Builder
 
 
 @config
@@ -17,21 +14,8 @@ class EmbeddingPositions:
 
 
 @config
-class LearnedPositionsConfig(EmbeddingPositions):
-    """A learned table with one row a position."""
-
-
-class LearnedPositions(nnx.Module):
-    """Row `position` of a learned table."""
-
-    def __init__(self, length: int, builder: Builder):
-        self.layout = builder.layout
-        self.table = builder.table(None, length, "positions")
-
-    def __call__(self, positions: Int[Array, "batch seq"]) -> Float[Array, "batch seq embed"]:
-        table = self.layout.place(self.table[...], None, None)
-        spec = self.layout.spec("batch", "seq", None, shape=(*positions.shape, table.shape[1]))
-        return table.at[positions].get(out_sharding=spec)
+class LearnedPositions(EmbeddingPositions):
+    """A learned table with one row a position, added to the token embeddings."""
 
 
 @config

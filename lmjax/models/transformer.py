@@ -13,11 +13,12 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from lmjax.config import UserError, config
 from lmjax.models.attention import Attention, AttentionConfig, LayerCache
 from lmjax.models.batch import Batch
+from lmjax.models.embedding import Embedding
 from lmjax.models.feed_forward import FeedForwardConfig
 from lmjax.models.initializers import Initializer, Normal
 from lmjax.models.linear import Builder, dropout
 from lmjax.models.norms import LayerNormConfig, NormConfig
-from lmjax.models.positions import EmbeddingPositions, LearnedPositions, LearnedPositionsConfig
+from lmjax.models.positions import EmbeddingPositions, LearnedPositions
 from lmjax.models.residual import Arrangement, PreNorm
 from lmjax.parallel import Layout
 from pallas_kernels.attention import Mask
@@ -43,7 +44,7 @@ class TransformerConfig:
     attention: AttentionConfig = AttentionConfig()
     feed_forward: FeedForwardConfig = FeedForwardConfig()
     norm: NormConfig = LayerNormConfig()
-    positions: EmbeddingPositions | None = LearnedPositionsConfig()  # added to the embeddings
+    positions: EmbeddingPositions | None = LearnedPositions()  # added to the embeddings
     arrangement: Arrangement = PreNorm()  # how norms, sublayers and residuals are put together
     tied_head: bool = True  # the head is the token table
     dropout: float = 0.0  # of embeddings and sublayer outputs, in training
@@ -123,10 +124,10 @@ class Transformer(nnx.Module):
         builder = Builder(
             config.hidden, config.num_layers, config.initializer, config.dtype, layout, rngs
         )
-        self.embedding = builder.table("vocab", config.padded_vocab, "embedding")
+        self.embedding = Embedding("vocab", config.padded_vocab, "embedding", builder)
         self.positions = nnx.data(None)
         if config.positions is not None:
-            self.positions = LearnedPositions(config.max_length, builder)
+            self.positions = Embedding(None, config.max_length, "positions", builder)
 
         @nnx.split_rngs(splits=config.num_layers)
         @nnx.vmap(in_axes=0, out_axes=0, transform_metadata={nnx.PARTITION_NAME: None})
@@ -139,7 +140,7 @@ class Transformer(nnx.Module):
             self.final_norm = config.norm.build(config.hidden)
         self.head = nnx.data(None)
         if not config.tied_head:
-            self.head = builder.table("vocab", config.padded_vocab, "weight")
+            self.head = Embedding("vocab", config.padded_vocab, "weight", builder)
 
     def __call__(
         self, batch: Batch, cache: Cache | None = None, key: PRNGKeyArray | None = None
@@ -174,25 +175,20 @@ class Transformer(nnx.Module):
 
     def embed(self, batch: Batch) -> Float[Array, "batch seq embed"]:
         """Token embeddings plus whatever positions add to them."""
-        table = self.layout.place(self.embedding[...], "vocab", None)
-        shape = (*batch.tokens.shape, table.shape[1])
-        spec = self.layout.spec("batch", "seq", None, shape=shape)
-        x = table.at[batch.tokens].get(out_sharding=spec)
+        x = self.embedding(batch.tokens)
         if self.positions is not None:
             x = x + self.positions(batch.positions)
         return x.astype(self.config.dtype)
 
     def head_table(self) -> Float[Array, "vocab embed"]:
         """The head's rows in the compute dtype, sharded over the vocabulary alone."""
-        table = self.embedding if self.head is None else self.head
-        return self.layout.place(table[...].astype(self.config.dtype), "vocab", None)
+        return (self.embedding if self.head is None else self.head).gathered(self.config.dtype)
 
     def logits(self, hidden: Float[Array, "batch seq embed"]) -> Float[Array, "batch seq vocab"]:
         """Float32 logits of every padded vocabulary row; those of the padding are -1e30."""
         spec = self.layout.spec(
             "batch", "seq", "vocab", shape=(*hidden.shape[:2], self.config.padded_vocab)
         )
-        # A mesh axis cannot cut both the sequence and the vocabulary; it never does.
         logits = jnp.einsum(
             "bsd,vd->bsv",
             hidden,
@@ -231,9 +227,7 @@ class Transformer(nnx.Module):
 
         if self.config.remat != "none" and cache is None:
             run = jax.checkpoint(run, policy=REMAT_POLICIES[self.config.remat])
-        by_period = jax.tree.map(
-            lambda a: a.reshape(periods, period, *a.shape[1:]), (params, keys)
-        )
+        by_period = jax.tree.map(lambda a: a.reshape(periods, period, *a.shape[1:]), (params, keys))
         inputs = (*by_period, jnp.arange(periods))
         carry = (x, None if cache is None else (cache.keys, cache.values))
         if self.config.unroll:

@@ -1,6 +1,6 @@
 """Parameters as the matrices they stand for, whatever axes and shards they are stored in.
 
-What a leaf is, its name says: `weight` and `table` are matrices, `bias` and `scale` vectors. Below
+What a leaf is, its name says: see `MATRICES` and `VECTORS`. Below
 `blocks` every leaf is a stack of layers. A matrix is [inputs, outputs] with heads and head_dim as
 the one axis that they are in the product.
 """
@@ -16,7 +16,7 @@ import optax.contrib
 from jax.sharding import AxisType, PartitionSpec
 from jaxtyping import Array, Float, PyTree
 
-MATRICES = ("weight", "table")
+MATRICES = ("weight", "table", "embedding", "head")
 VECTORS = ("bias", "scale")
 Path = tuple[Any, ...]
 

@@ -124,6 +124,4 @@ def without_fsdp(a: jax.Array) -> jax.Array:
 
 def _scatter(gradients: dict, params: dict) -> dict:
     """Gradients cut as the parameters are."""
-    return jax.tree.map(
-        lambda g, p: jax.reshard(g, jax.typeof(p).sharding.spec), gradients, params
-    )
+    return jax.tree.map(lambda g, p: jax.reshard(g, jax.typeof(p).sharding.spec), gradients, params)

@@ -105,11 +105,11 @@ def _block(q, k, v, mask: Mask, bias, *, place, scale):
             None if mask.key_segments is None else mask.key_segments[:, first:end],
         )[:, None, None]
         scores = jnp.where(allowed, scores, FORBIDDEN)
-    weights = jax.nn.softmax(scores, axis=-1)
+    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+    output = jnp.einsum("bngts,bnsd->bngtd", weights, v, preferred_element_type=exact)
     if allowed is not None and mask.may_blind(start, stop, end):
-        weights = jnp.where(jnp.any(allowed, axis=-1, keepdims=True), weights, 0.0)
-    weights = weights.astype(v.dtype)
-    return jnp.einsum("bngts,bnsd->bngtd", weights, v, preferred_element_type=exact)
+        output = jnp.where(jnp.any(allowed, axis=-1, keepdims=True), output, 0.0)
+    return output
 
 
 def _bias_part(bias, rows: tuple[int, int], keys: tuple[int, int]):

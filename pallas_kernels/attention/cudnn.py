@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from pallas_kernels.attention.mask import Mask
+from pallas_kernels.manual_axes import varying_axes
 
 LARGEST_HEAD = 128  # of every GPU that cuDNN's kernel serves; Hopper takes 256
 
@@ -53,7 +54,7 @@ def unsupported(q, k, v, mask: Mask, bias=None, dropout=None) -> str | None:
             f"head_dim {head_dim} with value_dim {value_dim}, it takes equal ones, a multiple of 8 "
             f"up to {LARGEST_HEAD}"
         )
-    if jax.typeof(q).manual_axis_type.varying:
+    if varying_axes(q):
         return "inside jax.shard_map with check_vma=True (its output would lose its varying axes)"
     for field in ("prefix", "query_segments"):
         if getattr(mask, field) is not None:

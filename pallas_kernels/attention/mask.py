@@ -28,9 +28,9 @@ class Mask:
 
         (j <= i if `causal`) and (i - j < `window`, and |i - j| < `window` unless `causal`)
 
-    or `j < prefix`; and, where segments are given, only inside one segment. Fields are the arrays of
-    a pytree, except `causal`, `window` and an `offset` that is a Python int: those are static, so
-    that tiles outside them are never computed.
+    or `j < prefix`; and, where segments are given, only inside one segment. It is a pytree of its
+    arrays; `causal`, `window` and an `offset` that is a Python int are static, so that tiles that
+    they rule out are never computed.
 
     Attributes:
         causal: no query sees a later key.
@@ -89,17 +89,12 @@ class Mask:
         return mask
 
     @property
-    def static(self) -> bool:
-        """Whether every field is known while tracing."""
-        return isinstance(self.offset, int) and self.prefix is None and self.query_segments is None
-
-    @property
     def everything(self) -> bool:
         """Whether every query sees every key."""
         return not self.causal and self.window is None and self.query_segments is None
 
     def dense(self, query_length: int, key_length: int) -> Bool[Array, "batch 1 query key"]:
-        """The mask as an array, True where a query sees a key; `batch` is 1 without array fields."""
+        """The mask as an array, True where a query sees a key; `batch` is 1 without arrays."""
         rows, keys = jnp.arange(query_length), jnp.arange(key_length)
         return self.allowed(rows, keys, self.query_segments, self.key_segments)[:, None]
 
@@ -172,7 +167,6 @@ class Mask:
             return True
         last = self.offset + stop - 1
         too_late = self.window is not None and last - self.window + 1 > key_length - 1
-        too_early = self.offset + start < (
-            0 if self.causal or self.window is None else 1 - self.window
-        )
+        first_seen = 0 if self.causal else 1 - self.window
+        too_early = self.offset + start < first_seen
         return too_late or too_early

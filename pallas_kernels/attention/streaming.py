@@ -3,7 +3,7 @@
 The forward pass keeps the output and each row's log of the sum of exponentials; the backward pass
 makes every tile again from them (Rabe and Staats 2021, arXiv:2112.05682; Dao et al. 2022,
 arXiv:2205.14135). Both walk over blocks of queries and, for each, over the blocks of keys that it
-may see: tiles that causality or the window rule out are never computed, also if the offset is traced.
+may see: tiles that causality or the window rule out are not computed, not even at a traced offset.
 
 Inside this file arrays are laid out as (g = query heads of a key head)
 queries `[batch, kv_heads, g, query, head_dim]`, keys `[batch, kv_heads, key, head_dim]`.
@@ -21,6 +21,7 @@ from jaxtyping import Array, Float
 
 from pallas_kernels.attention.mask import Mask
 from pallas_kernels.attention.reference import FORBIDDEN
+from pallas_kernels.manual_axes import vary_alike
 
 QUERY_BLOCK = 512
 KEY_BLOCK = 512
@@ -69,7 +70,7 @@ def streaming(
     more_queries = plan.query_blocks * plan.query_block - query_length
     more_keys = plan.key_blocks * plan.key_block - key_length
 
-    q, k, v, mask, bias = _vary_alike((q, k, v, mask, bias))
+    q, k, v, mask, bias = vary_alike((q, k, v, mask, bias))
     grouped = q.reshape(batch, query_length, kv_heads, heads // kv_heads, head_dim)
     grouped = _pad(jnp.transpose(grouped, (0, 2, 3, 1, 4)), 3, more_queries)
     k, v = (_pad(jnp.swapaxes(a, 1, 2), 2, more_keys) for a in (k, v))
@@ -112,7 +113,7 @@ def _forward(plan: Plan, q, k, v, mask: Mask, bias):
 
         start = (row + FORBIDDEN, row, jnp.zeros_like(row, shape=(*row.shape, v.shape[-1])))
         first, end = _key_blocks(plan, mask, index)
-        top, total, output = jax.lax.fori_loop(first, end, tile, _vary_alike(start, like=q))
+        top, total, output = jax.lax.fori_loop(first, end, tile, vary_alike(start, like=q))
         blind = total == 0.0
         total = jnp.where(blind, 1.0, total)
         # Of a row that sees nothing any finite number will do: all its weights are masked.
@@ -148,13 +149,13 @@ def _backward(plan: Plan, saved, d_output):
             d_v = _add(d_v, at, _product("bngts,bngtd->bnsd", weights.astype(v.dtype), d_rows))
             return d_queries, d_k, d_v, d_bias
 
-        d_queries = _vary_alike(jnp.zeros_like(queries, exact), like=q)
+        d_queries = vary_alike(jnp.zeros_like(queries, exact), like=q)
         carry = (d_queries, *gradients)
         d_queries, *gradients = jax.lax.fori_loop(*_key_blocks(plan, mask, index), tile, carry)
         return tuple(gradients), d_queries.astype(q.dtype)
 
     zeros = jax.tree.map(lambda a: jnp.zeros_like(a, exact), (k, v, bias))
-    zeros = _vary_alike(zeros, like=q)
+    zeros = vary_alike(zeros, like=q)
     (d_k, d_v, d_bias), d_q = jax.lax.scan(rows, zeros, jnp.arange(plan.query_blocks))
     if bias is not None:
         d_bias = d_bias.astype(bias.dtype)
@@ -205,28 +206,6 @@ def group_bias(bias, kv_heads: int):
     """`[batch, heads, query, key]`, any of them 1, as `[batch, kv_heads, g, query, key]`."""
     groups = (1, 1) if bias.shape[1] == 1 else (kv_heads, bias.shape[1] // kv_heads)
     return bias.reshape(bias.shape[0], *groups, *bias.shape[2:])
-
-
-def _vary_alike(tree, like=None):
-    """The arrays typed as varying over the same manual mesh axes, those of all or of `like`.
-
-    Inside `jax.shard_map` the carry of a loop must enter with the type that it leaves with, and a
-    gradient must have the type of its input: an input that does not vary over an axis is cast here,
-    and the transpose of the cast sums its gradient over that axis.
-    """
-    axes = frozenset().union(
-        *(_varying(leaf) for leaf in jax.tree.leaves(tree if like is None else like))
-    )
-
-    def cast(leaf):
-        missing = tuple(sorted(axes - _varying(leaf)))
-        return jax.lax.pcast(leaf, missing, to="varying") if missing else leaf
-
-    return jax.tree.map(cast, tree)
-
-
-def _varying(a) -> frozenset:
-    return jax.typeof(a).manual_axis_type.varying
 
 
 def _product(formula: str, a, b):

@@ -1,12 +1,10 @@
-"""Configs: what a class may hold, overrides, JSON, help. All with toy classes declared here."""
+"""Configs: what a class may hold, overrides, help. All with toy classes declared here."""
 
 import functools
 import re
 from typing import Literal
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from lmjax.config import (
     UserError,
@@ -14,14 +12,11 @@ from lmjax.config import (
     config,
     fields,
     fingerprint,
-    from_json,
     help_text,
     parse,
     preset,
     registered,
     replace,
-    to_json,
-    to_text,
 )
 
 
@@ -114,6 +109,12 @@ def refusal(*argv: str) -> str:
     return str(caught.value)
 
 
+@pytest.fixture(autouse=True)
+def only_toys(monkeypatch):
+    """A name that is not found is looked for in the whole package, which is not needed here."""
+    monkeypatch.setattr("lmjax.config.declare.import_all", lambda: None)
+
+
 # Classes
 
 
@@ -149,9 +150,9 @@ def test_an_int_in_a_float_field_is_a_float():
 
 
 def test_validate_runs_when_built_and_when_replaced():
-    with pytest.raises(UserError, match="rate is -1.0"):
+    with pytest.raises(UserError, match=r"rate is -1\.0"):
         ToyFactored(rate=-1)
-    with pytest.raises(UserError, match="rate is -1.0"):
+    with pytest.raises(UserError, match=r"rate is -1\.0"):
         replace(ToyFactored(), rate=-1.0)
 
 
@@ -184,7 +185,7 @@ def test_methods_properties_and_inheritance():
 
 @pytest.mark.parametrize("kind", [list[int], dict, set[str] | None, tuple[list[int], ...], object])
 def test_types_that_are_not_hashable_values_are_refused(kind):
-    with pytest.raises(TypeError, match="ToyWrong.field: a config field cannot be"):
+    with pytest.raises(TypeError, match=r"ToyWrong\.field: a config field cannot be"):
 
         @config
         class ToyWrong:
@@ -193,11 +194,11 @@ def test_types_that_are_not_hashable_values_are_refused(kind):
 
 def test_names_are_registered_once():
     assert registered()["ToyNorm"] is ToyNormConfig and registered()["toy_net"] is toy_net
-    with pytest.raises(ValueError, match="'toy_net' is taken by"):
+    with pytest.raises(ValueError, match=r"'ToyNet' is taken by .*ToyNet; .*ToyNetConfig needs"):
 
-        @preset
-        def toy_net() -> ToyNet:
-            return ToyNet()
+        @config
+        class ToyNetConfig:
+            layers: int = 1
 
     with pytest.raises(TypeError, match="must say which config it returns"):
 
@@ -305,7 +306,7 @@ def test_wildcards():
         ("steps=", "steps= has no value; expected int"),
         ("steps", "'steps' has no value; write steps=VALUE"),
         ("--steps=3", "settings are written without dashes: steps=3, not --steps=3"),
-        ("--model.layers", "write" + "n without dashes: model.layers=VALUE"),
+        ("--model.layers", "written without dashes: model.layers=VALUE"),
         ("runs/x", "'runs/x' is not a setting; write NAME=VALUE"),
     ],
 )
@@ -322,109 +323,6 @@ def test_one_argument_may_stand_alone():
     assert parse(JOB, ["steps=3", "runs/a=b"], positional="note").note == "runs/a=b"
     with pytest.raises(UserError, match="note is set twice"):
         parse(JOB, ["x", "y"], positional="note")
-
-
-# Any value: through the command line, and through JSON
-
-WORDS = st.text(st.characters(exclude_categories=["Cs"]), max_size=8) | st.sampled_from(
-    ["none", "None", "'none'", '"a"', r'"\n"', "a,b", "(", "1", "true", " x ", "it's", "\\"]
-)
-FLOATS = st.floats(allow_nan=False, allow_infinity=False)
-OPTIMIZERS = st.builds(ToyAdam, decay=FLOATS) | st.builds(
-    ToyFactored, decay=FLOATS, rate=FLOATS.map(abs)
-)
-NETS = st.builds(
-    ToyNet,
-    layers=st.integers(),
-    dtype=st.sampled_from(["float32", "bfloat16"]),
-    windows=st.lists(st.none() | st.integers(), max_size=3).map(tuple),
-    shapes=st.lists(st.lists(st.integers(), max_size=2).map(tuple), max_size=2).map(tuple),
-    norm=st.builds(ToyNormConfig, epsilon=FLOATS),
-)
-JOBS = st.builds(
-    ToyJob,
-    steps=st.integers(),
-    note=st.none() | WORDS,
-    words=st.lists(st.none() | WORDS, max_size=3).map(tuple),
-    fast=st.booleans(),
-    model=NETS,
-    optimizer=OPTIMIZERS,
-    average=st.none() | OPTIMIZERS,
-    train=st.lists(st.builds(ToyFiles, path=WORDS, weight=FLOATS), max_size=2).map(tuple),
-)
-
-
-@given(JOBS)
-@settings(max_examples=150, deadline=None)
-def test_json_round_trip_is_exact(job):
-    again = from_json(to_json(job))
-    assert again == job and repr(again) == repr(job)  # repr also tells 1 from 1.0 and 0.0 from -0.0
-    assert fingerprint(again) == fingerprint(job) and len(fingerprint(job)) == 12
-
-
-@given(JOBS)
-@settings(max_examples=150, deadline=None)
-def test_written_as_overrides_it_comes_back(job):
-    lines = to_text(job).split("\n")[:-1]
-    assert repr(parse(ToyJob(train=()), lines)) == repr(job)
-    assert repr(parse(job, lines[::-1])) == repr(job)
-
-
-@given(JOBS, JOBS)
-@settings(max_examples=50, deadline=None)
-def test_overriding_leaves_the_rest_alone(job, other):
-    for line in to_text(other).split("\n")[:-1]:
-        if re.match(r"(steps|note|words|fast|model[.]\w+)=", line) and "norm" not in line:
-            path = line.partition("=")[0]
-            lines = dict(text.split("=", 1) for text in to_text(job).split("\n")[:-1])
-            lines[path] = line.partition("=")[2]
-            expected = "".join(f"{key}={value}\n" for key, value in lines.items())
-            assert to_text(parse(job, [line])) == expected
-
-
-# JSON
-
-
-def test_json_is_readable():
-    text = to_json(ToyJob(note="日本", optimizer=ToyAdam(decay=1)))
-    assert '"class": "ToyAdam",\n    "decay": 1.0' in text and '"日本"' in text
-    assert '"norm": {\n      "class": "ToyNorm"' in text
-
-
-@pytest.mark.parametrize(
-    ("old", "new", "message"),
-    [
-        ("", "{", "not valid JSON: line 1"),
-        (
-            '"ToyNorm"',
-            '"ToyNorn"',
-            "at model.norm: no config class is called 'ToyNorn'; near: ToyN",
-        ),
-        ('"ToyNorm"', '"toy_net"', "at model.norm: no config class is called 'toy_net'"),
-        ('"ToyNorm"', '"os:system"', "no config class is called 'os:system'"),
-        ('"ToyNorm"', "3", 'at model.norm: expected an object with "class"'),
-        ('"ToyNorm"', '"ToyAdam"', "at model.norm: ToyAdam has no field 'epsilon'; it has: decay"),
-        ('"steps": 10', '"step": 10', "at the top level: ToyJob has no field 'step'; did you mean"),
-        ('"steps": 10', '"steps": "10"', "at steps: expected int, got '10' (str)"),
-        ('"steps": 10', '"steps": NaN', "at steps: expected int, got nan"),
-        ('"layers": 2', '"layers": 2.5', "at model.layers: expected int, got 2.5 (float)"),
-        ('"path": "a"', '"path": 1', "at train.0.path: expected str, got 1"),
-        ('"path": "a",\n', "", "at train.0: ToyFiles needs path"),
-    ],
-)
-def test_json_that_does_not_fit_is_told_where(old, new, message):
-    text = to_json(ToyJob(train=(ToyFiles(path="a", weight=2),)))
-    text = text.replace('"weight": 2.0,\n      "path": "a"', '"path": "a",\n      "weight": 2.0')
-    with pytest.raises(UserError) as caught:
-        from_json(text.replace(old, new) if old else new)
-    assert message in str(caught.value)
-
-
-def test_a_field_added_since_gets_its_default():
-    assert from_json('{"class": "ToyAdam"}') == ToyAdam()
-    for text in ("[]", "3", '"x"'):
-        with pytest.raises(UserError, match="expected a JSON object"):
-            from_json(text)
 
 
 # Help

@@ -1,0 +1,89 @@
+"""Loss and bits per byte on held-out token stores, on whatever mesh the model lies on."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Mapping
+
+import jax
+from jaxtyping import Array, Float
+
+from lmjax.config import UserError
+from lmjax.data.loader import to_devices
+from lmjax.data.mixture import evaluation_rows
+from lmjax.data.store import TokenStore
+from lmjax.models import Batch
+from lmjax.objectives import Objective, Sums
+from lmjax.parallel import Layout
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+    """What a model comes to on one set.
+
+    Attributes:
+      loss: nats per token, without regularisers.
+      bits_per_byte: bits for the text, its ends of documents included, per byte of UTF-8.
+      tokens: number of tokens that were predicted.
+    """
+
+    loss: float
+    bits_per_byte: float
+    tokens: int
+
+
+@dataclasses.dataclass(frozen=True)
+class HeldOut:
+    """Held-out sets, ready to be evaluated on again and again.
+
+    Attributes:
+      stores: the sets by name.
+      objective: makes batches of their rows.
+      layout: says how batches lie on the mesh.
+      length: tokens a row.
+      batch_size: rows a batch; the last one is filled up with rows that weigh nothing.
+      tokens: evaluate on about the first so many of each set; None: on all.
+    """
+
+    stores: Mapping[str, TokenStore]
+    objective: Objective
+    layout: Layout
+    length: int
+    batch_size: int
+    tokens: int | None = None
+
+    def score(
+        self, step: Callable[[dict, Batch], Sums], params: dict[str, Float[Array, "..."]]
+    ) -> dict[str, Score]:
+        """The scores of these parameters by set.
+
+        Every token is predicted once, from what stands before it in its row. Where a set is not
+        evaluated whole, its bytes are counted in proportion to the tokens.
+
+        Args:
+          step: (params, batch) -> sums, compiled.
+          params: the model's parameters, or an average of them.
+
+        Raises:
+          UserError: a set holds nothing to predict.
+        """
+        return {name: self._score(name, store, step, params) for name, store in self.stores.items()}
+
+    def _score(self, name: str, store: TokenStore, step: Callable, params: dict) -> Score:
+        # Added up on the host in float64, after all batches have been sent off.
+        sums = jax.device_get([step(params, batch) for batch in self._batches(store)])
+        tokens = sum(float(part.weight) for part in sums)
+        if not tokens:
+            raise UserError(f"the held-out set {name} holds nothing to predict")
+        nats = sum(float(part.extra["cross_entropy"]) for part in sums)
+        text_bytes = store.text_bytes * tokens / store.manifest.tokens
+        return Score(nats / tokens, nats / math.log(2) / text_bytes, round(tokens))
+
+    def _batches(self, store: TokenStore) -> Iterator[Batch]:
+        rows = evaluation_rows(store, self.objective.row_length(self.length))
+        count = len(rows)
+        if self.tokens is not None:
+            count = min(count, max(1, self.tokens // self.length))
+        for first in range(0, count, self.batch_size):
+            tokens, segments = rows.read(first, self.batch_size)
+            tokens[count - first :] = segments[count - first :] = 0
+            yield to_devices(self.objective.prepare(tokens, segments, None), self.layout)

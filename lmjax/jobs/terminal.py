@@ -1,0 +1,106 @@
+"""What a job says in the terminal: a calm list of what it does, and the results at its end."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import jax
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from lmjax.training.progress import duration
+
+LABEL = 12  # width of the names on the left
+TOLD = 0.05  # share of the work after which a line without a terminal tells of progress again
+
+
+def make_console() -> Console:
+    """The console of this process; only the first process of a run speaks."""
+    return Console(highlight=False, quiet=jax.process_index() > 0)
+
+
+class Story:
+    """Prints the phases of a job, each with what it came to and how long it took."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+
+    def title(self, name: str, detail: str) -> None:
+        """The first line."""
+        self.console.print()
+        self.console.print(Text.assemble((name, "bold"), ("  " + detail, "dim")))
+        self.console.print()
+
+    def fact(self, label: str, words: str, seconds: float | None = None) -> None:
+        """One line: a label, what is to be said, and perhaps how long it took."""
+        taken = f"  {duration(seconds)}" if seconds is not None and seconds >= 1 else ""
+        line = Text.assemble((f"  {label:<{LABEL}}", "cyan"), words, (taken, "dim"))
+        line.overflow, line.no_wrap = "fold", False
+        self.console.print(line, soft_wrap=True)
+
+    def warn(self, words: str) -> None:
+        """A line that should not be missed."""
+        self.console.print(Text(f"  {words}", style="yellow"), soft_wrap=True)
+
+    @contextmanager
+    def phase(self, label: str) -> Iterator[Callable[[str, int, int], None]]:
+        """Shows that something is going on; gives a function to report progress to.
+
+        The function takes what is being done, how much is done, and of how much.
+        """
+        with self.console.status(Text(f"{label} ...", style="dim"), spinner="dots") as status:
+
+            def report(what: str, done: int, total: int) -> None:
+                share = f" {done / total:.0%}" if total else ""
+                status.update(Text(f"{what} ...{share}", style="dim"))
+
+            yield report
+
+    def scores(self, columns: Sequence[str], rows: Mapping[str, Mapping[str, float]]) -> None:
+        """The table of bits per byte by domain; the last column is the model's own."""
+        table = Table(box=None, padding=(0, 3, 0, 0), header_style="dim", pad_edge=False)
+        table.add_column("held-out text")
+        for column in columns:
+            table.add_column(column, justify="right")
+        for name, values in rows.items():
+            cells = [f"{values[c]:.3f}" if c in values else "–" for c in columns]
+            table.add_row(name, *cells[:-1], Text(cells[-1], style="bold cyan"))
+        self.heading("Bits per byte", "less is better")
+        self.console.print(Padding(table, (0, 2)))
+
+    def samples(self, samples: Sequence[Mapping[str, str]], words: str) -> None:
+        """Continuations of prompts, the prompts set off."""
+        self.heading("Samples", words)
+        for number, sample in enumerate(samples):
+            if number:
+                self.console.print()
+            text = Text.assemble((sample["prompt"], "bold cyan"), sample["text"])
+            self.console.print(Padding(text, (0, 2, 0, 4)))
+
+    def files(self, path: Path, commands: Sequence[tuple[str, str]]) -> None:
+        """Where everything is, and what to do next."""
+        self.heading(f"Everything is in {path}", "")
+        table = Table(box=None, show_header=False, padding=(0, 3, 0, 0), pad_edge=False)
+        for what, words in commands:
+            table.add_row(Text(what), Text(words, style="dim"))
+        self.console.print(Padding(table, (0, 2)))
+        self.console.print()
+
+    def heading(self, words: str, detail: str) -> None:
+        """A line over a part of the results."""
+        self.console.print()
+        self.console.print(Text.assemble((words, "bold"), ("  " + detail, "dim")))
+
+
+class Stopwatch:
+    """Seconds since it was made."""
+
+    def __init__(self) -> None:
+        self._begin = time.perf_counter()
+
+    def seconds(self) -> float:
+        """Seconds so far."""
+        return time.perf_counter() - self._begin

@@ -1,0 +1,89 @@
+"""The public function: picks the implementation and, on a mesh, gives each device its share."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Float, Int
+
+from pallas_kernels.cross_entropy.chunked import vocabulary_terms
+from pallas_kernels.cross_entropy.reference import reference
+
+IMPLEMENTATIONS = ("reference", "chunked")
+
+
+def implementations() -> tuple[str, ...]:
+    """Names that `cross_entropy` takes as its implementation."""
+    return IMPLEMENTATIONS
+
+
+def cross_entropy(
+    hidden: Float[Array, "batch seq embed"],
+    head: Float[Array, "rows embed"],
+    targets: Int[Array, "batch seq"],
+    *,
+    vocabulary: int,
+    scale: float = 1.0,
+    chunk: int | None = None,
+    implementation: str | None = None,
+) -> tuple[Float[Array, "batch seq"], Float[Array, "batch seq"]]:
+    """Negative log-likelihood in nats of each target under softmax(scale * hidden head^T).
+
+    Products are accumulated, and everything after them computed, in float32. On a mesh with
+    explicit axes `hidden` and `targets` may be sharded over batch and seq and `head` over its rows,
+    each over axes of its own; no logits travel. A target that is no word (-1, say) has no
+    likelihood to subtract: its entry of the first result equals that of the second.
+
+    Args:
+        vocabulary: number of words; rows of `head` from there on are padding and have no part.
+        chunk: tokens, on one device, whose logits are held at a time; None holds all if they are
+            few, else as many as fit 64 MiB. Held chunk by chunk, logits are computed again in
+            the backward pass.
+        implementation: one of `implementations()`; None is "chunked".
+
+    Returns:
+        Two float32 arrays: -log p(target), and log Z, the logarithm of the softmax's denominator.
+    """
+    if not 0 < vocabulary <= head.shape[0]:
+        raise ValueError(
+            f"cross_entropy: vocabulary={vocabulary} of a head with {head.shape[0]} rows"
+        )
+    if implementation not in (None, *IMPLEMENTATIONS):
+        raise ValueError(
+            f"cross_entropy: implementation {implementation!r} is not one of "
+            f"{', '.join(IMPLEMENTATIONS)}"
+        )
+    if implementation == "reference":
+        return reference(hidden, head, targets, vocabulary=vocabulary, scale=scale)
+
+    tokens, rows = _spec(hidden)[:2], _spec(head)[0]
+    axes = rows if isinstance(rows, tuple) else () if rows is None else (rows,)
+
+    def local(hidden, head, targets):
+        first = jax.lax.axis_index(axes) * head.shape[0] if axes else 0
+        log_part, label = vocabulary_terms(
+            hidden, head, targets - first, words=vocabulary - first, scale=scale, chunk=chunk
+        )
+        log_z = _combine(log_part, axes)
+        return log_z - (jax.lax.psum(label, axes) if axes else label), log_z
+
+    if tokens == (None, None) and not axes:
+        return local(hidden, head, targets)
+    spec = PartitionSpec(*tokens)
+    targets = jax.reshard(targets, spec)
+    return jax.shard_map(local, out_specs=(spec, spec))(hidden, head, targets)
+
+
+def _combine(log_part, axes: tuple[str, ...]):
+    """log of the sum over the mesh axes of exp(log_part)."""
+    if not axes:
+        return log_part
+    top = jax.lax.pmax(jax.lax.stop_gradient(log_part), axes)
+    return top + jnp.log(jax.lax.psum(jnp.exp(log_part - top), axes))
+
+
+def _spec(array) -> tuple:
+    """Mesh axes of each axis of an array, as far as its type has them."""
+    spec = tuple(jax.typeof(array).sharding.spec)
+    return spec + (None,) * (array.ndim - len(spec))

@@ -1,0 +1,102 @@
+"""Cross-entropy over chunks of tokens, each one's logits made, reduced and forgotten."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from pallas_kernels.manual_axes import vary_alike
+
+CHUNK_BYTES = 2**26  # of the logits held at a time
+PADDING = -1e30  # logit of a row that is no word: its exponential is exactly zero
+
+
+def vocabulary_terms(
+    hidden: Float[Array, "batch seq embed"],
+    head: Float[Array, "rows embed"],
+    targets: Int[Array, "batch seq"],
+    *,
+    words: int | Int[Array, ""],
+    scale: float,
+    chunk: int | None = None,
+) -> tuple[Float[Array, "batch seq"], Float[Array, "batch seq"]]:
+    """What the rows of a head, or of one shard of it, contribute to the loss of each token.
+
+    Args:
+        targets: row of the target; one that is not among the rows contributes nothing.
+        words: rows from there on are padding.
+        chunk: tokens at a time.
+
+    Returns:
+        log of the sum of the exponentials of the logits, and the target's logit or 0; float32.
+    """
+    hidden, head, targets, words = vary_alike((hidden, head, targets, jnp.asarray(words)))
+    shape, embed = targets.shape, hidden.shape[-1]
+    hidden, targets = hidden.reshape(-1, embed), targets.reshape(-1)
+    tokens = hidden.shape[0]
+    if chunk is None:
+        chunk = max(1, CHUNK_BYTES // (4 * head.shape[0]))
+    if chunk >= tokens:
+        log_part, label = _reduce(_logits(hidden, head, words, scale), targets)
+        return log_part.reshape(shape), label.reshape(shape)
+    chunks = -(-tokens // chunk)
+    chunk = -(-tokens // chunks)  # as even as they can be
+    more = chunks * chunk - tokens
+    hidden = jnp.pad(hidden, ((0, more), (0, 0))).reshape(chunks, chunk, embed)
+    targets = jnp.pad(targets, (0, more)).reshape(chunks, chunk)
+    terms = _chunked(scale, hidden, head, targets, words)
+    return tuple(term.reshape(-1)[:tokens].reshape(shape) for term in terms)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _chunked(scale: float, hidden, head, targets, words):
+    def one(chunk):
+        hidden, targets = chunk
+        return _reduce(_logits(hidden, head, words, scale), targets)
+
+    return jax.lax.map(one, (hidden, targets))
+
+
+def _forward(scale: float, hidden, head, targets, words):
+    log_part, label = _chunked(scale, hidden, head, targets, words)
+    return (log_part, label), (hidden, head, targets, words, log_part)
+
+
+def _backward(scale: float, saved, d_terms):
+    hidden, head, targets, words, log_part = saved
+
+    def one(d_head, chunk):
+        hidden, targets, log_part, d_log_part, d_label = chunk
+        share = jnp.exp(_logits(hidden, head, words, scale) - log_part[:, None])
+        d_logits = share * d_log_part[:, None] + _hit(targets, head.shape[0]) * d_label[:, None]
+        d_logits = (scale * d_logits).astype(hidden.dtype)
+        d_head += jnp.einsum("tv,td->vd", d_logits, hidden, preferred_element_type=jnp.float32)
+        d_hidden = jnp.einsum("tv,vd->td", d_logits, head, preferred_element_type=jnp.float32)
+        return d_head, d_hidden.astype(hidden.dtype)
+
+    zeros = vary_alike(jnp.zeros_like(head, jnp.float32), like=head)
+    chunks = (hidden, targets, log_part, *d_terms)
+    d_head, d_hidden = jax.lax.scan(one, zeros, chunks)
+    return d_hidden, d_head.astype(head.dtype), None, None
+
+
+_chunked.defvjp(_forward, _backward)
+
+
+def _logits(hidden, head, words, scale: float):
+    logits = scale * jnp.einsum("td,vd->tv", hidden, head, preferred_element_type=jnp.float32)
+    rows = jax.lax.broadcasted_iota(jnp.int32, (1, head.shape[0]), 1)
+    return jnp.where(rows < words, logits, PADDING)
+
+
+def _reduce(logits, targets):
+    label = jnp.sum(jnp.where(_hit(targets, logits.shape[1]), logits, 0.0), axis=-1)
+    return jax.nn.logsumexp(logits, axis=-1), label
+
+
+def _hit(targets, rows: int):
+    """Which row of the head is each token's target."""
+    return jax.lax.broadcasted_iota(jnp.int32, (1, rows), 1) == targets[:, None]

@@ -1,0 +1,193 @@
+"""From the command line to a running experiment: exit codes, messages, help, several processes.
+
+The toy program runs in processes of its own, as a user would start it.
+"""
+
+import errno
+import os
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lmjax.config import UserError, exit_on_user_error
+from lmjax.launch import join_processes
+
+ROOT = Path(__file__).parents[2]
+PROGRAM = '''"""A toy program.
+
+It costs nothing.
+"""
+
+import errno
+import sys
+
+from lmjax.config import UserError, config
+from lmjax.launch import run
+
+
+@config
+class Program:
+    """What the toy does."""
+
+    do: str = "nothing"  # what to do
+    times: int = 1  # how often
+
+    def run(self) -> None:
+        if self.do == "import":
+            print("jax" in sys.modules)
+        if self.do == "mistake":
+            raise UserError("the corpus is empty")
+        if self.do == "bug":
+            raise ValueError("a bug")
+        if self.do == "interrupt":
+            raise KeyboardInterrupt
+        if self.do == "full":
+            raise OSError(errno.ENOSPC, "No space left on device", "runs/x/metrics.jsonl")
+        if self.do == "print":
+            for _ in range(self.times):
+                print("x" * 1000)
+        if self.do == "devices":
+            import jax
+
+            print(jax.process_index(), jax.process_count(), jax.local_device_count())
+
+
+experiment = Program()
+
+if __name__ == "__main__":
+    run(experiment)
+'''
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory):
+    """Starts `python -m toy_program ARGUMENTS` and returns the process."""
+    folder = tmp_path_factory.mktemp("program")
+    (folder / "toy_program.py").write_text(PROGRAM)
+
+    def start(*arguments: str, **environment: str) -> subprocess.Popen:
+        inherited = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "NO_COLOR")}
+        return subprocess.Popen(
+            [sys.executable, "-m", "toy_program", *arguments],
+            cwd=folder,
+            env=inherited | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"} | environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    return start
+
+
+def outcome(process: subprocess.Popen) -> tuple[int, str, str]:
+    out, err = process.communicate(timeout=120)
+    return process.returncode, out, err
+
+
+def test_a_run_with_a_setting_does_not_need_jax_before_the_experiment_does(start):
+    assert outcome(start("do=import")) == (0, "False\n", "")
+
+
+def test_help(start):
+    code, out, err = outcome(start("--help", "do=bug"))
+    assert (code, err) == (0, "")
+    assert out.startswith("A toy program.\n\nIt costs nothing.\n\nUsage: python -m toy_program [")
+    assert re.search(r"^  times: int = 1 +how often$", out, re.M)
+
+
+@pytest.mark.parametrize(
+    ("argument", "code", "message"),
+    [
+        ("dou=3", 2, "there is no setting dou; did you mean do?\n"),
+        ("do=mistake", 2, "the corpus is empty\n"),
+        ("do=interrupt", 130, "Interrupted.\n"),
+        ("do=full", 2, "The disk is full while writing runs/x/metrics.jsonl: free some space"),
+    ],
+)
+def test_foreseeable_ends_have_a_message_and_no_traceback(start, argument, code, message):
+    found, out, err = outcome(start(argument))
+    assert found == code and out == ""
+    assert err.startswith(message) and err.count("\n") == 1
+
+
+def test_a_bug_keeps_its_traceback(start):
+    code, _, err = outcome(start("do=bug"))
+    assert code == 1 and err.startswith("Traceback") and "ValueError: a bug" in err
+
+
+def test_a_reader_who_leaves_is_no_error(start):
+    process = start("do=print", "times=10000")
+    process.stdout.read(10)
+    process.stdout.close()
+    assert process.wait(timeout=60) == 141
+    assert process.stderr.read() == ""
+
+
+def test_simulated_devices(start):
+    assert outcome(start("do=devices", JAX_NUM_CPU_DEVICES="3"))[:2] == (0, "0 1 3\n")
+
+
+def test_two_processes_are_one_run(start):
+    with socket.socket() as listener:
+        listener.bind(("localhost", 0))
+        port = listener.getsockname()[1]
+    processes = [
+        start(
+            "do=devices",
+            JAX_COORDINATOR_ADDRESS=f"localhost:{port}",
+            JAX_NUM_PROCESSES="2",
+            JAX_PROCESS_ID=str(number),
+            JAX_NUM_CPU_DEVICES="1",
+        )
+        for number in range(2)
+    ]
+    assert [outcome(process)[:2] for process in processes] == [(0, "0 2 1\n"), (0, "1 2 1\n")]
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, None),
+        ({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4"}, None),  # a shell in an allocation
+        ({"SLURM_STEP_NUM_TASKS": "1"}, None),
+        ({"SLURM_STEP_NUM_TASKS": "4"}, {}),
+        ({"OMPI_COMM_WORLD_SIZE": "2"}, {}),
+        ({"TPU_WORKER_HOSTNAMES": "localhost"}, None),
+        ({"TPU_WORKER_HOSTNAMES": "a,b"}, {}),
+        ({"LMJAX_MULTIHOST": "1"}, {}),
+        (
+            {"JAX_COORDINATOR_ADDRESS": "a:1", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "0"},
+            {"coordinator_address": "a:1", "num_processes": 2, "process_id": 0},
+        ),
+    ],
+)
+def test_processes_join_when_the_environment_says_there_are_several(
+    monkeypatch, environment, expected
+):
+    calls = []
+    monkeypatch.setattr("jax.distributed.initialize", lambda **given: calls.append(given))
+    join_processes(environment)
+    assert calls == ([] if expected is None else [expected])
+
+
+def test_an_incomplete_environment_is_told():
+    with pytest.raises(UserError, match="JAX_NUM_PROCESSES must be a whole number; it is not set"):
+        join_processes({"JAX_COORDINATOR_ADDRESS": "a:1"})
+
+
+def test_a_full_disk_is_recognised_below_other_errors(capsys):
+    with pytest.raises(SystemExit) as caught, exit_on_user_error():
+        try:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        except OSError as error:
+            raise RuntimeError("the checkpoint could not be written") from error
+    assert caught.value.code == 2 and "The disk is full: free" in capsys.readouterr().err
+
+
+def test_a_broken_pipe_to_something_else_is_no_quiet_end():
+    with pytest.raises(BrokenPipeError), exit_on_user_error():
+        raise BrokenPipeError  # a worker's pipe, while our own reader is still there

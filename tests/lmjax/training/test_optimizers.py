@@ -1,0 +1,300 @@
+"""Optimizers against their papers' formulas in NumPy, layer by layer, and across meshes."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from lmjax.config import UserError
+from lmjax.training.matrices import decayed, orthogonalize
+from lmjax.training.optimizers import Adafactor, AdamW, Lion, Muon, clip_by_global_norm
+
+LAYERS, EMBED, HEADS, KV_HEADS, HEAD_DIM, MLP, VOCAB = 3, 16, 4, 2, 4, 32, 128
+SHAPES = {
+    "embedding": (VOCAB, EMBED),
+    "positions": {"table": (8, EMBED)},
+    "blocks": {
+        "attention": {
+            "query": {
+                "weight": (LAYERS, EMBED, HEADS, HEAD_DIM),
+                "bias": (LAYERS, HEADS, HEAD_DIM),
+            },
+            "key": {"weight": (LAYERS, EMBED, KV_HEADS, HEAD_DIM)},
+            "output": {"weight": (LAYERS, HEADS, HEAD_DIM, EMBED)},
+        },
+        "down": {"weight": (LAYERS, MLP, EMBED)},
+        "norm": {"scale": (LAYERS, EMBED)},
+    },
+    "head": (VOCAB, EMBED),
+}
+SPECS = {
+    "embedding": P("tensor", "fsdp"),
+    "positions": {"table": P(None, "fsdp")},
+    "blocks": {
+        "attention": {
+            "query": {"weight": P(None, "fsdp", "tensor", None), "bias": P(None, "tensor", None)},
+            "key": {"weight": P(None, "fsdp", None, None)},
+            "output": {"weight": P(None, "tensor", None, "fsdp")},
+        },
+        "down": {"weight": P(None, "tensor", "fsdp")},
+        "norm": {"scale": P(None, None)},
+    },
+    "head": P("tensor", "fsdp"),
+}
+IS_SHAPE = {"is_leaf": lambda leaf: isinstance(leaf, tuple)}
+ALL = (
+    AdamW(),
+    Lion(),
+    Adafactor(smallest_factored=4, momentum=0.9, weight_decay=0.1),
+    Muon(),
+    Muon(match_rms=None),
+)
+
+
+def rate(step):
+    """A learning rate that changes with the step."""
+    return 0.02 / (1 + step)
+
+
+def draw(seed):
+    """Normal numbers in the shapes of a small model."""
+    generator = np.random.default_rng(seed)
+    return jax.tree.map(
+        lambda shape: generator.normal(size=shape).astype(np.float32), SHAPES, **IS_SHAPE
+    )
+
+
+def run(optimizer, params, gradients, jit=True):
+    """The parameters after one update a gradient."""
+    transform = optimizer.build(rate, params)
+
+    def step(params, state, gradient):
+        updates, state = transform.update(gradient, state, params)
+        return optax.apply_updates(params, updates), state
+
+    if jit:
+        step = jax.jit(step)
+    state = transform.init(params)
+    for gradient in gradients:
+        params, state = step(params, state, gradient)
+    return params
+
+
+def assert_close(first, second, tolerance):
+    """Leaf by leaf, absolutely: parameters are of order one."""
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=tolerance), first, second
+    )
+
+
+def test_only_matrices_decay():
+    mask = decayed(SHAPES_AS_ARRAYS)
+    assert mask["embedding"] and mask["head"] and mask["positions"]["table"]
+    assert mask["blocks"]["attention"]["query"] == {"weight": True, "bias": False}
+    assert mask["blocks"]["norm"] == {"scale": False}
+    with pytest.raises(ValueError, match="blocks/gate"):
+        decayed({"blocks": {"gate": np.zeros(3)}})
+
+
+SHAPES_AS_ARRAYS = jax.tree.map(np.zeros, SHAPES, **IS_SHAPE)
+
+
+def test_adamw_is_its_formula():
+    params, gradients = draw(0), [draw(seed) for seed in range(1, 6)]
+    got = run(AdamW(b1=0.8, b2=0.9, epsilon=1e-3, weight_decay=0.2), params, gradients)
+
+    def formula(decay, leaf, *gradients):
+        leaf, mean, square = leaf.astype(np.float64), 0.0, 0.0
+        for t, gradient in enumerate(gradients, start=1):
+            mean = 0.8 * mean + 0.2 * gradient
+            square = 0.9 * square + 0.1 * gradient.astype(np.float64) ** 2
+            step = (mean / (1 - 0.8**t)) / (np.sqrt(square / (1 - 0.9**t)) + 1e-3)
+            leaf = leaf - rate(t - 1) * (step + 0.2 * decay * leaf)
+        return leaf
+
+    # float32 against float64
+    assert_close(got, jax.tree.map(formula, decayed(params), params, *gradients), 2e-6)
+
+
+def test_lion_is_its_formula():
+    params, gradients = draw(0), [draw(seed) for seed in range(1, 6)]
+    got = run(Lion(b1=0.9, b2=0.99, weight_decay=0.3), params, gradients)
+
+    def formula(decay, leaf, *gradients):
+        leaf, momentum = leaf.astype(np.float64), 0.0
+        for t, gradient in enumerate(gradients):
+            step = np.sign(0.9 * momentum + 0.1 * gradient)
+            momentum = 0.99 * momentum + 0.01 * gradient.astype(np.float64)
+            leaf = leaf - rate(t) * (step + 0.3 * decay * leaf)
+        return leaf
+
+    assert_close(got, jax.tree.map(formula, decayed(params), params, *gradients), 2e-6)
+
+
+def test_adafactor_is_its_formula_on_each_layers_matrix():
+    """Algorithm 4 of arXiv 1804.04235 with decoupled decay, on query as [embed, heads x head_dim]."""
+    params, gradients = draw(0), [draw(seed) for seed in range(1, 5)]
+    got = run(Adafactor(smallest_factored=4, weight_decay=0.1), params, gradients)
+    for layer in range(LAYERS):
+        pick = lambda tree: tree["blocks"]["attention"]["query"]["weight"][layer]  # noqa: E731
+        x = pick(params).reshape(EMBED, -1).astype(np.float64)
+        rows, columns = 0.0, 0.0
+        for t, gradient in enumerate(gradients, start=1):
+            g = pick(gradient).reshape(EMBED, -1).astype(np.float64)
+            decay = 1 - t**-0.8
+            rows = decay * rows + (1 - decay) * (g**2).mean(1)
+            columns = decay * columns + (1 - decay) * (g**2).mean(0)
+            update = g / np.sqrt(np.outer(rows, columns) / rows.mean())
+            update /= max(1.0, np.sqrt((update**2).mean()))
+            update *= max(1e-3, np.sqrt((x**2).mean()))
+            x = x - rate(t - 1) * (update + 0.1 * x)
+        np.testing.assert_allclose(pick(got).reshape(EMBED, -1), x, rtol=0, atol=3e-6)
+
+
+def test_muon_is_its_formula_on_each_layers_matrix():
+    """The Newton-Schulz polynomial applied to the singular values of an SVD in float64."""
+    params, gradients = draw(0), [draw(seed) for seed in range(1, 4)]
+    got = run(Muon(momentum=0.9, weight_decay=0.1), params, gradients)
+    for layer in range(LAYERS):
+        pick = lambda tree: tree["blocks"]["attention"]["output"]["weight"][layer]  # noqa: E731
+        x = pick(params).reshape(-1, EMBED).astype(np.float64)
+        momentum = 0.0
+        for t, gradient in enumerate(gradients):
+            g = pick(gradient).reshape(-1, EMBED).astype(np.float64)
+            momentum = 0.9 * momentum + g
+            u, s, v = np.linalg.svd(g + 0.9 * momentum, full_matrices=False)
+            s /= np.sqrt((s**2).sum())
+            for _ in range(5):
+                s = 3.4445 * s - 4.7750 * s**3 + 2.0315 * s**5
+            x = x - rate(t) * (0.2 * np.sqrt(max(x.shape)) * (u * s) @ v + 0.1 * x)
+        # the iteration multiplies rounding in the smallest singular values by up to 3.4445^5 = 485
+        np.testing.assert_allclose(pick(got).reshape(-1, EMBED), x, rtol=0, atol=1e-5)
+
+
+def test_muon_leaves_embeddings_and_vectors_to_adamw():
+    params, gradients = draw(0), [draw(1), draw(2)]
+    muon = run(Muon(weight_decay=0.2), params, gradients)
+    adam = run(AdamW(weight_decay=0.2), params, gradients)
+    for name in ("embedding", "positions", "head"):
+        assert_close(muon[name], adam[name], 1e-7)
+    assert_close(muon["blocks"]["norm"], adam["blocks"]["norm"], 1e-7)
+    down = [tree["blocks"]["down"]["weight"] for tree in (muon, adam)]
+    assert np.abs(down[0] - down[1]).max() > 1e-3
+
+
+@pytest.mark.parametrize("optimizer", ALL, ids=lambda o: type(o).__name__)
+def test_stacked_layers_equal_separate_ones(optimizer):
+    """Each layer by itself, its query and output as plain matrices, in a model of one layer."""
+    params, gradients = draw(0), [draw(seed) for seed in range(1, 4)]
+    together = run(optimizer, params, gradients)["blocks"]
+    for layer in range(LAYERS):
+        alone = [
+            {"blocks": jax.tree.map(lambda a, i=layer: a[i : i + 1], tree["blocks"])}
+            for tree in (params, *gradients)
+        ]
+        for tree in alone:
+            attention = tree["blocks"]["attention"]
+            for name, rows in (("query", EMBED), ("key", EMBED), ("output", HEADS * HEAD_DIM)):
+                attention[name]["weight"] = attention[name]["weight"].reshape(1, rows, -1)
+        got = run(optimizer, alone[0], alone[1:])["blocks"]
+        expected = jax.tree.map(lambda a, shape, i=layer: a[i].reshape(shape.shape), together, got)
+        # the same arithmetic; batched and single products may round differently
+        assert_close(got, expected, 2e-6)
+
+
+@pytest.mark.parametrize("sizes", [(1, 4, 1, 1, 2), (2, 2, 1, 1, 2), (1, 2, 1, 2, 2)], ids=str)
+def test_eight_devices_equal_one(sizes):
+    """In Explicit mode: the same parameters, and a state sharded and typed alike in every step."""
+    params, gradients = draw(0), [draw(1), draw(2), draw(3)]
+    for optimizer in ALL:
+        one = run(optimizer, params, gradients)
+        mesh = jax.make_mesh(
+            sizes,
+            ("data", "fsdp", "stage", "context", "tensor"),
+            axis_types=(AxisType.Explicit,) * 5,
+        )
+        with jax.set_mesh(mesh):
+            place = lambda tree: jax.tree.map(  # noqa: E731
+                lambda leaf, spec: jax.device_put(leaf, NamedSharding(mesh, spec)), tree, SPECS
+            )
+            many = run(optimizer, place(params), [place(gradient) for gradient in gradients])
+            assert jax.typeof(many["embedding"]).sharding.spec == P("tensor", "fsdp")
+            assert_close(one, jax.tree.map(np.asarray, many), 1e-6)
+
+
+@pytest.mark.parametrize("optimizer", ALL[:4], ids=lambda o: type(o).__name__)
+def test_the_state_lies_where_the_parameters_lie_and_keeps_its_type(optimizer):
+    mesh = jax.make_mesh(
+        (1, 4, 1, 1, 2),
+        ("data", "fsdp", "stage", "context", "tensor"),
+        axis_types=(AxisType.Explicit,) * 5,
+    )
+    with jax.set_mesh(mesh):
+        params = jax.tree.map(
+            lambda leaf, spec: jax.device_put(leaf, NamedSharding(mesh, spec)), draw(0), SPECS
+        )
+        transform = optimizer.build(rate, params)
+        state = jax.jit(transform.init)(params)
+        _, after = jax.eval_shape(transform.update, params, state, params)
+        before = jax.tree.map(jax.typeof, state)
+        assert jax.tree.map(lambda a: (a.shape, a.sharding.spec), before) == jax.tree.map(
+            lambda a: (a.shape, a.sharding.spec), after
+        )
+        weight = params["blocks"]["down"]["weight"]
+        alike = [leaf for leaf in jax.tree.leaves(before) if leaf.shape == weight.shape]
+        assert all(leaf.sharding.spec == P(None, "tensor", "fsdp") for leaf in alike)
+        assert alike or isinstance(optimizer, Adafactor)
+
+
+def test_orthogonalized_singular_values():
+    matrices = np.random.default_rng(0).normal(size=(2, 24, 8)).astype(np.float32)
+    singular = np.linalg.svd(np.asarray(orthogonalize(matrices)), compute_uv=False)
+    assert singular.min() > 0.65 and singular.max() < 1.25
+    # a matrix and its transpose are the same problem; float32 rounding apart
+    np.testing.assert_allclose(
+        orthogonalize(matrices.swapaxes(1, 2)), orthogonalize(matrices).swapaxes(1, 2), atol=1e-5
+    )
+
+
+def test_muon_shards_its_products_by_whole_layers():
+    """No all-reduce in the compiled iteration: matrices are exchanged, products are not."""
+    mesh = jax.make_mesh((4, 2), ("fsdp", "tensor"), axis_types=(AxisType.Explicit,) * 2)
+    with jax.set_mesh(mesh):
+        sharding = NamedSharding(mesh, P(None, "fsdp", "tensor"))
+        matrices = jax.ShapeDtypeStruct((3, 16, 32), jnp.float32, sharding=sharding)
+        text = jax.jit(orthogonalize).lower(matrices).compile().as_text()
+    assert "all-to-all" in text and "all-reduce" not in text and "all-gather" not in text
+
+
+def test_clip_by_global_norm():
+    gradients = {"weight": np.full((2, 2), 3.0, np.float32), "bias": np.full(4, 4.0, np.float32)}
+    clipped, norm = clip_by_global_norm(gradients, 1.0)
+    assert float(norm) == 10.0
+    np.testing.assert_allclose(clipped["bias"], 0.4, rtol=1e-7)
+    for limit in (11.0, None):
+        same, norm = clip_by_global_norm(gradients, limit)
+        assert float(norm) == 10.0
+        assert_close(same, gradients, 0)
+    zero, norm = clip_by_global_norm({"bias": np.zeros(3, np.float32)}, 1.0)
+    assert float(norm) == 0 and not np.asarray(zero["bias"]).any()
+
+
+@pytest.mark.parametrize(
+    "make, says",
+    [
+        (lambda: AdamW(b1=1.0), r"AdamW\.b1=1\.0"),
+        (lambda: AdamW(weight_decay=-1.0), "0 or more"),
+        (lambda: AdamW(epsilon=0.0), "above 0"),
+        (lambda: Lion(b2=-0.1), r"Lion\.b2"),
+        (lambda: Adafactor(clipping=0.0), r"Adafactor\.clipping"),
+        (lambda: Adafactor(momentum=1.0), r"Adafactor\.momentum"),
+        (lambda: Muon(iterations=0), r"Muon\.iterations"),
+        (lambda: Muon(match_rms=-0.2), r"Muon\.match_rms"),
+    ],
+)
+def test_an_optimizer_that_cannot_be_says_why(make, says):
+    with pytest.raises(UserError, match=says):
+        make()
