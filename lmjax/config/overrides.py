@@ -92,7 +92,7 @@ def _apply(node: Node, path: str, overrides: list[Override]) -> None:
 
 def _apply_at(path: str, kind: values.Type, old: Any, overrides: list[Override]) -> Any:
     """The tree at `path` after the overrides meant for it and for what lies below."""
-    matching = [override for override in overrides if override.matches(path)]
+    matching = [o for o in overrides if o.path == path or (o.wildcard and o.matches(path))]
     # The exact path wins over wildcards, the longer wildcard over the shorter.
     matching.sort(key=lambda override: (not override.wildcard, len(override.path)))
     new = old

@@ -1,1 +1,43 @@
 """Text to batches: sources, tokenizers, the token store, mixtures, and the loader."""
+
+from lmjax.data.documents import Document, Source
+from lmjax.data.embedded import EmbeddedCorpus
+from lmjax.data.loader import Loader
+from lmjax.data.mixture import EvaluationRows, Mixture, evaluation_rows
+from lmjax.data.plan import Plan, make_plan
+from lmjax.data.preparation import Data, Domain, PreparedData, prepare
+from lmjax.data.sources import JsonLines, TextFiles
+from lmjax.data.store import TokenStore, open_store
+from lmjax.data.subwords import SentencePiece, TrainedBPE
+from lmjax.data.tfds import TFDS
+from lmjax.data.tokenize import build_stores
+from lmjax.data.tokenizers import Bytes, Characters, Tokenizer, TokenizerConfig, load_tokenizer
+
+__all__ = [
+    "TFDS",
+    "Bytes",
+    "Characters",
+    "Data",
+    "Document",
+    "Domain",
+    "EmbeddedCorpus",
+    "EvaluationRows",
+    "JsonLines",
+    "Loader",
+    "Mixture",
+    "Plan",
+    "PreparedData",
+    "SentencePiece",
+    "Source",
+    "TextFiles",
+    "TokenStore",
+    "Tokenizer",
+    "TokenizerConfig",
+    "TrainedBPE",
+    "build_stores",
+    "evaluation_rows",
+    "load_tokenizer",
+    "make_plan",
+    "open_store",
+    "prepare",
+]

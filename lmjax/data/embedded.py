@@ -2,6 +2,7 @@
 
 import ast
 import functools
+import os
 import pathlib
 import platform
 import sysconfig
@@ -48,7 +49,9 @@ class EmbeddedCorpus(Source):
             )
         parts = [Part(name, size=size) for name, size in modules]
         if self.domain == "documentation":
-            parts += [Part(TOPIC + name, size=len(text)) for name, text in sorted(_topics().items())]
+            parts += [
+                Part(TOPIC + name, size=len(text)) for name, text in sorted(_topics().items())
+            ]
         return tuple(parts)
 
     def fingerprint(self) -> str:
@@ -66,6 +69,7 @@ class EmbeddedCorpus(Source):
             yield Document(text, part.name, group=part.name)
 
 
+@functools.cache
 def _root() -> pathlib.Path:
     return pathlib.Path(sysconfig.get_path("stdlib"))
 
@@ -74,12 +78,13 @@ def _root() -> pathlib.Path:
 def _modules() -> tuple[tuple[str, int], ...]:
     """Name and size of every source file of the standard library that is part of the corpus."""
     found = []
-    for path in sorted(_root().rglob("*.py")):
-        inner = path.relative_to(_root())
-        generated = inner.name.startswith(("_sysconfigdata", "__phello__"))
-        if not generated and not LEFT_OUT.intersection(inner.parts[:-1]):
-            found.append((inner.as_posix(), path.stat().st_size))
-    return tuple(found)
+    for folder, folders, names in os.walk(_root()):
+        folders[:] = sorted(set(folders) - LEFT_OUT)
+        for name in sorted(names):
+            path = pathlib.Path(folder, name)
+            if path.suffix == ".py" and not name.startswith(("_sysconfigdata", "__phello__")):
+                found.append((path.relative_to(_root()).as_posix(), path.stat().st_size))
+    return tuple(sorted(found))
 
 
 @functools.cache

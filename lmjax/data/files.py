@@ -114,7 +114,7 @@ class _ZstdFile(io.RawIOBase):
             ) from None
         self._error = zstandard.ZstdError
         self._new = zstandard.ZstdDecompressor().decompressobj
-        self._file = open(name, "rb")
+        self._file = io.FileIO(name)
         self._frame = None
         self._rest = b""  # compressed bytes that belong to the next frame
         self._ready = memoryview(b"")

@@ -85,6 +85,8 @@ class Mixture:
         self._sources = [Rows(store, row_length) for store in stores.values()]
         self.counts = shares(weights)
         self._counts = np.array([self.counts[name] for name in self.names])
+        self._rows = np.array([rows.count for rows in self._sources])
+        self._tokens = np.array([store.manifest.tokens for store in stores.values()])
         self.period = int(self._counts.sum())
 
     @functools.cached_property
@@ -108,15 +110,16 @@ class Mixture:
     ) -> tuple[Int32[np.ndarray, "rows row_length"], Int32[np.ndarray, "rows row_length"]]:
         """Tokens and segment ids of some rows of the training with this seed."""
         source, number = self.place(row)
+        count, size = self._rows[source], self._tokens[source]
+        epoch, index = np.divmod(number, count)
+        start = (random_bits(seed, source, epoch, 0) % size.astype(np.uint64)).astype(np.int64)
+        index = permute(index, count, random_bits(seed, source, epoch, 1))
         tokens = np.empty((len(source), self.row_length), np.int32)
         segments = np.empty_like(tokens)
-        for which, rows in enumerate(self._sources):
+        for which in np.unique(source):
             here = source == which
-            if here.any():
-                epoch, index = np.divmod(number[here], rows.count)
-                start = random_bits(seed, which, epoch, 0) % np.uint64(rows.store.manifest.tokens)
-                index = permute(index, rows.count, random_bits(seed, which, epoch, 1))
-                tokens[here], segments[here] = rows.read(index, start.astype(np.int64))
+            rows = self._sources[which]
+            tokens[here], segments[here] = rows.read(index[here], start[here])
         return tokens, segments
 
     def epochs(self, rows: int) -> dict[str, float]:

@@ -3,16 +3,19 @@
 import numpy as np
 from jaxtyping import Int64, UInt64
 
-ROUNDS = 8
+ROUNDS = 6
+ONE = np.uint64(1)
+GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2**64 over the golden ratio: far apart however often added
+SHIFTS = np.uint64(30), np.uint64(27), np.uint64(31)
+FACTORS = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 
 
 def mix(value: UInt64[np.ndarray, "..."]) -> UInt64[np.ndarray, "..."]:
     """Scrambles 64 bits: the finishing function of SplitMix64 (Steele, Lea and Flood, "Fast
     splittable pseudorandom number generators", OOPSLA 2014)."""
-    value = np.asarray(value, np.uint64)
-    value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return value ^ (value >> np.uint64(31))
+    value = (value ^ (value >> SHIFTS[0])) * FACTORS[0]
+    value = (value ^ (value >> SHIFTS[1])) * FACTORS[1]
+    return value ^ (value >> SHIFTS[2])
 
 
 def random_bits(*keys: int | Int64[np.ndarray, "..."]) -> UInt64[np.ndarray, "..."]:
@@ -20,13 +23,13 @@ def random_bits(*keys: int | Int64[np.ndarray, "..."]) -> UInt64[np.ndarray, "..
     state = np.zeros(1, np.uint64)
     for key in keys:
         key = np.asarray(key).astype(np.uint64, casting="unsafe")
-        state = mix((state ^ key) + np.uint64(0x9E3779B97F4A7C15))
+        state = mix((state ^ key) + GOLDEN)
     return state
 
 
 def permute(
     index: Int64[np.ndarray, "count"],
-    size: int,
+    size: Int64[np.ndarray, "#count"],
     key: UInt64[np.ndarray, "#count"],
 ) -> Int64[np.ndarray, "count"]:
     """Where a permutation of `range(size)` sends each index; each key is a permutation of its own.
@@ -36,23 +39,25 @@ def permute(
     is sent on until it falls inside ("cycle walking": Black and Rogaway, "Ciphers with arbitrary
     finite domains", 2002), on average at most four times.
     """
-    half = max(1, (max(size - 1, 1).bit_length() + 1) // 2)
     value = np.array(index, np.uint64)
-    key = np.broadcast_to(np.asarray(key, np.uint64), value.shape)
-    outside = np.ones(value.shape, bool)
-    while outside.any():
-        value[outside] = _feistel(value[outside], half, key[outside])
-        outside = value >= np.uint64(size)
+    size, key = (np.broadcast_to(array, value.shape).astype(np.uint64) for array in (size, key))
+    # Half the bits of size - 1, rounded up: a float64 holds a power of two exactly.
+    half = np.maximum((np.frexp((size - ONE).astype(np.float64))[1] + 1) // 2, 1).astype(np.uint64)
+    outside = np.arange(len(value))
+    while len(outside):
+        value[outside] = _feistel(value[outside], half[outside], key[outside])
+        outside = outside[value[outside] >= size[outside]]
     return value.astype(np.int64)
 
 
 def _feistel(
-    value: UInt64[np.ndarray, "count"], half: int, key: UInt64[np.ndarray, "count"]
+    value: UInt64[np.ndarray, "count"],
+    half: UInt64[np.ndarray, "count"],
+    key: UInt64[np.ndarray, "count"],
 ) -> UInt64[np.ndarray, "count"]:
-    bits = np.uint64(half)
-    mask = np.uint64((1 << half) - 1)
-    left, right = value >> bits, value & mask
-    for number in range(ROUNDS):
-        round_key = mix(key + np.uint64(number + 1))
-        left, right = right, left ^ (mix(right ^ round_key) & mask)
-    return (left << bits) | right
+    mask = (ONE << half) - ONE
+    left, right = value >> half, value & mask
+    for _ in range(ROUNDS):
+        key = key + GOLDEN
+        left, right = right, left ^ (mix(right ^ key) & mask)
+    return (left << half) | right

@@ -94,7 +94,7 @@ class TextFiles(Source):
 
 @config
 class JsonLines(Source):
-    """Files with a JSON object a line, one of whose fields is the text (.gz, .zst and so on too)."""
+    """Files with a JSON object a line, one field of which is the text; compressed or not."""
 
     path: str | tuple[str, ...]  # path or glob pattern, or several: "corpus/*.jsonl.zst"
     field: str = "text"  # the field with the text

@@ -7,7 +7,7 @@ import pathlib
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Int64, UInt
 
 from lmjax.config import UserError
 from lmjax.data.tokenizers import Tokenizer, token_type
@@ -68,14 +68,15 @@ class TokenStore:
                     f"and {'is missing' if found is None else f'has {found}'}; delete the folder, "
                     "and it is made again"
                 )
-        self.tokens: np.ndarray = np.memmap(
-            self.folder / TOKENS_FILE, dtype=token_type(self.manifest.vocab_size), mode="r"
+        # As plain arrays over the maps: numpy's own class for maps is slow in small operations.
+        self.tokens: UInt[np.ndarray, "tokens"] = np.asarray(
+            np.memmap(self.folder / TOKENS_FILE, token_type(self.manifest.vocab_size), mode="r")
         )
-        self.offsets: Int64[np.ndarray, "documents_1"] = np.load(
-            self.folder / OFFSETS_FILE, mmap_mode="r"
+        self.offsets: Int64[np.ndarray, "documents+1"] = np.asarray(
+            np.load(self.folder / OFFSETS_FILE, mmap_mode="r")
         )
-        self.document_bytes: Int64[np.ndarray, "documents"] = np.load(
-            self.folder / BYTES_FILE, mmap_mode="r"
+        self.document_bytes: Int64[np.ndarray, "documents"] = np.asarray(
+            np.load(self.folder / BYTES_FILE, mmap_mode="r")
         )
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -5,11 +5,13 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 
 import jax
+import numpy as np
 from jaxtyping import Array, Float
 
 from lmjax.config import UserError
-from lmjax.data.loader import to_devices
+from lmjax.training.placement import to_devices
 from lmjax.data.mixture import evaluation_rows
+from lmjax.data.permutation import random_bits
 from lmjax.data.store import TokenStore
 from lmjax.models import Batch
 from lmjax.objectives import Objective, Sums
@@ -86,4 +88,8 @@ class HeldOut:
         for first in range(0, count, self.batch_size):
             tokens, segments = rows.read(first, self.batch_size)
             tokens[count - first :] = segments[count - first :] = 0
-            yield to_devices(self.objective.prepare(tokens, segments, None), self.layout)
+            share = self.batch_size // jax.process_count()
+            mine = slice(jax.process_index() * share, (jax.process_index() + 1) * share)
+            seeds = random_bits(np.arange(first, first + self.batch_size))
+            batch = self.objective.prepare(tokens[mine], segments[mine], seeds[mine])
+            yield to_devices(batch, self.layout)

@@ -3,7 +3,6 @@
 import fcntl
 import json
 import os
-import platform
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,9 +10,22 @@ from pathlib import Path
 from typing import Any
 
 from lmjax.config import UserError, from_json, to_json
+from lmjax.training.checkpoints import Checkpointer
+from lmjax.training.manifest import write_atomically
 
-# Settings that may change when a run goes on; all others make it another run.
-FREE = ("output", "mesh", "zero", "evaluation", "checkpoint", "log", "steps")
+# How the same work is done, with the same bits.
+RESOURCES = ("data.cache", "data.workers", "data.tokenize_workers")
+# How the same numbers are computed, up to rounding.
+ROUNDING = (
+    "mesh",
+    "zero",
+    "accumulation",
+    "model.remat",
+    "model.unroll",
+    "model.attention.implementation",
+)
+# Settings that may change when a run goes on, with all below them; all others make it another run.
+FREE = ("output", "steps", "evaluation", "checkpoint", "log", *RESOURCES, *ROUNDING)
 
 
 class RunFolder:
@@ -77,16 +89,7 @@ class RunFolder:
 
     def write(self, name: str, text: str) -> None:
         """Writes a file of the folder: whole or not at all, whatever happens meanwhile."""
-        partial = self.path / f".{name}.partial"
-        try:
-            with partial.open("w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(self.path / name)
-        except OSError as error:
-            partial.unlink(missing_ok=True)
-            raise UserError(f"cannot write {self.path / name}: {error.strerror}") from error
+        write_atomically(self.path / name, text)
 
     def write_json(self, name: str, value: Any) -> None:
         """Writes a value as indented JSON."""
@@ -123,19 +126,17 @@ def occupy(experiment: Any) -> Iterator[RunFolder]:
         try:
             yield folder
         except UserError:
-            if fresh and not (folder.checkpoints.is_dir() and any(folder.checkpoints.iterdir())):
+            if fresh and not Checkpointer(folder.checkpoints).steps():
                 shutil.rmtree(folder.path)
             raise
 
 
 def check_continues(folder: RunFolder, experiment: Any) -> None:
     """Raises UserError where the folder holds the run of another experiment: shows what differs."""
-    before = flatten(json.loads(to_json(folder.experiment())))
-    now = flatten(json.loads(to_json(experiment)))
     differing = [
-        f"    {name}: {_shown(before, name)} in the folder, {_shown(now, name)} now"
-        for name in sorted(before.keys() | now.keys())
-        if before.get(name) != now.get(name) and name.split(".")[0] not in FREE
+        f"    {name}: {before} in the folder, {now} now"
+        for name, before, now in differences(folder.experiment(), experiment)
+        if not is_below(name, FREE)
     ]
     if differing:
         few = differing[:12] + [f"    and {len(differing) - 12} more"] * (len(differing) > 12)
@@ -145,6 +146,21 @@ def check_continues(folder: RunFolder, experiment: Any) -> None:
             + f"\nChoose another folder (output=...), delete {folder.path} to start anew, or give "
             "the same settings to go on."
         )
+
+
+def differences(before: Any, now: Any) -> list[tuple[str, str, str]]:
+    """Name and both values (as JSON, or "absent") of each setting in which two configs differ."""
+    old, new = (flatten(json.loads(to_json(config))) for config in (before, now))
+    return [
+        (name, _shown(old, name), _shown(new, name))
+        for name in sorted(old.keys() | new.keys())
+        if _shown(old, name) != _shown(new, name)
+    ]
+
+
+def is_below(name: str, settings: tuple[str, ...]) -> bool:
+    """Whether a dotted name is one of the settings or inside one."""
+    return any(name == setting or name.startswith(f"{setting}.") for setting in settings)
 
 
 def flatten(value: Any, path: str = "") -> dict[str, Any]:
@@ -180,24 +196,3 @@ def _locked(path: Path) -> Iterator[None]:
                 f"another process is training in {path}: wait for it, or choose another output"
             ) from error
         yield
-
-
-def describe_environment() -> dict[str, Any]:
-    """Machine, versions and flags: with any of these changed, a run may give other last bits."""
-    import jax
-    import jaxlib
-
-    # Only Linux tells how many of the machine's cores the process may use.
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    device = jax.devices()[0]
-    return {
-        "python": platform.python_version(),
-        "jax": jax.__version__,
-        "jaxlib": jaxlib.__version__,
-        "system": platform.platform(),
-        "device": device.device_kind,
-        "devices": jax.device_count(),
-        "processes": jax.process_count(),
-        "cores": cores,
-        "xla_flags": os.environ.get("XLA_FLAGS", ""),
-    }

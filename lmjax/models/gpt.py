@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from lmjax.config import UserError, preset
+from typing import Any
+
+from lmjax.config import UserError, preset, replace
 from lmjax.models.attention import AttentionConfig
 from lmjax.models.feed_forward import FeedForwardConfig
 from lmjax.models.initializers import Normal
+from lmjax.models.names import Family, Matrix, Name, Settings, Table, VocabularyTable, dense, norm
 from lmjax.models.positions import LearnedPositions
 from lmjax.models.residual import PostNorm
 from lmjax.models.transformer import TransformerConfig
@@ -88,3 +91,143 @@ def gpt3(size: str = "125M") -> TransformerConfig:
         feed_forward=FeedForwardConfig(size=4 * hidden),
         initializer=Normal(std=0.02, scale_residual=True, positions_std=0.01),
     )
+
+
+CONV1D = Matrix(transposed=False)
+BLOCK = "transformer.h.{layer}"
+ATTENTION = ("blocks.attention.query", "blocks.attention.key", "blocks.attention.value")
+BLOCK_NAMES = (
+    *norm(f"{BLOCK}.ln_1", "blocks.attention_norm"),
+    *dense(f"{BLOCK}.attn.c_attn", *ATTENTION, transform=CONV1D),
+    *dense(
+        f"{BLOCK}.attn.c_proj",
+        "blocks.attention.output",
+        transform=Matrix(inputs=2, transposed=False),
+    ),
+    *norm(f"{BLOCK}.ln_2", "blocks.feed_forward_norm"),
+    *dense(f"{BLOCK}.mlp.c_fc", "blocks.feed_forward.up", transform=CONV1D),
+    *dense(f"{BLOCK}.mlp.c_proj", "blocks.feed_forward.down", transform=CONV1D),
+)
+# Names in config.json -> ours; the first of several is written. GPT-1's "gelu" is the tanh form.
+GPT1_ACTIVATIONS = {"gelu": "gelu_tanh", "relu": "relu", "silu": "silu", "swish": "silu"}
+GPT2_ACTIVATIONS = {
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu": "gelu",
+    "relu": "relu",
+    "silu": "silu",
+}
+
+
+def read_settings(base: TransformerConfig, settings: Settings, activation: str):
+    """The part of a GPT's config.json that GPT-1 and GPT-2 have in common."""
+    hidden, heads = settings["n_embd"], settings["n_head"]
+    return replace(
+        base,
+        vocab_size=settings["vocab_size"],
+        hidden=hidden,
+        num_layers=settings["n_layer"],
+        max_length=settings["n_positions"],
+        attention=replace(
+            base.attention,
+            num_heads=heads,
+            head_dim=hidden // heads,
+            dropout=settings.get("attn_pdrop", 0.1),
+        ),
+        feed_forward=replace(
+            base.feed_forward,
+            size=settings.get("n_inner") or 4 * hidden,
+            activation=activation,
+        ),
+        norm=replace(base.norm, epsilon=settings.get("layer_norm_epsilon", 1e-5)),
+        tied_head=settings.get("tie_word_embeddings", True),
+        dropout=settings.get("resid_pdrop", 0.1),
+    )
+
+
+def write_settings(config: TransformerConfig) -> dict[str, Any]:
+    """The part of a GPT's config.json that GPT-1 and GPT-2 have in common."""
+    return {
+        "vocab_size": config.vocab_size,
+        "n_positions": config.max_length,
+        "n_ctx": config.max_length,
+        "n_embd": config.hidden,
+        "n_layer": config.num_layers,
+        "n_head": config.attention.num_heads,
+        "attn_pdrop": config.attention.dropout,
+        "embd_pdrop": config.dropout,
+        "resid_pdrop": config.dropout,
+        "layer_norm_epsilon": config.norm.epsilon,
+        "tie_word_embeddings": config.tied_head,
+    }
+
+
+def read_gpt1(settings: Settings) -> TransformerConfig:
+    """A GPT-1's config from its config.json."""
+    return read_settings(gpt1(), settings, GPT1_ACTIVATIONS[settings.get("afn") or "gelu"])
+
+
+def write_gpt1(config: TransformerConfig) -> dict[str, Any]:
+    """A GPT-1's config.json; its feed-forward is always four times as wide as the rest."""
+    return write_settings(config) | {"afn": written(GPT1_ACTIVATIONS, config)}
+
+
+def read_gpt2(settings: Settings) -> TransformerConfig:
+    """A GPT-2's config from its config.json."""
+    activation = GPT2_ACTIVATIONS[settings.get("activation_function") or "gelu_new"]
+    return read_settings(gpt2(), settings, activation)
+
+
+def write_gpt2(config: TransformerConfig) -> dict[str, Any]:
+    """A GPT-2's config.json."""
+    return write_settings(config) | {
+        "activation_function": written(GPT2_ACTIVATIONS, config),
+        "n_inner": config.feed_forward.size,
+    }
+
+
+def written(activations: dict[str, str], config: TransformerConfig) -> str | None:
+    """The first of their names for the config's activation; None where they have none."""
+    own = config.feed_forward.activation
+    return next((theirs for theirs, ours in activations.items() if ours == own), None)
+
+
+GPT1_FAMILY = Family(
+    model_type="openai-gpt",
+    architecture="OpenAIGPTLMHeadModel",
+    names=(
+        Name("transformer.tokens_embed.weight", ("embedding.table",), VocabularyTable()),
+        Name("transformer.positions_embed.weight", ("positions.table",), Table()),
+        *BLOCK_NAMES,
+        Name("lm_head.weight", ("head.table",), VocabularyTable()),
+    ),
+    prefix="transformer.",
+    tied=("lm_head.weight", "transformer.tokens_embed.weight"),
+    buffers=(r"(transformer\.)?h\.\d+\.attn\.bias", r"(transformer\.)?position_ids"),
+    supported={"afn": tuple(GPT1_ACTIVATIONS), "quantization_config": ()},
+    read=read_gpt1,
+    write=write_gpt1,
+)
+GPT2_FAMILY = Family(
+    model_type="gpt2",
+    architecture="GPT2LMHeadModel",
+    names=(
+        Name("transformer.wte.weight", ("embedding.table",), VocabularyTable()),
+        Name("transformer.wpe.weight", ("positions.table",), Table()),
+        *BLOCK_NAMES,
+        *norm("transformer.ln_f", "final_norm"),
+        Name("lm_head.weight", ("head.table",), VocabularyTable()),
+    ),
+    prefix="transformer.",
+    tied=("lm_head.weight", "transformer.wte.weight"),
+    buffers=(r"(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)",),
+    supported={
+        "activation_function": tuple(GPT2_ACTIVATIONS),
+        "scale_attn_weights": (True,),
+        "scale_attn_by_inverse_layer_idx": (False,),
+        "add_cross_attention": (False,),
+        "quantization_config": (),
+    },
+    read=read_gpt2,
+    write=write_gpt2,
+)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import math
 from typing import Literal
 
@@ -13,12 +14,12 @@ Kind = Literal["embedding", "positions", "weight", "residual"]
 
 
 @config
-class Initializer:
+class Initializer(abc.ABC):
     """Base of the initialisation schemes."""
 
+    @abc.abstractmethod
     def draw(self, kind: Kind, num_layers: int) -> jax.nn.initializers.Initializer:
         """The initializer of one kind of matrix in a model of `num_layers` layers."""
-        raise TypeError(f"{type(self).__name__} does not say how to draw a {kind}")
 
 
 @config

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from lmjax.config import preset, replace
 from lmjax.models.attention import AttentionConfig
 from lmjax.models.feed_forward import GatedFeedForwardConfig
 from lmjax.models.gpt import size_of
 from lmjax.models.initializers import Normal
+from lmjax.models.names import Family, Matrix, Name, Settings, VocabularyTable, dense, norm
 from lmjax.models.norms import RMSNormConfig
 from lmjax.models.positions import Rotary
 from lmjax.models.transformer import TransformerConfig
@@ -66,3 +69,88 @@ def llama2(size: str = "7B") -> TransformerConfig:
         feed_forward=replace(base.feed_forward, size=mlp),
         norm=replace(base.norm, epsilon=epsilon),
     )
+
+
+def read_llama(settings: Settings) -> TransformerConfig:
+    """A LLaMA's config from its config.json, of before or after transformers 5."""
+    hidden, heads = settings["hidden_size"], settings["num_attention_heads"]
+    rotary = {**settings, **(settings.get("rope_parameters") or {})}
+    base = llama()
+    bias = settings.get("attention_bias", False)
+    return replace(
+        base,
+        vocab_size=settings["vocab_size"],
+        hidden=hidden,
+        num_layers=settings["num_hidden_layers"],
+        max_length=settings.get("max_position_embeddings", 2048),
+        attention=AttentionConfig(
+            num_heads=heads,
+            num_kv_heads=settings.get("num_key_value_heads") or heads,
+            head_dim=settings.get("head_dim") or hidden // heads,
+            bias=bias,
+            output_bias=bias,
+            positions=Rotary(base=rotary.get("rope_theta", 10_000.0)),
+            dropout=settings.get("attention_dropout", 0.0),
+        ),
+        feed_forward=GatedFeedForwardConfig(
+            size=settings["intermediate_size"], bias=settings.get("mlp_bias", False)
+        ),
+        norm=RMSNormConfig(epsilon=settings.get("rms_norm_eps", 1e-6)),
+        tied_head=settings.get("tie_word_embeddings", False),
+    )
+
+
+def write_llama(config: TransformerConfig) -> dict[str, Any]:
+    """A LLaMA's config.json, in the form that every version of transformers reads."""
+    attention = config.attention
+    return {
+        "vocab_size": config.vocab_size,
+        "max_position_embeddings": config.max_length,
+        "hidden_size": config.hidden,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": attention.num_heads,
+        "num_key_value_heads": attention.kv_heads,
+        "head_dim": attention.head_dim,
+        "attention_bias": attention.bias,
+        "attention_dropout": attention.dropout,
+        "rope_theta": getattr(attention.positions, "base", 10_000.0),
+        "intermediate_size": config.feed_forward.size,
+        "mlp_bias": config.feed_forward.bias,
+        "hidden_act": "silu",
+        "rms_norm_eps": config.norm.epsilon,
+        "tie_word_embeddings": config.tied_head,
+    }
+
+
+LAYER = "model.layers.{layer}"
+LLAMA_FAMILY = Family(
+    model_type="llama",
+    architecture="LlamaForCausalLM",
+    names=(
+        Name("model.embed_tokens.weight", ("embedding.table",), VocabularyTable()),
+        *norm(f"{LAYER}.input_layernorm", "blocks.attention_norm"),
+        *dense(f"{LAYER}.self_attn.q_proj", "blocks.attention.query", transform=Matrix()),
+        *dense(f"{LAYER}.self_attn.k_proj", "blocks.attention.key", transform=Matrix()),
+        *dense(f"{LAYER}.self_attn.v_proj", "blocks.attention.value", transform=Matrix()),
+        *dense(f"{LAYER}.self_attn.o_proj", "blocks.attention.output", transform=Matrix(inputs=2)),
+        *norm(f"{LAYER}.post_attention_layernorm", "blocks.feed_forward_norm"),
+        *dense(f"{LAYER}.mlp.gate_proj", "blocks.feed_forward.gate", transform=Matrix()),
+        *dense(f"{LAYER}.mlp.up_proj", "blocks.feed_forward.up", transform=Matrix()),
+        *dense(f"{LAYER}.mlp.down_proj", "blocks.feed_forward.down", transform=Matrix()),
+        *norm("model.norm", "final_norm"),
+        Name("lm_head.weight", ("head.table",), VocabularyTable()),
+    ),
+    prefix="model.",
+    tied=("lm_head.weight", "model.embed_tokens.weight"),
+    buffers=(r".*rotary_emb\.inv_freq",),
+    supported={
+        "hidden_act": ("silu",),
+        "rope_scaling.type": ("default",),
+        "rope_scaling.rope_type": ("default",),
+        "rope_parameters.rope_type": ("default",),
+        "rope_parameters.partial_rotary_factor": (1.0,),
+        "quantization_config": (),
+    },
+    read=read_llama,
+    write=write_llama,
+)

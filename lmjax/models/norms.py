@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import abc
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -11,14 +13,14 @@ from lmjax.config import config
 
 
 @config
-class NormConfig:
+class NormConfig(abc.ABC):
     """Base of the normalisations."""
 
     epsilon: float = 1e-5  # added to the variance
 
+    @abc.abstractmethod
     def build(self, size: int) -> nnx.Module:
         """The layer over a last axis of `size`."""
-        raise TypeError(f"{type(self).__name__} does not say which layer it is")
 
 
 @config

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Callable
 from typing import ClassVar
 
@@ -13,14 +14,14 @@ Sublayer = Callable[[jax.Array], jax.Array]
 
 
 @config
-class Arrangement:
+class Arrangement(abc.ABC):
     """Base of the arrangements."""
 
     final_norm: ClassVar[bool] = False
 
+    @abc.abstractmethod
     def apply(self, x: jax.Array, norm: Sublayer, sublayer: Sublayer) -> jax.Array:
         """One sublayer's step of the residual stream."""
-        raise TypeError(f"{type(self).__name__} does not say where the norm stands")
 
 
 @config

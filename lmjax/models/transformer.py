@@ -156,6 +156,7 @@ class Transformer(nnx.Module):
           Hidden states after the final norm, and the cache extended by the batch.
         """
         config = self.config
+        batch = jax.tree.map(jnp.asarray, batch)  # a debugger may hand over numpy
         embed_key, blocks_key = (None, None) if key is None else jax.random.split(key)
         x = dropout(self.embed(batch), config.dropout, embed_key)
         tables = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 
 import jax
@@ -30,13 +31,14 @@ class Sums:
 
 
 @config
-class Objective:
+class Objective(abc.ABC):
     """Base of the objectives."""
 
+    @abc.abstractmethod
     def row_length(self, length: int) -> int:
         """Tokens of the store that one row of `length` inputs consumes."""
-        raise TypeError(f"{type(self).__name__} does not say how long its rows are")
 
+    @abc.abstractmethod
     def prepare(
         self,
         tokens: Int[np.ndarray, "rows row_length"],
@@ -50,8 +52,8 @@ class Objective:
           segments: which document of the row each belongs to, from 1; 0 is padding.
           seeds: one a row, for what is drawn at random; a function of the data plan alone.
         """
-        raise TypeError(f"{type(self).__name__} does not prepare batches")
 
+    @abc.abstractmethod
     def loss(self, model: Transformer, batch: Batch, key: PRNGKeyArray | None) -> Sums:
         """Device part: the batch's loss, as sums.
 
@@ -60,4 +62,3 @@ class Objective:
           batch: what `prepare` made, on the devices.
           key: for dropout; None when evaluating.
         """
-        raise TypeError(f"{type(self).__name__} has no loss")

@@ -1,8 +1,7 @@
 """Parameters as the matrices they stand for, whatever axes and shards they are stored in.
 
-What a leaf is, its name says: see `MATRICES` and `VECTORS`. Below
-`blocks` every leaf is a stack of layers. A matrix is [inputs, outputs] with heads and head_dim as
-the one axis that they are in the product.
+What a leaf is, its name says (`MATRICES`, `VECTORS`). Below `blocks` every leaf is a stack of
+layers. A matrix is [inputs, outputs], heads and head_dim being one axis as in the product.
 """
 
 import math
@@ -18,6 +17,7 @@ from jaxtyping import Array, Float, PyTree
 
 MATRICES = ("weight", "table", "embedding", "head")
 VECTORS = ("bias", "scale")
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # of x, (x x^T) x and (x x^T)^2 x
 Path = tuple[Any, ...]
 
 
@@ -108,6 +108,8 @@ def orthogonalize(
     result goes back to where the input lay. Nothing is exchanged between the iterations.
     """
     newton_schulz = optax.contrib.scale_by_muon(
+        # One triple an iteration, though all alike, makes it a scan: a fifth of the compile time.
+        ns_coeffs=(NEWTON_SCHULZ,) * iterations,
         ns_steps=iterations,
         beta=0.0,  # whatever momentum there is has been applied
         nesterov=False,

@@ -3,10 +3,9 @@
 A config holds only what is the optimizer's own. The learning rate is a schedule beside it, clipping
 is `clip_by_global_norm`, so that `optimizer=Lion` on the command line changes nothing else.
 
-Parameters are a nested dict. What a leaf is, its name says: `weight` and `table` are matrices,
-`bias` and `scale` vectors. Only matrices decay. Below `blocks` every leaf is a stack of layers, and
-an optimizer that looks at a whole matrix (Adafactor, Muon) looks at each layer's alone: at
-[inputs, outputs], with heads and head_dim as the one axis they are in the product.
+Parameters are a nested dict in which the last name on the way to a leaf says whether it is a matrix
+or a vector (`lmjax.training.matrices`). Only matrices decay. An optimizer that looks at a whole
+matrix (Adafactor, Muon) looks at each layer's alone, as [inputs, outputs].
 """
 
 from typing import Any
@@ -223,11 +222,11 @@ def _check_shares(optimizer: Optimizer, *names: str) -> None:
 def _check_positive(optimizer: Optimizer, *names: str) -> None:
     """Raises UserError for values that must be above 0."""
     for name in names:
-        if not 0 < (value := getattr(optimizer, name)) < float("inf"):
+        if (value := getattr(optimizer, name)) <= 0:
             raise UserError(f"{type(optimizer).__name__}.{name}={value}: must be above 0")
 
 
 def _check_decay(optimizer: Optimizer) -> None:
     """Raises UserError for a negative weight decay."""
-    if not 0 <= (value := optimizer.weight_decay) < float("inf"):
+    if (value := optimizer.weight_decay) < 0:
         raise UserError(f"{type(optimizer).__name__}.weight_decay={value}: must be 0 or more")

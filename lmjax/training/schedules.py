@@ -163,7 +163,7 @@ class WarmupStableDecay(Schedule):
 def _check(schedule: Schedule, steps: int | None = None) -> None:
     """Raises UserError for a peak, warm-up or final share that cannot be meant."""
     name = type(schedule).__name__
-    if not 0 < schedule.peak < float("inf"):
+    if schedule.peak <= 0:
         raise UserError(f"{name}.peak={schedule.peak}: a learning rate is a number above 0")
     if schedule.warmup < 0:
         raise UserError(f"{name}.warmup={schedule.warmup}: a number of steps is 0 or more")

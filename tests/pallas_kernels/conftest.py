@@ -135,19 +135,10 @@ CASES = [
 ]
 
 
-BLIND = [case for case in CASES if case.name in ("segments", "rows_after_the_keys")]
-
-
 @pytest.fixture
 def named_case():
     """One case by its name."""
     return {case.name: case for case in CASES}.__getitem__
-
-
-@pytest.fixture(params=BLIND, ids=lambda case: case.name)
-def case_with_blind_rows(request) -> Case:
-    """Cases with queries that see nothing and keys that nothing sees."""
-    return request.param
 
 
 @pytest.fixture(params=CASES, ids=lambda case: case.name)

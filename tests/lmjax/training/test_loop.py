@@ -6,14 +6,21 @@ import subprocess
 import sys
 import textwrap
 
+import jax
 import jax.numpy as jnp
 import pytest
 
 from lmjax.training.loop import Diverged, Loop, Speed
+from lmjax.training.state import TrainState
+
+
+def state_after(steps):
+    """A state that holds nothing but the number of steps done."""
+    return TrainState(None, None, None, jnp.int32(steps), jax.random.key(0))
 
 
 class Run:
-    """Records what the loop does. The state is the number of steps done."""
+    """Records what the loop does."""
 
     def __init__(self, steps, bad=None, on_batch=None, **settings):
         self.events, self.records = [], []
@@ -43,21 +50,22 @@ class Run:
             yield number
 
     def step(self, state, batch):
-        metrics = {"loss": 1.0 / (state + 1), "gradient_norm": 1.0, "tokens": 64.0}
-        metrics |= self.bad.get(state + 1, {})
-        self.events.append(f"step {state + 1}")
-        return state + 1, {name: jnp.float32(value) for name, value in metrics.items()}
+        step = int(state.step) + 1
+        metrics = {"loss": 1.0 / step, "gradient_norm": 1.0, "tokens": 64.0}
+        metrics |= self.bad.get(step, {})
+        self.events.append(f"step {step}")
+        return state_after(step), {name: jnp.float32(value) for name, value in metrics.items()}
 
     def write(self, record):
         self.records.append(record)
         self.events.append(f"write {record['split']} {record['step']}")
 
     def evaluate(self, step, state):
-        assert step == state
+        assert step == state.step
         return [{"step": step, "split": "held_out", "loss": 0.5, "bits_per_byte": 1.0}]
 
     def save(self, step, state):
-        assert step == state
+        assert step == state.step
         self.events.append(f"save {step}")
 
     def train_steps(self):
@@ -66,8 +74,8 @@ class Run:
 
 def test_the_order_of_events():
     run = Run(5)
-    state, done, interruption = run.loop.run(0, 0)
-    assert (state, done, interruption.signal) == (5, 5, None)
+    state, done, interruption = run.loop.run(state_after(0), 0)
+    assert (state.step, done, interruption.signal) == (5, 5, None)
     assert run.events == [
         *["batch 1", "step 1"],
         *["batch 2", "step 2", "write train 1"],
@@ -80,7 +88,7 @@ def test_the_order_of_events():
 @pytest.mark.parametrize("log_every", [1, 2, 5, 100])
 def test_every_step_has_one_line_before_its_checkpoint(log_every):
     run = Run(11, log_every=log_every)
-    run.loop.run(0, 0)
+    run.loop.run(state_after(0), 0)
     assert run.train_steps() == list(range(1, 12))
     for saved in (3, 6, 9, 11):
         written = run.events[: run.events.index(f"save {saved}")]
@@ -89,13 +97,13 @@ def test_every_step_has_one_line_before_its_checkpoint(log_every):
 
 def test_a_run_goes_on_where_it_stopped():
     run = Run(7)
-    run.loop.run(4, 4)
+    run.loop.run(state_after(4), 4)
     assert run.train_steps() == [5, 6, 7]
 
 
 def test_losses_are_written_to_the_last_bit():
     run = Run(11)
-    run.loop.run(0, 0)
+    run.loop.run(state_after(0), 0)
     for record in run.records:
         if record["split"] == "train":
             assert jnp.float32(record["loss"]) == jnp.float32(1.0 / record["step"])
@@ -103,7 +111,7 @@ def test_losses_are_written_to_the_last_bit():
 
 def test_utilisation_is_the_rate_times_flops_over_the_peak():
     run = Run(6)
-    run.loop.run(0, 0)
+    run.loop.run(state_after(0), 0)
     assert "mfu" not in run.records[0]  # the first step compiles
     timed = [record for record in run.records if "tokens_per_second" in record]
     assert len(timed) >= 4
@@ -117,7 +125,7 @@ def test_utilisation_is_the_rate_times_flops_over_the_peak():
 def test_what_is_not_finite_ends_the_run_and_is_not_saved(name, value):
     run = Run(9, bad={6: {name: value}})
     with pytest.raises(Diverged, match=rf"step 6: the {name.replace('_', ' ')} is"):
-        run.loop.run(0, 0)
+        run.loop.run(state_after(0), 0)
     assert [event for event in run.events if "save" in event] == ["save 3"]
     assert run.train_steps()[-1] == 6
 
@@ -126,7 +134,7 @@ def test_what_is_not_finite_ends_the_run_and_is_not_saved(name, value):
 def test_a_signal_ends_the_run_after_its_step_and_saves(number, capfd):
     before = signal.getsignal(number)
     run = Run(100, on_batch=lambda batch: os.kill(os.getpid(), number) if batch == 5 else None)
-    _, done, interruption = run.loop.run(0, 0)
+    _, done, interruption = run.loop.run(state_after(0), 0)
     assert done == 5
     assert run.events[-1] == "save 5"
     assert run.train_steps() == [1, 2, 3, 4, 5]

@@ -1,0 +1,263 @@
+"""From the data settings of an experiment to its tokenizer, its token stores and its loader."""
+
+import dataclasses
+import itertools
+import os
+import pathlib
+from collections.abc import Iterator
+
+from lmjax.config import UserError, config, fingerprint
+from lmjax.data.documents import Document, Part, Source, digest, in_split
+from lmjax.data.loader import Loader, Prepare
+from lmjax.data.mixture import Mixture
+from lmjax.data.plan import Plan, make_plan
+from lmjax.data.shards import Progress
+from lmjax.data.store import FORMAT, TokenStore
+from lmjax.data.subwords import TrainedBPE
+from lmjax.data.tokenize import build_stores, silent
+from lmjax.data.tokenizers import (
+    SETTINGS_FILE,
+    Corpus,
+    Tokenizer,
+    TokenizerConfig,
+    load_tokenizer,
+)
+
+CACHE_VARIABLE = "LMJAX_CACHE"
+TOGETHER = 64  # parts of a source that are read side by side for the tokenizer
+SURPLUS = 4  # times as much text is opened as the tokenizer learns from
+ORIGIN_FILE = "origin.txt"
+
+
+@config
+class Domain:
+    """Text of one kind: trained on with its weight, and evaluated by its name."""
+
+    name: str  # under which its held-out loss is reported
+    source: Source  # the text
+    weight: float = 1.0  # relative share of the training rows; 0: evaluated only
+    evaluation: Source | None = None  # held-out text, in place of a part of `source`
+
+    def validate(self) -> None:
+        if self.weight < 0:
+            raise UserError(f"the weight of {self.name} is {self.weight}; it cannot be negative")
+        if self.weight == 0 and self.evaluation is not None:
+            raise UserError(f"{self.name} has weight 0: give what is evaluated as its source")
+
+
+@config
+class Data:
+    """What to train on, and how it is cut into rows."""
+
+    train: tuple[Domain, ...]  # the mixture
+    tokenizer: TokenizerConfig = TrainedBPE()  # made once, then kept with the run
+    held_out: float = 0.05  # fraction of each source's documents that is evaluated, not trained on
+    length: int = 1024  # tokens that the model reads in a row
+    batch_size: int = 16  # rows in a step, over all devices
+    ramp: tuple[tuple[int, int], ...] = ()  # changes of batch_size: (step, rows from there on)
+    workers: int = 0  # processes that prepare batches; 0 is a thread
+    tokenize_workers: int = 0  # processes that tokenize; 0 uses this one
+    cache: str = ""  # folder for tokens; empty is $LMJAX_CACHE, or ~/.cache/lmjax
+
+    def validate(self) -> None:
+        names = [domain.name for domain in self.train]
+        if not names or len(set(names)) < len(names):
+            raise UserError(f"data.train needs domains of different names, got {names}")
+        if not any(domain.weight for domain in self.train):
+            raise UserError("every domain of data.train has weight 0; there is nothing to train on")
+        if not 0 <= self.held_out < 1:
+            raise UserError(f"held_out is {self.held_out}; it must be at least 0 and below 1")
+        for name in ("length", "batch_size"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        for name in ("workers", "tokenize_workers"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{name} is {getattr(self, name)}; it cannot be negative")
+
+    def plan(self, seed: int) -> Plan:
+        """The data plan of a run that begins with these settings."""
+        return make_plan(seed, self.batch_size, self.ramp)
+
+
+@dataclasses.dataclass(frozen=True)
+class PreparedData:
+    """What a job needs of its data.
+
+    Attributes:
+      tokenizer: of all the stores.
+      train: the stores that are trained on, by domain.
+      held_out: the stores that are evaluated, by domain.
+      weights: relative shares of the training stores.
+      data: the settings.
+    """
+
+    tokenizer: Tokenizer
+    train: dict[str, TokenStore]
+    held_out: dict[str, TokenStore]
+    weights: dict[str, float]
+    data: Data
+
+    def loader(
+        self,
+        plan: Plan,
+        prepare: Prepare,
+        row_length: int,
+        host_index: int = 0,
+        host_count: int = 1,
+    ) -> Loader:
+        """The loader of the training rows.
+
+        Args:
+            plan: which rows each step takes, `data.plan(seed)` at first.
+            prepare: of the objective.
+            row_length: tokens of the store that a row takes, of the objective for `data.length`.
+            host_index: number of this process among those that train together.
+            host_count: how many there are.
+        """
+        mixture = Mixture(self.train, self.weights, row_length)
+        return Loader(plan, mixture, prepare, host_index, host_count, workers=self.data.workers)
+
+    def skipped(self) -> dict[str, int]:
+        """How many pieces of input were left out (on_error=skip), by the message of the first."""
+        found = {}
+        for store in (*self.train.values(), *self.held_out.values()):
+            if store.manifest.skipped:
+                found[store.manifest.skipped_first[0]] = store.manifest.skipped
+        return found
+
+    def texts(self, store: TokenStore) -> Iterator[str]:
+        """The documents of a store as text."""
+        for document in range(store.manifest.documents):
+            yield store.text(document, self.tokenizer)
+
+
+def prepare(data: Data, run_folder: str | os.PathLike, progress: Progress = silent) -> PreparedData:
+    """Makes, or finds in the cache, all that a job needs of its data.
+
+    The tokenizer is kept in `tokenizer` in the run folder, and is read from there when the run goes
+    on.
+
+    Raises:
+        UserError: a source cannot be read, the tokenizer cannot be made, a part of the data comes
+            out empty, or the run folder's tokenizer was made from other text or settings.
+    """
+    tokenizer = _tokenizer(data, pathlib.Path(run_folder) / "tokenizer", progress)
+    train: dict[str, TokenStore] = {}
+    held_out: dict[str, TokenStore] = {}
+    for domain in data.train:
+        fraction = _held_out(data, domain)
+        stores = _stores(data, domain.source, tokenizer, fraction, progress)
+        if domain.evaluation is not None:
+            evaluation = _stores(data, domain.evaluation, tokenizer, 0.0, progress)
+            held_out[domain.name] = evaluation["all"]
+        elif domain.weight == 0:
+            held_out[domain.name] = stores["all"]
+            continue
+        elif fraction:
+            held_out[domain.name] = stores["held_out"]
+        train[domain.name] = stores["train" if fraction else "all"]
+    weights = {domain.name: domain.weight for domain in data.train if domain.weight}
+    return PreparedData(tokenizer, train, held_out, weights, data)
+
+
+def _held_out(data: Data, domain: Domain) -> float:
+    return data.held_out if domain.weight and domain.evaluation is None else 0.0
+
+
+def _cache(data: Data) -> pathlib.Path:
+    folder = data.cache or os.environ.get(CACHE_VARIABLE) or "~/.cache/lmjax"
+    return pathlib.Path(folder).expanduser()
+
+
+def _stores(
+    data: Data, source: Source, tokenizer: Tokenizer, fraction: float, progress: Progress
+) -> dict[str, TokenStore]:
+    key = digest(str(FORMAT), source.fingerprint(), tokenizer.fingerprint, str(fraction))
+    folder = _cache(data) / "tokens" / f"{type(source).__name__}-{key}"
+    return build_stores(source, tokenizer, folder, fraction, data.tokenize_workers, progress)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Texts(Corpus):
+    """The text that a tokenizer learns from."""
+
+    data: Data
+    progress: Progress
+
+    def sample(self, size: int) -> Iterator[str]:
+        """A share of `size` from each domain that is trained on, in proportion to its weight."""
+        domains = [domain for domain in self.data.train if domain.weight]
+        total = sum(domain.weight for domain in domains)
+        for number, domain in enumerate(domains):
+            self.progress("reading text for the tokenizer", number, len(domains))
+            yield from self._spread(domain, int(size * domain.weight / total))
+
+    def _spread(self, domain: Domain, size: int) -> Iterator[str]:
+        """Training documents from all over a source.
+
+        Where there is far more text than is wanted, only some parts are opened. They are read side
+        by side, a limited number at a time, a document of each in turn.
+        """
+        parts = domain.source.parts()
+        surplus = sum(part.size for part in parts) // (SURPLUS * max(size, 1))
+        parts = parts[:: max(1, min(surplus, len(parts) // TOGETHER))]
+        groups = -(-len(parts) // TOGETHER)
+        for group in range(groups):
+            left = size / groups
+            for document in self._in_turn(domain, parts[group::groups]):
+                if left <= 0:
+                    break
+                left -= len(document.text.encode("utf-8"))
+                yield document.text
+
+    def _in_turn(self, domain: Domain, parts: tuple[Part, ...]) -> Iterator[Document]:
+        fraction = _held_out(self.data, domain)
+        readers = [domain.source.read(part, lambda message: None) for part in parts]
+        for turn in itertools.zip_longest(*readers):
+            for document in turn:
+                if document is not None and in_split(document, "train", fraction):
+                    yield document
+
+    def everything(self) -> Iterator[str]:
+        for domain in self.data.train:
+            for source in filter(None, (domain.source, domain.evaluation)):
+                for document in source.documents():
+                    yield document.text
+
+
+def _tokenizer(data: Data, folder: pathlib.Path, progress: Progress) -> Tokenizer:
+    """The run's tokenizer: of the run folder, of the cache, or made now."""
+    origin = _origin(data)
+    path = folder / ORIGIN_FILE
+    if (folder / SETTINGS_FILE).exists():
+        if not path.exists() or path.read_text(encoding="utf-8") != origin:
+            raise UserError(
+                f"the tokenizer in {folder} was made from other text or other settings than this "
+                "experiment's; the run cannot go on with another one. Give another output folder, "
+                "or put the text and settings back"
+            )
+        return load_tokenizer(folder)
+    cached = _cache(data) / "tokenizers" / origin
+    if (cached / SETTINGS_FILE).exists():
+        tokenizer = load_tokenizer(cached)
+    else:
+        progress("making the tokenizer", 0, 1)
+        tokenizer = data.tokenizer.build(_Texts(data, progress))
+        tokenizer.save(cached)
+        progress("making the tokenizer", 1, 1)
+    folder.mkdir(parents=True, exist_ok=True)
+    path.write_text(origin, encoding="utf-8")
+    tokenizer.save(folder)
+    return tokenizer
+
+
+def _origin(data: Data) -> str:
+    """A fingerprint of all that decides about the tokenizer."""
+    own = data.tokenizer.origin()
+    if own is not None:
+        return digest(own)
+    texts = []
+    for domain in data.train:
+        texts += [domain.source.fingerprint(), str(domain.weight), str(_held_out(data, domain))]
+        texts += [domain.evaluation.fingerprint()] if domain.evaluation else []
+    return digest(fingerprint(data.tokenizer), *texts)

@@ -1,0 +1,303 @@
+"""Decoding with a key-value cache: prompts of different lengths in one batch, on any mesh."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from lmjax.config import UserError
+from lmjax.generation.sampling import Sampling, choose
+from lmjax.models import Batch, Cache, TransformerConfig, abstract, make_cache
+from lmjax.parallel import Layout, generation_layout
+
+SMALLEST = 16  # slots; prompts and continuations are given the next power of two
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Decoding:
+    """Where a batch's decoding stands.
+
+    Attributes:
+      cache: keys and values of everything but the newest token.
+      token: the newest token of each row.
+      position: its position in the row's text.
+      tokens: what was decoded so far, from the left.
+      count: number of columns of `tokens` in use.
+      done: rows that go on no more; their later columns mean nothing.
+      budget: how many tokens each row may have.
+      keys: each row's source of randomness.
+    """
+
+    cache: Cache
+    token: Int[Array, "batch"]
+    position: Int[Array, "batch"]
+    tokens: Int[Array, "batch slots"]
+    count: Int[Array, ""]
+    done: Bool[Array, "batch"]
+    budget: Int[Array, "batch"]
+    keys: PRNGKeyArray
+
+
+class Generator:
+    """A model ready to continue token sequences.
+
+        generator = Generator(config, params)
+        rows = generator.generate(prompts, Sampling(temperature=0.8), max_tokens=100)
+
+    A mesh must be set, the one that the parameters lie on. Each shape (number of prompts, and the
+    power of two above the longest prompt and above `max_tokens`) is compiled once.
+    """
+
+    def __init__(self, config: TransformerConfig, params: dict, layout: Layout | None = None):
+        """Takes parameters as `initialize`, a checkpoint or `interop` gives them.
+
+        Args:
+          config: the model.
+          params: its parameters, cut over the mesh in any way.
+          layout: how to cut batches, activations and parameters; None is `generation_layout()`.
+        """
+        self.config = config
+        self.layout = generation_layout() if layout is None else layout
+        self._graph, shapes = abstract(config, self.layout)
+        self._params = jax.tree.map(
+            lambda a, shape: jax.reshard(a, shape.sharding.spec), light(config, params), shapes
+        )
+        self._start = jax.jit(self._prefill, static_argnames=("slots", "top_k", "greedy"))
+        self._continue = jax.jit(
+            self._decode, static_argnames=("top_k", "greedy"), donate_argnums=1
+        )
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling | None = None,
+        max_tokens: int = 100,
+        stop_tokens: Sequence[int] = (),
+    ) -> list[list[int]]:
+        """What follows each prompt, without the prompt and without the stop token.
+
+        See `stream`, which this is all of at once.
+        """
+        rows: list[list[int]] = [[] for _ in prompts]
+        for part in self.stream(prompts, sampling, max_tokens, stop_tokens, interval=max_tokens):
+            for row, new in zip(rows, part):
+                row.extend(new)
+        return rows
+
+    def stream(
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling | None = None,
+        max_tokens: int = 100,
+        stop_tokens: Sequence[int] = (),
+        interval: int = 1,
+    ) -> Iterator[list[list[int]]]:
+        """Yields the new tokens of each row as they are decoded.
+
+        A row ends before a stop token, after `max_tokens`, or when the model's context is full. It
+        does not depend on the other rows: row i draws with seed `sampling.seed + i`, and gives the
+        same tokens alone.
+
+        Args:
+          prompts: token ids, at least one a row.
+          sampling: how tokens are chosen; None is `Sampling()`.
+          max_tokens: most tokens of a row.
+          stop_tokens: ids that end a row.
+          interval: tokens that are decoded between two yields.
+
+        Raises:
+          UserError: an empty prompt, one longer than the context, or with ids that the model
+            does not have.
+        """
+        sampling = Sampling() if sampling is None else sampling
+        self._check(prompts)
+        if not prompts or max_tokens < 1:
+            return
+        greedy = sampling.temperature == 0
+        settings: dict[str, Any] = {
+            "stop_tokens": jnp.asarray(list(stop_tokens), jnp.int32),
+            "temperature": None if greedy else jnp.float32(sampling.temperature),
+            "top_p": None if greedy or sampling.top_p is None else jnp.float32(sampling.top_p),
+            "top_k": None if greedy else sampling.top_k,
+            "greedy": greedy,
+        }
+        lengths = np.array([len(prompt) for prompt in prompts])
+        # The last token of a full context can still be followed by one that is never fed back.
+        budget = np.minimum(max_tokens, self.config.max_length + 1 - lengths).astype(np.int32)
+        keys = jax.vmap(jax.random.key)(sampling.seed + np.arange(len(prompts), dtype=np.uint32))
+        decoding = self._start(
+            self._params,
+            self._place(left_padded(prompts, round_up(lengths.max()))),
+            self._place(budget),
+            self.layout.place(keys, "batch"),
+            slots=round_up(max_tokens),
+            **settings,
+        )
+        seen, ended = 0, np.zeros(len(prompts), bool)
+        while True:
+            count = int(decoding.count)
+            columns = np.asarray(decoding.tokens)[:, seen:count]
+            part, ended = new_tokens(columns, seen, budget, ended, stop_tokens)
+            yield part
+            if ended.all():
+                return
+            seen = count
+            until = jnp.int32(count + interval)
+            decoding = self._continue(self._params, decoding, until, **settings)
+
+    def _check(self, prompts: Sequence[Sequence[int]]) -> None:
+        for number, prompt in enumerate(prompts, 1):
+            if len(prompt) == 0:
+                raise UserError(f"prompt {number} is empty: a model continues at least one token")
+            if len(prompt) > self.config.max_length:
+                raise UserError(
+                    f"prompt {number} has {len(prompt)} tokens, more than the"
+                    f" {self.config.max_length} of the model's context"
+                )
+            wrong = [token for token in prompt if not 0 <= token < self.config.vocab_size]
+            if wrong:
+                raise UserError(
+                    f"prompt {number} has the token {wrong[0]}; the model's are 0 to"
+                    f" {self.config.vocab_size - 1}"
+                )
+
+    def _place(self, tree: Any) -> Any:
+        """Arrays whose first axis is the batch, on the devices."""
+        return jax.tree.map(
+            lambda a: self.layout.place(jnp.asarray(a), "batch", *(None,) * (a.ndim - 1)), tree
+        )
+
+    def _prefill(self, params, prompt: Batch, budget, keys, *, slots: int, **settings) -> Decoding:
+        """Runs the prompts, left-padded to one length, and decodes their first tokens."""
+        batch, length = prompt.tokens.shape
+        cache = make_cache(self.config, self.layout, batch, length + slots)
+        logits, cache = self._logits(params, prompt, cache)
+        decoding = Decoding(
+            cache=cache,
+            token=prompt.tokens[:, -1],
+            position=prompt.positions[:, -1],
+            tokens=self.layout.place(jnp.zeros((batch, slots), jnp.int32), "batch", None),
+            count=jnp.zeros((), jnp.int32),
+            done=budget < 1,
+            budget=budget,
+            keys=keys,
+        )
+        return self._append(decoding, logits, **settings)
+
+    def _decode(self, params, decoding: Decoding, until, **settings) -> Decoding:
+        """Decodes until `until` tokens a row are there, or all rows are done."""
+
+        def going_on(decoding: Decoding) -> Bool[Array, ""]:
+            return (decoding.count < until) & ~jnp.all(decoding.done)
+
+        def step(decoding: Decoding) -> Decoding:
+            batch = Batch(
+                tokens=decoding.token[:, None],
+                positions=decoding.position[:, None],
+                segments=jnp.where(decoding.done, 0, 1)[:, None],
+            )
+            logits, cache = self._logits(params, batch, decoding.cache)
+            return self._append(dataclasses.replace(decoding, cache=cache), logits, **settings)
+
+        return jax.lax.while_loop(going_on, step, decoding)
+
+    def _logits(
+        self, params: dict, batch: Batch, cache: Cache
+    ) -> tuple[Float[Array, "batch vocab"], Cache]:
+        """Logits after the last token of each row, over the real vocabulary, whole rows."""
+        model = nnx.merge(self._graph, params)
+        hidden, cache = model(batch, cache)
+        logits = self.layout.place(model.logits(hidden[:, -1:])[:, 0], "batch", None)
+        return logits[:, : self.config.vocab_size], cache
+
+    def _append(
+        self, decoding: Decoding, logits, *, stop_tokens, greedy, temperature, top_p, top_k
+    ) -> Decoding:
+        """Chooses the next token of every row and takes note of it."""
+
+        def local(logits, keys, count, temperature, top_p):
+            if greedy:
+                return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+            keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, count)
+            return choose(logits, keys, temperature, top_p, top_k)
+
+        spec = self.layout.spec("batch", shape=logits.shape[:1])
+        if spec[0] is not None:  # each device chooses for its own rows
+            local = jax.shard_map(local, out_specs=spec)
+        token = local(logits, decoding.keys, decoding.count, temperature, top_p)
+        column = (jnp.zeros((), jnp.int32), decoding.count)
+        count = decoding.count + 1
+        stopped = jnp.any(token[:, None] == stop_tokens[None], axis=1)
+        done = decoding.done | stopped | (count >= decoding.budget)
+        return dataclasses.replace(
+            decoding,
+            token=token,
+            position=jnp.where(done, decoding.position, decoding.position + 1),
+            tokens=jax.lax.dynamic_update_slice(decoding.tokens, token[:, None], column),
+            count=count,
+            done=done,
+        )
+
+
+def left_padded(prompts: Sequence[Sequence[int]], length: int) -> Batch:
+    """The prompts as one batch of `length`, each at the right end; positions begin with it."""
+    tokens, positions, segments = (np.zeros((len(prompts), length), np.int32) for _ in range(3))
+    for row, prompt in enumerate(prompts):
+        begin = length - len(prompt)
+        tokens[row, begin:] = prompt
+        positions[row, begin:] = np.arange(len(prompt))
+        segments[row, begin:] = 1
+    return Batch(tokens=tokens, positions=positions, segments=segments)
+
+
+def new_tokens(
+    columns: Int[np.ndarray, "batch new"],
+    seen: int,
+    budget: Int[np.ndarray, "batch"],
+    ended: Bool[np.ndarray, "batch"],
+    stop_tokens: Sequence[int],
+) -> tuple[list[list[int]], Bool[np.ndarray, "batch"]]:
+    """What each row has gained, and which rows have ended.
+
+    Args:
+      columns: the newest columns of decoded tokens.
+      seen: number of columns before them.
+      budget: most tokens of each row.
+      ended: rows that had ended before.
+      stop_tokens: ids that end a row, and are no part of it.
+    """
+    part: list[list[int]] = []
+    ended = ended.copy()
+    for row, tokens in enumerate(columns.tolist()):
+        if ended[row]:
+            part.append([])
+            continue
+        kept = tokens[: budget[row] - seen]
+        stop = next((i for i, token in enumerate(kept) if token in stop_tokens), None)
+        ended[row] = stop is not None or seen + len(kept) >= budget[row]
+        part.append(kept[:stop])
+    return part, ended
+
+
+def round_up(length: int) -> int:
+    """The next power of two, so that few shapes are compiled."""
+    return max(SMALLEST, 1 << (int(length) - 1).bit_length())
+
+
+def light(config: TransformerConfig, params: dict) -> dict:
+    """The parameters, in the compute dtype where the model does nothing before casting them."""
+
+    def cast(path, leaf):
+        name = jax.tree_util.keystr(path, simple=True, separator=".")
+        only_cast = name.endswith(".weight") or name == "head.table"
+        return leaf.astype(config.dtype) if only_cast else leaf
+
+    return jax.tree.map_with_path(cast, params)

@@ -1,0 +1,66 @@
+"""How the next token is chosen from the model's logits."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from lmjax.config import UserError, config
+
+
+@config
+class Sampling:
+    """How the next token is chosen: temperature first, then top_k, then top_p."""
+
+    temperature: float = 1.0  # logits are divided by it; 0: always the most likely token
+    top_k: int | None = None  # choose among so many of the most likely tokens; None: among all
+    # Choose among the fewest most likely tokens that hold this share of probability; None: all
+    # (Holtzman et al. 2020, arXiv:1904.09751).
+    top_p: float | None = None
+    seed: int = 0  # of the random numbers; each prompt of a batch has the next one
+
+    def validate(self) -> None:
+        """Raise UserError for settings that leave nothing to choose from."""
+        if not 0 <= self.temperature < float("inf"):
+            raise UserError(f"temperature={self.temperature}: must be 0 or more")
+        if self.top_k is not None and self.top_k < 1:
+            raise UserError(f"top_k={self.top_k}: must be 1 or more, or none for all tokens")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise UserError(f"top_p={self.top_p}: a share of probability lies above 0, at most 1")
+        if not 0 <= self.seed < 2**31:
+            raise UserError(f"seed={self.seed}: must be from 0 to 2147483647")
+
+
+def choose(
+    logits: Float[Array, "batch vocab"],
+    keys: PRNGKeyArray,
+    temperature: Float[Array, ""],
+    top_p: Float[Array, ""] | None,
+    top_k: int | None,
+) -> Int[Array, "batch"]:
+    """Draws a token of each row, by the Gumbel trick; arrays are local.
+
+    Args:
+      logits: of the real vocabulary, without its padding.
+      keys: one a row, so that a row's token depends on nothing else in the batch.
+      temperature: above 0.
+      top_p: share of probability to choose from, within the `top_k`.
+      top_k: number of tokens to choose from.
+    """
+    best = jnp.max(logits, axis=-1, keepdims=True)
+    logits = (logits - best) / temperature  # at most 0: no temperature is too small
+    tokens = None
+    if top_k is not None or top_p is not None:
+        logits, tokens = jax.lax.top_k(logits, min(top_k or logits.shape[-1], logits.shape[-1]))
+    if top_p is not None:
+        probabilities = jax.nn.softmax(logits, axis=-1)
+        before = jnp.cumsum(probabilities, axis=-1) - probabilities
+        # The first is always kept, whatever rounding does to `before`.
+        kept = (before < top_p) | (jnp.arange(logits.shape[-1]) == 0)
+        logits = jnp.where(kept, logits, -jnp.inf)
+    noise = jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[-1:]))(keys)
+    place = jnp.argmax(logits + noise, axis=-1)
+    if tokens is not None:
+        place = jnp.take_along_axis(tokens, place[:, None], axis=-1)[:, 0]
+    return place.astype(jnp.int32)

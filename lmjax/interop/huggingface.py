@@ -1,0 +1,256 @@
+"""Hugging Face model folders: config.json and safetensors, read and written."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from lmjax.config import UserError, replace, to_text
+from lmjax.interop.tensor_files import FILE, TensorFiles, write_tensors
+from lmjax.models import Normal, TransformerConfig, abstract
+from lmjax.models.gpt import GPT1_FAMILY, GPT2_FAMILY
+from lmjax.models.llama import LLAMA_FAMILY
+from lmjax.models.names import Family, Name
+from lmjax.parallel import Layout
+
+FAMILIES = {family.model_type: family for family in (GPT1_FAMILY, GPT2_FAMILY, LLAMA_FAMILY)}
+Shapes = dict[str, jax.ShapeDtypeStruct]  # by dotted path
+
+
+def read(folder: str | os.PathLike, layout: Layout) -> tuple[TransformerConfig, nnx.GraphDef, dict]:
+    """The model in a folder that transformers or a public checkpoint's authors wrote.
+
+    Parameters go one tensor at a time to where `layout` wants them on the mesh that is set, as
+    float32. Beside them the host never holds more than one tensor.
+
+    Returns:
+      The config, the model's structure and its parameters: `nnx.merge(graph, params)` is the model.
+
+    Raises:
+      UserError: an unknown model_type or a feature that is not supported; a wrong, missing, extra
+        or mis-shaped tensor; a damaged file. The message names it.
+    """
+    folder = Path(folder)
+    family, config = read_config(folder)
+    with TensorFiles(folder) as files:
+        graph, shapes = abstract(config, layout)
+        paths = by_path(shapes)
+        found = find_tensors(family, config, paths, files)
+        params = {path: zeros(shape) for path, shape in paths.items()}
+        for name, layer, title in found:
+            parts = [paths[path].shape[layer is not None :] for path in name.ours]
+            for path, part in zip(name.ours, name.transform.read(files.read(title), parts)):
+                params[path] = put(params[path], part, layer)
+    return config, graph, nest(params)
+
+
+def write(folder: str | os.PathLike, config: TransformerConfig, params: dict) -> None:
+    """Writes config.json and model.safetensors (float32), which transformers loads.
+
+    Raises:
+      UserError: no family of Hugging Face's can express the config.
+    """
+    folder = Path(folder)
+    family, settings = family_of(config)
+    paths = by_path(params)
+    entries = list(entries_of(family, config, paths))
+    shapes = {
+        theirs(name, layer): name.transform.shape(
+            [paths[path].shape[layer is not None :] for path in name.ours], config
+        )
+        for name, layer in entries
+    }
+
+    def tensors() -> Iterator[np.ndarray]:
+        for name, layer in entries:
+            leaves = [paths[path] if layer is None else paths[path][layer] for path in name.ours]
+            yield name.transform.write(jax.device_get(leaves), config)
+
+    folder.mkdir(parents=True, exist_ok=True)
+    write_tensors(folder / FILE, shapes, tensors())
+    partial = folder / ".config.json.partial"
+    partial.write_text(json.dumps(settings, indent=2) + "\n", "utf-8")
+    partial.replace(folder / "config.json")
+
+
+def read_config(folder: Path) -> tuple[Family, TransformerConfig]:
+    """The family and the config of a folder's config.json; UserError as `read`."""
+    path = folder / "config.json"
+    try:
+        settings = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{folder} is not a model folder: it holds no config.json") from None
+    except ValueError as error:
+        raise UserError(f"{path} is damaged: {error}") from None
+    kind = settings.get("model_type") if isinstance(settings, dict) else None
+    if kind not in FAMILIES:
+        raise UserError(
+            f"{path}: model_type={json.dumps(kind)} is not one of {', '.join(FAMILIES)}"
+        )
+    family = FAMILIES[kind]
+    for key, allowed in family.supported.items():
+        value = functools.reduce(
+            lambda inner, step: inner.get(step) if isinstance(inner, dict) else None,
+            key.split("."),
+            settings,
+        )
+        if value is not None and value not in allowed:
+            shown = ", ".join(map(json.dumps, allowed)) or "null"
+            raise UserError(
+                f"{path}: {key}={json.dumps(value)} is not supported for {kind}, only {shown}"
+            )
+    try:
+        return family, family.read(settings)
+    except KeyError as error:
+        raise UserError(f"{path}: {kind} needs {error.args[0]!r}, which is not there") from None
+    except (TypeError, ZeroDivisionError, UserError) as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def family_of(config: TransformerConfig) -> tuple[Family, dict[str, Any]]:
+    """The family that a config belongs to, and its config.json.
+
+    Raises:
+      UserError: none; says in what the nearest one differs.
+    """
+    differences = {}
+    for family in FAMILIES.values():
+        settings = family.write(config)
+        again = to_text(essence(family.read(settings))).splitlines()
+        wanted = to_text(essence(config)).splitlines()
+        if again == wanted:
+            kind = {"architectures": [family.architecture], "model_type": family.model_type}
+            return family, kind | settings | {"torch_dtype": "float32"}
+        differences[family.model_type] = [line for line in wanted if line not in again]
+    nearest = min(differences, key=lambda kind: len(differences[kind]))
+    raise UserError(
+        f"transformers has no model like this one; nearest is {nearest}, which cannot have"
+        f" {', '.join(differences[nearest][:5]) or 'what this one lacks'}"
+    )
+
+
+def essence(config: TransformerConfig) -> TransformerConfig:
+    """The config without what changes no logits, only how a model is drawn, trained or computed."""
+    attention = replace(
+        config.attention,
+        implementation=None,
+        num_kv_heads=config.attention.kv_heads,
+        dropout=0.0,
+    )
+    return replace(
+        config,
+        attention=attention,
+        dropout=0.0,
+        initializer=Normal(),
+        dtype="float32",
+        remat="none",
+        unroll=1,
+    )
+
+
+def entries_of(
+    family: Family, config: TransformerConfig, paths: dict
+) -> Iterator[tuple[Name, int | None]]:
+    """The lines of the map that this config's parameters are on, one for each layer."""
+    for name in family.names:
+        if not set(name.ours) <= paths.keys():
+            continue
+        layered = "{layer}" in name.theirs
+        for layer in range(config.num_layers) if layered else (None,):
+            yield name, layer
+
+
+def theirs(name: Name, layer: int | None) -> str:
+    """A tensor's name in the file."""
+    return name.theirs.format(layer=layer)
+
+
+def find_tensors(
+    family: Family, config: TransformerConfig, paths: Shapes, files: TensorFiles
+) -> list[tuple[Name, int | None, str]]:
+    """Finds every parameter in the files and checks everything, before any tensor is read.
+
+    Returns:
+      Line of the map, layer, and name in the files.
+    """
+    left = {name for name in files.names if not any(re.fullmatch(b, name) for b in family.buffers)}
+    found = []
+    for name, layer in entries_of(family, config, paths):
+        title = theirs(name, layer)
+        if title not in left:
+            title = title.removeprefix(family.prefix)
+        if title not in left:
+            raise UserError(f"{files.folder}: the tensor {theirs(name, layer)} is missing")
+        left.remove(title)
+        parts = [paths[path].shape[layer is not None :] for path in name.ours]
+        wanted = name.transform.shape(parts, config)
+        if files.shape(title) != wanted:
+            raise UserError(
+                f"{files.where(title)} is {list(files.shape(title))};"
+                f" by config.json it should be {list(wanted)}"
+            )
+        found.append((name, layer, title))
+    head, table = family.tied
+    if config.tied_head and head in left:
+        table = table if table in files.names else table.removeprefix(family.prefix)
+        if not np.array_equal(files.read(head), files.read(table)):
+            raise UserError(
+                f"{files.where(head)} differs from {table}, although config.json ties them"
+            )
+        left.remove(head)
+    if left:
+        raise UserError(
+            f"{files.where(min(left))} has no place in the {family.model_type} of config.json"
+            + (f" (nor have {len(left) - 1} more)" if len(left) > 1 else "")
+        )
+    return found
+
+
+def by_path(tree: dict) -> dict[str, Any]:
+    """The leaves of nested dictionaries by dotted path."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
+
+
+def nest(leaves: dict[str, jax.Array]) -> dict:
+    """The opposite of `by_path`."""
+    tree: dict = {}
+    for path, leaf in leaves.items():
+        *inner, last = path.split(".")
+        node = tree
+        for step in inner:
+            node = node.setdefault(step, {})
+        node[last] = leaf
+    return tree
+
+
+def zeros(shape: jax.ShapeDtypeStruct) -> jax.Array:
+    """An array to be filled, on its own devices."""
+    return jnp.zeros(shape.shape, shape.dtype, out_sharding=shape.sharding.spec)
+
+
+def put(leaf: jax.Array, part: np.ndarray, layer: int | None) -> jax.Array:
+    """Writes a part into its layer of `leaf`, which is given up; without a layer, replaces it."""
+    sharding = leaf.sharding
+    if layer is None:
+        return jax.device_put(part, sharding)
+    spec = jax.sharding.PartitionSpec(*sharding.spec[1:])
+    placed = jax.device_put(part, jax.sharding.NamedSharding(sharding.mesh, spec))
+    # Waits, so that the host's copies do not pile up behind slow devices.
+    return put_layer(leaf, placed, layer).block_until_ready()
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def put_layer(leaf: jax.Array, part: jax.Array, layer: int) -> jax.Array:
+    """`leaf` with `part` in the place of layer `layer`."""
+    return jax.lax.dynamic_update_index_in_dim(leaf, part, layer, 0)

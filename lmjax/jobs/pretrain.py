@@ -1,0 +1,136 @@
+"""Pretraining: from text to a trained model, its score beside the baselines, and a report."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import optax
+from flax import nnx
+
+from lmjax.config import UserError, config
+from lmjax.data import Data
+from lmjax.jobs.run_folder import occupy
+from lmjax.jobs.settings import Checkpoints, Evaluation, at_least
+from lmjax.models import TransformerConfig, abstract
+from lmjax.models.batch import Batch
+from lmjax.objectives import CausalLM, Objective
+from lmjax.parallel import Layout, Mesh, axis_size, training_layout
+from lmjax.training.optimizers import AdamW, Optimizer
+from lmjax.training.placement import abstract_batch
+from lmjax.training.schedules import Cosine, Schedule
+from lmjax.training.state import TrainState, abstract_state
+from lmjax.training.step import TrainStep, Zero
+
+
+@config
+class Pretrain:
+    """Train a model on text from random parameters."""
+
+    output: str  # run folder; the same command continues there
+    steps: int  # updates of the parameters
+    seed: int = 0  # of parameters, order of the data, and dropout
+    model: TransformerConfig  # what is trained
+    objective: Objective = CausalLM()  # what it is trained to do
+    data: Data  # the text, the tokenizer, the rows of a step
+    optimizer: Optimizer = AdamW()  # turns gradients into updates
+    schedule: Schedule = Cosine()  # the learning rate, by step
+    gradient_clip: float | None = 1.0  # largest norm of the gradient; None: no limit
+    mesh: Mesh = Mesh()  # how the devices are arranged
+    zero: Zero = 3  # ZeRO stage: when parameters sharded over mesh.fsdp are gathered
+    accumulation: int = 1  # parts that a batch is computed in, to save memory
+    average: float | None = None  # decay of an average of the parameters, which is then evaluated
+    evaluation: Evaluation = Evaluation()  # on text that was held out
+    checkpoint: Checkpoints = Checkpoints()  # what is kept to go on from
+
+    def validate(self) -> None:
+        """Raises UserError for settings that do not go together."""
+        at_least(1, self, "steps", "accumulation")
+        at_least(0, self, "seed")
+        if self.gradient_clip is not None and self.gradient_clip <= 0:
+            raise UserError(f"gradient_clip={self.gradient_clip}: a norm is above 0, or none")
+        if self.average is not None and not 0 < self.average < 1:
+            raise UserError(f"average={self.average}: a decay lies between 0 and 1, or none")
+        if self.data.length > self.model.max_length:
+            raise UserError(
+                f"data.length={self.data.length} is longer than model.max_length="
+                f"{self.model.max_length}"
+            )
+        for rows in (self.data.batch_size, *(size for _, size in self.data.ramp)):
+            if rows % self.accumulation:
+                raise UserError(
+                    f"a batch of {rows} rows is no multiple of accumulation={self.accumulation}"
+                )
+
+    def run(self) -> None:
+        """Trains, or goes on training, in the run folder, and reports.
+
+        Raises:
+          UserError: the settings do not fit each other, the devices, the data or the run folder.
+          SystemExit: after Ctrl-C or SIGTERM, with the code that shells expect.
+        """
+        from lmjax.jobs.pretraining_run import PretrainingRun
+
+        with jax.set_mesh(self.mesh.build()):
+            parts = self.assemble()
+            with occupy(self) as folder:
+                PretrainingRun(self, parts, folder).run()
+
+    def assemble(self) -> "Parts":
+        """The step and what it works on, as shapes: needs only a mesh that is set, no devices.
+
+        Raises:
+          UserError: the model or the batch does not divide the mesh, or the schedule the steps.
+        """
+        layout = training_layout()
+        schedule = self.schedule.build(self.steps)
+        _, shapes = abstract(self.model, layout)
+        transform = self.optimizer.build(schedule, shapes)
+        averaged = self.average is not None
+        graph, state = abstract_state(self.model, layout, transform, self.seed, averaged)
+        step = TrainStep(
+            graph=graph,
+            objective=self.objective,
+            transform=transform,
+            schedule=schedule,
+            clip=self.gradient_clip,
+            accumulation=self.accumulation,
+            zero=self.zero,
+            average_decay=self.average,
+        )
+        for rows in {size for _, size in self.data.ramp}:
+            self._abstract_batch(rows, layout)
+        batch = self._abstract_batch(self.data.batch_size, layout)
+        return Parts(layout, graph, transform, state, step, batch)
+
+    def _abstract_batch(self, rows: int, layout: Layout) -> Batch:
+        shards = axis_size(*layout.axes("batch"))
+        if rows % (shards * self.accumulation):
+            raise UserError(
+                f"a batch of {rows} rows does not divide into accumulation={self.accumulation} "
+                f"parts on mesh.data x mesh.fsdp = {shards} devices"
+            )
+        row_length = self.objective.row_length(self.data.length)
+        nothing = np.zeros((rows, row_length), np.int32)
+        batch = self.objective.prepare(nothing, nothing, np.zeros(rows, np.uint64))
+        return abstract_batch(batch, layout)
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    """What follows from the settings and the mesh before any array is made.
+
+    Attributes:
+      layout: where axes lie.
+      graph: structure of the model.
+      transform: the optimizer.
+      state: the training state as shapes with shardings.
+      step: (state, batch) -> (state, metrics), not yet compiled.
+      batch: the first batch as shapes with shardings.
+    """
+
+    layout: Layout
+    graph: nnx.GraphDef
+    transform: optax.GradientTransformation
+    state: TrainState
+    step: TrainStep
+    batch: Batch

@@ -1,0 +1,47 @@
+"""What a finished run came to: its score beside the baselines', and text that it writes."""
+
+import itertools
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from lmjax.data import PreparedData, TokenStore
+from lmjax.evaluation.baselines import ByteBigram, gzip_bits_per_byte
+from lmjax.evaluation.held_out import Score
+
+COLUMNS = ("gzip -9", "byte bigram", "model")
+WORDS = (
+    "What each spends on text that was held out of training: bits per byte of UTF-8, so that "
+    "tokenizers do not matter; less is better. Gzip compresses the held-out text by itself. The "
+    "bigram model of bytes was counted on the training text."
+)
+BIGRAM_BYTES = 16_000_000  # of training text: a bigram model has no more to learn from more
+GZIP_BYTES = 16_000_000  # of held-out text
+
+
+def compare(
+    prepared: PreparedData, scores: Mapping[str, Score]
+) -> dict[str, dict[str, float]]:
+    """Bits per byte by held-out set: of gzip, of a byte bigram model, and of the model.
+
+    Args:
+      prepared: the data, with the text of all its sets.
+      scores: of the model, by set.
+    """
+    bigram = ByteBigram()
+    share = BIGRAM_BYTES // len(prepared.train)
+    for store in prepared.train.values():
+        bigram.fit(_texts(prepared, store, share))
+    rows = {}
+    for name, store in prepared.held_out.items():
+        texts = list(_texts(prepared, store, GZIP_BYTES))
+        values = (gzip_bits_per_byte(texts), bigram.bits_per_byte(texts), scores[name].bits_per_byte)
+        rows[name] = dict(zip(COLUMNS, values, strict=True))
+    return rows
+
+
+def _texts(prepared: PreparedData, store: TokenStore, size: int) -> Iterator[bytes]:
+    """Documents of a store as UTF-8, until about `size` bytes."""
+    lengths = itertools.accumulate(store.document_bytes)
+    enough = 1 + sum(1 for _ in itertools.takewhile(lambda length: length < size, lengths))
+    for text in itertools.islice(prepared.texts(store), enough):
+        yield text.encode("utf-8")

@@ -1,0 +1,40 @@
+"""Settings that training jobs have in common."""
+
+from lmjax.config import UserError, config
+from lmjax.generation.sampling import Sampling
+
+
+@config
+class Evaluation:
+    """How the model is looked at during the run, and at its end."""
+
+    every: int = 500  # steps between evaluations on the held-out sets; the end always has one
+    tokens: int | None = None  # about how many tokens of each set to evaluate on; None: all
+    prompts: tuple[str, ...] = ()  # beginnings of text that the trained model goes on from
+    sample_length: int = 80  # most tokens that it adds to each
+    sampling: Sampling = Sampling(temperature=0.8, top_k=50)
+
+    def validate(self) -> None:
+        """Raises UserError for numbers that cannot be meant."""
+        at_least(1, self, "every", "tokens", "sample_length")
+
+
+@config
+class Checkpoints:
+    """When states are saved and which of them stay."""
+
+    every: int = 500  # steps between checkpoints; the end and an interruption make one too
+    keep: int = 3  # newest checkpoints that stay
+    keep_every: int | None = None  # those of multiples of this step stay for ever; None: none do
+
+    def validate(self) -> None:
+        """Raises UserError for numbers that cannot be meant."""
+        at_least(1, self, "every", "keep", "keep_every")
+
+
+def at_least(lowest: int, settings: object, *names: str) -> None:
+    """Raises UserError where one of these fields is a number below the lowest that is allowed."""
+    for name in names:
+        value = getattr(settings, name)
+        if value is not None and value < lowest:
+            raise UserError(f"{name}={value}: it must be at least {lowest}")

@@ -1,0 +1,164 @@
+"""Maps between the tensors of public model files and ours: data, used in both directions."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from lmjax.models.transformer import TransformerConfig
+
+Shape = tuple[int, ...]
+Settings = Mapping[str, Any]  # a config.json
+
+
+@dataclasses.dataclass(frozen=True)
+class Transform:
+    """How one of their tensors is laid out in ours, the parts that it is fused from."""
+
+    def shape(self, parts: Sequence[Shape], config: TransformerConfig) -> Shape:
+        """The shape of their tensor, from those of our parts."""
+        raise TypeError(f"{type(self).__name__} does not say how its tensor is shaped")
+
+    def read(self, tensor: np.ndarray, parts: Sequence[Shape]) -> list[np.ndarray]:
+        """Cuts their tensor into ours."""
+        raise TypeError(f"{type(self).__name__} cannot be read")
+
+    def write(self, parts: Sequence[np.ndarray], config: TransformerConfig) -> np.ndarray:
+        """Joins ours into their tensor."""
+        raise TypeError(f"{type(self).__name__} cannot be written")
+
+
+@dataclasses.dataclass(frozen=True)
+class Matrix(Transform):
+    """The weight of a dense layer, (out, in) there and [*inputs, *outputs] here.
+
+    Several parts (query, key and value) stand one after another along their output axis.
+    """
+
+    inputs: int = 1  # how many of our axes are inputs: 2 after the heads
+    transposed: bool = True  # False: (in, out), the layout of GPT's Conv1D
+
+    def shape(self, parts: Sequence[Shape], config: TransformerConfig) -> Shape:
+        rows = math.prod(parts[0][: self.inputs])
+        columns = sum(math.prod(part[self.inputs :]) for part in parts)
+        return (columns, rows) if self.transposed else (rows, columns)
+
+    def read(self, tensor: np.ndarray, parts: Sequence[Shape]) -> list[np.ndarray]:
+        matrix = tensor.T if self.transposed else tensor
+        widths = [math.prod(part[self.inputs :]) for part in parts]
+        cuts = np.split(matrix, np.cumsum(widths)[:-1], axis=1)
+        return [cut.reshape(part) for cut, part in zip(cuts, parts)]
+
+    def write(self, parts: Sequence[np.ndarray], config: TransformerConfig) -> np.ndarray:
+        rows = math.prod(parts[0].shape[: self.inputs])
+        matrix = np.concatenate([part.reshape(rows, -1) for part in parts], axis=1)
+        return matrix.T if self.transposed else matrix
+
+
+@dataclasses.dataclass(frozen=True)
+class Vector(Transform):
+    """Biases and norm scales: flat there, our parts one after another."""
+
+    def shape(self, parts: Sequence[Shape], config: TransformerConfig) -> Shape:
+        return (sum(math.prod(part) for part in parts),)
+
+    def read(self, tensor: np.ndarray, parts: Sequence[Shape]) -> list[np.ndarray]:
+        cuts = np.split(tensor, np.cumsum([math.prod(part) for part in parts])[:-1])
+        return [cut.reshape(part) for cut, part in zip(cuts, parts)]
+
+    def write(self, parts: Sequence[np.ndarray], config: TransformerConfig) -> np.ndarray:
+        return np.concatenate([part.reshape(-1) for part in parts])
+
+
+@dataclasses.dataclass(frozen=True)
+class Table(Transform):
+    """A table with a row a position; it is the same here."""
+
+    def shape(self, parts: Sequence[Shape], config: TransformerConfig) -> Shape:
+        return parts[0]
+
+    def read(self, tensor: np.ndarray, parts: Sequence[Shape]) -> list[np.ndarray]:
+        return [tensor]
+
+    def write(self, parts: Sequence[np.ndarray], config: TransformerConfig) -> np.ndarray:
+        return parts[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class VocabularyTable(Transform):
+    """A table with a row a token: here zero rows are added, so that any mesh can cut it."""
+
+    def shape(self, parts: Sequence[Shape], config: TransformerConfig) -> Shape:
+        return (config.vocab_size, *parts[0][1:])
+
+    def read(self, tensor: np.ndarray, parts: Sequence[Shape]) -> list[np.ndarray]:
+        padding = parts[0][0] - tensor.shape[0]
+        return [np.pad(tensor, ((0, padding), (0, 0)))]
+
+    def write(self, parts: Sequence[np.ndarray], config: TransformerConfig) -> np.ndarray:
+        return parts[0][: config.vocab_size]
+
+
+@dataclasses.dataclass(frozen=True)
+class Name:
+    """One line of a map.
+
+    Attributes:
+      theirs: name of the tensor in the file; `{layer}` stands for the number of the block.
+      ours: dotted paths of the parameters in it. Where a config has none of them (biases, an
+        untied head), the file has no such tensor.
+      transform: what lies between.
+    """
+
+    theirs: str
+    ours: tuple[str, ...]
+    transform: Transform
+
+
+def dense(theirs: str, *ours: str, transform: Matrix) -> tuple[Name, Name]:
+    """The weight and the bias of a dense layer, fused from our layers `ours`."""
+    return (
+        Name(f"{theirs}.weight", tuple(f"{layer}.weight" for layer in ours), transform),
+        Name(f"{theirs}.bias", tuple(f"{layer}.bias" for layer in ours), Vector()),
+    )
+
+
+def norm(theirs: str, ours: str) -> tuple[Name, Name]:
+    """The scale and the bias of a norm."""
+    return (
+        Name(f"{theirs}.weight", (f"{ours}.scale",), Vector()),
+        Name(f"{theirs}.bias", (f"{ours}.bias",), Vector()),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """Everything that a Hugging Face folder of one `model_type` means.
+
+    Attributes:
+      model_type: as config.json has it.
+      architecture: the class that transformers loads the folder with.
+      names: the tensors.
+      prefix: what public files put before most names, or leave out.
+      tied: (head, table): names that may both be there when they are one tensor.
+      buffers: regular expressions of names that are no parameters.
+      supported: the values of a key of config.json (dotted where nested) with which the model is
+        computed as we do; an absent or null key is fine.
+      read: config.json -> config.
+      write: config -> config.json, less `model_type` and `architectures`; for a config that is not
+        of this family, something that `read` makes another config of.
+    """
+
+    model_type: str
+    architecture: str
+    names: tuple[Name, ...]
+    prefix: str
+    tied: tuple[str, str]
+    buffers: tuple[str, ...]
+    supported: Mapping[str, tuple[Any, ...]]
+    read: Callable[[Settings], TransformerConfig]
+    write: Callable[[TransformerConfig], dict[str, Any]]

@@ -1,0 +1,138 @@
+"""The manifest of a checkpoint: what is in it, so that damage shows before anything is read.
+
+`manifest.json` lies in the checkpoint's folder and is the last file written there. It holds the
+name, shape and dtype of every array, the size and CRC-32 of every other file, and its own.
+"""
+
+import json
+import os
+import zlib
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import jax
+
+NAME = "manifest.json"
+PIECE = 1 << 22  # bytes that are read at a time
+SHOWN = 10  # differences that are listed one by one
+Arrays = Mapping[str, jax.Array | jax.ShapeDtypeStruct]
+
+
+class Damaged(Exception):
+    """A checkpoint is not what was written; the message says how."""
+
+
+def write(folder: Path, arrays: Arrays, extra: Mapping[str, Any]) -> None:
+    """Describes everything that lies in `folder` and writes the manifest there.
+
+    Args:
+      folder: the checkpoint, complete but for its manifest.
+      arrays: what was saved, by name.
+      extra: anything else that JSON can hold.
+    """
+    with ThreadPoolExecutor() as pool:  # reading and hashing let other threads run
+        names = sorted(
+            str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()
+        )
+        hashes = list(pool.map(lambda name: _size_and_hash(folder / name), names))
+    body = {
+        "arrays": {name: [list(a.shape), str(a.dtype)] for name, a in arrays.items()},
+        "extra": extra,
+        "files": dict(zip(names, hashes)),
+    }
+    # The hash is of the text below, less itself, as `read` takes it apart.
+    text = json.dumps(body, allow_nan=False)
+    write_atomically(folder / NAME, f'{{"crc32": "{_hash(text.encode())}", "body": {text}}}\n')
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """The manifest's body: `arrays`, `extra`, `files`; checks that no file is missing or cut.
+
+    Raises:
+      Damaged: something is missing or has another size.
+    """
+    try:
+        whole = json.loads((folder / NAME).read_text("utf-8"))
+        body = whole["body"]
+        intact = whole["crc32"] == _hash(json.dumps(body).encode())
+    except FileNotFoundError:
+        raise Damaged(f"{NAME} is missing") from None
+    except (ValueError, KeyError, TypeError):
+        intact = False
+    if not intact:
+        raise Damaged(f"{NAME} is cut short or changed")
+    for name, (size, _) in body["files"].items():
+        path = folder / name
+        if not path.is_file():
+            raise Damaged(f"{name} is missing")
+        if path.stat().st_size != size:
+            raise Damaged(f"{name} has {path.stat().st_size} bytes instead of {size}")
+    return body
+
+
+def verify(folder: Path) -> dict[str, Any]:
+    """Like `read`, and reads every file to compare its hash.
+
+    Raises:
+      Damaged: something is missing or changed.
+    """
+    body = read(folder)
+    with ThreadPoolExecutor() as pool:
+        found = pool.map(lambda name: _size_and_hash(folder / name), body["files"])
+        for (name, expected), actual in zip(body["files"].items(), found):
+            if actual != expected:
+                raise Damaged(f"{name} has changed since it was written")
+    return body
+
+
+def differences(saved: Mapping[str, Any], wanted: Arrays) -> list[str]:
+    """One line for each array that is in only one of the two or differs; at most about ten.
+
+    Args:
+      saved: `arrays` of a manifest.
+      wanted: what the model has.
+    """
+    lines = []
+    for name in sorted(saved.keys() | wanted.keys()):
+        in_checkpoint = _described(*saved[name]) if name in saved else "nothing"
+        in_model = (
+            _described(wanted[name].shape, wanted[name].dtype) if name in wanted else "nothing"
+        )
+        if in_checkpoint != in_model:
+            lines.append(f"{name}: {in_checkpoint} in the checkpoint, {in_model} in the model")
+    if len(lines) > SHOWN:
+        lines[SHOWN:] = [f"and {len(lines) - SHOWN} more"]
+    return lines
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Writes a file so that it is there whole or not at all, also after a power cut."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def _described(shape, dtype) -> str:
+    return f"{dtype}[{', '.join(map(str, shape))}]"
+
+
+def _size_and_hash(path: Path) -> list[int | str]:
+    """A file's [bytes, CRC-32]; chance damage is what it must find, not an adversary."""
+    size = code = 0
+    with path.open("rb") as file:
+        while piece := file.read(PIECE):
+            size, code = size + len(piece), zlib.crc32(piece, code)
+    return [size, f"{code:08x}"]
+
+
+def _hash(content: bytes) -> str:
+    return f"{zlib.crc32(content):08x}"

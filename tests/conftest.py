@@ -1,0 +1,27 @@
+"""What all tests share: eight simulated devices, checked shapes, a cache of compiled programs."""
+
+import os
+
+os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Tests compile far longer than they run.
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
+
+from jaxtyping import install_import_hook
+
+install_import_hook(["lmjax", "pallas_kernels"], "beartype.beartype")
+
+import jax
+import pytest
+
+jax.config.update("jax_default_matmul_precision", "highest")
+
+
+@pytest.fixture
+def one_device():
+    """A mesh of one device, set for the test."""
+    from lmjax.parallel import Mesh
+
+    mesh = Mesh(fsdp=1).build(jax.devices()[:1])
+    with jax.set_mesh(mesh):
+        yield mesh

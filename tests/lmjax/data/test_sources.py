@@ -1,0 +1,202 @@
+"""Sources: every layout of files, compressed or cut into ranges, and each way they can be wrong."""
+
+import bz2
+import gzip
+import json
+import lzma
+
+import pytest
+import zstandard
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lmjax.config import UserError
+from lmjax.data import files
+from lmjax.data.documents import Document, in_split, is_held_out
+from lmjax.data.sources import JsonLines, TextFiles
+
+COMPRESS = {
+    "": bytes,
+    ".gz": gzip.compress,
+    ".bz2": bz2.compress,
+    ".xz": lzma.compress,
+    ".zst": zstandard.ZstdCompressor().compress,
+}
+
+
+def texts(source):
+    return [document.text for document in source.documents()]
+
+
+def read_with_skips(source):
+    skipped = []
+    found = [
+        document.text for part in source.parts() for document in source.read(part, skipped.append)
+    ]
+    return found, skipped
+
+
+@pytest.mark.parametrize("ending", COMPRESS)
+def test_text_files_one_document_a_file(tmp_path, ending):
+    (tmp_path / f"b.txt{ending}").write_bytes(COMPRESS[ending]("zwei\nZeilen é".encode()))
+    (tmp_path / f"a.txt{ending}").write_bytes(COMPRESS[ending](b"one"))
+    assert texts(TextFiles(path=f"{tmp_path}/*.txt*")) == ["one", "zwei\nZeilen é"]
+
+
+@pytest.mark.parametrize("ending", COMPRESS)
+def test_json_lines_in_every_compression(tmp_path, ending):
+    lines = [json.dumps({"text": f"Zeile {n} é\n", "id": n}) for n in range(50)]
+    path = tmp_path / f"a.jsonl{ending}"
+    path.write_bytes(COMPRESS[ending](("\n".join(lines) + "\n\n").encode()))
+    assert texts(JsonLines(path=str(path))) == [f"Zeile {n} é\n" for n in range(50)]
+
+
+def test_zstd_frames_one_after_another(tmp_path):
+    compress = zstandard.ZstdCompressor().compress
+    (tmp_path / "a.txt.zst").write_bytes(compress(b"one, ") + compress(b"two"))
+    assert texts(TextFiles(path=f"{tmp_path}/a.txt.zst")) == ["one, two"]
+
+
+def test_splits_of_text_files(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_bytes("\ufefffirst\nline\n\n\n  second\r\n \r\nthird\n".encode())
+    assert texts(TextFiles(path=str(path), split="paragraph")) == [
+        "first\nline",
+        "  second",
+        "third\n",
+    ]
+    assert texts(TextFiles(path=str(path), split="line")) == ["first", "line", "  second", "third"]
+    assert texts(TextFiles(path=str(path))) == ["first\nline\n\n\n  second\r\n \r\nthird\n"]
+    path.write_text("a\n<|endoftext|>\nb c<|endoftext|>d")
+    assert texts(TextFiles(path=str(path), split="separator")) == ["a", "b c", "d"]
+
+
+def test_span_takes_a_stretch_of_the_characters(tmp_path):
+    text = "".join(chr(200 + n) for n in range(101))
+    (tmp_path / "a.txt").write_text(text, encoding="utf-8")
+    first = TextFiles(path=f"{tmp_path}/a.txt", span=(0.0, 0.9))
+    last = TextFiles(path=f"{tmp_path}/a.txt", span=(0.9, 1.0))
+    assert (texts(first), texts(last)) == ([text[:90]], [text[90:]])
+    assert first.fingerprint() != last.fingerprint()
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    lines=st.lists(st.text(st.sampled_from("ab é\r"), max_size=12), min_size=1, max_size=30),
+    size=st.integers(1, 40),
+    block=st.integers(1, 30),
+)
+def test_ranges_of_a_file_share_no_line_and_lose_none(tmp_path_factory, lines, size, block):
+    path = tmp_path_factory.mktemp("ranges") / "a.txt"
+    path.write_bytes("\n".join(lines).encode())
+    source = TextFiles(path=str(path), split="line")
+    expected = [line.removesuffix("\r") for line in lines[:-1]] + lines[-1:]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(files, "RANGE", size)
+        patch.setattr(files, "BLOCK", block)
+        if path.stat().st_size:
+            assert texts(source) == [line for line in expected if line and not line.isspace()]
+
+
+def test_malformed_line_is_named_with_its_number(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "RANGE", 100)  # the line stands in a later range of the file
+    path = tmp_path / "a.jsonl"
+    good = [json.dumps({"text": f"number {n}"}) for n in range(40)]
+    bad = [*good[:30], '{"text": "cut', *good[30:]]
+    path.write_text("\n".join(bad))
+    with pytest.raises(UserError, match=r"a\.jsonl, line 31: not JSON"):
+        texts(JsonLines(path=str(path)))
+    found, skipped = read_with_skips(JsonLines(path=str(path), on_error="skip"))
+    assert found == [f"number {n}" for n in range(40)]
+    assert len(skipped) == 1 and "line 31" in skipped[0]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (b'{"body": "x", "id": 1}', "there is no field 'text'; the fields are 'body', 'id'"),
+        (b'{"text": 3}', "field 'text' is int, not text"),
+        (b"[1]", "expected a JSON object, got list"),
+        (b'{"text": "\\ud800"}', "half a surrogate pair"),
+        (b'{"text": "a\xff"}', "not UTF-8: byte 0xff at offset 26"),
+        (b"[" * 100_000, "not JSON"),
+    ],
+)
+def test_lines_that_are_not_as_they_should(tmp_path, line, message):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'{"text": "ok"}\n' + line)
+    with pytest.raises(UserError) as raised:
+        texts(JsonLines(path=str(path)))
+    assert message in str(raised.value) and "line 2" in str(raised.value)
+    found, skipped = read_with_skips(JsonLines(path=str(path), on_error="skip"))
+    assert found == ["ok"] and message in skipped[0]
+
+
+def test_bytes_that_are_not_utf8(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"\xef\xbb\xbfgood\nb\xe9d\nfine")
+    for split in ("file", "line"):
+        with pytest.raises(UserError, match=r"a\.txt is not UTF-8: byte 0xe9 at offset 9 "):
+            texts(TextFiles(path=str(path), split=split))
+    found, skipped = read_with_skips(TextFiles(path=str(path), split="line", on_error="skip"))
+    assert found == ["good", "fine"] and "offset 9" in skipped[0]
+    assert texts(TextFiles(path=str(path), on_error="replace")) == ["good\nb\ufffdd\nfine"]
+
+
+@pytest.mark.parametrize("ending", [".gz", ".bz2", ".xz", ".zst"])
+def test_damaged_compressed_files(tmp_path, ending):
+    path = tmp_path / f"a.jsonl{ending}"
+    lines = b"".join(json.dumps({"text": f"number {n}"}).encode() + b"\n" for n in range(9999))
+    for data in (COMPRESS[ending](lines)[:-20], b"this is not compressed at all"):
+        path.write_bytes(data)
+        with pytest.raises(UserError, match="a.jsonl"):
+            texts(JsonLines(path=str(path)))
+        with pytest.raises(UserError, match="a.jsonl"):
+            texts(TextFiles(path=str(path)))
+        found, skipped = read_with_skips(JsonLines(path=str(path), on_error="skip"))
+        assert found == [f"number {n}" for n in range(len(found))]
+        assert "left out" in skipped[-1]
+
+
+def test_missing_and_empty_corpora(tmp_path):
+    (tmp_path / "empty.txt").touch()
+    with pytest.raises(UserError, match="no file matches"):
+        TextFiles(path=f"{tmp_path}/*.nothing").parts()
+    with pytest.raises(UserError, match="is a folder"):
+        TextFiles(path=str(tmp_path)).parts()
+    with pytest.raises(UserError, match="no text"):
+        TextFiles(path=f"{tmp_path}/empty.txt").parts()
+    with pytest.raises(UserError, match="names no file"):
+        JsonLines(path=()).parts()
+
+
+def test_settings_that_make_no_sense():
+    for wrong in ({"span": (0.5, 0.5)}, {"span": (0.0, 0.5), "split": "line"}, {"separator": ""}):
+        with pytest.raises(UserError):
+            TextFiles(path="a", **wrong)
+
+
+def test_fingerprint_follows_settings_and_files(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("one")
+    source = TextFiles(path=str(path))
+    before = source.fingerprint()
+    assert before == TextFiles(path=str(path)).fingerprint()
+    assert before != TextFiles(path=str(path), split="line").fingerprint()
+    path.write_text("longer")
+    assert before != source.fingerprint()
+
+
+def test_held_out_does_not_depend_on_order_and_is_about_the_fraction():
+    documents = [Document(f"text {n}", f"file {n}") for n in range(4000)]
+    chosen = {document.text for document in documents if is_held_out(document, 0.1)}
+    # Binomial: 400 expected, standard deviation 19.
+    assert 300 < len(chosen) < 500
+    assert chosen == {d.text for d in reversed(documents) if in_split(d, "held_out", 0.1)}
+    # A larger fraction holds out more, never other documents; a copy of a text goes with it.
+    assert chosen < {document.text for document in documents if is_held_out(document, 0.2)}
+    assert all(is_held_out(Document(text, "copy"), 0.1) for text in chosen)
+    assert not any(is_held_out(document, 0.0) for document in documents)
+    train = [document for document in documents if in_split(document, "train", 0.1)]
+    assert len(train) + len(chosen) == 4000
+    assert all(in_split(document, "all", 0.1) for document in documents)

@@ -1,0 +1,88 @@
+"""Attention inside `jax.shard_map` on 8 devices equals attention on one."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from pallas_kernels.attention import Mask, attention
+from pallas_kernels.attention.chunked import blockwise
+from pallas_kernels.attention.streaming import streaming
+
+LENGTH = 32
+SEGMENTS = np.array([[1] * 20 + [2] * 9 + [0] * 3] * 2, np.int32)
+
+
+def blocks(q, k, v, mask, bias):
+    return blockwise(q, k, v, mask, bias, scale=0.3, rows=8)
+
+
+def stream(q, k, v, mask, bias):
+    return streaming(q, k, v, mask, bias, scale=0.3, query_block=8, key_block=8)
+
+
+def formula(q, k, v, mask, bias):
+    return attention(q, k, v, mask, bias, scale=0.3, implementation="reference")
+
+
+@pytest.mark.skipif(jax.device_count() < 8, reason="needs 8 devices, real or simulated")
+@pytest.mark.parametrize("function", [formula, blocks, stream])
+def test_sharded_equals_whole(function):
+    """Batch, heads and queries cut; keys, values and bias whole over `context`: gradients sum."""
+    keys = jax.random.split(jax.random.key(0), 5)
+    q, d_output = (jax.random.normal(key, (2, LENGTH, 4, 8)) for key in keys[:2])
+    k, v = (jax.random.normal(key, (2, LENGTH, 2, 8)) for key in keys[2:4])
+    bias = jax.random.normal(keys[4], (1, 4, 1, LENGTH))
+
+    def whole(q, k, v, bias, segments):
+        mask = Mask(causal=True, window=17, query_segments=segments, key_segments=segments)
+        return formula(q, k, v, mask, bias)
+
+    def local(q, k, v, bias, query_segments, key_segments):
+        mask = Mask(
+            causal=True,
+            window=17,
+            query_segments=query_segments,
+            key_segments=key_segments,
+            offset=jax.lax.axis_index("context") * q.shape[1],
+        )
+        return function(q, k, v, mask, bias)
+
+    mesh = jax.make_mesh((2, 2, 2), ("data", "context", "tensor"))
+    queries = P("data", "context", "tensor", None)
+    keys_whole = P("data", None, "tensor", None)
+
+    def sharded(q, k, v, bias, segments):
+        return jax.shard_map(
+            local,
+            mesh=mesh,
+            in_specs=(
+                queries,
+                keys_whole,
+                keys_whole,
+                P(None, "tensor", None, None),
+                P("data", "context"),
+                P("data", None),
+            ),
+            out_specs=queries,
+        )(
+            jax.reshard(q, queries),
+            jax.reshard(k, keys_whole),
+            jax.reshard(v, keys_whole),
+            jax.reshard(bias, P(None, "tensor", None, None)),
+            jax.reshard(segments, P("data", "context")),
+            jax.reshard(segments, P("data", None)),
+        )
+
+    def results(function, d_output):
+        output, pull = jax.vjp(lambda *arrays: function(*arrays, SEGMENTS), q, k, v, bias)
+        return output, *pull(d_output(output))
+
+    expected = jax.jit(lambda: results(whole, lambda output: d_output))()
+    with jax.set_mesh(mesh):
+        found = jax.jit(lambda: results(sharded, lambda _: jax.reshard(d_output, queries)))()
+    for what, one, other in zip(("output", "q", "k", "v", "bias"), expected, found):
+        # Sums of up to 64 float32 numbers of size 1 in another order.
+        np.testing.assert_allclose(one, other, atol=5e-6, err_msg=what)
