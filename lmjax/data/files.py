@@ -9,7 +9,7 @@ import os
 import re
 import zlib
 from collections.abc import Iterator
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 from lmjax.config import UserError
 from lmjax.data.documents import Part
@@ -82,7 +82,7 @@ def file_marks(files: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in stats)
 
 
-def open_file(name: str) -> BinaryIO:
+def open_file(name: str) -> io.BufferedIOBase:
     """Opens a file for reading bytes, decompressed if its name ends with .gz, .bz2, .xz or .zst.
 
     Raises:
@@ -149,7 +149,7 @@ class _ZstdFile(io.RawIOBase):
         super().close()
 
 
-def read_blocks(file: BinaryIO, name: str) -> Iterator[bytes]:
+def read_blocks(file: io.BufferedIOBase, name: str) -> Iterator[bytes]:
     """The rest of an open file in blocks.
 
     Raises:

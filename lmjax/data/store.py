@@ -92,7 +92,8 @@ class TokenStore:
 
     def text(self, document: int, tokenizer: Tokenizer) -> str:
         """The text of one document."""
-        return tokenizer.decode(self.tokens[self.offsets[document] : self.offsets[document + 1]])
+        tokens = self.tokens[self.offsets[document] : self.offsets[document + 1]]
+        return tokenizer.decode(tokens.tolist())
 
 
 def open_store(folder: str | os.PathLike, source: str, tokenizer: str) -> TokenStore:
@@ -126,7 +127,8 @@ def _read_manifest(folder: pathlib.Path) -> Manifest:
                 f"the token store {folder} has format {values['format']}, this version reads "
                 f"{FORMAT}; delete the folder, and it is made again"
             )
-        manifest = Manifest(**values)
+        values["skipped_first"] = tuple(values["skipped_first"])
+        return Manifest(**values)
     except FileNotFoundError:
         raise UserError(f"there is no token store in {folder}: {path.name} is missing") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -134,4 +136,3 @@ def _read_manifest(folder: pathlib.Path) -> Manifest:
             f"the token store {folder} is damaged: {path.name} cannot be read ({error}); delete "
             "the folder, and it is made again"
         ) from None
-    return dataclasses.replace(manifest, skipped_first=tuple(manifest.skipped_first))

@@ -205,8 +205,8 @@ def _pieces(text: str) -> list[str]:
 
 def _cut(line: str) -> Iterator[str]:
     while len(line) > LONGEST:
-        space = re.search(r"(?<=[^ ]) (?=[^ ]{0,256}$)", line[:LONGEST])
-        at = space.start() if space else LONGEST
+        spaces = [match.start() for match in re.finditer("(?<=[^ ]) ", line[:LONGEST])]
+        at = spaces[-1] if spaces else LONGEST
         yield line[:at]
         line = line[at:]
     yield line

@@ -5,7 +5,7 @@ import json
 import os
 import pathlib
 from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -90,14 +90,16 @@ class Tokenizer:
         unfinished.replace(folder / SETTINGS_FILE)
 
 
-class Corpus(Protocol):
+class Corpus:
     """The text that a tokenizer may learn from."""
 
     def sample(self, size: int) -> Iterator[str]:
         """Texts of the training split, from all over the corpus, until `size` UTF-8 bytes."""
+        raise NotImplementedError
 
     def everything(self) -> Iterator[str]:
         """Every text, held-out ones too."""
+        raise NotImplementedError
 
 
 @config

@@ -9,13 +9,13 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from lmjax.config import UserError
-from lmjax.training.placement import to_devices
 from lmjax.data.mixture import evaluation_rows
 from lmjax.data.permutation import random_bits
 from lmjax.data.store import TokenStore
 from lmjax.models import Batch
 from lmjax.objectives import Objective, Sums
 from lmjax.parallel import Layout
+from lmjax.training.placement import to_devices
 
 
 @dataclasses.dataclass(frozen=True)

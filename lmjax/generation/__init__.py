@@ -1,1 +1,8 @@
 """Text from a trained model: decoding with a key-value cache, sampling, streaming."""
+
+from lmjax.generation.generator import Generator as Generator
+from lmjax.generation.run import load_run as load_run
+from lmjax.generation.sampling import Sampling as Sampling
+from lmjax.generation.text import TextGenerator as TextGenerator
+from lmjax.generation.text import TextStream as TextStream
+from lmjax.generation.text import prompt_tokens as prompt_tokens

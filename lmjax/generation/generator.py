@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from lmjax.config import UserError
 from lmjax.generation.sampling import Sampling, choose
@@ -43,7 +43,7 @@ class Decoding:
     count: Int[Array, ""]
     done: Bool[Array, "batch"]
     budget: Int[Array, "batch"]
-    keys: PRNGKeyArray
+    keys: Key[Array, "batch"]
 
 
 class Generator:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int, Key
 
 from lmjax.config import UserError, config
 
@@ -14,9 +14,9 @@ class Sampling:
     """How the next token is chosen: temperature first, then top_k, then top_p."""
 
     temperature: float = 1.0  # logits are divided by it; 0: always the most likely token
-    top_k: int | None = None  # choose among so many of the most likely tokens; None: among all
-    # Choose among the fewest most likely tokens that hold this share of probability; None: all
-    # (Holtzman et al. 2020, arXiv:1904.09751).
+    top_k: int | None = None  # choose among so many of the most likely tokens; none: among all
+    # choose among the fewest most likely tokens that hold this share of probability; none: among
+    # all (Holtzman et al. 2020, arXiv:1904.09751)
     top_p: float | None = None
     seed: int = 0  # of the random numbers; each prompt of a batch has the next one
 
@@ -34,7 +34,7 @@ class Sampling:
 
 def choose(
     logits: Float[Array, "batch vocab"],
-    keys: PRNGKeyArray,
+    keys: Key[Array, "batch"],
     temperature: Float[Array, ""],
     top_p: Float[Array, ""] | None,
     top_k: int | None,

@@ -251,6 +251,6 @@ def put(leaf: jax.Array, part: np.ndarray, layer: int | None) -> jax.Array:
 
 
 @functools.partial(jax.jit, donate_argnums=0)
-def put_layer(leaf: jax.Array, part: jax.Array, layer: int) -> jax.Array:
+def put_layer(leaf: jax.Array, part: jax.Array, layer: int | jax.Array) -> jax.Array:
     """`leaf` with `part` in the place of layer `layer`."""
     return jax.lax.dynamic_update_index_in_dim(leaf, part, layer, 0)

@@ -10,7 +10,7 @@ from flax import nnx
 from lmjax.config import UserError, config
 from lmjax.data import Data
 from lmjax.jobs.run_folder import occupy
-from lmjax.jobs.settings import Checkpoints, Evaluation, at_least
+from lmjax.jobs.settings import Checkpoints, Evaluation, Log, at_least
 from lmjax.models import TransformerConfig, abstract
 from lmjax.models.batch import Batch
 from lmjax.objectives import CausalLM, Objective
@@ -41,6 +41,7 @@ class Pretrain:
     average: float | None = None  # decay of an average of the parameters, which is then evaluated
     evaluation: Evaluation = Evaluation()  # on text that was held out
     checkpoint: Checkpoints = Checkpoints()  # what is kept to go on from
+    log: Log = Log()  # of metrics
 
     def validate(self) -> None:
         """Raises UserError for settings that do not go together."""

@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from lmjax.config import UserError, to_json
-from lmjax.data import PreparedData, prepare
-from lmjax.evaluation.held_out import HeldOut, Score
-from lmjax.generation import Generator
+from lmjax.config import UserError, fingerprint, from_json, to_json
+from lmjax.data import PreparedData, Tokenizer, prepare
+from lmjax.evaluation.held_out import HeldOut
+from lmjax.generation.generator import Generator
+from lmjax.generation.sampling import Sampling
 from lmjax.jobs.pretrain import Parts, Pretrain
 from lmjax.jobs.report import write_report
 from lmjax.jobs.results import COLUMNS, WORDS, compare
@@ -21,10 +21,14 @@ from lmjax.jobs.terminal import Stopwatch, Story, make_console
 from lmjax.models.batch import Batch
 from lmjax.training.checkpoints import Checkpointer
 from lmjax.training.environment import compare_environment, describe_environment
+from lmjax.training.interruption import Interruption
 from lmjax.training.loop import Loop, Speed
+from lmjax.training.metrics import MetricsWriter
 from lmjax.training.placement import to_devices
 from lmjax.training.state import TrainState, make_state
 from lmjax.training.step import make_evaluation_step
+
+HELD_OUT = "held_out/"  # before the name of a set, as the split of its metrics
 
 
 class PretrainingRun:
@@ -35,6 +39,7 @@ class PretrainingRun:
         self.experiment, self.parts, self.folder = experiment, parts, folder
         self.story = Story(make_console())
         self.watch = Stopwatch()
+        self.evaluation_step = make_evaluation_step(parts.graph, experiment.objective)
 
     def run(self) -> None:
         """See `Pretrain.run`."""
@@ -48,12 +53,16 @@ class PretrainingRun:
                 return
             prepared = self.prepare_data()
             held_out = self.held_out_sets(prepared)
-            state, done = self.begin_or_go_on(checkpointer, prepared)
+            state, first = self.begin_or_go_on(checkpointer, prepared)
+            done = first
             if done < self.experiment.steps:
-                state, done = self.train(state, done, checkpointer, prepared, held_out)
+                state, done, interruption = self.train(
+                    state, done, checkpointer, prepared, held_out
+                )
         if done < self.experiment.steps:
             self.tell_interruption(done)
-        self.finish(state, prepared, held_out)
+            sys.exit(interruption.exit_code)
+        self.finish(state, prepared, whole=first == 0)
 
     # ---- before the first step -----------------------------------------------------------------
 
@@ -118,3 +127,250 @@ class PretrainingRun:
         if jax.process_index() == 0:
             self.folder.write_json("environment.json", environment)
         return state, done
+
+    def check_tokenizer(self, extra: dict[str, Any], prepared: PreparedData) -> None:
+        """Raises UserError where the checkpoint's tokens mean something else."""
+        saved, now = extra["tokenizer"], prepared.tokenizer.fingerprint
+        if saved != now:
+            raise UserError(
+                f"the checkpoint in {self.folder.checkpoints} was trained on the tokens of another "
+                f"tokenizer: its fingerprint is {saved}, this one has {now}"
+            )
+
+    def check_schedule(self, extra: dict[str, Any], done: int) -> None:
+        """Raises UserError where the steps done had other rates than this experiment gives them."""
+        before, now = extra["steps"], self.experiment.steps
+        steps = np.arange(done)
+        old, new = (np.asarray(self.experiment.schedule.build(n)(steps)) for n in (before, now))
+        # A schedule that does not look at the number of steps gives the very same numbers.
+        if not np.array_equal(old, new):
+            first = int(np.argmax(old != new))
+            raise UserError(
+                f"steps={now}: {done:,} steps were trained for a run of {before:,}, and "
+                f"{type(self.experiment.schedule).__name__} gives a run of {now:,} other rates "
+                f"from step {first + 1:,} on. Go on with steps={before}, or choose another output "
+                "folder (schedule=Constant, InverseSquareRoot and the stable part of "
+                "WarmupStableDecay can be extended)."
+            )
+
+    # ---- training ------------------------------------------------------------------------------
+
+    def is_finished(self, checkpointer: Checkpointer) -> bool:
+        """Whether the run came to its end before; says so, and what can be done."""
+        steps = self.experiment.steps
+        finished = self.folder.results().get("step", 0) >= steps
+        if not finished or (checkpointer.latest() or 0) < steps:
+            return False
+        self.story.fact("finished", f"all {steps:,} steps were done before")
+        self.story.fact(
+            "to go on",
+            "raise steps=, where the schedule allows it; to start anew, choose another output= or "
+            f"delete {self.folder.path}",
+        )
+        return True
+
+    def train(
+        self,
+        state: TrainState,
+        done: int,
+        checkpointer: Checkpointer,
+        prepared: PreparedData,
+        held_out: HeldOut,
+    ) -> tuple[TrainState, int, Interruption]:
+        """Runs the loop; see `Loop.run`."""
+        experiment = self.experiment
+        plan = experiment.data.plan(experiment.seed)
+        row_length = experiment.objective.row_length(experiment.data.length)
+        loader = prepared.loader(
+            plan,
+            experiment.objective.prepare,
+            row_length,
+            jax.process_index(),
+            jax.process_count(),
+        )
+        extra = {
+            "experiment": json.loads(to_json(experiment)),
+            "environment": describe_environment(),
+            "plan": json.loads(to_json(plan)),
+            "steps": experiment.steps,
+            "tokenizer": prepared.tokenizer.fingerprint,
+        }
+        with loader.iterate(done) as batches, self.open_metrics() as metrics:
+            metrics.truncate_after(done)
+            loop = Loop(
+                step=jax.jit(self.parts.step, donate_argnums=0),
+                batches=self.on_devices(batches),
+                steps=experiment.steps,
+                write=metrics.write,
+                evaluate=lambda step, state: self.evaluate(step, state, held_out),
+                evaluate_every=experiment.evaluation.every,
+                save=lambda step, state: checkpointer.save(step, state, extra),
+                save_every=experiment.checkpoint.every,
+                speed=Speed(0.0, None),
+                log_every=experiment.log.every,
+            )
+            return loop.run(state, done)
+
+    def open_metrics(self) -> MetricsWriter:
+        """metrics.jsonl and its copies."""
+        log = self.experiment.log
+        wandb = None
+        if log.wandb is not None:
+            name = fingerprint(self.experiment)
+            wandb = {"project": log.wandb, "name": self.folder.path.name, "id": name}
+        return MetricsWriter(self.folder.path, log.tensorboard, wandb)
+
+    def on_devices(self, batches: Iterator[tuple[int, Batch]]) -> Iterator[Batch]:
+        """The batches on the mesh."""
+        for _, batch in batches:
+            yield to_devices(batch, self.parts.layout)
+
+    def evaluate(self, step: int, state: TrainState, held_out: HeldOut) -> list[dict[str, Any]]:
+        """A record for each held-out set."""
+        scores = held_out.score(self.evaluation_step, self.evaluated(state))
+        return [
+            {
+                "step": step,
+                "split": HELD_OUT + name,
+                "loss": score.loss,
+                "bits_per_byte": score.bits_per_byte,
+                "tokens": score.tokens,
+            }
+            for name, score in scores.items()
+        ]
+
+    def evaluated(self, state: TrainState) -> dict:
+        """The parameters that count: the average where one is kept."""
+        return state.params if self.experiment.average is None else state.average
+
+    # ---- after the last step -------------------------------------------------------------------
+
+    def finish(self, state: TrainState, prepared: PreparedData, whole: bool) -> None:
+        """Baselines, samples and the report; `whole` says that the run began in this process."""
+        with self.story.phase("writing samples"):
+            samples = self.samples(state, prepared)
+        if jax.process_index() > 0:
+            return
+        with self.story.phase("measuring the baselines"):
+            rows = compare(prepared, self.last_scores())
+        results = {
+            "step": self.experiment.steps,
+            "parameters": sum(leaf.size for leaf in jax.tree.leaves(self.parts.state.params)),
+            "columns": COLUMNS,
+            "words": WORDS,
+            "bits_per_byte": rows,
+            "samples": samples,
+            "samples_words": sampling_words(self.experiment.evaluation.sampling),
+        }
+        if whole:
+            results["seconds"] = round(self.watch.seconds(), 1)
+        self.folder.write_json("results.json", results)
+        write_report(self.folder)
+        self.tell_results(results)
+
+    def samples(self, state: TrainState, prepared: PreparedData) -> list[dict[str, str]]:
+        """What the model makes of the prompts."""
+        settings, tokenizer = self.experiment.evaluation, prepared.tokenizer
+        if not settings.prompts:
+            return []
+        generator = Generator(self.experiment.model, self.evaluated(state))
+        rows = generator.generate(
+            [prompt_tokens(tokenizer, prompt) for prompt in settings.prompts],
+            settings.sampling,
+            settings.sample_length,
+            stop_tokens=[tokenizer.end],
+        )
+        return [
+            {"prompt": prompt, "text": tokenizer.decode(row)}
+            for prompt, row in zip(settings.prompts, rows, strict=True)
+        ]
+
+    def last_scores(self) -> dict[str, float]:
+        """Bits per byte by held-out set after the last step."""
+        return {
+            record["split"].removeprefix(HELD_OUT): record["bits_per_byte"]
+            for record in self.folder.metrics()
+            if record["step"] == self.experiment.steps and record["split"].startswith(HELD_OUT)
+        }
+
+    # ---- what is said ----------------------------------------------------------------------
+
+    def tell_beginning(self) -> None:
+        """What is to be done, and where."""
+        experiment = self.experiment
+        self.story.title(self.folder.path.name, f"{self.folder.path}  {fingerprint(experiment)}")
+        devices = jax.devices()
+        axes = jax.sharding.get_mesh().shape.items()
+        cut = " as " + " x ".join(f"{axis}={size}" for axis, size in axes if size > 1)
+        self.story.fact(
+            "devices", f"{len(devices)} x {devices[0].device_kind}{cut if len(devices) > 1 else ''}"
+        )
+        count = sum(leaf.size for leaf in jax.tree.leaves(self.parts.state.params))
+        model = experiment.model
+        self.story.fact(
+            "model", f"{model.num_layers} layers x {model.hidden}, {count / 1e6:,.2f} M parameters"
+        )
+        rows, length = experiment.data.batch_size, experiment.data.length
+        self.story.fact(
+            "training",
+            f"{experiment.steps:,} steps of {rows} x {length} = {rows * length:,} tokens",
+        )
+
+    def tell_continuation(self, extra: dict[str, Any], done: int) -> None:
+        """From where the run goes on, and whether its bits will be those of an unbroken one."""
+        self.story.fact("going on", f"after step {done:,}")
+        changed = compare_environment(extra["environment"])
+        before = from_json(json.dumps(extra["experiment"]))
+        changed += [
+            f"{name}: {old} before, {new} now"
+            for name, old, new in differences(before, self.experiment)
+            if is_below(name, ROUNDING)
+        ]
+        if changed:
+            self.story.warn(
+                "From here on the numbers agree with those of an unbroken run only up to rounding:"
+            )
+            for line in changed:
+                self.story.warn(f"  {line}")
+
+    def tell_interruption(self, done: int) -> None:
+        """How to go on."""
+        steps = self.experiment.steps
+        self.story.console.print()
+        self.story.fact("stopped", f"after step {done:,} of {steps:,}; its state is saved")
+        self.story.fact("to go on", "give the same command again")
+
+    def tell_results(self, results: dict[str, Any]) -> None:
+        """The scores, the samples, and where everything is."""
+        if results["bits_per_byte"]:
+            self.story.scores(results["columns"], results["bits_per_byte"])
+        if results["samples"]:
+            self.story.samples(results["samples"], results["samples_words"])
+        path = self.folder.path
+        self.story.files(
+            path,
+            (
+                ("report.html", "curves, settings and samples on one page"),
+                ("metrics.jsonl", "every number, a JSON object a line"),
+                ("checkpoints/  tokenizer/  config.json", "the model, and all that made it"),
+                (f'python -m lmjax.generation {path} prompt="..."', "text from the model"),
+            ),
+        )
+
+
+def prompt_tokens(tokenizer: Tokenizer, prompt: str) -> list[int]:
+    """A prompt as the beginning of a document."""
+    begin = [] if tokenizer.begin is None else [tokenizer.begin]
+    return begin + tokenizer.encode(prompt)
+
+
+def sampling_words(sampling: Sampling) -> str:
+    """How samples were drawn, in words."""
+    if sampling.temperature == 0:
+        return "always the likeliest token"
+    words = f"sampled at temperature {sampling.temperature:g}"
+    if sampling.top_k is not None:
+        words += f" from the {sampling.top_k} likeliest tokens"
+    if sampling.top_p is not None:
+        words += f" from the likeliest tokens that hold {sampling.top_p:g} of the probability"
+    return words

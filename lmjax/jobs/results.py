@@ -2,11 +2,9 @@
 
 import itertools
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 from lmjax.data import PreparedData, TokenStore
 from lmjax.evaluation.baselines import ByteBigram, gzip_bits_per_byte
-from lmjax.evaluation.held_out import Score
 
 COLUMNS = ("gzip -9", "byte bigram", "model")
 WORDS = (
@@ -18,14 +16,12 @@ BIGRAM_BYTES = 16_000_000  # of training text: a bigram model has no more to lea
 GZIP_BYTES = 16_000_000  # of held-out text
 
 
-def compare(
-    prepared: PreparedData, scores: Mapping[str, Score]
-) -> dict[str, dict[str, float]]:
+def compare(prepared: PreparedData, scores: Mapping[str, float]) -> dict[str, dict[str, float]]:
     """Bits per byte by held-out set: of gzip, of a byte bigram model, and of the model.
 
     Args:
       prepared: the data, with the text of all its sets.
-      scores: of the model, by set.
+      scores: bits per byte of the model, by set.
     """
     bigram = ByteBigram()
     share = BIGRAM_BYTES // len(prepared.train)
@@ -34,7 +30,7 @@ def compare(
     rows = {}
     for name, store in prepared.held_out.items():
         texts = list(_texts(prepared, store, GZIP_BYTES))
-        values = (gzip_bits_per_byte(texts), bigram.bits_per_byte(texts), scores[name].bits_per_byte)
+        values = (gzip_bits_per_byte(texts), bigram.bits_per_byte(texts), scores[name])
         rows[name] = dict(zip(COLUMNS, values, strict=True))
     return rows
 

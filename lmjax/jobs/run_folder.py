@@ -12,6 +12,7 @@ from typing import Any
 from lmjax.config import UserError, from_json, to_json
 from lmjax.training.checkpoints import Checkpointer
 from lmjax.training.manifest import write_atomically
+from lmjax.training.metrics import read_metrics
 
 # How the same work is done, with the same bits.
 RESOURCES = ("data.cache", "data.workers", "data.tokenize_workers")
@@ -44,11 +45,6 @@ class RunFolder:
         return self.path / "config.json"
 
     @property
-    def metrics_file(self) -> Path:
-        """One JSON object a line."""
-        return self.path / "metrics.jsonl"
-
-    @property
     def checkpoints(self) -> Path:
         """Orbax checkpoints by step."""
         return self.path / "checkpoints"
@@ -74,10 +70,7 @@ class RunFolder:
 
     def metrics(self) -> list[dict[str, Any]]:
         """The records of metrics.jsonl in their order; a line cut off by a crash is left out."""
-        if not self.metrics_file.is_file():
-            return []
-        *lines, _ = self.metrics_file.read_text("utf-8").split("\n")
-        return [json.loads(line) for line in lines]
+        return read_metrics(self.path)
 
     def results(self) -> dict[str, Any]:
         """What the finished run came to; empty before its end."""

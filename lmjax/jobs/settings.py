@@ -32,6 +32,19 @@ class Checkpoints:
         at_least(1, self, "every", "keep", "keep_every")
 
 
+@config
+class Log:
+    """Where numbers go."""
+
+    every: int = 1  # steps after which metrics are fetched from the devices, all steps' at once
+    tensorboard: bool = False  # write event files into the run folder too
+    wandb: str | None = None  # project of Weights & Biases to send metrics to
+
+    def validate(self) -> None:
+        """Raises UserError for numbers that cannot be meant."""
+        at_least(1, self, "every")
+
+
 def at_least(lowest: int, settings: object, *names: str) -> None:
     """Raises UserError where one of these fields is a number below the lowest that is allowed."""
     for name in names:

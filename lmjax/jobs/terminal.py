@@ -14,7 +14,6 @@ from rich.text import Text
 from lmjax.training.progress import duration
 
 LABEL = 12  # width of the names on the left
-TOLD = 0.05  # share of the work after which a line without a terminal tells of progress again
 
 
 def make_console() -> Console:
@@ -83,10 +82,10 @@ class Story:
     def files(self, path: Path, commands: Sequence[tuple[str, str]]) -> None:
         """Where everything is, and what to do next."""
         self.heading(f"Everything is in {path}", "")
-        table = Table(box=None, show_header=False, padding=(0, 3, 0, 0), pad_edge=False)
+        width = max(len(what) for what, _ in commands)
         for what, words in commands:
-            table.add_row(Text(what), Text(words, style="dim"))
-        self.console.print(Padding(table, (0, 2)))
+            line = Text.assemble(f"  {what:<{width}}   ", (words, "dim"))
+            self.console.print(line, soft_wrap=True)
         self.console.print()
 
     def heading(self, words: str, detail: str) -> None:

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from pallas_kernels.attention.mask import Mask, Tile
-from pallas_kernels.attention.reference import FORBIDDEN
-from pallas_kernels.attention.streaming import group_bias, streaming
+from pallas_kernels.attention.reference import FORBIDDEN, group_bias
+from pallas_kernels.attention.streaming import streaming
 
 ROWS = 128  # queries of a block
 BLOCKS = 16  # more blocks than these would be slow to compile

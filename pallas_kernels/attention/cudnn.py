@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from pallas_kernels.attention.mask import Mask
-from pallas_kernels.manual_axes import varying_axes
+from pallas_kernels.manual_axes import vary_alike
 
 LARGEST_HEAD = 128  # of every GPU that cuDNN's kernel serves; Hopper takes 256
 
@@ -28,6 +28,7 @@ def cudnn(
     reason = refusal(q, k, v, mask, bias, dropout)
     if reason is not None:
         raise ValueError(f"attention: implementation 'cudnn' cannot serve this call: {reason}")
+    q, k, v = vary_alike((q, k, v))
     return jax.nn.dot_product_attention(
         q, k, v, scale=scale, implementation="cudnn", **arguments(mask)
     )
@@ -54,16 +55,12 @@ def unsupported(q, k, v, mask: Mask, bias=None, dropout=None) -> str | None:
             f"head_dim {head_dim} with value_dim {value_dim}, it takes equal ones, a multiple of 8 "
             f"up to {LARGEST_HEAD}"
         )
-    if varying_axes(q):
-        return "inside jax.shard_map with check_vma=True (its output would lose its varying axes)"
     for field in ("prefix", "query_segments"):
         if getattr(mask, field) is not None:
             return f"a mask with {field}"
     if mask.causal or mask.window is not None:
         if not isinstance(mask.offset, int) or mask.offset != 0 or q.shape[1] != k.shape[1]:
-            return (
-                "a causal or window mask of queries that do not start at key 0 or number the keys"
-            )
+            return "a causal or window mask with an offset, or unequal numbers of queries and keys"
         if not mask.causal:
             # Its window looks back only. An early version took (length, 0) and looked ahead.
             return "a window without causal=True"

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
+HostOrDevice = jax.Array | np.ndarray
+
 
 class Tile(enum.Enum):
     """What the fields known while tracing say of a rectangle of queries and keys."""
@@ -45,9 +47,9 @@ class Mask:
 
     causal: bool = False
     window: int | None = None
-    prefix: Int[Array, "batch"] | None = None
-    query_segments: Int[Array, "batch query"] | None = None
-    key_segments: Int[Array, "batch key"] | None = None
+    prefix: Int[HostOrDevice, "batch"] | None = None
+    query_segments: Int[HostOrDevice, "batch query"] | None = None
+    key_segments: Int[HostOrDevice, "batch key"] | None = None
     offset: Int[Array, ""] | int = 0
 
     def __post_init__(self) -> None:
@@ -59,8 +61,6 @@ class Mask:
             raise ValueError(
                 "Mask: query_segments and key_segments are given together or not at all"
             )
-        if isinstance(self.offset, np.integer):
-            object.__setattr__(self, "offset", int(self.offset))
 
     def tree_flatten_with_keys(self):
         names = ["prefix", "query_segments", "key_segments"]
@@ -102,8 +102,8 @@ class Mask:
         self,
         rows: Int[Array, "query"],
         keys: Int[Array, "key"],
-        query_segments: Int[Array, "batch query"] | None,
-        key_segments: Int[Array, "batch key"] | None,
+        query_segments: Int[HostOrDevice, "batch query"] | None,
+        key_segments: Int[HostOrDevice, "batch key"] | None,
     ) -> Bool[Array, "batch query key"]:
         """The part of the mask at these rows (counted from the first query) and keys.
 

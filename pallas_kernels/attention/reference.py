@@ -28,16 +28,33 @@ def reference(
     Scaled dot-product attention of Vaswani et al. 2017 (arXiv:1706.03762), equation 1.
     """
     exact = jnp.promote_types(jnp.float32, q.dtype)
-    groups = q.shape[2] // k.shape[2]
-    k, v = (jnp.repeat(a.astype(exact), groups, axis=2) for a in (k, v))
-    scores = jnp.einsum("bthd,bshd->bhts", q.astype(exact), k) * scale
+    batch, query_length, heads, head_dim = q.shape
+    kv_heads = k.shape[2]
+    grouped = q.reshape(batch, query_length, kv_heads, heads // kv_heads, head_dim)
+    scores = scale * jnp.einsum("btngd,bsnd->bngts", grouped.astype(exact), k.astype(exact))
     if bias is not None:
-        scores += bias.astype(exact)
-    allowed = mask.dense(q.shape[1], k.shape[1])
+        scores += group_bias(bias, kv_heads).astype(exact)
+    allowed = mask.dense(query_length, k.shape[1])[:, None]
     weights = jax.nn.softmax(jnp.where(allowed, scores, FORBIDDEN), axis=-1)
     weights = jnp.where(allowed, weights, 0.0)  # of a row that sees nothing the softmax is uniform
     if dropout is not None:
-        rate, key = dropout
-        kept = jax.random.bernoulli(key, 1.0 - rate, weights.shape)
-        weights = jnp.where(kept, weights / (1.0 - rate), 0.0)
-    return jnp.einsum("bhts,bshd->bthd", weights, v).astype(q.dtype)
+        weights = _drop(weights, *dropout)
+    output = jnp.einsum("bngts,bsnd->btngd", weights, v.astype(exact))
+    return output.reshape(batch, query_length, heads, v.shape[-1]).astype(q.dtype)
+
+
+def group_bias(
+    bias: Float[Array, "batch heads query key"], kv_heads: int
+) -> Float[Array, "batch kv_heads groups query key"]:
+    """A bias with its heads, 1 or all, as key heads times the query heads of each."""
+    groups = (1, 1) if bias.shape[1] == 1 else (kv_heads, bias.shape[1] // kv_heads)
+    return bias.reshape(bias.shape[0], *groups, *bias.shape[2:])
+
+
+def _drop(weights, rate: float, key):
+    """Zeroes weights at the rate; the draw does not depend on how they are sharded."""
+    sharding = jax.typeof(weights).sharding
+    if all(axes is None for axes in sharding.spec):
+        sharding = None
+    kept = jax.random.bernoulli(key, 1.0 - rate, weights.shape, out_sharding=sharding)
+    return jnp.where(kept, weights / (1.0 - rate), 0.0)

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from pallas_kernels.attention.mask import Mask
-from pallas_kernels.attention.reference import FORBIDDEN
+from pallas_kernels.attention.reference import FORBIDDEN, group_bias
 from pallas_kernels.manual_axes import vary_alike
 
 QUERY_BLOCK = 512
@@ -200,12 +200,6 @@ def _key_blocks(plan: Plan, mask: Mask, query_at) -> tuple[Any, Any]:
         end = jnp.maximum(end, jnp.minimum(jnp.max(mask.prefix), plan.key_length))
     first = first // plan.key_block
     return first, jnp.maximum(first, -(-end // plan.key_block))
-
-
-def group_bias(bias, kv_heads: int):
-    """`[batch, heads, query, key]`, any of them 1, as `[batch, kv_heads, g, query, key]`."""
-    groups = (1, 1) if bias.shape[1] == 1 else (kv_heads, bias.shape[1] // kv_heads)
-    return bias.reshape(bias.shape[0], *groups, *bias.shape[2:])
 
 
 def _product(formula: str, a, b):

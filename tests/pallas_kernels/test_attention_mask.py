@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -73,13 +75,14 @@ def test_arrays_leave_tiles_undecided():
 def test_an_integer_offset_stays_static_through_jit():
     seen = {}
 
+    @functools.partial(jax.jit, static_argnames="name")
     def look(mask, name):
         seen[name] = mask.offset
         return jnp.zeros(())
 
-    mask = Mask(causal=True, offset=np.int64(3))
-    jax.jit(look, static_argnames="name")(mask, name="integer")
-    jax.jit(look, static_argnames="name")(Mask(offset=jnp.int32(3)), name="array")
+    mask = Mask(causal=True, offset=3)
+    look(mask, name="integer")
+    look(Mask(offset=jnp.int32(3)), name="array")
     assert seen["integer"] == 3 and isinstance(seen["integer"], int)
     assert isinstance(seen["array"], jax.core.Tracer)
     assert jax.tree.leaves(mask) == []

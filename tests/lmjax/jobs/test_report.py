@@ -43,7 +43,7 @@ def folder(tmp_path):
         {"step": 2, "split": "books", "loss": 3.0, "bits_per_byte": 1.5},
         {"step": 3, "split": "train", "loss": math.nan, "tokens": 10.0, "tokens_per_second": 7.0},
     ]
-    folder.metrics_file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder.path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return folder
 
 

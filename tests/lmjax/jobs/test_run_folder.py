@@ -124,7 +124,7 @@ def test_two_processes_do_not_share_a_folder(experiment):
 
 def test_metrics_leave_out_a_line_that_a_crash_cut_off(experiment):
     with occupy(experiment) as folder:
-        folder.metrics_file.write_text('{"step": 1}\n{"step": 2}\n{"st')
+        (folder.path / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2}\n{"st')
         assert folder.metrics() == [{"step": 1}, {"step": 2}]
 
 

@@ -14,7 +14,7 @@ from lmjax.training.optimizers import Adafactor, AdamW, Lion, Muon, clip_by_glob
 
 LAYERS, EMBED, HEADS, HEAD_DIM, MLP, VOCAB = 3, 16, 4, 4, 32, 128
 SHAPES = {
-    "embedding": (VOCAB, EMBED),
+    "embedding": {"table": (VOCAB, EMBED)},
     "positions": {"table": (8, EMBED)},
     "blocks": {
         "attention": {
@@ -27,10 +27,10 @@ SHAPES = {
         "up": {"weight": (LAYERS, EMBED, MLP)},
         "norm": {"scale": (LAYERS, EMBED)},
     },
-    "head": (VOCAB, EMBED),
+    "head": {"table": (VOCAB, EMBED)},
 }
 SPECS = {
-    "embedding": P("tensor", "fsdp"),
+    "embedding": {"table": P("tensor", "fsdp")},
     "positions": {"table": P(None, "fsdp")},
     "blocks": {
         "attention": {
@@ -40,7 +40,7 @@ SPECS = {
         "up": {"weight": P(None, "fsdp", "tensor")},
         "norm": {"scale": P(None, None)},
     },
-    "head": P("tensor", "fsdp"),
+    "head": {"table": P("tensor", "fsdp")},
 }
 IS_SHAPE = {"is_leaf": lambda leaf: isinstance(leaf, tuple)}
 ALL = (AdamW(), Lion(), Adafactor(smallest_factored=4, momentum=0.9, weight_decay=0.1), Muon())
@@ -93,7 +93,7 @@ def assert_close(first, second, tolerance):
 
 def test_only_matrices_decay():
     mask = decayed(draw(0))
-    assert mask["embedding"] and mask["head"] and mask["positions"]["table"]
+    assert mask["embedding"]["table"] and mask["head"]["table"]
     assert mask["blocks"]["attention"]["query"] == {"weight": True, "bias": False}
     assert mask["blocks"]["norm"] == {"scale": False}
     with pytest.raises(ValueError, match="blocks/gate"):
@@ -236,7 +236,7 @@ def test_eight_devices_equal_one(optimizer):
 
     with jax.set_mesh(mesh):
         many = run(optimizer, place(params), [place(gradient) for gradient in gradients])
-        assert jax.typeof(many["embedding"]).sharding.spec == P("tensor", "fsdp")
+        assert jax.typeof(many["embedding"]["table"]).sharding.spec == P("tensor", "fsdp")
         assert_close(one, jax.tree.map(np.asarray, many), 1e-6)
 
 

@@ -1,0 +1,1 @@
+"""Experiments: each file is one, and its command is `python -m experiments.NAME`."""

@@ -1,0 +1,52 @@
+"""What each head looks at: the attention probabilities of a model on a text."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from lmjax.models import Batch, Transformer
+from lmjax.models.attention import Attention
+from pallas_kernels.attention import Mask, attention
+
+
+def attention_maps(
+    graph: nnx.GraphDef, params: dict, batch: Batch
+) -> Float[Array, "layers batch heads query key"]:
+    """Probability with which each head of each layer reads each token, for every token.
+
+    Runs layer by layer, uncompiled: meant for a look at a few short texts on one device.
+    """
+    model: Transformer = nnx.merge(graph, params)
+    config = model.config
+    batch = jax.tree.map(jnp.asarray, batch)
+    positions = config.attention.positions
+    tables = (
+        None if positions is None else positions.tables(batch.positions, config.attention.head_dim)
+    )
+    block_graph, stacked = nnx.split(model.blocks)
+    x, maps = model.embed(batch), []
+    for layer in range(config.num_layers):
+        block = nnx.merge(block_graph, jax.tree.map(lambda a, layer=layer: a[layer], stacked))
+        window = config.attention.windows[layer % len(config.attention.windows)]
+        mask = batch.mask(config.attention.causal, window)
+
+        def attend(x, block=block, mask=mask):
+            maps.append(_probabilities(block.attention, x, mask, tables))
+            return block.attention(x, mask, tables)[0]
+
+        x = config.arrangement.apply(x, block.attention_norm, attend)
+        x = config.arrangement.apply(x, block.feed_forward_norm, block.feed_forward)
+    return jnp.stack(maps)
+
+
+def _probabilities(layer: Attention, x: jax.Array, mask: Mask, tables) -> jax.Array:
+    """Attention over the rows of a unit matrix in place of the values is the probabilities."""
+    query, key = layer.query(x), layer.key(x)
+    if layer.config.positions is not None:
+        query, key = (layer.config.positions.rotate(a, tables) for a in (query, key))
+    batch, length, kv_heads, _ = key.shape
+    unit = jnp.broadcast_to(jnp.eye(length)[:, None], (batch, length, kv_heads, length))
+    return jnp.moveaxis(attention(query, key, unit.astype(query.dtype), mask), 1, 2)

@@ -1,0 +1,143 @@
+"""Text in, text out: prompts to tokens, tokens to text as they come, stop strings."""
+
+from __future__ import annotations
+
+import codecs
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+from lmjax.config import UserError
+from lmjax.data.tokenizers import Tokenizer
+from lmjax.generation.generator import Generator
+from lmjax.generation.sampling import Sampling
+
+INTERVAL = 16  # tokens between two looks for stop strings where nobody reads along
+
+
+@dataclasses.dataclass(frozen=True)
+class TextGenerator:
+    """A model and its tokenizer, ready to continue texts; see `load_run`.
+
+    A mesh must be set, the one that the model lies on.
+
+    Attributes:
+      generator: continues tokens.
+      tokenizer: what the model was trained with.
+    """
+
+    generator: Generator
+    tokenizer: Tokenizer
+
+    def generate(
+        self,
+        prompts: Sequence[str],
+        sampling: Sampling | None = None,
+        max_tokens: int = 100,
+        stop: Sequence[str] = (),
+    ) -> list[str]:
+        """What follows each prompt; see `stream`. Prompt i draws with seed `sampling.seed + i`."""
+        rows = [prompt_tokens(self.tokenizer, prompt) for prompt in prompts]
+        streams = [TextStream(self.tokenizer, stop, at_start=not prompt) for prompt in prompts]
+        texts = [""] * len(prompts)
+        end = [self.tokenizer.end]
+        for part in self.generator.stream(rows, sampling, max_tokens, end, interval=INTERVAL):
+            for i, (stream, tokens) in enumerate(zip(streams, part)):
+                texts[i] += stream.add(tokens)
+            if all(stream.stopped for stream in streams):
+                break
+        return [text + stream.rest() for text, stream in zip(texts, streams)]
+
+    def stream(
+        self,
+        prompt: str,
+        sampling: Sampling | None = None,
+        max_tokens: int = 100,
+        stop: Sequence[str] = (),
+    ) -> Iterator[str]:
+        """Yields what follows the prompt, in whole characters, as it is decoded.
+
+        Args:
+          prompt: the text to continue; empty: begin a document.
+          sampling: how tokens are chosen; None is `Sampling()`.
+          max_tokens: most tokens; the text ends before it when the document does, or when the
+            model's context is full.
+          stop: the text ends before the first of these strings.
+
+        Raises:
+          UserError: a prompt longer than the context, or one that the tokenizer cannot spell.
+        """
+        rows = [prompt_tokens(self.tokenizer, prompt)]
+        text = TextStream(self.tokenizer, stop, at_start=not prompt)
+        for part in self.generator.stream(rows, sampling, max_tokens, [self.tokenizer.end]):
+            if new := text.add(part[0]):
+                yield new
+            if text.stopped:
+                return
+        if rest := text.rest():
+            yield rest
+
+
+def prompt_tokens(tokenizer: Tokenizer, prompt: str) -> list[int]:
+    """A prompt as the beginning of a document. UserError for one that makes no token at all."""
+    begin = [] if tokenizer.begin is None else [tokenizer.begin]
+    tokens = begin + tokenizer.encode(prompt)
+    if not tokens:
+        raise UserError(
+            "the prompt is empty, and this tokenizer has no token that begins a document:"
+            " give some text"
+        )
+    return tokens
+
+
+class TextStream:
+    """Turns tokens into text as they come, and stops before a stop string.
+
+    Joined, the pieces do not depend on how the tokens were handed in. Text is held back while it
+    may be half a character or the beginning of a stop string.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = (), at_start: bool = False):
+        """At the start of a text a tokenizer may put a space before it, which is left out."""
+        if "" in stop:
+            raise UserError("stop: an empty string stands everywhere; leave it out")
+        self.stopped = False
+        self._tokenizer, self._stop, self._at_start = tokenizer, tuple(stop), at_start
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._held = ""
+
+    def add(self, tokens: Sequence[int]) -> str:
+        """The text that is certain after these tokens; "" once stopped."""
+        for token in tokens:
+            data = self._tokenizer.token_bytes(token)
+            if self._at_start:
+                self._at_start = False
+                if data[:1] == b" " and self._tokenizer.decode([token])[:1] != " ":
+                    data = data[1:]
+            self._held += self._decoder.decode(data)
+        return self._release()
+
+    def rest(self) -> str:
+        """What was held back, when no more tokens come."""
+        self._held += self._decoder.decode(b"", final=True)
+        text = self._release()
+        if self.stopped:
+            return text
+        text, self._held = text + self._held, ""
+        return text
+
+    def _release(self) -> str:
+        """Takes from the held text what no stop string can claim any more."""
+        if self.stopped:
+            self._held = ""
+            return ""
+        ends = [(place + len(s), place) for s in self._stop if (place := self._held.find(s)) >= 0]
+        if ends:  # the one that is complete first, however the text came
+            self.stopped = True
+            text, self._held = self._held[: min(ends)[1]], ""
+            return text
+        longest = max(
+            (n for s in self._stop for n in range(len(s)) if self._held.endswith(s[:n])), default=0
+        )
+        cut = len(self._held) - longest
+        text, self._held = self._held[:cut], self._held[cut:]
+        return text

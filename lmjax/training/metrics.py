@@ -1,0 +1,178 @@
+"""metrics.jsonl, one JSON object a line, and its copies for TensorBoard and Weights & Biases.
+
+The file is the record of a run: a line is in it, on disk as far as this process is concerned, when
+`write` returns, and on resume it is cut back to the checkpoint, so that every step stands in it
+once. JSON knows no infinity and no NaN: they are written as the strings "inf", "-inf" and "nan",
+and `read_metrics` gives them back as floats.
+"""
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from lmjax.config import UserError
+
+NAME = "metrics.jsonl"
+NOT_FINITE = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}
+
+
+class MetricsWriter:
+    """Writes the records of a run; on every process but the first it does nothing.
+
+    A record is a flat mapping with `step` (int) and `split` ("train" or the name of a held-out
+    set), numbers, and now and then a string.
+    """
+
+    def __init__(
+        self,
+        folder: Path | str,
+        tensorboard: bool = False,
+        wandb: Mapping[str, Any] | None = None,
+    ):
+        """Opens the file for appending.
+
+        Args:
+          folder: the run folder; made where it is missing.
+          tensorboard: also write event files into `folder`/tensorboard.
+          wandb: keyword arguments of `wandb.init` (project, name, ...); None: not used.
+
+        Raises:
+          UserError: what writes the copies is not installed; the message names the extra.
+        """
+        self.path = Path(folder) / NAME
+        self._file = self._tensorboard = self._wandb = None
+        if jax.process_index() != 0:
+            return
+        if tensorboard:
+            self._tensorboard = _tensorboard_writer(Path(folder) / "tensorboard")
+        if wandb is not None:
+            self._wandb = _wandb_run(Path(folder), wandb)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._open()
+
+    def __enter__(self) -> "MetricsWriter":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Appends a record; it is in the file when this returns."""
+        if self._file is None:
+            return
+        line = json.dumps({name: _plain(value) for name, value in record.items()}, allow_nan=False)
+        self._file.write(line + "\n")
+        self._file.flush()
+        step, split = record["step"], record.get("split", "train")
+        numbers = {
+            f"{split}/{name}": float(value)
+            for name, value in record.items()
+            if name not in ("step", "split") and not isinstance(value, str | bool | None)
+        }
+        if self._tensorboard is not None:
+            for name, value in numbers.items():
+                self._tensorboard.add_scalar(name, value, step)
+            self._tensorboard.flush()
+        if self._wandb is not None:
+            self._wandb.log({**numbers, "step": step})
+
+    def truncate_after(self, step: int) -> None:
+        """Removes all records of later steps, and what a crash left of a line.
+
+        The file is replaced as a whole: a crash here leaves either the old one or the new one.
+        """
+        if self._file is None:
+            return
+        self._file.close()
+        kept = [line for line, record in _records(self.path) if record["step"] <= step]
+        partial = self.path.with_name(f".{NAME}.partial")
+        with partial.open("w", encoding="utf-8") as file:
+            file.writelines(line + "\n" for line in kept)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(self.path)
+        self._open()
+
+    def close(self) -> None:
+        """Closes the file and the copies."""
+        for sink, finish in (
+            (self._file, "close"),
+            (self._tensorboard, "close"),
+            (self._wandb, "finish"),
+        ):
+            if sink is not None:
+                getattr(sink, finish)()
+        self._file = self._tensorboard = self._wandb = None
+
+    def _open(self) -> None:
+        self._file = self.path.open("a", encoding="utf-8")
+
+
+def read_metrics(folder: Path | str) -> list[dict[str, Any]]:
+    """The records of a run folder in their order; half a line at the end is left out.
+
+    Raises:
+      UserError: the file has a line inside it that is no record.
+    """
+    path = Path(folder) / NAME
+    return [
+        {
+            name: NOT_FINITE.get(value, value) if isinstance(value, str) else value
+            for name, value in record.items()
+        }
+        for _, record in (_records(path) if path.is_file() else ())
+    ]
+
+
+def _records(path: Path) -> list[tuple[str, dict[str, Any]]]:
+    """Each line with the record in it. The last line counts only when it is complete."""
+    *lines, _ = path.read_text("utf-8", errors="replace").split("\n")
+    records = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            record = json.loads(line)
+            record["step"] + 0
+        except (ValueError, TypeError, KeyError):
+            raise UserError(
+                f"{path}, line {number}: not a record of metrics (a JSON object with a step):"
+                f" {line[:80]!r}"
+            ) from None
+        records.append((line, record))
+    return records
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON can hold it; arrays of one number as that number."""
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    number = value.item() if hasattr(value, "item") else float(value)
+    if isinstance(number, float) and not math.isfinite(number):
+        return str(number)
+    return number
+
+
+def _tensorboard_writer(folder: Path) -> Any:
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError:
+        raise UserError(
+            "tensorboard=True needs tensorboardX: pip install 'lmjax[tensorboard]'"
+        ) from None
+    return SummaryWriter(str(folder))
+
+
+def _wandb_run(folder: Path, settings: Mapping[str, Any]) -> Any:
+    try:
+        import wandb
+    except ImportError:
+        raise UserError("Weights & Biases needs wandb: pip install 'lmjax[wandb]'") from None
+    run = wandb.init(dir=str(folder), resume="allow", **settings)
+    # Steps of several splits come interleaved, and again after a resume.
+    run.define_metric("step")
+    run.define_metric("*", step_metric="step")
+    return run

@@ -1,0 +1,167 @@
+"""From settings to stores and loader: caches, held-out text, weights, and a run that goes on."""
+
+import json
+import pathlib
+
+import pytest
+
+from lmjax.config import UserError, replace
+from lmjax.data import preparation
+from lmjax.data.preparation import Data, Domain, prepare
+from lmjax.data.sources import JsonLines, TextFiles
+from lmjax.data.subwords import TrainedBPE
+from lmjax.data.tokenizers import Bytes, Characters, load_tokenizer
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    poems = "\n\n".join(f"poem {n}\nwith its second line {n * n}" for n in range(300))
+    (folder / "poems.txt").write_text(poems)
+    lines = [json.dumps({"text": f"prose {n}, and more of the same {n}"}) for n in range(300)]
+    (folder / "prose.jsonl").write_text("\n".join([*lines, "{"]))
+    (folder / "other.txt").write_text("quite another text: \u00e9")
+    return folder
+
+
+@pytest.fixture
+def data(corpus, tmp_path):
+    return Data(
+        train=(
+            Domain(
+                name="poems",
+                source=TextFiles(path=str(corpus / "poems.txt"), split="paragraph"),
+                weight=3.0,
+            ),
+            Domain(
+                name="prose",
+                source=JsonLines(path=str(corpus / "prose.jsonl"), on_error="skip"),
+                evaluation=TextFiles(path=str(corpus / "other.txt")),
+            ),
+            Domain(name="other", source=TextFiles(path=str(corpus / "other.txt")), weight=0.0),
+        ),
+        tokenizer=TrainedBPE(vocab_size=300),
+        held_out=0.2,
+        length=16,
+        batch_size=4,
+        cache=str(tmp_path / "cache"),
+    )
+
+
+def test_stores_by_domain(data, tmp_path):
+    ready = prepare(data, tmp_path / "run")
+    assert list(ready.train) == ["poems", "prose"]
+    assert list(ready.held_out) == ["poems", "prose", "other"]
+    assert ready.weights == {"poems": 3.0, "prose": 1.0}
+    poems = [*ready.texts(ready.train["poems"]), *ready.texts(ready.held_out["poems"])]
+    assert sorted(poems) == sorted(document.text for document in data.train[0].source.documents())
+    # Its own evaluation text: all of the source is trained on.
+    assert ready.train["prose"].manifest.documents == 300
+    assert list(ready.texts(ready.held_out["prose"])) == ["quite another text: \u00e9"]
+    assert list(ready.skipped().values()) == [1]
+    assert "line 301" in next(iter(ready.skipped()))
+
+
+def test_loader_mixes_with_the_weights(data, tmp_path):
+    loader = prepare(data, tmp_path / "run").loader(data.plan(1), lambda *given: given, 17)
+    assert loader.mixture.counts == {"poems": 3, "prose": 1}
+    tokens, segments, seeds = loader.batch(5)
+    assert tokens.shape == segments.shape == (4, 17) and seeds.shape == (4,)
+
+
+def test_tokenizer_is_kept_with_the_run_and_learns_from_training_text_alone(data, tmp_path):
+    ready = prepare(data, tmp_path / "run")
+    saved = load_tokenizer(tmp_path / "run" / "tokenizer")
+    assert saved.fingerprint == ready.tokenizer.fingerprint
+    texts = list(preparation._Texts(data, lambda *progress: None).sample(10**9))
+    assert set(texts) == {
+        *ready.texts(ready.train["poems"]),
+        *ready.texts(ready.train["prose"]),
+    }
+    share = list(preparation._Texts(data, lambda *progress: None).sample(4000))
+    poems = sum(len(text) for text in share if text.startswith("poem"))
+    prose = sum(len(text) for text in share if text.startswith("prose"))
+    # 3000 and 1000 bytes, each exceeded by less than one document of at most 40.
+    assert 3000 <= poems < 3040 and 1000 <= prose < 1040
+
+
+def test_a_cached_tokenizer_and_stores_are_used_again(data, tmp_path, monkeypatch):
+    first = prepare(data, tmp_path / "run")
+    monkeypatch.setattr(TrainedBPE, "build", None)
+    monkeypatch.setattr("lmjax.data.tokenize.make_shards", None)
+    for run in ("run", "another run"):
+        again = prepare(data, tmp_path / run)
+        assert again.tokenizer.fingerprint == first.tokenizer.fingerprint
+        assert again.train["poems"].folder == first.train["poems"].folder
+
+
+def test_a_run_does_not_go_on_with_another_tokenizer(data, tmp_path, corpus):
+    prepare(data, tmp_path / "run")
+    other = replace(data, tokenizer=TrainedBPE(vocab_size=310))
+    with pytest.raises(UserError, match="was made from other text or other settings"):
+        prepare(other, tmp_path / "run")
+    (corpus / "poems.txt").write_text("another\n\ncorpus")
+    with pytest.raises(UserError, match="was made from other text or other settings"):
+        prepare(data, tmp_path / "run")
+
+
+def test_another_text_makes_another_store(data, tmp_path, corpus):
+    data = replace(data, tokenizer=Bytes(), held_out=0.0)
+    before = prepare(data, tmp_path / "run").train["poems"]
+    path = corpus / "poems.txt"
+    path.write_text(path.read_text() + "\n\nOne more.")
+    after = prepare(data, tmp_path / "run").train["poems"]
+    assert after.manifest.documents == before.manifest.documents + 1
+    assert after.folder != before.folder
+
+
+def test_characters_know_those_of_held_out_text(data, tmp_path):
+    ready = prepare(replace(data, tokenizer=Characters()), tmp_path / "run")
+    assert ready.tokenizer.encode("\u00e9")
+
+
+def test_character_level_text_cut_by_position(tmp_path):
+    """The classic recipe: one file, the first nine tenths for training, the rest for evaluation."""
+    (tmp_path / "a.txt").write_text("to be or not to be\n" * 50)
+    text = TextFiles(path=f"{tmp_path}/a.txt", span=(0.0, 0.9))
+    domain = Domain(name="text", source=text, evaluation=replace(text, span=(0.9, 1.0)))
+    data = Data(train=(domain,), tokenizer=Characters(), cache=f"{tmp_path}/cache")
+    ready = prepare(data, tmp_path / "run")
+    assert ready.train["text"].text_bytes == 855 and ready.held_out["text"].text_bytes == 95
+
+
+def test_where_the_cache_lies(data, tmp_path, monkeypatch):
+    data = replace(data, tokenizer=Bytes(), cache="")
+    monkeypatch.setenv("LMJAX_CACHE", str(tmp_path / "elsewhere"))
+    folder = prepare(data, tmp_path / "run").train["poems"].folder
+    assert folder.is_relative_to(tmp_path / "elsewhere")
+    monkeypatch.delenv("LMJAX_CACHE")
+    assert preparation._cache(data) == pathlib.Path.home() / ".cache" / "lmjax"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"train": ()}, "domains of different names"),
+        ({"held_out": 1.0}, "below 1"),
+        ({"batch_size": 0}, "at least 1"),
+        ({"length": 0}, "at least 1"),
+        ({"workers": -1}, "negative"),
+    ],
+)
+def test_settings_that_make_no_sense(data, changes, message):
+    with pytest.raises(UserError, match=message):
+        replace(data, **changes)
+
+
+def test_domains_that_make_no_sense(data):
+    poems = data.train[0]
+    with pytest.raises(UserError, match="different names"):
+        replace(data, train=(poems, poems))
+    with pytest.raises(UserError, match="negative"):
+        replace(poems, weight=-1.0)
+    with pytest.raises(UserError, match="nothing to train on"):
+        replace(data, train=(replace(poems, weight=0.0),))
+    with pytest.raises(UserError, match="weight 0"):
+        replace(poems, weight=0.0, evaluation=poems.source)

@@ -1,0 +1,233 @@
+"""Token stores: what is in them, and that they are made whole, alike, and again after a kill."""
+
+import errno
+import json
+import signal
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+
+from lmjax.config import UserError
+from lmjax.data import shards, tokenize
+from lmjax.data.documents import is_held_out
+from lmjax.data.sources import JsonLines, TextFiles
+from lmjax.data.store import TokenStore, open_store
+from lmjax.data.tokenize import build_stores
+from lmjax.data.tokenizers import ByteTokenizer, Tokenizer
+
+BYTES = ByteTokenizer()
+TEXTS = [f"document {n}: " + "grüße " * (n % 17) for n in range(400)]
+
+
+@pytest.fixture
+def source(tmp_path):
+    for start in range(0, 400, 40):
+        lines = [json.dumps({"text": text}) for text in TEXTS[start : start + 40]]
+        (tmp_path / f"part{start:03d}.jsonl").write_text("\n".join(lines) + "\n")
+    return JsonLines(path=f"{tmp_path}/*.jsonl")
+
+
+def contents(folder):
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def test_store_holds_the_documents_in_order(source, tmp_path):
+    store = build_stores(source, BYTES, tmp_path / "s")["all"]
+    expected = [token for text in TEXTS for token in (256, *text.encode())]
+    assert store.tokens.tolist() == expected
+    assert store.tokens.dtype == np.uint16
+    assert [store.text(n, BYTES) for n in range(400)] == TEXTS
+    assert store.document_bytes.tolist() == [len(text.encode()) for text in TEXTS]
+    assert store.text_bytes == sum(len(text.encode()) for text in TEXTS)
+    assert (store.tokens[store.offsets[:-1]] == 256).all()
+    assert (store.manifest.documents, store.manifest.tokens) == (400, len(expected))
+
+
+def test_begin_and_end_that_differ_stand_round_a_document(source, tmp_path):
+    class TwoMarks(ByteTokenizer):
+        vocab_size, begin, end = 258, 256, 257
+
+    store = build_stores(source, TwoMarks(), tmp_path / "s")["all"]
+    document = store.tokens[store.offsets[5] : store.offsets[6]].tolist()
+    assert document == [256, *TEXTS[5].encode(), 257]
+
+
+def test_large_vocabularies_take_four_bytes(source, tmp_path):
+    class Large(ByteTokenizer):
+        vocab_size, begin, end = 70_000, 69_999, 69_999
+
+    store = build_stores(source, Large(), tmp_path / "s")["all"]
+    assert store.tokens.dtype == np.uint32 and store.tokens[0] == 69_999
+
+
+def test_held_out_documents_go_into_a_store_of_their_own(source, tmp_path):
+    stores = build_stores(source, BYTES, tmp_path / "s", held_out=0.2)
+    chosen = {d.text for d in source.documents() if is_held_out(d, 0.2)}
+    for name, expected in (
+        ("held_out", [text for text in TEXTS if text in chosen]),
+        ("train", [text for text in TEXTS if text not in chosen]),
+    ):
+        store = stores[name]
+        assert [store.text(n, BYTES) for n in range(store.manifest.documents)] == expected
+
+
+def test_any_number_of_workers_makes_the_same_files(source, tmp_path):
+    for workers in (0, 2):
+        build_stores(source, BYTES, tmp_path / f"s{workers}", held_out=0.1, workers=workers)
+    assert contents(tmp_path / "s0") == contents(tmp_path / "s2")
+
+
+def test_a_finished_store_is_not_made_again(source, tmp_path, monkeypatch):
+    build_stores(source, BYTES, tmp_path / "s")
+    monkeypatch.setattr(tokenize, "make_shards", None)
+    assert build_stores(source, BYTES, tmp_path / "s")["all"].manifest.documents == 400
+
+
+KILLED = """
+import os, signal, sys
+from lmjax.data import JsonLines, build_stores
+from lmjax.data.tokenizers import ByteTokenizer
+
+def progress(what, done, total):
+    if done > float(sys.argv[3]) * total:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+if __name__ == "__main__":
+    source, workers = JsonLines(path=sys.argv[1]), int(sys.argv[4])
+    build_stores(source, ByteTokenizer(), sys.argv[2], 0.1, workers, progress)
+"""
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_goes_on_after_a_kill(source, tmp_path, workers, monkeypatch):
+    build_stores(source, BYTES, tmp_path / "whole", held_out=0.1)
+    (tmp_path / "killed.py").write_text(KILLED)
+    arguments = [source.path, str(tmp_path / "s"), "0.5", str(workers)]
+    # The script's parent closes this pipe last: a worker that outlives the kill would hold it open.
+    killed = subprocess.run(
+        [sys.executable, str(tmp_path / "killed.py"), *arguments], capture_output=True, timeout=120
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert not (tmp_path / "s").exists()
+    finished = len(list((tmp_path / "s.partial").glob("shard-??????")))
+    assert finished >= 5
+    written = []
+    write = shards._write_shard
+    monkeypatch.setattr(shards, "_write_shard", lambda *task: written.append(write(*task)))
+    build_stores(source, BYTES, tmp_path / "s", held_out=0.1)
+    assert len(written) == 10 - finished
+    assert contents(tmp_path / "s") == contents(tmp_path / "whole")
+    assert not (tmp_path / "s.partial").exists()
+
+
+def test_shards_of_something_else_are_not_used(source, tmp_path):
+    (tmp_path / "s.partial" / "shard-000000").mkdir(parents=True)
+    (tmp_path / "s.partial" / "made_from.json").write_text("[]")
+    assert build_stores(source, BYTES, tmp_path / "s")["all"].manifest.documents == 400
+
+
+def test_two_at_once_wait_for_each_other(source, tmp_path):
+    found = []
+
+    def build():
+        found.append(build_stores(source, BYTES, tmp_path / "s")["all"].manifest)
+
+    threads = [threading.Thread(target=build) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 3 and found[0] == found[1] == found[2]
+
+
+def test_mismatch_is_refused(source, tmp_path):
+    store = build_stores(source, BYTES, tmp_path / "s")["all"]
+    folder, made_from = store.folder, store.manifest
+    assert open_store(folder, made_from.source, made_from.tokenizer).text_bytes > 0
+    with pytest.raises(UserError, match="made from another tokenizer"):
+        open_store(folder, made_from.source, "other")
+    with pytest.raises(UserError, match="made from another source"):
+        open_store(folder, "other", made_from.tokenizer)
+    other = JsonLines(path=source.path, on_error="skip")
+    with pytest.raises(UserError, match="made from another source"):
+        build_stores(other, BYTES, tmp_path / "s")
+
+
+def test_damage_is_noticed(source, tmp_path):
+    folder = build_stores(source, BYTES, tmp_path / "s")["all"].folder
+    tokens = folder / "tokens.bin"
+    whole = tokens.read_bytes()
+    tokens.write_bytes(whole[:-2])
+    with pytest.raises(UserError, match=r"damaged: tokens\.bin should have \d+ bytes and has"):
+        TokenStore(folder)
+    tokens.unlink()
+    with pytest.raises(UserError, match="is missing"):
+        TokenStore(folder)
+    tokens.write_bytes(whole)
+    manifest = folder / "manifest.json"
+    text = manifest.read_text()
+    for wrong, message in (
+        (text[:50], "cannot be read"),
+        ("[]", "cannot be read"),
+        (text.replace('"format": 1', '"format": 99'), "has format 99"),
+    ):
+        manifest.write_text(wrong)
+        with pytest.raises(UserError, match=message):
+            TokenStore(folder)
+    manifest.unlink()
+    with pytest.raises(UserError, match="there is no token store"):
+        TokenStore(folder)
+
+
+def test_bad_input_leaves_nothing_behind(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "one"}\n{"text": \n{"text": "two"}\n')
+    for workers in (0, 1):
+        with pytest.raises(UserError, match="line 2"):
+            build_stores(JsonLines(path=str(path)), BYTES, tmp_path / "s", workers=workers)
+        assert not (tmp_path / "s").exists() and not (tmp_path / "s.partial").exists()
+    source = JsonLines(path=str(path), on_error="skip")
+    manifest = build_stores(source, BYTES, tmp_path / "s")["all"].manifest
+    assert (manifest.documents, manifest.skipped) == (2, 1)
+    assert "line 2" in manifest.skipped_first[0]
+
+
+def test_empty_parts_are_refused(tmp_path):
+    (tmp_path / "a.txt").write_text("only one document")
+    (tmp_path / "blank.txt").write_text(" \n")
+    with pytest.raises(UserError, match=r"held_out=0\.5 the"):
+        build_stores(TextFiles(path=f"{tmp_path}/a.txt"), BYTES, tmp_path / "s", held_out=0.5)
+    with pytest.raises(UserError, match="the corpus is empty"):
+        build_stores(TextFiles(path=f"{tmp_path}/blank.txt"), BYTES, tmp_path / "s")
+    assert not list(tmp_path.glob("s*"))[1:]  # the lock file alone
+
+
+def test_full_disk_is_told_and_finished_shards_are_kept(source, tmp_path, monkeypatch):
+    class Full(Tokenizer):
+        kind, vocab_size, begin, end = "full", 257, 256, 256
+        fingerprint = BYTES.fingerprint
+        calls = 0
+
+        def encode_batch(self, texts):
+            self.calls += 1
+            if self.calls == 4:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return BYTES.encode_batch(texts)
+
+    with pytest.raises(UserError, match=r"disk is full while tokenizing into .*GB free"):
+        build_stores(source, Full(), tmp_path / "s")
+    assert len(list((tmp_path / "s.partial").glob("shard-*"))) == 3
+    assert build_stores(source, BYTES, tmp_path / "s")["all"].manifest.documents == 400
+    # Known beforehand, when the shards are joined.
+    usage = tokenize.shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(tokenize.shutil, "disk_usage", lambda path: usage._replace(free=10))
+    with pytest.raises(UserError, match="disk is full"):
+        build_stores(source, BYTES, tmp_path / "t")
+    assert not (tmp_path / "t").exists()

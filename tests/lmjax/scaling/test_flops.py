@@ -1,0 +1,147 @@
+"""Parameter and FLOP counts against published sizes, a walk through the program, and XLA."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from lmjax.config import replace
+from lmjax.models import (
+    AttentionConfig,
+    FeedForwardConfig,
+    GatedFeedForwardConfig,
+    TransformerConfig,
+    abstract,
+    gpt1,
+    gpt2,
+    gpt3,
+    llama,
+    llama2,
+    plain_batch,
+)
+from lmjax.parallel import training_layout
+from lmjax.scaling.flops import (
+    attended_keys,
+    count_parameters,
+    forward_flops_per_token,
+    training_flops_per_token,
+)
+
+LENGTH = 64
+PLAIN = TransformerConfig(
+    vocab_size=256,
+    hidden=96,
+    num_layers=4,
+    max_length=LENGTH,
+    attention=AttentionConfig(
+        num_heads=4, num_kv_heads=2, head_dim=16, causal=False, implementation="reference"
+    ),
+    feed_forward=FeedForwardConfig(size=320),
+)
+GATED = replace(PLAIN, feed_forward=GatedFeedForwardConfig(size=200), tied_head=False)
+
+
+@pytest.mark.parametrize(
+    "config, total",
+    [
+        (gpt1(), 116_534_784),
+        (gpt2("124M"), 124_439_808),
+        (gpt2("1.5B"), 1_557_611_200),
+        (llama("7B"), 6_738_415_616),
+        (llama2("70B"), 68_976_648_192),
+    ],
+)
+def test_parameters_are_the_published_number(config, total):
+    """As the models' files on the Hugging Face hub have them."""
+    assert count_parameters(config).total == total
+
+
+def test_parameter_kinds():
+    tied, untied = (count_parameters(replace(GATED, tied_head=tied)) for tied in (True, False))
+    head = 256 * 96
+    assert untied.total == tied.total + head
+    assert untied.products == tied.products
+    assert untied.embeddings == tied.embeddings == head + LENGTH * 96
+    padded, exact = (count_parameters(replace(GATED, vocab_size=size)) for size in (255, 256))
+    assert exact.total - padded.total == 2 * 96  # one row of the table and one of the head
+
+
+def products_in(jaxpr):
+    """FLOPs of all matrix products in a traced program, loops multiplied out."""
+    total = 0
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            (contracted, _), (batched, _) = equation.params["dimension_numbers"]
+            left, right = (variable.aval.shape for variable in equation.invars)
+            shared = np.prod([left[i] for i in (*contracted, *batched)], dtype=int)
+            batch = np.prod([left[i] for i in batched], dtype=int)
+            free = np.prod(left, dtype=int) * np.prod(right, dtype=int) // shared**2
+            total += 2 * free * shared // batch * batch
+            continue
+        times = equation.params.get("length", 1) if equation.primitive.name == "scan" else 1
+        for inner in jax.tree.leaves(
+            list(equation.params.values()), is_leaf=lambda x: hasattr(x, "eqns")
+        ):
+            inner = getattr(inner, "jaxpr", inner)
+            if hasattr(inner, "eqns"):
+                total += times * products_in(inner)
+    return total
+
+
+def forward(config):
+    """Logits from parameters, and the parameters' shapes; two rows of LENGTH tokens."""
+    graph, shapes = abstract(config, training_layout())
+    batch = plain_batch(jnp.zeros((2, LENGTH), jnp.int32))
+
+    def logits(params):
+        model = nnx.merge(graph, params)
+        return model.logits(model(batch)[0])
+
+    return logits, shapes
+
+
+@pytest.mark.parametrize("config", [PLAIN, GATED], ids=["plain", "gated"])
+def test_forward_is_the_sum_of_all_products_in_the_program(config, one_device):
+    """Without a causal mask the program multiplies exactly what is counted."""
+    logits, shapes = forward(config)
+    walked = products_in(jax.make_jaxpr(logits)(shapes).jaxpr)
+    assert walked == 2 * LENGTH * forward_flops_per_token(config, LENGTH)
+
+
+def test_forward_is_what_xla_counts(one_device):
+    """Of an unrolled model; XLA also counts norms, softmax and the like: a few percent."""
+    config = replace(PLAIN, unroll=0, hidden=256, feed_forward=FeedForwardConfig(size=1024))
+    logits, shapes = forward(config)
+    counted = jax.jit(logits).lower(shapes).compile().cost_analysis()["flops"]
+    ours = 2 * LENGTH * forward_flops_per_token(config, LENGTH)
+    assert ours < counted < 1.05 * ours
+
+
+def test_attended_keys_by_counting():
+    """Against pairs of positions; the diagonal, half of which is counted, is the difference."""
+    rows, columns = np.mgrid[:96, :96]
+    for window in (None, 1, 7, 96, 200):
+        for causal in (True, False):
+            distance = rows - columns
+            seen = np.abs(distance) < (window or 96)
+            if causal:
+                seen &= distance >= 0
+            exact = seen.sum() / 96
+            assert abs(attended_keys(96, window, causal) - exact) <= 1
+    assert attended_keys(96, None, causal=True) == 48
+
+
+def test_training_against_six_n():
+    """6 N plus attention: 12 layers hidden length for the full square, half of it if causal."""
+    config = gpt3("6.7B")
+    count = count_parameters(config)
+    full = replace(config, attention=replace(config.attention, windows=(None,)))
+    expected = 6 * count.products + 6 * config.num_layers * config.hidden * config.max_length
+    assert training_flops_per_token(full, config.max_length) == expected
+    # every other layer of GPT-3 has a band
+    assert 6 * count.products < training_flops_per_token(config, config.max_length) < expected
+    # N as scaling laws have it: everything but the look-ups
+    without = count_parameters(llama("7B"))
+    six_n = 6 * (without.total - without.embeddings)
+    assert 1.0 < training_flops_per_token(llama("7B"), 2048) / six_n < 1.05

@@ -1,0 +1,159 @@
+"""Cross-entropy of a head: against numpy float64, in memory, and on a mesh against one device."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from pallas_kernels.cross_entropy import cross_entropy, implementations
+
+VOCABULARY, ROWS = 37, 48
+IMPLEMENTATIONS = {
+    "reference": functools.partial(cross_entropy, implementation="reference"),
+    "whole": functools.partial(cross_entropy, implementation="chunked"),
+    "chunks": functools.partial(cross_entropy, implementation="chunked", chunk=4),
+    "chunks_and_a_rest": functools.partial(cross_entropy, implementation="chunked", chunk=7),
+}
+
+
+def arrays(batch=4, length=8, embed=16):
+    """hidden, head, targets and the gradients of the two results."""
+    random = np.random.default_rng(0)
+    hidden = random.normal(size=(batch, length, embed)).astype(np.float32)
+    head = random.normal(size=(ROWS, embed)).astype(np.float32)
+    targets = random.integers(0, VOCABULARY, size=(batch, length)).astype(np.int32)
+    gradients = random.normal(size=(2, batch, length)).astype(np.float32)
+    return hidden, head, targets, gradients
+
+
+def formulas(hidden, head, targets, gradients, scale):
+    """nll, log_z and the gradients of hidden and head, in float64."""
+    hidden, head, gradients = (a.astype(np.float64) for a in (hidden, head, gradients))
+    logits = scale * hidden @ head[:VOCABULARY].T
+    log_z = np.log(np.exp(logits).sum(axis=-1))
+    hit = np.eye(VOCABULARY)[targets]
+    share = np.exp(logits - log_z[..., None])
+    d_logits = scale * (gradients.sum(axis=0)[..., None] * share - gradients[0][..., None] * hit)
+    d_head = np.zeros(head.shape)
+    d_head[:VOCABULARY] = np.einsum("btv,btd->vd", d_logits, hidden)
+    nll = log_z - (logits * hit).sum(axis=-1)
+    return nll, log_z, d_logits @ head[:VOCABULARY], d_head
+
+
+def results(function, hidden, head, targets, gradients, scale):
+    def apply(hidden, head):
+        return function(hidden, head, targets, vocabulary=VOCABULARY, scale=scale)
+
+    values, pull = jax.vjp(apply, hidden, head)
+    return *values, *pull(tuple(gradients))
+
+
+@pytest.mark.parametrize("name", IMPLEMENTATIONS)
+def test_values_and_gradients(name):
+    given = arrays()
+    found = jax.jit(functools.partial(results, IMPLEMENTATIONS[name], scale=0.7))(*given)
+    for one, expected in zip(found, formulas(*given, scale=0.7)):
+        # float32 sums of at most 37 terms.
+        np.testing.assert_allclose(one, expected, atol=3e-6 * np.abs(expected).max())
+    assert not np.asarray(found[3])[VOCABULARY:].any()  # padding gets exactly nothing
+
+
+@pytest.mark.parametrize("name", ["whole", "chunks"])
+def test_bfloat16_inputs_are_accumulated_in_float32(name):
+    hidden, head, targets, gradients = arrays()
+    hidden, head = (np.asarray(jnp.asarray(a, jnp.bfloat16)) for a in (hidden, head))
+    found = jax.jit(functools.partial(results, IMPLEMENTATIONS[name], scale=1.0))(
+        hidden, head, targets, gradients
+    )
+    expected = formulas(hidden, head, targets, gradients, scale=1.0)
+    for one, other in zip(found[:2], expected[:2]):
+        assert one.dtype == jnp.float32
+        np.testing.assert_allclose(one, other, rtol=2e-5)  # only the inputs were rounded
+    for one, other in zip(found[2:], expected[2:]):
+        assert one.dtype == jnp.bfloat16
+        # d_logits and the result are rounded to 8 bits each.
+        assert np.abs(one.astype(np.float64) - other).max() < 2 * 2**-8 * np.abs(other).max()
+
+
+def test_a_target_that_is_no_word_counts_log_z():
+    hidden, head, targets, _ = arrays()
+    targets[0, :3] = -1
+    given = map(jnp.asarray, (hidden, head, targets))
+    nll, log_z = cross_entropy(*given, vocabulary=VOCABULARY, chunk=4)
+    np.testing.assert_array_equal(nll[0, :3], log_z[0, :3])
+    assert (nll < log_z).any()
+
+
+def temporary_bytes(implementation, chunk=None, length=512, vocabulary=4096):
+    hidden = jax.ShapeDtypeStruct((1, length, 16), jnp.float32)
+    head = jax.ShapeDtypeStruct((vocabulary, 16), jnp.float32)
+    targets = jax.ShapeDtypeStruct((1, length), jnp.int32)
+
+    def loss(hidden, head, targets):
+        nll, log_z = cross_entropy(
+            hidden,
+            head,
+            targets,
+            vocabulary=vocabulary,
+            chunk=chunk,
+            implementation=implementation,
+        )
+        return jnp.sum(nll) + jnp.sum(log_z**2)
+
+    compiled = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(hidden, head, targets).compile()
+    return compiled.memory_analysis().temp_size_in_bytes
+
+
+def test_all_logits_are_never_held():
+    logits = 4 * 512 * 4096
+    assert temporary_bytes("reference") > logits  # so the measure sees them
+    assert temporary_bytes("chunked", chunk=32) < logits / 4
+    # By itself it cuts what exceeds 64 MiB: here 256 MiB.
+    assert temporary_bytes("chunked", length=16384) < 2**28 * 0.6
+
+
+MESHES = {
+    "fsdp_tensor": ((2, 2, 1, 2), P(("data", "fsdp"), None, None)),
+    "fsdp_context_tensor": ((1, 2, 2, 2), P("fsdp", "context", None)),
+    "context": ((1, 1, 8, 1), P(None, "context", None)),
+}
+
+
+@pytest.mark.skipif(jax.device_count() < 8, reason="needs 8 devices, real or simulated")
+@pytest.mark.parametrize("mesh_name", MESHES)
+@pytest.mark.parametrize("name", ["reference", "chunks"])
+def test_sharded_equals_one_device(mesh_name, name):
+    sizes, spec = MESHES[mesh_name]
+    given = hidden, head, targets, gradients = arrays()
+    expected = formulas(*given, scale=0.7)
+    mesh = jax.make_mesh(sizes, ("data", "fsdp", "context", "tensor"))
+    rows = P("tensor", None) if sizes[3] > 1 else P(None, None)
+
+    def run(hidden, head, targets, gradients):
+        return results(IMPLEMENTATIONS[name], hidden, head, targets, gradients, 0.7)
+
+    with jax.set_mesh(mesh):
+        found = jax.jit(run)(
+            jax.reshard(hidden, spec),
+            jax.reshard(head, rows),
+            jax.reshard(targets, P(*spec[:2])),
+            tuple(jax.reshard(gradient, P(*spec[:2])) for gradient in gradients),
+        )
+        assert jax.typeof(found[0]).sharding.spec == P(*spec[:2])
+        assert jax.typeof(found[3]).sharding.spec == rows
+    for one, other in zip(found, expected):
+        np.testing.assert_allclose(one, other, atol=3e-6 * np.abs(other).max())
+
+
+def test_mistakes_are_refused():
+    hidden, head, targets = map(jnp.asarray, arrays()[:3])
+    with pytest.raises(ValueError, match="vocabulary=49 of a head with 48 rows"):
+        cross_entropy(hidden, head, targets, vocabulary=49)
+    with pytest.raises(ValueError, match="'fast' is not one of reference, chunked"):
+        cross_entropy(hidden, head, targets, vocabulary=9, implementation="fast")
+    assert implementations() == ("reference", "chunked")
