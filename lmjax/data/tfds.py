@@ -47,9 +47,7 @@ class TFDS(Source):
                 yield Document(text, identity)
 
     def _open(self) -> Any:
-        """The examples, by index, with the text field alone."""
-        import tensorflow_datasets as tfds
-
+        """The examples, by index."""
         builder = self._builder()
         features = builder.info.features
         if self.field not in features:
@@ -57,9 +55,8 @@ class TFDS(Source):
                 f"TFDS {self.name!r} has no feature {self.field!r}; "
                 f"it has {', '.join(map(repr, features))}"
             )
-        decoders = tfds.decode.PartialDecoding({self.field: True})
         try:
-            return builder.as_data_source(self.split, decoders=decoders)
+            return builder.as_data_source(self.split)
         except NotImplementedError:
             raise UserError(
                 f"TFDS {self.name!r} in {builder.data_path} is stored in a format that only "

@@ -129,13 +129,14 @@ class Generator:
             "top_k": None if greedy else sampling.top_k,
             "greedy": greedy,
         }
-        lengths = np.array([len(prompt) for prompt in prompts])
+        lengths = [len(prompt) for prompt in prompts]
         # The last token of a full context can still be followed by one that is never fed back.
-        budget = np.minimum(max_tokens, self.config.max_length + 1 - lengths).astype(np.int32)
+        full = self.config.max_length + 1
+        budget = np.array([min(max_tokens, full - length) for length in lengths], np.int32)
         keys = jax.vmap(jax.random.key)(sampling.seed + np.arange(len(prompts), dtype=np.uint32))
         decoding = self._start(
             self._params,
-            self._place(left_padded(prompts, round_up(lengths.max()))),
+            self._place(left_padded(prompts, round_up(max(lengths)))),
             self._place(budget),
             self.layout.place(keys, "batch"),
             slots=round_up(max_tokens),
@@ -289,7 +290,7 @@ def new_tokens(
 
 def round_up(length: int) -> int:
     """The next power of two, so that few shapes are compiled."""
-    return max(SMALLEST, 1 << (int(length) - 1).bit_length())
+    return max(SMALLEST, 1 << (length - 1).bit_length())
 
 
 def light(config: TransformerConfig, params: dict) -> dict:

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,17 @@ from jax.sharding import AxisType
 
 GB = 10**9
 GIB = 2**30
+
+
+@runtime_checkable
+class Device(Protocol):
+    """What is used of a `jax.Device`; the devices of a described topology have it too."""
+
+    device_kind: str
+    platform: str
+    process_index: int
+
+    def memory_stats(self) -> dict[str, int] | None: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +103,7 @@ class Peak:
     note: str
 
 
-def find_peak(devices: Sequence[jax.Device] | None = None) -> Peak:
+def find_peak(devices: Sequence[Device] | None = None) -> Peak:
     """The matrix-product peak of `devices` (default: all of the run), together.
 
     A TPU or GPU is looked up. On CPU devices, of which there may be several simulated ones, a
@@ -112,7 +124,7 @@ def find_peak(devices: Sequence[jax.Device] | None = None) -> Peak:
     return Peak(total, f"{len(devices)} x {', '.join(kinds)}, {rate:,.1f} TFLOP/s dense bfloat16")
 
 
-def memory_size(device: jax.Device) -> int | None:
+def memory_size(device: Device) -> int | None:
     """Bytes of memory that arrays of this device can fill; None where that is not known."""
     limit = (device.memory_stats() or {}).get("bytes_limit")
     if limit is None and (chip := _chip(device.device_kind)) is not None:
@@ -144,7 +156,7 @@ def _chip(kind: str) -> Chip | None:
     return CHIPS.get(kind.removeprefix("NVIDIA ").removeprefix("Tesla "))
 
 
-def _share(device: jax.Device) -> float:
+def _share(device: Device) -> float:
     """Part of a chip that the device is."""
     chip = _chip(device.device_kind)
     if chip.cores == 1:

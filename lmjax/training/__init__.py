@@ -1,1 +1,1 @@
-"""What turns gradients into a trained model: state, step, loop, optimizers, checkpoints, metrics."""
+"""What makes a model of gradients: state, step, loop, optimizers, checkpoints, metrics."""

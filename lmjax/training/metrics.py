@@ -8,7 +8,6 @@ and `read_metrics` gives them back as floats.
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 import jax
 
 from lmjax.config import UserError
+from lmjax.training.manifest import write_atomically
 
 NAME = "metrics.jsonl"
 NOT_FINITE = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}
@@ -90,12 +90,7 @@ class MetricsWriter:
             return
         self._file.close()
         kept = [line for line, record in _records(self.path) if record["step"] <= step]
-        partial = self.path.with_name(f".{NAME}.partial")
-        with partial.open("w", encoding="utf-8") as file:
-            file.writelines(line + "\n" for line in kept)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(self.path)
+        write_atomically(self.path, "".join(line + "\n" for line in kept))
         self._open()
 
     def close(self) -> None:

@@ -77,7 +77,7 @@ def test_bfloat16_inputs_are_accumulated_in_float32(name):
     for one, other in zip(found[2:], expected[2:]):
         assert one.dtype == jnp.bfloat16
         # d_logits and the result are rounded to 8 bits each.
-        assert np.abs(one.astype(np.float64) - other).max() < 2 * 2**-8 * np.abs(other).max()
+        assert np.abs(np.asarray(one, np.float64) - other).max() < 2 * 2**-8 * np.abs(other).max()
 
 
 def test_a_target_that_is_no_word_counts_log_z():

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -110,9 +111,12 @@ def test_goes_on_after_a_kill(source, tmp_path, workers, monkeypatch):
     build_stores(source, BYTES, tmp_path / "whole", held_out=0.1)
     (tmp_path / "killed.py").write_text(KILLED)
     arguments = [source.path, str(tmp_path / "s"), "0.5", str(workers)]
-    # The script's parent closes this pipe last: a worker that outlives the kill would hold it open.
+    # Returns only when every process that inherited the pipes has ended: no worker is left behind.
     killed = subprocess.run(
-        [sys.executable, str(tmp_path / "killed.py"), *arguments], capture_output=True, timeout=120
+        [sys.executable, str(tmp_path / "killed.py"), *arguments],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        timeout=120,
     )
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert not (tmp_path / "s").exists()

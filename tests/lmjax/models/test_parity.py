@@ -48,7 +48,7 @@ def check(name, layout):
     np.testing.assert_allclose(logits[..., :real], expected, rtol=0, atol=description["tolerance"])
     assert (logits[..., real:] == -1e30).all()
 
-    greedy = arrays["greedy.tokens"]
+    greedy = arrays["greedy"]
     generator = Generator(config, params)
     rows = generator.generate(greedy[:, :PROMPT].tolist(), Sampling(temperature=0.0), NEW)
     assert rows == greedy[:, PROMPT:].tolist()

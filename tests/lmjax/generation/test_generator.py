@@ -1,0 +1,187 @@
+"""Decoding with the cache: equal to the model without it, row by row, on any mesh."""
+
+from itertools import chain
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lmjax.config import UserError, replace
+from lmjax.generation import Generator, Sampling
+from lmjax.generation.generator import left_padded
+from lmjax.interop import huggingface
+from lmjax.models import Batch, abstract, make_cache
+from lmjax.parallel import Mesh, generation_layout
+
+PARITY = Path(__file__).parents[2] / "data" / "parity"
+GREEDY = Sampling(temperature=0.0)
+RANDOM = Sampling(temperature=1.3, top_k=30, top_p=0.95, seed=5)
+PADDED, NEW = 16, 8  # tokens of a batch of prompts, and after them
+
+
+@pytest.fixture(scope="module")
+def mesh():
+    """One device, set for this module's tests."""
+    with jax.set_mesh(Mesh(fsdp=1).build(jax.devices()[:1])) as mesh:
+        yield mesh
+
+
+@pytest.fixture(scope="module")
+def model(mesh):
+    """A LLaMA with two key heads for four query heads: random weights, context of 64."""
+    return huggingface.read(PARITY / "llama2_gqa", generation_layout())
+
+
+@pytest.fixture(scope="module")
+def generator(model):
+    config, _, params = model
+    return Generator(config, params)
+
+
+def prompts(seed, lengths):
+    """Random prompts."""
+    draw = np.random.default_rng(seed)
+    return [draw.integers(0, 97, length).tolist() for length in lengths]
+
+
+@pytest.fixture(scope="module")
+def functions(model):
+    """Logits of prompts through an empty cache, of one more token, and of whole rows without one.
+
+    The model has a band of 5 in its second layer, which padding must not shift.
+    """
+    config, _, params = model
+    config = replace(config, attention=replace(config.attention, windows=(None, 5)))
+    graph, _ = abstract(config, generation_layout())
+
+    def run(batch, cache):
+        batch = jax.tree.map(lambda a: generation_layout().place(a, "batch", None), batch)
+        hidden, cache = nnx.merge(graph, params)(batch, cache)
+        return nnx.merge(graph, params).logits(hidden), cache
+
+    empty = make_cache(config, generation_layout(), 3, PADDED + NEW)
+    prefill = jax.jit(lambda batch: run(batch, empty))
+    return prefill, jax.jit(run), jax.jit(lambda batch: run(batch, None)[0])
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.lists(st.integers(1, PADDED), min_size=3, max_size=3), st.integers(0, 99))
+def test_cached_is_uncached(functions, lengths, seed):
+    """2e-5 absolute on logits of about 2: the same sums in another order."""
+    prefill, step, whole = functions
+    rows = prompts(seed, [length + NEW for length in lengths])
+
+    logits, cache = prefill(left_padded([row[:-NEW] for row in rows], PADDED))
+    cached = [np.asarray(logits)[:, -1]]
+    for place in range(NEW):
+        index = np.array(lengths) + place
+        batch = Batch(
+            tokens=np.array([[row[i]] for row, i in zip(rows, index)], np.int32),
+            positions=index[:, None].astype(np.int32),
+            segments=np.ones((3, 1), np.int32),
+        )
+        logits, cache = step(batch, cache)
+        cached.append(np.asarray(logits)[:, 0])
+
+    # The same rows the other way round: from the left end, padding after them.
+    tokens, segments = np.zeros((2, 3, PADDED + NEW), np.int32)
+    for i, row in enumerate(rows):
+        tokens[i, : len(row)], segments[i, : len(row)] = row, 1
+    positions = np.broadcast_to(np.arange(PADDED + NEW, dtype=np.int32), tokens.shape)
+    uncached = np.asarray(whole(Batch(tokens=tokens, positions=positions, segments=segments)))
+    for i, length in enumerate(lengths):
+        expected = uncached[i, length - 1 : length + NEW]
+        np.testing.assert_allclose([row[i] for row in cached], expected, rtol=0, atol=2e-5)
+
+
+def test_a_row_does_not_depend_on_its_batch(generator):
+    """Row i of a batch is the prompt alone with the seed raised by i, whatever the padding."""
+    batch = prompts(1, [3, 16, 9])
+    together = generator.generate(batch, RANDOM, max_tokens=12)
+    for i, prompt in enumerate(batch):
+        alone = generator.generate([prompt], replace(RANDOM, seed=RANDOM.seed + i), max_tokens=12)
+        assert alone == together[i : i + 1]
+    assert together != generator.generate(batch, replace(RANDOM, seed=77), max_tokens=12)
+
+
+def test_streaming_gives_the_same_tokens(generator):
+    batch = prompts(1, [3, 16, 9])
+    parts = list(generator.stream(batch, RANDOM, max_tokens=12))
+    assert [len(part[0]) for part in parts] == [1] * 12
+    whole = generator.generate(batch, RANDOM, max_tokens=12)
+    assert [list(chain(*rows)) for rows in zip(*parts)] == whole
+
+
+def test_rows_end_before_a_stop_token(generator):
+    batch = prompts(1, [3, 16, 9])
+    free = generator.generate(batch, RANDOM, max_tokens=12)
+    stop = [free[0][4], free[2][7]]
+    stopped = generator.generate(batch, RANDOM, max_tokens=12, stop_tokens=stop)
+    for row, cut in zip(free, stopped):
+        places = [i for i, token in enumerate(row) if token in stop]
+        assert cut == row[: places[0] if places else None]
+    assert len(stopped[0]) <= 4 and len(stopped[2]) <= 7
+
+
+def test_rows_end_where_the_context_does(generator):
+    """A context of 64: its last token is followed by one more, which nothing follows."""
+    rows = generator.generate(prompts(2, [64, 60, 5]), GREEDY, max_tokens=12)
+    assert [len(row) for row in rows] == [1, 5, 12]
+
+
+def test_padding_of_the_vocabulary_is_never_drawn(generator):
+    """97 tokens, padded to 128: of 36 almost uniform draws none would miss the 31 others."""
+    rows = generator.generate(prompts(3, [3, 16, 9]), Sampling(temperature=1e4), max_tokens=12)
+    assert max(max(row) for row in rows) < 97
+    assert len(set(chain(*rows))) > 20
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        ([], "prompt 2 is empty"),
+        ([1] * 65, "prompt 2 has 65 tokens, more than the 64"),
+        ([1, 97], "prompt 2 has the token 97; the model's are 0 to 96"),
+        ([-1], "token -1"),
+    ],
+)
+def test_prompts_that_cannot_be_continued(generator, prompt, message):
+    with pytest.raises(UserError, match=message):
+        generator.generate([[1, 2], prompt], GREEDY)
+
+
+def test_nothing_asked_for_is_nothing_given(generator):
+    assert generator.generate([]) == []
+    assert generator.generate([[1]], max_tokens=0) == [[]]
+
+
+def test_a_mesh_gives_the_tokens_of_one_device(generator):
+    """Four rows, one for each of data x fsdp; the parity tests have two, which do not divide."""
+    batch = prompts(4, [3, 16, 9, 2])
+    expected = generator.generate(batch, RANDOM, max_tokens=12)
+    with jax.set_mesh(Mesh(data=2, fsdp=2, tensor=2).build()):
+        config, _, params = huggingface.read(PARITY / "llama2_gqa", generation_layout())
+        assert Generator(config, params).generate(batch, RANDOM, max_tokens=12) == expected
+
+
+def test_half_precision_computes_as_the_model_does(model):
+    """Weights cast beforehand give the logits of weights cast where they are used, bit for bit."""
+    config, _, params = model
+    config = replace(config, dtype="bfloat16")
+    generator = Generator(config, params)
+    weight = generator._params["blocks"]["attention"]["query"]["weight"]
+    assert weight.dtype == jnp.bfloat16
+    graph, _ = abstract(config, generation_layout())
+    batch = left_padded(prompts(5, [16]), 16)
+
+    def logits(params):
+        model = nnx.merge(graph, params)
+        return model.logits(model(batch)[0])
+
+    expected = jax.jit(logits)(params)
+    np.testing.assert_array_equal(jax.jit(logits)(generator._params), expected)

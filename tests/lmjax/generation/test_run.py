@@ -1,0 +1,150 @@
+"""A model from its run folder, and the command that streams text from it."""
+
+import json
+import shutil
+import sys
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from lmjax.config import UserError, config, exit_on_user_error, to_json
+from lmjax.data.tokenizers import ByteTokenizer, CharacterTokenizer
+from lmjax.generation import Generator, Sampling, load_run
+from lmjax.generation.__main__ import main
+from lmjax.models import AttentionConfig, FeedForwardConfig, TransformerConfig, initialize
+from lmjax.parallel import Mesh, generation_layout
+from lmjax.training.checkpoints import Checkpointer
+
+MODEL = TransformerConfig(
+    vocab_size=257,
+    hidden=16,
+    num_layers=1,
+    max_length=40,
+    attention=AttentionConfig(num_heads=2, head_dim=8),
+    feed_forward=FeedForwardConfig(size=32),
+)
+GREEDY = Sampling(temperature=0.0)
+
+
+@config
+class TinyRun:
+    """What generation needs to know of an experiment."""
+
+    model: TransformerConfig = MODEL  # what was trained
+    average: float | None = None  # decay of an average of the parameters
+
+
+@pytest.fixture(scope="module")
+def mesh():
+    """One device, set for this module's tests."""
+    with jax.set_mesh(Mesh(fsdp=1).build(jax.devices()[:1])) as mesh:
+        yield mesh
+
+
+def write_run(folder, experiment, tokenizer):
+    """A run folder with a checkpoint of random parameters; returns them."""
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(to_json(experiment))
+    tokenizer.save(folder / "tokenizer")
+    _, params = initialize(experiment.model, generation_layout(), jax.random.key(3))
+    average = None if experiment.average is None else jax.tree.map(lambda a: a + 1, params)
+    tree = {"params": params, "average": average, "step": jnp.int32(7)}
+    with Checkpointer(folder / "checkpoints") as checkpointer:
+        checkpointer.save(7, tree, {"tokenizer": tokenizer.fingerprint})
+    return params
+
+
+@pytest.fixture(scope="module")
+def trained(mesh, tmp_path_factory):
+    """A run folder and its parameters."""
+    folder = tmp_path_factory.mktemp("runs") / "tiny"
+    return folder, write_run(folder, TinyRun(), ByteTokenizer())
+
+
+@pytest.fixture
+def copied(trained, tmp_path):
+    """A copy of the run folder, to be damaged."""
+    return shutil.copytree(trained[0], tmp_path / "run")
+
+
+def test_a_run_continues_as_its_parameters_do(trained):
+    folder, params = trained
+    tokens = Generator(MODEL, params).generate([[256, *b"ab"]], GREEDY, 16, [256])[0]
+    assert load_run(folder).generate(["ab"], GREEDY, 16) == [ByteTokenizer().decode(tokens)]
+
+
+def test_the_average_is_taken_where_there_is_one(mesh, tmp_path):
+    params = write_run(tmp_path, TinyRun(average=0.9), ByteTokenizer())
+    loaded = load_run(tmp_path).generator._params
+    assert (loaded["final_norm"]["bias"] == params["final_norm"]["bias"] + 1).all()
+
+
+def test_what_is_wrong_with_a_folder_is_said(copied, tmp_path):
+    with pytest.raises(UserError, match="no such folder"):
+        load_run(tmp_path / "nowhere")
+    with pytest.raises(UserError, match=r"holds no config\.json"):
+        load_run(tmp_path)
+    with pytest.raises(UserError, match="holds no checkpoint of step 8, but 7"):
+        load_run(copied, step=8)
+    shutil.rmtree(copied / "checkpoints")
+    with pytest.raises(UserError, match="holds no checkpoint yet"):
+        load_run(copied)
+    (copied / "config.json").write_text('{"class": "os.system"}')
+    with pytest.raises(UserError, match=r"config\.json.*no config class.*os\.system"):
+        load_run(copied)
+    (copied / "config.json").write_text(to_json(GREEDY))
+    with pytest.raises(UserError, match="has no model"):
+        load_run(copied)
+
+
+def test_a_tokenizer_that_does_not_fit_is_refused(copied, tmp_path):
+    CharacterTokenizer("abc").save(copied / "tokenizer")
+    with pytest.raises(UserError, match="not the one that the checkpoint was trained with"):
+        load_run(copied)
+    settings = json.loads((copied / "config.json").read_text())
+    settings["model"]["vocab_size"] = 200
+    (copied / "config.json").write_text(json.dumps(settings))
+    ByteTokenizer().save(copied / "tokenizer")
+    with pytest.raises(UserError, match="of another model"):
+        load_run(copied)
+    write_run(copied, TinyRun(), CharacterTokenizer("".join(map(chr, range(300)))))
+    with pytest.raises(UserError, match="has 301 tokens, more than the 257"):
+        load_run(copied)
+
+
+def run_command(monkeypatch, *arguments):
+    """Calls `python -m lmjax.generation` in this process, on one device."""
+    monkeypatch.setattr(sys, "argv", ["lmjax.generation", *map(str, arguments)])
+    monkeypatch.setattr(jax, "devices", lambda devices=jax.devices()[:1]: devices)
+    with exit_on_user_error():
+        main()
+
+
+def test_the_command_prints_the_prompt_and_what_follows(trained, monkeypatch, capsys):
+    settings = ["temperature=0.8", "top_k=50", "top_p=0.95", "seed=1", "max_tokens=16"]
+    run_command(monkeypatch, trained[0], "prompt=ab", *settings)
+    sampling = Sampling(temperature=0.8, top_k=50, top_p=0.95, seed=1)
+    text = load_run(trained[0]).generate(["ab"], sampling, 16)[0]
+    assert capsys.readouterr().out == f"ab{text}\n"
+    run_command(monkeypatch, trained[0], "prompt=ab", *settings, f"stop={json.dumps(text[4:6])}")
+    assert capsys.readouterr().out == f"ab{text[: text.index(text[4:6])]}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "Which run?"),
+        (["runs/nowhere"], "no such folder"),
+        (["{run}", "prompt=" + 40 * "x"], "41 tokens, more than the 40 of the model's context"),
+        (["{run}", "temprature=1"], "temperature"),
+        (["{run}", "max_tokens=0"], "max_tokens=0"),
+    ],
+)
+def test_mistakes_end_with_a_message_and_code_2(trained, monkeypatch, capsys, arguments, message):
+    arguments = [argument.replace("{run}", str(trained[0])) for argument in arguments]
+    with pytest.raises(SystemExit) as exit:
+        run_command(monkeypatch, *arguments)
+    assert exit.value.code == 2
+    written = capsys.readouterr()
+    assert message in written.err and written.out == ""
