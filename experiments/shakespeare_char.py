@@ -1,4 +1,4 @@
-"""A small GPT on Shakespeare, character by character: nanoGPT's recipe for a CPU.
+r"""A small GPT on Shakespeare, character by character: nanoGPT's recipe for a CPU.
 
 python -m experiments.shakespeare_char data.train.0.source.path=input.txt \
     data.train.0.evaluation.path=input.txt
@@ -13,8 +13,13 @@ from lmjax.data import Characters, Data, Domain, TextFiles
 from lmjax.jobs.pretrain import Pretrain
 from lmjax.jobs.settings import Checkpoints, Evaluation
 from lmjax.launch import run
-from lmjax.models import AttentionConfig, FeedForwardConfig, LayerNormConfig, Normal
-from lmjax.models import TransformerConfig
+from lmjax.models import (
+    AttentionConfig,
+    FeedForwardConfig,
+    LayerNormConfig,
+    Normal,
+    TransformerConfig,
+)
 from lmjax.training.optimizers import AdamW
 from lmjax.training.schedules import Cosine
 

@@ -67,7 +67,7 @@ class Generator:
         self.config = config
         self.layout = generation_layout() if layout is None else layout
         self._graph, shapes = abstract(config, self.layout)
-        self._params = jax.tree.map(
+        self.params = jax.tree.map(
             lambda a, shape: jax.reshard(a, shape.sharding.spec), light(config, params), shapes
         )
         self._start = jax.jit(self._prefill, static_argnames=("slots", "top_k", "greedy"))
@@ -135,7 +135,7 @@ class Generator:
         budget = np.array([min(max_tokens, full - length) for length in lengths], np.int32)
         keys = jax.vmap(jax.random.key)(sampling.seed + np.arange(len(prompts), dtype=np.uint32))
         decoding = self._start(
-            self._params,
+            self.params,
             self._place(left_padded(prompts, round_up(max(lengths)))),
             self._place(budget),
             self.layout.place(keys, "batch"),
@@ -152,7 +152,7 @@ class Generator:
                 return
             seen = count
             until = jnp.int32(count + interval)
-            decoding = self._continue(self._params, decoding, until, **settings)
+            decoding = self._continue(self.params, decoding, until, **settings)
 
     def _check(self, prompts: Sequence[Sequence[int]]) -> None:
         for number, prompt in enumerate(prompts, 1):

@@ -162,6 +162,8 @@ def entries_of(
     family: Family, config: TransformerConfig, paths: dict
 ) -> Iterator[tuple[Name, int | None]]:
     """The lines of the map that this config's parameters are on, one for each layer."""
+    if left := paths.keys() - {path for name in family.names for path in name.ours}:
+        raise ValueError(f"the map of {family.model_type} has no line for {', '.join(left)}")
     for name in family.names:
         if not set(name.ours) <= paths.keys():
             continue

@@ -19,10 +19,12 @@ from lmjax.jobs.results import COLUMNS, WORDS, compare
 from lmjax.jobs.run_folder import ROUNDING, RunFolder, differences, is_below
 from lmjax.jobs.terminal import Stopwatch, Story, make_console
 from lmjax.models.batch import Batch
+from lmjax.scaling.flops import count_parameters, training_flops_per_token
+from lmjax.scaling.hardware import find_peak, peak_memory_in_use
 from lmjax.training.checkpoints import Checkpointer
 from lmjax.training.environment import compare_environment, describe_environment
 from lmjax.training.interruption import Interruption
-from lmjax.training.loop import Loop, Speed
+from lmjax.training.loop import Loop, Yardstick
 from lmjax.training.metrics import MetricsWriter
 from lmjax.training.placement import to_devices
 from lmjax.training.state import TrainState, make_state
@@ -125,6 +127,7 @@ class PretrainingRun:
             self.check_schedule(extra, done)
             self.tell_continuation(extra, done)
         if jax.process_index() == 0:
+            self.folder.write("config.json", to_json(self.experiment))
             self.folder.write_json("environment.json", environment)
         return state, done
 
@@ -206,10 +209,17 @@ class PretrainingRun:
                 evaluate_every=experiment.evaluation.every,
                 save=lambda step, state: checkpointer.save(step, state, extra),
                 save_every=experiment.checkpoint.every,
-                speed=Speed(0.0, None),
+                yardstick=self.yardstick(),
                 log_every=experiment.log.every,
             )
             return loop.run(state, done)
+
+    def yardstick(self) -> Yardstick:
+        """FLOPs of the model and the peak of the devices."""
+        peak = find_peak()
+        self.story.fact("peak", peak.note)
+        flops = training_flops_per_token(self.experiment.model, self.experiment.data.length)
+        return Yardstick(flops, peak.flops, peak_memory_in_use)
 
     def open_metrics(self) -> MetricsWriter:
         """metrics.jsonl and its copies."""
@@ -255,7 +265,7 @@ class PretrainingRun:
             rows = compare(prepared, self.last_scores())
         results = {
             "step": self.experiment.steps,
-            "parameters": sum(leaf.size for leaf in jax.tree.leaves(self.parts.state.params)),
+            "parameters": count_parameters(self.experiment.model).total,
             "columns": COLUMNS,
             "words": WORDS,
             "bits_per_byte": rows,
@@ -305,8 +315,8 @@ class PretrainingRun:
         self.story.fact(
             "devices", f"{len(devices)} x {devices[0].device_kind}{cut if len(devices) > 1 else ''}"
         )
-        count = sum(leaf.size for leaf in jax.tree.leaves(self.parts.state.params))
         model = experiment.model
+        count = count_parameters(model).total
         self.story.fact(
             "model", f"{model.num_layers} layers x {model.hidden}, {count / 1e6:,.2f} M parameters"
         )

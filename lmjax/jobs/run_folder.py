@@ -113,9 +113,10 @@ def occupy(experiment: Any) -> Iterator[RunFolder]:
             "choose another output"
         )
     with _locked(folder.path):
-        if not fresh:
+        if fresh:
+            folder.write("config.json", to_json(experiment))
+        else:
             check_continues(folder, experiment)
-        folder.write("config.json", to_json(experiment))
         try:
             yield folder
         except UserError:

@@ -22,16 +22,18 @@ class Diverged(UserError):
 
 
 @dataclasses.dataclass(frozen=True)
-class Speed:
-    """What turns tokens a second into a share of the hardware's peak.
+class Yardstick:
+    """What the speed and the size of a run are measured against.
 
     Attributes:
       flops_per_token: model FLOPs of one token, forward and backward.
-      peak: FLOPs a second of all devices together; None where it is not known.
+      peak: FLOPs a second of all devices together; None where that is not known.
+      memory: () -> most bytes that the fullest device has held so far.
     """
 
     flops_per_token: float
     peak: float | None
+    memory: Callable[[], int]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +47,7 @@ class Loop:
       write: takes a record for metrics.jsonl; the line is in the file when it returns.
       evaluate: (step, state) -> held-out records; called every `evaluate_every` and at the end.
       save: (step, state) -> None; called every `save_every`, at the end, and on interruption.
-      speed: for the MFU.
+      yardstick: for the MFU and the memory of each record.
       log_every: steps after which metrics are fetched from the devices, all at once.
     """
 
@@ -57,7 +59,7 @@ class Loop:
     evaluate_every: int
     save: Callable[[int, TrainState], None]
     save_every: int
-    speed: Speed
+    yardstick: Yardstick
     log_every: int = 1
 
     def run(self, state: TrainState, done: int) -> tuple[TrainState, int, Interruption]:
@@ -136,14 +138,15 @@ class _Ledger:
 
     def write(self, step: int, metrics: dict[str, float], seconds: float) -> None:
         """One line of metrics.jsonl, and the live one."""
-        record = {"step": step, "split": "train", **metrics}
+        record = {"step": step, "split": "train", "loss": metrics["loss"], **metrics}
+        yardstick = self.loop.yardstick
         # The first step has begun at some moment of its compilation.
         if self.last is not None and seconds > self.last:
             rate = metrics["tokens"] / (seconds - self.last)
             record["tokens_per_second"] = round(rate, 1)
-            if self.loop.speed.peak is not None:
-                utilisation = rate * self.loop.speed.flops_per_token / self.loop.speed.peak
-                record["mfu"] = round(utilisation, 4)
+            if yardstick.peak is not None:
+                record["mfu"] = round(rate * yardstick.flops_per_token / yardstick.peak, 4)
+        record["peak_memory"] = yardstick.memory()
         self.last = seconds
         self.loop.write(record)
         self.progress.update(step, metrics["loss"], metrics["tokens"], seconds)

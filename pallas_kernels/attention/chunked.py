@@ -6,16 +6,18 @@ and no others; long ones, and rows of scores too big to hold, through `streaming
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from pallas_kernels.attention.mask import Mask, Tile
-from pallas_kernels.attention.reference import FORBIDDEN, group_bias
+from pallas_kernels.attention.scores import FORBIDDEN, group_bias, product
 from pallas_kernels.attention.streaming import streaming
+from pallas_kernels.manual_axes import vary_alike
 
-ROWS = 128  # queries of a block
-BLOCKS = 16  # more blocks than these would be slow to compile
+BLOCKS = 16  # of queries; more would be slow to compile
 BLOCK_BYTES = 2**28  # of one block's scores
 SAVED_BYTES = 2**28  # of all scores: above this the backward pass computes them again
 
@@ -32,12 +34,16 @@ def chunked(
     """Attention that holds the scores of one block of queries at a time."""
     batch, query_length, heads, _ = q.shape
     row_bytes = 4 * batch * heads * k.shape[1]
-    rows = min(ROWS, query_length)
-    if query_length > ROWS * BLOCKS or rows * row_bytes > BLOCK_BYTES:
+    rows = min(block_rows(query_length), query_length)
+    if query_length > rows * BLOCKS or rows * row_bytes > BLOCK_BYTES:
         return streaming(q, k, v, mask, bias, scale=scale)
-    return blockwise(
-        q, k, v, mask, bias, scale=scale, recompute=query_length * row_bytes > SAVED_BYTES
-    )
+    recompute = query_length * row_bytes > SAVED_BYTES
+    return blockwise(q, k, v, mask, bias, scale=scale, rows=rows, recompute=recompute)
+
+
+def block_rows(query_length: int) -> int:
+    """Queries of a block: of a causal square, smaller blocks waste less above the diagonal."""
+    return 64 if query_length <= 512 else 128
 
 
 def blockwise(
@@ -48,74 +54,119 @@ def blockwise(
     bias: Float[Array, "..."] | None = None,
     *,
     scale: float,
-    rows: int = ROWS,
+    rows: int = 128,
     recompute: bool = False,
 ) -> Float[Array, "batch query heads value_dim"]:
     """A Python loop over blocks of `rows` queries, each with only the keys its rows may see.
 
     Args:
-        recompute: compute a block's scores again in the backward pass instead of keeping them.
+        recompute: compute a block's weights again in the backward pass instead of keeping them.
     """
     batch, query_length, heads, head_dim = q.shape
     kv_heads = k.shape[2]
+    q, k, v, mask, bias = vary_alike((q, k, v, mask, bias))
     grouped = q.reshape(batch, query_length, kv_heads, heads // kv_heads, head_dim)
     grouped = jnp.transpose(grouped, (0, 2, 3, 1, 4))
     k, v = (jnp.swapaxes(a, 1, 2) for a in (k, v))
     if bias is not None:
         bias = group_bias(bias, kv_heads)
+    output = _attend((rows, float(scale), recompute), grouped, k, v, mask, bias)
+    return jnp.transpose(output, (0, 3, 1, 2, 4)).reshape(batch, query_length, heads, v.shape[-1])
 
-    outputs = []
+
+# The backward pass is written out because it can do with less than autodiff: it never makes the
+# normalised weights, dividing the narrow output and gradients by the sums instead, and has from
+# (output, gradient) what the derivative of the softmax would sum over all keys once more.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attend(static: tuple[int, float, bool], q, k, v, mask: Mask, bias):
+    return _forward(static, q, k, v, mask, bias)[0]
+
+
+def _forward(static, q, k, v, mask: Mask, bias):
+    rows, scale, recompute = static
+    outputs, kept = [], []
+    for place in _places(rows, mask, q.shape[3], k.shape[2]):
+        weights, inverse = _weights(place, scale, q, k, mask, bias)
+        output = product("bngts,bnsd->bngtd", weights.astype(v.dtype), _keys(v, place))
+        outputs.append((output * inverse).astype(q.dtype))
+        kept.append(None if recompute else (weights.astype(v.dtype), inverse))
+    output = jnp.concatenate(outputs, axis=3)
+    return output, (q, k, v, mask, bias, kept, output)
+
+
+def _backward(static, saved, d_output):
+    rows, scale, _ = static
+    q, k, v, mask, bias, kept, output = saved
+    exact = jnp.promote_types(jnp.float32, q.dtype)
+    expected = jnp.sum(d_output.astype(exact) * output.astype(exact), axis=-1, keepdims=True)
+    d_q, d_k, d_v, d_bias = [], [], [], []
+    for place, pair in zip(_places(rows, mask, q.shape[3], k.shape[2]), kept):
+        weights, inverse = pair or _weights(place, scale, q, k, mask, bias)
+        d_rows = (_rows(d_output, place) * inverse).astype(v.dtype)
+        d_weights = product("bngtd,bnsd->bngts", d_rows, _keys(v, place))
+        d_scores = weights * (d_weights - _rows(expected, place) * inverse)
+        d_bias.append(_bias_gradient(d_scores, place, bias))
+        d_scores = (scale * d_scores).astype(q.dtype)
+        d_q.append(product("bngts,bnsd->bngtd", d_scores, _keys(k, place)).astype(q.dtype))
+        before, after = place[2], k.shape[2] - place[3]
+        for total, a, b in ((d_k, d_scores, _rows(q, place)), (d_v, weights, d_rows)):
+            part = product("bngts,bngtd->bnsd", a.astype(b.dtype), b)
+            total.append(jnp.pad(part, ((0, 0), (0, 0), (before, after), (0, 0))))
+    d_bias = None if bias is None else sum(d_bias).astype(bias.dtype)
+    d_k, d_v = (sum(parts[1:], parts[0]).astype(k.dtype) for parts in (d_k, d_v))
+    return jnp.concatenate(d_q, axis=3), d_k, d_v, None, d_bias
+
+
+_attend.defvjp(_forward, _backward)
+
+
+def _places(rows: int, mask: Mask, query_length: int, key_length: int):
+    """Of each block: first and end of its queries, first and end of the keys they may see."""
     for start in range(0, query_length, rows):
         stop = min(start + rows, query_length)
-        first, end = mask.key_range(start, stop, k.shape[2])
-        first = min(first, end - 1) if end else 0  # rows that see nothing still need a key
-        end = max(end, 1)
-
-        def block(q, k, v, mask, bias, place=(start, stop, first, end)):
-            return _block(q, k, v, mask, bias, place=place, scale=scale)
-
-        if recompute:
-            block = jax.checkpoint(block)
-        outputs.append(
-            block(
-                grouped[:, :, :, start:stop],
-                k[:, :, first:end],
-                v[:, :, first:end],
-                mask,
-                _bias_part(bias, (start, stop), (first, end)),
-            )
-        )
-    output = jnp.transpose(jnp.concatenate(outputs, axis=3), (0, 3, 1, 2, 4))
-    return output.reshape(batch, query_length, heads, v.shape[-1]).astype(q.dtype)
+        first, end = mask.key_range(start, stop, key_length)
+        yield start, stop, min(first, key_length - 1), max(end, 1)  # blind rows reject one key
 
 
-def _block(q, k, v, mask: Mask, bias, *, place, scale):
-    """Attention of the rows of one block to the keys of its range, in float32."""
+def _rows(a, place):
+    return a[:, :, :, place[0] : place[1]]
+
+
+def _keys(a, place):
+    return a[:, :, place[2] : place[3]]
+
+
+def _weights(place, scale: float, q, k, mask: Mask, bias):
+    """exp(score - largest score of the row) of a block, and one over each row's sum (blind: 0)."""
     start, stop, first, end = place
-    exact = jnp.promote_types(jnp.float32, q.dtype)
-    scores = scale * jnp.einsum("bngtd,bnsd->bngts", q, k, preferred_element_type=exact)
+    scores = scale * product("bngtd,bnsd->bngts", _rows(q, place), _keys(k, place))
     if bias is not None:
-        scores += bias.astype(exact)
-    allowed = None
+        part = _rows(bias, place) if bias.shape[3] > 1 else bias
+        part = part[..., first:end] if bias.shape[4] > 1 else part
+        scores += part.astype(scores.dtype)
     if mask.tile((start, stop), (first, end)) is not Tile.FULL:
-        allowed = mask.allowed(
-            jnp.arange(start, stop),
-            jnp.arange(first, end),
-            None if mask.query_segments is None else mask.query_segments[:, start:stop],
-            None if mask.key_segments is None else mask.key_segments[:, first:end],
-        )[:, None, None]
-        scores = jnp.where(allowed, scores, FORBIDDEN)
-    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    output = jnp.einsum("bngts,bnsd->bngtd", weights, v, preferred_element_type=exact)
-    if allowed is not None and mask.may_blind(start, stop, end):
-        output = jnp.where(jnp.any(allowed, axis=-1, keepdims=True), output, 0.0)
-    return output
+        query_segments, key_segments = mask.query_segments, mask.key_segments
+        if query_segments is not None:
+            query_segments = query_segments[:, start:stop]
+            key_segments = key_segments[:, first:end]
+        rows, keys = jnp.arange(start, stop), jnp.arange(first, end)
+        allowed = mask.allowed(rows, keys, query_segments, key_segments)
+        scores = jnp.where(allowed[:, None, None], scores, FORBIDDEN)
+    top = jnp.max(scores, axis=-1, keepdims=True)
+    weights = jnp.exp(scores - top)
+    inverse = 1.0 / jnp.sum(weights, axis=-1, keepdims=True)
+    if mask.may_blind(start, stop, k.shape[2]):
+        inverse = jnp.where(top > FORBIDDEN / 2, inverse, 0.0)
+    return weights, inverse
 
 
-def _bias_part(bias, rows: tuple[int, int], keys: tuple[int, int]):
-    """The part of a grouped bias that belongs to these rows and keys; axes of 1 stay."""
+def _bias_gradient(d_scores, place, bias):
+    """What a block adds to the gradient of the bias, as long as the bias."""
     if bias is None:
         return None
-    if bias.shape[3] > 1:
-        bias = bias[:, :, :, slice(*rows)]
-    return bias[..., slice(*keys)] if bias.shape[4] > 1 else bias
+    start, stop, first, end = place
+    broadcast = [axis for axis in range(5) if bias.shape[axis] == 1]
+    part = jnp.sum(d_scores, axis=broadcast, keepdims=True)
+    rows = (start, bias.shape[3] - stop) if bias.shape[3] > 1 else (0, 0)
+    keys = (first, bias.shape[4] - end) if bias.shape[4] > 1 else (0, 0)
+    return jnp.pad(part, ((0, 0), (0, 0), (0, 0), rows, keys))

@@ -7,10 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from pallas_kernels.attention.mask import Mask
-
-# Stands for minus infinity: added to any score it leaves exactly itself, and its exponential is
-# exactly zero, without the NaN that two infinities make.
-FORBIDDEN = -1e30
+from pallas_kernels.attention.scores import FORBIDDEN, group_bias
 
 
 def reference(
@@ -41,14 +38,6 @@ def reference(
         weights = _drop(weights, *dropout)
     output = jnp.einsum("bngts,bsnd->btngd", weights, v.astype(exact))
     return output.reshape(batch, query_length, heads, v.shape[-1]).astype(q.dtype)
-
-
-def group_bias(
-    bias: Float[Array, "batch heads query key"], kv_heads: int
-) -> Float[Array, "batch kv_heads groups query key"]:
-    """A bias with its heads, 1 or all, as key heads times the query heads of each."""
-    groups = (1, 1) if bias.shape[1] == 1 else (kv_heads, bias.shape[1] // kv_heads)
-    return bias.reshape(bias.shape[0], *groups, *bias.shape[2:])
 
 
 def _drop(weights, rate: float, key):

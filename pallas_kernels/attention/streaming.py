@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from pallas_kernels.attention.mask import Mask
-from pallas_kernels.attention.reference import FORBIDDEN, group_bias
+from pallas_kernels.attention.scores import FORBIDDEN, group_bias, product
 from pallas_kernels.manual_axes import vary_alike
 
 QUERY_BLOCK = 512
@@ -107,7 +107,7 @@ def _forward(plan: Plan, q, k, v, mask: Mask, bias):
             weights = jnp.where(allowed, jnp.exp(scores - new_top[..., None]), 0.0)
             decay = jnp.exp(top - new_top)
             values = _slice(v, 2, at, plan.key_block)
-            more = _product("bngts,bnsd->bngtd", weights.astype(v.dtype), values)
+            more = product("bngts,bnsd->bngtd", weights.astype(v.dtype), values)
             output = output * decay[..., None] + more
             return new_top, total * decay + jnp.sum(weights, axis=-1), output
 
@@ -139,14 +139,14 @@ def _backward(plan: Plan, saved, d_output):
             scores, allowed = _scores(plan, queries, k, mask, bias, index, at)
             weights = jnp.where(allowed, jnp.exp(scores - log_rows[..., None]), 0.0)
             keys, values = (_slice(a, 2, at, plan.key_block) for a in (k, v))
-            d_weights = _product("bngtd,bnsd->bngts", d_rows, values)
+            d_weights = product("bngtd,bnsd->bngts", d_rows, values)
             d_scores = weights * (d_weights - weighted_rows[..., None])
             if bias is not None:
                 d_bias = _add_bias_tile(plan, d_bias, d_scores, index, at)
             d_scores = (d_scores * plan.scale).astype(q.dtype)
-            d_queries += _product("bngts,bnsd->bngtd", d_scores, keys)
-            d_k = _add(d_k, at, _product("bngts,bngtd->bnsd", d_scores, queries))
-            d_v = _add(d_v, at, _product("bngts,bngtd->bnsd", weights.astype(v.dtype), d_rows))
+            d_queries += product("bngts,bnsd->bngtd", d_scores, keys)
+            d_k = _add(d_k, at, product("bngts,bngtd->bnsd", d_scores, queries))
+            d_v = _add(d_v, at, product("bngts,bngtd->bnsd", weights.astype(v.dtype), d_rows))
             return d_queries, d_k, d_v, d_bias
 
         d_queries = vary_alike(jnp.zeros_like(queries, exact), like=q)
@@ -167,7 +167,7 @@ _attend.defvjp(_forward, _backward)
 
 def _scores(plan: Plan, queries, k, mask: Mask, bias, query_at, key_at):
     """Scores of one tile with the forbidden ones at FORBIDDEN, and which are allowed."""
-    scores = _product("bngtd,bnsd->bngts", queries, _slice(k, 2, key_at, plan.key_block))
+    scores = product("bngtd,bnsd->bngts", queries, _slice(k, 2, key_at, plan.key_block))
     scores = scores * plan.scale
     if bias is not None:
         part = _slice(bias, 3, query_at, plan.query_block) if bias.shape[3] > 1 else bias
@@ -200,11 +200,6 @@ def _key_blocks(plan: Plan, mask: Mask, query_at) -> tuple[Any, Any]:
         end = jnp.maximum(end, jnp.minimum(jnp.max(mask.prefix), plan.key_length))
     first = first // plan.key_block
     return first, jnp.maximum(first, -(-end // plan.key_block))
-
-
-def _product(formula: str, a, b):
-    exact = jnp.promote_types(jnp.float32, a.dtype)
-    return jnp.einsum(formula, a, b, preferred_element_type=exact)
 
 
 def _slice(a, axis: int, index, size: int):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from pallas_kernels.attention import Mask, attention
-from pallas_kernels.attention.chunked import BLOCKS, ROWS
+from pallas_kernels.attention.chunked import BLOCKS, block_rows
 
 
 def temporary_bytes(length: int, implementation: str) -> int:
@@ -23,7 +23,7 @@ def temporary_bytes(length: int, implementation: str) -> int:
 
 @pytest.mark.parametrize("implementation", ["chunked"])
 def test_memory_is_linear(implementation):
-    shortest = 2 * ROWS * BLOCKS
+    shortest = 2 * BLOCKS * block_rows(10**6)
     once, twice, four_times = (
         temporary_bytes(times * shortest, implementation) for times in (1, 2, 4)
     )

@@ -174,7 +174,7 @@ def test_half_precision_computes_as_the_model_does(model):
     config, _, params = model
     config = replace(config, dtype="bfloat16")
     generator = Generator(config, params)
-    weight = generator._params["blocks"]["attention"]["query"]["weight"]
+    weight = generator.params["blocks"]["attention"]["query"]["weight"]
     assert weight.dtype == jnp.bfloat16
     graph, _ = abstract(config, generation_layout())
     batch = left_padded(prompts(5, [16]), 16)
@@ -184,4 +184,4 @@ def test_half_precision_computes_as_the_model_does(model):
         return model.logits(model(batch)[0])
 
     expected = jax.jit(logits)(params)
-    np.testing.assert_array_equal(jax.jit(logits)(generator._params), expected)
+    np.testing.assert_array_equal(jax.jit(logits)(generator.params), expected)

@@ -66,7 +66,7 @@ def test_an_empty_stop_string_is_refused():
 
 
 def test_generating_stops_when_every_row_has():
-    rows = [list("one. two".encode()), list("a longer one. and more".encode()) + [32] * 100]
+    rows = [list(b"one. two"), list(b"a longer one. and more") + [32] * 100]
     generator = Scripted(rows)
     texts = TextGenerator(generator, ByteTokenizer()).generate(["x", "y"], stop=["."])
     assert texts == ["one", "a longer one"]

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from lmjax.training.loop import Diverged, Loop, Speed
+from lmjax.training.loop import Diverged, Loop, Yardstick
 from lmjax.training.state import TrainState
 
 
@@ -35,7 +35,7 @@ class Run:
                 "evaluate_every": 4,
                 "save": self.save,
                 "save_every": 3,
-                "speed": Speed(flops_per_token=10.0, peak=1e9),
+                "yardstick": Yardstick(10.0, 1e9, lambda: 123),
                 **settings,
             }
         )
@@ -115,6 +115,7 @@ def test_utilisation_is_the_rate_times_flops_over_the_peak():
     assert "mfu" not in run.records[0]  # the first step compiles
     timed = [record for record in run.records if "tokens_per_second" in record]
     assert len(timed) >= 4
+    assert all(record["peak_memory"] == 123 for record in run.records[:3])
     for record in timed:
         # 10 FLOPs a token at 1e9 a second; written with four decimals.
         assert record["mfu"] == pytest.approx(record["tokens_per_second"] * 1e-8, abs=1e-4)

@@ -1,0 +1,365 @@
+"""kill -9 at random moments of a training run: does it go on as if nothing had been?
+
+python -m benchmarks.kill [kills=20] [json=FILE]
+
+A run of `experiments.debug` is killed again and again and started again each time, and must end
+with the bits of a run that was left alone: parameters, optimizer state and random keys, and, each
+step once, loss, gradient norm and learning rate.
+"""
+
+import dataclasses
+import json
+import os
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from benchmarks.harness import ROOT, save, table
+from lmjax.config import UserError, config, exit_on_user_error, from_command_line
+from lmjax.jobs.run_folder import RunFolder
+from lmjax.training.checkpoints import SAVING
+
+METRICS = "metrics.jsonl"
+POLL = 0.004  # seconds between looks at the run folder
+FIELDS = ("loss", "gradient_norm", "learning_rate", "bits_per_byte")  # that must agree, where given
+KINDS = ("checkpoint", "step", "start", "step", "checkpoint")
+Kind = Literal["start", "step", "checkpoint", "end"]
+
+
+@config
+class KillBenchmark:
+    """Kills a short training run and compares its end with that of a run left alone."""
+
+    kills: int = 20  # how often
+    steps: int = 200  # of the run
+    every: int = 5  # steps between checkpoints
+    settings: tuple[str, ...] = ("evaluation.every=50",)  # further ones of the experiment
+    seed: int = 0  # of the moments
+    folder: str = ""  # where the runs stay; empty: nowhere
+    json: str = ""  # file for the results
+
+    def validate(self) -> None:
+        """Raises UserError where there is no room for that many kills."""
+        if self.kills < 1:
+            raise UserError(f"kills={self.kills}: it must be at least 1")
+        if self.steps < 4 * self.every:
+            raise UserError(f"steps={self.steps}: a run needs at least 4 checkpoints")
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """A short run from the command line.
+
+    Attributes:
+      steps: its length.
+      every: steps between checkpoints.
+      caches: folder for tokens and compiled programs, so that a start is quick.
+      settings: further settings of `experiments.debug`.
+    """
+
+    steps: int
+    every: int
+    caches: Path
+    settings: Sequence[str] = ()
+
+    def start(self, output: Path) -> subprocess.Popen:
+        """Begins the run in the folder `output`, or goes on with it."""
+        environment = {
+            **os.environ,
+            "JAX_COMPILATION_CACHE_DIR": str(self.caches / "programs"),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+        }
+        settings = [
+            f"output={output}",
+            f"steps={self.steps}",
+            f"checkpoint.every={self.every}",
+            f"data.cache={self.caches / 'tokens'}",
+            *self.settings,
+        ]
+        return subprocess.Popen(
+            [sys.executable, "-m", "experiments.debug", *settings],
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Durations:
+    """Seconds that a run takes up to its first step, a step, a checkpoint, and after all steps."""
+
+    start: float
+    step: float
+    checkpoint: float
+    end: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Moment:
+    """When to kill: a random `share` of the time that `kind` takes after `step` has been logged."""
+
+    kind: Kind
+    step: int
+    share: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Kill:
+    """What a kill met.
+
+    Attributes:
+      moment: when it came.
+      logged: the last step in metrics.jsonl.
+      saved: the last complete checkpoint, if any.
+      half_written: whether a checkpoint was being written.
+      first: seconds that the process took until it logged a step, if it came to that.
+    """
+
+    moment: Moment
+    logged: int
+    saved: int | None
+    half_written: bool
+    first: float | None
+
+
+def draw_moments(kills: int, steps: int, every: int, seed: int) -> list[Moment]:
+    """Random moments in the order of their steps; the last comes after the last step."""
+    random_ = random.Random(seed)
+    places = sorted(random_.randint(1, steps - 2 * every) for _ in range(kills - 1))
+    moments = [
+        Moment(KINDS[number % len(KINDS)], step, random_.random())
+        for number, step in enumerate(places)
+    ]
+    # The end is not killed in its very last instants: the run must not be quicker than we are.
+    return [*moments, Moment("end", steps, random_.random() / 2)]
+
+
+def undisturbed(training: Training, output: Path) -> Durations:
+    """Runs to the end, and says how long its parts took."""
+    begin = time.time()
+    first = last = None
+    saves, opened = [], None
+    process = training.start(output)
+    for look in watch(process, output, begin):
+        if first is None and look.step:
+            first = look.time
+        if last is None and look.step == training.steps:
+            last = look.time
+        if look.saving and opened is None:
+            opened = look.time
+        if not look.saving and opened is not None:
+            saves.append(look.time - opened)
+            opened = None
+    finish(process)
+    if not (first and last and saves):
+        raise UserError("the run ended before it could be watched: give it more steps")
+    step = (last - first) / training.steps
+    return Durations(first - begin, step, statistics.median(saves), time.time() - last)
+
+
+@dataclasses.dataclass(frozen=True)
+class Look:
+    """What one look at a run folder shows.
+
+    Attributes:
+      time: of the look, in seconds of the system's clock.
+      step: the last that this process has logged.
+      saving: whether this process is writing a checkpoint.
+    """
+
+    time: float
+    step: int
+    saving: bool
+
+
+def watch(process: subprocess.Popen, output: Path, begin: float) -> Iterator[Look]:
+    """Looks at the folder of a run that began at `begin`, again and again until it has ended."""
+    step, seen = 0, None
+    while process.poll() is None:
+        changed = _changed(output / METRICS)
+        # Before the process has touched the file, it tells of the one before it.
+        if changed is not None and changed > begin and changed != seen:
+            seen, step = changed, last_step(output)
+        yield Look(time.time(), step, is_saving(output, begin))
+        time.sleep(POLL)
+
+
+def is_saving(output: Path, begin: float) -> bool:
+    """Whether a checkpoint is half written, and not by a process that ended before `begin`."""
+    partial = RunFolder(output).checkpoints.glob(f"{SAVING}*")
+    return any((_changed(path) or 0) > begin for path in partial)
+
+
+def kill_at(training: Training, output: Path, moment: Moment, usual: Durations) -> Kill:
+    """Starts or continues the run and kills it at that moment.
+
+    Raises:
+      RuntimeError: it ended by itself before.
+    """
+    begin = time.time()
+    process = training.start(output)
+    deadline = begin + moment.share * usual.start if moment.kind == "start" else None
+    first = None
+    for look in watch(process, output, begin):
+        if first is None and look.step:
+            first = look.time - begin
+        if deadline is None and look.step >= moment.step:
+            if moment.kind == "checkpoint" and look.saving:
+                deadline = look.time + moment.share * usual.checkpoint
+            elif moment.kind == "end":
+                deadline = look.time + moment.share * usual.end
+            elif moment.kind == "step":
+                deadline = look.time + moment.share * usual.step
+        if deadline is not None and look.time >= deadline:
+            break
+    process.kill()
+    said, _ = process.communicate()
+    if process.returncode != -9:
+        raise RuntimeError(f"the run ended by itself, code {process.returncode}:\n{said}")
+    names = [path.name for path in RunFolder(output).checkpoints.glob("*")]
+    saved = max((int(name) for name in names if name.isdigit()), default=None)
+    return Kill(moment, last_step(output), saved, is_saving(output, begin), first)
+
+
+def survive(
+    training: Training,
+    output: Path,
+    moments: Sequence[Moment],
+    usual: Durations,
+    tell: Callable[[Kill], None] = lambda kill: None,
+) -> list[Kill]:
+    """Kills the run at each of the moments, then lets it come to its end."""
+    kills = []
+    for moment in moments:
+        kills.append(kill_at(training, output, moment, usual))
+        tell(kills[-1])
+        if kills[-1].first is not None:
+            # Programs are compiled by now: it starts sooner than the run left alone.
+            usual = dataclasses.replace(usual, start=kills[-1].first)
+    finish(training.start(output))
+    return kills
+
+
+def finish(process: subprocess.Popen) -> None:
+    """Waits for the end; raises RuntimeError with what the run said if it was not a good one."""
+    said, _ = process.communicate()
+    if process.returncode:
+        raise RuntimeError(f"the run ended with code {process.returncode}:\n{said}")
+
+
+def differences(alone: Path, killed: Path, steps: int) -> list[str]:
+    """What distinguishes two finished runs of that many steps; empty if nothing does."""
+    found = []
+    numbers = []
+    for output in (alone, killed):
+        lines = RunFolder(output).metrics()
+        rows = {(line["step"], line["split"]): _numbers(line) for line in lines}
+        if len(rows) < len(lines):
+            found.append(f"{output.name}: {len(lines) - len(rows)} lines stand there twice")
+        trained = [line["step"] for line in lines if line["split"] == "train"]
+        if trained != list(range(1, steps + 1)):
+            found.append(f"{output.name}: the lines of the steps are not 1, 2, ... {steps}")
+        numbers.append(rows)
+    for place in sorted(numbers[0].keys() | numbers[1].keys()):
+        one, other = (rows.get(place) for rows in numbers)
+        if one != other:
+            found.append(f"metrics of {place}: {one} and {other}")
+    one, other = (final_state(output, steps) for output in (alone, killed))
+    if one.keys() != other.keys():
+        found.append(f"arrays {sorted(one.keys() ^ other.keys())} are in only one of the runs")
+    found += [f"{name} differs" for name in one.keys() & other.keys() if one[name] != other[name]]
+    return found
+
+
+def final_state(output: Path, step: int) -> dict[str, bytes]:
+    """The bits of every array of a run's last checkpoint, by name."""
+    import jax
+    import numpy as np
+
+    from lmjax.parallel import Mesh
+    from lmjax.training.checkpoints import Checkpointer
+
+    def bits(leaf):
+        is_key = jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        return np.asarray(jax.random.key_data(leaf) if is_key else leaf).tobytes()
+
+    folder = RunFolder(output)
+    with (
+        jax.set_mesh(Mesh(fsdp=1).build(jax.devices()[:1])),
+        Checkpointer(folder.checkpoints) as checkpointer,
+    ):
+        state, _ = checkpointer.restore(step, folder.experiment().assemble().state)
+        leaves, _ = jax.tree.flatten_with_path(state)
+        return {jax.tree_util.keystr(path): bits(leaf) for path, leaf in leaves}
+
+
+def last_step(output: Path) -> int:
+    """The last step in metrics.jsonl; 0 where there is none."""
+    try:
+        *lines, _ = (output / METRICS).read_bytes().rsplit(b"\n", 3)
+    except FileNotFoundError:
+        return 0
+    return max((json.loads(line)["step"] for line in lines[-2:] if line), default=0)
+
+
+def _numbers(line: dict[str, Any]) -> dict[str, Any]:
+    return {name: line[name] for name in FIELDS if name in line}
+
+
+def _changed(path: Path) -> float | None:
+    try:
+        return path.stat().st_ctime
+    except FileNotFoundError:
+        return None
+
+
+def main() -> None:
+    """Runs, kills, compares and prints."""
+    settings = from_command_line(KillBenchmark())
+    with tempfile.TemporaryDirectory() as temporary:
+        base = Path(settings.folder or temporary).absolute()
+        base.mkdir(parents=True, exist_ok=True)
+        training = Training(settings.steps, settings.every, base / "caches", settings.settings)
+        usual = undisturbed(training, base / "alone")
+        print(
+            f"A run of {settings.steps} steps: the first line after {usual.start:.1f} s, "
+            f"{1000 * usual.checkpoint:.0f} ms to write a checkpoint, {usual.end:.1f} s after the "
+            "last step.\n"
+        )
+        moments = draw_moments(settings.kills, settings.steps, settings.every, settings.seed)
+
+        def tell(kill: Kill) -> None:
+            print(f"killed: {kill.moment.kind}, step {kill.logged}", file=sys.stderr)
+
+        kills = survive(training, base / "killed", moments, usual, tell)
+        found = differences(base / "alone", base / "killed", settings.steps)
+    rows = [
+        [number, kill.moment.kind, kill.logged, kill.saved or "-", "yes" * kill.half_written]
+        for number, kill in enumerate(kills, 1)
+    ]
+    print(table(["kill", "during", "last step", "checkpoint", "one half written"], rows))
+    print("\n" + ("\n".join(found) or "Every bit and every line is that of the run left alone."))
+    save(
+        settings.json,
+        "kill",
+        kills=[dataclasses.asdict(kill) for kill in kills],
+        half_written=sum(kill.half_written for kill in kills),
+        usual_seconds=dataclasses.asdict(usual),
+        differences=found,
+    )
+    if found:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    with exit_on_user_error():
+        main()

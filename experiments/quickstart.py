@@ -1,0 +1,50 @@
+"""A small GPT on the text that comes with Python, from nothing to a report in about three minutes.
+
+python -m experiments.quickstart
+2 CPU cores, about 3 minutes, no download. The text is this Python's own documentation and standard
+library; the tokenizer is trained on it too. Expect about 2.3 bits per byte on held-out text, where
+a bigram model of bytes needs 3.7.
+"""
+
+from lmjax.data import Data, Domain, EmbeddedCorpus, TrainedBPE
+from lmjax.jobs.pretrain import Pretrain
+from lmjax.jobs.settings import Checkpoints, Evaluation
+from lmjax.launch import run
+from lmjax.models import AttentionConfig, FeedForwardConfig, Normal, TransformerConfig
+from lmjax.training.optimizers import AdamW
+from lmjax.training.schedules import Cosine
+
+experiment = Pretrain(
+    output="runs/quickstart",
+    steps=600,
+    model=TransformerConfig(
+        vocab_size=2048,
+        hidden=128,
+        num_layers=4,
+        max_length=256,
+        attention=AttentionConfig(num_heads=4, head_dim=32),
+        feed_forward=FeedForwardConfig(size=512),
+        initializer=Normal(std=0.02, scale_residual=True),
+        unroll=4,
+    ),
+    data=Data(
+        train=(
+            Domain(name="documentation", source=EmbeddedCorpus(domain="documentation"), weight=2),
+            Domain(name="code", source=EmbeddedCorpus(domain="code"), weight=3),
+        ),
+        tokenizer=TrainedBPE(vocab_size=2048, sample_bytes=4_000_000),
+        length=256,
+        batch_size=8,
+    ),
+    optimizer=AdamW(b2=0.98),
+    schedule=Cosine(peak=3e-3, warmup=50, final=0.05),
+    evaluation=Evaluation(
+        every=200,
+        prompts=("The with statement ", "def read(self", "Return a new list "),
+        sample_length=100,
+    ),
+    checkpoint=Checkpoints(every=200),
+)
+
+if __name__ == "__main__":
+    run(experiment)

@@ -1,0 +1,78 @@
+"""Every experiment's training step, traced on meshes that need no devices."""
+
+import importlib
+import math
+from pathlib import Path
+
+import jax
+import pytest
+from jax.sharding import PartitionSpec
+
+from lmjax.config import replace
+from lmjax.jobs.pretrain import Pretrain
+from lmjax.parallel import Mesh
+
+FOLDER = Path(__file__).parents[1] / "experiments"
+NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem != "__init__")
+MESHES = {
+    "one device": (Mesh(), 1),
+    "fsdp=4 tensor=2": (Mesh(fsdp=4, tensor=2), 8),
+}
+
+
+def load(name):
+    return importlib.import_module(f"experiments.{name}").experiment
+
+
+def traced(experiment, mesh, devices):
+    """The state and metrics after a step, as shapes with shardings."""
+    experiment = replace(experiment, mesh=mesh)
+    with jax.sharding.use_abstract_mesh(mesh.abstract(devices)):
+        parts = experiment.assemble()
+        return parts.state, *jax.eval_shape(parts.step, parts.state, parts.batch)
+
+
+def described(leaf):
+    """Shape, type and place of an array; a traced scalar may come without a place."""
+    spec = leaf.sharding.spec if leaf.ndim else PartitionSpec()
+    return leaf.shape, leaf.dtype, spec
+
+
+def test_there_are_experiments():
+    assert {"quickstart", "debug", "shakespeare_char", "gpt2_124m", "llama_1b"} <= set(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_docstring_says_command_and_hardware(name):
+    words = importlib.import_module(f"experiments.{name}").__doc__
+    assert f"python -m experiments.{name}" in words
+    assert any(unit in words for unit in ("second", "minute", "hour", "day"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_has_the_settings_that_all_share(name):
+    experiment = load(name)
+    assert isinstance(experiment, Pretrain)
+    assert experiment.output == f"runs/{name}"
+    assert (experiment.steps > 0, experiment.seed) == (True, 0)
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+@pytest.mark.parametrize("name", NAMES)
+def test_step_traces(name, mesh):
+    before, after, metrics = traced(load(name), *MESHES[mesh])
+    # A step gives back what it was given, lying where it lay: it can be donated and repeated.
+    assert jax.tree.map(described, after) == jax.tree.map(described, before)
+    assert all(metric.shape == () for metric in metrics.values())
+    assert {"loss", "gradient_norm", "learning_rate", "tokens"} <= metrics.keys()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_parameters_are_cut_over_the_mesh(name):
+    state, _, _ = traced(load(name), *MESHES["fsdp=4 tensor=2"])
+    whole = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    part = sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) for leaf in jax.tree.leaves(state.params)
+    )
+    # An eighth, and what norms and biases add that every device holds.
+    assert whole / 8 <= part < whole / 5
