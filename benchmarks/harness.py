@@ -8,6 +8,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import shlex
 import statistics
 import subprocess
 import sys
@@ -79,6 +80,8 @@ def serve(functions: Mapping[str, Callable[..., Any]]) -> None:
         what, arguments = json.loads(line)
         try:
             answer = {"result": functions[what](**arguments)}
+        except ImportError as error:  # this environment lacks what the worker is for
+            answer = {"error": str(error)}
         except Exception as error:
             traceback.print_exc()
             answer = {"error": f"{type(error).__name__}: {error}"}
@@ -160,7 +163,7 @@ def save(path: str, benchmark: str, **results: Any) -> None:
     settings = [arg for arg in sys.argv[1:] if arg.partition("=")[0] not in PRIVATE]
     record = {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "command": " ".join(["python", "-m", f"benchmarks.{benchmark}", *settings]),
+        "command": shlex.join(["python", "-m", f"benchmarks.{benchmark}", *settings]),
         "versions": versions(),
         "machine": machine(),
         **results,

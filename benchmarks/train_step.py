@@ -65,7 +65,7 @@ def main() -> None:
         sides, facts = start(settings, folder, stack)
         print(f"{'':18}losses of the first {CHECKED} steps agree to {check(sides):.1e}")
         rounds = alternate(settings, sides)
-        results = {"sides": facts, "rounds": rounds, **summarise(settings, rounds)}
+        results = {"sides": facts, "rounds": rounds, **summarise(settings, rounds, facts)}
         if settings.account:
             results["account_ms"] = account(settings, sides, results)
     save(settings.json, "train_step", **results)
@@ -130,9 +130,15 @@ def alternate(settings: TrainStepBenchmark, sides: Mapping[str, Worker]) -> dict
     return taken
 
 
-def summarise(settings: TrainStepBenchmark, rounds: Mapping[str, list]) -> dict[str, Any]:
-    """Prints the table; step times, tokens a second, and ratios to each other side."""
+def summarise(
+    settings: TrainStepBenchmark, rounds: Mapping[str, list], facts: Mapping[str, dict]
+) -> dict[str, Any]:
+    """Prints the table; step times, and how many times as fast as each other side lmjax is.
+
+    The MFU is that of the best step, by the peak measured as the sides were made ready.
+    """
     tokens = settings.batch * settings.length
+    best = facts["lmjax"]["flops_per_token"] * tokens / facts["lmjax"]["peak_flops"]  # seconds
     times = {
         name: spread([seconds for turn in turns for seconds in turn])
         for name, turns in rounds.items()
@@ -144,10 +150,10 @@ def summarise(settings: TrainStepBenchmark, rounds: Mapping[str, list]) -> dict[
     }
     rows = []
     for name, time_ in times.items():
-        speeds = tokens / time_["min"], tokens / time_["median"]
+        speeds = tokens / time_["min"], tokens / time_["median"], best / time_["min"]
         ratio = [ratios[name][key] for key in ("median", "min", "max")] if name in ratios else []
         rows.append([name, time_["min"], time_["median"], *speeds, *(ratio or [""] * 3)])
-    columns = ["", "step s (min)", "(median)", "tokens/s (best)", "(median)"]
+    columns = ["", "step s (min)", "(median)", "tokens/s (best)", "(median)", "MFU"]
     print("\n" + table([*columns, "lmjax / it", "worst round", "best round"], rows))
     return {"step_seconds": times, "lmjax_tokens_per_second_over": ratios}
 

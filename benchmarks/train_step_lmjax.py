@@ -22,6 +22,8 @@ class Side:
         from lmjax.models import abstract
         from lmjax.objectives import CausalLM
         from lmjax.parallel import Mesh, training_layout
+        from lmjax.scaling.flops import training_flops_per_token
+        from lmjax.scaling.hardware import find_peak
         from lmjax.training.optimizers import AdamW
         from lmjax.training.placement import to_devices
         from lmjax.training.schedules import Constant
@@ -50,6 +52,8 @@ class Side:
             "version": f"jax {jax.__version__}",
             "threads": threads,
             "parameters": sum(leaf.size for leaf in jax.tree.leaves(self.state.params)),
+            "flops_per_token": training_flops_per_token(self.config, shape["length"]),
+            "peak_flops": find_peak().flops,
         }
 
     def steps(self, count: int) -> dict[str, list[float]]:

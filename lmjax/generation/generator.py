@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from lmjax.config import UserError
 from lmjax.generation.sampling import Sampling, choose
@@ -18,6 +19,7 @@ from lmjax.models import Batch, Cache, TransformerConfig, abstract, make_cache
 from lmjax.parallel import Layout, generation_layout
 
 SMALLEST = 16  # slots; prompts and continuations are given the next power of two
+PACE = 0.2  # seconds between two pieces of a stream
 
 
 @jax.tree_util.register_dataclass
@@ -29,11 +31,11 @@ class Decoding:
       cache: keys and values of everything but the newest token.
       token: the newest token of each row.
       position: its position in the row's text.
-      tokens: what was decoded so far, from the left.
+      tokens: what was decoded so far, from the left; whole on every device.
       count: number of columns of `tokens` in use.
       done: rows that go on no more; their later columns mean nothing.
       budget: how many tokens each row may have.
-      keys: each row's source of randomness.
+      seeds: each row's source of randomness.
     """
 
     cache: Cache
@@ -43,7 +45,7 @@ class Decoding:
     count: Int[Array, ""]
     done: Bool[Array, "batch"]
     budget: Int[Array, "batch"]
-    keys: Key[Array, "batch"]
+    seeds: UInt32[Array, "batch"]
 
 
 class Generator:
@@ -98,7 +100,7 @@ class Generator:
         sampling: Sampling | None = None,
         max_tokens: int = 100,
         stop_tokens: Sequence[int] = (),
-        interval: int = 1,
+        interval: int | None = None,
     ) -> Iterator[list[list[int]]]:
         """Yields the new tokens of each row as they are decoded.
 
@@ -111,38 +113,30 @@ class Generator:
           sampling: how tokens are chosen; None is `Sampling()`.
           max_tokens: most tokens of a row.
           stop_tokens: ids that end a row.
-          interval: tokens that are decoded between two yields.
+          interval: tokens that are decoded between two yields; None: as many as take a fifth of a
+            second, which costs less than one at a time.
 
         Raises:
           UserError: an empty prompt, one longer than the context, or with ids that the model
             does not have.
         """
-        sampling = Sampling() if sampling is None else sampling
         self._check(prompts)
         if not prompts or max_tokens < 1:
             return
-        greedy = sampling.temperature == 0
-        settings: dict[str, Any] = {
-            "stop_tokens": jnp.asarray(list(stop_tokens), jnp.int32),
-            "temperature": None if greedy else jnp.float32(sampling.temperature),
-            "top_p": None if greedy or sampling.top_p is None else jnp.float32(sampling.top_p),
-            "top_k": None if greedy else sampling.top_k,
-            "greedy": greedy,
-        }
-        lengths = [len(prompt) for prompt in prompts]
+        sampling = Sampling() if sampling is None else sampling
+        settings = device_settings(sampling, stop_tokens)
         # The last token of a full context can still be followed by one that is never fed back.
         full = self.config.max_length + 1
-        budget = np.array([min(max_tokens, full - length) for length in lengths], np.int32)
-        keys = jax.vmap(jax.random.key)(sampling.seed + np.arange(len(prompts), dtype=np.uint32))
+        budget = np.array([min(max_tokens, full - len(prompt)) for prompt in prompts], np.int32)
         decoding = self._start(
             self.params,
-            self._place(left_padded(prompts, round_up(max(lengths)))),
+            self._place(left_padded(prompts, round_up(max(map(len, prompts))))),
             self._place(budget),
-            self.layout.place(keys, "batch"),
+            self._place(sampling.seed + np.arange(len(prompts), dtype=np.uint32)),
             slots=round_up(max_tokens),
             **settings,
         )
-        seen, ended = 0, np.zeros(len(prompts), bool)
+        seen, step, ended = 0, interval or 1, np.zeros(len(prompts), bool)
         while True:
             count = int(decoding.count)
             columns = np.asarray(decoding.tokens)[:, seen:count]
@@ -150,9 +144,11 @@ class Generator:
             yield part
             if ended.all():
                 return
-            seen = count
-            until = jnp.int32(count + interval)
-            decoding = self._continue(self.params, decoding, until, **settings)
+            begin, seen = time.monotonic(), count
+            decoding = self._continue(self.params, decoding, np.int32(count + step), **settings)
+            decoding.count.block_until_ready()
+            if interval is None:  # what is the same for every token is computed once a step
+                step = max(1, min(2 * step, round(step * PACE / (time.monotonic() - begin))))
 
     def _check(self, prompts: Sequence[Sequence[int]]) -> None:
         for number, prompt in enumerate(prompts, 1):
@@ -171,12 +167,15 @@ class Generator:
                 )
 
     def _place(self, tree: Any) -> Any:
-        """Arrays whose first axis is the batch, on the devices."""
-        return jax.tree.map(
-            lambda a: self.layout.place(jnp.asarray(a), "batch", *(None,) * (a.ndim - 1)), tree
-        )
+        """Numpy arrays whose first axis is the batch, on the devices."""
 
-    def _prefill(self, params, prompt: Batch, budget, keys, *, slots: int, **settings) -> Decoding:
+        def place(a: np.ndarray) -> jax.Array:
+            spec = self.layout.spec("batch", *(None,) * (a.ndim - 1), shape=a.shape)
+            return jax.device_put(a, jax.NamedSharding(jax.sharding.get_mesh(), spec))
+
+        return jax.tree.map(place, tree)
+
+    def _prefill(self, params, prompt: Batch, budget, seeds, *, slots: int, **settings) -> Decoding:
         """Runs the prompts, left-padded to one length, and decodes their first tokens."""
         batch, length = prompt.tokens.shape
         cache = make_cache(self.config, self.layout, batch, length + slots)
@@ -185,11 +184,11 @@ class Generator:
             cache=cache,
             token=prompt.tokens[:, -1],
             position=prompt.positions[:, -1],
-            tokens=self.layout.place(jnp.zeros((batch, slots), jnp.int32), "batch", None),
+            tokens=jnp.zeros((batch, slots), jnp.int32),
             count=jnp.zeros((), jnp.int32),
             done=budget < 1,
             budget=budget,
-            keys=keys,
+            seeds=seeds,
         )
         return self._append(decoding, logits, **settings)
 
@@ -224,16 +223,17 @@ class Generator:
     ) -> Decoding:
         """Chooses the next token of every row and takes note of it."""
 
-        def local(logits, keys, count, temperature, top_p):
+        def local(logits, seeds, count, temperature, top_p):
             if greedy:
                 return jnp.argmax(logits, axis=-1).astype(jnp.int32)
-            keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, count)
+            keys = jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(seed), count))(seeds)
             return choose(logits, keys, temperature, top_p, top_k)
 
         spec = self.layout.spec("batch", shape=logits.shape[:1])
         if spec[0] is not None:  # each device chooses for its own rows
             local = jax.shard_map(local, out_specs=spec)
-        token = local(logits, decoding.keys, decoding.count, temperature, top_p)
+        token = local(logits, decoding.seeds, decoding.count, temperature, top_p)
+        everywhere = self.layout.place(token, None)[:, None]
         column = (jnp.zeros((), jnp.int32), decoding.count)
         count = decoding.count + 1
         stopped = jnp.any(token[:, None] == stop_tokens[None], axis=1)
@@ -242,10 +242,22 @@ class Generator:
             decoding,
             token=token,
             position=jnp.where(done, decoding.position, decoding.position + 1),
-            tokens=jax.lax.dynamic_update_slice(decoding.tokens, token[:, None], column),
+            tokens=jax.lax.dynamic_update_slice(decoding.tokens, everywhere, column),
             count=count,
             done=done,
         )
+
+
+def device_settings(sampling: Sampling, stop_tokens: Sequence[int]) -> dict[str, Any]:
+    """What the compiled functions are told of the settings; new numbers do not compile anew."""
+    greedy = sampling.temperature == 0
+    return {
+        "stop_tokens": np.array(list(stop_tokens), np.int32),
+        "temperature": None if greedy else np.float32(sampling.temperature),
+        "top_p": None if greedy or sampling.top_p is None else np.float32(sampling.top_p),
+        "top_k": None if greedy else sampling.top_k,
+        "greedy": greedy,
+    }
 
 
 def left_padded(prompts: Sequence[Sequence[int]], length: int) -> Batch:

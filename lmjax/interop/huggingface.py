@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
 
 from lmjax.config import UserError, replace, to_text
 from lmjax.interop.tensor_files import FILE, TensorFiles, write_tensors
@@ -57,6 +58,9 @@ def read(folder: str | os.PathLike, layout: Layout) -> tuple[TransformerConfig, 
 def write(folder: str | os.PathLike, config: TransformerConfig, params: dict) -> None:
     """Writes config.json and model.safetensors (float32), which transformers loads.
 
+    Tensors are gathered and written one by one. A mesh must be set, the one that the parameters
+    lie on; with several processes all of them call this, and the first one writes.
+
     Raises:
       UserError: no family of Hugging Face's can express the config.
     """
@@ -73,9 +77,13 @@ def write(folder: str | os.PathLike, config: TransformerConfig, params: dict) ->
 
     def tensors() -> Iterator[np.ndarray]:
         for name, layer in entries:
-            leaves = [paths[path] if layer is None else paths[path][layer] for path in name.ours]
-            yield name.transform.write(jax.device_get(leaves), config)
+            leaves = [whole(paths[path], layer) for path in name.ours]
+            yield name.transform.write(leaves, config)
 
+    if jax.process_index() > 0:
+        for _ in tensors():  # the first process needs the parts that lie here
+            pass
+        return
     folder.mkdir(parents=True, exist_ok=True)
     write_tensors(folder / FILE, shapes, tensors())
     partial = folder / ".config.json.partial"
@@ -241,13 +249,19 @@ def zeros(shape: jax.ShapeDtypeStruct) -> jax.Array:
     return jnp.zeros(shape.shape, shape.dtype, out_sharding=shape.sharding.spec)
 
 
+def whole(leaf: jax.Array, layer: int | None) -> np.ndarray:
+    """A parameter, or one layer of it, on the host."""
+    part = leaf if layer is None else leaf[layer]
+    return np.asarray(jax.reshard(part, PartitionSpec(*(None,) * part.ndim)))
+
+
 def put(leaf: jax.Array, part: np.ndarray, layer: int | None) -> jax.Array:
     """Writes a part into its layer of `leaf`, which is given up; without a layer, replaces it."""
     sharding = leaf.sharding
     if layer is None:
         return jax.device_put(part, sharding)
-    spec = jax.sharding.PartitionSpec(*sharding.spec[1:])
-    placed = jax.device_put(part, jax.sharding.NamedSharding(sharding.mesh, spec))
+    inner = NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[1:]))
+    placed = jax.device_put(part, inner)
     # Waits, so that the host's copies do not pile up behind slow devices.
     return put_layer(leaf, placed, layer).block_until_ready()
 

@@ -15,6 +15,7 @@ from lmjax.models import TransformerConfig, abstract
 from lmjax.models.batch import Batch
 from lmjax.objectives import CausalLM, Objective
 from lmjax.parallel import Layout, Mesh, axis_size, training_layout
+from lmjax.scaling.flops import count_parameters, training_flops_per_token
 from lmjax.training.optimizers import AdamW, Optimizer
 from lmjax.training.placement import abstract_batch
 from lmjax.training.schedules import Cosine, Schedule
@@ -71,10 +72,13 @@ class Pretrain:
         """
         from lmjax.jobs.pretraining_run import PretrainingRun
 
+        # Counting traces the model on a mesh of its own, and meshes do not nest.
+        size = count_parameters(self.model).total
+        flops = training_flops_per_token(self.model, self.data.length)
         with jax.set_mesh(self.mesh.build()):
             parts = self.assemble()
             with occupy(self) as folder:
-                PretrainingRun(self, parts, folder).run()
+                PretrainingRun(self, parts, folder, size, flops).run()
 
     def assemble(self) -> "Parts":
         """The step and what it works on, as shapes: needs only a mesh that is set, no devices.

@@ -9,17 +9,17 @@ import jax
 import numpy as np
 
 from lmjax.config import UserError, fingerprint, from_json, to_json
-from lmjax.data import PreparedData, Tokenizer, prepare
+from lmjax.data import PreparedData, prepare
 from lmjax.evaluation.held_out import HeldOut
 from lmjax.generation.generator import Generator
 from lmjax.generation.sampling import Sampling
+from lmjax.generation.text import TextGenerator, prompt_tokens
 from lmjax.jobs.pretrain import Parts, Pretrain
 from lmjax.jobs.report import write_report
 from lmjax.jobs.results import COLUMNS, WORDS, compare
 from lmjax.jobs.run_folder import ROUNDING, RunFolder, differences, is_below
 from lmjax.jobs.terminal import Stopwatch, Story, make_console
 from lmjax.models.batch import Batch
-from lmjax.scaling.flops import count_parameters, training_flops_per_token
 from lmjax.scaling.hardware import find_peak, peak_memory_in_use
 from lmjax.training.checkpoints import Checkpointer
 from lmjax.training.environment import compare_environment, describe_environment
@@ -36,9 +36,25 @@ HELD_OUT = "held_out/"  # before the name of a set, as the split of its metrics
 class PretrainingRun:
     """One process's part in a run: begins it, or goes on with it, and brings it to its end."""
 
-    def __init__(self, experiment: Pretrain, parts: Parts, folder: RunFolder) -> None:
-        """A mesh must be set, the one that the parts were made for."""
+    def __init__(
+        self,
+        experiment: Pretrain,
+        parts: Parts,
+        folder: RunFolder,
+        size: int,
+        flops_per_token: float,
+    ) -> None:
+        """A mesh must be set, the one that the parts were made for.
+
+        Args:
+          experiment: the settings.
+          parts: what `experiment.assemble` gives.
+          folder: of the run, which must be this process's alone.
+          size: number of the model's parameters.
+          flops_per_token: model FLOPs of one token in training.
+        """
         self.experiment, self.parts, self.folder = experiment, parts, folder
+        self.size, self.flops_per_token = size, flops_per_token
         self.story = Story(make_console())
         self.watch = Stopwatch()
         self.evaluation_step = make_evaluation_step(parts.graph, experiment.objective)
@@ -79,6 +95,7 @@ class PretrainingRun:
                 f"the tokenizer has {size} tokens, the model only model.vocab_size={wanted}; "
                 f"set model.vocab_size={size}"
             )
+        self.check_prompts(prepared)
         for name, store in (prepared.train | prepared.held_out).items():
             if store.manifest.skipped:
                 self.story.warn(
@@ -91,6 +108,17 @@ class PretrainingRun:
         )
         self.story.fact("text", ", ".join(sizes), watch.seconds())
         return prepared
+
+    def check_prompts(self, prepared: PreparedData) -> None:
+        """Raises UserError for a prompt that leaves no room to go on: now, not after days."""
+        room = self.experiment.model.max_length
+        for prompt in self.experiment.evaluation.prompts:
+            length = len(prompt_tokens(prepared.tokenizer, prompt))
+            if length >= room:
+                raise UserError(
+                    f"evaluation.prompts: {prompt[:40]!r}... has {length:,} tokens and leaves no "
+                    f"room in model.max_length={room:,}"
+                )
 
     def held_out_sets(self, prepared: PreparedData) -> HeldOut:
         """What the model is evaluated on."""
@@ -218,8 +246,7 @@ class PretrainingRun:
         """FLOPs of the model and the peak of the devices."""
         peak = find_peak()
         self.story.fact("peak", peak.note)
-        flops = training_flops_per_token(self.experiment.model, self.experiment.data.length)
-        return Yardstick(flops, peak.flops, peak_memory_in_use)
+        return Yardstick(self.flops_per_token, peak.flops, peak_memory_in_use)
 
     def open_metrics(self) -> MetricsWriter:
         """metrics.jsonl and its copies."""
@@ -265,7 +292,7 @@ class PretrainingRun:
             rows = compare(prepared, self.last_scores())
         results = {
             "step": self.experiment.steps,
-            "parameters": count_parameters(self.experiment.model).total,
+            "parameters": self.size,
             "columns": COLUMNS,
             "words": WORDS,
             "bits_per_byte": rows,
@@ -280,19 +307,16 @@ class PretrainingRun:
 
     def samples(self, state: TrainState, prepared: PreparedData) -> list[dict[str, str]]:
         """What the model makes of the prompts."""
-        settings, tokenizer = self.experiment.evaluation, prepared.tokenizer
+        settings = self.experiment.evaluation
         if not settings.prompts:
             return []
         generator = Generator(self.experiment.model, self.evaluated(state))
-        rows = generator.generate(
-            [prompt_tokens(tokenizer, prompt) for prompt in settings.prompts],
-            settings.sampling,
-            settings.sample_length,
-            stop_tokens=[tokenizer.end],
+        texts = TextGenerator(generator, prepared.tokenizer).generate(
+            settings.prompts, settings.sampling, settings.sample_length
         )
         return [
-            {"prompt": prompt, "text": tokenizer.decode(row)}
-            for prompt, row in zip(settings.prompts, rows, strict=True)
+            {"prompt": prompt, "text": text}
+            for prompt, text in zip(settings.prompts, texts, strict=True)
         ]
 
     def last_scores(self) -> dict[str, float]:
@@ -316,9 +340,9 @@ class PretrainingRun:
             "devices", f"{len(devices)} x {devices[0].device_kind}{cut if len(devices) > 1 else ''}"
         )
         model = experiment.model
-        count = count_parameters(model).total
         self.story.fact(
-            "model", f"{model.num_layers} layers x {model.hidden}, {count / 1e6:,.2f} M parameters"
+            "model",
+            f"{model.num_layers} layers x {model.hidden}, {self.size / 1e6:,.2f} M parameters",
         )
         rows, length = experiment.data.batch_size, experiment.data.length
         self.story.fact(
@@ -338,7 +362,7 @@ class PretrainingRun:
         ]
         if changed:
             self.story.warn(
-                "From here on the numbers agree with those of an unbroken run only up to rounding:"
+                "From here on the run is no longer bit for bit what it would be without the break:"
             )
             for line in changed:
                 self.story.warn(f"  {line}")
@@ -366,12 +390,6 @@ class PretrainingRun:
                 (f'python -m lmjax.generation {path} prompt="..."', "text from the model"),
             ),
         )
-
-
-def prompt_tokens(tokenizer: Tokenizer, prompt: str) -> list[int]:
-    """A prompt as the beginning of a document."""
-    begin = [] if tokenizer.begin is None else [tokenizer.begin]
-    return begin + tokenizer.encode(prompt)
 
 
 def sampling_words(sampling: Sampling) -> str:

@@ -23,8 +23,8 @@ from pallas_kernels.attention.mask import Mask
 from pallas_kernels.attention.scores import FORBIDDEN, group_bias, product
 from pallas_kernels.manual_axes import vary_alike
 
-QUERY_BLOCK = 512
-KEY_BLOCK = 512
+LARGEST_BLOCK, SMALLEST_BLOCK = 512, 128
+TILE_BYTES = 2**26  # of the scores of one tile, all batch entries and heads together
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,17 +54,21 @@ def streaming(
     bias: Float[Array, "..."] | None = None,
     *,
     scale: float,
-    query_block: int = QUERY_BLOCK,
-    key_block: int = KEY_BLOCK,
+    query_block: int | None = None,
+    key_block: int | None = None,
 ) -> Float[Array, "batch query heads value_dim"]:
-    """Attention that holds one tile of scores per batch entry and head at a time."""
+    """Attention that holds one tile of scores per batch entry and head at a time.
+
+    Args:
+        query_block, key_block: size of a tile; None picks one that fits into memory.
+    """
     batch, query_length, heads, head_dim = q.shape
     key_length, kv_heads = k.shape[1:3]
     plan = Plan(
         query_length,
         key_length,
-        min(query_block, query_length),
-        min(key_block, key_length),
+        min(query_block or _block(batch * heads), query_length),
+        min(key_block or _block(batch * heads), key_length),
         float(scale),
     )
     more_queries = plan.query_blocks * plan.query_block - query_length
@@ -86,6 +90,14 @@ def streaming(
         )
     output = _attend(plan, grouped, k, v, mask, bias)[:, :, :, :query_length]
     return jnp.transpose(output, (0, 3, 1, 2, 4)).reshape(batch, query_length, heads, v.shape[-1])
+
+
+def _block(tiles: int) -> int:
+    """Side of a tile of which so many are held together."""
+    size = LARGEST_BLOCK
+    while size > SMALLEST_BLOCK and 4 * tiles * size**2 > TILE_BYTES:
+        size //= 2
+    return size
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

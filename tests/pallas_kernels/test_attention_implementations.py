@@ -72,9 +72,10 @@ def test_some_cases_have_blind_queries_and_unseen_keys(named_case):
         assert not visible.any(axis=1).all()
 
 
+@pytest.mark.parametrize("case_name", ["causal_window", "grouped_bias"])
 @pytest.mark.parametrize("name", IMPLEMENTATIONS)
-def test_bfloat16(name, named_case):
-    case = named_case("causal_window")
+def test_bfloat16(name, case_name, named_case):
+    case = named_case(case_name)
     results = value_and_gradients(IMPLEMENTATIONS[name], case, jnp.bfloat16)
     for what, expected in case.expected().items():
         assert results[what].dtype == jnp.bfloat16

@@ -111,9 +111,11 @@ def test_a_row_does_not_depend_on_its_batch(generator):
 
 def test_streaming_gives_the_same_tokens(generator):
     batch = prompts(1, [3, 16, 9])
-    parts = list(generator.stream(batch, RANDOM, max_tokens=12))
+    parts = list(generator.stream(batch, RANDOM, max_tokens=12, interval=1))
     assert [len(part[0]) for part in parts] == [1] * 12
     whole = generator.generate(batch, RANDOM, max_tokens=12)
+    assert [list(chain(*rows)) for rows in zip(*parts)] == whole
+    parts = generator.stream(batch, RANDOM, max_tokens=12)
     assert [list(chain(*rows)) for rows in zip(*parts)] == whole
 
 

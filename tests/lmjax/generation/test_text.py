@@ -15,7 +15,8 @@ class Scripted(Generator):
     def __init__(self, rows):
         self.rows, self.said = rows, 0
 
-    def stream(self, prompts, sampling=None, max_tokens=100, stop_tokens=(), interval=1):
+    def stream(self, prompts, sampling=None, max_tokens=100, stop_tokens=(), interval=None):
+        interval = interval or 1
         for begin in range(0, max(map(len, self.rows)), interval):
             self.said = begin + interval
             yield [row[begin : begin + interval] for row in self.rows]

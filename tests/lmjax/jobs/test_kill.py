@@ -4,6 +4,8 @@
 """
 
 import importlib
+import json
+import random
 from pathlib import Path
 
 import pytest
@@ -12,9 +14,9 @@ ROOT = Path(__file__).parents[3]
 STEPS, EVERY = 24, 4
 # As little as still has every part: start, steps, checkpoints, evaluation, report.
 SMALL = (
-    "evaluation.every=12",
-    "evaluation.prompts=()",
-    "evaluation.tokens=500",
+    "data.train.0.source=TextFiles",
+    f"data.train.0.source.path={ROOT}/lmjax/models/*.py",
+    "data.held_out=0.3",
     "data.length=16",
     "data.batch_size=4",
     "model.max_length=16",
@@ -23,6 +25,9 @@ SMALL = (
     "model.attention.num_heads=2",
     "model.attention.head_dim=8",
     "model.feed_forward.size=32",
+    "evaluation.every=12",
+    "evaluation.prompts=()",
+    "evaluation.tokens=500",
 )
 
 
@@ -49,6 +54,48 @@ def test_killed_run_ends_as_one_left_alone(kill, tmp_path):
     assert kill.differences(tmp_path / "alone", tmp_path / "killed", STEPS) == []
 
 
-def test_differences_are_found(kill, tmp_path):
-    """Of a bit, of a line that is missing, and of one that stands there twice."""
-    raise NotImplementedError
+@pytest.fixture
+def finished(kill, tmp_path):
+    """Two equal folders as of finished runs, but for the arrays."""
+    for name in ("alone", "killed"):
+        write(tmp_path / name, [(1, 3.5), (2, 3.25)])
+    return tmp_path / "alone", tmp_path / "killed"
+
+
+def write(folder, losses):
+    folder.mkdir(exist_ok=True)
+    lines = [
+        {"step": step, "split": "train", "loss": loss, "tokens_per_second": random.random()}
+        for step, loss in losses
+    ]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+@pytest.mark.parametrize(
+    ("losses", "found"),
+    [
+        ([(1, 3.5), (2, 3.25)], []),
+        ([(1, 3.5), (2, 3.250001)], ["metrics of (2, 'train')"]),
+        ([(1, 3.5)], ["killed: the lines of the steps", "metrics of (2, 'train')"]),
+        ([(1, 3.5), (2, 3.25), (2, 3.25)], ["killed: 1 lines", "killed: the lines of the steps"]),
+    ],
+)
+def test_differences_of_lines_are_found(kill, finished, monkeypatch, losses, found):
+    """Timing may differ, a loss may not; no line may be missing or stand there twice."""
+    monkeypatch.setattr(kill, "final_state", lambda output, step: {"weight": b"1"})
+    write(finished[1], losses)
+    differences = kill.differences(*finished, 2)
+    assert len(differences) == len(found)
+    assert all(line.startswith(start) for line, start in zip(differences, found))
+
+
+def test_differences_of_bits_are_found(kill, finished, monkeypatch):
+    """An array that differs, and one that only one run has."""
+    states = {
+        "alone": {"weight": b"1", "bias": b"0"},
+        "killed": {"weight": b"2", "scale": b"0"},
+    }
+    monkeypatch.setattr(kill, "final_state", lambda output, step: states[output.name])
+    arrays, weight = kill.differences(*finished, 2)
+    assert "bias" in arrays and "scale" in arrays
+    assert weight.startswith("weight")

@@ -1,5 +1,7 @@
 """A checkpoint goes on with the same losses on another mesh."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
@@ -77,6 +79,12 @@ class Trainer:
         return state, np.array(losses)
 
 
+@functools.cache
+def trainer_on(**sizes):
+    """One compilation for each mesh."""
+    return Trainer(**sizes)
+
+
 def batch(step):
     """Rows that are a function of the step."""
     tokens = np.random.default_rng(step).integers(0, 97, (8, 17), np.int32)
@@ -86,7 +94,7 @@ def batch(step):
 @pytest.fixture(scope="module")
 def uninterrupted():
     """Losses of all steps on one device."""
-    trainer = Trainer(fsdp=1)
+    trainer = trainer_on(fsdp=1)
     return trainer.train(trainer.start(), range(STEPS))[1]
 
 
@@ -94,7 +102,7 @@ def uninterrupted():
 def folder(tmp_path_factory, uninterrupted):
     """A checkpoint saved in the middle of the run on eight devices."""
     folder = tmp_path_factory.mktemp("checkpoints")
-    trainer = Trainer(**DEVICES)
+    trainer = trainer_on(**DEVICES)
     state, losses = trainer.train(trainer.start(), range(SAVED))
     np.testing.assert_allclose(losses, uninterrupted[:SAVED], rtol=1e-5)
     with jax.set_mesh(trainer.mesh), Checkpointer(folder) as checkpointer:
@@ -105,6 +113,6 @@ def folder(tmp_path_factory, uninterrupted):
 @pytest.mark.parametrize("sizes", [{"fsdp": 8}, {"fsdp": 1}], ids=str)
 def test_losses_go_on_as_if_uninterrupted_on_one_device(folder, uninterrupted, sizes):
     """1e-5 relative in float32: sums in another order, amplified by a few steps of training."""
-    trainer = Trainer(**sizes)
+    trainer = trainer_on(**sizes)
     _, losses = trainer.train(trainer.restore(folder), range(SAVED, STEPS))
     np.testing.assert_allclose(losses, uninterrupted[SAVED:], rtol=1e-5)

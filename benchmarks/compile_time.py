@@ -1,0 +1,113 @@
+"""How long a training step takes to compile, by depth: layers are scanned, so it should not grow.
+
+python -m benchmarks.compile_time [depths=(6,48)] [model=llama:7B] [json=FILE]
+
+Nothing is allocated: the step is compiled for shapes. The models take turns, and every time JAX
+begins with empty caches.
+"""
+
+import sys
+import time
+from typing import Any
+
+import jax
+import numpy as np
+
+from benchmarks.harness import save, spread, table
+from lmjax.config import UserError, config, exit_on_user_error, from_command_line, replace
+from lmjax.models import TransformerConfig, abstract
+from lmjax.models.gpt import gpt2
+from lmjax.objectives import CausalLM
+from lmjax.parallel import Mesh, training_layout
+from lmjax.training.optimizers import AdamW, Optimizer
+from lmjax.training.placement import abstract_batch
+from lmjax.training.schedules import Cosine
+from lmjax.training.state import abstract_state
+from lmjax.training.step import make_train_step
+
+PHASES = ("trace", "lower", "compile")
+
+
+@config
+class CompileTimeBenchmark:
+    """A whole training step: forward, backward, clipping, optimizer."""
+
+    model: TransformerConfig = gpt2()  # all but its depth
+    depths: tuple[int, ...] = (6, 48)  # layers; ratios are to the first
+    optimizer: Optimizer = AdamW()  # its update is compiled as well
+    length: int = 256  # tokens in a row
+    batch: int = 8  # rows
+    rounds: int = 3  # turns of each depth
+    mesh: Mesh = Mesh()  # how the devices are arranged
+    json: str = ""  # file for the results
+
+    def validate(self) -> None:
+        """Raises UserError for numbers that measure nothing."""
+        if not self.depths or min(self.depths) < 1:
+            raise UserError(f"depths={self.depths}: one number of layers or more, from 1 up")
+        if self.rounds < 1:
+            raise UserError(f"rounds={self.rounds}: it must be at least 1")
+
+
+def phases(settings: CompileTimeBenchmark, layers: int) -> dict[str, float]:
+    """Seconds to trace, to lower and to compile the step of a model with that many layers."""
+    layout = training_layout()
+    model = replace(settings.model, num_layers=layers)
+    schedule = Cosine(warmup=1).build(100)
+    transform = settings.optimizer.build(schedule, abstract(model, layout)[1])
+    graph, state = abstract_state(model, layout, transform, seed=0)
+    objective = CausalLM()
+    rows = np.ones((settings.batch, objective.row_length(settings.length)), np.int32)
+    batch = objective.prepare(rows, rows, np.zeros(settings.batch, np.uint64))
+    batch = abstract_batch(batch, layout)
+    step = make_train_step(graph=graph, objective=objective, transform=transform, schedule=schedule)
+    jax.clear_caches()
+    times = [time.perf_counter()]
+    traced = step.trace(state, batch)
+    times.append(time.perf_counter())
+    lowered = traced.lower()
+    times.append(time.perf_counter())
+    lowered.compile()
+    times.append(time.perf_counter())
+    return dict(zip(PHASES, np.diff(times).tolist(), strict=True))
+
+
+def measure(settings: CompileTimeBenchmark) -> dict[int, list[dict[str, float]]]:
+    """The phases of every round, by depth."""
+    jax.config.update("jax_enable_compilation_cache", False)
+    found = {layers: [] for layers in settings.depths}
+    with jax.set_mesh(settings.mesh.build()):
+        phases(settings, 1)  # imports, and what JAX sets up once
+        for number in range(settings.rounds):
+            for layers in settings.depths[:: -1 if number % 2 else 1]:
+                print(f"round {number + 1}: {layers} layers", file=sys.stderr)
+                found[layers].append(phases(settings, layers))
+    return found
+
+
+def report(settings: CompileTimeBenchmark, found: dict[int, list[dict]]) -> dict[str, Any]:
+    """Prints the table; the totals and their ratios to the first depth."""
+    first, rows, results = settings.depths[0], [], {}
+    for layers, rounds in found.items():
+        total = [sum(turn.values()) for turn in rounds]
+        base = [sum(turn.values()) for turn in found[first]]
+        ratio = spread([a / b for a, b in zip(total, base, strict=True)])
+        medians = [spread([turn[phase] for turn in rounds])["median"] for phase in PHASES]
+        rows.append([f"{layers} layers", *medians, min(total), spread(total)["median"]])
+        rows[-1] += [ratio["median"], ratio["min"], ratio["max"]]
+        results[layers] = {"total_seconds": spread(total), f"over_{first}_layers": ratio}
+    columns = ["s (median)", *PHASES, "total (min)", "(median)", f"/ {first} layers", "min", "max"]
+    print(table(columns, rows))
+    return results
+
+
+def main() -> None:
+    """Measures and prints."""
+    settings = from_command_line(CompileTimeBenchmark())
+    found = measure(settings)
+    save(settings.json, "compile_time", rounds=found, summary=report(settings, found))
+
+
+if __name__ == "__main__":
+    with exit_on_user_error():
+        main()
