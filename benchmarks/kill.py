@@ -11,12 +11,14 @@ import dataclasses
 import json
 import os
 import random
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -68,8 +70,14 @@ class Training:
     caches: Path
     settings: Sequence[str] = ()
 
-    def start(self, output: Path) -> subprocess.Popen:
-        """Begins the run in the folder `output`, or goes on with it."""
+    @property
+    def said(self) -> Path:
+        """What the last process has printed."""
+        return self.caches / "said.txt"
+
+    @contextmanager
+    def running(self, output: Path) -> Iterator[subprocess.Popen]:
+        """The process of the run in the folder `output`, begun or continued; it ends here."""
         environment = {
             **os.environ,
             "JAX_COMPILATION_CACHE_DIR": str(self.caches / "programs"),
@@ -83,14 +91,44 @@ class Training:
             f"data.cache={self.caches / 'tokens'}",
             *self.settings,
         ]
-        return subprocess.Popen(
-            [sys.executable, "-m", "experiments.debug", *settings],
-            cwd=ROOT,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+        self.caches.mkdir(parents=True, exist_ok=True)
+        with self.said.open("wb") as said:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "experiments.debug", *settings],
+                cwd=ROOT,
+                env=environment,
+                stdout=said,
+                stderr=subprocess.STDOUT,
+            )
+            try:
+                yield process
+            finally:
+                process.kill()
+                process.wait()
+
+    def finish(self, process: subprocess.Popen) -> None:
+        """Waits for the end.
+
+        Raises:
+          RuntimeError: it was not a good one; with what the run said.
+        """
+        if process.wait():
+            raise RuntimeError(f"the run ended with code {process.returncode}:\n{self._words()}")
+
+    def kill(self, process: subprocess.Popen) -> None:
+        """Kills the process.
+
+        Raises:
+          RuntimeError: it had ended by itself; with what it said.
+        """
+        process.kill()
+        if process.wait() != -signal.SIGKILL:
+            raise RuntimeError(
+                f"the run ended before it was killed, code {process.returncode}:\n{self._words()}"
+            )
+
+    def _words(self) -> str:
+        return self.said.read_text("utf-8", errors="replace")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,18 +186,18 @@ def undisturbed(training: Training, output: Path) -> Durations:
     begin = time.time()
     first = last = None
     saves, opened = [], None
-    process = training.start(output)
-    for look in watch(process, output, begin):
-        if first is None and look.step:
-            first = look.time
-        if last is None and look.step == training.steps:
-            last = look.time
-        if look.saving and opened is None:
-            opened = look.time
-        if not look.saving and opened is not None:
-            saves.append(look.time - opened)
-            opened = None
-    finish(process)
+    with training.running(output) as process:
+        for look in watch(process, output, begin):
+            if first is None and look.step:
+                first = look.time
+            if last is None and look.step == training.steps:
+                last = look.time
+            if look.saving and opened is None:
+                opened = look.time
+            if not look.saving and opened is not None:
+                saves.append(look.time - opened)
+                opened = None
+        training.finish(process)
     if not (first and last and saves):
         raise UserError("the run ended before it could be watched: give it more steps")
     step = (last - first) / training.steps
@@ -206,28 +244,33 @@ def kill_at(training: Training, output: Path, moment: Moment, usual: Durations) 
       RuntimeError: it ended by itself before.
     """
     begin = time.time()
-    process = training.start(output)
     deadline = begin + moment.share * usual.start if moment.kind == "start" else None
-    first = None
-    for look in watch(process, output, begin):
-        if first is None and look.step:
-            first = look.time - begin
-        if deadline is None and look.step >= moment.step:
-            if moment.kind == "checkpoint" and look.saving:
-                deadline = look.time + moment.share * usual.checkpoint
-            elif moment.kind == "end":
-                deadline = look.time + moment.share * usual.end
-            elif moment.kind == "step":
-                deadline = look.time + moment.share * usual.step
-        if deadline is not None and look.time >= deadline:
-            break
-    process.kill()
-    said, _ = process.communicate()
-    if process.returncode != -9:
-        raise RuntimeError(f"the run ended by itself, code {process.returncode}:\n{said}")
+    spans = {"checkpoint": usual.checkpoint, "step": usual.step, "end": usual.end}
+    share, first = moment.share, None
+    with training.running(output) as process:
+        for look in watch(process, output, begin):
+            if first is None and look.step:
+                first = look.time - begin
+            reached = look.step >= moment.step and (look.saving or moment.kind != "checkpoint")
+            if deadline is None and reached:
+                deadline = look.time + share * spans[moment.kind]
+            if deadline is not None and look.time >= deadline:
+                freeze(process)
+                if moment.kind != "checkpoint" or is_saving(output, begin):
+                    break
+                # This checkpoint was quicker than usual: wait for the next.
+                process.send_signal(signal.SIGCONT)
+                share, deadline = share / 2, None
+        training.kill(process)
     names = [path.name for path in RunFolder(output).checkpoints.glob("*")]
     saved = max((int(name) for name in names if name.isdigit()), default=None)
     return Kill(moment, last_step(output), saved, is_saving(output, begin), first)
+
+
+def freeze(process: subprocess.Popen) -> None:
+    """Stops every thread of the process where it is, or finds that the process has ended."""
+    process.send_signal(signal.SIGSTOP)
+    os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
 
 
 def survive(
@@ -245,15 +288,9 @@ def survive(
         if kills[-1].first is not None:
             # Programs are compiled by now: it starts sooner than the run left alone.
             usual = dataclasses.replace(usual, start=kills[-1].first)
-    finish(training.start(output))
+    with training.running(output) as process:
+        training.finish(process)
     return kills
-
-
-def finish(process: subprocess.Popen) -> None:
-    """Waits for the end; raises RuntimeError with what the run said if it was not a good one."""
-    said, _ = process.communicate()
-    if process.returncode:
-        raise RuntimeError(f"the run ended with code {process.returncode}:\n{said}")
 
 
 def differences(alone: Path, killed: Path, steps: int) -> list[str]:

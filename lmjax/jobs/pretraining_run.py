@@ -8,21 +8,28 @@ from typing import Any
 import jax
 import numpy as np
 
-from lmjax.config import UserError, fingerprint, from_json, to_json
+from lmjax.config import UserError, fingerprint, to_json
 from lmjax.data import PreparedData, prepare
 from lmjax.evaluation.held_out import HeldOut
 from lmjax.generation.generator import Generator
-from lmjax.generation.sampling import Sampling
 from lmjax.generation.text import TextGenerator, prompt_tokens
 from lmjax.jobs.pretrain import Parts, Pretrain
 from lmjax.jobs.report import write_report
 from lmjax.jobs.results import COLUMNS, WORDS, compare
-from lmjax.jobs.run_folder import ROUNDING, RunFolder, differences, is_below
+from lmjax.jobs.run_folder import RunFolder
+from lmjax.jobs.telling import (
+    sampling_words,
+    tell_beginning,
+    tell_continuation,
+    tell_finished,
+    tell_interruption,
+    tell_results,
+)
 from lmjax.jobs.terminal import Stopwatch, Story, make_console
 from lmjax.models.batch import Batch
 from lmjax.scaling.hardware import find_peak, peak_memory_in_use
 from lmjax.training.checkpoints import Checkpointer
-from lmjax.training.environment import compare_environment, describe_environment
+from lmjax.training.environment import describe_environment
 from lmjax.training.interruption import Interruption
 from lmjax.training.loop import Loop, Yardstick
 from lmjax.training.metrics import MetricsWriter
@@ -65,9 +72,9 @@ class PretrainingRun:
         with Checkpointer(
             self.folder.checkpoints, settings.keep, settings.keep_every, warn=self.story.warn
         ) as checkpointer:
-            self.tell_beginning()
+            tell_beginning(self.story, self.experiment, self.folder.path, self.size)
             if self.is_finished(checkpointer):
-                self.tell_results(self.folder.results())
+                tell_results(self.story, self.folder.results(), self.folder.path)
                 return
             prepared = self.prepare_data()
             held_out = self.held_out_sets(prepared)
@@ -78,7 +85,7 @@ class PretrainingRun:
                     state, done, checkpointer, prepared, held_out
                 )
         if done < self.experiment.steps:
-            self.tell_interruption(done)
+            tell_interruption(self.story, done, self.experiment.steps)
             sys.exit(interruption.exit_code)
         self.finish(state, prepared, whole=first == 0)
 
@@ -153,7 +160,7 @@ class PretrainingRun:
             done = extra["step"]
             self.check_tokenizer(extra, prepared)
             self.check_schedule(extra, done)
-            self.tell_continuation(extra, done)
+            tell_continuation(self.story, self.experiment, extra, done)
         if jax.process_index() == 0:
             self.folder.write("config.json", to_json(self.experiment))
             self.folder.write_json("environment.json", environment)
@@ -192,12 +199,7 @@ class PretrainingRun:
         finished = self.folder.results().get("step", 0) >= steps
         if not finished or (checkpointer.latest() or 0) < steps:
             return False
-        self.story.fact("finished", f"all {steps:,} steps were done before")
-        self.story.fact(
-            "to go on",
-            "raise steps=, where the schedule allows it; to start anew, choose another output= or "
-            f"delete {self.folder.path}",
-        )
+        tell_finished(self.story, steps, self.folder.path)
         return True
 
     def train(
@@ -303,7 +305,7 @@ class PretrainingRun:
             results["seconds"] = round(self.watch.seconds(), 1)
         self.folder.write_json("results.json", results)
         write_report(self.folder)
-        self.tell_results(results)
+        tell_results(self.story, results, self.folder.path)
 
     def samples(self, state: TrainState, prepared: PreparedData) -> list[dict[str, str]]:
         """What the model makes of the prompts."""
@@ -326,79 +328,3 @@ class PretrainingRun:
             for record in self.folder.metrics()
             if record["step"] == self.experiment.steps and record["split"].startswith(HELD_OUT)
         }
-
-    # ---- what is said ----------------------------------------------------------------------
-
-    def tell_beginning(self) -> None:
-        """What is to be done, and where."""
-        experiment = self.experiment
-        self.story.title(self.folder.path.name, f"{self.folder.path}  {fingerprint(experiment)}")
-        devices = jax.devices()
-        axes = jax.sharding.get_mesh().shape.items()
-        cut = " as " + " x ".join(f"{axis}={size}" for axis, size in axes if size > 1)
-        self.story.fact(
-            "devices", f"{len(devices)} x {devices[0].device_kind}{cut if len(devices) > 1 else ''}"
-        )
-        model = experiment.model
-        self.story.fact(
-            "model",
-            f"{model.num_layers} layers x {model.hidden}, {self.size / 1e6:,.2f} M parameters",
-        )
-        rows, length = experiment.data.batch_size, experiment.data.length
-        self.story.fact(
-            "training",
-            f"{experiment.steps:,} steps of {rows} x {length} = {rows * length:,} tokens",
-        )
-
-    def tell_continuation(self, extra: dict[str, Any], done: int) -> None:
-        """From where the run goes on, and whether its bits will be those of an unbroken one."""
-        self.story.fact("going on", f"after step {done:,}")
-        changed = compare_environment(extra["environment"])
-        before = from_json(json.dumps(extra["experiment"]))
-        changed += [
-            f"{name}: {old} before, {new} now"
-            for name, old, new in differences(before, self.experiment)
-            if is_below(name, ROUNDING)
-        ]
-        if changed:
-            self.story.warn(
-                "From here on the run is no longer bit for bit what it would be without the break:"
-            )
-            for line in changed:
-                self.story.warn(f"  {line}")
-
-    def tell_interruption(self, done: int) -> None:
-        """How to go on."""
-        steps = self.experiment.steps
-        self.story.console.print()
-        self.story.fact("stopped", f"after step {done:,} of {steps:,}; its state is saved")
-        self.story.fact("to go on", "give the same command again")
-
-    def tell_results(self, results: dict[str, Any]) -> None:
-        """The scores, the samples, and where everything is."""
-        if results["bits_per_byte"]:
-            self.story.scores(results["columns"], results["bits_per_byte"])
-        if results["samples"]:
-            self.story.samples(results["samples"], results["samples_words"])
-        path = self.folder.path
-        self.story.files(
-            path,
-            (
-                ("report.html", "curves, settings and samples on one page"),
-                ("metrics.jsonl", "every number, a JSON object a line"),
-                ("checkpoints/  tokenizer/  config.json", "the model, and all that made it"),
-                (f'python -m lmjax.generation {path} prompt="..."', "text from the model"),
-            ),
-        )
-
-
-def sampling_words(sampling: Sampling) -> str:
-    """How samples were drawn, in words."""
-    if sampling.temperature == 0:
-        return "always the likeliest token"
-    words = f"sampled at temperature {sampling.temperature:g}"
-    if sampling.top_k is not None:
-        words += f" from the {sampling.top_k} likeliest tokens"
-    if sampling.top_p is not None:
-        words += f" from the likeliest tokens that hold {sampling.top_p:g} of the probability"
-    return words

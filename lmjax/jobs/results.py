@@ -10,7 +10,7 @@ COLUMNS = ("gzip -9", "byte bigram", "model")
 WORDS = (
     "What each spends on text that was held out of training: bits per byte of UTF-8, so that "
     "tokenizers do not matter; less is better. Gzip compresses the held-out text by itself. The "
-    "bigram model of bytes was counted on the training text."
+    "bigram model of bytes was counted on the training text of the same domain."
 )
 BIGRAM_BYTES = 16_000_000  # of training text: a bigram model has no more to learn from more
 GZIP_BYTES = 16_000_000  # of held-out text
@@ -23,12 +23,13 @@ def compare(prepared: PreparedData, scores: Mapping[str, float]) -> dict[str, di
       prepared: the data, with the text of all its sets.
       scores: bits per byte of the model, by set.
     """
-    bigram = ByteBigram()
-    share = BIGRAM_BYTES // len(prepared.train)
-    for store in prepared.train.values():
-        bigram.fit(_texts(prepared, store, share))
     rows = {}
     for name, store in prepared.held_out.items():
+        # Its own kind of text where the training holds some, otherwise all there is.
+        training = prepared.train if name not in prepared.train else {name: prepared.train[name]}
+        bigram = ByteBigram()
+        for source in training.values():
+            bigram.fit(_texts(prepared, source, BIGRAM_BYTES))
         texts = list(_texts(prepared, store, GZIP_BYTES))
         values = (gzip_bits_per_byte(texts), bigram.bits_per_byte(texts), scores[name])
         rows[name] = dict(zip(COLUMNS, values, strict=True))

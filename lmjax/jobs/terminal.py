@@ -14,6 +14,7 @@ from rich.text import Text
 from lmjax.training.progress import duration
 
 LABEL = 12  # width of the names on the left
+SAMPLE_LINES = 8  # of each sample; the report has all of it
 
 
 def make_console() -> Console:
@@ -76,7 +77,9 @@ class Story:
         for number, sample in enumerate(samples):
             if number:
                 self.console.print()
-            text = Text.assemble((sample["prompt"], "bold cyan"), sample["text"])
+            lines = sample["text"].rstrip().split("\n")
+            shown = "\n".join(lines[:SAMPLE_LINES]) + "\n ..." * (len(lines) > SAMPLE_LINES)
+            text = Text.assemble((sample["prompt"], "bold cyan"), shown)
             self.console.print(Padding(text, (0, 2, 0, 4)))
 
     def files(self, path: Path, commands: Sequence[tuple[str, str]]) -> None:

@@ -1,0 +1,104 @@
+"""What a pretraining run says about itself."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from lmjax.config import fingerprint, from_json
+from lmjax.generation.sampling import Sampling
+from lmjax.jobs.pretrain import Pretrain
+from lmjax.jobs.run_folder import ROUNDING, differences, is_below
+from lmjax.jobs.terminal import Story
+from lmjax.training.environment import compare_environment
+
+
+def tell_beginning(story: Story, experiment: Pretrain, path: Path, size: int) -> None:
+    """What is to be done, on what, and where; `size` is the number of parameters."""
+    story.title(path.name, f"{path}  {fingerprint(experiment)}")
+    devices = jax.devices()
+    axes = jax.sharding.get_mesh().shape.items()
+    cut = " as " + " x ".join(f"{axis}={size}" for axis, size in axes if size > 1)
+    story.fact(
+        "devices", f"{len(devices)} x {devices[0].device_kind}{cut if len(devices) > 1 else ''}"
+    )
+    model, data = experiment.model, experiment.data
+    story.fact(
+        "model", f"{model.num_layers} layers x {model.hidden}, {size / 1e6:,.2f} M parameters"
+    )
+    if experiment.average is not None:
+        story.fact("average", f"of the parameters, decay {experiment.average}: it is evaluated")
+    story.fact(
+        "training",
+        f"{experiment.steps:,} steps of {data.batch_size} x {data.length} = "
+        f"{data.batch_size * data.length:,} tokens",
+    )
+
+
+def tell_continuation(story: Story, experiment: Pretrain, extra: dict[str, Any], done: int) -> None:
+    """From where a run goes on, and whether its bits will be those of an unbroken one.
+
+    Args:
+      story: where to say it.
+      experiment: as it is now.
+      extra: what the checkpoint holds beside its arrays.
+      done: steps behind it.
+    """
+    story.fact("going on", f"after step {done:,}")
+    before = from_json(json.dumps(extra["experiment"]))
+    changed = compare_environment(extra["environment"]) + [
+        f"{name}: {old} before, {new} now"
+        for name, old, new in differences(before, experiment)
+        if is_below(name, ROUNDING)
+    ]
+    if changed:
+        story.warn("From here on the run is no longer bit for bit an unbroken one:")
+        for line in changed:
+            story.warn(f"  {line}")
+
+
+def tell_interruption(story: Story, done: int, steps: int) -> None:
+    """How to go on after Ctrl-C or SIGTERM."""
+    story.console.print()
+    story.fact("stopped", f"after step {done:,} of {steps:,}; its state is saved")
+    story.fact("to go on", "give the same command again")
+
+
+def tell_finished(story: Story, steps: int, path: Path) -> None:
+    """What can be done with a run that came to its end before."""
+    story.fact("finished", f"all {steps:,} steps were done before")
+    story.fact(
+        "to go on",
+        "raise steps=, where the schedule allows it; to start anew, choose another output= or "
+        f"delete {path}",
+    )
+
+
+def tell_results(story: Story, results: dict[str, Any], path: Path) -> None:
+    """The scores, the samples, and where everything is."""
+    if results["bits_per_byte"]:
+        story.scores(results["columns"], results["bits_per_byte"])
+    if results["samples"]:
+        story.samples(results["samples"], results["samples_words"])
+    story.files(
+        path,
+        (
+            ("report.html", "curves, settings and samples on one page"),
+            ("metrics.jsonl", "every number, a JSON object a line"),
+            ("checkpoints/  tokenizer/  config.json", "the model, and all that made it"),
+            (f'python -m lmjax.generation {path} prompt="..."', "text from the model"),
+        ),
+    )
+
+
+def sampling_words(sampling: Sampling) -> str:
+    """How samples were drawn, in words."""
+    if sampling.temperature == 0:
+        return "always the likeliest token"
+    words = f"sampled at temperature {sampling.temperature:g}"
+    if sampling.top_k is not None:
+        words += f" from the {sampling.top_k} likeliest tokens"
+    if sampling.top_p is not None:
+        words += f" from the likeliest tokens that hold {sampling.top_p:g} of the probability"
+    return words
