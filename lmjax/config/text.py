@@ -13,7 +13,7 @@ from lmjax.config.errors import UserError
 
 _CALL = re.compile(r"(?P<name>[A-Za-z_]\w*)(?:\((?P<call>.*)\)|:(?P<argument>.*))?", re.DOTALL)
 _STRING = re.compile(r""""(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'""", re.DOTALL)
-_PLAIN = re.compile(r"[\w./*+-][\w./*+ -]*")  # what needs no quotes inside a tuple
+_PLAIN = re.compile(r"[\w./*+-]+(?: +[\w./*+-]+)*")  # what needs no quotes inside a tuple
 
 
 class Unfit(Exception):

@@ -10,9 +10,9 @@ from lmjax.config import UserError, config, replace
 class PlanRow:
     """From `first_step` on, steps take `batch_size` rows each, beginning with `first_row`."""
 
-    first_step: int
-    first_row: int
-    batch_size: int
+    first_step: int  # 0-based step from which this row of the table holds
+    first_row: int  # row of the data that this step begins with
+    batch_size: int  # rows a step
 
     def validate(self) -> None:
         if self.first_step < 0 or self.first_row < 0 or self.batch_size < 1:

@@ -1,7 +1,11 @@
-"""report.html: one self-contained page about a run, made from the files of its folder alone."""
+"""report.html: one self-contained page about a run, made from the files of its folder alone.
+
+python -m lmjax.jobs.report runs/quickstart    # also while the run is going on
+"""
 
 import json
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +41,11 @@ def content(folder: RunFolder) -> dict[str, Any]:
     held_out: dict[str, list[dict]] = {}
     for record in records:
         if record["split"] != "train":
-            held_out.setdefault(record["split"], []).append(_finite(record))
+            name = "held-out " + record["split"].removeprefix("held_out/")
+            held_out.setdefault(name, []).append(_finite(record))
     return {
         "name": folder.path.name,
-        "summary": _summary(results, train),
+        "summary": _summary(results, folder.environment(), train),
         "tiles": _tiles(results, train),
         "comparison": [
             {"name": name, "values": _finite(row)}
@@ -87,14 +92,14 @@ def _finite(record: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _summary(results: dict[str, Any], train: list[dict]) -> str:
+def _summary(results: dict[str, Any], environment: dict[str, Any], train: list[dict]) -> str:
     tokens = sum(record.get("tokens", 0) for record in train)
-    words = f"{len(train):,} steps on {tokens:,.0f} tokens"
+    words = [f"{len(train):,} steps on {tokens / 1e6:,.2f} million tokens"]
     if "parameters" in results:
-        words = f"{results['parameters']:,} parameters, {words}"
-    if "experiment" in results:
-        words = f"{results['experiment']}. {words}"
-    return words + "."
+        words.insert(0, f"{results['parameters'] / 1e6:,.2f} million parameters")
+    if "devices" in environment:
+        words.append(f"on {environment['devices']} x {environment['device']}")
+    return ", ".join(words) + "."
 
 
 def _tiles(results: dict[str, Any], train: list[dict]) -> list[tuple[str, str]]:
@@ -115,5 +120,14 @@ def _tiles(results: dict[str, Any], train: list[dict]) -> list[tuple[str, str]]:
     if utilisation:
         tiles.append(("of the device's peak (MFU)", f"{utilisation[len(utilisation) // 2]:.0%}"))
     if "seconds" in results:
-        tiles.append(("for all of it", duration(results["seconds"])))
+        tiles.append(("from the first line to this page", duration(results["seconds"])))
     return tiles
+
+
+if __name__ == "__main__":
+    from lmjax.config import UserError, exit_on_user_error
+
+    with exit_on_user_error():
+        if len(sys.argv) != 2 or not RunFolder(sys.argv[1]).config.is_file():
+            raise UserError("python -m lmjax.jobs.report RUN_FOLDER writes its report.html anew")
+        print(write_report(RunFolder(sys.argv[1])))

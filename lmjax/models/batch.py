@@ -10,7 +10,8 @@ from jaxtyping import Float, Int
 
 from pallas_kernels.attention import Mask
 
-Array = jax.Array | np.ndarray
+# On the host, on the devices, or only shapes.
+Array = jax.Array | np.ndarray | jax.ShapeDtypeStruct
 
 
 @jax.tree_util.register_dataclass

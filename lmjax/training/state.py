@@ -31,8 +31,8 @@ class TrainState:
     params: Any
     optimizer: Any
     average: Any
-    step: Int[Array, ""]
-    key: PRNGKeyArray
+    step: Int[Array, ""] | jax.ShapeDtypeStruct
+    key: PRNGKeyArray | jax.ShapeDtypeStruct
 
 
 def make_state(

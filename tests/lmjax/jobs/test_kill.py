@@ -31,16 +31,21 @@ SMALL = (
 )
 
 
-@pytest.fixture
-def kill(monkeypatch):
-    """The benchmark's module; and one device for the processes it starts."""
+@pytest.fixture(autouse=True)
+def one_device_beside_the_repository(monkeypatch):
+    """Lets benchmarks be imported, and gives the processes they start one device."""
     monkeypatch.syspath_prepend(str(ROOT))
     monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "1")
-    return importlib.import_module("benchmarks.kill")
 
 
-def test_killed_run_ends_as_one_left_alone(kill, tmp_path):
+@pytest.fixture
+def same_run():
+    return importlib.import_module("benchmarks.same_run")
+
+
+def test_killed_run_ends_as_one_left_alone(same_run, tmp_path):
     """Exactly, since nothing is computed in another way: same machine, same programs."""
+    kill = importlib.import_module("benchmarks.kill")
     training = kill.Training(STEPS, EVERY, tmp_path / "caches", SMALL)
     usual = kill.undisturbed(training, tmp_path / "alone")
     moments = [
@@ -51,11 +56,11 @@ def test_killed_run_ends_as_one_left_alone(kill, tmp_path):
     kills = kill.survive(training, tmp_path / "killed", moments, usual)
     assert kills[0].half_written
     assert kills[2].logged >= 14
-    assert kill.differences(tmp_path / "alone", tmp_path / "killed", STEPS) == []
+    assert same_run.differences(tmp_path / "alone", tmp_path / "killed", STEPS) == []
 
 
 @pytest.fixture
-def finished(kill, tmp_path):
+def finished(tmp_path):
     """Two equal folders as of finished runs, but for the arrays."""
     for name in ("alone", "killed"):
         write(tmp_path / name, [(1, 3.5), (2, 3.25)])
@@ -80,22 +85,22 @@ def write(folder, losses):
         ([(1, 3.5), (2, 3.25), (2, 3.25)], ["killed: 1 lines", "killed: the lines of the steps"]),
     ],
 )
-def test_differences_of_lines_are_found(kill, finished, monkeypatch, losses, found):
+def test_differences_of_lines_are_found(same_run, finished, monkeypatch, losses, found):
     """Timing may differ, a loss may not; no line may be missing or stand there twice."""
-    monkeypatch.setattr(kill, "final_state", lambda output, step: {"weight": b"1"})
+    monkeypatch.setattr(same_run, "final_state", lambda output, step: {"weight": b"1"})
     write(finished[1], losses)
-    differences = kill.differences(*finished, 2)
+    differences = same_run.differences(*finished, 2)
     assert len(differences) == len(found)
     assert all(line.startswith(start) for line, start in zip(differences, found))
 
 
-def test_differences_of_bits_are_found(kill, finished, monkeypatch):
+def test_differences_of_bits_are_found(same_run, finished, monkeypatch):
     """An array that differs, and one that only one run has."""
     states = {
         "alone": {"weight": b"1", "bias": b"0"},
         "killed": {"weight": b"2", "scale": b"0"},
     }
-    monkeypatch.setattr(kill, "final_state", lambda output, step: states[output.name])
-    arrays, weight = kill.differences(*finished, 2)
+    monkeypatch.setattr(same_run, "final_state", lambda output, step: states[output.name])
+    arrays, weight = same_run.differences(*finished, 2)
     assert "bias" in arrays and "scale" in arrays
     assert weight.startswith("weight")

@@ -40,7 +40,7 @@ def folder(tmp_path):
     lines = [
         {"step": 1, "split": "train", "loss": 4.0, "tokens": 10.0},
         {"step": 2, "split": "train", "loss": 2.0, "tokens": 10.0, "tokens_per_second": 5.0},
-        {"step": 2, "split": "books", "loss": 3.0, "bits_per_byte": 1.5},
+        {"step": 2, "split": "held_out/books", "loss": 3.0, "bits_per_byte": 1.5},
         {"step": 3, "split": "train", "loss": math.nan, "tokens": 10.0, "tokens_per_second": 7.0},
     ]
     (folder.path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -57,7 +57,9 @@ def test_the_page_holds_the_run(folder):
     assert data["name"] == "my <run>"
     assert [record["step"] for record in data["train"]] == [1, 2, 3]
     assert data["held_out"] == {
-        "books": [{"step": 2, "split": "books", "loss": 3.0, "bits_per_byte": 1.5}]
+        "held-out books": [
+            {"step": 2, "split": "held_out/books", "loss": 3.0, "bits_per_byte": 1.5}
+        ]
     }
     assert data["config"]["steps"] == 3
 
