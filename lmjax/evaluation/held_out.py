@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Mapping
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float
 
 from lmjax.config import UserError
 from lmjax.data.mixture import evaluation_rows
@@ -53,9 +52,7 @@ class HeldOut:
     batch_size: int
     tokens: int | None = None
 
-    def score(
-        self, step: Callable[[dict, Batch], Sums], params: dict[str, Float[Array, "..."]]
-    ) -> dict[str, Score]:
+    def score(self, step: Callable[[dict, Batch], Sums], params: dict) -> dict[str, Score]:
         """The scores of these parameters by set.
 
         Every token is predicted once, from what stands before it in its row. Where a set is not
@@ -71,12 +68,12 @@ class HeldOut:
         return {name: self._score(name, store, step, params) for name, store in self.stores.items()}
 
     def _score(self, name: str, store: TokenStore, step: Callable, params: dict) -> Score:
+        sums = [step(params, batch) for batch in self._batches(store)]
         # Added up on the host in float64, after all batches have been sent off.
-        sums = jax.device_get([step(params, batch) for batch in self._batches(store)])
-        tokens = sum(float(part.weight) for part in sums)
+        pairs = jax.device_get([(part.weight, part.extra["cross_entropy"]) for part in sums])
+        tokens, nats = (sum(map(float, column)) for column in zip(*pairs, strict=True))
         if not tokens:
             raise UserError(f"the held-out set {name} holds nothing to predict")
-        nats = sum(float(part.extra["cross_entropy"]) for part in sums)
         text_bytes = store.text_bytes * tokens / store.manifest.tokens
         return Score(nats / tokens, nats / math.log(2) / text_bytes, round(tokens))
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from lmjax.config import UserError, fingerprint, to_json
@@ -178,7 +179,7 @@ class PretrainingRun:
     def check_schedule(self, extra: dict[str, Any], done: int) -> None:
         """Raises UserError where the steps done had other rates than this experiment gives them."""
         before, now = extra["steps"], self.experiment.steps
-        steps = np.arange(done)
+        steps = jnp.arange(done)
         old, new = (np.asarray(self.experiment.schedule.build(n)(steps)) for n in (before, now))
         # A schedule that does not look at the number of steps gives the very same numbers.
         if not np.array_equal(old, new):
@@ -241,6 +242,7 @@ class PretrainingRun:
                 save_every=experiment.checkpoint.every,
                 yardstick=self.yardstick(),
                 log_every=experiment.log.every,
+                console=self.story.console,
             )
             return loop.run(state, done)
 

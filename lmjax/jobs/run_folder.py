@@ -9,6 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import jax
+from jax.experimental import multihost_utils
+
 from lmjax.config import UserError, from_json, to_json
 from lmjax.training.checkpoints import Checkpointer
 from lmjax.training.manifest import write_atomically
@@ -27,6 +30,8 @@ ROUNDING = (
 )
 # Settings that may change when a run goes on, with all below them; all others make it another run.
 FREE = ("output", "steps", "evaluation", "checkpoint", "log", *RESOURCES, *ROUNDING)
+
+LOCK = ".lock"
 
 
 class RunFolder:
@@ -88,6 +93,22 @@ class RunFolder:
         """Writes a value as indented JSON."""
         self.write(name, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
+    def remove(self) -> None:
+        """Removes all that a run makes, and the folder if nothing else is in it."""
+        for name in ("checkpoints", "tokenizer"):
+            shutil.rmtree(self.path / name, ignore_errors=True)
+        for name in (
+            "config.json",
+            "environment.json",
+            "metrics.jsonl",
+            "results.json",
+            "report.html",
+            LOCK,
+        ):
+            (self.path / name).unlink(missing_ok=True)
+        if not any(self.path.iterdir()):
+            self.path.rmdir()
+
     def _read(self, name: str) -> dict[str, Any]:
         path = self.path / name
         return json.loads(path.read_text("utf-8")) if path.is_file() else {}
@@ -105,9 +126,14 @@ def occupy(experiment: Any) -> Iterator[RunFolder]:
             the run of an experiment that differs in more than `FREE`.
     """
     folder = RunFolder(experiment.output)
-    found = set(os.listdir(folder.path)) if folder.path.is_dir() else set()
-    fresh = "config.json" not in found
-    if fresh and found - {".lock"}:
+    if jax.process_index() > 0:  # the first process locks, checks and writes for all of them
+        _wait_for_all()
+        yield folder
+        return
+    fresh = not folder.config.is_file()
+    # A kill may have left hidden files before there was a config.
+    found = os.listdir(folder.path) if folder.path.is_dir() else []
+    if fresh and any(not name.startswith(".") for name in found):
         raise UserError(
             f"output={experiment.output} exists and is not a run folder (it holds no config.json): "
             "choose another output"
@@ -117,12 +143,19 @@ def occupy(experiment: Any) -> Iterator[RunFolder]:
             folder.write("config.json", to_json(experiment))
         else:
             check_continues(folder, experiment)
+        _wait_for_all()
         try:
             yield folder
         except UserError:
             if fresh and not Checkpointer(folder.checkpoints).steps():
-                shutil.rmtree(folder.path)
+                folder.remove()
             raise
+
+
+def _wait_for_all() -> None:
+    """Returns when every process of the run has come here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("run folder")
 
 
 def check_continues(folder: RunFolder, experiment: Any) -> None:
@@ -179,7 +212,7 @@ def _locked(path: Path) -> Iterator[None]:
     """Holds the folder's lock; the system frees it when the process ends, however it ends."""
     try:
         path.mkdir(parents=True, exist_ok=True)
-        lock = (path / ".lock").open("a+")
+        lock = (path / LOCK).open("a+")
     except OSError as error:
         raise UserError(f"cannot write in output={path}: {error.strerror}") from error
     with lock:

@@ -31,7 +31,7 @@ class Story:
     def title(self, name: str, detail: str) -> None:
         """The first line."""
         self.console.print()
-        self.console.print(Text.assemble((name, "bold"), ("  " + detail, "dim")))
+        self.console.print(Text.assemble((name, "bold"), ("  " + detail, "dim")), soft_wrap=True)
         self.console.print()
 
     def fact(self, label: str, words: str, seconds: float | None = None) -> None:
@@ -94,7 +94,7 @@ class Story:
     def heading(self, words: str, detail: str) -> None:
         """A line over a part of the results."""
         self.console.print()
-        self.console.print(Text.assemble((words, "bold"), ("  " + detail, "dim")))
+        self.console.print(Text.assemble((words, "bold"), ("  " + detail, "dim")), soft_wrap=True)
 
 
 class Stopwatch:

@@ -29,12 +29,12 @@ class Batch:
       prefix: number of leading tokens that every token may see although attention is causal.
     """
 
-    tokens: Int[Array, "batch seq"]
-    positions: Int[Array, "batch seq"]
-    segments: Int[Array, "batch seq"]
-    targets: Int[Array, "batch seq"] | None = None
-    weights: Float[Array, "batch seq"] | None = None
-    prefix: Int[Array, "batch"] | None = None
+    tokens: Int[Array, "*batch seq"]
+    positions: Int[Array, "*batch seq"]
+    segments: Int[Array, "*batch seq"]
+    targets: Int[Array, "*batch seq"] | None = None
+    weights: Float[Array, "*batch seq"] | None = None
+    prefix: Int[Array, "*batch"] | None = None
 
     def mask(self, causal: bool, window: int | None = None) -> Mask:
         """The attention mask of this batch's tokens among themselves."""

@@ -7,10 +7,10 @@ import dataclasses
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt64
+from jaxtyping import Float, Int, PRNGKeyArray, UInt64
 
 from lmjax.config import config
-from lmjax.models.batch import Batch
+from lmjax.models.batch import Array, Batch
 from lmjax.models.transformer import Transformer
 
 

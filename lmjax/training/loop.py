@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+from rich.console import Console
 
 from lmjax.config import UserError
 from lmjax.models import Batch
@@ -49,6 +50,7 @@ class Loop:
       save: (step, state) -> None; called every `save_every`, at the end, and on interruption.
       yardstick: for the MFU and the memory of each record.
       log_every: steps after which metrics are fetched from the devices, all at once.
+      console: where progress is shown; None: the standard output.
     """
 
     step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
@@ -61,6 +63,7 @@ class Loop:
     save_every: int
     yardstick: Yardstick
     log_every: int = 1
+    console: Console | None = None
 
     def run(self, state: TrainState, done: int) -> tuple[TrainState, int, Interruption]:
         """Trains from the state after `done` steps.
@@ -78,7 +81,7 @@ class Loop:
         #   4. a checkpoint of step n is begun only when every line up to n is in the file.
         # A run that goes on cuts the file back to the step of its checkpoint.
         clock = Clock()
-        with Progress(done, self.steps) as progress, Interruption() as interruption:
+        with Progress(done, self.steps, self.console) as progress, Interruption() as interruption:
             ledger, first = _Ledger(self, clock, progress), done + 1
             for step in range(first, self.steps + 1):
                 batch = next(self.batches)
@@ -161,7 +164,8 @@ class _Ledger:
 
 
 def _held_out_line(record: Record) -> str:
-    words = f"step {record['step']:>7,}  {record['split']}: loss {record['loss']:.4f}"
+    name = record["split"].replace("held_out/", "held-out ")
+    words = f"step {record['step']:>7,}  {name}: loss {record['loss']:.4f}"
     if "bits_per_byte" in record:
         words += f", {record['bits_per_byte']:.4f} bits per byte"
     return words

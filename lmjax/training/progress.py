@@ -61,14 +61,13 @@ class Progress:
         self._tokens = 0.0
         self._bar = Bar(
             TextColumn("{task.description}"),
-            BarColumn(bar_width=None, style="grey37", complete_style="cyan"),
+            BarColumn(bar_width=28, style="grey37", complete_style="cyan"),
             TaskProgressColumn(),
             TextColumn("{task.fields[numbers]}"),
             console=self.console,
             transient=True,
             disable=not self.live,
             refresh_per_second=4,
-            expand=True,
         )
         self._task = self._bar.add_task(
             "starting", total=total, completed=first, numbers="compiling the step"

@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jaxtyping import Array, Int, PRNGKeyArray
+from jaxtyping import Int, PRNGKeyArray
 
 from lmjax.models import TransformerConfig, abstract, draw_parameters
+from lmjax.models.batch import Array
 from lmjax.parallel import Layout
 
 
@@ -31,7 +32,7 @@ class TrainState:
     params: Any
     optimizer: Any
     average: Any
-    step: Int[Array, ""] | jax.ShapeDtypeStruct
+    step: Int[Array, ""]
     key: PRNGKeyArray | jax.ShapeDtypeStruct
 
 

@@ -90,6 +90,14 @@ def test_a_mistake_in_a_new_run_leaves_nothing(experiment):
     assert not os.path.exists(experiment.output)
 
 
+def test_a_mistake_in_a_new_run_leaves_what_was_there(experiment, tmp_path):
+    hidden = tmp_path / "run" / ".git"
+    hidden.mkdir(parents=True)
+    with pytest.raises(UserError), occupy(experiment):
+        raise UserError("no corpus")
+    assert os.listdir(experiment.output) == [".git"]
+
+
 def test_a_mistake_in_a_run_with_a_checkpoint_leaves_it(experiment):
     with pytest.raises(UserError), occupy(experiment) as folder:
         (folder.checkpoints / "3").mkdir(parents=True)

@@ -48,10 +48,10 @@ def test_the_clock_goes_on_after_an_error_in_a_pause():
     [
         (0.4, "0 s"),
         (59.4, "59 s"),
-        (60, "1 min 00 s"),
-        (3599, "59 min 59 s"),
-        (7800, "2 h 10 min"),
-        (97200, "1 d 3 h"),
+        (60.0, "1 min 00 s"),
+        (3599.0, "59 min 59 s"),
+        (7800.0, "2 h 10 min"),
+        (97200.0, "1 d 3 h"),
     ],
 )
 def test_durations(seconds, words):
