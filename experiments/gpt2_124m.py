@@ -1,8 +1,8 @@
 r"""GPT-2 124M on the web pages of C4, by the recipe that nanoGPT published.
 
-python -m experiments.gpt2_124m data.train.0.source.download=true \
-    data.train.0.evaluation.download=true
-or, on files like Hugging Face's (a "text" on each line), or plain text files:
+python -m experiments.gpt2_124m ...data_dir=/data/tfds
+on TFDS's c4/en, prepared there as array_record (C4 takes Apache Beam to prepare); or, on files like
+Hugging Face's (a "text" on each line), or plain text files:
 python -m experiments.gpt2_124m data.train.0.source=JsonLines \
     data.train.0.source.path='openwebtext/*.jsonl.zst' data.train.0.evaluation=none \
     data.held_out=5e-4

@@ -1,8 +1,8 @@
 r"""A LLaMA of 1.1 B parameters, trained as long as Chinchilla's rule says: 22 B tokens.
 
-python -m experiments.llama_1b data.train.0.source.download=true \
-    data.train.0.evaluation.download=true
-or, on files like Hugging Face's (a "text" on each line) and with LLaMA's own tokenizer:
+python -m experiments.llama_1b ...data_dir=/data/tfds
+on TFDS's c4/en, prepared there as array_record (C4 takes Apache Beam to prepare); or, on files like
+Hugging Face's (a "text" on each line) and with LLaMA's own tokenizer:
 python -m experiments.llama_1b data.train.0.source=JsonLines \
     data.train.0.source.path='slimpajama/*.jsonl.zst' data.train.0.evaluation=none \
     data.held_out=1e-4 data.tokenizer=SentencePiece data.tokenizer.path=tokenizer.model

@@ -11,12 +11,12 @@ from lmjax.jobs.pretrain import Pretrain
 from lmjax.jobs.settings import Checkpoints, Evaluation
 from lmjax.launch import run
 from lmjax.models import AttentionConfig, FeedForwardConfig, Normal, TransformerConfig
-from lmjax.training.optimizers import AdamW
+from lmjax.training.optimizers import Muon
 from lmjax.training.schedules import Cosine
 
 experiment = Pretrain(
     output="runs/quickstart",
-    steps=600,
+    steps=450,
     model=TransformerConfig(
         vocab_size=2048,
         hidden=128,
@@ -36,14 +36,14 @@ experiment = Pretrain(
         length=256,
         batch_size=8,
     ),
-    optimizer=AdamW(b2=0.98),
+    optimizer=Muon(),
     schedule=Cosine(peak=3e-3, warmup=50, final=0.05),
     evaluation=Evaluation(
-        every=200,
+        every=150,
         prompts=("The with statement ", "def read(self", "Return a new list "),
         sample_length=100,
     ),
-    checkpoint=Checkpoints(every=200),
+    checkpoint=Checkpoints(every=150),
 )
 
 if __name__ == "__main__":

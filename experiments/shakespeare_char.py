@@ -1,10 +1,10 @@
-r"""A small GPT on Shakespeare, character by character: nanoGPT's recipe for a CPU.
+"""A small GPT on Shakespeare, character by character: nanoGPT's recipe for a CPU.
 
-python -m experiments.shakespeare_char data.train.0.source.path=input.txt \
-    data.train.0.evaluation.path=input.txt
-2 CPU cores, under 2 minutes; at most 1.89 nats per character over the whole last tenth of
-tinyshakespeare (https://github.com/karpathy/char-rnn, data/tinyshakespeare/input.txt), where
-nanoGPT's README tells of 1.88 on a sample of it.
+python -m experiments.shakespeare_char ...path=input.txt
+2 CPU cores, under 2 minutes; 1.89 nats per character over the whole last tenth of tinyshakespeare
+(https://github.com/karpathy/char-rnn, data/tinyshakespeare/input.txt), where nanoGPT's README tells
+of 1.88 on a sample of it. Evaluated is an average of the parameters over about the last hundred
+steps; without it (average=none) the loss is 0.01 higher.
 
 Any other text file will do; model.vocab_size has to be its number of characters and one more.
 """
@@ -13,13 +13,7 @@ from lmjax.data import Characters, Data, Domain, TextFiles
 from lmjax.jobs.pretrain import Pretrain
 from lmjax.jobs.settings import Checkpoints, Evaluation
 from lmjax.launch import run
-from lmjax.models import (
-    AttentionConfig,
-    FeedForwardConfig,
-    LayerNormConfig,
-    Normal,
-    TransformerConfig,
-)
+from lmjax.models import AttentionConfig, FeedForwardConfig, Normal, TransformerConfig
 from lmjax.training.optimizers import AdamW
 from lmjax.training.schedules import Cosine
 
@@ -31,9 +25,8 @@ experiment = Pretrain(
         hidden=128,
         num_layers=4,
         max_length=64,
-        attention=AttentionConfig(num_heads=4, head_dim=32, bias=False, output_bias=False),
-        feed_forward=FeedForwardConfig(size=512, bias=False),
-        norm=LayerNormConfig(bias=False),
+        attention=AttentionConfig(num_heads=4, head_dim=32),
+        feed_forward=FeedForwardConfig(size=512),
         initializer=Normal(std=0.02, scale_residual=True),
         unroll=4,
     ),
@@ -52,7 +45,8 @@ experiment = Pretrain(
     ),
     optimizer=AdamW(b2=0.99),
     schedule=Cosine(peak=1e-3, warmup=100, final=0.1),
-    evaluation=Evaluation(every=500, prompts=("ROMEO:\n", "To be", "\n"), sample_length=200),
+    average=0.99,
+    evaluation=Evaluation(every=1000, prompts=("ROMEO:\n", "To be", "\n"), sample_length=200),
     checkpoint=Checkpoints(every=1000),
 )
 
