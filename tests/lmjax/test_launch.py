@@ -17,12 +17,14 @@ from lmjax.config import UserError, exit_on_user_error
 from lmjax.launch import join_processes
 
 ROOT = Path(__file__).parents[2]
+NOT_INHERITED = ("XLA_FLAGS", "NO_COLOR", "GLIBC_TUNABLES")
 PROGRAM = '''"""A toy program.
 
 It costs nothing.
 """
 
 import errno
+import os
 import sys
 
 from lmjax.config import UserError, config
@@ -39,6 +41,8 @@ class Program:
     def run(self) -> None:
         if self.do == "import":
             print("jax" in sys.modules)
+        if self.do == "memory":
+            print(os.environ.get("GLIBC_TUNABLES"), *sys.argv[1:])
         if self.do == "mistake":
             raise UserError("the corpus is empty")
         if self.do == "bug":
@@ -70,7 +74,7 @@ def start(tmp_path_factory):
     (folder / "toy_program.py").write_text(PROGRAM)
 
     def start(*arguments: str, **environment: str) -> subprocess.Popen:
-        inherited = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "NO_COLOR")}
+        inherited = {k: v for k, v in os.environ.items() if k not in NOT_INHERITED}
         return subprocess.Popen(
             [sys.executable, "-m", "toy_program", *arguments],
             cwd=folder,
@@ -90,6 +94,17 @@ def outcome(process: subprocess.Popen) -> tuple[int, str, str]:
 
 def test_a_run_with_a_setting_does_not_need_jax_before_the_experiment_does(start):
     assert outcome(start("do=import")) == (0, "False\n", "")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no glibc to tell")
+def test_memory_comes_in_huge_pages_unless_the_user_says_otherwise(start):
+    """The command starts anew with the same arguments, and only once."""
+    assert outcome(start("do=memory", "times=2")) == (
+        0,
+        "glibc.malloc.hugetlb=1 do=memory times=2\n",
+        "",
+    )
+    assert outcome(start("do=memory", GLIBC_TUNABLES="x=1"))[1] == "x=1 do=memory\n"
 
 
 def test_help(start):
