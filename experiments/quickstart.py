@@ -1,9 +1,9 @@
 """A small GPT on the text that comes with Python, from nothing to a report in about three minutes.
 
 python -m experiments.quickstart
-2 CPU cores, about 3 minutes, no download. The text is this Python's own documentation and standard
-library; the tokenizer is trained on it too. Expect about 2.3 bits per byte on held-out text, where
-a bigram model of bytes needs 3.7.
+2 CPU cores, a good 3 minutes, no download. The text is this Python's own documentation and standard
+library; the tokenizer is trained on it too. Expect 2.3 bits per byte on held-out documentation and
+2.1 on held-out code, where gzip -9 takes 2.6 and 2.2, a bigram model of bytes 3.9 and 3.6.
 """
 
 from lmjax.data import Data, Domain, EmbeddedCorpus, TrainedBPE
