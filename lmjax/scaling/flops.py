@@ -16,6 +16,7 @@ percent or two. MFU is these FLOPs a second over the devices' peak. Published nu
 the full square (PaLM's, for one) come out higher; at S = 2048 and hidden = 4096 by some 4 percent.
 """
 
+import contextlib
 import dataclasses
 import functools
 import math
@@ -43,8 +44,10 @@ class ParameterCount:
 
 @functools.cache
 def count_parameters(config: TransformerConfig) -> ParameterCount:
-    """Counts by tracing the model; allocates nothing, on no device."""
-    with jax.sharding.use_abstract_mesh(Mesh(fsdp=1).abstract(1)):
+    """Counts by tracing the model on the mesh that is set, if any; allocates nothing."""
+    unset = jax.sharding.get_abstract_mesh().empty
+    mesh = jax.sharding.use_abstract_mesh(Mesh(fsdp=1).abstract(1))
+    with mesh if unset else contextlib.nullcontext():
         _, shapes = abstract(config, training_layout())
     total = embeddings = products = 0
     for path, leaf in jax.tree.leaves_with_path(shapes):

@@ -20,7 +20,7 @@ from lmjax.models import (
     llama2,
     plain_batch,
 )
-from lmjax.parallel import training_layout
+from lmjax.parallel import Mesh, training_layout
 from lmjax.scaling.flops import (
     attended_keys,
     count_parameters,
@@ -145,3 +145,12 @@ def test_training_against_six_n():
     without = count_parameters(llama("7B"))
     six_n = 6 * (without.total - without.embeddings)
     assert 1.0 < training_flops_per_token(llama("7B"), 2048) / six_n < 1.05
+
+
+def test_parameters_are_counted_on_any_mesh():
+    """The count knows no mesh, and tracing takes the one that is set."""
+    config = TransformerConfig(vocab_size=300, num_layers=2, hidden=96)
+    alone = count_parameters(config)
+    count_parameters.cache_clear()
+    with jax.set_mesh(Mesh(fsdp=4, tensor=2).build()):
+        assert count_parameters(config) == alone
