@@ -1,7 +1,7 @@
 """A small GPT on Shakespeare, character by character: nanoGPT's recipe for a CPU.
 
 python -m experiments.shakespeare_char ...path=input.txt
-2 CPU cores, under 2 minutes; 1.89 nats per character over the whole last tenth of tinyshakespeare
+2 CPU cores, a few minutes; 1.89 nats per character over the whole last tenth of tinyshakespeare
 (https://github.com/karpathy/char-rnn, data/tinyshakespeare/input.txt), where nanoGPT's README tells
 of 1.88 on a sample of it. Evaluated is an average of the parameters over about the last hundred
 steps; without it (average=none) the loss is 0.01 higher.
