@@ -21,7 +21,7 @@ from lmjax.config.overrides import parse
 
 
 def from_command_line(
-    config: Any, argv: Sequence[str] | None = None, positional: str | None = None
+    config: Any, argv: Sequence[str] | None = None, positional: str | Sequence[str] = ()
 ) -> Any:
     """`config` with the settings of this process's command line; with `--help`, prints and exits.
 
@@ -30,7 +30,7 @@ def from_command_line(
     Args:
         config: the values to start from.
         argv: the arguments, less the program's name; None takes those of this process.
-        positional: the field that one argument without `=` sets.
+        positional: the field, or the fields in order, that arguments without `=` set.
 
     Raises:
         UserError: see `parse`.

@@ -2,7 +2,7 @@
 
 import inspect
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from lmjax.config import declare, values
@@ -24,7 +24,7 @@ def help_text(
     experiment: Any,
     name: str,
     description: str | None = None,
-    positional: str | None = None,
+    positional: str | Sequence[str] = (),
     width: int = 100,
 ) -> str:
     """The help of a command whose settings are the config `experiment`.
@@ -33,13 +33,14 @@ def help_text(
         experiment: the config with its values.
         name: what to type to run it, for instance `python -m experiments.quickstart`.
         description: what it is for; the experiment file's docstring.
-        positional: the setting that an argument without `=` is for.
+        positional: the setting, or the settings in order, for arguments without `=`.
         width: columns.
     """
     declare.import_all()  # so that the choices are complete
     lines = list(_lines(experiment, ""))
     parts = [inspect.cleandoc(description)] if description else []
-    first = f" [{positional.upper()}]" if positional else ""
+    bare = [positional] if isinstance(positional, str) else positional
+    first = "".join(f" [{name.upper()}]" for name in bare)
     parts.append(f"Usage: {name}{first} [SETTING=VALUE ...]")
     parts.append(_how_to(lines))
     title = f"Settings of {values.name_of(type(experiment))}"

@@ -33,7 +33,7 @@ class Override:
         return self._pattern.fullmatch(path) is not None
 
 
-def parse(config: Any, argv: Sequence[str], positional: str | None = None) -> Any:
+def parse(config: Any, argv: Sequence[str], positional: str | Sequence[str] = ()) -> Any:
     """`config` with the settings of a command line applied.
 
     Args:
@@ -43,13 +43,14 @@ def parse(config: Any, argv: Sequence[str], positional: str | None = None) -> An
             or a preset with its argument, `llama:7B` or `llama("7B")`. `...dtype=bfloat16` sets
             every field of that name; an exact path wins over it. `data.train.0.weight=2` reaches
             into a tuple, `1,2` gives a whole one, and the number after the last one appends.
-        positional: the field that one argument without `=` is for, if any.
+        positional: the field, or the fields in order, that arguments without `=` are for.
 
     Raises:
         UserError: an unknown, repeated or misspelt setting, a value of the wrong type, or what
             the config's own `validate` says, with the path.
     """
-    overrides = [_override(argument, positional) for argument in argv]
+    bare = [positional] if isinstance(positional, str) else list(positional)
+    overrides = [_override(argument, bare) for argument in argv]
     seen: dict[str, Override] = {}
     for override in overrides:
         if override.path in seen:
@@ -64,12 +65,13 @@ def parse(config: Any, argv: Sequence[str], positional: str | None = None) -> An
     return _build(root, "")
 
 
-def _override(argument: str, positional: str | None) -> Override:
+def _override(argument: str, bare: list[str]) -> Override:
+    """Takes its name from `bare`, which keeps the last one, where the argument has none."""
     path, equals, text = argument.partition("=")
     if equals and _PATH.fullmatch(path):
         return Override(argument)
-    if positional and not argument.startswith("-"):
-        return Override(f"{positional}={argument}")
+    if bare and not argument.startswith("-"):
+        return Override(f"{bare.pop(0) if len(bare) > 1 else bare[0]}={argument}")
     name = path.lstrip("-").replace("-", "_")
     if _PATH.fullmatch(name) and path != name:
         raise UserError(
