@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
 from lmjax.config import UserError, config
 from lmjax.training.matrices import (
@@ -110,7 +110,8 @@ class Adafactor(Optimizer):
     scale_by_parameter: bool = True  # multiply updates by the parameter's root mean square
     momentum: float | None = None  # decay of a mean of updates; None: no momentum
     epsilon: float = 1e-30  # added to squared gradients
-    weight_decay: float = 0.0  # of matrices, times the learning rate
+    weight_decay: float = 0.0  # of matrices, times the learning rate to the decay_exponent
+    decay_exponent: float = 1.0  # 2.0 with weight_decay=1.0 is PaLM's decay by the squared rate
 
     def validate(self) -> None:
         """Raises UserError for numbers with which the method is undefined."""
@@ -138,8 +139,13 @@ class Adafactor(Optimizer):
         whole = [layerwise(optax.chain(*parts))]
         if self.momentum is not None:
             whole.append(optax.ema(self.momentum, debias=False))
-        whole.append(optax.add_decayed_weights(self.weight_decay, mask=decayed(params)))
         whole.append(optax.scale_by_learning_rate(schedule))
+        if self.weight_decay:
+
+            def decay(step: Int[Array, ""]) -> Float[Array, ""]:
+                return -self.weight_decay * schedule(step) ** self.decay_exponent
+
+            whole.append(optax.add_decayed_weights(decay, mask=decayed(params)))
         return optax.chain(*whole)
 
 

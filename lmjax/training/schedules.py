@@ -1,7 +1,8 @@
 """Learning-rate schedules: linear warm-up, then the shape that the class is named after.
 
 Updates are counted from 1 as in the papers: update t = 1..warmup uses peak * t / warmup. The built
-function takes the 0-based step that a training state holds, t = step + 1.
+function takes the 0-based step that a training state holds, t = step + 1; a fraction of a step, as
+`count_full_batches` makes them, stands for a batch that is not whole yet.
 """
 
 import abc
@@ -9,11 +10,13 @@ from collections.abc import Callable
 from typing import Literal
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from lmjax.config import UserError, config
 
-Rate = Callable[[Int[Array, "..."] | int], Float[Array, "..."]]
+Step = Int[Array, "..."] | Float[Array, "..."] | int
+Rate = Callable[[Step], Float[Array, "..."]]
 
 
 @config
@@ -51,22 +54,26 @@ class Constant(Schedule):
 
 @config
 class Cosine(Schedule):
-    """Warm-up, then half a cosine down to a share of the peak (arXiv 1608.03983)."""
+    """Warm-up, half a cosine down to a share of the peak, then flat (arXiv 1608.03983)."""
 
     peak: float = 6e-4  # highest learning rate
     warmup: int = 100  # steps of linear warm-up
-    final: float = 0.1  # learning rate of the last step, as a share of the peak
+    final: float = 0.1  # learning rate after the fall, as a share of the peak
+    # update at which the fall is over, in the run or after it; none: the last
+    end: int | None = None
 
     def validate(self) -> None:
         """Raises UserError for numbers that make no schedule."""
         _check(self)
+        _check_end(self)
 
     def build(self, steps: int) -> Rate:
         """See `Schedule.build`."""
         _check(self, steps)
+        end = self.end or steps
 
         def rate(step):
-            fall = (1 - jnp.cos(jnp.pi * _progress(step, self.warmup, steps))) / 2
+            fall = (1 - jnp.cos(jnp.pi * _progress(step, self.warmup, end))) / 2
             return self.peak * _warm(step, self.warmup) * (1 - (1 - self.final) * fall)
 
         return rate
@@ -74,22 +81,26 @@ class Cosine(Schedule):
 
 @config
 class Linear(Schedule):
-    """Warm-up, then a straight line down to a share of the peak."""
+    """Warm-up, a straight line down to a share of the peak, then flat."""
 
     peak: float = 6e-4  # highest learning rate
     warmup: int = 100  # steps of linear warm-up
-    final: float = 0.0  # learning rate of the last step, as a share of the peak
+    final: float = 0.0  # learning rate after the fall, as a share of the peak
+    # update at which the fall is over, in the run or after it; none: the last
+    end: int | None = None
 
     def validate(self) -> None:
         """Raises UserError for numbers that make no schedule."""
         _check(self)
+        _check_end(self)
 
     def build(self, steps: int) -> Rate:
         """See `Schedule.build`."""
         _check(self, steps)
+        end = self.end or steps
 
         def rate(step):
-            fall = _progress(step, self.warmup, steps)
+            fall = _progress(step, self.warmup, end)
             return self.peak * _warm(step, self.warmup) * (1 - (1 - self.final) * fall)
 
         return rate
@@ -161,6 +172,30 @@ class WarmupStableDecay(Schedule):
         return rate
 
 
+def count_full_batches(rate: Rate, table: tuple[tuple[int, int], ...]) -> Rate:
+    """The rate by step where `rate` goes by batches of full size, of which a step is a part.
+
+    So a schedule that was published in tokens or samples keeps its shape while the batch grows.
+
+    Args:
+      rate: by 0-based number of the full batch.
+      table: (first step, rows of a batch from there on), by rising step from 0; the last are full.
+    """
+    first, rows = np.array(table).T
+    full = rows[-1]
+    before = np.concatenate([[0], np.cumsum(np.diff(first) * rows[:-1])]) / full
+
+    def by_step(step: Step) -> Float[Array, "..."]:
+        step = jnp.asarray(step, jnp.float32)
+        which = jnp.searchsorted(jnp.asarray(first, jnp.float32), step, side="right") - 1
+        share = jnp.asarray(rows / full, jnp.float32)[which]
+        # The rate of an update is that at its end: update t of full batches is the 0-based t - 1.
+        inside = (step + 1 - jnp.asarray(first, jnp.float32)[which]) * share
+        return rate(jnp.asarray(before, jnp.float32)[which] + inside - 1)
+
+    return by_step
+
+
 def _check(schedule: Schedule, steps: int | None = None) -> None:
     """Raises UserError for a peak, warm-up or final share that cannot be meant."""
     name = type(schedule).__name__
@@ -179,16 +214,25 @@ def _check(schedule: Schedule, steps: int | None = None) -> None:
         )
 
 
-def _update(step: Int[Array, "..."] | int) -> Float[Array, "..."]:
+def _check_end(schedule: Cosine | Linear) -> None:
+    """Raises UserError for a fall that is over before it begins."""
+    if schedule.end is not None and schedule.end <= schedule.warmup:
+        raise UserError(
+            f"{type(schedule).__name__}.end={schedule.end}: the fall begins after the"
+            f" warmup={schedule.warmup} and ends later than that"
+        )
+
+
+def _update(step: Step) -> Float[Array, "..."]:
     """Number of the update, from 1, as a float32 (exact up to 2^24 updates)."""
     return jnp.asarray(step, jnp.float32) + 1
 
 
-def _warm(step: Int[Array, "..."] | int, warmup: int) -> Float[Array, "..."]:
+def _warm(step: Step, warmup: int) -> Float[Array, "..."]:
     """Factor of the warm-up: t / warmup, then 1."""
     return jnp.minimum(1.0, _update(step) / max(warmup, 1))
 
 
-def _progress(step: Int[Array, "..."] | int, begin: int, end: int) -> Float[Array, "..."]:
+def _progress(step: Step, begin: int, end: int) -> Float[Array, "..."]:
     """0 up to update `begin`, 1 from update `end` on, a straight line between."""
     return jnp.clip((_update(step) - begin) / max(end - begin, 1), 0, 1)

@@ -154,6 +154,32 @@ def test_adafactor_is_its_formula_on_each_layers_matrix():
         np.testing.assert_allclose(matrix(got), x, rtol=0, atol=3e-6)
 
 
+def test_palm_is_adam_with_parameter_scaling_and_decay_by_the_squared_rate():
+    """arXiv 2204.02311, section 5: no factors, b1 = 0.9, b2 = 1 - k^-0.8, decay by lr^2."""
+    params, gradients = blocks(draw(0)), [blocks(draw(seed)) for seed in range(1, 5)]
+    optimizer = Adafactor(
+        factored=False, clipping=None, momentum=0.9, weight_decay=1.0, decay_exponent=2.0
+    )
+    got = run(optimizer, params, gradients)
+
+    def formula(path, *leaves):
+        matrix = decayed({"blocks": {path[-1].key: 0}})["blocks"][path[-1].key]
+        results = []
+        for x, *gradients in zip(*(np.asarray(leaf, np.float64) for leaf in leaves)):
+            square = mean = 0.0
+            for k, g in enumerate(gradients, start=1):
+                b2 = 1 - k**-0.8
+                square = b2 * square + (1 - b2) * g**2
+                scale = max(1e-3, np.sqrt((x**2).mean()))
+                mean = 0.9 * mean + 0.1 * scale * g / np.sqrt(square)
+                x = x - rate(k - 1) * mean - rate(k - 1) ** 2 * matrix * x
+            results.append(x)
+        return np.stack(results)
+
+    # float32 against float64
+    assert_close(got, jax.tree.map_with_path(formula, params, *gradients), 2e-6)
+
+
 @pytest.mark.parametrize(
     "path, columns, match_rms, scale",
     [(("attention", "output"), EMBED, 0.2, 0.2 * EMBED**0.5), (("up",), MLP, None, 2**0.5)],

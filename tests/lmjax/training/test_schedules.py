@@ -15,6 +15,7 @@ from lmjax.training.schedules import (
     InverseSquareRoot,
     Linear,
     WarmupStableDecay,
+    count_full_batches,
 )
 
 # float32 arithmetic against Python's float64.
@@ -52,6 +53,40 @@ def test_linear():
 
     got = values(Linear(peak=2.0, warmup=4, final=0.25), 20)
     np.testing.assert_allclose(got, expected(rate, 20), rtol=TOLERANCE)
+
+
+@pytest.mark.parametrize("length", [25, 60], ids=["cut short", "goes on"])
+@pytest.mark.parametrize(
+    "make, fall",
+    [(Cosine, lambda u: (1 - math.cos(math.pi * u)) / 2), (Linear, lambda u: u)],
+)
+def test_a_fall_that_ends_before_or_after_the_run(make, fall, length):
+    """GPT-3's rate stays at a tenth after its cosine; BLOOM's run ended before its own did."""
+
+    def rate(t):
+        return 2.0 * t / 4 if t <= 4 else 2.0 - 1.8 * fall(min(1, (t - 4) / 36))
+
+    got = values(make(peak=2.0, warmup=4, final=0.1, end=40), length)
+    # float32 near the end of the fall, where 1.8 is taken from 2.0
+    np.testing.assert_allclose(got, expected(rate, length), rtol=2e-5)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.data())
+def test_counting_full_batches_keeps_a_schedule_in_tokens(data):
+    """Whatever the growth of the batch, the rate is the schedule's at the share of rows trained."""
+    sizes = data.draw(st.lists(st.integers(1, 64), min_size=1, max_size=4))
+    lengths = data.draw(st.lists(st.integers(1, 9), min_size=len(sizes), max_size=len(sizes)))
+    rows = np.repeat(sizes, lengths)  # of each step
+    table = tuple(zip(np.cumsum([0, *lengths[:-1]]).tolist(), sizes, strict=True))
+    full, done = sizes[-1], np.cumsum(rows)
+    schedule = Linear(peak=1.0, warmup=3, end=20)
+    got = jax.jit(count_full_batches(schedule.build(100), table))(np.arange(len(rows)))
+
+    def rate(t):
+        return t / 3 if t <= 3 else max(0.0, 1 - (t - 3) / 17)
+
+    np.testing.assert_allclose(got, [rate(d / full) for d in done], atol=TOLERANCE)
 
 
 def test_inverse_square_root_of_t5_and_of_the_transformer():
@@ -147,6 +182,7 @@ def test_every_schedule_rises_then_falls_without_jumps_and_ends_where_it_says(ca
         (lambda: WarmupStableDecay(decay=-0.1), "between 0 and 1"),
         (lambda: WarmupStableDecay(warmup=90, decay=0.2).build(100), "overlap"),
         (lambda: InverseSquareRoot(start=0), "counted from 1"),
+        (lambda: Cosine(warmup=10, end=10), "Cosine.end=10: the fall begins after the warmup=10"),
         (lambda: Linear(warmup=0).build(0), "1 or more"),
     ],
 )
