@@ -1,4 +1,4 @@
-"""Hugging Face model folders: config.json and safetensors, read and written."""
+"""Hugging Face model folders: config.json and tensor files, read and written."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,15 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
 from lmjax.config import UserError, replace, to_text
-from lmjax.interop.tensor_files import FILE, TensorFiles, write_tensors
+from lmjax.interop.tensor_files import (
+    LARGEST_FILE,
+    Report,
+    TensorFiles,
+    report_nothing,
+    size_of,
+    write_json,
+    write_tensors,
+)
 from lmjax.models import Normal, TransformerConfig, abstract
 from lmjax.models.baichuan import BAICHUAN_FAMILY
 from lmjax.models.bloom import BLOOM_FAMILY
@@ -31,7 +39,7 @@ from lmjax.models.names import Family, Name
 from lmjax.models.opt import OPT_FAMILY
 from lmjax.models.palm import PALM_FAMILY
 from lmjax.models.qwen import QWEN2_FAMILY, QWEN3_FAMILY, QWEN_FAMILY
-from lmjax.parallel import Layout
+from lmjax.parallel import Layout, training_layout
 
 FAMILIES = {
     family.model_type: family
@@ -55,13 +63,22 @@ FAMILIES = {
     )
 }
 Shapes = dict[str, jax.ShapeDtypeStruct]  # by dotted path
+Dtype = Literal["float32", "bfloat16"]
 
 
-def read(folder: str | os.PathLike, layout: Layout) -> tuple[TransformerConfig, nnx.GraphDef, dict]:
+def read(
+    folder: str | os.PathLike, layout: Layout, report: Report = report_nothing
+) -> tuple[TransformerConfig, nnx.GraphDef, dict]:
     """The model in a folder that transformers or a public checkpoint's authors wrote.
 
-    Parameters go one tensor at a time to where `layout` wants them on the mesh that is set, as
-    float32. Beside them the host never holds more than one tensor.
+    Parameters go one tensor at a time to where `layout` wants them on the mesh that is set, in the
+    precision of the file, and are float32 there. Beside them the host holds at most two copies of
+    one tensor as it is in the file (`python -m benchmarks.interop_memory`).
+
+    Args:
+      folder: config.json and the weights: safetensors, or PyTorch's .bin files.
+      layout: how the parameters are cut over the mesh.
+      report: is told the bytes that are read, and of how many, after each tensor.
 
     Returns:
       The config, the model's structure and its parameters: `nnx.merge(graph, params)` is the model.
@@ -72,23 +89,40 @@ def read(folder: str | os.PathLike, layout: Layout) -> tuple[TransformerConfig, 
     """
     folder = Path(folder)
     family, config = read_config(folder)
-    with TensorFiles(folder) as files:
-        graph, shapes = abstract(config, layout)
-        paths = by_path(shapes)
-        found = find_tensors(family, config, paths, files)
-        params = {path: zeros(shape) for path, shape in paths.items()}
-        for name, layer, title in found:
-            parts = [paths[path].shape[layer is not None :] for path in name.ours]
-            for path, part in zip(name.ours, name.transform.read(files.read(title), parts)):
-                params[path] = put(params[path], part, layer)
-    return config, graph, nest(params)
+    files = TensorFiles(folder)
+    graph, shapes = abstract(config, layout)
+    paths = by_path(shapes)
+    found = find_tensors(family, config, paths, files)
+    total, done = sum(size_of(files.shape(title)) for *_, title in found), 0
+    params: dict[str, jax.Array] = {}
+    for name, layer, title in found:
+        put(params, paths, name, layer, files.read(title))
+        done += size_of(files.shape(title))
+        report(done, total)
+    return config, graph, nest({path: params[path] for path in paths})
 
 
-def write(folder: str | os.PathLike, config: TransformerConfig, params: dict) -> None:
-    """Writes config.json and model.safetensors (float32), which transformers loads.
+def write(
+    folder: str | os.PathLike,
+    config: TransformerConfig,
+    params: dict,
+    dtype: Dtype = "float32",
+    largest_file: int = LARGEST_FILE,
+    report: Report = report_nothing,
+) -> None:
+    """Writes config.json and safetensors, which transformers loads.
 
-    Tensors are gathered and written one by one. A mesh must be set, the one that the parameters
-    lie on; with several processes all of them call this, and the first one writes.
+    Tensors are gathered and written one by one; config.json comes last. A mesh must be set, the
+    one that the parameters lie on; with several processes all of them call this, and the first one
+    writes.
+
+    Args:
+      folder: is made where it is not there; a model in it is replaced.
+      config: of the model.
+      params: float32, as `read` or `initialize` gives them.
+      dtype: of the written tensors.
+      largest_file: in bytes; what is more goes to several files with an index.
+      report: is told the bytes that are written, and of how many, after each tensor.
 
     Raises:
       UserError: no family of Hugging Face's can express the config.
@@ -97,27 +131,62 @@ def write(folder: str | os.PathLike, config: TransformerConfig, params: dict) ->
     family, settings = family_of(config)
     paths = by_path(params)
     entries = list(entries_of(family, config, paths))
-    shapes = {
-        theirs(name, layer, config): name.transform.shape(
-            [paths[path].shape[layer is not None :] for path in name.ours], config
-        )
-        for name, layer in entries
-    }
+    shapes = {}
+    for name, layer in entries:
+        parts = [paths[path].shape[layer is not None :] for path in name.ours]
+        shape = name.transform.shape(parts, config)
+        shapes[theirs(name, layer, config)] = jax.ShapeDtypeStruct(shape, dtype)
 
-    def tensors() -> Iterator[np.ndarray]:
-        for name, layer in entries:
-            leaves = [whole(paths[path], layer) for path in name.ours]
-            yield name.transform.write(leaves, config)
+    def tensor(name: Name, layer: int | None) -> np.ndarray:
+        leaves = [whole(paths[path], layer, dtype) for path in name.ours]
+        return name.transform.write(leaves, config)
 
+    tensors = (tensor(*entry) for entry in entries)  # holds none that was asked for before
     if jax.process_index() > 0:
-        for _ in tensors():  # the first process needs the parts that lie here
+        for _ in tensors:  # the first process needs the parts that lie here
             pass
         return
     folder.mkdir(parents=True, exist_ok=True)
-    write_tensors(folder / FILE, shapes, tensors())
-    partial = folder / ".config.json.partial"
-    partial.write_text(json.dumps(settings, indent=2) + "\n", "utf-8")
-    partial.replace(folder / "config.json")
+    write_tensors(folder, shapes, tensors, largest_file, report)
+    write_json(folder / "config.json", settings | {"torch_dtype": dtype})
+
+
+def rewrite(
+    source: str | os.PathLike,
+    folder: str | os.PathLike,
+    dtype: Dtype | None = None,
+    largest_file: int = LARGEST_FILE,
+    report: Report = report_nothing,
+) -> None:
+    """Writes the model of one folder into another, from file to file: no device sees it whole.
+
+    The source is checked like by `read`. Tensors keep their names; buffers and copies of tied
+    tables are left out. config.json stays what it was, less the precision. Needs a mesh.
+
+    Args:
+      source: config.json and the weights.
+      folder: is made where it is not there; a model in it is replaced.
+      dtype: of the written tensors; None: as each is.
+      largest_file: see `write`.
+      report: see `write`.
+
+    Raises:
+      UserError: see `read`.
+    """
+    source, folder = Path(source), Path(folder)
+    family, config = read_config(source)
+    files = TensorFiles(source)
+    found = find_tensors(family, config, by_path(abstract(config, training_layout())[1]), files)
+    shapes = {title: files.shape(title) for *_, title in found}
+    settings = json.loads((source / "config.json").read_text("utf-8"))
+    if dtype is not None:
+        shapes = {t: jax.ShapeDtypeStruct(shape.shape, dtype) for t, shape in shapes.items()}
+        # transformers calls it `dtype` since its version 5, and reads both.
+        settings = {key: value for key, value in settings.items() if key != "dtype"}
+        settings["torch_dtype"] = dtype
+    folder.mkdir(parents=True, exist_ok=True)
+    write_tensors(folder, shapes, map(files.read, shapes), largest_file, report)
+    write_json(folder / "config.json", settings)
 
 
 def read_config(folder: Path) -> tuple[Family, TransformerConfig]:
@@ -169,7 +238,7 @@ def family_of(config: TransformerConfig) -> tuple[Family, dict[str, Any]]:
         wanted = to_text(essence(config)).splitlines()
         if again == wanted:
             kind = {"architectures": [family.architecture], "model_type": family.model_type}
-            return family, kind | settings | {"torch_dtype": "float32"}
+            return family, kind | settings
         differences[family.model_type] = [line for line in wanted if line not in again]
     nearest = min(differences, key=lambda kind: len(differences[kind]))
     raise UserError(
@@ -236,9 +305,9 @@ def find_tensors(
         left.remove(title)
         parts = [paths[path].shape[layer is not None :] for path in name.ours]
         wanted = name.transform.shape(parts, config)
-        if files.shape(title) != wanted:
+        if files.shape(title).shape != wanted:
             raise UserError(
-                f"{files.where(title)} is {list(files.shape(title))};"
+                f"{files.where(title)} is {list(files.shape(title).shape)};"
                 f" by config.json it should be {list(wanted)}"
             )
         found.append((name, layer, title))
@@ -276,29 +345,40 @@ def nest(leaves: dict[str, jax.Array]) -> dict:
     return tree
 
 
-def zeros(shape: jax.ShapeDtypeStruct) -> jax.Array:
-    """An array to be filled, on its own devices."""
-    return jnp.zeros(shape.shape, shape.dtype, out_sharding=shape.sharding.spec)
-
-
-def whole(leaf: jax.Array, layer: int | None) -> np.ndarray:
+def whole(leaf: jax.Array, layer: int | None, dtype: Dtype) -> np.ndarray:
     """A parameter, or one layer of it, on the host."""
-    part = leaf if layer is None else leaf[layer]
+    part = cut(leaf, layer, dtype) if layer is not None else leaf.astype(dtype)
     return np.asarray(jax.reshard(part, PartitionSpec(*(None,) * part.ndim)))
 
 
-def put(leaf: jax.Array, part: np.ndarray, layer: int | None) -> jax.Array:
-    """Writes a part into its layer of `leaf`, which is given up; without a layer, replaces it."""
-    sharding = leaf.sharding
-    if layer is None:
-        return jax.device_put(part, sharding)
-    inner = NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[1:]))
-    placed = jax.device_put(part, inner)
-    # Waits, so that the host's copies do not pile up behind slow devices.
-    return put_layer(leaf, placed, layer).block_until_ready()
+@functools.partial(jax.jit, static_argnames="dtype")
+def cut(leaf: jax.Array, layer: int | jax.Array, dtype: Dtype) -> jax.Array:
+    """One layer of a parameter, without an intermediate in the parameter's own precision."""
+    return jax.lax.dynamic_index_in_dim(leaf, layer, 0, keepdims=False).astype(dtype)
+
+
+def put(
+    params: dict[str, jax.Array], shapes: Shapes, name: Name, layer: int | None, tensor: np.ndarray
+) -> None:
+    """Puts one of their tensors into `params`, which are made as they are needed."""
+    inner = [shapes[path].shape[layer is not None :] for path in name.ours]
+    for path, part in zip(name.ours, name.transform.read(tensor, inner), strict=True):
+        shape, mesh = shapes[path], jax.sharding.get_mesh()
+        spec = shape.sharding.spec
+        sharding = NamedSharding(mesh, spec if layer is None else PartitionSpec(*spec[1:]))
+        # Copies: an array that shared the file's memory would change with the file.
+        part = jax.device_put(np.ascontiguousarray(part), sharding, may_alias=False)
+        if layer is None:
+            params[path] = part.astype(shape.dtype)
+        else:
+            if path not in params:
+                params[path] = jnp.zeros(shape.shape, shape.dtype, out_sharding=spec)
+            params[path] = put_layer(params[path], part, layer)
+        # Waits, so that the host's copies do not pile up behind slow devices.
+        params[path].block_until_ready()
 
 
 @functools.partial(jax.jit, donate_argnums=0)
 def put_layer(leaf: jax.Array, part: jax.Array, layer: int | jax.Array) -> jax.Array:
-    """`leaf` with `part` in the place of layer `layer`."""
-    return jax.lax.dynamic_update_index_in_dim(leaf, part, layer, 0)
+    """`leaf`, which is given up, with `part` in the place of layer `layer`."""
+    return jax.lax.dynamic_update_index_in_dim(leaf, part.astype(leaf.dtype), layer, 0)

@@ -1,111 +1,247 @@
-"""Safetensors files, read and written one tensor at a time."""
+"""The tensor files of a model folder, read and written one tensor at a time."""
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import json
 import math
 import struct
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from lmjax.config import UserError
+from lmjax.interop import torch_files
 
 FILE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-FLOATS = ("F64", "F32", "F16", "BF16")
+TORCH_FILE = "pytorch_model.bin"
+TORCH_INDEX = "pytorch_model.bin.index.json"
+FLOATS = {
+    "F64": np.dtype(np.float64),
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(jnp.bfloat16),
+}
+LARGEST_FILE = 5_000_000_000  # bytes, as transformers has it
+PIECE = 1 << 26  # bytes that are brought into another order or precision at a time
+Report = Callable[[int, int], None]  # is told how many bytes are done, and of how many
 
 
-class TensorFiles(contextlib.ExitStack):
+def report_nothing(done: int, total: int) -> None:
+    """For those who do not want to know."""
+
+
+class Stored(NamedTuple):
+    """A tensor in a file."""
+
+    file: str
+    dtype: str  # as safetensors names it
+    shape: tuple[int, ...]
+    read: Callable[[], np.ndarray]
+
+
+class TensorFiles:
     """The tensors of a folder by name, whether they lie in one file or in several.
 
-    A context: the files are memory-mapped while it is open. Nothing is ever unpickled.
+    Safetensors files are preferred; those of PyTorch go through its weights-only loader, so that
+    nothing is ever unpickled. Tensors are memory-mapped one by one.
     """
 
     def __init__(self, folder: Path):
-        """Opens the files of `folder`; UserError where there are none or one is damaged."""
-        super().__init__()
+        """Looks at what is in the files of `folder`.
+
+        Raises:
+          UserError: there are none, one is damaged or missing, or holds other tensors than the
+            index says; a PyTorch file, and torch is not installed.
+        """
         self.folder = folder
-        self._files = {}
-        with contextlib.ExitStack() as undo:
-            undo.push(self)
-            for name in self._file_names():
-                file = self._open(folder / name)
-                self._files |= dict.fromkeys(file.keys(), (name, file))
-            undo.pop_all()
+        self._stored: dict[str, Stored] = {}
+        names, listed, index = self._files()
+        for name in names:
+            path = folder / name
+            if not path.is_file():
+                raise UserError(f"{folder / index} names the file {name}, which is not there")
+            for title, stored in (_safetensors if path.suffix == ".safetensors" else _torch)(path):
+                if title in self._stored:
+                    raise UserError(f"{self.where(title)} is also in {name}")
+                self._stored[title] = stored
+        for title, name in listed.items():
+            if title not in self._stored or self._stored[title].file != name:
+                raise UserError(f"{folder / name} has no tensor {title}, but {index} says it has")
 
-    def _file_names(self) -> list[str]:
-        if (self.folder / INDEX).is_file():
-            try:
-                index = json.loads((self.folder / INDEX).read_text("utf-8"))
-                return sorted(set(index["weight_map"].values()))
-            except (ValueError, KeyError, TypeError, AttributeError):
-                raise UserError(f"{self.folder / INDEX} is damaged: it has no weight_map") from None
-        if (self.folder / FILE).is_file():
-            return [FILE]
-        if any(self.folder.glob("*.bin")):
-            raise UserError(
-                f"{self.folder} holds weights only as .bin files, which are pickles and can run"
-                " code; convert them to safetensors where they come from"
-            )
-        raise UserError(f"{self.folder} holds neither {FILE} nor {INDEX}")
+    def _files(self) -> tuple[list[str], dict[str, str], str]:
+        """Names of the files, which tensor lies where as far as an index says it, and its name."""
+        for file, index in ((FILE, INDEX), (TORCH_FILE, TORCH_INDEX)):
+            if (self.folder / index).is_file():
+                listed = self._read_index(self.folder / index)
+                return sorted(set(listed.values())), listed, index
+            if (self.folder / file).is_file():
+                return [file], {}, ""
+        raise UserError(
+            f"{self.folder} holds no weights: none of {FILE}, {INDEX}, {TORCH_FILE}, {TORCH_INDEX}"
+        )
 
-    def _open(self, path: Path):
-        from safetensors import SafetensorError, safe_open
-
+    def _read_index(self, path: Path) -> dict[str, str]:
         try:
-            return self.enter_context(safe_open(path, "numpy"))
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"{path} is damaged or cut off: {error}") from None
+            listed = json.loads(path.read_text("utf-8"))["weight_map"]
+            names = {str(name) for name in listed.values()}
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise UserError(f"{path} is damaged: it has no weight_map") from None
+        if outside := [name for name in names if Path(name).name != name]:
+            raise UserError(f"{path} names {outside[0]!r}, which is not a file of the folder")
+        return listed
 
     @property
     def names(self) -> set[str]:
         """Names of all tensors."""
-        return set(self._files)
+        return set(self._stored)
 
     def where(self, name: str) -> str:
         """The file and the tensor's name, for messages."""
-        return f"{self.folder / self._files[name][0]}: {name}"
+        return f"{self.folder / self._stored[name].file}: {name}"
 
-    def shape(self, name: str) -> tuple[int, ...]:
-        """A tensor's shape, without reading it. UserError where it holds no floating point."""
-        part = self._files[name][1].get_slice(name)
-        if part.get_dtype() not in FLOATS:
+    def shape(self, name: str) -> jax.ShapeDtypeStruct:
+        """Shape and type, without reading it. UserError where it holds no floating point."""
+        stored = self._stored[name]
+        if stored.dtype not in FLOATS:
             raise UserError(
-                f"{self.where(name)} holds {part.get_dtype()}, not one of {', '.join(FLOATS)}"
+                f"{self.where(name)} holds {stored.dtype}, not one of {', '.join(FLOATS)}"
             )
-        return tuple(part.get_shape())
+        return jax.ShapeDtypeStruct(stored.shape, FLOATS[stored.dtype])
 
     def read(self, name: str) -> np.ndarray:
-        """A tensor in float32."""
-        return self._files[name][1].get_tensor(name).astype(np.float32)
+        """A tensor as it is in its file, of which it is a view: not to be written to."""
+        return self._stored[name].read()
+
+
+def _safetensors(path: Path) -> Iterator[tuple[str, Stored]]:
+    """The tensors of a safetensors file, whose header the library checks."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "numpy"):
+            pass
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            header = json.loads(file.read(length))
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} is damaged or cut off: {error}") from None
+    header.pop("__metadata__", None)
+    for title, entry in header.items():
+        dtype, shape = entry["dtype"], tuple(entry["shape"])
+        begin = 8 + length + entry["data_offsets"][0]
+        read = functools.partial(np.memmap, path, FLOATS.get(dtype), "r", begin, shape)
+        yield title, Stored(path.name, dtype, shape, read)
+
+
+def _torch(path: Path) -> Iterator[tuple[str, Stored]]:
+    """The tensors of a PyTorch file."""
+    for title, tensor in torch_files.load(path).items():
+        read = functools.partial(torch_files.as_numpy, tensor)
+        yield title, Stored(path.name, torch_files.dtype_name(tensor), tuple(tensor.shape), read)
+
+
+def size_of(shape: jax.ShapeDtypeStruct) -> int:
+    """Bytes of a tensor."""
+    return math.prod(shape.shape) * shape.dtype.itemsize
 
 
 def write_tensors(
-    path: Path, shapes: dict[str, tuple[int, ...]], tensors: Iterable[np.ndarray]
+    folder: Path,
+    shapes: Mapping[str, jax.ShapeDtypeStruct],
+    tensors: Iterable[np.ndarray],
+    largest_file: int = LARGEST_FILE,
+    report: Report = report_nothing,
 ) -> None:
-    """Writes a safetensors file of float32 tensors, whole or not at all.
+    """Writes tensors as safetensors into a folder: model.safetensors, or several and an index.
+
+    Files get their names when all are complete. Others that a model had there before are removed.
 
     Args:
-      path: the file.
-      shapes: names and shapes in order.
-      tensors: the tensors in the same order; each is let go before the next is asked for.
+      folder: exists.
+      shapes: names, shapes and types (float32 or bfloat16 and the like) in order.
+      tensors: the tensors in the same order and of any precision; each is let go before the next
+        is asked for.
+      largest_file: in bytes; a tensor that is larger has a file alone.
+      report: is called after each tensor.
     """
-    header: dict = {"__metadata__": {"format": "pt"}}
+    groups = _cut_into_files(shapes, largest_file)
+    names = [FILE]
+    if len(groups) > 1:
+        names = [f"model-{n:05}-of-{len(groups):05}.safetensors" for n in range(1, len(groups) + 1)]
+    total, done = sum(map(size_of, shapes.values())), 0
+    partial = {folder / name: folder / f".{name}.partial" for name in names}
+    tensors = iter(tensors)
+    try:
+        for path, group in zip(partial.values(), groups, strict=True):
+            with path.open("wb") as file:
+                file.write(_header(group))
+                for shape in group.values():
+                    _write_tensor(file, next(tensors), shape)
+                    done += size_of(shape)
+                    report(done, total)
+        for path, unfinished in partial.items():
+            unfinished.replace(path)
+    finally:
+        for unfinished in partial.values():
+            unfinished.unlink(missing_ok=True)
+    for path in [*folder.glob("model*.safetensors"), folder / INDEX]:
+        if path not in partial:
+            path.unlink(missing_ok=True)
+    if len(groups) > 1:
+        places = {title: name for name, group in zip(names, groups) for title in group}
+        write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": places})
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes indented JSON, whole or not at all."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", "utf-8")
+    partial.replace(path)
+
+
+def _cut_into_files(
+    shapes: Mapping[str, jax.ShapeDtypeStruct], largest: int
+) -> list[dict[str, jax.ShapeDtypeStruct]]:
+    """The tensors of each file, in order."""
+    groups: list[dict[str, jax.ShapeDtypeStruct]] = [{}]
+    room = largest
+    for name, shape in shapes.items():
+        if groups[-1] and size_of(shape) > room:
+            groups.append({})
+            room = largest
+        groups[-1][name] = shape
+        room -= size_of(shape)
+    return groups
+
+
+def _header(shapes: Mapping[str, jax.ShapeDtypeStruct]) -> bytes:
+    """What a safetensors file begins with."""
+    titles = {dtype: title for title, dtype in FLOATS.items()}
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, shape in shapes.items():
-        begin, end = end, end + 4 * math.prod(shape)
-        header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [begin, end]}
+        begin, end = end, end + size_of(shape)
+        header[name] = {
+            "dtype": titles[shape.dtype],
+            "shape": list(shape.shape),
+            "data_offsets": [begin, end],
+        }
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # tensors begin at a multiple of 8
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        with partial.open("wb") as file:
-            file.write(struct.pack("<Q", len(text)) + text)
-            for tensor in tensors:
-                file.write(np.ascontiguousarray(tensor, "<f4").data)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    return struct.pack("<Q", len(text)) + text
+
+
+def _write_tensor(file: Any, tensor: np.ndarray, shape: jax.ShapeDtypeStruct) -> None:
+    """Writes a tensor some rows at a time, so that no whole copy of it is made."""
+    if tensor.shape != shape.shape:
+        raise ValueError(f"a tensor is {tensor.shape}, not {shape.shape} as announced")
+    rows = max(1, PIECE * len(tensor) // max(1, size_of(shape)))
+    for first in range(0, len(tensor), rows):
+        piece = np.ascontiguousarray(tensor[first : first + rows], shape.dtype)
+        file.write(piece.view(np.uint8).data)  # as bytes: bfloat16 is no type of Python's
