@@ -1,6 +1,11 @@
 """Experiment settings: typed immutable objects, changed from the command line, kept as JSON."""
 
-from lmjax.config.command_line import command_name, exit_on_user_error, from_command_line
+from lmjax.config.command_line import (
+    command_name,
+    exit_on_user_error,
+    from_command_line,
+    import_modules,
+)
 from lmjax.config.declare import choices, config, fields, preset, registered, replace
 from lmjax.config.errors import UserError
 from lmjax.config.help import help_text
@@ -19,6 +24,7 @@ __all__ = [
     "from_command_line",
     "from_json",
     "help_text",
+    "import_modules",
     "is_config",
     "parse",
     "preset",

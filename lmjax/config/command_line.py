@@ -9,6 +9,7 @@ It stands here, below everything else, because every command of the package ends
 
 import contextlib
 import errno
+import importlib
 import os
 import select
 import sys
@@ -43,6 +44,19 @@ def from_command_line(
         print(help_text(config, command_name(), description, positional), end="", flush=True)
         raise SystemExit(0)
     return parse(config, argv, positional)
+
+
+def import_modules(names: Sequence[str]) -> None:
+    """Imports modules that the user named with `imports=`, which declare configs of theirs.
+
+    Raises:
+        UserError: there is no such module.
+    """
+    for name in names:
+        try:
+            importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            raise UserError(f"imports={name}: {error}") from None
 
 
 def command_name() -> str:

@@ -7,11 +7,15 @@ python -m lmjax.generation models/Mistral-7B-v0.1 prompt="The list" mesh.tensor=
 python -m lmjax.generation models/Qwen-7B-Chat chat=chatml
 """
 
-import importlib
-
 import jax
 
-from lmjax.config import UserError, config, exit_on_user_error, from_command_line
+from lmjax.config import (
+    UserError,
+    config,
+    exit_on_user_error,
+    from_command_line,
+    import_modules,
+)
 from lmjax.generation.beams import check_search
 from lmjax.generation.chat import Message, chat_template
 from lmjax.generation.run import load
@@ -52,14 +56,6 @@ class Generate(Sampling):
             check_search(self.beams, self.length_penalty)
             if self.stop or self.samples > 1:
                 raise UserError("beams: a search has neither stop strings nor samples")
-
-
-def import_module(name: str) -> None:
-    """Imports a module that the user named. UserError where there is none."""
-    try:
-        importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        raise UserError(f"imports={name}: {error}") from None
 
 
 def show(generator: TextGenerator, settings: Generate) -> None:
@@ -114,8 +110,7 @@ def main() -> None:
     settings = from_command_line(Generate(), positional="run")
     if settings.run is None:
         raise UserError("Which run? For instance: python -m lmjax.generation runs/quickstart")
-    for module in settings.imports:
-        import_module(module)
+    import_modules(settings.imports)
     with jax.set_mesh(settings.mesh.build()):
         generator = load(settings.run)
         if settings.chat is None:

@@ -189,6 +189,15 @@ def rewrite(
     write_json(folder / "config.json", settings)
 
 
+def is_model_folder(folder: str | os.PathLike) -> bool:
+    """Whether a config.json is there that names a `model_type`, as Hugging Face's do."""
+    try:
+        settings = json.loads(Path(folder, "config.json").read_text("utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(settings, dict) and "model_type" in settings
+
+
 def read_config(folder: Path) -> tuple[Family, TransformerConfig]:
     """The family and the config of a folder's config.json; UserError as `read`."""
     path = folder / "config.json"

@@ -1,4 +1,4 @@
-"""PyTorch's .bin files, by its weights-only loader alone: they are pickles, which could run code."""
+"""PyTorch's .bin files by its weights-only loader alone: they are pickles, and could run code."""
 
 from __future__ import annotations
 

@@ -1,0 +1,94 @@
+"""What a run has made: its model and its tokenizer, from the run folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import Any
+
+from lmjax.config import UserError, from_json
+from lmjax.data.tokenizers import Tokenizer, load_tokenizer
+from lmjax.models import TransformerConfig, abstract
+from lmjax.parallel import Layout
+from lmjax.training.checkpoints import Checkpointer
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """A model with its parameters on the devices.
+
+    Attributes:
+      config: of the model.
+      params: nested dictionary of float32 arrays.
+      tokenizer: that it was trained with; None where a folder that was converted had none.
+    """
+
+    config: TransformerConfig
+    params: dict
+    tokenizer: Tokenizer | None
+
+
+def read_trained(folder: str | os.PathLike, layout: Layout, step: int | None = None) -> Trained:
+    """The model of a run, on the mesh that is set.
+
+    Where the run keeps an average of the parameters, the average is taken.
+
+    Args:
+      folder: what a training run wrote: config.json, checkpoints/, tokenizer/. It may go on.
+      layout: how the model is cut over the mesh.
+      step: which checkpoint; None is the newest undamaged one.
+
+    Raises:
+      UserError: not a run folder, no checkpoint, a damaged one, or a tokenizer that does not fit.
+    """
+    folder = Path(folder)
+    experiment = read_experiment(folder)
+    where = folder / "tokenizer"
+    tokenizer = load_tokenizer(where) if where.is_dir() else None
+    entry = "params" if getattr(experiment, "average", None) is None else "average"
+    _, shapes = abstract(experiment.model, layout)
+    restored = Checkpointer(folder / "checkpoints").restore(step, {entry: shapes})
+    if restored is None:
+        raise UserError(f"{folder} holds no checkpoint yet: nothing has been saved there")
+    tree, extra = restored
+    if tokenizer is None and "tokenizer" in extra:
+        raise UserError(f"{folder} lacks the tokenizer of its checkpoint: there is no {where}")
+    if tokenizer is not None:
+        _check_tokenizer(tokenizer, where, extra, experiment.model.vocab_size)
+    return Trained(experiment.model, tree[entry], tokenizer)
+
+
+def _check_tokenizer(
+    tokenizer: Tokenizer, where: Path, extra: dict[str, Any], vocab_size: int
+) -> None:
+    """Raises UserError for a tokenizer that is not the model's."""
+    if extra.get("tokenizer", tokenizer.fingerprint) != tokenizer.fingerprint:
+        raise UserError(
+            f"the tokenizer in {where} is not the one that the checkpoint was trained with:"
+            f" its fingerprint is {tokenizer.fingerprint}, not {extra['tokenizer']}"
+        )
+    if tokenizer.vocab_size > vocab_size:
+        raise UserError(
+            f"the tokenizer in {where} has {tokenizer.vocab_size} tokens, more than the"
+            f" {vocab_size} of the model"
+        )
+
+
+def read_experiment(folder: Path):
+    """The experiment of a run folder: a config with a `model`. UserError where there is none."""
+    path = folder / "config.json"
+    try:
+        text = path.read_text("utf-8")
+    except FileNotFoundError:
+        missing = "it holds no config.json" if folder.is_dir() else "there is no such folder"
+        raise UserError(f"{folder} is not a run folder: {missing}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
+    try:
+        experiment = from_json(text)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    if not isinstance(getattr(experiment, "model", None), TransformerConfig):
+        raise UserError(f"{path} is not the config of a run: it has no model")
+    return experiment
