@@ -5,7 +5,7 @@ from lmjax.data.embedded import EmbeddedCorpus
 from lmjax.data.loader import Loader
 from lmjax.data.mixture import EvaluationRows, Mixture, evaluation_rows
 from lmjax.data.plan import Plan, make_plan
-from lmjax.data.preparation import Data, Domain, PreparedData, prepare
+from lmjax.data.preparation import Data, Domain, PreparedData, Stage, prepare
 from lmjax.data.public_tokenizers import TokenizerFolder, read_tokenizer
 from lmjax.data.sources import JsonLines, TextFiles
 from lmjax.data.store import TokenStore, open_store
@@ -31,6 +31,7 @@ __all__ = [
     "PreparedData",
     "SentencePiece",
     "Source",
+    "Stage",
     "TextFiles",
     "TokenStore",
     "Tokenizer",

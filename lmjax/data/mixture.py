@@ -67,43 +67,97 @@ class Rows:
         return found
 
 
-class Mixture:
-    """Rows of several sources in fixed shares, each source shuffled anew in every epoch of it.
+class _Stage:
+    """Rows from `first_row` on, in which each source has a fixed share.
 
-    Row numbers run over the whole training. Within every period of rows each source has a fixed
-    number of them, spread evenly; each source is walked through without gaps, epoch after epoch.
+    Within every period of rows each source has `counts` of them, spread evenly.
+
+    Attributes:
+      first_row: where it begins.
+      counts: rows of each source in a period.
+      before: rows of each source before `first_row`.
     """
 
-    def __init__(self, stores: dict[str, TokenStore], weights: dict[str, float], row_length: int):
-        """`weights` are relative shares of the rows.
-
-        Raises:
-            UserError: a weight is not positive, or too small beside the others.
-        """
-        self.names = tuple(stores)
-        self.row_length = row_length
-        self._sources = [Rows(store, row_length) for store in stores.values()]
-        self.counts = shares(weights)
-        self._counts = np.array([self.counts[name] for name in self.names])
-        self._rows = np.array([rows.count for rows in self._sources])
-        self._tokens = np.array([store.manifest.tokens for store in stores.values()])
-        self.period = int(self._counts.sum())
+    def __init__(self, first_row: int, counts: list[int], before: Int64[np.ndarray, "sources"]):
+        self.first_row, self.counts, self.before = first_row, np.array(counts), before
+        self.period = int(self.counts.sum())
 
     @functools.cached_property
     def _pattern(self) -> tuple[Int64[np.ndarray, "period"], Int64[np.ndarray, "period"]]:
         """For each row of a period: its source, and how many rows of that source came before."""
-        source = np.repeat(np.arange(len(self._counts)), self._counts)
-        rank = np.concatenate([np.arange(count) for count in self._counts])
-        order = np.lexsort((source, (rank + 0.5) / self._counts[source]))
+        source = np.repeat(np.arange(len(self.counts)), self.counts)
+        rank = np.concatenate([np.arange(count) for count in self.counts])
+        order = np.lexsort((source, (rank + 0.5) / self.counts[source]))
         return source[order], rank[order]
 
     def place(
         self, row: Int64[np.ndarray, "rows"]
     ) -> tuple[Int64[np.ndarray, "rows"], Int64[np.ndarray, "rows"]]:
-        """The number of each row's source, and how many rows of that source came before."""
+        """See `Mixture.place`, for rows of this stage."""
         source, rank = self._pattern
-        period, inside = np.divmod(np.asarray(row, np.int64), self.period)
-        return source[inside], period * self._counts[source[inside]] + rank[inside]
+        period, inside = np.divmod(np.asarray(row, np.int64) - self.first_row, self.period)
+        source, rank = source[inside], rank[inside]
+        return source, self.before[source] + period * self.counts[source] + rank
+
+    def used(self, row: int) -> Int64[np.ndarray, "sources"]:
+        """How many rows of each source come before a row of this stage."""
+        period, inside = divmod(row - self.first_row, self.period)
+        source, _ = self._pattern
+        return (
+            self.before
+            + period * self.counts
+            + np.bincount(source[:inside], minlength=len(self.counts))
+        )
+
+
+class Mixture:
+    """Rows of several sources in given shares, each source shuffled anew in every epoch of it.
+
+    Row numbers run over the whole training, which has one or more stages, each with its own shares.
+    Each source is walked through without gaps, epoch after epoch, across the stages.
+    """
+
+    def __init__(
+        self,
+        stores: dict[str, TokenStore],
+        weights: dict[str, float],
+        row_length: int,
+        changes: tuple[tuple[int, dict[str, float]], ...] = (),
+    ):
+        """Sets up the stages.
+
+        Args:
+          stores: the sources by name.
+          weights: relative shares of the rows, by name.
+          row_length: tokens that a row takes from its store.
+          changes: (first row, weights from there on), by rising row.
+
+        Raises:
+            UserError: a weight is negative, or too small beside the others.
+        """
+        self.names = tuple(stores)
+        self.row_length = row_length
+        self._sources = [Rows(store, row_length) for store in stores.values()]
+        self._rows = np.array([rows.count for rows in self._sources])
+        self._tokens = np.array([store.manifest.tokens for store in stores.values()])
+        self.stages: list[_Stage] = []
+        for first_row, weights in ((0, weights), *changes):
+            counts = shares({name: weight for name, weight in weights.items() if weight})
+            counts = [counts.get(name, 0) for name in self.names]
+            nothing = np.zeros(len(counts), np.int64)
+            before = self.stages[-1].used(first_row) if self.stages else nothing
+            self.stages.append(_Stage(first_row, counts, before))
+
+    def place(
+        self, row: Int64[np.ndarray, "rows"]
+    ) -> tuple[Int64[np.ndarray, "rows"], Int64[np.ndarray, "rows"]]:
+        """The number of each row's source, and how many rows of that source came before."""
+        row = np.asarray(row, np.int64)
+        source, number = self.stages[0].place(row)
+        for stage in self.stages[1:]:
+            here = row >= stage.first_row
+            source[here], number[here] = stage.place(row[here])
+        return source, number
 
     def read(
         self, row: Int64[np.ndarray, "rows"], seed: int
@@ -124,13 +178,9 @@ class Mixture:
 
     def epochs(self, rows: int) -> dict[str, float]:
         """How often each source has been read after that many rows of training."""
-        if not rows:
-            return dict.fromkeys(self.names, 0.0)
-        source, number = self.place(np.arange(max(0, rows - self.period), rows))
-        return {
-            name: float((number[source == which].max(initial=-1) + 1) / self._sources[which].count)
-            for which, name in enumerate(self.names)
-        }
+        stage = [stage for stage in self.stages if stage.first_row <= rows][-1]
+        epochs = stage.used(rows) / self._rows
+        return dict(zip(self.names, epochs.tolist(), strict=True))
 
 
 def shares(weights: dict[str, float]) -> dict[str, int]:

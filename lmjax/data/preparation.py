@@ -35,7 +35,7 @@ class Domain:
 
     name: str  # under which its held-out loss is reported
     source: Source  # the text
-    weight: float = 1.0  # relative share of the training rows; 0: evaluated only
+    weight: float = 1.0  # relative share of the training rows; 0 in every stage: evaluated only
     evaluation: Source | None = None  # held-out text, in place of a part of `source`
 
     def validate(self) -> None:
@@ -46,10 +46,19 @@ class Domain:
 
 
 @config
+class Stage:
+    """From `first_step` on, the domains have these weights."""
+
+    first_step: int  # 0-based step
+    weights: tuple[float, ...]  # of the domains of data.train, in their order
+
+
+@config
 class Data:
     """What to train on, and how it is cut into rows."""
 
     train: tuple[Domain, ...]  # the mixture
+    stages: tuple[Stage, ...] = ()  # changes of its weights
     tokenizer: TokenizerConfig = TrainedBPE()  # made once, then kept with the run
     held_out: float = 0.05  # fraction of each source's documents that is evaluated, not trained on
     length: int = 1024  # tokens that the model reads in a row
@@ -64,6 +73,7 @@ class Data:
         names = [domain.name for domain in self.train]
         if not names or len(set(names)) < len(names):
             raise UserError(f"data.train needs domains of different names, got {names}")
+        self._check_stages()
         if not any(domain.weight for domain in self.train):
             raise UserError("every domain of data.train has weight 0; there is nothing to train on")
         if not 0 <= self.held_out < 1:
@@ -74,6 +84,32 @@ class Data:
         for name in ("workers", "tokenize_workers"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name} is {getattr(self, name)}; it cannot be negative")
+
+    def _check_stages(self) -> None:
+        steps = [stage.first_step for stage in self.stages]
+        if steps != sorted(set(steps)) or any(step < 1 for step in steps):
+            raise UserError(f"the first steps of data.stages must rise from 1, got {steps}")
+        for stage in self.stages:
+            if len(stage.weights) != len(self.train):
+                raise UserError(
+                    f"a stage of data.stages has {len(stage.weights)} weights, but there are "
+                    f"{len(self.train)} domains"
+                )
+            if min(stage.weights) < 0 or not any(stage.weights):
+                raise UserError(
+                    f"the weights of a stage are {stage.weights}; none can be negative, and not "
+                    "all 0"
+                )
+
+    def is_trained(self, domain: Domain) -> bool:
+        """Whether the domain has a weight in any stage."""
+        number = self.train.index(domain)
+        return bool(domain.weight) or any(stage.weights[number] for stage in self.stages)
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """The rows of a step, first and after each change."""
+        return (self.batch_size, *(rows for _, rows in self.ramp))
 
     def plan(self, seed: int) -> Plan:
         """The data plan of a run that begins with these settings."""
@@ -88,14 +124,12 @@ class PreparedData:
       tokenizer: of all the stores.
       train: the stores that are trained on, by domain.
       held_out: the stores that are evaluated, by domain.
-      weights: relative shares of the training stores.
       data: the settings.
     """
 
     tokenizer: Tokenizer
     train: dict[str, TokenStore]
     held_out: dict[str, TokenStore]
-    weights: dict[str, float]
     data: Data
 
     def loader(
@@ -115,7 +149,14 @@ class PreparedData:
             host_index: number of this process among those that train together.
             host_count: how many there are.
         """
-        mixture = Mixture(self.train, self.weights, row_length)
+
+        def named(weights: tuple[float, ...]) -> dict[str, float]:
+            pairs = zip(self.data.train, weights, strict=True)
+            return {domain.name: weight for domain, weight in pairs if domain.name in self.train}
+
+        weights = named(tuple(domain.weight for domain in self.data.train))
+        changes = [(int(plan.rows(s.first_step)[0]), named(s.weights)) for s in self.data.stages]
+        mixture = Mixture(self.train, weights, row_length, tuple(changes))
         return Loader(plan, mixture, prepare, host_index, host_count, workers=self.data.workers)
 
     def skipped(self) -> dict[str, int]:
@@ -151,18 +192,17 @@ def prepare(data: Data, run_folder: str | os.PathLike, progress: Progress = sile
         if domain.evaluation is not None:
             evaluation = _stores(data, domain.evaluation, tokenizer, 0.0, progress)
             held_out[domain.name] = evaluation["all"]
-        elif domain.weight == 0:
+        elif not data.is_trained(domain):
             held_out[domain.name] = stores["all"]
             continue
         elif fraction:
             held_out[domain.name] = stores["held_out"]
         train[domain.name] = stores["train" if fraction else "all"]
-    weights = {domain.name: domain.weight for domain in data.train if domain.weight}
-    return PreparedData(tokenizer, train, held_out, weights, data)
+    return PreparedData(tokenizer, train, held_out, data)
 
 
 def _held_out(data: Data, domain: Domain) -> float:
-    return data.held_out if domain.weight and domain.evaluation is None else 0.0
+    return data.held_out if data.is_trained(domain) and domain.evaluation is None else 0.0
 
 
 def _cache(data: Data) -> pathlib.Path:

@@ -1,6 +1,7 @@
 """Pretraining: from text to a trained model, its score beside the baselines, and a report."""
 
 import dataclasses
+from typing import Literal
 
 import jax
 import numpy as np
@@ -18,9 +19,9 @@ from lmjax.parallel import Layout, Mesh, axis_size, training_layout
 from lmjax.scaling.flops import count_parameters, training_flops_per_token
 from lmjax.training.optimizers import AdamW, Optimizer
 from lmjax.training.placement import abstract_batch
-from lmjax.training.schedules import Cosine, Schedule
+from lmjax.training.schedules import Cosine, Rate, Schedule, count_full_batches
 from lmjax.training.state import TrainState, abstract_state
-from lmjax.training.step import TrainStep, Zero
+from lmjax.training.step import TrainStep, Zero, count_parts
 
 
 @config
@@ -34,11 +35,15 @@ class Pretrain:
     objective: Objective = CausalLM()  # what it is trained to do
     data: Data  # the text, the tokenizer, the rows of a step
     optimizer: Optimizer = AdamW()  # turns gradients into updates
-    schedule: Schedule = Cosine()  # the learning rate, by step
+    schedule: Schedule = Cosine()  # the learning rate
+    # what the schedule counts where data.ramp changes the batch: steps, or batches of the last
+    # size, of which a smaller one is a part
+    schedule_counts: Literal["steps", "full batches"] = "steps"
     gradient_clip: float | None = 1.0  # largest norm of the gradient; None: no limit
     mesh: Mesh = Mesh()  # how the devices are arranged
     zero: Zero = 3  # ZeRO stage: when parameters sharded over mesh.fsdp are gathered
-    accumulation: int = 1  # parts that a batch is computed in, to save memory
+    # parts that a batch is computed in, to save memory; while data.ramp keeps it small, fewer
+    accumulation: int = 1
     average: float | None = None  # decay of an average of the parameters, which is then evaluated
     evaluation: Evaluation = Evaluation()  # on text that was held out
     checkpoint: Checkpoints = Checkpoints()  # what is kept to go on from
@@ -57,11 +62,10 @@ class Pretrain:
                 f"data.length={self.data.length} is longer than model.max_length="
                 f"{self.model.max_length}"
             )
-        for rows in (self.data.batch_size, *(size for _, size in self.data.ramp)):
-            if rows % self.accumulation:
-                raise UserError(
-                    f"a batch of {rows} rows is no multiple of accumulation={self.accumulation}"
-                )
+        if (rows := max(self.data.sizes)) % self.accumulation:
+            raise UserError(
+                f"a batch of {rows} rows is no multiple of accumulation={self.accumulation}"
+            )
 
     def run(self) -> None:
         """Trains, or goes on training, in the run folder, and reports.
@@ -87,7 +91,7 @@ class Pretrain:
           UserError: the model or the batch does not divide the mesh, or the schedule the steps.
         """
         layout = training_layout()
-        schedule = self.schedule.build(self.steps)
+        schedule = self.rate(self.steps)
         _, shapes = abstract(self.model, layout)
         transform = self.optimizer.build(schedule, shapes)
         averaged = self.average is not None
@@ -99,21 +103,40 @@ class Pretrain:
             schedule=schedule,
             clip=self.gradient_clip,
             accumulation=self.accumulation,
+            full_rows=max(self.data.sizes),
             zero=self.zero,
             average_decay=self.average,
         )
-        for rows in {size for _, size in self.data.ramp}:
-            self._abstract_batch(rows, layout)
+        shards = axis_size(*layout.axes("batch"))
+        if self.part_rows % shards:
+            raise UserError(
+                f"a batch of {max(self.data.sizes)} rows does not divide into accumulation="
+                f"{self.accumulation} parts on mesh.data x mesh.fsdp = {shards} devices"
+            )
+        for rows in self.data.sizes:
+            count_parts(rows, self.part_rows)
         batch = self._abstract_batch(self.data.batch_size, layout)
         return Parts(layout, graph, transform, state, step, batch)
 
+    @property
+    def part_rows(self) -> int:
+        """Most rows that are computed at once."""
+        return max(self.data.sizes) // self.accumulation
+
+    def rate(self, steps: int) -> Rate:
+        """The learning rate by 0-based step of a run of `steps`.
+
+        Raises:
+          UserError: the schedule does not fit into the run.
+        """
+        if self.schedule_counts == "steps":
+            return self.schedule.build(steps)
+        plan = self.data.plan(self.seed)
+        table = tuple((row.first_step, row.batch_size) for row in plan.table)
+        full_batches = -(-plan.row0(steps) // table[-1][1])
+        return count_full_batches(self.schedule.build(full_batches), table)
+
     def _abstract_batch(self, rows: int, layout: Layout) -> Batch:
-        shards = axis_size(*layout.axes("batch"))
-        if rows % (shards * self.accumulation):
-            raise UserError(
-                f"a batch of {rows} rows does not divide into accumulation={self.accumulation} "
-                f"parts on mesh.data x mesh.fsdp = {shards} devices"
-            )
         row_length = self.objective.row_length(self.data.length)
         nothing = np.zeros((rows, row_length), np.int32)
         batch = self.objective.prepare(nothing, nothing, np.zeros(rows, np.uint64))

@@ -135,7 +135,7 @@ class PretrainingRun:
             objective=self.experiment.objective,
             layout=self.parts.layout,
             length=self.experiment.data.length,
-            batch_size=self.experiment.data.batch_size // self.experiment.accumulation,
+            batch_size=self.experiment.part_rows,
             tokens=self.experiment.evaluation.tokens,
         )
 
@@ -180,7 +180,7 @@ class PretrainingRun:
         """Raises UserError where the steps done had other rates than this experiment gives them."""
         before, now = extra["steps"], self.experiment.steps
         steps = jnp.arange(done)
-        old, new = (np.asarray(self.experiment.schedule.build(n)(steps)) for n in (before, now))
+        old, new = (np.asarray(self.experiment.rate(n)(steps)) for n in (before, now))
         # A schedule that does not look at the number of steps gives the very same numbers.
         if not np.array_equal(old, new):
             first = int(np.argmax(old != new))

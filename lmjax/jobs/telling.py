@@ -29,10 +29,12 @@ def tell_beginning(story: Story, experiment: Pretrain, path: Path, size: int) ->
     )
     if experiment.average is not None:
         story.fact("average", f"of the parameters, decay {experiment.average}: it is evaluated")
+    rows = data.plan(experiment.seed).row0(experiment.steps)
+    low, high = min(data.sizes), max(data.sizes)
     story.fact(
         "training",
-        f"{experiment.steps:,} steps of {data.batch_size} x {data.length} = "
-        f"{data.batch_size * data.length:,} tokens",
+        f"{experiment.steps:,} steps of {high if low == high else f'{low} to {high}'} x "
+        f"{data.length} tokens, {rows * data.length:,} in all",
     )
 
 

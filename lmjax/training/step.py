@@ -13,8 +13,10 @@ from flax import nnx
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
+from lmjax.config import UserError
 from lmjax.models import Batch
 from lmjax.objectives import Objective, Sums
+from lmjax.parallel import axis_size, training_layout
 from lmjax.training.optimizers import clip_by_global_norm
 from lmjax.training.state import TrainState
 
@@ -33,6 +35,8 @@ class TrainStep:
       schedule: learning rate of each step, for the metrics (the transform has it inside).
       clip: largest global gradient norm; None leaves gradients as they are.
       accumulation: parts that the batch's rows are cut into, one after another.
+      full_rows: rows of the batch that is cut so; a smaller one is cut into as few parts as keeps
+        them no larger (`count_parts`). None: every batch is cut into the same number.
       zero: when parameters sharded over `fsdp` are gathered. 3: each layer where it is used;
         1 and 2: all of them once a step. Under accumulation 2 keeps the summed gradient cut over
         `fsdp`, 1 keeps it whole (Rajbhandari et al. 2020).
@@ -45,6 +49,7 @@ class TrainStep:
     schedule: Callable
     clip: float | None = 1.0
     accumulation: int = 1
+    full_rows: int | None = None
     zero: Zero = 3
     average_decay: float | None = None
 
@@ -72,7 +77,10 @@ class TrainStep:
     def gradients(self, params: dict, batch: Batch, key: jax.Array) -> tuple[dict, Sums]:
         """Gradients of the summed loss, sharded as the parameters, and the batch's sums."""
         weights = jax.tree.map(without_fsdp, params) if self.zero < 3 else params
-        if self.accumulation == 1:
+        rows, number = len(batch.tokens), self.accumulation
+        if self.full_rows is not None:
+            number = count_parts(rows, self.full_rows // number)
+        if number == 1:
             gradients, sums = self._part(weights, batch, key)
             return _scatter(gradients, params), sums
 
@@ -83,7 +91,10 @@ class TrainStep:
         def add(total, inputs):
             return jax.tree.map(jnp.add, total, part(*inputs)), None
 
-        parts = jax.tree.map(self._split_rows, batch), jax.random.split(key, self.accumulation)
+        def split(a: jax.Array) -> jax.Array:  # strided, so that no row changes its device
+            return jnp.moveaxis(a.reshape(-1, number, *a.shape[1:]), 1, 0)
+
+        parts = jax.tree.map(split, batch), jax.random.split(key, number)
         shapes = jax.eval_shape(part, *jax.tree.map(lambda a: a[0], parts))
         total = jax.tree.map(
             lambda a: jnp.zeros(a.shape, a.dtype, out_sharding=a.sharding.spec), shapes
@@ -99,9 +110,21 @@ class TrainStep:
         gradients, sums = jax.grad(loss, has_aux=True)(weights)
         return gradients, sums
 
-    def _split_rows(self, a: jax.Array) -> jax.Array:
-        """[rows, ...] -> [parts, rows / parts, ...]; strided, so that no row changes its device."""
-        return jnp.moveaxis(a.reshape(-1, self.accumulation, *a.shape[1:]), 1, 0)
+
+def count_parts(rows: int, most: int) -> int:
+    """Into how few equal parts of at most `most` rows the devices can share a batch.
+
+    Raises:
+      UserError: the rows do not divide among the devices, or not into parts so small.
+    """
+    shards = axis_size(*training_layout().axes("batch"))
+    for number in range(-(-rows // most), rows // shards + 1):
+        if rows % (number * shards) == 0:
+            return number
+    raise UserError(
+        f"a batch of {rows} rows does not divide into parts of at most {most} (the largest batch "
+        f"over accumulation) on mesh.data x mesh.fsdp = {shards} devices"
+    )
 
 
 def make_train_step(**parts) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:

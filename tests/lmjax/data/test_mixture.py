@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmjax.config import UserError
-from lmjax.data.mixture import Mixture, Rows, evaluation_rows, shares
+from lmjax.data.mixture import Mixture, Rows, _Stage, evaluation_rows, shares
 from lmjax.data.sources import JsonLines
 from lmjax.data.tokenize import build_stores
 from lmjax.data.tokenizers import ByteTokenizer
@@ -107,10 +107,10 @@ def test_shares():
 @settings(max_examples=60, deadline=None)
 @given(weights=st.lists(st.floats(0.01, 1), min_size=1, max_size=5), first=st.integers(0, 10**12))
 def test_shares_are_kept_and_sources_walked_without_gaps(weights, first):
-    mixture = _only_counts(weights)
+    mixture = one_stage(weights)
     row = np.arange(first, first + 2 * mixture.period)
     source, number = mixture.place(row)
-    for which, share in enumerate(mixture._counts):
+    for which, share in enumerate(mixture.counts):
         assert abs(share / mixture.period - weights[which] / sum(weights)) <= 0.001
         assert (source == which).sum() == 2 * share  # in any stretch as long as two periods
         walked = number[source == which]
@@ -121,17 +121,39 @@ def test_shares_are_kept_and_sources_walked_without_gaps(weights, first):
         assert abs(inside - exact).max() <= 1 + len(weights) / 2
 
 
-def _only_counts(weights):
-    mixture = Mixture.__new__(Mixture)
+def one_stage(weights):
     counts = shares({str(n): weight for n, weight in enumerate(weights)})
-    mixture._counts = np.array(list(counts.values()))
-    mixture.period = int(mixture._counts.sum())
-    return mixture
+    return _Stage(0, [*counts.values()], np.zeros(len(weights), np.int64))
 
 
 def test_each_source_begins_at_its_first_row():
-    source, number = _only_counts([0.7, 0.2, 0.1]).place(np.arange(10))
+    source, number = one_stage([0.7, 0.2, 0.1]).place(np.arange(10))
     assert [number[source == which].tolist() for which in range(3)] == [[*range(7)], [0, 1], [0]]
+
+
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_stages_have_their_shares_and_leave_no_gaps(stores, data):
+    """Counted row by row: nothing of a source is left out or read twice where the shares change."""
+    names = [*stores]
+    edges = sorted(data.draw(st.sets(st.integers(1, 400), max_size=3)))
+    weight = st.sampled_from([0.0, 1.0, 2.0, 7.0])
+    drawn = st.lists(weight, min_size=len(names), max_size=len(names)).filter(any)
+    stages = [dict(zip(names, data.draw(drawn))) for _ in range(1 + len(edges))]
+    mixture = Mixture(stores, stages[0], 9, tuple(zip(edges, stages[1:])))
+    row = data.draw(st.permutations(range(500)))
+    source, number = np.empty((2, 500), np.int64)
+    source[row], number[row] = mixture.place(np.array(row))
+    for which, name in enumerate(names):
+        walked = number[source == which]
+        assert np.array_equal(walked, np.arange(len(walked)))
+        assert mixture.epochs(500)[name] == len(walked) / Rows(stores[name], 9).count
+    for weights, begin, end in zip(stages, [0, *edges], [*edges, 500], strict=True):
+        for which, name in enumerate(names):
+            share = weights[name] / sum(weights.values())
+            rows = (source[begin:end] == which).sum()
+            assert abs(rows - share * (end - begin)) <= 1 + len(names) / 2
+            assert share > 0 or rows == 0
 
 
 def test_an_epoch_of_each_source_has_every_token_as_target_once(stores):

@@ -3,11 +3,12 @@
 import json
 import pathlib
 
+import numpy as np
 import pytest
 
 from lmjax.config import UserError, replace
 from lmjax.data import preparation
-from lmjax.data.preparation import Data, Domain, prepare
+from lmjax.data.preparation import Data, Domain, Stage, prepare
 from lmjax.data.sources import JsonLines, TextFiles
 from lmjax.data.subwords import TrainedBPE
 from lmjax.data.tokenizers import Bytes, Characters, load_tokenizer
@@ -53,7 +54,6 @@ def test_stores_by_domain(data, tmp_path):
     ready = prepare(data, tmp_path / "run")
     assert list(ready.train) == ["poems", "prose"]
     assert list(ready.held_out) == ["poems", "prose", "other"]
-    assert ready.weights == {"poems": 3.0, "prose": 1.0}
     poems = [*ready.texts(ready.train["poems"]), *ready.texts(ready.held_out["poems"])]
     assert sorted(poems) == sorted(document.text for document in data.train[0].source.documents())
     # Its own evaluation text: all of the source is trained on.
@@ -65,9 +65,30 @@ def test_stores_by_domain(data, tmp_path):
 
 def test_loader_mixes_with_the_weights(data, tmp_path):
     loader = prepare(data, tmp_path / "run").loader(data.plan(1), lambda *given: given, 17)
-    assert loader.mixture.counts == {"poems": 3, "prose": 1}
+    source, _ = loader.mixture.place(np.arange(40))
+    assert np.bincount(source).tolist() == [30, 10]
     tokens, segments, seeds = loader.batch(5)
     assert tokens.shape == segments.shape == (4, 17) and seeds.shape == (4,)
+
+
+def test_a_second_stage_has_its_own_weights_and_may_bring_a_domain(data, tmp_path):
+    prose, other = data.train[1:]
+    data = replace(
+        data,
+        train=(data.train[0], prose, replace(other, name="new", source=prose.source)),
+        stages=(Stage(first_step=3, weights=(0.0, 1.0, 3.0)),),
+    )
+    ready = prepare(data, tmp_path / "run")
+    assert list(ready.train) == ["poems", "prose", "new"]
+    # It is trained on later, so a part of it is held out from the start.
+    assert 0 < ready.held_out["new"].manifest.documents < 100
+    # With a ramp before it and rows left out, the stage begins at its step all the same.
+    plan = replace(data, ramp=((1, 8),)).plan(1).skipping(1, 1)
+    mixture = ready.loader(plan, lambda *given: given, 17).mixture
+    assert plan.rows(3)[0] == 4 + 2 * 8 + 8
+    for step, shares in ((1, [6, 2]), (2, [6, 2]), (3, [0, 2, 6]), (9, [0, 2, 6])):
+        source, _ = mixture.place(plan.rows(step))
+        assert np.bincount(source).tolist() == shares
 
 
 def test_tokenizer_is_kept_with_the_run_and_learns_from_training_text_alone(data, tmp_path):
@@ -148,6 +169,9 @@ def test_where_the_cache_lies(data, tmp_path, monkeypatch):
         ({"batch_size": 0}, "at least 1"),
         ({"length": 0}, "at least 1"),
         ({"workers": -1}, "negative"),
+        ({"stages": (Stage(first_step=0, weights=(1.0, 1.0, 0.0)),)}, "must rise from 1"),
+        ({"stages": (Stage(first_step=5, weights=(1.0,)),)}, "1 weights, but there are 3 domains"),
+        ({"stages": (Stage(first_step=5, weights=(0.0, 0.0, 0.0)),)}, "not all 0"),
     ],
 )
 def test_settings_that_make_no_sense(data, changes, message):

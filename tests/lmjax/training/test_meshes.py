@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from lmjax.config import replace
+from lmjax.config import UserError, replace
 from lmjax.models import (
     AttentionConfig,
     GatedFeedForwardConfig,
@@ -18,7 +18,7 @@ from lmjax.parallel import AXES, Mesh, training_layout
 from lmjax.training.optimizers import AdamW
 from lmjax.training.schedules import Cosine
 from lmjax.training.state import abstract_state, make_state
-from lmjax.training.step import TrainStep
+from lmjax.training.step import TrainStep, count_parts
 
 STEPS = 20
 # 8 heads, 2 key-value heads (which do not divide tensor=8) and an odd vocabulary; dropout, so that
@@ -139,3 +139,20 @@ def test_accumulation_gives_the_losses_of_the_whole_batch(start, zero):
     whole = train(start, Mesh(fsdp=1), model=model)
     parts = train(start, Mesh(data=2, fsdp=2, tensor=2), zero, accumulation=2, model=model)
     np.testing.assert_allclose(parts[:, 0], whole[:, 0], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("rows", "most", "parts"),
+    [
+        (1536, 16, 96),
+        (16, 16, 1),
+        (8, 16, 1),  # a batch smaller than a part
+        (24, 16, 3),  # 12 rows would not divide among 8 devices
+        (208, 16, 13),
+    ],
+)
+def test_a_small_batch_takes_fewer_parts(rows, most, parts):
+    with jax.sharding.use_abstract_mesh(Mesh(data=2, fsdp=4).abstract(8)):
+        assert count_parts(rows, most) == parts
+        with pytest.raises(UserError, match=f"a batch of {rows + 1} rows does not divide"):
+            count_parts(rows + 1, most)
