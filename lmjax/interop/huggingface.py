@@ -6,8 +6,9 @@ import functools
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import jax
@@ -109,6 +110,7 @@ def write(
     dtype: Dtype = "float32",
     largest_file: int = LARGEST_FILE,
     report: Report = report_nothing,
+    extra: Mapping[str, Any] = MappingProxyType({}),
 ) -> None:
     """Writes config.json and safetensors, which transformers loads.
 
@@ -123,6 +125,7 @@ def write(
       dtype: of the written tensors.
       largest_file: in bytes; what is more goes to several files with an index.
       report: is told the bytes that are written, and of how many, after each tensor.
+      extra: more of config.json, such as eos_token_id.
 
     Raises:
       UserError: no family of Hugging Face's can express the config.
@@ -148,7 +151,7 @@ def write(
         return
     folder.mkdir(parents=True, exist_ok=True)
     write_tensors(folder, shapes, tensors, largest_file, report)
-    write_json(folder / "config.json", settings | {"torch_dtype": dtype})
+    write_json(folder / "config.json", settings | {"torch_dtype": dtype, **extra})
 
 
 def rewrite(

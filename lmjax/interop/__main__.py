@@ -1,0 +1,66 @@
+"""Converts models: a run folder to a folder that transformers loads, or the other way.
+
+python -m lmjax.interop runs/quickstart models/quickstart
+python -m lmjax.interop models/Mistral-7B-v0.1 runs/mistral mesh.tensor=8
+python -m lmjax.interop models/opt-13b models/opt-13b-half to=huggingface dtype=bfloat16
+"""
+
+from typing import Literal
+
+import jax
+
+from lmjax.config import (
+    UserError,
+    config,
+    exit_on_user_error,
+    from_command_line,
+    import_modules,
+)
+from lmjax.interop.convert import convert
+from lmjax.parallel import Mesh
+
+
+@config
+class Convert:
+    """A model in another form."""
+
+    source: str | None = None  # a run folder, or a model folder: config.json and tensor files
+    destination: str | None = None  # is made: it must not exist, or be empty
+    # a folder that transformers loads, or a run folder; none: what the source is not
+    to: Literal["huggingface", "run"] | None = None
+    step: int | None = None  # which checkpoint of a run; none: the newest
+    # of the tensors for transformers; none: as in the source folder, float32 from a run
+    dtype: Literal["float32", "bfloat16"] | None = None
+    # GB (10^9 bytes) in the largest file for transformers; a larger tensor has a file alone
+    file_size: float = 5.0
+    mesh: Mesh = Mesh()  # how the devices are arranged, over which the parameters are cut
+    imports: tuple[str, ...] = ()  # modules of your own that declare parts of the run
+
+    def validate(self) -> None:
+        """Raises UserError for a size that no file can have."""
+        if self.file_size <= 0:
+            raise UserError(f"file_size={self.file_size:g}: must be more than 0 GB")
+
+
+def main() -> None:
+    """Converts what the command line names."""
+    settings = from_command_line(Convert(), positional=("source", "destination"))
+    if settings.source is None or settings.destination is None:
+        raise UserError(
+            "Which folders? For instance: python -m lmjax.interop runs/quickstart models/quickstart"
+        )
+    import_modules(settings.imports)
+    with jax.set_mesh(settings.mesh.build()):
+        convert(
+            settings.source,
+            settings.destination,
+            to_run=None if settings.to is None else settings.to == "run",
+            step=settings.step,
+            dtype=settings.dtype,
+            largest_file=round(settings.file_size * 1e9),
+        )
+
+
+if __name__ == "__main__":
+    with exit_on_user_error():
+        main()
