@@ -86,7 +86,9 @@ def read_falcon(settings: Settings) -> TransformerConfig:
 def write_falcon(config: TransformerConfig) -> dict[str, Any]:
     """A Falcon's config.json."""
     attention = config.attention
-    grouped = not getattr(config.arrangement, "shared_norm", True)
+    norms = 1 if getattr(config.arrangement, "shared_norm", True) else 2
+    # One norm and groups of heads: Falcon-11B.
+    grouped = norms == 2 or attention.kv_heads not in (1, attention.num_heads)
     return {
         "vocab_size": config.vocab_size,
         "hidden_size": config.hidden,
@@ -95,7 +97,7 @@ def write_falcon(config: TransformerConfig) -> dict[str, Any]:
         "num_kv_heads": attention.kv_heads,
         "max_position_embeddings": config.max_length,
         "new_decoder_architecture": grouped,
-        "num_ln_in_parallel_attn": 2 if grouped else 1,
+        "num_ln_in_parallel_attn": norms,
         "multi_query": attention.kv_heads == 1,
         "parallel_attn": True,
         "alibi": False,
@@ -125,9 +127,11 @@ FALCON_FAMILY = Family(
     tied=("lm_head.weight", "transformer.word_embeddings.weight"),
     buffers=(r".*rotary_emb\.inv_freq",),
     supported={
+        "activation": ("gelu",),
         "alibi": (False,),
         "parallel_attn": (True,),
         "apply_residual_connection_post_layernorm": (False,),
+        "rope_scaling.type": ("default",),
         "rope_scaling.rope_type": ("default",),
         "rope_parameters.rope_type": ("default",),
         "quantization_config": (),

@@ -6,7 +6,7 @@ import dataclasses
 import math
 from typing import Any
 
-from lmjax.config import preset, replace
+from lmjax.config import UserError, preset, replace
 from lmjax.models.attention import AttentionConfig
 from lmjax.models.feed_forward import GatedFeedForwardConfig
 from lmjax.models.gpt import size_of
@@ -79,6 +79,9 @@ def write_gemma(config: TransformerConfig) -> dict[str, Any]:
 def read_gemma2(settings: Settings) -> TransformerConfig:
     """A Gemma 2's config from its config.json."""
     base = read_gemma(settings)
+    kinds = ("sliding_attention", "full_attention") * base.num_layers
+    if tuple(settings.get("layer_types") or kinds)[: base.num_layers] != kinds[: base.num_layers]:
+        raise UserError(f"layer_types must be {kinds[0]} and {kinds[1]} in turn")
     scalar = settings.get("query_pre_attn_scalar", 256)
     return replace(
         base,
@@ -96,9 +99,11 @@ def read_gemma2(settings: Settings) -> TransformerConfig:
 def write_gemma2(config: TransformerConfig) -> dict[str, Any]:
     """A Gemma 2's config.json."""
     scale = config.attention.scale or config.attention.head_dim**-0.5
+    scalar = round(scale**-2, 6)
     return write_gemma(config) | {
         "sliding_window": config.attention.windows[0],
-        "query_pre_attn_scalar": round(scale**-2, 6),
+        # transformers 5 takes nothing but whole numbers.
+        "query_pre_attn_scalar": int(scalar) if scalar.is_integer() else scalar,
         "attn_logit_softcapping": config.attention.softcap,
         "final_logit_softcapping": config.logit_softcap,
     }
@@ -108,6 +113,7 @@ GEMMA_SUPPORTED = LLAMA_SUPPORTED | {
     # The first public configs say "gelu" and mean the tanh form, as hidden_activation says.
     "hidden_act": ("gelu_pytorch_tanh", "gelu"),
     "hidden_activation": ("gelu_pytorch_tanh",),
+    "use_bidirectional_attention": (False,),
 }
 GEMMA_FAMILY = dataclasses.replace(
     LLAMA_FAMILY,

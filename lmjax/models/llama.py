@@ -12,7 +12,13 @@ from lmjax.models.gpt import size_of
 from lmjax.models.initializers import Normal
 from lmjax.models.names import Family, Matrix, Name, Settings, VocabularyTable, dense, norm
 from lmjax.models.norms import RMSNormConfig
-from lmjax.models.positions import LinearScaling, Rotary, RotaryScaling, YaRNScaling
+from lmjax.models.positions import (
+    LinearScaling,
+    Llama3Scaling,
+    Rotary,
+    RotaryScaling,
+    YaRNScaling,
+)
 from lmjax.models.transformer import TransformerConfig
 
 # layers, hidden, heads, key-value heads, feed-forward, norm epsilon
@@ -105,6 +111,13 @@ def read_scaling(rotary: Settings, length: int) -> RotaryScaling | None:
             slow=float(scaling.get("beta_slow") or 1),
             attention=scaling.get("attention_factor"),
         )
+    if kind == "llama3":
+        return Llama3Scaling(
+            factor=float(scaling["factor"]),
+            length=int(scaling["original_max_position_embeddings"]),
+            fast=float(scaling["high_freq_factor"]),
+            slow=float(scaling["low_freq_factor"]),
+        )
     return None
 
 
@@ -123,6 +136,16 @@ def write_scaling(scaling: RotaryScaling | None) -> dict[str, Any]:
         if scaling.attention is not None:
             written["attention_factor"] = scaling.attention
         return {"rope_scaling": written}
+    if isinstance(scaling, Llama3Scaling):
+        return {
+            "rope_scaling": {
+                "rope_type": "llama3",
+                "factor": scaling.factor,
+                "original_max_position_embeddings": scaling.length,
+                "high_freq_factor": scaling.fast,
+                "low_freq_factor": scaling.slow,
+            }
+        }
     return {}
 
 
@@ -183,12 +206,22 @@ def write_llama(config: TransformerConfig) -> dict[str, Any]:
 
 
 LAYER = "model.layers.{layer}"
+SCALINGS = ("default", "linear", "yarn", "llama3")
 LLAMA_SUPPORTED = {
     "hidden_act": ("silu",),
-    "rope_scaling.type": ("default", "linear", "yarn"),
-    "rope_scaling.rope_type": ("default", "linear", "yarn"),
-    "rope_parameters.rope_type": ("default", "linear", "yarn"),
-    "rope_parameters.partial_rotary_factor": (1.0,),
+    "rope_scaling.type": SCALINGS,
+    **{
+        f"{settings}.{key}": allowed
+        for settings in ("rope_scaling", "rope_parameters")
+        for key, allowed in {
+            "rope_type": SCALINGS,
+            "partial_rotary_factor": (1.0,),
+            # Variants of YaRN that no family here uses.
+            "truncate": (True,),
+            "mscale": (),
+            "mscale_all_dim": (),
+        }.items()
+    },
     "quantization_config": (),
 }
 LLAMA_FAMILY = Family(

@@ -162,6 +162,33 @@ class YaRNScaling(RotaryScaling):
         return 0.1 * math.log(self.factor) + 1 if self.attention is None else self.attention
 
 
+@config
+class Llama3Scaling(RotaryScaling):
+    """LLaMA 3.1's (Dubey et al. 2024, arXiv:2407.21783): by wavelength, without a magnitude.
+
+    Pairs that turn at least `fast` times in the length of training stay as they are, those that
+    turn at most `slow` times are interpolated; between the two, the share of each follows from the
+    number of turns, where YaRN's follows from the number of the pair.
+    """
+
+    factor: float = 8.0  # how much longer texts may be
+    length: int = 8192  # the length of training
+    fast: float = 4.0  # pairs that turn more often than this in `length` stay as they are
+    slow: float = 1.0  # pairs that turn less often than this are interpolated
+
+    def validate(self) -> None:
+        """Raise UserError for bounds that leave nothing between them."""
+        if not 0 < self.slow < self.fast:
+            raise UserError(f"slow={self.slow}, fast={self.fast}: slow must be above 0, below fast")
+
+    def frequencies(self, base: float, dims: int, lengths: Int[Array, "batch"]) -> jax.Array:
+        """See `RotaryScaling.frequencies`."""
+        usual = rotary_frequencies(base, dims)
+        turns = usual * (self.length / (2 * math.pi))
+        kept = jnp.clip((turns - self.slow) / (self.fast - self.slow), 0, 1)
+        return usual * kept + usual / self.factor * (1 - kept)
+
+
 def rotary_frequencies(base: Any, dims: int) -> Float[Array, "#batch pairs"]:
     """base^(-2 i / dims) for each pair i."""
     return jnp.atleast_2d(base ** -(jnp.arange(0, dims, 2, dtype=jnp.float32) / dims))

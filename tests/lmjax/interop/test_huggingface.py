@@ -1,6 +1,7 @@
 """Hugging Face folders: exactly in and out again, and what is wrong with one is named."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -199,8 +200,8 @@ def test_damaged_and_missing_files_are_named(one_device, gpt2):
             'rope_scaling.type="dynamic" is not supported for llama, only "default", "linear"',
         ),
         (
-            {"rope_parameters": {"rope_type": "llama3"}},
-            'rope_parameters.rope_type="llama3" is not supported',
+            {"rope_parameters": {"rope_type": "longrope"}},
+            'rope_parameters.rope_type="longrope" is not supported',
         ),
         ({"quantization_config": {"bits": 4}}, "quantization_config=.* is not supported"),
         ({"hidden_act": "gelu"}, 'hidden_act="gelu" is not supported for llama, only "silu"'),
@@ -221,3 +222,35 @@ def test_a_model_that_no_family_has_is_not_written(one_device, tmp_path):
     with pytest.raises(UserError, match="nearest is gpt2, which cannot have norm=RMSNorm"):
         huggingface.write(tmp_path / "new", config, params)
     assert not (tmp_path / "new").exists()
+
+
+FALCON = {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 2, "vocab_size": 61}
+LLAMA = FALCON | {"intermediate_size": 40, "num_key_value_heads": 2}
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "message"),
+    [
+        ("falcon", FALCON | {"activation": "relu"}, 'activation="relu"'),
+        ("falcon", FALCON | {"rope_scaling": {"type": "linear"}}, 'rope_scaling.type="linear"'),
+        ("llama", LLAMA | {"rope_parameters": {"rope_type": "dynamic"}}, 'rope_type="dynamic"'),
+        ("llama", LLAMA | {"rope_scaling": {"truncate": False}}, "rope_scaling.truncate=false"),
+        ("llama", LLAMA | {"rope_parameters": {"mscale": 0.7}}, "rope_parameters.mscale=0.7"),
+        ("gemma", LLAMA | {"use_bidirectional_attention": True}, "bidirectional_attention=true"),
+        ("gemma2", LLAMA | {"layer_types": ["full_attention"] * 2}, "full_attention in turn"),
+    ],
+)
+def test_what_would_be_computed_otherwise_is_refused(tmp_path, kind, settings, message):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": kind} | settings))
+    with pytest.raises(UserError, match=re.escape(message)):
+        huggingface.read_config(tmp_path)
+
+
+def test_few_key_heads_behind_one_norm(tmp_path):
+    """Falcon-11B: 40B's groups and 7B's norm."""
+    eleven = {"new_decoder_architecture": True, "num_kv_heads": 2, "num_ln_in_parallel_attn": 1}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "falcon"} | FALCON | eleven))
+    config = huggingface.read_config(tmp_path)[1]
+    assert config.attention.kv_heads == 2 and config.arrangement.shared_norm
+    family, written = huggingface.family_of(config)
+    assert family.model_type == "falcon" and written.items() >= eleven.items()
