@@ -67,9 +67,11 @@ def layerwise(inner: optax.GradientTransformation) -> optax.GradientTransformati
     """
 
     def init(params: PyTree) -> PyTree:
-        return jax.tree.map_with_path(
-            lambda path, leaf: jax.vmap(inner.init)(as_matrices(path, leaf)), params
-        )
+        def one(path: Path, leaf: Array) -> PyTree:
+            # Counts do not come from the leaf, and so have no place of their own yet.
+            return jax.tree.map(_replicated, jax.vmap(inner.init)(as_matrices(path, leaf)))
+
+        return jax.tree.map_with_path(one, params)
 
     def update(updates: PyTree, state: PyTree, params: PyTree) -> tuple[PyTree, PyTree]:
         gradients, structure = jax.tree.flatten_with_path(updates)
@@ -175,6 +177,14 @@ def _axes(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:
     if entry is None:
         return ()
     return entry if isinstance(entry, tuple) else (entry,)
+
+
+def _replicated(array: Array) -> Array:
+    """The array whole on every device of the mesh, unless it lies somewhere already."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or not jax.typeof(array).sharding.mesh.empty:
+        return array
+    return jax.reshard(array, PartitionSpec(*(None,) * array.ndim))
 
 
 def _shaped_like(leaf: Array, matrices: Array) -> Array:

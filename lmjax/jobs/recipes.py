@@ -1,0 +1,394 @@
+"""How the models of the papers were trained, by size: a recipe is all that does not name a machine.
+
+    experiment = gpt3_recipe("1.3B").experiment(output="runs/mine", data=..., mesh=Mesh(fsdp=8))
+
+The numbers are the papers'; what a paper leaves open stands in the docstring with what is chosen
+instead. Where it says nothing, AdamW has GPT-3's settings, gradients are clipped to 1.0 and
+documents of a row do not see each other. All compute in bfloat16, whatever the authors had. GPT-1
+(its length is 100 epochs of a corpus), GPT-2, Baichuan 1, ChatGLM and Falcon-7B have no recipe:
+their batches, rates or lengths are not published or not known here.
+"""
+
+import itertools
+from collections.abc import Sequence
+from typing import Literal
+
+from lmjax.config import config, preset, replace
+from lmjax.data import Data, Domain, JsonLines, Stage, TrainedBPE
+from lmjax.jobs.pretrain import Pretrain
+from lmjax.jobs.settings import Checkpoints, Evaluation, Log
+from lmjax.models import (
+    TransformerConfig,
+    baichuan2,
+    bloom,
+    falcon,
+    gpt3,
+    llama,
+    llama2,
+    opt,
+    palm,
+    qwen,
+    skywork,
+)
+from lmjax.models.gpt import size_of
+from lmjax.objectives import CausalLM, Objective
+from lmjax.training.optimizers import Adafactor, AdamW, Optimizer
+from lmjax.training.schedules import Cosine, InverseSquareRoot, Linear, Schedule
+
+ADAMW = AdamW(b1=0.9, b2=0.95, epsilon=1e-8, weight_decay=0.1)
+Growth = tuple[tuple[int, int], ...]  # (step, rows from there on)
+
+
+@config
+class Recipe:
+    """What an experiment takes from a paper; fields as in `Pretrain` and its `Data`."""
+
+    model: TransformerConfig
+    length: int  # tokens that the model reads in a row
+    batch_size: int  # rows in a step
+    ramp: tuple[tuple[int, int], ...] = ()  # changes of batch_size: (step, rows from there on)
+    steps: int  # updates of the parameters
+    schedule: Schedule
+    schedule_counts: Literal["steps", "full batches"] = "steps"  # as in Pretrain
+    optimizer: Optimizer = ADAMW
+    gradient_clip: float | None = 1.0  # largest norm of the gradient; None: no limit
+    objective: Objective = CausalLM()
+
+    def experiment(self, data: Data, **settings) -> Pretrain:
+        """The experiment that trains so.
+
+        Args:
+          data: the text and its tokenizer; lengths and batches are the recipe's.
+          settings: further fields of `Pretrain`, for instance output and mesh.
+        """
+        regular = {
+            "evaluation": Evaluation(every=1000, tokens=4_000_000),
+            "checkpoint": Checkpoints(every=500, keep_every=10_000),
+            "log": Log(every=10),
+        }
+        return Pretrain(
+            steps=self.steps,
+            # A layer's input is all that is kept of it: models so large leave room for no more.
+            model=replace(self.model, dtype="bfloat16", remat="full"),
+            objective=self.objective,
+            data=replace(data, length=self.length, batch_size=self.batch_size, ramp=self.ramp),
+            optimizer=self.optimizer,
+            schedule=self.schedule,
+            schedule_counts=self.schedule_counts,
+            gradient_clip=self.gradient_clip,
+            **regular | settings,
+        )
+
+
+def text(vocabulary: int, stages: tuple[Stage, ...] = (), **weights: float | int) -> Data:
+    """Domains by name and weight, each read from text/NAME/*.jsonl.zst ("text" on every line).
+
+    The tokenizer is trained on them, to `vocabulary` tokens. To take a public one:
+    data.tokenizer=TokenizerFolder data.tokenizer.path=FOLDER.
+    """
+    return Data(
+        train=tuple(
+            Domain(name=name, source=JsonLines(path=f"text/{name}/*.jsonl.zst"), weight=weight)
+            for name, weight in weights.items()
+        ),
+        stages=stages,
+        tokenizer=TrainedBPE(vocab_size=vocabulary, sample_bytes=2_000_000_000),
+        held_out=1e-4,
+        workers=8,
+        tokenize_workers=32,
+    )
+
+
+def grow(sizes: Sequence[int], over: float | int) -> Growth:
+    """When a batch takes its sizes: each where a line from the first to the last reaches it.
+
+    Args:
+      sizes: rows of a step, rising.
+      over: rows of data over which the batch grows.
+    """
+    first, full = sizes[0], sizes[-1]
+    table, step, done = [(0, first)], 0, 0
+    for before, size in itertools.pairwise(sizes):
+        steps = max(0, -int(-(over * (size - first) / (full - first) - done) // before))
+        step, done = step + steps, done + steps * before
+        table.append((step, size))
+    return tuple(table)
+
+
+def doublings(first: int, full: int) -> list[int]:
+    """`first`, doubled as long as it stays below `full`, and `full`."""
+    doubled = itertools.takewhile(lambda rows: rows < full, (first << k for k in range(32)))
+    return [*doubled, full]
+
+
+def steps_for(tokens: float | int, length: int, table: Growth) -> int:
+    """Steps until so many tokens have been trained on, while the batch grows by the table."""
+    rows = tokens / length
+    for (step, size), (end, _) in itertools.pairwise(table):
+        rows -= (end - step) * size
+    step, size = table[-1]
+    return step - int(-rows // size)
+
+
+# rows of a batch, peak rate, tokens over which the batch grows
+GPT3 = {
+    "125M": (256, 6.0e-4, 4e9),
+    "350M": (256, 3.0e-4, 4e9),
+    "760M": (256, 2.5e-4, 4e9),
+    "1.3B": (512, 2.0e-4, 8e9),
+    "2.7B": (512, 1.6e-4, 8e9),
+    "6.7B": (1024, 1.2e-4, 8e9),
+    "13B": (1024, 1.0e-4, 8e9),
+    "175B": (1536, 0.6e-4, 12e9),
+}
+
+
+@preset
+def gpt3_recipe(size: str = "125M") -> Recipe:
+    """GPT-3 (Brown et al. 2020, table 2.1 and appendix B): 300 B tokens; rates go by tokens.
+
+    Warm-up over 375 M, a cosine to a tenth over 260 B, then flat. The batch grows from 32 k tokens
+    over the first 4 to 12 B, "depending on the model size": which is whose is not published, nor
+    are the sizes between; 4, 8 and 12 B and doublings are chosen. 3.2 M tokens are no whole number
+    of rows: 1,536 are chosen, 3.15 M.
+    """
+    rows, peak, over = size_of(GPT3, size, "gpt3_recipe")
+    table = grow(doublings(16, rows), over / 2048)
+    return Recipe(
+        model=gpt3(size),
+        length=2048,
+        batch_size=16,
+        ramp=table[1:],
+        steps=steps_for(300e9, 2048, table),
+        schedule=Cosine(
+            peak=peak,
+            warmup=round(375e6 / 2048 / rows),
+            final=0.1,
+            end=round(260e9 / 2048 / rows),
+        ),
+        schedule_counts="full batches",
+        objective=CausalLM(cross_documents=True),
+    )
+
+
+# rows of a batch, peak rate
+OPT = {
+    "125M": (256, 6.0e-4),
+    "350M": (256, 3.0e-4),
+    "1.3B": (512, 2.0e-4),
+    "2.7B": (512, 1.6e-4),
+    "6.7B": (1024, 1.2e-4),
+    "13B": (2048, 1.0e-4),
+    "30B": (2048, 1.0e-4),
+    "66B": (1024, 0.8e-4),
+    "175B": (1024, 1.2e-4),
+}
+
+
+@preset
+def opt_recipe(size: str = "125M") -> Recipe:
+    """OPT (Zhang et al. 2022, table 1 and metaseq's launcher): 300 B tokens, a line to a tenth.
+
+    Warm-up is 375 M tokens, 2,000 steps for 175B. Of 175B the launcher says 3e-5 and the logbook
+    has rates and clipping changed by hand during the run: the paper's 1.2e-4 and 1.0 stand here.
+    Its embeddings had no dropout; ours have the 0.1 of all else.
+    """
+    rows, peak = size_of(OPT, size, "opt_recipe")
+    warmup = 2000 if size == "175B" else round(375e6 / 2048 / rows)
+    return Recipe(
+        model=opt(size),
+        length=2048,
+        batch_size=rows,
+        steps=steps_for(300e9, 2048, ((0, rows),)),
+        schedule=Linear(peak=peak, warmup=warmup, final=0.1),
+    )
+
+
+# rows of a batch, peak rate, last rate
+BLOOM = {
+    "560M": (256, 3.0e-4, 1e-5),
+    "1.1B": (256, 2.5e-4, 1e-5),
+    "1.7B": (512, 2.0e-4, 1e-5),
+    "3B": (512, 1.6e-4, 1e-5),
+    "7.1B": (512, 1.2e-4, 1e-5),
+    "176B": (2048, 6e-5, 6e-6),
+}
+
+
+@preset
+def bloom_recipe(size: str = "560M") -> Recipe:
+    """BLOOM (Le Scao et al. 2022; BigScience's launch scripts of tr11): rates go by samples.
+
+    Warm-up over 183,105 rows, a cosine over 200 M (410 B tokens), then flat up to 220 M (450 B),
+    as the scripts ask; the runs were ended before, 176B's after 366 B tokens. The batch grows from
+    192 by 16 at a time, over 9,765,625 rows.
+    """
+    rows, peak, last = size_of(BLOOM, size, "bloom_recipe")
+    table = grow(range(192, rows + 1, 16), 9_765_625)
+    return Recipe(
+        model=bloom(size),
+        length=2048,
+        batch_size=192,
+        ramp=table[1:],
+        steps=steps_for(220e6 * 2048, 2048, table),
+        schedule=Cosine(
+            peak=peak,
+            warmup=round(183_105 / rows),
+            final=last / peak,
+            end=round(200e6 / rows),
+        ),
+        schedule_counts="full batches",
+        objective=CausalLM(cross_documents=True),
+    )
+
+
+# peak rate, tokens
+LLAMA = {
+    "7B": (3.0e-4, 1.0e12),
+    "13B": (3.0e-4, 1.0e12),
+    "33B": (1.5e-4, 1.4e12),
+    "65B": (1.5e-4, 1.4e12),
+}
+LLAMA2 = {"7B": (3.0e-4, 2.0e12), "13B": (3.0e-4, 2.0e12), "70B": (1.5e-4, 2.0e12)}
+
+
+def four_million(model: TransformerConfig, length: int, peak: float, tokens: float) -> Recipe:
+    """LLaMA's way: batches of 4 M tokens, 2,000 steps of warm-up, a cosine to a tenth."""
+    rows = 2**22 // length
+    return Recipe(
+        model=model,
+        length=length,
+        batch_size=rows,
+        steps=steps_for(tokens, length, ((0, rows),)),
+        schedule=Cosine(peak=peak, warmup=2000, final=0.1),
+    )
+
+
+@preset
+def llama_recipe(size: str = "7B") -> Recipe:
+    """LLaMA (Touvron et al. 2023a, table 2): 7B and 13B on 1.0 T tokens, 33B and 65B on 1.4 T.
+
+    AdamW's epsilon is not published; 1e-8 is chosen.
+    """
+    return four_million(llama(size), 2048, *size_of(LLAMA, size, "llama_recipe"))
+
+
+@preset
+def llama2_recipe(size: str = "7B") -> Recipe:
+    """LLaMA 2 (Touvron et al. 2023b, section 2.2): 2.0 T tokens; AdamW with epsilon 1e-5."""
+    recipe = four_million(llama2(size), 4096, *size_of(LLAMA2, size, "llama2_recipe"))
+    return replace(recipe, optimizer=replace(ADAMW, epsilon=1e-5))
+
+
+@preset
+def baichuan2_recipe(size: str = "7B") -> Recipe:
+    """Baichuan 2 (Yang et al. 2023): 2.6 T tokens, clipping to 0.5, max-z loss of 2e-4.
+
+    The batch and the last rate are not published; LLaMA 2's 4 M tokens and a tenth are chosen.
+    """
+    peak = size_of({"7B": 2.0e-4, "13B": 1.5e-4}, size, "baichuan2_recipe")
+    return replace(
+        four_million(baichuan2(size), 4096, peak, 2.6e12),
+        gradient_clip=0.5,
+        objective=CausalLM(max_z_loss=2e-4),
+    )
+
+
+# peak rate, tokens, length
+QWEN = {
+    "1.8B": (3.0e-4, 2.2e12, 2048),
+    "7B": (3.0e-4, 2.4e12, 2048),
+    "14B": (3.0e-4, 3.0e12, 2048),
+    "72B": (1.5e-4, 3.0e12, 8192),
+}
+
+
+@preset
+def qwen_recipe(size: str = "7B") -> Recipe:
+    """Qwen (Bai et al. 2023, table 1 and section 2.4): batches of 4 M tokens, a cosine to a tenth.
+
+    Warm-up, decay and clipping of pretraining are not published: 2,000 steps, 0.1 and 1.0 are
+    chosen. Of 72B only the 3.0 T tokens are: LLaMA 2 70B's rate and the batch of the smaller sizes
+    are chosen, and the 8,192 tokens a row of its released seq_length. The longer rows that end the
+    training of 1.8B and 7B are left out: their share is not published.
+    """
+    peak, tokens, length = size_of(QWEN, size, "qwen_recipe")
+    return four_million(qwen(size), length, peak, tokens)
+
+
+@preset
+def skywork_recipe(size: str = "13B") -> Recipe:
+    """Skywork-13B (Wei et al. 2023, section 3.6): 3.13 T tokens in batches of 16 M.
+
+    A cosine from 6e-4 to 6e-5 over 2 T tokens; the 6e-5 stays for another 1 T, and for the 130 B of
+    the second stage, whose text the experiment sets. Warm-up is not published; 2,000 steps are
+    chosen.
+    """
+    rows = 4096
+    return Recipe(
+        model=skywork(size),
+        length=4096,
+        batch_size=rows,
+        steps=steps_for(3.13e12, 4096, ((0, rows),)),
+        schedule=Cosine(peak=6e-4, warmup=2000, final=0.1, end=round(2e12 / 4096 / rows)),
+    )
+
+
+@preset
+def falcon_recipe(size: str = "40B") -> Recipe:
+    """Falcon-40B (its model card): 1.0 T tokens; rates go by tokens; z-loss of 1e-4.
+
+    Warm-up over 4 B tokens, a cosine from 1.85e-4 to a tenth; the batch grows over 100 B tokens.
+    From where is not published, nor are AdamW's betas: doublings from 72 rows and GPT-3's betas are
+    chosen.
+    """
+    size_of({"40B": ()}, size, "falcon_recipe")
+    rows = 1152
+    table = grow(doublings(72, rows), 100e9 / 2048)
+    return Recipe(
+        model=falcon(size),
+        length=2048,
+        batch_size=72,
+        ramp=table[1:],
+        steps=steps_for(1e12, 2048, table),
+        schedule=Cosine(peak=1.85e-4, warmup=round(4e9 / 2048 / rows), final=0.1),
+        schedule_counts="full batches",
+        objective=CausalLM(z_loss=1e-4),
+    )
+
+
+# (step, rows from there on)
+PALM = {
+    "8B": ((0, 256), (50_000, 512)),
+    "62B": ((0, 512), (50_000, 1024)),
+    "540B": ((0, 512), (50_000, 1024), (115_000, 2048)),
+}
+
+
+@preset
+def palm_recipe(size: str = "8B") -> Recipe:
+    """PaLM (Chowdhery et al. 2022, section 5): Adafactor without factors; z-loss of 1e-4.
+
+    The rate is 1e-2 for 10,000 steps and 1/sqrt(step) from there on, relative to each parameter's
+    root mean square ("Adam with parameter scaling"); decay is the rate squared. 540B takes 255,000
+    steps, 776 B tokens, which the paper rounds to 780 B. The smaller ones double their batch once;
+    at which step is not published: 50,000 is chosen, and the same 780 B tokens.
+    """
+    table = size_of(PALM, size, "palm_recipe")
+    return Recipe(
+        model=palm(size),
+        length=2048,
+        batch_size=table[0][1],
+        ramp=table[1:],
+        steps=255_000 if size == "540B" else steps_for(780e9, 2048, table),
+        schedule=InverseSquareRoot(peak=1e-2, warmup=0, start=10_000),
+        optimizer=Adafactor(
+            decay_rate=0.8,
+            factored=False,
+            clipping=None,
+            momentum=0.9,
+            weight_decay=1.0,
+            decay_exponent=2.0,
+        ),
+        objective=CausalLM(z_loss=1e-4),
+    )
