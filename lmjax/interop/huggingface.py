@@ -378,8 +378,12 @@ def put(
         shape, mesh = shapes[path], jax.sharding.get_mesh()
         spec = shape.sharding.spec
         sharding = NamedSharding(mesh, spec if layer is None else PartitionSpec(*spec[1:]))
-        # Copies: an array that shared the file's memory would change with the file.
-        part = jax.device_put(np.ascontiguousarray(part), sharding, may_alias=False)
+        part = np.ascontiguousarray(part)
+        if np.may_share_memory(part, tensor):
+            # On a CPU, jax may go on using the memory that it is given: a file's would change
+            # with the file.
+            part = part.copy()
+        part = jax.device_put(part, sharding)
         if layer is None:
             params[path] = part.astype(shape.dtype)
         else:
