@@ -51,7 +51,7 @@ def load(path: Path) -> dict[str, torch.Tensor]:
         raise UserError(f"{path} holds no tensors by name, but a {type(state).__name__}")
     for name, tensor in state.items():
         if not isinstance(tensor, torch.Tensor):
-            raise UserError(f"{path}: {name} is a {type(tensor).__name__}, not a tensor")
+            raise UserError(f"{path}: {name} is not a tensor ({type(tensor).__name__})")
     return state
 
 

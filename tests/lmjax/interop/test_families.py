@@ -1,7 +1,6 @@
 """Folders of every family: what is read is written again, tensor by tensor."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,9 +8,8 @@ from safetensors.numpy import load_file
 
 from lmjax.interop import huggingface
 from lmjax.parallel import training_layout
+from tests.parity_cases import parity_folder
 
-HERE = Path(__file__).parents[2] / "data" / "parity"
-SHARED = Path(__file__).parents[4] / "shared" / "parity"
 CASES = {
     "gpt1": "openai-gpt",
     "gpt2": "gpt2",
@@ -45,9 +43,7 @@ def tensors(folder):
 @pytest.mark.parametrize("name", CASES)
 def test_what_is_read_is_written_again(one_device, tmp_path, name):
     """The very tensors and a config.json that is read as the same config."""
-    folder = next((root / name for root in (HERE, SHARED) if (root / name).is_dir()), None)
-    if folder is None:
-        pytest.skip(f"the parity case {name} is not here: {HERE / name} or {SHARED / name}")
+    folder = parity_folder(name)
     config, _, params = huggingface.read(folder, training_layout())
     huggingface.write(tmp_path, config, params)
     kind = json.loads((tmp_path / "config.json").read_text())["model_type"]

@@ -1,7 +1,6 @@
 """The families against an independent implementation: same weights, same logits, same tokens."""
 
 import json
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -13,9 +12,8 @@ from lmjax.generation import Generator, Sampling
 from lmjax.interop import huggingface
 from lmjax.models import Batch, abstract, plain_batch
 from lmjax.parallel import Mesh, generation_layout, training_layout
+from tests.parity_cases import parity_folder
 
-HERE = Path(__file__).parents[2] / "data" / "parity"
-SHARED = Path(__file__).parents[4] / "shared" / "parity"
 # With the calls that each case has beside `plain` and `greedy`.
 CASES = {
     "gpt1": (),
@@ -50,12 +48,9 @@ PROMPT = 7
 def case(name):
     """The folder, its arrays and its tolerance: 2e-5 absolute on logits of about 2.
 
-    The reference differs from its own float64 by up to 2e-6. Families that transformers still has
-    can be compared with it live, so not all cases are in the repository.
+    The reference differs from its own float64 by up to 2e-6.
     """
-    folder = next((root / name for root in (HERE, SHARED) if (root / name).is_dir()), None)
-    if folder is None:
-        pytest.skip(f"the parity case {name} is not here: {HERE / name} or {SHARED / name}")
+    folder = parity_folder(name)
     return folder, np.load(folder / "case.npz"), json.loads((folder / "case.json").read_text())
 
 

@@ -1,0 +1,342 @@
+"""The command: runs to model folders and back, from folder to folder, and what goes wrong."""
+
+import base64
+import json
+import shutil
+import sys
+
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors.numpy import load, load_file, save_file
+
+from lmjax.config import UserError, config, exit_on_user_error, replace, to_json
+from lmjax.data.public_tokenizers import TiktokenTokenizer, read_tokenizer
+from lmjax.data.subwords import TrainedBPE
+from lmjax.data.tokenizers import ByteTokenizer, CharacterTokenizer, Corpus
+from lmjax.interop import huggingface
+from lmjax.interop.__main__ import main
+from lmjax.interop.convert import convert, new_folder
+from lmjax.interop.tokenizer_files import public_files
+from lmjax.models import AttentionConfig, FeedForwardConfig, TransformerConfig, initialize
+from lmjax.parallel import Mesh, training_layout
+from lmjax.training.checkpoints import Checkpointer
+from lmjax.training.trained import read_trained
+from tests.parity_cases import parity_folder
+
+MODEL = TransformerConfig(
+    vocab_size=257,
+    hidden=16,
+    num_layers=2,
+    max_length=40,
+    attention=AttentionConfig(num_heads=2, head_dim=8),
+    feed_forward=FeedForwardConfig(size=32),
+)
+TEXT = "The things of the list:\n\n    def f(x):\treturn  x+10  # ünï 漢字 🙂\n end  "
+
+
+@config
+class ConvertedRun:
+    """What interop needs to know of an experiment."""
+
+    model: TransformerConfig = MODEL  # what was trained
+    average: float | None = None  # decay of an average of the parameters
+
+
+class Words(Corpus):
+    """Enough text for a small vocabulary."""
+
+    def sample(self, size):
+        yield from ["the list of the things that the function returns, 10 of them\n" * 20, TEXT]
+
+    def everything(self):
+        yield TEXT
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run folder with a checkpoint of random parameters."""
+    folder = tmp_path_factory.mktemp("runs") / "tiny"
+    with jax.set_mesh(Mesh(fsdp=1).build(jax.devices()[:1])):
+        _, params = initialize(MODEL, training_layout(), jax.random.key(3))
+        ByteTokenizer().save(folder / "tokenizer")
+        (folder / "config.json").write_text(to_json(ConvertedRun()))
+        with Checkpointer(folder / "checkpoints") as checkpointer:
+            checkpointer.save(7, {"params": params}, {"tokenizer": ByteTokenizer().fingerprint})
+    return folder
+
+
+def assert_same_model(found, expected):
+    """Equal configs and parameters of two run folders, but for rows that pad the vocabulary."""
+    found, expected = (read_trained(folder, training_layout()) for folder in (found, expected))
+    assert huggingface.essence(found.config) == huggingface.essence(expected.config)
+    for trained in (found, expected):
+        table = trained.params["embedding"]
+        table["table"] = np.asarray(table["table"])[: trained.config.vocab_size]
+    jax.tree.map(np.testing.assert_array_equal, found.params, expected.params)
+
+
+def read_all(folder):
+    """The tensors of all safetensors files of a folder."""
+    files = sorted(folder.glob("*.safetensors"))
+    return {name: tensor for file in files for name, tensor in load_file(file).items()}
+
+
+def test_a_run_goes_out_and_comes_back(one_device, run, tmp_path, capsys):
+    """The same parameters, and a tokenizer that gives the same tokens."""
+    out, back = tmp_path / "new" / "out", tmp_path / "back"
+    convert(run, out, largest_file=8000)
+    index = json.loads((out / "model.safetensors.index.json").read_text())
+    files = sorted(out.glob("*.safetensors"))
+    assert len(files) > 3 and files[0].name == f"model-00001-of-{len(files):05}.safetensors"
+    for name, file in index["weight_map"].items():
+        assert name in load_file(out / file)
+    tensors = read_all(out)
+    assert index["metadata"]["total_size"] == sum(tensor.nbytes for tensor in tensors.values())
+    # A tensor larger than the limit has a file alone.
+    for file in files:
+        held = load_file(file).values()
+        assert sum(tensor.nbytes for tensor in held) <= 8000 or len(held) == 1
+    assert json.loads((out / "generation_config.json").read_text())["eos_token_id"] == 256
+    convert(out, back)
+    assert_same_model(back, run)
+    tokenizer = read_trained(back, training_layout()).tokenizer
+    assert tokenizer.encode(TEXT) == list(TEXT.encode())
+    assert (tokenizer.begin, tokenizer.end, tokenizer.decode(tokenizer.encode(TEXT))) == (
+        *(256, 256),
+        TEXT,
+    )
+    # And once more: a run folder that was made here is a source like any other.
+    convert(back, tmp_path / "again", largest_file=8000)
+    for name, tensor in read_all(tmp_path / "again").items():
+        np.testing.assert_array_equal(tensor, tensors[name], err_msg=name)
+    assert "writing" in capsys.readouterr().out
+
+
+def test_a_mesh_changes_nothing(run, tmp_path):
+    with jax.set_mesh(Mesh(fsdp=4, tensor=2).build()):
+        convert(run, tmp_path / "cut")
+        convert(tmp_path / "cut", tmp_path / "back")
+        assert_same_model(tmp_path / "back", run)
+
+
+def test_half_precision_is_rounded_once(one_device, run, tmp_path):
+    """Straight from the run, and from the float32 folder: the nearest bfloat16, ties to even."""
+    convert(run, tmp_path / "full")
+    convert(run, tmp_path / "half", dtype="bfloat16")
+    convert(tmp_path / "full", tmp_path / "other", to_run=False, dtype="bfloat16")
+    full = read_all(tmp_path / "full")
+    for folder in ("half", "other"):
+        settings = json.loads((tmp_path / folder / "config.json").read_text())
+        assert settings["torch_dtype"] == "bfloat16"
+        for name, tensor in read_all(tmp_path / folder).items():
+            assert tensor.dtype == ml_dtypes.bfloat16
+            np.testing.assert_array_equal(tensor, full[name].astype(ml_dtypes.bfloat16), name)
+
+
+def test_from_folder_to_folder_all_else_is_carried(one_device, tmp_path):
+    """Names, numbers and precision stay; buffers go; the tokenizer and the rest are copied."""
+    source = shutil.copytree(parity_folder("llama"), tmp_path / "llama")
+    (source / "model_with_buffers.safetensors").replace(source / "model.safetensors")
+    ByteTokenizer().save(source)
+    convert(source, tmp_path / "copy", to_run=False, largest_file=40_000)
+    original = read_all(parity_folder("llama"))
+    original = {name: t for name, t in original.items() if not name.endswith("inv_freq")}
+    copied = read_all(tmp_path / "copy")
+    assert copied.keys() <= original.keys()
+    assert original.keys() - copied.keys() == set()
+    for name, tensor in copied.items():
+        np.testing.assert_array_equal(tensor, original[name], err_msg=name)
+    assert (tmp_path / "copy" / "config.json").read_text() == (
+        json.dumps(json.loads((source / "config.json").read_text()), indent=2) + "\n"
+    )
+    assert read_tokenizer(tmp_path / "copy").vocab_size == 257
+
+
+def test_a_model_without_a_tokenizer_is_converted_and_it_is_said(one_device, tmp_path, capsys):
+    convert(parity_folder("llama2_gqa"), tmp_path / "run")
+    assert "no tokenizer was carried over, and text needs one" in capsys.readouterr().out
+    assert read_trained(tmp_path / "run", training_layout()).tokenizer is None
+    convert(tmp_path / "run", tmp_path / "again")
+    original = read_all(parity_folder("llama2_gqa"))
+    for name, tensor in read_all(tmp_path / "again").items():
+        np.testing.assert_array_equal(tensor, original[name], err_msg=name)
+
+
+def test_numbers_do_not_change_with_the_file(one_device, tmp_path):
+    """What was read shares no memory with the file, which may be written over."""
+    folder = shutil.copytree(parity_folder("gpt2"), tmp_path / "gpt2")
+    _, _, params = huggingface.read(folder, training_layout())
+    before = jax.tree.map(lambda leaf: np.array(leaf), params)
+    size = (folder / "model.safetensors").stat().st_size
+    with (folder / "model.safetensors").open("r+b") as file:
+        file.write(b"\x7f" * size)
+    jax.tree.map(np.testing.assert_array_equal, params, before)
+
+
+TOKENIZERS = {
+    "bytes": ByteTokenizer,
+    "characters": lambda: CharacterTokenizer("".join(sorted(set(TEXT + "a")))),
+    "trained": lambda: TrainedBPE(vocab_size=330, coverage=1.0).build(Words()),
+}
+
+
+@pytest.mark.parametrize("kind", TOKENIZERS)
+def test_public_tokenizers_give_the_same_tokens(tmp_path, kind):
+    """The `tokenizers` library, which transformers uses, beside the tokenizer itself."""
+    library = pytest.importorskip("tokenizers", reason="needs pip install 'lmjax[tokenizers]'")
+    tokenizer = TOKENIZERS[kind]()
+    for name, data in public_files(tokenizer, 40)[0].items():
+        (tmp_path / name).write_bytes(data)
+    public = library.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    texts = [TEXT, "the things that", " ", "\n\n\t ", "  the   list"]
+    if kind != "characters":
+        texts += ["", "0123 é🙂", "<|endoftex"]
+    for text in texts:
+        tokens = tokenizer.encode(text)
+        found = public.encode(text).ids
+        assert found == [tokenizer.begin, *tokens], text
+        assert public.decode(found) == text
+    again = read_tokenizer(tmp_path)
+    assert [again.encode(text) for text in texts] == [tokenizer.encode(text) for text in texts]
+    assert (again.begin, again.end) == (tokenizer.begin, tokenizer.end)
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    assert public.token_to_id(settings["eos_token"]) == tokenizer.end
+
+
+def test_what_transformers_cannot_read_is_said():
+    pytest.importorskip("tiktoken", reason="needs pip install 'lmjax[tokenizers]'")
+    lines = [base64.b64encode(bytes([byte])) + b" %d" % byte for byte in range(256)]
+    files, notes = public_files(TiktokenTokenizer(b"\n".join(lines)), 40)
+    assert set(files) == {"qwen.tiktoken"} and "only lmjax reads it" in notes[0]
+
+
+def test_nothing_half_written_counts_as_a_model(one_device, run, tmp_path, monkeypatch):
+    """An interruption leaves nothing; what a kill left is removed by the next conversion."""
+
+    def interrupt(*arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("lmjax.interop.progress.ByteBar.__call__", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            convert(run, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+    killed = new_folder(tmp_path / "out")
+    (killed.__enter__() / "model.safetensors").write_bytes(b"half")
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "out").mkdir()
+    convert(run, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert len(read_all(tmp_path / "out")) == 28
+
+
+def run_command(monkeypatch, *arguments):
+    """Calls `python -m lmjax.interop` in this process, on one device."""
+    monkeypatch.setattr(sys, "argv", ["lmjax.interop", *map(str, arguments)])
+    one = jax.devices()[:1]
+    monkeypatch.setattr(jax, "devices", lambda: one)
+    with exit_on_user_error():
+        main()
+
+
+def test_the_command_converts(run, tmp_path, monkeypatch, capsys):
+    run_command(monkeypatch, run, tmp_path / "out", "dtype=bfloat16", "file_size=0.00001")
+    assert f"written: {tmp_path / 'out'}" in capsys.readouterr().out
+    assert (tmp_path / "out" / "model.safetensors.index.json").is_file()
+    run_command(monkeypatch, tmp_path / "out", tmp_path / "run", "to=run")
+    assert (tmp_path / "run" / "checkpoints" / "0").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "Which folders?"),
+        (["{run}"], "Which folders?"),
+        (["{run}", "{run}"], "exists already and is not an empty folder"),
+        (["{run}", "{run}/config.json"], "exists already and is not an empty folder"),
+        (["{run}", "{run}/config.json/x"], "cannot write in"),
+        (["{tmp}/nowhere", "{tmp}/x"], "nowhere is not a run folder: there is no such folder"),
+        (["{run}", "{tmp}/x", "step=8"], "holds no checkpoint of step 8, but 7"),
+        (["{run}", "{tmp}/x", "file_size=0"], "file_size=0: must be more than 0 GB"),
+        (["{run}", "{tmp}/x", "to=run", "dtype=bfloat16"], "in a run folder are float32"),
+        (["{run}", "{tmp}/x", "dtype=int8"], "dtype"),
+        (["{gpt2}", "{tmp}/x", "step=8"], "is a model folder and has no checkpoints"),
+    ],
+)
+def test_mistakes_end_with_a_message_and_code_2(
+    run, tmp_path, monkeypatch, capsys, arguments, message
+):
+    places = {"{run}": str(run), "{tmp}": str(tmp_path), "{gpt2}": str(parity_folder("gpt2"))}
+    for name, place in places.items():
+        arguments = [argument.replace(name, place) for argument in arguments]
+    with pytest.raises(SystemExit) as exit:
+        run_command(monkeypatch, *arguments)
+    assert exit.value.code == 2
+    assert message in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_that_transformers_cannot_express_leaves_nothing(one_device, tmp_path):
+    model = replace(MODEL, attention=replace(MODEL.attention, windows=(None, 4)))
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text(to_json(ConvertedRun(model=model)))
+    _, params = initialize(model, training_layout(), jax.random.key(0))
+    with Checkpointer(tmp_path / "run" / "checkpoints") as checkpointer:
+        checkpointer.save(1, {"params": params}, {})
+    with pytest.raises(UserError, match="transformers has no model like this one"):
+        convert(tmp_path / "run", tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+# ---- files that do not fit each other ----------------------------------------------------------
+
+
+@pytest.fixture
+def cut(one_device, tmp_path):
+    """A model folder of several files, to be damaged."""
+    convert(parity_folder("gpt2"), tmp_path / "gpt2", to_run=False, largest_file=40_000)
+    return tmp_path / "gpt2"
+
+
+def refusal(folder):
+    """What reading it says."""
+    with pytest.raises(UserError) as error:
+        huggingface.read(folder, training_layout())
+    return str(error.value)
+
+
+def test_an_index_and_its_files_have_to_agree(cut):
+    index = cut / "model.safetensors.index.json"
+    text = index.read_text()
+    places = json.loads(text)["weight_map"]
+    name, file = next(iter(places.items()))
+    content = (cut / file).read_bytes()
+    (cut / file).unlink()
+    assert f"names the file {file}, which is not there" in refusal(cut)
+    (cut / file).write_bytes(content[:-10])
+    assert f"{file} is damaged or cut off" in refusal(cut)
+    tensors = load(content)
+    save_file({n: t for n, t in tensors.items() if n != name} | {"x": tensors[name]}, cut / file)
+    assert f"{file} has no tensor {name}, but model.safetensors.index.json says" in refusal(cut)
+    (cut / file).write_bytes(content)
+    other = next(f for f in places.values() if f != file)
+    save_file(load_file(cut / other) | {name: tensors[name]}, cut / other)
+    assert f"{name} is also in {other}" in refusal(cut)
+    index.write_text(text.replace(f'"{file}"', '"../elsewhere.safetensors"'))
+    assert "which is not a file of the folder" in refusal(cut)
+    index.write_text("[]")
+    assert "it has no weight_map" in refusal(cut)
+
+
+def test_writing_anew_leaves_no_file_of_before(one_device, cut):
+    """transformers would take an old model.safetensors before an index."""
+    config, _, params = huggingface.read(cut, training_layout())
+    huggingface.write(cut, config, params)
+    names = sorted(path.name for path in cut.glob("model*"))
+    assert names == ["model.safetensors"]
+    huggingface.write(cut, config, params, largest_file=40_000)
+    assert not (cut / "model.safetensors").exists()
+    again = huggingface.read(cut, training_layout())[2]
+    jax.tree.map(np.testing.assert_array_equal, again, params)
