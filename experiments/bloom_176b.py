@@ -9,10 +9,10 @@ devices, the layers' inputs of 2 rows at a time 8.2 GB; one layer's gathered wei
 come on top.
 
 The recipe is `bloom_recipe` (Le Scao et al. 2022, and BigScience's launch scripts), for the 450 B
-tokens that the scripts ask for; BLOOM itself was ended after 366 B (steps=95000). The batch grows
-by 16 rows at a time, which no more than 16 shards of it can share: that sets mesh.fsdp. When it has
-2,048 rows, the same command goes on with mesh.fsdp=64 on four times the devices. The text is one
-domain here, where ROOTS has 59 languages.
+tokens that the scripts ask for; BLOOM itself was ended after 366 B (step 95,000 or so). The batch
+grows by 16 rows at a time, which no more than 16 shards of it can share: that sets mesh.fsdp. When
+it has 2,048 rows, after step 12,658, the same command goes on with mesh.fsdp=64 accumulation=16 on
+four times the devices. The text is one domain here, where ROOTS has 59 languages.
 """
 
 from lmjax.jobs.recipes import bloom_recipe, text

@@ -9,9 +9,9 @@ devices, the layers' inputs of 1 row at a time 4.8 GB; one layer's gathered weig
 come on top.
 
 The recipe is `gpt3_recipe` (Brown et al. 2020). The batch begins with 16 rows, which no more than
-16 shards of it can share: that sets mesh.fsdp. When the batch has grown, the same command goes on
-with mesh.fsdp=96 on six times the devices. The weights of the text are the paper's, which add up to
-101.
+16 shards of it can share: that sets mesh.fsdp. When it has 1,536 rows, after step 25,058, the same
+command goes on with mesh.fsdp=96 accumulation=16 on six times the devices. The weights of the text
+are the paper's, which add up to 101.
 """
 
 from lmjax.jobs.recipes import gpt3_recipe, text

@@ -54,25 +54,33 @@ class Loader(Generic[Batch]):
     workers: int = 0
     prefetch: int = 2
 
-    def __post_init__(self) -> None:
-        for row in self.plan.table:
-            if row.batch_size % self.host_count:
-                raise UserError(
-                    f"a batch of {row.batch_size} rows does not divide among {self.host_count} "
-                    "hosts; choose a multiple"
-                )
-
     def batch(self, step: int) -> Batch:
         """This host's share of the batch of a step."""
         rows = self.plan.rows(step)
+        self._check(len(rows))
         share = len(rows) // self.host_count
         rows = rows[self.host_index * share : (self.host_index + 1) * share]
         tokens, segments = self.mixture.read(rows, self.plan.seed)
         return self.prepare(tokens, segments, random_bits(self.plan.seed, SEEDS, rows))
 
     def iterate(self, first_step: int = 0) -> "Batches[Batch]":
-        """Steps from `first_step` on, without end, each with its batch. Close it after use."""
+        """Steps from `first_step` on, without end, each with its batch. Close it after use.
+
+        Raises:
+          UserError: a batch that is to come does not divide among the hosts.
+        """
+        self._check(self.plan.batch_size(first_step))
+        for row in self.plan.table:
+            if row.first_step > first_step:
+                self._check(row.batch_size)
         return Batches(self, first_step)
+
+    def _check(self, rows: int) -> None:
+        if rows % self.host_count:
+            raise UserError(
+                f"a batch of {rows} rows does not divide among {self.host_count} hosts; choose a "
+                "multiple"
+            )
 
 
 class Batches(Generic[Batch]):

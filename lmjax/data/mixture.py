@@ -141,9 +141,9 @@ class Mixture:
         self._rows = np.array([rows.count for rows in self._sources])
         self._tokens = np.array([store.manifest.tokens for store in stores.values()])
         self.stages: list[_Stage] = []
-        for first_row, weights in ((0, weights), *changes):
-            counts = shares({name: weight for name, weight in weights.items() if weight})
-            counts = [counts.get(name, 0) for name in self.names]
+        for first_row, stage_weights in ((0, weights), *changes):
+            some = shares({name: weight for name, weight in stage_weights.items() if weight})
+            counts = [some.get(name, 0) for name in self.names]
             nothing = np.zeros(len(counts), np.int64)
             before = self.stages[-1].used(first_row) if self.stages else nothing
             self.stages.append(_Stage(first_row, counts, before))

@@ -113,10 +113,19 @@ class Pretrain:
                 f"a batch of {max(self.data.sizes)} rows does not divide into accumulation="
                 f"{self.accumulation} parts on mesh.data x mesh.fsdp = {shards} devices"
             )
-        for rows in self.data.sizes:
-            count_parts(rows, self.part_rows)
-        batch = self._abstract_batch(self.data.batch_size, layout)
+        batch = self._abstract_batch(max(self.data.sizes), layout)
         return Parts(layout, graph, transform, state, step, batch)
+
+    def check_batches(self, first_step: int) -> None:
+        """Raises UserError if a batch from that step on does not divide among the mesh's devices.
+
+        Batches of a ramp that lie behind do not count: a run whose batch has grown may go on with
+        more devices than it could begin with.
+        """
+        plan = self.data.plan(self.seed)
+        coming = [row.batch_size for row in plan.table if row.first_step > first_step]
+        for rows in (plan.batch_size(first_step), *coming):
+            count_parts(rows, self.part_rows)
 
     @property
     def part_rows(self) -> int:
@@ -153,7 +162,7 @@ class Parts:
       transform: the optimizer.
       state: the training state as shapes with shardings.
       step: (state, batch) -> (state, metrics), not yet compiled.
-      batch: the first batch as shapes with shardings.
+      batch: the largest batch as shapes with shardings.
     """
 
     layout: Layout

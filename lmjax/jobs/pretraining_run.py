@@ -77,6 +77,7 @@ class PretrainingRun:
             if self.is_finished(checkpointer):
                 tell_results(self.story, self.folder.results(), self.folder.path)
                 return
+            self.experiment.check_batches(checkpointer.latest() or 0)
             prepared = self.prepare_data()
             held_out = self.held_out_sets(prepared)
             state, first = self.begin_or_go_on(checkpointer, prepared)

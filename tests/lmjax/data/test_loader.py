@@ -171,6 +171,10 @@ def test_a_program_with_workers_ends_quietly(mixture, tmp_path):
     assert (done.returncode, done.stdout, done.stderr) == (0, "[0, 7, 1]\n", "")
 
 
-def test_batches_must_divide_among_hosts(loader):
+def test_batches_that_are_to_come_must_divide_among_hosts(loader):
     with pytest.raises(UserError, match="8 rows does not divide among 3 hosts"):
-        dataclasses.replace(loader, host_count=3)
+        dataclasses.replace(loader, host_count=3).iterate()
+    with pytest.raises(UserError, match="12 rows does not divide among 8 hosts"):
+        dataclasses.replace(loader, host_count=8).iterate()
+    with dataclasses.replace(loader, host_count=3).iterate(5) as batches:  # 12 rows from there on
+        assert next(batches)[0] == 5

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 
-from lmjax.config import UserError, from_json, to_json
+from lmjax.config import UserError, from_json, replace, to_json
 from lmjax.data import make_plan
 from lmjax.jobs import recipes
 from lmjax.jobs.recipes import (
@@ -29,6 +29,7 @@ from lmjax.jobs.recipes import (
     skywork_recipe,
     text,
 )
+from lmjax.parallel import Mesh
 from lmjax.scaling.flops import count_parameters, training_flops_per_token
 from lmjax.training.optimizers import AdamW
 
@@ -268,6 +269,7 @@ def test_a_flagship_is_its_recipe_and_fits_its_machine(name):
     devices = mesh.data * mesh.fsdp * mesh.tensor
     with jax.sharding.use_abstract_mesh(mesh.abstract(devices)):
         state = experiment.assemble().state
+        experiment.check_batches(0)
     # Gradients lie as the parameters do.
     held = sum(map(bytes_of, jax.tree.leaves((state.params, state.params, state.optimizer))))
     rows = experiment.part_rows // (mesh.data * mesh.fsdp)
@@ -283,6 +285,21 @@ def test_a_flagship_is_its_recipe_and_fits_its_machine(name):
     peak = 275e12 if "TPU v4" in words else 312e12
     assert share == round(flops / (devices * peak * 0.45) / 86_400)
     assert held + inputs < (32 if "TPU v4" in words else 80) * 1e9 / 2
+
+
+@pytest.mark.parametrize(("name", "shards"), [("gpt3_175b", 96), ("bloom_176b", 64)])
+def test_more_devices_can_share_the_batch_when_it_has_grown(name, shards):
+    module = importlib.import_module(f"experiments.{name}")
+    words = " ".join(module.__doc__.split())
+    grown = int(re.search(r"after step ([\d,]+),", words)[1].replace(",", ""))
+    assert f"mesh.fsdp={shards} accumulation=16" in words
+    mesh = Mesh(fsdp=shards, tensor=8)
+    experiment = replace(module.experiment, mesh=mesh, accumulation=16)
+    with jax.sharding.use_abstract_mesh(mesh.abstract(8 * shards)):
+        experiment.assemble()
+        experiment.check_batches(grown)
+        with pytest.raises(UserError, match="does not divide into parts"):
+            experiment.check_batches(grown - 1)
 
 
 def bytes_of(leaf):
