@@ -1,6 +1,7 @@
 """The command: runs to model folders and back, from folder to folder, and what goes wrong."""
 
 import base64
+import io
 import json
 import shutil
 import sys
@@ -13,7 +14,7 @@ from safetensors.numpy import load, load_file, save_file
 
 from lmjax.config import UserError, config, exit_on_user_error, replace, to_json
 from lmjax.data.public_tokenizers import TiktokenTokenizer, read_tokenizer
-from lmjax.data.subwords import TrainedBPE
+from lmjax.data.subwords import SentencePieceTokenizer, TrainedBPE
 from lmjax.data.tokenizers import ByteTokenizer, CharacterTokenizer, Corpus
 from lmjax.interop import huggingface
 from lmjax.interop.__main__ import main
@@ -175,7 +176,27 @@ def test_numbers_do_not_change_with_the_file(one_device, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, params, before)
 
 
+def like_llama():
+    """A SentencePiece model of the kind of LLaMA's: a space comes before a text."""
+    import sentencepiece
+
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(line for text in Words().sample(0) for line in text.split("\n")),
+        model_writer=model,
+        model_type="bpe",
+        vocab_size=330,
+        character_coverage=1.0,
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        minloglevel=3,
+    )
+    return SentencePieceTokenizer(model.getvalue(), by_line=False)
+
+
 TOKENIZERS = {
+    "like LLaMA's": like_llama,
     "bytes": ByteTokenizer,
     "characters": lambda: CharacterTokenizer("".join(sorted(set(TEXT + "a")))),
     "trained": lambda: TrainedBPE(vocab_size=330, coverage=1.0).build(Words()),
