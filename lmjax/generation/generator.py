@@ -95,7 +95,8 @@ class Generator:
         self.config = config
         unstack = jax.default_backend() == "cpu" if unstack is None else unstack
         self.layout = generation_layout() if layout is None else layout
-        self._graph, shapes = abstract(one_period(config) if unstack else config, self.layout)
+        self._run_as = one_period(config) if unstack else config
+        self._graph, shapes = abstract(self._run_as, self.layout)
         self.weights = jax.tree.map(
             lambda a, shape: jax.reshard(a, shape.sharding.spec), light(config, params), shapes
         )
@@ -281,7 +282,7 @@ class Generator:
         self, params: dict, prompt: Batch, length: int
     ) -> tuple[Float[Array, "batch vocab"], Cache]:
         """Logits after each prompt, and a cache of `length` slots that holds them; traceable."""
-        cache = make_cache(self.config, self.layout, prompt.tokens.shape[0], length)
+        cache = make_cache(self._run_as, self.layout, prompt.tokens.shape[0], length)
         return self.logits(params, prompt, cache)
 
     def logits(

@@ -6,6 +6,8 @@ from lmjax.models.baichuan import baichuan2 as baichuan2
 from lmjax.models.batch import Batch as Batch
 from lmjax.models.batch import plain_batch as plain_batch
 from lmjax.models.bloom import bloom as bloom
+from lmjax.models.cache import Cache as Cache
+from lmjax.models.cache import make_cache as make_cache
 from lmjax.models.chatglm import chatglm2 as chatglm2
 from lmjax.models.chatglm import chatglm3 as chatglm3
 from lmjax.models.falcon import falcon as falcon
@@ -38,10 +40,8 @@ from lmjax.models.residual import Parallel as Parallel
 from lmjax.models.residual import PostNorm as PostNorm
 from lmjax.models.residual import PreNorm as PreNorm
 from lmjax.models.residual import SandwichNorm as SandwichNorm
-from lmjax.models.transformer import Cache as Cache
 from lmjax.models.transformer import Transformer as Transformer
 from lmjax.models.transformer import TransformerConfig as TransformerConfig
 from lmjax.models.transformer import abstract as abstract
 from lmjax.models.transformer import draw_parameters as draw_parameters
 from lmjax.models.transformer import initialize as initialize
-from lmjax.models.transformer import make_cache as make_cache

@@ -13,6 +13,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from lmjax.config import UserError, config
+from lmjax.models.cache import LayerCache
 from lmjax.models.linear import Builder
 from lmjax.models.norms import NormConfig
 from lmjax.models.positions import AttentionPositions
@@ -77,35 +78,6 @@ class AttentionConfig:
         return Tables(self.position_rule.tables(positions, lengths, self.head_dim), scale)
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class LayerCache:
-    """Keys and values of all layers, and which layer this is.
-
-    The whole stack is carried through the layers, so that each layer writes in place.
-    """
-
-    keys: Float[Array, "layers batch length kv_heads head_dim"]
-    values: Float[Array, "layers batch length kv_heads head_dim"]
-    layer: Any  # int, traced in a scan
-
-    def extend(self, key: jax.Array, value: jax.Array, start: Any) -> LayerCache:
-        """Writes new keys and values of this layer at slots `start`, `start + 1`, ..."""
-        at = (self.layer, 0, start, 0, 0)
-        return LayerCache(
-            jax.lax.dynamic_update_slice(self.keys, key[None].astype(self.keys.dtype), at),
-            jax.lax.dynamic_update_slice(self.values, value[None].astype(self.values.dtype), at),
-            self.layer,
-        )
-
-    def read(self) -> tuple[jax.Array, jax.Array]:
-        """This layer's keys and values, [batch, length, kv_heads, head_dim]."""
-        return (
-            jax.lax.dynamic_index_in_dim(self.keys, self.layer, keepdims=False),
-            jax.lax.dynamic_index_in_dim(self.values, self.layer, keepdims=False),
-        )
-
-
 class Attention(nnx.Module):
     """softmax(q k^T / sqrt(head_dim)) v over heads, then the output projection."""
 
@@ -135,7 +107,7 @@ class Attention(nnx.Module):
 
         Args:
           x: activations.
-          mask: who sees whom; with a cache, `mask.offset` is the slot of the first token of x.
+          mask: who sees whom; with a cache, what `Cache.mask` made of it.
           tables: what `config.tables` prepared for the tokens of x.
           cache: keys and values so far.
           key: for dropout; None drops nothing.
@@ -145,8 +117,7 @@ class Attention(nnx.Module):
         """
         query, keys, values = self.heads(x, tables)
         if cache is not None:
-            cache = cache.extend(keys, values, mask.offset)
-            keys, values = (a.astype(query.dtype) for a in cache.read())
+            keys, values, cache = cache.extend(keys, values)
         dropout = (self.config.dropout, key) if key is not None and self.config.dropout else None
         attended = self.attend(query, keys, values, mask, dropout)
         return self.output(attended), cache

@@ -8,11 +8,12 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from lmjax.config import UserError, config
-from lmjax.models.attention import Attention, AttentionConfig, LayerCache, Tables
+from lmjax.models.attention import Attention, AttentionConfig, Tables
 from lmjax.models.batch import Batch
+from lmjax.models.cache import Cache, LayerCache
 from lmjax.models.embedding import Embedding
 from lmjax.models.feed_forward import FeedForwardConfig
 from lmjax.models.initializers import Initializer, Normal
@@ -76,18 +77,6 @@ class TransformerConfig:
     def build(self, layout: Layout, rngs: nnx.Rngs) -> Transformer:
         """The model, its parameters drawn from `rngs` and sharded as `layout` says."""
         return Transformer(self, layout, rngs)
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Cache:
-    """Keys and values of the tokens so far; rows are padded on the left to a common length."""
-
-    keys: Float[Array, "layers batch length kv_heads head_dim"]
-    values: Float[Array, "layers batch length kv_heads head_dim"]
-    segments: Int[Array, "batch length"]
-    used: Int[Array, ""]
-    lengths: Int[Array, "batch"]  # tokens of each row when it was first read
 
 
 class Block(nnx.Module):
@@ -192,7 +181,6 @@ class Transformer(nnx.Module):
                     cache.segments, batch.segments, (0, cache.used)
                 ),
             )
-            mask = dataclasses.replace(mask, key_segments=cache.segments, offset=cache.used)
         tables = config.attention.tables(batch.positions, lengths)
         x, cache = self._run_blocks(x, mask, tables, cache, blocks_key)
         if self.final_norm is not None:
@@ -243,43 +231,31 @@ class Transformer(nnx.Module):
         periods, period = self.config.num_layers // len(windows), len(windows)
         graph, params = nnx.split(self.blocks)
         keys = None if key is None else jax.random.split(key, self.config.num_layers)
+        masks = [dataclasses.replace(mask, window=window) for window in windows]
+        if cache is not None:
+            masks = [cache.mask(mask, place, x.shape[1]) for place, mask in enumerate(masks)]
 
         def run(carry, inputs):
-            x, keys_values = carry
-            params, key, layer = inputs
-            for i, window in enumerate(windows):
+            x, caches = carry
+            params, key, index = inputs
+            caches = [c if c is None else dataclasses.replace(c, period=index) for c in caches]
+            for i, mask in enumerate(masks):
                 block = nnx.merge(graph, jax.tree.map(lambda a, i=i: a[i], params))
-                layer_cache = None
-                if keys_values is not None:
-                    layer_cache = LayerCache(*keys_values, layer * period + i)
-                x, layer_cache = block(
-                    x,
-                    dataclasses.replace(mask, window=window),
-                    tables,
-                    layer_cache,
-                    None if key is None else key[i],
-                )
-                if layer_cache is not None:
-                    keys_values = (layer_cache.keys, layer_cache.values)
-            return (x, keys_values), None
+                x, caches[i] = block(x, mask, tables, caches[i], None if key is None else key[i])
+            return (x, caches), None
 
         if self.config.remat != "none" and cache is None:
             run = jax.checkpoint(run, policy=REMAT_POLICIES[self.config.remat])
         by_period = jax.tree.map(lambda a: a.reshape(periods, period, *a.shape[1:]), (params, keys))
         inputs = (*by_period, jnp.arange(periods))
-        carry = (x, None if cache is None else (cache.keys, cache.values))
+        carry = (x, [None] * period if cache is None else cache.layers())
         if self.config.unroll:
             carry, _ = jax.lax.scan(run, carry, inputs, unroll=min(self.config.unroll, periods))
         else:
             for index in range(periods):
                 carry, _ = run(carry, jax.tree.map(lambda a, index=index: a[index], inputs))
-        x, keys_values = carry
-        if cache is not None:
-            used = cache.used + x.shape[1]
-            cache = dataclasses.replace(
-                cache, keys=keys_values[0], values=keys_values[1], used=used
-            )
-        return x, cache
+        x, caches = carry
+        return x, None if cache is None else cache.extended(caches, x.shape[1])
 
 
 def abstract(config: TransformerConfig, layout: Layout) -> tuple[nnx.GraphDef, dict]:
@@ -304,15 +280,3 @@ def initialize(
 def draw_parameters(config: TransformerConfig, layout: Layout, key: PRNGKeyArray) -> dict:
     """Parameters as a plain nested dict of sharded float32 arrays, drawn from `key`; traceable."""
     return nnx.to_pure_dict(nnx.state(config.build(layout, nnx.Rngs(key))))
-
-
-def make_cache(config: TransformerConfig, layout: Layout, batch: int, length: int) -> Cache:
-    """An empty key-value cache for `batch` rows of up to `length` tokens."""
-    heads = config.attention
-    shape = (config.num_layers, batch, length, heads.kv_heads, heads.head_dim)
-    spec = layout.spec(None, "batch", None, "kv_heads", None, shape=shape)
-    zeros = jnp.zeros(shape, config.dtype, out_sharding=spec)
-    segments = jnp.zeros(
-        (batch, length), jnp.int32, out_sharding=layout.spec("batch", None, shape=(batch, length))
-    )
-    return Cache(zeros, zeros, segments, jnp.zeros((), jnp.int32), segments[:, 0])

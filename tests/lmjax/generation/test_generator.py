@@ -44,6 +44,11 @@ def generator(model):
     return Generator(config, params)
 
 
+def banded(config):
+    """The same model with a band of 5 in every other layer."""
+    return replace(config, attention=replace(config.attention, windows=(None, 5)))
+
+
 def prompts(seed, lengths):
     """Random prompts."""
     draw = np.random.default_rng(seed)
@@ -52,12 +57,13 @@ def prompts(seed, lengths):
 
 @pytest.fixture(scope="module")
 def functions(model):
-    """Logits of prompts through an empty cache, of one more token, and of whole rows without one.
+    """Logits of prompts through an empty cache, of more tokens, and of whole rows without one.
 
-    The model has a band of 5 in its second layer, which padding must not shift.
+    The model has a band of 5 in its second layer, which padding must not shift, and of which the
+    cache keeps no more.
     """
     config, _, params = model
-    config = replace(config, attention=replace(config.attention, windows=(None, 5)))
+    config = banded(config)
     graph, _ = abstract(config, generation_layout())
 
     def run(batch, cache):
@@ -66,6 +72,7 @@ def functions(model):
         return nnx.merge(graph, params).logits(hidden), cache
 
     empty = make_cache(config, generation_layout(), 3, PADDED + NEW)
+    assert [keys.shape[2] for keys in empty.keys] == [PADDED + NEW, 5]
     prefill = jax.jit(lambda batch: run(batch, empty))
     return prefill, jax.jit(run), jax.jit(lambda batch: run(batch, None)[0])
 
@@ -100,6 +107,29 @@ def test_cached_is_uncached(functions, lengths, seed):
         np.testing.assert_allclose([row[i] for row in cached], expected, rtol=0, atol=2e-5)
 
 
+@settings(max_examples=4, deadline=None)
+@given(st.permutations([1, 3, 5, 7]), st.integers(0, 99))
+def test_a_cache_is_filled_in_any_pieces(functions, pieces, seed):
+    """Shorter and longer than the band, and as long; 2e-5 as above."""
+    prefill, step, whole = functions
+    tokens = np.random.default_rng(seed).integers(0, 97, (3, PADDED + NEW), np.int32)
+
+    def batch(start, stop):
+        shape = (3, stop - start)
+        positions = np.broadcast_to(np.arange(start, stop, dtype=np.int32), shape)
+        return Batch(tokens[:, start:stop], positions, np.ones(shape, np.int32))
+
+    start = PADDED + NEW - sum(pieces)
+    logits, cache = prefill(batch(0, start))
+    found = [logits]
+    for piece in pieces:
+        logits, cache = step(batch(start, start + piece), cache)
+        found.append(logits)
+        start += piece
+    expected = whole(batch(0, PADDED + NEW))
+    np.testing.assert_allclose(np.concatenate(found, axis=1), expected, rtol=0, atol=2e-5)
+
+
 def test_a_row_does_not_depend_on_its_batch(generator):
     """Row i of a batch is the prompt alone with the seed raised by i, whatever the padding."""
     batch = prompts(1, [3, 16, 9])
@@ -113,8 +143,7 @@ def test_a_row_does_not_depend_on_its_batch(generator):
 def test_layers_scanned_or_apart_are_the_same(model, generator):
     """On CPUs they lie apart; with a pattern of windows, which then is as long as the depth."""
     config, _, params = model
-    banded = replace(config, attention=replace(config.attention, windows=(None, 5)))
-    for variant in (config, banded):
+    for variant in (config, banded(config)):
         apart, scanned = (Generator(variant, params, unstack=choice) for choice in (True, False))
         jax.tree.map(np.testing.assert_array_equal, apart.params, scanned.params)
         for sampling in (GREEDY, RANDOM):
@@ -253,15 +282,17 @@ def test_nothing_asked_for_is_nothing_given(generator):
     assert generator.generate([[1]], max_tokens=0) == [[]]
 
 
-def test_a_mesh_gives_the_tokens_of_one_device(generator):
+def test_a_mesh_gives_the_tokens_of_one_device(model):
     """Four rows, one for each of data x fsdp; the parity tests have two, which do not divide."""
+    config, _, params = model
+    generator = Generator(banded(config), params)
     batch = prompts(4, [3, 16, 9, 2])
     penalised = replace(RANDOM, repetition_penalty=1.3, min_p=0.01)
     expected = generator.generate(batch, RANDOM, max_tokens=12)
     samples = generator.continuations(batch[:2], penalised, max_tokens=12, samples=4)
     with jax.set_mesh(Mesh(data=2, fsdp=2, tensor=2).build()):
         config, _, params = huggingface.read(PARITY / "llama2_gqa", generation_layout())
-        generator = Generator(config, params)
+        generator = Generator(banded(config), params)
         assert generator.generate(batch, RANDOM, max_tokens=12) == expected
         found = generator.continuations(batch[:2], penalised, max_tokens=12, samples=4)
     for row, one_device in zip(found, samples):

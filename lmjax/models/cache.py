@@ -1,0 +1,143 @@
+"""The key-value cache: what attention keeps of the tokens so far."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from lmjax.parallel import Layout
+from pallas_kernels.attention import Mask
+
+if TYPE_CHECKING:
+    from lmjax.models.transformer import TransformerConfig
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Cache:
+    """Keys and values of the tokens so far; rows are padded on the left to a common length.
+
+    A layer with a window keeps no more than it can see, in a ring: what stands at place i of its
+    row lies in slot i modulo the window.
+
+    Attributes:
+      keys, values: for each layer of the repeating pattern of windows the stack of its periods.
+      segments: 0 where a row is padded or has not come to yet, else 1.
+      used: number of columns of `segments` in use.
+      lengths: tokens of each row when it was first read.
+    """
+
+    keys: tuple[Float[Array, "periods batch _ kv_heads head_dim"], ...]
+    values: tuple[Float[Array, "periods batch _ kv_heads head_dim"], ...]
+    segments: Int[Array, "batch length"]
+    used: Int[Array, ""]
+    lengths: Int[Array, "batch"]
+
+    def is_ring(self, place: int) -> bool:
+        """Whether the layers at this place of the pattern keep less than all tokens."""
+        return self.keys[place].shape[2] < self.segments.shape[1]
+
+    def layers(self) -> list[LayerCache]:
+        """The parts that the layers extend, for each place of the pattern the first layer's."""
+        period = jnp.zeros((), jnp.int32)
+        stacks = enumerate(zip(self.keys, self.values))
+        return [LayerCache(*both, period, self.used, self.is_ring(place)) for place, both in stacks]
+
+    def extended(self, layers: Sequence[LayerCache], new: int) -> Cache:
+        """The cache after its layers have taken `new` tokens."""
+        return dataclasses.replace(
+            self,
+            keys=tuple(layer.keys for layer in layers),
+            values=tuple(layer.values for layer in layers),
+            used=self.used + new,
+        )
+
+    def mask(self, mask: Mask, place: int, new: int) -> Mask:
+        """`mask` with the keys that `LayerCache.extend` gives to the queries of `new` tokens.
+
+        The segments of the new tokens are those of the cache already; they begin at `used`.
+        """
+        if not self.is_ring(place):
+            return dataclasses.replace(mask, key_segments=self.segments, offset=self.used)
+        slots = self.keys[place].shape[2]
+        if new == 1:  # a full ring is the window; which of its slots is which does not matter
+            places = self.used - (self.used - jnp.arange(slots)) % slots
+            mask = dataclasses.replace(mask, causal=False, window=None, offset=0)
+        else:
+            places = self.used + jnp.arange(-slots, new)
+            mask = dataclasses.replace(mask, offset=slots)
+        segments = jnp.take(self.segments, jnp.maximum(places, 0), axis=1)
+        return dataclasses.replace(mask, key_segments=jnp.where(places < 0, 0, segments))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class LayerCache:
+    """One layer's part of a `Cache`.
+
+    The whole stack is carried through the layers, so that each layer writes in place.
+    """
+
+    keys: Float[Array, "periods batch slots kv_heads head_dim"]
+    values: Float[Array, "periods batch slots kv_heads head_dim"]
+    period: Int[Array, ""]  # which of the stack
+    used: Int[Array, ""]
+    ring: bool = dataclasses.field(metadata={"static": True})
+
+    def extend(
+        self,
+        keys: Float[Array, "batch new kv_heads head_dim"],
+        values: Float[Array, "batch new kv_heads head_dim"],
+    ) -> tuple[jax.Array, jax.Array, LayerCache]:
+        """Appends new keys and values.
+
+        Returns:
+          The keys and values that the new tokens' queries look at (`Cache.mask` says which of them
+          they see), in the dtype of the new ones, and the layer's cache with the new ones in it.
+        """
+        seen_keys, stack_of_keys = self._append(self.keys, keys)
+        seen_values, stack_of_values = self._append(self.values, values)
+        cache = dataclasses.replace(self, keys=stack_of_keys, values=stack_of_values)
+        return seen_keys.astype(keys.dtype), seen_values.astype(values.dtype), cache
+
+    def _append(self, stack: jax.Array, new: jax.Array) -> tuple[jax.Array, jax.Array]:
+        slots, count = stack.shape[2], new.shape[1]
+        new = new.astype(stack.dtype)
+        if self.ring and count > 1:
+            oldest_first = jnp.roll(self._read(stack), -self.used, axis=1)
+            seen = jnp.concatenate([oldest_first, new], axis=1)
+            ring = jnp.roll(seen[:, -slots:], self.used + count, axis=1)
+            return seen, self._write(stack, ring, 0)
+        stack = self._write(stack, new, self.used % slots if self.ring else self.used)
+        return self._read(stack), stack
+
+    def _read(self, stack: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_index_in_dim(stack, self.period, keepdims=False)
+
+    def _write(self, stack: jax.Array, new: jax.Array, slot: Any) -> jax.Array:
+        return jax.lax.dynamic_update_slice(stack, new[None], (self.period, 0, slot, 0, 0))
+
+
+def make_cache(config: TransformerConfig, layout: Layout, batch: int, length: int) -> Cache:
+    """An empty cache for `batch` rows of up to `length` tokens."""
+    attention = config.attention
+    # A bias goes by the places of the keys, which a ring does not keep in order.
+    ordered = attention.position_rule.bias(attention.num_heads, 1) is not None
+
+    def empty(window: int | None) -> jax.Array:
+        slots = length if window is None or ordered else min(length, window)
+        periods = config.num_layers // len(attention.windows)
+        shape = (periods, batch, slots, attention.kv_heads, attention.head_dim)
+        spec = layout.spec(None, "batch", None, "kv_heads", None, shape=shape)
+        return jnp.zeros(shape, config.dtype, out_sharding=spec)
+
+    keys, values = (tuple(map(empty, attention.windows)) for _ in range(2))
+    segments = jnp.zeros(
+        (batch, length), jnp.int32, out_sharding=layout.spec("batch", None, shape=(batch, length))
+    )
+    return Cache(keys, values, segments, jnp.zeros((), jnp.int32), segments[:, 0])
