@@ -27,6 +27,12 @@ class Batch:
       targets: the token to predict at each place; None when nothing is trained.
       weights: weight of each target in the loss; 0 where there is nothing to predict.
       prefix: number of leading tokens that every token may see although attention is causal.
+      ranks: a token sees those of its segment whose rank is not above its own; None: ranks are
+        places in the row, which is causal attention. A bidirectional part has one rank.
+      block_positions: GLM's second position, 0 outside of the spans and 1, 2, ... inside of each.
+      token_types: BERT's sentence of each token, 0 or 1; XLNet's.
+      labels: class of each row, e.g. whether the second sentence follows the first.
+      encoder: what the encoder reads, where the model has one; the rest is the decoder's.
     """
 
     tokens: Int[Array, "*batch seq"]
@@ -35,6 +41,11 @@ class Batch:
     targets: Int[Array, "*batch seq"] | None = None
     weights: Float[Array, "*batch seq"] | None = None
     prefix: Int[Array, "*batch"] | None = None
+    ranks: Int[Array, "*batch seq"] | None = None
+    block_positions: Int[Array, "*batch seq"] | None = None
+    token_types: Int[Array, "*batch seq"] | None = None
+    labels: Int[Array, "*batch"] | None = None
+    encoder: Batch | None = None
 
     def mask(self, causal: bool, window: int | None = None) -> Mask:
         """The attention mask of this batch's tokens among themselves."""
