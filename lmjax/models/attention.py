@@ -147,7 +147,7 @@ class Attention(nnx.Module):
         if bias is not None:
             bias = layout.place(bias, None, "heads", None, None)
         keys, values = (spread_heads(layout, a, query.shape[2]) for a in (keys, values))
-        mask = dataclasses.replace(mask, key_segments=whole_rows(layout, mask.key_segments))
+        mask = mask.mapped(lambda a: a, lambda a: layout.place(a, "batch", None))  # whole rows
         if dropout is not None:
             # One global draw, so that every mesh drops the same probabilities.
             return kernel(query, keys, values, mask, bias, dropout=dropout)
@@ -177,8 +177,3 @@ def spread_heads(layout: Layout, x: jax.Array, num_heads: int) -> jax.Array:
         group = jnp.arange(num_heads) // (num_heads // kv_heads)
         return x.at[:, :, group].get(out_sharding=spec)
     return layout.place(x, "batch", None, "kv_heads", None)
-
-
-def whole_rows(layout: Layout, segments: jax.Array | None) -> jax.Array | None:
-    """Key segments with every row whole on each device that needs it."""
-    return None if segments is None else layout.place(segments, "batch", None)

@@ -26,7 +26,6 @@ class Batch:
         stays within a segment.
       targets: the token to predict at each place; None when nothing is trained.
       weights: weight of each target in the loss; 0 where there is nothing to predict.
-      prefix: number of leading tokens that every token may see although attention is causal.
       ranks: a token sees those of its segment whose rank is not above its own; None: ranks are
         places in the row, which is causal attention. A bidirectional part has one rank.
       block_positions: GLM's second position, 0 outside of the spans and 1, 2, ... inside of each.
@@ -40,7 +39,6 @@ class Batch:
     segments: Int[Array, "*batch seq"]
     targets: Int[Array, "*batch seq"] | None = None
     weights: Float[Array, "*batch seq"] | None = None
-    prefix: Int[Array, "*batch"] | None = None
     ranks: Int[Array, "*batch seq"] | None = None
     block_positions: Int[Array, "*batch seq"] | None = None
     token_types: Int[Array, "*batch seq"] | None = None
@@ -52,9 +50,10 @@ class Batch:
         return Mask(
             causal=causal,
             window=window,
-            prefix=self.prefix,
             query_segments=self.segments,
             key_segments=self.segments,
+            query_ranks=self.ranks,
+            key_ranks=self.ranks,
         )
 
 

@@ -60,19 +60,32 @@ class Cache:
     def mask(self, mask: Mask, place: int, new: int) -> Mask:
         """`mask` with the keys that `LayerCache.extend` gives to the queries of `new` tokens.
 
-        The segments of the new tokens are those of the cache already; they begin at `used`.
+        The segments of the new tokens are those of the cache already; they begin at `used`. Ranks
+        are theirs alone: they see all that came before them.
         """
         if not self.is_ring(place):
-            return dataclasses.replace(mask, key_segments=self.segments, offset=self.used)
+            ranks = mask.key_ranks
+            if ranks is not None:
+                ranks = jax.lax.dynamic_update_slice(self._lowest_ranks(), ranks, (0, self.used))
+            return dataclasses.replace(
+                mask, key_segments=self.segments, key_ranks=ranks, offset=self.used
+            )
         slots = self.keys[place].shape[2]
         if new == 1:  # a full ring is the window; which of its slots is which does not matter
             places = self.used - (self.used - jnp.arange(slots)) % slots
-            mask = dataclasses.replace(mask, causal=False, window=None, offset=0)
+            mask = Mask(query_segments=mask.query_segments, key_segments=mask.key_segments)
         else:
             places = self.used + jnp.arange(-slots, new)
-            mask = dataclasses.replace(mask, offset=slots)
+            ranks = mask.key_ranks
+            if ranks is not None:
+                ranks = jnp.concatenate([self._lowest_ranks()[:, :slots], ranks], axis=1)
+            mask = dataclasses.replace(mask, key_ranks=ranks, offset=slots)
         segments = jnp.take(self.segments, jnp.maximum(places, 0), axis=1)
         return dataclasses.replace(mask, key_segments=jnp.where(places < 0, 0, segments))
+
+    def _lowest_ranks(self) -> Int[Array, "batch length"]:
+        """Ranks of keys that all new tokens may see."""
+        return jnp.full_like(self.segments, jnp.iinfo(jnp.int32).min)
 
 
 @jax.tree_util.register_dataclass

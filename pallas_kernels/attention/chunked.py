@@ -154,12 +154,8 @@ def _weights(place, scale: float, softcap: float | None, q, k, mask: Mask, bias)
         part = part[..., first:end] if bias.shape[4] > 1 else part
         scores += part.astype(scores.dtype)
     if mask.tile((start, stop), (first, end)) is not Tile.FULL:
-        query_segments, key_segments = mask.query_segments, mask.key_segments
-        if query_segments is not None:
-            query_segments = query_segments[:, start:stop]
-            key_segments = key_segments[:, first:end]
-        rows, keys = jnp.arange(start, stop), jnp.arange(first, end)
-        allowed = mask.allowed(rows, keys, query_segments, key_segments)
+        part = mask.mapped(lambda a: a[:, start:stop], lambda a: a[:, first:end])
+        allowed = part.allowed(jnp.arange(start, stop), jnp.arange(first, end))
         scores = jnp.where(allowed[:, None, None], scores, FORBIDDEN)
     top = jnp.max(scores, axis=-1, keepdims=True)
     weights = jnp.exp(scores - top)

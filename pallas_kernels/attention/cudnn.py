@@ -58,7 +58,7 @@ def unsupported(q, k, v, mask: Mask, bias=None, softcap=None, dropout=None) -> s
             f"head_dim {head_dim} with value_dim {value_dim}, it takes equal ones, a multiple of 8 "
             f"up to {LARGEST_HEAD}"
         )
-    for field in ("prefix", "query_segments"):
+    for field in ("query_ranks", "query_segments"):
         if getattr(mask, field) is not None:
             return f"a mask with {field}"
     if mask.causal or mask.window is not None:

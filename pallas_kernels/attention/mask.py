@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +13,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Int
 
 HostOrDevice = jax.Array | np.ndarray
+QUERY_ARRAYS = ("query_segments", "query_ranks")
+KEY_ARRAYS = ("key_segments", "key_ranks")
 
 
 class Tile(enum.Enum):
@@ -30,26 +34,30 @@ class Mask:
 
         (j <= i if `causal`) and (i - j < `window`, and |i - j| < `window` unless `causal`)
 
-    or `j < prefix`; and, where segments are given, only inside one segment. It is a pytree of its
-    arrays; `causal`, `window` and an `offset` that is a Python int are static, so that tiles that
-    they rule out are never computed.
+    and, where segments are given, only inside one segment. Where ranks are given, `causal` compares
+    them instead of places: a key is seen by queries of its rank or a higher one, wherever they
+    stand, and the window reaches to both sides. So the tokens of a prefix that sees itself whole
+    all have one rank (prefix language models, GLM's part A); a permutation is a rank for each.
+
+    It is a pytree of its arrays; `causal`, `window` and an `offset` that is a Python int are
+    static, so that tiles that they rule out are never computed.
 
     Attributes:
-        causal: no query sees a later key.
+        causal: no query sees a later key, or with ranks one of a higher rank.
         window: how many keys a query sees on a side, itself included; None is all of them.
-        prefix: keys before this place are seen by every query of the sequence, causal or not
-            (prefix language models; GLM's part A).
         query_segments, key_segments: pairs with unlike numbers do not see each other, and 0 is
             padding, which sees nothing and is seen by nothing. Both or neither.
+        query_ranks, key_ranks: what `causal` compares; None is the places. Both or neither.
         offset: the place of the first query, counted in keys: what a KV cache already holds, or the
             first token of a context-parallel shard. May be traced.
     """
 
     causal: bool = False
     window: int | None = None
-    prefix: Int[HostOrDevice, "batch"] | None = None
     query_segments: Int[HostOrDevice, "batch query"] | None = None
     key_segments: Int[HostOrDevice, "batch key"] | None = None
+    query_ranks: Int[HostOrDevice, "batch query"] | None = None
+    key_ranks: Int[HostOrDevice, "batch key"] | None = None
     offset: Int[Array, ""] | int = 0
 
     def __post_init__(self) -> None:
@@ -57,13 +65,17 @@ class Mask:
             raise ValueError(
                 f"Mask: window={self.window}, must be at least 1 (a query sees itself)"
             )
-        if (self.query_segments is None) != (self.key_segments is None):
-            raise ValueError(
-                "Mask: query_segments and key_segments are given together or not at all"
-            )
+        for what in ("segments", "ranks"):
+            queries, keys = getattr(self, f"query_{what}"), getattr(self, f"key_{what}")
+            if (queries is None) != (keys is None):
+                raise ValueError(
+                    f"Mask: query_{what} and key_{what} are given together or not at all"
+                )
+        if self.query_ranks is not None and not self.causal:
+            raise ValueError("Mask: ranks without causal=True, which alone compares them")
 
     def tree_flatten_with_keys(self):
-        names = ["prefix", "query_segments", "key_segments"]
+        names = [*QUERY_ARRAYS, *KEY_ARRAYS]
         static_offset = self.offset if isinstance(self.offset, int) else None
         if static_offset is None:
             names.append("offset")
@@ -75,14 +87,12 @@ class Mask:
         # Not through __init__: while jax rebuilds trees the leaves may be any objects.
         mask = object.__new__(cls)
         causal, window, static_offset = static
-        prefix, query_segments, key_segments, *offset = children
+        *arrays, offset = children if static_offset is None else (*children, static_offset)
         fields = {
             "causal": causal,
             "window": window,
-            "prefix": prefix,
-            "query_segments": query_segments,
-            "key_segments": key_segments,
-            "offset": offset[0] if offset else static_offset,
+            **dict(zip((*QUERY_ARRAYS, *KEY_ARRAYS), arrays)),
+            "offset": offset,
         }
         for name, value in fields.items():
             object.__setattr__(mask, name, value)
@@ -93,34 +103,46 @@ class Mask:
         """Whether every query sees every key."""
         return not self.causal and self.window is None and self.query_segments is None
 
+    @property
+    def forward(self) -> bool:
+        """Whether no query sees a key at a later place."""
+        return self.causal and self.query_ranks is None
+
+    def mapped(self, queries: Callable[[Any], Any], keys: Callable[[Any], Any]) -> Mask:
+        """The mask with its arrays [batch, query] and [batch, key] put through functions."""
+        changes = {}
+        for function, names in ((queries, QUERY_ARRAYS), (keys, KEY_ARRAYS)):
+            for name in names:
+                if getattr(self, name) is not None:
+                    changes[name] = function(getattr(self, name))
+        return dataclasses.replace(self, **changes)
+
     def dense(self, query_length: int, key_length: int) -> Bool[Array, "batch 1 query key"]:
         """The mask as an array, True where a query sees a key; `batch` is 1 without arrays."""
         rows, keys = jnp.arange(query_length), jnp.arange(key_length)
-        return self.allowed(rows, keys, self.query_segments, self.key_segments)[:, None]
+        return self.allowed(rows, keys)[:, None]
 
     def allowed(
         self,
         rows: Int[Array, "query"],
         keys: Int[Array, "key"],
-        query_segments: Int[HostOrDevice, "batch query"] | None,
-        key_segments: Int[HostOrDevice, "batch key"] | None,
     ) -> Bool[Array, "batch query key"]:
-        """The part of the mask at these rows (counted from the first query) and keys.
+        """Whether these rows (counted from the first query) see these keys.
 
-        The segments are those of the rows and keys asked for, not the mask's own.
+        The mask's arrays are those of the rows and keys asked for: see `mapped`.
         """
         distance = (self.offset + rows)[:, None] - keys[None, :]
         seen = jnp.ones(distance.shape, bool)
-        if self.causal:
+        if self.forward:
             seen &= distance >= 0
         if self.window is not None:
-            seen &= (distance if self.causal else jnp.abs(distance)) < self.window
+            seen &= (distance if self.forward else jnp.abs(distance)) < self.window
         seen = seen[None]
-        if self.prefix is not None:
-            seen |= (keys[None, :] < self.prefix[:, None])[:, None, :]
-        if query_segments is not None:
-            same = query_segments[:, :, None] == key_segments[:, None, :]
-            seen &= same & (query_segments != 0)[:, :, None]
+        if self.query_ranks is not None:
+            seen &= self.key_ranks[:, None, :] <= self.query_ranks[:, :, None]
+        if self.query_segments is not None:
+            same = self.query_segments[:, :, None] == self.key_segments[:, None, :]
+            seen &= same & (self.query_segments != 0)[:, :, None]
         return seen
 
     def key_range(self, start: int, stop: int, key_length: int) -> tuple[int, int]:
@@ -128,14 +150,12 @@ class Mask:
         if not isinstance(self.offset, int):
             return 0, key_length
         first, end = 0, key_length
-        if self.causal:
+        if self.forward:
             end = self.offset + stop
         elif self.window is not None:
             end = self.offset + stop - 1 + self.window
         if self.window is not None:
             first = self.offset + start - self.window + 1
-        if self.prefix is not None:
-            first, end = 0, key_length
         first, end = (min(max(place, 0), key_length) for place in (first, end))
         return first, max(first, end)
 
@@ -150,16 +170,16 @@ class Mask:
             return Tile.EMPTY
         nearest = self.offset + rows[0] - (keys[1] - 1)  # smallest i - j of the tile
         farthest = self.offset + rows[1] - 1 - keys[0]
-        full = self.query_segments is None
-        if self.causal:
+        full = self.query_segments is None and self.query_ranks is None
+        if self.forward:
             full &= nearest >= 0
         if self.window is not None:
-            full &= farthest < self.window and (self.causal or -nearest < self.window)
+            full &= farthest < self.window and (self.forward or -nearest < self.window)
         return Tile.FULL if full else Tile.PARTIAL
 
     def may_blind(self, start: int, stop: int, key_length: int) -> bool:
         """Whether some row from `start` to `stop` may see nothing, as far as is known."""
-        if self.query_segments is not None or key_length == 0:
+        if self.query_segments is not None or self.query_ranks is not None or key_length == 0:
             return True
         if not self.causal and self.window is None:
             return False

@@ -3,7 +3,8 @@
 The forward pass keeps the output and each row's log of the sum of exponentials; the backward pass
 makes every tile again from them (Rabe and Staats 2021, arXiv:2112.05682; Dao et al. 2022,
 arXiv:2205.14135). Both walk over blocks of queries and, for each, over the blocks of keys that it
-may see: tiles that causality or the window rule out are not computed, not even at a traced offset.
+may see: tiles that causality, ranks or the window rule out are not computed, not even at a traced
+offset.
 
 Inside this file arrays are laid out as (g = query heads of a key head)
 queries `[batch, kv_heads, g, query, head_dim]`, keys `[batch, kv_heads, key, head_dim]`.
@@ -17,7 +18,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from pallas_kernels.attention.mask import Mask
 from pallas_kernels.attention.scores import FORBIDDEN, group_bias, product
@@ -86,12 +87,10 @@ def streaming(
         bias = group_bias(bias, kv_heads)
         for axis, more in ((3, more_queries), (4, more_keys)):
             bias = _pad(bias, axis, more if bias.shape[axis] > 1 else 0)
-    if mask.query_segments is not None:
-        mask = dataclasses.replace(
-            mask,
-            query_segments=_pad(mask.query_segments, 1, more_queries),
-            key_segments=_pad(mask.key_segments, 1, more_keys),
-        )
+    # More of the last one is ruled out together with it.
+    mask = mask.mapped(
+        lambda a: _pad(a, 1, more_queries, "edge"), lambda a: _pad(a, 1, more_keys, "edge")
+    )
     output = _attend(plan, grouped, k, v, mask, bias)[:, :, :, :query_length]
     return jnp.transpose(output, (0, 3, 1, 2, 4)).reshape(batch, query_length, heads, v.shape[-1])
 
@@ -193,12 +192,12 @@ def _scores(plan: Plan, queries, k, mask: Mask, bias, query_at, key_at):
         part = _slice(part, 4, key_at, plan.key_block) if bias.shape[4] > 1 else part
         scores += part.astype(scores.dtype)
     keys = key_at * plan.key_block + jnp.arange(plan.key_block)
-    query_segments, key_segments = mask.query_segments, mask.key_segments
-    if query_segments is not None:
-        query_segments = _slice(query_segments, 1, query_at, plan.query_block)
-        key_segments = _slice(key_segments, 1, key_at, plan.key_block)
     rows = query_at * plan.query_block + jnp.arange(plan.query_block)
-    allowed = mask.allowed(rows, keys, query_segments, key_segments)
+    part = mask.mapped(
+        lambda a: _slice(a, 1, query_at, plan.query_block),
+        lambda a: _slice(a, 1, key_at, plan.key_block),
+    )
+    allowed = part.allowed(rows, keys)
     allowed = (allowed & (keys < plan.key_length))[:, None, None]
     return jnp.where(allowed, scores, FORBIDDEN), allowed, gain
 
@@ -208,17 +207,25 @@ def _key_blocks(plan: Plan, mask: Mask, query_at) -> tuple[Any, Any]:
     first, end = jnp.int32(0), jnp.int32(plan.key_length)
     start = mask.offset + query_at * plan.query_block
     stop = start + plan.query_block
-    if mask.causal:
+    if mask.forward:
         end = jnp.minimum(end, stop)
     elif mask.window is not None:
         end = jnp.minimum(end, stop - 1 + mask.window)
     if mask.window is not None:
         first = jnp.maximum(first, start - mask.window + 1)
-    if mask.prefix is not None:
-        first = jnp.int32(0)
-        end = jnp.maximum(end, jnp.minimum(jnp.max(mask.prefix), plan.key_length))
-    first = first // plan.key_block
-    return first, jnp.maximum(first, -(-end // plan.key_block))
+    first, end = first // plan.key_block, -(-end // plan.key_block)
+    if mask.query_ranks is not None:
+        seen = _blocks_of_rank(plan, mask, query_at)
+        first = jnp.maximum(first, jnp.argmax(seen))
+        end = jnp.minimum(end, plan.key_blocks - jnp.argmax(seen[::-1]))
+    return first, jnp.maximum(first, end)
+
+
+def _blocks_of_rank(plan: Plan, mask: Mask, query_at) -> Bool[Array, "key_blocks"]:
+    """The blocks of keys with a rank that the rows of a block of queries may see."""
+    highest = jnp.max(_slice(mask.query_ranks, 1, query_at, plan.query_block), axis=1)
+    blocks = mask.key_ranks.reshape(-1, plan.key_blocks, plan.key_block)
+    return jnp.any(jnp.min(blocks, axis=2) <= highest[:, None], axis=0)
 
 
 def _slice(a, axis: int, index, size: int):
@@ -252,5 +259,6 @@ def _join(blocks):
     return moved.reshape(*moved.shape[:3], -1, *moved.shape[5:])
 
 
-def _pad(a, axis: int, more: int):
-    return jnp.pad(a, [(0, more if at == axis else 0) for at in range(a.ndim)]) if more else a
+def _pad(a, axis: int, more: int, mode: str = "constant"):
+    widths = [(0, more if at == axis else 0) for at in range(a.ndim)]
+    return jnp.pad(a, widths, mode=mode) if more else a

@@ -46,7 +46,7 @@ class Case:
     def jax_mask(self) -> Mask:
         """The mask, lists as arrays."""
         fields = dict(self.mask)
-        for name in ("prefix", "query_segments", "key_segments"):
+        for name in ("query_segments", "key_segments", "query_ranks", "key_ranks"):
             if name in fields:
                 fields[name] = jnp.asarray(fields[name])
         if isinstance(fields.get("offset"), np.ndarray):
@@ -60,10 +60,11 @@ class Case:
             mine, other = get("query_segments")[batch][query], get("key_segments")[batch][key]
             if mine == 0 or mine != other:
                 return False
-        if get("prefix") is not None and key < get("prefix")[batch]:
-            return True
         place, window = query + int(get("offset", 0)), get("window")
-        if get("causal"):
+        if get("query_ranks") is not None:
+            if get("key_ranks")[batch][key] > get("query_ranks")[batch][query]:
+                return False
+        elif get("causal"):
             return key <= place and (window is None or place - key < window)
         return window is None or abs(place - key) < window
 
@@ -111,13 +112,27 @@ class Case:
 
 
 SEGMENTS = [[1] * 6 + [2] * 9 + [3] * 4 + [0] * 2, [0] * 3 + [4] * 7 + [1] * 11]
+# The first 4 and 19 tokens see each other, what follows is causal.
+PREFIX = [[0] * 4 + [*range(4, 21)], [0] * 19 + [19, 20]]
+# Of each of the segments above a beginning sees itself whole.
+PACKED = [
+    [*[0] * 4, 4, 5, *[6] * 3, *range(9, 15), *[15] * 4, 0, 0],
+    [*[0] * 3, *[3] * 7, *[10] * 2, *range(12, 21)],
+]
+PERMUTATION = [[5 * i % 21 for i in range(21)], [(8 * i + 3) % 21 for i in range(21)]]
+
+
+def ranks(of: list[list[int]]) -> dict[str, list[list[int]]]:
+    """The same ranks for queries and keys."""
+    return {"query_ranks": of, "key_ranks": of}
+
 
 CASES = [
     Case("full", {}, keys=30),
     Case("causal", {"causal": True}, queries=37, keys=37, heads=4),
     Case("causal_window", {"causal": True, "window": 5}, queries=37, keys=37),
     Case("window", {"window": 4}, value_dim=5),
-    Case("prefix", {"causal": True, "prefix": [4, 19]}),
+    Case("prefix", {"causal": True, **ranks(PREFIX)}),
     Case(
         "segments",
         {"causal": True, "query_segments": SEGMENTS, "key_segments": SEGMENTS},
@@ -125,8 +140,23 @@ CASES = [
         bias=(1, 4, 21, 21),
     ),
     Case(
-        "segments_prefix",
-        {"causal": True, "prefix": [5, 2], "query_segments": SEGMENTS, "key_segments": SEGMENTS},
+        "segments_ranks",
+        {
+            "causal": True,
+            **ranks(PACKED),
+            "query_segments": SEGMENTS,
+            "key_segments": SEGMENTS,
+        },
+        heads=4,
+        bias=(1, 4, 21, 21),
+    ),
+    Case("permutation", {"causal": True, **ranks(PERMUTATION)}, heads=4),
+    Case("permutation_window", {"causal": True, "window": 6, **ranks(PERMUTATION)}),
+    Case(
+        "ranks_of_others",  # as a token that is not to see itself, and on part of the queries
+        {"causal": True, "query_ranks": [[r - 1 for r in row[9:]] for row in PERMUTATION]}
+        | {"key_ranks": PERMUTATION, "offset": 9},
+        queries=12,
     ),
     Case("grouped_bias", {"causal": True}, heads=6, bias=(2, 1, 1, 21)),
     Case("offset", {"causal": True, "offset": 9}, queries=12, bias=(1, 2, 12, 1)),

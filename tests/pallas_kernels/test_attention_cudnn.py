@@ -30,7 +30,7 @@ def test_without_a_gpu_it_refuses():
         (heads(head_dim=12), Mask(), {}, "head_dim 12"),
         (heads(head_dim=192), Mask(), {}, "head_dim 192"),
         (heads(), Mask(query_segments=SEGMENTS, key_segments=SEGMENTS), {}, "query_segments"),
-        (heads(), Mask(causal=True, prefix=jnp.ones(1, jnp.int32)), {}, "prefix"),
+        (heads(), Mask(causal=True, query_ranks=SEGMENTS, key_ranks=SEGMENTS), {}, "query_ranks"),
         (heads(), Mask(window=4), {}, "window without causal"),
         (heads(), Mask(causal=True, offset=2), {}, "offset"),
         (heads(length=8), Mask(causal=True), {}, "unequal"),

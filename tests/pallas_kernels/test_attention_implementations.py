@@ -84,6 +84,17 @@ def test_bfloat16(name, case_name, named_case):
         assert error < 4 * 2**-8 * np.abs(expected).max(), what
 
 
+def test_ranks_rule_tiles_out():
+    """Tiles of keys of too high a rank are not even read: their values are no numbers."""
+    ranks = jnp.array([[0] * 12 + [*range(12, 20)]] * 2)
+    mask = Mask(causal=True, query_ranks=ranks, key_ranks=ranks)
+    q, k, v = jax.random.normal(jax.random.key(0), (3, 2, 20, 2, 8))
+    expected = attention(q, k, v, mask, implementation="reference", scale=0.4)[:, :12]
+    v = v.at[:, 12:].set(jnp.nan)
+    output = streaming(q, k, v, mask, scale=0.4, query_block=6, key_block=4)[:, :12]
+    np.testing.assert_allclose(output, expected, atol=TOLERANCE)
+
+
 def test_recomputing_blocks_changes_nothing(named_case):
     case = named_case("segments")
     kept, again = (

@@ -62,10 +62,12 @@ def test_arrays_leave_tiles_undecided():
     assert packed.tile((4, 8), (0, 4)) is Tile.PARTIAL
     assert packed.tile((0, 4), (4, 8)) is Tile.EMPTY
     assert packed.key_range(0, 4, 8) == (0, 4)
-    prefixed = Mask(causal=True, prefix=jnp.array([3]))
-    assert prefixed.tile((0, 4), (4, 8)) is Tile.PARTIAL
-    assert prefixed.tile((4, 8), (0, 4)) is Tile.FULL
-    assert prefixed.key_range(0, 4, 8) == (0, 8)
+    ranked = Mask(causal=True, window=3, query_ranks=segments, key_ranks=segments)
+    assert ranked.tile((0, 4), (4, 8)) is Tile.PARTIAL
+    assert ranked.tile((4, 6), (4, 6)) is Tile.PARTIAL
+    assert ranked.tile((0, 2), (4, 8)) is Tile.EMPTY
+    assert ranked.key_range(0, 4, 8) == (0, 6)
+    assert ranked.may_blind(0, 4, 8)
     moved = Mask(causal=True, offset=jnp.int32(4))
     assert moved.tile((0, 4), (4, 8)) is Tile.PARTIAL
     assert moved.may_blind(0, 4, 8)
@@ -91,5 +93,10 @@ def test_an_integer_offset_stays_static_through_jit():
 def test_mistakes_are_refused():
     with pytest.raises(ValueError, match="window=0, must be at least 1"):
         Mask(window=0)
-    with pytest.raises(ValueError, match="together"):
-        Mask(key_segments=jnp.ones((1, 4), jnp.int32))
+    numbers = jnp.ones((1, 4), jnp.int32)
+    with pytest.raises(ValueError, match="query_segments and key_segments are given together"):
+        Mask(key_segments=numbers)
+    with pytest.raises(ValueError, match="query_ranks and key_ranks are given together"):
+        Mask(causal=True, query_ranks=numbers)
+    with pytest.raises(ValueError, match="causal=True"):
+        Mask(query_ranks=numbers, key_ranks=numbers)

@@ -14,6 +14,9 @@ from pallas_kernels.attention.streaming import streaming
 
 LENGTH = 32
 SEGMENTS = np.array([[1] * 20 + [2] * 9 + [0] * 3] * 2, np.int32)
+# Beginnings of 7 and 5 tokens see themselves whole; the other row is the same backwards.
+RANKS = np.array([0] * 7 + [*range(7, 20)] + [20] * 5 + [*range(25, 32)], np.int32)
+RANKS = np.stack([RANKS, RANKS[::-1]])
 
 
 def blocks(q, k, v, mask, bias):
@@ -29,24 +32,34 @@ def formula(q, k, v, mask, bias):
 
 
 @pytest.mark.skipif(jax.device_count() < 8, reason="needs 8 devices, real or simulated")
+@pytest.mark.parametrize("ranks", [None, RANKS], ids=["places", "ranks"])
 @pytest.mark.parametrize("function", [formula, blocks, stream])
-def test_sharded_equals_whole(function):
+def test_sharded_equals_whole(function, ranks):
     """Batch, heads and queries cut; keys, values and bias whole over `context`: gradients sum."""
     keys = jax.random.split(jax.random.key(0), 5)
     q, d_output = (jax.random.normal(key, (2, LENGTH, 4, 8)) for key in keys[:2])
     k, v = (jax.random.normal(key, (2, LENGTH, 2, 8)) for key in keys[2:4])
     bias = jax.random.normal(keys[4], (1, 4, 1, LENGTH))
 
-    def whole(q, k, v, bias, segments):
-        mask = Mask(causal=True, window=17, query_segments=segments, key_segments=segments)
-        return formula(q, k, v, mask, bias)
-
-    def local(q, k, v, bias, query_segments, key_segments):
+    def whole(q, k, v, bias, segments, ranks):
         mask = Mask(
             causal=True,
             window=17,
-            query_segments=query_segments,
-            key_segments=key_segments,
+            query_segments=segments,
+            key_segments=segments,
+            query_ranks=ranks,
+            key_ranks=ranks,
+        )
+        return formula(q, k, v, mask, bias)
+
+    def local(q, k, v, bias, queries, keys):
+        mask = Mask(
+            causal=True,
+            window=17,
+            query_segments=queries[0],
+            key_segments=keys[0],
+            query_ranks=queries[1],
+            key_ranks=keys[1],
             offset=jax.lax.axis_index("context") * q.shape[1],
         )
         return function(q, k, v, mask, bias)
@@ -55,7 +68,7 @@ def test_sharded_equals_whole(function):
     queries = P("data", "context", "tensor", None)
     keys_whole = P("data", None, "tensor", None)
 
-    def sharded(q, k, v, bias, segments):
+    def sharded(q, k, v, bias, *numbers):
         return jax.shard_map(
             local,
             mesh=mesh,
@@ -73,12 +86,12 @@ def test_sharded_equals_whole(function):
             jax.reshard(k, keys_whole),
             jax.reshard(v, keys_whole),
             jax.reshard(bias, P(None, "tensor", None, None)),
-            jax.reshard(segments, P("data", "context")),
-            jax.reshard(segments, P("data", None)),
+            jax.tree.map(lambda a: jax.reshard(a, P("data", "context")), numbers),
+            jax.tree.map(lambda a: jax.reshard(a, P("data", None)), numbers),
         )
 
     def results(function, d_output):
-        output, pull = jax.vjp(lambda *arrays: function(*arrays, SEGMENTS), q, k, v, bias)
+        output, pull = jax.vjp(lambda *arrays: function(*arrays, SEGMENTS, ranks), q, k, v, bias)
         return output, *pull(d_output(output))
 
     expected = jax.jit(lambda: results(whole, lambda output: d_output))()
