@@ -22,7 +22,7 @@ def attention_maps(
     model: Transformer = nnx.merge(graph, params)
     config = model.config
     batch = jax.tree.map(jnp.asarray, batch)
-    tables = config.attention.tables(batch.positions, jnp.max(batch.positions, axis=1) + 1)
+    tables = model.tables(batch)
     block_graph, stacked = nnx.split(model.blocks)
     x, maps = model.embed(batch), []
     for layer in range(config.num_layers):
@@ -43,4 +43,4 @@ def _probabilities(layer: Attention, x: jax.Array, mask: Mask, tables) -> jax.Ar
     query, key, _ = layer.heads(x, tables)
     batch, length, kv_heads, _ = key.shape
     unit = jnp.broadcast_to(jnp.eye(length)[:, None], (batch, length, kv_heads, length))
-    return jnp.moveaxis(layer.attend(query, key, unit.astype(query.dtype), mask), 1, 2)
+    return jnp.moveaxis(layer.attend(query, key, unit.astype(query.dtype), mask, tables.bias), 1, 2)

@@ -16,7 +16,7 @@ from lmjax.config import UserError, config
 from lmjax.models.cache import LayerCache
 from lmjax.models.linear import Builder
 from lmjax.models.norms import NormConfig
-from lmjax.models.positions import AttentionPositions
+from lmjax.models.positions import AttentionPositions, Bias
 from lmjax.parallel import Layout
 from pallas_kernels.attention import Mask
 from pallas_kernels.attention import attention as attention_kernel
@@ -27,6 +27,8 @@ class Tables(NamedTuple):
 
     positions: Any = None  # of `AttentionPositions.rotate`
     query_scale: Float[Array, "batch seq 1 1"] | None = None
+    bias: Bias | None = None  # added to the scores
+    memory: Any = None  # what cross-attention reads
 
 
 @config
@@ -86,7 +88,7 @@ class Attention(nnx.Module):
         embed = (("embed", builder.hidden),)
         heads = (("heads", config.num_heads), ("head_dim", config.head_dim))
         kv_heads = (("kv_heads", config.kv_heads), ("head_dim", config.head_dim))
-        self.query = builder.linear(embed, heads, bias=config.bias)
+        self.query = builder.linear(embed, heads, bias=config.bias, kind="query")
         self.key = builder.linear(embed, kv_heads, bias=config.bias)
         self.value = builder.linear(embed, kv_heads, bias=config.bias)
         self.output = builder.linear(heads, embed, bias=config.output_bias, kind="residual")
@@ -119,7 +121,7 @@ class Attention(nnx.Module):
         if cache is not None:
             keys, values, cache = cache.extend(keys, values)
         dropout = (self.config.dropout, key) if key is not None and self.config.dropout else None
-        attended = self.attend(query, keys, values, mask, dropout)
+        attended = self.attend(query, keys, values, mask, tables.bias, dropout)
         return self.output(attended), cache
 
     def heads(self, x: jax.Array, tables: Tables) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -133,7 +135,13 @@ class Attention(nnx.Module):
         return query, keys, values
 
     def attend(
-        self, query: jax.Array, keys: jax.Array, values: jax.Array, mask: Mask, dropout: Any = None
+        self,
+        query: jax.Array,
+        keys: jax.Array,
+        values: jax.Array,
+        mask: Mask,
+        bias: Bias | None = None,
+        dropout: Any = None,
     ) -> Float[Array, "batch seq heads value_dim"]:
         """Runs the kernel on each device's own rows, heads and queries."""
         layout = self.layout
@@ -143,9 +151,8 @@ class Attention(nnx.Module):
             softcap=self.config.softcap,
             implementation=self.config.implementation,
         )
-        bias = self.config.position_rule.bias(query.shape[2], keys.shape[1])
         if bias is not None:
-            bias = layout.place(bias, None, "heads", None, None)
+            bias = layout.place(bias, None, "heads", "seq" if bias.shape[2] > 1 else None, None)
         keys, values = (spread_heads(layout, a, query.shape[2]) for a in (keys, values))
         mask = mask.mapped(lambda a: a, lambda a: layout.place(a, "batch", None))  # whole rows
         if dropout is not None:

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from lmjax.models.batch import Batch
 from lmjax.parallel import Layout
 from pallas_kernels.attention import Mask
 
@@ -41,6 +42,15 @@ class Cache:
     def is_ring(self, place: int) -> bool:
         """Whether the layers at this place of the pattern keep less than all tokens."""
         return self.keys[place].shape[2] < self.segments.shape[1]
+
+    def expecting(self, batch: Batch) -> Cache:
+        """The cache, told the segments of the tokens that come next; their keys are not in yet."""
+        lengths = jnp.max(batch.positions, axis=1) + 1
+        return dataclasses.replace(
+            self,
+            lengths=jnp.where(self.used == 0, lengths, self.lengths),
+            segments=jax.lax.dynamic_update_slice(self.segments, batch.segments, (0, self.used)),
+        )
 
     def layers(self) -> list[LayerCache]:
         """The parts that the layers extend, for each place of the pattern the first layer's."""
@@ -140,7 +150,7 @@ def make_cache(config: TransformerConfig, layout: Layout, batch: int, length: in
     """An empty cache for `batch` rows of up to `length` tokens."""
     attention = config.attention
     # A bias goes by the places of the keys, which a ring does not keep in order.
-    ordered = attention.position_rule.bias(attention.num_heads, 1) is not None
+    ordered = attention.position_rule.biased
 
     def empty(window: int | None) -> jax.Array:
         slots = length if window is None or ordered else min(length, window)

@@ -10,8 +10,9 @@ import jax
 
 from lmjax.config import config
 
-# "head": an untied one; "residual": the last matrix of a sublayer.
-Kind = Literal["embedding", "positions", "head", "weight", "residual"]
+# "head": an untied one; "query": of attention; "relative": T5's table of buckets; "residual": the
+# last matrix of a sublayer.
+Kind = Literal["embedding", "positions", "head", "weight", "query", "relative", "residual"]
 
 
 @config
@@ -36,6 +37,7 @@ class Normal(Initializer):
     std: float = 0.02  # standard deviation of every matrix
     scale_residual: bool = False  # divide that of the residual projections by sqrt(2 layers)
     positions_std: float | None = None  # of the learned position table; None: std
+    truncated: bool = False  # draw again what is more than two `std` away (BERT)
     # An untied head uniform within 1 / sqrt(hidden) (Kaiming with a = sqrt(5); Baichuan 2).
     uniform_head: bool = False
 
@@ -48,6 +50,8 @@ class Normal(Initializer):
         if kind == "head" and self.uniform_head:
             bound = 1 / math.sqrt(fan_in)
             return lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -bound, bound)
+        if self.truncated:
+            return jax.nn.initializers.truncated_normal(self.std)
         return jax.nn.initializers.normal(self.std)
 
 
@@ -55,6 +59,11 @@ class Normal(Initializer):
 class FanIn(Initializer):
     """Normal with standard deviation 1 / sqrt(inputs); embeddings 1 (PaLM, section 5)."""
 
+    query_scale: float = 1.0  # of the queries' deviation (T5, which does not scale the scores)
+
     def draw(self, kind: Kind, num_layers: int, fan_in: int) -> jax.nn.initializers.Initializer:
         """See `Initializer.draw`."""
-        return jax.nn.initializers.normal(1.0 if kind == "embedding" else fan_in**-0.5)
+        if kind == "embedding":
+            return jax.nn.initializers.normal(1.0)
+        scale = self.query_scale if kind == "query" else 1.0
+        return jax.nn.initializers.normal(scale * fan_in**-0.5)

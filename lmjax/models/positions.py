@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import abc
 import math
-from typing import Any
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from lmjax.config import UserError, config
+from lmjax.models.linear import Builder
 
 
 @config
@@ -24,6 +26,26 @@ class LearnedPositions(EmbeddingPositions):
     """A learned table with one row a position, added to the token embeddings."""
 
     offset: int = 0  # rows before that of position 0, which no token uses (OPT has 2)
+
+
+class Pairs(NamedTuple):
+    """The queries and keys of a batch of rows.
+
+    Attributes:
+      num_heads: of the queries.
+      queries, keys: how many there are.
+      first: the place of the first query, counted in keys.
+      causal: whether queries see no later keys.
+    """
+
+    num_heads: int
+    queries: int
+    keys: int
+    first: Int[Array, ""] | int
+    causal: bool
+
+
+Bias = Float[Array, "1 heads #queries #keys"]
 
 
 @config
@@ -51,8 +73,14 @@ class AttentionPositions:
         """Queries or keys with their positions in them."""
         return x
 
-    def bias(self, num_heads: int, keys: int) -> Float[Array, "1 heads 1 keys"] | None:
-        """What is added to the scores of each key, or None."""
+    biased: ClassVar[bool] = False  # whether `bias` gives something
+
+    def build(self, num_heads: int, builder: Builder) -> nnx.Module | None:
+        """What the positions learn, once for all layers; None: nothing."""
+        return None
+
+    def bias(self, learned: nnx.Module | None, pairs: Pairs) -> Bias | None:
+        """What is added to the scores, the same in every layer and row; None: nothing."""
         return None
 
 
@@ -64,10 +92,12 @@ class ALiBi(AttentionPositions):
     power of two, slopes of the next one are put in between, as BLOOM and Baichuan do.
     """
 
-    def bias(self, num_heads: int, keys: int) -> Float[Array, "1 heads 1 keys"]:
+    biased: ClassVar[bool] = True
+
+    def bias(self, learned: None, pairs: Pairs) -> Bias:
         """slope (j - last key): a row's softmax does not see what all its scores have in common."""
-        distance = jnp.arange(keys, dtype=jnp.float32) - (keys - 1)
-        return (alibi_slopes(num_heads)[:, None] * distance)[None, :, None, :]
+        distance = jnp.arange(pairs.keys, dtype=jnp.float32) - (pairs.keys - 1)
+        return (alibi_slopes(pairs.num_heads)[:, None] * distance)[None, :, None, :]
 
 
 def alibi_slopes(num_heads: int) -> Float[np.ndarray, "heads"]:
@@ -76,6 +106,65 @@ def alibi_slopes(num_heads: int) -> Float[np.ndarray, "heads"]:
     slopes = [2.0 ** (-8 * i / power) for i in range(1, power + 1)]
     slopes += [2.0 ** (-4 * (2 * k + 1) / power) for k in range(num_heads - power)]
     return np.array(slopes, np.float32)
+
+
+@config
+class RelativeBuckets(AttentionPositions):
+    """T5's relative positions (Raffel et al. 2020, arXiv:1910.10683, section 2.1).
+
+    Scores have a learned number added for each head and bucket of distances between key and query.
+    Half of the buckets are for single distances, the others grow logarithmically. Where attention
+    is causal all are for keys before the query; else half of them are for keys behind it.
+    """
+
+    buckets: int = 32  # numbers of each head
+    max_distance: int = 128  # from there on all distances are in one bucket
+    biased: ClassVar[bool] = True
+
+    def validate(self) -> None:
+        """Raise UserError for buckets that leave none to distances that grow."""
+        if self.buckets < 4 or self.buckets % 4:
+            raise UserError(f"buckets={self.buckets}: must be a multiple of 4")
+        if self.max_distance <= self.buckets // 2:
+            raise UserError(
+                f"max_distance={self.max_distance}: must be above half the {self.buckets} buckets"
+            )
+
+    def build(self, num_heads: int, builder: Builder) -> BucketTable:
+        """See `AttentionPositions.build`."""
+        return BucketTable(self, num_heads, builder)
+
+    def bias(self, learned: BucketTable, pairs: Pairs) -> Bias:
+        """See `AttentionPositions.bias`."""
+        places = pairs.first + jnp.arange(pairs.queries)
+        return learned(self.bucket(jnp.arange(pairs.keys) - places[:, None], pairs.causal))
+
+    def bucket(self, distance: Int[Array, "..."], causal: bool) -> Int[Array, "..."]:
+        """The bucket of each distance, which is above 0 for keys behind the query."""
+        count = self.buckets if causal else self.buckets // 2
+        behind = 0 if causal else jnp.where(distance > 0, count, 0)
+        distance = jnp.maximum(-distance, 0) if causal else jnp.abs(distance)
+        exact = count // 2
+        growth = (count - exact) / math.log(self.max_distance / exact)
+        far = exact + jnp.log(jnp.maximum(distance, exact) / exact) * growth
+        far = jnp.minimum(far.astype(jnp.int32), count - 1)
+        return behind + jnp.where(distance < exact, distance, far)
+
+
+class BucketTable(nnx.Module):
+    """The numbers of `RelativeBuckets`."""
+
+    def __init__(self, config: RelativeBuckets, num_heads: int, builder: Builder):
+        self.layout = builder.layout
+        axes = ((None, config.buckets), ("heads", num_heads))
+        self.table = builder.parameter(axes, "relative", fan_in=builder.hidden)
+
+    def __call__(self, buckets: Int[Array, "queries keys"]) -> Bias:
+        """The number of each head for each pair."""
+        table = jnp.swapaxes(self.table[...], 0, 1)
+        shape = (table.shape[0], *buckets.shape)
+        spec = self.layout.spec("heads", None, None, shape=shape)
+        return table.at[:, buckets].get(out_sharding=spec)[None]
 
 
 @config

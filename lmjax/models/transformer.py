@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ from lmjax.models.feed_forward import FeedForwardConfig
 from lmjax.models.initializers import Initializer, Normal
 from lmjax.models.linear import Builder, dropout
 from lmjax.models.norms import LayerNormConfig, NormConfig
-from lmjax.models.positions import EmbeddingPositions, LearnedPositions
+from lmjax.models.positions import EmbeddingPositions, LearnedPositions, Pairs
 from lmjax.models.residual import Arrangement, PreNorm
 from lmjax.parallel import Layout
 from pallas_kernels.attention import Mask
@@ -116,11 +116,98 @@ class Block(nnx.Module):
         return {name: getattr(self, name) for name in self.config.arrangement.norms}
 
 
-class Transformer(nnx.Module):
+class Stack(nnx.Module):
+    """Blocks, what they learn together, and the norm behind the last of them."""
+
+    block: ClassVar[type] = Block
+
+    def __init__(self, config: TransformerConfig, builder: Builder):
+        self.config, self.layout = config, builder.layout
+        attention = config.attention
+        learned = attention.position_rule.build(attention.num_heads, builder)
+        self.attention_positions = nnx.data(learned)
+
+        @nnx.split_rngs(splits=config.num_layers)
+        @nnx.vmap(in_axes=0, out_axes=0, transform_metadata={nnx.PARTITION_NAME: None})
+        def make_blocks(rngs):
+            return self.block(config, dataclasses.replace(builder, rngs=rngs))
+
+        self.blocks = make_blocks(builder.rngs)
+        self.final_norm = nnx.data(None)
+        if config.arrangement.final_norm:
+            self.final_norm = config.norm.build(config.hidden)
+
+    def tables(self, batch: Batch, cache: Cache | None = None) -> Tables:
+        """What all layers need of the positions of a batch, which `cache` expects next."""
+        attention, length = self.config.attention, batch.tokens.shape[1]
+        lengths, keys, first = jnp.max(batch.positions, axis=1) + 1, length, 0
+        if cache is not None:
+            lengths, keys, first = cache.lengths, cache.segments.shape[1], cache.used
+        tables = attention.tables(batch.positions, lengths)
+        pairs = Pairs(attention.num_heads, length, keys, first, attention.causal)
+        return tables._replace(bias=attention.position_rule.bias(self.attention_positions, pairs))
+
+    def run(
+        self,
+        x: Float[Array, "batch seq embed"],
+        batch: Batch,
+        cache: Cache | None = None,
+        key: PRNGKeyArray | None = None,
+        memory: Any = None,
+    ) -> tuple[Float[Array, "batch seq embed"], Cache | None]:
+        """Runs embeddings of a batch through the blocks and the norm; see `Transformer`.
+
+        Args:
+          x: the embeddings.
+          batch: their positions and segments.
+          cache: what came before.
+          key: for dropout.
+          memory: what cross-attention reads, for blocks that have it.
+        """
+        if cache is not None:
+            cache = cache.expecting(batch)
+        tables = self.tables(batch, cache)._replace(memory=memory)
+        mask = batch.mask(causal=self.config.attention.causal)
+        x, cache = self._run_blocks(x, mask, tables, cache, key)
+        return x if self.final_norm is None else self.final_norm(x), cache
+
+    def _run_blocks(self, x, mask, tables, cache, key):
+        """Scans over the layers, one period of the pattern of windows at a time."""
+        windows = self.config.attention.windows
+        periods, period = self.config.num_layers // len(windows), len(windows)
+        graph, params = nnx.split(self.blocks)
+        keys = None if key is None else jax.random.split(key, self.config.num_layers)
+        masks = [dataclasses.replace(mask, window=window) for window in windows]
+        if cache is not None:
+            masks = [cache.mask(mask, place, x.shape[1]) for place, mask in enumerate(masks)]
+
+        def run(carry, inputs):
+            x, caches = carry
+            params, key, index = inputs
+            caches = [c if c is None else dataclasses.replace(c, period=index) for c in caches]
+            for i, mask in enumerate(masks):
+                block = nnx.merge(graph, jax.tree.map(lambda a, i=i: a[i], params))
+                x, caches[i] = block(x, mask, tables, caches[i], None if key is None else key[i])
+            return (x, caches), None
+
+        if self.config.remat != "none" and cache is None:
+            run = jax.checkpoint(run, policy=REMAT_POLICIES[self.config.remat])
+        by_period = jax.tree.map(lambda a: a.reshape(periods, period, *a.shape[1:]), (params, keys))
+        inputs = (*by_period, jnp.arange(periods))
+        carry = (x, [None] * period if cache is None else cache.layers())
+        if self.config.unroll:
+            carry, _ = jax.lax.scan(run, carry, inputs, unroll=min(self.config.unroll, periods))
+        else:
+            for index in range(periods):
+                carry, _ = run(carry, jax.tree.map(lambda a, index=index: a[index], inputs))
+        x, caches = carry
+        return x, None if cache is None else cache.extended(caches, x.shape[1])
+
+
+class Transformer(Stack):
     """Embedding, blocks, final norm and head, as the config puts them together."""
 
     def __init__(self, config: TransformerConfig, layout: Layout, rngs: nnx.Rngs):
-        self.config, self.layout = config, layout
         builder = Builder(
             config.hidden, config.num_layers, config.initializer, config.dtype, layout, rngs
         )
@@ -139,15 +226,7 @@ class Transformer(nnx.Module):
         if config.embedding_norm is not None:
             self.embedding_norm = config.embedding_norm.build(config.hidden)
 
-        @nnx.split_rngs(splits=config.num_layers)
-        @nnx.vmap(in_axes=0, out_axes=0, transform_metadata={nnx.PARTITION_NAME: None})
-        def make_blocks(rngs):
-            return Block(config, dataclasses.replace(builder, rngs=rngs))
-
-        self.blocks = make_blocks(rngs)
-        self.final_norm = nnx.data(None)
-        if config.arrangement.final_norm:
-            self.final_norm = config.norm.build(config.hidden)
+        super().__init__(config, builder)
         self.head = nnx.data(None)
         if not config.tied_head:
             self.head = Embedding("vocab", rows, width, "head", builder)
@@ -170,21 +249,7 @@ class Transformer(nnx.Module):
         batch = jax.tree.map(jnp.asarray, batch)  # a debugger may hand over numpy
         embed_key, blocks_key = (None, None) if key is None else jax.random.split(key)
         x = dropout(self.embed(batch), config.dropout, embed_key)
-        lengths = jnp.max(batch.positions, axis=1) + 1
-        mask = batch.mask(causal=config.attention.causal)
-        if cache is not None:
-            lengths = jnp.where(cache.used == 0, lengths, cache.lengths)
-            cache = dataclasses.replace(
-                cache,
-                lengths=lengths,
-                segments=jax.lax.dynamic_update_slice(
-                    cache.segments, batch.segments, (0, cache.used)
-                ),
-            )
-        tables = config.attention.tables(batch.positions, lengths)
-        x, cache = self._run_blocks(x, mask, tables, cache, blocks_key)
-        if self.final_norm is not None:
-            x = self.final_norm(x)
+        x, cache = self.run(x, batch, cache, blocks_key)
         if self.project_out is not None:
             x = self.project_out(x)
         return x * jnp.asarray(config.head_scale, x.dtype), cache
@@ -224,38 +289,6 @@ class Transformer(nnx.Module):
         logits, _ = bend(logits, self.config.logit_softcap)
         column = jax.lax.broadcasted_iota(jnp.int32, (1, 1, self.config.padded_vocab), 2)
         return jnp.where(column < self.config.vocab_size, logits, MASKED_LOGIT)
-
-    def _run_blocks(self, x, mask, tables, cache, key):
-        """Scans over the layers, one period of the pattern of windows at a time."""
-        windows = self.config.attention.windows
-        periods, period = self.config.num_layers // len(windows), len(windows)
-        graph, params = nnx.split(self.blocks)
-        keys = None if key is None else jax.random.split(key, self.config.num_layers)
-        masks = [dataclasses.replace(mask, window=window) for window in windows]
-        if cache is not None:
-            masks = [cache.mask(mask, place, x.shape[1]) for place, mask in enumerate(masks)]
-
-        def run(carry, inputs):
-            x, caches = carry
-            params, key, index = inputs
-            caches = [c if c is None else dataclasses.replace(c, period=index) for c in caches]
-            for i, mask in enumerate(masks):
-                block = nnx.merge(graph, jax.tree.map(lambda a, i=i: a[i], params))
-                x, caches[i] = block(x, mask, tables, caches[i], None if key is None else key[i])
-            return (x, caches), None
-
-        if self.config.remat != "none" and cache is None:
-            run = jax.checkpoint(run, policy=REMAT_POLICIES[self.config.remat])
-        by_period = jax.tree.map(lambda a: a.reshape(periods, period, *a.shape[1:]), (params, keys))
-        inputs = (*by_period, jnp.arange(periods))
-        carry = (x, [None] * period if cache is None else cache.layers())
-        if self.config.unroll:
-            carry, _ = jax.lax.scan(run, carry, inputs, unroll=min(self.config.unroll, periods))
-        else:
-            for index in range(periods):
-                carry, _ = run(carry, jax.tree.map(lambda a, index=index: a[index], inputs))
-        x, caches = carry
-        return x, None if cache is None else cache.extended(caches, x.shape[1])
 
 
 def abstract(config: TransformerConfig, layout: Layout) -> tuple[nnx.GraphDef, dict]:
