@@ -29,6 +29,7 @@ from lmjax.interop.tensor_files import (
 )
 from lmjax.models import Normal, TransformerConfig, abstract
 from lmjax.models.baichuan import BAICHUAN_FAMILY
+from lmjax.models.bert import BERT_FAMILY
 from lmjax.models.bloom import BLOOM_FAMILY
 from lmjax.models.chatglm import CHATGLM2_FAMILY
 from lmjax.models.falcon import FALCON_FAMILY
@@ -61,6 +62,7 @@ FAMILIES = {
         CHATGLM2_FAMILY,
         SKYWORK_FAMILY,
         PALM_FAMILY,
+        BERT_FAMILY,
     )
 }
 Shapes = dict[str, jax.ShapeDtypeStruct]  # by dotted path
@@ -288,7 +290,7 @@ def entries_of(
         if not set(name.ours) <= paths.keys():
             continue
         layered = "{layer" in name.theirs
-        for layer in range(config.num_layers) if layered else (None,):
+        for layer in range(paths[name.ours[0]].shape[0]) if layered else (None,):
             yield name, layer
 
 
@@ -301,6 +303,13 @@ def theirs(name: Name, layer: int | None, config: TransformerConfig) -> str:
 def find_tensors(
     family: Family, config: TransformerConfig, paths: Shapes, files: TensorFiles
 ) -> list[tuple[Name, int | None, str]]:
+def titles_of(family: Family, title: str) -> list[str]:
+    """A tensor's name, and the others under which public files have it."""
+    older = [title.replace(new, old) for new, old in family.older if new in title]
+    titles = [title, *older]
+    return titles + [title.removeprefix(family.prefix) for title in titles]
+
+
     """Finds every parameter in the files and checks everything, before any tensor is read.
 
     Returns:
@@ -309,11 +318,10 @@ def find_tensors(
     left = {name for name in files.names if not any(re.fullmatch(b, name) for b in family.buffers)}
     found = []
     for name, layer in entries_of(family, config, paths):
-        title = theirs(name, layer, config)
-        if title not in left:
-            title = title.removeprefix(family.prefix)
-        if title not in left:
-            raise UserError(f"{files.folder}: the tensor {theirs(name, layer, config)} is missing")
+        titles = titles_of(family, theirs(name, layer, config))
+        title = next((title for title in titles if title in left), None)
+        if title is None:
+            raise UserError(f"{files.folder}: the tensor {titles[0]} is missing")
         left.remove(title)
         parts = [paths[path].shape[layer is not None :] for path in name.ours]
         wanted = name.transform.shape(parts, config)

@@ -5,6 +5,7 @@ from lmjax.models.baichuan import baichuan as baichuan
 from lmjax.models.baichuan import baichuan2 as baichuan2
 from lmjax.models.batch import Batch as Batch
 from lmjax.models.batch import plain_batch as plain_batch
+from lmjax.models.bert import bert as bert
 from lmjax.models.bloom import bloom as bloom
 from lmjax.models.cache import Cache as Cache
 from lmjax.models.cache import make_cache as make_cache
@@ -17,6 +18,8 @@ from lmjax.models.gemma import gemma2 as gemma2
 from lmjax.models.gpt import gpt1 as gpt1
 from lmjax.models.gpt import gpt2 as gpt2
 from lmjax.models.gpt import gpt3 as gpt3
+from lmjax.models.heads import ClassifierConfig as ClassifierConfig
+from lmjax.models.heads import HeadTransformConfig as HeadTransformConfig
 from lmjax.models.initializers import FanIn as FanIn
 from lmjax.models.initializers import Normal as Normal
 from lmjax.models.llama import llama as llama
@@ -28,6 +31,8 @@ from lmjax.models.norms import RMSNormConfig as RMSNormConfig
 from lmjax.models.opt import opt as opt
 from lmjax.models.palm import palm as palm
 from lmjax.models.positions import ALiBi as ALiBi
+from lmjax.models.positions import BlockPositions as BlockPositions
+from lmjax.models.positions import BlockRotary as BlockRotary
 from lmjax.models.positions import DynamicNTKScaling as DynamicNTKScaling
 from lmjax.models.positions import LearnedPositions as LearnedPositions
 from lmjax.models.positions import LinearScaling as LinearScaling

@@ -121,14 +121,14 @@ class Table(Transform):
 
 @dataclasses.dataclass(frozen=True)
 class VocabularyTable(Transform):
-    """A table with a row a token: here zero rows are added, so that any mesh can cut it."""
+    """A row or a number for each token; here zeros are added, so that any mesh can cut it."""
 
     def shape(self, parts: Sequence[Shape], config: TransformerConfig) -> Shape:
         return (config.vocab_size, *parts[0][1:])
 
     def read(self, tensor: np.ndarray, parts: Sequence[Shape]) -> list[np.ndarray]:
         padding = parts[0][0] - tensor.shape[0]
-        return [np.pad(tensor, ((0, padding), (0, 0)))]
+        return [np.pad(tensor, ((0, padding), *((0, 0) for _ in tensor.shape[1:])))]
 
     def write(self, parts: Sequence[np.ndarray], config: TransformerConfig) -> np.ndarray:
         return parts[0][: config.vocab_size]
@@ -183,6 +183,7 @@ class Family:
       supported: the values of a key of config.json (dotted where nested) with which the model is
         computed as we do; an absent or null key is fine.
       read: config.json -> config.
+      older: (part of a name, what older files have in its place).
       write: config -> config.json, less `model_type` and `architectures`; for a config that is not
         of this family, something that `read` makes another config of.
     """
@@ -196,3 +197,4 @@ class Family:
     supported: Mapping[str, tuple[Any, ...]]
     read: Callable[[Settings], TransformerConfig]
     write: Callable[[TransformerConfig], dict[str, Any]]
+    older: tuple[tuple[str, str], ...] = ()

@@ -16,6 +16,7 @@ from lmjax.models.batch import Batch
 from lmjax.models.cache import Cache, LayerCache
 from lmjax.models.embedding import Embedding
 from lmjax.models.feed_forward import FeedForwardConfig
+from lmjax.models.heads import Classifier, ClassifierConfig, HeadTransform, HeadTransformConfig
 from lmjax.models.initializers import Initializer, Normal
 from lmjax.models.linear import Builder, dropout
 from lmjax.models.norms import LayerNormConfig, NormConfig
@@ -47,12 +48,15 @@ class TransformerConfig:
     feed_forward: FeedForwardConfig = FeedForwardConfig()
     norm: NormConfig = LayerNormConfig()
     positions: EmbeddingPositions | None = LearnedPositions()  # added to the embeddings
+    token_types: int | None = None  # rows of a table that is added by token type (BERT)
     arrangement: Arrangement = PreNorm()  # how norms, sublayers and residuals are put together
     embedding_size: int | None = None  # width of the token table and the head; none: hidden
     embedding_scale: float = 1.0  # token embeddings are multiplied by it
     embedding_norm: NormConfig | None = None  # of the embeddings, before the first block
     tied_head: bool = True  # the head is the token table
     normalized_head: bool = False  # the head's rows have length 1 (NormHead of Baichuan 2)
+    head_transform: HeadTransformConfig | None = None  # between the last block and the head
+    classifier: ClassifierConfig | None = None  # of whole rows, beside the head
     head_scale: float = 1.0  # logits are multiplied by it
     logit_softcap: float | None = None  # logits are bent to lie within it (Gemma 2)
     dropout: float = 0.0  # of embeddings and sublayer outputs, in training
@@ -233,6 +237,14 @@ class Transformer(Stack):
 
     def __call__(
         self, batch: Batch, cache: Cache | None = None, key: PRNGKeyArray | None = None
+        self.head_transform = self.head_bias = self.classifier = nnx.data(None)
+        if config.head_transform is not None:
+            self.head_transform = HeadTransform(config.head_transform, config.norm, builder)
+            self.head_bias = nnx.Param(
+                jnp.zeros(rows, jnp.float32), out_sharding=layout.spec("vocab", shape=(rows,))
+            )
+        if config.classifier is not None:
+            self.classifier = Classifier(config.classifier, builder)
     ) -> tuple[Float[Array, "batch seq embed"], Cache | None]:
         """Runs the blocks over a batch.
 
@@ -242,8 +254,8 @@ class Transformer(Stack):
           key: for dropout; None drops nothing.
 
         Returns:
-          What the head reads (hidden states after the final norm), and the cache extended by the
-          batch.
+          What `head_input`, `logits` and `classes` read (hidden states after the final norm), and
+          the cache extended by the batch.
         """
         config = self.config
         batch = jax.tree.map(jnp.asarray, batch)  # a debugger may hand over numpy
@@ -272,6 +284,16 @@ class Transformer(Stack):
         if self.config.normalized_head:
             square = jnp.sum(jnp.square(table), axis=1, keepdims=True)
             table = table * jax.lax.rsqrt(jnp.maximum(square, 1e-24))
+    def head_input(
+        self, hidden: Float[Array, "batch seq width"]
+    ) -> Float[Array, "batch seq width"]:
+        """What is multiplied with the head's rows."""
+        return hidden if self.head_transform is None else self.head_transform(hidden)
+
+    def classes(self, hidden: Float[Array, "batch seq width"]) -> Float[Array, "batch classes"]:
+        """Float32 logits of each row's class, from its first token's hidden state."""
+        return self.classifier(hidden)
+
         return table.astype(self.config.dtype)
 
     def logits(self, hidden: Float[Array, "batch seq width"]) -> Float[Array, "batch seq vocab"]:
@@ -281,7 +303,7 @@ class Transformer(Stack):
         )
         logits = jnp.einsum(
             "bsd,vd->bsv",
-            hidden,
+            self.head_input(hidden),
             self.head_table(),
             preferred_element_type=jnp.float32,
             out_sharding=spec,
@@ -292,6 +314,8 @@ class Transformer(Stack):
 
 
 def abstract(config: TransformerConfig, layout: Layout) -> tuple[nnx.GraphDef, dict]:
+        if self.head_bias is not None:
+            logits = logits + self.head_bias[...]
     """The model's structure and its parameters as shapes with shardings; allocates nothing."""
     model = nnx.eval_shape(lambda: config.build(layout, nnx.Rngs(jax.random.key(0))))
     graph = nnx.graphdef(model)

@@ -53,9 +53,11 @@ def count_parameters(config: TransformerConfig) -> ParameterCount:
     for path, leaf in jax.tree.leaves_with_path(shapes):
         names = jax.tree_util.keystr(path, simple=True, separator="/").split("/")
         size = math.prod(leaf.shape)
-        if names[0] in ("embedding", "head"):
+        if names[0] in ("embedding", "head", "head_bias"):
             size = size // config.padded_vocab * config.vocab_size
         total += size
+        if names[0] == "classifier":  # looks at one token of a row
+            continue
         if names[-1] == "weight" or names[0] == "head":
             products += size
         elif names[-1] == "table":
