@@ -13,6 +13,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from lmjax.config import UserError, config
+from lmjax.models.batch import Batch
 from lmjax.models.cache import LayerCache
 from lmjax.models.linear import Builder
 from lmjax.models.norms import NormConfig
@@ -71,13 +72,13 @@ class AttentionConfig:
         """`positions`, or one that does nothing."""
         return AttentionPositions() if self.positions is None else self.positions
 
-    def tables(self, positions: Int[Array, "batch seq"], lengths: Int[Array, "batch"]) -> Tables:
+    def tables(self, batch: Batch, lengths: Int[Array, "batch"]) -> Tables:
         """What all layers need of the positions; see `AttentionPositions.tables`."""
         scale = None
         if self.log_length is not None:
-            places = jnp.maximum(positions + 1, self.log_length).astype(jnp.float32)
+            places = jnp.maximum(batch.positions + 1, self.log_length).astype(jnp.float32)
             scale = (jnp.log(places) / math.log(self.log_length))[..., None, None]
-        return Tables(self.position_rule.tables(positions, lengths, self.head_dim), scale)
+        return Tables(self.position_rule.tables(batch, lengths, self.head_dim), scale)
 
 
 class Attention(nnx.Module):

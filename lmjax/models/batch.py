@@ -28,7 +28,8 @@ class Batch:
       weights: weight of each target in the loss; 0 where there is nothing to predict.
       ranks: a token sees those of its segment whose rank is not above its own; None: ranks are
         places in the row, which is causal attention. A bidirectional part has one rank.
-      block_positions: GLM's second position, 0 outside of the spans and 1, 2, ... inside of each.
+      block_positions: GLM's second position, 0 outside of the spans and 1, 2, ... inside of each;
+        None: 0 everywhere.
       token_types: BERT's sentence of each token, 0 or 1; XLNet's.
       labels: class of each row, e.g. whether the second sentence follows the first.
       encoder: what the encoder reads, where the model has one; the rest is the decoder's.

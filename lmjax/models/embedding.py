@@ -18,6 +18,9 @@ class Embedding(nnx.Module):
         self.table = builder.parameter(((rows, length), ("embed", width)), kind, fan_in=width)
 
     def __call__(self, ids: Int[Array, "batch seq"]) -> Float[Array, "batch seq embed"]:
+        return self.lookup(ids)
+
+    def lookup(self, ids: Int[Array, "batch seq"]) -> Float[Array, "batch seq embed"]:
         """The row of each id, in float32, so that gradients of frequent ids add up exactly."""
         table = self.gathered("float32")
         spec = self.layout.spec("batch", "seq", None, shape=(*ids.shape, table.shape[1]))

@@ -13,12 +13,23 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from lmjax.config import UserError, config
+from lmjax.models.batch import Batch
+from lmjax.models.embedding import Embedding
 from lmjax.models.linear import Builder
 
 
 @config
-class EmbeddingPositions:
+class EmbeddingPositions(abc.ABC):
     """Base of the positions that are added to the token embeddings."""
+
+    @abc.abstractmethod
+    def build(self, length: int, builder: Builder) -> nnx.Module:
+        """The module that gives what is added to the embeddings of a `Batch`.
+
+        Args:
+          length: of the longest sequence.
+          builder: what every module is built with.
+        """
 
 
 @config
@@ -26,6 +37,54 @@ class LearnedPositions(EmbeddingPositions):
     """A learned table with one row a position, added to the token embeddings."""
 
     offset: int = 0  # rows before that of position 0, which no token uses (OPT has 2)
+
+    def build(self, length: int, builder: Builder) -> PositionTable:
+        """See `EmbeddingPositions.build`."""
+        return PositionTable(self.offset, length, builder)
+
+
+@config
+class BlockPositions(EmbeddingPositions):
+    """GLM's two learned tables (Du et al. 2022, arXiv:2103.10360, section 2.1.2), added up.
+
+    One has a row for each position of a text whose spans are masks, the other for each place in
+    a span; each has one row more than the longest sequence has tokens.
+    """
+
+    def build(self, length: int, builder: Builder) -> BlockPositionTables:
+        """See `EmbeddingPositions.build`."""
+        return BlockPositionTables(length + 1, builder)
+
+
+class PositionTable(Embedding):
+    """The rows of `LearnedPositions`."""
+
+    def __init__(self, offset: int, length: int, builder: Builder):
+        self.offset = offset
+        super().__init__(None, length + offset, builder.hidden, "positions", builder)
+
+    def __call__(self, batch: Batch) -> Float[Array, "batch seq embed"]:
+        """The row of each token's position."""
+        return self.lookup(batch.positions + self.offset)
+
+
+class BlockPositionTables(nnx.Module):
+    """The rows of `BlockPositions`."""
+
+    def __init__(self, length: int, builder: Builder):
+        self.text = Embedding(None, length, builder.hidden, "positions", builder)
+        self.block = Embedding(None, length, builder.hidden, "positions", builder)
+
+    def __call__(self, batch: Batch) -> Float[Array, "batch seq embed"]:
+        """The sum of two rows for each token."""
+        return self.text(batch.positions) + self.block(within_blocks(batch))
+
+
+def within_blocks(batch: Batch) -> Int[Array, "batch seq"]:
+    """The block positions of a batch: 0 where it has no spans."""
+    if batch.block_positions is None:
+        return jnp.zeros_like(batch.positions)
+    return batch.block_positions
 
 
 class Pairs(NamedTuple):
@@ -52,16 +111,11 @@ Bias = Float[Array, "1 heads #queries #keys"]
 class AttentionPositions:
     """Base of the positions that act in attention: on queries and keys, or on their scores."""
 
-    def tables(
-        self,
-        positions: Int[Array, "batch seq"],
-        lengths: Int[Array, "batch"],
-        head_dim: int,
-    ) -> Any:
+    def tables(self, batch: Batch, lengths: Int[Array, "batch"], head_dim: int) -> Any:
         """What all layers need of the positions, computed once for them.
 
         Args:
-          positions: of each token in its text.
+          batch: its positions, and what else says where tokens stand.
           lengths: tokens of each row's text when it was first read.
           head_dim: width of a head.
         """
@@ -283,6 +337,17 @@ def rotary_frequencies(base: Any, dims: int) -> Float[Array, "#batch pairs"]:
     return jnp.atleast_2d(base ** -(jnp.arange(0, dims, 2, dtype=jnp.float32) / dims))
 
 
+Rotation = tuple[Float[Array, "batch seq 1 pairs"], Float[Array, "batch seq 1 pairs"]]
+
+
+def rotation(
+    positions: Int[Array, "batch seq"], frequencies: Float[Array, "#batch pairs"]
+) -> Rotation:
+    """Cosines and sines of the angles of each position."""
+    angles = positions[..., None, None].astype(jnp.float32) * frequencies[:, None, None]
+    return jnp.cos(angles), jnp.sin(angles)
+
+
 @config
 class Rotary(AttentionPositions):
     """Rotary position embedding (Su et al. 2021, arXiv:2104.09864) of queries and keys."""
@@ -297,12 +362,7 @@ class Rotary(AttentionPositions):
         if not 0 < self.fraction <= 1:
             raise UserError(f"fraction={self.fraction}: must be above 0, at most 1")
 
-    def tables(
-        self,
-        positions: Int[Array, "batch seq"],
-        lengths: Int[Array, "batch"],
-        head_dim: int,
-    ) -> tuple[Float[Array, "batch seq 1 pairs"], Float[Array, "batch seq 1 pairs"]]:
+    def tables(self, batch: Batch, lengths: Int[Array, "batch"], head_dim: int) -> Rotation:
         """Cosines and sines of each position's angles."""
         dims = int(head_dim * self.fraction)
         magnitude = 1.0
@@ -311,13 +371,11 @@ class Rotary(AttentionPositions):
         else:
             frequencies = self.scaling.frequencies(self.base, dims, lengths)
             magnitude = self.scaling.magnitude()
-        angles = positions[..., None, None].astype(jnp.float32) * frequencies[:, None, None]
-        return magnitude * jnp.cos(angles), magnitude * jnp.sin(angles)
+        cos, sin = rotation(batch.positions, frequencies)
+        return magnitude * cos, magnitude * sin
 
     def rotate(
-        self,
-        x: Float[Array, "batch seq heads head_dim"],
-        tables: tuple[Float[Array, "batch seq 1 pairs"], Float[Array, "batch seq 1 pairs"]],
+        self, x: Float[Array, "batch seq heads head_dim"], tables: Rotation
     ) -> Float[Array, "batch seq heads head_dim"]:
         """Rotates each pair of x by its position's angle, in float32."""
         cos, sin = tables
@@ -333,3 +391,27 @@ class Rotary(AttentionPositions):
         else:
             turned = jnp.concatenate([first, second], axis=-1)
         return jnp.concatenate([turned.astype(x.dtype), rest], axis=-1)
+
+
+@config
+class BlockRotary(AttentionPositions):
+    """Two rotations: half of each head by position, the other half by block position (ChatGLM-6B).
+
+    Each half is rotated as `Rotary` rotates a whole head of its width.
+    """
+
+    base: float = 10_000.0  # wavelengths grow from 2 pi to 2 pi base
+
+    def tables(
+        self, batch: Batch, lengths: Int[Array, "batch"], head_dim: int
+    ) -> tuple[Rotation, Rotation]:
+        """Cosines and sines of the angles of both positions."""
+        frequencies = rotary_frequencies(self.base, head_dim // 2)
+        return rotation(batch.positions, frequencies), rotation(within_blocks(batch), frequencies)
+
+    def rotate(
+        self, x: Float[Array, "batch seq heads head_dim"], tables: tuple[Rotation, Rotation]
+    ) -> Float[Array, "batch seq heads head_dim"]:
+        """Rotates each half of x by its own angles, in float32."""
+        halves = zip(jnp.split(x, 2, axis=-1), tables)
+        return jnp.concatenate([Rotary().rotate(*half) for half in halves], axis=-1)

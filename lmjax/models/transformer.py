@@ -147,7 +147,7 @@ class Stack(nnx.Module):
         lengths, keys, first = jnp.max(batch.positions, axis=1) + 1, length, 0
         if cache is not None:
             lengths, keys, first = cache.lengths, cache.segments.shape[1], cache.used
-        tables = attention.tables(batch.positions, lengths)
+        tables = attention.tables(batch, lengths)
         pairs = Pairs(attention.num_heads, length, keys, first, attention.causal)
         return tables._replace(bias=attention.position_rule.bias(self.attention_positions, pairs))
 
@@ -219,8 +219,7 @@ class Transformer(Stack):
         self.embedding = Embedding("vocab", rows, width, "embedding", builder)
         self.positions = nnx.data(None)
         if config.positions is not None:
-            length = config.max_length + config.positions.offset
-            self.positions = Embedding(None, length, config.hidden, "positions", builder)
+            self.positions = config.positions.build(config.max_length, builder)
         self.project_in = self.project_out = nnx.data(None)
         if config.embedding_size is not None:
             outer, inner = ((None, width),), (("embed", config.hidden),)
@@ -273,7 +272,7 @@ class Transformer(Stack):
         if self.project_in is not None:
             x = self.project_in(x.astype(config.dtype))
         if self.positions is not None:
-            x = x + self.positions(batch.positions + config.positions.offset)
+            x = x + self.positions(batch)
         if self.embedding_norm is not None:
             x = self.embedding_norm(x)
         return x.astype(config.dtype)

@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 
 from lmjax.config import UserError
 from lmjax.models import (
+    Batch,
+    BlockRotary,
     DynamicNTKScaling,
     LinearScaling,
     Llama3Scaling,
@@ -21,6 +23,12 @@ from lmjax.models import (
 DIMS = 16
 PLACES = np.arange(12)  # float32 angles below 12 are exact to 1e-6 (spacing of float32 at 8 to 16)
 TOLERANCE = 2e-6
+
+
+def at(positions, block_positions=None):
+    """A batch with tokens at these positions."""
+    positions = jnp.asarray(positions)
+    return Batch(positions, positions, positions, block_positions=block_positions)
 
 
 def usual(base, dims=DIMS):
@@ -86,7 +94,7 @@ def check(scaling, base, lengths, frequencies, magnitude=1.0):
     """Cosines and sines of every pair, position and row, and so those of the rotated parts."""
     rotary = Rotary(base=base, scaling=scaling)
     positions = np.broadcast_to(PLACES, (len(lengths), len(PLACES)))
-    found = rotary.tables(jnp.asarray(positions), jnp.asarray(lengths), DIMS)
+    found = rotary.tables(at(positions), jnp.asarray(lengths), DIMS)
     angles = positions[:, :, None, None] * np.array(frequencies)[:, None, None]
     for table, function in zip(found, (np.cos, np.sin)):
         expected = magnitude * function(angles)
@@ -155,7 +163,7 @@ def test_rotation_by_hand():
     x = np.array([[[[1.0, 2.0, 3.0, 4.0, 5.0]]] * 3], np.float32)  # the fifth is not rotated
     for interleaved, first, second in ((False, [0, 1], [2, 3]), (True, [0, 2], [1, 3])):
         rotary = Rotary(base=100.0, fraction=0.8, interleaved=interleaved)
-        tables = rotary.tables(jnp.asarray([[0, 1, 7]]), jnp.asarray([8]), 5)
+        tables = rotary.tables(at([[0, 1, 7]]), jnp.asarray([8]), 5)
         found = np.asarray(rotary.rotate(jnp.asarray(x), tables))[0, :, 0]
         for row, place in zip(found, (0, 1, 7)):
             turned = (x[0, 0, 0, first] + 1j * x[0, 0, 0, second]) * np.exp(
@@ -164,3 +172,22 @@ def test_rotation_by_hand():
             np.testing.assert_allclose(row[first], turned.real, rtol=0, atol=1e-5)
             np.testing.assert_allclose(row[second], turned.imag, rtol=0, atol=1e-5)
             assert row[4] == 5
+
+
+def test_two_rotations_by_hand():
+    """The first half of a head turns by position, the second by block position."""
+    x = np.random.default_rng(0).normal(size=(1, 4, 1, 8)).astype(np.float32)
+    positions, blocks = [[0, 5, 2, 2]], [[0, 0, 1, 2]]
+    rotary = BlockRotary(base=100.0)
+    tables = rotary.tables(at(positions, jnp.asarray(blocks)), jnp.asarray([4]), 8)
+    found = np.asarray(rotary.rotate(jnp.asarray(x), tables))[0, :, 0]
+    plain = rotary.tables(at(positions), jnp.asarray([4]), 8)
+    outside = np.asarray(rotary.rotate(jnp.asarray(x), plain))[0, :, 0]
+    for place in range(4):
+        for first, angle in ((0, positions[0][place]), (4, blocks[0][place])):
+            pairs = x[0, place, 0, first : first + 2] + 1j * x[0, place, 0, first + 2 : first + 4]
+            turned = pairs * np.exp(1j * angle * np.array([1.0, 0.1]))
+            expected = np.concatenate([turned.real, turned.imag])
+            np.testing.assert_allclose(found[place, first : first + 4], expected, atol=1e-6)
+    np.testing.assert_array_equal(outside[:, :4], found[:, :4])
+    np.testing.assert_array_equal(outside[:, 4:], x[0, :, 0, 4:])  # no spans: 0 everywhere
