@@ -26,12 +26,14 @@ from lmjax.training.step import TrainStep, Zero, count_parts
 
 @config
 class Pretrain:
-    """Train a model on text from random parameters."""
+    """Train a model on text, from random parameters or from those of another model."""
 
     output: str  # run folder; the same command continues there
     steps: int  # updates of the parameters
     seed: int = 0  # of parameters, order of the data, and dropout
     model: TransformerConfig  # what is trained
+    # run folder or public model folder whose parameters are trained further; None: random ones
+    begin_with: str | None = None
     objective: Objective = CausalLM()  # what it is trained to do
     data: Data  # the text, the tokenizer, the rows of a step
     optimizer: Optimizer = AdamW()  # turns gradients into updates

@@ -11,13 +11,16 @@ import numpy as np
 
 from lmjax.config import UserError, fingerprint, to_json
 from lmjax.data import PreparedData, prepare
+from lmjax.data.public_tokenizers import read_tokenizer
 from lmjax.evaluation.held_out import HeldOut
 from lmjax.generation.generator import Generator
 from lmjax.generation.text import TextGenerator, prompt_tokens
+from lmjax.interop.folder import model_folder, read_params, tokenizer_folder
+from lmjax.interop.huggingface import essence
 from lmjax.jobs.pretrain import Parts, Pretrain
 from lmjax.jobs.report import write_report
 from lmjax.jobs.results import COLUMNS, WORDS, compare
-from lmjax.jobs.run_folder import RunFolder
+from lmjax.jobs.run_folder import RunFolder, differences
 from lmjax.jobs.telling import (
     sampling_words,
     tell_beginning,
@@ -155,6 +158,7 @@ class PretrainingRun:
                 self.parts.transform,
                 experiment.seed,
                 averaged,
+                self.given_parameters(prepared),
             )
             done = 0
         else:
@@ -167,6 +171,30 @@ class PretrainingRun:
             self.folder.write("config.json", to_json(self.experiment))
             self.folder.write_json("environment.json", environment)
         return state, done
+
+    def given_parameters(self, prepared: PreparedData) -> dict | None:
+        """What training begins with where the experiment names a folder; says what is not alike."""
+        folder = self.experiment.begin_with
+        if folder is None:
+            return None
+        watch = Stopwatch()
+        params = read_params(folder, self.experiment.model, self.parts.layout)
+        self.story.fact("begins with", f"the parameters in {folder}", watch.seconds())
+        theirs, ours = map(essence, (model_folder(folder), self.experiment.model))
+        for name, there, here in differences(theirs, ours):
+            self.story.warn(f"model.{name} is {here} here; in {folder} it is {there}")
+        where = tokenizer_folder(folder)
+        try:
+            alike = read_tokenizer(where).fingerprint == prepared.tokenizer.fingerprint
+        except UserError as error:
+            self.story.warn(f"whether it knows the same tokens is not known: {error}")
+        else:
+            if not alike:
+                self.story.warn(
+                    f"the tokenizer is not that of {folder}, so its tokens may mean something "
+                    f'else; data.tokenizer=TokenizerFolder(path="{where}") takes it from there'
+                )
+        return params
 
     def check_tokenizer(self, extra: dict[str, Any], prepared: PreparedData) -> None:
         """Raises UserError where the checkpoint's tokens mean something else."""

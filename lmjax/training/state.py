@@ -42,14 +42,19 @@ def make_state(
     transform: optax.GradientTransformation,
     seed: int,
     average: bool = False,
+    params: dict | None = None,
 ) -> TrainState:
-    """The state before the first step; every array is born on its own devices."""
+    """The state before the first step; every array is born on its own devices.
+
+    Training begins with `params`, which are given up, or with parameters that are drawn.
+    """
     draw = jax.jit(
-        lambda: _draw_state(config, layout, transform, seed, average),
+        lambda params: _draw_state(config, layout, transform, seed, average, params),
+        donate_argnums=0,
         # It runs once, and what takes time is to compile it.
         compiler_options={"xla_backend_optimization_level": 1},
     )
-    return draw()
+    return draw(params)
 
 
 def abstract_state(
@@ -64,9 +69,10 @@ def abstract_state(
     return graph, jax.eval_shape(lambda: _draw_state(config, layout, transform, seed, average))
 
 
-def _draw_state(config, layout, transform, seed, average) -> TrainState:
+def _draw_state(config, layout, transform, seed, average, params=None) -> TrainState:
     draw_key, key = jax.random.split(jax.random.key(seed))
-    params = draw_parameters(config, layout, draw_key)
+    if params is None:
+        params = draw_parameters(config, layout, draw_key)
     return TrainState(
         params=params,
         optimizer=transform.init(params),

@@ -1,0 +1,137 @@
+"""A run that begins with the parameters of another model."""
+
+import jax
+import numpy as np
+import pytest
+
+from lmjax.config import UserError, replace
+from lmjax.data import Bytes, Characters, Data, Domain, TextFiles
+from lmjax.data.public_tokenizers import TokenizerFolder
+from lmjax.interop.convert import convert
+from lmjax.interop.folder import model_folder
+from lmjax.jobs.pretrain import Pretrain
+from lmjax.jobs.settings import Evaluation
+from lmjax.models import AttentionConfig, FeedForwardConfig, TransformerConfig
+from lmjax.parallel import Mesh, training_layout
+from lmjax.training.optimizers import AdamW
+from lmjax.training.schedules import Constant
+from lmjax.training.trained import read_trained
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory):
+    """A run of two steps; nothing of what follows changes it."""
+    folder = tmp_path_factory.mktemp("first")
+    (folder / "corpus.txt").write_text("".join(f"line {n} and {n * n}\n" for n in range(300)))
+    experiment = Pretrain(
+        output=str(folder / "run"),
+        steps=2,
+        model=TransformerConfig(
+            vocab_size=257,
+            hidden=16,
+            num_layers=1,
+            max_length=32,
+            attention=AttentionConfig(num_heads=4, head_dim=4),
+            feed_forward=FeedForwardConfig(size=32),
+        ),
+        data=Data(
+            train=(Domain(name="lines", source=TextFiles(path=str(folder / "corpus.txt"))),),
+            tokenizer=Bytes(),
+            held_out=0.0,
+            length=32,
+            batch_size=8,
+            cache=str(folder / "cache"),
+        ),
+        schedule=Constant(peak=1e-2, warmup=0),
+        mesh=Mesh(fsdp=8),
+        evaluation=Evaluation(prompts=()),
+    )
+    experiment.run()
+    return experiment
+
+
+@pytest.fixture(scope="module")
+def public(first):
+    """The same model as a folder that transformers reads."""
+    folder = f"{first.output}_public"
+    with jax.set_mesh(Mesh(fsdp=8).build()):
+        convert(first.output, folder)
+    return folder
+
+
+def parameters(folder):
+    """Those that count: public folders do not hold the padding of the vocabulary."""
+    with jax.set_mesh(Mesh(fsdp=8).build()):
+        trained = read_trained(folder, training_layout())
+        params = jax.device_get(trained.params)
+    params["embedding"]["table"] = params["embedding"]["table"][: trained.config.vocab_size]
+    return params
+
+
+@pytest.mark.parametrize("kind", ["run", "public"])
+def test_it_begins_with_the_very_parameters(first, public, kind, tmp_path, capsys):
+    """At a rate of 1e-30 a step changes no bit of a parameter, unless it was 0."""
+    folder = first.output if kind == "run" else public
+    still = replace(
+        first,
+        output=str(tmp_path / "run"),
+        steps=1,
+        seed=7,
+        model=replace(model_folder(folder), dropout=0.1),
+        begin_with=folder,
+        schedule=Constant(peak=1e-30, warmup=0),
+        mesh=Mesh(fsdp=4, tensor=2),
+        average=0.5,
+    )
+    still.run()
+    found, expected = parameters(still.output), parameters(first.output)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-28), found, expected)
+    told = capsys.readouterr().out
+    assert f"the parameters in {folder}" in " ".join(told.split())
+    assert "model." not in told  # dropout changes no logits
+
+
+def test_what_is_not_alike_is_said(first, tmp_path, capsys):
+    attention = replace(first.model.attention, windows=(8,))
+    data = replace(first.data, tokenizer=TokenizerFolder(path=f"{first.output}/tokenizer"))
+    changed = replace(
+        first,
+        output=str(tmp_path / "run"),
+        begin_with=first.output,
+        model=replace(first.model, attention=attention),
+        data=data,
+        optimizer=AdamW(),
+    )
+    changed.run()
+    told = " ".join(capsys.readouterr().out.split())
+    assert f"model.attention.windows.0 is 8 here; in {first.output} it is null" in told
+    assert "tokenizer is not" not in told
+
+
+def test_another_tokenizer_is_said(first, tmp_path, capsys):
+    """The last of the model's rows is one that the other tokenizer has no byte for."""
+    other = replace(first, output=str(tmp_path / "run"), begin_with=first.output)
+    replace(other, data=replace(first.data, tokenizer=Characters())).run()
+    assert f"the tokenizer is not that of {first.output}" in " ".join(
+        capsys.readouterr().out.split()
+    )
+
+
+def test_parameters_of_other_shapes(first, tmp_path):
+    """Which they are, how they differ, and nothing is left behind."""
+    wide = replace(first, output=str(tmp_path / "run"), begin_with=first.output)
+    wide = replace(wide, model=replace(first.model, feed_forward=FeedForwardConfig(size=64)))
+    with pytest.raises(UserError) as error:
+        wide.run()
+    for line in (
+        "blocks.feed_forward.up.weight: [1, 16, 32] there, [1, 16, 64] in the model",
+        f"model=model_folder:{first.output} takes the model from there",
+    ):
+        assert line in str(error.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_that_is_none(first, tmp_path):
+    lost = replace(first, output=str(tmp_path / "run"), begin_with=str(tmp_path / "nothing"))
+    with pytest.raises(UserError, match="there is no such folder"):
+        lost.run()
