@@ -33,8 +33,6 @@ from lmjax.models.palm import palm as palm
 from lmjax.models.positions import ALiBi as ALiBi
 from lmjax.models.positions import BlockPositions as BlockPositions
 from lmjax.models.positions import BlockRotary as BlockRotary
-from lmjax.models.positions import BlockPositions as BlockPositions
-from lmjax.models.positions import BlockRotary as BlockRotary
 from lmjax.models.positions import DynamicNTKScaling as DynamicNTKScaling
 from lmjax.models.positions import LearnedPositions as LearnedPositions
 from lmjax.models.positions import LinearScaling as LinearScaling

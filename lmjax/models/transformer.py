@@ -220,6 +220,10 @@ class Transformer(Stack):
         self.positions = nnx.data(None)
         if config.positions is not None:
             self.positions = config.positions.build(config.max_length, builder)
+        self.token_types = nnx.data(None)
+        if config.token_types is not None:
+            types = config.token_types
+            self.token_types = Embedding(None, types, config.hidden, "embedding", builder)
         self.project_in = self.project_out = nnx.data(None)
         if config.embedding_size is not None:
             outer, inner = ((None, width),), (("embed", config.hidden),)
@@ -233,9 +237,6 @@ class Transformer(Stack):
         self.head = nnx.data(None)
         if not config.tied_head:
             self.head = Embedding("vocab", rows, width, "head", builder)
-
-    def __call__(
-        self, batch: Batch, cache: Cache | None = None, key: PRNGKeyArray | None = None
         self.head_transform = self.head_bias = self.classifier = nnx.data(None)
         if config.head_transform is not None:
             self.head_transform = HeadTransform(config.head_transform, config.norm, builder)
@@ -244,6 +245,9 @@ class Transformer(Stack):
             )
         if config.classifier is not None:
             self.classifier = Classifier(config.classifier, builder)
+
+    def __call__(
+        self, batch: Batch, cache: Cache | None = None, key: PRNGKeyArray | None = None
     ) -> tuple[Float[Array, "batch seq embed"], Cache | None]:
         """Runs the blocks over a batch.
 
@@ -273,16 +277,13 @@ class Transformer(Stack):
             x = self.project_in(x.astype(config.dtype))
         if self.positions is not None:
             x = x + self.positions(batch)
+        if self.token_types is not None:
+            types = batch.token_types
+            x = x + self.token_types(jnp.zeros_like(batch.tokens) if types is None else types)
         if self.embedding_norm is not None:
             x = self.embedding_norm(x)
         return x.astype(config.dtype)
 
-    def head_table(self) -> Float[Array, "vocab width"]:
-        """The head's rows in the compute dtype, sharded over the vocabulary alone."""
-        table = (self.embedding if self.head is None else self.head).gathered("float32")
-        if self.config.normalized_head:
-            square = jnp.sum(jnp.square(table), axis=1, keepdims=True)
-            table = table * jax.lax.rsqrt(jnp.maximum(square, 1e-24))
     def head_input(
         self, hidden: Float[Array, "batch seq width"]
     ) -> Float[Array, "batch seq width"]:
@@ -293,6 +294,12 @@ class Transformer(Stack):
         """Float32 logits of each row's class, from its first token's hidden state."""
         return self.classifier(hidden)
 
+    def head_table(self) -> Float[Array, "vocab width"]:
+        """The head's rows in the compute dtype, sharded over the vocabulary alone."""
+        table = (self.embedding if self.head is None else self.head).gathered("float32")
+        if self.config.normalized_head:
+            square = jnp.sum(jnp.square(table), axis=1, keepdims=True)
+            table = table * jax.lax.rsqrt(jnp.maximum(square, 1e-24))
         return table.astype(self.config.dtype)
 
     def logits(self, hidden: Float[Array, "batch seq width"]) -> Float[Array, "batch seq vocab"]:
@@ -307,14 +314,14 @@ class Transformer(Stack):
             preferred_element_type=jnp.float32,
             out_sharding=spec,
         )
+        if self.head_bias is not None:
+            logits = logits + self.head_bias[...]
         logits, _ = bend(logits, self.config.logit_softcap)
         column = jax.lax.broadcasted_iota(jnp.int32, (1, 1, self.config.padded_vocab), 2)
         return jnp.where(column < self.config.vocab_size, logits, MASKED_LOGIT)
 
 
 def abstract(config: TransformerConfig, layout: Layout) -> tuple[nnx.GraphDef, dict]:
-        if self.head_bias is not None:
-            logits = logits + self.head_bias[...]
     """The model's structure and its parameters as shapes with shardings; allocates nothing."""
     model = nnx.eval_shape(lambda: config.build(layout, nnx.Rngs(jax.random.key(0))))
     graph = nnx.graphdef(model)
