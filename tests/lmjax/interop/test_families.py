@@ -31,6 +31,8 @@ CASES = {
     "chatglm2_6b": "chatglm",
     "gemma": "gemma",
     "gemma2": "gemma2",
+    "bert_erf": "bert",
+    "bert_tanh": "bert",
 }
 # These are LLaMAs in all that is computed, and are written as such, names of tensors included.
 ALIKE = {"baichuan_7b": "llama"}

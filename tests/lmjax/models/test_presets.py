@@ -8,6 +8,7 @@ from lmjax.config import replace
 from lmjax.models import (
     baichuan,
     baichuan2,
+    bert,
     bloom,
     chatglm2,
     chatglm3,
@@ -86,6 +87,7 @@ COUNTS = {
     chatglm2: {"6B": 6_243_584_000},
     chatglm3: {"6B": 6_243_584_000},
     mistral: {"7B": 7_241_732_096},
+    bert: {"base": 110_106_428, "large": 336_226_108},
     gemma2: {"2B": 2_614_341_888, "9B": 9_241_705_984, "27B": 27_227_128_320},
 }
 
@@ -110,6 +112,8 @@ DEVIATIONS = {
     baichuan2: {"embedding": 0.02, "head": 1 / 1200**0.5, "weight": 0.02, "residual": 0.02},
     qwen: {"embedding": 0.02, "head": 0.02, "weight": 0.02, "residual": 0.02 / 48**0.5},
     falcon: {"embedding": 0.02, "weight": 0.02, "residual": 0.02},
+    # What is left of a normal's deviation when more than two of it are cut away: 0.8796.
+    bert: {"embedding": 0.017592, "weight": 0.017592, "residual": 0.017592},
     palm: {"embedding": 1.0, "weight": 0.05, "residual": 0.05},
 }
 
