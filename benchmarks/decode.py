@@ -5,6 +5,9 @@ python -m benchmarks.decode [python=PYTHON_WITH_TRANSFORMERS] [json=FILE]
 Both sides have the same random GPT-2 in float32, must give the same tokens, and take turns with a
 measurement of the memory's bandwidth: a token at batch 1 cannot be had faster than the weights are
 read once.
+
+Then two small models of lmjax's own take turns, which differ in their key heads as ChatGLM-6B and
+ChatGLM2-6B do, on long prompts: what multi-query attention buys.
 """
 
 import sys
@@ -33,6 +36,8 @@ class DecodeBenchmark:
     batches: tuple[int, ...] = (1, 8)  # prompts at once
     prompt: int = 32  # tokens of each prompt
     tokens: int = 64  # tokens that follow it
+    pair_batch: int = 8  # prompts at once of the pair
+    pair_prompt: int = 1024  # tokens of each of their prompts
     cores: int = 0  # that each side may use; 0: all
     rounds: int = 7  # turns of each side
     python: str = ""  # interpreter that has torch, numpy and transformers
@@ -40,7 +45,7 @@ class DecodeBenchmark:
 
     def validate(self) -> None:
         """Raises UserError for numbers that measure nothing."""
-        for name in ("rounds", "prompt"):
+        for name in ("rounds", "prompt", "pair_batch", "pair_prompt"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}={getattr(self, name)}: it must be at least 1")
         if self.tokens < 2:
@@ -59,7 +64,16 @@ def main() -> None:
         check(settings, sides)
         rounds, bandwidth = alternate(settings, sides)
         summary = summarise(settings, rounds, bandwidth, facts)
-    save(settings.json, "decode", sides=facts, rounds=rounds, bandwidth=bandwidth, **summary)
+        pair = compare_key_heads(settings, sides["lmjax"])
+    save(
+        settings.json,
+        "decode",
+        sides=facts,
+        rounds=rounds,
+        bandwidth=bandwidth,
+        **summary,
+        key_heads=pair,
+    )
 
 
 def start(settings: DecodeBenchmark, folder: str, stack: ExitStack) -> tuple[dict, dict]:
@@ -133,14 +147,15 @@ def summarise(
 ) -> dict[str, Any]:
     """Prints the table; tokens a second, ratios of a round, and shares of the roof.
 
-    A step is that of the fastest turn without its first token; its share of the roof is beside the
-    fastest read of the whole run.
+    A step is what a turn takes beyond its first token, and its share of the roof is beside the
+    fastest read of the same round.
     """
-    roof = facts["lmjax"]["bytes_per_token"] / max(bandwidth)  # seconds a step
+    weights = facts["lmjax"]["bytes_per_token"]
+    reading = spread(bandwidth)
     print(
-        f"\nmemory: {max(bandwidth) / 1e9:.1f} GB/s read (median of the rounds"
-        f" {spread(bandwidth)['median'] / 1e9:.1f}); {facts['lmjax']['bytes_per_token'] / 1e6:.0f}"
-        f" MB of weights: a step takes at least {1000 * roof:.2f} ms"
+        f"\nmemory: {reading['median'] / 1e9:.1f} GB/s read (median of the rounds, which go from"
+        f" {reading['min'] / 1e9:.1f} to {reading['max'] / 1e9:.1f}); {weights / 1e6:.0f} MB of"
+        f" weights: a step takes at least {1000 * weights / reading['median']:.2f} ms"
     )
     rows, results = [], {}
     for batch, sides in rounds.items():
@@ -149,20 +164,48 @@ def summarise(
         for name, taken in sides.items():
             ratio = spread([b / a for a, b in zip(ours, taken["all"], strict=True)])
             best, median = tokens / min(taken["all"]), tokens / spread(taken["all"])["median"]
-            step = (min(taken["all"]) - min(taken["first"])) / (settings.tokens - 1)
+            steps = [
+                (whole - first) / (settings.tokens - 1)
+                for whole, first in zip(taken["all"], taken["first"], strict=True)
+            ]
+            share = spread([weights / b / s for b, s in zip(bandwidth, steps, strict=True)])
+            step = spread(steps)["median"]
             results[batch][name] = {
                 "tokens_per_second": {"best": best, "median": median},
                 "step_seconds": step,
-                "share_of_roof": roof / step,
+                "share_of_roof": share,
                 "lmjax_over": ratio,
             }
             compared = [ratio[key] for key in ("median", "min", "max")]
             row = compared if name != "lmjax" else [""] * 3
             label = f"batch {batch}, {name}"
-            rows.append([label, best, median, 1000 * step, roof / step, *row])
+            rows.append([label, best, median, 1000 * step, share["median"], *row])
     columns = ["", "tokens/s (best)", "(median)", "ms a step", "of the roof"]
     print("\n" + table([*columns, "lmjax / it", "worst round", "best round"], rows))
-    return {"roof_seconds_per_step": roof, "batches": results}
+    return {"roof_seconds_per_step": weights / reading["median"], "batches": results}
+
+
+def compare_key_heads(settings: DecodeBenchmark, lmjax: Worker) -> dict[str, dict[str, Any]]:
+    """Seconds of a step with many key heads and with two, in turns; prints the table."""
+    batch, tokens = settings.pair_batch, settings.tokens
+    found = lmjax.ask("prepare_pair", batch=batch, prompt=settings.pair_prompt, tokens=tokens)
+    for facts in found.values():
+        facts["seconds"] = {1: [], tokens: []}
+    for number in range(settings.rounds):
+        for name in list(found)[:: -1 if number % 2 else 1]:
+            for count, taken in found[name]["seconds"].items():
+                taken.append(lmjax.ask("decode", batch=batch, tokens=count, model=name)["seconds"])
+    rows = []
+    for name, facts in found.items():
+        first, whole = facts.pop("seconds").values()
+        facts |= {"first": first, "all": whole}
+        step = facts["step_seconds"] = (min(whole) - min(first)) / (tokens - 1)
+        facts["tokens_per_second"] = batch / step
+        cache = facts["cache_bytes_per_token"] * batch * settings.pair_prompt
+        rows.append([name, facts["cache_bytes_per_token"], cache / 1e6, 1000 * step, batch / step])
+    columns = ["", "cache, bytes a token", "MB in all", "ms a step", "tokens/s"]
+    print(f"\n{batch} prompts of {settings.pair_prompt} tokens:\n\n" + table(columns, rows))
+    return found
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import numpy as np
 from benchmarks.harness import keep_to_cores, seconds_of, serve
 
 READ = 1 << 30  # bytes, far more than any cache holds
+GPT2 = "GPT-2"
 
 
 class Side:
@@ -30,13 +31,11 @@ class Side:
         jax.set_mesh(Mesh(fsdp=1).build(jax.devices()[:1]))
         config = model(1, batch=max(batches), **shape)
         _, params = initialize(config, generation_layout(), jax.random.key(0))
-        self.prompts = np.random.default_rng(0).integers(
-            0, shape["vocabulary"], (max(batches), prompt), np.int32
-        )
+        self.prompts = random_prompts(shape["vocabulary"], max(batches), prompt)
         named = by_name(params)
         np.savez(Path(folder, "start.npz"), prompts=self.prompts, **named)
         begin = time.perf_counter()
-        self.generator = Generator(config, params)
+        self.generators = {GPT2: Generator(config, params)}
         for batch in batches:
             self.decode(batch, 1)
             self.decode(batch, tokens)
@@ -51,13 +50,52 @@ class Side:
             "compile_seconds": time.perf_counter() - begin,
         }
 
-    def decode(self, batch: int, tokens: int) -> dict[str, Any]:
+    def prepare_pair(self, batch: int, prompt: int, tokens: int) -> dict[str, dict[str, int]]:
+        """Compiles a small ChatGLM2 with a key head for each query head, and with its own two.
+
+        From now on prompts are as long as asked for here.
+
+        Returns:
+          Bytes of cache a token and bytes of parameters, by the name of the model.
+        """
+        import jax
+
+        from lmjax.config import replace
+        from lmjax.generation import Generator
+        from lmjax.models import chatglm2, initialize
+        from lmjax.parallel import generation_layout
+        from lmjax.scaling.flops import cache_bytes_per_token
+
+        config = chatglm2()
+        small = replace(
+            config,
+            vocab_size=8192,
+            hidden=1024,
+            num_layers=4,
+            attention=replace(config.attention, head_dim=32),
+            feed_forward=replace(config.feed_forward, size=3424),
+        )
+        self.prompts = random_prompts(small.vocab_size, batch, prompt)
+        facts = {}
+        for name, kv_heads in (("32 key heads, as ChatGLM-6B", 32), ("2, as ChatGLM2-6B", 2)):
+            config = replace(small, attention=replace(small.attention, num_kv_heads=kv_heads))
+            _, params = initialize(config, generation_layout(), jax.random.key(0))
+            self.generators[name] = Generator(config, params)
+            self.decode(batch, 1, name)
+            self.decode(batch, tokens, name)
+            facts[name] = {
+                "cache_bytes_per_token": cache_bytes_per_token(config),
+                "parameter_bytes": sum(a.nbytes for a in jax.tree.leaves(params)),
+            }
+        return facts
+
+    def decode(self, batch: int, tokens: int, model: str = GPT2) -> dict[str, Any]:
         """Seconds to continue so many prompts, prefill included, and their tokens."""
         from lmjax.generation import Sampling
 
         prompts, greedy = self.prompts[:batch].tolist(), Sampling(temperature=0.0)
         begin = time.perf_counter()
-        rows = self.generator.generate(prompts, greedy, tokens)
+        rows = self.generators[model].generate(prompts, greedy, tokens)
         return {"seconds": time.perf_counter() - begin, "tokens": rows}
 
     def bandwidth(self, count: int) -> list[float]:
@@ -69,6 +107,18 @@ class Side:
             ]
 
 
+def random_prompts(vocabulary: int, batch: int, length: int) -> np.ndarray:
+    """Token ids, [batch, length]."""
+    return np.random.default_rng(0).integers(0, vocabulary, (batch, length), np.int32)
+
+
 if __name__ == "__main__":
     side = Side()
-    serve({"prepare": side.prepare, "decode": side.decode, "bandwidth": side.bandwidth})
+    serve(
+        {
+            "prepare": side.prepare,
+            "prepare_pair": side.prepare_pair,
+            "decode": side.decode,
+            "bandwidth": side.bandwidth,
+        }
+    )
