@@ -31,9 +31,10 @@ from lmjax.models import Normal, TransformerConfig, abstract
 from lmjax.models.baichuan import BAICHUAN_FAMILY
 from lmjax.models.bert import BERT_FAMILY
 from lmjax.models.bloom import BLOOM_FAMILY
-from lmjax.models.chatglm import CHATGLM2_FAMILY
+from lmjax.models.chatglm import CHATGLM2_FAMILY, CHATGLM_FAMILY
 from lmjax.models.falcon import FALCON_FAMILY
 from lmjax.models.gemma import GEMMA2_FAMILY, GEMMA_FAMILY
+from lmjax.models.glm import GLM_130B_FAMILY, GLM_FAMILY
 from lmjax.models.gpt import GPT1_FAMILY, GPT2_FAMILY
 from lmjax.models.llama import LLAMA_FAMILY, SKYWORK_FAMILY
 from lmjax.models.mistral import MISTRAL_FAMILY
@@ -43,28 +44,28 @@ from lmjax.models.palm import PALM_FAMILY
 from lmjax.models.qwen import QWEN2_FAMILY, QWEN3_FAMILY, QWEN_FAMILY
 from lmjax.parallel import Layout, training_layout
 
-FAMILIES = {
-    family.model_type: family
-    for family in (
-        GPT1_FAMILY,
-        GPT2_FAMILY,
-        LLAMA_FAMILY,
-        MISTRAL_FAMILY,
-        QWEN2_FAMILY,
-        QWEN3_FAMILY,
-        GEMMA_FAMILY,
-        GEMMA2_FAMILY,
-        OPT_FAMILY,
-        BLOOM_FAMILY,
-        FALCON_FAMILY,
-        QWEN_FAMILY,
-        BAICHUAN_FAMILY,
-        CHATGLM2_FAMILY,
-        SKYWORK_FAMILY,
-        PALM_FAMILY,
-        BERT_FAMILY,
-    )
-}
+FAMILIES = (
+    GPT1_FAMILY,
+    GPT2_FAMILY,
+    LLAMA_FAMILY,
+    MISTRAL_FAMILY,
+    QWEN2_FAMILY,
+    QWEN3_FAMILY,
+    GEMMA_FAMILY,
+    GEMMA2_FAMILY,
+    OPT_FAMILY,
+    BLOOM_FAMILY,
+    FALCON_FAMILY,
+    QWEN_FAMILY,
+    BAICHUAN_FAMILY,
+    CHATGLM2_FAMILY,
+    CHATGLM_FAMILY,
+    SKYWORK_FAMILY,
+    PALM_FAMILY,
+    BERT_FAMILY,
+    GLM_FAMILY,
+    GLM_130B_FAMILY,
+)
 Shapes = dict[str, jax.ShapeDtypeStruct]  # by dotted path
 Dtype = Literal["float32", "bfloat16"]
 
@@ -215,11 +216,11 @@ def read_config(folder: Path) -> tuple[Family, TransformerConfig]:
     kind = None
     if isinstance(settings, dict):
         kind = settings.get("model_type", settings.get("model"))  # PaLM has no public type
-    if kind not in FAMILIES:
-        raise UserError(
-            f"{path}: model_type={json.dumps(kind)} is not one of {', '.join(FAMILIES)}"
-        )
-    family = FAMILIES[kind]
+    families = [family for family in FAMILIES if family.model_type == kind]
+    if not families:
+        kinds = dict.fromkeys(family.model_type for family in FAMILIES)
+        raise UserError(f"{path}: model_type={json.dumps(kind)} is not one of {', '.join(kinds)}")
+    family = next((family for family in families if family.key in settings), families[0])
     for key, allowed in family.supported.items():
         value = functools.reduce(
             lambda inner, step: inner.get(step) if isinstance(inner, dict) else None,
@@ -246,7 +247,7 @@ def family_of(config: TransformerConfig) -> tuple[Family, dict[str, Any]]:
       UserError: none; says in what the nearest one differs.
     """
     differences = {}
-    for family in FAMILIES.values():
+    for family in FAMILIES:
         settings = family.write(config)
         wanted = to_text(essence(config)).splitlines()
         try:

@@ -91,7 +91,7 @@ class Attention(nnx.Module):
         kv_heads = (("kv_heads", config.kv_heads), ("head_dim", config.head_dim))
         self.query = builder.linear(embed, heads, bias=config.bias, kind="query")
         self.key = builder.linear(embed, kv_heads, bias=config.bias)
-        self.value = builder.linear(embed, kv_heads, bias=config.bias)
+        self.value = builder.linear(embed, kv_heads, bias=config.bias, kind="value")
         self.output = builder.linear(heads, embed, bias=config.output_bias, kind="residual")
         self.query_norm = self.key_norm = nnx.data(None)
         if config.query_key_norm is not None:

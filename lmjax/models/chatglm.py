@@ -1,17 +1,20 @@
-"""ChatGLM2 and ChatGLM3: decoders like LLaMA, with few key heads and half of each head rotated."""
+"""ChatGLM: GLM-130B's block with two rotations; ChatGLM2 and 3: LLaMA's with few key heads."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from lmjax.config import preset, replace
 from lmjax.models.attention import AttentionConfig
-from lmjax.models.feed_forward import GatedFeedForwardConfig
+from lmjax.models.feed_forward import FeedForwardConfig, GatedFeedForwardConfig
+from lmjax.models.glm import glm_blocks
 from lmjax.models.gpt import size_of
-from lmjax.models.initializers import Normal
+from lmjax.models.initializers import DeepNormXavier, Normal
 from lmjax.models.names import (
     ATTENTION,
     Family,
+    Grouped,
     Matrix,
     Name,
     Settings,
@@ -19,9 +22,35 @@ from lmjax.models.names import (
     dense,
     norm,
 )
-from lmjax.models.norms import RMSNormConfig
-from lmjax.models.positions import Rotary
+from lmjax.models.norms import LayerNormConfig, RMSNormConfig
+from lmjax.models.positions import BlockRotary, Rotary
+from lmjax.models.residual import DeepNorm
 from lmjax.models.transformer import TransformerConfig
+
+# Of ChatGLM-6B's 28 layers, also in its models of other depths: a default of its class.
+RESIDUAL_SCALE = math.sqrt(2 * 28)
+
+
+@preset
+def chatglm(size: str = "6B") -> TransformerConfig:
+    """ChatGLM-6B, the last release: sizes from its public config.json and modelling file.
+
+    A context that sees itself whole and ends with [MASK] or [gMASK] is followed by an answer that
+    has the mask's position and block positions of its own. How it was drawn is not published:
+    the initialisation is GLM-130B's.
+    """
+    size_of({"6B": ()}, size, "chatglm")
+    return TransformerConfig(
+        vocab_size=130_528,  # the first release has 150,528
+        hidden=4096,
+        num_layers=28,
+        max_length=2048,
+        attention=AttentionConfig(num_heads=32, head_dim=128, positions=BlockRotary()),
+        feed_forward=FeedForwardConfig(size=16_384),
+        positions=None,
+        arrangement=DeepNorm(alpha=RESIDUAL_SCALE),
+        initializer=DeepNormXavier(),
+    )
 
 
 @preset
@@ -53,6 +82,36 @@ def chatglm3(size: str = "6B") -> TransformerConfig:
     """ChatGLM3-6B: the network of ChatGLM2 at length 8192, with other chat tokens."""
     size_of({"6B": ()}, size, "chatglm3")
     return replace(chatglm2(), max_length=8192)
+
+
+def read_chatglm(settings: Settings) -> TransformerConfig:
+    """A ChatGLM-6B's config from its config.json."""
+    hidden, heads = settings["hidden_size"], settings["num_attention_heads"]
+    base = chatglm()
+    return replace(
+        base,
+        vocab_size=settings["vocab_size"],
+        hidden=hidden,
+        num_layers=settings["num_layers"],
+        max_length=settings.get("max_sequence_length", 2048),
+        attention=replace(base.attention, num_heads=heads, head_dim=hidden // heads),
+        feed_forward=FeedForwardConfig(size=settings["inner_hidden_size"]),
+        norm=LayerNormConfig(epsilon=settings.get("layernorm_epsilon", 1e-5)),
+    )
+
+
+def write_chatglm(config: TransformerConfig) -> dict[str, Any]:
+    """A ChatGLM-6B's config.json."""
+    return {
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.hidden,
+        "num_layers": config.num_layers,
+        "num_attention_heads": config.attention.num_heads,
+        "inner_hidden_size": config.feed_forward.size,
+        "max_sequence_length": config.max_length,
+        "layernorm_epsilon": config.norm.epsilon,
+        "position_encoding_2d": True,
+    }
 
 
 def read_chatglm2(settings: Settings) -> TransformerConfig:
@@ -114,6 +173,29 @@ def write_chatglm2(config: TransformerConfig) -> dict[str, Any]:
     }
 
 
+CHATGLM_FAMILY = Family(
+    model_type="chatglm",
+    architecture="ChatGLMModel",
+    key="inner_hidden_size",
+    names=(
+        Name("transformer.word_embeddings.weight", ("embedding.table",), VocabularyTable()),
+        *glm_blocks("transformer.layers.{layer}", Grouped(), "blocks.feed_forward.up"),
+        *norm("transformer.final_layernorm", "final_norm"),
+        Name("lm_head.weight", ("head.table",), VocabularyTable()),
+    ),
+    prefix="transformer.",
+    tied=("lm_head.weight", "transformer.word_embeddings.weight"),
+    buffers=(r".*rotary_emb\.inv_freq",),
+    supported={
+        "position_encoding_2d": (True,),
+        "tie_word_embeddings": (True,),
+        "pre_seq_len": (),
+        "quantization_bit": (0,),
+        "quantization_config": (),
+    },
+    read=read_chatglm,
+    write=write_chatglm,
+)
 LAYER = "transformer.encoder.layers.{layer}"
 CHATGLM2_FAMILY = Family(
     model_type="chatglm",

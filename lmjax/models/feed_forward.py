@@ -54,7 +54,7 @@ class FeedForward(nnx.Module):
     def __init__(self, config: FeedForwardConfig, builder: Builder):
         self.config = config
         embed, mlp = (("embed", builder.hidden),), (("mlp", config.size),)
-        self.up = builder.linear(embed, mlp, bias=config.bias)
+        self.up = builder.linear(embed, mlp, bias=config.bias, kind="feed_forward")
         self.down = builder.linear(mlp, embed, bias=config.bias, kind="residual")
 
     def __call__(self, x: Float[Array, "batch seq embed"]) -> Float[Array, "batch seq embed"]:
@@ -66,7 +66,8 @@ class GatedFeedForward(FeedForward):
 
     def __init__(self, config: GatedFeedForwardConfig, builder: Builder):
         super().__init__(config, builder)
-        self.gate = builder.linear(self.up.inputs, self.up.outputs, bias=config.bias)
+        axes = self.up.inputs, self.up.outputs
+        self.gate = builder.linear(*axes, bias=config.bias, kind="feed_forward")
 
     def __call__(self, x: Float[Array, "batch seq embed"]) -> Float[Array, "batch seq embed"]:
         return self.down(activate(self.config.activation, self.gate(x)) * self.up(x))

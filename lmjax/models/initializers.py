@@ -10,9 +10,19 @@ import jax
 
 from lmjax.config import config
 
-# "head": an untied one; "query": of attention; "relative": T5's table of buckets; "residual": the
-# last matrix of a sublayer.
-Kind = Literal["embedding", "positions", "head", "weight", "query", "relative", "residual"]
+# "head": an untied one; "query", "value": of attention; "relative": T5's table of buckets;
+# "feed_forward": its first matrices; "residual": the last matrix of a sublayer.
+Kind = Literal[
+    "embedding",
+    "positions",
+    "head",
+    "weight",
+    "query",
+    "value",
+    "relative",
+    "feed_forward",
+    "residual",
+]
 
 
 @config
@@ -67,3 +77,25 @@ class FanIn(Initializer):
             return jax.nn.initializers.normal(1.0)
         scale = self.query_scale if kind == "query" else 1.0
         return jax.nn.initializers.normal(scale * fan_in**-0.5)
+
+
+@config
+class DeepNormXavier(Initializer):
+    """GLM-130B's (Zeng et al. 2022, arXiv:2210.02414, section 2.1), for `DeepNorm`.
+
+    Xavier-normal with a gain of 1 / sqrt(2 layers) for values, outputs and feed-forward layers.
+    """
+
+    std: float = 0.0052  # standard deviation of all other matrices
+
+    def draw(self, kind: Kind, num_layers: int, fan_in: int) -> jax.nn.initializers.Initializer:
+        """See `Initializer.draw`."""
+        if kind not in ("value", "feed_forward", "residual"):
+            return jax.nn.initializers.normal(self.std)
+
+        def xavier(key, shape, dtype):
+            fan_out = math.prod(shape) // fan_in
+            std = math.sqrt(2 / (fan_in + fan_out)) / math.sqrt(2 * num_layers)
+            return std * jax.random.normal(key, shape, dtype)
+
+        return xavier

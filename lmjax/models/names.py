@@ -175,6 +175,7 @@ class Family:
 
     Attributes:
       model_type: as config.json has it.
+      key: what a config.json of this family has, and those of others of its model_type have not.
       architecture: the class that transformers loads the folder with.
       names: the tensors.
       prefix: what public files put before most names, or leave out.
@@ -198,3 +199,4 @@ class Family:
     read: Callable[[Settings], TransformerConfig]
     write: Callable[[TransformerConfig], dict[str, Any]]
     older: tuple[tuple[str, str], ...] = ()
+    key: str | None = None

@@ -58,6 +58,25 @@ class PostNorm(Arrangement):
 
 
 @config
+class DeepNorm(Arrangement):
+    """norm(alpha x + f(x)) (Wang et al. 2022, arXiv:2203.00555), the norms moved on by one place.
+
+    Each sublayer reads norm(x) and is added to alpha norm(x); so the first norm is that of the
+    embeddings, and the last stands after the last block, as the GLM models' files have them.
+    """
+
+    final_norm: ClassVar[bool] = True
+    alpha: float = 11.832159566199232  # of the residual stream; GLM-130B: sqrt(2 layers)
+
+    def apply(self, x, norms, attention, feed_forward) -> jax.Array:
+        """See `Arrangement.apply`."""
+        x = norms["attention_norm"](x)
+        x = self.alpha * x + attention(x)
+        x = norms["feed_forward_norm"](x)
+        return self.alpha * x + feed_forward(x)
+
+
+@config
 class Parallel(Arrangement):
     """x + attention(norm(x)) + feed_forward(norm(x)): GPT-J, PaLM, Falcon."""
 
