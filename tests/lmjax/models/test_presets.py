@@ -10,10 +10,13 @@ from lmjax.models import (
     baichuan2,
     bert,
     bloom,
+    chatglm,
     chatglm2,
     chatglm3,
     falcon,
     gemma2,
+    glm,
+    glm_130b,
     gpt1,
     gpt2,
     gpt3,
@@ -84,6 +87,19 @@ COUNTS = {
     skywork: {"13B": 13_854_113_280},
     falcon: {"7B": 6_921_720_704, "40B": 41_303_293_952},
     palm: {"8B": 8_632_012_800, "62B": 62_495_662_080, "540B": 540_356_474_880},
+    glm: {
+        "110M": 109_338_624,
+        "335M": 334_688_256,
+        "410M": 410_265_600,
+        "515M": 514_632_960,
+        "roberta-large": 354_873_344,
+        "large-chinese": 355_659_776,
+        "2B": 1_920_122_880,
+        "10B": 9_880_682_496,
+        "10B-chinese": 9_879_633_920,
+    },
+    glm_130b: {"130B": 128_697_794_560},
+    chatglm: {"6B": 6_173_286_400},
     chatglm2: {"6B": 6_243_584_000},
     chatglm3: {"6B": 6_243_584_000},
     mistral: {"7B": 7_241_732_096},
@@ -115,6 +131,16 @@ DEVIATIONS = {
     # What is left of a normal's deviation when more than two of it are cut away: 0.8796.
     bert: {"embedding": 0.017592, "weight": 0.017592, "residual": 0.017592},
     palm: {"embedding": 1.0, "weight": 0.05, "residual": 0.05},
+    glm: {"embedding": 0.02, "positions": 0.02, "weight": 0.02, "residual": 0.02 / 48**0.5},
+    # Xavier-normal of 400 inputs and 100 outputs, times 1 / sqrt(2 layers).
+    glm_130b: {
+        "embedding": 0.0052,
+        "query": 0.0052,
+        "weight": 0.0052,
+        "value": (2 / 500 / 48) ** 0.5,
+        "feed_forward": (2 / 500 / 48) ** 0.5,
+        "residual": (2 / 500 / 48) ** 0.5,
+    },
 }
 
 
@@ -130,7 +156,5 @@ def test_initialisation(preset):
 
 def test_cache_of_a_token():
     """What multi-query attention saves: ChatGLM-6B's 32 key heads against ChatGLM2-6B's 2."""
-    second = replace(chatglm2(), dtype="bfloat16")
-    first = replace(second, attention=replace(second.attention, num_kv_heads=32))
-    assert cache_bytes_per_token(first) == 458_752
-    assert cache_bytes_per_token(second) == 28_672
+    assert cache_bytes_per_token(replace(chatglm(), dtype="bfloat16")) == 458_752
+    assert cache_bytes_per_token(replace(chatglm2(), dtype="bfloat16")) == 28_672
