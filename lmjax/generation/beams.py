@@ -14,7 +14,7 @@ from lmjax.config import UserError
 from lmjax.generation.generator import (
     Generator,
     check_prompts,
-    left_padded,
+    prompt_batch,
     round_up,
     take,
     take_rows,
@@ -92,6 +92,7 @@ class BeamSearch:
         length_penalty: float = 1.0,
         max_tokens: int = 100,
         stop_tokens: Sequence[int] = (),
+        sources: Sequence[Sequence[int]] | None = None,
     ) -> list[list[Hypothesis]]:
         """The best hypotheses of each prompt, at most `beams`, the best first.
 
@@ -103,13 +104,14 @@ class BeamSearch:
           max_tokens: most tokens of a hypothesis, its end token included; fewer where the model's
             context is full.
           stop_tokens: ids that end a hypothesis.
+          sources: as for `Generator.stream`.
 
         Raises:
           UserError: no beams, a penalty that is no number, or a prompt that the model cannot
             continue.
         """
         check_search(beams, length_penalty)
-        check_prompts(self.generator.config, prompts)
+        check_prompts(self.generator.config, prompts, sources)
         if not prompts or max_tokens < 1:
             return [[] for _ in prompts]
         full = self.generator.config.max_length + 1  # as for `Generator.stream`
@@ -118,10 +120,9 @@ class BeamSearch:
             "stop_tokens": np.array(list(stop_tokens), np.int32),
             "length_penalty": np.float32(length_penalty),
         }
-        prompt = left_padded(prompts, round_up(max(map(len, prompts))))
         search = self._start(
             self.generator.weights,
-            self.generator.place(prompt),
+            self.generator.place(prompt_batch(prompts, sources)),
             budget,
             slots=round_up(max_tokens),
             beams=beams,

@@ -15,7 +15,14 @@ from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from lmjax.config import UserError, replace
 from lmjax.generation.sampling import Sampling, choose, penalised
-from lmjax.models import Batch, Cache, TransformerConfig, abstract, make_cache
+from lmjax.models import (
+    Batch,
+    Cache,
+    EncoderDecoderConfig,
+    TransformerConfig,
+    abstract,
+    make_cache,
+)
 from lmjax.parallel import Layout, generation_layout
 
 SMALLEST = 16  # slots; prompts and continuations are given the next power of two
@@ -127,9 +134,10 @@ class Generator:
         max_tokens: int = 100,
         stop_tokens: Sequence[int] = (),
         samples: int = 1,
+        sources: Sequence[Sequence[int]] | None = None,
     ) -> list[list[int]]:
         """The tokens of `continuations`, which says the rest."""
-        found = self.continuations(prompts, sampling, max_tokens, stop_tokens, samples)
+        found = self.continuations(prompts, sampling, max_tokens, stop_tokens, samples, sources)
         return [row.tokens for row in found]
 
     def continuations(
@@ -139,14 +147,15 @@ class Generator:
         max_tokens: int = 100,
         stop_tokens: Sequence[int] = (),
         samples: int = 1,
+        sources: Sequence[Sequence[int]] | None = None,
     ) -> list[Continuation]:
         """What follows each prompt, `samples` rows of the first, then those of the second, ...
 
         See `stream`, which this is all of at once.
         """
         found = [Continuation([], []) for _ in range(len(prompts) * samples)]
-        parts = self._parts(prompts, sampling, max_tokens, stop_tokens, max_tokens, samples)
-        for part in parts:
+        settings = sampling, max_tokens, stop_tokens, max_tokens, samples
+        for part in self._parts(prompts, *settings, sources):
             for row, new in zip(found, part):
                 row.tokens.extend(new.tokens)
                 row.log_probabilities.extend(new.log_probabilities)
@@ -160,6 +169,7 @@ class Generator:
         stop_tokens: Sequence[int] = (),
         interval: int | None = None,
         samples: int = 1,
+        sources: Sequence[Sequence[int]] | None = None,
     ) -> Iterator[list[list[int]]]:
         """Yields the new tokens of each row as they are decoded.
 
@@ -175,19 +185,23 @@ class Generator:
           interval: tokens that are decoded between two yields; None: as many as take a fifth of a
             second, which costs less than one at a time.
           samples: rows that continue each prompt; those of a prompt stand together.
+          sources: what the encoder reads, one text for each prompt, if the model has an encoder;
+            prompts are then what the decoder begins with, such as T5's token 0.
 
         Raises:
-          UserError: an empty prompt, one longer than the context, or with ids that the model
-            does not have; no samples.
+          UserError: an empty prompt or source, one longer than the context, or with ids that the
+            model does not have; no samples; sources for a model without an encoder, or none for
+            one with it.
         """
-        for part in self._parts(prompts, sampling, max_tokens, stop_tokens, interval, samples):
+        settings = sampling, max_tokens, stop_tokens, interval, samples
+        for part in self._parts(prompts, *settings, sources):
             yield [row.tokens for row in part]
 
     def _parts(
-        self, prompts, sampling, max_tokens, stop_tokens, interval, samples
+        self, prompts, sampling, max_tokens, stop_tokens, interval, samples, sources
     ) -> Iterator[list[Continuation]]:
         """What each row has gained, as it is decoded; see `stream`."""
-        check_prompts(self.config, prompts)
+        check_prompts(self.config, prompts, sources)
         if samples < 1:
             raise UserError(f"samples={samples}: must be 1 or more")
         if not prompts or max_tokens < 1:
@@ -203,7 +217,7 @@ class Generator:
             seen = np.repeat(tokens_seen(prompts, self.config.vocab_size), samples, axis=0)
         decoding = self._start(
             self.weights,
-            self.place(left_padded(prompts, round_up(max(map(len, prompts))))),
+            self.place(prompt_batch(prompts, sources)),
             self.place(budget),
             self.place(sampling.seed + np.arange(len(budget), dtype=np.uint32)),
             self.place(seen),
@@ -355,22 +369,35 @@ def device_settings(sampling: Sampling, stop_tokens: Sequence[int]) -> dict[str,
     }
 
 
-def check_prompts(config: TransformerConfig, prompts: Sequence[Sequence[int]]) -> None:
-    """Raises UserError for a prompt that the model cannot continue."""
-    for number, prompt in enumerate(prompts, 1):
-        if len(prompt) == 0:
-            raise UserError(f"prompt {number} is empty: a model continues at least one token")
-        if len(prompt) > config.max_length:
+def check_prompts(
+    config: TransformerConfig,
+    prompts: Sequence[Sequence[int]],
+    sources: Sequence[Sequence[int]] | None = None,
+) -> None:
+    """Raises UserError for prompts that the model cannot continue, or sources it cannot read."""
+    if isinstance(config, EncoderDecoderConfig):
+        if sources is None or len(sources) != len(prompts):
             raise UserError(
-                f"prompt {number} has {len(prompt)} tokens, more than the"
-                f" {config.max_length} of the model's context"
+                f"{len(prompts)} prompts, {len(sources or ())} sources: a model with an encoder"
+                " needs a source for each prompt"
             )
-        wrong = [token for token in prompt if not 0 <= token < config.vocab_size]
-        if wrong:
-            raise UserError(
-                f"prompt {number} has the token {wrong[0]}; the model's are 0 to"
-                f" {config.vocab_size - 1}"
-            )
+    elif sources is not None:
+        raise UserError("the model has no encoder that could read sources: give prompts alone")
+    for kind, rows in (("prompt", prompts), ("source", sources or ())):
+        for number, row in enumerate(rows, 1):
+            if len(row) == 0:
+                raise UserError(f"{kind} {number} is empty: a model reads at least one token")
+            if len(row) > config.max_length:
+                raise UserError(
+                    f"{kind} {number} has {len(row)} tokens, more than the"
+                    f" {config.max_length} of the model's context"
+                )
+            wrong = [token for token in row if not 0 <= token < config.vocab_size]
+            if wrong:
+                raise UserError(
+                    f"{kind} {number} has the token {wrong[0]}; the model's are 0 to"
+                    f" {config.vocab_size - 1}"
+                )
 
 
 def tokens_seen(
@@ -381,6 +408,15 @@ def tokens_seen(
     for row, prompt in zip(seen, prompts):
         row[np.asarray(prompt)] = True
     return seen
+
+
+def prompt_batch(
+    prompts: Sequence[Sequence[int]], sources: Sequence[Sequence[int]] | None = None
+) -> Batch:
+    """The prompts, and what the encoder reads, each left-padded to a power of two."""
+    texts = [prompts] if sources is None else [prompts, sources]
+    batch, *encoder = (left_padded(rows, round_up(max(map(len, rows)))) for rows in texts)
+    return dataclasses.replace(batch, encoder=encoder[0] if encoder else None)
 
 
 def left_padded(prompts: Sequence[Sequence[int]], length: int) -> Batch:

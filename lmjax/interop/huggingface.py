@@ -42,6 +42,7 @@ from lmjax.models.names import Family, Name
 from lmjax.models.opt import OPT_FAMILY
 from lmjax.models.palm import PALM_FAMILY
 from lmjax.models.qwen import QWEN2_FAMILY, QWEN3_FAMILY, QWEN_FAMILY
+from lmjax.models.t5 import T5_FAMILY
 from lmjax.parallel import Layout, training_layout
 
 FAMILIES = (
@@ -63,6 +64,7 @@ FAMILIES = (
     SKYWORK_FAMILY,
     PALM_FAMILY,
     BERT_FAMILY,
+    T5_FAMILY,
     GLM_FAMILY,
     GLM_130B_FAMILY,
 )
@@ -291,7 +293,7 @@ def entries_of(
     if left := paths.keys() - {path for name in family.names for path in name.ours}:
         raise ValueError(f"the map of {family.model_type} has no line for {', '.join(left)}")
     for name in family.names:
-        if not set(name.ours) <= paths.keys():
+        if not set(name.ours) <= paths.keys() or not (name.when is None or name.when(config)):
             continue
         layered = "{layer" in name.theirs
         for layer in range(paths[name.ours[0]].shape[0]) if layered else (None,):

@@ -13,6 +13,8 @@ from lmjax.models.chatglm import chatglm as chatglm
 from lmjax.models.chatglm import chatglm2 as chatglm2
 from lmjax.models.chatglm import chatglm3 as chatglm3
 from lmjax.models.falcon import falcon as falcon
+from lmjax.models.encoder_decoder import EncoderDecoder as EncoderDecoder
+from lmjax.models.encoder_decoder import EncoderDecoderConfig as EncoderDecoderConfig
 from lmjax.models.feed_forward import FeedForwardConfig as FeedForwardConfig
 from lmjax.models.feed_forward import GatedFeedForwardConfig as GatedFeedForwardConfig
 from lmjax.models.gemma import gemma2 as gemma2
@@ -44,6 +46,7 @@ from lmjax.models.positions import Llama3Scaling as Llama3Scaling
 from lmjax.models.positions import NTKScaling as NTKScaling
 from lmjax.models.positions import Rotary as Rotary
 from lmjax.models.positions import YaRNScaling as YaRNScaling
+from lmjax.models.positions import RelativeBuckets as RelativeBuckets
 from lmjax.models.qwen import qwen as qwen
 from lmjax.models.residual import DeepNorm as DeepNorm
 from lmjax.models.residual import Parallel as Parallel
@@ -52,6 +55,8 @@ from lmjax.models.residual import PreNorm as PreNorm
 from lmjax.models.residual import SandwichNorm as SandwichNorm
 from lmjax.models.transformer import Transformer as Transformer
 from lmjax.models.transformer import TransformerConfig as TransformerConfig
+from lmjax.models.t5 import t5 as t5
+from lmjax.models.t5 import t5_v1_1 as t5_v1_1
 from lmjax.models.transformer import abstract as abstract
 from lmjax.models.transformer import draw_parameters as draw_parameters
 from lmjax.models.transformer import initialize as initialize

@@ -20,6 +20,21 @@ if TYPE_CHECKING:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
+class Source:
+    """What the layers of a decoder see of an encoder's text.
+
+    Attributes:
+      keys, values: as in `Cache`, with a place for each of the encoder's tokens.
+      segments: of the encoder's tokens.
+    """
+
+    keys: tuple[Float[Array, "periods batch source kv_heads head_dim"], ...]
+    values: tuple[Float[Array, "periods batch source kv_heads head_dim"], ...]
+    segments: Int[Array, "batch source"]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class Cache:
     """Keys and values of the tokens so far; rows are padded on the left to a common length.
 
@@ -31,6 +46,7 @@ class Cache:
       segments: 0 where a row is padded or has not come to yet, else 1.
       used: number of columns of `segments` in use.
       lengths: tokens of each row when it was first read.
+      source: of the encoder's text, once it is read; None without an encoder.
     """
 
     keys: tuple[Float[Array, "periods batch _ kv_heads head_dim"], ...]
@@ -38,6 +54,7 @@ class Cache:
     segments: Int[Array, "batch length"]
     used: Int[Array, ""]
     lengths: Int[Array, "batch"]
+    source: Source | None = None
 
     def is_ring(self, place: int) -> bool:
         """Whether the layers at this place of the pattern keep less than all tokens."""
@@ -55,8 +72,14 @@ class Cache:
     def layers(self) -> list[LayerCache]:
         """The parts that the layers extend, for each place of the pattern the first layer's."""
         period = jnp.zeros((), jnp.int32)
-        stacks = enumerate(zip(self.keys, self.values))
-        return [LayerCache(*both, period, self.used, self.is_ring(place)) for place, both in stacks]
+        sources = [None] * len(self.keys)
+        if self.source is not None:
+            sources = list(zip(self.source.keys, self.source.values))
+        stacks = enumerate(zip(self.keys, self.values, sources))
+        return [
+            LayerCache(keys, values, period, self.used, source, self.is_ring(place))
+            for place, (keys, values, source) in stacks
+        ]
 
     def extended(self, layers: Sequence[LayerCache], new: int) -> Cache:
         """The cache after its layers have taken `new` tokens."""
@@ -110,6 +133,7 @@ class LayerCache:
     values: Float[Array, "periods batch slots kv_heads head_dim"]
     period: Int[Array, ""]  # which of the stack
     used: Int[Array, ""]
+    sources: tuple[jax.Array, jax.Array] | None  # keys and values of `Source`
     ring: bool = dataclasses.field(metadata={"static": True})
 
     def extend(
@@ -127,6 +151,11 @@ class LayerCache:
         seen_values, stack_of_values = self._append(self.values, values)
         cache = dataclasses.replace(self, keys=stack_of_keys, values=stack_of_values)
         return seen_keys.astype(keys.dtype), seen_values.astype(values.dtype), cache
+
+    def source(self) -> tuple[jax.Array, jax.Array]:
+        """Keys and values of the encoder's tokens."""
+        keys, values = map(self._read, self.sources)
+        return keys, values
 
     def _append(self, stack: jax.Array, new: jax.Array) -> tuple[jax.Array, jax.Array]:
         slots, count = stack.shape[2], new.shape[1]

@@ -144,11 +144,13 @@ class Name:
       ours: dotted paths of the parameters in it. Where a config has none of them (biases, an
         untied head), the file has no such tensor.
       transform: what lies between.
+      when: says which configs the line is for; None: all.
     """
 
     theirs: str
     ours: tuple[str, ...]
     transform: Transform
+    when: Callable[[TransformerConfig], bool] | None = None
 
 
 def dense(

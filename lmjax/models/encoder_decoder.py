@@ -1,0 +1,175 @@
+"""An encoder and a decoder that looks at it, made of the blocks of decoders."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+from flax import nnx
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from lmjax.config import UserError, config, replace
+from lmjax.models.attention import Attention, Tables
+from lmjax.models.batch import Batch
+from lmjax.models.cache import Cache, LayerCache, Source
+from lmjax.models.linear import Builder, dropout
+from lmjax.models.residual import PreNorm
+from lmjax.models.transformer import Block, Stack, Transformer, TransformerConfig
+from lmjax.parallel import Layout
+from pallas_kernels.attention import Mask
+
+
+@config
+class EncoderDecoderConfig(TransformerConfig):
+    """A decoder that also looks at a second text, which an encoder reads in both directions.
+
+    All other fields are of both; `num_layers`, `max_length`, the windows and the head are the
+    decoder's.
+    """
+
+    encoder_layers: int = 12  # blocks of the encoder
+
+    def validate(self) -> None:
+        """Raise UserError for an arrangement without a place for cross-attention."""
+        TransformerConfig.validate(self)
+        if not isinstance(self.arrangement, PreNorm):
+            raise UserError(
+                f"arrangement={type(self.arrangement).__name__}: the blocks of an encoder and a"
+                " decoder are PreNorm"
+            )
+
+    @property
+    def encoder(self) -> EncoderDecoderConfig:
+        """The config of the encoder's blocks."""
+        attention = replace(self.attention, causal=False, windows=(None,))
+        return replace(self, num_layers=self.encoder_layers, attention=attention)
+
+    def build(self, layout: Layout, rngs: nnx.Rngs) -> EncoderDecoder:
+        """The model, its parameters drawn from `rngs` and sharded as `layout` says."""
+        return EncoderDecoder(self, layout, rngs)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """What cross-attention reads.
+
+    Attributes:
+      states: of the encoder; None where a cache holds the keys and values made of them.
+      mask: which tokens of the decoder see which of the encoder.
+    """
+
+    states: Float[Array, "batch source embed"] | None
+    mask: Mask
+
+
+class CrossAttention(Attention):
+    """Attention of the decoder's tokens to the encoder's; it knows no positions."""
+
+    def read(self, states: Float[Array, "batch source embed"]) -> tuple[jax.Array, jax.Array]:
+        """Keys and values [batch, source, kv_heads, head_dim] of the encoder's states."""
+        keys = self.key(states)
+        return keys if self.key_norm is None else self.key_norm(keys), self.value(states)
+
+    def look(
+        self,
+        x: Float[Array, "batch seq embed"],
+        keys: Float[Array, "batch source kv_heads head_dim"],
+        values: Float[Array, "batch source kv_heads head_dim"],
+        mask: Mask,
+        key: PRNGKeyArray | None,
+    ) -> Float[Array, "batch seq embed"]:
+        """Attends to keys and values; see `Attention` for `key`."""
+        query = self.query(x)
+        if self.query_norm is not None:
+            query = self.query_norm(query)
+        drop = (self.config.dropout, key) if key is not None and self.config.dropout else None
+        return self.output(self.attend(query, keys, values, mask, dropout=drop))
+
+
+class DecoderBlock(Block):
+    """Attention, cross-attention and feed-forward, each behind its norm."""
+
+    def __init__(self, config: TransformerConfig, builder: Builder):
+        super().__init__(config, builder)
+        self.cross_attention = CrossAttention(config.attention, builder)
+        self.cross_attention_norm = config.norm.build(config.hidden)
+
+    def __call__(
+        self,
+        x: Float[Array, "batch seq embed"],
+        mask: Mask,
+        tables: Tables,
+        cache: LayerCache | None,
+        key: PRNGKeyArray | None,
+    ) -> tuple[Float[Array, "batch seq embed"], LayerCache | None]:
+        """The block's output and the cache with its keys and values."""
+        keys, rate = (None,) * 5 if key is None else jax.random.split(key, 5), self.config.dropout
+        attended, cache = self.attention(self.attention_norm(x), mask, tables, cache, keys[0])
+        x = x + dropout(attended, rate, keys[1])
+        memory = tables.memory
+        source = self.cross_attention.read(memory.states) if cache is None else cache.source()
+        looked = self.cross_attention_norm(x)
+        looked = self.cross_attention.look(looked, *source, memory.mask, keys[2])
+        x = x + dropout(looked, rate, keys[3])
+        return x + dropout(self.feed_forward(self.feed_forward_norm(x)), rate, keys[4]), cache
+
+
+class EncoderDecoder(Transformer):
+    """A decoder with its head, and beside it an encoder that has the same token table.
+
+    It is called as a `Transformer`; `Batch.encoder` is what the encoder reads. With a cache, the
+    encoder runs once, where the batch has one, and later calls find its keys in the cache.
+    """
+
+    block = DecoderBlock
+
+    def __init__(self, config: EncoderDecoderConfig, layout: Layout, rngs: nnx.Rngs):
+        super().__init__(config, layout, rngs)
+        builder = Builder(
+            config.hidden, config.encoder_layers, config.initializer, config.dtype, layout, rngs
+        )
+        self.encoder = Stack(config.encoder, builder)
+
+    def run(
+        self,
+        x: Float[Array, "batch seq embed"],
+        batch: Batch,
+        cache: Cache | None = None,
+        key: PRNGKeyArray | None = None,
+        memory: None = None,
+    ) -> tuple[Float[Array, "batch seq embed"], Cache | None]:
+        """Runs the encoder, then the decoder's blocks; see `Stack.run`."""
+        encoder_key, key = (None, None) if key is None else jax.random.split(key)
+        states, source = None, None if cache is None else cache.source
+        if batch.encoder is not None:
+            states = self.encode(batch.encoder, encoder_key)
+            if cache is not None:
+                source = self.source(states, batch.encoder)
+                cache, states = dataclasses.replace(cache, source=source), None
+        elif source is None:
+            raise ValueError("a model with an encoder needs a batch with one: Batch.encoder")
+        segments = batch.encoder.segments if source is None else source.segments
+        mask = Mask(query_segments=batch.segments, key_segments=segments)
+        return super().run(x, batch, cache, key, Memory(states, mask))
+
+    def encode(
+        self, batch: Batch, key: PRNGKeyArray | None = None
+    ) -> Float[Array, "batch source embed"]:
+        """What the encoder makes of its batch."""
+        embed_key, key = (None, None) if key is None else jax.random.split(key)
+        x = dropout(self.embed(batch), self.config.dropout, embed_key)
+        return self.encoder.run(x, batch, key=key)[0]
+
+    def source(self, states: Float[Array, "batch source embed"], batch: Batch) -> Source:
+        """Keys and values of the encoder's states in every layer of the decoder."""
+        graph, params = nnx.split(self.blocks)
+
+        def read(params):
+            keys = nnx.merge(graph, params).cross_attention.read(states)
+            return tuple(self.layout.place(a, "batch", None, "kv_heads", None) for a in keys)
+
+        stacks = jax.lax.map(read, params)
+        period = len(self.config.attention.windows)
+        keys, values = (tuple(a[i::period] for i in range(period)) for a in stacks)
+        return Source(keys, values, batch.segments)
