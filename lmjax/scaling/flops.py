@@ -20,10 +20,11 @@ import contextlib
 import dataclasses
 import functools
 import math
+from collections.abc import Sequence
 
 import jax
 
-from lmjax.models import TransformerConfig, abstract
+from lmjax.models import EncoderDecoderConfig, TransformerConfig, abstract
 from lmjax.parallel import Mesh, training_layout
 
 
@@ -35,11 +36,13 @@ class ParameterCount:
       total: all of them; a tied head counts once.
       embeddings: those that are looked up by token or position; a tied head is among them.
       products: those that every token is multiplied with; the head is among them, tied or not.
+      source_products: those that every token is multiplied with that an encoder reads.
     """
 
     total: int
     embeddings: int
     products: int
+    source_products: int = 0
 
 
 @functools.cache
@@ -49,7 +52,7 @@ def count_parameters(config: TransformerConfig) -> ParameterCount:
     mesh = jax.sharding.use_abstract_mesh(Mesh(fsdp=1).abstract(1))
     with mesh if unset else contextlib.nullcontext():
         _, shapes = abstract(config, training_layout())
-    total = embeddings = products = 0
+    total = embeddings = products = source_products = 0
     for path, leaf in jax.tree.leaves_with_path(shapes):
         names = jax.tree_util.keystr(path, simple=True, separator="/").split("/")
         size = math.prod(leaf.shape)
@@ -58,13 +61,21 @@ def count_parameters(config: TransformerConfig) -> ParameterCount:
         total += size
         if names[0] == "classifier":  # looks at one token of a row
             continue
-        if names[-1] == "weight" or names[0] == "head":
+        if names[-1] == "weight" and is_of_source(names):
+            source_products += size
+        elif names[-1] == "weight" or names[0] == "head":
             products += size
         elif names[-1] == "table":
             embeddings += size
     if config.tied_head:
         products += config.vocab_size * (config.embedding_size or config.hidden)
-    return ParameterCount(total, embeddings, products)
+    return ParameterCount(total, embeddings, products, source_products)
+
+
+def is_of_source(names: Sequence[str]) -> bool:
+    """Whether the parameter at this path is multiplied with what an encoder reads."""
+    read_by_decoder = "cross_attention" in names and names[-2] in ("key", "value")
+    return names[0] == "encoder" or read_by_decoder
 
 
 def attended_keys(length: int, window: int | None, causal: bool) -> float:
@@ -80,18 +91,33 @@ def attended_keys(length: int, window: int | None, causal: bool) -> float:
     return one_side if causal else 2 * one_side
 
 
-def forward_flops_per_token(config: TransformerConfig, length: int) -> float:
-    """Model FLOPs of one token in a forward pass over sequences of `length` tokens."""
-    attention = config.attention
+def forward_flops_per_token(
+    config: TransformerConfig, length: int, source_length: int | None = None
+) -> float:
+    """Model FLOPs of one token in a forward pass over sequences of `length` tokens.
+
+    Args:
+      config: the model. Of an encoder and a decoder the tokens are the decoder's, and each bears
+        its part of what the encoder does for the row.
+      length: of a sequence, in tokens.
+      source_length: tokens that an encoder reads for each sequence; None: as many.
+    """
+    count, attention = count_parameters(config), config.attention
     keys = sum(attended_keys(length, window, attention.causal) for window in attention.windows)
-    width = attention.num_heads * attention.head_dim
-    per_layer = 2 * 2 * width * keys / len(attention.windows)
-    return 2 * count_parameters(config).products + config.num_layers * per_layer
+    width = 2 * 2 * attention.num_heads * attention.head_dim  # of a pair: its score, its value
+    flops = 2 * count.products + config.num_layers * width * keys / len(attention.windows)
+    if isinstance(config, EncoderDecoderConfig):
+        source = length if source_length is None else source_length
+        row = source * (2 * count.source_products + config.encoder_layers * width * source)
+        flops += config.num_layers * width * source + row / length
+    return flops
 
 
-def training_flops_per_token(config: TransformerConfig, length: int) -> float:
+def training_flops_per_token(
+    config: TransformerConfig, length: int, source_length: int | None = None
+) -> float:
     """Model FLOPs of one token in training: forward, and backward for twice as much."""
-    return 3 * forward_flops_per_token(config, length)
+    return 3 * forward_flops_per_token(config, length, source_length)
 
 
 def cache_bytes_per_token(config: TransformerConfig) -> int:

@@ -36,6 +36,8 @@ CASES = {
     "gemma2": "gemma2",
     "bert_erf": "bert",
     "bert_tanh": "bert",
+    "t5": "t5",
+    "t5_v1_1": "t5",
 }
 # These are LLaMAs in all that is computed, and are written as such, names of tensors included.
 ALIKE = {"baichuan_7b": "llama"}

@@ -27,6 +27,8 @@ from lmjax.models import (
     palm,
     qwen,
     skywork,
+    t5,
+    t5_v1_1,
 )
 from lmjax.scaling.flops import cache_bytes_per_token, count_parameters
 
@@ -103,6 +105,20 @@ COUNTS = {
     chatglm2: {"6B": 6_243_584_000},
     chatglm3: {"6B": 6_243_584_000},
     mistral: {"7B": 7_241_732_096},
+    t5: {
+        "small": 60_506_624,
+        "base": 222_903_552,
+        "large": 737_668_096,
+        "3B": 2_851_598_336,
+        "11B": 11_307_321_344,
+    },
+    t5_v1_1: {
+        "small": 76_961_152,
+        "base": 247_577_856,
+        "large": 783_150_080,
+        "xl": 2_849_757_184,
+        "xxl": 11_135_332_352,
+    },
     bert: {"base": 110_106_428, "large": 336_226_108},
     gemma2: {"2B": 2_614_341_888, "9B": 9_241_705_984, "27B": 27_227_128_320},
 }
@@ -130,6 +146,8 @@ DEVIATIONS = {
     falcon: {"embedding": 0.02, "weight": 0.02, "residual": 0.02},
     # What is left of a normal's deviation when more than two of it are cut away: 0.8796.
     bert: {"embedding": 0.017592, "weight": 0.017592, "residual": 0.017592},
+    # Queries 1 / sqrt(inputs head_dim), T5's table of buckets like a weight.
+    t5: {"embedding": 1.0, "query": 0.05 / 8, "weight": 0.05, "relative": 0.05, "residual": 0.05},
     palm: {"embedding": 1.0, "weight": 0.05, "residual": 0.05},
     glm: {"embedding": 0.02, "positions": 0.02, "weight": 0.02, "residual": 0.02 / 48**0.5},
     # Xavier-normal of 400 inputs and 100 outputs, times 1 / sqrt(2 layers).

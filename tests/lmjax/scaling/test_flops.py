@@ -1,5 +1,7 @@
 """Parameter and FLOP counts against published sizes, a walk through the program, and XLA."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,7 @@ from flax import nnx
 from lmjax.config import replace
 from lmjax.models import (
     AttentionConfig,
+    EncoderDecoderConfig,
     FeedForwardConfig,
     GatedFeedForwardConfig,
     TransformerConfig,
@@ -107,6 +110,31 @@ def test_forward_is_the_sum_of_all_products_in_the_program(config, one_device):
     logits, shapes = forward(config)
     walked = products_in(jax.make_jaxpr(logits)(shapes).jaxpr)
     assert walked == 2 * LENGTH * forward_flops_per_token(config, LENGTH)
+
+
+def test_an_encoder_s_part_is_the_products_in_its_program(one_device):
+    """Two rows of LENGTH tokens with 24 tokens of the encoder each, and rows of one length."""
+    config = EncoderDecoderConfig(
+        vocab_size=256,
+        hidden=96,
+        num_layers=4,
+        encoder_layers=3,
+        max_length=LENGTH,
+        attention=PLAIN.attention,
+        feed_forward=PLAIN.feed_forward,
+    )
+    graph, shapes = abstract(config, training_layout())
+    for length in (24, LENGTH):
+        batch, source = (plain_batch(np.zeros((2, n), np.int32)) for n in (LENGTH, length))
+        batch = dataclasses.replace(batch, encoder=source)
+
+        def logits(params, batch=batch):
+            model = nnx.merge(graph, params)
+            return model.logits(model(batch)[0])
+
+        walked = products_in(jax.make_jaxpr(logits)(shapes).jaxpr)
+        counted = forward_flops_per_token(config, LENGTH, None if length == LENGTH else length)
+        np.testing.assert_allclose(walked, 2 * LENGTH * counted, rtol=1e-12)
 
 
 def test_forward_is_what_xla_counts(one_device):
