@@ -8,6 +8,7 @@ from lmjax.data.plan import Plan, make_plan
 from lmjax.data.preparation import Data, Domain, PreparedData, Stage, prepare
 from lmjax.data.public_tokenizers import TokenizerFolder, read_tokenizer
 from lmjax.data.sources import JsonLines, TextFiles
+from lmjax.data.special_tokens import WithTokens
 from lmjax.data.store import TokenStore, open_store
 from lmjax.data.subwords import SentencePiece, TrainedBPE
 from lmjax.data.tfds import TFDS
@@ -38,6 +39,7 @@ __all__ = [
     "TokenizerConfig",
     "TokenizerFolder",
     "TrainedBPE",
+    "WithTokens",
     "add_words",
     "build_stores",
     "evaluation_rows",

@@ -219,6 +219,7 @@ def load_tokenizer(folder: str | os.PathLike) -> Tokenizer:
         UserError: there is none, or it is damaged.
     """
     from lmjax.data.public_tokenizers import HuggingFaceTokenizer, TiktokenTokenizer
+    from lmjax.data.special_tokens import ExtendedTokenizer
     from lmjax.data.subwords import SentencePieceTokenizer
 
     path = pathlib.Path(folder) / SETTINGS_FILE
@@ -234,6 +235,7 @@ def load_tokenizer(folder: str | os.PathLike) -> Tokenizer:
         SentencePieceTokenizer,
         HuggingFaceTokenizer,
         TiktokenTokenizer,
+        ExtendedTokenizer,
     )
     kinds: dict[str, type[Tokenizer]] = {kind.kind: kind for kind in classes}
     kind = settings.get("kind") if isinstance(settings, dict) else None

@@ -12,7 +12,7 @@ from lmjax.data.mixture import evaluation_rows
 from lmjax.data.permutation import random_bits
 from lmjax.data.store import TokenStore
 from lmjax.models import Batch
-from lmjax.objectives import Objective, Sums
+from lmjax.objectives import Lexicon, Objective, Sums
 from lmjax.parallel import Layout
 from lmjax.training.placement import to_devices
 
@@ -43,6 +43,7 @@ class HeldOut:
       length: tokens a row.
       batch_size: rows a batch; the last one is filled up with rows that weigh nothing.
       tokens: evaluate on about the first so many of each set; None: on all.
+      lexicon: of their tokenizer; None where the objective asks for nothing.
     """
 
     stores: Mapping[str, TokenStore]
@@ -51,6 +52,7 @@ class HeldOut:
     length: int
     batch_size: int
     tokens: int | None = None
+    lexicon: Lexicon | None = None
 
     def score(self, step: Callable[[dict, Batch], Sums], params: dict) -> dict[str, Score]:
         """The scores of these parameters by set.
@@ -78,6 +80,7 @@ class HeldOut:
         return Score(nats / tokens, nats / math.log(2) / text_bytes, round(tokens))
 
     def _batches(self, store: TokenStore) -> Iterator[Batch]:
+        prepare = self.objective.preparation(self.lexicon, self.length)
         rows = evaluation_rows(store, self.objective.row_length(self.length))
         count = len(rows)
         if self.tokens is not None:
@@ -88,5 +91,5 @@ class HeldOut:
             share = self.batch_size // jax.process_count()
             mine = slice(jax.process_index() * share, (jax.process_index() + 1) * share)
             seeds = random_bits(np.arange(first, first + self.batch_size))
-            batch = self.objective.prepare(tokens[mine], segments[mine], seeds[mine])
+            batch = prepare(tokens[mine], segments[mine], seeds[mine])
             yield to_devices(batch, self.layout)

@@ -4,7 +4,6 @@ import dataclasses
 from typing import Literal
 
 import jax
-import numpy as np
 import optax
 from flax import nnx
 
@@ -64,6 +63,7 @@ class Pretrain:
                 f"data.length={self.data.length} is longer than model.max_length="
                 f"{self.model.max_length}"
             )
+        self.objective.check(self.model)
         if (rows := max(self.data.sizes)) % self.accumulation:
             raise UserError(
                 f"a batch of {rows} rows is no multiple of accumulation={self.accumulation}"
@@ -148,10 +148,7 @@ class Pretrain:
         return count_full_batches(self.schedule.build(full_batches), table)
 
     def _abstract_batch(self, rows: int, layout: Layout) -> Batch:
-        row_length = self.objective.row_length(self.data.length)
-        nothing = np.zeros((rows, row_length), np.int32)
-        batch = self.objective.prepare(nothing, nothing, np.zeros(rows, np.uint64))
-        return abstract_batch(batch, layout)
+        return abstract_batch(self.objective.shapes(rows, self.data.length), layout)
 
 
 @dataclasses.dataclass(frozen=True)

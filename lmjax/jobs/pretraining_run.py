@@ -31,6 +31,7 @@ from lmjax.jobs.telling import (
 )
 from lmjax.jobs.terminal import Stopwatch, Story, make_console
 from lmjax.models.batch import Batch
+from lmjax.objectives import Lexicon
 from lmjax.scaling.hardware import find_peak, peak_memory_in_use
 from lmjax.training.checkpoints import Checkpointer
 from lmjax.training.environment import describe_environment
@@ -108,6 +109,7 @@ class PretrainingRun:
                 f"set model.vocab_size={size}"
             )
         self.check_prompts(prepared)
+        self.check_tokens(prepared)
         for name, store in (prepared.train | prepared.held_out).items():
             if store.manifest.skipped:
                 self.story.warn(
@@ -132,6 +134,13 @@ class PretrainingRun:
                     f"room in model.max_length={room:,}"
                 )
 
+    def check_tokens(self, prepared: PreparedData) -> None:
+        """Raises UserError for a tokenizer without a special token that the objective needs."""
+        objective, length = self.experiment.objective, self.experiment.data.length
+        padding = np.zeros((1, objective.row_length(length)), np.int32)
+        prepare = objective.preparation(Lexicon.of(prepared.tokenizer), length)
+        prepare(padding, padding, np.zeros(1, np.uint64))
+
     def held_out_sets(self, prepared: PreparedData) -> HeldOut:
         """What the model is evaluated on."""
         return HeldOut(
@@ -141,6 +150,7 @@ class PretrainingRun:
             length=self.experiment.data.length,
             batch_size=self.experiment.part_rows,
             tokens=self.experiment.evaluation.tokens,
+            lexicon=Lexicon.of(prepared.tokenizer),
         )
 
     def begin_or_go_on(
@@ -243,11 +253,11 @@ class PretrainingRun:
         """Runs the loop; see `Loop.run`."""
         experiment = self.experiment
         plan = experiment.data.plan(experiment.seed)
-        row_length = experiment.objective.row_length(experiment.data.length)
+        objective = experiment.objective
         loader = prepared.loader(
             plan,
-            experiment.objective.prepare,
-            row_length,
+            objective.preparation(Lexicon.of(prepared.tokenizer), experiment.data.length),
+            objective.row_length(experiment.data.length),
             jax.process_index(),
             jax.process_count(),
         )

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Int, PRNGKeyArray, UInt64
+from jaxtyping import Int, UInt64
 
 from lmjax.config import config
 from lmjax.models.batch import Batch
-from lmjax.models.transformer import Transformer
-from lmjax.objectives.objective import Objective, Sums
-from pallas_kernels.cross_entropy import cross_entropy
+from lmjax.models.transformer import TransformerConfig
+from lmjax.objectives.fitting import require_causal
+from lmjax.objectives.lexicon import Lexicon
+from lmjax.objectives.objective import Objective
 
 
 @config
@@ -31,6 +31,8 @@ class CausalLM(Objective):
         tokens: Int[np.ndarray, "rows row_length"],
         segments: Int[np.ndarray, "rows row_length"],
         seeds: UInt64[np.ndarray, "rows"],
+        lexicon: Lexicon | None = None,
+        length: int | None = None,
     ) -> Batch:
         """Shifts by one; a document's last target is the separator that begins the next.
 
@@ -49,25 +51,13 @@ class CausalLM(Objective):
             weights=weights,
         )
 
-    def loss(self, model: Transformer, batch: Batch, key: PRNGKeyArray | None) -> Sums:
-        """Cross-entropy in nats, plus z_loss log(Z)^2 and max_z_loss (largest logit)^2."""
-        hidden, _ = model(batch, key=key)
-        nll, log_z, *largest = cross_entropy(
-            hidden,
-            model.head_table(),
-            batch.targets,
-            vocabulary=model.config.vocab_size,
-            softcap=model.config.logit_softcap,
-            largest=bool(self.max_z_loss),
-        )
-        weights = batch.weights
-        cross_entropy_sum = jnp.sum(nll * weights)
-        loss = cross_entropy_sum
-        if self.z_loss:
-            loss = loss + self.z_loss * jnp.sum(jnp.square(log_z) * weights)
-        for logit in largest:
-            loss = loss + self.max_z_loss * jnp.sum(jnp.square(logit) * weights)
-        return Sums(loss, jnp.sum(weights), {"cross_entropy": cross_entropy_sum})
+    def check(self, model: TransformerConfig) -> None:
+        """Raises UserError for an encoder."""
+        require_causal(self, model)
+
+    def regularisers(self) -> tuple[float, float]:
+        """See `Objective.regularisers`."""
+        return self.z_loss, self.max_z_loss
 
 
 def positions_in_segments(segments: Int[np.ndarray, "rows seq"]) -> Int[np.ndarray, "rows seq"]:

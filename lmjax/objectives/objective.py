@@ -3,31 +3,26 @@
 from __future__ import annotations
 
 import abc
-import dataclasses
+import functools
+from collections.abc import Callable
 
-import jax
 import numpy as np
-from jaxtyping import Float, Int, PRNGKeyArray, UInt64
+from jaxtyping import Int, PRNGKeyArray, UInt64
 
 from lmjax.config import config
-from lmjax.models.batch import Array, Batch
-from lmjax.models.transformer import Transformer
+from lmjax.models.batch import Batch
+from lmjax.models.transformer import Transformer, TransformerConfig
+from lmjax.objectives.lexicon import SHAPES_ONLY, Lexicon
+from lmjax.objectives.prediction import Sums, predict
 
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Sums:
-    """Token-weighted sums over a batch; adding those of its parts gives those of the whole.
-
-    Attributes:
-      loss: sum of weight times loss, what is differentiated.
-      weight: sum of weights, the one normaliser.
-      extra: further sums for the metrics, e.g. the cross-entropy without its regulariser.
-    """
-
-    loss: Float[Array, ""]
-    weight: Float[Array, ""]
-    extra: dict[str, Float[Array, ""]]
+Preparation = Callable[
+    [
+        Int[np.ndarray, "rows row_length"],
+        Int[np.ndarray, "rows row_length"],
+        UInt64[np.ndarray, "rows"],
+    ],
+    Batch,
+]
 
 
 @config
@@ -44,6 +39,8 @@ class Objective(abc.ABC):
         tokens: Int[np.ndarray, "rows row_length"],
         segments: Int[np.ndarray, "rows row_length"],
         seeds: UInt64[np.ndarray, "rows"],
+        lexicon: Lexicon,
+        length: int,
     ) -> Batch:
         """Host part, in numpy: stored tokens to a batch.
 
@@ -51,14 +48,39 @@ class Objective(abc.ABC):
           tokens: consecutive tokens of the store.
           segments: which document of the row each belongs to, from 1; 0 is padding.
           seeds: one a row, for what is drawn at random; a function of the data plan alone.
+          lexicon: the ids of special tokens, and what the others stand for.
+          length: tokens that the model reads in a row; `tokens` has `row_length(length)`.
+
+        Raises:
+          UserError: the tokenizer lacks a token that is needed, or rows full of text hold nothing
+            to predict.
         """
 
+    def preparation(self, lexicon: Lexicon | None, length: int) -> Preparation:
+        """`prepare` with all but the rows given; it can be sent to other processes."""
+        return functools.partial(self.prepare, lexicon=lexicon, length=length)
+
+    def shapes(self, rows: int, length: int) -> Batch:
+        """A batch of padding, which has the shapes of all that come."""
+        nothing = np.zeros((rows, self.row_length(length)), np.int32)
+        seeds = np.zeros(rows, np.uint64)
+        return self.prepare(nothing, nothing, seeds, SHAPES_ONLY, length)
+
     @abc.abstractmethod
+    def check(self, model: TransformerConfig) -> None:
+        """Raises UserError for a model that cannot be trained so."""
+
+    def regularisers(self) -> tuple[float, float]:
+        """Weights of log(Z)^2 and of the largest logit's square in the loss of targets."""
+        return 0.0, 0.0
+
     def loss(self, model: Transformer, batch: Batch, key: PRNGKeyArray | None) -> Sums:
-        """Device part: the batch's loss, as sums.
+        """Device part: the batch's loss, as sums. Here the targets' cross-entropy in nats.
 
         Args:
           model: what is trained.
           batch: what `prepare` made, on the devices.
           key: for dropout; None when evaluating.
         """
+        hidden, _ = model(batch, key=key)
+        return predict(model, hidden, batch, *self.regularisers())

@@ -128,7 +128,7 @@ def test_a_part_of_a_set_is_its_first_rows(store):
 class Nothing(CausalLM):
     """An objective without a single target."""
 
-    def prepare(self, tokens, segments, seeds):
+    def prepare(self, tokens, segments, seeds, lexicon, length):
         """All padding."""
         return CausalLM().prepare(tokens, np.zeros_like(segments), seeds)
 

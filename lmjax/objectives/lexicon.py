@@ -1,0 +1,96 @@
+"""What an objective needs to know of the tokenizer, looked up once."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+import numpy as np
+from jaxtyping import Bool, Int
+
+from lmjax.config import UserError
+from lmjax.data.tokenizers import Tokenizer
+
+SENTENCE_ENDS = (".", "?", "!", ";", ":", "。", "？", "！", "；", "：", "…", "\n")
+
+
+@dataclasses.dataclass(frozen=True)
+class Lexicon:
+    """Ids of special tokens by name, and what kinds of text the others stand for.
+
+    It is made once a run and travels to the processes that prepare batches.
+
+    Attributes:
+      special: ids by name of the tokens that stand for no text.
+      begin: id that opens a document, or None.
+      end: id that closes a document; equal to `begin` where one separator stands before each.
+      words: the ids that stand for text.
+      ends_sentence: by id, whether a sentence ends with the token.
+      begins_word: by id, whether a word begins with the token wherever it stands.
+      ends_word: by id, whether the next token begins a word in any case.
+    """
+
+    special: Mapping[str, int]
+    begin: int | None
+    end: int
+    words: Int[np.ndarray, "words"]
+    ends_sentence: Bool[np.ndarray, "vocab"]
+    begins_word: Bool[np.ndarray, "vocab"]
+    ends_word: Bool[np.ndarray, "vocab"]
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer) -> Lexicon:
+        """What the tokenizer says of its tokens."""
+        hidden = set(tokenizer.special.values())
+        texts = [
+            "" if token in hidden else tokenizer.token_bytes(token).decode("utf-8", "ignore")
+            for token in range(tokenizer.vocab_size)
+        ]
+        is_word = np.array([token not in hidden for token in range(tokenizer.vocab_size)])
+        spaces = [(text[:1].isspace(), text[-1:].isspace()) for text in texts]
+        before, after = np.array(spaces, bool).reshape(-1, 2).T
+        return cls(
+            special=dict(tokenizer.special),
+            begin=tokenizer.begin,
+            end=tokenizer.end,
+            words=np.flatnonzero(is_word),
+            ends_sentence=np.array([text.rstrip(" ").endswith(SENTENCE_ENDS) for text in texts]),
+            begins_word=before | ~is_word,
+            ends_word=after | ~is_word,
+        )
+
+    def token(self, name: str) -> int:
+        """The id of a special token.
+
+        Raises:
+          UserError: the tokenizer has none of that name.
+        """
+        if name not in self.special:
+            known = ", ".join(sorted(self.special)[:12])
+            raise UserError(
+                f"the objective needs the token {name!r}, which the tokenizer lacks (its special "
+                f"tokens: {known or 'none'}). Add it behind the vocabulary with data.tokenizer="
+                f"""'WithTokens(tokenizer=..., tokens=("{name}", ...))', or name in the """
+                "objective the token that shall stand for it"
+            )
+        return self.special[name]
+
+    def is_mark(self, tokens: Int[np.ndarray, "..."]) -> Bool[np.ndarray, "..."]:
+        """Where a token begins or ends a document: what is never hidden."""
+        return (tokens == self.end) | (tokens == (self.end if self.begin is None else self.begin))
+
+
+class AnyToken(dict):
+    """Takes every name for that of token 0: a lexicon to find out shapes with."""
+
+    def __missing__(self, name: str) -> int:
+        return 0
+
+    def __contains__(self, name: object) -> bool:
+        return True
+
+
+NO_WORDS = np.zeros(1, bool)
+SHAPES_ONLY = Lexicon(
+    AnyToken(), None, 0, np.zeros(1, np.int64), NO_WORDS, NO_WORDS, NO_WORDS
+)  # for rows of nothing but padding

@@ -1,0 +1,107 @@
+"""Several objectives in one run, each row with one of them."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+from jaxtyping import Int, PRNGKeyArray, UInt64
+
+from lmjax.config import UserError, config
+from lmjax.models.batch import Batch
+from lmjax.models.transformer import Transformer, TransformerConfig
+from lmjax.objectives.draws import Draws
+from lmjax.objectives.lexicon import Lexicon
+from lmjax.objectives.masked_lm import NO_LABEL
+from lmjax.objectives.objective import Objective, Sums
+
+CHOICE = 1  # the stream of random numbers that chooses; what is chosen draws from stream 0
+NOTHING = {"labels": NO_LABEL}  # what rows have in a field that their objective lacks; else 0
+
+
+@config
+class Mixed(Objective):
+    """Objectives in given shares; which one a row has follows from its seed.
+
+    So GLM learns from blanks of tokens, sentences and documents, and UL2 from several denoisers.
+    The loss is the first objective's, so that all must have the same. A row's text is as long as
+    the one that takes most needs it; the others leave its end.
+    """
+
+    objectives: tuple[Objective, ...]  # what rows are trained on
+    weights: tuple[float, ...]  # relative shares of the rows
+
+    def validate(self) -> None:
+        if not self.objectives or len(self.objectives) != len(self.weights):
+            raise UserError(
+                f"there are {len(self.objectives)} objectives and {len(self.weights)} weights"
+            )
+        if min(self.weights) <= 0:
+            raise UserError(f"the weights of objectives are {self.weights}; each must be above 0")
+        names = ", ".join(type(objective).__name__ for objective in self.objectives)
+        if any(isinstance(objective, Mixed) for objective in self.objectives):
+            raise UserError(f"{names} cannot be mixed: name the objectives of a mixture themselves")
+        losses = {(type(objective).loss, objective.regularisers()) for objective in self.objectives}
+        if len(losses) > 1:
+            raise UserError(
+                f"{names} cannot be mixed: their losses differ (in kind, z_loss or max_z_loss)"
+            )
+
+    def row_length(self, length: int) -> int:
+        """The longest that one of the objectives takes."""
+        return max(objective.row_length(length) for objective in self.objectives)
+
+    def check(self, model: TransformerConfig) -> None:
+        """Raises UserError for a model that does not fit every objective."""
+        for objective in self.objectives:
+            objective.check(model)
+
+    def choose(self, seeds: UInt64[np.ndarray, "rows"]) -> Int[np.ndarray, "rows"]:
+        """The number of each row's objective."""
+        cumulative = np.cumsum(self.weights) / sum(self.weights)
+        chosen = [Draws(seed, CHOICE).choices(cumulative, 1) for seed in seeds]
+        return np.concatenate([np.zeros(0, np.int64), *chosen])
+
+    def prepare(
+        self,
+        tokens: Int[np.ndarray, "rows row_length"],
+        segments: Int[np.ndarray, "rows row_length"],
+        seeds: UInt64[np.ndarray, "rows"],
+        lexicon: Lexicon,
+        length: int,
+    ) -> Batch:
+        """What each row's objective makes of it."""
+        chosen, parts = self.choose(seeds), []
+        for number, objective in enumerate(self.objectives):
+            rows = np.flatnonzero(chosen == number)
+            own = slice(objective.row_length(length))
+            part = objective.prepare(
+                tokens[rows, own], segments[rows, own], seeds[rows], lexicon, length
+            )
+            parts.append((rows, part))
+        return join(len(tokens), parts)
+
+    def loss(self, model: Transformer, batch: Batch, key: PRNGKeyArray | None) -> Sums:
+        """The loss that all objectives have."""
+        return self.objectives[0].loss(model, batch, key)
+
+
+def join(rows: int, parts: list[tuple[Int[np.ndarray, "some"], Batch]]) -> Batch:
+    """One batch of several, each with the numbers of its rows; fields that any of them has."""
+    fields = {}
+    for name in (field.name for field in dataclasses.fields(Batch)):
+        found = [(where, getattr(part, name)) for where, part in parts]
+        found = [(where, values) for where, values in found if values is not None]
+        if not found:
+            continue
+        if name == "encoder":
+            fields[name] = join(rows, found)
+            continue
+        inner = np.max([values.shape[1:] for _, values in found], axis=0).tolist()
+        joined = np.full((rows, *inner), NOTHING.get(name, 0), found[0][1].dtype)
+        if name == "ranks":
+            joined[:] = np.arange(*inner)
+        for where, values in found:
+            joined[(where, *map(slice, values.shape[1:]))] = values
+        fields[name] = joined
+    return Batch(**fields)

@@ -1,0 +1,65 @@
+"""Prefix language modelling: a beginning that sees itself whole, then token by token."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+from jaxtyping import Int, UInt64
+
+from lmjax.config import config
+from lmjax.models.batch import Batch
+from lmjax.models.transformer import TransformerConfig
+from lmjax.objectives.causal_lm import CausalLM
+from lmjax.objectives.draws import Draws
+from lmjax.objectives.fitting import require_causal
+from lmjax.objectives.lexicon import Lexicon
+from lmjax.objectives.objective import Objective
+
+
+@config
+class PrefixLM(Objective):
+    """Prediction of each document's rest from a prefix (Raffel et al. 2020, arXiv:1910.10683).
+
+    The prefix's length is uniform, from one token to all but the last; its tokens see each other
+    both ways, and only what follows them is predicted.
+    """
+
+    z_loss: float = 0.0  # weight of log(Z)^2, which keeps the softmax normalised
+
+    def row_length(self, length: int) -> int:
+        """One more than the inputs: the last is only a target."""
+        return length + 1
+
+    def check(self, model: TransformerConfig) -> None:
+        """Raises UserError for an encoder."""
+        require_causal(self, model)
+
+    def prepare(
+        self,
+        tokens: Int[np.ndarray, "rows row_length"],
+        segments: Int[np.ndarray, "rows row_length"],
+        seeds: UInt64[np.ndarray, "rows"],
+        lexicon: Lexicon | None = None,
+        length: int | None = None,
+    ) -> Batch:
+        """As for `CausalLM`, with ranks, and without the weights of targets inside the prefix."""
+        batch = CausalLM().prepare(tokens, segments, seeds)
+        places = np.arange(batch.tokens.shape[1], dtype=np.int32)
+        prefixes = np.zeros(batch.tokens.shape, np.int64)
+        for row, seed in enumerate(seeds):
+            first = np.flatnonzero(batch.positions[row] == 0)
+            sizes = np.diff([*first, len(places)])
+            drawn = Draws(seed).integers(1, sizes, len(sizes))
+            prefixes[row] = np.repeat(drawn, sizes)
+        inside = (batch.positions < prefixes) & (batch.segments > 0)
+        predicted = batch.positions >= prefixes - 1
+        return dataclasses.replace(
+            batch,
+            ranks=np.where(inside, places - batch.positions, places).astype(np.int32),
+            weights=batch.weights * predicted.astype(np.float32),
+        )
+
+    def regularisers(self) -> tuple[float, float]:
+        """See `Objective.regularisers`."""
+        return self.z_loss, 0.0

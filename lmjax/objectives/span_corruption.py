@@ -1,0 +1,142 @@
+"""T5's objective: an encoder reads a text with gaps, a decoder writes what is missing."""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Bool, Int, UInt64
+
+from lmjax.config import UserError, config
+from lmjax.models.batch import Batch
+from lmjax.models.transformer import TransformerConfig
+from lmjax.objectives.draws import Draws
+from lmjax.objectives.fitting import require_encoder_decoder
+from lmjax.objectives.lexicon import Lexicon
+from lmjax.objectives.objective import Objective
+from lmjax.objectives.rows import Rows, Sample, pieces, require_targets
+
+
+@config
+class SpanCorruption(Objective):
+    """Span corruption (Raffel et al. 2020, arXiv:1910.10683, section 3.1.4).
+
+    Of n tokens round(share n) are left out, in round(that / mean) spans. A sentinel stands for each
+    span in the encoder; the decoder writes each sentinel and its span, and the tokenizer's end.
+    For rows of 512 the store gives 568 tokens, and the decoder has 114.
+    """
+
+    share: float = 0.15  # of the tokens that are left out
+    mean: float = 3.0  # length of the spans
+    cross_documents: bool = True  # a row is one text, as T5 had it, or each document of it is
+    sentinel: str = "<extra_id_{}>"  # name of the tokens for spans, from number 0 on
+    start: str = "<pad>"  # token that the decoder begins with
+    z_loss: float = 0.0  # weight of log(Z)^2, which keeps the softmax normalised
+
+    def validate(self) -> None:
+        if not 0 < self.share < 1 or self.mean < 1:
+            raise UserError(
+                f"share={self.share}, mean={self.mean}: a share lies between 0 and 1, and spans "
+                "have at least 1 token"
+            )
+        if "{}" not in self.sentinel:
+            raise UserError(f"sentinel={self.sentinel!r} needs {{}} where the number stands")
+
+    def counts(self, size: int) -> tuple[int, int]:
+        """Tokens that are left out of `size`, and spans they lie in; some of each if it can be."""
+        hidden = min(max(round(self.share * size), 1), size - 1)
+        spans = max(round(hidden / self.mean), 1)
+        return hidden, min(spans, size - hidden)
+
+    def lengths(self, size: int) -> tuple[int, int]:
+        """What the encoder and the decoder have of `size` tokens of text."""
+        hidden, spans = self.counts(size)
+        return size - hidden + spans + 1, hidden + spans + 1
+
+    def row_length(self, length: int) -> int:
+        """The longest text for which the encoder needs no more than `length`."""
+        size = 2
+        while self.lengths(size + 1)[0] <= length:
+            size += 1
+        return size
+
+    def check(self, model: TransformerConfig) -> None:
+        """Raises UserError for a model without an encoder beside its decoder."""
+        require_encoder_decoder(self, model)
+
+    def prepare(
+        self,
+        tokens: Int[np.ndarray, "rows row_length"],
+        segments: Int[np.ndarray, "rows row_length"],
+        seeds: UInt64[np.ndarray, "rows"],
+        lexicon: Lexicon,
+        length: int,
+    ) -> Batch:
+        """Leaves spans out.
+
+        Raises:
+          UserError: the tokenizer lacks a sentinel.
+        """
+        size = tokens.shape[1]
+        most = self.counts(size)[1] if self.cross_documents else size // 2
+        sentinels = np.array(self.sentinels(lexicon, most))
+        encoder = Rows(len(tokens), length)
+        decoder = Rows(len(tokens), self.lengths(size)[1])
+        start = lexicon.token(self.start)
+        for row, seed in enumerate(seeds):
+            draws = Draws(seed)
+            for piece in pieces(tokens[row], segments[row], self.cross_documents):
+                text = piece.tokens
+                if not self.cross_documents:  # its end is written by what follows
+                    text = text[: len(text) - int(text[-1] == lexicon.end)]
+                if len(text) < 2 or self.counts(len(text))[1] > len(sentinels):
+                    continue
+                read, written = self.lengths(len(text))
+                if read > encoder.room(row) or written > decoder.room(row):
+                    continue
+                is_hidden = self.choose(len(text), draws)
+                inputs = leave_out(text, is_hidden, sentinels, lexicon.end)
+                targets = leave_out(text, ~is_hidden, sentinels, lexicon.end)
+                encoder.add(row, Sample(inputs, inputs, np.zeros(len(inputs))))
+                shifted = np.append(start, targets[:-1])
+                decoder.add(row, Sample(shifted, targets, np.ones(len(targets))))
+        batch = decoder.batch(encoder=encoder.inputs())
+        require_targets(batch.weights, segments, "spans to leave out")
+        return batch
+
+    def sentinels(self, lexicon: Lexicon, most: int) -> list[int]:
+        """Ids of the sentinels: as many as a text needs, or for documents as many as there are."""
+        if self.cross_documents:
+            return [lexicon.token(self.sentinel.format(number)) for number in range(most)]
+        found = [lexicon.token(self.sentinel.format(0))]
+        while len(found) < most and self.sentinel.format(len(found)) in lexicon.special:
+            found.append(lexicon.token(self.sentinel.format(len(found))))
+        return found
+
+    def choose(self, size: int, draws: Draws) -> Bool[np.ndarray, "size"]:
+        """Which of `size` tokens are left out: text and spans in turn, beginning with text."""
+        hidden, spans = self.counts(size)
+        parts = [random_parts(total, spans, draws) for total in (size - hidden, hidden)]
+        lengths = np.stack(parts, axis=1).ravel()
+        return np.repeat(np.arange(2 * spans) % 2 == 1, lengths)
+
+    def regularisers(self) -> tuple[float, float]:
+        """See `Objective.regularisers`."""
+        return self.z_loss, 0.0
+
+
+def random_parts(total: int, parts: int, draws: Draws) -> Int[np.ndarray, "parts"]:
+    """A way to write `total` as a sum of that many numbers from 1 on; all ways are as likely."""
+    cuts = 1 + np.sort(draws.order(total - 1)[: parts - 1])
+    return np.diff([0, *cuts, total])
+
+
+def leave_out(
+    tokens: Int[np.ndarray, "text"],
+    left_out: Bool[np.ndarray, "text"],
+    sentinels: Int[np.ndarray, "spans"],
+    end: int,
+) -> Int[np.ndarray, "rest"]:
+    """The text with a sentinel for each run that is left out, and `end` behind it."""
+    begins = left_out & ~np.append(False, left_out[:-1])
+    replaced = tokens.copy()
+    replaced[begins] = sentinels[: begins.sum()]
+    return np.append(replaced[begins | ~left_out], end)

@@ -1,0 +1,61 @@
+"""Rows of random documents, and what the objectives need to know of their tokens."""
+
+import numpy as np
+from hypothesis import strategies as st
+
+from lmjax.objectives import Lexicon
+
+VOCABULARY, BEGIN, END = 500, 1, 2
+NAMES = ("[MASK]", "[sMASK]", "[gMASK]", "<|startofpiece|>", "<|endofpiece|>", "[dBLOCK]")
+NAMES = (*NAMES, "[CLS]", "[SEP]", "<pad>")
+MASK, SMASK, GMASK, SOP, EOP, DBLOCK, CLS, SEP, PAD = range(3, 12)
+SENTINEL = 400  # the first of those that stand for spans; they go downwards
+WORDS = np.arange(20, 300)
+IDS = np.arange(VOCABULARY)
+SPECIAL = dict(zip(NAMES, range(3, 12), strict=True))
+SPECIAL |= {f"<extra_id_{number}>": SENTINEL - number for number in range(100)}
+
+
+def lexicon(begin: int | None = BEGIN) -> Lexicon:
+    """Sentences end with multiples of 10, words begin with even numbers."""
+    return Lexicon(
+        special=SPECIAL,
+        begin=begin,
+        end=END,
+        words=WORDS,
+        ends_sentence=(IDS % 10 == 0) & (IDS >= 20),
+        begins_word=(IDS % 2 == 0) | (IDS < 20),
+        ends_word=IDS < 20,
+    )
+
+
+LEXICON = lexicon()
+
+
+def make_row(lengths: list[int], row_length: int, rng: np.random.Generator):
+    """Tokens and segments of a row that documents of these many words are cut into."""
+    documents = [[BEGIN, *rng.choice(WORDS, length), END] for length in lengths]
+    tokens = np.concatenate(documents)[:row_length].astype(np.int32)
+    segments = np.repeat(np.arange(1, len(lengths) + 1), [len(d) for d in documents])[:row_length]
+    filling = (0, row_length - len(tokens))
+    return np.pad(tokens, filling), np.pad(segments, filling).astype(np.int32)
+
+
+@st.composite
+def batches(draw, row_length: int, rows: int = 2):
+    """(tokens, segments, seeds) of documents of all lengths; the last row may have padding."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    made = []
+    for _ in range(rows):
+        lengths = draw(st.lists(st.integers(1, row_length), min_size=1, max_size=6))
+        made.append(make_row(lengths, row_length, rng))
+    tokens, segments = map(np.stack, zip(*made, strict=True))
+    return tokens, segments, rng.integers(0, 2**63, rows).astype(np.uint64)
+
+
+def full_batch(row_length: int, rows: int, seed: int = 0, longest: int = 300):
+    """(tokens, segments, seeds) of rows without padding."""
+    rng = np.random.default_rng(seed)
+    made = [make_row([*rng.integers(1, longest, row_length)], row_length, rng) for _ in range(rows)]
+    tokens, segments = map(np.stack, zip(*made, strict=True))
+    return tokens, segments, rng.integers(0, 2**63, rows).astype(np.uint64)
