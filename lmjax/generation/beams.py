@@ -13,13 +13,15 @@ from jaxtyping import Array, Bool, Float, Int
 from lmjax.config import UserError
 from lmjax.generation.generator import (
     Generator,
+    Prompt,
     check_prompts,
     prompt_batch,
     round_up,
     take,
     take_rows,
+    tokens_of,
 )
-from lmjax.models import Batch, Cache
+from lmjax.models import Batch, Cache, Place, last_place
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +47,7 @@ class Search:
 
     Attributes:
       cache: keys and values of everything but each beam's newest token.
-      position: of the newest token, in its row's text.
+      place: of the newest token, in its row's text.
       beams: the running beams, from the left.
       sums: their log-probabilities, the best first; -inf where there is no beam.
       ended: the best hypotheses that have ended.
@@ -57,7 +59,7 @@ class Search:
     """
 
     cache: Cache
-    position: Int[Array, "rows"]
+    place: Place
     beams: Int[Array, "prompts beams slots"]
     sums: Float[Array, "prompts beams"]
     ended: Int[Array, "prompts beams slots"]
@@ -87,7 +89,7 @@ class BeamSearch:
 
     def __call__(
         self,
-        prompts: Sequence[Sequence[int]],
+        prompts: Sequence[Prompt],
         beams: int = 4,
         length_penalty: float = 1.0,
         max_tokens: int = 100,
@@ -97,7 +99,7 @@ class BeamSearch:
         """The best hypotheses of each prompt, at most `beams`, the best first.
 
         Args:
-          prompts: token ids, at least one a row.
+          prompts: as for `Generator.stream`.
           beams: how many hypotheses are followed at once; 1 is greedy decoding.
           length_penalty: scores are divided by the length to this power: 0 takes the likeliest
             text, more than 0 helps long ones.
@@ -111,11 +113,12 @@ class BeamSearch:
             continue.
         """
         check_search(beams, length_penalty)
-        check_prompts(self.generator.config, prompts, sources)
+        texts = list(map(tokens_of, prompts))
+        check_prompts(self.generator.config, texts, sources)
         if not prompts or max_tokens < 1:
             return [[] for _ in prompts]
         full = self.generator.config.max_length + 1  # as for `Generator.stream`
-        budget = np.array([min(max_tokens, full - len(prompt)) for prompt in prompts], np.int32)
+        budget = np.array([min(max_tokens, full - len(text)) for text in texts], np.int32)
         settings = {
             "stop_tokens": np.array(list(stop_tokens), np.int32),
             "length_penalty": np.float32(length_penalty),
@@ -141,7 +144,7 @@ class BeamSearch:
         shape = (count, beams)
         search = Search(
             cache=take_rows(self.layout, cache, rows),
-            position=take(self.layout, prompt.positions[:, -1], rows),
+            place=jax.tree.map(lambda a: take(self.layout, a, rows), last_place(prompt)),
             beams=jnp.zeros((*shape, slots), jnp.int32),
             # All beams of a prompt are the same yet: one of them runs.
             sums=jnp.full(shape, -jnp.inf).at[:, 0].set(0.0),
@@ -159,10 +162,8 @@ class BeamSearch:
 
         def step(search: Search) -> Search:
             newest = jnp.take(search.beams, search.count - 1, axis=2).reshape(-1)
-            tokens = self.layout.place(newest, "batch")[:, None]
-            batch = Batch(
-                tokens=tokens, positions=search.position[:, None], segments=jnp.ones_like(tokens)
-            )
+            tokens = self.layout.place(newest, "batch")
+            batch = search.place.batch(tokens, jnp.ones_like(tokens))
             logits, cache = self.generator.logits(params, batch, search.cache)
             return self._extend(dataclasses.replace(search, cache=cache), logits, **settings)
 
@@ -200,7 +201,7 @@ class BeamSearch:
         return dataclasses.replace(
             search,
             cache=take_rows(self.layout, search.cache, rows),
-            position=search.position + 1,
+            place=search.place.next(),
             beams=running,
             sums=sums,
             ended=ended,

@@ -19,14 +19,19 @@ from lmjax.models import (
     Batch,
     Cache,
     EncoderDecoderConfig,
+    Place,
     TransformerConfig,
     abstract,
+    last_place,
     make_cache,
+    plain_batch,
 )
 from lmjax.parallel import Layout, generation_layout
 
 SMALLEST = 16  # slots; prompts and continuations are given the next power of two
 PACE = 0.2  # seconds between two pieces of a stream
+
+Prompt = Sequence[int] | Batch  # token ids, or a row of a batch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +56,7 @@ class Decoding:
     Attributes:
       cache: keys and values of everything but the newest token.
       token: the newest token of each row.
-      position: its position in the row's text.
+      place: where it stands in the row's text.
       tokens: what was decoded so far, from the left; whole on every device.
       log_probabilities: of `tokens`, as in `Continuation`.
       seen: which tokens a row has, the prompt's included; None where nothing depends on it.
@@ -63,7 +68,7 @@ class Decoding:
 
     cache: Cache
     token: Int[Array, "batch"]
-    position: Int[Array, "batch"]
+    place: Place
     tokens: Int[Array, "batch slots"]
     log_probabilities: Float[Array, "batch slots"]
     seen: Bool[Array, "batch vocab"] | None
@@ -129,7 +134,7 @@ class Generator:
 
     def generate(
         self,
-        prompts: Sequence[Sequence[int]],
+        prompts: Sequence[Prompt],
         sampling: Sampling | None = None,
         max_tokens: int = 100,
         stop_tokens: Sequence[int] = (),
@@ -142,7 +147,7 @@ class Generator:
 
     def continuations(
         self,
-        prompts: Sequence[Sequence[int]],
+        prompts: Sequence[Prompt],
         sampling: Sampling | None = None,
         max_tokens: int = 100,
         stop_tokens: Sequence[int] = (),
@@ -163,7 +168,7 @@ class Generator:
 
     def stream(
         self,
-        prompts: Sequence[Sequence[int]],
+        prompts: Sequence[Prompt],
         sampling: Sampling | None = None,
         max_tokens: int = 100,
         stop_tokens: Sequence[int] = (),
@@ -178,7 +183,7 @@ class Generator:
         same tokens alone.
 
         Args:
-          prompts: token ids, at least one a row.
+          prompts: token ids, at least one a row, or a row of a batch (`lmjax.models.blank_row`).
           sampling: how tokens are chosen; None is `Sampling()`.
           max_tokens: most tokens of a row.
           stop_tokens: ids that end a row.
@@ -201,7 +206,8 @@ class Generator:
         self, prompts, sampling, max_tokens, stop_tokens, interval, samples, sources
     ) -> Iterator[list[Continuation]]:
         """What each row has gained, as it is decoded; see `stream`."""
-        check_prompts(self.config, prompts, sources)
+        texts = list(map(tokens_of, prompts))
+        check_prompts(self.config, texts, sources)
         if samples < 1:
             raise UserError(f"samples={samples}: must be 1 or more")
         if not prompts or max_tokens < 1:
@@ -210,11 +216,11 @@ class Generator:
         settings = device_settings(sampling, stop_tokens)
         # The last token of a full context can still be followed by one that is never fed back.
         full = self.config.max_length + 1
-        budget = [min(max_tokens, full - len(prompt)) for prompt in prompts]
+        budget = [min(max_tokens, full - len(text)) for text in texts]
         budget = np.repeat(np.array(budget, np.int32), samples)
         seen = None
         if sampling.repetition_penalty != 1:
-            seen = np.repeat(tokens_seen(prompts, self.config.vocab_size), samples, axis=0)
+            seen = np.repeat(tokens_seen(texts, self.config.vocab_size), samples, axis=0)
         decoding = self._start(
             self.weights,
             self.place(prompt_batch(prompts, sources)),
@@ -255,16 +261,16 @@ class Generator:
         """Runs the prompts, left-padded to one length, and decodes their rows' first tokens."""
         batch, length = prompt.tokens.shape
         logits, cache = self.prefill(params, prompt, length + slots)
-        position = prompt.positions[:, -1]
+        place = last_place(prompt)
         if samples > 1:
             rows = jnp.repeat(jnp.arange(batch), samples)
             cache = take_rows(self.layout, cache, rows)
             logits = take(self.layout, logits, rows)
-            position = take(self.layout, position, rows)
+            place = jax.tree.map(lambda a: take(self.layout, a, rows), place)
         decoding = Decoding(
             cache=cache,
-            token=jnp.zeros_like(position),
-            position=position,
+            token=jnp.zeros_like(place.position),
+            place=place,
             tokens=jnp.zeros((batch * samples, slots), jnp.int32),
             log_probabilities=jnp.zeros((batch * samples, slots), jnp.float32),
             seen=seen,
@@ -282,11 +288,7 @@ class Generator:
             return (decoding.count < until) & ~jnp.all(decoding.done)
 
         def step(decoding: Decoding) -> Decoding:
-            batch = Batch(
-                tokens=decoding.token[:, None],
-                positions=decoding.position[:, None],
-                segments=jnp.where(decoding.done, 0, 1)[:, None],
-            )
+            batch = decoding.place.batch(decoding.token, jnp.where(decoding.done, 0, 1))
             logits, cache = self.logits(params, batch, decoding.cache)
             return self._append(dataclasses.replace(decoding, cache=cache), logits, **settings)
 
@@ -345,7 +347,11 @@ class Generator:
         return dataclasses.replace(
             decoding,
             token=token,
-            position=jnp.where(done, decoding.position, decoding.position + 1),
+            place=jax.tree.map(
+                lambda last, next: jnp.where(done, last, next),
+                decoding.place,
+                decoding.place.next(),
+            ),
             tokens=note(decoding.tokens, token),
             log_probabilities=note(decoding.log_probabilities, log_probability),
             seen=seen,
@@ -411,23 +417,43 @@ def tokens_seen(
 
 
 def prompt_batch(
-    prompts: Sequence[Sequence[int]], sources: Sequence[Sequence[int]] | None = None
+    prompts: Sequence[Prompt], sources: Sequence[Sequence[int]] | None = None
 ) -> Batch:
     """The prompts, and what the encoder reads, each left-padded to a power of two."""
     texts = [prompts] if sources is None else [prompts, sources]
-    batch, *encoder = (left_padded(rows, round_up(max(map(len, rows)))) for rows in texts)
+    batch, *encoder = (
+        left_padded(rows, round_up(max(len(tokens_of(row)) for row in rows))) for rows in texts
+    )
     return dataclasses.replace(batch, encoder=encoder[0] if encoder else None)
 
 
-def left_padded(prompts: Sequence[Sequence[int]], length: int) -> Batch:
+def tokens_of(prompt: Prompt) -> Sequence[int]:
+    """The tokens of a prompt."""
+    return prompt.tokens.tolist() if isinstance(prompt, Batch) else prompt
+
+
+def left_padded(prompts: Sequence[Prompt], length: int) -> Batch:
     """The prompts as one batch of `length`, each at the right end; positions begin with it."""
-    tokens, positions, segments = (np.zeros((len(prompts), length), np.int32) for _ in range(3))
-    for row, prompt in enumerate(prompts):
-        begin = length - len(prompt)
-        tokens[row, begin:] = prompt
-        positions[row, begin:] = np.arange(len(prompt))
-        segments[row, begin:] = 1
-    return Batch(tokens=tokens, positions=positions, segments=segments)
+    rows = [p if isinstance(p, Batch) else plain_row(p) for p in prompts]
+
+    def padded(name: str) -> Int[np.ndarray, "batch seq"] | None:
+        if all(getattr(row, name) is None for row in rows):
+            return None
+        lines = np.zeros((len(rows), length), np.int32)
+        for line, row in zip(lines, rows):
+            values = getattr(row, name)
+            if values is None:  # what is not said of a row but of others
+                values = row.positions if name == "ranks" else 0
+            line[length - row.tokens.size :] = values
+        return lines
+
+    names = ("tokens", "positions", "segments", "ranks", "block_positions")
+    return Batch(**{name: padded(name) for name in names})
+
+
+def plain_row(tokens: Sequence[int]) -> Batch:
+    """One row of a batch, a text without anything special."""
+    return jax.tree.map(lambda a: a[0], plain_batch(np.array([tokens], np.int32)))
 
 
 def new_tokens(

@@ -63,3 +63,40 @@ def plain_batch(tokens: Int[Array, "batch seq"]) -> Batch:
     tokens = np.asarray(tokens)
     positions = np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int32), tokens.shape)
     return Batch(tokens=tokens, positions=positions, segments=np.ones(tokens.shape, np.int32))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Where one token of each row stands.
+
+    Attributes:
+      position: as in `Batch`.
+      block_position: as in `Batch`.
+    """
+
+    position: Int[Array, "batch"]
+    block_position: Int[Array, "batch"] | None
+
+    def next(self) -> Place:
+        """Where the token after it stands: in a span the second position moves, else the first."""
+        if self.block_position is None:
+            return Place(self.position + 1, None)
+        inside = (self.block_position > 0).astype(np.int32)
+        return Place(self.position + 1 - inside, self.block_position + inside)
+
+    def batch(self, tokens: Int[Array, "batch"], segments: Int[Array, "batch"]) -> Batch:
+        """A batch of these tokens alone."""
+        block = self.block_position
+        return Batch(
+            tokens=tokens[:, None],
+            positions=self.position[:, None],
+            segments=segments[:, None],
+            block_positions=None if block is None else block[:, None],
+        )
+
+
+def last_place(batch: Batch) -> Place:
+    """Where the last token of each row stands."""
+    block = batch.block_positions
+    return Place(batch.positions[:, -1], None if block is None else block[:, -1])

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
-from lmjax.config import preset, replace
+import numpy as np
+
+from lmjax.config import UserError, preset, replace
 from lmjax.models.attention import AttentionConfig
+from lmjax.models.batch import Batch
 from lmjax.models.feed_forward import FeedForwardConfig, GatedFeedForwardConfig
 from lmjax.models.gpt import size_of
 from lmjax.models.initializers import DeepNormXavier, Normal
@@ -80,6 +84,43 @@ def glm_130b(size: str = "130B") -> TransformerConfig:
         arrangement=DeepNorm(alpha=math.sqrt(2 * layers)),
         dropout=0.1,
         initializer=DeepNormXavier(),
+    )
+
+
+def blank_row(
+    context: Sequence[int], spans: Sequence[tuple[int, Sequence[int]]], run_on: bool = False
+) -> Batch:
+    """One row of a batch: a text with blanks, and spans that fill them or begin to (GLM's A and B).
+
+    The text sees itself whole; each span sees the text, the spans before it and what of it has
+    come. A span's tokens have the position of its blank and block positions 1, 2, ...
+
+    Args:
+      context: tokens of the text, each of its blanks one of the mask tokens.
+      spans: for each the place of its blank in the text, and its tokens from the start token on.
+      run_on: positions go on behind the text instead, and there are no block positions: GLM-130B
+        behind a text that ends with [gMASK].
+
+    Raises:
+      UserError: a place outside of the text.
+    """
+    length = end = len(context)
+    rows = [(context, np.arange(length), np.zeros(length), np.zeros(length))]
+    for blank, tokens in spans:
+        if not 0 <= blank < length:
+            raise UserError(f"the blank {blank} is not in the text, which has {length} tokens")
+        inside, places = np.arange(len(tokens)), end + np.arange(len(tokens))
+        end += len(tokens)
+        both = (places, 0 * inside) if run_on else (blank + 0 * inside, 1 + inside)
+        rows.append((tokens, *both, places))
+    columns = (np.concatenate(parts).astype(np.int32) for parts in zip(*rows))
+    tokens, positions, block_positions, ranks = columns
+    return Batch(
+        tokens=tokens,
+        positions=positions,
+        segments=np.ones_like(tokens),
+        ranks=ranks,
+        block_positions=block_positions,
     )
 
 
