@@ -120,7 +120,7 @@ class MaskedLM(Objective):
         inputs[places[luck < 0.8]] = mask
         random = lexicon.words[draws.integers(0, len(lexicon.words) - 1, len(places))]
         inputs[places[luck >= 0.9]] = random[luck >= 0.9]
-        return Sample(inputs, tokens, chosen)
+        return Sample(inputs, tokens, chosen.astype(np.float32))
 
     def choose(
         self,

@@ -86,7 +86,7 @@ class Mixed(Objective):
         return self.objectives[0].loss(model, batch, key)
 
 
-def join(rows: int, parts: list[tuple[Int[np.ndarray, "some"], Batch]]) -> Batch:
+def join(rows: int, parts: list[tuple[Int[np.ndarray, "_"], Batch]]) -> Batch:
     """One batch of several, each with the numbers of its rows; fields that any of them has."""
     fields = {}
     for name in (field.name for field in dataclasses.fields(Batch)):

@@ -62,7 +62,8 @@ class PermutationLM(Objective):
                 chosen = self.choose(len(piece.tokens), draws) & ~lexicon.is_mark(piece.tokens)
                 ranks = np.zeros(len(chosen), np.int64)
                 ranks[chosen] = 1 + draws.order(int(chosen.sum()))
-                rows.add(row, Sample(piece.tokens, piece.tokens, chosen, ranks=ranks))
+                weights = chosen.astype(np.float32)
+                rows.add(row, Sample(piece.tokens, piece.tokens, weights, ranks=ranks))
         batch = rows.batch()
         require_targets(batch.weights, segments, "spans to predict")
         return batch
