@@ -43,6 +43,7 @@ from lmjax.models.opt import OPT_FAMILY
 from lmjax.models.palm import PALM_FAMILY
 from lmjax.models.qwen import QWEN2_FAMILY, QWEN3_FAMILY, QWEN_FAMILY
 from lmjax.models.t5 import T5_FAMILY
+from lmjax.models.xlnet import XLNET_FAMILY
 from lmjax.parallel import Layout, training_layout
 
 FAMILIES = (
@@ -65,6 +66,7 @@ FAMILIES = (
     PALM_FAMILY,
     BERT_FAMILY,
     T5_FAMILY,
+    XLNET_FAMILY,
     GLM_FAMILY,
     GLM_130B_FAMILY,
 )

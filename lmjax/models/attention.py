@@ -72,6 +72,10 @@ class AttentionConfig:
         """`positions`, or one that does nothing."""
         return AttentionPositions() if self.positions is None else self.positions
 
+    def build(self, builder: Builder) -> Attention:
+        """The layer of this config."""
+        return Attention(self, builder)
+
     def tables(self, batch: Batch, lengths: Int[Array, "batch"]) -> Tables:
         """What all layers need of the positions; see `AttentionPositions.tables`."""
         scale = None
@@ -153,7 +157,9 @@ class Attention(nnx.Module):
             implementation=self.config.implementation,
         )
         if bias is not None:
-            bias = layout.place(bias, None, "heads", "seq" if bias.shape[2] > 1 else None, None)
+            rows, queries = (bias.shape[axis] > 1 for axis in (0, 2))
+            axes = "batch" if rows else None, "heads", "seq" if queries else None, None
+            bias = layout.place(bias, *axes)
         keys, values = (spread_heads(layout, a, query.shape[2]) for a in (keys, values))
         mask = mask.mapped(lambda a: a, lambda a: layout.place(a, "batch", None))  # whole rows
         if dropout is not None:

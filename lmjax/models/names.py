@@ -107,7 +107,7 @@ class Vector(Transform):
 
 @dataclasses.dataclass(frozen=True)
 class Table(Transform):
-    """A table with a row a position; it is the same here."""
+    """A table with a row a position, or whatever else is the same here."""
 
     def shape(self, parts: Sequence[Shape], config: TransformerConfig) -> Shape:
         return parts[0]
@@ -117,6 +117,21 @@ class Table(Transform):
 
     def write(self, parts: Sequence[np.ndarray], config: TransformerConfig) -> np.ndarray:
         return parts[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class HeadsFirst(Transform):
+    """An output projection: [out, heads, head_dim] there and [heads, head_dim, out] here."""
+
+    def shape(self, parts: Sequence[Shape], config: TransformerConfig) -> Shape:
+        heads, head_dim, out = parts[0]
+        return (out, heads, head_dim)
+
+    def read(self, tensor: np.ndarray, parts: Sequence[Shape]) -> list[np.ndarray]:
+        return [np.moveaxis(tensor, 0, -1)]
+
+    def write(self, parts: Sequence[np.ndarray], config: TransformerConfig) -> np.ndarray:
+        return np.moveaxis(parts[0], -1, 0)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -104,7 +104,7 @@ class Pairs(NamedTuple):
     causal: bool
 
 
-Bias = Float[Array, "1 heads #queries #keys"]
+Bias = Float[Array, "#batch heads #queries #keys"]
 
 
 @config

@@ -11,7 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from lmjax.config import UserError, config
-from lmjax.models.attention import Attention, AttentionConfig, Tables
+from lmjax.models.attention import AttentionConfig, Tables
 from lmjax.models.batch import Batch
 from lmjax.models.cache import Cache, LayerCache
 from lmjax.models.embedding import Embedding
@@ -88,7 +88,7 @@ class Block(nnx.Module):
 
     def __init__(self, config: TransformerConfig, builder: Builder):
         self.config = config
-        self.attention = Attention(config.attention, builder)
+        self.attention = config.attention.build(builder)
         self.feed_forward = config.feed_forward.build(builder)
         for name in config.arrangement.norms:
             setattr(self, name, config.norm.build(config.hidden))

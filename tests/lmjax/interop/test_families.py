@@ -38,6 +38,7 @@ CASES = {
     "bert_tanh": "bert",
     "t5": "t5",
     "t5_v1_1": "t5",
+    "xlnet": "xlnet",
 }
 # These are LLaMAs in all that is computed, and are written as such, names of tensors included.
 ALIKE = {"baichuan_7b": "llama"}
