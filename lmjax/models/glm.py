@@ -126,6 +126,11 @@ def blank_row(
 
 def read_glm(settings: Settings) -> TransformerConfig:
     """A GLM's config from its config.json."""
+    if "num_hidden_layers" in settings:
+        raise UserError(
+            "model_type glm with num_hidden_layers is a GLM-4, which is not supported: GLM's have"
+            " num_layers"
+        )
     hidden, heads = settings["hidden_size"], settings["num_attention_heads"]
     base = glm()
     return replace(

@@ -13,27 +13,31 @@ from pallas_kernels.attention import Mask, attention
 from pallas_kernels.attention.chunked import BLOCKS, block_rows
 
 
-def temporary_bytes(length: int, implementation: str) -> int:
+def temporary_bytes(length: int, implementation: str, ranked: bool) -> int:
     """Scratch memory of the compiled output and gradients of q, k and v."""
     heads = jax.ShapeDtypeStruct((1, length, 2, 16), jnp.float32)
+    ranks = jax.ShapeDtypeStruct((1, length), jnp.int32) if ranked else None
 
-    def loss(q, k, v):
-        return jnp.sum(attention(q, k, v, Mask(causal=True), implementation=implementation))
+    def loss(q, k, v, ranks):
+        mask = Mask(causal=True, query_ranks=ranks, key_ranks=ranks)
+        return jnp.sum(attention(q, k, v, mask, implementation=implementation))
 
-    compiled = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(heads, heads, heads).compile()
+    gradient = jax.jit(jax.grad(loss, argnums=(0, 1, 2)))
+    compiled = gradient.lower(heads, heads, heads, ranks).compile()
     return compiled.memory_analysis().temp_size_in_bytes
 
 
+@pytest.mark.parametrize("ranked", [False, True], ids=["places", "ranks"])
 @pytest.mark.parametrize("implementation", ["chunked"])
-def test_memory_is_linear(implementation):
+def test_memory_is_linear(implementation, ranked):
     shortest = 2 * BLOCKS * block_rows(10**6)
     once, twice, four_times = (
-        temporary_bytes(times * shortest, implementation) for times in (1, 2, 4)
+        temporary_bytes(times * shortest, implementation, ranked) for times in (1, 2, 4)
     )
     # What does not grow (the tiles) makes the ratio smaller than 2; a square would give 4.
     assert twice < 2.1 * once
     assert four_times < 2.1 * twice
-    assert four_times < temporary_bytes(shortest, "reference")
+    assert four_times < temporary_bytes(shortest, "reference", ranked)
 
 
 def test_the_long_form_gives_the_same():

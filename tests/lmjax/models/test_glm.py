@@ -1,6 +1,7 @@
 """GLM, GLM-130B and ChatGLM-6B beside their authors' code: logits, decoding, what is not seen."""
 
 import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
@@ -279,3 +280,10 @@ def test_dropping_block_positions_means_zeros(one_device):
     model = nnx.merge(graph, params)
     np.testing.assert_array_equal(model(without)[0], model(zeros)[0])
     assert config.max_length == 40
+
+
+def test_a_glm_4_is_told_apart(tmp_path):
+    settings = {"model_type": "glm", "num_hidden_layers": 40, "hidden_size": 4096}
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(UserError, match=r"is a GLM-4, which is not supported"):
+        huggingface.read_config(tmp_path)
