@@ -6,6 +6,8 @@ from lmjax.objectives.blanks import DocumentBlank as DocumentBlank
 from lmjax.objectives.blanks import SentenceBlanks as SentenceBlanks
 from lmjax.objectives.blanks import TokenBlanks as TokenBlanks
 from lmjax.objectives.causal_lm import CausalLM as CausalLM
+from lmjax.objectives.glm import glm_130b_objective as glm_130b_objective
+from lmjax.objectives.glm import glm_objective as glm_objective
 from lmjax.objectives.lexicon import Lexicon as Lexicon
 from lmjax.objectives.masked_lm import MaskedLM as MaskedLM
 from lmjax.objectives.mixed import Mixed as Mixed

@@ -13,7 +13,7 @@ from lmjax.objectives.draws import Draws
 from lmjax.objectives.fitting import require_causal
 from lmjax.objectives.lexicon import Lexicon
 from lmjax.objectives.objective import Objective
-from lmjax.objectives.rows import Rows, Sample, pieces, require_targets
+from lmjax.objectives.rows import Piece, Rows, Sample, pieces, require_targets
 
 
 @config
@@ -25,7 +25,8 @@ class BlankInfilling(Objective):
     itself up to the token that is predicted. A blank's content has in `positions` the place of its
     mask in part A, and counts from 1 in `block_positions`, which are 0 in part A.
 
-    Each document is a sample of its own, unless `cross_documents`; a row holds those that fit.
+    Each document is a sample of its own, unless `cross_documents`. The last of a row is cut where
+    the row has no room for all of it.
     """
 
     blanks: Blanks = TokenBlanks()  # what is cut out
@@ -73,9 +74,12 @@ class BlankInfilling(Objective):
         for row, seed in enumerate(seeds):
             draws = Draws(seed)
             for piece in pieces(tokens[row], segments[row], self.cross_documents, self.samples):
+                room = rows.room(row)
+                if len(piece.tokens) > (most := self.blanks.text_length(room)):
+                    piece = Piece(piece.tokens[:most], closed=False, documents=piece.documents)
                 cut = self.blanks.choose(piece, lexicon, draws)
-                room = rows.room(row) - len(piece.tokens) + cut.open
-                cut = cut._replace(spans=cut.spans[: max(room // 2, 0)])
+                number = (room - len(piece.tokens) + cut.open) // 2  # each adds a mask and a token
+                cut = cut._replace(spans=cut.spans[: max(number, 0)])
                 if not len(cut.spans):
                     continue  # a text without blanks teaches nothing
                 sample = fill_in(piece.tokens, cut, mask, sop, eop, self.running_positions)

@@ -93,18 +93,7 @@ class TokenBlanks(Blanks):
 
     def text_length(self, length: int) -> int:
         """Leaves room for four standard deviations more blanks than the mean, and one."""
-        probabilities = length_probabilities(self.mean, self.longest)
-        lengths = np.arange(1, self.longest + 1)
-        mean = float(probabilities @ lengths)
-        deviation = math.sqrt(float(probabilities @ (lengths - mean) ** 2)) / mean
-
-        def most(text: int) -> float:
-            number = self.share * text / mean
-            return number + DEVIATIONS * deviation * math.sqrt(number) + 1
-
-        return max(
-            (text for text in range(2, length + 1) if text + 2 * most(text) <= length), default=2
-        )
+        return _text_length(length, self.share, self.mean, self.longest)
 
 
 @config
@@ -180,6 +169,21 @@ def length_probabilities(mean: float, longest: int) -> Float[np.ndarray, "longes
     logs = lengths * math.log(mean) - np.array([math.lgamma(n + 1) for n in lengths.tolist()])
     weights = np.exp(logs - logs.max())
     return weights / weights.sum()
+
+
+@functools.cache
+def _text_length(length: int, share: float, mean: float, longest: int) -> int:
+    """See `TokenBlanks.text_length`; kept, since it is asked of every document."""
+    probabilities = length_probabilities(mean, longest)
+    lengths = np.arange(1, longest + 1)
+    average = float(probabilities @ lengths)
+    deviation = math.sqrt(float(probabilities @ (lengths - average) ** 2)) / average
+
+    def fits(text: int) -> bool:
+        number = share * text / average
+        return text + 2 * (number + DEVIATIONS * deviation * math.sqrt(number) + 1) <= length
+
+    return max(filter(fits, range(2, length + 1)), default=2)
 
 
 def _texts(tokens: Int[np.ndarray, "piece"], lexicon: Lexicon) -> list[tuple[int, int]]:

@@ -55,6 +55,11 @@ class CausalLM(Objective):
         """Raises UserError for an encoder."""
         require_causal(self, model)
 
+    @property
+    def predicts_text(self) -> bool:
+        """See `Objective.predicts_text`."""
+        return True
+
     def regularisers(self) -> tuple[float, float]:
         """See `Objective.regularisers`."""
         return self.z_loss, self.max_z_loss

@@ -70,6 +70,15 @@ class Objective(abc.ABC):
     def check(self, model: TransformerConfig) -> None:
         """Raises UserError for a model that cannot be trained so."""
 
+    @property
+    def predicts_text(self) -> bool:
+        """Whether each token is predicted once, from those before it: the loss measures the text.
+
+        Only then bits per byte mean something. Where parts are hidden from a model that sees the
+        rest, the loss says how well it finds them again, and compares models of one tokenizer.
+        """
+        return False
+
     def regularisers(self) -> tuple[float, float]:
         """Weights of log(Z)^2 and of the largest logit's square in the loss of targets."""
         return 0.0, 0.0

@@ -58,6 +58,15 @@ class SpanCorruption(Objective):
             size += 1
         return size
 
+    def fitting(self, size: int, read: int, written: int) -> int:
+        """How many of `size` tokens of text have room in the encoder and in the decoder; or 0."""
+        while size > 1:
+            lengths = self.lengths(size)
+            if lengths[0] <= read and lengths[1] <= written:
+                return size
+            size -= 1
+        return 0
+
     def check(self, model: TransformerConfig) -> None:
         """Raises UserError for a model without an encoder beside its decoder."""
         require_encoder_decoder(self, model)
@@ -87,10 +96,8 @@ class SpanCorruption(Objective):
                 text = piece.tokens
                 if not self.cross_documents:  # its end is written by what follows
                     text = text[: len(text) - int(text[-1] == lexicon.end)]
+                text = text[: self.fitting(len(text), encoder.room(row), decoder.room(row))]
                 if len(text) < 2 or self.counts(len(text))[1] > len(sentinels):
-                    continue
-                read, written = self.lengths(len(text))
-                if read > encoder.room(row) or written > decoder.room(row):
                     continue
                 is_hidden = self.choose(len(text), draws)
                 inputs = leave_out(text, is_hidden, sentinels, lexicon.end)
