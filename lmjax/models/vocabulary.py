@@ -63,6 +63,10 @@ def extend_vocabulary(
             )
         rows = extend_table(table, config.vocab_size, old_pieces, larger.padded_vocab)
         extended[name] = params[name] | {"table": rows}
+    if "head_bias" in params:
+        column = params["head_bias"][:, None]
+        rows = extend_table(column, config.vocab_size, old_pieces, larger.padded_vocab)
+        extended["head_bias"] = rows[:, 0]
     return larger, extended
 
 

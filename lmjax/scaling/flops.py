@@ -24,7 +24,7 @@ from collections.abc import Sequence
 
 import jax
 
-from lmjax.models import EncoderDecoderConfig, TransformerConfig, abstract
+from lmjax.models import EncoderDecoderConfig, TransformerConfig, XLNetConfig, abstract
 from lmjax.parallel import Mesh, training_layout
 
 
@@ -37,12 +37,14 @@ class ParameterCount:
       embeddings: those that are looked up by token or position; a tied head is among them.
       products: those that every token is multiplied with; the head is among them, tied or not.
       source_products: those that every token is multiplied with that an encoder reads.
+      query_products: those of `products` that a second stream of queries is multiplied with too.
     """
 
     total: int
     embeddings: int
     products: int
     source_products: int = 0
+    query_products: int = 0
 
 
 @functools.cache
@@ -52,24 +54,27 @@ def count_parameters(config: TransformerConfig) -> ParameterCount:
     mesh = jax.sharding.use_abstract_mesh(Mesh(fsdp=1).abstract(1))
     with mesh if unset else contextlib.nullcontext():
         _, shapes = abstract(config, training_layout())
-    total = embeddings = products = source_products = 0
+    total = embeddings = products = source_products = query_products = 0
     for path, leaf in jax.tree.leaves_with_path(shapes):
         names = jax.tree_util.keystr(path, simple=True, separator="/").split("/")
         size = math.prod(leaf.shape)
         if names[0] in ("embedding", "head", "head_bias"):
             size = size // config.padded_vocab * config.vocab_size
         total += size
-        if names[0] == "classifier":  # looks at one token of a row
+        # The one looks at one token of a row, the other at distances, once for all rows.
+        if names[0] == "classifier" or names[-2:] == ["position", "weight"]:
             continue
         if names[-1] == "weight" and is_of_source(names):
             source_products += size
         elif names[-1] == "weight" or names[0] == "head":
             products += size
+            if names[0] == "blocks" and names[-2] not in ("key", "value"):
+                query_products += size
         elif names[-1] == "table":
             embeddings += size
     if config.tied_head:
         products += config.vocab_size * (config.embedding_size or config.hidden)
-    return ParameterCount(total, embeddings, products, source_products)
+    return ParameterCount(total, embeddings, products, source_products, query_products)
 
 
 def is_of_source(names: Sequence[str]) -> bool:
@@ -98,7 +103,7 @@ def forward_flops_per_token(
 
     Args:
       config: the model. Of an encoder and a decoder the tokens are the decoder's, and each bears
-        its part of what the encoder does for the row.
+        its part of what the encoder does for the row. XLNet is counted with both streams.
       length: of a sequence, in tokens.
       source_length: tokens that an encoder reads for each sequence; None: as many.
     """
@@ -110,6 +115,10 @@ def forward_flops_per_token(
         source = length if source_length is None else source_length
         row = source * (2 * count.source_products + config.encoder_layers * width * source)
         flops += config.num_layers * width * source + row / length
+    if isinstance(config, XLNetConfig):
+        distances = width / 2 * 2 * length  # of each query, before and behind it
+        stream = config.num_layers * (width * length + 2 * distances)
+        flops += 2 * count.query_products + stream
     return flops
 
 

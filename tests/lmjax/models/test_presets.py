@@ -29,6 +29,7 @@ from lmjax.models import (
     skywork,
     t5,
     t5_v1_1,
+    xlnet,
 )
 from lmjax.scaling.flops import cache_bytes_per_token, count_parameters
 
@@ -119,6 +120,7 @@ COUNTS = {
         "xl": 2_849_757_184,
         "xxl": 11_135_332_352,
     },
+    xlnet: {"base": 116_750_336, "large": 360_300_800},
     bert: {"base": 110_106_428, "large": 336_226_108},
     gemma2: {"2B": 2_614_341_888, "9B": 9_241_705_984, "27B": 27_227_128_320},
 }

@@ -9,6 +9,7 @@ from lmjax.config import UserError, replace
 from lmjax.models import (
     AttentionConfig,
     FeedForwardConfig,
+    HeadTransformConfig,
     TransformerConfig,
     abstract,
     initialize,
@@ -26,6 +27,7 @@ TIED = TransformerConfig(
     feed_forward=FeedForwardConfig(size=64),
 )
 UNTIED = replace(TIED, tied_head=False)
+BIASED = replace(TIED, head_transform=HeadTransformConfig())
 PIECES = [[1, 2, 3], [7], [], [5, 5, 119, 0]]
 TOKENS = np.random.default_rng(0).integers(0, 120, (2, 16)).astype(np.int32)
 
@@ -42,7 +44,7 @@ def logits(config, params, tokens=TOKENS):
     return np.asarray(run(params, plain_batch(tokens)))
 
 
-@pytest.mark.parametrize("config", [TIED, UNTIED], ids=["tied", "untied"])
+@pytest.mark.parametrize("config", [TIED, UNTIED, BIASED], ids=["tied", "untied", "biased"])
 @pytest.mark.parametrize("how", ["mean", "pieces"])
 @pytest.mark.parametrize("times", [1, 5])  # within the padding of the tables, and beyond it
 def test_old_tokens_keep_their_logits(one_device, config, how, times):
@@ -109,3 +111,19 @@ def test_nothing_new_and_mistakes(one_device):
         extend_vocabulary(TIED, params, [[1], [2, 120]])
     with pytest.raises(UserError, match="128 rows; by the config it should have 256"):
         extend_vocabulary(replace(TIED, vocab_size=200), params, [[1]])
+
+
+def test_biases_of_the_head_grow_with_it():
+    """Each new token's is the mean of its pieces', or of all, on a mesh that cuts them."""
+    with jax.set_mesh(Mesh(fsdp=2, tensor=2).build(jax.devices()[:4])):
+        _, params = initialize(BIASED, training_layout(), jax.random.key(1))
+        old = np.linspace(-1, 1, 128).astype(np.float32)
+        spec = params["head_bias"].sharding
+        params["head_bias"] = jax.device_put(old, spec)
+        _, extended = extend_vocabulary(BIASED, params, PIECES * 5)
+        new = extended["head_bias"]
+        assert new.shape == (256,) and new.sharding.spec == spec.spec
+    expected = [old[pieces].mean() if pieces else old[:120].mean() for pieces in PIECES] * 5
+    np.testing.assert_allclose(new[:120], old[:120], rtol=0)
+    np.testing.assert_allclose(new[120:140], expected, rtol=0, atol=1e-6)
+    assert (np.asarray(new[140:]) == 0).all()

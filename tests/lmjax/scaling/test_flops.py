@@ -22,6 +22,7 @@ from lmjax.models import (
     llama,
     llama2,
     plain_batch,
+    xlnet,
 )
 from lmjax.parallel import Mesh, training_layout
 from lmjax.scaling.flops import (
@@ -135,6 +136,30 @@ def test_an_encoder_s_part_is_the_products_in_its_program(one_device):
         walked = products_in(jax.make_jaxpr(logits)(shapes).jaxpr)
         counted = forward_flops_per_token(config, LENGTH, None if length == LENGTH else length)
         np.testing.assert_allclose(walked, 2 * LENGTH * counted, rtol=1e-12)
+
+
+def test_two_streams_are_the_products_in_their_program(one_device):
+    """But for what is not counted: the keys of distances, once for all rows, and two types."""
+    config = replace(
+        xlnet(),
+        vocab_size=256,
+        hidden=64,
+        num_layers=3,
+        attention=replace(xlnet().attention, num_heads=4, head_dim=16, implementation="reference"),
+        feed_forward=FeedForwardConfig(size=200),
+    )
+    graph, shapes = abstract(config, training_layout())
+    batch = plain_batch(np.zeros((2, LENGTH), np.int32))
+    batch = dataclasses.replace(batch, ranks=np.asarray(batch.positions))
+
+    def logits(params):
+        model = nnx.merge(graph, params)
+        return model.logits(model(batch)[0])
+
+    walked = products_in(jax.make_jaxpr(logits)(shapes).jaxpr)
+    distances, types = 2 * 2 * LENGTH * 64 * 64, 2 * (2 * 2 * LENGTH) * 2 * 64
+    counted = 2 * LENGTH * forward_flops_per_token(config, LENGTH)
+    assert walked == counted + 3 * (distances + types)
 
 
 def test_forward_is_what_xla_counts(one_device):
