@@ -96,8 +96,8 @@ class Cache:
         The segments of the new tokens are those of the cache already; they begin at `used`. Ranks
         are theirs alone: they see all that came before them.
         """
+        ranks = mask.key_ranks
         if not self.is_ring(place):
-            ranks = mask.key_ranks
             if ranks is not None:
                 ranks = jax.lax.dynamic_update_slice(self._lowest_ranks(), ranks, (0, self.used))
             return dataclasses.replace(
@@ -107,14 +107,15 @@ class Cache:
         if new == 1:  # a full ring is the window; which of its slots is which does not matter
             places = self.used - (self.used - jnp.arange(slots)) % slots
             mask = Mask(query_segments=mask.query_segments, key_segments=mask.key_segments)
+            ranks = None
         else:
             places = self.used + jnp.arange(-slots, new)
-            ranks = mask.key_ranks
+            mask = dataclasses.replace(mask, offset=slots)
             if ranks is not None:
                 ranks = jnp.concatenate([self._lowest_ranks()[:, :slots], ranks], axis=1)
-            mask = dataclasses.replace(mask, key_ranks=ranks, offset=slots)
         segments = jnp.take(self.segments, jnp.maximum(places, 0), axis=1)
-        return dataclasses.replace(mask, key_segments=jnp.where(places < 0, 0, segments))
+        segments = jnp.where(places < 0, 0, segments)
+        return dataclasses.replace(mask, key_segments=segments, key_ranks=ranks)
 
     def _lowest_ranks(self) -> Int[Array, "batch length"]:
         """Ranks of keys that all new tokens may see."""

@@ -130,6 +130,35 @@ def test_a_cache_is_filled_in_any_pieces(functions, pieces, seed):
     np.testing.assert_allclose(np.concatenate(found, axis=1), expected, rtol=0, atol=2e-5)
 
 
+def test_a_prefix_that_sees_itself_whole(functions):
+    """Through the cache, the ring of the second layer's band too; 2e-5 as above.
+
+    The prefix is read at once; two more pieces, in which all tokens see each other as well, follow.
+    """
+    prefill, step, whole = functions
+    tokens = np.random.default_rng(0).integers(0, 97, (3, PADDED + NEW), np.int32)
+    places = np.arange(PADDED + NEW)
+    pieces = [(0, PADDED - 3), (PADDED - 3, PADDED + 4), (PADDED + 4, PADDED + 5)]
+    ranks = np.array([max(start for start, _ in pieces if start <= place) for place in places])
+
+    def batch(start, stop):
+        positions, rank = (
+            np.broadcast_to(a[start:stop].astype(np.int32), (3, stop - start))
+            for a in (places, ranks)
+        )
+        rank = None if stop - start == 1 else rank  # a token alone sees all before it
+        return Batch(tokens[:, start:stop], positions, np.ones_like(positions), ranks=rank)
+
+    logits, cache = prefill(batch(*pieces[0]))
+    found = [logits]
+    for piece in pieces[1:]:
+        logits, cache = step(batch(*piece), cache)
+        found.append(logits)
+    end = pieces[-1][1]
+    expected = whole(batch(0, end))
+    np.testing.assert_allclose(np.concatenate(found, axis=1), expected, rtol=0, atol=2e-5)
+
+
 def test_a_row_does_not_depend_on_its_batch(generator):
     """Row i of a batch is the prompt alone with the seed raised by i, whatever the padding."""
     batch = prompts(1, [3, 16, 9])
