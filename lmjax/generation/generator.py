@@ -381,6 +381,8 @@ def check_prompts(
     sources: Sequence[Sequence[int]] | None = None,
 ) -> None:
     """Raises UserError for prompts that the model cannot continue, or sources it cannot read."""
+    if not config.attention.causal:
+        raise UserError("the model is an encoder (attention.causal=False), which continues no text")
     if isinstance(config, EncoderDecoderConfig):
         if sources is None or len(sources) != len(prompts):
             raise UserError(

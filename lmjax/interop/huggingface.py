@@ -323,7 +323,7 @@ def find_tensors(
     Returns:
       Line of the map, layer, and name in the files.
     """
-    left = {name for name in files.names if not any(re.fullmatch(b, name) for b in family.buffers)}
+    left = set(files.names)
     found = []
     for name, layer in entries_of(family, config, paths):
         titles = titles_of(family, theirs(name, layer, config))
@@ -347,6 +347,7 @@ def find_tensors(
                 f"{files.where(head)} differs from {table}, although config.json ties them"
             )
         left.remove(head)
+    left = {name for name in left if not any(re.fullmatch(b, name) for b in family.buffers)}
     if left:
         raise UserError(
             f"{files.where(min(left))} has no place in the {family.model_type} of config.json"

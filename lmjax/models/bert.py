@@ -130,7 +130,13 @@ BERT_FAMILY = Family(
     ),
     prefix="bert.",
     tied=(f"{HEAD}.decoder.weight", f"{EMBEDDINGS}.word_embeddings.weight"),
-    buffers=(r"(bert\.)?embeddings\.position_ids", r"cls\.predictions\.decoder\.bias"),
+    buffers=(
+        r"(bert\.)?embeddings\.position_ids",
+        r"cls\.predictions\.decoder\.bias",
+        # Public files that are said to be MASKED_LM have them all the same.
+        r"(bert\.)?pooler\..*",
+        r"cls\.seq_relationship\..*",
+    ),
     supported={
         "hidden_act": tuple(GPT2_ACTIVATIONS),
         "position_embedding_type": ("absolute",),

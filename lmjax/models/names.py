@@ -197,7 +197,7 @@ class Family:
       names: the tensors.
       prefix: what public files put before most names, or leave out.
       tied: (head, table): names that may both be there when they are one tensor.
-      buffers: regular expressions of names that are no parameters.
+      buffers: regular expressions of names that a file may have beside the parameters.
       supported: the values of a key of config.json (dotted where nested) with which the model is
         computed as we do; an absent or null key is fine.
       read: config.json -> config.

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from lmjax.config import replace
+from lmjax.config import UserError, replace
+from lmjax.generation import Generator
 from lmjax.interop import huggingface
 from lmjax.models import Batch, abstract
 from lmjax.parallel import Mesh, generation_layout, training_layout
@@ -100,6 +101,11 @@ def test_a_model_without_the_head_of_sentences(one_device, tmp_path):
     again, _, found = huggingface.read(tmp_path, training_layout())
     assert again.classifier is None
     jax.tree.map(np.testing.assert_array_equal, found, params)
+    # Public files have the other head's tensors although their config.json does not want them.
+    shutil.copy(parity_folder("bert_erf") / "model.safetensors", tmp_path)
+    jax.tree.map(
+        np.testing.assert_array_equal, huggingface.read(tmp_path, training_layout())[2], params
+    )
 
 
 def test_rows_without_token_types_are_of_type_0(one_device):
@@ -114,3 +120,9 @@ def test_rows_without_token_types_are_of_type_0(one_device):
         logits_of(graph, params, batch),
         logits_of(graph, params, zeros),
     )
+
+
+def test_an_encoder_continues_no_text(one_device):
+    config, _, params = huggingface.read(parity_folder("bert_erf"), training_layout())
+    with pytest.raises(UserError, match="is an encoder"):
+        Generator(config, params).generate([[1, 2]])
