@@ -1,0 +1,447 @@
+"""What an objective really feeds a model: one row of a batch as a picture."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import unicodedata
+from typing import TYPE_CHECKING
+
+import jax
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from lmjax.config import UserError
+from lmjax.data.tokenizers import Tokenizer
+from lmjax.models import Batch
+from pallas_kernels.attention import Mask
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+UNSEEN, CONTEXT, WRITTEN, PADDING = range(4)
+MEANINGS = {
+    CONTEXT: "context: sees all of the context",
+    WRITTEN: "one by one: sees what comes before",
+    PADDING: "padding",
+}
+# Two shades for the segments in turn. Blue, orange and green are told apart by all eyes.
+SHADES = {
+    UNSEEN: ("#ffffff", "#ffffff"),
+    CONTEXT: ("#9fcdf0", "#62a8dc"),
+    WRITTEN: ("#fbc77f", "#ee9c32"),
+    PADDING: ("#e2e2e2", "#e2e2e2"),
+}
+COLOURS = [shade for shades in SHADES.values() for shade in shades]
+TARGET, INK, GREY, FAINT, RULE = "#86d3b8", "#1a1a1a", "#555555", "#9a9a9a", "#d8d8d8"
+ROWS = {  # of numbers above a mask, and what they are called
+    "positions": "position",
+    "block_positions": "block position",
+    "token_types": "token type",
+    "segments": "segment",
+    "ranks": "rank",
+}
+WRITABLE = 80  # tokens; in longer rows the cells are too small for text
+CELL = 0.2  # inches, of a row with text
+LONG = 10.0  # inches, of a row without
+SIZE = 8.0  # points, of all text
+LETTER = 0.602 * SIZE / 72  # inches, the width of a letter of the font, which all have alike
+LINE_HEIGHT = 0.24  # inches, of running text
+NARROWEST = 8.0  # inches
+CHINESE = {  # fonts
+    "Noto Sans CJK SC",
+    "Noto Sans Mono CJK SC",
+    "WenQuanYi Micro Hei Mono",
+    "PingFang SC",
+    "Microsoft YaHei",
+}
+GAP = 0.36  # inches between the parts of the picture, which have a line of text above them
+
+
+def draw_batch(batch: Batch, tokenizer: Tokenizer, causal: bool = True, row: int = 0) -> Figure:
+    """Draws one row of a batch: its text, numbers, attention mask and targets.
+
+    At the top stands the text. Below is the mask: a token on the left sees those tokens whose cells
+    are filled, and above these stand the rows of numbers that the batch has for them. Right of the
+    mask stand the targets, green where they are trained, and their weights. Where the batch has an
+    encoder, its text and mask come first, and left of the decoder's mask is what it sees of the
+    encoder. In rows of more than 80 tokens the cells are without text.
+
+    In a notebook the picture shows by itself; elsewhere, `draw_batch(...).savefig("batch.png")`.
+
+    Args:
+      batch: of two dimensions, as `Objective.prepare` gives it; on the host or on devices.
+      tokenizer: which the tokens are ids of.
+      causal: the model's attention.causal; with an encoder the decoder's. For a model with two
+        streams the mask is that of the contents.
+      row: which row of the batch.
+
+    Raises:
+      UserError: there is no such row, the model and the batch do not fit, or matplotlib is missing.
+    """
+    rows = len(batch.tokens)
+    if not 0 <= row < rows:
+        raise UserError(f"row={row}: the batch has the rows 0 to {rows - 1}")
+    if batch.ranks is not None and not causal:
+        raise UserError("causal=False, but the batch has ranks, which only a causal model reads")
+    batch = jax.tree.map(lambda array: np.asarray(array)[row : row + 1], batch)
+    stacks = [Stack.of(batch, tokenizer, causal)]
+    if batch.encoder is not None:
+        stacks.insert(0, Stack.of(batch.encoder, tokenizer, causal=False))
+    label = "" if batch.labels is None else f", label {int(batch.labels[0])}"
+    return Picture(stacks, _cross_mask(batch)).draw(f"row {row}{label}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Stack:
+    """What the decoder reads of a row, or the encoder.
+
+    Attributes:
+      texts: of the tokens; see `token_texts`.
+      is_special: which tokens stand for no text.
+      shades: of each token, as places in `COLOURS`.
+      numbers: what stands above the mask, by name.
+      mask: which token sees which.
+      targets: their texts, or None.
+      weights: of the targets, or None.
+    """
+
+    texts: list[str]
+    is_special: Bool[np.ndarray, "seq"]
+    shades: Int[np.ndarray, "seq"]
+    numbers: dict[str, Int[np.ndarray, "seq"]]
+    mask: Bool[np.ndarray, "query key"]
+    targets: list[str] | None
+    weights: Float[np.ndarray, "seq"] | None
+
+    @classmethod
+    def of(cls, batch: Batch, tokenizer: Tokenizer, causal: bool) -> Stack:
+        """The stack that reads this batch of one row."""
+        tokens, segments = batch.tokens[0], batch.segments[0]
+        numbers = {
+            name: getattr(batch, field)[0]
+            for field, name in ROWS.items()
+            if getattr(batch, field) is not None
+        }
+        if len(np.unique(segments)) == 1:
+            del numbers["segment"]
+        return cls(
+            texts=token_texts(tokenizer, tokens),
+            is_special=np.isin(tokens, list(tokenizer.special.values())),
+            shades=2 * _parts(batch, causal) + (segments + 1) % 2,
+            numbers=numbers,
+            mask=_dense(batch.mask(causal), len(tokens), len(tokens)),
+            targets=None if batch.targets is None else token_texts(tokenizer, batch.targets[0]),
+            weights=None if batch.weights is None else batch.weights[0],
+        )
+
+
+def token_texts(tokenizer: Tokenizer, tokens: Int[np.ndarray, "seq"]) -> list[str]:
+    """Each token as it can be read in a picture.
+
+    Special tokens have their names, a space is ▁, a tab →, the end of a line ↵; what is not to be
+    read, as a part of a character, has its bytes in hexadecimal.
+    """
+    names = {token: name for name, token in tokenizer.special.items()}
+    texts = []
+    for token in tokens.tolist():
+        spelt = tokenizer.token_bytes(token)
+        text = names.get(token) or spelt.decode("utf-8", "replace")
+        text = text.translate({ord(" "): "▁", ord("\n"): "↵", ord("\t"): "→"})
+        readable = text.isprintable() and "\ufffd" not in text
+        texts.append(text if readable else f"<{spelt.hex(' ').upper()}>")
+    return texts
+
+
+def _parts(batch: Batch, causal: bool) -> Int[np.ndarray, "seq"]:
+    """What each token is: of the lowest rank of its segment, or behind it."""
+    segments = batch.segments[0]
+    parts = np.full(segments.shape, WRITTEN if causal else CONTEXT)
+    if batch.ranks is not None:
+        for segment in np.unique(segments):
+            ranks = np.where(segments == segment, batch.ranks[0], np.iinfo(np.int32).max)
+            parts[ranks == ranks.min()] = CONTEXT
+    return np.where(segments == 0, PADDING, parts)
+
+
+def _dense(mask: Mask, queries: int, keys: int) -> Bool[np.ndarray, "query key"]:
+    return np.asarray(mask.dense(queries, keys))[0, 0]
+
+
+def _cross_mask(batch: Batch) -> Bool[np.ndarray, "query key"] | None:
+    """Which token of the decoder sees which of the encoder."""
+    if batch.encoder is None:
+        return None
+    segments, source = batch.segments, batch.encoder.segments
+    mask = Mask(query_segments=segments, key_segments=source)
+    return _dense(mask, segments.shape[1], source.shape[1])
+
+
+class Picture:
+    """The figure and where things stand on it, in inches from its upper left corner.
+
+    From the top: a title, what the colours mean, the texts, the masks. The masks stand on a grid,
+    whose rows are the queries of each stack and whose columns its keys.
+    """
+
+    def __init__(self, stacks: list[Stack], cross: Bool[np.ndarray, "query key"] | None):
+        """Of two stacks the encoder is the first, and `cross` is which of it the other sees."""
+        self.stacks, self.cross = stacks, cross
+        longest = max(len(stack.texts) for stack in stacks)
+        self.writable = longest <= WRITABLE
+        self.cell = CELL if self.writable else LONG / longest
+        self.sizes = [self.cell * len(stack.texts) for stack in stacks]
+
+        names = [LETTER * (2 + max(map(len, stack.numbers))) for stack in stacks]
+        rows = [self._label_width(stack.texts) for stack in stacks]
+        self.lefts = [GAP + max(*rows, names[0])]
+        if cross is not None:
+            self.lefts.append(self.lefts[0] + self.sizes[0] + max(names[1], GAP))
+        targets = stacks[-1].targets
+        self.target_width = 0.0 if targets is None else self._label_width(["target", *targets])
+        right = self.lefts[-1] + self.sizes[-1]
+        if targets is not None:
+            right += LETTER + self.target_width + LETTER * len("weight")
+        self.width = max(right + GAP, NARROWEST)
+
+        self.columns = int((self.width - 2 * GAP) / LETTER)
+        self.places = [_wrap(stack.texts, self.columns) for stack in stacks]
+        self.lines = [1 + int(place[-1, 0]) for place in self.places]
+        top, self.text_tops = 2.5 * GAP, []
+        for lines in self.lines:
+            self.text_tops.append(top)
+            top += lines * LINE_HEIGHT + 0.8 * GAP
+        self.tops = []
+        for stack, size in zip(stacks, self.sizes):
+            # The decoder's columns are named beside the encoder's mask, if there is room.
+            head = self._head(stack)
+            top = max(top + GAP, self.tops[0] + head) if self.tops else top + head
+            self.tops.append(top)
+            top += size
+        self.height = top + GAP
+
+    def _label_width(self, texts: list[str]) -> float:
+        return LETTER * (1 + max(map(_letters, texts))) if self.writable else LETTER * 8
+
+    def _head(self, stack: Stack) -> float:
+        """Of what stands above a mask: a line that says what it is, the tokens, the numbers."""
+        tokens = self._label_width(stack.texts) if self.writable else 0.0
+        return tokens + CELL * len(stack.numbers) + GAP
+
+    def draw(self, title: str) -> Figure:
+        """Draws everything."""
+        pyplot = _pyplot()
+        self.figure = pyplot.figure(figsize=(self.width, self.height), facecolor="white")
+        self.write(GAP, GAP / 2, title, weight="bold")
+        self._legend()
+        encoder = self.cross is not None
+        for number, stack in enumerate(self.stacks):
+            whose = ("encoder", "decoder")[number] + " " if encoder else ""
+            self._running_text(number, f"{whose}text")
+            place, size = (self.lefts[number], self.tops[number]), (self.sizes[number],) * 2
+            self._mask(f"{whose}mask", stack.mask, stack.shades, place, size)
+            self._keys(stack, place, f"{whose}mask: a row sees the filled columns")
+            self._queries(stack, self.tops[number])
+        if encoder:
+            place, size = (self.lefts[0], self.tops[1]), tuple(self.sizes)
+            name = "cross-attention mask"
+            self._mask(name, self.cross, self.stacks[0].shades, place, size)
+            self.write(place[0], place[1] - GAP / 3, f"{name}: decoder sees encoder", color=GREY)
+        self._targets(self.stacks[-1])
+        return self.figure
+
+    def axes(
+        self,
+        name: str,
+        place: tuple[float, float],
+        size: tuple[float, float],
+        shape: tuple[int, int],
+    ) -> Axes:
+        """Empty axes of this label, whose units are cells: `shape` says how many rows, columns."""
+        (left, top), (width, height) = place, size
+        bottom = self.height - top - height
+        corner, extent = (left / self.width, bottom / self.height), (width / self.width,)
+        axes = self.figure.add_axes((*corner, *extent, height / self.height), label=name)
+        axes.set(xlim=(-0.5, shape[1] - 0.5), ylim=(shape[0] - 0.5, -0.5), xticks=[], yticks=[])
+        axes.spines[:].set_visible(False)
+        axes.patch.set_visible(False)
+        return axes
+
+    def write(self, left: float, top: float, text: str, **options) -> None:
+        """A line of text, whose middle is `top`."""
+        place = left / self.width, 1 - top / self.height
+        self.figure.text(*place, text, **{"fontsize": SIZE, "va": "center"} | options)
+
+    def _legend(self) -> None:
+        """What the colours mean that there are."""
+        seen = np.unique(np.concatenate([stack.shades for stack in self.stacks]) // 2)
+        meanings = [(SHADES[part][0], MEANINGS[part]) for part in seen]
+        weights = self.stacks[-1].weights
+        if weights is not None and weights.any():
+            meanings.append((TARGET, "target with weight"))
+        size = self.width - 2 * GAP, LINE_HEIGHT
+        letters = int(size[0] / LETTER)
+        axes, left = self.axes("legend", (GAP, 0.75 * GAP), size, (1, letters)), 0
+        for colour, meaning in meanings:
+            _box(axes, (left, 0, 2, 0.8), colour)
+            _write(axes, (left + 2.2, 0), meaning, ha="left")
+            left += 4 + len(meaning)
+
+    def _running_text(self, number: int, name: str) -> None:
+        """The tokens in lines, each in a box of its colour."""
+        stack, top, lines = self.stacks[number], self.text_tops[number], self.lines[number]
+        self.write(GAP, top - GAP / 3, name, color=GREY)
+        size = self.columns * LETTER, lines * LINE_HEIGHT
+        axes = self.axes(name, (GAP, top), size, (lines, self.columns))
+        for i, (line, column) in enumerate(self.places[number].tolist()):
+            width = max(1, _letters(stack.texts[i]))
+            _box(axes, (column, line, width + 0.8, 0.86), COLOURS[stack.shades[i]])
+            _token(axes, (column + (width - 0.2) / 2, line - 0.07), stack, i)
+
+    def _mask(
+        self,
+        name: str,
+        mask: Bool[np.ndarray, "query key"],
+        shades: Int[np.ndarray, "key"],
+        place: tuple[float, float],
+        size: tuple[float, float],
+    ) -> None:
+        """A matrix whose cells have the colour of the key where it is seen."""
+        from matplotlib.colors import ListedColormap
+
+        axes = self.axes(name, place, size, mask.shape)
+        values = np.where(mask, shades, 0)
+        colours = ListedColormap(COLOURS)
+        limits = {"vmin": -0.5, "vmax": len(COLOURS) - 0.5}
+        axes.imshow(values, colours, aspect="auto", interpolation="nearest", **limits)
+        axes.spines[:].set(visible=True, color=RULE)
+        if self.writable:
+            _rule(axes, *mask.shape)
+
+    def _keys(self, stack: Stack, place: tuple[float, float], title: str) -> None:
+        """Above a mask: numbers and texts of its columns."""
+        (left, top), length = place, len(stack.texts)
+        size = self.cell * length, CELL
+        for number, (name, values) in enumerate(reversed(stack.numbers.items())):
+            above = top - CELL * (number + 1)
+            self.write(left - LETTER / 2, above + CELL / 2, name, ha="right", color=GREY)
+            axes = self.axes(name, (left, above), size, (1, length))
+            if self.writable:
+                _rule(axes, 1, length)
+                digits = max(len(str(value)) for value in values.tolist())
+                fontsize = min(SIZE - 1, SIZE * CELL / LETTER / (digits + 0.5))
+                for column, value in enumerate(values.tolist()):
+                    _write(axes, (column, 0), str(value), fontsize=fontsize)
+            else:
+                most = 1.5 * max(1, values.max())  # so that nothing is black
+                options = {"aspect": "auto", "interpolation": "nearest", "vmax": most}
+                axes.imshow(values[None], "Greys", vmin=0, **options)
+        top -= CELL * len(stack.numbers)
+        if self.writable:
+            height = self._label_width(stack.texts)
+            axes = self.axes("keys", (left, top - height), (size[0], height), (1, length))
+            for i in range(length):
+                _box(axes, (i + 0.04, 0, 0.92, 1), COLOURS[stack.shades[i]])
+                _token(axes, (i, 0.5 - LETTER / 2 / height), stack, i, rotation=90, va="bottom")
+            top -= height
+        self.write(left, top - GAP / 3, title, color=GREY)
+
+    def _queries(self, stack: Stack, top: float) -> None:
+        """Left of the masks: the texts of their rows."""
+        left, length = self.lefts[0], len(stack.texts)
+        width = self._label_width(stack.texts)
+        place, size = (left - width, top), (width, self.cell * length)
+        axes = self.axes("queries", place, size, (length, 1))
+        if self.writable:
+            for i in range(length):
+                _box(axes, (0, i + 0.04, 1, 0.92), COLOURS[stack.shades[i]])
+                _token(axes, (0.5 - LETTER / 2 / width, i), stack, i, ha="right")
+        else:
+            places = range(0, length, 2 ** math.ceil(math.log2(length / 12)))
+            axes.set_yticks(places[1:], places[1:])
+            axes.yaxis.tick_right()
+            axes.tick_params(labelsize=SIZE, length=0, pad=-LETTER * 72 * 4, labelcolor=GREY)
+
+    def _targets(self, stack: Stack) -> None:
+        """Right of the decoder's mask: what each row is to predict, and its weight."""
+        if stack.targets is None:
+            return
+        left, top = self.lefts[-1] + self.sizes[-1] + LETTER, self.tops[-1]
+        weights = np.ones(len(stack.texts)) if stack.weights is None else stack.weights
+        edge = 0.04 * self.writable
+        titles = {"target": self.target_width, "weight": LETTER * len("weight")}
+        for name, width in titles.items():
+            axes = self.axes(name, (left, top), (width, self.sizes[-1]), (len(weights), 1))
+            self.write(left + LETTER / 2, top - GAP / 3, name, color=GREY)
+            left += width
+            for i, weight in enumerate(weights.tolist()):
+                colour = INK if weight else FAINT
+                if weight:
+                    _box(axes, (0, i + edge, 1, 1 - 2 * edge), TARGET)
+                if self.writable:
+                    text = stack.targets[i] if name == "target" else f"{weight:.3g}"
+                    _write(axes, (LETTER / 2 / width - 0.5, i), text, ha="left", color=colour)
+
+
+def _wrap(texts: list[str], columns: int) -> Int[np.ndarray, "seq 2"]:
+    """Line and column in which each text begins, with a space between two."""
+    line = column = 0
+    places = []
+    for text in texts:
+        width = 1 + max(1, _letters(text))
+        if column and column + width > columns:
+            line, column = line + 1, 0
+        places.append((line, column))
+        column += width
+    return np.array(places)
+
+
+def _box(axes: Axes, box: tuple, colour: str) -> None:
+    """A filled box (left, top, width, height); a cell begins half a unit before its middle."""
+    from matplotlib.patches import Rectangle
+
+    left, top, width, height = box
+    corner = left - 0.5, top - 0.5
+    axes.add_patch(Rectangle(corner, width, height, facecolor=colour, linewidth=0))
+
+
+def _rule(axes: Axes, rows: int, columns: int) -> None:
+    """Fine lines between the cells."""
+    axes.hlines(np.arange(rows + 1) - 0.5, -0.5, columns - 0.5, color=RULE, linewidth=0.4)
+    axes.vlines(np.arange(columns + 1) - 0.5, -0.5, rows - 0.5, color=RULE, linewidth=0.4)
+
+
+def _token(axes: Axes, place: tuple, stack: Stack, i: int, **options) -> None:
+    """A token's text, bold where it is a special one."""
+    weight = "bold" if stack.is_special[i] else "normal"
+    colour = FAINT if stack.shades[i] // 2 == PADDING else INK
+    _write(axes, place, stack.texts[i], weight=weight, color=colour, **options)
+
+
+def _letters(text: str) -> int:
+    """Of how many letters a text has the width; Chinese signs have that of two."""
+    return sum(1 + (unicodedata.east_asian_width(sign) in "WF") for sign in text)
+
+
+@functools.cache
+def _fonts() -> list[str]:
+    """One of equal widths, and for Chinese those that this machine has."""
+    from matplotlib import font_manager
+
+    return ["monospace", *sorted(CHINESE & set(font_manager.get_font_names()))]
+
+
+def _write(axes: Axes, place: tuple, text: str, **options) -> None:
+    """A text of letters of one width, as it stands."""
+    fixed = {"fontsize": SIZE, "color": INK, "ha": "center", "va": "center_baseline"}
+    axes.text(*place, text, **fixed | {"family": _fonts(), "parse_math": False} | options)
+
+
+def _pyplot():
+    try:
+        from matplotlib import pyplot
+    except ModuleNotFoundError:
+        raise UserError("drawing a batch needs matplotlib: pip install 'lmjax[notebook]'") from None
+    return pyplot
