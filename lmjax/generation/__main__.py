@@ -1,10 +1,12 @@
-"""Streams text from a trained model.
+"""Streams text from a trained model, or fills the blanks of a text.
 
 python -m lmjax.generation runs/quickstart prompt="The list" temperature=0.8
 python -m lmjax.generation runs/quickstart prompt="The list" samples=3
 python -m lmjax.generation runs/quickstart prompt="The list" beams=4
 python -m lmjax.generation models/Mistral-7B-v0.1 prompt="The list" mesh.tensor=8
 python -m lmjax.generation models/Qwen-7B-Chat chat=chatml
+python -m lmjax.generation runs/quickstart_glm prompt="The [MASK] module provides [MASK]."
+python -m lmjax.generation models/t5-base prompt="The <extra_id_0> module provides <extra_id_1>."
 """
 
 import jax
@@ -18,6 +20,7 @@ from lmjax.config import (
 )
 from lmjax.generation.beams import check_search
 from lmjax.generation.chat import Message, chat_template
+from lmjax.generation.fill import MaskGuessing
 from lmjax.generation.run import load
 from lmjax.generation.sampling import Sampling
 from lmjax.generation.text import TextGenerator
@@ -29,8 +32,10 @@ class Generate(Sampling):
     """Text from a run, or from a model folder of Hugging Face's kind."""
 
     run: str | None = None  # the run folder, or the model folder
-    prompt: str = ""  # the text to continue; empty: the beginning of a document
-    max_tokens: int = 200  # most tokens
+    # the text to continue; empty: the beginning of a document. For GLM, T5 and BERT a text with
+    # blanks: [MASK] or [gMASK], <extra_id_0>, [MASK]
+    prompt: str = ""
+    max_tokens: int = 200  # most tokens; of a blank, where blanks are filled
     stop: tuple[str, ...] = ()  # the text ends before the first of these strings
     chat: str | None = None  # talk in the terminal, in this format: chatml, llama2, chatglm3, ...
     samples: int = 1  # texts; more than one are printed when all are there
@@ -78,6 +83,23 @@ def show(generator: TextGenerator, settings: Generate) -> None:
         print()
 
 
+def show_filled(generator: TextGenerator, settings: Generate) -> None:
+    """Prints the prompt with its blanks filled, or what each of its masks may be."""
+    if settings.stop or settings.chat is not None:
+        raise UserError("stop and chat are for models that continue texts; this one fills blanks")
+    if isinstance(generator.filling, MaskGuessing):
+        for number, found in enumerate(generator.guess(settings.prompt), 1):
+            guesses = ", ".join(f"{text} {probability:.3f}" for text, probability in found)
+            print(f"[MASK] {number}: {guesses}")
+        return
+    search = settings.beams, settings.length_penalty
+    filled = generator.fill(
+        [settings.prompt], settings, settings.max_tokens, settings.samples, *search
+    )
+    for number, found in enumerate(filled, 1):
+        print(f"[{number}] {found.text}" if settings.samples > 1 else found.text)
+
+
 def talk(generator: TextGenerator, settings: Generate) -> None:
     """A conversation: a line of the user's, a reply, and so on until the input ends (Ctrl-D).
 
@@ -113,7 +135,9 @@ def main() -> None:
     import_modules(settings.imports)
     with jax.set_mesh(settings.mesh.build()):
         generator = load(settings.run)
-        if settings.chat is None:
+        if generator.filling is not None:
+            show_filled(generator, settings)
+        elif settings.chat is None:
             show(generator, settings)
         else:
             talk(generator, settings)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+import pathlib
 
 from lmjax.config import UserError
 from lmjax.data.public_tokenizers import read_tokenizer
+from lmjax.generation.fill import FAMILIES, filling_of
 from lmjax.generation.generator import Generator
 from lmjax.generation.text import TextGenerator
 from lmjax.interop import huggingface
 from lmjax.parallel import Layout, generation_layout
-from lmjax.training.trained import read_trained
+from lmjax.training.trained import read_experiment, read_trained
 
 
 def load(folder: str | os.PathLike, layout: Layout | None = None) -> TextGenerator:
@@ -32,12 +34,14 @@ def load_model(folder: str | os.PathLike, layout: Layout | None = None) -> TextG
     layout = generation_layout() if layout is None else layout
     tokenizer = read_tokenizer(folder)
     config, _, params = huggingface.read(folder, layout)
+    family, _ = huggingface.read_config(pathlib.Path(folder).expanduser())
     if tokenizer.vocab_size > config.vocab_size:
         raise UserError(
             f"the tokenizer in {folder} has {tokenizer.vocab_size} tokens, more than the"
             f" {config.vocab_size} of the model"
         )
-    return TextGenerator(Generator(config, params, layout), tokenizer)
+    filling = FAMILIES.get(family.model_type)
+    return TextGenerator(Generator(config, params, layout), tokenizer, filling)
 
 
 def load_run(
@@ -62,4 +66,6 @@ def load_run(
     trained = read_trained(folder, layout, step)
     if trained.tokenizer is None:
         raise UserError(f"there is no tokenizer in {folder}: text needs one")
-    return TextGenerator(Generator(trained.config, trained.params, layout), trained.tokenizer)
+    filling = filling_of(getattr(read_experiment(pathlib.Path(folder)), "objective", None))
+    generator = Generator(trained.config, trained.params, layout)
+    return TextGenerator(generator, trained.tokenizer, filling)

@@ -7,14 +7,28 @@ import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
 
-from lmjax.config import UserError
+import jax
+import numpy as np
+from flax import nnx
+
+from lmjax.config import UserError, replace
 from lmjax.data.tokenizers import Tokenizer
 from lmjax.generation.beams import BeamSearch
 from lmjax.generation.chat import ChatTemplate, Message
+from lmjax.generation.fill import (
+    Filled,
+    Filling,
+    MaskGuessing,
+    Writing,
+    put_together,
+    write_blanks,
+)
 from lmjax.generation.generator import Generator
 from lmjax.generation.sampling import Sampling
+from lmjax.models import abstract, plain_batch
 
 INTERVAL = 16  # tokens between two looks for stop strings where nobody reads along
+STRIDE = 1 << 16  # between the seeds of two blanks of a text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,10 +40,12 @@ class TextGenerator:
     Attributes:
       generator: continues tokens.
       tokenizer: what the model was trained with.
+      filling: how it fills blanks; None where it continues texts.
     """
 
     generator: Generator
     tokenizer: Tokenizer
+    filling: Filling | None = None
 
     def generate(
         self,
@@ -124,6 +140,89 @@ class TextGenerator:
             text = TextStream(self.tokenizer, at_start=not prompt)
             found.append((text.add(row.tokens) + text.rest(), row.score))
         return found
+
+    def fill(
+        self,
+        prompts: Sequence[str],
+        sampling: Sampling | None = None,
+        max_tokens: int = 100,
+        samples: int = 1,
+        beams: int | None = None,
+        length_penalty: float = 1.0,
+    ) -> list[Filled]:
+        """Each prompt with its blanks filled, `samples` times the first, then the second, ...
+
+        Blanks are filled one after another, from the left; each sees those before it.
+
+        Args:
+          prompts: texts with mask tokens (GLM: [MASK], [gMASK]) or sentinels (T5: <extra_id_0>).
+          sampling: how tokens are chosen; None is `Sampling()`.
+          max_tokens: most tokens of a blank; fewer where the context has no room for so many in
+            each blank of the prompt.
+          samples: ways to fill each prompt.
+          beams: put the best that a search with so many beams finds into each blank, instead.
+          length_penalty: of the search.
+
+        Raises:
+          UserError: a model that does not fill blanks so, a prompt without a blank, more blanks
+            than the context holds, or a tokenizer without the special tokens.
+        """
+        filling = self.filling
+        if not isinstance(filling, Writing):
+            raise UserError(
+                "this model does not write into blanks: "
+                + ("it continues texts" if filling is None else "it guesses masks, see `guess`")
+            )
+        sampling = Sampling() if sampling is None else sampling
+        texts = [filling.read(self.tokenizer, prompt) for prompt in prompts for _ in range(samples)]
+        stop = filling.stop_tokens(self.tokenizer)
+
+        def decode(rows, sources, number) -> list[list[int]]:
+            if beams is not None:
+                settings = beams, length_penalty, max_tokens, stop, sources
+                return [found[0].tokens for found in self._beam_search(rows, *settings)]
+            seed = (sampling.seed + number * STRIDE) % 2**31
+            settings = replace(sampling, seed=seed), max_tokens, stop
+            return self.generator.generate(rows, *settings, sources=sources)
+
+        most = self.generator.config.max_length
+        spans = write_blanks(filling, self.tokenizer, texts, most, decode)
+        return [put_together(self.tokenizer, *pair) for pair in zip(texts, spans, strict=True)]
+
+    def guess(self, prompt: str, count: int = 5) -> list[list[tuple[str, float]]]:
+        """The likeliest tokens of each mask in the prompt, as text, with their probabilities.
+
+        Raises:
+          UserError: a model that does not guess masks, a prompt without one or longer than the
+            context, or a tokenizer without the special tokens.
+        """
+        if not isinstance(self.filling, MaskGuessing):
+            raise UserError("this model does not guess masks: it is no encoder")
+        blanked = self.filling.read(self.tokenizer, prompt)
+        most, length = self.generator.config.max_length, len(blanked.tokens)
+        if length > most:
+            raise UserError(f"the prompt has {length} tokens, more than the {most} of the context")
+        logits = self._whole(plain_batch(np.array([blanked.tokens], np.int32)))
+        found = []
+        for place in blanked.places:
+            probabilities = jax.nn.softmax(logits[0, place, : self.generator.config.vocab_size])
+            best = jax.lax.top_k(probabilities, min(count, len(probabilities)))
+            values, tokens = map(np.asarray, best)
+            texts = [self.tokenizer.decode([token]).strip() for token in tokens.tolist()]
+            found.append(list(zip(texts, values.tolist(), strict=True)))
+        return found
+
+    def _whole(self, batch) -> np.ndarray:
+        """Logits of a batch that is read at once, without a cache."""
+        generator = self.generator
+        graph, _ = abstract(generator.config, generator.layout)
+
+        @jax.jit
+        def logits(params, batch):
+            model = nnx.merge(graph, params)
+            return model.logits(model(batch)[0])
+
+        return np.asarray(logits(generator.params, generator.place(batch)))
 
     @functools.cached_property
     def _beam_search(self) -> BeamSearch:

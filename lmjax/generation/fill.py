@@ -1,0 +1,335 @@
+"""What a prompt leaves out and how each kind of model fills it in: GLM, T5 and BERT."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import re
+from collections.abc import Callable, Sequence
+
+from lmjax.config import UserError
+from lmjax.data.tokenizers import Tokenizer
+from lmjax.generation.generator import Prompt
+from lmjax.models import blank_row
+from lmjax.objectives import (
+    BlankInfilling,
+    DocumentBlank,
+    MaskedLM,
+    Mixed,
+    Objective,
+    SpanCorruption,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Blanked:
+    """A prompt with blanks.
+
+    Attributes:
+      texts: what stands before the first blank, between two of them, and after the last. A space
+        before a blank belongs to it: tokens of words begin with theirs.
+      names: of the tokens that stand for the blanks.
+      tokens: the prompt as the model reads it.
+      places: of the blanks in `tokens`.
+    """
+
+    texts: list[str]
+    names: list[str]
+    tokens: list[int]
+    places: list[int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Filled:
+    """A prompt whose blanks are filled.
+
+    Attributes:
+      text: all of it.
+      blanks: what stands in each blank, without spaces around it.
+    """
+
+    text: str
+    blanks: list[str]
+
+
+class Filling(abc.ABC):
+    """How a model says what is missing in a text."""
+
+    @abc.abstractmethod
+    def names(self, tokenizer: Tokenizer) -> list[str]:
+        """Tokens that can stand for a blank."""
+
+    @abc.abstractmethod
+    def frame(self, tokenizer: Tokenizer, names: list[str], last: str) -> tuple[list, list]:
+        """Tokens before and after a text with these blanks that ends with `last`."""
+
+    def read(self, tokenizer: Tokenizer, prompt: str) -> Blanked:
+        """Finds the blanks.
+
+        Raises:
+          UserError: there is none, or the tokenizer lacks a token.
+        """
+        known = self.names(tokenizer)
+        longest_first = sorted(known, key=len, reverse=True)
+        *parts, last = re.split(f"( ?(?:{'|'.join(map(re.escape, longest_first))}))", prompt)
+        texts, names = [*parts[::2], last], [name.removeprefix(" ") for name in parts[1::2]]
+        if not names:
+            shown = ", ".join(known[:3]) + ", ..." * (len(known) > 3)
+            raise UserError(
+                f"the prompt {prompt[:40]!r} has no blank, and this model fills blanks: put "
+                f"{shown} where something is missing"
+            )
+        before, after = self.frame(tokenizer, names, last)
+        tokens, places = list(before), []
+        for text, name in zip(texts, names):
+            tokens += tokenizer.encode(text)
+            places.append(len(tokens))
+            tokens.append(tokenizer.special[name])
+        return Blanked(texts, names, [*tokens, *tokenizer.encode(last), *after], places)
+
+
+class Writing(Filling):
+    """A filling that is decoded, one blank after another, each with those before it in sight."""
+
+    @abc.abstractmethod
+    def prompt(
+        self, tokenizer: Tokenizer, blanked: Blanked, spans: Sequence[Sequence[int]]
+    ) -> tuple[Prompt, Sequence[int] | None]:
+        """What is continued to fill the blank behind these spans, and what an encoder reads."""
+
+    @abc.abstractmethod
+    def stop_tokens(self, tokenizer: Tokenizer) -> list[int]:
+        """What ends a blank's content."""
+
+    @abc.abstractmethod
+    def beginning(self, blanked: Blanked) -> int:
+        """How many tokens the decoding model reads before the first blank's."""
+
+    def share(self, blanked: Blanked, max_length: int) -> int:
+        """Most tokens of each blank, so that all have the same room.
+
+        Raises:
+          UserError: the context does not hold one token for each.
+        """
+        blanks, used = len(blanked.places), self.beginning(blanked)
+        share = (max_length + 1 - used - blanks) // blanks
+        if share < 1:
+            raise UserError(
+                f"the prompt has {used} tokens and {blanks} blanks; the model's context of "
+                f"{max_length} has no room to fill them, which takes 2 tokens or more for each"
+            )
+        return share
+
+
+@dataclasses.dataclass(frozen=True)
+class BlankFilling(Writing):
+    """GLM's way: spans behind the text, at the positions of their masks; see `blank_row`.
+
+    Attributes:
+      masks: names of the tokens that stand for blanks.
+      rest: of them, those that stand for the whole rest of a text that ends with them.
+      run_on: of them, those whose contents have positions behind the text, as in GLM-130B.
+      sop: token that begins a blank's content.
+      eop: token that ends it.
+    """
+
+    masks: tuple[str, ...] = ("[MASK]", "[sMASK]", "[gMASK]")
+    rest: tuple[str, ...] = ("[gMASK]",)
+    run_on: tuple[str, ...] = ()
+    sop: str = "<|startofpiece|>"
+    eop: str = "<|endofpiece|>"
+
+    def names(self, tokenizer: Tokenizer) -> list[str]:
+        """See `Filling.names`."""
+        found = [name for name in self.masks if name in tokenizer.special]
+        return found or [name for name in self.masks[:1] if token(tokenizer, name)]
+
+    def frame(self, tokenizer: Tokenizer, names: list[str], last: str) -> tuple[list, list]:
+        """A document's begin and end; no end where the rest is missing."""
+        if len({name in self.run_on for name in names}) > 1:
+            raise UserError(
+                f"blanks {', '.join(sorted(set(names)))} cannot stand in one prompt: what fills "
+                f"{', '.join(self.run_on)} has other positions"
+            )
+        begin = [] if tokenizer.begin is None else [tokenizer.begin]
+        goes_on = not last and names[-1] in self.rest
+        return begin, [] if goes_on or tokenizer.end == tokenizer.begin else [tokenizer.end]
+
+    def prompt(
+        self, tokenizer: Tokenizer, blanked: Blanked, spans: Sequence[Sequence[int]]
+    ) -> tuple[Prompt, Sequence[int] | None]:
+        """See `Writing.prompt`."""
+        sop = token(tokenizer, self.sop)
+        contents = [[sop, *span] for span in [*spans, ()]]
+        run_on = blanked.names[0] in self.run_on
+        return blank_row(blanked.tokens, list(zip(blanked.places, contents)), run_on), None
+
+    def stop_tokens(self, tokenizer: Tokenizer) -> list[int]:
+        """The end of the blank or, where it is a text's rest, of the text."""
+        return [token(tokenizer, self.eop), tokenizer.end]
+
+    def beginning(self, blanked: Blanked) -> int:
+        """See `Writing.beginning`."""
+        return len(blanked.tokens)
+
+
+@dataclasses.dataclass(frozen=True)
+class SentinelFilling(Writing):
+    """T5's way: an encoder reads the text, the decoder is given each sentinel and goes on.
+
+    Attributes:
+      sentinel: name of the tokens for blanks, from number 0 on.
+      start: token that the decoder begins with.
+    """
+
+    sentinel: str = "<extra_id_{}>"
+    start: str = "<pad>"
+
+    def names(self, tokenizer: Tokenizer) -> list[str]:
+        """See `Filling.names`."""
+        token(tokenizer, self.sentinel.format(0))
+        numbers = range(len(tokenizer.special))
+        names = [self.sentinel.format(number) for number in numbers]
+        return [name for name in names if name in tokenizer.special]
+
+    def frame(self, tokenizer: Tokenizer, names: list[str], last: str) -> tuple[list, list]:
+        """The end of the text."""
+        wanted = [self.sentinel.format(number) for number in range(len(names))]
+        if names != wanted:
+            raise UserError(
+                f"the blanks of the prompt are {', '.join(names)}; they are numbered from 0 on, in "
+                f"the order of the text: {', '.join(wanted)}"
+            )
+        return [], [tokenizer.end]
+
+    def prompt(
+        self, tokenizer: Tokenizer, blanked: Blanked, spans: Sequence[Sequence[int]]
+    ) -> tuple[Prompt, Sequence[int] | None]:
+        """See `Writing.prompt`."""
+        tokens = [token(tokenizer, self.start)]
+        for name, span in zip(blanked.names, [*spans, ()]):
+            tokens += [tokenizer.special[name], *span]
+        return tokens, blanked.tokens
+
+    def stop_tokens(self, tokenizer: Tokenizer) -> list[int]:
+        """Any sentinel, and the end of the text."""
+        return [*map(tokenizer.special.__getitem__, self.names(tokenizer)), tokenizer.end]
+
+    def beginning(self, blanked: Blanked) -> int:
+        """The token that the decoder begins with."""
+        return 1
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskGuessing(Filling):
+    """BERT's way: each mask is one token, guessed from all the others at once.
+
+    Attributes:
+      mask: token that hides another.
+      cls: token that begins a text; None: the tokenizer's begin, if it has one.
+      sep: token that ends it; None: the tokenizer's end.
+    """
+
+    mask: str = "[MASK]"
+    cls: str | None = "[CLS]"
+    sep: str | None = "[SEP]"
+
+    def names(self, tokenizer: Tokenizer) -> list[str]:
+        """See `Filling.names`."""
+        token(tokenizer, self.mask)
+        return [self.mask]
+
+    def frame(self, tokenizer: Tokenizer, names: list[str], last: str) -> tuple[list, list]:
+        """What stands before and behind a text in training."""
+        begin = tokenizer.begin if self.cls is None else token(tokenizer, self.cls)
+        end = tokenizer.end if self.sep is None else token(tokenizer, self.sep)
+        return [] if begin is None else [begin], [] if begin == end else [end]
+
+
+# By model_type of public folders. GLM-130B's vocabulary names its tokens otherwise.
+FAMILIES: dict[str, Filling] = {
+    "glm": BlankFilling(),
+    "glm-130b": BlankFilling(run_on=("[gMASK]",), sop="<sop>", eop="<eop>"),
+    "t5": SentinelFilling(),
+    "bert": MaskGuessing(),
+}
+
+
+def filling_of(objective: Objective | None) -> Filling | None:
+    """How a model that was trained so fills blanks; None for one that continues texts.
+
+    A mixture fills blanks where one of its parts teaches that.
+    """
+    parts = objective.objectives if isinstance(objective, Mixed) else (objective,)
+    if blanks := [part for part in parts if isinstance(part, BlankInfilling)]:
+        masks = dict.fromkeys(part.blanks.mask for part in blanks)
+        rest = [part.blanks.mask for part in blanks if isinstance(part.blanks, DocumentBlank)]
+        run_on = [part.blanks.mask for part in blanks if part.running_positions]
+        first = blanks[0]
+        return BlankFilling(tuple(masks), tuple(rest), tuple(run_on), first.sop, first.eop)
+    for part in parts:
+        if isinstance(part, SpanCorruption):
+            return SentinelFilling(part.sentinel, part.start)
+        if isinstance(part, MaskedLM):
+            names = (None, None) if part.pair is None else (part.cls, part.sep)
+            return MaskGuessing(part.mask, *names)
+    return None
+
+
+# (prompts, what encoders read, number of the blank in each text) -> tokens of each blank
+Decode = Callable[[list[Prompt], list[Sequence[int]] | None, int], list[list[int]]]
+
+
+def write_blanks(
+    filling: Writing,
+    tokenizer: Tokenizer,
+    prompts: Sequence[Blanked],
+    max_length: int,
+    decode: Decode,
+) -> list[list[list[int]]]:
+    """The tokens of every blank of every prompt, the first blank of all of them first.
+
+    Args:
+      filling: how the model does it.
+      tokenizer: the model's.
+      prompts: as `filling.read` gives them.
+      max_length: of the model's context.
+      decode: continues prompts up to a stop token.
+
+    Raises:
+      UserError: the context does not hold the prompt and a token for each of its blanks.
+    """
+    shares = [filling.share(blanked, max_length) for blanked in prompts]
+    spans: list[list[list[int]]] = [[] for _ in prompts]
+    for number in range(max((len(blanked.places) for blanked in prompts), default=0)):
+        rows = [row for row, blanked in enumerate(prompts) if number < len(blanked.places)]
+        asked = [filling.prompt(tokenizer, prompts[row], spans[row]) for row in rows]
+        texts = [text for text, _ in asked]
+        sources = None if asked[0][1] is None else [source for _, source in asked]
+        for row, tokens in zip(rows, decode(texts, sources, number)):
+            spans[row].append(tokens[: shares[row]])
+    return spans
+
+
+def put_together(tokenizer: Tokenizer, blanked: Blanked, spans: Sequence[Sequence[int]]) -> Filled:
+    """The prompt's text with these tokens in its blanks."""
+    pieces, blanks = [blanked.texts[0]], []
+    for span, text in zip(spans, blanked.texts[1:]):
+        data = b"".join(map(tokenizer.token_bytes, span))
+        new = data.decode("utf-8", "replace")
+        pieces += [new if "".join(pieces) else new.removeprefix(" "), text]
+        blanks.append(new.strip())
+    return Filled("".join(pieces), blanks)
+
+
+def token(tokenizer: Tokenizer, name: str) -> int:
+    """The id of a special token. UserError where the tokenizer has none of that name."""
+    if name not in tokenizer.special:
+        known = ", ".join(sorted(tokenizer.special)[:12])
+        raise UserError(
+            f"filling blanks needs the token {name!r}, which the tokenizer lacks (its special "
+            f"tokens: {known or 'none'}). A model learns it where the tokenizer has it: "
+            f"""data.tokenizer='WithTokens(tokenizer=..., tokens=("{name}", ...))' in training, """
+            "or the special tokens in tokenizer_config.json of a public folder"
+        )
+    return tokenizer.special[name]

@@ -1,0 +1,296 @@
+"""Blanks filled by tiny models: against a loop without a cache, and what is said of mistakes."""
+
+import functools
+import sys
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from lmjax.config import UserError, config, exit_on_user_error, replace, to_json
+from lmjax.data.special_tokens import ExtendedTokenizer
+from lmjax.data.tokenizers import ByteTokenizer, CharacterTokenizer
+from lmjax.generation import Sampling, TextGenerator, load_run
+from lmjax.generation.__main__ import main
+from lmjax.generation.fill import BlankFilling, MaskGuessing, SentinelFilling, filling_of
+from lmjax.generation.generator import Generator
+from lmjax.models import (
+    AttentionConfig,
+    BlockPositions,
+    EncoderDecoderConfig,
+    FeedForwardConfig,
+    Normal,
+    RelativeBuckets,
+    Rotary,
+    TransformerConfig,
+    initialize,
+    plain_batch,
+)
+from lmjax.models.batch import Batch
+from lmjax.objectives import (
+    BlankInfilling,
+    CausalLM,
+    DocumentBlank,
+    MaskedLM,
+    Mixed,
+    Objective,
+    SpanCorruption,
+)
+from lmjax.parallel import Mesh, generation_layout
+from lmjax.training.checkpoints import Checkpointer
+
+SPECIAL = (
+    *("[MASK]", "[gMASK]", "<|startofpiece|>", "<|endofpiece|>"),
+    *("<pad>", "<extra_id_0>", "<extra_id_1>", "[CLS]", "[SEP]"),
+)
+TOKENIZER = ExtendedTokenizer(CharacterTokenizer("".join(map(chr, range(32, 127)))), SPECIAL)
+ID = TOKENIZER.special
+ATTENTION = AttentionConfig(num_heads=2, head_dim=8)
+GLM = TransformerConfig(
+    vocab_size=TOKENIZER.vocab_size,
+    hidden=16,
+    num_layers=2,
+    max_length=48,
+    attention=ATTENTION,
+    feed_forward=FeedForwardConfig(size=32),
+    positions=BlockPositions(),
+    initializer=Normal(std=0.3),
+)
+ROTARY = replace(GLM, positions=None, attention=replace(ATTENTION, positions=Rotary()))
+T5 = EncoderDecoderConfig(
+    vocab_size=TOKENIZER.vocab_size,
+    hidden=16,
+    num_layers=1,
+    encoder_layers=1,
+    max_length=48,
+    attention=replace(ATTENTION, positions=RelativeBuckets()),
+    feed_forward=FeedForwardConfig(size=32),
+    positions=None,
+    initializer=Normal(std=0.3),
+)
+BERT = replace(ROTARY, attention=replace(ROTARY.attention, causal=False))
+GREEDY = Sampling(temperature=0.0)
+PROMPT = "a [MASK] b [MASK]."
+
+
+@pytest.fixture(scope="module", autouse=True)
+def mesh():
+    """One device, set for this module's tests."""
+    with jax.set_mesh(Mesh(fsdp=1).build(jax.devices()[:1])) as mesh:
+        yield mesh
+
+
+@functools.cache
+def parts(model):
+    """A model of random parameters, and its logits of whole batches."""
+    layout = generation_layout()
+    graph, params = initialize(model, layout, jax.random.key(3))
+
+    @jax.jit
+    def logits(batch):
+        net = nnx.merge(graph, params)
+        return net.logits(net(batch)[0])[0, :, : model.vocab_size]
+
+    return Generator(model, params, layout), logits
+
+
+def made(model, filling, tokenizer=TOKENIZER):
+    """A model that fills blanks, and its logits."""
+    generator, logits = parts(model)
+    return TextGenerator(generator, tokenizer, filling), logits
+
+
+def padded(length=64, **rows):
+    """A batch of one row; what is left over is padding that nobody sees."""
+    size = len(rows["tokens"])
+    fields = {name: np.pad(row, (0, length - size))[None] for name, row in rows.items()}
+    segments = np.pad(np.ones(size, np.int32), (0, length - size))[None]
+    return Batch(segments=segments, **{k: v.astype(np.int32) for k, v in fields.items()})
+
+
+def slowly(logits, context, blanks, most, running=False):
+    """GLM's blanks one token at a time, every row written down and read anew."""
+    sop, stop = ID["<|startofpiece|>"], {ID["<|endofpiece|>"], TOKENIZER.end}
+    size, spans = len(context), []
+    places = np.flatnonzero(np.isin(context, blanks)).tolist()
+    for _ in places:
+        spans.append([])
+        while len(spans[-1]) < most:
+            tokens, positions, inside = list(context), list(range(size)), [0] * size
+            for where, span in zip(places, spans):
+                for number, token in enumerate([sop, *span]):
+                    positions.append(len(tokens) if running else where)
+                    inside.append(0 if running else number + 1)
+                    tokens.append(token)
+            ranks = [0] * size + list(range(size, len(tokens)))
+            row = padded(
+                tokens=np.array(tokens),
+                positions=np.array(positions),
+                ranks=np.array(ranks),
+                block_positions=np.array(inside),
+            )
+            token = int(np.argmax(logits(row)[len(tokens) - 1]))
+            if token in stop:
+                break
+            spans[-1].append(token)
+    return spans
+
+
+def text_of(tokens):
+    return TOKENIZER.decode(tokens)
+
+
+@pytest.mark.parametrize("beams", [None, 1])
+@pytest.mark.parametrize("model", [GLM, ROTARY], ids=["two tables", "rotary"])
+def test_every_blank_is_filled_as_by_a_loop_without_a_cache(model, beams):
+    generator, logits = made(model, BlankFilling())
+    # A space before a blank is the blank's; the tokenizer has one separator, the begin.
+    context = [
+        TOKENIZER.begin,
+        *TOKENIZER.encode("a"),
+        ID["[MASK]"],
+        *TOKENIZER.encode(" b"),
+        ID["[MASK]"],
+        *TOKENIZER.encode("."),
+    ]
+    first, second = (text_of(span) for span in slowly(logits, context, [ID["[MASK]"]], 5))
+    assert first and second and first != second
+    (filled,) = generator.fill([PROMPT], GREEDY, 5, beams=beams)
+    assert filled.text == f"a{first} b{second}."
+    assert filled.blanks == [first.strip(), second.strip()]
+
+
+def test_the_rest_of_a_text_has_running_positions_where_the_model_has_them():
+    generator, logits = made(ROTARY, BlankFilling(run_on=("[gMASK]",)))
+    context = [TOKENIZER.begin, *TOKENIZER.encode("ab"), ID["[gMASK]"]]
+    (span,) = slowly(logits, context, [ID["[gMASK]"]], 6, running=True)
+    assert generator.fill(["ab [gMASK]"], GREEDY, 6)[0].text == "ab" + text_of(span)
+    with pytest.raises(UserError, match=r"\[MASK\], \[gMASK\] cannot stand in one prompt"):
+        generator.fill(["a [MASK] b [gMASK]"])
+
+
+def test_prompts_with_different_blanks_do_not_change_each_other():
+    generator, _ = made(GLM, BlankFilling())
+    prompts = ["[MASK]", PROMPT, "something longer [MASK]"]
+    alone = [generator.fill([prompt], GREEDY, 4)[0] for prompt in prompts]
+    assert generator.fill(prompts, GREEDY, 4) == alone
+
+
+def test_samples_differ_and_come_again():
+    generator, _ = made(GLM, BlankFilling())
+    drawn = generator.fill([PROMPT], Sampling(seed=5), 6, samples=3)
+    assert len({filled.text for filled in drawn}) == 3
+    assert generator.fill([PROMPT], Sampling(seed=5), 6, samples=3) == drawn
+    # The second blank is not drawn with the first one's numbers.
+    assert all(filled.blanks[0] != filled.blanks[1] for filled in drawn)
+
+
+def test_sentinels_are_filled_as_by_a_loop_without_a_cache():
+    generator, logits = made(T5, SentinelFilling())
+    names = ("<extra_id_0>", "<extra_id_1>")
+    source = [
+        *TOKENIZER.encode("a"),
+        ID[names[0]],
+        *TOKENIZER.encode(" b"),
+        ID[names[1]],
+        *TOKENIZER.encode("."),
+        TOKENIZER.end,
+    ]
+    encoder = padded(tokens=np.array(source), positions=np.arange(len(source)))
+    tokens, spans = [ID["<pad>"]], []
+    for name in names:
+        tokens.append(ID[name])
+        spans.append([])
+        while len(spans[-1]) < 5:
+            row = padded(tokens=np.array(tokens), positions=np.arange(len(tokens)))
+            token = int(np.argmax(logits(replace_encoder(row, encoder))[len(tokens) - 1]))
+            if token in {*map(ID.get, names), TOKENIZER.end}:
+                break
+            tokens.append(token)
+            spans[-1].append(token)
+    (filled,) = generator.fill(["a <extra_id_0> b <extra_id_1>."], GREEDY, 5)
+    assert filled.text == f"a{text_of(spans[0])} b{text_of(spans[1])}."
+    with pytest.raises(UserError, match="numbered from 0 on"):
+        generator.fill(["a <extra_id_1> b"])
+
+
+def replace_encoder(batch, encoder):
+    return Batch(**{**vars(batch), "encoder": encoder})
+
+
+def test_masks_are_guessed_from_all_of_the_text():
+    generator, logits = made(BERT, MaskGuessing())
+    tokens = np.array(
+        [ID["[CLS]"], *TOKENIZER.encode("a"), ID["[MASK]"], *TOKENIZER.encode(" b"), ID["[SEP]"]]
+    )
+    wanted = np.asarray(jax.nn.softmax(logits(plain_batch(tokens[None]))[2]))
+    (found,) = generator.guess("a [MASK] b", count=3)
+    # The same numbers in another order of addition, where the layers are stacked.
+    np.testing.assert_allclose([p for _, p in found], np.sort(wanted)[::-1][:3], rtol=1e-5)
+    assert found[0][0] == TOKENIZER.decode([int(np.argmax(wanted))]).strip()
+
+
+def test_what_is_trained_says_how_blanks_are_filled():
+    blanks = BlankInfilling(), BlankInfilling(blanks=DocumentBlank(), running_positions=True)
+    mixed = Mixed(objectives=blanks, weights=(1.0, 2.0))
+    filling = BlankFilling(("[MASK]", "[gMASK]"), rest=("[gMASK]",), run_on=("[gMASK]",))
+    assert filling_of(mixed) == filling
+    assert filling_of(SpanCorruption()) == SentinelFilling()
+    assert filling_of(MaskedLM()) == MaskGuessing(cls=None, sep=None)
+    assert filling_of(MaskedLM(pair="next sentence")) == MaskGuessing()
+    assert filling_of(CausalLM()) is filling_of(None) is None
+
+
+def test_mistakes_are_named():
+    generator, _ = made(GLM, BlankFilling())
+    with pytest.raises(UserError, match=r"has no blank.*put \[MASK\], \[gMASK\] where"):
+        generator.fill(["nothing is missing"])
+    # 1 + 24 tokens leave 49 - 25 places, of which each blank takes 2: the last is never read.
+    read = generator.filling.read
+    assert generator.filling.share(read(TOKENIZER, "[MASK]a" * 12), GLM.max_length) == 1
+    with pytest.raises(UserError, match=r"27 tokens and 13 blanks.*context of 48 has no room"):
+        generator.fill(["[MASK]a" * 13])
+    with pytest.raises(UserError, match="continues texts"):
+        made(GLM, None)[0].fill([PROMPT])
+    with pytest.raises(UserError, match="guesses masks"):
+        made(BERT, MaskGuessing())[0].fill([PROMPT])
+    with pytest.raises(UserError, match="no encoder"):
+        generator.guess(PROMPT)
+
+
+@pytest.mark.parametrize("filling", [BlankFilling(), SentinelFilling()], ids=["GLM", "T5"])
+def test_a_tokenizer_without_the_tokens_is_told_how_to_get_them(filling):
+    generator, _ = made(GLM, filling, ByteTokenizer())
+    with pytest.raises(UserError, match=r"lacks .its special tokens: <.endoftext.>.*WithTokens"):
+        generator.fill([PROMPT])
+
+
+@config
+class Run:
+    """What generation needs to know of an experiment."""
+
+    model: TransformerConfig = GLM  # what was trained
+    objective: Objective = BlankInfilling()  # how
+
+
+def test_the_command_fills_the_blanks_of_a_run(tmp_path, monkeypatch, capsys):
+    (tmp_path / "config.json").write_text(to_json(Run()))
+    TOKENIZER.save(tmp_path / "tokenizer")
+    _, params = initialize(GLM, generation_layout(), jax.random.key(3))
+    with Checkpointer(tmp_path / "checkpoints") as checkpointer:
+        checkpointer.save(1, {"params": params}, {"tokenizer": TOKENIZER.fingerprint})
+    wanted = load_run(tmp_path).fill([PROMPT], GREEDY, 4)[0].text
+
+    def command(*words):
+        monkeypatch.setattr(sys, "argv", ["generation", str(tmp_path), *words])
+        with pytest.raises(SystemExit) as end, exit_on_user_error():
+            main()
+            sys.exit(0)
+        return end.value.code, capsys.readouterr()
+
+    settings = "max_tokens=4", "temperature=0"
+    code, said = command(f"prompt={PROMPT}", *settings)
+    assert (code, said.out) == (0, wanted + "\n")
+    code, said = command("prompt=nothing", *settings)
+    assert code == 2 and "has no blank" in said.err
