@@ -22,6 +22,7 @@ from lmjax.models.linear import Builder, dropout
 from lmjax.models.norms import LayerNormConfig, NormConfig
 from lmjax.models.positions import EmbeddingPositions, LearnedPositions, Pairs
 from lmjax.models.residual import Arrangement, PreNorm
+from lmjax.models.shrink import shrink_gradient
 from lmjax.parallel import Layout
 from pallas_kernels.attention import Mask
 from pallas_kernels.softcap import bend
@@ -52,6 +53,8 @@ class TransformerConfig:
     arrangement: Arrangement = PreNorm()  # how norms, sublayers and residuals are put together
     embedding_size: int | None = None  # width of the token table and the head; none: hidden
     embedding_scale: float = 1.0  # token embeddings are multiplied by it
+    # gradients of token embeddings are multiplied by it; those of a tied head are not (GLM-130B)
+    embedding_gradient: float = 1.0
     embedding_norm: NormConfig | None = None  # of the embeddings, before the first block
     tied_head: bool = True  # the head is the token table
     normalized_head: bool = False  # the head's rows have length 1 (NormHead of Baichuan 2)
@@ -272,7 +275,8 @@ class Transformer(Stack):
     def embed(self, batch: Batch) -> Float[Array, "batch seq embed"]:
         """Token embeddings plus whatever positions add to them."""
         config = self.config
-        x = self.embedding(batch.tokens) * config.embedding_scale
+        x = shrink_gradient(self.embedding(batch.tokens), config.embedding_gradient)
+        x = x * config.embedding_scale
         if self.project_in is not None:
             x = self.project_in(x.astype(config.dtype))
         if self.positions is not None:

@@ -56,7 +56,7 @@ class TokenBlanks(Blanks):
     Tokens that begin or end documents stay, so that no blank crosses them.
     """
 
-    mask: str = "[MASK]"
+    mask: str = "[MASK]"  # name of the token that stands for a blank
     share: float = 0.15  # of a document's tokens
     mean: float = 3.0  # of the Poisson distribution of lengths
     longest: int = LONGEST  # tokens of a blank
@@ -103,7 +103,7 @@ class SentenceBlanks(Blanks):
     A sentence ends with . ? ! ; : their Chinese forms, an ellipsis or a line. One always stays.
     """
 
-    mask: str = "[sMASK]"
+    mask: str = "[sMASK]"  # name of the token that stands for a blank
     share: float = 0.15  # of a sample's tokens
 
     def validate(self) -> None:
@@ -135,7 +135,7 @@ class DocumentBlank(Blanks):
     in the next row. A text of several documents always loses its rest.
     """
 
-    mask: str = "[gMASK]"
+    mask: str = "[gMASK]"  # name of the token that stands for a blank
     shortest: float = 0.5  # share of the text that is cut out at the least; all but two at the most
     rest: float = 0.5  # how often it is the text's rest
 
