@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from lmjax.config import UserError
 from lmjax.models import Batch, Transformer
 from lmjax.models.attention import Attention
 from pallas_kernels.attention import Mask
@@ -18,8 +19,15 @@ def attention_maps(
     """Probability with which each head of each layer reads each token, for every token.
 
     Runs layer by layer, uncompiled: meant for a look at a few short texts on one device.
+
+    Raises:
+      UserError: a model with an encoder beside its decoder, or with two streams.
     """
     model: Transformer = nnx.merge(graph, params)
+    if type(model) is not Transformer:
+        raise UserError(
+            f"attention maps are of single stacks of blocks, not of {type(model).__name__}"
+        )
     config = model.config
     batch = jax.tree.map(jnp.asarray, batch)
     tables = model.tables(batch)

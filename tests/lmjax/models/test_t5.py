@@ -10,6 +10,7 @@ import pytest
 from flax import nnx
 
 from lmjax.config import UserError, replace
+from lmjax.evaluation.attention_maps import attention_maps
 from lmjax.generation import BeamSearch, Generator, Sampling
 from lmjax.interop import huggingface
 from lmjax.models import RelativeBuckets, SandwichNorm, abstract, plain_batch, t5
@@ -146,6 +147,9 @@ def test_what_cannot_be_read_is_named(one_device):
             generator.generate([[0]], GREEDY, 2, sources=sources)
     with pytest.raises(ValueError, match=r"Batch\.encoder"):
         abstract_logits(config, plain_batch(np.zeros((1, 4), np.int32)))
+    graph, _ = abstract(config, training_layout())
+    with pytest.raises(UserError, match="not of EncoderDecoder"):
+        attention_maps(graph, params, plain_batch(np.zeros((1, 4), np.int32)))
     with pytest.raises(UserError, match="arrangement=SandwichNorm"):
         replace(config, arrangement=SandwichNorm())
 
@@ -258,3 +262,24 @@ def test_version_1_1_is_written_as_such(one_device, tmp_path):
     settings = json.loads((tmp_path / "config.json").read_text())
     assert settings["feed_forward_proj"] == "gated-gelu" and not settings["tie_word_embeddings"]
     assert t5().encoder.num_layers == 12
+
+
+def test_dropout_drops_the_same_on_a_mesh():
+    """2e-5 on logits of about 2; without a key nothing is dropped."""
+    layout, found = training_layout(), []
+    for mesh in (one(), Mesh(fsdp=2, tensor=2).build(jax.devices()[:4])):
+        with jax.set_mesh(mesh):
+            folder = parity_folder("t5_v1_1")
+            config, graph, params = huggingface.read(folder, layout)
+            assert config.dropout == config.attention.dropout == 0.1
+            batch = on_mesh(layout, cut(batch_of(np.load(folder / "case.npz"), "padding"), 8))
+
+            @jax.jit
+            def both(params, batch, graph=graph):
+                model = nnx.merge(graph, params)
+                keys = None, jax.random.key(3)
+                return [model.logits(model(batch, key=key)[0]) for key in keys]
+
+            found.append([np.asarray(logits) for logits in both(params, batch)])
+    np.testing.assert_allclose(found[0][1], found[1][1], rtol=0, atol=2e-5)
+    assert np.abs(found[0][1] - found[0][0]).max() > 0.1
