@@ -47,9 +47,9 @@ WRITABLE = 80  # tokens; in longer rows the cells are too small for text
 CELL = 0.2  # inches, of a row with text
 LONG = 10.0  # inches, of a row without
 SIZE = 8.0  # points, of all text
-LETTER = 0.602 * SIZE / 72  # inches, the width of a letter of the font, which all have alike
+LETTER = 0.63 * SIZE / 72  # inches; letters all have this width, rounded up to pixels
 LINE_HEIGHT = 0.24  # inches, of running text
-NARROWEST = 8.0  # inches
+NARROWEST = 8.5  # inches
 CHINESE = {  # fonts
     "Noto Sans CJK SC",
     "Noto Sans Mono CJK SC",
@@ -287,7 +287,7 @@ class Picture:
         for colour, meaning in meanings:
             _box(axes, (left, 0, 2, 0.8), colour)
             _write(axes, (left + 2.2, 0), meaning, ha="left")
-            left += 4 + len(meaning)
+            left += 5 + len(meaning)
 
     def _running_text(self, number: int, name: str) -> None:
         """The tokens in lines, each in a box of its colour."""
