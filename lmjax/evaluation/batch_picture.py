@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import math
 import unicodedata
@@ -10,18 +9,17 @@ from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int
 
 from lmjax.config import UserError
 from lmjax.data.tokenizers import Tokenizer
+from lmjax.evaluation.batch_stack import CONTEXT, PADDING, UNSEEN, WRITTEN, Stack, cross_mask
 from lmjax.models import Batch
-from pallas_kernels.attention import Mask
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-UNSEEN, CONTEXT, WRITTEN, PADDING = range(4)
 MEANINGS = {
     CONTEXT: "context: sees all of the context",
     WRITTEN: "one by one: sees what comes before",
@@ -36,13 +34,6 @@ SHADES = {
 }
 COLOURS = [shade for shades in SHADES.values() for shade in shades]
 TARGET, INK, GREY, FAINT, RULE = "#86d3b8", "#1a1a1a", "#555555", "#9a9a9a", "#d8d8d8"
-ROWS = {  # of numbers above a mask, and what they are called
-    "positions": "position",
-    "block_positions": "block position",
-    "token_types": "token type",
-    "segments": "segment",
-    "ranks": "rank",
-}
 WRITABLE = 80  # tokens; in longer rows the cells are too small for text
 CELL = 0.2  # inches, of a row with text
 LONG = 10.0  # inches, of a row without
@@ -50,7 +41,7 @@ SIZE = 8.0  # points, of all text
 LETTER = 0.63 * SIZE / 72  # inches; letters all have this width, rounded up to pixels
 LINE_HEIGHT = 0.24  # inches, of running text
 NARROWEST = 8.5  # inches
-CHINESE = {  # fonts
+CHINESE = {  # fonts of Linux, macOS and Windows
     "Noto Sans CJK SC",
     "Noto Sans Mono CJK SC",
     "WenQuanYi Micro Hei Mono",
@@ -91,92 +82,7 @@ def draw_batch(batch: Batch, tokenizer: Tokenizer, causal: bool = True, row: int
     if batch.encoder is not None:
         stacks.insert(0, Stack.of(batch.encoder, tokenizer, causal=False))
     label = "" if batch.labels is None else f", label {int(batch.labels[0])}"
-    return Picture(stacks, _cross_mask(batch)).draw(f"row {row}{label}")
-
-
-@dataclasses.dataclass(frozen=True)
-class Stack:
-    """What the decoder reads of a row, or the encoder.
-
-    Attributes:
-      texts: of the tokens; see `token_texts`.
-      is_special: which tokens stand for no text.
-      shades: of each token, as places in `COLOURS`.
-      numbers: what stands above the mask, by name.
-      mask: which token sees which.
-      targets: their texts, or None.
-      weights: of the targets, or None.
-    """
-
-    texts: list[str]
-    is_special: Bool[np.ndarray, "seq"]
-    shades: Int[np.ndarray, "seq"]
-    numbers: dict[str, Int[np.ndarray, "seq"]]
-    mask: Bool[np.ndarray, "query key"]
-    targets: list[str] | None
-    weights: Float[np.ndarray, "seq"] | None
-
-    @classmethod
-    def of(cls, batch: Batch, tokenizer: Tokenizer, causal: bool) -> Stack:
-        """The stack that reads this batch of one row."""
-        tokens, segments = batch.tokens[0], batch.segments[0]
-        numbers = {
-            name: getattr(batch, field)[0]
-            for field, name in ROWS.items()
-            if getattr(batch, field) is not None
-        }
-        if len(np.unique(segments)) == 1:
-            del numbers["segment"]
-        return cls(
-            texts=token_texts(tokenizer, tokens),
-            is_special=np.isin(tokens, list(tokenizer.special.values())),
-            shades=2 * _parts(batch, causal) + (segments + 1) % 2,
-            numbers=numbers,
-            mask=_dense(batch.mask(causal), len(tokens), len(tokens)),
-            targets=None if batch.targets is None else token_texts(tokenizer, batch.targets[0]),
-            weights=None if batch.weights is None else batch.weights[0],
-        )
-
-
-def token_texts(tokenizer: Tokenizer, tokens: Int[np.ndarray, "seq"]) -> list[str]:
-    """Each token as it can be read in a picture.
-
-    Special tokens have their names, a space is ▁, a tab →, the end of a line ↵; what is not to be
-    read, as a part of a character, has its bytes in hexadecimal.
-    """
-    names = {token: name for name, token in tokenizer.special.items()}
-    texts = []
-    for token in tokens.tolist():
-        spelt = tokenizer.token_bytes(token)
-        text = names.get(token) or spelt.decode("utf-8", "replace")
-        text = text.translate({ord(" "): "▁", ord("\n"): "↵", ord("\t"): "→"})
-        readable = text.isprintable() and "\ufffd" not in text
-        texts.append(text if readable else f"<{spelt.hex(' ').upper()}>")
-    return texts
-
-
-def _parts(batch: Batch, causal: bool) -> Int[np.ndarray, "seq"]:
-    """What each token is: of the lowest rank of its segment, or behind it."""
-    segments = batch.segments[0]
-    parts = np.full(segments.shape, WRITTEN if causal else CONTEXT)
-    if batch.ranks is not None:
-        for segment in np.unique(segments):
-            ranks = np.where(segments == segment, batch.ranks[0], np.iinfo(np.int32).max)
-            parts[ranks == ranks.min()] = CONTEXT
-    return np.where(segments == 0, PADDING, parts)
-
-
-def _dense(mask: Mask, queries: int, keys: int) -> Bool[np.ndarray, "query key"]:
-    return np.asarray(mask.dense(queries, keys))[0, 0]
-
-
-def _cross_mask(batch: Batch) -> Bool[np.ndarray, "query key"] | None:
-    """Which token of the decoder sees which of the encoder."""
-    if batch.encoder is None:
-        return None
-    segments, source = batch.segments, batch.encoder.segments
-    mask = Mask(query_segments=segments, key_segments=source)
-    return _dense(mask, segments.shape[1], source.shape[1])
+    return Picture(stacks, cross_mask(batch)).draw(f"row {row}{label}")
 
 
 class Picture:
@@ -359,7 +265,7 @@ class Picture:
                 _box(axes, (0, i + 0.04, 1, 0.92), COLOURS[stack.shades[i]])
                 _token(axes, (0.5 - LETTER / 2 / width, i), stack, i, ha="right")
         else:
-            places = range(0, length, 2 ** math.ceil(math.log2(length / 12)))
+            places = range(0, length, 2 ** max(0, math.ceil(math.log2(length / 12))))
             axes.set_yticks(places[1:], places[1:])
             axes.yaxis.tick_right()
             axes.tick_params(labelsize=SIZE, length=0, pad=-LETTER * 72 * 4, labelcolor=GREY)

@@ -1,5 +1,6 @@
 """Pictures of batches: what is drawn is what the batch says, for every objective."""
 
+import dataclasses
 import sys
 
 import jax
@@ -12,7 +13,8 @@ from matplotlib import pyplot
 from lmjax.config import UserError
 from lmjax.data.special_tokens import ExtendedTokenizer
 from lmjax.data.tokenizers import SEPARATOR, ByteTokenizer
-from lmjax.evaluation.batch_picture import CONTEXT, PADDING, WRITTEN, draw_batch, token_texts
+from lmjax.evaluation.batch_picture import draw_batch
+from lmjax.evaluation.batch_stack import CONTEXT, PADDING, WRITTEN, token_texts
 from lmjax.models import Batch, plain_batch
 from lmjax.objectives import (
     BlankInfilling,
@@ -180,6 +182,10 @@ def test_a_long_row_has_a_mask_without_words():
     np.testing.assert_array_equal(cells(figure, "position"), np.arange(300)[None])
     assert not texts(drawn(figure, "queries"))
     assert max(figure.get_size_inches()) < 20
+    both = dataclasses.replace(plain_batch(tokens[:, :5]), encoder=plain_batch(tokens))
+    figure = draw_batch(both, TOKENIZER)
+    assert cells(figure, "cross-attention mask").shape == (5, 300)
+    assert (cells(figure, "cross-attention mask") > 0).all()
 
 
 def test_tokens_as_they_can_be_read():
