@@ -4,10 +4,12 @@ python -m lmjax.generation runs/quickstart prompt="The list" temperature=0.8
 python -m lmjax.generation runs/quickstart prompt="The list" samples=3
 python -m lmjax.generation runs/quickstart prompt="The list" beams=4
 python -m lmjax.generation models/Mistral-7B-v0.1 prompt="The list" mesh.tensor=8
-python -m lmjax.generation models/Qwen-7B-Chat chat=chatml
+python -m lmjax.generation models/Qwen-7B-Chat chat=true
 python -m lmjax.generation runs/quickstart_glm prompt="The [MASK] module provides [MASK]."
 python -m lmjax.generation models/t5-base prompt="The <extra_id_0> module provides <extra_id_1>."
 """
+
+import sys
 
 import jax
 
@@ -21,7 +23,7 @@ from lmjax.config import (
 from lmjax.generation.beams import check_search
 from lmjax.generation.chat import Message, chat_template
 from lmjax.generation.fill import MaskGuessing
-from lmjax.generation.run import load
+from lmjax.generation.run import chat_format, load
 from lmjax.generation.sampling import Sampling
 from lmjax.generation.text import TextGenerator
 from lmjax.parallel import Mesh
@@ -37,7 +39,9 @@ class Generate(Sampling):
     prompt: str = ""
     max_tokens: int = 200  # most tokens; of a blank, where blanks are filled
     stop: tuple[str, ...] = ()  # the text ends before the first of these strings
-    chat: str | None = None  # talk in the terminal, in this format: chatml, llama2, chatglm3, ...
+    # talk in the terminal: true, in the format of the model's family, or in that of a name: plain,
+    # chatml, llama2, baichuan, baichuan2, falcon, chatglm2, chatglm3
+    chat: str | None = None
     samples: int = 1  # texts; more than one are printed when all are there
     # the most likely texts that a search with so many beams finds, with their scores; none: one is
     # drawn
@@ -54,7 +58,8 @@ class Generate(Sampling):
         if self.samples < 1:
             raise UserError(f"samples={self.samples}: must be 1 or more")
         if self.chat is not None:
-            chat_template(self.chat)
+            if self.chat != "true":
+                chat_template(self.chat)
             if self.stop or self.samples > 1 or self.beams is not None:
                 raise UserError("chat: a conversation has neither stop, samples nor beams")
         if self.beams is not None:
@@ -105,7 +110,11 @@ def talk(generator: TextGenerator, settings: Generate) -> None:
 
     The prompt, if there is one, is the user's first message.
     """
-    template = chat_template(settings.chat)
+    name = settings.chat
+    if name == "true":
+        name = chat_format(settings.run, generator.tokenizer)
+        print(f"chat={name}", file=sys.stderr)
+    template = chat_template(name)
     messages: list[Message] = []
     line = settings.prompt or _line()
     while line is not None:

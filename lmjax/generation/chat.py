@@ -322,3 +322,33 @@ def chat_template(name: str) -> ChatTemplate:
     if name not in TEMPLATES:
         raise UserError(f"there is no chat template {name!r}, only {', '.join(TEMPLATES)}")
     return TEMPLATES[name]
+
+
+# By family: the formats of its public chat models, the newest first.
+PUBLISHED = {
+    "qwen": ("chatml",),
+    "qwen2": ("chatml",),
+    "qwen3": ("chatml",),
+    "llama": ("llama2",),
+    "baichuan": ("baichuan",),
+    "baichuan2": ("baichuan2",),
+    "falcon": ("falcon",),
+    "chatglm": ("chatglm3", "chatglm2"),
+}
+
+
+def fitting_template(family: str, tokenizer: Tokenizer) -> str:
+    """The name of the chat format that a public model of this family was trained with.
+
+    The newest one all of whose special tokens the tokenizer has.
+
+    Raises:
+      UserError: there is none.
+    """
+    for name in PUBLISHED.get(family, ()):
+        if set(TEMPLATES[name].special) <= tokenizer.special.keys():
+            return name
+    raise UserError(
+        f"chat=true: no chat format is known for {family} with this tokenizer; give the name"
+        f" of one: {', '.join(TEMPLATES)}"
+    )

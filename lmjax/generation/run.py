@@ -7,6 +7,8 @@ import pathlib
 
 from lmjax.config import UserError
 from lmjax.data.public_tokenizers import read_tokenizer
+from lmjax.data.tokenizers import Tokenizer
+from lmjax.generation.chat import fitting_template
 from lmjax.generation.fill import FAMILIES, filling_of
 from lmjax.generation.generator import Generator
 from lmjax.generation.text import TextGenerator
@@ -69,3 +71,18 @@ def load_run(
     filling = filling_of(getattr(read_experiment(pathlib.Path(folder)), "objective", None))
     generator = Generator(trained.config, trained.params, layout)
     return TextGenerator(generator, trained.tokenizer, filling)
+
+
+def chat_format(folder: str | os.PathLike, tokenizer: Tokenizer) -> str:
+    """The name of the chat template of a folder's model: a run's, which read texts, is plain.
+
+    Raises:
+      UserError: a public model whose format is not known.
+    """
+    if not huggingface.is_model_folder(folder):
+        return "plain"
+    family, config = huggingface.read_config(pathlib.Path(folder).expanduser())
+    name = family.model_type
+    if name == "baichuan" and config.normalized_head:
+        name = "baichuan2"  # whose folders bear the first one's model_type
+    return fitting_template(name, tokenizer)

@@ -14,7 +14,8 @@ from lmjax.config import UserError, config, exit_on_user_error, to_json
 from lmjax.data.tokenizers import ByteTokenizer, CharacterTokenizer
 from lmjax.generation import Sampling, TextStream, load_model, load_run, prompt_tokens
 from lmjax.generation.__main__ import main
-from lmjax.generation.chat import TEMPLATES, ChatTemplate, Message
+from lmjax.generation.chat import TEMPLATES, ChatTemplate, Message, fitting_template
+from lmjax.generation.run import chat_format
 from lmjax.interop import huggingface
 from lmjax.models import AttentionConfig, FeedForwardConfig, TransformerConfig, initialize
 from lmjax.parallel import Mesh, generation_layout
@@ -199,6 +200,61 @@ def test_the_command_prints_the_beams_and_their_scores(trained, monkeypatch, cap
     run_command(monkeypatch, *settings, "beams=3")
     scores = re.findall(r"^\[(-[\d.]+)\] ab", capsys.readouterr().out, re.MULTILINE)
     assert len(scores) == 3 and sorted(map(float, scores), reverse=True) == [*map(float, scores)]
+
+
+def test_a_run_is_talked_to_in_plain_text(trained, monkeypatch, capsys):
+    def end(prompt):
+        raise EOFError
+
+    monkeypatch.setattr("builtins.input", end)
+    texts = []
+    for chat in ("plain", "true"):
+        run_command(monkeypatch, trained[0], f"chat={chat}", "prompt=a", "max_tokens=4")
+        texts.append(capsys.readouterr())
+    assert texts[1].out == texts[0].out != "" and texts[1].err == "chat=plain\n"
+
+
+def with_special(names):
+    """A tokenizer that has special tokens of these names."""
+    tokenizer = ByteTokenizer()
+    tokenizer.special = {name: 256 + number for number, name in enumerate(names)}
+    return tokenizer
+
+
+@pytest.mark.parametrize(
+    ("settings", "names", "expected"),
+    [
+        ({"model_type": "qwen"}, ["<|im_start|>", "<|im_end|>"], "chatml"),
+        ({"model_type": "qwen2"}, ["<|im_start|>", "<|im_end|>"], "chatml"),
+        ({"model_type": "llama"}, ["<s>", "</s>"], "llama2"),
+        ({"model_type": "falcon"}, [], "falcon"),
+        (
+            {"model_type": "baichuan", "vocab_size": 64_000},
+            ["102", "103", "106", "107"],
+            "baichuan",
+        ),
+        ({"model_type": "baichuan", "vocab_size": 125_696}, ["106", "107"], "baichuan2"),
+        # LLaMA 3's tokens, and a family without a chat model.
+        ({"model_type": "llama"}, ["<|begin_of_text|>"], None),
+        ({"model_type": "mistral"}, ["<s>", "</s>"], None),
+    ],
+)
+def test_the_chat_format_of_a_public_folder(tmp_path, settings, names, expected):
+    sizes = {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 2}
+    sizes |= {"intermediate_size": 64, "vocab_size": 97}
+    (tmp_path / "config.json").write_text(json.dumps(sizes | settings))
+    names = [f"<reserved_{name}>" if name.isdecimal() else name for name in names] + ["</s>"]
+    tokenizer = with_special(names)
+    if expected is not None:
+        assert chat_format(tmp_path, tokenizer) == expected
+        return
+    with pytest.raises(UserError, match="give the name of one: plain, chatml, llama2"):
+        chat_format(tmp_path, tokenizer)
+
+
+@pytest.mark.parametrize("name", ["chatglm2", "chatglm3"])
+def test_chatglms_are_told_apart_by_their_tokens(name):
+    assert fitting_template("chatglm", with_special(TEMPLATES[name].special)) == name
 
 
 @pytest.mark.parametrize(
