@@ -22,13 +22,14 @@ class Score:
     """What a model comes to on one set.
 
     Attributes:
-      loss: nats per token, without regularisers.
-      bits_per_byte: bits for the text, its ends of documents included, per byte of UTF-8.
+      loss: nats per predicted token, without regularisers.
+      bits_per_byte: bits for the text, its ends of documents included, per byte of UTF-8; None
+        where the objective does not predict all of the text.
       tokens: number of tokens that were predicted.
     """
 
     loss: float
-    bits_per_byte: float
+    bits_per_byte: float | None
     tokens: int
 
 
@@ -57,7 +58,8 @@ class HeldOut:
     def score(self, step: Callable[[dict, Batch], Sums], params: dict) -> dict[str, Score]:
         """The scores of these parameters by set.
 
-        Every token is predicted once, from what stands before it in its row. Where a set is not
+        Each row is seen once, as the objective prepares it with a seed of the row's own: what is
+        hidden of it is the same every time. Where all of the text is predicted but the set is not
         evaluated whole, its bytes are counted in proportion to the tokens.
 
         Args:
@@ -76,6 +78,8 @@ class HeldOut:
         tokens, nats = (sum(map(float, column)) for column in zip(*pairs, strict=True))
         if not tokens:
             raise UserError(f"the held-out set {name} holds nothing to predict")
+        if not self.objective.predicts_text:
+            return Score(nats / tokens, None, round(tokens))
         text_bytes = store.text_bytes * tokens / store.manifest.tokens
         return Score(nats / tokens, nats / math.log(2) / text_bytes, round(tokens))
 

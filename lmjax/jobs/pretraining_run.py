@@ -13,13 +13,21 @@ from lmjax.config import UserError, fingerprint, to_json
 from lmjax.data import PreparedData, prepare
 from lmjax.data.public_tokenizers import read_tokenizer
 from lmjax.evaluation.held_out import HeldOut
+from lmjax.generation.fill import MaskGuessing, Writing, filling_of
 from lmjax.generation.generator import Generator
 from lmjax.generation.text import TextGenerator, prompt_tokens
 from lmjax.interop.folder import model_folder, read_params, tokenizer_folder
 from lmjax.interop.huggingface import essence
 from lmjax.jobs.pretrain import Parts, Pretrain
 from lmjax.jobs.report import write_report
-from lmjax.jobs.results import COLUMNS, WORDS, compare
+from lmjax.jobs.results import (
+    COLUMNS,
+    RECOVERED_COLUMNS,
+    RECOVERED_WORDS,
+    WORDS,
+    compare,
+    recover,
+)
 from lmjax.jobs.run_folder import RunFolder, differences
 from lmjax.jobs.telling import (
     sampling_words,
@@ -69,6 +77,7 @@ class PretrainingRun:
         self.size, self.flops_per_token = size, flops_per_token
         self.story = Story(make_console())
         self.watch = Stopwatch()
+        self.filling = filling_of(experiment.objective)  # None: the model continues texts
         self.evaluation_step = make_evaluation_step(parts.graph, experiment.objective)
 
     def run(self) -> None:
@@ -124,10 +133,17 @@ class PretrainingRun:
         return prepared
 
     def check_prompts(self, prepared: PreparedData) -> None:
-        """Raises UserError for a prompt that leaves no room to go on: now, not after days."""
+        """Raises UserError for a prompt that cannot be completed: now, not after days."""
         room = self.experiment.model.max_length
+        filling = self.filling
         for prompt in self.experiment.evaluation.prompts:
-            length = len(prompt_tokens(prepared.tokenizer, prompt))
+            if filling is None:
+                length = len(prompt_tokens(prepared.tokenizer, prompt))
+            else:
+                blanked = filling.read(prepared.tokenizer, prompt)
+                length = len(blanked.tokens)
+                if isinstance(filling, Writing):
+                    filling.share(blanked, room)
             if length >= room:
                 raise UserError(
                     f"evaluation.prompts: {prompt[:40]!r}... has {length:,} tokens and leaves no "
@@ -313,7 +329,7 @@ class PretrainingRun:
                 "step": step,
                 "split": HELD_OUT + name,
                 "loss": score.loss,
-                "bits_per_byte": score.bits_per_byte,
+                **({} if score.bits_per_byte is None else {"bits_per_byte": score.bits_per_byte}),
                 "tokens": score.tokens,
             }
             for name, score in scores.items()
@@ -327,45 +343,62 @@ class PretrainingRun:
 
     def finish(self, state: TrainState, prepared: PreparedData, whole: bool) -> None:
         """Baselines, samples and the report; `whole` says that the run began in this process."""
-        with self.story.phase("writing samples"):
-            samples = self.samples(state, prepared)
+        samples, recovered = [], {}
+        if self.experiment.evaluation.prompts or isinstance(self.filling, Writing):
+            generator = Generator(self.experiment.model, self.evaluated(state))
+            generator = TextGenerator(generator, prepared.tokenizer, self.filling)
+            with self.story.phase("writing samples"):
+                samples = self.samples(generator)
+            with self.story.phase("finding hidden words"):
+                recovered = recover(generator, prepared)
         if jax.process_index() > 0:
             return
-        with self.story.phase("measuring the baselines"):
-            rows = compare(prepared, self.last_scores())
-        results = {
-            "step": self.experiment.steps,
-            "parameters": self.size,
-            "columns": COLUMNS,
-            "words": WORDS,
-            "bits_per_byte": rows,
-            "samples": samples,
-            "samples_words": sampling_words(self.experiment.evaluation.sampling),
-        }
+        results = {"step": self.experiment.steps, "parameters": self.size}
+        if self.experiment.objective.predicts_text:
+            with self.story.phase("measuring the baselines"):
+                rows = compare(prepared, self.last_scores("bits_per_byte"))
+            results |= {"columns": COLUMNS, "words": WORDS, "bits_per_byte": rows}
+        else:
+            results["held_out_loss"] = self.last_scores("loss")
+        if recovered:
+            results["recovered_words"] = recovered
+            results |= {"columns": RECOVERED_COLUMNS, "words": RECOVERED_WORDS}
+        results["samples"] = samples
+        results["samples_words"] = sampling_words(self.experiment.evaluation.sampling)
         if whole:
             results["seconds"] = round(self.watch.seconds(), 1)
         self.folder.write_json("results.json", results)
         write_report(self.folder)
         tell_results(self.story, results, self.folder.path)
 
-    def samples(self, state: TrainState, prepared: PreparedData) -> list[dict[str, str]]:
-        """What the model makes of the prompts."""
+    def samples(self, generator: TextGenerator) -> list[dict[str, str]]:
+        """What the model makes of the prompts; filled blanks stand on a line of their own."""
         settings = self.experiment.evaluation
-        if not settings.prompts:
-            return []
-        generator = Generator(self.experiment.model, self.evaluated(state))
-        texts = TextGenerator(generator, prepared.tokenizer).generate(
-            settings.prompts, settings.sampling, settings.sample_length
-        )
+        if isinstance(generator.filling, MaskGuessing):
+            texts = [guessed(generator, prompt) for prompt in settings.prompts]
+        else:
+            make = generator.generate if generator.filling is None else generator.fill
+            texts = make(settings.prompts, settings.sampling, settings.sample_length)
+            if generator.filling is not None:
+                texts = [f"\n{filled.text}" for filled in texts]
         return [
             {"prompt": prompt, "text": text}
             for prompt, text in zip(settings.prompts, texts, strict=True)
         ]
 
-    def last_scores(self) -> dict[str, float]:
-        """Bits per byte by held-out set after the last step."""
+    def last_scores(self, measure: str) -> dict[str, float]:
+        """A measure by held-out set after the last step."""
         return {
-            record["split"].removeprefix(HELD_OUT): record["bits_per_byte"]
+            record["split"].removeprefix(HELD_OUT): record[measure]
             for record in self.folder.metrics()
             if record["step"] == self.experiment.steps and record["split"].startswith(HELD_OUT)
         }
+
+
+def guessed(generator: TextGenerator, prompt: str) -> str:
+    """A line for each mask of the prompt: the likeliest tokens, with their probabilities."""
+    lines = (
+        ", ".join(f"{text} {probability:.3f}" for text, probability in mask)
+        for mask in generator.guess(prompt)
+    )
+    return "".join(f"\n{line}" for line in lines)

@@ -38,6 +38,7 @@ def content(folder: RunFolder) -> dict[str, Any]:
     results = folder.results()
     records = folder.metrics()
     train = [record for record in records if record["split"] == "train"]
+    comparison = results.get("bits_per_byte") or results.get("recovered_words") or {}
     held_out: dict[str, list[dict]] = {}
     for record in records:
         if record["split"] != "train":
@@ -47,10 +48,13 @@ def content(folder: RunFolder) -> dict[str, Any]:
         "name": folder.path.name,
         "summary": _summary(results, folder.environment(), train),
         "tiles": _tiles(results, train),
-        "comparison": [
-            {"name": name, "values": _finite(row)}
-            for name, row in results.get("bits_per_byte", {}).items()
-        ],
+        "comparison": [{"name": name, "values": _finite(row)} for name, row in comparison.items()],
+        "more_is_better": "bits_per_byte" not in results,
+        "comparison_title": (
+            "Bits per byte, held-out text"
+            if "bits_per_byte" in results
+            else "Hidden words found again, held-out sentences"
+        ),
         "comparison_names": results.get("columns", []),
         "comparison_words": results.get("words", ""),
         "train": thinned(train, POINTS),
@@ -108,6 +112,9 @@ def _tiles(results: dict[str, Any], train: list[dict]) -> list[tuple[str, str]]:
     if values:
         name = "held-out bits per byte" + (", mean of domains" if len(values) > 1 else "")
         tiles.append((name, f"{sum(values) / len(values):.3f}"))
+    if losses := results.get("held_out_loss"):
+        mean = sum(losses.values()) / len(losses)
+        tiles.append(("held-out loss, nats per hidden token", f"{mean:.3f}"))
     if train:
         recent = [record["loss"] for record in train[-max(1, len(train) // 50) :]]
         tiles.append(("training loss at the end", f"{sum(recent) / len(recent):.3f}"))

@@ -79,8 +79,12 @@ def tell_finished(story: Story, steps: int, path: Path) -> None:
 
 def tell_results(story: Story, results: dict[str, Any], path: Path) -> None:
     """The scores, the samples, and where everything is."""
-    if results["bits_per_byte"]:
-        story.scores(results["columns"], results["bits_per_byte"])
+    if results.get("bits_per_byte"):
+        rows, words = results["bits_per_byte"], "less is better"
+        story.scores("Bits per byte", words, results["columns"], rows)
+    if results.get("recovered_words"):
+        rows, words = results["recovered_words"], "share found again exactly; more is better"
+        story.scores("Hidden words", words, results["columns"], rows)
     if results["samples"]:
         story.samples(results["samples"], results["samples_words"])
     story.files(

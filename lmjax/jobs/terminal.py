@@ -59,8 +59,14 @@ class Story:
 
             yield report
 
-    def scores(self, columns: Sequence[str], rows: Mapping[str, Mapping[str, float]]) -> None:
-        """The table of bits per byte by domain; the last column is the model's own."""
+    def scores(
+        self,
+        title: str,
+        words: str,
+        columns: Sequence[str],
+        rows: Mapping[str, Mapping[str, float]],
+    ) -> None:
+        """A table of scores by domain; the last column is the model's own."""
         table = Table(box=None, padding=(0, 3, 0, 0), header_style="dim", pad_edge=False)
         table.add_column("held-out text")
         for column in columns:
@@ -68,7 +74,7 @@ class Story:
         for name, values in rows.items():
             cells = [f"{values[c]:.3f}" if c in values else "–" for c in columns]
             table.add_row(name, *cells[:-1], Text(cells[-1], style="bold cyan"))
-        self.heading("Bits per byte", "less is better")
+        self.heading(title, words)
         self.console.print(Padding(table, (0, 2)))
 
     def samples(self, samples: Sequence[Mapping[str, str]], words: str) -> None:

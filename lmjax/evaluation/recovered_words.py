@@ -1,0 +1,88 @@
+"""Words hidden in held-out sentences: the share that a model which fills blanks finds again."""
+
+from __future__ import annotations
+
+import collections
+import itertools
+import re
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from lmjax.config import UserError
+from lmjax.data.permutation import random_bits
+from lmjax.generation import Sampling, TextGenerator
+
+SENTENCES = 400  # of each set
+WORDS = 5, 30  # fewest and most of a sentence
+ROWS = 50  # sentences at a time
+LONGEST = 12  # tokens that the model may take for a word
+# Where sentences part: behind . ? ! and at empty lines.
+PARTING = re.compile(r"(?<=[.?!])\s+|\n\s*\n")
+# Letters behind a space that are all of a word.
+WORD = re.compile(r"(?<= )[^\W\d_]+(?![\w-])")
+
+
+class Hidden(NamedTuple):
+    """A sentence without one of its words."""
+
+    before: str
+    word: str
+    after: str
+
+
+def sentences(texts: Iterable[str]) -> Iterator[str]:
+    """Sentences of some length, as they stand in the texts."""
+    for text in texts:
+        for sentence in map(str.strip, PARTING.split(text)):
+            if sentence[-1:] in tuple(".?!") and WORDS[0] <= len(sentence.split()) <= WORDS[1]:
+                yield sentence
+
+
+def hide_words(texts: Iterable[str], count: int = SENTENCES) -> list[Hidden]:
+    """A word of each of the first `count` sentences, drawn evenly; always the same ones."""
+    hidden = []
+    found = ((sentence, list(WORD.finditer(sentence))) for sentence in sentences(texts))
+    for sentence, words in itertools.islice((pair for pair in found if pair[1]), count):
+        word = words[int(random_bits(np.arange(len(hidden), len(hidden) + 1))[0]) % len(words)]
+        hidden.append(Hidden(sentence[: word.start()], word[0], sentence[word.end() :]))
+    return hidden
+
+
+def commonest_word(texts: Iterable[str]) -> str:
+    """The word that a guess without looking at the sentence takes: the commonest of the texts."""
+    words = (word[0] for sentence in sentences(texts) for word in WORD.finditer(sentence))
+    counts = collections.Counter(words)
+    return counts.most_common(1)[0][0] if counts else ""
+
+
+def share_recovered(generator: TextGenerator, hidden: list[Hidden]) -> float:
+    """The share of words that the model fills in exactly, taking the likeliest token each time.
+
+    A sentence that the model's context does not hold counts as one that is not recovered.
+
+    Args:
+      generator: its `filling` writes into blanks.
+      hidden: at least one sentence.
+    """
+    mask = generator.filling.names(generator.tokenizer)[0]
+    greedy, right = Sampling(temperature=0.0), 0
+    for first in range(0, len(hidden), ROWS):
+        rows = [
+            (f"{before}{mask}{after}", word)
+            for before, word, after in hidden[first : first + ROWS]
+            if _fits(generator, f"{before}{mask}{after}")
+        ]
+        filled = generator.fill([prompt for prompt, _ in rows], greedy, LONGEST)
+        right += sum(text.blanks[0] == word for text, (_, word) in zip(filled, rows, strict=True))
+    return right / len(hidden)
+
+
+def _fits(generator: TextGenerator, prompt: str) -> bool:
+    try:
+        blanked = generator.filling.read(generator.tokenizer, prompt)
+        generator.filling.share(blanked, generator.generator.config.max_length)
+    except UserError:
+        return False
+    return True

@@ -1,0 +1,66 @@
+"""Words hidden in sentences, and how many a model that says what it is told to finds again."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from lmjax.evaluation.recovered_words import (
+    Hidden,
+    commonest_word,
+    hide_words,
+    sentences,
+    share_recovered,
+)
+from lmjax.generation import TextGenerator
+from lmjax.generation.fill import Filled
+
+TEXTS = (
+    "A title without an end\n\nThe first sentence\nhas two lines. Too short! The second one is the"
+    " last of the text, isn't it?",
+    "Nothing but numbers 1 2 3 4. The end of the story is not the end.",
+)
+
+
+class Fixed(TextGenerator):
+    """Fills each blank with the next of its words."""
+
+    def __init__(self, words):
+        filling = SimpleNamespace(names=lambda tokenizer: ["[MASK]"])
+        vars(self).update(words=iter(words), tokenizer=None, filling=filling)  # it is frozen
+
+    def fill(self, prompts, sampling, most):
+        assert sampling.temperature == 0
+        return [Filled(prompt, [next(self.words)]) for prompt in prompts]
+
+
+def test_sentences_end_and_are_neither_short_nor_long():
+    assert list(sentences(TEXTS)) == [
+        "The first sentence\nhas two lines.",
+        "The second one is the last of the text, isn't it?",
+        "Nothing but numbers 1 2 3 4.",
+        "The end of the story is not the end.",
+    ]
+    assert list(sentences(["word " * 30 + "."])) == []
+
+
+def test_a_whole_word_is_hidden_and_always_the_same():
+    hidden = hide_words(TEXTS)
+    assert ["".join(sentence) for sentence in hidden] == list(sentences(TEXTS))
+    assert hide_words(TEXTS, 2) == hidden[:2]
+    for before, word, after in hidden:
+        assert word.isalpha() and before.endswith(" ") and not after[:1].isalnum()
+
+
+def test_the_commonest_word_is_counted_where_words_can_be_hidden():
+    # "The" and "the" are two words; what begins a sentence or stands behind a line is not hidden.
+    assert commonest_word(TEXTS) == "the"
+    assert commonest_word([]) == ""
+
+
+def test_the_share_is_of_all_sentences(monkeypatch):
+    hidden = [Hidden("a ", "b", " c"), Hidden("d ", "e", " f"), Hidden("g ", "h", ".")]
+    monkeypatch.setattr("lmjax.evaluation.recovered_words._fits", lambda *_: True)
+    assert share_recovered(Fixed(["b", "x", "h"]), hidden) == pytest.approx(2 / 3)
+    # What the context does not hold is not recovered.
+    monkeypatch.setattr("lmjax.evaluation.recovered_words._fits", lambda _, p: p[0] != "g")
+    assert share_recovered(Fixed(["b", "e"]), hidden) == pytest.approx(2 / 3)
