@@ -14,14 +14,17 @@ from collections.abc import Sequence
 from typing import Literal
 
 from lmjax.config import config, preset, replace
-from lmjax.data import Data, Domain, JsonLines, Stage, TrainedBPE
+from lmjax.data import Data, Domain, JsonLines, Stage, TrainedBPE, WithTokens
 from lmjax.jobs.pretrain import Pretrain
 from lmjax.jobs.settings import Checkpoints, Evaluation, Log
 from lmjax.models import (
     TransformerConfig,
     baichuan2,
+    bert,
     bloom,
     falcon,
+    glm,
+    glm_130b,
     gpt3,
     llama,
     llama2,
@@ -29,9 +32,11 @@ from lmjax.models import (
     palm,
     qwen,
     skywork,
+    t5,
 )
 from lmjax.models.gpt import size_of
-from lmjax.objectives import CausalLM, Objective
+from lmjax.objectives import CausalLM, MaskedLM, Objective, SpanCorruption
+from lmjax.objectives.glm import glm_130b_objective, glm_objective
 from lmjax.training.optimizers import Adafactor, AdamW, Optimizer
 from lmjax.training.schedules import Cosine, InverseSquareRoot, Linear, Schedule
 
@@ -97,6 +102,11 @@ def text(vocabulary: int, stages: tuple[Stage, ...] = (), **weights: float | int
         workers=8,
         tokenize_workers=32,
     )
+
+
+def with_tokens(data: Data, *names: str) -> Data:
+    """The same text; special tokens stand behind the vocabulary."""
+    return replace(data, tokenizer=WithTokens(tokenizer=data.tokenizer, tokens=names))
 
 
 def grow(sizes: Sequence[int], over: float | int) -> Growth:
@@ -391,4 +401,79 @@ def palm_recipe(size: str = "8B") -> Recipe:
             decay_exponent=2.0,
         ),
         objective=CausalLM(z_loss=1e-4),
+    )
+
+
+@preset
+def glm_recipe(size: str = "10B") -> Recipe:
+    """GLM-10B (THUDM/GLM's launch file) and GLM-130B (Zeng et al. 2022, section 2.3, table 11).
+
+    10B: 250,000 steps of 512 tokens a row, a cosine to a tenth over 175,000, warm-up over 4 percent
+    of these. The file has 21 rows a GPU and not how many GPUs; 1,024 rows are chosen. Its short
+    sequences (2 percent) and its longer second stage are left out. 130B: 400 B tokens; rates go by
+    samples: warm-up over 1,098,632 of them, a cosine to a tenth over 197,753,905; the batch grows
+    from 192 rows by 24 at a time, over 5,493,164. Warm-up begins at 0, not at 1e-7.
+    """
+    if size_of({"10B": False, "130B": True}, size, "glm_recipe"):
+        rows = 4224
+        table = grow(range(192, rows + 1, 24), 5_493_164)
+        return Recipe(
+            model=glm_130b(),
+            length=2048,
+            batch_size=192,
+            ramp=table[1:],
+            steps=steps_for(400e9, 2048, table),
+            schedule=Cosine(
+                peak=8e-5,
+                warmup=round(1_098_632 / rows),
+                final=0.1,
+                end=round(197_753_905 / rows),
+            ),
+            schedule_counts="full batches",
+            objective=glm_130b_objective(),
+        )
+    return Recipe(
+        model=glm(size),
+        length=512,
+        batch_size=1024,
+        steps=250_000,
+        schedule=Cosine(peak=1e-4, warmup=7000, final=0.1, end=175_000),
+        objective=glm_objective(size),
+    )
+
+
+@preset
+def bert_recipe(size: str = "base") -> Recipe:
+    """BERT (Devlin et al. 2019, appendix A.2): a million steps of 256 rows, a line to 0.
+
+    The first 900,000 steps had rows of 128 tokens; here all have 512. Its AdamW had no correction
+    of the means' bias; ours has.
+    """
+    return Recipe(
+        model=bert(size),
+        length=512,
+        batch_size=256,
+        steps=1_000_000,
+        schedule=Linear(peak=1e-4, warmup=10_000),
+        optimizer=AdamW(b1=0.9, b2=0.999, epsilon=1e-6, weight_decay=0.01),
+        objective=MaskedLM(pair="next sentence"),
+    )
+
+
+@preset
+def t5_recipe(size: str = "base") -> Recipe:
+    """T5 (Raffel et al. 2020, section 3.7): a million steps of 2,048 rows, Adafactor.
+
+    The rate is 1e-2 for 10,000 steps and 1/sqrt(step) from there on, relative to each parameter's
+    root mean square. Gradients are not clipped.
+    """
+    return Recipe(
+        model=t5(size),
+        length=512,
+        batch_size=2048,
+        steps=1_000_000,
+        schedule=InverseSquareRoot(peak=1e-2, warmup=0, start=10_000),
+        optimizer=Adafactor(),
+        gradient_clip=None,
+        objective=SpanCorruption(),
     )

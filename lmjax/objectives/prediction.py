@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from lmjax.models.batch import Array as AnyArray
 from lmjax.models.batch import Batch
 from lmjax.models.transformer import Transformer
 from pallas_kernels.cross_entropy import cross_entropy
@@ -24,9 +25,9 @@ class Sums:
       extra: further sums for the metrics, e.g. the cross-entropy without its regulariser.
     """
 
-    loss: Float[Array, ""]
-    weight: Float[Array, ""]
-    extra: dict[str, Float[Array, ""]]
+    loss: Float[AnyArray, ""]
+    weight: Float[AnyArray, ""]
+    extra: dict[str, Float[AnyArray, ""]]
 
 
 def predict(

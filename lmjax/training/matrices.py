@@ -16,7 +16,7 @@ from jax.sharding import AxisType, PartitionSpec
 from jaxtyping import Array, Float, PyTree
 
 MATRICES = ("weight", "table")
-VECTORS = ("bias", "scale")
+VECTORS = ("bias", "scale", "head_bias")
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # of x, (x x^T) x and (x x^T)^2 x
 Path = tuple[Any, ...]
 

@@ -18,8 +18,10 @@ from lmjax.data import make_plan
 from lmjax.jobs import recipes
 from lmjax.jobs.recipes import (
     baichuan2_recipe,
+    bert_recipe,
     bloom_recipe,
     falcon_recipe,
+    glm_recipe,
     gpt3_recipe,
     llama2_recipe,
     llama_recipe,
@@ -27,6 +29,7 @@ from lmjax.jobs.recipes import (
     palm_recipe,
     qwen_recipe,
     skywork_recipe,
+    t5_recipe,
     text,
 )
 from lmjax.parallel import Mesh
@@ -44,6 +47,10 @@ FLAGSHIPS = {
     "skywork_13b": skywork_recipe("13B"),
     "falcon_40b": falcon_recipe("40B"),
     "palm_540b": palm_recipe("540B"),
+    "glm_10b": glm_recipe("10B"),
+    "glm_130b": glm_recipe("130B"),
+    "bert_base": bert_recipe("base"),
+    "t5_base": t5_recipe("base"),
 }
 
 
