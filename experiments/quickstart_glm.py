@@ -7,6 +7,9 @@ and the share of words that it finds again in held-out sentences stands beside t
 word. The loss counts hidden tokens alone: its scores are no bits per byte, and only compare models
 with these blanks and this tokenizer. Positions are rotations, by place and by place in the blank,
 as in ChatGLM-6B, and 30 percent of the tokens are hidden where GLM hides 15.
+
+So short a training is not enough yet: held-out loss 4.03, 2 percent of the words found again, where
+the commonest word is right in 8 percent.
 """
 
 from lmjax.data import Data, Domain, EmbeddedCorpus, TrainedBPE, WithTokens
