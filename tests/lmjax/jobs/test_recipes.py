@@ -208,13 +208,12 @@ def test_four_million_tokens_and_a_cosine_to_a_tenth(recipe, tokens, peak, epsil
 def test_clipping_and_losses_of_their_own():
     clips = {name: recipe.gradient_clip for name, recipe in FLAGSHIPS.items()}
     assert clips.pop("baichuan2_13b") == 0.5
+    assert clips.pop("t5_base") is None
     assert set(clips.values()) == {1.0}
-    z_losses = {name: recipe.objective.z_loss for name, recipe in FLAGSHIPS.items()}
-    assert z_losses.pop("palm_540b") == z_losses.pop("falcon_40b") == 1e-4
-    assert set(z_losses.values()) == {0.0}
-    largest = {name: recipe.objective.max_z_loss for name, recipe in FLAGSHIPS.items()}
-    assert largest.pop("baichuan2_13b") == 2e-4
-    assert set(largest.values()) == {0.0}
+    weights = {name: recipe.objective.regularisers() for name, recipe in FLAGSHIPS.items()}
+    assert weights.pop("palm_540b") == weights.pop("falcon_40b") == (1e-4, 0.0)
+    assert weights.pop("baichuan2_13b") == (0.0, 2e-4)
+    assert set(weights.values()) == {(0.0, 0.0)}
 
 
 def test_skywork_and_its_second_stage():
