@@ -15,6 +15,8 @@ in all; the report does not say how fast, and these four steps are chosen. It is
 loader goes on in every other domain where the first stage left it.
 """
 
+import math
+
 from lmjax.data import Stage
 from lmjax.jobs.recipes import skywork_recipe, text
 from lmjax.launch import run
@@ -35,8 +37,9 @@ MAIN = {
 }
 # First step, and the share of rows from `stem`. The first of them follows 3 T tokens.
 STEM = ((178_814, 0.1), (181_914, 0.2), (184_239, 0.3), (185_789, 0.4))
+REST = math.fsum(MAIN.values())  # to the same bit on every Python
 STAGES = tuple(
-    Stage(first_step=step, weights=(*MAIN.values(), sum(MAIN.values()) * share / (1 - share)))
+    Stage(first_step=step, weights=(*MAIN.values(), REST * share / (1 - share)))
     for step, share in STEM
 )
 
