@@ -40,6 +40,7 @@ class BlankInfilling(Objective):
     block_mask_share: float = 0.0  # of part B's inputs that are hidden (GLM 10B: 0.1)
 
     def validate(self) -> None:
+        """Raises UserError for numbers that cannot be meant."""
         if self.samples < 1:
             raise UserError(f"samples={self.samples}: a row has at least one")
         if not 0 <= self.block_mask_share < 1:

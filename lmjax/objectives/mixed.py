@@ -32,6 +32,7 @@ class Mixed(Objective):
     weights: tuple[float, ...]  # relative shares of the rows
 
     def validate(self) -> None:
+        """Raises UserError for objectives that cannot share a run, or without weights above 0."""
         if not self.objectives or len(self.objectives) != len(self.weights):
             raise UserError(
                 f"there are {len(self.objectives)} objectives and {len(self.weights)} weights"
