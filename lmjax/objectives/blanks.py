@@ -60,6 +60,7 @@ class TokenBlanks(Blanks):
     share: float = 0.15  # of a document's tokens
     mean: float = 3.0  # of the Poisson distribution of lengths
     longest: int = LONGEST  # tokens of a blank
+    whole_words: bool = False  # blanks, and the three settings above, count words, not tokens
 
     def validate(self) -> None:
         _check_share(self.share)
@@ -71,14 +72,18 @@ class TokenBlanks(Blanks):
 
     def choose(self, piece: Piece, lexicon: Lexicon, draws: Draws) -> Cut:
         """See `Blanks.choose`."""
-        found = [
-            first + self.place(end - first, draws) for first, end in _texts(piece.tokens, lexicon)
-        ]
+        found = []
+        for first, end in _texts(piece.tokens, lexicon):
+            edges = np.arange(first, end + 1)
+            if self.whole_words:
+                begins = lexicon.begins(piece.tokens[first:end])
+                edges = edges[np.append(begins, True)]
+            found.append(edges[self.place(len(edges) - 1, draws)])
         spans = np.concatenate([np.zeros((0, 2), np.int64), *found])
         return Cut(spans[draws.order(len(spans))])
 
     def place(self, size: int, draws: Draws) -> Int[np.ndarray, "blanks 2"]:
-        """Blanks of `size` tokens of one document, in the order of the text."""
+        """Blanks of `size` tokens (or words) of one document, in the order of the text."""
         wanted = int(self.share * size)
         cumulative = np.cumsum(length_probabilities(self.mean, self.longest))
         lengths = 1 + draws.choices(cumulative, wanted)

@@ -75,6 +75,13 @@ class Lexicon:
             )
         return self.special[name]
 
+    def begins(self, tokens: Int[np.ndarray, "text"]) -> Bool[np.ndarray, "text"]:
+        """Where a word begins in consecutive tokens. Marks and white space are words too."""
+        begins = np.ones(len(tokens), bool)
+        before = tokens[:-1]
+        begins[1:] = self.begins_word[tokens[1:]] | self.ends_word[before] | self.is_mark(before)
+        return begins
+
     def is_mark(self, tokens: Int[np.ndarray, "..."]) -> Bool[np.ndarray, "..."]:
         """Where a token begins or ends a document: what is never hidden."""
         return (tokens == self.end) | (tokens == (self.end if self.begin is None else self.begin))

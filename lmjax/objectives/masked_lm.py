@@ -132,13 +132,7 @@ class MaskedLM(Objective):
         """Which tokens are to be found again: words in random order, as long as there is room."""
         words = np.flatnonzero(~(lexicon.is_mark(tokens) | marks))
         wanted = max(1, round(self.share * len(tokens)))
-        begins = np.ones(len(words), bool)
-        if self.whole_words:
-            begins[1:] = (
-                (np.diff(words) > 1)
-                | lexicon.begins_word[tokens[words[1:]]]
-                | lexicon.ends_word[tokens[words[1:] - 1]]
-            )
+        begins = lexicon.begins(tokens)[words] if self.whole_words else np.ones(len(words), bool)
         number = np.cumsum(begins) - 1  # of the word that a token is in
         sizes = np.bincount(number)
         order = draws.order(len(sizes))

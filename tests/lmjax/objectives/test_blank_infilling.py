@@ -1,5 +1,6 @@
 """What blank infilling feeds the model: exactly, in its statistics, and nothing of the answers."""
 
+import itertools
 import json
 
 import numpy as np
@@ -212,6 +213,32 @@ def test_blanks_are_filled_in_random_order():
     ]
     _, counts = np.unique(orders, axis=0, return_counts=True)
     assert len(counts) == 6 and stats.chisquare(counts).pvalue > 1e-3
+
+
+def test_blanks_of_whole_words_hold_the_share_of_the_words():
+    """Words begin with even numbers here; counted one by one beside the marks of two documents."""
+    rng = np.random.default_rng(0)
+    blanks = TokenBlanks(share=0.3, mean=1.0, whole_words=True)
+    for seed in range(100):
+        text = np.array([BEGIN, *rng.choice(WORDS, 70), END, BEGIN, *rng.choice(WORDS, 60), END])
+        documents = (1, 71), (73, 133)
+        begins = {
+            place
+            for first, end in documents
+            for place in range(first, end)
+            if place == first or text[place] % 2 == 0
+        }
+        cut = blanks.choose(Piece(text, True, 2), LEXICON, Draws(seed))
+        assert {*cut.spans.ravel().tolist()} <= begins | {71, 133}
+        for first, end in documents:
+            words = sum(first <= place < end for place in begins)
+            inside = cut.spans[(cut.spans[:, 0] >= first) & (cut.spans[:, 1] <= end)]
+            hidden = sum(b <= place < e for b, e in inside for place in begins)
+            # The last blank may pass the share: by less than its length, here below 9 words.
+            assert int(0.3 * words) <= hidden < int(0.3 * words) + 9
+            in_order = inside[np.argsort(inside[:, 0])]
+            for (_, before), (after, _) in itertools.pairwise(in_order):
+                assert any(before <= place < after for place in begins)  # a word between
 
 
 def test_sentences_are_whole_and_reach_the_share():
