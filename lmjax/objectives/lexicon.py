@@ -26,8 +26,9 @@ class Lexicon:
       end: id that closes a document; equal to `begin` where one separator stands before each.
       words: the ids that stand for text.
       ends_sentence: by id, whether a sentence ends with the token.
-      begins_word: by id, whether a word begins with the token wherever it stands.
+      begins_word: by id, whether a word begins with the token, unless white space stands before.
       ends_word: by id, whether the next token begins a word in any case.
+      is_space: by id, whether the token is white space, which belongs to the word behind it.
     """
 
     special: Mapping[str, int]
@@ -37,6 +38,7 @@ class Lexicon:
     ends_sentence: Bool[np.ndarray, "vocab"]
     begins_word: Bool[np.ndarray, "vocab"]
     ends_word: Bool[np.ndarray, "vocab"]
+    is_space: Bool[np.ndarray, "vocab"]
 
     @classmethod
     def of(cls, tokenizer: Tokenizer) -> Lexicon:
@@ -47,8 +49,8 @@ class Lexicon:
             for token in range(tokenizer.vocab_size)
         ]
         is_word = np.array([token not in hidden for token in range(tokenizer.vocab_size)])
-        spaces = [(text[:1].isspace(), text[-1:].isspace()) for text in texts]
-        before, after = np.array(spaces, bool).reshape(-1, 2).T
+        spaces = [(text[:1].isspace(), text[-1:].isspace(), text.isspace()) for text in texts]
+        before, after, is_space = np.array(spaces, bool).reshape(-1, 3).T
         return cls(
             special=dict(tokenizer.special),
             begin=tokenizer.begin,
@@ -56,7 +58,8 @@ class Lexicon:
             words=np.flatnonzero(is_word),
             ends_sentence=np.array([text.rstrip(" ").endswith(SENTENCE_ENDS) for text in texts]),
             begins_word=before | ~is_word,
-            ends_word=after | ~is_word,
+            ends_word=(after & ~is_space) | ~is_word,
+            is_space=is_space,
         )
 
     def token(self, name: str) -> int:
@@ -76,10 +79,11 @@ class Lexicon:
         return self.special[name]
 
     def begins(self, tokens: Int[np.ndarray, "text"]) -> Bool[np.ndarray, "text"]:
-        """Where a word begins in consecutive tokens. Marks and white space are words too."""
+        """Where a word begins in consecutive tokens, with the white space before it."""
         begins = np.ones(len(tokens), bool)
         before = tokens[:-1]
-        begins[1:] = self.begins_word[tokens[1:]] | self.ends_word[before] | self.is_mark(before)
+        goes_on = ~self.begins_word[tokens[1:]] | self.is_space[before]
+        begins[1:] = ~goes_on | self.ends_word[before] | self.is_mark(before)
         return begins
 
     def is_mark(self, tokens: Int[np.ndarray, "..."]) -> Bool[np.ndarray, "..."]:
@@ -99,5 +103,5 @@ class AnyToken(dict):
 
 NO_WORDS = np.zeros(1, bool)
 SHAPES_ONLY = Lexicon(
-    AnyToken(), None, 0, np.zeros(1, np.int64), NO_WORDS, NO_WORDS, NO_WORDS
+    AnyToken(), None, 0, np.zeros(1, np.int64), NO_WORDS, NO_WORDS, NO_WORDS, NO_WORDS
 )  # for rows of nothing but padding

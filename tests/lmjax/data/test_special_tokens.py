@@ -1,5 +1,6 @@
 """Special tokens behind a vocabulary: same ids for text, kept with the run, and mistakes."""
 
+import numpy as np
 import pytest
 
 from lmjax.config import UserError
@@ -66,7 +67,12 @@ def test_a_lexicon_knows_words_and_sentences_of_bytes():
     lexicon = Lexicon.of(WithTokens(tokenizer=Bytes(), tokens=NAMES).build(Texts()))
     assert lexicon.words.tolist() == list(range(256))
     assert {chr(token) for token in lexicon.ends_sentence.nonzero()[0]} == set(".?!;:\n")
-    assert lexicon.ends_word[[ord(" "), ord("\n"), 256]].all() and not lexicon.ends_word[ord("a")]
+    text = np.array([256, *b"Two  words,\n one end", 256, 257])
+    begins = lexicon.begins(text)
+    words = [
+        bytes(word[word < 256].tolist()) for word in np.split(text, np.flatnonzero(begins)[1:])
+    ]
+    assert words == [b"", b"Two", b"  words,", b"\n one", b" end", b"", b""]
     assert lexicon.token("[MASK]") == 257
     with pytest.raises(UserError, match=r"'\[gMASK\]', which the tokenizer lacks.*WithTokens"):
         lexicon.token("[gMASK]")

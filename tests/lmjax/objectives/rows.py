@@ -17,7 +17,7 @@ SPECIAL |= {f"<extra_id_{number}>": SENTINEL - number for number in range(100)}
 
 
 def lexicon(begin: int | None = BEGIN) -> Lexicon:
-    """Sentences end with multiples of 10, words begin with even numbers."""
+    """Sentences end with multiples of 10, words begin with even numbers; 290 and on is space."""
     return Lexicon(
         special=SPECIAL,
         begin=begin,
@@ -26,6 +26,7 @@ def lexicon(begin: int | None = BEGIN) -> Lexicon:
         ends_sentence=(IDS % 10 == 0) & (IDS >= 20),
         begins_word=(IDS % 2 == 0) | (IDS < 20),
         ends_word=IDS < 20,
+        is_space=(IDS >= 290) & (IDS < 300),
     )
 
 

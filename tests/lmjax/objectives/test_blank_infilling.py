@@ -216,7 +216,7 @@ def test_blanks_are_filled_in_random_order():
 
 
 def test_blanks_of_whole_words_hold_the_share_of_the_words():
-    """Words begin with even numbers here; counted one by one beside the marks of two documents."""
+    """Counted one by one beside the marks of two documents; space belongs to the word behind it."""
     rng = np.random.default_rng(0)
     blanks = TokenBlanks(share=0.3, mean=1.0, whole_words=True)
     for seed in range(100):
@@ -226,7 +226,7 @@ def test_blanks_of_whole_words_hold_the_share_of_the_words():
             place
             for first, end in documents
             for place in range(first, end)
-            if place == first or text[place] % 2 == 0
+            if place == first or (text[place] % 2 == 0 and text[place - 1] < 290)
         }
         cut = blanks.choose(Piece(text, True, 2), LEXICON, Draws(seed))
         assert {*cut.spans.ravel().tolist()} <= begins | {71, 133}
