@@ -218,7 +218,11 @@ def load_tokenizer(folder: str | os.PathLike) -> Tokenizer:
     Raises:
         UserError: there is none, or it is damaged.
     """
-    from lmjax.data.public_tokenizers import HuggingFaceTokenizer, TiktokenTokenizer
+    from lmjax.data.public_tokenizers import (
+        HuggingFaceTokenizer,
+        IceTokenizer,
+        TiktokenTokenizer,
+    )
     from lmjax.data.special_tokens import ExtendedTokenizer
     from lmjax.data.subwords import SentencePieceTokenizer
 
@@ -235,6 +239,7 @@ def load_tokenizer(folder: str | os.PathLike) -> Tokenizer:
         SentencePieceTokenizer,
         HuggingFaceTokenizer,
         TiktokenTokenizer,
+        IceTokenizer,
         ExtendedTokenizer,
     )
     kinds: dict[str, type[Tokenizer]] = {kind.kind: kind for kind in classes}

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from lmjax.config import UserError
-from lmjax.data.public_tokenizers import QWEN_PATTERN, TokenizerFolder, read_tokenizer
+from lmjax.data.public_tokenizers import TokenizerFolder, read_tokenizer
+from lmjax.data.tiktoken_tokenizer import QWEN_PATTERN
 from lmjax.data.tokenizers import load_tokenizer
 
 TEXTS = [
