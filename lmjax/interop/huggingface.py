@@ -280,7 +280,6 @@ def essence(config: TransformerConfig) -> TransformerConfig:
     return replace(
         config,
         attention=attention,
-        embedding_gradient=1.0,
         dropout=0.0,
         initializer=Normal(),
         dtype="float32",

@@ -18,7 +18,7 @@ from lmjax.parallel import Layout, Mesh, axis_size, training_layout
 from lmjax.scaling.flops import count_parameters, training_flops_per_token
 from lmjax.training.optimizers import AdamW, Optimizer
 from lmjax.training.placement import abstract_batch
-from lmjax.training.schedules import Cosine, Rate, Schedule, count_full_batches
+from lmjax.training.schedules import Cosine, Rate, Schedule, count_full_batches, through
 from lmjax.training.state import TrainState, abstract_state
 from lmjax.training.step import TrainStep, Zero, count_parts
 
@@ -41,6 +41,9 @@ class Pretrain:
     # size, of which a smaller one is a part
     schedule_counts: Literal["steps", "full batches"] = "steps"
     gradient_clip: float | None = 1.0  # largest norm of the gradient; None: no limit
+    # (step, factor), ...: what the gradient of token embeddings is multiplied by, with straight
+    # lines between; ((0, 0.1),) is 0.1 throughout. A tied head's gradient stays whole. (GLM-130B)
+    embedding_gradient: tuple[tuple[int, float], ...] = ()
     mesh: Mesh = Mesh()  # how the devices are arranged
     zero: Zero = 3  # ZeRO stage: when parameters sharded over mesh.fsdp are gathered
     # parts that a batch is computed in, to save memory; while data.ramp keeps it small, fewer
@@ -56,6 +59,7 @@ class Pretrain:
         at_least(0, self, "seed")
         if self.gradient_clip is not None and self.gradient_clip <= 0:
             raise UserError(f"gradient_clip={self.gradient_clip}: a norm is above 0, or none")
+        self._check_embedding_gradient()
         if self.average is not None and not 0 < self.average < 1:
             raise UserError(f"average={self.average}: a decay lies between 0 and 1, or none")
         if self.data.length > self.model.max_length:
@@ -67,6 +71,16 @@ class Pretrain:
         if (rows := max(self.data.sizes)) % self.accumulation:
             raise UserError(
                 f"a batch of {rows} rows is no multiple of accumulation={self.accumulation}"
+            )
+
+    def _check_embedding_gradient(self) -> None:
+        steps = [step for step, _ in self.embedding_gradient]
+        if steps != sorted(set(steps)) or any(step < 0 for step in steps):
+            raise UserError(f"the steps of embedding_gradient must rise from 0 on, got {steps}")
+        if any(factor < 0 for _, factor in self.embedding_gradient):
+            raise UserError(
+                f"embedding_gradient={self.embedding_gradient}: a factor is 0 or more, and 1 leaves"
+                " the gradient as it is"
             )
 
     def run(self) -> None:
@@ -108,6 +122,7 @@ class Pretrain:
             full_rows=max(self.data.sizes),
             zero=self.zero,
             average_decay=self.average,
+            embedding_gradient=through(points) if (points := self.embedding_gradient) else None,
         )
         shards = axis_size(*layout.axes("batch"))
         if self.part_rows % shards:

@@ -57,6 +57,8 @@ class Recipe:
     schedule_counts: Literal["steps", "full batches"] = "steps"  # as in Pretrain
     optimizer: Optimizer = ADAMW
     gradient_clip: float | None = 1.0  # largest norm of the gradient; None: no limit
+    # (step, factor), ...: what the gradient of token embeddings is multiplied by
+    embedding_gradient: tuple[tuple[int, float], ...] = ()
     objective: Objective = CausalLM()
 
     def experiment(self, data: Data, **settings) -> Pretrain:
@@ -81,6 +83,7 @@ class Recipe:
             schedule=self.schedule,
             schedule_counts=self.schedule_counts,
             gradient_clip=self.gradient_clip,
+            embedding_gradient=self.embedding_gradient,
             **regular | settings,
         )
 
@@ -412,7 +415,12 @@ def glm_recipe(size: str = "10B") -> Recipe:
     of these. The file has 21 rows a GPU and not how many GPUs; 1,024 rows are chosen. Its short
     sequences (2 percent) and its longer second stage are left out. 130B: 400 B tokens; rates go by
     samples: warm-up over 1,098,632 of them, a cosine to a tenth over 197,753,905; the batch grows
-    from 192 rows by 24 at a time, over 5,493,164. Warm-up begins at 0, not at 1e-7.
+    from 192 rows by 24 at a time, over 5,493,164. Warm-up begins at 0, not at 1e-7. The gradient of
+    the token embeddings is a tenth throughout, as in the table. By the training notes it rose to
+    the whole over 500 steps from 6,000 on, embedding_gradient=((6000, 0.1), (6500, 1.0)), and fell
+    back to a tenth when the loss exploded. From step 22,800 on the tied head's was multiplied too;
+    a factor of all of a table's gradient cancels in AdamW, but for epsilon and clipping, so that
+    this is left out.
     """
     if size_of({"10B": False, "130B": True}, size, "glm_recipe"):
         rows = 4224
@@ -430,6 +438,7 @@ def glm_recipe(size: str = "10B") -> Recipe:
                 end=round(197_753_905 / rows),
             ),
             schedule_counts="full batches",
+            embedding_gradient=((0, 0.1),),
             objective=glm_130b_objective(),
         )
     return Recipe(

@@ -82,7 +82,6 @@ def glm_130b(size: str = "130B") -> TransformerConfig:
         feed_forward=GatedFeedForwardConfig(size=32_768, activation="gelu", bias=True),
         positions=None,
         arrangement=DeepNorm(alpha=math.sqrt(2 * layers)),
-        embedding_gradient=0.1,
         dropout=0.1,
         initializer=DeepNormXavier(),
     )

@@ -53,8 +53,6 @@ class TransformerConfig:
     arrangement: Arrangement = PreNorm()  # how norms, sublayers and residuals are put together
     embedding_size: int | None = None  # width of the token table and the head; none: hidden
     embedding_scale: float = 1.0  # token embeddings are multiplied by it
-    # gradients of token embeddings are multiplied by it; those of a tied head are not (GLM-130B)
-    embedding_gradient: float = 1.0
     embedding_norm: NormConfig | None = None  # of the embeddings, before the first block
     tied_head: bool = True  # the head is the token table
     normalized_head: bool = False  # the head's rows have length 1 (NormHead of Baichuan 2)
@@ -220,6 +218,9 @@ class Transformer(Stack):
         )
         rows, width = config.padded_vocab, config.embedding_size or config.hidden
         self.embedding = Embedding("vocab", rows, width, "embedding", builder)
+        # What the training step multiplies the embeddings' gradient by, where it does; that of a
+        # tied head stays whole.
+        self.embedding_gradient = nnx.data(None)
         self.positions = nnx.data(None)
         if config.positions is not None:
             self.positions = config.positions.build(config.max_length, builder)
@@ -275,7 +276,9 @@ class Transformer(Stack):
     def embed(self, batch: Batch) -> Float[Array, "batch seq embed"]:
         """Token embeddings plus whatever positions add to them."""
         config = self.config
-        x = shrink_gradient(self.embedding(batch.tokens), config.embedding_gradient)
+        x = self.embedding(batch.tokens)
+        if self.embedding_gradient is not None:
+            x = shrink_gradient(x, self.embedding_gradient)
         x = x * config.embedding_scale
         if self.project_in is not None:
             x = self.project_in(x.astype(config.dtype))

@@ -196,6 +196,16 @@ def count_full_batches(rate: Rate, table: tuple[tuple[int, int], ...]) -> Rate:
     return by_step
 
 
+def through(points: tuple[tuple[int, float], ...]) -> Rate:
+    """Straight lines from point to point: a value by step, flat before the first and from the last.
+
+    Args:
+      points: (0-based step, value), one or more, by rising step.
+    """
+    steps, values = np.array(points, np.float32).T
+    return lambda step: jnp.interp(jnp.asarray(step, jnp.float32), steps, values)
+
+
 def _check(schedule: Schedule, steps: int | None = None) -> None:
     """Raises UserError for a peak, warm-up or final share that cannot be meant."""
     name = type(schedule).__name__

@@ -18,6 +18,7 @@ from lmjax.models import Batch
 from lmjax.objectives import Objective, Sums
 from lmjax.parallel import axis_size, training_layout
 from lmjax.training.optimizers import clip_by_global_norm
+from lmjax.training.schedules import Rate
 from lmjax.training.state import TrainState
 
 Zero = Literal[1, 2, 3]
@@ -41,6 +42,8 @@ class TrainStep:
         1 and 2: all of them once a step. Under accumulation 2 keeps the summed gradient cut over
         `fsdp`, 1 keeps it whole (Rajbhandari et al. 2020).
       average_decay: decay of the moving average of the parameters; None keeps none.
+      embedding_gradient: by step, what the gradient of the token embeddings is multiplied by, as
+        they enter the model; that of a tied head stays whole. None: nothing.
     """
 
     graph: nnx.GraphDef
@@ -52,11 +55,13 @@ class TrainStep:
     full_rows: int | None = None
     zero: Zero = 3
     average_decay: float | None = None
+    embedding_gradient: Rate | None = None
 
     def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         """One update of the state by a batch; metrics stay on the device."""
         key = jax.random.fold_in(state.key, state.step)
-        gradients, sums = self.gradients(state.params, batch, key)
+        shrink = None if self.embedding_gradient is None else self.embedding_gradient(state.step)
+        gradients, sums = self.gradients(state.params, batch, key, shrink)
         # One normaliser for the whole batch: any accumulation and any mesh give the same number.
         gradients = jax.tree.map(lambda g: g / sums.weight, gradients)
         gradients, norm = clip_by_global_norm(gradients, self.clip)
@@ -74,18 +79,23 @@ class TrainStep:
         }
         return TrainState(params, optimizer, average, state.step + 1, state.key), metrics
 
-    def gradients(self, params: dict, batch: Batch, key: jax.Array) -> tuple[dict, Sums]:
-        """Gradients of the summed loss, sharded as the parameters, and the batch's sums."""
+    def gradients(
+        self, params: dict, batch: Batch, key: jax.Array, shrink: Float[Array, ""] | None = None
+    ) -> tuple[dict, Sums]:
+        """Gradients of the summed loss, sharded as the parameters, and the batch's sums.
+
+        That of the token embeddings is multiplied by `shrink`.
+        """
         weights = jax.tree.map(without_fsdp, params) if self.zero < 3 else params
         rows, number = len(batch.tokens), self.accumulation
         if self.full_rows is not None:
             number = count_parts(rows, self.full_rows // number)
         if number == 1:
-            gradients, sums = self._part(weights, batch, key)
+            gradients, sums = self._part(weights, batch, key, shrink)
             return _scatter(gradients, params), sums
 
         def part(batch, key):
-            gradients, sums = self._part(weights, batch, key)
+            gradients, sums = self._part(weights, batch, key, shrink)
             return (_scatter(gradients, params) if self.zero == 2 else gradients), sums
 
         def add(total, inputs):
@@ -102,9 +112,13 @@ class TrainStep:
         (gradients, sums), _ = jax.lax.scan(add, total, parts)
         return _scatter(gradients, params), sums
 
-    def _part(self, weights: dict, batch: Batch, key: jax.Array) -> tuple[dict, Sums]:
+    def _part(
+        self, weights: dict, batch: Batch, key: jax.Array, shrink: Float[Array, ""] | None
+    ) -> tuple[dict, Sums]:
         def loss(weights):
-            sums = self.objective.loss(nnx.merge(self.graph, weights), batch, key)
+            model = nnx.merge(self.graph, weights)
+            model.embedding_gradient = shrink
+            sums = self.objective.loss(model, batch, key)
             return sums.loss, sums
 
         gradients, sums = jax.grad(loss, has_aux=True)(weights)

@@ -49,6 +49,7 @@ def small(folder, name):
             cache=str(folder / "cache"),
         ),
         schedule=Constant(peak=1e-2, warmup=1),
+        embedding_gradient=((0, 0.1), (3, 1.0)),
         mesh=Mesh(fsdp=8),
         evaluation=Evaluation(every=2, prompts=()),
         checkpoint=Checkpoints(every=2),

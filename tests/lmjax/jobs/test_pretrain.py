@@ -243,6 +243,8 @@ def test_what_does_not_divide_is_said_before_anything_is_made(fresh, changes, wo
         ({"seed": -1}, "seed=-1"),
         ({"average": 1.0}, "average=1.0"),
         ({"gradient_clip": 0.0}, "gradient_clip=0.0"),
+        ({"embedding_gradient": ((3, 0.1), (3, 1.0))}, r"must rise from 0 on, got \[3, 3\]"),
+        ({"embedding_gradient": ((0, -0.1),)}, "a factor is 0 or more"),
         ({"accumulation": 3}, "no multiple of accumulation=3"),
     ],
 )

@@ -210,6 +210,9 @@ def test_clipping_and_losses_of_their_own():
     assert clips.pop("baichuan2_13b") == 0.5
     assert clips.pop("t5_base") is None
     assert set(clips.values()) == {1.0}
+    shrunk = {name: recipe.embedding_gradient for name, recipe in FLAGSHIPS.items()}
+    assert shrunk.pop("glm_130b") == ((0, 0.1),)
+    assert set(shrunk.values()) == {()}
     weights = {name: recipe.objective.regularisers() for name, recipe in FLAGSHIPS.items()}
     assert weights.pop("palm_540b") == weights.pop("falcon_40b") == (1e-4, 0.0)
     assert weights.pop("baichuan2_13b") == (0.0, 2e-4)

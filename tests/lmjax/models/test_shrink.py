@@ -3,13 +3,28 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
+import pytest
 from flax import nnx
 
 from lmjax.config import replace
 from lmjax.models import AttentionConfig, FeedForwardConfig, TransformerConfig, initialize
 from lmjax.models.shrink import shrink_gradient
 from lmjax.objectives import CausalLM
-from lmjax.parallel import training_layout
+from lmjax.parallel import AXES, Mesh, training_layout
+from lmjax.training.schedules import through
+from lmjax.training.state import TrainState
+from lmjax.training.step import TrainStep
+
+MODEL = TransformerConfig(
+    vocab_size=40,
+    hidden=16,
+    num_layers=1,
+    max_length=8,
+    attention=AttentionConfig(num_heads=2, head_dim=8),
+    feed_forward=FeedForwardConfig(size=16),
+)
+POINTS = ((4, 0.1), (6, 1.0), (8, 0.5))
 
 
 def test_values_stay_to_the_bit_and_gradients_are_multiplied():
@@ -19,33 +34,65 @@ def test_values_stay_to_the_bit_and_gradients_are_multiplied():
     np.testing.assert_allclose(gradient, 0.1 * 2 * x, rtol=1e-6)
 
 
-def test_the_tied_heads_gradient_stays_whole(one_device):
-    """Gradients are linear in the factor: between those of 0, the head's alone, and of 1."""
-    config = TransformerConfig(
-        vocab_size=40,
-        hidden=16,
-        num_layers=1,
-        max_length=8,
-        attention=AttentionConfig(num_heads=2, head_dim=8),
-        feed_forward=FeedForwardConfig(size=16),
-    )
-    _, params = initialize(config, training_layout(), jax.random.key(0))
-    tokens = np.random.default_rng(0).integers(0, 40, (2, 9)).astype(np.int32)
-    batch = CausalLM().prepare(tokens, np.ones_like(tokens), np.zeros(2, np.uint64))
+def batch():
+    tokens = np.random.default_rng(0).integers(0, 40, (8, 9)).astype(np.int32)
+    return CausalLM().prepare(tokens, np.ones_like(tokens), np.zeros(8, np.uint64))
 
-    def gradient(factor):
-        graph, _ = initialize(
-            replace(config, embedding_gradient=factor), training_layout(), jax.random.key(0)
-        )
+
+@pytest.fixture(scope="module")
+def shares():
+    """Gradients of the mean loss of a model without the shrink whose head is a table of its own.
+
+    Both tables hold the same, so that the tied one's gradient is the sum of theirs.
+    """
+    with jax.set_mesh(Mesh(fsdp=1).build(jax.devices()[:1])):
+        layout, key = training_layout(), jax.random.key(0)
+        _, params = initialize(MODEL, layout, key)
+        graph, _ = initialize(replace(MODEL, tied_head=False), layout, key)
 
         def loss(params, batch):
-            return CausalLM().loss(nnx.merge(graph, params), batch, None).loss
+            sums = CausalLM().loss(nnx.merge(graph, params), batch, None)
+            return sums.loss / sums.weight
 
-        return jax.jit(jax.grad(loss))(params, batch)
+        gradients = jax.jit(jax.grad(loss))(params | {"head": params["embedding"]}, batch())
+        return jax.tree.map(np.asarray, (params, gradients))
 
-    none, some, whole = map(gradient, (0.0, 0.1, 1.0))
-    table = [tree["embedding"]["table"] for tree in (none, some, whole)]
-    assert np.abs(table[2] - table[0]).max() > 0.1
-    np.testing.assert_allclose(table[1], table[0] + 0.1 * (table[2] - table[0]), atol=1e-5)
-    for a, b in zip(jax.tree.leaves(some["blocks"]), jax.tree.leaves(whole["blocks"]), strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-5)  # sums in another order
+
+@pytest.mark.parametrize(
+    ("sizes", "settings"),
+    [
+        (dict(fsdp=1), {}),
+        (dict(data=2, fsdp=2, tensor=2), {"zero": 3}),
+        (dict(data=2, fsdp=2, tensor=2), {"zero": 2, "accumulation": 2}),
+    ],
+    ids=["one device", "mesh", "mesh and parts"],
+)
+def test_the_step_says_how_much_of_the_embeddings_gradient_is_left(shares, sizes, settings):
+    """Plain descent of rate 1 moves each parameter by its gradient: head + factor x embedding."""
+    before, whole = shares
+    embedding, head = whole["embedding"]["table"], whole["head"]["table"]
+    assert np.abs(embedding).max() > 0.01 and np.abs(head).max() > 0.01
+    mesh = Mesh(**sizes).build(jax.devices()[: np.prod([sizes.get(axis, 1) for axis in AXES])])
+    with jax.set_mesh(mesh):
+        layout = training_layout()
+        graph, params = initialize(MODEL, layout, jax.random.key(0))
+        transform = optax.sgd(1.0)
+        train_step = TrainStep(
+            graph=graph,
+            objective=CausalLM(),
+            transform=transform,
+            schedule=lambda step: 1.0,
+            clip=None,
+            embedding_gradient=through(POINTS),
+            **settings,
+        )
+        place = jax.NamedSharding(mesh, layout.spec("batch", "seq"))
+        inputs, train_step = jax.device_put(batch(), place), jax.jit(train_step)
+        for step, factor in {0: 0.1, 4: 0.1, 5: 0.55, 6: 1.0, 7: 0.75, 100: 0.5}.items():
+            optimizer = transform.init(params)
+            state = TrainState(params, optimizer, None, jnp.int32(step), jax.random.key(0))
+            after, _ = train_step(state, inputs)
+            moved = jax.tree.map(lambda a, b: a - np.asarray(b), before, after.params)
+            expected = {**whole, "embedding": {"table": head + factor * embedding}}
+            del expected["head"]
+            jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), moved, expected)
