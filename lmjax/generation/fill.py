@@ -246,10 +246,12 @@ class MaskGuessing(Filling):
         return [] if begin is None else [begin], [] if begin == end else [end]
 
 
-# By model_type of public folders. GLM-130B's vocabulary names its tokens otherwise.
+GLM_MASKS = ("[MASK]", "[sMASK]", "[gMASK]")
+# By model_type of public folders. GLM with RoBERTa's vocabulary has <mask>. GLM-130B's vocabulary
+# names other tokens otherwise, and its program ends no text behind a last blank of any kind.
 FAMILIES: dict[str, Filling] = {
-    "glm": BlankFilling(),
-    "glm-130b": BlankFilling(run_on=("[gMASK]",), sop="<sop>", eop="<eop>"),
+    "glm": BlankFilling(masks=(*GLM_MASKS, "<mask>")),
+    "glm-130b": BlankFilling(rest=GLM_MASKS, run_on=("[gMASK]",), sop="<sop>", eop="<eop>"),
     "t5": SentinelFilling(),
     "bert": MaskGuessing(),
 }
@@ -329,7 +331,8 @@ def token(tokenizer: Tokenizer, name: str) -> int:
         raise UserError(
             f"filling blanks needs the token {name!r}, which the tokenizer lacks (its special "
             f"tokens: {known or 'none'}). A model learns it where the tokenizer has it: "
-            f"""data.tokenizer='WithTokens(tokenizer=..., tokens=("{name}", ...))' in training, """
-            "or the special tokens in tokenizer_config.json of a public folder"
+            f"""data.tokenizer='WithTokens(tokenizer=..., tokens=("{name}", ...))' in training. """
+            "The tokenizer of a public model has it with all of the published folder's files: "
+            "tokenizer_config.json, special_tokens_map.json and added_tokens.json too"
         )
     return tokenizer.special[name]

@@ -27,7 +27,6 @@ from lmjax.models import (
     initialize,
     plain_batch,
 )
-from lmjax.models.batch import Batch
 from lmjax.objectives import (
     BlankInfilling,
     CausalLM,
@@ -39,6 +38,7 @@ from lmjax.objectives import (
 )
 from lmjax.parallel import Mesh, generation_layout
 from lmjax.training.checkpoints import Checkpointer
+from tests.lmjax.generation.slow_filling import slow_sentinels, slowly
 
 SPECIAL = (
     *("[MASK]", "[gMASK]", "<|startofpiece|>", "<|endofpiece|>"),
@@ -101,40 +101,10 @@ def made(model, filling, tokenizer=TOKENIZER):
     return TextGenerator(generator, tokenizer, filling), logits
 
 
-def padded(length=64, **rows):
-    """A batch of one row; what is left over is padding that nobody sees."""
-    size = len(rows["tokens"])
-    fields = {name: np.pad(row, (0, length - size))[None] for name, row in rows.items()}
-    segments = np.pad(np.ones(size, np.int32), (0, length - size))[None]
-    return Batch(segments=segments, **{k: v.astype(np.int32) for k, v in fields.items()})
-
-
-def slowly(logits, context, blanks, most, running=False):
-    """GLM's blanks one token at a time, every row written down and read anew."""
-    sop, stop = ID["<|startofpiece|>"], {ID["<|endofpiece|>"], TOKENIZER.end}
-    size, spans = len(context), []
-    places = np.flatnonzero(np.isin(context, blanks)).tolist()
-    for _ in places:
-        spans.append([])
-        while len(spans[-1]) < most:
-            tokens, positions, inside = list(context), list(range(size)), [0] * size
-            for where, span in zip(places, spans):
-                for number, token in enumerate([sop, *span]):
-                    positions.append(len(tokens) if running else where)
-                    inside.append(0 if running else number + 1)
-                    tokens.append(token)
-            ranks = [0] * size + list(range(size, len(tokens)))
-            row = padded(
-                tokens=np.array(tokens),
-                positions=np.array(positions),
-                ranks=np.array(ranks),
-                block_positions=np.array(inside),
-            )
-            token = int(np.argmax(logits(row)[len(tokens) - 1]))
-            if token in stop:
-                break
-            spans[-1].append(token)
-    return spans
+def by_hand(logits, context, most, blank="[MASK]", running=False):
+    """See `slowly`, for this module's tokenizer."""
+    stop = {ID["<|endofpiece|>"], TOKENIZER.end}
+    return slowly(logits, context, [ID[blank]], most, ID["<|startofpiece|>"], stop, running)
 
 
 def text_of(tokens):
@@ -154,7 +124,7 @@ def test_every_blank_is_filled_as_by_a_loop_without_a_cache(model, beams):
         ID["[MASK]"],
         *TOKENIZER.encode("."),
     ]
-    first, second = (text_of(span) for span in slowly(logits, context, [ID["[MASK]"]], 5))
+    first, second = (text_of(span) for span in by_hand(logits, context, 5))
     assert first and second and first != second
     (filled,) = generator.fill([PROMPT], GREEDY, 5, beams=beams)
     assert filled.text == f"a{first} b{second}."
@@ -164,7 +134,7 @@ def test_every_blank_is_filled_as_by_a_loop_without_a_cache(model, beams):
 def test_the_rest_of_a_text_has_running_positions_where_the_model_has_them():
     generator, logits = made(ROTARY, BlankFilling(run_on=("[gMASK]",)))
     context = [TOKENIZER.begin, *TOKENIZER.encode("ab"), ID["[gMASK]"]]
-    (span,) = slowly(logits, context, [ID["[gMASK]"]], 6, running=True)
+    (span,) = by_hand(logits, context, 6, "[gMASK]", running=True)
     assert generator.fill(["ab [gMASK]"], GREEDY, 6)[0].text == "ab" + text_of(span)
     with pytest.raises(UserError, match=r"\[MASK\], \[gMASK\] cannot stand in one prompt"):
         generator.fill(["a [MASK] b [gMASK]"])
@@ -197,26 +167,13 @@ def test_sentinels_are_filled_as_by_a_loop_without_a_cache():
         *TOKENIZER.encode("."),
         TOKENIZER.end,
     ]
-    encoder = padded(tokens=np.array(source), positions=np.arange(len(source)))
-    tokens, spans = [ID["<pad>"]], []
-    for name in names:
-        tokens.append(ID[name])
-        spans.append([])
-        while len(spans[-1]) < 5:
-            row = padded(tokens=np.array(tokens), positions=np.arange(len(tokens)))
-            token = int(np.argmax(logits(replace_encoder(row, encoder))[len(tokens) - 1]))
-            if token in {*map(ID.get, names), TOKENIZER.end}:
-                break
-            tokens.append(token)
-            spans[-1].append(token)
+    sentinels = [ID[name] for name in names]
+    stop = {*sentinels, TOKENIZER.end}
+    spans = slow_sentinels(logits, source, sentinels, 5, ID["<pad>"], stop)
     (filled,) = generator.fill(["a <extra_id_0> b <extra_id_1>."], GREEDY, 5)
     assert filled.text == f"a{text_of(spans[0])} b{text_of(spans[1])}."
     with pytest.raises(UserError, match="numbered from 0 on"):
         generator.fill(["a <extra_id_1> b"])
-
-
-def replace_encoder(batch, encoder):
-    return Batch(**{**vars(batch), "encoder": encoder})
 
 
 def test_masks_are_guessed_from_all_of_the_text():
