@@ -10,17 +10,26 @@ come on top.
 
 The recipe is `glm_recipe`, the mixture of blanks `glm_130b_objective` (Zeng et al. 2022). The batch
 grows by 24 rows at a time, which no more than 24 shards of it can share: that sets mesh.fsdp. Of
-the text, 5 percent are instructions, as in the paper; the halves of English and Chinese are chosen.
+the rows, 5 percent are instructions, as in the paper, with a "prompt" and its "answer" on every
+line; the halves of English and Chinese are chosen.
 """
 
+from lmjax.config import replace
+from lmjax.data import Domain, JsonPrompts
 from lmjax.jobs.recipes import glm_recipe, text, with_tokens
 from lmjax.launch import run
 from lmjax.parallel import Mesh
 
+texts = text(150_000, pile=48, chinese=47)
+instructions = Domain(
+    name="instructions",
+    source=JsonPrompts(path="text/instructions/*.jsonl.zst", closing="<eop>"),
+    weight=5,
+)
 experiment = glm_recipe("130B").experiment(
     output="runs/glm_130b",
     data=with_tokens(
-        text(150_000, pile=48, chinese=47, instructions=5), "[MASK]", "[gMASK]", "<sop>", "<eop>"
+        replace(texts, train=(*texts.train, instructions)), "[MASK]", "[gMASK]", "<sop>", "<eop>"
     ),
     mesh=Mesh(fsdp=24, tensor=8),
     accumulation=176,

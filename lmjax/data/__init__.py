@@ -7,7 +7,7 @@ from lmjax.data.mixture import EvaluationRows, Mixture, evaluation_rows
 from lmjax.data.plan import Plan, make_plan
 from lmjax.data.preparation import Data, Domain, PreparedData, Stage, prepare
 from lmjax.data.public_tokenizers import TokenizerFolder, read_tokenizer
-from lmjax.data.sources import JsonLines, TextFiles
+from lmjax.data.sources import JsonLines, JsonPrompts, TextFiles
 from lmjax.data.special_tokens import WithTokens
 from lmjax.data.store import TokenStore, open_store
 from lmjax.data.subwords import SentencePiece, TrainedBPE
@@ -26,6 +26,7 @@ __all__ = [
     "EmbeddedCorpus",
     "EvaluationRows",
     "JsonLines",
+    "JsonPrompts",
     "Loader",
     "Mixture",
     "Plan",

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from lmjax.config import UserError
 from lmjax.data.documents import Document, Part, Source, is_held_out
 from lmjax.data.tokenizers import Tokenizer, load_tokenizer, token_type
 
@@ -194,12 +195,43 @@ def _batches(task: Task, skipped: _Skipped) -> Iterator[list[Document]]:
 
 
 def _tokenize(documents: list[Document], tokenizer: Tokenizer) -> Iterator[np.ndarray]:
-    """Ids of each document with begin and end, or with the one separator before it."""
+    """Ids of each document with begin and end, or with the one separator before it.
+
+    An answer stands between its two special tokens.
+    """
     before = [] if tokenizer.begin is None else [tokenizer.begin]
     after = [] if tokenizer.begin == tokenizer.end else [tokenizer.end]
     kind = token_type(tokenizer.vocab_size)
-    for ids in tokenizer.encode_batch([document.text for document in documents]):
+    texts = [text for document in documents for text in _pieces(document)]
+    encoded = iter(tokenizer.encode_batch(texts))
+    for document in documents:
+        ids = next(encoded)
+        if document.answer is not None:
+            mask, closing = _marks(document, tokenizer)
+            ids = [*ids, mask, *next(encoded), closing, *next(encoded)]
         yield np.asarray(before + ids + after, kind)
+
+
+def _pieces(document: Document) -> tuple[str, ...]:
+    """The text, cut before and behind its answer where it has one."""
+    text, answer = document.text, document.answer
+    if answer is None:
+        return (text,)
+    return text[: answer.first], text[answer.first : answer.end], text[answer.end :]
+
+
+def _marks(document: Document, tokenizer: Tokenizer) -> tuple[int, int]:
+    """Ids of the tokens around a document's answer."""
+    names = document.answer.mask, document.answer.closing
+    if missing := [name for name in names if name not in tokenizer.special]:
+        known = ", ".join(sorted(tokenizer.special)[:12]) or "none"
+        raise UserError(
+            f"{document.identity}: the answer shall stand between the tokens {names[0]!r} and "
+            f"{names[1]!r}, but the tokenizer lacks {' and '.join(map(repr, missing))} (its special"
+            f" tokens: {known}). Name others in the source, or add them behind the vocabulary with "
+            "data.tokenizer='WithTokens(tokenizer=..., tokens=(...))'"
+        )
+    return tokenizer.special[names[0]], tokenizer.special[names[1]]
 
 
 def save_array(path: pathlib.Path, array: np.ndarray) -> None:

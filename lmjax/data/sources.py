@@ -3,10 +3,10 @@
 import json
 import re
 from collections.abc import Iterator
-from typing import Literal
+from typing import Any, Literal
 
 from lmjax.config import UserError, config, fingerprint
-from lmjax.data.documents import Document, OnSkip, Part, Source, digest
+from lmjax.data.documents import Answer, Document, OnSkip, Part, Source, digest
 from lmjax.data.files import (
     BYTE_ORDER_MARK,
     DamagedFile,
@@ -114,7 +114,7 @@ class JsonLines(Source):
                 if not piece.data.strip():
                     continue
                 try:
-                    text = self._text(part, piece)
+                    document = self._document(part, piece)
                 except _BadLine as error:
                     message = f"{part.name}, line {line_number(part, piece)}: {error}"
                     if self.on_error == "raise":
@@ -123,14 +123,19 @@ class JsonLines(Source):
                         ) from None
                     on_skip(message)
                     continue
-                if text:
-                    yield Document(text, f"{part.name}:{piece.offset}")
+                if document is not None:
+                    yield document
         except DamagedFile as error:
             if self.on_error == "raise":
                 raise UserError(str(error)) from None
             on_skip(f"{error}; the rest of it is left out")
 
-    def _text(self, part: Part, piece: Piece) -> str:
+    def _document(self, part: Part, piece: Piece) -> Document | None:
+        """What a line says; None where it has no text."""
+        text = self._text(self._object(part, piece), self.field)
+        return Document(text, f"{part.name}:{piece.offset}") if text else None
+
+    def _object(self, part: Part, piece: Piece) -> dict[str, Any]:
         try:
             value = json.loads(piece.data.decode("utf-8"))
         except UnicodeDecodeError as error:
@@ -140,17 +145,65 @@ class JsonLines(Source):
             raise _BadLine(f"not JSON ({error}): {start!r}") from None
         if not isinstance(value, dict):
             raise _BadLine(f"expected a JSON object, got {type(value).__name__}")
-        if self.field not in value:
+        return value
+
+    def _text(self, value: dict[str, Any], field: str) -> str:
+        if field not in value:
             names = ", ".join(map(repr, list(value)[:12])) or "none"
-            raise _BadLine(f"there is no field {self.field!r}; the fields are {names}")
-        text = value[self.field]
+            raise _BadLine(f"there is no field {field!r}; the fields are {names}")
+        text = value[field]
         if not isinstance(text, str):
-            raise _BadLine(f"field {self.field!r} is {type(text).__name__}, not text")
+            raise _BadLine(f"field {field!r} is {type(text).__name__}, not text")
         try:
             text.encode("utf-8")
         except UnicodeEncodeError:
-            raise _BadLine(f"field {self.field!r} holds half a surrogate pair") from None
+            raise _BadLine(f"field {field!r} holds half a surrogate pair") from None
         return text
+
+
+@config
+class JsonPrompts(JsonLines):
+    """JSON lines with a prompt and its answer, which is what BlankInfilling(answers=...) predicts.
+
+    The answer's place is where the prompt has the mask, or else its end. A space before that place
+    belongs to the answer, as it does when a model fills in a prompt. Lines with an empty prompt or
+    answer are left out. Lines with the same prompt stand on the same side of the held-out split.
+    """
+
+    field: str = "prompt"  # the field with the prompt
+    answer: str = "answer"  # the field with the answer
+    mask: str = "[MASK]"  # special token for the answer, and how the prompt writes it
+    closing: str = "<|endofpiece|>"  # special token behind the answer: the objective's eop
+
+    def validate(self) -> None:
+        """Raises UserError for names that cannot be told apart."""
+        for one, other in (("field", "answer"), ("mask", "closing")):
+            names = getattr(self, one), getattr(self, other)
+            if "" in names or names[0] == names[1]:
+                raise UserError(
+                    f"{one}={names[0]!r}, {other}={names[1]!r}: give two different names"
+                )
+
+    def _document(self, part: Part, piece: Piece) -> Document | None:
+        value = self._object(part, piece)
+        prompt, answer = self._text(value, self.field), self._text(value, self.answer)
+        if not prompt or not answer:
+            return None
+        before, *after = prompt.split(self.mask)
+        if len(after) > 1:
+            raise _BadLine(
+                f"field {self.field!r} has {self.mask} {len(after)} times; the one answer has one "
+                "place, or none for the prompt's end"
+            )
+        if before.endswith(" "):
+            before, answer = before[:-1], " " + answer
+        first, end = len(before), len(before) + len(answer)
+        return Document(
+            text="".join([before, answer, *after]),
+            identity=f"{part.name}:{piece.offset}",
+            group=prompt,
+            answer=Answer(first, end, self.mask, self.closing),
+        )
 
 
 class _BadLine(Exception):

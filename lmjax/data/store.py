@@ -42,7 +42,9 @@ class TokenStore:
     """A tokenized corpus: one long array of tokens, and where its documents begin.
 
     Documents lie one after another, each as `[begin] + ids + [end]`, or `[separator] + ids` where
-    the tokenizer has one token for both. Pickles as its path, so that workers map it themselves.
+    the tokenizer has one token for both. The ids of an answer (`JsonPrompts`) stand between two
+    special tokens, which no text is encoded as. Pickles as its path, so that workers map it
+    themselves.
 
     Attributes:
       tokens: the ids, uint16 or uint32, mapped from the file.

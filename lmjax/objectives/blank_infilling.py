@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 from jaxtyping import Int, UInt64
 
 from lmjax.config import UserError, config
 from lmjax.models.batch import Batch
 from lmjax.models.transformer import TransformerConfig
-from lmjax.objectives.blanks import Blanks, Cut, TokenBlanks
+from lmjax.objectives.blanks import Blanks, Cut, DocumentBlank, TokenBlanks
 from lmjax.objectives.draws import Draws
 from lmjax.objectives.fitting import require_causal
 from lmjax.objectives.lexicon import Lexicon
@@ -27,6 +29,11 @@ class BlankInfilling(Objective):
 
     Each document is a sample of its own, unless `cross_documents`. The last of a row is cut where
     the row has no room for all of it.
+
+    With `answers`, documents may have a prompt and an answer (`lmjax.data.JsonPrompts`), as the
+    multi-task instructions of Zeng et al. 2022 (arXiv:2210.02414, section 2.2). Such a document is
+    a sample of its own, and its answer the only blank. Other pieces of a row that holds one are
+    left out: they are a prompt or an answer that the row's edge has cut off.
     """
 
     blanks: Blanks = TokenBlanks()  # what is cut out
@@ -38,6 +45,7 @@ class BlankInfilling(Objective):
     eop: str = "<|endofpiece|>"  # token that ends it, as target
     block_mask: str = "[dBLOCK]"  # token that hides inputs of part B
     block_mask_share: float = 0.0  # of part B's inputs that are hidden (GLM 10B: 0.1)
+    answers: str | None = None  # token that stands for the answer to a prompt; none: all is text
 
     def validate(self) -> None:
         """Raises UserError for numbers that cannot be meant."""
@@ -46,6 +54,12 @@ class BlankInfilling(Objective):
         if not 0 <= self.block_mask_share < 1:
             raise UserError(
                 f"block_mask_share={self.block_mask_share}: a share is at least 0 and below 1"
+            )
+        runs_on = self.running_positions or isinstance(self.blanks, DocumentBlank)
+        if runs_on and self.answers == self.blanks.mask:
+            raise UserError(
+                f"answers={self.answers!r} stands for the text's rest already, which is filled in "
+                "otherwise than an answer: name another token, such as '[MASK]'"
             )
 
     def row_length(self, length: int) -> int:
@@ -72,7 +86,12 @@ class BlankInfilling(Objective):
         rows = Rows(len(tokens), length, "ranks", "block_positions")
         mask, sop, eop = map(lexicon.token, (self.blanks.mask, self.sop, self.eop))
         block_mask = lexicon.token(self.block_mask) if self.block_mask_share else 0
+        answer = None if self.answers is None else lexicon.token(self.answers)
         for row, seed in enumerate(seeds):
+            if answer is not None and answer in tokens[row]:
+                for text, cut in answered(tokens[row], segments[row], answer, eop):
+                    rows.add(row, fill_in(text, cut, answer, sop, eop))
+                continue
             draws = Draws(seed)
             for piece in pieces(tokens[row], segments[row], self.cross_documents, self.samples):
                 room = rows.room(row)
@@ -91,6 +110,27 @@ class BlankInfilling(Objective):
         batch = rows.batch()
         require_targets(batch.weights, segments, f"blanks ({type(self.blanks).__name__})")
         return batch
+
+
+def answered(
+    tokens: Int[np.ndarray, "row_length"],
+    segments: Int[np.ndarray, "row_length"],
+    mask: int,
+    eop: int,
+) -> Iterator[tuple[Int[np.ndarray, "text"], Cut]]:
+    """The documents of a row that have an answer, without the tokens around it, and its place.
+
+    In a row they are as `prompt mask answer eop prompt`; where the row ends in an answer, `eop` is
+    missing. The row has room for what `fill_in` makes of them: as many tokens as they have here.
+    """
+    for piece in pieces(tokens, segments):
+        marks = np.flatnonzero((piece.tokens == mask) | (piece.tokens == eop))
+        if not len(marks) or piece.tokens[marks[0]] != mask:
+            continue  # the prompt's beginning or the answer's end, at an edge of the row
+        first, end = [*marks, len(piece.tokens)][:2]
+        if first + 1 < end:
+            span = np.array([[first, end - 1]])
+            yield np.delete(piece.tokens, marks), Cut(span, open=len(marks) == 1)
 
 
 def fill_in(

@@ -43,9 +43,12 @@ def glm_130b_objective() -> Mixed:
 
     30 percent of the rows are four samples with [MASK] for short blanks, 70 percent a text whose
     rest, at least a fifth of it, is [gMASK], in one sample with running positions. Tokens have the
-    names of icetk. The multi-task instructions, 5 percent of the tokens, are a domain of the data.
+    names of icetk. The multi-task instructions are a domain of the data with a weight of 5 percent:
+    prompts and answers, of which the answers alone are predicted at the place of a [MASK]. They lie
+    in a row as they come, not four of 512 tokens, and an answer's positions are those of other
+    [MASK]s, as when a prompt is filled in; the authors' code counted on in training.
     """
-    marks = dict(sop="<sop>", eop="<eop>", cross_documents=True)
+    marks = dict(sop="<sop>", eop="<eop>", cross_documents=True, answers="[MASK]")
     short = BlankInfilling(blanks=TokenBlanks(), samples=4, **marks)
     rest = DocumentBlank(shortest=0.2, rest=1.0)
     long = BlankInfilling(blanks=rest, running_positions=True, **marks)

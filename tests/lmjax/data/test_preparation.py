@@ -9,7 +9,8 @@ import pytest
 from lmjax.config import UserError, replace
 from lmjax.data import preparation
 from lmjax.data.preparation import Data, Domain, Stage, prepare
-from lmjax.data.sources import JsonLines, TextFiles
+from lmjax.data.sources import JsonLines, JsonPrompts, TextFiles
+from lmjax.data.special_tokens import WithTokens
 from lmjax.data.subwords import TrainedBPE
 from lmjax.data.tokenizers import Bytes, Characters, load_tokenizer
 
@@ -135,6 +136,24 @@ def test_another_text_makes_another_store(data, tmp_path, corpus):
     after = prepare(data, tmp_path / "run").train["poems"]
     assert after.manifest.documents == before.manifest.documents + 1
     assert after.folder != before.folder
+
+
+def test_other_fields_and_marks_make_other_stores(data, tmp_path):
+    path = tmp_path / "prompts.jsonl"
+    lines = [json.dumps({"prompt": f"{n}?", "answer": f"{n * n}"}) for n in range(50)]
+    path.write_text("\n".join(lines))
+    names = "[MASK]", "[gMASK]", "<eop>"
+    source = JsonPrompts(path=str(path), closing="<eop>")
+    folders = set()
+    for changes in ({}, {"mask": "[gMASK]"}, {"field": "answer", "answer": "prompt"}, {}):
+        domain = Domain(name="prompts", source=replace(source, **changes))
+        settings = replace(
+            data, train=(domain,), tokenizer=WithTokens(tokenizer=Bytes(), tokens=names)
+        )
+        ready = prepare(settings, tmp_path / f"run{len(folders)}")
+        assert {"prompts"} == set(ready.train) == set(ready.held_out)
+        folders.add(ready.train["prompts"].folder)
+    assert len(folders) == 3
 
 
 def test_characters_know_those_of_held_out_text(data, tmp_path):

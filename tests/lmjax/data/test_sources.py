@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from lmjax.config import UserError
 from lmjax.data import files
-from lmjax.data.documents import Document, in_split, is_held_out
-from lmjax.data.sources import JsonLines, TextFiles
+from lmjax.data.documents import Answer, Document, in_split, is_held_out
+from lmjax.data.sources import JsonLines, JsonPrompts, TextFiles
 
 COMPRESS = {
     "": bytes,
@@ -130,6 +130,63 @@ def test_lines_that_are_not_as_they_should(tmp_path, line, message):
     assert message in str(raised.value) and "line 2" in str(raised.value)
     found, skipped = read_with_skips(JsonLines(path=str(path), on_error="skip"))
     assert found == ["ok"] and message in skipped[0]
+
+
+def test_prompts_have_their_answer_at_the_mask_or_at_the_end(tmp_path):
+    path = tmp_path / "a.jsonl"
+    lines = [
+        {"q": "Capital of France? ", "a": "Paris"},
+        {"q": "Paris is [MASK]'s capital.", "a": "France"},
+        {"q": "Say\n[MASK]", "a": "é"},
+        {"q": "", "a": "nothing was asked"},
+        {"q": "nothing is answered", "a": ""},
+    ]
+    written = [json.dumps(line) + "\n" for line in lines]
+    path.write_text("".join(written))
+    second = len(written[0])
+    third = second + len(written[1])
+    source = JsonPrompts(path=str(path), field="q", answer="a", closing="<eop>")
+    marks = "[MASK]", "<eop>"
+    assert list(source.documents()) == [
+        Document(
+            "Capital of France? Paris", f"{path}:0", "Capital of France? ", Answer(18, 24, *marks)
+        ),
+        Document(
+            "Paris is France's capital.",
+            f"{path}:{second}",
+            "Paris is [MASK]'s capital.",
+            Answer(8, 15, *marks),
+        ),
+        Document("Say\né", f"{path}:{third}", "Say\n[MASK]", Answer(4, 5, *marks)),
+    ]
+    others = [
+        JsonLines(path=str(path), field="q"),
+        JsonPrompts(path=str(path), field="a", answer="q", closing="<eop>"),
+        JsonPrompts(path=str(path), field="q", answer="a", closing="<eop>", mask="[gMASK]"),
+        JsonPrompts(path=str(path), field="q", answer="a"),
+    ]
+    assert len({source.fingerprint(), *(other.fingerprint() for other in others)}) == 5
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ({"prompt": "a", "text": "b"}, "there is no field 'answer'; the fields are 'prompt', 't"),
+        ({"answer": "a"}, "there is no field 'prompt'; the fields are 'answer'"),
+        ({"prompt": "a", "answer": ["b"]}, "field 'answer' is list, not text"),
+        ({"prompt": "[MASK] and [MASK]", "answer": "b"}, "field 'prompt' has [MASK] 2 times"),
+    ],
+)
+def test_prompts_that_are_not_as_they_should(tmp_path, line, message):
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps({"prompt": "fine ", "answer": "thanks"}) + "\n" + json.dumps(line))
+    with pytest.raises(UserError) as raised:
+        texts(JsonPrompts(path=str(path)))
+    assert message in str(raised.value) and "line 2" in str(raised.value)
+    found, skipped = read_with_skips(JsonPrompts(path=str(path), on_error="skip"))
+    assert found == ["fine thanks"] and message in skipped[0]
+    with pytest.raises(UserError, match="two different names"):
+        JsonPrompts(path=str(path), answer="prompt")
 
 
 def test_bytes_that_are_not_utf8(tmp_path):

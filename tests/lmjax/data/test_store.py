@@ -14,7 +14,8 @@ import pytest
 from lmjax.config import UserError
 from lmjax.data import shards, tokenize
 from lmjax.data.documents import is_held_out
-from lmjax.data.sources import JsonLines, TextFiles
+from lmjax.data.sources import JsonLines, JsonPrompts, TextFiles
+from lmjax.data.special_tokens import ExtendedTokenizer
 from lmjax.data.store import TokenStore, open_store
 from lmjax.data.tokenize import build_stores
 from lmjax.data.tokenizers import ByteTokenizer
@@ -58,6 +59,50 @@ def test_begin_and_end_that_differ_stand_round_a_document(source, tmp_path):
     store = build_stores(source, TwoMarks(), tmp_path / "s")["all"]
     document = store.tokens[store.offsets[5] : store.offsets[6]].tolist()
     assert document == [256, *TEXTS[5].encode(), 257]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_answers_stand_between_their_tokens(tmp_path, workers):
+    """Held out by the prompt: whatever its answers are, they stand on one side."""
+    path = tmp_path / "a.jsonl"
+    lines = [
+        {"prompt": f"{n}, [MASK]!" if n % 2 else f"{n}?", "answer": answer}
+        for n in range(50)
+        for answer in ("yes", "no")
+    ]
+    path.write_text("\n".join(map(json.dumps, lines)))
+    source = JsonPrompts(path=str(path), closing="<eop>")
+    tokenizer = ExtendedTokenizer(BYTES, ("[MASK]", "<eop>"))
+    stores = build_stores(source, tokenizer, tmp_path / "s", held_out=0.3, workers=workers)
+    found = {}
+    for name, store in stores.items():
+        assert store.text_bytes == sum(store.document_bytes)
+        for n in range(store.manifest.documents):
+            tokens = store.tokens[store.offsets[n] : store.offsets[n + 1]].tolist()
+            found.setdefault(name, []).append(tokens)
+            assert store.document_bytes[n] == len(tokens) - 3
+    expected = [
+        [
+            *(256, *(f"{n}," if n % 2 else f"{n}?").encode()),
+            *(257, *(f" {a}" if n % 2 else a).encode()),
+            *(258, *(b"!" if n % 2 else b"")),
+        ]
+        for n in range(50)
+        for a in ("yes", "no")
+    ]
+    assert sorted(found["train"] + found["held_out"]) == sorted(expected)
+    assert 5 < len(found["held_out"]) // 2 < 25
+    for documents in found.values():
+        prompts = [tuple(d[: d.index(257)]) for d in documents]
+        assert all(prompts.count(prompt) == 2 for prompt in prompts)
+
+
+def test_answers_need_their_tokens(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"prompt": "Why?", "answer": "Because."}')
+    tokenizer = ExtendedTokenizer(BYTES, ("[MASK]",))
+    with pytest.raises(UserError, match=r"a\.jsonl:0: .*lacks '<.endofpiece.>' .its special tok"):
+        build_stores(JsonPrompts(path=str(path)), tokenizer, tmp_path / "s")
 
 
 def test_large_vocabularies_take_four_bytes(source, tmp_path):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lmjax.config import UserError, replace
-from lmjax.data import Bytes, Data, Domain, TextFiles, WithTokens
+from lmjax.data import Bytes, Data, Domain, JsonPrompts, TextFiles, WithTokens
 from lmjax.jobs.pretrain import Pretrain
 from lmjax.jobs.settings import Checkpoints, Evaluation
 from lmjax.models import AttentionConfig, FeedForwardConfig, TransformerConfig
@@ -17,7 +17,11 @@ from lmjax.training.schedules import Constant
 NAMES = ("[MASK]", "[gMASK]", "<|startofpiece|>", "<|endofpiece|>")
 OBJECTIVES = {
     "blanks": Mixed(
-        objectives=(BlankInfilling(), BlankInfilling(blanks=DocumentBlank()), CausalLM()),
+        objectives=(
+            BlankInfilling(answers="[MASK]"),
+            BlankInfilling(blanks=DocumentBlank(), answers="[MASK]"),
+            CausalLM(),
+        ),
         weights=(2.0, 1.0, 1.0),
     ),
     "masked": MaskedLM(),
@@ -27,6 +31,9 @@ OBJECTIVES = {
 def small(folder, name):
     corpus = folder / "corpus.txt"
     corpus.write_text("".join(f"line {n} of the text, and {n * n}\n" for n in range(400)))
+    prompts = folder / "prompts.jsonl"
+    lines = [json.dumps({"prompt": f"{n} ** 2 = ", "answer": f"{n * n}"}) for n in range(400)]
+    prompts.write_text("\n".join(lines))
     return Pretrain(
         output=str(folder / "run"),
         steps=4,
@@ -41,7 +48,10 @@ def small(folder, name):
         ),
         objective=OBJECTIVES[name],
         data=Data(
-            train=(Domain(name="lines", source=TextFiles(path=str(corpus), split="line")),),
+            train=(
+                Domain(name="lines", source=TextFiles(path=str(corpus), split="line")),
+                Domain(name="prompts", source=JsonPrompts(path=str(prompts))),
+            ),
             tokenizer=WithTokens(tokenizer=Bytes(), tokens=NAMES),
             held_out=0.2,
             length=64,
@@ -73,7 +83,8 @@ def test_a_run_goes_on_bit_for_bit_and_on_another_mesh_as_well(name, tmp_path):
     replace(parts, steps=2).run()
     parts.run()
     assert losses(parts) == losses(whole)
-    assert {split for split, _, _ in losses(whole)} == {"train", "held_out/lines"}
+    splits = {split for split, _, _ in losses(whole)}
+    assert splits == {"train", "held_out/lines", "held_out/prompts"}
     if name == "masked":
         return
     other = replace(whole, output=str(tmp_path / "mesh"), mesh=Mesh(data=2, fsdp=2, tensor=2))
@@ -87,7 +98,7 @@ def test_mistakes_are_told_before_training(tmp_path):
     experiment = small(tmp_path, "blanks")
     with pytest.raises(UserError, match="MaskedLM needs an encoder"):
         replace(experiment, objective=MaskedLM())
-    data = replace(experiment.data, tokenizer=Bytes())
+    data = replace(experiment.data, tokenizer=Bytes(), train=experiment.data.train[:1])
     with pytest.raises(UserError, match=r"needs the token '\[MASK\]'.*WithTokens"):
         replace(experiment, data=data).run()
     assert not (tmp_path / "run" / "metrics.jsonl").exists()

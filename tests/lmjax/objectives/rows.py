@@ -42,6 +42,17 @@ def make_row(lengths: list[int], row_length: int, rng: np.random.Generator):
     return np.pad(tokens, filling), np.pad(segments, filling).astype(np.int32)
 
 
+def answered_row(lengths: list[int], row_length: int, rng: np.random.Generator):
+    """`make_row` of prompts with answers, behind which the prompt of every other one goes on."""
+    documents = []
+    for number, length in enumerate(lengths):
+        prompt, answer, rest = (rng.choice(WORDS, n) for n in (length, length % 7 + 1, number % 2))
+        documents.append([BEGIN, *prompt, MASK, *answer, EOP, *rest, END])
+    segments = np.repeat(np.arange(1, len(lengths) + 1), [len(d) for d in documents])
+    tokens = np.concatenate(documents)[:row_length]
+    return tokens.astype(np.int32), segments[:row_length].astype(np.int32)
+
+
 @st.composite
 def batches(draw, row_length: int, rows: int = 2):
     """(tokens, segments, seeds) of documents of all lengths; the last row may have padding."""
@@ -54,9 +65,9 @@ def batches(draw, row_length: int, rows: int = 2):
     return tokens, segments, rng.integers(0, 2**63, rows).astype(np.uint64)
 
 
-def full_batch(row_length: int, rows: int, seed: int = 0, longest: int = 300):
+def full_batch(row_length: int, rows: int, seed: int = 0, longest: int = 300, make=make_row):
     """(tokens, segments, seeds) of rows without padding."""
     rng = np.random.default_rng(seed)
-    made = [make_row([*rng.integers(1, longest, row_length)], row_length, rng) for _ in range(rows)]
+    made = [make([*rng.integers(1, longest, row_length)], row_length, rng) for _ in range(rows)]
     tokens, segments = map(np.stack, zip(*made, strict=True))
     return tokens, segments, rng.integers(0, 2**63, rows).astype(np.uint64)
