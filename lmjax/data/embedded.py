@@ -5,6 +5,7 @@ import functools
 import os
 import pathlib
 import platform
+import re
 import sysconfig
 from collections.abc import Iterator
 from typing import Literal
@@ -30,6 +31,9 @@ LEFT_OUT = {
 }
 TOPIC = "help topic "
 EXTRACTION = "1"  # to be raised when other text is taken from the same files
+EMPTY_LINE = re.compile(r"\n\s*\n")
+SENTENCES = re.compile(r"[A-Z].*[.?!]")  # from a capital letter to the end of a sentence
+LEAST_WORDS = 5  # of a paragraph
 
 
 @config
@@ -37,8 +41,9 @@ class EmbeddedCorpus(Source):
     """Text that comes with Python: its documentation, or its standard library's source."""
 
     # "documentation": the help topics, and a document for each module's docstrings.
+    # "prose": a document for each paragraph of the documentation that is whole sentences.
     # "code": a document for each module's source.
-    domain: Literal["documentation", "code"] = "documentation"
+    domain: Literal["documentation", "prose", "code"] = "documentation"
 
     def parts(self) -> tuple[Part, ...]:
         """See `Source.parts`."""
@@ -49,7 +54,7 @@ class EmbeddedCorpus(Source):
                 "give another corpus, for example data files of your own"
             )
         parts = [Part(name, size=size) for name, size in modules]
-        if self.domain == "documentation":
+        if self.domain != "code":
             parts += [
                 Part(TOPIC + name, size=len(text)) for name, text in sorted(_topics().items())
             ]
@@ -60,14 +65,17 @@ class EmbeddedCorpus(Source):
 
     def read(self, part: Part, on_skip: OnSkip) -> Iterator[Document]:
         """See `Source.read`."""
-        # Both domains hold out the same modules: the code of a module contains its docstrings.
+        # All domains hold out the same modules: the code of a module contains its docstrings.
         if part.name.startswith(TOPIC):
             text = _topics()[part.name.removeprefix(TOPIC)]
         elif self.domain == "code":
             text = _source(part.name)
         else:
             text = _docstrings(part.name)
-        if text and not text.isspace():
+        if self.domain == "prose":
+            for number, paragraph in enumerate(_paragraphs(text)):
+                yield Document(paragraph, f"{part.name}, paragraph {number}", group=part.name)
+        elif text and not text.isspace():
             yield Document(text, part.name, group=part.name)
 
 
@@ -112,6 +120,18 @@ def _docstrings(name: str) -> str:
     module = name.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
     sections = list(_sections(tree, module))
     return "\n\n".join(sections) + "\n" if sections else ""
+
+
+def _paragraphs(text: str) -> Iterator[str]:
+    """The paragraphs that are sentences, each on one line; no examples, tables or headings."""
+    for paragraph in EMPTY_LINE.split(text):
+        lines = [line.strip() for line in paragraph.splitlines()]
+        # Two spaces set columns apart.
+        if any("  " in line.replace(".  ", ". ") or line.startswith(">>>") for line in lines):
+            continue
+        sentences = " ".join(paragraph.split())
+        if SENTENCES.fullmatch(sentences) and len(sentences.split()) >= LEAST_WORDS:
+            yield sentences
 
 
 def _sections(node: ast.AST, name: str) -> Iterator[str]:

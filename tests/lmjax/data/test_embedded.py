@@ -1,7 +1,9 @@
-"""The embedded corpus: what is in it, and that held-out modules are held out of both domains."""
+"""The embedded corpus: what is in it, and that held-out modules are held out of all domains."""
 
+import inspect
 import json
 import pathlib
+import textwrap
 
 from lmjax.data.documents import is_held_out
 from lmjax.data.embedded import EmbeddedCorpus
@@ -38,6 +40,23 @@ def test_a_module_is_held_out_of_both_domains():
     held_out = {name for name in both if is_held_out(code[name], 0.1)}
     assert held_out == {name for name in both if is_held_out(documentation[name], 0.1)}
     assert 0.04 < len(held_out) / len(both) < 0.18
+
+
+def test_prose_is_the_sentences_of_the_documentation():
+    """Every paragraph stands there, but for line breaks, and is held out with its module."""
+    whole = {
+        name: " ".join(document.text.split())
+        for name, document in documents("documentation").items()
+    }
+    found = list(EmbeddedCorpus(domain="prose").documents())
+    assert len(found) > 5000
+    for document in found:
+        assert document.text in whole[document.group]
+        assert document.text[0].isupper() and document.text[-1] in ".?!"
+    wrapping = [document.text for document in found if document.group == "textwrap.py"]
+    for paragraph in inspect.cleandoc(textwrap.wrap.__doc__).split("\n\n"):
+        assert " ".join(paragraph.split()) in wrapping
+    assert not any(">>> " in text or "(text" in text for text in wrapping)  # examples, headings
 
 
 def test_fingerprint_and_order_are_stable():
