@@ -53,7 +53,10 @@ class AttentionConfig:
     implementation: str | None = None  # attention kernel; None: the best that can serve
 
     def validate(self) -> None:
-        """Raise UserError for heads that cannot be grouped."""
+        """Raise UserError for numbers that cannot be meant, and heads that cannot be grouped."""
+        for name in ("num_heads", "kv_heads", "head_dim"):
+            if (number := getattr(self, name)) < 1:
+                raise UserError(f"attention.{name}={number}: must be 1 or more")
         if self.num_heads % self.kv_heads:
             raise UserError(
                 f"attention.num_heads={self.num_heads} is no multiple of"
@@ -61,6 +64,12 @@ class AttentionConfig:
             )
         if not self.windows:
             raise UserError("attention.windows is empty: give (None,) for no window")
+        if any(window is not None and window < 1 for window in self.windows):
+            raise UserError(f"attention.windows={self.windows}: must be 1 or more, or none")
+        if self.softcap is not None and self.softcap <= 0:
+            raise UserError(f"attention.softcap={self.softcap}: must be above 0, or none")
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"attention.dropout={self.dropout}: must be 0 or more, and below 1")
 
     @property
     def kv_heads(self) -> int:

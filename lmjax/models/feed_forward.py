@@ -8,7 +8,7 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Float
 
-from lmjax.config import config
+from lmjax.config import UserError, config
 from lmjax.models.linear import Builder
 
 Activation = Literal["gelu_tanh", "gelu", "relu", "silu"]
@@ -30,6 +30,11 @@ class FeedForwardConfig:
     size: int = 3072  # width of the hidden layer
     activation: Activation = "gelu_tanh"  # what lies between the layers
     bias: bool = True  # biases on all dense layers
+
+    def validate(self) -> None:
+        """Raise UserError for a layer without width."""
+        if self.size < 1:
+            raise UserError(f"feed_forward.size={self.size}: must be 1 or more")
 
     def build(self, builder: Builder) -> nnx.Module:
         """The layer of this config."""

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from lmjax.config import config
+from lmjax.config import UserError, config
 
 
 @config
@@ -17,6 +17,11 @@ class NormConfig(abc.ABC):
     """Base of the normalisations."""
 
     epsilon: float = 1e-5  # added to the variance
+
+    def validate(self) -> None:
+        """Raise UserError for an epsilon that would leave a negative variance."""
+        if self.epsilon < 0:
+            raise UserError(f"norm.epsilon={self.epsilon}: must be 0 or more")
 
     @abc.abstractmethod
     def build(self, size: int) -> nnx.Module:

@@ -225,6 +225,12 @@ class BucketTable(nnx.Module):
 class RotaryScaling(abc.ABC):
     """Base of the ways to stretch rotary positions beyond the length of training."""
 
+    def validate(self) -> None:
+        """Raise UserError for a factor or a length that is none."""
+        for name in ("factor", "length"):
+            if (number := getattr(self, name, 1)) <= 0:
+                raise UserError(f"{name}={number}: must be above 0")
+
     @abc.abstractmethod
     def frequencies(
         self, base: float, dims: int, lengths: Int[Array, "batch"]
@@ -320,7 +326,8 @@ class Llama3Scaling(RotaryScaling):
     slow: float = 1.0  # pairs that turn less often than this are interpolated
 
     def validate(self) -> None:
-        """Raise UserError for bounds that leave nothing between them."""
+        """Raise UserError for bounds that leave nothing between them, and as every scaling."""
+        RotaryScaling.validate(self)
         if not 0 < self.slow < self.fast:
             raise UserError(f"slow={self.slow}, fast={self.fast}: slow must be above 0, below fast")
 
@@ -358,7 +365,9 @@ class Rotary(AttentionPositions):
     scaling: RotaryScaling | None = None  # for texts longer than those of training
 
     def validate(self) -> None:
-        """Raise UserError for a share that is none."""
+        """Raise UserError for a base or a share that is none."""
+        if self.base <= 0:
+            raise UserError(f"base={self.base}: must be above 0")
         if not 0 < self.fraction <= 1:
             raise UserError(f"fraction={self.fraction}: must be above 0, at most 1")
 
@@ -401,6 +410,11 @@ class BlockRotary(AttentionPositions):
     """
 
     base: float = 10_000.0  # wavelengths grow from 2 pi to 2 pi base
+
+    def validate(self) -> None:
+        """Raise UserError for a base that is none."""
+        if self.base <= 0:
+            raise UserError(f"base={self.base}: must be above 0")
 
     def tables(
         self, batch: Batch, lengths: Int[Array, "batch"], head_dim: int

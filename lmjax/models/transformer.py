@@ -67,7 +67,14 @@ class TransformerConfig:
     unroll: int = 1  # layers per step of the scan over layers; 0: a plain Python loop
 
     def validate(self) -> None:
-        """Raise UserError for a pattern of layers that does not fill the depth."""
+        """Raise UserError for numbers that cannot be meant, and a pattern longer than the depth."""
+        for name in ("vocab_size", "hidden", "num_layers", "max_length"):
+            if (size := getattr(self, name)) < 1:
+                raise UserError(f"{name}={size}: must be 1 or more")
+        if self.logit_softcap is not None and self.logit_softcap <= 0:
+            raise UserError(f"logit_softcap={self.logit_softcap}: must be above 0, or none")
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"dropout={self.dropout}: must be 0 or more, and below 1")
         if self.num_layers % len(self.attention.windows):
             raise UserError(
                 f"num_layers={self.num_layers} is no multiple of the pattern of"

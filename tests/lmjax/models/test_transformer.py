@@ -1,5 +1,7 @@
 """The Transformer: causality, packing, equivalent ways to run it, and its size."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,12 +11,15 @@ from flax import nnx
 from lmjax.config import UserError, replace
 from lmjax.models import (
     AttentionConfig,
+    BlockRotary,
     FeedForwardConfig,
     GatedFeedForwardConfig,
+    Llama3Scaling,
     PostNorm,
     RMSNormConfig,
     Rotary,
     TransformerConfig,
+    YaRNScaling,
     abstract,
     gpt1,
     gpt2,
@@ -239,3 +244,27 @@ def test_heads_that_do_not_group_are_refused():
 def test_a_pattern_that_does_not_fill_the_depth_is_refused():
     with pytest.raises(UserError, match="num_layers=3 is no multiple"):
         replace(SMALL, num_layers=3)
+
+
+@pytest.mark.parametrize(
+    ("part", "changes", "message"),
+    [
+        (SMALL, {"hidden": -1}, "hidden=-1: must be 1 or more"),
+        (SMALL, {"num_layers": 0}, "num_layers=0: must be 1 or more"),
+        (SMALL, {"dropout": 1.0}, "dropout=1.0: must be 0 or more, and below 1"),
+        (SMALL, {"logit_softcap": 0.0}, "logit_softcap=0.0: must be above 0, or none"),
+        (SMALL.attention, {"num_kv_heads": 0}, "attention.kv_heads=0: must be 1 or more"),
+        (SMALL.attention, {"windows": (None, 0)}, "must be 1 or more, or none"),
+        (SMALL.attention, {"softcap": -1.0}, "attention.softcap=-1.0: must be above 0, or none"),
+        (SMALL.attention, {"dropout": -0.1}, "attention.dropout=-0.1: must be 0 or more"),
+        (SMALL.feed_forward, {"size": 0}, "feed_forward.size=0: must be 1 or more"),
+        (SMALL.norm, {"epsilon": -1.0}, "norm.epsilon=-1.0: must be 0 or more"),
+        (Rotary(), {"base": 0.0}, "base=0.0: must be above 0"),
+        (BlockRotary(), {"base": -2.0}, "base=-2.0: must be above 0"),
+        (YaRNScaling(), {"factor": 0.0}, "factor=0.0: must be above 0"),
+        (Llama3Scaling(), {"length": 0}, "length=0: must be above 0"),
+    ],
+)
+def test_numbers_that_cannot_be_meant(part, changes, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        replace(part, **changes)
