@@ -97,13 +97,14 @@ def new_folder(path: Path) -> Iterator[Path]:
     has left there too.
 
     Raises:
-      UserError: `path` is there and is not an empty folder, or cannot be made.
+      UserError: `path` is there and is not an empty folder, or cannot be made; the system does not
+        let the block read or write.
     """
-    path = path.absolute()
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise UserError(f"{path} exists already and is not an empty folder: choose another one")
+    path = Path(os.path.realpath(path))  # where a link leads to, a folder can get its name
     partial = path.with_name(f".{path.name}.partial")
     try:
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise UserError(f"{path} exists already and is not an empty folder: choose another one")
         if partial.exists():
             shutil.rmtree(partial)
         partial.mkdir(parents=True)
@@ -112,6 +113,10 @@ def new_folder(path: Path) -> Iterator[Path]:
     try:
         yield partial
         partial.replace(path)
+    except BrokenPipeError:  # of a reader of our output: no matter of files
+        raise
+    except OSError as error:  # a full disk, a file of the source that may not be read
+        raise UserError(f"{path} was not written: {error}") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

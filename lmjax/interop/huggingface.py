@@ -18,6 +18,7 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
 from lmjax.config import UserError, replace, to_text
+from lmjax.interop.settings import config_of, read_settings
 from lmjax.interop.tensor_files import (
     LARGEST_FILE,
     Report,
@@ -95,9 +96,23 @@ def read(
       UserError: an unknown model_type or a feature that is not supported; a wrong, missing, extra
         or mis-shaped tensor; a damaged file. The message names it.
     """
-    folder = Path(folder)
     family, config = read_config(folder)
-    files = TensorFiles(folder)
+    graph, params = read_params(folder, family, config, layout, report)
+    return config, graph, params
+
+
+def read_params(
+    folder: str | os.PathLike,
+    family: Family,
+    config: TransformerConfig,
+    layout: Layout,
+    report: Report = report_nothing,
+) -> tuple[nnx.GraphDef, dict]:
+    """The structure and the parameters of a folder's model, whose config was read before.
+
+    See `read`; `family` and `config` are what `read_config` gives.
+    """
+    files = TensorFiles(Path(folder))
     graph, shapes = abstract(config, layout)
     paths = by_path(shapes)
     found = find_tensors(family, config, paths, files)
@@ -107,7 +122,7 @@ def read(
         put(params, paths, name, layer, files.read(title))
         done += size_of(files.shape(title))
         report(done, total)
-    return config, graph, nest({path: params[path] for path in paths})
+    return graph, nest({path: params[path] for path in paths})
 
 
 def write(
@@ -188,7 +203,7 @@ def rewrite(
     files = TensorFiles(source)
     found = find_tensors(family, config, by_path(abstract(config, training_layout())[1]), files)
     shapes = {title: files.shape(title) for *_, title in found}
-    settings = json.loads((source / "config.json").read_text("utf-8"))
+    settings = read_settings(source)
     if dtype is not None:
         shapes = {t: jax.ShapeDtypeStruct(shape.shape, dtype) for t, shape in shapes.items()}
         # transformers calls it `dtype` since its version 5, and reads both.
@@ -208,15 +223,10 @@ def is_model_folder(folder: str | os.PathLike) -> bool:
     return isinstance(settings, dict) and "model_type" in settings
 
 
-def read_config(folder: Path) -> tuple[Family, TransformerConfig]:
+def read_config(folder: str | os.PathLike) -> tuple[Family, TransformerConfig]:
     """The family and the config of a folder's config.json; UserError as `read`."""
-    path = folder / "config.json"
-    try:
-        settings = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{folder} is not a model folder: it holds no config.json") from None
-    except ValueError as error:
-        raise UserError(f"{path} is damaged: {error}") from None
+    folder = Path(folder)
+    path, settings = folder / "config.json", read_settings(folder)
     kind = None
     if isinstance(settings, dict):
         kind = settings.get("model_type", settings.get("model"))  # PaLM has no public type
@@ -225,22 +235,9 @@ def read_config(folder: Path) -> tuple[Family, TransformerConfig]:
         kinds = dict.fromkeys(family.model_type for family in FAMILIES)
         raise UserError(f"{path}: model_type={json.dumps(kind)} is not one of {', '.join(kinds)}")
     family = next((family for family in families if family.key in settings), families[0])
-    for key, allowed in family.supported.items():
-        value = functools.reduce(
-            lambda inner, step: inner.get(step) if isinstance(inner, dict) else None,
-            key.split("."),
-            settings,
-        )
-        if value is not None and value not in allowed:
-            shown = ", ".join(map(json.dumps, allowed)) or "null"
-            raise UserError(
-                f"{path}: {key}={json.dumps(value)} is not supported for {kind}, only {shown}"
-            )
     try:
-        return family, family.read(settings)
-    except KeyError as error:
-        raise UserError(f"{path}: {kind} needs {error.args[0]!r}, which is not there") from None
-    except (TypeError, ZeroDivisionError, UserError) as error:
+        return family, config_of(family, settings)
+    except UserError as error:
         raise UserError(f"{path}: {error}") from None
 
 

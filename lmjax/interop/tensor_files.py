@@ -89,11 +89,13 @@ class TensorFiles:
     def _read_index(self, path: Path) -> dict[str, str]:
         try:
             listed = json.loads(path.read_text("utf-8"))["weight_map"]
-            names = {str(name) for name in listed.values()}
+            names = list(listed.values())
         except (ValueError, KeyError, TypeError, AttributeError):
             raise UserError(f"{path} is damaged: it has no weight_map") from None
-        if outside := [name for name in names if Path(name).name != name]:
-            raise UserError(f"{path} names {outside[0]!r}, which is not a file of the folder")
+        kind = Path(path.name.removesuffix(".index.json")).suffix
+        for name in names:
+            if not isinstance(name, str) or Path(name).name != name or Path(name).suffix != kind:
+                raise UserError(f"{path} names {name!r}, which is no {kind} file of the folder")
         return listed
 
     @property
@@ -107,16 +109,23 @@ class TensorFiles:
 
     def shape(self, name: str) -> jax.ShapeDtypeStruct:
         """Shape and type, without reading it. UserError where it holds no floating point."""
+        stored = self._floats(name)
+        return jax.ShapeDtypeStruct(stored.shape, FLOATS[stored.dtype])
+
+    def read(self, name: str) -> np.ndarray:
+        """A tensor as it is in its file, of which it is a view: not to be written to.
+
+        UserError where it holds no floating point.
+        """
+        return self._floats(name).read()
+
+    def _floats(self, name: str) -> Stored:
         stored = self._stored[name]
         if stored.dtype not in FLOATS:
             raise UserError(
                 f"{self.where(name)} holds {stored.dtype}, not one of {', '.join(FLOATS)}"
             )
-        return jax.ShapeDtypeStruct(stored.shape, FLOATS[stored.dtype])
-
-    def read(self, name: str) -> np.ndarray:
-        """A tensor as it is in its file, of which it is a view: not to be written to."""
-        return self._stored[name].read()
+        return stored
 
 
 def _safetensors(path: Path) -> Iterator[tuple[str, Stored]]:

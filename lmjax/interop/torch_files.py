@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -38,21 +39,36 @@ def load(path: Path) -> dict[str, torch.Tensor]:
             " the weights-only loader of older ones can be made to run code"
         )
     try:
-        state = torch.load(
-            path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of other kinds of pickle: what matters is said below
+            state = torch.load(
+                path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
+            )
     except Exception as error:  # the loader raises whatever a damaged or hostile file leads to
-        reason = str(error).strip().partition("\n")[0]
         raise UserError(
-            f"{path} is damaged, or holds more than tensors; PyTorch's weights-only loader"
-            f" refuses it: {reason}"
+            f"{path} is damaged, or holds more than tensors: PyTorch's weights-only loader"
+            f" refuses it ({_reason(error)})"
         ) from None
     if not isinstance(state, dict):
         raise UserError(f"{path} holds no tensors by name, but a {type(state).__name__}")
     for name, tensor in state.items():
+        if not isinstance(name, str):
+            raise UserError(f"{path}: a tensor is called {name!r}, which is no name")
         if not isinstance(tensor, torch.Tensor):
             raise UserError(f"{path}: {name} is not a tensor ({type(tensor).__name__})")
+        if tensor.layout != torch.strided or tensor.device.type != "cpu":
+            raise UserError(
+                f"{path}: {name} is no plain tensor in memory ({tensor.layout}, {tensor.device})"
+            )
     return state
+
+
+def _reason(error: Exception) -> str:
+    """Why the loader refuses a file, without its advice to load the file unsafely."""
+    text = str(error).rpartition("WeightsUnpickler error:")[2]
+    lines = (line.strip() for line in text.splitlines() if "weights_only" not in line)
+    reason = next(filter(None, lines), "").partition(". ")[0]
+    return reason if len(reason) > 3 else repr(error)  # of a KeyError the text is its key alone
 
 
 def as_numpy(tensor: torch.Tensor) -> np.ndarray:

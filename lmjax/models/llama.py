@@ -102,21 +102,21 @@ def read_scaling(rotary: Settings, length: int) -> RotaryScaling | None:
     scaling = rotary.get("rope_scaling") or rotary
     kind = scaling.get("rope_type", scaling.get("type", "default"))
     if kind == "linear":
-        return LinearScaling(factor=float(scaling["factor"]))
+        return LinearScaling(factor=scaling["factor"])
     if kind == "yarn":
         return YaRNScaling(
-            factor=float(scaling["factor"]),
-            length=int(scaling.get("original_max_position_embeddings") or length),
-            fast=float(scaling.get("beta_fast") or 32),
-            slow=float(scaling.get("beta_slow") or 1),
+            factor=scaling["factor"],
+            length=scaling.get("original_max_position_embeddings") or length,
+            fast=scaling.get("beta_fast") or 32,
+            slow=scaling.get("beta_slow") or 1,
             attention=scaling.get("attention_factor"),
         )
     if kind == "llama3":
         return Llama3Scaling(
-            factor=float(scaling["factor"]),
-            length=int(scaling["original_max_position_embeddings"]),
-            fast=float(scaling["high_freq_factor"]),
-            slow=float(scaling["low_freq_factor"]),
+            factor=scaling["factor"],
+            length=scaling["original_max_position_embeddings"],
+            fast=scaling["high_freq_factor"],
+            slow=scaling["low_freq_factor"],
         )
     return None
 
@@ -169,7 +169,7 @@ def read_llama(settings: Settings) -> TransformerConfig:
             bias=bias,
             output_bias=bias,
             positions=Rotary(
-                base=float(rotary.get("rope_theta", 10_000.0)),
+                base=rotary.get("rope_theta", 10_000.0),
                 scaling=read_scaling(rotary, length),
             ),
             dropout=settings.get("attention_dropout", 0.0),
@@ -209,6 +209,7 @@ LAYER = "model.layers.{layer}"
 SCALINGS = ("default", "linear", "yarn", "llama3")
 LLAMA_SUPPORTED = {
     "hidden_act": ("silu",),
+    "partial_rotary_factor": (1.0,),
     "rope_scaling.type": SCALINGS,
     **{
         f"{settings}.{key}": allowed

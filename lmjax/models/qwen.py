@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from lmjax.config import preset, replace
+from lmjax.config import UserError, preset, replace
 from lmjax.models.feed_forward import GatedFeedForwardConfig
 from lmjax.models.gpt import BLOCK, size_of
 from lmjax.models.initializers import Normal
@@ -149,14 +149,23 @@ QWEN_FAMILY = Family(
 )
 
 
+def require_full_attention(settings: Settings) -> None:
+    """Raises UserError for layers of another kind, which transformers 5 lists in config.json."""
+    others = set(settings.get("layer_types") or ()) - {"full_attention"}
+    if others:
+        raise UserError(f"layer_types: {min(others)} is not supported, only full_attention")
+
+
 def read_qwen2(settings: Settings) -> TransformerConfig:
     """A Qwen2's config from its config.json."""
+    require_full_attention(settings)
     base = read_llama({**settings, "attention_bias": False})
     return replace(base, attention=replace(base.attention, bias=True))
 
 
 def read_qwen3(settings: Settings) -> TransformerConfig:
     """A Qwen3's config from its config.json."""
+    require_full_attention(settings)
     base = read_llama({"head_dim": 128, **settings})
     return replace(
         base,

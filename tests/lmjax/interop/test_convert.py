@@ -1,8 +1,10 @@
 """The command: runs to model folders and back, from folder to folder, and what goes wrong."""
 
 import base64
+import errno
 import io
 import json
+import os
 import shutil
 import sys
 
@@ -278,6 +280,7 @@ def test_the_command_converts(run, tmp_path, monkeypatch, capsys):
         (["{run}", "{run}"], "exists already and is not an empty folder"),
         (["{run}", "{run}/config.json"], "exists already and is not an empty folder"),
         (["{run}", "{run}/config.json/x"], "cannot write in"),
+        (["{run}", "{tmp}/" + 300 * "x"], "File name too long"),
         (["{tmp}/nowhere", "{tmp}/x"], "nowhere is not a run folder: there is no such folder"),
         (["{run}", "{tmp}/x", "step=8"], "holds no checkpoint of step 8, but 7"),
         (["{run}", "{tmp}/x", "file_size=0"], "file_size=0: must be more than 0 GB"),
@@ -296,6 +299,27 @@ def test_mistakes_end_with_a_message_and_code_2(
         run_command(monkeypatch, *arguments)
     assert exit.value.code == 2
     assert message in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_link_to_a_folder_leads_to_the_result(one_device, tmp_path):
+    """Whether the folder is there and empty, or is yet to be made."""
+    for name in ("empty", "missing"):
+        (tmp_path / name).symlink_to(tmp_path / f"{name}_place")
+    (tmp_path / "empty_place").mkdir()
+    for name in ("empty", "missing"):
+        convert(parity_folder("gpt2"), tmp_path / name, to_run=False)
+        assert (tmp_path / name).is_symlink()
+        assert (tmp_path / f"{name}_place" / "model.safetensors").is_file()
+
+
+def test_a_full_disk_is_told_and_leaves_nothing(one_device, tmp_path, monkeypatch):
+    def write_tensors(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(huggingface, "write_tensors", write_tensors)
+    with pytest.raises(UserError, match=r"out was not written: .*No space left on device"):
+        convert(parity_folder("gpt2"), tmp_path / "out", to_run=False)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -345,8 +369,12 @@ def test_an_index_and_its_files_have_to_agree(cut):
     other = next(f for f in places.values() if f != file)
     save_file(load_file(cut / other) | {name: tensors[name]}, cut / other)
     assert f"{name} is also in {other}" in refusal(cut)
-    index.write_text(text.replace(f'"{file}"', '"../elsewhere.safetensors"'))
-    assert "which is not a file of the folder" in refusal(cut)
+    for wrong in ("../elsewhere.safetensors", "config.json", "", ".."):
+        index.write_text(text.replace(f'"{file}"', f'"{wrong}"'))
+        assert f"names '{wrong}', which is no .safetensors file of the folder" in refusal(cut)
+    for wrong in ("3", "null", '["x"]'):
+        index.write_text(text.replace(f'"{file}"', wrong))
+        assert "which is no .safetensors file of the folder" in refusal(cut)
     index.write_text("[]")
     assert "it has no weight_map" in refusal(cut)
 

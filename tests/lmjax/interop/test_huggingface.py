@@ -1,6 +1,7 @@
 """Hugging Face folders: exactly in and out again, and what is wrong with one is named."""
 
 import json
+import math
 import re
 import shutil
 from pathlib import Path
@@ -169,6 +170,9 @@ def test_wrong_tensors_are_named(one_device, gpt2):
     change(gpt2, transformer__h__2__ln_1__bias=None, lm_head__weight=np.zeros((97, 48), "f4"))
     with pytest.raises(UserError, match=r"lm_head\.weight differs from transformer\.wte\.weight"):
         read(gpt2)
+    change(gpt2, lm_head__weight=np.zeros((97, 48), "i1"))
+    with pytest.raises(UserError, match=r"lm_head\.weight holds I8, not one of F64"):
+        read(gpt2)
 
 
 def test_damaged_and_missing_files_are_named(one_device, gpt2):
@@ -202,13 +206,37 @@ def test_damaged_and_missing_files_are_named(one_device, gpt2):
         ({"quantization_config": {"bits": 4}}, "quantization_config=.* is not supported"),
         ({"hidden_act": "gelu"}, 'hidden_act="gelu" is not supported for llama, only "silu"'),
         ({"hidden_size": None}, "llama needs 'hidden_size', which is not there"),
-        ({"vocab_size": "97"}, "config.json: .*vocab_size"),
+        ({"num_experts": 8}, "num_experts=8 is not supported for llama, only 0, 1"),
+        ({"is_encoder_decoder": True}, "is_encoder_decoder=true is not supported for llama"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5 is not supported"),
+        ({"vocab_size": "97"}, 'config.json: vocab_size="97": should be a number, at least 1'),
+        ({"hidden_size": [48]}, r"hidden_size=\[48\]: should be a number, at least 1"),
+        ({"hidden_size": -48}, "hidden_size=-48: should be a number, at least 1"),
+        ({"num_attention_heads": 0}, "num_attention_heads=0: should be a number, at least 1"),
+        ({"num_hidden_layers": True}, "num_hidden_layers=true: should be a number, at least 1"),
+        ({"num_hidden_layers": 1.5}, r"num_layers: expected int, got 1.5"),
+        ({"rms_norm_eps": -1e-6}, "rms_norm_eps=-1e-06: should be a number, at least 0"),
+        ({"rope_theta": math.inf}, "rope_theta=Infinity: should be a number, at least 0"),
+        ({"rope_theta": 0}, "base=0.0: must be above 0"),
+        ({"tie_word_embeddings": "false"}, 'embeddings="false": should be true or false'),
+        ({"attention_dropout": 2}, "attention.dropout=2.0: must be 0 or more, and below 1"),
+        ({"rope_scaling": "linear"}, 'rope_scaling="linear": should be an object or null'),
+        ({"rope_scaling": {"rope_type": "linear"}}, "llama needs 'factor', which is not there"),
+        ({"rope_scaling": {"rope_type": "linear", "factor": "2"}}, "factor: expected float"),
+        ({"rope_scaling": {"rope_type": "linear", "factor": -2}}, "factor=-2.0: must be above 0"),
     ],
     ids=str,
 )
 def test_configs_that_cannot_be_served(llama, changes, message):
     configure(llama, **changes)
     with pytest.raises(UserError, match=message):
+        huggingface.read_config(llama)
+
+
+def test_an_empty_setting_is_named(llama):
+    path = llama / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"hidden_size": None}))
+    with pytest.raises(UserError, match=r"config\.json: .*\(hidden_size: null\)"):
         huggingface.read_config(llama)
 
 
@@ -234,6 +262,11 @@ LLAMA = FALCON | {"intermediate_size": 40, "num_key_value_heads": 2}
         ("llama", LLAMA | {"rope_parameters": {"mscale": 0.7}}, "rope_parameters.mscale=0.7"),
         ("gemma", LLAMA | {"use_bidirectional_attention": True}, "bidirectional_attention=true"),
         ("gemma2", LLAMA | {"layer_types": ["full_attention"] * 2}, "full_attention in turn"),
+        ("gemma2", LLAMA | {"attn_logit_softcapping": -1.0}, "softcap=-1.0: must be above 0"),
+        ("gemma2", LLAMA | {"final_logit_softcapping": 0.0}, "softcap=0.0: must be above 0"),
+        ("qwen2", LLAMA | {"layer_types": ["sliding_attention"] * 2}, "sliding_attention is not"),
+        ("qwen3", LLAMA | {"layer_types": ["chunked_attention"] * 2}, "chunked_attention is not"),
+        ("mistral", LLAMA | {"sliding_window": 0}, "windows=(0,): must be 1 or more, or none"),
     ],
 )
 def test_what_would_be_computed_otherwise_is_refused(tmp_path, kind, settings, message):
