@@ -14,7 +14,7 @@ from lmjax.generation.generator import Generator
 from lmjax.generation.text import TextGenerator
 from lmjax.interop import huggingface
 from lmjax.parallel import Layout, generation_layout
-from lmjax.training.trained import read_experiment, read_trained
+from lmjax.training.trained import read_trained
 
 
 def load(folder: str | os.PathLike, layout: Layout | None = None) -> TextGenerator:
@@ -34,9 +34,10 @@ def load_model(folder: str | os.PathLike, layout: Layout | None = None) -> TextG
       UserError: see `interop.huggingface.read`; or a tokenizer that is missing or does not fit.
     """
     layout = generation_layout() if layout is None else layout
+    folder = pathlib.Path(folder).expanduser()
     tokenizer = read_tokenizer(folder)
-    config, _, params = huggingface.read(folder, layout)
-    family, _ = huggingface.read_config(pathlib.Path(folder).expanduser())
+    family, config = huggingface.read_config(folder)
+    _, params = huggingface.read_params(folder, family, config, layout)
     if tokenizer.vocab_size > config.vocab_size:
         raise UserError(
             f"the tokenizer in {folder} has {tokenizer.vocab_size} tokens, more than the"
@@ -68,9 +69,8 @@ def load_run(
     trained = read_trained(folder, layout, step)
     if trained.tokenizer is None:
         raise UserError(f"there is no tokenizer in {folder}: text needs one")
-    filling = filling_of(getattr(read_experiment(pathlib.Path(folder)), "objective", None))
     generator = Generator(trained.config, trained.params, layout)
-    return TextGenerator(generator, trained.tokenizer, filling)
+    return TextGenerator(generator, trained.tokenizer, filling_of(trained.objective))
 
 
 def chat_format(folder: str | os.PathLike, tokenizer: Tokenizer) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 from lmjax.config import UserError, from_json
 from lmjax.data.tokenizers import Tokenizer, load_tokenizer
 from lmjax.models import TransformerConfig, abstract
+from lmjax.objectives import Objective
 from lmjax.parallel import Layout
 from lmjax.training.checkpoints import Checkpointer
 
@@ -22,11 +23,13 @@ class Trained:
       config: of the model.
       params: nested dictionary of float32 arrays.
       tokenizer: that it was trained with; None where a folder that was converted had none.
+      objective: what it was trained to do; None where it was converted.
     """
 
     config: TransformerConfig
     params: dict
     tokenizer: Tokenizer | None
+    objective: Objective | None = None
 
 
 def read_trained(folder: str | os.PathLike, layout: Layout, step: int | None = None) -> Trained:
@@ -56,7 +59,8 @@ def read_trained(folder: str | os.PathLike, layout: Layout, step: int | None = N
         raise UserError(f"{folder} lacks the tokenizer of its checkpoint: there is no {where}")
     if tokenizer is not None:
         _check_tokenizer(tokenizer, where, extra, experiment.model.vocab_size)
-    return Trained(experiment.model, tree[entry], tokenizer)
+    objective = getattr(experiment, "objective", None)
+    return Trained(experiment.model, tree[entry], tokenizer, objective)
 
 
 def _check_tokenizer(
