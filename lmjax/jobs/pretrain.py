@@ -94,11 +94,20 @@ class Pretrain:
 
         # Counting traces the model on a mesh of its own, and meshes do not nest.
         size = count_parameters(self.model).total
-        flops = training_flops_per_token(self.model, self.data.length)
+        flops = self.flops_per_token()
         with jax.set_mesh(self.mesh.build()):
             parts = self.assemble()
             with occupy(self) as folder:
                 PretrainingRun(self, parts, folder, size, flops).run()
+
+    def flops_per_token(self) -> float:
+        """Model FLOPs of one token in training; of an encoder and a decoder, the decoder's token.
+
+        The objective says how long each of the two is (T5's decoder reads less than its encoder).
+        """
+        batch = self.objective.shapes(max(self.data.sizes), self.data.length)
+        source = None if batch.encoder is None else batch.encoder.tokens.shape[1]
+        return training_flops_per_token(self.model, batch.tokens.shape[1], source)
 
     def assemble(self) -> "Parts":
         """The step and what it works on, as shapes: needs only a mesh that is set, no devices.

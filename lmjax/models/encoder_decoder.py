@@ -32,7 +32,8 @@ class EncoderDecoderConfig(TransformerConfig):
     def validate(self) -> None:
         """Raise UserError for an arrangement without a place for cross-attention."""
         TransformerConfig.validate(self)
-        if not isinstance(self.arrangement, PreNorm):
+        # `DecoderBlock` writes it out: an arrangement of one's own, based on it, has no say there.
+        if type(self.arrangement) is not PreNorm:
             raise UserError(
                 f"arrangement={type(self.arrangement).__name__}: the blocks of an encoder and a"
                 " decoder are PreNorm"
@@ -88,7 +89,10 @@ class CrossAttention(Attention):
 
 
 class DecoderBlock(Block):
-    """Attention, cross-attention and feed-forward, each behind its norm."""
+    """Attention, cross-attention and feed-forward, each behind its norm: PreNorm with a third part.
+
+    No other arrangement says where cross-attention stands; the config refuses them.
+    """
 
     def __init__(self, config: TransformerConfig, builder: Builder):
         super().__init__(config, builder)

@@ -9,16 +9,24 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from lmjax.config import UserError, replace
+from lmjax.config import UserError, config, replace
 from lmjax.evaluation.attention_maps import attention_maps
 from lmjax.generation import BeamSearch, Generator, Sampling
 from lmjax.interop import huggingface
-from lmjax.models import RelativeBuckets, SandwichNorm, abstract, plain_batch, t5
+from lmjax.models import PreNorm, RelativeBuckets, SandwichNorm, abstract, plain_batch, t5
 from lmjax.parallel import Mesh, generation_layout, training_layout
 from tests.parity_cases import parity_folder
 
 CASES = ("t5", "t5_v1_1")
 GREEDY = Sampling(temperature=0.0)
+
+
+@config
+class Doubled(PreNorm):
+    """An arrangement that says nothing of cross-attention either, though it is made of PreNorm."""
+
+    def apply(self, x, norms, attention, feed_forward):
+        return super().apply(2 * x, norms, attention, feed_forward)
 
 
 def one():
@@ -150,8 +158,9 @@ def test_what_cannot_be_read_is_named(one_device):
     graph, _ = abstract(config, training_layout())
     with pytest.raises(UserError, match="not of EncoderDecoder"):
         attention_maps(graph, params, plain_batch(np.zeros((1, 4), np.int32)))
-    with pytest.raises(UserError, match="arrangement=SandwichNorm"):
-        replace(config, arrangement=SandwichNorm())
+    for arrangement in (SandwichNorm(), Doubled()):
+        with pytest.raises(UserError, match=f"arrangement={type(arrangement).__name__}: "):
+            replace(config, arrangement=arrangement)
 
 
 def abstract_logits(config, batch):

@@ -9,6 +9,8 @@ import pytest
 from flax import nnx
 
 from lmjax.config import replace
+from lmjax.data import Data, Domain, TextFiles
+from lmjax.jobs.pretrain import Pretrain
 from lmjax.models import (
     AttentionConfig,
     EncoderDecoderConfig,
@@ -24,6 +26,7 @@ from lmjax.models import (
     plain_batch,
     xlnet,
 )
+from lmjax.objectives import SpanCorruption
 from lmjax.parallel import Mesh, training_layout
 from lmjax.scaling.flops import (
     attended_keys,
@@ -113,29 +116,52 @@ def test_forward_is_the_sum_of_all_products_in_the_program(config, one_device):
     assert walked == 2 * LENGTH * forward_flops_per_token(config, LENGTH)
 
 
+ENCODER_DECODER = EncoderDecoderConfig(
+    vocab_size=256,
+    hidden=96,
+    num_layers=4,
+    encoder_layers=3,
+    max_length=LENGTH,
+    attention=PLAIN.attention,
+    feed_forward=FeedForwardConfig(size=320),
+)
+
+
+def products_of_both(batch):
+    """FLOPs of all products of an encoder and a decoder in a forward pass over a batch."""
+    graph, shapes = abstract(ENCODER_DECODER, training_layout())
+
+    def logits(params):
+        model = nnx.merge(graph, params)
+        return model.logits(model(batch)[0])
+
+    return products_in(jax.make_jaxpr(logits)(shapes).jaxpr)
+
+
 def test_an_encoder_s_part_is_the_products_in_its_program(one_device):
     """Two rows of LENGTH tokens with 24 tokens of the encoder each, and rows of one length."""
-    config = EncoderDecoderConfig(
-        vocab_size=256,
-        hidden=96,
-        num_layers=4,
-        encoder_layers=3,
-        max_length=LENGTH,
-        attention=PLAIN.attention,
-        feed_forward=PLAIN.feed_forward,
-    )
-    graph, shapes = abstract(config, training_layout())
     for length in (24, LENGTH):
         batch, source = (plain_batch(np.zeros((2, n), np.int32)) for n in (LENGTH, length))
-        batch = dataclasses.replace(batch, encoder=source)
-
-        def logits(params, batch=batch):
-            model = nnx.merge(graph, params)
-            return model.logits(model(batch)[0])
-
-        walked = products_in(jax.make_jaxpr(logits)(shapes).jaxpr)
-        counted = forward_flops_per_token(config, LENGTH, None if length == LENGTH else length)
+        walked = products_of_both(dataclasses.replace(batch, encoder=source))
+        source_length = None if length == LENGTH else length
+        counted = forward_flops_per_token(ENCODER_DECODER, LENGTH, source_length)
         np.testing.assert_allclose(walked, 2 * LENGTH * counted, rtol=1e-12)
+
+
+def test_a_run_counts_what_encoder_and_decoder_read(one_device, tmp_path):
+    """All products over a batch of the objective's, which gives the decoder shorter rows."""
+    domain = Domain(name="text", source=TextFiles(path=str(tmp_path)))
+    experiment = Pretrain(
+        output=str(tmp_path),
+        steps=1,
+        model=ENCODER_DECODER,
+        objective=SpanCorruption(),
+        data=Data(train=(domain,), length=LENGTH, batch_size=2),
+    )
+    batch = experiment.objective.shapes(2, LENGTH)
+    assert batch.tokens.shape[1] < batch.encoder.tokens.shape[1] == LENGTH
+    counted = batch.tokens.size * experiment.flops_per_token()
+    np.testing.assert_allclose(3 * products_of_both(batch), counted, rtol=1e-12)
 
 
 def test_two_streams_are_the_products_in_their_program(one_device):
