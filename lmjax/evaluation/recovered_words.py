@@ -13,6 +13,7 @@ import numpy as np
 from lmjax.config import UserError
 from lmjax.data.permutation import random_bits
 from lmjax.generation import Sampling, TextGenerator
+from lmjax.generation.fill import Filled
 
 SENTENCES = 400  # of each set
 WORDS = 5, 30  # fewest and most of a sentence
@@ -57,25 +58,34 @@ def commonest_word(texts: Iterable[str]) -> str:
     return counts.most_common(1)[0][0] if counts else ""
 
 
-def share_recovered(generator: TextGenerator, hidden: list[Hidden]) -> float:
-    """The share of words that the model fills in exactly, taking the likeliest token each time.
+def masked(generator: TextGenerator, sentence: Hidden) -> str:
+    """The sentence as a prompt: the first of the model's masks stands for the word."""
+    return f"{sentence.before}{generator.filling.names(generator.tokenizer)[0]}{sentence.after}"
 
-    A sentence that the model's context does not hold counts as one that is not recovered.
+
+def fill_hidden(generator: TextGenerator, hidden: list[Hidden]) -> list[Filled | None]:
+    """What the model fills in for each word, taking the likeliest token each time.
 
     Args:
       generator: its `filling` writes into blanks.
-      hidden: at least one sentence.
+      hidden: the sentences.
+
+    Returns:
+      For each, the filled sentence; None where the model's context does not hold it.
     """
-    mask = generator.filling.names(generator.tokenizer)[0]
-    greedy, right = Sampling(temperature=0.0), 0
+    greedy, filled = Sampling(temperature=0.0), []
     for first in range(0, len(hidden), ROWS):
-        rows = [
-            (f"{before}{mask}{after}", word)
-            for before, word, after in hidden[first : first + ROWS]
-            if _fits(generator, f"{before}{mask}{after}")
-        ]
-        filled = generator.fill([prompt for prompt, _ in rows], greedy, LONGEST)
-        right += sum(text.blanks[0] == word for text, (_, word) in zip(filled, rows, strict=True))
+        prompts = [masked(generator, sentence) for sentence in hidden[first : first + ROWS]]
+        fit = [_fits(generator, prompt) for prompt in prompts]
+        found = iter(generator.fill(list(itertools.compress(prompts, fit)), greedy, LONGEST))
+        filled += [next(found) if fits else None for fits in fit]
+    return filled
+
+
+def share_recovered(filled: list[Filled | None], hidden: list[Hidden]) -> float:
+    """The share of the hidden words that were filled in exactly; there is one or more."""
+    pairs = zip(filled, hidden, strict=True)
+    right = sum(text is not None and text.blanks[0] == sentence.word for text, sentence in pairs)
     return right / len(hidden)
 
 

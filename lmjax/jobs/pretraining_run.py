@@ -350,7 +350,8 @@ class PretrainingRun:
             with self.story.phase("writing samples"):
                 samples = self.samples(generator)
             with self.story.phase("finding hidden words"):
-                recovered = recover(generator, prepared)
+                recovered, sentences = recover(generator, prepared)
+            samples += sentences
         if jax.process_index() > 0:
             return
         results = {"step": self.experiment.steps, "parameters": self.size}

@@ -6,7 +6,13 @@ from typing import Any
 
 from lmjax.data import PreparedData, TokenStore
 from lmjax.evaluation.baselines import ByteBigram, gzip_bits_per_byte
-from lmjax.evaluation.recovered_words import commonest_word, hide_words, share_recovered
+from lmjax.evaluation.recovered_words import (
+    commonest_word,
+    fill_hidden,
+    hide_words,
+    masked,
+    share_recovered,
+)
 from lmjax.generation.fill import Writing
 from lmjax.generation.text import TextGenerator
 
@@ -24,6 +30,7 @@ RECOVERED_WORDS = (
 )
 BIGRAM_BYTES = 16_000_000  # of training text: a bigram model has no more to learn from more
 GZIP_BYTES = 16_000_000  # of held-out text
+EXAMPLES = 3  # sentences of each held-out set that are shown
 
 
 def compare(prepared: PreparedData, scores: Mapping[str, float]) -> dict[str, dict[str, float]]:
@@ -46,23 +53,38 @@ def compare(prepared: PreparedData, scores: Mapping[str, float]) -> dict[str, di
     return rows
 
 
-def recover(generator: TextGenerator, prepared: PreparedData) -> dict[str, dict[str, Any]]:
-    """Shares of recovered words by held-out set: of a unigram guess, and of the model.
+def recover(
+    generator: TextGenerator, prepared: PreparedData
+) -> tuple[dict[str, dict[str, Any]], list[dict[str, str]]]:
+    """How many hidden words are found again.
 
     Sets without sentences are left out; for a model that does not write into blanks all are.
+
+    Returns:
+      By held-out set, the shares of a unigram guess and of the model; and the first sentences of
+      each set as samples, with the word that was hidden.
     """
-    rows = {}
+    rows, samples = {}, []
     if not isinstance(generator.filling, Writing):
-        return rows
+        return rows, samples
     for name, store in prepared.held_out.items():
         hidden = hide_words(map(bytes.decode, _texts(prepared, store, GZIP_BYTES)))
         if hidden:
             training = prepared.train.get(name) or next(iter(prepared.train.values()))
             guess = commonest_word(map(bytes.decode, _texts(prepared, training, BIGRAM_BYTES)))
             right = sum(sentence.word == guess for sentence in hidden)
-            values = (right / len(hidden), share_recovered(generator, hidden))
+            filled = fill_hidden(generator, hidden)
+            values = (right / len(hidden), share_recovered(filled, hidden))
             rows[name] = dict(zip(RECOVERED_COLUMNS, values, strict=True))
-    return rows
+            samples += [
+                {
+                    "prompt": masked(generator, sentence),
+                    "text": f"\n{text.text}\n(held out; hidden was: {sentence.word})",
+                }
+                for sentence, text in zip(hidden[:EXAMPLES], filled, strict=False)
+                if text is not None
+            ]
+    return rows, samples
 
 
 def _texts(prepared: PreparedData, store: TokenStore, size: int) -> Iterator[bytes]:

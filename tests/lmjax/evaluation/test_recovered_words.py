@@ -7,6 +7,7 @@ import pytest
 from lmjax.evaluation.recovered_words import (
     Hidden,
     commonest_word,
+    fill_hidden,
     hide_words,
     sentences,
     share_recovered,
@@ -60,7 +61,11 @@ def test_the_commonest_word_is_counted_where_words_can_be_hidden():
 def test_the_share_is_of_all_sentences(monkeypatch):
     hidden = [Hidden("a ", "b", " c"), Hidden("d ", "e", " f"), Hidden("g ", "h", ".")]
     monkeypatch.setattr("lmjax.evaluation.recovered_words._fits", lambda *_: True)
-    assert share_recovered(Fixed(["b", "x", "h"]), hidden) == pytest.approx(2 / 3)
+    filled = fill_hidden(Fixed(["b", "x", "h"]), hidden)
+    assert [text.text for text in filled] == ["a [MASK] c", "d [MASK] f", "g [MASK]."]
+    assert share_recovered(filled, hidden) == pytest.approx(2 / 3)
     # What the context does not hold is not recovered.
-    monkeypatch.setattr("lmjax.evaluation.recovered_words._fits", lambda _, p: p[0] != "g")
-    assert share_recovered(Fixed(["b", "e"]), hidden) == pytest.approx(2 / 3)
+    monkeypatch.setattr("lmjax.evaluation.recovered_words._fits", lambda _, p: p[0] != "d")
+    filled = fill_hidden(Fixed(["b", "h"]), hidden)
+    assert filled[1] is None
+    assert share_recovered(filled, hidden) == pytest.approx(2 / 3)
