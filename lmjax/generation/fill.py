@@ -252,9 +252,21 @@ GLM_MASKS = ("[MASK]", "[sMASK]", "[gMASK]")
 FAMILIES: dict[str, Filling] = {
     "glm": BlankFilling(masks=(*GLM_MASKS, "<mask>")),
     "glm-130b": BlankFilling(rest=GLM_MASKS, run_on=("[gMASK]",), sop="<sop>", eop="<eop>"),
+    "chatglm": BlankFilling(rest=GLM_MASKS, sop="<sop>", eop="<eop>"),
     "t5": SentinelFilling(),
     "bert": MaskGuessing(),
 }
+
+
+def family_filling(model_type: str, tokenizer: Tokenizer) -> Filling | None:
+    """How a public model of this model_type fills blanks; None for one that continues texts.
+
+    ChatGLM2 and 3 have the model_type of the first one, but not its blanks: their sop has another
+    name.
+    """
+    if model_type == "chatglm" and "<sop>" not in tokenizer.special:
+        return None
+    return FAMILIES.get(model_type)
 
 
 def filling_of(objective: Objective | None) -> Filling | None:

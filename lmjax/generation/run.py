@@ -9,7 +9,7 @@ from lmjax.config import UserError
 from lmjax.data.public_tokenizers import read_tokenizer
 from lmjax.data.tokenizers import Tokenizer
 from lmjax.generation.chat import fitting_template
-from lmjax.generation.fill import FAMILIES, filling_of
+from lmjax.generation.fill import family_filling, filling_of
 from lmjax.generation.generator import Generator
 from lmjax.generation.text import TextGenerator
 from lmjax.interop import huggingface
@@ -43,7 +43,7 @@ def load_model(folder: str | os.PathLike, layout: Layout | None = None) -> TextG
             f"the tokenizer in {folder} has {tokenizer.vocab_size} tokens, more than the"
             f" {config.vocab_size} of the model"
         )
-    filling = FAMILIES.get(family.model_type)
+    filling = family_filling(family.model_type, tokenizer)
     return TextGenerator(Generator(config, params, layout), tokenizer, filling)
 
 

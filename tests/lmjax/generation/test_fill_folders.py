@@ -14,7 +14,7 @@ from lmjax.generation.__main__ import main
 from lmjax.generation.fill import FAMILIES
 from lmjax.generation.run import load
 from lmjax.interop import huggingface
-from lmjax.models import DeepNorm, Normal, bert, glm, glm_130b, initialize, plain_batch, t5
+from lmjax.models import DeepNorm, Normal, bert, chatglm, glm, glm_130b, initialize, plain_batch, t5
 from lmjax.parallel import Mesh, generation_layout
 from tests.lmjax.data.vocabulary_folders import FOLDERS, UNCASED
 from tests.lmjax.generation.slow_filling import slow_sentinels, slowly
@@ -47,6 +47,7 @@ MODELS = {
     "glm-515m": tiny(glm(), 30_592),
     "glm-10b-chinese": tiny(glm(), 50_048),
     "glm-130b": replace(tiny(glm_130b(), 150_528), arrangement=DeepNorm(alpha=2**0.5)),
+    "chatglm-6b": tiny(chatglm(), 130_528),
     "bert-base-chinese": tiny(bert(), 21_128),
     "t5-base": replace(tiny(t5(), 32_128), encoder_layers=1, head_scale=0.25),
 }
@@ -89,6 +90,7 @@ BLANKS = {  # by folder: a prompt, and tokens in it, of which None is a text's i
     "glm-515m": ("the [MASK] fox.", ["[CLS]", None, "[MASK]", None, "[SEP]"]),
     "glm-10b-chinese": ("今天天气很[MASK]。", ["[CLS]", None, "[MASK]", None, EOT]),
     "glm-130b": ("今天\t[MASK]。\n", [None, "[MASK]", None, "</s>"]),
+    "chatglm-6b": ("今天\t天气很[gMASK]", [None, "[gMASK]"]),
     "glm-130b, running on": ("今天  天气[gMASK]", [None, "[gMASK]"]),
     "glm-130b, at its end": ("今天天气[MASK]", [None, "[MASK]"]),
 }
@@ -108,7 +110,7 @@ def taken_apart(tokenizer, case):
 
 @pytest.mark.parametrize("case", BLANKS)
 def test_a_prompt_is_read_as_by_the_authors_program(case, tmp_path):
-    name, family = case.split(",")[0], "glm-130b" if case.startswith("glm-130b") else "glm"
+    name, family = case.split(",")[0], re.match("glm-130b|chatglm|glm", case)[0]
     tokenizer = read_tokenizer(FOLDERS[name](tmp_path / "folder"))
     read = FAMILIES[family].read(tokenizer, BLANKS[case][0])
     assert (read.texts, read.tokens) == taken_apart(tokenizer, case)
