@@ -28,6 +28,12 @@ from lmjax.generation.sampling import Sampling
 from lmjax.generation.text import TextGenerator
 from lmjax.parallel import Mesh
 
+# Settings of how text is written, one token after another.
+WRITING = (
+    *("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed"),
+    *("max_tokens", "samples", "beams", "length_penalty"),
+)
+
 
 @config
 class Generate(Sampling):
@@ -93,6 +99,13 @@ def show_filled(generator: TextGenerator, settings: Generate) -> None:
     if settings.stop or settings.chat is not None:
         raise UserError("stop and chat are for models that continue texts; this one fills blanks")
     if isinstance(generator.filling, MaskGuessing):
+        usual = Generate()
+        given = [name for name in WRITING if getattr(settings, name) != getattr(usual, name)]
+        if given:
+            raise UserError(
+                f"{', '.join(given)}: for models that write; this one guesses a word for each mask,"
+                " and tells the likeliest"
+            )
         for number, found in enumerate(generator.guess(settings.prompt), 1):
             guesses = ", ".join(f"{text} {probability:.3f}" for text, probability in found)
             print(f"[MASK] {number}: {guesses}")

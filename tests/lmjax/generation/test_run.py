@@ -1,5 +1,6 @@
 """A model from its run folder, and the command that streams text from it."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -13,8 +14,9 @@ import pytest
 from lmjax.config import UserError, config, exit_on_user_error, to_json
 from lmjax.data.tokenizers import ByteTokenizer, CharacterTokenizer
 from lmjax.generation import Sampling, TextStream, load_model, load_run, prompt_tokens
-from lmjax.generation.__main__ import main
+from lmjax.generation.__main__ import Generate, main, show_filled
 from lmjax.generation.chat import TEMPLATES, ChatTemplate, Message, fitting_template
+from lmjax.generation.fill import MaskGuessing
 from lmjax.generation.run import chat_format
 from lmjax.interop import huggingface
 from lmjax.models import AttentionConfig, FeedForwardConfig, TransformerConfig, initialize
@@ -279,3 +281,15 @@ def test_mistakes_end_with_a_message_and_code_2(trained, monkeypatch, capsys, ar
     assert exit.value.code == 2
     written = capsys.readouterr()
     assert message in written.err and written.out == ""
+
+
+def test_masks_are_not_drawn_or_searched_for(trained):
+    """BERT's guesses are told as they are: settings of drawing and searching would do nothing."""
+    encoder = dataclasses.replace(load_run(trained[0]), filling=MaskGuessing())
+    for settings, names in [
+        (Generate(prompt="[MASK]", beams=3, length_penalty=2.0), "beams, length_penalty: for"),
+        (Generate(prompt="[MASK]", temperature=0.5, samples=2), "temperature, samples: for"),
+        (Generate(prompt="[MASK]", max_tokens=3), "max_tokens: for models that write"),
+    ]:
+        with pytest.raises(UserError, match=names):
+            show_filled(encoder, settings)
