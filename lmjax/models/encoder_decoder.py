@@ -30,8 +30,10 @@ class EncoderDecoderConfig(TransformerConfig):
     encoder_layers: int = 12  # blocks of the encoder
 
     def validate(self) -> None:
-        """Raise UserError for an arrangement without a place for cross-attention."""
+        """Raise UserError as any model's, or for an arrangement that has no cross-attention."""
         TransformerConfig.validate(self)
+        if self.encoder_layers < 1:
+            raise UserError(f"encoder_layers={self.encoder_layers}: must be 1 or more")
         # `DecoderBlock` writes it out: an arrangement of one's own, based on it, has no say there.
         if type(self.arrangement) is not PreNorm:
             raise UserError(

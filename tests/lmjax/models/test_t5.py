@@ -158,6 +158,8 @@ def test_what_cannot_be_read_is_named(one_device):
     graph, _ = abstract(config, training_layout())
     with pytest.raises(UserError, match="not of EncoderDecoder"):
         attention_maps(graph, params, plain_batch(np.zeros((1, 4), np.int32)))
+    with pytest.raises(UserError, match="encoder_layers=0: must be 1 or more"):
+        replace(config, encoder_layers=0)
     for arrangement in (SandwichNorm(), Doubled()):
         with pytest.raises(UserError, match=f"arrangement={type(arrangement).__name__}: "):
             replace(config, arrangement=arrangement)
