@@ -90,6 +90,8 @@ class TensorFiles:
         try:
             listed = json.loads(path.read_text("utf-8"))["weight_map"]
             names = list(listed.values())
+        except OSError as error:
+            raise UserError(f"{path} cannot be read: {error.strerror}") from None
         except (ValueError, KeyError, TypeError, AttributeError):
             raise UserError(f"{path} is damaged: it has no weight_map") from None
         kind = Path(path.name.removesuffix(".index.json")).suffix

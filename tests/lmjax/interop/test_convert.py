@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import sys
+from pathlib import Path
 
 import jax
 import ml_dtypes
@@ -377,6 +378,18 @@ def test_an_index_and_its_files_have_to_agree(cut):
         assert "which is no .safetensors file of the folder" in refusal(cut)
     index.write_text("[]")
     assert "it has no weight_map" in refusal(cut)
+
+
+def test_an_index_that_may_not_be_read_is_named(cut, monkeypatch):
+    read_text = Path.read_text
+
+    def refuse(path, *arguments):
+        if path.name == "model.safetensors.index.json":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return read_text(path, *arguments)
+
+    monkeypatch.setattr(Path, "read_text", refuse)
+    assert "index.json cannot be read: Permission denied" in refusal(cut)
 
 
 def test_writing_anew_leaves_no_file_of_before(one_device, cut):
