@@ -27,7 +27,7 @@ class Yardstick:
     """What the speed and the size of a run are measured against.
 
     Attributes:
-      flops_per_token: model FLOPs of one token, forward and backward.
+      flops_per_token: model FLOPs of one token of a batch, forward and backward.
       peak: FLOPs a second of all devices together; None where that is not known.
       memory: () -> most bytes that the fullest device has held so far.
     """
@@ -88,7 +88,7 @@ class Loop:
                 with clock.paused(when=step == first):  # this call compiles
                     state, metrics = self.step(state, batch)
                 ledger.settle()
-                ledger.add(step, metrics)
+                ledger.add(step, metrics, batch.tokens.size)
                 stopping = step == self.steps or interruption.wished(step)
                 evaluating = step % self.evaluate_every == 0 or step == self.steps
                 saving = step % self.save_every == 0 or stopping
@@ -113,13 +113,13 @@ class _Ledger:
 
     def __init__(self, loop: Loop, clock: Clock, progress: Progress) -> None:
         self.loop, self.clock, self.progress = loop, clock, progress
-        self.waiting: list[tuple[int, Metrics]] = []
-        self.finished: list[tuple[int, Metrics, float]] = []
+        self.waiting: list[tuple[int, int, Metrics]] = []
+        self.finished: list[tuple[int, int, Metrics, float]] = []
         self.last: float | None = None  # when the step before was done
 
-    def add(self, step: int, metrics: Metrics) -> None:
-        """Takes the metrics of a step that has just been dispatched."""
-        self.waiting.append((step, metrics))
+    def add(self, step: int, metrics: Metrics, size: int) -> None:
+        """Takes the metrics of a step that has just been dispatched, and its batch's tokens."""
+        self.waiting.append((step, size, metrics))
 
     def settle(self, everything: bool = False) -> None:
         """Waits for the steps that have been added, and writes what is due.
@@ -127,28 +127,31 @@ class _Ledger:
         One step stays in flight while the one before is waited for here: the host is never more
         than one step ahead, and the devices never idle.
         """
-        for step, metrics in self.waiting:
+        for step, size, metrics in self.waiting:
             jax.block_until_ready(metrics["loss"])
-            self.finished.append((step, metrics, self.clock.seconds()))
+            self.finished.append((step, size, metrics, self.clock.seconds()))
         self.waiting.clear()
         if everything or len(self.finished) >= self.loop.log_every:
-            fetched = jax.device_get([metrics for _, metrics, _ in self.finished])
-            for (step, _, seconds), metrics in zip(self.finished, fetched, strict=True):
+            fetched = jax.device_get([metrics for *_, metrics, _ in self.finished])
+            for (step, size, _, seconds), metrics in zip(self.finished, fetched, strict=True):
                 # Nine digits tell any two float32 numbers apart.
                 numbers = {name: float(f"{value:.9g}") for name, value in metrics.items()}
-                self.write(step, numbers, seconds)
+                self.write(step, size, numbers, seconds)
             self.finished.clear()
 
-    def write(self, step: int, metrics: dict[str, float], seconds: float) -> None:
-        """One line of metrics.jsonl, and the live one."""
+    def write(self, step: int, size: int, metrics: dict[str, float], seconds: float) -> None:
+        """One line of metrics.jsonl, and the live one.
+
+        The model reads all tokens of a batch (`size`), and learns from those that have a weight.
+        """
         record = {"step": step, "split": "train", "loss": metrics["loss"], **metrics}
         yardstick = self.loop.yardstick
         # The first step has begun at some moment of its compilation.
         if self.last is not None and seconds > self.last:
-            rate = metrics["tokens"] / (seconds - self.last)
-            record["tokens_per_second"] = round(rate, 1)
+            taken = seconds - self.last
+            record["tokens_per_second"] = round(metrics["tokens"] / taken, 1)
             if yardstick.peak is not None:
-                record["mfu"] = round(rate * yardstick.flops_per_token / yardstick.peak, 4)
+                record["mfu"] = round(size * yardstick.flops_per_token / taken / yardstick.peak, 4)
         record["peak_memory"] = yardstick.memory()
         self.last = seconds
         self.loop.write(record)

@@ -5,9 +5,11 @@ import signal
 import subprocess
 import sys
 import textwrap
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from lmjax.training.loop import Diverged, Loop, Yardstick
@@ -47,7 +49,7 @@ class Run:
             if self.on_batch:
                 self.on_batch(number)
             self.events.append(f"batch {number}")
-            yield number
+            yield SimpleNamespace(tokens=np.zeros((2, 48)))  # of which 64 have a weight
 
     def step(self, state, batch):
         step = int(state.step) + 1
@@ -117,8 +119,10 @@ def test_utilisation_is_the_rate_times_flops_over_the_peak():
     assert len(timed) >= 4
     assert all(record["peak_memory"] == 123 for record in run.records[:3])
     for record in timed:
-        # 10 FLOPs a token at 1e9 a second; written with four decimals.
-        assert record["mfu"] == pytest.approx(record["tokens_per_second"] * 1e-8, abs=1e-4)
+        # 10 FLOPs a token that is read at 1e9 a second; written with four decimals.
+        assert record["mfu"] == pytest.approx(
+            96 / 64 * record["tokens_per_second"] * 1e-8, abs=1e-4
+        )
 
 
 @pytest.mark.parametrize("name", ["loss", "gradient_norm"])
