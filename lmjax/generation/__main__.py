@@ -10,6 +10,7 @@ python -m lmjax.generation models/t5-base prompt="The <extra_id_0> module provid
 """
 
 import sys
+from collections.abc import Sequence
 
 import jax
 
@@ -28,11 +29,9 @@ from lmjax.generation.sampling import Sampling
 from lmjax.generation.text import TextGenerator
 from lmjax.parallel import Mesh
 
-# Settings of how text is written, one token after another.
-WRITING = (
-    *("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed"),
-    *("max_tokens", "samples", "beams", "length_penalty"),
-)
+# Settings of how a text is drawn, and of how it is written, one token after another.
+DRAWING = "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed"
+WRITING = *DRAWING, "max_tokens", "samples", "beams", "length_penalty"
 
 
 @config
@@ -72,6 +71,14 @@ class Generate(Sampling):
             check_search(self.beams, self.length_penalty)
             if self.stop or self.samples > 1:
                 raise UserError("beams: a search has neither stop strings nor samples")
+            if given := changed(self, DRAWING):
+                raise UserError(f"{', '.join(given)}: for texts that are drawn; beams are searched")
+
+
+def changed(settings: Generate, names: Sequence[str]) -> list[str]:
+    """Those of the settings that are not as usual."""
+    usual = Generate()
+    return [name for name in names if getattr(settings, name) != getattr(usual, name)]
 
 
 def show(generator: TextGenerator, settings: Generate) -> None:
@@ -99,9 +106,7 @@ def show_filled(generator: TextGenerator, settings: Generate) -> None:
     if settings.stop or settings.chat is not None:
         raise UserError("stop and chat are for models that continue texts; this one fills blanks")
     if isinstance(generator.filling, MaskGuessing):
-        usual = Generate()
-        given = [name for name in WRITING if getattr(settings, name) != getattr(usual, name)]
-        if given:
+        if given := changed(settings, WRITING):
             raise UserError(
                 f"{', '.join(given)}: for models that write; this one guesses a word for each mask,"
                 " and tells the likeliest"

@@ -11,16 +11,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from lmjax.config import UserError
-from lmjax.generation.generator import (
-    Generator,
-    Prompt,
-    check_prompts,
-    prompt_batch,
-    round_up,
-    take,
-    take_rows,
-    tokens_of,
-)
+from lmjax.generation.generator import Generator, require_numbers, take, take_rows
+from lmjax.generation.prompts import Prompt, check_prompts, prompt_batch, round_up, tokens_of
 from lmjax.models import Batch, Cache, Place, last_place
 
 
@@ -230,6 +222,7 @@ def hypotheses(search: Search, stop_tokens: Sequence[int]) -> list[list[Hypothes
     ended, lengths, scores = (
         np.asarray(a).tolist() for a in (search.ended, search.lengths, search.scores)
     )
+    require_numbers(np.array(scores))
     for prompt in zip(ended, lengths, scores):
         found.append([])
         for tokens, length, score in zip(*prompt):

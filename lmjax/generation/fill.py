@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 from lmjax.config import UserError
 from lmjax.data.tokenizers import Tokenizer
-from lmjax.generation.generator import Prompt
+from lmjax.generation.prompts import Prompt
 from lmjax.models import blank_row
 from lmjax.objectives import (
     BlankInfilling,

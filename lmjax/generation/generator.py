@@ -13,25 +13,29 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
-from lmjax.config import UserError, replace
+from lmjax.config import UserError
+from lmjax.generation.prompts import (
+    Prompt,
+    check_prompts,
+    prompt_batch,
+    round_up,
+    tokens_of,
+    tokens_seen,
+)
 from lmjax.generation.sampling import Sampling, choose, penalised
+from lmjax.generation.unstacked import light, one_period, stacked
 from lmjax.models import (
     Batch,
     Cache,
-    EncoderDecoderConfig,
     Place,
     TransformerConfig,
     abstract,
     last_place,
     make_cache,
-    plain_batch,
 )
 from lmjax.parallel import Layout, generation_layout
 
-SMALLEST = 16  # slots; prompts and continuations are given the next power of two
 PACE = 0.2  # seconds between two pieces of a stream
-
-Prompt = Sequence[int] | Batch  # token ids, or a row of a batch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -235,9 +239,11 @@ class Generator:
         while True:
             count = int(decoding.count)
             tokens = np.asarray(decoding.tokens)[:, done:count]
-            log_probabilities = np.asarray(decoding.log_probabilities)[:, done:count].tolist()
+            log_probabilities = np.asarray(decoding.log_probabilities)[:, done:count]
+            require_numbers(log_probabilities[~ended])
             part, ended = new_tokens(tokens, done, budget, ended, stop_tokens)
-            yield [Continuation(new, row[: len(new)]) for new, row in zip(part, log_probabilities)]
+            rows = log_probabilities.tolist()
+            yield [Continuation(new, row[: len(new)]) for new, row in zip(part, rows)]
             if ended.all():
                 return
             begin, done = time.monotonic(), count
@@ -375,87 +381,13 @@ def device_settings(sampling: Sampling, stop_tokens: Sequence[int]) -> dict[str,
     }
 
 
-def check_prompts(
-    config: TransformerConfig,
-    prompts: Sequence[Sequence[int]],
-    sources: Sequence[Sequence[int]] | None = None,
-) -> None:
-    """Raises UserError for prompts that the model cannot continue, or sources it cannot read."""
-    if not config.attention.causal:
-        raise UserError("the model is an encoder (attention.causal=False), which continues no text")
-    if isinstance(config, EncoderDecoderConfig):
-        if sources is None or len(sources) != len(prompts):
-            raise UserError(
-                f"{len(prompts)} prompts, {len(sources or ())} sources: a model with an encoder"
-                " needs a source for each prompt"
-            )
-    elif sources is not None:
-        raise UserError("the model has no encoder that could read sources: give prompts alone")
-    for kind, rows in (("prompt", prompts), ("source", sources or ())):
-        for number, row in enumerate(rows, 1):
-            if len(row) == 0:
-                raise UserError(f"{kind} {number} is empty: a model reads at least one token")
-            if len(row) > config.max_length:
-                raise UserError(
-                    f"{kind} {number} has {len(row)} tokens, more than the"
-                    f" {config.max_length} of the model's context"
-                )
-            wrong = [token for token in row if not 0 <= token < config.vocab_size]
-            if wrong:
-                raise UserError(
-                    f"{kind} {number} has the token {wrong[0]}; the model's are 0 to"
-                    f" {config.vocab_size - 1}"
-                )
-
-
-def tokens_seen(
-    prompts: Sequence[Sequence[int]], vocab_size: int
-) -> Bool[np.ndarray, "batch vocab"]:
-    """Which tokens each prompt has."""
-    seen = np.zeros((len(prompts), vocab_size), bool)
-    for row, prompt in zip(seen, prompts):
-        row[np.asarray(prompt)] = True
-    return seen
-
-
-def prompt_batch(
-    prompts: Sequence[Prompt], sources: Sequence[Sequence[int]] | None = None
-) -> Batch:
-    """The prompts, and what the encoder reads, each left-padded to a power of two."""
-    texts = [prompts] if sources is None else [prompts, sources]
-    batch, *encoder = (
-        left_padded(rows, round_up(max(len(tokens_of(row)) for row in rows))) for rows in texts
-    )
-    return dataclasses.replace(batch, encoder=encoder[0] if encoder else None)
-
-
-def tokens_of(prompt: Prompt) -> Sequence[int]:
-    """The tokens of a prompt."""
-    return prompt.tokens.tolist() if isinstance(prompt, Batch) else prompt
-
-
-def left_padded(prompts: Sequence[Prompt], length: int) -> Batch:
-    """The prompts as one batch of `length`, each at the right end; positions begin with it."""
-    rows = [p if isinstance(p, Batch) else plain_row(p) for p in prompts]
-
-    def padded(name: str) -> Int[np.ndarray, "batch seq"] | None:
-        if all(getattr(row, name) is None for row in rows):
-            return None
-        lines = np.zeros((len(rows), length), np.int32)
-        for line, row in zip(lines, rows):
-            values = getattr(row, name)
-            if values is None:  # what is not said of a row but of others
-                values = row.positions if name == "ranks" else 0
-            line[length - row.tokens.size :] = values
-        return lines
-
-    names = ("tokens", "positions", "segments", "ranks", "block_positions")
-    return Batch(**{name: padded(name) for name in names})
-
-
-def plain_row(tokens: Sequence[int]) -> Batch:
-    """One row of a batch, a text without anything special."""
-    return jax.tree.map(lambda a: a[0], plain_batch(np.array([tokens], np.int32)))
+def require_numbers(log_probabilities: Float[np.ndarray, "..."]) -> None:
+    """Raises UserError for NaN, which a model gives whose parameters are no numbers."""
+    if np.isnan(log_probabilities).any():
+        raise UserError(
+            "the model gives no probabilities (NaN): its parameters hold what is no number, or "
+            "overflow in its dtype"
+        )
 
 
 def new_tokens(
@@ -504,38 +436,3 @@ def take_rows(layout: Layout, cache: Cache, rows: Int[Array, "new"]) -> Cache:
         return take(layout, a, rows, axis=1 if a.ndim > 2 else 0)  # after that of the layers
 
     return jax.tree.map(taken, cache)
-
-
-def round_up(length: int) -> int:
-    """The next power of two, so that few shapes are compiled."""
-    return max(SMALLEST, 1 << (length - 1).bit_length())
-
-
-def one_period(config: TransformerConfig) -> TransformerConfig:
-    """The same model, not scanned: its layers are one period of a pattern as long as the depth.
-
-    Each layer is then a slice of the stack of parameters at a fixed place. Where the stack is made
-    of unstacked layers just before, XLA takes the layer instead, and the stack is never made.
-    """
-    windows = config.attention.windows
-    windows *= config.num_layers // len(windows)
-    return replace(config, attention=replace(config.attention, windows=windows), unroll=0)
-
-
-def stacked(params: dict) -> dict:
-    """The parameters as the model has them, also where `blocks` is a list of layers; traceable."""
-    if not isinstance(params["blocks"], list):
-        return params
-    blocks = jax.tree.map(lambda *layers: jnp.stack(layers), *params["blocks"])
-    return {**params, "blocks": blocks}
-
-
-def light(config: TransformerConfig, params: dict) -> dict:
-    """The parameters, in the compute dtype where the model does nothing before casting them."""
-
-    def cast(path, leaf):
-        name = jax.tree_util.keystr(path, simple=True, separator=".")
-        only_cast = name.endswith(".weight") or name == "head.table"
-        return leaf.astype(config.dtype) if only_cast else leaf
-
-    return jax.tree.map_with_path(cast, params)

@@ -55,6 +55,11 @@ class BlankInfilling(Objective):
             raise UserError(
                 f"block_mask_share={self.block_mask_share}: a share is at least 0 and below 1"
             )
+        marks = self.blanks.mask, self.sop, self.eop
+        if len(set(marks)) < len(marks):
+            raise UserError(
+                f"blanks.mask={marks[0]!r}, sop={marks[1]!r}, eop={marks[2]!r}: give three tokens"
+            )
         runs_on = self.running_positions or isinstance(self.blanks, DocumentBlank)
         if runs_on and self.answers == self.blanks.mask:
             raise UserError(

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from lmjax.config import replace
 from lmjax.generation import Generator
-from lmjax.generation.generator import left_padded
+from lmjax.generation.prompts import left_padded
 from lmjax.models import (
     Batch,
     DynamicNTKScaling,

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmjax.config import UserError, replace
-from lmjax.generation import Generator, Sampling
-from lmjax.generation.generator import left_padded
+from lmjax.generation import BeamSearch, Generator, Sampling
+from lmjax.generation.prompts import left_padded
 from lmjax.interop import huggingface
 from lmjax.models import Batch, abstract, make_cache
 from lmjax.models.batch import plain_batch
@@ -304,6 +304,17 @@ def test_new_numbers_do_not_compile_anew(generator):
 def test_prompts_that_cannot_be_continued(generator, prompt, message):
     with pytest.raises(UserError, match=message):
         generator.generate([[1, 2], prompt], GREEDY)
+
+
+def test_a_model_of_no_numbers_is_named(model, generator):
+    """Otherwise NaN has its largest value in the first place, and token 0 looks like a choice."""
+    broken = jax.tree.map(lambda a: a * np.nan, generator.params)
+    generator = Generator(model[0], broken)
+    for stop in ((), (0,)):
+        with pytest.raises(UserError, match="no probabilities"):
+            generator.generate([[1, 2]], GREEDY, 3, stop)
+    with pytest.raises(UserError, match="no probabilities"):
+        BeamSearch(generator)([[1, 2]], beams=2, max_tokens=3)
 
 
 def test_nothing_asked_for_is_nothing_given(generator):

@@ -272,6 +272,7 @@ def test_chatglms_are_told_apart_by_their_tokens(name):
         (["{run}", "chat=plain", "samples=2"], "neither stop, samples nor beams"),
         (["{run}", "beams=0"], "beams=0"),
         (["{run}", "beams=2", "samples=2"], "neither stop strings nor samples"),
+        (["{run}", "beams=2", "temperature=0.5", "seed=3"], "temperature, seed: for texts that"),
     ],
 )
 def test_mistakes_end_with_a_message_and_code_2(trained, monkeypatch, capsys, arguments, message):

@@ -10,7 +10,7 @@ from flax import nnx
 
 from lmjax.config import replace
 from lmjax.generation import Generator, Sampling
-from lmjax.generation.generator import left_padded
+from lmjax.generation.prompts import left_padded
 from lmjax.interop import huggingface
 from lmjax.models import (
     abstract,

@@ -357,6 +357,7 @@ def test_text_without_room_is_refused():
     ("settings_", "message"),
     [
         (dict(samples=0), "samples=0"),
+        (dict(sop="[MASK]"), "sop='.MASK.', eop='<.endofpiece.>': give three tokens"),
         (dict(block_mask_share=1.0), "block_mask_share=1.0"),
         (dict(blanks=dict(share=0.0)), "share of the text is 0.0"),
         (dict(blanks=dict(mean=0.0)), "mean=0.0"),

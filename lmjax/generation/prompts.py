@@ -1,0 +1,105 @@
+"""Prompts: whether a model can continue them, and how they become one batch."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from jaxtyping import Bool, Int
+
+from lmjax.config import UserError
+from lmjax.models import Batch, EncoderDecoderConfig, TransformerConfig, plain_batch
+
+SMALLEST = 16  # slots; prompts and continuations are given the next power of two
+
+Prompt = Sequence[int] | Batch  # token ids, or a row of a batch
+
+
+def check_prompts(
+    config: TransformerConfig,
+    prompts: Sequence[Sequence[int]],
+    sources: Sequence[Sequence[int]] | None = None,
+) -> None:
+    """Raises UserError for prompts that the model cannot continue, or sources it cannot read."""
+    if not config.attention.causal:
+        raise UserError("the model is an encoder (attention.causal=False), which continues no text")
+    if isinstance(config, EncoderDecoderConfig):
+        if sources is None or len(sources) != len(prompts):
+            raise UserError(
+                f"{len(prompts)} prompts, {len(sources or ())} sources: a model with an encoder"
+                " needs a source for each prompt"
+            )
+    elif sources is not None:
+        raise UserError("the model has no encoder that could read sources: give prompts alone")
+    for kind, rows in (("prompt", prompts), ("source", sources or ())):
+        for number, row in enumerate(rows, 1):
+            if len(row) == 0:
+                raise UserError(f"{kind} {number} is empty: a model reads at least one token")
+            if len(row) > config.max_length:
+                raise UserError(
+                    f"{kind} {number} has {len(row)} tokens, more than the"
+                    f" {config.max_length} of the model's context"
+                )
+            wrong = [token for token in row if not 0 <= token < config.vocab_size]
+            if wrong:
+                raise UserError(
+                    f"{kind} {number} has the token {wrong[0]}; the model's are 0 to"
+                    f" {config.vocab_size - 1}"
+                )
+
+
+def tokens_of(prompt: Prompt) -> Sequence[int]:
+    """The tokens of a prompt."""
+    return prompt.tokens.tolist() if isinstance(prompt, Batch) else prompt
+
+
+def prompt_batch(
+    prompts: Sequence[Prompt], sources: Sequence[Sequence[int]] | None = None
+) -> Batch:
+    """The prompts, and what the encoder reads, each left-padded to a power of two."""
+    texts = [prompts] if sources is None else [prompts, sources]
+    batch, *encoder = (
+        left_padded(rows, round_up(max(len(tokens_of(row)) for row in rows))) for rows in texts
+    )
+    return dataclasses.replace(batch, encoder=encoder[0] if encoder else None)
+
+
+def left_padded(prompts: Sequence[Prompt], length: int) -> Batch:
+    """The prompts as one batch of `length`, each at the right end; positions begin with it."""
+    rows = [p if isinstance(p, Batch) else plain_row(p) for p in prompts]
+
+    def padded(name: str) -> Int[np.ndarray, "batch seq"] | None:
+        if all(getattr(row, name) is None for row in rows):
+            return None
+        lines = np.zeros((len(rows), length), np.int32)
+        for line, row in zip(lines, rows):
+            values = getattr(row, name)
+            if values is None:  # what is not said of a row but of others
+                values = row.positions if name == "ranks" else 0
+            line[length - row.tokens.size :] = values
+        return lines
+
+    names = ("tokens", "positions", "segments", "ranks", "block_positions")
+    return Batch(**{name: padded(name) for name in names})
+
+
+def plain_row(tokens: Sequence[int]) -> Batch:
+    """One row of a batch, a text without anything special."""
+    return jax.tree.map(lambda a: a[0], plain_batch(np.array([tokens], np.int32)))
+
+
+def tokens_seen(
+    prompts: Sequence[Sequence[int]], vocab_size: int
+) -> Bool[np.ndarray, "batch vocab"]:
+    """Which tokens each prompt has."""
+    seen = np.zeros((len(prompts), vocab_size), bool)
+    for row, prompt in zip(seen, prompts):
+        row[np.asarray(prompt)] = True
+    return seen
+
+
+def round_up(length: int) -> int:
+    """The next power of two, so that few shapes are compiled."""
+    return max(SMALLEST, 1 << (length - 1).bit_length())

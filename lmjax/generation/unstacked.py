@@ -1,0 +1,39 @@
+"""Parameters as decoding reads them: layers apart, and in the compute dtype."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from lmjax.config import replace
+from lmjax.models import TransformerConfig
+
+
+def one_period(config: TransformerConfig) -> TransformerConfig:
+    """The same model, not scanned: its layers are one period of a pattern as long as the depth.
+
+    Each layer is then a slice of the stack of parameters at a fixed place. Where the stack is made
+    of unstacked layers just before, XLA takes the layer instead, and the stack is never made.
+    """
+    windows = config.attention.windows
+    windows *= config.num_layers // len(windows)
+    return replace(config, attention=replace(config.attention, windows=windows), unroll=0)
+
+
+def stacked(params: dict) -> dict:
+    """The parameters as the model has them, also where `blocks` is a list of layers; traceable."""
+    if not isinstance(params["blocks"], list):
+        return params
+    blocks = jax.tree.map(lambda *layers: jnp.stack(layers), *params["blocks"])
+    return {**params, "blocks": blocks}
+
+
+def light(config: TransformerConfig, params: dict) -> dict:
+    """The parameters, in the compute dtype where the model does nothing before casting them."""
+
+    def cast(path, leaf):
+        name = jax.tree_util.keystr(path, simple=True, separator=".")
+        only_cast = name.endswith(".weight") or name == "head.table"
+        return leaf.astype(config.dtype) if only_cast else leaf
+
+    return jax.tree.map_with_path(cast, params)
