@@ -23,8 +23,8 @@ from lmjax.models.names import (
     norm,
 )
 from lmjax.models.norms import LayerNormConfig, RMSNormConfig
-from lmjax.models.positions import BlockRotary, Rotary
 from lmjax.models.residual import DeepNorm
+from lmjax.models.rotary import BlockRotary, Rotary
 from lmjax.models.transformer import TransformerConfig
 
 # Of ChatGLM-6B's 28 layers, also in its models of other depths: a default of its class.

@@ -11,8 +11,8 @@ from lmjax.models.feed_forward import FeedForwardConfig
 from lmjax.models.gpt import size_of
 from lmjax.models.initializers import Normal
 from lmjax.models.names import Family, Name, Settings, VocabularyTable, norm
-from lmjax.models.positions import Rotary
 from lmjax.models.residual import Parallel
+from lmjax.models.rotary import Rotary
 from lmjax.models.transformer import TransformerConfig
 
 # layers, hidden, heads, key-value heads

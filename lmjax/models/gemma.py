@@ -14,8 +14,8 @@ from lmjax.models.initializers import Normal
 from lmjax.models.llama import LAYER, LLAMA_FAMILY, LLAMA_SUPPORTED, read_llama, write_llama
 from lmjax.models.names import Settings, norm
 from lmjax.models.norms import RMSNormConfig
-from lmjax.models.positions import Rotary
 from lmjax.models.residual import PreNorm, SandwichNorm
+from lmjax.models.rotary import Rotary
 from lmjax.models.transformer import TransformerConfig
 
 # layers, hidden, heads, key-value heads, feed-forward, head width, divisor of the scores' square

@@ -28,8 +28,9 @@ from lmjax.models.names import (
     norm,
 )
 from lmjax.models.norms import LayerNormConfig
-from lmjax.models.positions import BlockPositions, Rotary
+from lmjax.models.positions import BlockPositions
 from lmjax.models.residual import DeepNorm
+from lmjax.models.rotary import Rotary
 from lmjax.models.transformer import TransformerConfig
 
 # layers, hidden, heads, vocabulary, length. The vocabularies are BERT's, GPT-2's and one of

@@ -12,13 +12,7 @@ from lmjax.models.gpt import size_of
 from lmjax.models.initializers import Normal
 from lmjax.models.names import Family, Matrix, Name, Settings, VocabularyTable, dense, norm
 from lmjax.models.norms import RMSNormConfig
-from lmjax.models.positions import (
-    LinearScaling,
-    Llama3Scaling,
-    Rotary,
-    RotaryScaling,
-    YaRNScaling,
-)
+from lmjax.models.rotary import LinearScaling, Llama3Scaling, Rotary, RotaryScaling, YaRNScaling
 from lmjax.models.transformer import TransformerConfig
 
 # layers, hidden, heads, key-value heads, feed-forward, norm epsilon

@@ -11,8 +11,8 @@ from lmjax.models.gpt import size_of
 from lmjax.models.initializers import FanIn
 from lmjax.models.names import ATTENTION, Family, Matrix, Name, Settings, Vector, VocabularyTable
 from lmjax.models.norms import LayerNormConfig
-from lmjax.models.positions import Rotary
 from lmjax.models.residual import Parallel
+from lmjax.models.rotary import Rotary
 from lmjax.models.transformer import TransformerConfig
 
 # layers, hidden, heads

@@ -21,7 +21,7 @@ from lmjax.models.names import (
     norm,
 )
 from lmjax.models.norms import RMSNormConfig
-from lmjax.models.positions import DynamicNTKScaling, Rotary
+from lmjax.models.rotary import DynamicNTKScaling, Rotary
 from lmjax.models.transformer import TransformerConfig
 
 # layers, hidden, heads, feed-forward, vocabulary, length of training, rotary base
