@@ -24,6 +24,7 @@ from lmjax.objectives import (
     PrefixLM,
     SentenceBlanks,
     SpanCorruption,
+    TokenBlanks,
 )
 from lmjax.objectives.glm import glm_130b_objective, glm_objective
 
@@ -35,6 +36,7 @@ OBJECTIVES: dict[str, Objective] = {
     "CausalLM": CausalLM(),
     "PrefixLM": PrefixLM(),
     "BlankInfilling, tokens": BlankInfilling(),
+    "BlankInfilling, whole words": BlankInfilling(blanks=TokenBlanks(whole_words=True)),
     "BlankInfilling, sentences": BlankInfilling(blanks=SentenceBlanks()),
     "BlankInfilling, documents": BlankInfilling(blanks=DocumentBlank()),
     "GLM 10B": glm_objective("10B"),
@@ -66,7 +68,7 @@ class ObjectivesBenchmark:
 
 
 def make_lexicon() -> Lexicon:
-    """A vocabulary in which one token in 20 ends a sentence, and two in three begin a word."""
+    """One token in 20 ends a sentence, two in three begin a word, one in 30 is white space."""
     ids = np.arange(VOCABULARY)
     special = {name: number for number, name in enumerate(NAMES, 2)}
     special |= {f"<extra_id_{number}>": VOCABULARY - 1 - number for number in range(1000)}
@@ -78,6 +80,7 @@ def make_lexicon() -> Lexicon:
         ends_sentence=ids % 20 == 0,
         begins_word=ids % 3 > 0,
         ends_word=ids < 100,
+        is_space=ids % 30 == 7,
     )
 
 
