@@ -35,6 +35,7 @@ from tests.parity_cases import parity_folder
 LENGTH = 64
 KINDS = {
     "tokens": (BlankInfilling(), MASK),
+    "words": (BlankInfilling(blanks=TokenBlanks(whole_words=True)), MASK),
     "sentences": (BlankInfilling(blanks=SentenceBlanks()), SMASK),
     "rest": (BlankInfilling(blanks=DocumentBlank(rest=1.0)), GMASK),
     "middle": (BlankInfilling(blanks=DocumentBlank(rest=0.0)), GMASK),

@@ -26,6 +26,7 @@ from lmjax.objectives import (
     PrefixLM,
     SentenceBlanks,
     SpanCorruption,
+    TokenBlanks,
 )
 from lmjax.parallel import training_layout
 from pallas_kernels.cross_entropy import cross_entropy
@@ -45,6 +46,7 @@ OBJECTIVES = {
     "causal": CausalLM(),
     "prefix": PrefixLM(),
     "blanks": BLANKS,
+    "blanks of words": BlankInfilling(blanks=TokenBlanks(whole_words=True)),
     "blanks of joined documents": BlankInfilling(cross_documents=True, samples=2),
     "answers": BlankInfilling(answers="[MASK]", cross_documents=True, samples=2),
     "sentences": BlankInfilling(blanks=SentenceBlanks()),
