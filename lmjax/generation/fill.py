@@ -272,11 +272,13 @@ def family_filling(model_type: str, tokenizer: Tokenizer) -> Filling | None:
 def filling_of(objective: Objective | None) -> Filling | None:
     """How a model that was trained so fills blanks; None for one that continues texts.
 
-    A mixture fills blanks where one of its parts teaches that.
+    A mixture fills blanks where one of its parts teaches that. What stands for answers can be
+    filled in too.
     """
     parts = objective.objectives if isinstance(objective, Mixed) else (objective,)
     if blanks := [part for part in parts if isinstance(part, BlankInfilling)]:
-        masks = dict.fromkeys(part.blanks.mask for part in blanks)
+        names = [part.blanks.mask for part in blanks] + [part.answers for part in blanks]
+        masks = dict.fromkeys(filter(None, names))
         rest = [part.blanks.mask for part in blanks if isinstance(part.blanks, DocumentBlank)]
         run_on = [part.blanks.mask for part in blanks if part.running_positions]
         first = blanks[0]

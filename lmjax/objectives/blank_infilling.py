@@ -32,8 +32,8 @@ class BlankInfilling(Objective):
 
     With `answers`, documents may have a prompt and an answer (`lmjax.data.JsonPrompts`), as the
     multi-task instructions of Zeng et al. 2022 (arXiv:2210.02414, section 2.2). Such a document is
-    a sample of its own, and its answer the only blank. Other pieces of a row that holds one are
-    left out: they are a prompt or an answer that the row's edge has cut off.
+    a sample of its own, and its answer the only blank. Other pieces of a row that holds one, or its
+    end, are left out: they are a prompt or an answer that the row's edge has cut off.
     """
 
     blanks: Blanks = TokenBlanks()  # what is cut out
@@ -59,6 +59,11 @@ class BlankInfilling(Objective):
         if len(set(marks)) < len(marks):
             raise UserError(
                 f"blanks.mask={marks[0]!r}, sop={marks[1]!r}, eop={marks[2]!r}: give three tokens"
+            )
+        if self.answers in (self.sop, self.eop):
+            raise UserError(
+                f"answers={self.answers!r}, sop={self.sop!r}, eop={self.eop!r}: an answer's place "
+                "needs a token of its own, such as '[MASK]'"
             )
         runs_on = self.running_positions or isinstance(self.blanks, DocumentBlank)
         if runs_on and self.answers == self.blanks.mask:
@@ -92,9 +97,11 @@ class BlankInfilling(Objective):
         mask, sop, eop = map(lexicon.token, (self.blanks.mask, self.sop, self.eop))
         block_mask = lexicon.token(self.block_mask) if self.block_mask_share else 0
         answer = None if self.answers is None else lexicon.token(self.answers)
+        # What tells rows of prompts from rows of text, which is encoded as neither.
+        prompts = [token for token in (answer, eop) if token != lexicon.end]
         for row, seed in enumerate(seeds):
-            if answer is not None and answer in tokens[row]:
-                for text, cut in answered(tokens[row], segments[row], answer, eop):
+            if answer is not None and np.isin(tokens[row], prompts).any():
+                for text, cut in self.answered(tokens[row], segments[row], answer, eop):
                     rows.add(row, fill_in(text, cut, answer, sop, eop))
                 continue
             draws = Draws(seed)
@@ -116,26 +123,38 @@ class BlankInfilling(Objective):
         require_targets(batch.weights, segments, f"blanks ({type(self.blanks).__name__})")
         return batch
 
+    def answered(
+        self,
+        tokens: Int[np.ndarray, "row_length"],
+        segments: Int[np.ndarray, "row_length"],
+        mask: int,
+        eop: int,
+    ) -> Iterator[tuple[Int[np.ndarray, "text"], Cut]]:
+        """The documents of a row that have an answer, without the tokens around it, and its place.
 
-def answered(
-    tokens: Int[np.ndarray, "row_length"],
-    segments: Int[np.ndarray, "row_length"],
-    mask: int,
-    eop: int,
-) -> Iterator[tuple[Int[np.ndarray, "text"], Cut]]:
-    """The documents of a row that have an answer, without the tokens around it, and its place.
+        In a row they are as `prompt mask answer eop prompt`; where the row ends in an answer, `eop`
+        is missing. The row has room for what `fill_in` makes of them: as many tokens as they have
+        here.
 
-    In a row they are as `prompt mask answer eop prompt`; where the row ends in an answer, `eop` is
-    missing. The row has room for what `fill_in` makes of them: as many tokens as they have here.
-    """
-    for piece in pieces(tokens, segments):
-        marks = np.flatnonzero((piece.tokens == mask) | (piece.tokens == eop))
-        if not len(marks) or piece.tokens[marks[0]] != mask:
-            continue  # the prompt's beginning or the answer's end, at an edge of the row
-        first, end = [*marks, len(piece.tokens)][:2]
-        if first + 1 < end:
-            span = np.array([[first, end - 1]])
-            yield np.delete(piece.tokens, marks), Cut(span, open=len(marks) == 1)
+        Raises:
+          UserError: the source has put other tokens around the answers.
+        """
+        for number, piece in enumerate(pieces(tokens, segments)):
+            marks = np.flatnonzero((piece.tokens == mask) | (piece.tokens == eop))
+            found = piece.tokens[marks].tolist()
+            is_whole = number > 0 and piece.closed
+            if is_whole and found[:2] != [mask, eop]:
+                raise UserError(
+                    f"answers={self.answers!r}, eop={self.eop!r}: other tokens stand around the "
+                    "answers in the data; give the source the same ones, as in "
+                    f"JsonPrompts(mask={self.answers!r}, closing={self.eop!r})"
+                )
+            if found[:1] != [mask]:
+                continue  # the prompt's beginning or the answer's end, at an edge of the row
+            first, end = [*marks, len(piece.tokens)][:2]
+            if first + 1 < end:
+                span = np.array([[first, end - 1]])
+                yield np.delete(piece.tokens, marks), Cut(span, open=len(marks) == 1)
 
 
 def fill_in(

@@ -1,6 +1,7 @@
 """Prompts whose answer alone is predicted: what the model reads, and that it fills them in so."""
 
 import json
+import re
 
 import jax
 import numpy as np
@@ -139,7 +140,33 @@ def test_every_prompt_fits_the_row():
         assert (batch.weights > 0).sum() == answers
 
 
+def test_a_row_with_an_answer_s_end_alone_is_no_text():
+    """An answer's end, and a prompt whose answer stands in the next row; then a row of text."""
+    end, prompt = [*range(31, 41), EOP, END], [BEGIN, *range(41, 59)]
+    tokens = np.array([[*end, *prompt], [BEGIN, *range(41, 70), END]], np.int32)
+    segments = np.array([[1] * len(end) + [2] * len(prompt), [1] * 31], np.int32)
+    batch = SHORT.prepare(tokens, segments, np.zeros(2, np.uint64), LEXICON, LENGTH)
+    assert not batch.segments[0].any() and batch.weights[1].any()
+
+
+@pytest.mark.parametrize("other", [dict(answers="[sMASK]"), dict(eop="[dBLOCK]")], ids=str)
+def test_other_tokens_around_the_answers_are_told(other):
+    tokens, segments, seeds = full_batch(LENGTH, rows=4, longest=12, make=answered_row)
+    objective = BlankInfilling(**{"answers": "[MASK]", **other})
+    (name, value) = next(iter(other.items()))
+    with pytest.raises(UserError, match=rf"{name}={re.escape(repr(value))}.* other tokens stand"):
+        objective.prepare(tokens, segments, seeds, LEXICON, LENGTH)
+
+
+def test_what_stands_for_answers_can_be_filled_in():
+    objective = BlankInfilling(blanks=DocumentBlank(), answers="[MASK]")
+    assert filling_of(objective).names(TOKENIZER) == ["[gMASK]", "[MASK]"]
+    assert filling_of(objective).rest == ("[gMASK]",)
+
+
 def test_answers_need_a_token_of_their_own():
+    with pytest.raises(UserError, match=r"answers='<eop>'.* a token of its own"):
+        BlankInfilling(sop="<sop>", eop="<eop>", answers="<eop>")
     with pytest.raises(UserError, match=r"answers='\[gMASK\]' stands for the text's rest already"):
         BlankInfilling(blanks=DocumentBlank(), answers="[gMASK]")
     row = make_row([60], 20, np.random.default_rng(0))
