@@ -84,7 +84,7 @@ def _check_kind(key: str, value: Any, usual: Any) -> None:
         # Whole numbers are sizes, unless we write 0 or less ourselves.
         lowest = min(usual, 1 if isinstance(usual, int) else 0)
         number = isinstance(value, int | float) and not isinstance(value, bool)
-        fits = number and math.isfinite(value) and value >= lowest
+        fits = number and lowest <= value < math.inf
         wanted = f"a number, at least {lowest}"
     elif isinstance(usual, str):
         fits, wanted = isinstance(value, str), "text"

@@ -86,6 +86,14 @@ class YaRNScaling(RotaryScaling):
     slow: float = 1.0  # pairs that turn less often than this are interpolated
     attention: float | None = None  # magnitude of queries and keys; none: 0.1 ln(factor) + 1
 
+    def validate(self) -> None:
+        """Raise UserError for bounds in the wrong order, and as every scaling."""
+        RotaryScaling.validate(self)
+        if not 0 < self.slow <= self.fast:
+            raise UserError(
+                f"slow={self.slow}, fast={self.fast}: slow must be above 0, at most fast"
+            )
+
     def frequencies(self, base: float, dims: int, lengths: Int[Array, "batch"]) -> jax.Array:
         """See `RotaryScaling.frequencies`."""
 

@@ -216,6 +216,7 @@ def test_damaged_and_missing_files_are_named(one_device, gpt2):
         ({"num_hidden_layers": True}, "num_hidden_layers=true: should be a number, at least 1"),
         ({"num_hidden_layers": 1.5}, r"num_layers: expected int, got 1.5"),
         ({"rms_norm_eps": -1e-6}, "rms_norm_eps=-1e-06: should be a number, at least 0"),
+        ({"rms_norm_eps": 10**400}, "config.json: .*too large"),
         ({"rope_theta": math.inf}, "rope_theta=Infinity: should be a number, at least 0"),
         ({"rope_theta": 0}, "base=0.0: must be above 0"),
         ({"tie_word_embeddings": "false"}, 'embeddings="false": should be true or false'),

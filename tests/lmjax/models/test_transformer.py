@@ -262,6 +262,7 @@ def test_a_pattern_that_does_not_fill_the_depth_is_refused():
         (Rotary(), {"base": 0.0}, "base=0.0: must be above 0"),
         (BlockRotary(), {"base": -2.0}, "base=-2.0: must be above 0"),
         (YaRNScaling(), {"factor": 0.0}, "factor=0.0: must be above 0"),
+        (YaRNScaling(), {"fast": 0.5}, "slow=1.0, fast=0.5: slow must be above 0, at most fast"),
         (Llama3Scaling(), {"length": 0}, "length=0: must be above 0"),
     ],
 )
