@@ -150,20 +150,22 @@ def result_type(thing: Callable[..., Any]) -> type:
 def choices(kind: values.Type) -> dict[str, Callable[..., Any]]:
     """The registered classes and presets that fit a field of type `kind`, by name.
 
-    A base class without fields of its own, which exists only to be inherited from, is left out.
+    A base that exists only to be inherited from is left out: one that is abstract, or the field's
+    own type where that has no fields. Other classes stay, whoever inherits from them.
     """
     wanted = tuple(member for member in values.members(kind) if values.is_config(member))
     found = {}
     for name, thing in sorted(_registry.items()):
-        if issubclass(result_type(thing), wanted) and not _is_base(thing):
+        if issubclass(result_type(thing), wanted) and not _is_base(thing, wanted):
             found[name] = thing
     return found
 
 
-def _is_base(thing: Callable[..., Any]) -> bool:
+def _is_base(thing: Callable[..., Any], wanted: tuple[type, ...]) -> bool:
     if not isinstance(thing, type):
         return False
-    return inspect.isabstract(thing) or bool(not chz.chz_fields(thing) and thing.__subclasses__())
+    bare = thing in wanted and not chz.chz_fields(thing) and thing.__subclasses__()
+    return inspect.isabstract(thing) or bool(bare)
 
 
 @functools.cache

@@ -211,6 +211,20 @@ def test_choices_leave_out_bases_and_include_presets():
     assert list(choices(ToyOptimizer | None)) == ["ToyAdam", "ToyFactored"]
     assert list(choices(ToyNet)) == ["ToyNet", "toy_net"]
 
+    @config
+    class ToyBare:
+        pass
+
+    @config
+    class ToyPlain(ToyBare):
+        pass
+
+    @config
+    class ToyPlainer(ToyPlain):  # which does not take away what it inherits from
+        pass
+
+    assert list(choices(ToyBare)) == ["ToyPlain", "ToyPlainer"]
+
 
 def test_the_comment_of_a_field_is_its_doc():
     docs = {name: field.doc for name, field in fields(ToyNet).items()}
