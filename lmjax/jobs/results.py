@@ -79,7 +79,9 @@ def recover(
             samples += [
                 {
                     "prompt": masked(generator, sentence),
-                    "text": f"\n{text.text}\n(held out; hidden was: {sentence.word})",
+                    # Unlike the other samples it is not drawn.
+                    "text": f"\n{text.text}\n(held out; hidden was: {sentence.word}; "
+                    "filled in: the likeliest tokens)",
                 }
                 for sentence, text in zip(hidden[:EXAMPLES], filled, strict=False)
                 if text is not None
