@@ -35,9 +35,11 @@ def read_sentencepiece(path: pathlib.Path) -> Tokenizer:
         size = SentencePieceTokenizer(data, by_line=False).vocab_size
         settings = folder_settings(folder)
         new = {name: entry for name, entry in added_tokens(folder).items() if entry.token >= size}
-        if not new:
-            names = _named_by_program(folder, settings)
-            new = {name: Added(size + number, True) for number, name in enumerate(names)}
+        names = enumerate(_named_by_program(folder, settings), size)
+        named = {name: Added(token, True) for token, name in names}
+        # A folder may list some of what its program names, as ChatGLM3's does once it is saved.
+        if all(name in named and named[name].token == entry.token for name, entry in new.items()):
+            new = named
         check_places(path, size, new)
         if ordinary := [name for name, entry in new.items() if not entry.special]:
             raise UserError(f"{path}: the added token {ordinary[0]!r} is text, not special")

@@ -266,6 +266,25 @@ def test_sentinels_of_a_t5_folder(tmp_path):
     assert read_tokenizer(folder).special["<extra_id_0>"] == size + 1
 
 
+def test_a_folder_may_list_some_of_chatglms_tokens(tmp_path):
+    model = trained()
+    size = sentencepiece.SentencePieceProcessor(model_proto=model).vocab_size()
+
+    def folder(name, **places):
+        listed = {
+            str(size + place): {"content": token, "special": False}
+            for token, place in places.items()
+        }
+        settings = {"tokenizer_class": "ChatGLMTokenizer", "added_tokens_decoder": listed}
+        return put(tmp_path / name, tokenizer_model=model, tokenizer_config_json=settings)
+
+    whole = read_tokenizer(folder("none"))
+    some = read_tokenizer(folder("some", **{"[gMASK]": 1, "sop": 3, "<|user|>": 6}))
+    assert some.fingerprint == whole.fingerprint and some.special["<|observation|>"] == size + 8
+    with pytest.raises(UserError, match=rf"'sop' has the id {size + 4}, but the next id is {size}"):
+        read_tokenizer(folder("other", sop=4))
+
+
 def test_what_a_folder_lacks_is_said(tmp_path):
     pairs, merges = byte_pairs()
     files = {"vocab_json": {**pairs, "<|endoftext|>": len(pairs)}, "merges_txt": merges}
