@@ -10,6 +10,7 @@ Then two small models of lmjax's own take turns, which differ in their key heads
 ChatGLM2-6B do, on long prompts: what multi-query attention buys.
 """
 
+import os
 import sys
 import tempfile
 import time
@@ -19,6 +20,7 @@ from typing import Any
 
 from benchmarks.harness import Worker, WorkerError, save, spread, table
 from lmjax.config import UserError, config, exit_on_user_error, from_command_line
+from lmjax.config.memory import KEEP_MEMORY
 
 PAUSE = 0.3  # seconds until the threads of the side before have stopped waiting for work
 READS = 3  # of memory, a round
@@ -59,6 +61,8 @@ class DecodeBenchmark:
 def main() -> None:
     """Measures and prints."""
     settings = from_command_line(DecodeBenchmark())
+    # As `python -m lmjax.generation` has it; both sides get it.
+    os.environ.setdefault("GLIBC_TUNABLES", KEEP_MEMORY)
     with ExitStack() as stack, tempfile.TemporaryDirectory() as folder:
         sides, facts = start(settings, folder, stack)
         check(settings, sides)
@@ -68,6 +72,7 @@ def main() -> None:
     save(
         settings.json,
         "decode",
+        memory=os.environ["GLIBC_TUNABLES"],
         sides=facts,
         rounds=rounds,
         bandwidth=bandwidth,

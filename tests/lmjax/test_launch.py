@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from lmjax.config import UserError, exit_on_user_error
-from lmjax.launch import KEEP_MEMORY, join_processes
+from lmjax.config.memory import KEEP_MEMORY
+from lmjax.launch import join_processes
 
 ROOT = Path(__file__).parents[2]
 NOT_INHERITED = ("XLA_FLAGS", "NO_COLOR", "GLIBC_TUNABLES")

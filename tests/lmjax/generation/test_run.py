@@ -2,9 +2,12 @@
 
 import dataclasses
 import json
+import os
 import re
 import shutil
+import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +15,7 @@ import numpy as np
 import pytest
 
 from lmjax.config import UserError, config, exit_on_user_error, to_json
+from lmjax.config.memory import KEEP_MEMORY
 from lmjax.data.tokenizers import ByteTokenizer, CharacterTokenizer
 from lmjax.generation import Sampling, TextStream, load_model, load_run, prompt_tokens
 from lmjax.generation.__main__ import Generate, main, show_filled
@@ -23,6 +27,7 @@ from lmjax.models import AttentionConfig, FeedForwardConfig, TransformerConfig, 
 from lmjax.parallel import Mesh, generation_layout
 from lmjax.training.checkpoints import Checkpointer
 
+ROOT = Path(__file__).parents[3]
 MODEL = TransformerConfig(
     vocab_size=257,
     hidden=16,
@@ -294,3 +299,14 @@ def test_masks_are_not_drawn_or_searched_for(trained):
     ]:
         with pytest.raises(UserError, match=names):
             show_filled(encoder, settings)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no glibc to tell")
+def test_the_command_keeps_its_memory(tmp_path):
+    """It starts anew, before it imports jax; what it imports for the user sees it."""
+    (tmp_path / "probe.py").write_text("import os\nprint(os.environ.get('GLIBC_TUNABLES'))\n")
+    environment = {n: v for n, v in os.environ.items() if n != "GLIBC_TUNABLES"}
+    environment["PYTHONPATH"] = os.pathsep.join([str(tmp_path), str(ROOT)])
+    command = [sys.executable, "-m", "lmjax.generation", "nowhere", "imports=probe"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, f"{KEEP_MEMORY}\n")
