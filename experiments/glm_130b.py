@@ -9,9 +9,9 @@ devices, the layers' inputs of 1 row at a time 3.5 GB; one layer's gathered weig
 come on top.
 
 The recipe is `glm_recipe`, the mixture of blanks `glm_130b_objective` (Zeng et al. 2022). The batch
-grows by 24 rows at a time, which no more than 24 shards of it can share: that sets mesh.fsdp. Of
-the rows, 5 percent are instructions, as in the paper, with a "prompt" and its "answer" on every
-line; the halves of English and Chinese are chosen.
+grows by 24 rows at a time, which no more than 24 shards of it can share: that sets mesh.fsdp.
+Instructions, a "prompt" and its "answer" on every line, have a weight of 5 percent, here of the
+rows, in the paper of the tokens; the halves of English and Chinese are chosen.
 """
 
 from lmjax.config import replace
