@@ -98,9 +98,10 @@ class BlankInfilling(Objective):
         block_mask = lexicon.token(self.block_mask) if self.block_mask_share else 0
         answer = None if self.answers is None else lexicon.token(self.answers)
         # What tells rows of prompts from rows of text, which is encoded as neither.
-        prompts = [token for token in (answer, eop) if token != lexicon.end]
+        marks = [token for token in (answer, eop) if token != lexicon.end]
+        has_marks = np.isin(tokens, marks).any(axis=1) & (answer is not None)
         for row, seed in enumerate(seeds):
-            if answer is not None and np.isin(tokens[row], prompts).any():
+            if has_marks[row]:
                 for text, cut in self.answered(tokens[row], segments[row], answer, eop):
                     rows.add(row, fill_in(text, cut, answer, sop, eop))
                 continue
@@ -120,7 +121,9 @@ class BlankInfilling(Objective):
                 sample.tokens[hidden] = block_mask
                 rows.add(row, sample)
         batch = rows.batch()
-        require_targets(batch.weights, segments, f"blanks ({type(self.blanks).__name__})")
+        # A row of prompts may begin and end inside of one, and hold no answer.
+        text = segments * ~has_marks[:, None]
+        require_targets(batch.weights, text, f"blanks ({type(self.blanks).__name__})")
         return batch
 
     def answered(

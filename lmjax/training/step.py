@@ -63,7 +63,9 @@ class TrainStep:
         shrink = None if self.embedding_gradient is None else self.embedding_gradient(state.step)
         gradients, sums = self.gradients(state.params, batch, key, shrink)
         # One normaliser for the whole batch: any accumulation and any mesh give the same number.
-        gradients = jax.tree.map(lambda g: g / sums.weight, gradients)
+        # A batch that happens to hold no target teaches nothing, and no NaN either.
+        weight = jnp.where(sums.weight > 0, sums.weight, 1)
+        gradients = jax.tree.map(lambda g: g / weight, gradients)
         gradients, norm = clip_by_global_norm(gradients, self.clip)
         updates, optimizer = self.transform.update(gradients, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -71,11 +73,11 @@ class TrainStep:
         if self.average_decay is not None:
             average = optax.incremental_update(params, average, 1 - self.average_decay)
         metrics = {
-            "loss": sums.loss / sums.weight,
+            "loss": sums.loss / weight,
             "gradient_norm": norm,
             "learning_rate": jnp.asarray(self.schedule(state.step), jnp.float32),
             "tokens": sums.weight,
-            **{name: value / sums.weight for name, value in sums.extra.items()},
+            **{name: value / weight for name, value in sums.extra.items()},
         }
         return TrainState(params, optimizer, average, state.step + 1, state.key), metrics
 

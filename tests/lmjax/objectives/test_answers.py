@@ -147,6 +147,9 @@ def test_a_row_with_an_answer_s_end_alone_is_no_text():
     segments = np.array([[1] * len(end) + [2] * len(prompt), [1] * 31], np.int32)
     batch = SHORT.prepare(tokens, segments, np.zeros(2, np.uint64), LEXICON, LENGTH)
     assert not batch.segments[0].any() and batch.weights[1].any()
+    # A batch of nothing but such rows teaches nothing; there may be one by chance.
+    alone = SHORT.prepare(tokens[:1], segments[:1], np.zeros(1, np.uint64), LEXICON, LENGTH)
+    assert not alone.weights.any()
 
 
 @pytest.mark.parametrize("other", [dict(answers="[sMASK]"), dict(eop="[dBLOCK]")], ids=str)

@@ -1,5 +1,7 @@
 """Any mesh and any ZeRO stage give the losses of one device."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -116,6 +118,23 @@ def test_parameters_are_drawn_alike_on_any_mesh(start):
         sharded.params,
         start.params,
     )
+
+
+def test_a_batch_without_targets_is_no_nan(start):
+    """Nothing is learned from it: AdamW's first step is decay alone, by the closed form."""
+    mesh, layout = Mesh(fsdp=1).build(jax.devices()[:1]), training_layout()
+    empty = next(batches())
+    empty = dataclasses.replace(empty, weights=np.zeros_like(empty.weights))
+    with jax.set_mesh(mesh):
+        transform = optimizer(MODEL)
+        graph, _ = abstract_state(MODEL, layout, transform, seed=0)
+        step = TrainStep(graph, OBJECTIVE, transform, SCHEDULE)
+        place = jax.NamedSharding(mesh, layout.spec("batch", "seq"))
+        after, metrics = jax.jit(step)(start, jax.device_put(empty, place))
+    assert metrics["loss"] == metrics["gradient_norm"] == metrics["tokens"] == 0
+    kept = 1 - AdamW().weight_decay * float(SCHEDULE(0))
+    before = start.params["embedding"]["table"]
+    np.testing.assert_allclose(after.params["embedding"]["table"], kept * before, rtol=1e-6)
 
 
 @pytest.mark.parametrize("zero", [1, 2, 3])
