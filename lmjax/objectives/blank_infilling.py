@@ -98,8 +98,10 @@ class BlankInfilling(Objective):
         block_mask = lexicon.token(self.block_mask) if self.block_mask_share else 0
         answer = None if self.answers is None else lexicon.token(self.answers)
         # What tells rows of prompts from rows of text, which is encoded as neither.
-        marks = [token for token in (answer, eop) if token != lexicon.end]
-        has_marks = np.isin(tokens, marks).any(axis=1) & (answer is not None)
+        has_marks = np.zeros(len(tokens), bool)
+        if answer is not None:
+            marks = [token for token in (answer, eop) if token != lexicon.end]
+            has_marks = np.isin(tokens, marks).any(axis=1)
         for row, seed in enumerate(seeds):
             if has_marks[row]:
                 for text, cut in self.answered(tokens[row], segments[row], answer, eop):
