@@ -5,8 +5,9 @@ python -m experiments.quickstart_glm
 and its sentences once more by themselves; the tokenizer is trained on it, with GLM's tokens behind.
 At the end the model fills the blanks of the prompts and of sentences that were held out, and the
 share of words that it finds again stands beside that of the commonest word: expect 18 percent
-beside 7 or 8, give or take 2: each set has 400 sentences, on which these settings were chosen too. The loss counts hidden tokens alone: its scores are no bits per byte, and only
-compare models with these blanks and this tokenizer.
+beside 7 or 8, give or take 2. Each set has 400 sentences, and these settings were chosen on them.
+The loss counts hidden tokens alone: its scores are no bits per byte, and only compare models with
+these blanks and this tokenizer.
 
 Blanks are whole words, mostly single ones, and hold 30 percent of the text, where GLM's are runs of
 3 tokens and hold 15. Positions are rotations, by place and by place in the blank, as in ChatGLM-6B.
