@@ -23,7 +23,7 @@ from lmjax.config import UserError, config, exit_on_user_error, from_command_lin
 from lmjax.config.memory import KEEP_MEMORY
 
 PAUSE = 0.3  # seconds until the threads of the side before have stopped waiting for work
-READS = 3  # of memory, a round
+READS = 3  # of memory, a turn
 
 
 @config
@@ -66,8 +66,8 @@ def main() -> None:
     with ExitStack() as stack, tempfile.TemporaryDirectory() as folder:
         sides, facts = start(settings, folder, stack)
         check(settings, sides)
-        rounds, bandwidth = alternate(settings, sides)
-        summary = summarise(settings, rounds, bandwidth, facts)
+        rounds = alternate(settings, sides)
+        summary = summarise(settings, rounds, facts)
         pair = compare_key_heads(settings, sides["lmjax"])
     save(
         settings.json,
@@ -75,7 +75,6 @@ def main() -> None:
         memory=os.environ["GLIBC_TUNABLES"],
         sides=facts,
         rounds=rounds,
-        bandwidth=bandwidth,
         **summary,
         key_heads=pair,
     )
@@ -122,43 +121,53 @@ def check(settings: DecodeBenchmark, sides: Mapping[str, Worker]) -> None:
 
 def alternate(
     settings: DecodeBenchmark, sides: Mapping[str, Worker]
-) -> tuple[dict[str, dict[str, dict[str, list[float]]]], list[float]]:
+) -> dict[str, dict[str, dict[str, list[float]]]]:
     """Seconds of the first token and of all, by batch, side and round.
 
-    And the bytes a second of the best read of each round.
+    And the bytes a second of the best read just before: what a machine shared with others gives
+    changes within a round.
     """
+    parts = "bandwidth", "first", "all"
     taken = {
-        str(batch): {name: {"first": [], "all": []} for name in sides} for batch in settings.batches
+        str(batch): {name: {part: [] for part in parts} for name in sides}
+        for batch in settings.batches
     }
-    bandwidth = []
     for number in range(settings.rounds):
-        time.sleep(PAUSE)
-        bandwidth.append(max(sides["lmjax"].ask("bandwidth", count=READS)))
         for batch in settings.batches:
             # There and back again, so that none is always the first.
             for name in list(sides)[:: -1 if number % 2 else 1]:
+                row = taken[str(batch)][name]
+                time.sleep(PAUSE)
+                row["bandwidth"].append(max(sides["lmjax"].ask("bandwidth", count=READS)))
                 time.sleep(PAUSE)
                 for part, tokens in (("first", 1), ("all", settings.tokens)):
-                    answer = sides[name].ask("decode", batch=batch, tokens=tokens)
-                    taken[str(batch)][name][part].append(answer["seconds"])
-    return taken, bandwidth
+                    row[part].append(
+                        sides[name].ask("decode", batch=batch, tokens=tokens)["seconds"]
+                    )
+    return taken
 
 
 def summarise(
     settings: DecodeBenchmark,
     rounds: Mapping[str, Mapping[str, Mapping[str, list[float]]]],
-    bandwidth: list[float],
     facts: Mapping[str, dict],
 ) -> dict[str, Any]:
     """Prints the table; tokens a second, ratios of a round, and shares of the roof.
 
     A step is what a turn takes beyond its first token, and its share of the roof is beside the
-    fastest read of the same round.
+    fastest read before the turn.
     """
     weights = facts["lmjax"]["bytes_per_token"]
-    reading = spread(bandwidth)
+    reading = spread(
+        [
+            read
+            for sides in rounds.values()
+            for turns in sides.values()
+            for read in turns["bandwidth"]
+        ]
+    )
     print(
-        f"\nmemory: {reading['median'] / 1e9:.1f} GB/s read (median of the rounds, which go from"
+        f"\nmemory: {reading['median'] / 1e9:.1f} GB/s read (median of the turns, which go from"
         f" {reading['min'] / 1e9:.1f} to {reading['max'] / 1e9:.1f}); {weights / 1e6:.0f} MB of"
         f" weights: a step takes at least {1000 * weights / reading['median']:.2f} ms"
     )
@@ -166,14 +175,14 @@ def summarise(
     for batch, sides in rounds.items():
         tokens, ours = int(batch) * settings.tokens, sides["lmjax"]["all"]
         results[batch] = {}
-        for name, taken in sides.items():
-            ratio = spread([b / a for a, b in zip(ours, taken["all"], strict=True)])
-            best, median = tokens / min(taken["all"]), tokens / spread(taken["all"])["median"]
+        for name, turns in sides.items():
+            ratio = spread([b / a for a, b in zip(ours, turns["all"], strict=True)])
+            best, median = tokens / min(turns["all"]), tokens / spread(turns["all"])["median"]
             steps = [
                 (whole - first) / (settings.tokens - 1)
-                for whole, first in zip(taken["all"], taken["first"], strict=True)
+                for whole, first in zip(turns["all"], turns["first"], strict=True)
             ]
-            share = spread([weights / b / s for b, s in zip(bandwidth, steps, strict=True)])
+            share = spread([weights / b / s for b, s in zip(turns["bandwidth"], steps)])
             step = spread(steps)["median"]
             results[batch][name] = {
                 "tokens_per_second": {"best": best, "median": median},
@@ -187,7 +196,11 @@ def summarise(
             rows.append([label, best, median, 1000 * step, share["median"], *row])
     columns = ["", "tokens/s (best)", "(median)", "ms a step", "of the roof"]
     print("\n" + table([*columns, "lmjax / it", "worst round", "best round"], rows))
-    return {"roof_seconds_per_step": weights / reading["median"], "batches": results}
+    return {
+        "bandwidth": reading,
+        "roof_seconds_per_step": weights / reading["median"],
+        "batches": results,
+    }
 
 
 def compare_key_heads(settings: DecodeBenchmark, lmjax: Worker) -> dict[str, dict[str, Any]]:
