@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from lmjax.config import UserError
-from lmjax.generation.generator import Generator, require_numbers, take, take_rows
+from lmjax.generation.generator import Generator, require_numbers
 from lmjax.generation.prompts import Prompt, check_prompts, prompt_batch, round_up, tokens_of
 from lmjax.models import Batch, Cache, Place, last_place
 
@@ -135,8 +135,8 @@ class BeamSearch:
         logits, cache = self.generator.prefill(params, prompt, length + slots)
         shape = (count, beams)
         search = Search(
-            cache=take_rows(self.layout, cache, rows),
-            place=jax.tree.map(lambda a: take(self.layout, a, rows), last_place(prompt)),
+            cache=cache.take(self.layout, rows),
+            place=jax.tree.map(lambda a: self.layout.take(a, rows), last_place(prompt)),
             beams=jnp.zeros((*shape, slots), jnp.int32),
             # All beams of a prompt are the same yet: one of them runs.
             sums=jnp.full(shape, -jnp.inf).at[:, 0].set(0.0),
@@ -147,7 +147,7 @@ class BeamSearch:
             done=budget < 1,
             budget=budget,
         )
-        return self._extend(search, take(self.layout, logits, rows), **settings)
+        return self._extend(search, self.layout.take(logits, rows), **settings)
 
     def _decode(self, params, search: Search, **settings) -> Search:
         """Searches until all prompts are done."""
@@ -192,7 +192,7 @@ class BeamSearch:
         hope = sums[:, 0] / length.astype(jnp.float32) ** length_penalty
         return dataclasses.replace(
             search,
-            cache=take_rows(self.layout, search.cache, rows),
+            cache=search.cache.take(self.layout, rows),
             place=search.place.next(),
             beams=running,
             sums=sums,

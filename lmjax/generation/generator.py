@@ -217,7 +217,7 @@ class Generator:
         if not prompts or max_tokens < 1:
             return
         sampling = Sampling() if sampling is None else sampling
-        settings = device_settings(sampling, stop_tokens)
+        settings = sampling.arguments(stop_tokens)
         # The last token of a full context can still be followed by one that is never fed back.
         full = self.config.max_length + 1
         budget = [min(max_tokens, full - len(text)) for text in texts]
@@ -270,9 +270,9 @@ class Generator:
         place = last_place(prompt)
         if samples > 1:
             rows = jnp.repeat(jnp.arange(batch), samples)
-            cache = take_rows(self.layout, cache, rows)
-            logits = take(self.layout, logits, rows)
-            place = jax.tree.map(lambda a: take(self.layout, a, rows), place)
+            cache = cache.take(self.layout, rows)
+            logits = self.layout.take(logits, rows)
+            place = jax.tree.map(lambda a: self.layout.take(a, rows), place)
         decoding = Decoding(
             cache=cache,
             token=jnp.zeros_like(place.position),
@@ -366,21 +366,6 @@ class Generator:
         )
 
 
-def device_settings(sampling: Sampling, stop_tokens: Sequence[int]) -> dict[str, Any]:
-    """What the compiled functions are told of the settings; new numbers do not compile anew."""
-    greedy = sampling.temperature == 0
-    penalty = sampling.repetition_penalty
-    return {
-        "stop_tokens": np.array(list(stop_tokens), np.int32),
-        "repetition_penalty": None if penalty == 1 else np.float32(penalty),
-        "temperature": None if greedy else np.float32(sampling.temperature),
-        "top_p": None if greedy or sampling.top_p is None else np.float32(sampling.top_p),
-        "min_p": None if greedy or sampling.min_p is None else np.float32(sampling.min_p),
-        "top_k": None if greedy else sampling.top_k,
-        "greedy": greedy,
-    }
-
-
 def require_numbers(log_probabilities: Float[np.ndarray, "..."]) -> None:
     """Raises UserError for NaN, which a model gives whose parameters are no numbers."""
     if np.isnan(log_probabilities).any():
@@ -417,22 +402,3 @@ def new_tokens(
         ended[row] = stop is not None or seen + len(kept) >= budget[row]
         part.append(kept[:stop])
     return part, ended
-
-
-def take(layout: Layout, array: jax.Array, rows: Int[Array, "new"], axis: int = 0) -> jax.Array:
-    """The rows with these numbers along the batch axis, wherever they lie on the mesh."""
-    spec = list(jax.typeof(array).sharding.spec)
-    spec[axis] = layout.spec("batch", shape=rows.shape)[0]
-    place = (slice(None),) * axis + (rows,)
-    return array.at[place].get(out_sharding=jax.P(*spec))
-
-
-def take_rows(layout: Layout, cache: Cache, rows: Int[Array, "new"]) -> Cache:
-    """A cache of the rows with these numbers; a row may be taken more than once."""
-
-    def taken(a: jax.Array) -> jax.Array:
-        if a.ndim == 0:
-            return a
-        return take(layout, a, rows, axis=1 if a.ndim > 2 else 0)  # after that of the layers
-
-    return jax.tree.map(taken, cache)

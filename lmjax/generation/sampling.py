@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from lmjax.config import UserError, config
@@ -40,6 +44,19 @@ class Sampling:
             raise UserError(f"repetition_penalty={self.repetition_penalty}: must be above 0")
         if not 0 <= self.seed < 2**31:
             raise UserError(f"seed={self.seed}: must be from 0 to 2147483647")
+
+    def arguments(self, stop_tokens: Sequence[int]) -> dict[str, Any]:
+        """What the compiled functions are told; new numbers do not compile anew."""
+        greedy, penalty = self.temperature == 0, self.repetition_penalty
+        return {
+            "stop_tokens": np.array(list(stop_tokens), np.int32),
+            "repetition_penalty": None if penalty == 1 else np.float32(penalty),
+            "temperature": None if greedy else np.float32(self.temperature),
+            "top_p": None if greedy or self.top_p is None else np.float32(self.top_p),
+            "min_p": None if greedy or self.min_p is None else np.float32(self.min_p),
+            "top_k": None if greedy else self.top_k,
+            "greedy": greedy,
+        }
 
 
 def penalised(

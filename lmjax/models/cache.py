@@ -90,6 +90,16 @@ class Cache:
             used=self.used + new,
         )
 
+    def take(self, layout: Layout, rows: Int[Array, "new"]) -> Cache:
+        """A cache of the rows with these numbers; a row may be taken more than once."""
+
+        def taken(a: jax.Array) -> jax.Array:
+            if a.ndim == 0:
+                return a
+            return layout.take(a, rows, axis=1 if a.ndim > 2 else 0)  # after that of the layers
+
+        return jax.tree.map(taken, self)
+
     def mask(self, mask: Mask, place: int, new: int) -> Mask:
         """`mask` with the keys that `LayerCache.extend` gives to the queries of `new` tokens.
 

@@ -63,6 +63,13 @@ class Layout:
         """Reshard `array` to the spec of these logical axes (a no-op where it lies so already)."""
         return jax.reshard(array, self.spec(*logical, shape=array.shape))
 
+    def take(self, array: jax.Array, rows: jax.Array, axis: int = 0) -> jax.Array:
+        """The rows with these numbers along `axis`, the batch's, wherever they lie on the mesh."""
+        spec = list(jax.typeof(array).sharding.spec)
+        spec[axis] = self.spec("batch", shape=rows.shape)[0]
+        place = (slice(None),) * axis + (rows,)
+        return array.at[place].get(out_sharding=PartitionSpec(*spec))
+
     def gathered(self, *logical: str | None) -> tuple[str | None, ...]:
         """The same axes with the parameter-sharding axis `embed` whole: how a weight is used."""
         return tuple(None if name == "embed" else name for name in logical)
