@@ -103,7 +103,9 @@ class HuggingFaceTokenizer(Tokenizer):
             return (inside if inside != piece else f" {piece}").encode("utf-8")
         if "ByteFallback" in self._decoders and piece[:3] == "<0x" and piece[5:] == ">":
             return bytes([int(piece[3:5], 16)])
-        return piece.replace(SPACE, " ").encode("utf-8")
+        if not self._decoders.isdisjoint({"Replace", "Metaspace"}):
+            piece = piece.replace(SPACE, " ")
+        return piece.encode("utf-8")
 
     def settings(self) -> dict[str, Any]:
         return {"kind": self.kind, "begin": self.begin, "end": self.end}

@@ -10,9 +10,10 @@ from lmjax.data.folder_settings import folder_settings
 from lmjax.data.subwords import MODEL_FILE, SentencePieceTokenizer
 from lmjax.data.tokenizers import Tokenizer
 
+ICE_FILE = "ice_text.model"
 IMAGES = 20_000  # ids before those of text that stand for parts of images
 COMMANDS = ("[MASK]", "[gMASK]", "[sMASK]", "<unused_0>", "<sop>", "<eop>", "<ENC>", "<dBLOCK>")
-NEWLINE, TAB, END = "<n>", "<|tab|>", "</s>"
+NEWLINE, TAB, END, PAD = "<n>", "<|tab|>", "</s>", "<pad>"
 LONGEST_BLANK = 80  # spaces
 BLANKS = {f"<|blank_{length}|>": " " * length for length in range(2, LONGEST_BLANK + 1)}
 WHITESPACE = {NEWLINE: "\n", TAB: "\t", **BLANKS}  # what pieces stand for
@@ -108,7 +109,7 @@ def _complete(path: pathlib.Path, data: bytes) -> bytes:
             for name in names:
                 model.pieces.add(piece=name, score=0.0).type = kind
     names = {piece.piece for piece in model.pieces}
-    if missing := [name for name in (END, *COMMANDS, *WHITESPACE) if name not in names]:
+    if missing := [name for name in (END, *COMMANDS, *WHITESPACE, PAD) if name not in names]:
         raise UserError(f"{path} is not icetk's vocabulary: {missing[0]} is not in it")
     for piece in model.pieces:
         if piece.piece in COMMANDS:

@@ -13,7 +13,7 @@ from lmjax.data.huggingface_tokenizers import (
     read_gpt2,
     read_library_file,
 )
-from lmjax.data.icetk import IceTokenizer, read_icetk
+from lmjax.data.icetk import ICE_FILE, IceTokenizer, read_icetk
 from lmjax.data.sentencepiece_folders import read_sentencepiece
 from lmjax.data.tiktoken_tokenizer import TiktokenTokenizer, read_ranks
 from lmjax.data.tokenizers import (
@@ -37,7 +37,7 @@ __all__ = [
 READERS = {  # in this order: the more complete description first
     "tokenizer.json": read_library_file,
     "*.tiktoken": read_ranks,
-    "ice_text.model": read_icetk,
+    ICE_FILE: read_icetk,
     "*.model": read_sentencepiece,
     "vocab.json": read_gpt2,
     "vocab.txt": read_bert,

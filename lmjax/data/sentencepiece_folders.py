@@ -32,11 +32,14 @@ def read_sentencepiece(path: pathlib.Path) -> Tokenizer:
     """
     folder, data = path.parent, path.read_bytes()
     try:
-        size = SentencePieceTokenizer(data, by_line=False).vocab_size
+        bare = SentencePieceTokenizer(data, by_line=False)
+        size = bare.vocab_size
         settings = folder_settings(folder)
         new = {name: entry for name, entry in added_tokens(folder).items() if entry.token >= size}
-        names = enumerate(_named_by_program(folder, settings), size)
-        named = {name: Added(token, True) for token, name in names}
+        names = _named_by_program(folder, settings)
+        if bare.special.keys() >= set(names):  # they are in the file, as we write it
+            names = ()
+        named = {name: Added(token, True) for token, name in enumerate(names, size)}
         # A folder may list some of what its program names, as ChatGLM3's does once it is saved.
         if all(name in named and named[name].token == entry.token for name, entry in new.items()):
             new = named

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from lmjax.config import UserError
-from lmjax.data.folder_settings import library
+from lmjax.data.folder_settings import added_tokens, check_places, library
+from lmjax.data.special_tokens import ExtendedTokenizer
 from lmjax.data.tokenizers import SEPARATOR, Tokenizer
 
 RANKS_FILE = "qwen.tiktoken"
@@ -85,9 +86,16 @@ class TiktokenTokenizer(Tokenizer):
 
 
 def read_ranks(path: pathlib.Path) -> Tokenizer:
-    """The tokenizer of a table of ranks. UserError for another one than Qwen's."""
+    """The tokenizer of a table of ranks, with what the folder adds. UserError for another than
+    Qwen's."""
     if not path.name.startswith("qwen"):
         raise UserError(
             f"{path}: how a text is cut stands in no such file and is known for qwen.tiktoken alone"
         )
-    return TiktokenTokenizer(path.read_bytes())
+    tokenizer = TiktokenTokenizer(path.read_bytes())
+    size, added = tokenizer.vocab_size, added_tokens(path.parent)
+    new = {name: entry for name, entry in added.items() if entry.token >= size}
+    check_places(path, size, new)
+    if ordinary := [name for name, entry in new.items() if not entry.special]:
+        raise UserError(f"{path}: the added token {ordinary[0]!r} is text, not special")
+    return ExtendedTokenizer(tokenizer, list(new)) if new else tokenizer

@@ -90,6 +90,12 @@ def with_special(data: bytes, names: Sequence[str]) -> bytes:
     for piece in model.pieces:
         if RESERVED.fullmatch(piece.piece):
             piece.type = piece.CONTROL
+    return append_special(model.SerializeToString(), names)
+
+
+def append_special(data: bytes, names: Sequence[str]) -> bytes:
+    """A model file with more special tokens behind the rest, in the order of their ids."""
+    model = _proto(data)
     for name in names:
         piece = model.pieces.add(piece=name, score=0.0)
         piece.type = piece.CONTROL

@@ -1,22 +1,45 @@
 """A tokenizer of ours as the files that transformers makes its own from.
 
-All but Qwen's become a `tokenizer.json` of the Hugging Face `tokenizers` library, which gives the
-same tokens; it is written here without that library. Like our generation it puts the token that
-begins a document before a text.
+All but Qwen's, icetk's and some of SentencePiece's become a `tokenizer.json` of the Hugging Face
+`tokenizers` library, which gives the same tokens; it is written here without that library. Like our
+generation it puts the token that begins a document before a text.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
-from lmjax.data.public_tokenizers import BYTES, HUGGING_FACE_FILE, TiktokenTokenizer
+from lmjax.data.folder_settings import library
+from lmjax.data.icetk import END, ICE_FILE, PAD
+from lmjax.data.public_tokenizers import (
+    BYTES,
+    HUGGING_FACE_FILE,
+    HuggingFaceTokenizer,
+    IceTokenizer,
+    TiktokenTokenizer,
+)
+from lmjax.data.special_tokens import ExtendedTokenizer
 from lmjax.data.subwords import MODEL_FILE, SPACE, SentencePieceTokenizer
 from lmjax.data.tokenizers import ByteTokenizer, CharacterTokenizer, Tokenizer
+from lmjax.data.vocabulary import append_special
 
-PUBLIC_FILE = "tokenizer.json"
+PUBLIC_FILE, CONFIG_FILE = "tokenizer.json", "tokenizer_config.json"
+# What the published folders of ChatGLM-6B name: a text is followed by a blank's content.
+ICE_ROLES = {
+    "bos": "<sop>",
+    "eos": "<eop>",
+    "mask": "[MASK]",
+    "gmask": "[gMASK]",
+    "pad": PAD,
+}
+OWN_PROGRAM = "transformers needs the authors' own program for {}; only lmjax reads it here"
+
+
+class _NoPlace(Exception):
+    """Why a file cannot hold a new token beside the vocabulary."""
 
 
 def public_files(tokenizer: Tokenizer, max_length: int) -> tuple[dict[str, bytes], list[str]]:
@@ -29,7 +52,10 @@ def public_files(tokenizer: Tokenizer, max_length: int) -> tuple[dict[str, bytes
     Returns:
       The files, and sentences for the user about what they cannot do.
     """
-    files, notes = _vocabulary_files(tokenizer)
+    try:
+        files, notes = _vocabulary_files(tokenizer)
+    except _NoPlace as reason:
+        return {}, [f"the tokenizer was left out: {reason}"]
     names = {token: name for name, token in tokenizer.special.items()}
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -38,36 +64,103 @@ def public_files(tokenizer: Tokenizer, max_length: int) -> tuple[dict[str, bytes
         **{role.removesuffix("_id"): names[token] for role, token in end_ids(tokenizer).items()},
     }
     if PUBLIC_FILE in files:
-        files["tokenizer_config.json"] = _json(settings)
+        files[CONFIG_FILE] = _json(settings)
     return files, notes
 
 
 def end_ids(tokenizer: Tokenizer) -> dict[str, int]:
-    """What config.json says of the tokens that begin and end a document."""
+    """What config.json says of the tokens that begin and end a document, or icetk's blanks."""
+    if isinstance(_taken_apart(tokenizer)[0], IceTokenizer):
+        return {f"{role}_token_id": tokenizer.special[name] for role, name in ICE_ROLES.items()}
     ids = {"bos_token_id": tokenizer.begin, "eos_token_id": tokenizer.end}
     return {role: token for role, token in ids.items() if token is not None}
 
 
+def _taken_apart(tokenizer: Tokenizer) -> tuple[Tokenizer, tuple[str, ...]]:
+    """The tokenizer that others were added to, and the names of all that were."""
+    names: tuple[str, ...] = ()
+    while isinstance(tokenizer, ExtendedTokenizer):
+        tokenizer, names = tokenizer.inner, (*tokenizer.names, *names)
+    return tokenizer, names
+
+
 def _vocabulary_files(tokenizer: Tokenizer) -> tuple[dict[str, bytes], list[str]]:
-    if HUGGING_FACE_FILE in tokenizer.files():
-        return {PUBLIC_FILE: tokenizer.files()[HUGGING_FACE_FILE]}, []
-    if isinstance(tokenizer, ByteTokenizer):
+    """Raises _NoPlace."""
+    inner, names = _taken_apart(tokenizer)
+    if isinstance(inner, HuggingFaceTokenizer):
+        return {PUBLIC_FILE: _of_library(inner, names)}, []
+    if isinstance(inner, ByteTokenizer):
         return {PUBLIC_FILE: _json(_of_bytes(tokenizer))}, []
-    if isinstance(tokenizer, CharacterTokenizer):
-        note = "transformers passes over characters that the tokenizer lacks; here they are refused"
-        return {PUBLIC_FILE: _json(_of_characters(tokenizer))}, [note]
-    if isinstance(tokenizer, SentencePieceTokenizer):
-        return _of_sentencepiece(tokenizer)
-    if isinstance(tokenizer, TiktokenTokenizer):
-        note = "transformers needs Qwen's own program for qwen.tiktoken; only lmjax reads it here"
-        return dict(tokenizer.files()), [note]
-    kind = type(tokenizer).kind
+    if isinstance(inner, CharacterTokenizer):
+        note = "characters that the tokenizer lacks are passed over; the run refuses them"
+        characters = inner.settings()["characters"]
+        return {PUBLIC_FILE: _json(_of_characters(tokenizer, characters))}, [note]
+    if isinstance(inner, SentencePieceTokenizer):
+        by_line = inner.settings()["by_line"]
+        return _of_sentencepiece(SentencePieceTokenizer(_extended_model(inner, names), by_line))
+    if isinstance(inner, IceTokenizer):
+        return _of_icetk(inner, _extended_model(inner, names)), [OWN_PROGRAM.format(ICE_FILE)]
+    if isinstance(inner, TiktokenTokenizer):
+        files = dict(inner.files())
+        if names:
+            added = {name: token for token, name in enumerate(names, inner.vocab_size)}
+            files["added_tokens.json"] = _json(added)
+        return files, [OWN_PROGRAM.format(*inner.files())]
+    kind = type(inner).kind
     return {}, [f"the {kind} tokenizer has no form that transformers reads, and was left out"]
 
 
-def _of_bytes(tokenizer: ByteTokenizer) -> dict[str, Any]:
+def _check_new(names: Iterable[str], pieces: Iterable[str]) -> None:
+    """Raises _NoPlace where a vocabulary of these pieces has one of the new names."""
+    pieces = set(pieces)
+    for name in names:
+        if name in pieces:
+            raise _NoPlace(f"{name!r} is a piece of text too, and no file keeps two of a name")
+
+
+def _of_library(tokenizer: HuggingFaceTokenizer, names: tuple[str, ...]) -> bytes:
+    """The tokenizer.json that it was made from, with more special tokens."""
+    data = tokenizer.files()[HUGGING_FACE_FILE]
+    if not names:
+        return data
+    extended = library("tokenizers").Tokenizer.from_str(data.decode("utf-8"))
+    _check_new(names, extended.get_vocab())
+    extended.add_special_tokens(list(names))
+    if extended.token_to_id(names[-1]) != tokenizer.vocab_size + len(names) - 1:
+        raise _NoPlace(f"its ids have gaps, and the file would give {names[0]!r} one of those")
+    return extended.to_str().encode("utf-8")
+
+
+def _extended_model(
+    tokenizer: SentencePieceTokenizer | IceTokenizer, names: tuple[str, ...]
+) -> bytes:
+    """The model file with more special tokens."""
+    from sentencepiece import sentencepiece_model_pb2
+
+    data = tokenizer.files()[MODEL_FILE]
+    if not names:
+        return data
+    pieces = sentencepiece_model_pb2.ModelProto.FromString(data).pieces
+    _check_new(names, (piece.piece for piece in pieces))
+    return append_special(data, names)
+
+
+def _of_icetk(tokenizer: IceTokenizer, model: bytes) -> dict[str, bytes]:
+    """As the last release of ChatGLM-6B has it: a file with all tokens, and how many ids of images
+    stand before them."""
+    settings = {
+        "tokenizer_class": "ChatGLMTokenizer",
+        **{f"{role}_token": name for role, name in ICE_ROLES.items()},
+        "end_token": END,
+        "num_image_tokens": tokenizer.settings()["images"],
+    }
+    return {ICE_FILE: model, CONFIG_FILE: _json(settings)}
+
+
+def _of_bytes(tokenizer: Tokenizer) -> dict[str, Any]:
     characters = {byte: character for character, byte in BYTES.items()}
     level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False}
+    _check_new(tokenizer.special, characters.values())
     return _tokenizer(
         tokenizer,
         vocabulary={characters[byte]: byte for byte in range(256)},
@@ -77,8 +170,8 @@ def _of_bytes(tokenizer: ByteTokenizer) -> dict[str, Any]:
     )
 
 
-def _of_characters(tokenizer: CharacterTokenizer) -> dict[str, Any]:
-    characters = tokenizer.settings()["characters"]
+def _of_characters(tokenizer: Tokenizer, characters: str) -> dict[str, Any]:
+    _check_new(tokenizer.special, characters)
     return _tokenizer(
         tokenizer,
         vocabulary={character: token for token, character in enumerate(characters)},
@@ -135,7 +228,7 @@ def _of_sentencepiece(tokenizer: SentencePieceTokenizer) -> tuple[dict[str, byte
         },
         unknown=trainer.unk_piece,
     )
-    note = f"transformers takes the character U+2581 ({SPACE}) in a text for a space"
+    note = f"the character U+2581 ({SPACE}) in a text is taken for a space"
     return {**files, PUBLIC_FILE: _json(written)}, [note]
 
 

@@ -14,6 +14,7 @@ from lmjax.generation.__main__ import main
 from lmjax.generation.fill import FAMILIES
 from lmjax.generation.run import load
 from lmjax.interop import huggingface
+from lmjax.interop.convert import convert
 from lmjax.models import DeepNorm, Normal, bert, chatglm, glm, glm_130b, initialize, plain_batch, t5
 from lmjax.parallel import Mesh, generation_layout
 from tests.lmjax.data.vocabulary_folders import FOLDERS, UNCASED
@@ -168,6 +169,30 @@ def test_a_bert_folder_gives_candidates_for_a_mask(tmp_path, monkeypatch, capsys
     wanted = ", ".join(f"{name.removeprefix('##')} {value:.3f}" for name, value in best)
     code, said = command(monkeypatch, capsys, folder, "prompt=今天天气很[MASK]。")
     assert (code, said.out) == (0, f"[MASK] 1: {wanted}\n")
+
+
+ROUND_TRIPS = {
+    "glm-130b": "今天\t[MASK]。\n",
+    "chatglm-6b": "今天\t天气很[gMASK]",
+    "glm-10b": "The [MASK] fox[sMASK].",
+    "glm-10b-chinese": "今天天气很[MASK]。",
+    "t5-base": "The <extra_id_0> jumps over<extra_id_1>.",
+    "bert-base-chinese": "今天天气很[MASK]。",
+}
+
+
+@pytest.mark.parametrize("name", ROUND_TRIPS)
+def test_a_folder_that_was_a_run_fills_blanks_as_before(name, tmp_path, monkeypatch, capsys):
+    model_folder(tmp_path / "model", name)
+    convert(tmp_path / "model", tmp_path / "run")
+    convert(tmp_path / "run", tmp_path / "again")
+    capsys.readouterr()
+    words = [f"prompt={ROUND_TRIPS[name]}"]
+    if name != "bert-base-chinese":  # which guesses, and writes nothing
+        words += ["max_tokens=3", "temperature=0"]
+    before = command(monkeypatch, capsys, tmp_path / "model", *words)
+    assert before[0] == 0
+    assert command(monkeypatch, capsys, tmp_path / "again", *words) == before
 
 
 MISSING = {

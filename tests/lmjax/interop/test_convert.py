@@ -1,8 +1,6 @@
 """The command: runs to model folders and back, from folder to folder, and what goes wrong."""
 
-import base64
 import errno
-import io
 import json
 import os
 import shutil
@@ -16,13 +14,11 @@ import pytest
 from safetensors.numpy import load, load_file, save_file
 
 from lmjax.config import UserError, config, exit_on_user_error, replace, to_json
-from lmjax.data.public_tokenizers import TiktokenTokenizer, read_tokenizer
-from lmjax.data.subwords import SentencePieceTokenizer, TrainedBPE
-from lmjax.data.tokenizers import ByteTokenizer, CharacterTokenizer, Corpus
+from lmjax.data.public_tokenizers import read_tokenizer
+from lmjax.data.tokenizers import ByteTokenizer
 from lmjax.interop import huggingface
 from lmjax.interop.__main__ import main
 from lmjax.interop.convert import convert, new_folder
-from lmjax.interop.tokenizer_files import public_files
 from lmjax.models import AttentionConfig, FeedForwardConfig, TransformerConfig, initialize
 from lmjax.parallel import Mesh, training_layout
 from lmjax.training.checkpoints import Checkpointer
@@ -46,16 +42,6 @@ class ConvertedRun:
 
     model: TransformerConfig = MODEL  # what was trained
     average: float | None = None  # decay of an average of the parameters
-
-
-class Words(Corpus):
-    """Enough text for a small vocabulary."""
-
-    def sample(self, size):
-        yield from ["the list of the things that the function returns, 10 of them\n" * 20, TEXT]
-
-    def everything(self):
-        yield TEXT
 
 
 @pytest.fixture(scope="module")
@@ -177,63 +163,6 @@ def test_numbers_do_not_change_with_the_file(one_device, tmp_path):
     with (folder / "model.safetensors").open("r+b") as file:
         file.write(b"\x7f" * size)
     jax.tree.map(np.testing.assert_array_equal, params, before)
-
-
-def like_llama():
-    """A SentencePiece model of the kind of LLaMA's: a space comes before a text."""
-    import sentencepiece
-
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(line for text in Words().sample(0) for line in text.split("\n")),
-        model_writer=model,
-        model_type="bpe",
-        vocab_size=330,
-        character_coverage=1.0,
-        byte_fallback=True,
-        normalization_rule_name="identity",
-        remove_extra_whitespaces=False,
-        minloglevel=3,
-    )
-    return SentencePieceTokenizer(model.getvalue(), by_line=False)
-
-
-TOKENIZERS = {
-    "like LLaMA's": like_llama,
-    "bytes": ByteTokenizer,
-    "characters": lambda: CharacterTokenizer("".join(sorted(set(TEXT + "a")))),
-    "trained": lambda: TrainedBPE(vocab_size=330, coverage=1.0).build(Words()),
-}
-
-
-@pytest.mark.parametrize("kind", TOKENIZERS)
-def test_public_tokenizers_give_the_same_tokens(tmp_path, kind):
-    """The `tokenizers` library, which transformers uses, beside the tokenizer itself."""
-    library = pytest.importorskip("tokenizers", reason="needs pip install 'lmjax[tokenizers]'")
-    tokenizer = TOKENIZERS[kind]()
-    for name, data in public_files(tokenizer, 40)[0].items():
-        (tmp_path / name).write_bytes(data)
-    public = library.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
-    texts = [TEXT, "the things that", " ", "\n\n\t ", "  the   list"]
-    if kind != "characters":
-        texts += ["", "0123 é🙂", "<|endoftex"]
-    for text in texts:
-        tokens = tokenizer.encode(text)
-        found = public.encode(text).ids
-        assert found == [tokenizer.begin, *tokens], text
-        assert public.decode(found) == text
-    again = read_tokenizer(tmp_path)
-    assert [again.encode(text) for text in texts] == [tokenizer.encode(text) for text in texts]
-    assert (again.begin, again.end) == (tokenizer.begin, tokenizer.end)
-    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
-    assert public.token_to_id(settings["eos_token"]) == tokenizer.end
-
-
-def test_what_transformers_cannot_read_is_said():
-    pytest.importorskip("tiktoken", reason="needs pip install 'lmjax[tokenizers]'")
-    lines = [base64.b64encode(bytes([byte])) + b" %d" % byte for byte in range(256)]
-    files, notes = public_files(TiktokenTokenizer(b"\n".join(lines)), 40)
-    assert set(files) == {"qwen.tiktoken"} and "only lmjax reads it" in notes[0]
 
 
 def test_nothing_half_written_counts_as_a_model(one_device, run, tmp_path, monkeypatch):
