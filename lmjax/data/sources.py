@@ -168,6 +168,7 @@ class JsonPrompts(JsonLines):
     The answer's place is where the prompt has the mask, or else its end. A space before that place
     belongs to the answer, as it does when a model fills in a prompt. Lines with an empty prompt or
     answer are left out. Lines with the same prompt stand on the same side of the held-out split.
+    Other objectives take the tokens around the answer for text; a run says so when it begins.
     """
 
     field: str = "prompt"  # the field with the prompt

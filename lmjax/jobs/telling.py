@@ -7,10 +7,12 @@ from typing import Any
 import jax
 
 from lmjax.config import fingerprint, from_json
+from lmjax.data import JsonPrompts
 from lmjax.generation.sampling import Sampling
 from lmjax.jobs.pretrain import Pretrain
 from lmjax.jobs.run_folder import ROUNDING, differences, is_below
 from lmjax.jobs.terminal import Story
+from lmjax.objectives import BlankInfilling, Mixed
 from lmjax.training.environment import compare_environment
 
 
@@ -36,6 +38,30 @@ def tell_beginning(story: Story, experiment: Pretrain, path: Path, size: int) ->
         f"{experiment.steps:,} steps of {high if low == high else f'{low} to {high}'} x "
         f"{data.length} tokens, {rows * data.length:,} in all",
     )
+    warn_of_answers(story, experiment)
+
+
+def warn_of_answers(story: Story, experiment: Pretrain) -> None:
+    """Says which objectives take the tokens around answers for text.
+
+    It may be meant, as in a mixture of objectives, so it is no error.
+    """
+    objective = experiment.objective
+    parts = objective.objectives if isinstance(objective, Mixed) else (objective,)
+    unaware = dict.fromkeys(
+        type(part).__name__
+        for part in parts
+        if not (isinstance(part, BlankInfilling) and part.answers is not None)
+    )
+    for domain in experiment.data.train if unaware else ():
+        for source in (domain.source, domain.evaluation):
+            if isinstance(source, JsonPrompts):
+                story.warn(
+                    f"{domain.name}: {' and '.join(unaware)} take{'s' * (len(unaware) == 1)} the "
+                    f"tokens around answers, {source.mask} and {source.closing}, for text. Answers "
+                    f"alone are learnt with objective=BlankInfilling, answers={source.mask!r}, eop="
+                    f"{source.closing!r}; with JsonLines as source, texts without such tokens"
+                )
 
 
 def tell_continuation(story: Story, experiment: Pretrain, extra: dict[str, Any], done: int) -> None:

@@ -1,14 +1,18 @@
 """Runs of other objectives than causal language modelling: the same loop, resume and meshes."""
 
+import io
 import json
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from lmjax.config import UserError, replace
 from lmjax.data import Bytes, Data, Domain, JsonPrompts, TextFiles, WithTokens
 from lmjax.jobs.pretrain import Pretrain
 from lmjax.jobs.settings import Checkpoints, Evaluation
+from lmjax.jobs.telling import warn_of_answers
+from lmjax.jobs.terminal import Story
 from lmjax.models import AttentionConfig, FeedForwardConfig, TransformerConfig
 from lmjax.objectives import BlankInfilling, CausalLM, DocumentBlank, MaskedLM, Mixed
 from lmjax.parallel import Mesh
@@ -72,13 +76,14 @@ def losses(experiment):
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_a_run_goes_on_bit_for_bit_and_on_another_mesh_as_well(name, tmp_path):
+def test_a_run_goes_on_bit_for_bit_and_on_another_mesh_as_well(name, tmp_path, capsys):
     """Resumed: equal. On another mesh: sums in another order, 1e-4 after four steps in float32.
 
     The mesh is tried with blanks alone, to compile less.
     """
     whole = small(tmp_path, name)
     whole.run()
+    assert capsys.readouterr().out.count("the tokens around answers") == 1
     parts = replace(whole, output=str(tmp_path / "parts"))
     replace(parts, steps=2).run()
     parts.run()
@@ -92,6 +97,43 @@ def test_a_run_goes_on_bit_for_bit_and_on_another_mesh_as_well(name, tmp_path):
     np.testing.assert_allclose(
         [loss for _, _, loss in losses(other)], [loss for _, _, loss in losses(whole)], rtol=1e-4
     )
+
+
+ANSWERS = BlankInfilling(answers="[MASK]")
+UNAWARE = {  # by case: an objective, and the beginning of what is said of it
+    "none": (CausalLM(), "CausalLM takes the tokens around answers, [MASK] and <|endofpiece|>,"),
+    "no setting": (BlankInfilling(), "BlankInfilling takes"),
+    "all": (ANSWERS, None),
+    "all of a mixture": (Mixed(objectives=(ANSWERS, ANSWERS), weights=(1.0, 1.0)), None),
+    "some of a mixture": (
+        Mixed(objectives=(CausalLM(), ANSWERS, BlankInfilling()), weights=(1.0, 1.0, 1.0)),
+        "CausalLM and BlankInfilling take",
+    ),
+}
+
+
+@pytest.mark.parametrize("place", ["source", "evaluation", "nowhere"])
+@pytest.mark.parametrize("case", UNAWARE)
+def test_it_is_told_where_the_tokens_around_answers_are_text(case, place, tmp_path):
+    """By domain, once, and what to set."""
+    objective, message = UNAWARE[case]
+    experiment = small(tmp_path, "blanks")
+    lines, prompts = experiment.data.train
+    domains = {
+        "source": (lines, prompts),
+        "evaluation": (lines, replace(lines, name="prompts", evaluation=prompts.source)),
+        "nowhere": (lines,),
+    }
+    data = replace(experiment.data, train=domains[place])
+    said = io.StringIO()
+    experiment = replace(experiment, data=data, objective=objective)
+    warn_of_answers(Story(Console(file=said)), experiment)
+    if message is None or place == "nowhere":
+        assert said.getvalue() == ""
+        return
+    (line,) = said.getvalue().splitlines()
+    assert line.startswith(f"  prompts: {message}")
+    assert "objective=BlankInfilling, answers='[MASK]', eop='<|endofpiece|>'; with JsonL" in line
 
 
 def test_mistakes_are_told_before_training(tmp_path):
