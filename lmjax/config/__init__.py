@@ -5,6 +5,7 @@ from lmjax.config.command_line import (
     exit_on_user_error,
     from_command_line,
     import_modules,
+    own_modules,
 )
 from lmjax.config.declare import choices, config, fields, preset, registered, replace
 from lmjax.config.errors import UserError
@@ -26,6 +27,7 @@ __all__ = [
     "help_text",
     "import_modules",
     "is_config",
+    "own_modules",
     "parse",
     "preset",
     "registered",

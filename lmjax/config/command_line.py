@@ -16,9 +16,11 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any, TextIO
 
+from lmjax.config.declare import fields, module_of
 from lmjax.config.errors import UserError
 from lmjax.config.help import help_text
 from lmjax.config.overrides import parse
+from lmjax.config.values import is_config
 
 
 def from_command_line(
@@ -56,7 +58,31 @@ def import_modules(names: Sequence[str]) -> None:
         try:
             importlib.import_module(name)
         except ModuleNotFoundError as error:
-            raise UserError(f"imports={name}: {error}") from None
+            raise UserError(
+                f"imports={name}: {error}; give a module as Python imports it (squared, not "
+                f"squared.py) from {os.getcwd()}, $PYTHONPATH or what is installed"
+            ) from None
+
+
+def own_modules(config: Any) -> tuple[str, ...]:
+    """The modules outside this package that declare classes of a config: `import_modules` them.
+
+    What was typed in a notebook is in none.
+    """
+    found: dict[str, None] = {}
+
+    def look(value: Any) -> None:
+        if is_config(value):
+            found[module_of(type(value))] = None
+            for name in fields(type(value)):
+                look(getattr(value, name))
+        elif isinstance(value, tuple):
+            for element in value:
+                look(element)
+
+    look(config)
+    package = __name__.partition(".")[0]
+    return tuple(name for name in found if name.partition(".")[0] not in (package, "__main__"))
 
 
 def command_name() -> str:

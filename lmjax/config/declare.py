@@ -7,6 +7,7 @@ import importlib
 import inspect
 import io
 import pathlib
+import sys
 import textwrap
 import tokenize
 import typing
@@ -117,13 +118,26 @@ def _check(self: Any) -> None:
 
 def _register(name: str, thing: Callable[..., Any]) -> None:
     other = _registry.get(name, thing)
-    same = (other.__module__, other.__qualname__) == (thing.__module__, thing.__qualname__)
-    if not same and "__main__" not in (other.__module__, thing.__module__):
+    if (module_of(other), other.__qualname__) != (module_of(thing), thing.__qualname__):
         raise ValueError(
             f"the config name {name!r} is taken by {other.__module__}.{other.__qualname__}; "
             f"{thing.__module__}.{thing.__qualname__} needs another"
         )
     _registry[name] = thing
+
+
+def module_of(thing: Callable[..., Any]) -> str:
+    """The name by which the module of a class or preset can be imported.
+
+    That of the program itself is not `__main__` but its file's: where another module, or a process
+    that prepares batches, imports the file again, its classes are the same ones.
+    """
+    if thing.__module__ not in ("__main__", "__mp_main__"):
+        return thing.__module__
+    main = sys.modules[thing.__module__]
+    if getattr(main, "__spec__", None) is not None:
+        return main.__spec__.name
+    return pathlib.Path(getattr(main, "__file__", "__main__")).stem  # a notebook has no file
 
 
 @functools.cache

@@ -128,7 +128,8 @@ def _apply_in_tuple(
 def _value(path: str, text: str, kind: values.Type, old: Any) -> Any:
     """What `text` puts at `path`, where `old` was."""
     if not text and str not in values.members(kind):
-        raise UserError(f"{path}= has no value; expected {values.describe(kind)}")
+        nothing = ", or () for none" if values.element_types(kind, 0) == () else ""
+        raise UserError(f"{path}= has no value; expected {values.describe(kind)}{nothing}")
     try:
         return _expand(read(text, kind), old)
     except (Unfit, UserError) as error:

@@ -116,5 +116,9 @@ def _class(data: dict[str, Any], where: str) -> type:
         return found
     known = [n for n, thing in declare.registered().items() if isinstance(thing, type)]
     near = difflib.get_close_matches(name, known, n=3)
-    hint = f"near: {', '.join(near)}" if near else f"known: {', '.join(sorted(known))}"
-    raise UserError(f"at {where}: no config class is called {name!r}; {hint}")
+    hint = f"near: {', '.join(near)}; " if near else ""
+    raise UserError(
+        f"at {where}: no config class is called {name!r}; {hint}one of your own is known once its "
+        "module was imported: with imports=MODULE on the command line of lmjax.generation and "
+        "lmjax.interop, with an import in the file of an experiment"
+    )

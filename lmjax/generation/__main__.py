@@ -53,7 +53,7 @@ class Generate(Sampling):
     beams: int | None = None
     length_penalty: float = 1.0  # of beams: log-probabilities are divided by length to this power
     mesh: Mesh = Mesh()  # how the devices are arranged
-    imports: tuple[str, ...] = ()  # modules of your own that declare parts of the model
+    imports: tuple[str, ...] = ()  # modules of your own whose classes the run has
 
     def validate(self) -> None:
         """Raises UserError for settings that no text could satisfy."""

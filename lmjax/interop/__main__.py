@@ -34,7 +34,7 @@ class Convert:
     # GB (10^9 bytes) in the largest file for transformers; a larger tensor has a file alone
     file_size: float = 5.0
     mesh: Mesh = Mesh()  # how the devices are arranged, over which the parameters are cut
-    imports: tuple[str, ...] = ()  # modules of your own that declare parts of the run
+    imports: tuple[str, ...] = ()  # modules of your own whose classes the run has
 
     def validate(self) -> None:
         """Raises UserError for a size that no file can have."""

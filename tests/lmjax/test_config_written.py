@@ -137,7 +137,11 @@ def test_json_is_readable():
             '"PaperNorn"',
             "at model.norm: no config class is called 'PaperNorn'; near: Pape",
         ),
-        ('"PaperNorm"', '"preset_7"', "at model.norm: no config class is called 'preset_7'"),
+        (
+            '"PaperNorm"',
+            '"preset_7"',
+            "at model.norm: no config class is called 'preset_7'; one of your own is known once",
+        ),
         ('"PaperNorm"', '"os:system"', "no config class is called 'os:system'"),
         ('"PaperNorm"', "3", 'at model.norm: expected an object with "class"'),
         (
