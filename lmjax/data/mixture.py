@@ -14,19 +14,20 @@ PERIOD = 1000  # rows in which the weights are kept exactly, before common facto
 
 
 class Rows:
-    """A token store cut into rows of `row_length` tokens of which neighbours share one.
+    """A token store cut into rows of `row_length` tokens of which neighbours share `overlap`.
 
     The store is read as a ring: the token after the last is the first, so that each token is the
-    target of exactly one row of an epoch. The last row of an epoch is filled up with tokens of
-    segment 0. The ring is cut at a place of its own in every epoch.
+    target of a row of an epoch, with an overlap of 1 of exactly one. The last row of an epoch is
+    filled up with tokens of segment 0. The ring is cut at a place of its own in every epoch.
     """
 
-    def __init__(self, store: TokenStore, row_length: int):
+    def __init__(self, store: TokenStore, row_length: int, overlap: int = 1):
         if row_length < 2:
             raise UserError(f"rows have {row_length} tokens; they need at least 2")
         self.store = store
         self.row_length = row_length
-        self.count = -(-store.manifest.tokens // (row_length - 1))  # rows in an epoch
+        self.advance = row_length - overlap  # from one row's first token to the next one's
+        self.count = -(-store.manifest.tokens // self.advance)  # rows in an epoch
 
     def read(
         self, row: Int64[np.ndarray, "rows"], start: int | Int64[np.ndarray, "rows"] = 0
@@ -36,7 +37,7 @@ class Rows:
         Segments are numbered from 1 in each row, a document each; 0 is filling.
         """
         size = self.store.manifest.tokens
-        inner = np.asarray(row, np.int64) * (self.row_length - 1)
+        inner = np.asarray(row, np.int64) * self.advance
         first = (inner + start) % size
         places = first[:, None] + np.arange(self.row_length)
         tokens = np.take(self.store.tokens, places % size).astype(np.int32)
@@ -123,6 +124,7 @@ class Mixture:
         weights: dict[str, float],
         row_length: int,
         changes: tuple[tuple[int, dict[str, float]], ...] = (),
+        overlap: int = 1,
     ):
         """Sets up the stages.
 
@@ -131,13 +133,14 @@ class Mixture:
           weights: relative shares of the rows, by name.
           row_length: tokens that a row takes from its store.
           changes: (first row, weights from there on), by rising row.
+          overlap: how many of a row's tokens, from its end, the next one has too.
 
         Raises:
             UserError: a weight is negative, or too small beside the others.
         """
         self.names = tuple(stores)
         self.row_length = row_length
-        self._sources = [Rows(store, row_length) for store in stores.values()]
+        self._sources = [Rows(store, row_length, overlap) for store in stores.values()]
         self._rows = np.array([rows.count for rows in self._sources])
         self._tokens = np.array([store.manifest.tokens for store in stores.values()])
         self.stages: list[_Stage] = []
@@ -206,10 +209,10 @@ def shares(weights: dict[str, float]) -> dict[str, int]:
 
 
 class EvaluationRows:
-    """The rows of a held-out store in order: each token is a target exactly once."""
+    """The rows of a held-out store in order: with an overlap of 1 each token is a target once."""
 
-    def __init__(self, store: TokenStore, row_length: int):
-        self._rows = Rows(store, row_length)
+    def __init__(self, store: TokenStore, row_length: int, overlap: int = 1):
+        self._rows = Rows(store, row_length, overlap)
 
     def __len__(self) -> int:
         return self._rows.count
@@ -226,6 +229,6 @@ class EvaluationRows:
         return tokens, segments
 
 
-def evaluation_rows(store: TokenStore, row_length: int) -> EvaluationRows:
+def evaluation_rows(store: TokenStore, row_length: int, overlap: int = 1) -> EvaluationRows:
     """The rows in which a held-out store is evaluated, whole and in order."""
-    return EvaluationRows(store, row_length)
+    return EvaluationRows(store, row_length, overlap)

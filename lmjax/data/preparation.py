@@ -137,6 +137,7 @@ class PreparedData:
         plan: Plan,
         prepare: Prepare,
         row_length: int,
+        overlap: int = 1,
         host_index: int = 0,
         host_count: int = 1,
     ) -> Loader:
@@ -146,6 +147,7 @@ class PreparedData:
             plan: which rows each step takes, `data.plan(seed)` at first.
             prepare: of the objective.
             row_length: tokens of the store that a row takes, of the objective for `data.length`.
+            overlap: how many of them the next row takes too, of the objective likewise.
             host_index: number of this process among those that train together.
             host_count: how many there are.
         """
@@ -156,7 +158,7 @@ class PreparedData:
 
         weights = named(tuple(domain.weight for domain in self.data.train))
         changes = [(int(plan.rows(s.first_step)[0]), named(s.weights)) for s in self.data.stages]
-        mixture = Mixture(self.train, weights, row_length, tuple(changes))
+        mixture = Mixture(self.train, weights, row_length, tuple(changes), overlap)
         return Loader(plan, mixture, prepare, host_index, host_count, workers=self.data.workers)
 
     def skipped(self) -> dict[str, int]:

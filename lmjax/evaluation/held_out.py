@@ -84,8 +84,9 @@ class HeldOut:
         return Score(nats / tokens, nats / math.log(2) / text_bytes, round(tokens))
 
     def _batches(self, store: TokenStore) -> Iterator[Batch]:
-        prepare = self.objective.preparation(self.lexicon, self.length)
-        rows = evaluation_rows(store, self.objective.row_length(self.length))
+        objective, length = self.objective, self.length
+        prepare = objective.preparation(self.lexicon, length)
+        rows = evaluation_rows(store, objective.row_length(length), objective.row_overlap(length))
         count = len(rows)
         if self.tokens is not None:
             count = min(count, max(1, self.tokens // self.length))

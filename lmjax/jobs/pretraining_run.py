@@ -274,6 +274,7 @@ class PretrainingRun:
             plan,
             objective.preparation(Lexicon.of(prepared.tokenizer), experiment.data.length),
             objective.row_length(experiment.data.length),
+            objective.row_overlap(experiment.data.length),
             jax.process_index(),
             jax.process_count(),
         )

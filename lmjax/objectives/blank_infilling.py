@@ -15,7 +15,7 @@ from lmjax.objectives.draws import Draws
 from lmjax.objectives.fitting import require_causal
 from lmjax.objectives.lexicon import Lexicon
 from lmjax.objectives.objective import Objective
-from lmjax.objectives.rows import Piece, Rows, Sample, pieces, require_targets
+from lmjax.objectives.rows import Rows, Sample, pieces, require_targets
 
 
 @config
@@ -73,8 +73,20 @@ class BlankInfilling(Objective):
             )
 
     def row_length(self, length: int) -> int:
-        """What fills the row in nearly all cases; where more is drawn, blanks are left out."""
-        return self.samples * self.blanks.text_length(length // self.samples)
+        """As much as the row could hold; several samples, what they nearly always have room for."""
+        return length if self.samples == 1 else self.samples * self.sample_length(length)
+
+    def row_overlap(self, length: int) -> int:
+        """All but what nearly always has room together with its blanks.
+
+        How much more has room is known when they are drawn. The next row begins with it in any
+        case, so that hardly any text is left out, and some of it is read twice in an epoch.
+        """
+        return 1 + self.row_length(length) - self.samples * self.sample_length(length)
+
+    def sample_length(self, length: int) -> int:
+        """Tokens of text that a sample nearly always has room for."""
+        return self.blanks.text_length(length // self.samples)
 
     def check(self, model: TransformerConfig) -> None:
         """Raises UserError for an encoder."""
@@ -109,19 +121,15 @@ class BlankInfilling(Objective):
                 continue
             draws = Draws(seed)
             for piece in pieces(tokens[row], segments[row], self.cross_documents, self.samples):
-                room = rows.room(row)
-                if len(piece.tokens) > (most := self.blanks.text_length(room)):
-                    piece = Piece(piece.tokens[:most], closed=False, documents=piece.documents)
-                cut = self.blanks.choose(piece, lexicon, draws)
-                number = (room - len(piece.tokens) + cut.open) // 2  # each adds a mask and a token
-                cut = cut._replace(spans=cut.spans[: max(number, 0)])
-                if not len(cut.spans):
-                    continue  # a text without blanks teaches nothing
-                sample = fill_in(piece.tokens, cut, mask, sop, eop, self.running_positions)
-                hidden = draws.uniform(len(sample.tokens)) < self.block_mask_share
-                hidden &= sample.block_positions > 1
-                sample.tokens[hidden] = block_mask
-                rows.add(row, sample)
+                text, cut = self.blanks.fit(piece, rows.room(row), lexicon, draws)
+                if len(cut.spans):  # a text without blanks teaches nothing
+                    sample = fill_in(text, cut, mask, sop, eop, self.running_positions)
+                    hidden = draws.uniform(len(sample.tokens)) < self.block_mask_share
+                    hidden &= sample.block_positions > 1
+                    sample.tokens[hidden] = block_mask
+                    rows.add(row, sample)
+                if len(text) < len(piece.tokens):
+                    break  # the row is full
         batch = rows.batch()
         # A row of prompts may begin and end inside of one, and hold no answer.
         text = segments * ~has_marks[:, None]

@@ -17,6 +17,7 @@ from lmjax.objectives.lexicon import Lexicon
 from lmjax.objectives.rows import Piece
 
 LONGEST = 39  # tokens of GLM's longest blank
+ADDED = 2  # tokens that a blank adds to a text: its mask, and one that begins or ends its content
 DEVIATIONS = 4  # how far above the mean number of blanks a row has room
 
 
@@ -44,7 +45,20 @@ class Blanks(abc.ABC):
 
     @abc.abstractmethod
     def text_length(self, length: int) -> int:
-        """Tokens of text that give a row of about `length` together with what blanks add."""
+        """Tokens of text that nearly always have room in `length` together with what blanks add."""
+
+    def fit(
+        self, piece: Piece, room: int, lexicon: Lexicon, draws: Draws
+    ) -> tuple[Int[np.ndarray, "text"], Cut]:
+        """The beginning of a text that has room together with its blanks, and these.
+
+        Blanks are left out where more are drawn than `text_length` leaves room for.
+        """
+        if len(piece.tokens) > (most := self.text_length(room)):
+            piece = Piece(piece.tokens[:most], closed=False, documents=piece.documents)
+        cut = self.choose(piece, lexicon, draws)
+        number = (room - len(piece.tokens) + cut.open) // ADDED
+        return piece.tokens, cut._replace(spans=cut.spans[: max(number, 0)])
 
 
 @config
@@ -72,29 +86,59 @@ class TokenBlanks(Blanks):
 
     def choose(self, piece: Piece, lexicon: Lexicon, draws: Draws) -> Cut:
         """See `Blanks.choose`."""
-        found = []
-        for first, end in _texts(piece.tokens, lexicon):
+        enough = (1 + ADDED) * len(piece.tokens)
+        return self.fit(piece, enough, lexicon, draws)[1]
+
+    def fit(
+        self, piece: Piece, room: int, lexicon: Lexicon, draws: Draws
+    ) -> tuple[Int[np.ndarray, "text"], Cut]:
+        """The longest beginning of a text that has room together with its blanks, and these."""
+        tokens, found = piece.tokens, [np.zeros((0, 2), np.int64)]
+        for first, end in _texts(tokens, lexicon):
             edges = np.arange(first, end + 1)
             if self.whole_words:
-                begins = lexicon.begins(piece.tokens[first:end])
+                begins = lexicon.begins(tokens[first:end])
                 edges = edges[np.append(begins, True)]
-            found.append(edges[self.place(len(edges) - 1, draws)])
-        spans = np.concatenate([np.zeros((0, 2), np.int64), *found])
-        return Cut(spans[draws.order(len(spans))])
+            size, blanks = self.place(edges, room, draws)
+            found.append(edges[blanks])
+            room -= ADDED * len(blanks)
+            if size < len(edges) - 1:
+                tokens = tokens[: edges[size]]
+                break
+        spans = np.concatenate(found)
+        return tokens[:room], Cut(spans[draws.order(len(spans))])
 
-    def place(self, size: int, draws: Draws) -> Int[np.ndarray, "blanks 2"]:
-        """Blanks of `size` tokens (or words) of one document, in the order of the text."""
-        wanted = int(self.share * size)
+    def place(
+        self, edges: Int[np.ndarray, "edges"], room: int, draws: Draws
+    ) -> tuple[int, Int[np.ndarray, "blanks 2"]]:
+        """Blanks of one document's beginning, as long as it has room together with them.
+
+        Args:
+          edges: where in the text the document's tokens (or words) begin, and its end.
+          room: tokens, of which what stands in the text before the document takes its part.
+          draws: random numbers.
+
+        Returns:
+          How many tokens (or words) the beginning has, and its blanks, as numbers of these, in the
+          order of the text.
+        """
+        sizes = np.arange(len(edges))
+        wanted = (self.share * sizes).astype(np.int64)
         cumulative = np.cumsum(length_probabilities(self.mean, self.longest))
-        lengths = 1 + draws.choices(cumulative, wanted)
-        number = int((np.cumsum(lengths) - lengths < wanted).sum())
-        # Only as many as fit with a token between.
-        number = int((np.cumsum(lengths[:number] + 1) - 1 <= size).sum())
+        lengths = 1 + draws.choices(cumulative, int(wanted[-1]))
+        sums = np.cumsum(lengths)
+        # How many of these blanks a beginning of each size has: until they hold its share, and
+        # only as many as fit with a token between. Longer ones have as many or more.
+        numbers = np.searchsorted(sums - lengths, wanted)
+        fitting = np.searchsorted(sums + np.arange(len(sums)), sizes, side="right")
+        numbers = np.minimum(numbers, fitting)
+        size = max(0, int(np.searchsorted(edges + ADDED * numbers, room, side="right")) - 1)
+        number = int(numbers[size])
         lengths = lengths[draws.order(number)]
-        room = size - int(lengths.sum()) - number + 1  # tokens that need not stand between two
-        between = np.sort(draws.integers(0, room, number))
+        spare = size - int(lengths.sum()) - number + 1  # tokens that need not stand between two
+        between = np.sort(draws.integers(0, spare, number))
         starts = between + np.cumsum(lengths + 1) - (lengths + 1)
-        return np.stack([starts, starts + lengths], axis=1)
+        return size, np.stack([starts, starts + lengths], axis=1)
 
     def text_length(self, length: int) -> int:
         """Leaves room for four standard deviations more blanks than the mean, and one."""

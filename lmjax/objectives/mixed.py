@@ -52,6 +52,11 @@ class Mixed(Objective):
         """The longest that one of the objectives takes."""
         return max(objective.row_length(length) for objective in self.objectives)
 
+    def row_overlap(self, length: int) -> int:
+        """The next row begins where it does for the one that goes on farthest."""
+        advances = [o.row_length(length) - o.row_overlap(length) for o in self.objectives]
+        return self.row_length(length) - max(advances)
+
     def check(self, model: TransformerConfig) -> None:
         """Raises UserError for a model that does not fit every objective."""
         for objective in self.objectives:

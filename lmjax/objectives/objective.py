@@ -31,7 +31,11 @@ class Objective(abc.ABC):
 
     @abc.abstractmethod
     def row_length(self, length: int) -> int:
-        """Tokens of the store that one row of `length` inputs consumes."""
+        """Tokens of the store that one row of `length` inputs reads."""
+
+    def row_overlap(self, length: int) -> int:
+        """How many of them, from the end, the next row reads too. Here the last target alone."""
+        return 1
 
     @abc.abstractmethod
     def prepare(

@@ -72,6 +72,16 @@ def test_loader_mixes_with_the_weights(data, tmp_path):
     assert tokens.shape == segments.shape == (4, 17) and seeds.shape == (4,)
 
 
+def test_a_loader_of_overlapping_rows_goes_through_an_epoch_in_more_of_them(data, tmp_path):
+    ready = prepare(data, tmp_path / "run")
+    apart, overlapping = (
+        ready.loader(data.plan(1), lambda *given: given, 17, overlap).mixture.epochs(4000)
+        for overlap in (1, 9)
+    )
+    # Every 8 tokens instead of 16; whole rows are counted.
+    assert overlapping == {name: pytest.approx(n / 2, rel=0.02) for name, n in apart.items()}
+
+
 def test_a_second_stage_has_its_own_weights_and_may_bring_a_domain(data, tmp_path):
     prose, other = data.train[1:]
     data = replace(

@@ -125,6 +125,21 @@ def test_a_part_of_a_set_is_its_first_rows(store):
 
 
 @config
+class Overlapping(CausalLM):
+    """Every row goes on in the middle of the one before."""
+
+    def row_overlap(self, length):
+        """The last target and the half of the row."""
+        return 1 + length // 2
+
+
+def test_rows_overlap_as_the_objective_says(store):
+    size = store.manifest.tokens
+    found = score(store, Mesh(), 1, objective=Overlapping())
+    assert found.tokens == sum(min(LENGTH, size - first) for first in range(0, size, LENGTH // 2))
+
+
+@config
 class Nothing(CausalLM):
     """An objective without a single target."""
 

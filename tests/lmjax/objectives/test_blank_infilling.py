@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from lmjax.config import UserError, replace
-from lmjax.objectives import BlankInfilling, DocumentBlank, SentenceBlanks, TokenBlanks
+from lmjax.objectives import BlankInfilling, DocumentBlank, Mixed, SentenceBlanks, TokenBlanks
 from lmjax.objectives.blank_infilling import fill_in
 from lmjax.objectives.blanks import Cut, length_probabilities
 from lmjax.objectives.draws import Draws
@@ -166,8 +166,9 @@ def test_the_mask_is_part_a_whole_and_part_b_so_far(kind):
 
 
 def place_blanks(count, size=512):
-    """Blanks of texts of words alone, in the order of the text."""
-    return [np.array(TokenBlanks().place(size, Draws(seed))) for seed in range(count)]
+    """Blanks of texts of words alone that have all the room, in the order of the text."""
+    edges = np.arange(size + 1)
+    return [TokenBlanks().place(edges, 3 * size, Draws(seed))[1] for seed in range(count)]
 
 
 def test_lengths_of_blanks_are_distributed_as_the_references():
@@ -288,12 +289,15 @@ def test_a_rest_over_several_documents_runs_across_them():
     tokens, segments = map(np.stack, zip(*rows, strict=True))
     batch = objective.prepare(tokens, segments, np.arange(2, dtype=np.uint64), LEXICON, LENGTH)
     assert (batch.segments.max(axis=1) == 1).all()
-    np.testing.assert_array_equal(batch.targets[:, LENGTH - 2], tokens[:, -1])  # no [eop]
+    last = objective.blanks.text_length(LENGTH) - 1  # of the text that has room
+    np.testing.assert_array_equal(batch.targets[:, last + 1], tokens[:, last])  # no [eop]
 
 
 def test_rows_are_nearly_always_full_and_nearly_nothing_is_left_out():
     """The room for blanks is enough, and little more: of 200 rows of one document."""
-    for kind, least in (("tokens", 0.93), ("sentences", 0.93), ("rest", 0.99), ("middle", 0.99)):
+    for kind, least in dict(
+        tokens=0.99, words=0.99, sentences=0.93, rest=0.99, middle=0.99
+    ).items():
         objective, _ = KINDS[kind]
         size = objective.row_length(512)
         rng = np.random.default_rng(0)
@@ -303,9 +307,69 @@ def test_rows_are_nearly_always_full_and_nearly_nothing_is_left_out():
         batch = objective.prepare(tokens, segments, seeds, LEXICON, 512)
         assert (batch.segments > 0).mean() > least, kind
         if kind == "tokens":
-            assert ((batch.weights > 0) & (batch.targets != EOP)).sum(axis=1).min() >= int(
-                0.15 * (size - 1)
-            )
+            hidden = ((batch.weights > 0) & (batch.targets != EOP)).sum(axis=1)
+            text = [len(*restored(batch, row, MASK)) for row in range(200)]
+            assert (hidden >= (0.15 * (np.array(text) - 1)).astype(int)).all()
+            assert (np.array(text) >= size - objective.row_overlap(512) + 1).all()
+
+
+def word_edges(text):
+    """Where the text can be cut between words, or beside the marks of documents."""
+    edges = {len(text)}
+    for place, token in enumerate(text):
+        before = text[place - 1] if place else BEGIN
+        goes_on = token % 2 or 290 <= before < 300
+        if token in (BEGIN, END) or before in (BEGIN, END) or not goes_on:
+            edges.add(place)
+    return sorted(edges)
+
+
+@settings(max_examples=40)
+@given(
+    words=st.lists(st.integers(0, 30), min_size=1, max_size=4),
+    whole_words=st.booleans(),
+    share=st.sampled_from([0.15, 0.3, 0.6]),
+    seed=st.integers(0, 2**32),
+)
+def test_the_beginning_that_has_room_is_the_longest(words, whole_words, share, seed):
+    """By trying all beginnings of one to four documents, each with its blanks, in any room."""
+    rng = np.random.default_rng(seed)
+    text = np.concatenate([[BEGIN, *rng.choice(WORDS, number), END] for number in words])
+    blanks = TokenBlanks(share=share, mean=1.0, whole_words=whole_words)
+    numbers = {
+        size: len(blanks.choose(Piece(text[:size], False, 4), LEXICON, Draws(seed)).spans)
+        for size in (word_edges(text) if whole_words else range(len(text) + 1))
+    }
+    for room in range(len(text) + 2 * numbers[len(text)] + 2):
+        longest = max(size for size, number in numbers.items() if size + 2 * number <= room)
+        kept, cut = blanks.fit(Piece(text, False, 4), room, LEXICON, Draws(seed))
+        np.testing.assert_array_equal(kept, text[:longest])
+        assert len(cut.spans) == numbers[longest]
+        assert (cut.spans <= longest).all()
+
+
+@pytest.mark.parametrize("kind", ["tokens", "words", "sentences", "rest", "joined, four"])
+def test_each_row_goes_on_where_the_one_before_surely_ended(kind):
+    """Two neighbours of one long document hold all of it, from one's beginning to the other's."""
+    objective, mask = KINDS[kind]
+    size, overlap = objective.row_length(512), objective.row_overlap(512)
+    advance = size - overlap
+    text, _ = make_row([4000], 4000, np.random.default_rng(0))
+    tokens = np.stack([text[row * advance :][:size] for row in range(7)])
+    segments = np.ones_like(tokens)
+    batch = objective.prepare(tokens, segments, np.arange(7, dtype=np.uint64), LEXICON, 512)
+    for row in range(7):
+        found = np.concatenate(restored(batch, row, mask))
+        assert len(found) > advance
+        np.testing.assert_array_equal(found, tokens[row, : len(found)])
+
+
+def test_mixed_rows_go_on_behind_the_one_that_needs_most():
+    short, rest = KINDS["tokens"][0], KINDS["rest"][0]
+    mixed = Mixed(objectives=(short, rest), weights=(1.0, 1.0))
+    advance = mixed.row_length(512) - mixed.row_overlap(512)
+    assert advance == rest.row_length(512) - rest.row_overlap(512) == 509
+    assert short.row_length(512) - short.row_overlap(512) < 450
 
 
 def test_four_samples_have_a_quarter_of_the_text_each():
