@@ -54,6 +54,7 @@ class HuggingFaceTokenizer(Tokenizer):
         self._tokenizer.no_padding()
         self._data = data
         self._decoders = _decoders(json.loads(data)["decoder"])
+        self._alphabet = _alphabet(json.loads(data))
         self._added = self._tokenizer.get_added_tokens_decoder()
         self.vocab_size = 1 + max(self._tokenizer.get_vocab().values())
         self.begin, self.end = begin, end
@@ -66,7 +67,12 @@ class HuggingFaceTokenizer(Tokenizer):
         self._prefix = bool(start) and self.token_bytes(start[0])[:1] == b" "
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """See `Tokenizer.encode_batch`."""
+        """See `Tokenizer.encode_batch`; UserError for characters that the library would drop."""
+        if self._alphabet is not None and (unknown := set().union(*texts) - self._alphabet):
+            raise UserError(
+                f"the character {min(unknown)!r} is not one of the {len(self._alphabet)} that this"
+                " tokenizer has tokens for"
+            )
         encoded = self._ids(texts)
         for number, tokens in enumerate(encoded):
             # Unigram models look up special tokens like any other; one character is never one.
@@ -216,6 +222,16 @@ def _decoders(decoder: dict[str, Any] | None) -> set[str]:
             f" known are {', '.join(sorted(known))}"
         )
     return kinds
+
+
+def _alphabet(data: dict[str, Any]) -> set[str] | None:
+    """The characters that a text may have; None where the others have tokens too, or where the
+    text is changed before. The file of a character-level tokenizer of ours has such an alphabet."""
+    model = data["model"]
+    spelt = model.get("unk_token") is not None or model.get("byte_fallback")
+    if model.get("type") != "BPE" or spelt or data["normalizer"] or data["pre_tokenizer"]:
+        return None
+    return {piece for piece in model["vocab"] if len(piece) == 1}
 
 
 def _byte_characters() -> dict[str, int]:

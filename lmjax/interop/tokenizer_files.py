@@ -92,7 +92,7 @@ def _vocabulary_files(tokenizer: Tokenizer) -> tuple[dict[str, bytes], list[str]
     if isinstance(inner, ByteTokenizer):
         return {PUBLIC_FILE: _json(_of_bytes(tokenizer))}, []
     if isinstance(inner, CharacterTokenizer):
-        note = "characters that the tokenizer lacks are passed over; the run refuses them"
+        note = "transformers passes over characters that the tokenizer lacks; lmjax refuses them"
         characters = inner.settings()["characters"]
         return {PUBLIC_FILE: _json(_of_characters(tokenizer, characters))}, [note]
     if isinstance(inner, SentencePieceTokenizer):

@@ -150,6 +150,14 @@ def test_written_and_read_again_texts_have_the_same_tokens(pairs, text):
         assert again.encode_special(kept) == tokenizer.encode_special(kept), name
 
 
+@pytest.mark.parametrize("name", ["characters", "characters, extended"])
+def test_characters_that_a_tokenizer_lacks_are_refused_after_reading_too(pairs, name):
+    """The library drops them without a word."""
+    for tokenizer in pairs[name]:
+        with pytest.raises(UserError, match="the character '☃' is not one of the"):
+            tokenizer.encode("a list ☃")
+
+
 @pytest.mark.parametrize(
     "name, images, roles",
     [
