@@ -32,8 +32,8 @@ ROBERTA_SPECIAL = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
 class HuggingFaceTokenizer(Tokenizer):
     """A tokenizer of the Hugging Face `tokenizers` library.
 
-    Byte-level ones give every text back exactly if they do not normalise it; with byte fallback a
-    U+2581 becomes a space. The space that some put before a text is taken away again.
+    Byte-level ones give every text back exactly if they do not normalise it; those that write a
+    space as U+2581 take that for one. The space that some put before a text is taken away again.
     """
 
     kind = "huggingface"

@@ -199,8 +199,27 @@ def _of_sentencepiece(tokenizer: SentencePieceTokenizer) -> tuple[dict[str, byte
             " encoding of the text as it stands; set tokenizer_class in tokenizer_config.json"
         )
         return files, [note]
-    prefix = normalizer.add_dummy_prefix
-    written = _tokenizer(
+    return {**files, PUBLIC_FILE: _json(_of_byte_pairs(tokenizer, model))}, []
+
+
+def _of_byte_pairs(tokenizer: SentencePieceTokenizer, model: Any) -> dict[str, Any]:
+    """The tokenizer.json of SentencePiece's byte-pair encoding with byte fallback.
+
+    Of a model that we trained its pieces have plain spaces, so that U+2581 in a text stays apart
+    from them. For others, as in their own program, it is a space.
+    """
+    hidden, shown, prefix, strip = [], [], [], []
+    if tokenizer.settings()["by_line"]:
+        for piece in model.pieces:
+            if piece.type == piece.NORMAL:
+                piece.piece = piece.piece.replace(SPACE, " ")
+    else:
+        hidden = [{"type": "Replace", "pattern": {"String": " "}, "content": SPACE}]
+        shown = [{"type": "Replace", "pattern": {"String": SPACE}, "content": " "}]
+    if model.normalizer_spec.add_dummy_prefix:
+        prefix = [{"type": "Prepend", "prepend": SPACE}]
+        strip = [{"type": "Strip", "content": " ", "start": 1, "stop": 0}]
+    return _tokenizer(
         tokenizer,
         vocabulary={piece.piece: token for token, piece in enumerate(model.pieces)},
         merges=_merges(model),
@@ -210,26 +229,13 @@ def _of_sentencepiece(tokenizer: SentencePieceTokenizer) -> tuple[dict[str, byte
             for token, piece in enumerate(model.pieces)
             if piece.type == piece.USER_DEFINED
         },
-        normalizer={
-            "type": "Sequence",
-            "normalizers": [
-                *([{"type": "Prepend", "prepend": SPACE}] if prefix else []),
-                {"type": "Replace", "pattern": {"String": " "}, "content": SPACE},
-            ],
-        },
+        normalizer={"type": "Sequence", "normalizers": [*prefix, *hidden]},
         decoder={
             "type": "Sequence",
-            "decoders": [
-                {"type": "Replace", "pattern": {"String": SPACE}, "content": " "},
-                {"type": "ByteFallback"},
-                {"type": "Fuse"},
-                *([{"type": "Strip", "content": " ", "start": 1, "stop": 0}] if prefix else []),
-            ],
+            "decoders": [*shown, {"type": "ByteFallback"}, {"type": "Fuse"}, *strip],
         },
-        unknown=trainer.unk_piece,
+        unknown=model.trainer_spec.unk_piece,
     )
-    note = f"the character U+2581 ({SPACE}) in a text is taken for a space"
-    return {**files, PUBLIC_FILE: _json(written)}, [note]
 
 
 def _merges(model: Any) -> list[tuple[str, str]]:
