@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from lmjax.config import fingerprint, from_json
+from lmjax.config import fingerprint, from_json, own_modules
 from lmjax.data import JsonPrompts
 from lmjax.generation.sampling import Sampling
 from lmjax.jobs.pretrain import Pretrain
@@ -119,9 +119,16 @@ def tell_results(story: Story, results: dict[str, Any], path: Path) -> None:
             ("report.html", "curves, settings and samples on one page"),
             ("metrics.jsonl", "every number, a JSON object a line"),
             ("checkpoints/  tokenizer/  config.json", "the model, and all that made it"),
-            (f'python -m lmjax.generation {path} prompt="..."', "text from the model"),
+            (text_command(path), "text from the model"),
         ),
     )
+
+
+def text_command(path: Path) -> str:
+    """What to type for text from the run in a folder; names the modules of its own classes."""
+    modules = own_modules(from_json((path / "config.json").read_text("utf-8")))
+    imports = f" imports={','.join(modules)}" if modules else ""
+    return f'python -m lmjax.generation {path}{imports} prompt="..."'
 
 
 def sampling_words(sampling: Sampling) -> str:

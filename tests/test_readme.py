@@ -1,0 +1,75 @@
+"""What the README shows of Python runs as it stands there."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lmjax import data
+
+ROOT = Path(__file__).parents[1]
+BLOCKS = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text("utf-8"), re.M | re.S)
+SMALL = (
+    *("steps=2", "schedule.warmup=1", "model.num_layers=1", "data.length=16"),
+    *("data.batch_size=2", "evaluation.tokens=100", "evaluation.sample_length=2"),
+)
+
+
+def block(words: str) -> str:
+    """The one snippet with these words."""
+    (found,) = [text for text in BLOCKS if words in text]
+    return found
+
+
+@pytest.fixture(scope="module")
+def python(tmp_path_factory):
+    """Runs Python in a folder that has `squared.py`, and fails unless it does well."""
+    folder = tmp_path_factory.mktemp("readme")
+    (folder / "squared.py").write_text(block("class SquaredReLU"), "utf-8")
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_NUM_CPU_DEVICES": "1"}
+
+    def python(*arguments: str) -> str:
+        command = [sys.executable, *arguments]
+        done = subprocess.run(
+            command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return python
+
+
+@pytest.fixture(scope="module")
+def told(python):
+    """What `squared.py` says when it is run, with small numbers."""
+    return python("-m", "squared", *SMALL)
+
+
+def test_an_own_part_is_trained_and_gives_text_as_the_run_says(python, told):
+    (command,) = re.findall(r"^ *python (-m lmjax\.generation .*?)  ", told, re.M)
+    assert "imports=squared" in command and command.endswith('prompt="..."')
+    written = python(*shlex.split(command.replace("...", "The list")), "max_tokens=2")
+    assert written.startswith("The list")
+
+
+@pytest.mark.usefixtures("told")
+def test_a_trained_model_is_an_object(python):
+    snippet = block("model.search").replace("runs/quickstart", "runs/squared")
+    checks = """
+assert len(texts) == 6 and not any("\\n" in text for text in texts)
+assert len(scored) == 4 and [score for _, score in scored] == sorted(
+    (score for _, score in scored), reverse=True
+)
+assert len(rows[0].tokens) == len(rows[0].log_probabilities) > 0
+"""
+    python("-c", f"import squared\n{snippet}{checks}")
+
+
+def test_the_data_settings_are_allowed():
+    names: dict[str, object] = {}
+    exec("from lmjax.data import *\n" + block("Stage("), names)
+    assert isinstance(names["data"], data.Data)
