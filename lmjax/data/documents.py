@@ -72,7 +72,8 @@ class Source(abc.ABC):
     def fingerprint(self) -> str:
         """12 hexadecimal digits that change when the settings or the text change.
 
-        Cheap: looks at names, sizes and times of change, not at the text.
+        Cheap: looks at the parts, which a source of files completes by the files' times of change
+        (`lmjax.data.files.file_marks`); neither at the text nor at the code that reads it.
         """
         return digest(fingerprint(self), *map(str, self.parts()))
 

@@ -74,7 +74,9 @@ class HeldOut:
     def _score(self, name: str, store: TokenStore, step: Callable, params: dict) -> Score:
         sums = [step(params, batch) for batch in self._batches(store)]
         # Added up on the host in float64, after all batches have been sent off.
-        pairs = jax.device_get([(part.weight, part.extra["cross_entropy"]) for part in sums])
+        pairs = jax.device_get(
+            [(part.weight, part.extra.get("cross_entropy", part.loss)) for part in sums]
+        )
         tokens, nats = (sum(map(float, column)) for column in zip(*pairs, strict=True))
         if not tokens:
             raise UserError(f"the held-out set {name} holds nothing to predict")

@@ -94,6 +94,10 @@ class Objective(abc.ABC):
           model: what is trained.
           batch: what `prepare` made, on the devices.
           key: for dropout; None when evaluating.
+
+        Returns:
+          The sums; those in `extra` are metrics of training by their names. Where an objective adds
+          to the targets' cross-entropy, it names that "cross_entropy" there (see `Sums`).
         """
         hidden, _ = model(batch, key=key)
         return predict(model, hidden, batch, *self.regularisers())

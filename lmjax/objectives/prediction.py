@@ -22,7 +22,8 @@ class Sums:
     Attributes:
       loss: sum of weight times loss, what is differentiated.
       weight: sum of weights, the one normaliser.
-      extra: further sums for the metrics, e.g. the cross-entropy without its regulariser.
+      extra: further sums for the metrics. "cross_entropy", the loss without its regularisers, is
+        what held-out text is scored by; without it the loss is.
     """
 
     loss: Float[AnyArray, ""]

@@ -19,7 +19,7 @@ from lmjax.models import (
     TransformerConfig,
     initialize,
 )
-from lmjax.objectives import CausalLM
+from lmjax.objectives import CausalLM, Sums
 from lmjax.parallel import Mesh, training_layout
 from lmjax.training.step import make_evaluation_step
 
@@ -137,6 +137,23 @@ def test_rows_overlap_as_the_objective_says(store):
     size = store.manifest.tokens
     found = score(store, Mesh(), 1, objective=Overlapping())
     assert found.tokens == sum(min(LENGTH, size - first) for first in range(0, size, LENGTH // 2))
+
+
+@config
+class Unnamed(CausalLM):
+    """A loss that does not say which part of it is cross-entropy."""
+
+    def loss(self, model, batch, key):
+        """The cross-entropy alone, doubled."""
+        sums = CausalLM().loss(model, batch, key)
+        return Sums(2 * sums.loss, sums.weight, {})
+
+
+def test_a_loss_that_names_no_cross_entropy_is_scored_whole(store):
+    expected = score(store, Mesh(), 1, objective=CausalLM())
+    found = score(store, Mesh(), 1, objective=Unnamed())
+    assert found.loss == pytest.approx(2 * expected.loss, rel=1e-6)
+    assert found.tokens == expected.tokens
 
 
 @config
