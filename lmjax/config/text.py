@@ -127,6 +127,9 @@ def _arguments(name: str, make: Any, pieces: list[str]) -> dict[str, Any]:
             key, text = next(by_position, ""), piece
         if key not in kinds:
             takes = ", ".join(f"{key}=" for key in kinds) or "nothing"
+            before = next(reversed(arguments), None)
+            if before is not None and values.element_types(kinds[before], 2) is not None:
+                takes += f"; a tuple has parentheses of its own: {before}=(...)"
             raise Unfit(f"{piece!r} does not fit in {name}(...), which takes: {takes}")
         try:
             arguments[key] = read(text, kinds[key], nested=True)

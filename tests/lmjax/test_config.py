@@ -318,6 +318,8 @@ def test_wildcards():
         ("model=toy_net(7B, foo=1)", "'foo=1' does not fit in toy_net(...), which takes: size="),
         ("optimizer=ToyFactored(rate=-1)", "optimizer: rate is -1.0; it cannot be negative"),
         ("steps=", "steps= has no value; expected int"),
+        ("model=ToyNet(windows=1,2)", "'2' does not fit in ToyNet(...)"),
+        ("model=ToyNet(windows=1,2)", "a tuple has parentheses of its own: windows=(...)"),
         ("words=", "words= has no value; expected tuple of str or None, or () for none"),
         ("optimizer.betas=", "expected tuple (float, float)"),
         ("steps", "'steps' has no value; write steps=VALUE"),
