@@ -22,7 +22,7 @@ class Tokenizer(abc.ABC):
     """Text to token ids and back.
 
     Attributes:
-      kind: names the class in a saved folder.
+      kind: names the class in a saved folder; each class that is saved has one of its own.
       vocab_size: number of token ids.
       begin: id that opens a document, or None.
       end: id that closes a document; equal to `begin` where one separator does for both.
@@ -37,6 +37,17 @@ class Tokenizer(abc.ABC):
     end: int
     special: Mapping[str, int]
     threads: int = -1
+
+    kinds: ClassVar[dict[str, type["Tokenizer"]]] = {}  # what a saved folder is read with
+
+    def __init_subclass__(cls, **settings: Any) -> None:
+        super().__init_subclass__(**settings)
+        if "kind" in vars(cls):
+            known = Tokenizer.kinds.setdefault(cls.kind, cls)
+            # A notebook's cell may be run again.
+            if (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
+                raise TypeError(f"{cls.__name__}: the kind {cls.kind!r} is {known.__name__}'s")
+            Tokenizer.kinds[cls.kind] = cls
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text, without `begin` and `end`."""
@@ -93,7 +104,15 @@ class Tokenizer(abc.ABC):
         """Writes the tokenizer into a folder, from which `load_tokenizer` reads it.
 
         The settings come last and by renaming: a folder with settings is complete.
+
+        Raises:
+            UserError: the class has no kind of its own, and would be read as another one.
         """
+        if (known := Tokenizer.kinds.get(self.kind)) is not type(self):
+            raise UserError(
+                f"the tokenizer {type(self).__name__} cannot be saved: its kind={self.kind!r} is "
+                f"{known.__name__}'s; give it one of its own"
+            )
         folder = pathlib.Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         for name, data in self.files().items():
@@ -124,6 +143,11 @@ class Corpus(abc.ABC):
 @config
 class TokenizerConfig(abc.ABC):
     """How a tokenizer is made."""
+
+    def __init_subclass__(cls, **settings: Any) -> None:
+        super().__init_subclass__(**settings)
+        if "origin" not in vars(cls):  # what is made in another way has another origin
+            cls.origin = TokenizerConfig.origin
 
     @abc.abstractmethod
     def build(self, corpus: Corpus) -> Tokenizer:
@@ -218,13 +242,8 @@ def load_tokenizer(folder: str | os.PathLike) -> Tokenizer:
     Raises:
         UserError: there is none, or it is damaged.
     """
-    from lmjax.data.public_tokenizers import (
-        HuggingFaceTokenizer,
-        IceTokenizer,
-        TiktokenTokenizer,
-    )
-    from lmjax.data.special_tokens import ExtendedTokenizer
-    from lmjax.data.subwords import SentencePieceTokenizer
+    # They declare the other kinds.
+    from lmjax.data import public_tokenizers, special_tokens, subwords  # noqa: F401
 
     path = pathlib.Path(folder) / SETTINGS_FILE
     try:
@@ -233,19 +252,12 @@ def load_tokenizer(folder: str | os.PathLike) -> Tokenizer:
         raise UserError(f"there is no tokenizer in {folder} ({path.name} is missing)") from None
     except (OSError, ValueError) as error:
         raise UserError(f"the tokenizer in {path} cannot be read: {error}") from None
-    classes = (
-        ByteTokenizer,
-        CharacterTokenizer,
-        SentencePieceTokenizer,
-        HuggingFaceTokenizer,
-        TiktokenTokenizer,
-        IceTokenizer,
-        ExtendedTokenizer,
-    )
-    kinds: dict[str, type[Tokenizer]] = {kind.kind: kind for kind in classes}
-    kind = settings.get("kind") if isinstance(settings, dict) else None
+    kind, kinds = settings.get("kind") if isinstance(settings, dict) else None, Tokenizer.kinds
     if kind not in kinds:
-        raise UserError(f"{path} names the kind {kind!r}; known are {', '.join(kinds)}")
+        raise UserError(
+            f"{path} names the kind {kind!r}; known are {', '.join(kinds)}, and those of "
+            "classes of your own whose modules are imported"
+        )
     try:
         tokenizer = kinds[kind].from_saved(settings, pathlib.Path(folder))
     except (OSError, KeyError, ValueError, RuntimeError) as error:

@@ -7,9 +7,16 @@ import sentencepiece
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from lmjax.config import UserError
+from lmjax.config import UserError, config
 from lmjax.data.subwords import LONGEST, SentencePiece, TrainedBPE
-from lmjax.data.tokenizers import Bytes, Characters, Corpus, load_tokenizer, token_type
+from lmjax.data.tokenizers import (
+    Bytes,
+    ByteTokenizer,
+    Characters,
+    Corpus,
+    load_tokenizer,
+    token_type,
+)
 
 WORDS = [
     "the",
@@ -195,6 +202,36 @@ def test_folders_that_hold_no_good_tokenizer(tmp_path):
     model.write_bytes(b"nonsense")
     with pytest.raises(UserError, match="not a SentencePiece model"):
         SentencePiece(path=str(model)).build(CORPUS)
+
+
+def test_tokenizers_of_ones_own_are_read_back_by_their_kind(tmp_path):
+    """A class that inherits its kind would be read as another, so it is not saved."""
+
+    class Nameless(ByteTokenizer):
+        def encode_batch(self, texts):
+            return super().encode_batch([text.upper() for text in texts])
+
+    class Upper(Nameless):
+        kind = "upper-case bytes"
+
+    with pytest.raises(UserError, match="Nameless cannot be saved: its kind='bytes' is ByteTok"):
+        Nameless().save(tmp_path / "nameless")
+    assert not (tmp_path / "nameless").exists()
+    Upper().save(tmp_path / "upper")
+    read = load_tokenizer(tmp_path / "upper")
+    assert type(read) is Upper and read.decode(read.encode("the end")) == "THE END"
+    with pytest.raises(TypeError, match="Other: the kind 'bytes' is ByteTokenizer's"):
+        type("Other", (Nameless,), {"kind": "bytes"})
+
+
+def test_a_config_that_inherits_is_no_origin_of_the_same_tokenizer():
+    """Or else tokens that are cached for the one would be taken for the other."""
+
+    @config
+    class UpperBytes(Bytes):
+        pass
+
+    assert Bytes().origin() == "bytes" and UpperBytes().origin() is None
 
 
 def test_token_type():
