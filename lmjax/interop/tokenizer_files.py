@@ -87,27 +87,27 @@ def _taken_apart(tokenizer: Tokenizer) -> tuple[Tokenizer, tuple[str, ...]]:
 def _vocabulary_files(tokenizer: Tokenizer) -> tuple[dict[str, bytes], list[str]]:
     """Raises _NoPlace."""
     inner, names = _taken_apart(tokenizer)
-    if isinstance(inner, HuggingFaceTokenizer):
+    kind = type(inner)  # what inherits from one of these may encode otherwise
+    if kind is HuggingFaceTokenizer:
         return {PUBLIC_FILE: _of_library(inner, names)}, []
-    if isinstance(inner, ByteTokenizer):
+    if kind is ByteTokenizer:
         return {PUBLIC_FILE: _json(_of_bytes(tokenizer))}, []
-    if isinstance(inner, CharacterTokenizer):
+    if kind is CharacterTokenizer:
         note = "transformers passes over characters that the tokenizer lacks; lmjax refuses them"
         characters = inner.settings()["characters"]
         return {PUBLIC_FILE: _json(_of_characters(tokenizer, characters))}, [note]
-    if isinstance(inner, SentencePieceTokenizer):
+    if kind is SentencePieceTokenizer:
         by_line = inner.settings()["by_line"]
         return _of_sentencepiece(SentencePieceTokenizer(_extended_model(inner, names), by_line))
-    if isinstance(inner, IceTokenizer):
+    if kind is IceTokenizer:
         return _of_icetk(inner, _extended_model(inner, names)), [OWN_PROGRAM.format(ICE_FILE)]
-    if isinstance(inner, TiktokenTokenizer):
+    if kind is TiktokenTokenizer:
         files = dict(inner.files())
         if names:
             added = {name: token for token, name in enumerate(names, inner.vocab_size)}
             files["added_tokens.json"] = _json(added)
         return files, [OWN_PROGRAM.format(*inner.files())]
-    kind = type(inner).kind
-    return {}, [f"the {kind} tokenizer has no form that transformers reads, and was left out"]
+    return {}, [f"the {kind.kind} tokenizer has no form that transformers reads, and was left out"]
 
 
 def _check_new(names: Iterable[str], pieces: Iterable[str]) -> None:
