@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from lmjax.config import UserError, config
+from lmjax.config.declare import module_of
 
 SEPARATOR = "<|endoftext|>"  # the token between documents, where there is one for begin and end
 SETTINGS_FILE = "tokenizer.json"
@@ -43,9 +44,8 @@ class Tokenizer(abc.ABC):
     def __init_subclass__(cls, **settings: Any) -> None:
         super().__init_subclass__(**settings)
         if "kind" in vars(cls):
-            known = Tokenizer.kinds.setdefault(cls.kind, cls)
-            # A notebook's cell may be run again.
-            if (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
+            known = Tokenizer.kinds.get(cls.kind, cls)
+            if not _same(known, cls):
                 raise TypeError(f"{cls.__name__}: the kind {cls.kind!r} is {known.__name__}'s")
             Tokenizer.kinds[cls.kind] = cls
 
@@ -108,7 +108,7 @@ class Tokenizer(abc.ABC):
         Raises:
             UserError: the class has no kind of its own, and would be read as another one.
         """
-        if (known := Tokenizer.kinds.get(self.kind)) is not type(self):
+        if not _same(known := Tokenizer.kinds[self.kind], type(self)):
             raise UserError(
                 f"the tokenizer {type(self).__name__} cannot be saved: its kind={self.kind!r} is "
                 f"{known.__name__}'s; give it one of its own"
@@ -126,6 +126,11 @@ class Tokenizer(abc.ABC):
         unfinished = folder / f"{SETTINGS_FILE}.{os.getpid()}"
         unfinished.write_text(json.dumps(settings, indent=1, ensure_ascii=False), encoding="utf-8")
         unfinished.replace(folder / SETTINGS_FILE)
+
+
+def _same(a: type, b: type) -> bool:
+    """Whether they are one class, declared twice where a notebook's cell or a file is run again."""
+    return (module_of(a), a.__qualname__) == (module_of(b), b.__qualname__)
 
 
 class Corpus(abc.ABC):
