@@ -20,7 +20,11 @@ install_import_hook(["lmjax", "pallas_kernels"], "beartype.beartype")
 
 import jax
 import pytest
+from hypothesis import settings
 
+# A test that compiles takes long once, and any does on a busy machine.
+settings.register_profile("unhurried", deadline=None)
+settings.load_profile("unhurried")
 jax.config.update("jax_default_matmul_precision", "highest")
 
 

@@ -92,7 +92,7 @@ JOBS = st.builds(
 
 
 @given(JOBS)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_json_round_trip_is_exact(job):
     again = from_json(to_json(job))
     assert again == job and repr(again) == repr(job)  # repr also tells 1 from 1.0 and 0.0 from -0.0
@@ -100,7 +100,7 @@ def test_json_round_trip_is_exact(job):
 
 
 @given(JOBS)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_written_as_overrides_it_comes_back(job):
     lines = to_text(job).split("\n")[:-1]
     assert repr(parse(PaperJob(train=()), lines)) == repr(job)
@@ -108,7 +108,7 @@ def test_written_as_overrides_it_comes_back(job):
 
 
 @given(JOBS, JOBS)
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 def test_overriding_leaves_the_rest_alone(job, other):
     for line in to_text(other).split("\n")[:-1]:
         if re.match(r"(steps|note|words|fast|model[.]\w+)=", line) and "norm" not in line:

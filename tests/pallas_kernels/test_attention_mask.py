@@ -29,7 +29,7 @@ static_masks = st.builds(
 spans = st.tuples(st.integers(0, 11), st.integers(1, 6)).map(lambda pair: (pair[0], sum(pair)))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(mask=static_masks, rows=spans, keys=spans)
 def test_tile_classes_are_exact_for_static_masks(mask, rows, keys):
     distance = mask.offset + np.arange(*rows)[:, None] - np.arange(*keys)
@@ -42,7 +42,7 @@ def test_tile_classes_are_exact_for_static_masks(mask, rows, keys):
     assert mask.tile(rows, keys) is expected
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(mask=static_masks, rows=spans, length=st.integers(1, 20))
 def test_key_range_and_blind_rows(mask, rows, length):
     start, stop = rows

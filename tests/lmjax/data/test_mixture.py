@@ -35,7 +35,7 @@ def document_of(store):
 LENGTHS = st.lists(st.integers(1, 30), min_size=1, max_size=12)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     lengths=LENGTHS,
     row_length=st.integers(2, 40),
@@ -73,7 +73,7 @@ def test_rows_are_the_tokens_of_the_ring(tmp_path_factory, lengths, row_length, 
         assert len(targets) == size  # each token is a target exactly once
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(lengths=LENGTHS, row_length=st.integers(2, 40))
 def test_evaluation_rows_predict_every_token_once(tmp_path_factory, lengths, row_length):
     store = make_store(tmp_path_factory.mktemp("evaluation"), lengths)
@@ -112,7 +112,7 @@ def test_shares():
         shares({"a": 1.0, "b": 1e-5})
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(weights=st.lists(st.floats(0.01, 1), min_size=1, max_size=5), first=st.integers(0, 10**12))
 def test_shares_are_kept_and_sources_walked_without_gaps(weights, first):
     mixture = one_stage(weights)
@@ -139,7 +139,7 @@ def test_each_source_begins_at_its_first_row():
     assert [number[source == which].tolist() for which in range(3)] == [[*range(7)], [0, 1], [0]]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(data=st.data())
 def test_stages_have_their_shares_and_leave_no_gaps(stores, data):
     """Counted row by row: nothing of a source is left out or read twice where the shares change."""

@@ -11,7 +11,7 @@ def whole(size, key):
     return permute(np.arange(size), np.array([size]), np.array([key], np.uint64))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(size=st.integers(1, 5000), key=st.integers(0, 2**64 - 1))
 @example(size=1, key=0)
 @example(size=2, key=0)

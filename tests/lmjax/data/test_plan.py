@@ -13,7 +13,7 @@ def rows(plan, steps):
     return np.concatenate([plan.rows(step) for step in range(steps)]).tolist()
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     first=st.integers(1, 20),
     ramp=st.lists(st.tuples(st.integers(1, 30), st.integers(1, 20)), max_size=4),
@@ -33,7 +33,7 @@ def test_batch_size_from_a_step_on():
     assert plan.with_batch_size(5, 2).batch_size(20) == 2
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.lists(st.tuples(st.integers(0, 20), st.integers(0, 5)), max_size=4))
 def test_skipping_leaves_out_exactly_what_those_steps_took(ranges):
     plan = make_plan(0, 3, ((7, 5),))

@@ -80,7 +80,7 @@ def test_span_takes_a_stretch_of_the_characters(tmp_path):
     assert first.fingerprint() != last.fingerprint()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     lines=st.lists(st.text(st.sampled_from("ab é\r"), max_size=12), min_size=1, max_size=30),
     size=st.integers(1, 40),

@@ -72,7 +72,7 @@ ALL = [BPE, Bytes().build(CORPUS), Characters().build(Texts([*TEXT, *HARD]))]
 
 
 @pytest.mark.parametrize("tokenizer", ALL[:2], ids=lambda tokenizer: tokenizer.kind)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(text=st.text(st.characters(exclude_categories=["Cs"])))
 @example(text="\u2581")
 @example(text=" \u2581 \n\u2581")

@@ -121,7 +121,7 @@ def computed(request):
         )
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(data=st.data())
 def test_cached_is_uncached(computed, data):
     """The logits before and after each of NEW given tokens, for prompts of any lengths.

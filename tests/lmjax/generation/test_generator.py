@@ -77,7 +77,7 @@ def functions(model):
     return prefill, jax.jit(run), jax.jit(lambda batch: run(batch, None)[0])
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.lists(st.integers(1, PADDED), min_size=3, max_size=3), st.integers(0, 99))
 def test_cached_is_uncached(functions, lengths, seed):
     """2e-5 absolute on logits of about 2: the same sums in another order."""
@@ -107,7 +107,7 @@ def test_cached_is_uncached(functions, lengths, seed):
         np.testing.assert_allclose([row[i] for row in cached], expected, rtol=0, atol=2e-5)
 
 
-@settings(max_examples=4, deadline=None)
+@settings(max_examples=4)
 @given(st.permutations([1, 3, 5, 7]), st.integers(0, 99))
 def test_a_cache_is_filled_in_any_pieces(functions, pieces, seed):
     """Shorter and longer than the band, and as long; 2e-5 as above."""

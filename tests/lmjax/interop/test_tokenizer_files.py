@@ -6,7 +6,7 @@ import json
 import re
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from lmjax.config import UserError
@@ -140,7 +140,6 @@ def test_written_and_read_again_tokens_mean_the_same(pairs):
         assert pairs[name][1].fingerprint == pairs[name][0].fingerprint, name
 
 
-@settings(deadline=None)
 @given(st.text() | st.text(st.sampled_from(" \n\tab中[NEW]<|quxendoft2>")))
 @example("a\u2581b[NEW]a qux[MASK] [gMASK]<sop></s><|endoftext|>2<n><|tab|><0x41>  \n\t ")
 def test_written_and_read_again_texts_have_the_same_tokens(pairs, text):

@@ -215,7 +215,7 @@ def reached(request):
 LENGTH = 20
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(st.integers(1, 9), st.integers(0, 4), st.integers(1, 5), st.integers(0, 3))
 def test_nothing_leaks(reached, context, other, span, padding):
     """Two packed texts with their spans, and padding: gradients are zero where nothing is seen."""

@@ -106,7 +106,7 @@ FACTORS = st.floats(1.0, 32.0)
 LENGTHS = st.integers(8, 10_000)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(BASES, FACTORS)
 def test_fixed_factors(base, factor):
     check(None, base, [9], [usual(base)])
@@ -114,7 +114,7 @@ def test_fixed_factors(base, factor):
     check(NTKScaling(factor=factor), base, [9], ntk(base, [9], factor))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(BASES, st.integers(1, 300), st.lists(st.integers(1, 3000), min_size=3, max_size=3))
 def test_dynamic_ntk_follows_each_rows_length(base, length, lengths):
     scaling = DynamicNTKScaling(length=length)
@@ -123,7 +123,7 @@ def test_dynamic_ntk_follows_each_rows_length(base, length, lengths):
     check(scaling, base, edges, dynamic(base, edges, length))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(BASES, FACTORS, LENGTHS, st.floats(2.0, 64.0), st.floats(0.1, 1.9))
 def test_yarn(base, factor, length, fast, slow):
     scaling = YaRNScaling(factor=factor, length=length, fast=fast, slow=slow)
@@ -133,7 +133,7 @@ def test_yarn(base, factor, length, fast, slow):
     check(given, base, [9], expected, 0.7)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(BASES, FACTORS, LENGTHS, st.floats(2.0, 64.0), st.floats(0.1, 1.9))
 def test_llama3(base, factor, length, fast, slow):
     scaling = Llama3Scaling(factor=factor, length=length, fast=fast, slow=slow)

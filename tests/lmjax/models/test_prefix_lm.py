@@ -107,7 +107,7 @@ def rows_of_documents(draw):
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(documents=rows_of_documents())
 def test_nothing_but_what_ranks_allow_is_seen(name, documents):
     """Gradients of exactly zero elsewhere; a token of padding reaches itself past attention."""

@@ -71,7 +71,7 @@ def test_a_fall_that_ends_before_or_after_the_run(make, fall, length):
     np.testing.assert_allclose(got, expected(rate, length), rtol=2e-5)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.data())
 def test_counting_full_batches_keeps_a_schedule_in_tokens(data):
     """Whatever the growth of the batch, the rate is the schedule's at the share of rows trained."""
@@ -149,7 +149,7 @@ def schedules(draw):
     ), steps
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(schedules())
 def test_every_schedule_rises_then_falls_without_jumps_and_ends_where_it_says(case):
     schedule, steps = case
