@@ -182,7 +182,9 @@ def summarise(
                 (whole - first) / (settings.tokens - 1)
                 for whole, first in zip(turns["all"], turns["first"], strict=True)
             ]
-            share = spread([weights / b / s for b, s in zip(turns["bandwidth"], steps)])
+            share = spread(
+                [weights / b / s for b, s in zip(turns["bandwidth"], steps, strict=True)]
+            )
             step = spread(steps)["median"]
             results[batch][name] = {
                 "tokens_per_second": {"best": best, "median": median},
