@@ -19,7 +19,7 @@ from benchmarks.harness import save, table
 from experiments.quickstart import experiment as quickstart
 from lmjax.config import UserError, config, exit_on_user_error, from_command_line, replace
 from lmjax.data import prepare
-from lmjax.data.mixture import evaluation_rows
+from lmjax.data.mixture import EvaluationRows
 from lmjax.jobs.pretrain import Pretrain
 from lmjax.models import (
     AttentionConfig,
@@ -112,7 +112,7 @@ def variants(model: TransformerConfig, trained: int, context: int) -> dict[str, 
 def long_documents(settings: LengthExtrapolation, experiment: Pretrain) -> np.ndarray:
     """Tokens inside of held-out documents of code, [documents, longest context + 1]."""
     store = prepare(experiment.data, experiment.output).held_out["code"]
-    rows = evaluation_rows(store, max(settings.contexts) + 1)
+    rows = EvaluationRows(store, max(settings.contexts) + 1)
     tokens, segments = rows.read(0, len(rows))
     tokens = tokens[(segments == segments[:, :1]).all(axis=1)]
     if len(tokens) < settings.documents:

@@ -3,7 +3,7 @@
 from lmjax.data.documents import Document, Source
 from lmjax.data.embedded import EmbeddedCorpus
 from lmjax.data.loader import Loader
-from lmjax.data.mixture import EvaluationRows, Mixture, evaluation_rows
+from lmjax.data.mixture import EvaluationRows, Mixture
 from lmjax.data.plan import Plan, make_plan
 from lmjax.data.preparation import Data, Domain, PreparedData, Stage, prepare
 from lmjax.data.public_tokenizers import TokenizerFolder, read_tokenizer
@@ -43,7 +43,6 @@ __all__ = [
     "WithTokens",
     "add_words",
     "build_stores",
-    "evaluation_rows",
     "load_tokenizer",
     "make_plan",
     "merge_tokenizers",

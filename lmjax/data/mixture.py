@@ -227,8 +227,3 @@ class EvaluationRows:
         tokens[after] = 0
         segments[after] = 0
         return tokens, segments
-
-
-def evaluation_rows(store: TokenStore, row_length: int, overlap: int = 1) -> EvaluationRows:
-    """The rows in which a held-out store is evaluated, whole and in order."""
-    return EvaluationRows(store, row_length, overlap)

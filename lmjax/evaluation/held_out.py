@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from lmjax.config import UserError
-from lmjax.data.mixture import evaluation_rows
+from lmjax.data.mixture import EvaluationRows
 from lmjax.data.permutation import random_bits
 from lmjax.data.store import TokenStore
 from lmjax.models import Batch
@@ -88,7 +88,7 @@ class HeldOut:
     def _batches(self, store: TokenStore) -> Iterator[Batch]:
         objective, length = self.objective, self.length
         prepare = objective.preparation(self.lexicon, length)
-        rows = evaluation_rows(store, objective.row_length(length), objective.row_overlap(length))
+        rows = EvaluationRows(store, objective.row_length(length), objective.row_overlap(length))
         count = len(rows)
         if self.tokens is not None:
             count = min(count, max(1, self.tokens // self.length))

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmjax.config import UserError
-from lmjax.data.mixture import Mixture, Rows, _Stage, evaluation_rows, shares
+from lmjax.data.mixture import EvaluationRows, Mixture, Rows, _Stage, shares
 from lmjax.data.sources import JsonLines
 from lmjax.data.tokenize import build_stores
 from lmjax.data.tokenizers import ByteTokenizer
@@ -77,7 +77,7 @@ def test_rows_are_the_tokens_of_the_ring(tmp_path_factory, lengths, row_length, 
 @given(lengths=LENGTHS, row_length=st.integers(2, 40))
 def test_evaluation_rows_predict_every_token_once(tmp_path_factory, lengths, row_length):
     store = make_store(tmp_path_factory.mktemp("evaluation"), lengths)
-    rows = evaluation_rows(store, row_length)
+    rows = EvaluationRows(store, row_length)
     tokens, segments = rows.read(0, len(rows) + 2)
     targets = tokens[:, 1:][segments[:, 1:] > 0]
     # In order; the end of the last document is the separator with which the store begins.
