@@ -23,7 +23,14 @@ from lmjax.generation.prompts import (
     tokens_seen,
 )
 from lmjax.generation.sampling import Sampling, choose, penalised
-from lmjax.generation.unstacked import light, one_period, stacked
+from lmjax.generation.unstacked import (
+    layers_apart,
+    light,
+    one_period,
+    placed,
+    stacked,
+    unstacked,
+)
 from lmjax.models import (
     Batch,
     Cache,
@@ -103,24 +110,19 @@ class Generator:
 
         Args:
           config: the model.
-          params: its parameters, cut over the mesh in any way.
+          params: its parameters, cut over the mesh in any way, stacked or layer by layer.
           layout: how to cut batches, activations and parameters; None is `generation_layout()`.
           unstack: keep the parameters of each layer apart and compile each layer by itself; None:
-            on CPUs, where XLA copies a layer out of the stack for every token otherwise.
+            see `layers_apart`.
         """
         self.config = config
-        unstack = jax.default_backend() == "cpu" if unstack is None else unstack
+        unstack = layers_apart() if unstack is None else unstack
         self.layout = generation_layout() if layout is None else layout
         self._run_as = one_period(config) if unstack else config
         self._graph, shapes = abstract(self._run_as, self.layout)
-        self.weights = jax.tree.map(
-            lambda a, shape: jax.reshard(a, shape.sharding.spec), light(config, params), shapes
-        )
+        self.weights = placed(light(config, params if unstack else stacked(params)), shapes)
         if unstack:
-            self.weights["blocks"] = [
-                jax.tree.map(lambda a, layer=layer: a[layer], self.weights["blocks"])
-                for layer in range(config.num_layers)
-            ]
+            self.weights["blocks"] = unstacked(self.weights["blocks"], config.num_layers)
         self._start = jax.jit(
             self._prefill, static_argnames=("slots", "samples", "top_k", "greedy")
         )

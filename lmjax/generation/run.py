@@ -12,6 +12,7 @@ from lmjax.generation.chat import fitting_template
 from lmjax.generation.fill import family_filling, filling_of
 from lmjax.generation.generator import Generator
 from lmjax.generation.text import TextGenerator
+from lmjax.generation.unstacked import layers_apart
 from lmjax.interop import huggingface
 from lmjax.parallel import Layout, generation_layout
 from lmjax.training.trained import read_trained
@@ -37,7 +38,7 @@ def load_model(folder: str | os.PathLike, layout: Layout | None = None) -> TextG
     folder = pathlib.Path(folder).expanduser()
     tokenizer = read_tokenizer(folder)
     family, config = huggingface.read_config(folder)
-    _, params = huggingface.read_params(folder, family, config, layout)
+    _, params = huggingface.read_params(folder, family, config, layout, apart=layers_apart())
     if tokenizer.vocab_size > config.vocab_size:
         raise UserError(
             f"the tokenizer in {folder} has {tokenizer.vocab_size} tokens, more than the"

@@ -4,9 +4,18 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 from lmjax.config import replace
 from lmjax.models import TransformerConfig
+
+
+def layers_apart() -> bool:
+    """Whether decoding reads each layer's parameters by themselves.
+
+    It does on CPUs, where XLA copies a layer out of the stack for every token otherwise.
+    """
+    return jax.default_backend() == "cpu"
 
 
 def one_period(config: TransformerConfig) -> TransformerConfig:
@@ -26,6 +35,26 @@ def stacked(params: dict) -> dict:
         return params
     blocks = jax.tree.map(lambda *layers: jnp.stack(layers), *params["blocks"])
     return {**params, "blocks": blocks}
+
+
+def unstacked(blocks: dict | list[dict], num_layers: int) -> list[dict]:
+    """The parameters of each layer."""
+    if isinstance(blocks, list):
+        return blocks
+    return [jax.tree.map(lambda a, n=n: a[n], blocks) for n in range(num_layers)]
+
+
+def placed(params: dict, shapes: dict) -> dict:
+    """The parameters as the shapes lie on the mesh, also where `blocks` is a list of layers."""
+
+    def place(spec: PartitionSpec, a: jax.Array) -> jax.Array:
+        return a if jax.typeof(a).sharding.spec == spec else jax.reshard(a, spec)
+
+    specs = jax.tree.map(lambda shape: shape.sharding.spec, shapes)
+    if isinstance(params["blocks"], list):
+        inner = jax.tree.map(lambda spec: PartitionSpec(*spec[1:]), specs["blocks"])
+        specs = {**specs, "blocks": [inner] * len(params["blocks"])}
+    return jax.tree.map(place, specs, params)
 
 
 def light(config: TransformerConfig, params: dict) -> dict:

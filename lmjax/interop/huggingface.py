@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -73,6 +74,7 @@ FAMILIES = (
 )
 Shapes = dict[str, jax.ShapeDtypeStruct]  # by dotted path
 Dtype = Literal["float32", "bfloat16"]
+CACHE_LINE = 64  # bytes
 
 
 def read(
@@ -107,10 +109,12 @@ def read_params(
     config: TransformerConfig,
     layout: Layout,
     report: Report = report_nothing,
+    apart: bool = False,
 ) -> tuple[nnx.GraphDef, dict]:
     """The structure and the parameters of a folder's model, whose config was read before.
 
-    See `read`; `family` and `config` are what `read_config` gives.
+    See `read`; `family` and `config` are what `read_config` gives. `apart` keeps the parameters of
+    each block apart, in a list, instead of stacking them.
     """
     files = TensorFiles(Path(folder))
     graph, shapes = abstract(config, layout)
@@ -119,10 +123,13 @@ def read_params(
     total, done = sum(size_of(files.shape(title)) for *_, title in found), 0
     params: dict[str, jax.Array] = {}
     for name, layer, title in found:
-        put(params, paths, name, layer, files.read(title))
+        put(params, paths, name, layer, files.read(title), apart)
         done += size_of(files.shape(title))
         report(done, total)
-    return graph, nest({path: params[path] for path in paths})
+    tree = nest(params)
+    if apart:
+        tree["blocks"] = [tree["blocks"][str(layer)] for layer in range(config.num_layers)]
+    return graph, tree
 
 
 def write(
@@ -384,21 +391,28 @@ def cut(leaf: jax.Array, layer: int | jax.Array, dtype: Dtype) -> jax.Array:
 
 
 def put(
-    params: dict[str, jax.Array], shapes: Shapes, name: Name, layer: int | None, tensor: np.ndarray
+    params: dict[str, jax.Array],
+    shapes: Shapes,
+    name: Name,
+    layer: int | None,
+    tensor: np.ndarray,
+    apart: bool = False,
 ) -> None:
-    """Puts one of their tensors into `params`, which are made as they are needed."""
+    """Puts one of their tensors into `params`, which are made as they are needed.
+
+    With `apart` a parameter of block 3 is called `blocks.3....`, and is not stacked on the others.
+    """
     inner = [shapes[path].shape[layer is not None :] for path in name.ours]
     for path, part in zip(name.ours, name.transform.read(tensor, inner), strict=True):
         shape, mesh = shapes[path], jax.sharding.get_mesh()
         spec = shape.sharding.spec
         sharding = NamedSharding(mesh, spec if layer is None else PartitionSpec(*spec[1:]))
-        part = np.ascontiguousarray(part)
-        if np.may_share_memory(part, tensor):
-            # On a CPU, jax may go on using the memory that it is given: a file's would change
-            # with the file.
-            part = part.copy()
-        part = jax.device_put(part, sharding)
+        part = jax.device_put(whole_lines(part, shape.shape[layer is not None :]), sharding)
+        block = path.removeprefix("blocks.")
         if layer is None:
+            params[path] = part.astype(shape.dtype)
+        elif apart and block != path:
+            path = f"blocks.{layer}.{block}"
             params[path] = part.astype(shape.dtype)
         else:
             if path not in params:
@@ -406,6 +420,21 @@ def put(
             params[path] = put_layer(params[path], part, layer)
         # Waits, so that the host's copies do not pile up behind slow devices.
         params[path].block_until_ready()
+
+
+def whole_lines(tensor: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """A copy with zeros behind the first axis up to `shape`, which begins where a cache line does.
+
+    On a CPU jax goes on using such memory instead of copying it. It must not be the file's own,
+    which would change with the file.
+    """
+    size = math.prod(shape) * tensor.itemsize
+    memory = np.empty(size + CACHE_LINE, np.uint8)
+    start = -memory.ctypes.data % CACHE_LINE
+    copy = memory[start : start + size].view(tensor.dtype).reshape(shape)
+    copy[: len(tensor)] = tensor
+    copy[len(tensor) :] = 0
+    return copy
 
 
 @functools.partial(jax.jit, donate_argnums=0)

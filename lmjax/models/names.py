@@ -26,7 +26,7 @@ class Transform:
         raise TypeError(f"{type(self).__name__} does not say how its tensor is shaped")
 
     def read(self, tensor: np.ndarray, parts: Sequence[Shape]) -> list[np.ndarray]:
-        """Cuts their tensor into ours."""
+        """Cuts their tensor into ours, less the zeros behind a vocabulary."""
         raise TypeError(f"{type(self).__name__} cannot be read")
 
     def write(self, parts: Sequence[np.ndarray], config: TransformerConfig) -> np.ndarray:
@@ -136,14 +136,13 @@ class HeadsFirst(Transform):
 
 @dataclasses.dataclass(frozen=True)
 class VocabularyTable(Transform):
-    """A row or a number for each token; here zeros are added, so that any mesh can cut it."""
+    """A row or a number for each token; who reads it adds zeros, so that any mesh can cut it."""
 
     def shape(self, parts: Sequence[Shape], config: TransformerConfig) -> Shape:
         return (config.vocab_size, *parts[0][1:])
 
     def read(self, tensor: np.ndarray, parts: Sequence[Shape]) -> list[np.ndarray]:
-        padding = parts[0][0] - tensor.shape[0]
-        return [np.pad(tensor, ((0, padding), *((0, 0) for _ in tensor.shape[1:])))]
+        return [tensor]
 
     def write(self, parts: Sequence[np.ndarray], config: TransformerConfig) -> np.ndarray:
         return parts[0][: config.vocab_size]

@@ -13,6 +13,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from lmjax.config import UserError, replace
+from lmjax.generation.unstacked import stacked
 from lmjax.interop import huggingface
 from lmjax.models import GatedFeedForwardConfig, RMSNormConfig, initialize
 from lmjax.parallel import Mesh, generation_layout, training_layout
@@ -90,6 +91,29 @@ def test_a_sharded_model_is_the_same_in_and_out(one_device, tmp_path):
         assert weight.sharding.spec == jax.P(None, "fsdp", "tensor")
         huggingface.write(tmp_path, config, sharded[2])
     assert_same(read(tmp_path), (config, params))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_layers_apart_are_those_of_the_stack(one_device, name):
+    """Read layer by layer, as decoding wants them on a CPU, parameters have the same bits."""
+    family, config = huggingface.read_config(PARITY / name)
+    found, expected = (
+        huggingface.read_params(PARITY / name, family, config, generation_layout(), apart=apart)[1]
+        for apart in (True, False)
+    )
+    assert len(found["blocks"]) == config.num_layers
+    jax.tree.map(np.testing.assert_array_equal, stacked(found), expected)
+
+
+def test_parameters_do_not_change_with_their_file(one_device, gpt2):
+    """What was read stays as it was when the file is written over."""
+    _, params = read(gpt2)
+    before = jax.tree.map(np.array, params)
+    path = gpt2 / "model.safetensors"
+    with path.open("r+b") as file:
+        file.seek(path.stat().st_size // 4)
+        file.write(bytes(path.stat().st_size // 2))
+    jax.tree.map(np.testing.assert_array_equal, params, before)
 
 
 def test_other_names_of_the_same_tensors(one_device, gpt2, llama):
