@@ -1,8 +1,9 @@
 """Tokens a second of greedy decoding: lmjax beside transformers, and beside the memory's roof.
 
 python -m benchmarks.decode [python=PYTHON_WITH_TRANSFORMERS] [json=FILE]
+python -m benchmarks.decode family=llama        # and beside llama.cpp
 
-Both sides have the same random GPT-2 in float32, must give the same tokens, and take turns with a
+All sides have the same random model in float32, must give the same tokens, and take turns with a
 measurement of the memory's bandwidth: a token at batch 1 cannot be had faster than the weights are
 read once.
 
@@ -16,7 +17,7 @@ import tempfile
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, Literal
 
 from benchmarks.harness import Worker, WorkerError, save, spread, table
 from lmjax.config import UserError, config, exit_on_user_error, from_command_line
@@ -30,6 +31,7 @@ READS = 3  # of memory, a turn
 class DecodeBenchmark:
     """Prompts of equal length, continued by the likeliest tokens; prefill included."""
 
+    family: Literal["gpt2", "llama"] = "gpt2"  # llama.cpp takes turns only with a LLaMA
     layers: int = 12  # blocks
     hidden: int = 768  # width
     heads: int = 12  # of attention
@@ -42,7 +44,8 @@ class DecodeBenchmark:
     pair_prompt: int = 1024  # tokens of each of their prompts
     cores: int = 0  # that each side may use; 0: all
     rounds: int = 7  # turns of each side
-    python: str = ""  # interpreter that has torch, numpy and transformers
+    # interpreter that has torch, numpy and transformers; gguf, safetensors and xllamacpp
+    python: str = ""
     json: str = ""  # file for the results
 
     def validate(self) -> None:
@@ -82,14 +85,16 @@ def main() -> None:
 
 def start(settings: DecodeBenchmark, folder: str, stack: ExitStack) -> tuple[dict, dict]:
     """The sides by name, compiled and warm, and what they tell of themselves."""
-    names = ("layers", "hidden", "heads", "length", "vocabulary")
+    names = ("family", "layers", "hidden", "heads", "length", "vocabulary")
     names += ("batches", "prompt", "tokens", "cores")
     shape = {name: getattr(settings, name) for name in names}
     sides, facts = {}, {}
-    for name, module, python in (
-        ("lmjax", "benchmarks.decode_lmjax", sys.executable),
-        ("transformers", "benchmarks.decode_torch", settings.python or sys.executable),
-    ):
+    theirs = settings.python or sys.executable
+    known = [("lmjax", "benchmarks.decode_lmjax", sys.executable)]
+    known.append(("transformers", "benchmarks.decode_torch", theirs))
+    if settings.family == "llama":
+        known.append(("llama.cpp", "benchmarks.decode_llama_cpp", theirs))
+    for name, module, python in known:
         worker = stack.enter_context(Worker(module, python))
         try:
             found = worker.ask("prepare", folder=folder, **shape)

@@ -10,32 +10,33 @@ import numpy as np
 from benchmarks.harness import keep_to_cores, seconds_of, serve
 
 READ = 1 << 30  # bytes, far more than any cache holds
-GPT2 = "GPT-2"
+MAIN = "main"  # the model that both sides have
 
 
 class Side:
     """The model and its generator."""
 
     def prepare(
-        self, folder: str, cores: int, batches: list[int], prompt: int, tokens: int, **shape: int
+        self, folder: str, cores: int, batches: list[int], prompt: int, tokens: int, **shape: Any
     ) -> dict[str, Any]:
-        """Compiles; leaves the parameters and the prompts in `folder` for the other side."""
+        """Compiles; leaves the model and the prompts in `folder` for the other sides."""
         self.threads = keep_to_cores(cores)  # before XLA counts them
         import jax
 
-        from benchmarks.train_step_lmjax import by_name, model
         from lmjax.generation import Generator
+        from lmjax.interop import huggingface
         from lmjax.models import initialize
         from lmjax.parallel import Mesh, generation_layout
 
         jax.set_mesh(Mesh(fsdp=1).build(jax.devices()[:1]))
-        config = model(1, batch=max(batches), **shape)
+        config = model(**shape)
         _, params = initialize(config, generation_layout(), jax.random.key(0))
         self.prompts = random_prompts(shape["vocabulary"], max(batches), prompt)
-        named = by_name(params)
-        np.savez(Path(folder, "start.npz"), prompts=self.prompts, **named)
+        np.save(Path(folder, "prompts.npy"), self.prompts)
+        huggingface.write(Path(folder, "model"), config, params)
+        named = huggingface.by_path(params)
         begin = time.perf_counter()
-        self.generators = {GPT2: Generator(config, params)}
+        self.generators = {MAIN: Generator(config, params)}
         for batch in batches:
             self.decode(batch, 1)
             self.decode(batch, tokens)
@@ -89,7 +90,7 @@ class Side:
             }
         return facts
 
-    def decode(self, batch: int, tokens: int, model: str = GPT2) -> dict[str, Any]:
+    def decode(self, batch: int, tokens: int, model: str = MAIN) -> dict[str, Any]:
         """Seconds to continue so many prompts, prefill included, and their tokens."""
         from lmjax.generation import Sampling
 
@@ -105,6 +106,27 @@ class Side:
             return [
                 READ / seconds for seconds in seconds_of(lambda: [*pool.map(np.max, parts)], count)
             ]
+
+
+def model(family: str, layers: int, hidden: int, heads: int, length: int, vocabulary: int) -> Any:
+    """A GPT-2 or a LLaMA of these sizes; the LLaMA's feed-forward is 8/3 as wide as its stream."""
+    from lmjax.config import replace
+    from lmjax.models import gpt2, llama
+
+    config = {"gpt2": gpt2, "llama": llama}[family]()
+    wide = {"gpt2": 4 * hidden, "llama": 8 * hidden // 3}[family]
+    kv_heads = None if config.attention.num_kv_heads is None else heads
+    return replace(
+        config,
+        vocab_size=vocabulary,
+        hidden=hidden,
+        num_layers=layers,
+        max_length=length,
+        attention=replace(
+            config.attention, num_heads=heads, num_kv_heads=kv_heads, head_dim=hidden // heads
+        ),
+        feed_forward=replace(config.feed_forward, size=wide),
+    )
 
 
 def random_prompts(vocabulary: int, batch: int, length: int) -> np.ndarray:
