@@ -7,11 +7,12 @@ from lmjax.objectives.blanks import DocumentBlank, SentenceBlanks, TokenBlanks
 from lmjax.objectives.mixed import Mixed
 from lmjax.objectives.objective import Objective
 
-# Shares of blanks of tokens, sentences and documents; the shortest blank of a document.
+# Shares of blanks of tokens, sentences and documents; the shortest blank of a document. By the
+# sizes of the model, `glm`.
 GLM_SHARES = {
-    **dict.fromkeys(("110M", "335M", "335M-RoBERTa"), (1.0, 0.0, 0.0, 0.5)),
+    **dict.fromkeys(("110M", "335M", "roberta-large"), (1.0, 0.0, 0.0, 0.5)),
     **dict.fromkeys(("410M", "515M"), (0.5, 0.0, 0.5, 0.5)),
-    **dict.fromkeys(("2B", "335M-Chinese", "10B-Chinese"), (0.5, 0.3, 0.2, 0.5)),
+    **dict.fromkeys(("2B", "large-chinese", "10B-chinese"), (0.5, 0.3, 0.2, 0.5)),
     "10B": (0.5, 0.3, 0.2, 0.25),
 }
 

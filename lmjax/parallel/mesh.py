@@ -23,13 +23,18 @@ class Mesh:
 
     data: int = 1  # replicas of the whole model
     fsdp: int = -1  # shards of parameters, optimizer state and batch (ZeRO)
-    stage: int = 1  # pipeline stages
+    stage: int = 1  # pipeline stages: 1, as models are not cut into stages yet
     context: int = 1  # shards of each sequence
     tensor: int = 1  # shards of heads, hidden units and vocabulary
 
     def validate(self) -> None:
         """Raise UserError for sizes that no number of devices could satisfy."""
         sizes = {axis: getattr(self, axis) for axis in AXES}
+        if self.stage != 1:
+            raise UserError(
+                f"mesh.stage={self.stage}: models are not cut into pipeline stages yet, so it is 1;"
+                " use fsdp, tensor and context"
+            )
         if wrong := [axis for axis, size in sizes.items() if size < 1 and size != -1]:
             raise UserError(
                 f"mesh.{wrong[0]}={sizes[wrong[0]]}: a mesh axis is 1 or more, or -1 for the rest"
@@ -59,11 +64,6 @@ class Mesh:
 
     def build(self, devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
         """The mesh over `devices` (all of them by default), every axis Explicit."""
-        if self.stage not in (1, -1):
-            raise UserError(
-                f"mesh.stage={self.stage}: models are not cut into pipeline stages yet;"
-                " use fsdp, tensor and context"
-            )
         devices = jax.devices() if devices is None else list(devices)
         return jax.make_mesh(
             self.sizes(len(devices)),

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 import pytest
 
+from lmjax import models
 from lmjax.config import UserError, from_json, replace, to_json
 from lmjax.data import make_plan
 from lmjax.jobs import recipes
@@ -32,6 +33,7 @@ from lmjax.jobs.recipes import (
     t5_recipe,
     text,
 )
+from lmjax.objectives import glm_objective
 from lmjax.parallel import Mesh
 from lmjax.scaling.flops import count_parameters, training_flops_per_token
 from lmjax.training.optimizers import AdamW
@@ -52,6 +54,7 @@ FLAGSHIPS = {
     "bert_base": bert_recipe("base"),
     "t5_base": t5_recipe("base"),
 }
+RECIPES = [name for name, _ in inspect.getmembers(recipes) if name.endswith("_recipe")]
 
 
 class Course:
@@ -311,14 +314,50 @@ def test_more_devices_can_share_the_batch_when_it_has_grown(name, shards):
             experiment.check_batches(grown - 1)
 
 
+def sizes_of(preset):
+    """The sizes that a preset lists when it is asked for another one."""
+    with pytest.raises(UserError) as error:
+        preset("none of them")
+    return str(error.value).split("the sizes are ")[1].split(", ")
+
+
 def bytes_of(leaf):
     """Of an array on one device; counts lie whole on each."""
     shape = leaf.shape if leaf.sharding is None else leaf.sharding.shard_shape(leaf.shape)
     return math.prod(shape) * leaf.dtype.itemsize
 
 
-def test_every_recipe_has_a_flagship_and_says_its_source():
-    names = [name for name, _ in inspect.getmembers(recipes) if name.endswith("_recipe")]
-    assert {name.split("_")[0] for name in FLAGSHIPS} == {n.removesuffix("_recipe") for n in names}
+def test_every_recipe_has_a_flagship():
+    assert {name.split("_")[0] + "_recipe" for name in FLAGSHIPS} == set(RECIPES)
     folder = Path(__file__).parents[3] / "experiments"
     assert {path.stem for path in folder.glob("*.py")} >= set(FLAGSHIPS)
+
+
+# Presets that go with a model of the same size: the models, and the sizes that have no such recipe
+# because it is not published (lmjax/jobs/recipes.py says so).
+PAIRS = {
+    gpt3_recipe: ((models.gpt3,), set()),
+    opt_recipe: ((models.opt,), set()),
+    bloom_recipe: ((models.bloom,), set()),
+    llama_recipe: ((models.llama,), set()),
+    llama2_recipe: ((models.llama2,), set()),
+    baichuan2_recipe: ((models.baichuan2,), set()),
+    qwen_recipe: ((models.qwen,), set()),
+    skywork_recipe: ((models.skywork,), set()),
+    falcon_recipe: ((models.falcon,), {"7B"}),
+    palm_recipe: ((models.palm,), set()),
+    glm_recipe: ((models.glm, models.glm_130b), set(sizes_of(models.glm)) - {"10B"}),
+    bert_recipe: ((models.bert,), set()),
+    t5_recipe: ((models.t5,), set()),
+    glm_objective: ((models.glm,), set()),
+}
+
+
+def test_recipes_and_objectives_know_the_sizes_of_their_models():
+    """By the same names, so that one name gives a model and what it is trained to do."""
+    assert {r.__name__ for r in PAIRS} - {"glm_objective"} == set(RECIPES)
+    for preset, (families, unpublished) in PAIRS.items():
+        sizes = {size for family in families for size in sizes_of(family)}
+        assert set(sizes_of(preset)) == sizes - unpublished, preset
+        for size in sizes_of(preset):
+            preset(size)

@@ -4,7 +4,9 @@ import jax
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from lmjax.config import UserError
+from experiments.debug import experiment
+from lmjax.config import UserError, from_command_line
+from lmjax.generation.__main__ import Generate
 from lmjax.parallel import Mesh, generation_layout, training_layout
 
 
@@ -26,12 +28,23 @@ def test_minus_one_takes_the_rest():
         (dict(data=-1, fsdp=-1), "only one axis may be -1"),
         (dict(fsdp=-1, tensor=3), "multiply to 3, which does not divide the 8 devices"),
         (dict(fsdp=4), "needs 4 devices, and there are 8.*JAX_NUM_CPU_DEVICES=4"),
-        (dict(stage=2), "pipeline"),
     ],
 )
 def test_impossible_meshes_say_why(sizes, message):
     with pytest.raises(UserError, match=message):
         Mesh(**sizes).build()
+
+
+@pytest.mark.parametrize("stage", [-1, 0, 2, 8])
+def test_pipelines_are_refused_before_anything_starts(stage, tmp_path, monkeypatch):
+    """By the setting's name, whatever the devices: not even a run folder is made."""
+    with pytest.raises(UserError, match=f"mesh.stage={stage}: .*pipeline stages"):
+        Mesh(fsdp=1, stage=stage)
+    monkeypatch.chdir(tmp_path)
+    for command in (experiment, Generate()):
+        with pytest.raises(UserError, match=f"mesh.stage={stage}: .*pipeline stages"):
+            from_command_line(command, ["mesh.fsdp=1", f"mesh.stage={stage}"])
+    assert not any(tmp_path.iterdir())
 
 
 def test_axes_of_size_one_leave_no_trace_in_types():
