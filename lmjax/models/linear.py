@@ -45,7 +45,8 @@ class Builder:
 class Linear(nnx.Module):
     """y = x . weight + bias over named axes, e.g. (embed,) -> (heads, head_dim).
 
-    The weight lies sharded over `fsdp` and is gathered where it is used, in the compute dtype.
+    The weight lies sharded over `fsdp` and is gathered where it is used, in the compute dtype: once
+    in forward, and once more in backward.
     """
 
     def __init__(self, inputs: Axes, outputs: Axes, *, bias: bool, kind: Kind, builder: Builder):
@@ -62,10 +63,15 @@ class Linear(nnx.Module):
 
     def __call__(self, x: Float[Array, "batch seq *inputs"]) -> Float[Array, "batch seq *outputs"]:
         names = tuple(name for name, _ in self.inputs + self.outputs)
-        weight = self.layout.place(
-            self.weight[...].astype(self.dtype), *self.layout.gathered(*names)
-        )
-        out = self._product(x, weight)
+        weight, names = self.weight[...].astype(self.dtype), self.layout.gathered(*names)
+
+        def product(x, weight):
+            return self._product(x, self.layout.place(weight, *names))
+
+        if jax.typeof(weight).sharding.spec != self.layout.spec(*names, shape=weight.shape):
+            # Backward gathers it once more: the whole weights of all layers are not kept for it.
+            product = jax.checkpoint(product, prevent_cse=False)
+        out = product(x, weight)
         if self.bias is not None:
             names = self.layout.gathered(*(name for name, _ in self.outputs))
             out = out + self.layout.place(self.bias[...].astype(self.dtype), *names)

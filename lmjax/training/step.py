@@ -38,9 +38,9 @@ class TrainStep:
       accumulation: parts that the batch's rows are cut into, one after another.
       full_rows: rows of the batch that is cut so; a smaller one is cut into as few parts as keeps
         them no larger (`count_parts`). None: every batch is cut into the same number.
-      zero: when parameters sharded over `fsdp` are gathered. 3: each layer where it is used;
-        1 and 2: all of them once a step. Under accumulation 2 keeps the summed gradient cut over
-        `fsdp`, 1 keeps it whole (Rajbhandari et al. 2020).
+      zero: when parameters sharded over `fsdp` are gathered. 3: each layer where it is used, in
+        forward and again in backward; 1 and 2: all of them once a step. Under accumulation 2 keeps
+        the summed gradient cut over `fsdp`, 1 keeps it whole (Rajbhandari et al. 2020).
       average_decay: decay of the moving average of the parameters; None keeps none.
       embedding_gradient: by step, what the gradient of the token embeddings is multiplied by, as
         they enter the model; that of a tied head stays whole. None: nothing.
