@@ -61,8 +61,11 @@ class HuggingFaceTokenizer(Tokenizer):
         self.special = {
             added.content: token for token, added in self._added.items() if added.special
         }
-        unknown = getattr(self._tokenizer.model, "unk_token", None)
-        self._forged = set(self.special.values()) - {self.special.get(unknown)}
+        model = json.loads(data)["model"]
+        self.unknown = model.get("unk_id")  # Unigram has the id, the others its name
+        if (name := model.get("unk_token")) is not None:
+            self.unknown = self._tokenizer.token_to_id(name)
+        self._forged = set(self.special.values()) - {self.unknown}
         start = self._ids(["a"])[0]
         self._prefix = bool(start) and self.token_bytes(start[0])[:1] == b" "
 

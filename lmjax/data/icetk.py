@@ -39,6 +39,7 @@ class IceTokenizer(Tokenizer):
         self.vocab_size = images + self._inner.vocab_size
         self.special = {name: images + token for name, token in self._inner.special.items()}
         self.begin, self.end = None, self.special[END]
+        self.unknown = images + self._inner.unknown
         first = self._inner.encode("a")[0]
         self._prefix = self._inner.token_bytes(first)[:1] == b" "
 

@@ -169,11 +169,6 @@ class PreparedData:
                 found[store.manifest.skipped_first[0]] = store.manifest.skipped
         return found
 
-    def texts(self, store: TokenStore) -> Iterator[str]:
-        """The documents of a store as text."""
-        for document in range(store.manifest.documents):
-            yield store.text(document, self.tokenizer)
-
 
 def prepare(data: Data, run_folder: str | os.PathLike, progress: Progress = silent) -> PreparedData:
     """Makes, or finds in the cache, all that a job needs of its data.

@@ -12,18 +12,23 @@ import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
 from lmjax.config import UserError
 from lmjax.data.documents import Document, Part, Source, is_held_out
+from lmjax.data.round_trip import Comparison
 from lmjax.data.tokenizers import Tokenizer, load_tokenizer, token_type
 
 BATCH = 1 << 20  # characters that are tokenized together
 SHARD = 16 << 20  # bytes of source that make a shard at least, in a large corpus
 SHARDS = 32  # into which a small corpus is divided
 REPORTED = 5  # skipped pieces of input whose message is kept
+TEXT_BYTES = 16_000_000  # of a split's text that are kept beside its tokens, whole documents
+# Shards that begin within so many bytes of source keep text that is not held out: enough, however
+# much there is beside the text, and no second copy of a large corpus while it is tokenized.
+EARLY = 1 << 30
 
 Progress = Callable[[str, int, int], None]  # what is being done, how much is done, of how much
 
@@ -35,6 +40,7 @@ class Task(NamedTuple):
     parts: tuple[Part, ...]
     held_out: float
     folder: pathlib.Path
+    before: int  # bytes of source in the shards before it
 
     @property
     def size(self) -> int:
@@ -58,10 +64,11 @@ def make_shards(
     """Tokenizes what is not tokenized yet; the folders of all shards, in order."""
     parts = source.parts()
     total = sum(part.size for part in parts)
-    tasks = [
-        Task(source, shard, held_out, work / f"shard-{number:06d}")
-        for number, shard in enumerate(_group(parts, total))
-    ]
+    tasks: list[Task] = []
+    before = 0
+    for number, shard in enumerate(_group(parts, total)):
+        tasks.append(Task(source, shard, held_out, work / f"shard-{number:06d}", before))
+        before += tasks[-1].size
     missing = [task for task in tasks if not task.folder.exists()]
     done = total - sum(task.size for task in missing)
     progress("tokenizing", done, total)
@@ -144,27 +151,59 @@ def _write_shard(task: Task, tokenizer: Tokenizer) -> None:
     unfinished.mkdir()
     skipped = _Skipped()
     names = split_names(task.held_out)
-    lengths: dict[str, list[tuple[int, int]]] = {name: [] for name in names}
     try:
         with contextlib.ExitStack() as stack:
-            files = {
-                name: stack.enter_context(open(unfinished / f"{name}.tokens", "wb"))
-                for name in names
-            }
+
+            def file(name: str) -> BinaryIO:
+                return stack.enter_context(open(unfinished / name, "wb"))
+
+            splits = [
+                _Split(file(f"{name}.tokens"), file(f"{name}.text"), tokenizer, keeps)
+                for name, keeps in zip(names, _keep_text(task), strict=True)
+            ]
             for documents in _batches(task, skipped):
-                for document, ids in zip(documents, _tokenize(documents, tokenizer)):
+                for document, pieces in zip(documents, _encode(documents, tokenizer)):
                     held_out = is_held_out(document, task.held_out)
-                    name = names[held_out if len(names) > 1 else 0]
-                    files[name].write(ids.tobytes())
-                    lengths[name].append((len(ids), len(document.text.encode("utf-8"))))
-        for name in names:
-            values = np.asarray(lengths[name], np.int64).reshape(-1, 2)
-            save_array(unfinished / f"{name}.lengths.npy", values)
+                    splits[held_out if len(names) > 1 else 0].add(document, pieces)
+        for name, split in zip(names, splits, strict=True):
+            split.finish(unfinished / name)
         (unfinished / "skipped.json").write_text(json.dumps(dataclasses.asdict(skipped)))
     except BaseException:
         shutil.rmtree(unfinished, ignore_errors=True)
         raise
     unfinished.replace(task.folder)
+
+
+def _keep_text(task: Task) -> list[bool]:
+    """Whether the shard keeps text, for each split."""
+    names = split_names(task.held_out)
+    return [name == "held_out" or task.before < EARLY for name in names]
+
+
+class _Split:
+    """One split of a shard: tokens, the text of its first documents, lengths, a comparison."""
+
+    def __init__(self, tokens: BinaryIO, text: BinaryIO, tokenizer: Tokenizer, keeps_text: bool):
+        self._tokens, self._text, self._tokenizer = tokens, text, tokenizer
+        self._room = TEXT_BYTES if keeps_text else 0
+        self._lengths: list[tuple[int, int]] = []
+        self._comparison = Comparison(tokenizer)
+
+    def add(self, document: Document, pieces: list[list[int]]) -> None:
+        """Takes a document and the tokens of its pieces."""
+        ids, text = _framed(document, pieces, self._tokenizer), document.text.encode("utf-8")
+        self._tokens.write(ids.tobytes())
+        if self._room > 0:
+            self._text.write(text)
+            self._room -= len(text)
+        self._lengths.append((len(ids), len(text)))
+        self._comparison.add(_pieces(document), pieces)
+
+    def finish(self, path: pathlib.Path) -> None:
+        """Writes what is known when all documents are there; `path` with another ending."""
+        lengths = np.asarray(self._lengths, np.int64).reshape(-1, 2)
+        save_array(path.with_suffix(".lengths.npy"), lengths)
+        path.with_suffix(".json").write_text(json.dumps(self._comparison.counts()), "utf-8")
 
 
 @dataclasses.dataclass
@@ -194,22 +233,36 @@ def _batches(task: Task, skipped: _Skipped) -> Iterator[list[Document]]:
         yield batch
 
 
-def _tokenize(documents: list[Document], tokenizer: Tokenizer) -> Iterator[np.ndarray]:
-    """Ids of each document with begin and end, or with the one separator before it.
+def _encode(documents: list[Document], tokenizer: Tokenizer) -> Iterator[list[list[int]]]:
+    """The tokens of each piece of each document."""
+    encoded = iter(
+        tokenizer.encode_batch([text for document in documents for text in _pieces(document)])
+    )
+    for document in documents:
+        yield [next(encoded) for _ in _pieces(document)]
+
+
+def _framed(document: Document, pieces: list[list[int]], tokenizer: Tokenizer) -> np.ndarray:
+    """A document's tokens with begin and end, or with the one separator before them.
 
     An answer stands between its two special tokens.
+
+    Raises:
+      UserError: the tokenizer lacks these, or gives ids that it cannot have.
     """
     before = [] if tokenizer.begin is None else [tokenizer.begin]
     after = [] if tokenizer.begin == tokenizer.end else [tokenizer.end]
-    kind = token_type(tokenizer.vocab_size)
-    texts = [text for document in documents for text in _pieces(document)]
-    encoded = iter(tokenizer.encode_batch(texts))
-    for document in documents:
-        ids = next(encoded)
-        if document.answer is not None:
-            mask, closing = _marks(document, tokenizer)
-            ids = [*ids, mask, *next(encoded), closing, *next(encoded)]
-        yield np.asarray(before + ids + after, kind)
+    ids = pieces[0]
+    if document.answer is not None:
+        mask, closing = _marks(document, tokenizer)
+        ids = [*ids, mask, *pieces[1], closing, *pieces[2]]
+    tokens = np.asarray(before + ids + after, np.int64)
+    if wrong := tokens[(tokens < 0) | (tokens >= tokenizer.vocab_size)].tolist():
+        raise UserError(
+            f"{document.identity}: the tokenizer gives the id {wrong[0]}, but says that it has "
+            f"vocab_size={tokenizer.vocab_size}"
+        )
+    return tokens.astype(token_type(tokenizer.vocab_size))
 
 
 def _pieces(document: Document) -> tuple[str, ...]:

@@ -45,7 +45,7 @@ class ExtendedTokenizer(Tokenizer):
     def __init__(self, inner: Tokenizer, names: Sequence[str]):
         """`names` of the new tokens, in the order of their ids."""
         self.inner, self.names = inner, tuple(names)
-        self.begin, self.end = inner.begin, inner.end
+        self.begin, self.end, self.unknown = inner.begin, inner.end, inner.unknown
         self.vocab_size = inner.vocab_size + len(self.names)
         new = {name: inner.vocab_size + number for number, name in enumerate(self.names)}
         self.special: Mapping[str, int] = {**inner.special, **new}

@@ -4,19 +4,22 @@ import dataclasses
 import json
 import os
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int64, UInt
 
 from lmjax.config import UserError
+from lmjax.data.round_trip import RoundTrip
 from lmjax.data.tokenizers import Tokenizer, token_type
 
-FORMAT = 1  # of the files; a store of another format is made anew
+FORMAT = 2  # of the files; a store of another format is made anew
 MANIFEST_FILE = "manifest.json"
 TOKENS_FILE = "tokens.bin"
 OFFSETS_FILE = "documents.npy"
 BYTES_FILE = "document_bytes.npy"
+TEXT_FILE = "text.bin"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,8 +33,10 @@ class Manifest:
     held_out: float  # fraction of the documents that is held out
     vocab_size: int
     tokens: int
+    largest: int  # of all ids
     documents: int
     text_bytes: int  # UTF-8 bytes of the text, separators not counted
+    round_trip: RoundTrip  # what the tokens do not hold of the text
     skipped: int  # pieces of input that were left out
     skipped_first: tuple[str, ...]  # what was wrong with the first of them
     sizes: dict[str, int]  # bytes of each file
@@ -40,6 +45,8 @@ class Manifest:
 
 class TokenStore:
     """A tokenized corpus: one long array of tokens, and where its documents begin.
+
+    Tokens may not hold all of a text, so the first documents are kept as they were, too.
 
     Documents lie one after another, each as `[begin] + ids + [end]`, or `[separator] + ids` where
     the tokenizer has one token for both. The ids of an answer (`JsonPrompts`) stand between two
@@ -92,8 +99,24 @@ class TokenStore:
         """UTF-8 bytes of all the text: what bits per byte are divided by."""
         return self.manifest.text_bytes
 
+    def not_comparable(self) -> str:
+        """Why bits per byte of this text would mean nothing; empty where they are right."""
+        if not self.text_bytes:
+            return "not comparable: there is no byte of text"
+        return self.manifest.round_trip.not_comparable()
+
+    def source_texts(self) -> Iterator[bytes]:
+        """The first documents as the source has them, in UTF-8: up to 16 MB, the last one whole."""
+        with open(self.folder / TEXT_FILE, "rb") as file:
+            left = os.fstat(file.fileno()).st_size
+            for length in self.document_bytes:
+                left -= int(length)
+                if left < 0:
+                    return
+                yield file.read(int(length))
+
     def text(self, document: int, tokenizer: Tokenizer) -> str:
-        """The text of one document."""
+        """What the tokens of one document decode to; its source may say more."""
         tokens = self.tokens[self.offsets[document] : self.offsets[document + 1]]
         return tokenizer.decode(tokens.tolist())
 
@@ -130,6 +153,8 @@ def _read_manifest(folder: pathlib.Path) -> Manifest:
                 f"{FORMAT}; delete the folder, and it is made again"
             )
         values["skipped_first"] = tuple(values["skipped_first"])
+        values["round_trip"]["example"] = tuple(values["round_trip"]["example"])
+        values["round_trip"] = RoundTrip(**values["round_trip"])
         return Manifest(**values)
     except FileNotFoundError:
         raise UserError(f"there is no token store in {folder}: {path.name} is missing") from None

@@ -139,6 +139,7 @@ class SentencePieceTokenizer(Tokenizer):
             raise UserError("the SentencePiece model has neither a begin nor an end token")
         self.begin = begin if begin >= 0 else None
         self.end = end if end >= 0 else begin
+        self.unknown = self._processor.unk_id()  # every model has one
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """See `Tokenizer.encode_batch`."""

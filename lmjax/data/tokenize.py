@@ -10,16 +10,18 @@ import os
 import pathlib
 import shutil
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from lmjax.config import UserError
 from lmjax.data.documents import Source
+from lmjax.data.round_trip import RoundTrip, unknown_name
 from lmjax.data.shards import (
     REPORTED,
     SHARD,
     SHARDS,
+    TEXT_BYTES,
     Progress,
     make_shards,
     save_array,
@@ -30,12 +32,13 @@ from lmjax.data.store import (
     FORMAT,
     MANIFEST_FILE,
     OFFSETS_FILE,
+    TEXT_FILE,
     TOKENS_FILE,
     Manifest,
     TokenStore,
     open_store,
 )
-from lmjax.data.tokenizers import Tokenizer
+from lmjax.data.tokenizers import Tokenizer, token_type
 
 BLOCK = 1 << 20  # bytes copied at a time
 
@@ -80,8 +83,8 @@ def build_stores(
                 shards = make_shards(source, tokenizer, work, held_out, workers, progress)
                 _check_space(shards, work)
                 for name in names:
-                    manifest = _empty_manifest(fingerprint, tokenizer, name, held_out)
-                    _merge(shards, work / "stores" / name, manifest)
+                    made_from = _MadeFrom(fingerprint, tokenizer, name, held_out)
+                    _merge(shards, work / "stores" / name, made_from)
                 _check_splits(work / "stores", names, held_out)
             except UserError:  # it will be another text, or other settings, when it is put right
                 shutil.rmtree(work)
@@ -101,57 +104,111 @@ def _begin(work: pathlib.Path, key: list[Any]) -> None:
         path.write_text(text)
 
 
-def _empty_manifest(source: str, tokenizer: Tokenizer, split: str, held_out: float) -> Manifest:
-    return Manifest(
-        format=FORMAT,
-        source=source,
-        tokenizer=tokenizer.fingerprint,
-        split=split,
-        held_out=held_out,
-        vocab_size=tokenizer.vocab_size,
-        tokens=0,
-        documents=0,
-        text_bytes=0,
-        skipped=0,
-        skipped_first=(),
-        sizes={},
-        sha256="",
-    )
+class _MadeFrom(NamedTuple):
+    """What a store is made from; see `Manifest`."""
+
+    source: str
+    tokenizer: Tokenizer
+    split: str
+    held_out: float
 
 
-def _merge(shards: list[pathlib.Path], folder: pathlib.Path, manifest: Manifest) -> None:
+def _merge(shards: list[pathlib.Path], folder: pathlib.Path, made_from: _MadeFrom) -> None:
     """Joins one split of all shards into a store."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    name = manifest.split
-    hasher = hashlib.sha256()
-    with open(folder / TOKENS_FILE, "wb") as target:
-        for shard in shards:
-            with open(shard / f"{name}.tokens", "rb") as file:
-                while block := file.read(BLOCK):
-                    target.write(block)
-                    hasher.update(block)
-        _flush(target)
-    lengths = np.concatenate([np.load(shard / f"{name}.lengths.npy") for shard in shards])
+    name, tokenizer = made_from.split, made_from.tokenizer
+    counted = _merge_tokens([shard / f"{name}.tokens" for shard in shards], folder, tokenizer)
+    parts = [np.load(shard / f"{name}.lengths.npy") for shard in shards]
+    lengths = np.concatenate(parts)
     offsets = np.zeros(len(lengths) + 1, np.int64)
     np.cumsum(lengths[:, 0], out=offsets[1:])
     save_array(folder / OFFSETS_FILE, offsets)
     save_array(folder / BYTES_FILE, lengths[:, 1])
+    _merge_texts([shard / f"{name}.text" for shard in shards], folder, parts)
+    compared = [json.loads((shard / f"{name}.json").read_text("utf-8")) for shard in shards]
     skipped = [json.loads((shard / "skipped.json").read_text()) for shard in shards]
     messages = [message for entry in skipped for message in entry["first"]]
-    manifest = dataclasses.replace(
-        manifest,
+    manifest = Manifest(
+        format=FORMAT,
+        source=made_from.source,
+        tokenizer=tokenizer.fingerprint,
+        split=name,
+        held_out=made_from.held_out,
+        vocab_size=tokenizer.vocab_size,
         tokens=int(offsets[-1]),
+        largest=counted.largest,
         documents=len(lengths),
         text_bytes=int(lengths[:, 1].sum()),
+        round_trip=RoundTrip(
+            tokens=int(offsets[-1]) - counted.special,
+            unknown=counted.unknown,
+            unknown_name=unknown_name(tokenizer),
+            compared=sum(entry["compared"] for entry in compared),
+            lost=sum(entry["lost"] for entry in compared),
+            example=next((tuple(e["example"]) for e in compared if e["example"]), ()),
+        ),
         skipped=sum(entry["count"] for entry in skipped),
         skipped_first=tuple(messages[:REPORTED]),
         sizes={path.name: path.stat().st_size for path in sorted(folder.iterdir())},
-        sha256=hasher.hexdigest(),
+        sha256=counted.sha256,
     )
     with open(folder / MANIFEST_FILE, "w", encoding="utf-8") as file:
         json.dump(dataclasses.asdict(manifest), file, indent=1, ensure_ascii=False)
         _flush(file)
+
+
+class _Counted(NamedTuple):
+    """What was counted over all tokens of a store."""
+
+    sha256: str
+    largest: int
+    unknown: int
+    special: int  # tokens that stand for no text, without the unknown
+
+
+def _merge_tokens(
+    paths: list[pathlib.Path], folder: pathlib.Path, tokenizer: Tokenizer
+) -> _Counted:
+    """Joins the tokens of all shards."""
+    kind, unknown = token_type(tokenizer.vocab_size), tokenizer.unknown
+    marks = {*tokenizer.special.values(), tokenizer.begin, tokenizer.end} - {unknown, None}
+    is_mark = np.isin(np.arange(tokenizer.vocab_size), list(marks))
+    hasher, largest, unknowns, special = hashlib.sha256(), 0, 0, 0
+    with open(folder / TOKENS_FILE, "wb") as target:
+        for path in paths:
+            with open(path, "rb") as file:
+                while block := file.read(BLOCK):
+                    target.write(block)
+                    hasher.update(block)
+                    tokens = np.frombuffer(block, kind)
+                    largest = max(largest, int(tokens.max()))
+                    special += int(is_mark[tokens].sum())
+                    if unknown is not None:
+                        unknowns += int((tokens == unknown).sum())
+        _flush(target)
+    return _Counted(hasher.hexdigest(), largest, unknowns, special)
+
+
+def _merge_texts(
+    paths: list[pathlib.Path], folder: pathlib.Path, lengths: list[np.ndarray]
+) -> None:
+    """Joins the text of the first documents, up to and with the one that makes it `TEXT_BYTES`."""
+    left = TEXT_BYTES
+    with open(folder / TEXT_FILE, "wb") as target:
+        for path, part in zip(paths, lengths, strict=True):
+            ends = np.cumsum(part[:, 1])
+            wanted = ends[: 1 + np.searchsorted(ends, left)].max(initial=0)
+            target.write(text := _head(path, int(wanted)))
+            left -= len(text)
+            if left <= 0 or len(text) < ends.max(initial=0):
+                break
+        _flush(target)
+
+
+def _head(path: pathlib.Path, size: int) -> bytes:
+    with open(path, "rb") as file:
+        return file.read(size)
 
 
 def _flush(file: Any) -> None:

@@ -29,6 +29,7 @@ class Tokenizer(abc.ABC):
       end: id that closes a document; equal to `begin` where one separator does for both.
       special: ids by name of the tokens that stand for no text, such as separators and roles;
         `encode` never makes them from their names in a text; the one for the unknown it may.
+      unknown: id that stands for what the tokenizer does not know, or None where it knows all text.
       threads: how many threads `encode_batch` may use; -1 is one a core.
     """
 
@@ -37,6 +38,7 @@ class Tokenizer(abc.ABC):
     begin: int | None
     end: int
     special: Mapping[str, int]
+    unknown: int | None = None
     threads: int = -1
 
     kinds: ClassVar[dict[str, type["Tokenizer"]]] = {}  # what a saved folder is read with

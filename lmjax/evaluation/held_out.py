@@ -24,13 +24,15 @@ class Score:
     Attributes:
       loss: nats per predicted token, without regularisers.
       bits_per_byte: bits for the text, its ends of documents included, per byte of UTF-8; None
-        where the objective does not predict all of the text.
+        where the objective does not predict all of the text, or the tokens do not hold it.
       tokens: number of tokens that were predicted.
+      withheld: why there are no bits per byte, where the tokens are the reason; otherwise empty.
     """
 
     loss: float
     bits_per_byte: float | None
     tokens: int
+    withheld: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,6 +84,8 @@ class HeldOut:
             raise UserError(f"the held-out set {name} holds nothing to predict")
         if not self.objective.predicts_text:
             return Score(nats / tokens, None, round(tokens))
+        if reason := store.not_comparable():
+            return Score(nats / tokens, None, round(tokens), reason)
         text_bytes = store.text_bytes * tokens / store.manifest.tokens
         return Score(nats / tokens, nats / math.log(2) / text_bytes, round(tokens))
 

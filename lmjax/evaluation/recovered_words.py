@@ -5,13 +5,14 @@ from __future__ import annotations
 import collections
 import itertools
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from lmjax.config import UserError
 from lmjax.data.permutation import random_bits
+from lmjax.data.tokenizers import Tokenizer
 from lmjax.generation import Sampling, TextGenerator
 from lmjax.generation.fill import Filled
 
@@ -82,11 +83,24 @@ def fill_hidden(generator: TextGenerator, hidden: list[Hidden]) -> list[Filled |
     return filled
 
 
-def share_recovered(filled: list[Filled | None], hidden: list[Hidden]) -> float:
-    """The share of the hidden words that were filled in exactly; there is one or more."""
-    pairs = zip(filled, hidden, strict=True)
-    right = sum(text is not None and text.blanks[0] == sentence.word for text, sentence in pairs)
-    return right / len(hidden)
+def spelt(tokenizer: Tokenizer, word: str) -> str | None:
+    """The word as its tokens say it, perhaps in lower case; None where one of them is unknown."""
+    tokens = tokenizer.encode(word)
+    return None if tokenizer.unknown in tokens else tokenizer.decode(tokens).strip()
+
+
+def share_recovered(filled: Sequence[Filled | None], words: Sequence[str | None]) -> float:
+    """The share of the words that were filled in exactly; there is one or more.
+
+    Args:
+      filled: of `fill_hidden`.
+      words: what was hidden, as the model can write it (`spelt`); None: it cannot.
+    """
+    pairs = zip(filled, words, strict=True)
+    right = sum(
+        text is not None and word is not None and text.blanks[0] == word for text, word in pairs
+    )
+    return right / len(words)
 
 
 def _fits(generator: TextGenerator, prompt: str) -> bool:

@@ -26,7 +26,9 @@ from lmjax.jobs.results import (
     RECOVERED_WORDS,
     WORDS,
     compare,
+    notes,
     recover,
+    withheld,
 )
 from lmjax.jobs.run_folder import RunFolder, differences
 from lmjax.jobs.telling import (
@@ -36,6 +38,7 @@ from lmjax.jobs.telling import (
     tell_finished,
     tell_interruption,
     tell_results,
+    warn_of_losses,
 )
 from lmjax.jobs.terminal import Stopwatch, Story, make_console
 from lmjax.models.batch import Batch
@@ -130,6 +133,7 @@ class PretrainingRun:
             for name, store in prepared.train.items()
         )
         self.story.fact("text", ", ".join(sizes), watch.seconds())
+        warn_of_losses(self.story, prepared, self.experiment.objective.predicts_text)
         return prepared
 
     def check_prompts(self, prepared: PreparedData) -> None:
@@ -331,6 +335,7 @@ class PretrainingRun:
                 "split": HELD_OUT + name,
                 "loss": score.loss,
                 **({} if score.bits_per_byte is None else {"bits_per_byte": score.bits_per_byte}),
+                **({"withheld": score.withheld} if score.withheld else {}),
                 "tokens": score.tokens,
             }
             for name, score in scores.items()
@@ -360,11 +365,13 @@ class PretrainingRun:
             with self.story.phase("measuring the baselines"):
                 rows = compare(prepared, self.last_scores("bits_per_byte"))
             results |= {"columns": COLUMNS, "words": WORDS, "bits_per_byte": rows}
+            results["withheld"] = withheld(prepared)
         else:
             results["held_out_loss"] = self.last_scores("loss")
         if recovered:
             results["recovered_words"] = recovered
             results |= {"columns": RECOVERED_COLUMNS, "words": RECOVERED_WORDS}
+        results["notes"] = notes(prepared)
         results["samples"] = samples
         results["samples_words"] = sampling_words(self.experiment.evaluation.sampling)
         if whole:
@@ -393,7 +400,9 @@ class PretrainingRun:
         return {
             record["split"].removeprefix(HELD_OUT): record[measure]
             for record in self.folder.metrics()
-            if record["step"] == self.experiment.steps and record["split"].startswith(HELD_OUT)
+            if record["step"] == self.experiment.steps
+            and record["split"].startswith(HELD_OUT)
+            and measure in record
         }
 
 

@@ -57,6 +57,7 @@ def content(folder: RunFolder) -> dict[str, Any]:
         ),
         "comparison_names": results.get("columns", []),
         "comparison_words": results.get("words", ""),
+        "notes": results.get("notes", []),
         "train": thinned(train, POINTS),
         "held_out": held_out,
         "samples": results.get("samples", []),
@@ -110,7 +111,7 @@ def _tiles(results: dict[str, Any], train: list[dict]) -> list[tuple[str, str]]:
     tiles = []
     values = [row["model"] for row in results.get("bits_per_byte", {}).values() if "model" in row]
     if values:
-        name = "held-out bits per byte" + (", mean of domains" if len(values) > 1 else "")
+        name = "held-out bits per byte" + _domains(len(values), len(results["bits_per_byte"]))
         tiles.append((name, f"{sum(values) / len(values):.3f}"))
     if losses := results.get("held_out_loss"):
         mean = sum(losses.values()) / len(losses)
@@ -129,6 +130,13 @@ def _tiles(results: dict[str, Any], train: list[dict]) -> list[tuple[str, str]]:
     if "seconds" in results:
         tiles.append(("from the first line to this page", duration(results["seconds"])))
     return tiles
+
+
+def _domains(values: int, domains: int) -> str:
+    """Which of the domains a mean of some values is of."""
+    if values < domains:
+        return f", of {values} of {domains} domains"
+    return ", mean of domains" if domains > 1 else ""
 
 
 if __name__ == "__main__":

@@ -7,9 +7,11 @@ from typing import Any
 import jax
 
 from lmjax.config import fingerprint, from_json, own_modules
-from lmjax.data import JsonPrompts
+from lmjax.data import JsonPrompts, PreparedData
+from lmjax.data.round_trip import LITTLE, percent
 from lmjax.generation.sampling import Sampling
 from lmjax.jobs.pretrain import Pretrain
+from lmjax.jobs.results import withheld
 from lmjax.jobs.run_folder import ROUNDING, differences, is_below
 from lmjax.jobs.terminal import Story
 from lmjax.objectives import BlankInfilling, Mixed
@@ -64,6 +66,27 @@ def warn_of_answers(story: Story, experiment: Pretrain) -> None:
                 )
 
 
+def warn_of_losses(story: Story, prepared: PreparedData, predicts_text: bool) -> None:
+    """Says which texts the tokens do not hold, and what that means for the run.
+
+    Args:
+      story: where to say it.
+      prepared: the data of the run.
+      predicts_text: whether bits per byte are to be measured.
+    """
+    for name, store in (prepared.held_out | prepared.train).items():
+        trip = store.manifest.round_trip
+        if trip.unknown_share > LITTLE:
+            story.warn(
+                f"{name}: {percent(trip.unknown_share)} of the tokens are unknown "
+                f"({trip.unknown_name}), and nothing is learnt of what they stand for. Take a "
+                "tokenizer that was made for such text, with the settings that it was made with; "
+                "data.tokenizer=TrainedBPE() makes one from the text"
+            )
+    for name, reason in withheld(prepared).items() if predicts_text else ():
+        story.warn(f"{name}: bits per byte are withheld, as they are {reason}")
+
+
 def tell_continuation(story: Story, experiment: Pretrain, extra: dict[str, Any], done: int) -> None:
     """From where a run goes on, and whether its bits will be those of an unbroken one.
 
@@ -111,6 +134,8 @@ def tell_results(story: Story, results: dict[str, Any], path: Path) -> None:
     if results.get("recovered_words"):
         rows, words = results["recovered_words"], "share found again exactly; more is better"
         story.scores("Hidden words", words, results["columns"], rows)
+    for note in results.get("notes", ()):
+        story.warn(note)
     if results["samples"]:
         story.samples(results["samples"], results["samples_words"])
     story.files(

@@ -171,4 +171,6 @@ def _held_out_line(record: Record) -> str:
     words = f"step {record['step']:>7,}  {name}: loss {record['loss']:.4f}"
     if "bits_per_byte" in record:
         words += f", {record['bits_per_byte']:.4f} bits per byte"
+    if "withheld" in record:
+        words += ", bits per byte withheld"
     return words

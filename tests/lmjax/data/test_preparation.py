@@ -51,15 +51,20 @@ def data(corpus, tmp_path):
     )
 
 
+def texts(store):
+    """Its documents."""
+    return [text.decode() for text in store.source_texts()]
+
+
 def test_stores_by_domain(data, tmp_path):
     ready = prepare(data, tmp_path / "run")
     assert list(ready.train) == ["poems", "prose"]
     assert list(ready.held_out) == ["poems", "prose", "other"]
-    poems = [*ready.texts(ready.train["poems"]), *ready.texts(ready.held_out["poems"])]
+    poems = [*texts(ready.train["poems"]), *texts(ready.held_out["poems"])]
     assert sorted(poems) == sorted(document.text for document in data.train[0].source.documents())
     # Its own evaluation text: all of the source is trained on.
     assert ready.train["prose"].manifest.documents == 300
-    assert list(ready.texts(ready.held_out["prose"])) == ["quite another text: \u00e9"]
+    assert list(texts(ready.held_out["prose"])) == ["quite another text: \u00e9"]
     assert list(ready.skipped().values()) == [1]
     assert "line 301" in next(iter(ready.skipped()))
 
@@ -106,11 +111,8 @@ def test_tokenizer_is_kept_with_the_run_and_learns_from_training_text_alone(data
     ready = prepare(data, tmp_path / "run")
     saved = load_tokenizer(tmp_path / "run" / "tokenizer")
     assert saved.fingerprint == ready.tokenizer.fingerprint
-    texts = list(preparation._Texts(data, lambda *progress: None).sample(10**9))
-    assert set(texts) == {
-        *ready.texts(ready.train["poems"]),
-        *ready.texts(ready.train["prose"]),
-    }
+    sample = list(preparation._Texts(data, lambda *progress: None).sample(10**9))
+    assert set(sample) == {*texts(ready.train["poems"]), *texts(ready.train["prose"])}
     share = list(preparation._Texts(data, lambda *progress: None).sample(4000))
     poems = sum(len(text) for text in share if text.startswith("poem"))
     prose = sum(len(text) for text in share if text.startswith("prose"))

@@ -16,7 +16,7 @@ from lmjax.data import shards, tokenize
 from lmjax.data.documents import is_held_out
 from lmjax.data.sources import JsonLines, JsonPrompts, TextFiles
 from lmjax.data.special_tokens import ExtendedTokenizer
-from lmjax.data.store import TokenStore, open_store
+from lmjax.data.store import FORMAT, TokenStore, open_store
 from lmjax.data.tokenize import build_stores
 from lmjax.data.tokenizers import ByteTokenizer
 
@@ -50,6 +50,19 @@ def test_store_holds_the_documents_in_order(source, tmp_path):
     assert store.text_bytes == sum(len(text.encode()) for text in TEXTS)
     assert (store.tokens[store.offsets[:-1]] == 256).all()
     assert (store.manifest.documents, store.manifest.tokens) == (400, len(expected))
+
+
+@pytest.mark.parametrize("wrong", [-1, 150, 195, 70_000, 2**40])
+def test_ids_beyond_the_vocabulary_are_refused(source, tmp_path, wrong):
+    class Wrong(ByteTokenizer):
+        vocab_size, begin, end = 150, 149, 149
+
+        def encode_batch(self, texts):
+            return [[1, 2, wrong] for _ in texts]
+
+    with pytest.raises(UserError, match=rf"the id {wrong}.* vocab_size=150"):
+        build_stores(source, Wrong(), tmp_path / "s")
+    assert not (tmp_path / "s").exists() and not (tmp_path / "s.partial").exists()
 
 
 def test_begin_and_end_that_differ_stand_round_a_document(source, tmp_path):
@@ -122,6 +135,31 @@ def test_held_out_documents_go_into_a_store_of_their_own(source, tmp_path):
     ):
         store = stores[name]
         assert [store.text(n, BYTES) for n in range(store.manifest.documents)] == expected
+
+
+@pytest.mark.parametrize("early", [0, 2_000, 10**9])
+@pytest.mark.parametrize("kept", [1, 700, 10**9])
+def test_the_text_of_the_first_documents_is_kept(source, tmp_path, monkeypatch, kept, early):
+    """Whole documents until so many bytes are reached; training text from the first shards."""
+    monkeypatch.setattr(shards, "TEXT_BYTES", kept)
+    monkeypatch.setattr(tokenize, "TEXT_BYTES", kept)
+    monkeypatch.setattr(shards, "EARLY", early)
+    stores = build_stores(source, BYTES, tmp_path / "s", held_out=0.3)
+    parts, before, begins = source.parts(), 0, []  # each a shard
+    for part in parts:
+        begins.append(before)
+        before += part.size
+    for name, store in stores.items():
+        expected, size = [], 0
+        for begin, part in zip(begins, parts):
+            if name == "train" and begin >= early:
+                break
+            for document in source.read(part, lambda message: None):
+                if is_held_out(document, 0.3) == (name == "held_out") and size < kept:
+                    expected.append(document.text.encode())
+                    size += len(expected[-1])
+        assert list(store.source_texts()) == expected
+        assert len(expected) == store.manifest.documents or size >= kept or early < before
 
 
 def test_any_number_of_workers_makes_the_same_files(source, tmp_path):
@@ -225,7 +263,7 @@ def test_damage_is_noticed(source, tmp_path):
     for wrong, message in (
         (text[:50], "cannot be read"),
         ("[]", "cannot be read"),
-        (text.replace('"format": 1', '"format": 99'), "has format 99"),
+        (text.replace(f'"format": {FORMAT}', '"format": 99'), "has format 99"),
     ):
         manifest.write_text(wrong)
         with pytest.raises(UserError, match=message):

@@ -4,6 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from lmjax.data.public_tokenizers import read_tokenizer
+from lmjax.data.tokenizers import ByteTokenizer
 from lmjax.evaluation.recovered_words import (
     Hidden,
     commonest_word,
@@ -11,6 +13,7 @@ from lmjax.evaluation.recovered_words import (
     hide_words,
     sentences,
     share_recovered,
+    spelt,
 )
 from lmjax.generation import TextGenerator
 from lmjax.generation.fill import Filled
@@ -60,12 +63,25 @@ def test_the_commonest_word_is_counted_where_words_can_be_hidden():
 
 def test_the_share_is_of_all_sentences(monkeypatch):
     hidden = [Hidden("a ", "b", " c"), Hidden("d ", "e", " f"), Hidden("g ", "h", ".")]
+    words = [sentence.word for sentence in hidden]
     monkeypatch.setattr("lmjax.evaluation.recovered_words._fits", lambda *_: True)
     filled = fill_hidden(Fixed(["b", "x", "h"]), hidden)
     assert [text.text for text in filled] == ["a [MASK] c", "d [MASK] f", "g [MASK]."]
-    assert share_recovered(filled, hidden) == pytest.approx(2 / 3)
+    assert share_recovered(filled, words) == pytest.approx(2 / 3)
     # What the context does not hold is not recovered.
     monkeypatch.setattr("lmjax.evaluation.recovered_words._fits", lambda _, p: p[0] != "d")
     filled = fill_hidden(Fixed(["b", "h"]), hidden)
     assert filled[1] is None
-    assert share_recovered(filled, hidden) == pytest.approx(2 / 3)
+    assert share_recovered(filled, words) == pytest.approx(2 / 3)
+
+
+def test_words_are_compared_as_the_tokens_spell_them(tmp_path):
+    pieces = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "the", "##n"
+    (tmp_path / "vocab.txt").write_text("\n".join(pieces))
+    uncased = read_tokenizer(tmp_path)
+    words = [spelt(uncased, word) for word in ("The", "the", "then", "Thé", "fox")]
+    assert words == ["the", "the", "then", "the", None]
+    assert [spelt(ByteTokenizer(), word) for word in ("The", "Thé")] == ["The", "Thé"]
+    # Nothing is no answer where the word is unknown: a model cannot be right by writing nothing.
+    filled = [Filled("", ["the"]), Filled("", ["The"]), None, Filled("", ["the"]), Filled("", [""])]
+    assert share_recovered(filled, words) == pytest.approx(2 / 5)

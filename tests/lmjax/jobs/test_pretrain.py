@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from lmjax.config import UserError, replace
-from lmjax.data import Bytes, Data, Domain, TextFiles, TrainedBPE
+from lmjax.data import Bytes, Data, Domain, TextFiles, TokenizerFolder, TrainedBPE
 from lmjax.jobs import pretraining_run
 from lmjax.jobs.pretrain import Pretrain
 from lmjax.jobs.run_folder import RunFolder
@@ -264,6 +264,30 @@ def test_another_tokenizer_in_the_folder_is_refused(copied):
     (folder.tokenizer / "tokenizer.json").write_text('{"kind": "characters", "characters": "ab"}')
     with pytest.raises(UserError, match="tokenizer"):
         copied.run()
+
+
+def test_text_that_the_tokens_do_not_hold_has_no_bits_per_byte(fresh, tmp_path, capsys):
+    """Said when the run begins, in the metrics, the results, the report, and at the end."""
+    (tmp_path / "bert").mkdir()
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "line", "of", "the", "text", "a"]
+    (tmp_path / "bert" / "vocab.txt").write_text("\n".join(pieces))
+    tokenizer = TokenizerFolder(path=str(tmp_path / "bert"))
+    wordpiece = replace(fresh, steps=2, data=replace(fresh.data, tokenizer=tokenizer))
+    wordpiece.run()
+    told, *_ = capsys.readouterr().out.partition("held-out lines")
+    assert "lines: 50 percent of the tokens are unknown ([UNK])" in told  # numbers, "," and "and"
+    assert "data.tokenizer=TrainedBPE()" in told
+    reason = "not comparable: 50 percent of the tokens are unknown"
+    assert f"lines: bits per byte are withheld, as they are {reason}" in told
+    folder = RunFolder(wordpiece.output)
+    (record,) = [r for r in folder.metrics() if r["split"] == "held_out/lines"]
+    assert "bits_per_byte" not in record and record["withheld"].startswith(reason)
+    results = folder.results()
+    assert results["bits_per_byte"]["lines"].keys() == {"gzip -9", "byte bigram"}
+    assert results["withheld"] == {"lines": record["withheld"]}
+    assert "lines, training text: 50 percent" in folder.report.read_text("utf-8")
+    wordpiece.run()  # it is finished, and says the same
+    assert "lines, held-out text: 50 percent" in capsys.readouterr().out
 
 
 def test_subword_tokens_count_the_same_bytes(fresh):

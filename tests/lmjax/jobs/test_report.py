@@ -81,6 +81,18 @@ def test_results_reach_the_page(folder):
     assert ("held-out bits per byte", "1.250") in data["tiles"]
 
 
+def test_a_mean_says_which_domains_it_is_of(folder):
+    rows = {"books": {"gzip": 2.5, "model": 1.5}, "code": {"gzip": 2.0}, "web": {"model": 1.0}}
+    for names, words in (
+        (["books", "web"], "held-out bits per byte, mean of domains"),
+        (["books", "code", "web"], "held-out bits per byte, of 2 of 3 domains"),
+    ):
+        chosen = {name: rows[name] for name in names}
+        folder.write_json("results.json", {"bits_per_byte": chosen, "notes": ["lost"]})
+        data = content(folder)
+        assert (words, "1.250") in data["tiles"] and data["notes"] == ["lost"]
+
+
 def test_numbers_that_are_none_become_null():
     with pytest.raises(ValueError):  # json must not write NaN, which no browser reads
         fill("__TITLE__ __DATA__", {"name": "x", "loss": math.nan})

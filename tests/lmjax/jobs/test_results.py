@@ -1,14 +1,32 @@
-"""What a finished run says of hidden words: shares by held-out set, and sentences to look at."""
+"""What a finished run says: baselines of the source's text, what is withheld, hidden words."""
+
+import dataclasses
+import gzip
+import json
+import random
 
 import pytest
 
-from lmjax.data import Bytes, Data, Domain, TextFiles, prepare
+from lmjax.config import config, replace
+from lmjax.data import (
+    Bytes,
+    Data,
+    Domain,
+    JsonLines,
+    TextFiles,
+    TokenizerFolder,
+    TrainedBPE,
+    build_stores,
+    prepare,
+)
+from lmjax.data.documents import Document, Part, Source, is_held_out
 from lmjax.data.special_tokens import ExtendedTokenizer
 from lmjax.data.tokenizers import ByteTokenizer
+from lmjax.evaluation.baselines import ByteBigram
 from lmjax.evaluation.recovered_words import hide_words
 from lmjax.generation import TextGenerator
 from lmjax.generation.fill import BlankFilling, Filled
-from lmjax.jobs.results import EXAMPLES, recover
+from lmjax.jobs.results import EXAMPLES, compare, notes, recover, withheld
 
 BOOK = " ".join(f"Here the chapter number {word} begins anew." for word in "abcde")
 LETTER = "It is the one letter that was kept here."
@@ -74,3 +92,97 @@ def test_a_model_that_continues_texts_has_no_blanks(prepared):
     generator = Same("begins")
     vars(generator).update(filling=None)
     assert recover(generator, prepared) == ({}, [])
+
+
+WORDS = ["The", "Cat", "and", "the", "dog", "saw", "Äpfel", "on", "the", "way", "to", "town"]
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+KNOWN = ["the", "cat", "and", "dog", "saw", "apfel", "on", "way", "to", "town", "a"]
+TOKENIZERS = {
+    "bytes": lambda folder: Bytes(),
+    "trained": lambda folder: TrainedBPE(vocab_size=292),
+    "uncased": lambda folder: TokenizerFolder(path=str(wordpiece(folder, SPECIAL + KNOWN))),
+    "nothing known": lambda folder: TokenizerFolder(path=str(wordpiece(folder, SPECIAL))),
+}
+
+
+def wordpiece(folder, pieces):
+    """A BERT's folder."""
+    folder.mkdir(exist_ok=True)
+    (folder / "vocab.txt").write_text("\n".join(pieces) + "\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def lines(tmp_path_factory):
+    """Documents of the words above, as their tokenizers lose them."""
+    path = tmp_path_factory.mktemp("lines") / "lines.jsonl"
+    draw = random.Random(0)
+    texts = ["  ".join(draw.choices(WORDS, k=12)) for _ in range(200)]
+    path.write_text("\n".join(json.dumps({"text": text}) for text in texts))
+    return JsonLines(path=str(path))
+
+
+@pytest.fixture(scope="module", params=TOKENIZERS)
+def read_by(lines, request, tmp_path_factory):
+    """What a tokenizer makes of them, with text that is held out and a set for evaluation alone."""
+    folder = tmp_path_factory.mktemp("prepared")
+    data = Data(
+        train=(
+            Domain(name="lines", source=lines),
+            Domain(name="alone", source=replace(lines, on_error="skip"), weight=0),
+        ),
+        tokenizer=TOKENIZERS[request.param](folder / "tokenizer"),
+        held_out=0.2,
+        cache=str(folder / "cache"),
+    )
+    return request.param, prepare(data, folder / "run")
+
+
+def test_gzip_and_the_bigram_read_the_source_whatever_the_tokens_are(lines, read_by):
+    _, prepared = read_by
+    documents = list(lines.documents())
+    held_out = [d.text.encode() for d in documents if is_held_out(d, 0.2)]
+    training = [d.text.encode() for d in documents if not is_held_out(d, 0.2)]
+    everything = [d.text.encode() for d in documents]
+    rows = compare(prepared, {"lines": 1.5})
+    for name, texts in (("lines", held_out), ("alone", everything)):
+        size = sum(map(len, texts))
+        zipped = 8 * len(gzip.compress(b"".join(texts), 9)) / size
+        bigram = ByteBigram().fit(training).bits_per_byte(texts)
+        assert rows[name]["gzip -9"] == zipped and rows[name]["byte bigram"] == bigram
+    assert rows["lines"]["model"] == 1.5 and "model" not in rows["alone"]
+
+
+def test_what_the_tokens_do_not_hold_is_said_and_withheld(read_by):
+    tokenizer, prepared = read_by
+    reasons, told = withheld(prepared), notes(prepared)
+    if tokenizer in ("bytes", "trained"):
+        assert reasons == {} and told == []
+        return
+    assert reasons.keys() == {"lines", "alone"}
+    for reason in reasons.values():
+        assert reason.startswith("not comparable: ") and "do not come back" in reason
+        assert ("of the tokens are unknown ([UNK])" in reason) == (tokenizer == "nothing known")
+    assert [note.split(":")[0] for note in told] == [
+        "lines, held-out text",
+        "alone, held-out text",
+        "lines, training text",
+    ]
+
+
+@config
+class Nothing(Source):
+    """A document without a letter."""
+
+    def parts(self):
+        return (Part("nothing"),)
+
+    def read(self, part, on_skip):
+        yield Document("", "nothing", group="none")
+
+
+def test_a_set_without_text_has_no_baselines(prepared, tmp_path):
+    nothing = build_stores(Nothing(), ByteTokenizer(), tmp_path / "store")
+    prepared = dataclasses.replace(prepared, held_out={"none": nothing["all"]})
+    assert compare(prepared, {}) == {"none": {}}
+    assert withheld(prepared) == {"none": "not comparable: there is no byte of text"}
