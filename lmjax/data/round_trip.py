@@ -78,10 +78,13 @@ class Comparison:
         self.compared = self.lost = 0
         self.example: tuple[str, ...] = ()
 
+    @property
+    def goes_on(self) -> bool:
+        """Whether more shall be compared."""
+        return self.compared < COMPARED
+
     def add(self, texts: Sequence[str], tokens: Sequence[Sequence[int]]) -> None:
-        """Compares the pieces of a document with their tokens, until `COMPARED` bytes are seen."""
-        if self.compared >= COMPARED:
-            return
+        """Compares the pieces of a document with their tokens."""
         for text, ids in zip(texts, tokens, strict=True):
             data, decoded = text.encode("utf-8"), self._tokenizer.decode(ids)
             self.compared += len(data)

@@ -197,7 +197,8 @@ class _Split:
             self._text.write(text)
             self._room -= len(text)
         self._lengths.append((len(ids), len(text)))
-        self._comparison.add(_pieces(document), pieces)
+        if self._comparison.goes_on:
+            self._comparison.add(_pieces(document), pieces)
 
     def finish(self, path: pathlib.Path) -> None:
         """Writes what is known when all documents are there; `path` with another ending."""
@@ -256,13 +257,17 @@ def _framed(document: Document, pieces: list[list[int]], tokenizer: Tokenizer) -
     if document.answer is not None:
         mask, closing = _marks(document, tokenizer)
         ids = [*ids, mask, *pieces[1], closing, *pieces[2]]
-    tokens = np.asarray(before + ids + after, np.int64)
-    if wrong := tokens[(tokens < 0) | (tokens >= tokenizer.vocab_size)].tolist():
-        raise UserError(
-            f"{document.identity}: the tokenizer gives the id {wrong[0]}, but says that it has "
-            f"vocab_size={tokenizer.vocab_size}"
-        )
-    return tokens.astype(token_type(tokenizer.vocab_size))
+    try:
+        return np.asarray(before + ids + after, token_type(tokenizer.vocab_size))
+    except OverflowError:
+        wrong = next(token for token in ids if not 0 <= token < tokenizer.vocab_size)
+        raise impossible(wrong, tokenizer) from None
+
+
+def impossible(token: int, tokenizer: Tokenizer) -> UserError:
+    """The error for an id that the tokenizer cannot have."""
+    size = tokenizer.vocab_size
+    return UserError(f"the tokenizer gives the id {token}, but says that it has vocab_size={size}")
 
 
 def _pieces(document: Document) -> tuple[str, ...]:

@@ -23,6 +23,7 @@ from lmjax.data.shards import (
     SHARDS,
     TEXT_BYTES,
     Progress,
+    impossible,
     make_shards,
     save_array,
     split_names,
@@ -183,6 +184,8 @@ def _merge_tokens(
                     hasher.update(block)
                     tokens = np.frombuffer(block, kind)
                     largest = max(largest, int(tokens.max()))
+                    if largest >= tokenizer.vocab_size:
+                        raise impossible(largest, tokenizer)
                     special += int(is_mark[tokens].sum())
                     if unknown is not None:
                         unknowns += int((tokens == unknown).sum())

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lmjax.data import round_trip
 from lmjax.data.public_tokenizers import TokenizerFolder, read_tokenizer
-from lmjax.data.round_trip import COMPARED, LITTLE, Comparison, RoundTrip, lost_bytes
+from lmjax.data.round_trip import LITTLE, RoundTrip, lost_bytes
 from lmjax.data.sources import JsonLines, JsonPrompts
 from lmjax.data.special_tokens import ExtendedTokenizer
 from lmjax.data.subwords import SentencePieceTokenizer, TrainedBPE
@@ -166,11 +167,11 @@ def test_the_pieces_of_an_answer_are_compared_apart(tmp_path):
     assert trip.tokens == store.manifest.tokens - 3  # both marks and the end
 
 
-def test_only_the_beginning_of_a_shard_is_compared():
-    comparison = Comparison(ByteTokenizer())
-    for _ in range(3):
-        comparison.add(["x" * COMPARED], [[ord("y")]])
-    assert comparison.compared == comparison.lost == COMPARED
+def test_only_the_beginning_of_a_shard_is_compared(tmp_path, monkeypatch):
+    monkeypatch.setattr(round_trip, "COMPARED", 10)
+    store = stored(tmp_path / "s", ["the Quick", "The fox", "The Fox"], bert(tmp_path / "bert"))
+    trip = store.manifest.round_trip  # one shard: the first two documents
+    assert (trip.compared, trip.lost) == (16, 2)
 
 
 @pytest.mark.parametrize("lost", [0, 1, int(LITTLE * 10_000), int(LITTLE * 10_000) + 1])
