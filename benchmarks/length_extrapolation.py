@@ -132,7 +132,8 @@ def loss(model: TransformerConfig, params: dict, tokens: np.ndarray) -> float:
     weights[:, -LAST:] = 1
     graph, _ = abstract(model, layout)
     step = make_evaluation_step(graph, objective)
-    sums = step(params, to_devices(dataclasses.replace(batch, weights=weights), layout))
+    batch = to_devices(dataclasses.replace(batch, weights=weights), layout, model.vocab_size)
+    sums = step(params, batch)
     return float(sums.extra["cross_entropy"] / sums.weight)
 
 

@@ -41,7 +41,8 @@ class Side:
             0, shape["vocabulary"], (shape["batch"], shape["length"] + 1), np.int32
         )
         seeds = np.zeros(len(rows), np.uint64)
-        self.batch = to_devices(objective.prepare(rows, np.ones_like(rows), seeds), layout)
+        batch = objective.prepare(rows, np.ones_like(rows), seeds)
+        self.batch = to_devices(batch, layout, shape["vocabulary"])
         np.savez(Path(folder, "start.npz"), rows=rows, **by_name(self.state.params))
         self.step = make_train_step(
             graph=self.graph, objective=objective, transform=self.transform, schedule=schedule

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
 from lmjax.config import UserError
-from lmjax.models import Batch, Transformer
+from lmjax.models import Batch, Transformer, check_tokens
 from lmjax.models.attention import Attention
 from pallas_kernels.attention import Mask
 
@@ -21,7 +22,8 @@ def attention_maps(
     Runs layer by layer, uncompiled: meant for a look at a few short texts on one device.
 
     Raises:
-      UserError: a model with an encoder beside its decoder, or with two streams.
+      UserError: a model with an encoder beside its decoder, or with two streams; tokens that it
+        does not have.
     """
     model: Transformer = nnx.merge(graph, params)
     if type(model) is not Transformer:
@@ -29,6 +31,7 @@ def attention_maps(
             f"attention maps are of single stacks of blocks, not of {type(model).__name__}"
         )
     config = model.config
+    check_tokens(jax.tree.map(np.asarray, batch), config.vocab_size)
     batch = jax.tree.map(jnp.asarray, batch)
     tables = model.tables(batch)
     block_graph, stacked = nnx.split(model.blocks)

@@ -44,6 +44,7 @@ class HeldOut:
       objective: makes batches of their rows.
       layout: says how batches lie on the mesh.
       length: tokens a row.
+      vocab_size: number of tokens that the model has.
       batch_size: rows a batch; the last one is filled up with rows that weigh nothing.
       tokens: evaluate on about the first so many of each set; None: on all.
       lexicon: of their tokenizer; None where the objective asks for nothing.
@@ -53,6 +54,7 @@ class HeldOut:
     objective: Objective
     layout: Layout
     length: int
+    vocab_size: int
     batch_size: int
     tokens: int | None = None
     lexicon: Lexicon | None = None
@@ -69,7 +71,7 @@ class HeldOut:
           params: the model's parameters, or an average of them.
 
         Raises:
-          UserError: a set holds nothing to predict.
+          UserError: a set holds nothing to predict, or tokens that the model does not have.
         """
         return {name: self._score(name, store, step, params) for name, store in self.stores.items()}
 
@@ -103,4 +105,4 @@ class HeldOut:
             mine = slice(jax.process_index() * share, (jax.process_index() + 1) * share)
             seeds = random_bits(np.arange(first, first + self.batch_size))
             batch = prepare(tokens[mine], segments[mine], seeds[mine])
-            yield to_devices(batch, self.layout)
+            yield to_devices(batch, self.layout, self.vocab_size)

@@ -25,7 +25,7 @@ from lmjax.generation.fill import (
 )
 from lmjax.generation.generator import Generator
 from lmjax.generation.sampling import Sampling
-from lmjax.models import abstract, plain_batch
+from lmjax.models import abstract, check_tokens, plain_batch
 
 INTERVAL = 16  # tokens between two looks for stop strings where nobody reads along
 STRIDE = 1 << 16  # between the seeds of two blanks of a text
@@ -215,6 +215,7 @@ class TextGenerator:
     def _whole(self, batch) -> np.ndarray:
         """Logits of a batch that is read at once, without a cache."""
         generator = self.generator
+        check_tokens(batch, generator.config.vocab_size)
         graph, _ = abstract(generator.config, generator.layout)
 
         @jax.jit

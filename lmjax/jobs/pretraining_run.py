@@ -41,6 +41,7 @@ from lmjax.jobs.telling import (
     warn_of_losses,
 )
 from lmjax.jobs.terminal import Stopwatch, Story, make_console
+from lmjax.jobs.vocabulary import check_vocabulary
 from lmjax.models.batch import Batch
 from lmjax.objectives import Lexicon
 from lmjax.scaling.hardware import find_peak, peak_memory_in_use
@@ -114,12 +115,7 @@ class PretrainingRun:
         watch = Stopwatch()
         with self.story.phase("reading the text") as report:
             prepared = prepare(self.experiment.data, self.folder.path, report)
-        size, wanted = prepared.tokenizer.vocab_size, self.experiment.model.vocab_size
-        if size > wanted:
-            raise UserError(
-                f"the tokenizer has {size} tokens, the model only model.vocab_size={wanted}; "
-                f"set model.vocab_size={size}"
-            )
+        check_vocabulary(prepared, self.experiment.model.vocab_size, self.story.warn)
         self.check_prompts(prepared)
         self.check_tokens(prepared)
         for name, store in (prepared.train | prepared.held_out).items():
@@ -168,6 +164,7 @@ class PretrainingRun:
             objective=self.experiment.objective,
             layout=self.parts.layout,
             length=self.experiment.data.length,
+            vocab_size=self.experiment.model.vocab_size,
             batch_size=self.experiment.part_rows,
             tokens=self.experiment.evaluation.tokens,
             lexicon=Lexicon.of(prepared.tokenizer),
@@ -324,7 +321,7 @@ class PretrainingRun:
     def on_devices(self, batches: Iterator[tuple[int, Batch]]) -> Iterator[Batch]:
         """The batches on the mesh."""
         for _, batch in batches:
-            yield to_devices(batch, self.parts.layout)
+            yield to_devices(batch, self.parts.layout, self.experiment.model.vocab_size)
 
     def evaluate(self, step: int, state: TrainState, held_out: HeldOut) -> list[dict[str, Any]]:
         """A record for each held-out set."""

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from jaxtyping import Float, Int
 
+from lmjax.config import UserError
 from pallas_kernels.attention import Mask
 
 # On the host, on the devices, or only shapes.
@@ -63,6 +64,31 @@ def plain_batch(tokens: Int[Array, "batch seq"]) -> Batch:
     tokens = np.asarray(tokens)
     positions = np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int32), tokens.shape)
     return Batch(tokens=tokens, positions=positions, segments=np.ones(tokens.shape, np.int32))
+
+
+def check_tokens(batch: Batch, vocab_size: int, whose: str = "") -> None:
+    """Raises UserError for a token or a target that is not among the ids 0 to vocab_size - 1.
+
+    To be asked on the host, before a batch goes to the devices: compiled programs read the last row
+    of a table for such an id, or NaN, without a word.
+
+    Args:
+      batch: numpy arrays; its encoder is looked at too.
+      vocab_size: of the model, without padding.
+      whose: "encoder." for the message about an encoder's batch.
+    """
+    for name in ("tokens", "targets"):
+        ids = getattr(batch, name)
+        if ids is None or not ids.size or (ids.min() >= 0 and ids.max() < vocab_size):
+            continue
+        place = tuple(np.argwhere((ids < 0) | (ids >= vocab_size))[0].tolist())
+        raise UserError(
+            f"{whose}{name}{list(place)} of the batch is {ids[place]}; the model has the tokens 0 "
+            f"to {vocab_size - 1}"
+            + (" (where nothing is predicted, the weight is 0)" if name == "targets" else "")
+        )
+    if batch.encoder is not None:
+        check_tokens(batch.encoder, vocab_size, "encoder.")
 
 
 @jax.tree_util.register_dataclass

@@ -3,22 +3,25 @@
 import jax
 from jax.sharding import NamedSharding
 
-from lmjax.models import Batch
+from lmjax.models import Batch, check_tokens
 from lmjax.parallel import Layout
 
 AXES = {1: ("batch",), 2: ("batch", "seq"), 3: ("batch", None, "seq")}  # by number of dimensions
 
 
-def to_devices(batch: Batch, layout: Layout) -> Batch:
+def to_devices(batch: Batch, layout: Layout, vocab_size: int) -> Batch:
     """The batch on the mesh that is set, cut as the layout says.
 
     Args:
       batch: numpy arrays; of several processes, each one's share of the rows, in their order.
       layout: gives the sharding of rows and sequence.
+      vocab_size: number of tokens that the model has.
 
     Raises:
-      UserError: rows or sequence do not divide the mesh axes that they are cut over.
+      UserError: rows or sequence do not divide the mesh axes that they are cut over, or an id is
+        none of the model's.
     """
+    check_tokens(batch, vocab_size)
     processes = jax.process_count()
 
     def place(array):
@@ -37,7 +40,7 @@ def abstract_batch(batch: Batch, layout: Layout) -> Batch:
       layout: as in `to_devices`.
 
     Raises:
-      UserError: as in `to_devices`.
+      UserError: rows or sequence do not divide the mesh axes that they are cut over.
     """
     mesh = jax.sharding.get_abstract_mesh()
 

@@ -2,7 +2,9 @@
 
 import jax
 import numpy as np
+import pytest
 
+from lmjax.config import UserError
 from lmjax.evaluation.attention_maps import attention_maps
 from lmjax.models import (
     AttentionConfig,
@@ -47,3 +49,5 @@ def test_maps_of_the_first_layer_are_the_formula(one_device):
     expected /= expected.sum(-1, keepdims=True)
     np.testing.assert_allclose(maps[0, 0], expected, atol=1e-6)
     np.testing.assert_allclose(maps.sum(-1), 1, atol=1e-6)
+    with pytest.raises(UserError, match=r"tokens\[0, 1\] of the batch is 50; .* 0 to 49"):
+        attention_maps(graph, params, plain_batch(np.array([[1, 50]])))

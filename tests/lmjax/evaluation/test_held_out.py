@@ -1,5 +1,6 @@
 """Held-out scores against a sum over every token, written down with plain loops."""
 
+import dataclasses
 import math
 
 import jax
@@ -47,7 +48,8 @@ def store(tmp_path):
 
 def held_out(store, **settings):
     defaults = {"objective": CausalLM(z_loss=1.0), "layout": training_layout(), "batch_size": 8}
-    return HeldOut(stores={"texts": store}, length=LENGTH, **(defaults | settings))
+    defaults |= {"length": LENGTH, "vocab_size": MODEL.vocab_size}
+    return HeldOut(stores={"texts": store}, **(defaults | settings))
 
 
 def score(store, mesh, devices, **settings):
@@ -154,6 +156,46 @@ def test_a_loss_that_names_no_cross_entropy_is_scored_whole(store):
     found = score(store, Mesh(), 1, objective=Unnamed())
     assert found.loss == pytest.approx(2 * expected.loss, rel=1e-6)
     assert found.tokens == expected.tokens
+
+
+@config
+class Astray(CausalLM):
+    """An objective of one's own that makes a target which no model of these tokens has."""
+
+    def prepare(self, tokens, segments, seeds, lexicon, length):
+        """One target too large, where it has no weight either."""
+        batch = CausalLM().prepare(tokens, segments, seeds)
+        batch.targets[-1, -1] = MODEL.vocab_size
+        return batch
+
+
+def test_targets_that_the_model_does_not_have_are_refused(store):
+    with pytest.raises(UserError, match=r"targets\[7, 7\] of the batch is 257; .*0 to 256"):
+        score(store, Mesh(), 1, objective=Astray())
+
+
+def test_text_that_the_tokens_do_not_hold_has_a_loss_alone(store, monkeypatch):
+    expected = score(store, Mesh(), 1)
+    lost = dataclasses.replace(store.manifest.round_trip, lost=10, example=("A", "a"))
+    monkeypatch.setattr(
+        store, "manifest", dataclasses.replace(store.manifest, round_trip=lost), raising=True
+    )
+    found = score(store, Mesh(), 1)
+    assert (found.loss, found.tokens) == (expected.loss, expected.tokens)
+    assert expected.withheld == "" and found.bits_per_byte is None
+    assert found.withheld == store.not_comparable() != ""
+    # Where not all text is predicted, there is nothing to withhold.
+    assert score(store, Mesh(), 1, objective=NotAllText()).withheld == ""
+
+
+@config
+class NotAllText(CausalLM):
+    """An objective that does not say that it predicts all of the text."""
+
+    @property
+    def predicts_text(self):
+        """No."""
+        return False
 
 
 @config

@@ -214,6 +214,10 @@ def test_mistakes_are_named():
         made(BERT, MaskGuessing())[0].fill([PROMPT])
     with pytest.raises(UserError, match="no encoder"):
         generator.guess(PROMPT)
+    longer = ExtendedTokenizer(TOKENIZER, ("[new]",))
+    generator, _ = made(BERT, MaskGuessing(mask="[new]"), longer)
+    with pytest.raises(UserError, match=rf"tokens\[0, 2\] of the batch is {longer.vocab_size - 1}"):
+        generator.guess("a [new] b")
 
 
 @pytest.mark.parametrize("filling", [BlankFilling(), SentinelFilling()], ids=["GLM", "T5"])

@@ -9,13 +9,14 @@ import jax
 import numpy as np
 import pytest
 
-from lmjax.config import UserError, replace
+from lmjax.config import UserError, config, replace
 from lmjax.data import Bytes, Data, Domain, TextFiles, TokenizerFolder, TrainedBPE
 from lmjax.jobs import pretraining_run
 from lmjax.jobs.pretrain import Pretrain
 from lmjax.jobs.run_folder import RunFolder
 from lmjax.jobs.settings import Checkpoints, Evaluation
 from lmjax.models import AttentionConfig, FeedForwardConfig, TransformerConfig
+from lmjax.objectives import CausalLM
 from lmjax.parallel import Mesh
 from lmjax.training.checkpoints import Checkpointer
 from lmjax.training.loop import Diverged
@@ -264,6 +265,27 @@ def test_another_tokenizer_in_the_folder_is_refused(copied):
     (folder.tokenizer / "tokenizer.json").write_text('{"kind": "characters", "characters": "ab"}')
     with pytest.raises(UserError, match="tokenizer"):
         copied.run()
+
+
+@config
+class IdsOutside(CausalLM):
+    """An objective of one's own that makes ids which the model does not have."""
+
+    where: str = "tokens"
+
+    def prepare(self, tokens, segments, seeds, lexicon, length):
+        """The last token of the first row is none."""
+        batch = CausalLM().prepare(tokens, segments, seeds)
+        if segments.any():  # not where shapes are found out
+            getattr(batch, self.where)[0, -1] = -1
+        return batch
+
+
+@pytest.mark.parametrize("where", ["tokens", "targets"])
+def test_batches_of_ids_that_the_model_lacks_are_not_trained_on(fresh, where):
+    with pytest.raises(UserError, match=rf"{where}\[0, 31\] of the batch is -1; the model has the"):
+        replace(fresh, objective=IdsOutside(where=where)).run()
+    assert not os.path.exists(fresh.output)
 
 
 def test_text_that_the_tokens_do_not_hold_has_no_bits_per_byte(fresh, tmp_path, capsys):

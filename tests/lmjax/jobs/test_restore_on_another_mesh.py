@@ -74,7 +74,8 @@ class Trainer:
         losses = []
         with jax.set_mesh(self.mesh):
             for step in steps:
-                state, metrics = self.step(state, to_devices(batch(step), self.layout))
+                placed = to_devices(batch(step), self.layout, MODEL.vocab_size)
+                state, metrics = self.step(state, placed)
                 losses.append(float(metrics["loss"]))
         return state, np.array(losses)
 

@@ -171,7 +171,7 @@ def test_what_the_tokens_do_not_hold_is_said_and_withheld(read_by):
 
 
 @config
-class Nothing(Source):
+class NoLetters(Source):
     """A document without a letter."""
 
     def parts(self):
@@ -182,7 +182,7 @@ class Nothing(Source):
 
 
 def test_a_set_without_text_has_no_baselines(prepared, tmp_path):
-    nothing = build_stores(Nothing(), ByteTokenizer(), tmp_path / "store")
+    nothing = build_stores(NoLetters(), ByteTokenizer(), tmp_path / "store")
     prepared = dataclasses.replace(prepared, held_out={"none": nothing["all"]})
     assert compare(prepared, {}) == {"none": {}}
     assert withheld(prepared) == {"none": "not comparable: there is no byte of text"}
