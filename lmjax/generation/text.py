@@ -23,7 +23,7 @@ from lmjax.generation.fill import (
     put_together,
     write_blanks,
 )
-from lmjax.generation.generator import Generator
+from lmjax.generation.generator import Generator, require_numbers
 from lmjax.generation.sampling import Sampling
 from lmjax.models import abstract, check_tokens, plain_batch
 
@@ -208,6 +208,7 @@ class TextGenerator:
             probabilities = jax.nn.softmax(logits[0, place, : self.generator.config.vocab_size])
             best = jax.lax.top_k(probabilities, min(count, len(probabilities)))
             values, tokens = map(np.asarray, best)
+            require_numbers(values)
             texts = [self.tokenizer.decode([token]).strip() for token in tokens.tolist()]
             found.append(list(zip(texts, values.tolist(), strict=True)))
         return found

@@ -70,23 +70,25 @@ def check_tokens(batch: Batch, vocab_size: int, whose: str = "") -> None:
     """Raises UserError for a token or a target that is not among the ids 0 to vocab_size - 1.
 
     To be asked on the host, before a batch goes to the devices: compiled programs read the last row
-    of a table for such an id, or NaN, without a word.
+    of a table for such an id, or NaN, without a word. Targets without weight may be anything.
 
     Args:
       batch: numpy arrays; its encoder is looked at too.
       vocab_size: of the model, without padding.
       whose: "encoder." for the message about an encoder's batch.
     """
-    for name in ("tokens", "targets"):
+    for name, weights in (("tokens", None), ("targets", batch.weights)):
         ids = getattr(batch, name)
         if ids is None or not ids.size or (ids.min() >= 0 and ids.max() < vocab_size):
             continue
-        place = tuple(np.argwhere((ids < 0) | (ids >= vocab_size))[0].tolist())
-        raise UserError(
-            f"{whose}{name}{list(place)} of the batch is {ids[place]}; the model has the tokens 0 "
-            f"to {vocab_size - 1}"
-            + (" (where nothing is predicted, the weight is 0)" if name == "targets" else "")
-        )
+        wrong = (ids < 0) | (ids >= vocab_size)
+        if weights is not None:
+            wrong &= weights != 0
+        for place in map(tuple, np.argwhere(wrong)[:1].tolist()):
+            raise UserError(
+                f"{whose}{name}{list(place)} of the batch is {ids[place]}; the model has the "
+                f"tokens 0 to {vocab_size - 1}"
+            )
     if batch.encoder is not None:
         check_tokens(batch.encoder, vocab_size, "encoder.")
 

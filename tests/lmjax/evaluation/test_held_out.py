@@ -163,14 +163,14 @@ class Astray(CausalLM):
     """An objective of one's own that makes a target which no model of these tokens has."""
 
     def prepare(self, tokens, segments, seeds, lexicon, length):
-        """One target too large, where it has no weight either."""
+        """One target too large, and another where it has no weight."""
         batch = CausalLM().prepare(tokens, segments, seeds)
-        batch.targets[-1, -1] = MODEL.vocab_size
+        batch.targets[-1, -1] = batch.targets[2, 3] = MODEL.vocab_size
         return batch
 
 
 def test_targets_that_the_model_does_not_have_are_refused(store):
-    with pytest.raises(UserError, match=r"targets\[7, 7\] of the batch is 257; .*0 to 256"):
+    with pytest.raises(UserError, match=r"targets\[2, 3\] of the batch is 257; .*0 to 256"):
         score(store, Mesh(), 1, objective=Astray())
 
 

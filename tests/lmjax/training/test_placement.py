@@ -15,17 +15,19 @@ from lmjax.parallel import Mesh, training_layout
 from lmjax.training.placement import to_devices
 
 VOCABULARY = 50
+weights = arrays(np.float32, (2, 3), elements=st.sampled_from([0.0, 0.5]))
 ids = arrays(np.int32, (2, 3), elements=st.integers(-2, VOCABULARY + 1))
 
 
-def batch(tokens, targets, source):
-    """A batch of these, the last two perhaps None."""
+def batch(tokens, targets, source, weights=None):
+    """A batch of these, all but the first perhaps None."""
     encoder = None if source is None else plain_batch(source)
-    return dataclasses.replace(plain_batch(tokens), targets=targets, encoder=encoder)
+    more = {"targets": targets, "weights": weights, "encoder": encoder}
+    return dataclasses.replace(plain_batch(tokens), **more)
 
 
-@given(ids, ids | st.none(), ids | st.none())
-def test_every_id_is_looked_at(tokens, targets, source):
+@given(ids, ids | st.none(), ids | st.none(), weights | st.none())
+def test_every_id_is_looked_at(tokens, targets, source, weights):
     named = {"tokens": tokens, "targets": targets, "encoder.tokens": source}
     wrong = {
         f"{name}{list(place)}": value
@@ -33,9 +35,10 @@ def test_every_id_is_looked_at(tokens, targets, source):
         if values is not None
         for place, value in np.ndenumerate(values)
         if value not in range(VOCABULARY)
+        and (name != "targets" or weights is None or weights[place] > 0)
     }
     try:
-        check_tokens(batch(tokens, targets, source), VOCABULARY)
+        check_tokens(batch(tokens, targets, source, weights), VOCABULARY)
     except UserError as error:
         place, value = next(iter(wrong.items()))  # the first
         assert str(error).startswith(f"{place} of the batch is {value}; ")
