@@ -11,7 +11,7 @@ COMPARED = 1 << 20  # bytes of each split of a shard that are decoded again and 
 SHOWN = 24  # characters of an example
 # Share of unknown tokens, or of bytes that do not come back, up to which the bits that a model
 # spends on the tokens count as those of the text. Whoever wants the text back from the tokens has
-# to write down where a byte differs and which one stands there: H(0.001) + 8 x 0.001, at most 0.02
+# to write down where a byte differs and which one stands there: H(0.001) + 8 x 0.001, about 0.02
 # bits per byte, less than what models are told apart by.
 LITTLE = 1e-3
 
@@ -98,9 +98,9 @@ class Comparison:
 
 
 def lost_bytes(text: bytes, decoded: bytes) -> int:
-    """Least number of bytes to take out, put in or replace to make one of two texts the other.
+    """How many bytes must be taken out, put in or replaced, at least, to make one text the other.
 
-    Counts how often each byte stands in them: a lower bound of the Levenshtein distance, which
+    By how often each byte stands in them: a lower bound of the Levenshtein distance, which itself
     takes a time that grows with the product of the lengths. At least 1 where they differ.
     """
     if text == decoded:

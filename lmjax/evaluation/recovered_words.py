@@ -84,9 +84,9 @@ def fill_hidden(generator: TextGenerator, hidden: list[Hidden]) -> list[Filled |
 
 
 def spelt(tokenizer: Tokenizer, word: str) -> str | None:
-    """The word as its tokens say it, perhaps in lower case; None where one of them is unknown."""
+    """The word as its tokens say it, perhaps in lower case; None where they do not hold it."""
     tokens = tokenizer.encode(word)
-    return None if tokenizer.unknown in tokens else tokenizer.decode(tokens).strip()
+    return None if tokenizer.unknown in tokens else tokenizer.decode(tokens).strip() or None
 
 
 def share_recovered(filled: Sequence[Filled | None], words: Sequence[str | None]) -> float:

@@ -24,8 +24,8 @@ from lmjax.jobs.results import (
     COLUMNS,
     RECOVERED_COLUMNS,
     RECOVERED_WORDS,
-    WORDS,
     compare,
+    comparison_words,
     notes,
     recover,
     withheld,
@@ -361,7 +361,8 @@ class PretrainingRun:
         if self.experiment.objective.predicts_text:
             with self.story.phase("measuring the baselines"):
                 rows = compare(prepared, self.last_scores("bits_per_byte"))
-            results |= {"columns": COLUMNS, "words": WORDS, "bits_per_byte": rows}
+            words = comparison_words(self.experiment.evaluation.tokens)
+            results |= {"columns": COLUMNS, "words": words, "bits_per_byte": rows}
             results["withheld"] = withheld(prepared)
         else:
             results["held_out_loss"] = self.last_scores("loss")

@@ -32,6 +32,12 @@ RECOVERED_WORDS = (
 EXAMPLES = 3  # sentences of each held-out set that are shown
 
 
+def comparison_words(tokens: int | None) -> str:
+    """What the columns are; of each set the model is scored on about the first `tokens`, or all."""
+    part = "" if tokens is None else f" The model is scored on the first {tokens:,} tokens or so."
+    return WORDS + part
+
+
 def compare(prepared: PreparedData, scores: Mapping[str, float]) -> dict[str, dict[str, float]]:
     """Bits per byte by held-out set: of gzip, of a byte bigram model, and of the model.
 

@@ -26,7 +26,14 @@ from lmjax.evaluation.baselines import ByteBigram
 from lmjax.evaluation.recovered_words import hide_words
 from lmjax.generation import TextGenerator
 from lmjax.generation.fill import BlankFilling, Filled
-from lmjax.jobs.results import EXAMPLES, compare, notes, recover, withheld
+from lmjax.jobs.results import (
+    EXAMPLES,
+    compare,
+    comparison_words,
+    notes,
+    recover,
+    withheld,
+)
 
 BOOK = " ".join(f"Here the chapter number {word} begins anew." for word in "abcde")
 LETTER = "It is the one letter that was kept here."
@@ -186,3 +193,8 @@ def test_a_set_without_text_has_no_baselines(prepared, tmp_path):
     prepared = dataclasses.replace(prepared, held_out={"none": nothing["all"]})
     assert compare(prepared, {}) == {"none": {}}
     assert withheld(prepared) == {"none": "not comparable: there is no byte of text"}
+
+
+def test_the_words_say_which_text_is_scored():
+    whole, part = comparison_words(None), comparison_words(20_000)
+    assert part.startswith(whole) and "the first 20,000 tokens" in part and "16 MB" in whole
