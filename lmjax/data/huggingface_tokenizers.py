@@ -61,13 +61,16 @@ class HuggingFaceTokenizer(Tokenizer):
         self.special = {
             added.content: token for token, added in self._added.items() if added.special
         }
-        model = json.loads(data)["model"]
-        self.unknown = model.get("unk_id")  # Unigram has the id, the others its name
-        if (name := model.get("unk_token")) is not None:
-            self.unknown = self._tokenizer.token_to_id(name)
         self._forged = set(self.special.values()) - {self.unknown}
         start = self._ids(["a"])[0]
         self._prefix = bool(start) and self.token_bytes(start[0])[:1] == b" "
+
+    @functools.cached_property
+    def unknown(self) -> int | None:
+        """See `Tokenizer`. Unigram models know its id, the others its name."""
+        model = json.loads(self._tokenizer.to_str())["model"]
+        name = model.get("unk_token")
+        return model.get("unk_id") if name is None else self._tokenizer.token_to_id(name)
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """See `Tokenizer.encode_batch`; UserError for characters that the library would drop."""

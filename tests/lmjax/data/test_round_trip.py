@@ -5,8 +5,11 @@ import json
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer as Library
+from tokenizers import decoders, models
 
 from lmjax.data import round_trip
+from lmjax.data.huggingface_tokenizers import HuggingFaceTokenizer
 from lmjax.data.public_tokenizers import TokenizerFolder, read_tokenizer
 from lmjax.data.round_trip import LITTLE, RoundTrip, lost_bytes
 from lmjax.data.sources import JsonLines, JsonPrompts
@@ -144,6 +147,25 @@ def test_what_sentencepiece_loses(tmp_path):
     assert lines.manifest.round_trip.unknown == 0 and "do not come back" in lines.not_comparable()
     greek = stored(tmp_path / "greek", ["The fox \u03b1\u03b2\u03b3"], tokenizer)
     assert "<unk>" in greek.not_comparable()
+
+
+@pytest.mark.parametrize(
+    ("model", "unknown"),
+    [
+        (models.Unigram([("a", -1.0), ("?", -9.0)], unk_id=1), 1),
+        (models.WordPiece({"?": 0, "a": 1}, unk_token="?"), 0),
+        (models.WordLevel({"a": 0, "?": 1}, unk_token="?"), 1),
+        (models.BPE({"a": 0, "?": 1}, [], unk_token="?"), 1),
+        (models.BPE({"a": 0, "?": 1}, []), None),
+    ],
+)
+def test_every_kind_of_library_file_names_it(model, unknown):
+    tokenizer = Library(model)
+    tokenizer.decoder = decoders.Metaspace()
+    read = HuggingFaceTokenizer(tokenizer.to_str(), None, 0)
+    assert read.unknown == unknown
+    if unknown is not None:
+        assert read.encode("\u4e2d") == [unknown]
 
 
 def test_extended_tokenizers_know_what_is_unknown(tmp_path):
