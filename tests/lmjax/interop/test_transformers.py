@@ -1,4 +1,11 @@
-"""The decoder families beside transformers' own classes, live, on random configurations."""
+"""The decoder families beside transformers' own classes, live, on random configurations.
+
+What is pinned of transformers 5, and why: eager attention, because its sdpa has no soft caps; a
+mask that says what is padding, and one document a row, because rows of several are another matter
+(test_transformers_packed.py); positions for GPT-1 and 2, which count padding otherwise; float32 by
+name, because the dtype of a folder is obeyed by default. Tokens are numbers here: tokenizers begin
+otherwise than those of transformers 4 (tests/lmjax/data).
+"""
 
 import math
 import os
