@@ -8,10 +8,11 @@ from lmjax.config import UserError
 
 
 class Added(NamedTuple):
-    """A token beside the vocabulary: its id, and whether it stands for no text."""
+    """A token beside the vocabulary: its id, whether it stands for no text, how texts match it."""
 
     token: int
     special: bool
+    flags: dict[str, bool]  # single_word, lstrip, rstrip, normalized
 
 
 # What GLM's programs put before and behind a text; their folders name roles, not that.
@@ -21,6 +22,7 @@ GLM_ENDS = {
     "GLMBertTokenizer": ("[CLS]", "[SEP]"),
     "GLMRobertaTokenizer": ("<s>", "</s>"),
 }
+FLAGS = ("single_word", "lstrip", "rstrip", "normalized")
 
 
 def folder_settings(folder: pathlib.Path) -> dict[str, Any]:
@@ -33,9 +35,10 @@ def folder_settings(folder: pathlib.Path) -> dict[str, Any]:
 def added_tokens(folder: pathlib.Path) -> dict[str, Added]:
     """The tokens beside the vocabulary by name, in the order of the ids."""
     names = read_json(folder / "added_tokens.json")
-    added = {name: Added(token, True) for name, token in names.items()}
+    added = {name: Added(token, True, {}) for name, token in names.items()}
     for token, entry in folder_settings(folder).get("added_tokens_decoder", {}).items():
-        added[entry["content"]] = Added(int(token), entry.get("special", True))
+        flags = {flag: entry[flag] for flag in FLAGS if flag in entry}
+        added[entry["content"]] = Added(int(token), entry.get("special", True), flags)
     return dict(sorted(added.items(), key=lambda item: item[1].token))
 
 

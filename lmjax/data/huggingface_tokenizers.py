@@ -1,32 +1,20 @@
-"""Tokenizers of the Hugging Face library: its own file, GPT-2's vocabulary, BERT's."""
+"""Tokenizers of the Hugging Face `tokenizers` library."""
 
 import functools
 import json
 import pathlib
+import secrets
 from collections.abc import Sequence
 from typing import Any
 
 from lmjax.config import UserError
-from lmjax.data.folder_settings import (
-    GLM_ENDS,
-    added_tokens,
-    check_places,
-    folder_settings,
-    lacks,
-    library,
-    read_text,
-    token_name,
-)
-from lmjax.data.subwords import SPACE
-from lmjax.data.tokenizers import SEPARATOR, Tokenizer
+from lmjax.data.folder_settings import library
+from lmjax.data.library_decoders import spelling
+from lmjax.data.tokenizers import Tokenizer
+from lmjax.data.word_cache import WordCache, word_borders
 
 HUGGING_FACE_FILE = "huggingface.json"  # tokenizer.json is the name of our own settings
-# Begin and end of a document where the folder does not name them.
-USUAL_ENDS = ((SEPARATOR, SEPARATOR), ("<s>", "</s>"), ("[CLS]", "[SEP]"), ("<bos>", "<eos>"))
-SPECIAL_ROLES = ("bos", "eos", "cls", "sep", "unk", "pad", "mask")
-# RoBERTa's classes know these names where the folder says none.
-ROBERTA = ("RobertaTokenizer", "RobertaTokenizerFast", "GLMRobertaTokenizer")
-ROBERTA_SPECIAL = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
+BYTE_NAMES = "<(?=0x[0-9A-F]{2}>)"  # where a text spells the name of a byte's token
 
 
 class HuggingFaceTokenizer(Tokenizer):
@@ -34,36 +22,55 @@ class HuggingFaceTokenizer(Tokenizer):
 
     Byte-level ones give every text back exactly if they do not normalise it; those that write a
     space as U+2581 take that for one. The space that some put before a text is taken away again.
+    No text makes a special token: its name is cut as other text is. Added tokens that are not
+    special are found in texts, and written by the decoders like other tokens.
     """
 
     kind = "huggingface"
 
-    def __init__(self, data: str, begin: int | None, end: int):
-        """`data` is the library's JSON.
+    def __init__(
+        self,
+        data: str | Any,
+        begin: int | None,
+        end: int,
+        opening: Sequence[int] | None = None,
+        closing: Sequence[int] | None = None,
+    ):
+        """`data` is the library's JSON or a tokenizer of it, which is then ours.
 
         Raises:
-          UserError: it is damaged, or how it writes bytes is unknown.
+          UserError: it is damaged, or how it writes text is unknown.
         """
-        tokenizers = library("tokenizers")
-        try:
-            self._tokenizer = tokenizers.Tokenizer.from_str(data)
-        except Exception as error:  # the library raises nothing narrower
-            raise UserError(f"the tokenizers library cannot read this tokenizer: {error}") from None
+        self._data = data if isinstance(data, str) else None
+        self._tokenizer = _parsed(data) if isinstance(data, str) else data
         self._tokenizer.encode_special_tokens = True  # their names in a text stay text
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
-        self._data = data
-        self._decoders = _decoders(json.loads(data)["decoder"])
-        self._alphabet = _alphabet(json.loads(data))
+        self._spelling = spelling(self._tokenizer.decoder)
         self._added = self._tokenizer.get_added_tokens_decoder()
-        self.vocab_size = 1 + max(self._tokenizer.get_vocab().values())
+        self._pieces = _pieces(self._tokenizer)
+        self.vocab_size = len(self._pieces)
         self.begin, self.end = begin, end
+        self._opening, self._closing = opening, closing
         self.special = {
             added.content: token for token, added in self._added.items() if added.special
         }
-        self._forged = set(self.special.values()) - {self.unknown}
-        start = self._ids(["a"])[0]
-        self._prefix = bool(start) and self.token_bytes(start[0])[:1] == b" "
+        self._hidden = frozenset(self.special.values())
+        self._encoder = _without_names(self._tokenizer, self.special)
+        self._alphabet = _alphabet(self._tokenizer, self._pieces)
+        borders = word_borders(self._encoder, filter(None, self._pieces))
+        self._words = None if borders is None else WordCache(borders, self._encode)
+        start = self._encode(["a"])[0] if self._alphabet is None else ()
+        prefix = bool(start) and self._bytes(start[0])[:1] == b" "
+        self._leading = max(self._spelling.leading, int(prefix))
+
+    @property
+    def opening(self) -> tuple[int, ...]:
+        return super().opening if self._opening is None else tuple(self._opening)
+
+    @property
+    def closing(self) -> tuple[int, ...]:
+        return super().closing if self._closing is None else tuple(self._closing)
 
     @functools.cached_property
     def unknown(self) -> int | None:
@@ -79,174 +86,156 @@ class HuggingFaceTokenizer(Tokenizer):
                 f"the character {min(unknown)!r} is not one of the {len(self._alphabet)} that this"
                 " tokenizer has tokens for"
             )
-        encoded = self._ids(texts)
-        for number, tokens in enumerate(encoded):
-            # Unigram models look up special tokens like any other; one character is never one.
-            if not self._forged.isdisjoint(tokens):
-                characters = self._ids(list(texts[number]))
-                encoded[number] = [token for ids in characters for token in ids]
-        return encoded
+        return self._encode(texts) if self._words is None else self._words.encode_batch(texts)
+
+    def encode_special(self, text: str) -> list[int]:
+        """See `Tokenizer.encode_special`; tokens take the white space that their file says."""
+        if self._marking is None:
+            return super().encode_special(text)
+        return self._marking.encode(text, add_special_tokens=False).ids
 
     def token_bytes(self, token: int) -> bytes:
         return self._table[token] if 0 <= token < self.vocab_size else b""
 
     def decode(self, tokens: Sequence[int]) -> str:
         text = super().decode(tokens)
-        return text[1:] if self._prefix and text.startswith(" ") else text
+        if bare := self._spelling.bare:
+            shown = (token for token in tokens if 0 <= token < self.vocab_size)
+            first = next((token for token in shown if token not in self._hidden), None)
+            if first is not None and (self._pieces[first] or "").startswith(bare):
+                text = bare + text
+        for _ in range(self._leading):
+            text = text.removeprefix(" ")
+        return text.removesuffix(" ") if self._spelling.trailing else text
 
-    def _ids(self, texts: Sequence[str]) -> list[list[int]]:
-        batch = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+    def _encode(self, texts: Sequence[str]) -> list[list[int]]:
+        try:
+            batch = self._encoder.encode_batch_fast(list(texts), add_special_tokens=False)
+        except UnicodeEncodeError:
+            raise  # half a character, which is no text
+        except Exception as error:  # the library raises nothing narrower
+            raise UserError(f"the tokenizer has no tokens for a text: {error}") from None
         return [encoding.ids for encoding in batch]
+
+    @functools.cached_property
+    def _marking(self) -> Any | None:
+        """The library's own, which finds special tokens; None where that is only their names."""
+        first = b'"prepend_scheme":"first"' in _state_of(self._tokenizer.pre_tokenizer)
+        special = [added for added in self._added.values() if added.special]
+        if not first and not any(a.lstrip or a.rstrip or a.single_word for a in special):
+            return None
+        marking = _parsed(self._tokenizer.to_str())
+        marking.encode_special_tokens = False
+        return marking
 
     @functools.cached_property
     def _table(self) -> list[bytes]:
         return [self._bytes(token) for token in range(self.vocab_size)]
 
     def _bytes(self, token: int) -> bytes:
-        piece = self._tokenizer.id_to_token(token)
-        if piece is None or token in self.special.values():
+        piece, added = self._pieces[token], self._added.get(token)
+        if piece is None or (added is not None and added.special):
             return b""
-        if token in self._added:
+        if added is not None and self._spelling.by_byte:  # these are in no bytes' characters
             return piece.encode("utf-8")
-        if "ByteLevel" in self._decoders and BYTES.keys() >= set(piece):
-            return bytes(BYTES[character] for character in piece)
-        if "WordPiece" in self._decoders:
-            inside = piece.removeprefix("##")
-            return (inside if inside != piece else f" {piece}").encode("utf-8")
-        if "ByteFallback" in self._decoders and piece[:3] == "<0x" and piece[5:] == ">":
-            return bytes([int(piece[3:5], 16)])
-        if not self._decoders.isdisjoint({"Replace", "Metaspace"}):
-            piece = piece.replace(SPACE, " ")
-        return piece.encode("utf-8")
+        return self._spelling(piece)
 
     def settings(self) -> dict[str, Any]:
-        return {"kind": self.kind, "begin": self.begin, "end": self.end}
+        settings = {"kind": self.kind, "begin": self.begin, "end": self.end}
+        if self.opening != super().opening:
+            settings["opening"] = list(self.opening)
+        if self.closing != super().closing:
+            settings["closing"] = list(self.closing)
+        return settings
 
     def files(self) -> dict[str, bytes]:
+        if self._data is None:
+            self._data = self._tokenizer.to_str()
         return {HUGGING_FACE_FILE: self._data.encode("utf-8")}
 
     @classmethod
     def from_saved(cls, settings: dict[str, Any], folder: pathlib.Path) -> "HuggingFaceTokenizer":
         data = (folder / HUGGING_FACE_FILE).read_text("utf-8")
-        return cls(data, settings["begin"], settings["end"])
+        frame = settings.get("opening"), settings.get("closing")
+        return cls(data, settings["begin"], settings["end"], *frame)
 
 
-def read_library_file(path: pathlib.Path) -> Tokenizer:
-    """A tokenizer.json, with what the folder says of special tokens."""
-    return _from_library(path.parent, library("tokenizers").Tokenizer.from_str(read_text(path)))
-
-
-def read_gpt2(path: pathlib.Path) -> Tokenizer:
-    """GPT-2's byte-level byte-pair encoding, from vocab.json and merges.txt: also GLM's of 2B, 10B
-    and, with RoBERTa's vocabulary, roberta-large."""
+def _parsed(data: str) -> Any:
     tokenizers = library("tokenizers")
-    vocabulary = json.loads(read_text(path))
-    if not BYTES.keys() <= vocabulary.keys():
-        raise UserError(
-            f"{path} is not GPT-2's kind of vocabulary: not every byte has a token in it"
-        )
-    lines = read_text(path.with_name("merges.txt")).splitlines()
-    merges = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
-    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, merges))
-    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = tokenizers.decoders.ByteLevel()
-    return _from_library(path.parent, tokenizer)
+    try:
+        return tokenizers.Tokenizer.from_str(data)
+    except Exception as error:  # the library raises nothing narrower
+        raise UserError(f"the tokenizers library cannot read this tokenizer: {error}") from None
 
 
-def read_bert(path: pathlib.Path) -> Tokenizer:
-    """BERT's WordPiece, from vocab.txt: also the smaller GLM's.
+def _state_of(part: Any | None) -> bytes:
+    """The library's JSON of a normalizer, pre-tokenizer, ...; without white space."""
+    return b"null" if part is None else part.__getstate__()
 
-    Spaces, and with an uncased vocabulary case and accents, are not given back.
+
+def _without_names(tokenizer: Any, special: dict[str, int]) -> Any:
+    """A tokenizer that makes no special token of a text, and all others as the library does.
+
+    The library leaves special names in a text to the model, which may know them as pieces: a
+    Unigram model prefers them to anything else. There they get names that nobody can write.
     """
-    tokenizers = library("tokenizers")
-    lines = read_text(path).split("\n")  # and at nothing else: U+2028 may be a piece
-    pieces = {piece: number for number, piece in enumerate(lines) if piece}
-    unknown = "[UNK]"
-    if unknown not in pieces:
-        raise UserError(f"{path} is not BERT's kind of vocabulary: {unknown} is not in it")
-    settings = folder_settings(path.parent)
-    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordPiece(pieces, unk_token=unknown))
-    tokenizer.normalizer = tokenizers.normalizers.BertNormalizer(
-        handle_chinese_chars=settings.get("tokenize_chinese_chars", True),
-        strip_accents=settings.get("strip_accents"),  # none: where letters become lower-case
-        lowercase=settings.get("do_lower_case", True),
-    )
-    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
-    tokenizer.decoder = tokenizers.decoders.WordPiece()
-    names = ("[PAD]", unknown, "[CLS]", "[SEP]", "[MASK]")
-    tokenizer.add_special_tokens([name for name in names if name in pieces])
-    return _from_library(path.parent, tokenizer)
+    pieces = {name for name in special if _is_piece(tokenizer.model, name, special[name])}
+    unigram = type(tokenizer.model).__name__ == "Unigram"
+    spelt = unigram and tokenizer.model.token_to_id("<0x0A>") is not None
+    if not pieces and not spelt:
+        return tokenizer
+    data = json.loads(tokenizer.to_str())
+    model, secret = data["model"], secrets.token_hex(16)
+    new = {name: f"{secret}{token}" for name, token in special.items()}
+    if isinstance(model["vocab"], dict):
+        model["vocab"] = {new.get(piece, piece): token for piece, token in model["vocab"].items()}
+    else:
+        model["vocab"] = [[new.get(piece, piece), score] for piece, score in model["vocab"]]
+    pairs = [pair.split(" ") if isinstance(pair, str) else pair for pair in model.get("merges", ())]
+    if pairs:
+        model["merges"] = [pair for pair in pairs if new.keys().isdisjoint((*pair, "".join(pair)))]
+    if model.get("unk_token") in new:
+        model["unk_token"] = new[model["unk_token"]]
+    for added in data["added_tokens"]:
+        added["content"] = new.get(added["content"], added["content"])
+    data["post_processor"] = None
+    encoder = _parsed(json.dumps(data))
+    encoder.encode_special_tokens = True
+    if spelt:
+        tokenizers = library("tokenizers")
+        split = tokenizers.pre_tokenizers.Split(tokenizers.Regex(BYTE_NAMES), "isolated")
+        before = [encoder.pre_tokenizer] if encoder.pre_tokenizer is not None else []
+        encoder.pre_tokenizer = tokenizers.pre_tokenizers.Sequence([*before, split])
+    return encoder
 
 
-def _from_library(folder: pathlib.Path, tokenizer: Any) -> HuggingFaceTokenizer:
-    """Adds what the folder's settings say about special tokens."""
-    added = added_tokens(folder)
-    new = {name: entry for name, entry in added.items() if tokenizer.token_to_id(name) is None}
-    check_places(folder, tokenizer.get_vocab_size(), new)
-    for name, entry in new.items():  # one by one, as each takes the next id
-        (tokenizer.add_special_tokens if entry.special else tokenizer.add_tokens)([name])
-    settings = folder_settings(folder)
-    named = [token_name(settings.get(f"{role}_token")) for role in SPECIAL_ROLES]
-    named += map(token_name, settings.get("additional_special_tokens") or ())
-    if settings.get("tokenizer_class") in ROBERTA:
-        named += ROBERTA_SPECIAL
-    known = [name for name in named if name and tokenizer.token_to_id(name) is not None]
-    begin, end = _ends(folder, settings, tokenizer)
-    tokenizer.add_special_tokens([*known, *filter(None, (begin, end))])
-    ids = [None if name is None else tokenizer.token_to_id(name) for name in (begin, end)]
-    return HuggingFaceTokenizer(tokenizer.to_str(), *ids)
+def _is_piece(model: Any, name: str, token: int) -> bool:
+    """Whether a model makes this token of its name; what it does with a part of a text, it does
+    with the part alone."""
+    try:
+        return any(made.id == token for made in model.tokenize(name))
+    except Exception:  # there is no token for the unknown
+        return False
 
 
-def _ends(folder: pathlib.Path, settings: dict, tokenizer: Any) -> tuple[str | None, str]:
-    """Names of the tokens that begin and end a document."""
-    if ends := GLM_ENDS.get(settings.get("tokenizer_class")):
-        for name in ends:
-            if tokenizer.token_to_id(name) is None:
-                raise UserError(lacks(folder, name))
-        return ends
-    for first, last in (("bos_token", "eos_token"), ("cls_token", "sep_token")):
-        if end := token_name(settings.get(last)):
-            begin = token_name(settings.get(first))
-            for name in filter(None, (begin, end)):
-                if tokenizer.token_to_id(name) is None:
-                    raise UserError(f"{folder}: its {last} or {first} {name!r} is no token")
-            return begin, end
-    for begin, end in USUAL_ENDS:
-        if tokenizer.token_to_id(begin) is not None and tokenizer.token_to_id(end) is not None:
-            return begin, end
-    raise UserError(f"{folder}: which token ends a document is not said in tokenizer_config.json")
-
-
-def _decoders(decoder: dict[str, Any] | None) -> set[str]:
-    """The kinds of decoders in a tokenizer.json, those in a sequence too."""
-    inner = (decoder or {}).get("decoders", [decoder or {"type": "none"}])
-    kinds = {entry["type"] for entry in inner}
-    known = {"ByteLevel", "WordPiece", "ByteFallback", "Metaspace"}
-    if not kinds & known:
-        raise UserError(
-            f"a tokenizer with decoder {', '.join(sorted(kinds))} is not supported;"
-            f" known are {', '.join(sorted(known))}"
-        )
-    return kinds
-
-
-def _alphabet(data: dict[str, Any]) -> set[str] | None:
+def _alphabet(tokenizer: Any, pieces: Sequence[str | None]) -> set[str] | None:
     """The characters that a text may have; None where the others have tokens too, or where the
     text is changed before. The file of a character-level tokenizer of ours has such an alphabet."""
-    model = data["model"]
-    spelt = model.get("unk_token") is not None or model.get("byte_fallback")
-    if model.get("type") != "BPE" or spelt or data["normalizer"] or data["pre_tokenizer"]:
+    model = tokenizer.model
+    spelt = getattr(model, "unk_token", None) is not None or getattr(model, "byte_fallback", False)
+    changed = tokenizer.normalizer is not None or tokenizer.pre_tokenizer is not None
+    if type(model).__name__ != "BPE" or spelt or changed:
         return None
-    return {piece for piece in model["vocab"] if len(piece) == 1}
+    return {piece for piece in pieces if piece is not None and len(piece) == 1}
 
 
-def _byte_characters() -> dict[str, int]:
-    """GPT-2's characters for bytes: printable ones for themselves, others from U+0100 on."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {
-        chr(0x100 + number): byte for number, byte in enumerate(others)
-    }
-
-
-BYTES = _byte_characters()
+def _pieces(tokenizer: Any) -> list[str | None]:
+    """The library's names of all ids; None for ids that nothing has."""
+    pieces = list(map(tokenizer.id_to_token, range(tokenizer.get_vocab_size())))
+    if None not in pieces:
+        return pieces
+    ids = tokenizer.get_vocab()  # slower
+    pieces = [None] * (1 + max(ids.values()))
+    for piece, token in ids.items():
+        pieces[token] = piece
+    return pieces

@@ -5,17 +5,12 @@ import os
 import pathlib
 
 from lmjax.config import UserError, config
-from lmjax.data.huggingface_tokenizers import (
-    BYTES,
-    HUGGING_FACE_FILE,
-    HuggingFaceTokenizer,
-    read_bert,
-    read_gpt2,
-    read_library_file,
-)
+from lmjax.data.huggingface_tokenizers import HUGGING_FACE_FILE, HuggingFaceTokenizer
 from lmjax.data.icetk import ICE_FILE, IceTokenizer, read_icetk
+from lmjax.data.library_decoders import BYTES
+from lmjax.data.library_files import read_byte_pairs, read_library_file, read_word_pieces
 from lmjax.data.sentencepiece_folders import read_sentencepiece
-from lmjax.data.tiktoken_tokenizer import TiktokenTokenizer, read_ranks
+from lmjax.data.tiktoken_tokenizer import TiktokenTokenizer, is_table, read_ranks, read_tekken
 from lmjax.data.tokenizers import (
     SETTINGS_FILE,
     Corpus,
@@ -34,13 +29,21 @@ __all__ = [
     "read_tokenizer",
 ]
 
+
+def read_model(path: pathlib.Path) -> Tokenizer:
+    """A file that SentencePiece models and Meta's tables of ranks share a name with."""
+    return read_ranks(path) if is_table(path.read_bytes()) else read_sentencepiece(path)
+
+
 READERS = {  # in this order: the more complete description first
     "tokenizer.json": read_library_file,
     "*.tiktoken": read_ranks,
     ICE_FILE: read_icetk,
-    "*.model": read_sentencepiece,
-    "vocab.json": read_gpt2,
-    "vocab.txt": read_bert,
+    "tekken.json": read_tekken,
+    "*.model": read_model,
+    "*.model.v*": read_model,
+    "vocab.json": read_byte_pairs,
+    "vocab.txt": read_word_pieces,
 }
 
 
@@ -61,14 +64,21 @@ def read_tokenizer(folder: str | os.PathLike) -> Tokenizer:
     """The tokenizer in a folder: one that we saved, or the first of these public kinds.
 
     `tokenizer.json` (Hugging Face), `*.tiktoken` (Qwen), `ice_text.model` (GLM-130B and
-    ChatGLM-6B), `*.model` (SentencePiece: LLaMA, T5, GLM's Chinese, ChatGLM2 and 3), `vocab.json`
-    with `merges.txt` (GPT-2's byte-level byte-pair encoding, also the large GLM's), `vocab.txt`
-    (WordPiece: BERT, the small GLM's). Special tokens are read from `tokenizer_config.json`,
-    `special_tokens_map.json` and `added_tokens.json` where these are there.
+    ChatGLM-6B), `tekken.json` (Mistral), `*.model` and `*.model.v1` to `.v7` (SentencePiece: LLaMA,
+    Mistral, Gemma, T5, XLNet, GLM's Chinese, ChatGLM2 and 3; or Meta's table for Llama 3 and 4),
+    `vocab.json` with `merges.txt` (byte-level byte-pair encoding: GPT-2, RoBERTa, Qwen2, the large
+    GLM's), `vocab.txt` (WordPiece: BERT, the small GLM's).
+
+    Special tokens are read from `tokenizer_config.json`, `special_tokens_map.json` and
+    `added_tokens.json` where these are there. `tokenizer_class` in `tokenizer_config.json` or
+    `config.json`, else the latter's `model_type`, says which program a vocabulary is for. What
+    tokenizer_config.json says is followed as transformers does: `add_bos_token`, `add_eos_token`,
+    `add_prefix_space`, `do_lower_case`, `strip_accents`, `tokenize_chinese_chars`, `keep_accents`,
+    `extra_ids`, `added_tokens_decoder` and the names of special tokens.
 
     Raises:
-      UserError: there is none of these, it is damaged or of an unknown kind, or its library is not
-        installed.
+      UserError: there is none of these, it is damaged or of an unknown kind, its class is one whose
+        program is not known, or its library is not installed.
     """
     folder = pathlib.Path(folder).expanduser()
     if _is_ours(folder):

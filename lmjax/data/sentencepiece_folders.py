@@ -4,6 +4,7 @@ import pathlib
 from typing import Any
 
 from lmjax.config import UserError
+from lmjax.data.folder_ends import folder_ends
 from lmjax.data.folder_settings import (
     GLM_ENDS,
     Added,
@@ -11,10 +12,12 @@ from lmjax.data.folder_settings import (
     check_places,
     folder_settings,
     lacks,
-    read_json,
+    library,
 )
-from lmjax.data.subwords import SentencePieceTokenizer
-from lmjax.data.tokenizers import Tokenizer
+from lmjax.data.library_files import finished
+from lmjax.data.subwords import SPACE, SentencePieceTokenizer
+from lmjax.data.tokenizer_classes import GENERIC, LLAMA, known_class, tokenizer_class
+from lmjax.data.tokenizers import Ends, Tokenizer
 from lmjax.data.vocabulary import with_special
 
 # ChatGLM2 and 3 name these in their program, not in a file; they lie behind the vocabulary.
@@ -22,45 +25,65 @@ CHATGLM_SPECIAL = (
     *("[MASK]", "[gMASK]", "[sMASK]", "sop", "eop"),
     *("<|system|>", "<|user|>", "<|assistant|>", "<|observation|>"),
 )
+CHATGLM_OPENING = ("[gMASK]", "sop")
 SENTINELS = 100  # of T5, where the folder does not say
+WORDS = ("XLNetTokenizer", "AlbertTokenizer")  # change a text before the model sees it
+PLAIN = (*LLAMA, *GENERIC, "GemmaTokenizer", "GLMChineseTokenizer")  # the model alone
+KNOWN = (*PLAIN, *WORDS, "T5Tokenizer", "ChatGLMTokenizer")
 
 
 def read_sentencepiece(path: pathlib.Path) -> Tokenizer:
     """A SentencePiece model with the special tokens that the folder or its program has behind it.
 
     T5 and GLM's Chinese models normalise text: no newline, and no run of spaces, comes back.
+
+    Raises:
+      UserError: no SentencePiece model, or one for a program that is not known.
     """
     folder, data = path.parent, path.read_bytes()
+    bare = open_model(path, data)
+    kind = tokenizer_class(folder)
+    if kind is not None:
+        known_class(path, KNOWN, kind)
+    if kind in WORDS:
+        return finished(folder, kind, _words(data, kind, folder_settings(folder)))
+    size = bare.get_piece_size()
+    new = {name: entry for name, entry in added_tokens(folder).items() if entry.token >= size}
+    names = _named_by_program(folder, kind)
+    if all(bare.is_control(bare.piece_to_id(name)) for name in names):
+        names = ()  # they are in the file, as we write it
+    named = {name: Added(token, True, {}) for token, name in enumerate(names, size)}
+    # A folder may list some of what its program names, as ChatGLM3's does once it is saved.
+    if all(name in named and named[name].token == entry.token for name, entry in new.items()):
+        new = named
+    check_places(path, size, new)
+    if ordinary := [name for name, entry in new.items() if not entry.special]:
+        raise UserError(f"{path}: the added token {ordinary[0]!r} is text, not special")
+    data = with_special(data, list(new))
+    if names := GLM_ENDS.get(kind):
+        data = _with_ends(folder, data, *names)
+    return SentencePieceTokenizer(data, by_line=False, ends=_ends(path, kind, data))
+
+
+def open_model(path: pathlib.Path, data: bytes) -> Any:
+    """SentencePiece's own processor. UserError for a file that is no model of it."""
+    import sentencepiece
+
     try:
-        bare = SentencePieceTokenizer(data, by_line=False)
-        size = bare.vocab_size
-        settings = folder_settings(folder)
-        new = {name: entry for name, entry in added_tokens(folder).items() if entry.token >= size}
-        names = _named_by_program(folder, settings)
-        if bare.special.keys() >= set(names):  # they are in the file, as we write it
-            names = ()
-        named = {name: Added(token, True) for token, name in enumerate(names, size)}
-        # A folder may list some of what its program names, as ChatGLM3's does once it is saved.
-        if all(name in named and named[name].token == entry.token for name, entry in new.items()):
-            new = named
-        check_places(path, size, new)
-        if ordinary := [name for name, entry in new.items() if not entry.special]:
-            raise UserError(f"{path}: the added token {ordinary[0]!r} is text, not special")
-        data = with_special(data, list(new))
-        if ends := GLM_ENDS.get(settings.get("tokenizer_class")):
-            data = _with_ends(folder, data, *ends)
-        return SentencePieceTokenizer(data, by_line=False)
-    except RuntimeError as error:
-        raise UserError(f"{path} is not a SentencePiece model: {error}") from None
+        return sentencepiece.SentencePieceProcessor(model_proto=data)
+    except RuntimeError:
+        raise UserError(
+            f"{path} is not a SentencePiece model, and no table of ranks that is known. If the"
+            " model's folder has a tokenizer.json, take that"
+        ) from None
 
 
-def _named_by_program(folder: pathlib.Path, settings: dict[str, Any]) -> tuple[str, ...]:
+def _named_by_program(folder: pathlib.Path, kind: str | None) -> tuple[str, ...]:
     """Tokens behind the vocabulary that no file names."""
-    kind = settings.get("tokenizer_class")
     if kind == "ChatGLMTokenizer":
         return CHATGLM_SPECIAL
-    t5 = kind in ("T5Tokenizer", "T5TokenizerFast") or "extra_ids" in settings
-    if t5 or read_json(folder / "config.json").get("model_type") == "t5":
+    settings = folder_settings(folder)
+    if kind == "T5Tokenizer" or "extra_ids" in settings:
         count = settings.get("extra_ids", SENTINELS)
         return tuple(f"<extra_id_{number}>" for number in reversed(range(count)))
     return ()
@@ -77,3 +100,49 @@ def _with_ends(folder: pathlib.Path, data: bytes, begin: str, end: str) -> bytes
             raise UserError(lacks(folder, name))
     model.trainer_spec.bos_piece, model.trainer_spec.eos_piece = begin, end
     return model.SerializeToString()
+
+
+def _ends(path: pathlib.Path, kind: str | None, data: bytes) -> Ends | None:
+    """What stands around a text; None where it is what the model file says."""
+    model = SentencePieceTokenizer(data, by_line=False)
+    if kind == "ChatGLMTokenizer":
+        opening = tuple(model.special[name] for name in CHATGLM_OPENING)
+        return Ends(opening, (model.end,), model.end)
+    names = {token: name for name, token in model.special.items()}
+    own = {"bos": names.get(model.begin), "eos": names.get(model.end)}
+    # A model file alone is read as LLaMA's, which begins a text.
+    default = "LlamaTokenizer" if kind is None or kind in GENERIC else kind
+    _, ends = folder_ends(path.parent, default, model.special.get, None, own)
+    return None if ends == Ends(model.opening, model.closing, model.end) else ends
+
+
+def _words(data: bytes, kind: str, settings: dict[str, Any]) -> Any:
+    """XLNet's and ALBERT's program: quotes, accents and case are changed, words stand apart.
+
+    They take accents off unless keep_accents is true, ALBERT makes letters lower-case unless
+    do_lower_case is false, XLNet if it is true.
+    """
+    from sentencepiece import sentencepiece_model_pb2
+
+    model = sentencepiece_model_pb2.ModelProto.FromString(data)
+    tokenizers = library("tokenizers")
+    normalizers, cutters = tokenizers.normalizers, tokenizers.pre_tokenizers
+    steps = [normalizers.Replace("``", '"'), normalizers.Replace("''", '"')]
+    if not settings.get("keep_accents", False):
+        steps += [normalizers.NFKD(), normalizers.StripAccents()]
+    if settings.get("do_lower_case", kind == "AlbertTokenizer"):
+        steps.append(normalizers.Lowercase())
+    if charsmap := model.normalizer_spec.precompiled_charsmap:
+        steps.append(normalizers.Precompiled(charsmap))
+    pieces = [(piece.piece, piece.score) for piece in model.pieces]
+    tokenizer = tokenizers.Tokenizer(
+        tokenizers.models.Unigram(pieces, model.trainer_spec.unk_id, False)
+    )
+    tokenizer.normalizer = normalizers.Sequence(steps)
+    tokenizer.pre_tokenizer = cutters.Sequence(
+        [cutters.WhitespaceSplit(), cutters.Metaspace(SPACE, "always")]
+    )
+    tokenizer.decoder = tokenizers.decoders.Metaspace(SPACE, "always")
+    special = [piece.piece for piece in model.pieces if piece.type in (2, 3, 4)]
+    tokenizer.add_special_tokens(special)
+    return tokenizer

@@ -244,21 +244,21 @@ def _encode(documents: list[Document], tokenizer: Tokenizer) -> Iterator[list[li
 
 
 def _framed(document: Document, pieces: list[list[int]], tokenizer: Tokenizer) -> np.ndarray:
-    """A document's tokens with begin and end, or with the one separator before them.
+    """A document's tokens with what opens and closes one: begin and end, one of them, or the
+    separator before it.
 
     An answer stands between its two special tokens.
 
     Raises:
       UserError: the tokenizer lacks these, or gives ids that it cannot have.
     """
-    before = [] if tokenizer.begin is None else [tokenizer.begin]
-    after = [] if tokenizer.begin == tokenizer.end else [tokenizer.end]
     ids = pieces[0]
     if document.answer is not None:
         mask, closing = _marks(document, tokenizer)
         ids = [*ids, mask, *pieces[1], closing, *pieces[2]]
     try:
-        return np.asarray(before + ids + after, token_type(tokenizer.vocab_size))
+        framed = [*tokenizer.opening, *ids, *tokenizer.closing]
+        return np.asarray(framed, token_type(tokenizer.vocab_size))
     except OverflowError:
         wrong = next(token for token in ids if not 0 <= token < tokenizer.vocab_size)
         raise impossible(wrong, tokenizer) from None

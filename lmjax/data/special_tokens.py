@@ -50,6 +50,14 @@ class ExtendedTokenizer(Tokenizer):
         new = {name: inner.vocab_size + number for number, name in enumerate(self.names)}
         self.special: Mapping[str, int] = {**inner.special, **new}
 
+    @property
+    def opening(self) -> tuple[int, ...]:
+        return self.inner.opening
+
+    @property
+    def closing(self) -> tuple[int, ...]:
+        return self.inner.closing
+
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """See `Tokenizer.encode_batch`."""
         self.inner.threads = self.threads

@@ -8,13 +8,18 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from lmjax.config import UserError, config
-from lmjax.data.tokenizers import SEPARATOR, Corpus, Tokenizer, TokenizerConfig
+from lmjax.data.tokenizers import SEPARATOR, Corpus, Ends, Tokenizer, TokenizerConfig
 
 MODEL_FILE = "sentencepiece.model"
 SPACE = "\u2581"  # how SentencePiece writes a space; as a character of the text it must be hidden
 LONGEST = 1 << 16  # characters that are encoded at once; the time grows faster than the length
-LONGEST_SENTENCE = 1 << 14  # bytes of a line that the trainer reads
-THREADS = 4  # the model file names it, so it must not depend on the machine
+LONGEST_SENTENCE = 1 << 14  # bytes of a line that the trainer reads; it passes over longer ones
+# Its sign for the unknown: it passes over lines that have it.
+RESERVED = "\u2585"
+# SentencePiece's model file names it, and a unigram model comes out otherwise with another number:
+# it must not depend on the machine.
+THREADS = 4
+SPACE_BEHIND = re.compile("(?<=[^ ]) ")
 SPECIAL = 260  # unknown, separator, newline, tab, and the 256 bytes
 
 
@@ -23,7 +28,9 @@ class TrainedBPE(TokenizerConfig):
     """Byte-pair encoding trained on the corpus by SentencePiece; what it lacks is spelt in bytes.
 
     The text is not normalised, so that decoding gives back every character. Newline and tab are
-    tokens of their own, runs of spaces may become one token.
+    tokens of their own, runs of spaces may become one token. Every line counts, however long: the
+    trainer reads long ones in parts. It always runs in the same number of threads, so that the same
+    text gives the same tokens on every machine.
     """
 
     vocab_size: int = 8192  # tokens, with 260 special ones: bytes, separator, newline, tab, unknown
@@ -71,10 +78,13 @@ class TrainedBPE(TokenizerConfig):
 
 
 def _sentences(texts: Iterator[str]) -> Iterator[str]:
-    """Lines without the characters that are tokens by themselves."""
+    """Lines without the characters that are tokens by themselves, none longer than the trainer
+    reads."""
     for text in texts:
-        for sentence in re.split(r"[\n\t]", text):
-            if sentence:
+        for sentence in re.split(f"[\n\t{RESERVED}]", text):
+            if len(sentence.encode("utf-8")) > LONGEST_SENTENCE:
+                yield from _cut(sentence, LONGEST_SENTENCE // 4)  # bytes of a character at most
+            elif sentence:
                 yield sentence
 
 
@@ -125,21 +135,41 @@ class SentencePieceTokenizer(Tokenizer):
 
     kind = "sentencepiece"
 
-    def __init__(self, model: bytes, by_line: bool):
-        """`by_line` says that newline is a token by itself, so lines can be encoded apart."""
+    def __init__(self, model: bytes, by_line: bool, ends: Ends | None = None):
+        """
+        Args:
+          model: the model file.
+          by_line: newline is a token by itself, so lines can be encoded apart.
+          ends: what stands around a text; None: the model's begin and end, as far as it has them.
+        """
         import sentencepiece
 
         self._model = model
         self._by_line = by_line
+        self._ends = ends
         self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
         self._prefix = not by_line and self._processor.encode("a", out_type=str)[0][0] == SPACE
         self.vocab_size = self._processor.vocab_size()
         begin, end = self._processor.bos_id(), self._processor.eos_id()
-        if begin < 0 and end < 0:
+        if begin < 0 and end < 0 and ends is None:
             raise UserError("the SentencePiece model has neither a begin nor an end token")
         self.begin = begin if begin >= 0 else None
         self.end = end if end >= 0 else begin
         self.unknown = self._processor.unk_id()  # every model has one
+        if ends is not None:
+            self.begin, self.end = ends.begin, ends.end
+
+    @property
+    def opening(self) -> tuple[int, ...]:
+        return super().opening if self._ends is None else self._ends.opening
+
+    @property
+    def closing(self) -> tuple[int, ...]:
+        return super().closing if self._ends is None else self._ends.closing
+
+    def with_model(self, model: bytes) -> "SentencePieceTokenizer":
+        """The same for another model file whose special tokens have the ids of this one's."""
+        return SentencePieceTokenizer(model, self._by_line, self._ends)
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """See `Tokenizer.encode_batch`."""
@@ -192,14 +222,18 @@ class SentencePieceTokenizer(Tokenizer):
         return table
 
     def settings(self) -> dict[str, Any]:
-        return {"kind": self.kind, "by_line": self._by_line}
+        settings = {"kind": self.kind, "by_line": self._by_line}
+        return settings if self._ends is None else settings | {"ends": list(self._ends)}
 
     def files(self) -> dict[str, bytes]:
         return {MODEL_FILE: self._model}
 
     @classmethod
     def from_saved(cls, settings: dict[str, Any], folder: pathlib.Path) -> "SentencePieceTokenizer":
-        return cls((folder / MODEL_FILE).read_bytes(), by_line=settings["by_line"])
+        model = (folder / MODEL_FILE).read_bytes()
+        opening, closing, end = settings.get("ends", (None, None, None))
+        ends = None if end is None else Ends(tuple(opening), tuple(closing), end)
+        return cls(model, settings["by_line"], ends)
 
 
 def _pieces(text: str) -> list[str]:
@@ -212,14 +246,17 @@ def _pieces(text: str) -> list[str]:
     if SPACE in text:
         pieces = [cut for piece in pieces for cut in re.split(f"({SPACE})", piece)]
     if len(text) > LONGEST:
-        pieces = [cut for piece in pieces for cut in _cut(piece)]
+        pieces = [cut for piece in pieces for cut in _cut(piece, LONGEST)]
     return pieces
 
 
-def _cut(line: str) -> Iterator[str]:
-    while len(line) > LONGEST:
-        spaces = [match.start() for match in re.finditer("(?<=[^ ]) ", line[:LONGEST])]
-        at = spaces[-1] if spaces else LONGEST
-        yield line[:at]
-        line = line[at:]
-    yield line
+def _cut(line: str, longest: int) -> Iterator[str]:
+    """A line in parts of no more characters than that, cut before spaces where it has some."""
+    begin = 0
+    while len(line) - begin > longest:
+        end = begin + longest
+        spaces = [match.start() for match in SPACE_BEHIND.finditer(line, begin + 1, end)]
+        end = spaces[-1] if spaces else end
+        yield line[begin:end]
+        begin = end
+    yield line[begin:]

@@ -8,7 +8,7 @@ import pathlib
 import re
 import types
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -19,13 +19,32 @@ SEPARATOR = "<|endoftext|>"  # the token between documents, where there is one f
 SETTINGS_FILE = "tokenizer.json"
 
 
+class Ends(NamedTuple):
+    """What stands around a text.
+
+    Attributes:
+      opening: ids that are put before every text.
+      closing: ids that are put behind a document.
+      end: the id that ends a document.
+    """
+
+    opening: tuple[int, ...]
+    closing: tuple[int, ...]
+    end: int
+
+    @property
+    def begin(self) -> int | None:
+        return self.opening[0] if self.opening else None
+
+
 class Tokenizer(abc.ABC):
     """Text to token ids and back.
 
     Attributes:
       kind: names the class in a saved folder; each class that is saved has one of its own.
       vocab_size: number of token ids.
-      begin: id that opens a document, or None.
+      begin: id that is put before every text (prompt, document, scored text), or None where the
+        model was trained without one.
       end: id that closes a document; equal to `begin` where one separator does for both.
       special: ids by name of the tokens that stand for no text, such as separators and roles;
         `encode` never makes them from their names in a text; the one for the unknown it may.
@@ -51,8 +70,18 @@ class Tokenizer(abc.ABC):
                 raise TypeError(f"{cls.__name__}: the kind {cls.kind!r} is {known.__name__}'s")
             Tokenizer.kinds[cls.kind] = cls
 
+    @property
+    def opening(self) -> tuple[int, ...]:
+        """All ids that are put before a text: `begin` is the first, and seldom more."""
+        return () if self.begin is None else (self.begin,)
+
+    @property
+    def closing(self) -> tuple[int, ...]:
+        """All ids that are put behind a document; none where one separator does for both ends."""
+        return () if self.begin == self.end else (self.end,)
+
     def encode(self, text: str) -> list[int]:
-        """The ids of a text, without `begin` and `end`."""
+        """The ids of a text, without `opening` and `closing`."""
         return self.encode_batch([text])[0]
 
     def encode_special(self, text: str) -> list[int]:

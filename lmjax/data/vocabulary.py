@@ -109,7 +109,7 @@ def _append(
     for number, name in enumerate(pieces, 1):
         model.pieces.add(piece=name, score=lowest - number)
     model.trainer_spec.vocab_size = len(model.pieces)
-    return SentencePieceTokenizer(model.SerializeToString(), tokenizer.settings()["by_line"])
+    return tokenizer.with_model(model.SerializeToString())
 
 
 def _byte_pairs(tokenizer: SentencePieceTokenizer) -> Any:

@@ -232,14 +232,16 @@ class TextGenerator:
 
 
 def prompt_tokens(tokenizer: Tokenizer, prompt: str) -> list[int]:
-    """A prompt as the beginning of a document. UserError for one that makes no token at all."""
-    begin = [] if tokenizer.begin is None else [tokenizer.begin]
-    tokens = begin + tokenizer.encode(prompt)
+    """A prompt as the beginning of a document, with what the model's own program puts before it.
+
+    An empty prompt is the place where a document begins: `begin`, else the `end` of one before.
+    UserError for a prompt whose text makes no token at all.
+    """
+    if not prompt:
+        return list(tokenizer.opening or (tokenizer.end,))
+    tokens = [*tokenizer.opening, *tokenizer.encode(prompt)]
     if not tokens:
-        raise UserError(
-            "the prompt is empty, and this tokenizer has no token that begins a document:"
-            " give some text"
-        )
+        raise UserError("this tokenizer makes no token of the prompt's text: give some other text")
     return tokens
 
 

@@ -97,8 +97,7 @@ def _vocabulary_files(tokenizer: Tokenizer) -> tuple[dict[str, bytes], list[str]
         characters = inner.settings()["characters"]
         return {PUBLIC_FILE: _json(_of_characters(tokenizer, characters))}, [note]
     if kind is SentencePieceTokenizer:
-        by_line = inner.settings()["by_line"]
-        return _of_sentencepiece(SentencePieceTokenizer(_extended_model(inner, names), by_line))
+        return _of_sentencepiece(inner.with_model(_extended_model(inner, names)))
     if kind is IceTokenizer:
         return _of_icetk(inner, _extended_model(inner, names)), [OWN_PROGRAM.format(ICE_FILE)]
     if kind is TiktokenTokenizer:

@@ -18,7 +18,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from lmjax.config import UserError
 from lmjax.data.public_tokenizers import TokenizerFolder, read_tokenizer
-from lmjax.data.tiktoken_tokenizer import QWEN_PATTERN
+from lmjax.data.tiktoken_programs import QWEN_PATTERN
 from lmjax.data.tokenizers import load_tokenizer
 
 TEXTS = [
@@ -183,12 +183,12 @@ def test_ends_of_documents(read):
         by_id = {token: name for name, token in tokenizer.special.items()} | {None: None}
         names[name] = by_id[tokenizer.begin], by_id[tokenizer.end]
     assert names == {
-        "gpt2": ("<|endoftext|>", "<|endoftext|>"),
+        "gpt2": (None, "<|endoftext|>"),
         "json": (None, "<|im_end|>"),
-        "llama": ("<s>", "</s>"),
+        "llama": (None, "</s>"),
         "bert": ("[CLS]", "[SEP]"),
         "sp": ("<s>", "</s>"),
-        "qwen": ("<|endoftext|>", "<|endoftext|>"),
+        "qwen": (None, "<|endoftext|>"),
     }
 
 
@@ -341,11 +341,16 @@ DAMAGED = {
     "vocab": ({"vocab.json": "[1"}, "is damaged"),
     "bert": ({"vocab.txt": "a\nb\n"}, "not BERT's kind"),
     "model": ({"tokenizer.model": "x"}, "is not a SentencePiece model"),
+    "table": (
+        {"tokenizer.model": "YQ== 0\n"},
+        "with 1 tokens is not known.*take the tokenizer.json",
+    ),
+    "tekken": ({"tekken.json": "{}"}, "is damaged"),
     "two": ({"a.model": "", "b.model": ""}, "several tokenizers: a.model, b.model"),
     "ranks": ({"qwen.tiktoken": "not a rank\n"}, "is damaged"),
     "gap": ({"qwen.tiktoken": "YQ== 0\nYg== 2\n"}, "without a gap"),
     "bytes": ({"qwen.tiktoken": "YQ== 0\nYg== 1\n"}, "no token for the byte 0"),
-    "cut": ({"other.tiktoken": "YQ== 0\n"}, "known for qwen.tiktoken alone"),
+    "cut": ({"other.tiktoken": "YQ== 0\n"}, "the program of one with 1 tokens is not known"),
 }
 
 
@@ -374,7 +379,7 @@ def test_no_end_and_an_unknown_decoder(tmp_path):
         "cleanup": True,
     }
     (tmp_path / "tokenizer.json").write_text(json.dumps(data))
-    with pytest.raises(UserError, match="decoder CTC is not supported; known are ByteFallback"):
+    with pytest.raises(UserError, match="decoder CTC is not supported; known are BPEDecoder, Byte"):
         read_tokenizer(tmp_path)
     text = tokenizer.to_str().replace("<|endoftext|>", "<|over|>")
     (tmp_path / "tokenizer.json").write_text(text)

@@ -97,8 +97,11 @@ def test_a_prompt_begins_a_document():
     assert prompt_tokens(CharacterTokenizer("hi"), "") == [2]
 
 
-def test_nothing_to_begin_with():
+def test_where_no_token_begins_a_text():
     tokenizer = ByteTokenizer()
     tokenizer.begin = None
-    with pytest.raises(UserError, match="give some text"):
-        prompt_tokens(tokenizer, "")
+    assert prompt_tokens(tokenizer, "hi") == [104, 105]
+    assert prompt_tokens(tokenizer, "") == [tokenizer.end]  # the place behind another document
+    tokenizer.encode_batch = lambda texts: [[] for _ in texts]
+    with pytest.raises(UserError, match="makes no token of the prompt's text"):
+        prompt_tokens(tokenizer, "\u200b")
