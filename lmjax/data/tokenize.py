@@ -173,7 +173,7 @@ def _merge_tokens(
 ) -> _Counted:
     """Joins the tokens of all shards."""
     kind, unknown = token_type(tokenizer.vocab_size), tokenizer.unknown
-    marks = {*tokenizer.special.values(), tokenizer.begin, tokenizer.end} - {unknown, None}
+    marks = {*tokenizer.special.values(), *tokenizer.opening, *tokenizer.closing} - {unknown}
     is_mark = np.isin(np.arange(tokenizer.vocab_size), list(marks))
     hasher, largest, unknowns, special = hashlib.sha256(), 0, 0, 0
     with open(folder / TOKENS_FILE, "wb") as target:
