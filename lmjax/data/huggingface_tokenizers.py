@@ -1,8 +1,10 @@
 """Tokenizers of the Hugging Face `tokenizers` library."""
 
 import functools
+import itertools
 import json
 import pathlib
+import re
 import secrets
 from collections.abc import Sequence
 from typing import Any
@@ -10,7 +12,7 @@ from typing import Any
 from lmjax.config import UserError
 from lmjax.data.folder_settings import library
 from lmjax.data.library_decoders import spelling
-from lmjax.data.tokenizers import Tokenizer
+from lmjax.data.tokenizers import Piece, Tokenizer, name_pattern
 from lmjax.data.word_cache import WordCache, word_borders
 
 HUGGING_FACE_FILE = "huggingface.json"  # tokenizer.json is the name of our own settings
@@ -94,6 +96,21 @@ class HuggingFaceTokenizer(Tokenizer):
             return super().encode_special(text)
         return self._marking.encode(text, add_special_tokens=False).ids
 
+    def encode_pieces(self, pieces: Sequence[Piece]) -> list[int]:
+        """See `Tokenizer.encode_pieces`; what stands behind a special token as `encode_special`.
+
+        The name of one in a text is broken in two by the end token, which is taken out again.
+        """
+        if self._marking is None:
+            return super().encode_pieces(pieces)
+        if (tokens := self._as_one(pieces)) is not None:
+            return tokens
+        broken, stays = self._broken(pieces)
+        if (tokens := self._as_one(broken)) is None:
+            return super().encode_pieces(pieces)
+        kept = iter(stays)
+        return [token for token in tokens if not self._is_special(token) or next(kept)]
+
     def token_bytes(self, token: int) -> bytes:
         return self._table[token] if 0 <= token < self.vocab_size else b""
 
@@ -116,6 +133,33 @@ class HuggingFaceTokenizer(Tokenizer):
         except Exception as error:  # the library raises nothing narrower
             raise UserError(f"the tokenizer has no tokens for a text: {error}") from None
         return [encoding.ids for encoding in batch]
+
+    def _as_one(self, pieces: Sequence[Piece]) -> list[int] | None:
+        """The ids of the pieces in one text; None where it has other special tokens than these."""
+        tokens = self.encode_special("".join(piece.text for piece in pieces))
+        wanted = [self.special[piece.text] for piece in pieces if piece.special]
+        found, wanted = (list(filter(self._is_special, ids)) for ids in (tokens, wanted))
+        return tokens if found == wanted else None
+
+    def _is_special(self, token: int) -> bool:
+        return token in self._hidden and token != self.unknown
+
+    def _broken(self, pieces: Sequence[Piece]) -> tuple[list[Piece], list[bool]]:
+        """Pieces with the end token inside of names in texts; and which special tokens stay."""
+        end = next(Piece(name, True) for name, token in self.special.items() if token == self.end)
+        starts = re.compile(f"(?={name_pattern(self.special)})")
+        broken, stays = [], []
+        for piece in pieces:
+            if piece.special:
+                broken.append(piece)
+                stays += [True] if self._is_special(self.special[piece.text]) else []
+                continue
+            breaks = [match.start() + 1 for match in starts.finditer(piece.text)]
+            for first, last in itertools.pairwise([0, *breaks, len(piece.text)]):
+                broken += [Piece(piece.text[first:last], False), end]
+            broken.pop()
+            stays += [False] * len(breaks)
+        return broken, stays
 
     @functools.cached_property
     def _marking(self) -> Any | None:

@@ -7,7 +7,7 @@ import os
 import pathlib
 import re
 import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -35,6 +35,28 @@ class Ends(NamedTuple):
     @property
     def begin(self) -> int | None:
         return self.opening[0] if self.opening else None
+
+
+class Piece(NamedTuple):
+    """A part of what is encoded: a text, or the name of a special token."""
+
+    text: str
+    special: bool
+
+
+def name_pattern(names: Collection[str]) -> str:
+    """A regular expression for any of some names, the longest that fits; none: for nothing."""
+    if not names:
+        return "(?!)"
+    longest_first = sorted(names, key=len, reverse=True)
+    first = "".join(sorted({re.escape(name[0]) for name in names}))  # tried before all of them
+    return f"(?=[{first}])(?:{'|'.join(map(re.escape, longest_first))})"
+
+
+def cut_at_names(text: str, names: Collection[str]) -> list[Piece]:
+    """A text cut at the names of special tokens; of several that fit, the longest counts."""
+    parts = re.split(f"({name_pattern(names)})", text)
+    return [Piece(part, bool(place % 2)) for place, part in enumerate(parts) if part]
 
 
 class Tokenizer(abc.ABC):
@@ -86,15 +108,11 @@ class Tokenizer(abc.ABC):
 
     def encode_special(self, text: str) -> list[int]:
         """`encode`, but names of special tokens become these tokens. Not for text of users."""
-        if not self.special:
-            return self.encode(text)
-        names = sorted(self.special, key=len, reverse=True)  # the longest that fits
-        parts = re.split(f"({'|'.join(map(re.escape, names))})", text)
-        ids = [
-            [self.special[part]] if part in self.special else self.encode(part)
-            for part in parts
-            if part
-        ]
+        return self.encode_pieces(cut_at_names(text, self.special))
+
+    def encode_pieces(self, pieces: Sequence[Piece]) -> list[int]:
+        """The ids of texts and special tokens in turn; what stands in a text stays text."""
+        ids = [[self.special[p.text]] if p.special else self.encode(p.text) for p in pieces]
         return [token for part in ids for token in part]
 
     @abc.abstractmethod

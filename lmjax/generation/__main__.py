@@ -5,12 +5,14 @@ python -m lmjax.generation runs/quickstart prompt="The list" samples=3
 python -m lmjax.generation runs/quickstart prompt="The list" beams=4
 python -m lmjax.generation models/Mistral-7B-v0.1 prompt="The list" mesh.tensor=8
 python -m lmjax.generation models/Qwen-7B-Chat chat=true
+python -m lmjax.generation models/Qwen3-8B prompt="<|im_start|>user" special=true
 python -m lmjax.generation runs/quickstart_glm prompt="The [MASK] module provides [MASK]."
 python -m lmjax.generation models/t5-base prompt="The <extra_id_0> module provides <extra_id_1>."
 """
 
 import sys
 from collections.abc import Sequence
+from typing import Literal
 
 import jax
 
@@ -22,9 +24,9 @@ from lmjax.config import (
     import_modules,
 )
 from lmjax.generation.beams import check_search
-from lmjax.generation.chat import Message, chat_template
 from lmjax.generation.fill import MaskGuessing
-from lmjax.generation.run import chat_format, load
+from lmjax.generation.messages import Message
+from lmjax.generation.run import chat_format, check_chat, load
 from lmjax.generation.sampling import Sampling
 from lmjax.generation.text import TextGenerator
 from lmjax.parallel import Mesh
@@ -43,15 +45,21 @@ class Generate(Sampling):
     # blanks: [MASK] or [gMASK], <extra_id_0>, [MASK]
     prompt: str = ""
     max_tokens: int = 200  # most tokens; of a blank, where blanks are filled
-    stop: tuple[str, ...] = ()  # the text ends before the first of these strings
-    # talk in the terminal: true, in the format of the model's family, or in that of a name: plain,
-    # chatml, llama2, baichuan, baichuan2, falcon, chatglm2, chatglm3
+    # the text ends before the first of these strings, or of these special tokens
+    stop: tuple[str, ...] = ()
+    special: bool = False  # names of special tokens in the prompt are these tokens, not text
+    # talk in the terminal: true, in the format that the folder spells out or that is known of the
+    # model's family, or in that of a name: one of the folder's several, or plain, chatml, qwen2,
+    # qwen2.5, qwen3, llama2, mistral, gemma, baichuan, baichuan2, falcon, falcon_180b, chatglm2,
+    # chatglm3
     chat: str | None = None
     samples: int = 1  # texts; more than one are printed when all are there
     # the most likely texts that a search with so many beams finds, with their scores; none: one is
     # drawn
     beams: int | None = None
     length_penalty: float = 1.0  # of beams: log-probabilities are divided by length to this power
+    # what is computed in; none: what the run was trained in, but float32 on a CPU
+    dtype: Literal["float32", "bfloat16"] | None = None
     mesh: Mesh = Mesh()  # how the devices are arranged
     imports: tuple[str, ...] = ()  # modules of your own whose classes the run has
 
@@ -62,11 +70,9 @@ class Generate(Sampling):
             raise UserError(f"max_tokens={self.max_tokens}: must be 1 or more")
         if self.samples < 1:
             raise UserError(f"samples={self.samples}: must be 1 or more")
-        if self.chat is not None:
-            if self.chat != "true":
-                chat_template(self.chat)
-            if self.stop or self.samples > 1 or self.beams is not None:
-                raise UserError("chat: a conversation has neither stop, samples nor beams")
+        other = self.stop or self.samples > 1 or self.beams is not None or self.special
+        if self.chat is not None and other:
+            raise UserError("chat: a conversation has neither stop, samples, beams nor special")
         if self.beams is not None:
             check_search(self.beams, self.length_penalty)
             if self.stop or self.samples > 1:
@@ -85,15 +91,17 @@ def show(generator: TextGenerator, settings: Generate) -> None:
     """Prints the prompt and what follows it; a single drawn text as it is decoded."""
     prompt, max_tokens = settings.prompt, settings.max_tokens
     if settings.beams is not None:
-        found = generator.search(prompt, settings.beams, settings.length_penalty, max_tokens)
+        search = settings.beams, settings.length_penalty, max_tokens, settings.special
+        found = generator.search(prompt, *search)
         for text, score in found:
             print(f"[{score:.3f}] {prompt}{text}")
     elif settings.samples > 1:
-        texts = generator.generate([prompt], settings, max_tokens, settings.stop, settings.samples)
+        how = settings, max_tokens, settings.stop, settings.samples, settings.special
+        texts = generator.generate([prompt], *how)
         for number, text in enumerate(texts, 1):
             print(f"[{number}] {prompt}{text}")
     else:
-        pieces = generator.stream(prompt, settings, max_tokens, settings.stop)
+        pieces = generator.stream(prompt, settings, max_tokens, settings.stop, settings.special)
         first = next(pieces, "")  # mistakes in the prompt come before anything is printed
         print(prompt + first, end="", flush=True)
         for piece in pieces:
@@ -103,8 +111,10 @@ def show(generator: TextGenerator, settings: Generate) -> None:
 
 def show_filled(generator: TextGenerator, settings: Generate) -> None:
     """Prints the prompt with its blanks filled, or what each of its masks may be."""
-    if settings.stop or settings.chat is not None:
-        raise UserError("stop and chat are for models that continue texts; this one fills blanks")
+    if settings.stop or settings.chat is not None or settings.special:
+        raise UserError(
+            "stop, chat and special are for models that continue texts; this one fills blanks"
+        )
     if isinstance(generator.filling, MaskGuessing):
         if given := changed(settings, WRITING):
             raise UserError(
@@ -128,11 +138,8 @@ def talk(generator: TextGenerator, settings: Generate) -> None:
 
     The prompt, if there is one, is the user's first message.
     """
-    name = settings.chat
-    if name == "true":
-        name = chat_format(settings.run, generator.tokenizer)
-        print(f"chat={name}", file=sys.stderr)
-    template = chat_template(name)
+    template = chat_format(settings.run, generator.tokenizer, settings.chat)
+    print(f"chat format: {template.title}", file=sys.stderr)
     messages: list[Message] = []
     line = settings.prompt or _line()
     while line is not None:
@@ -161,7 +168,9 @@ def main() -> None:
         raise UserError("Which run? For instance: python -m lmjax.generation runs/quickstart")
     import_modules(settings.imports)
     with jax.set_mesh(settings.mesh.build()):
-        generator = load(settings.run)
+        if settings.chat is not None:
+            check_chat(settings.run, settings.chat)
+        generator = load(settings.run, dtype=settings.dtype)
         if generator.filling is not None:
             show_filled(generator, settings)
         elif settings.chat is None:

@@ -1,56 +1,20 @@
-"""Conversations as tokens: chat formats written down as data, and ChatGLM3's tool calls."""
+"""Chat formats written down as data: those of models whose folders do not spell them out."""
 
 from __future__ import annotations
 
-import ast
-import dataclasses
 import json
-import keyword
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 from lmjax.config import UserError, config, preset
-from lmjax.data.tokenizers import Tokenizer
+from lmjax.data.tokenizers import Piece, Tokenizer
+from lmjax.generation.messages import ROLES, ChatFormat, Message
 
-ROLES = ("system", "user", "assistant", "observation")
 SLOTS = {"content": "", "metadata": "", "round": 1, "system": ""}
-FENCE = "```"
-INTERPRETER = "interpreter"  # the metadata of ChatGLM3's messages that hold a program
-
-
-@dataclasses.dataclass(frozen=True)
-class Message:
-    """One turn of a conversation.
-
-    Attributes:
-      role: system, user, assistant, or observation (what a tool gave back).
-      content: the text.
-      metadata: stands behind the role in ChatGLM3's format: the tool that is called.
-      tools: descriptions of tools as JSON values, for a system message.
-    """
-
-    role: str
-    content: str
-    metadata: str = ""
-    tools: Sequence[Mapping[str, Any]] = ()
-
-
-class Piece(NamedTuple):
-    """A part of a rendered conversation: a text, or the name of a special token."""
-
-    text: str
-    special: bool
-
-
-class ToolCall(NamedTuple):
-    """An assistant's wish to have a tool called."""
-
-    name: str
-    arguments: dict[str, Any]
 
 
 @config
-class ChatTemplate:
+class ChatTemplate(ChatFormat):
     """How a conversation becomes tokens.
 
     A role is a tuple of parts, each encoded by itself. A part is a special token or text with
@@ -69,6 +33,8 @@ class ChatTemplate:
     tools: str = ""  # system text with slots {content} and {tools}, a JSON list; empty: no tools
     joined: bool = False  # texts that meet are encoded together, also across messages
     strip: bool = False  # drop white space around messages
+    # what begins and ends an assistant's thoughts; kept are those behind the last user message
+    thoughts: tuple[str, str] | None = None
     stop: tuple[str, ...] = ()  # special tokens that end a reply, besides the end of a document
     stop_strings: tuple[str, ...] = ()  # texts that end a reply
     forbidden: tuple[str, ...] = ()  # what no message may hold, as it would imitate a role
@@ -85,17 +51,13 @@ class ChatTemplate:
                     f"chat template: {part!r} is wrong ({error}); slots: {known}"
                 ) from None
 
+    @property
+    def title(self) -> str:
+        """See `ChatFormat`."""
+        return next((name for name, known in TEMPLATES.items() if known == self), "of your own")
+
     def render(self, messages: Sequence[Message], reply: bool = True) -> list[Piece]:
-        """The pieces of a conversation, in order.
-
-        Args:
-          messages: the conversation.
-          reply: end with what opens the assistant's next message.
-
-        Raises:
-          UserError: no message, a role or a detail that the format cannot express, or a forbidden
-            text.
-        """
+        """See `ChatFormat.render`; UserError also for a forbidden text."""
         if not messages:
             raise UserError("chat: the conversation holds no message")
         if self.default_system and messages[0].role != "system":
@@ -103,8 +65,11 @@ class ChatTemplate:
         pieces = self._fill(self.start)
         in_user = any("{system}" in part for part in self.user)
         system, number = "", 0
-        for message in messages:
+        last = max((n for n, message in enumerate(messages) if message.role == "user"), default=-1)
+        for place, message in enumerate(messages):
             content = self._content(message)
+            if self.thoughts and message.role == "assistant":
+                content = self._thoughtful(content, place > last, place == len(messages) - 1)
             if message.role == "system" and in_user:
                 system += "".join(piece.text for piece in self._fill(self.system, content=content))
                 continue
@@ -127,11 +92,7 @@ class ChatTemplate:
     def encode(
         self, tokenizer: Tokenizer, messages: Sequence[Message], reply: bool = True
     ) -> list[int]:
-        """The tokens of a conversation; see `render`.
-
-        Raises:
-          UserError: as `render`, or the tokenizer lacks one of the special tokens.
-        """
+        """See `ChatFormat.encode`; each piece is encoded by itself."""
         tokens: list[int] = []
         for piece in self.render(messages, reply):
             if piece.special:
@@ -145,11 +106,11 @@ class ChatTemplate:
         return sorted({tokenizer.end, *(_special(tokenizer, name) for name in self.stop)})
 
     def read_reply(self, text: str) -> Message:
-        """The assistant's message that a generated text is, without white space around it."""
+        """See `ChatFormat.read_reply`; with its metadata where the format has them."""
         if any("{metadata}" in part for part in self.assistant):
             metadata, _, text = text.partition("\n")
             return Message("assistant", text.strip(), metadata.strip())
-        return Message("assistant", text.strip())
+        return super().read_reply(text)
 
     def _content(self, message: Message) -> str:
         """A message's text, with its tools; UserError for what the format cannot express."""
@@ -159,6 +120,8 @@ class ChatTemplate:
             raise UserError(f"chat: no role {message.role!r} in this format, only {known}")
         if message.metadata and not any("{metadata}" in part for part in parts):
             raise UserError(f"chat: this format has no place for metadata ({message.metadata!r})")
+        if message.calls:
+            raise UserError("chat: this format has no place for calls of tools")
         if "\n" in message.metadata:
             raise UserError(f"chat: metadata is one line, not {message.metadata!r}")
         for text in self.forbidden:
@@ -171,6 +134,15 @@ class ChatTemplate:
             raise UserError(f"chat: a {message.role} message has no place for tools in this format")
         tools = json.dumps(list(message.tools), ensure_ascii=False, indent=4)
         return self.tools.format(content=content, tools=tools)
+
+    def _thoughtful(self, reply: str, kept: bool, last: bool) -> str:
+        """A reply without its thoughts, or with them as the format has them, none for the last."""
+        begin, end = self.thoughts
+        thought, found, answer = reply.rpartition(end)
+        thought = thought.rpartition(begin)[2].strip("\n")
+        if kept and (thought or last):
+            return f"{begin}\n{thought}\n{end}\n\n" + answer.lstrip("\n")
+        return answer.lstrip("\n") if found else answer
 
     def _fill(self, parts: Sequence[str], **slots: Any) -> list[Piece]:
         filled = [Piece(part.format(**SLOTS | slots), part in self.special) for part in parts]
@@ -201,47 +173,20 @@ def _special(tokenizer: Tokenizer, name: str) -> int:
         ) from None
 
 
-def write_tool_call(call: ToolCall) -> Message:
-    """A tool call as ChatGLM3's assistant writes it: a line of Python behind the tool's name.
-
-    Raises:
-      UserError: an argument's name is no name in Python.
-    """
-    for name in call.arguments:
-        if not name.isidentifier() or keyword.iskeyword(name):
-            raise UserError(f"tool {call.name}: an argument cannot be called {name!r}")
-    arguments = ", ".join(f"{name}={_literal(value)}" for name, value in call.arguments.items())
-    program = f"{FENCE}python\ntool_call({arguments})\n{FENCE}"
-    return Message("assistant", program, metadata=call.name)
-
-
-def read_tool_call(message: Message) -> ToolCall | None:
-    """The tool call that an assistant's message is; None for an answer or a program to run.
-
-    The text is parsed and never run.
-
-    Raises:
-      ValueError: the model wrote no call with values by name.
-    """
-    if message.role != "assistant" or message.metadata in ("", INTERPRETER):
-        return None
-    lines = [line for line in message.content.split("\n") if line.strip()[:3] != FENCE]
-    try:
-        call = ast.parse("\n".join(lines).strip(), mode="eval").body
-        named = isinstance(call, ast.Call) and isinstance(call.func, ast.Name)
-        if not named or call.func.id != "tool_call" or call.args:
-            raise ValueError("no call of tool_call with named arguments")
-        values = {entry.arg: ast.literal_eval(entry.value) for entry in call.keywords}
-        if None in values:
-            raise ValueError("an argument without a name")
-    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError) as error:
-        raise ValueError(f"the call of {message.metadata} cannot be read: {error}") from None
-    return ToolCall(message.metadata, values)
-
-
-def _literal(value: Any) -> str:
-    """A value in Python; texts in double quotes, as in ChatGLM3's examples."""
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)
+def _chatml(default_system: str, thoughts: tuple[str, str] | None = None) -> ChatTemplate:
+    """ChatML as Qwen's models have it since the second: texts that meet are encoded together."""
+    messages = {
+        role: ("<|im_start|>", f"{role}\n", "{content}", "<|im_end|>", "\n")
+        for role in ("system", "user", "assistant")
+    }
+    return ChatTemplate(
+        special=("<|im_start|>", "<|im_end|>"),
+        **messages,
+        default_system=default_system,
+        thoughts=thoughts,
+        joined=True,
+        stop=("<|im_end|>", "<|im_start|>"),
+    )
 
 
 TEMPLATES = {
@@ -260,6 +205,9 @@ TEMPLATES = {
         default_system="You are a helpful assistant.",
         stop=("<|im_end|>", "<|im_start|>"),
     ),
+    "qwen2": _chatml("You are a helpful assistant."),
+    "qwen2.5": _chatml("You are Qwen, created by Alibaba Cloud. You are a helpful assistant."),
+    "qwen3": _chatml("", thoughts=("<think>", "</think>")),
     "llama2": ChatTemplate(
         special=("<s>", "</s>"),
         system=("<<SYS>>\n{content}\n<</SYS>>\n\n",),
@@ -268,6 +216,24 @@ TEMPLATES = {
         joined=True,
         strip=True,
         forbidden=("[INST]", "[/INST]", "<<SYS>>", "<</SYS>>"),
+    ),
+    "mistral": ChatTemplate(
+        special=("<s>", "</s>"),
+        start=("<s>",),
+        user=("[INST] {content} [/INST]",),
+        assistant=(" {content}", "</s>"),
+        joined=True,
+        strip=True,
+        forbidden=("[INST]", "[/INST]"),
+    ),
+    "gemma": ChatTemplate(
+        special=("<bos>", "<start_of_turn>", "<end_of_turn>"),
+        start=("<bos>",),
+        user=("<start_of_turn>", "user\n{content}", "<end_of_turn>", "\n"),
+        assistant=("<start_of_turn>", "model\n", "{content}", "<end_of_turn>", "\n"),
+        joined=True,
+        strip=True,
+        stop=("<end_of_turn>",),
     ),
     "baichuan": ChatTemplate(
         special=("<reserved_102>", "<reserved_103>", "</s>"),
@@ -283,6 +249,12 @@ TEMPLATES = {
         stop=("<reserved_106>",),
     ),
     "falcon": ChatTemplate(
+        user=("User: {content}\n\n",),
+        assistant=("Assistant:", " {content}\n\n"),
+        joined=True,
+        stop_strings=("\nUser:",),
+    ),
+    "falcon_180b": ChatTemplate(
         system=("System: {content}\n",),
         user=("User: {content}\n",),
         assistant=("Falcon:", " {content}\n"),
@@ -311,30 +283,38 @@ TEMPLATES = {
 
 @preset
 def chat_template(name: str) -> ChatTemplate:
-    """A published chat format, by name.
+    """A published chat format, by name; a format itself is given back as it is.
 
-    plain is ours, for models trained on text alone. The others: chatml is Qwen's, baichuan that of
-    Baichuan-13B, falcon that of Falcon-180B; the rest bear their models' names.
+    plain is ours, for models trained on text alone. The others: chatml is the first Qwen's, falcon
+    that of Falcon-7B and 40B, mistral that of Mistral-7B-Instruct v0.1 and v0.2, baichuan that of
+    Baichuan-13B; the rest bear their models' names.
 
     Raises:
       UserError: an unknown name.
     """
+    if isinstance(name, ChatFormat):
+        return name
     if name not in TEMPLATES:
         raise UserError(f"there is no chat template {name!r}, only {', '.join(TEMPLATES)}")
     return TEMPLATES[name]
 
 
-# By family: the formats of its public chat models, the newest first.
-PUBLISHED = {
-    "qwen": ("chatml",),
-    "qwen2": ("chatml",),
-    "qwen3": ("chatml",),
-    "llama": ("llama2",),
-    "baichuan": ("baichuan",),
-    "baichuan2": ("baichuan2",),
-    "falcon": ("falcon",),
-    "chatglm": ("chatglm3", "chatglm2"),
+# By family, the newest first: formats that its public chat models have if their folders do not say,
+# and tokens that the tokenizers of just these models have besides those of the format.
+PUBLISHED: dict[str, dict[str, tuple[str, ...]]] = {
+    "qwen": {"chatml": ()},
+    "qwen2": {"qwen2.5": ("<|object_ref_start|>",), "qwen2": ()},
+    "qwen3": {"qwen3": ()},
+    "gemma": {"gemma": ()},
+    "gemma2": {"gemma": ()},
+    "baichuan": {"baichuan": ()},
+    "baichuan2": {"baichuan2": ()},
+    "falcon": {"falcon": ()},
+    "falcon_180b": {"falcon_180b": ()},
+    "chatglm": {"chatglm3": (), "chatglm2": ()},
 }
+# Names to try where models of a family were trained in many formats, and nothing tells which.
+LIKELY = {"llama": "llama2 if it is LLaMA 2 Chat", "mistral": "mistral if it is its Instruct v0.1"}
 
 
 def fitting_template(family: str, tokenizer: Tokenizer) -> str:
@@ -343,12 +323,13 @@ def fitting_template(family: str, tokenizer: Tokenizer) -> str:
     The newest one all of whose special tokens the tokenizer has.
 
     Raises:
-      UserError: there is none.
+      UserError: there is none, or the family's models were trained in many formats.
     """
-    for name in PUBLISHED.get(family, ()):
-        if set(TEMPLATES[name].special) <= tokenizer.special.keys():
+    for name, besides in PUBLISHED.get(family, {}).items():
+        if {*TEMPLATES[name].special, *besides} <= tokenizer.special.keys():
             return name
+    likely = f" ({LIKELY[family]})" if family in LIKELY else ""
     raise UserError(
-        f"chat=true: no chat format is known for {family} with this tokenizer; give the name"
-        f" of one: {', '.join(TEMPLATES)}"
+        f"no chat format is known for a {family} model with this tokenizer; give the name of one"
+        f"{likely}: {', '.join(TEMPLATES)}"
     )

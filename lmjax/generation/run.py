@@ -3,53 +3,74 @@
 from __future__ import annotations
 
 import os
-import pathlib
+import sys
+from pathlib import Path
 
-from lmjax.config import UserError
+import jax
+
+from lmjax.config import UserError, replace
 from lmjax.data.public_tokenizers import read_tokenizer
 from lmjax.data.tokenizers import Tokenizer
-from lmjax.generation.chat import fitting_template
+from lmjax.generation.chat import TEMPLATES, chat_template, fitting_template
 from lmjax.generation.fill import family_filling, filling_of
 from lmjax.generation.generator import Generator
+from lmjax.generation.jinja_format import JinjaFormat
+from lmjax.generation.messages import ChatFormat
 from lmjax.generation.text import TextGenerator
 from lmjax.generation.unstacked import layers_apart
 from lmjax.interop import huggingface
+from lmjax.interop.huggingface import Dtype
+from lmjax.interop.kept_files import (
+    DEFAULT,
+    TOOL_USE,
+    read_end_ids,
+    read_special_names,
+    read_templates,
+)
+from lmjax.models import TransformerConfig
 from lmjax.parallel import Layout, generation_layout
-from lmjax.training.trained import read_trained
+from lmjax.training.trained import beyond_table, read_experiment, read_trained
 
 
-def load(folder: str | os.PathLike, layout: Layout | None = None) -> TextGenerator:
+def load(
+    folder: str | os.PathLike, layout: Layout | None = None, dtype: Dtype | None = None
+) -> TextGenerator:
     """The model of a run folder (`load_run`) or of a public model folder (`load_model`)."""
-    read = load_model if huggingface.is_model_folder(folder) else load_run
-    return read(folder, layout)
+    if huggingface.is_model_folder(folder):
+        return load_model(folder, layout, dtype)
+    return load_run(folder, layout, dtype=dtype)
 
 
-def load_model(folder: str | os.PathLike, layout: Layout | None = None) -> TextGenerator:
+def load_model(
+    folder: str | os.PathLike, layout: Layout | None = None, dtype: Dtype | None = None
+) -> TextGenerator:
     """The model of a folder that transformers reads, with its tokenizer, on the mesh that is set.
 
     Args:
       folder: config.json, safetensors, and a tokenizer (see `read_tokenizer`).
       layout: how the model is cut over the mesh; None is `generation_layout()`.
+      dtype: what is computed in; None: float32.
 
     Raises:
       UserError: see `interop.huggingface.read`; or a tokenizer that is missing or does not fit.
     """
     layout = generation_layout() if layout is None else layout
-    folder = pathlib.Path(folder).expanduser()
+    folder = Path(folder).expanduser()
     tokenizer = read_tokenizer(folder)
     family, config = huggingface.read_config(folder)
     _, params = huggingface.read_params(folder, family, config, layout, apart=layers_apart())
-    if tokenizer.vocab_size > config.vocab_size:
-        raise UserError(
-            f"the tokenizer in {folder} has {tokenizer.vocab_size} tokens, more than the"
-            f" {config.vocab_size} of the model"
-        )
+    if unused := beyond_table(tokenizer, config.vocab_size):
+        tell(f"{folder}: {unused}")
     filling = family_filling(family.model_type, tokenizer)
-    return TextGenerator(Generator(config, params, layout), tokenizer, filling)
+    generator = Generator(computed_in(config, dtype), params, layout)
+    return TextGenerator(generator, tokenizer, filling, ends_of(folder, config))
 
 
 def load_run(
-    folder: str | os.PathLike, layout: Layout | None = None, step: int | None = None
+    folder: str | os.PathLike,
+    layout: Layout | None = None,
+    step: int | None = None,
+    dtype: Dtype | None = None,
 ) -> TextGenerator:
     """The model of a training run, with its tokenizer, on the mesh that is set.
 
@@ -62,28 +83,110 @@ def load_run(
       folder: what a training run wrote: config.json, checkpoints/, tokenizer/. It may go on.
       layout: how the model is cut over the mesh; None is `generation_layout()`.
       step: which checkpoint; None is the newest undamaged one.
+      dtype: what is computed in; None: what the run was trained in, but float32 on a CPU.
 
     Raises:
       UserError: not a run folder, no checkpoint, a damaged one, or a tokenizer that does not fit.
     """
     layout = generation_layout() if layout is None else layout
+    folder = Path(folder).expanduser()
     trained = read_trained(folder, layout, step)
     if trained.tokenizer is None:
         raise UserError(f"there is no tokenizer in {folder}: text needs one")
-    generator = Generator(trained.config, trained.params, layout)
-    return TextGenerator(generator, trained.tokenizer, filling_of(trained.objective))
+    if unused := beyond_table(trained.tokenizer, trained.config.vocab_size):
+        tell(f"{folder}: {unused}")
+    generator = Generator(computed_in(trained.config, dtype), trained.params, layout)
+    filling = filling_of(trained.objective)
+    return TextGenerator(generator, trained.tokenizer, filling, ends_of(folder, trained.config))
 
 
-def chat_format(folder: str | os.PathLike, tokenizer: Tokenizer) -> str:
-    """The name of the chat template of a folder's model: a run's, which read texts, is plain.
+def computed_in(config: TransformerConfig, dtype: Dtype | None) -> TransformerConfig:
+    """The config with the precision to decode in; says where it is not the config's own."""
+    if dtype is None and config.dtype == "bfloat16" and jax.default_backend() == "cpu":
+        tell("computing in float32, as bfloat16 is slower on a CPU; dtype=bfloat16 asks for it")
+        dtype = "float32"
+    return config if dtype in (None, config.dtype) else replace(config, dtype=dtype)
+
+
+def ends_of(folder: Path, config: TransformerConfig) -> tuple[int, ...]:
+    """The ids that end a text by the folder's files; says which of them the model does not have."""
+    ids = read_end_ids(folder)
+    if strange := [token for token in ids if not 0 <= token < config.vocab_size]:
+        tell(
+            f"{folder}: eos_token_id has {', '.join(map(str, strange))}, which the model does not"
+            f" have: its ids are 0 to {config.vocab_size - 1}"
+        )
+    return tuple(token for token in ids if token not in strange)
+
+
+def tell(note: str) -> None:
+    """Writes what the user should know, once for all processes."""
+    if jax.process_index() == 0:
+        print(f"note: {note}", file=sys.stderr, flush=True)
+
+
+def chat_format(folder: str | os.PathLike, tokenizer: Tokenizer, name: str = "true") -> ChatFormat:
+    """How a folder's model is talked to.
+
+    Args:
+      folder: a run folder or a public model's.
+      tokenizer: the folder's.
+      name: "true": the folder's own template; where it has none, the format that is known for the
+        public models of its family; for a run, which has read texts, plain. Else the name of one of
+        the folder's templates, or of one of ours.
 
     Raises:
-      UserError: a public model whose format is not known.
+      UserError: a public model whose format is not known, a damaged template, or no such name.
     """
-    if not huggingface.is_model_folder(folder):
-        return "plain"
-    family, config = huggingface.read_config(pathlib.Path(folder).expanduser())
-    name = family.model_type
+    folder = Path(folder).expanduser()
+    templates = read_templates(folder)
+    with_tools = templates.get(TOOL_USE) if name == "true" else None
+    name_there = DEFAULT if name == "true" else name
+    if name_there in templates:
+        template, special = templates[name_there], tokenizer.special
+        names = {token: name for name, token in special.items()}
+        tokens = {"bos_token": names.get(tokenizer.begin), "eos_token": names.get(tokenizer.end)}
+        tokens |= read_special_names(folder)
+        return JinjaFormat(
+            source=template.source,
+            title=f"{template.file} of the folder",
+            special=frozenset(special),
+            tokens={role: token for role, token in tokens.items() if token is not None},
+            with_tools=None if with_tools is None else with_tools.source,
+        )
+    if name != "true":
+        check_chat(folder, name)
+        return chat_template(name)
+    if templates:
+        raise UserError(
+            f"chat=true: {folder} has several chat templates; give the name of one:"
+            f" {', '.join(templates)}"
+        )
+    family = family_of(folder)
+    try:
+        return chat_template("plain" if family is None else fitting_template(family, tokenizer))
+    except UserError as error:
+        raise UserError(f"chat=true: {folder} has no chat template, and {error}") from None
+
+
+def check_chat(folder: str | os.PathLike, name: str) -> None:
+    """Raises UserError for a name of a chat format that neither the folder nor we have."""
+    theirs = read_templates(Path(folder).expanduser())
+    if name != "true" and name not in theirs and name not in TEMPLATES:
+        known = ", ".join([*theirs, *TEMPLATES])
+        raise UserError(f"chat: there is no chat template {name!r}, only {known}")
+
+
+def family_of(folder: Path) -> str | None:
+    """The family of a folder's public model, as `fitting_template` knows it; None: trained here."""
+    if huggingface.is_model_folder(folder):
+        family, config = huggingface.read_config(folder)
+        name = family.model_type
+    else:
+        experiment = read_experiment(folder)
+        name, config = getattr(experiment, "family", None), experiment.model  # of `ConvertedModel`
     if name == "baichuan" and config.normalized_head:
-        name = "baichuan2"  # whose folders bear the first one's model_type
-    return fitting_template(name, tokenizer)
+        return "baichuan2"  # whose folders bear the first one's model_type
+    if name == "falcon" and config.num_layers >= 80:
+        return "falcon_180b"
+    return name

@@ -12,9 +12,8 @@ import numpy as np
 from flax import nnx
 
 from lmjax.config import UserError, replace
-from lmjax.data.tokenizers import Tokenizer
+from lmjax.data.tokenizers import Tokenizer, cut_at_names
 from lmjax.generation.beams import BeamSearch
-from lmjax.generation.chat import ChatTemplate, Message
 from lmjax.generation.fill import (
     Filled,
     Filling,
@@ -24,6 +23,7 @@ from lmjax.generation.fill import (
     write_blanks,
 )
 from lmjax.generation.generator import Generator, require_numbers
+from lmjax.generation.messages import ChatFormat, Message
 from lmjax.generation.sampling import Sampling
 from lmjax.models import abstract, check_tokens, plain_batch
 
@@ -41,11 +41,13 @@ class TextGenerator:
       generator: continues tokens.
       tokenizer: what the model was trained with.
       filling: how it fills blanks; None where it continues texts.
+      ends: ids that end a text, besides the tokenizer's end.
     """
 
     generator: Generator
     tokenizer: Tokenizer
     filling: Filling | None = None
+    ends: tuple[int, ...] = ()
 
     def generate(
         self,
@@ -54,20 +56,21 @@ class TextGenerator:
         max_tokens: int = 100,
         stop: Sequence[str] = (),
         samples: int = 1,
+        special: bool = False,
     ) -> list[str]:
         """What follows each prompt: `samples` texts of the first, then those of the second, ...
 
         See `stream`; text i draws with seed `sampling.seed + i`.
         """
-        rows = [prompt_tokens(self.tokenizer, prompt) for prompt in prompts]
+        rows = [prompt_tokens(self.tokenizer, prompt, special) for prompt in prompts]
+        ends = self._ends(stop)
         streams = [
             TextStream(self.tokenizer, stop, at_start=not prompt)
             for prompt in prompts
             for _ in range(samples)
         ]
         texts = [""] * len(streams)
-        end = [self.tokenizer.end]
-        for part in self.generator.stream(rows, sampling, max_tokens, end, INTERVAL, samples):
+        for part in self.generator.stream(rows, sampling, max_tokens, ends, INTERVAL, samples):
             for i, (stream, tokens) in enumerate(zip(streams, part)):
                 texts[i] += stream.add(tokens)
             if all(stream.stopped for stream in streams):
@@ -80,6 +83,7 @@ class TextGenerator:
         sampling: Sampling | None = None,
         max_tokens: int = 100,
         stop: Sequence[str] = (),
+        special: bool = False,
     ) -> Iterator[str]:
         """Yields what follows the prompt, in whole characters, as it is decoded.
 
@@ -88,18 +92,20 @@ class TextGenerator:
           sampling: how tokens are chosen; None is `Sampling()`.
           max_tokens: most tokens; the text ends before it when the document does, or when the
             model's context is full.
-          stop: the text ends before the first of these strings.
+          stop: the text ends before the first of these strings, or of these special tokens.
+          special: names of special tokens in the prompt are these tokens; else they are text.
 
         Raises:
-          UserError: a prompt longer than the context, or one that the tokenizer cannot spell.
+          UserError: a prompt longer than the context, or one that the tokenizer cannot spell; a
+            stop string in which a special token stands beside text.
         """
-        row = prompt_tokens(self.tokenizer, prompt)
+        row = prompt_tokens(self.tokenizer, prompt, special)
         text = TextStream(self.tokenizer, stop, at_start=not prompt)
-        return self._stream(row, text, sampling, max_tokens, [self.tokenizer.end])
+        return self._stream(row, text, sampling, max_tokens, self._ends(stop))
 
     def reply(
         self,
-        template: ChatTemplate,
+        template: ChatFormat,
         messages: Sequence[Message],
         sampling: Sampling | None = None,
         max_tokens: int = 100,
@@ -117,8 +123,8 @@ class TextGenerator:
         """
         row = template.encode(self.tokenizer, messages)
         text = TextStream(self.tokenizer, template.stop_strings, at_start=True)
-        stop_tokens = template.stop_tokens(self.tokenizer)
-        return self._stream(row, text, sampling, max_tokens, stop_tokens)
+        ends = sorted({*template.stop_tokens(self.tokenizer), *self.ends})
+        return self._stream(row, text, sampling, max_tokens, ends)
 
     def _stream(self, row, text, sampling, max_tokens, stop_tokens) -> Iterator[str]:
         for part in self.generator.stream([row], sampling, max_tokens, stop_tokens):
@@ -129,14 +135,35 @@ class TextGenerator:
         if rest := text.rest():
             yield rest
 
+    def _ends(self, stop: Sequence[str] = ()) -> list[int]:
+        """The ids that end a text, with those of the special tokens among the stop strings.
+
+        Raises:
+          UserError: a special token stands beside text in a stop string: it makes no text, so the
+            string would never be found.
+        """
+        special = self.tokenizer.special
+        for text in stop:
+            pieces = cut_at_names(text, special)
+            if len(pieces) > 1 and (names := [piece.text for piece in pieces if piece.special]):
+                raise UserError(
+                    f"stop: {text!r} holds the special token {names[0]!r}, which is no text; give"
+                    " the token alone, and texts without it"
+                )
+        return sorted({self.tokenizer.end, *self.ends, *(special[t] for t in stop if t in special)})
+
     def search(
-        self, prompt: str, beams: int = 4, length_penalty: float = 1.0, max_tokens: int = 100
+        self,
+        prompt: str,
+        beams: int = 4,
+        length_penalty: float = 1.0,
+        max_tokens: int = 100,
+        special: bool = False,
     ) -> list[tuple[str, float]]:
-        """The best texts after the prompt, with their scores; see `BeamSearch`."""
-        rows = [prompt_tokens(self.tokenizer, prompt)]
-        end = [self.tokenizer.end]
+        """The best texts after the prompt, with their scores; see `stream` and `BeamSearch`."""
+        rows = [prompt_tokens(self.tokenizer, prompt, special)]
         found = []
-        for row in self._beam_search(rows, beams, length_penalty, max_tokens, end)[0]:
+        for row in self._beam_search(rows, beams, length_penalty, max_tokens, self._ends())[0]:
             text = TextStream(self.tokenizer, at_start=not prompt)
             found.append((text.add(row.tokens) + text.rest(), row.score))
         return found
@@ -231,15 +258,26 @@ class TextGenerator:
         return BeamSearch(self.generator)
 
 
-def prompt_tokens(tokenizer: Tokenizer, prompt: str) -> list[int]:
+def prompt_tokens(tokenizer: Tokenizer, prompt: str, special: bool = False) -> list[int]:
     """A prompt as the beginning of a document, with what the model's own program puts before it.
 
     An empty prompt is the place where a document begins: `begin`, else the `end` of one before.
-    UserError for a prompt whose text makes no token at all.
+
+    Args:
+      tokenizer: of the model.
+      prompt: the text.
+      special: names of special tokens in it are these tokens. What stands before a document is
+        then not put twice.
+
+    Raises:
+      UserError: the prompt's text makes no token at all.
     """
+    opening = list(tokenizer.opening)
     if not prompt:
-        return list(tokenizer.opening or (tokenizer.end,))
-    tokens = [*tokenizer.opening, *tokenizer.encode(prompt)]
+        return opening or [tokenizer.end]
+    tokens = tokenizer.encode_special(prompt) if special else tokenizer.encode(prompt)
+    if not special or tokens[: len(opening)] != opening:
+        tokens = opening + tokens
     if not tokens:
         raise UserError("this tokenizer makes no token of the prompt's text: give some other text")
     return tokens

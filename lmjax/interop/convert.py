@@ -15,13 +15,19 @@ from lmjax.data.public_tokenizers import read_tokenizer
 from lmjax.data.tokenizers import Tokenizer
 from lmjax.interop import huggingface
 from lmjax.interop.huggingface import Dtype
+from lmjax.interop.kept_files import (
+    TEMPLATE_FOLDER,
+    keep,
+    read_templates,
+    write_templates,
+)
 from lmjax.interop.progress import ByteBar
-from lmjax.interop.tensor_files import LARGEST_FILE, write_json
+from lmjax.interop.tensor_files import LARGEST_FILE
 from lmjax.interop.tokenizer_files import end_ids, public_files
 from lmjax.models import TransformerConfig
 from lmjax.parallel import training_layout
 from lmjax.training.checkpoints import Checkpointer
-from lmjax.training.trained import Trained, read_trained
+from lmjax.training.trained import Trained, beyond_table, read_experiment, read_trained
 
 # Endings of files that hold weights, in whatever format, and of what belongs to them.
 WEIGHTS = (
@@ -36,6 +42,7 @@ class ConvertedModel:
 
     model: TransformerConfig
     source: str  # the folder that it was converted from
+    family: str | None = None  # the model_type there; none: it was trained in a run
 
 
 def convert(
@@ -83,7 +90,8 @@ def convert(
             if to_run:
                 write_run(folder, trained, source, console)
             else:
-                notes += write_model(folder, trained, dtype or "float32", largest_file, console)
+                how = dtype or "float32", largest_file, console
+                notes += write_model(folder, trained, source, *how)
     for note in notes:
         console.print(f"note: {note}", soft_wrap=True)
     console.print(f"written: {destination}", soft_wrap=True)
@@ -123,19 +131,17 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 def read(source: Path, step: int | None, console: Console) -> tuple[Trained, list[str]]:
     """The model of a folder of either kind, and what the user should know."""
-    if not huggingface.is_model_folder(source):
+    if huggingface.is_model_folder(source):
+        with ByteBar("reading", console) as report:
+            config, _, params = huggingface.read(source, training_layout(), report)
+        tokenizer, notes = find_tokenizer(source)
+        trained = Trained(config, params, tokenizer)
+    else:
         console.print("reading the checkpoint")
-        return read_trained(source, training_layout(), step), []
-    with ByteBar("reading", console) as report:
-        config, _, params = huggingface.read(source, training_layout(), report)
-    tokenizer, notes = find_tokenizer(source)
-    if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
-        notes.append(
-            f"the tokenizer was left out: it has {tokenizer.vocab_size} tokens, more than the"
-            f" {config.vocab_size} of the model"
-        )
-        tokenizer = None
-    return Trained(config, params, tokenizer), notes
+        trained, notes = read_trained(source, training_layout(), step), []
+    if trained.tokenizer is not None:
+        notes += filter(None, [beyond_table(trained.tokenizer, trained.config.vocab_size)])
+    return trained, notes
 
 
 def find_tokenizer(folder: Path) -> tuple[Tokenizer | None, list[str]]:
@@ -155,20 +161,35 @@ def write_run(folder: Path, trained: Trained, source: Path, console: Console) ->
         extra["tokenizer"] = trained.tokenizer.fingerprint
     with Checkpointer(folder / "checkpoints") as checkpointer:
         checkpointer.save(0, {"params": trained.params}, extra)
-    made = ConvertedModel(model=trained.config, source=str(source))
+    keep(source, folder)
+    made = ConvertedModel(model=trained.config, source=str(source), family=family_of(source))
     (folder / "config.json").write_text(to_json(made), "utf-8")
 
 
+def family_of(source: Path) -> str | None:
+    """The model_type of a public model, also where its run folder is the source."""
+    if huggingface.is_model_folder(source):
+        return huggingface.read_config(source)[0].model_type
+    experiment = read_experiment(source)
+    return experiment.family if isinstance(experiment, ConvertedModel) else None
+
+
 def write_model(
-    folder: Path, trained: Trained, dtype: Dtype, largest_file: int, console: Console
+    folder: Path,
+    trained: Trained,
+    source: Path,
+    dtype: Dtype,
+    largest_file: int,
+    console: Console,
 ) -> list[str]:
     """Writes a model folder for transformers; what the user should know of its tokenizer."""
     files, notes, ends = {}, ["the run has no tokenizer"], {}
     if trained.tokenizer is not None:
         files, notes = public_files(trained.tokenizer, trained.config.max_length)
         ends = end_ids(trained.tokenizer)
-        # Without it transformers would stop at the token that models of the family usually end at.
-        write_json(folder / "generation_config.json", ends)
+    # Without eos_token_id transformers would stop at what models of the family usually end at.
+    settings = keep(source, folder, ends)
+    ends = {role: settings[role] for role in ends}
     for name, data in files.items():
         (folder / name).write_bytes(data)
     with ByteBar("writing", console) as report:
@@ -186,6 +207,8 @@ def carry(source: Path, folder: Path) -> list[str]:
             continue
         if path.is_file():
             shutil.copyfile(path, folder / path.name)
+        elif path.name == TEMPLATE_FOLDER:
+            write_templates(folder, read_templates(source))
         elif not path.name.startswith("."):
             left.append(path.name)
     return [f"not copied, because they are folders: {', '.join(left)}"] if left else []

@@ -13,6 +13,7 @@ import jax
 from jax.experimental import multihost_utils
 
 from lmjax.config import UserError, from_json, to_json
+from lmjax.interop.kept_files import remove_kept
 from lmjax.training.checkpoints import Checkpointer
 from lmjax.training.manifest import write_atomically
 from lmjax.training.metrics import read_metrics
@@ -106,6 +107,7 @@ class RunFolder:
             LOCK,
         ):
             (self.path / name).unlink(missing_ok=True)
+        remove_kept(self.path)
         if not any(self.path.iterdir()):
             self.path.rmdir()
 

@@ -14,6 +14,8 @@ from lmjax.objectives import Objective
 from lmjax.parallel import Layout
 from lmjax.training.checkpoints import Checkpointer
 
+NAMED = 5  # tokens that are told by name
+
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
@@ -58,25 +60,38 @@ def read_trained(folder: str | os.PathLike, layout: Layout, step: int | None = N
     if tokenizer is None and "tokenizer" in extra:
         raise UserError(f"{folder} lacks the tokenizer of its checkpoint: there is no {where}")
     if tokenizer is not None:
-        _check_tokenizer(tokenizer, where, extra, experiment.model.vocab_size)
+        _check_tokenizer(tokenizer, where, extra)
     objective = getattr(experiment, "objective", None)
     return Trained(experiment.model, tree[entry], tokenizer, objective)
 
 
-def _check_tokenizer(
-    tokenizer: Tokenizer, where: Path, extra: dict[str, Any], vocab_size: int
-) -> None:
+def _check_tokenizer(tokenizer: Tokenizer, where: Path, extra: dict[str, Any]) -> None:
     """Raises UserError for a tokenizer that is not the model's."""
     if extra.get("tokenizer", tokenizer.fingerprint) != tokenizer.fingerprint:
         raise UserError(
             f"the tokenizer in {where} is not the one that the checkpoint was trained with:"
             f" its fingerprint is {tokenizer.fingerprint}, not {extra['tokenizer']}"
         )
-    if tokenizer.vocab_size > vocab_size:
-        raise UserError(
-            f"the tokenizer in {where} has {tokenizer.vocab_size} tokens, more than the"
-            f" {vocab_size} of the model"
-        )
+
+
+def beyond_table(tokenizer: Tokenizer, vocab_size: int) -> str | None:
+    """What to say of a tokenizer with more tokens than the model has; None where all fit.
+
+    Such tokens may be there for nothing, as padding often is: those in a text are what is wrong.
+    """
+    if tokenizer.vocab_size <= vocab_size:
+        return None
+    names = {token: name for name, token in tokenizer.special.items()}
+    first = range(vocab_size, min(tokenizer.vocab_size, vocab_size + NAMED))
+    shown = [
+        f"{names.get(t) or tokenizer.token_bytes(t).decode(errors='replace')!r} ({t})"
+        for t in first
+    ]
+    more = tokenizer.vocab_size - vocab_size - len(shown)
+    return (
+        f"the tokenizer has {tokenizer.vocab_size} tokens, more than the {vocab_size} of the model;"
+        f" texts must not have {', '.join(shown)}{f' and {more} more' if more else ''}"
+    )
 
 
 def read_experiment(folder: Path):

@@ -1,0 +1,270 @@
+"""Chat formats that a folder spells out: Jinja templates, rendered as transformers does."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import functools
+import json
+import re
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any, ClassVar
+
+from lmjax.config import UserError
+from lmjax.data.tokenizers import Piece, Tokenizer, cut_at_names
+from lmjax.generation.messages import ChatFormat, Message
+
+# Stands in the text of messages where no special token may be read; no text has this code point.
+MARK = "\ufdd0"
+SAFE_JINJA = (3, 1, 6)  # older sandboxes can be left
+PROBE = "Replyprobe"  # an assistant's text that templates write as it is
+PROBES = Message("user", "First"), Message("assistant", PROBE), Message("user", "Second")
+TOOL_ROLE = "tool"  # what templates call the role `observation`
+
+
+@dataclasses.dataclass(frozen=True)
+class JinjaFormat(ChatFormat):
+    """A chat template in Jinja's language, rendered in a sandbox.
+
+    Messages are encoded together with what the template writes around them, so an ordinary
+    conversation has the tokens that transformers' `apply_chat_template` gives it. Names of special
+    tokens in messages and tools stay text there, which they do not in transformers.
+
+    Attributes:
+      source: the template.
+      title: what users are told that it is.
+      special: names of the tokenizer's special tokens.
+      tokens: those that the template knows under names of its own, such as eos_token.
+      with_tools: the template of conversations with tools, where the folder has another for them.
+    """
+
+    source: str
+    title: str = dataclasses.field(compare=False)
+    special: frozenset[str]
+    tokens: Mapping[str, str]
+    with_tools: str | None = None
+
+    def __post_init__(self) -> None:
+        """Raises UserError for a template that is not one."""
+        for source in filter(None, (self.source, self.with_tools)):
+            self._compiled(source)
+
+    def render(self, messages: Sequence[Message], reply: bool = True) -> list[Piece]:
+        """See `ChatFormat.render`."""
+        pieces: list[Piece] = []
+        for part in self._text(messages, reply).split(MARK):  # no special token goes across a mark
+            for piece in cut_at_names(part, self.special):
+                if pieces and not (piece.special or pieces[-1].special):
+                    pieces[-1] = Piece(pieces[-1].text + piece.text, False)
+                else:
+                    pieces.append(piece)
+        return pieces
+
+    def encode(
+        self, tokenizer: Tokenizer, messages: Sequence[Message], reply: bool = True
+    ) -> list[int]:
+        """See `ChatFormat.encode`."""
+        return tokenizer.encode_pieces(self.render(messages, reply))
+
+    def stop_tokens(self, tokenizer: Tokenizer) -> list[int]:
+        """The tokenizer's end, and what the template writes right behind a reply."""
+        return sorted({tokenizer.end, *(tokenizer.special[name] for name in self._ends[0])})
+
+    @property
+    def stop_strings(self) -> tuple[str, ...]:
+        """The text between a reply and the next message, if no special token ends replies."""
+        return self._ends[1]
+
+    @functools.cached_property
+    def _ends(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Special tokens right behind replies, and text that is there instead."""
+        first, second = QUESTIONS
+        names, texts = [], []
+        for talk in (
+            [first, Message("assistant", PROBE), second],
+            [first, Message("assistant", PROBE)],
+        ):
+            behind, following = self._behind_reply(talk)
+            if behind.strip():
+                texts.append(behind.split(second.content)[0].rstrip())
+            elif following is not None:
+                names.append(following)
+        stops = () if names else tuple(text for text in texts if len(text.strip()) > 1)
+        return tuple(dict.fromkeys(names)), tuple(dict.fromkeys(stops))
+
+    def _behind_reply(self, talk: Sequence[Message]) -> tuple[str, str | None]:
+        """The text behind the probe, and the special token behind that."""
+        for system in ([], [Message("system", "System probe")]):  # some want one
+            try:
+                pieces = self.render([*system, *talk], reply=False)
+            except UserError:
+                continue
+            for piece, following in pairwise([*pieces, Piece("", False)]):
+                if PROBE in piece.text:
+                    behind = piece.text.rpartition(PROBE)[2]
+                    return behind, following.text if following.special else None
+        return "", None
+
+    # ---- text ----------------------------------------------------------------------------------
+
+    def _text(self, messages: Sequence[Message], reply: bool) -> str:
+        """The rendered conversation, with a mark wherever messages would forge a special token."""
+        if not messages:
+            raise UserError("chat: the conversation holds no message")
+        tools = [tool for message in messages for tool in message.tools]
+        bare = [message for message in messages if message.content or not message.tools]
+        variables = {
+            "messages": [self._entry(message) for message in bare],
+            "tools": self._marked(tools) or None,
+            "documents": None,
+            "add_generation_prompt": reply,
+        }
+        source = self.with_tools if tools and self.with_tools else self.source
+        try:
+            return self._compiled(source).render(**self.tokens, **variables)
+        except UserError:
+            raise
+        except Exception as error:  # whatever a foreign template does wrong
+            raise UserError(f"chat: {self.title} fails: {error or type(error).__name__}") from None
+
+    def _entry(self, message: Message) -> dict[str, Any]:
+        """A message as templates read it."""
+        if not message.role.isidentifier():
+            raise UserError(f"chat: {message.role!r} is no name of a role")
+        role = TOOL_ROLE if message.role == "observation" else message.role
+        entry: dict[str, Any] = {"role": role, "content": self._marked(message.content)}
+        if message.metadata:
+            entry["metadata"] = self._marked(message.metadata)
+        if message.calls:
+            entry["tool_calls"] = [
+                {"type": "function", "function": self._marked(call._asdict())}
+                for call in message.calls
+            ]
+        return entry
+
+    def _marked(self, value: Any) -> Any:
+        """A JSON value whose texts have marks inside the names of special tokens."""
+        if value is None or isinstance(value, bool | int | float):
+            return value
+        if isinstance(value, Mapping):
+            return {self._inside(key): self._marked(inner) for key, inner in value.items()}
+        if isinstance(value, list | tuple):
+            return [self._marked(inner) for inner in value]
+        if not isinstance(value, str):
+            raise UserError(f"chat: {value!r} is no JSON value")
+        # With what the template writes beside it, the end of a text may make a name.
+        heads, tails = self._halves
+        return MARK * value.startswith(tails) + self._inside(value) + MARK * value.endswith(heads)
+
+    def _inside(self, text: str) -> str:
+        if MARK in text:
+            raise UserError("chat: a text holds U+FDD0, which is no character")
+        return self._starts.sub(rf"\1{MARK}", text)
+
+    @functools.cached_property
+    def _starts(self) -> re.Pattern[str]:
+        """The first character of the name of a special token, also inside another name."""
+        return re.compile(f"(?={'|'.join(map(re.escape, self.special)) or '(?!)'})(.)", re.DOTALL)
+
+    @functools.cached_property
+    def _halves(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """What names of special tokens begin with, and what they end with."""
+        cuts = [(name, place) for name in self.special for place in range(1, len(name))]
+        heads = {name[:place] for name, place in cuts}
+        tails = {name[place:] for name, place in cuts}
+        return tuple(heads), tuple(tails)
+
+    def _compiled(self, source: str) -> Any:
+        jinja2, environment = _environment()
+        try:
+            return environment.from_string(source)
+        except jinja2.TemplateSyntaxError as error:
+            raise UserError(
+                f"chat: {self.title} is no template: {error.message} (line {error.lineno})"
+            ) from None
+
+
+@functools.cache
+def _environment() -> tuple[Any, Any]:
+    """The jinja2 package, and a sandbox with what transformers gives templates."""
+    try:
+        import jinja2
+        import jinja2.ext
+        import jinja2.sandbox
+    except ImportError:
+        raise UserError(
+            "the folder's own chat template needs the package jinja2: pip install 'lmjax[chat]'"
+        ) from None
+    if tuple(map(int, re.findall(r"\d+", jinja2.__version__)[:3])) < SAFE_JINJA:
+        raise UserError(f"chat: jinja2 {jinja2.__version__} is unsafe: pip install 'lmjax[chat]'")
+
+    class Generation(jinja2.ext.Extension):
+        """The tag `generation`, which marks what an assistant says for training."""
+
+        tags: ClassVar = {"generation"}
+
+        def parse(self, parser: Any) -> Any:
+            line = next(parser.stream).lineno
+            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+            return jinja2.nodes.Scope(body).set_lineno(line)
+
+    class Namespace(jinja2.utils.Namespace):
+        """Without names that lead into Python."""
+
+        def __init__(*self_and_pairs: Any, **values: Any) -> None:
+            self, *pairs = self_and_pairs
+            jinja2.utils.Namespace.__init__(self)
+            for name, value in dict(*pairs, **values).items():
+                self[name] = value
+
+        def __setitem__(self, name: str, value: Any) -> None:
+            if str(name).startswith("_"):
+                raise jinja2.exceptions.SecurityError(f"a namespace may not have {name!r}")
+            super().__setitem__(name, value)
+
+    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, jinja2.ext.loopcontrols]
+    )
+    environment.filters["tojson"] = _to_json
+    environment.globals |= {
+        "raise_exception": _refuse,
+        "strftime_now": lambda form: datetime.datetime.now().strftime(form),
+        "dict": _Dictionaries(),
+        "namespace": Namespace,
+    }
+    return jinja2, environment
+
+
+class _Dictionaries:
+    """`dict` for templates, which is no class there."""
+
+    def __call__(self, *pairs: Any, **values: Any) -> dict:
+        return dict(*pairs, **values)
+
+    def fromkeys(self, *arguments: Any) -> dict:
+        """As Python's."""
+        return dict.fromkeys(*arguments)
+
+
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | str | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """JSON without Jinja's escapes for web pages."""
+    text = json.dumps(
+        value,
+        ensure_ascii=ensure_ascii,
+        indent=indent,
+        separators=separators,
+        sort_keys=sort_keys,
+    )
+    return text.replace(json.dumps(MARK)[1:-1], MARK) if ensure_ascii else text
+
+
+def _refuse(message: str) -> None:
+    """What templates call for conversations that they do not take."""
+    raise UserError(f"chat: the folder's template refuses the conversation: {message}")

@@ -1,0 +1,136 @@
+"""Chat formats beside transformers' `apply_chat_template`, live: ids equal to the last one."""
+
+import json
+import os
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lmjax.data.public_tokenizers import read_tokenizer
+from lmjax.generation.chat import chat_template
+from lmjax.generation.messages import Message, ToolCall
+from lmjax.generation.run import chat_format
+from tests.lmjax.generation.chat_folders import FAMILIES, WEATHER, write_folder
+
+os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}  # nothing is downloaded
+EXTRA = "the live comparison needs the extra parity: pip install -e '.[parity]', on Python 3.11"
+transformers = pytest.importorskip("transformers", reason=EXTRA)
+
+SYSTEM = Message("system", "Be brief.\n\nAnd  kind.")
+TURNS = [
+    Message("user", "  What is the\nweather, [x] <b>? 今天 🙂 "),
+    Message("assistant", "\nIt is sunny:\n\n    22 degrees "),
+    Message("user", "And\ttomorrow?\n\n"),
+    Message("assistant", "<think>\nWho knows?\n</think>\n\nRain."),
+    Message("user", "\n\nyes  or no"),
+]
+CALLED = [
+    Message("system", "Use tools.", tools=[WEATHER]),
+    Message("user", "The weather in Paris?"),
+    Message("assistant", "", calls=[ToolCall("get_weather", {"place": "Paris & “co”", "n": [1.5]})]),
+    Message("observation", '{"degrees": 22}'),
+]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """By family: our tokenizer and format, and transformers' tokenizer, of one folder."""
+    found = {}
+    for name, family in FAMILIES.items():
+        folder = tmp_path_factory.mktemp(name)
+        write_folder(folder, family)
+        tokenizer = read_tokenizer(folder)
+        theirs = transformers.AutoTokenizer.from_pretrained(folder)
+        found[name] = tokenizer, chat_format_of(folder, tokenizer), theirs
+    return found
+
+
+def chat_format_of(folder, tokenizer):
+    """The folder's own format; a folder of a tokenizer alone is enough."""
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    return chat_format(folder, tokenizer)
+
+
+def entry(message):
+    """A message as transformers takes it."""
+    role = "tool" if message.role == "observation" else message.role
+    found = {"role": role, "content": message.content}
+    if message.calls:
+        calls = [{"type": "function", "function": call._asdict()} for call in message.calls]
+        found["tool_calls"] = calls
+    return found
+
+
+def expected(theirs, talk, reply):
+    """Ids by transformers."""
+    tools = [tool for message in talk for tool in message.tools] or None
+    return theirs.apply_chat_template(
+        [entry(message) for message in talk],
+        tools=tools,
+        add_generation_prompt=reply,
+        return_dict=False,
+    )
+
+
+def conversations(family):
+    """One turn, several, with a system message and with tools, where the family has them."""
+    yield TURNS[:1]
+    yield TURNS
+    yield TURNS[:2]
+    if family.system:
+        yield [SYSTEM, *TURNS[:3]]
+    if family.tools:
+        yield CALLED[:2]
+        yield CALLED
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_ids_are_those_of_transformers(folders, name):
+    tokenizer, template, theirs = folders[name]
+    for talk in conversations(FAMILIES[name]):
+        for reply in (True, False):
+            found = template.encode(tokenizer, talk, reply)
+            assert found == expected(theirs, talk, reply), (talk, reply)
+
+
+TEXTS = st.text(st.sampled_from("ab \n\t<|>[]/sINT▁é漢🙂")) | st.text()
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@given(texts=st.lists(TEXTS, min_size=3, max_size=3))
+def test_whatever_people_write(folders, name, texts):
+    """Texts without whole names of special tokens, or parts of one beside another part."""
+    tokenizer, template, theirs = folders[name]
+    talk = [Message(role, text) for role, text in zip(("user", "assistant", "user"), texts)]
+    rendered = theirs.apply_chat_template([entry(m) for m in talk], tokenize=False)
+    genuine = [text for text, is_special in template.render(talk, reply=False) if is_special]
+    if len(theirs.tokenize(rendered)) and genuine != specials(tokenizer, rendered):
+        return  # transformers lets the message forge a token
+    assert template.encode(tokenizer, talk) == expected(theirs, talk, True)
+
+
+def specials(tokenizer, text):
+    """Names of the special tokens that a text is read to have."""
+    names = {token: name for name, token in tokenizer.special.items()}
+    return [names[token] for token in tokenizer.encode_special(text) if token in names]
+
+
+@pytest.mark.parametrize("name", ["qwen2", "qwen2.5", "qwen3", "llama2", "mistral", "gemma"])
+def test_our_own_formats_say_the_same(folders, name):
+    """The formats for folders without a template, beside the family's template."""
+    family = "qwen" if name == "qwen2" else name
+    tokenizer, _, theirs = folders[family]
+    for talk in conversations(FAMILIES[family]):
+        if not any(message.tools for message in talk):
+            if name == "mistral":  # its template strips no message
+                talk = [Message(message.role, message.content.strip()) for message in talk]
+            for reply in (True, False):
+                if reply and talk[-1].role == "assistant":
+                    continue  # ours opens another reply, theirs nothing
+                found = chat_template(name).render(talk, reply)
+                text = "".join(piece.text for piece in found)
+                talk_there = [entry(message) for message in talk]
+                assert text == theirs.apply_chat_template(
+                    talk_there, tokenize=False, add_generation_prompt=reply
+                ), (talk, reply)
