@@ -79,12 +79,9 @@ class JinjaFormat(ChatFormat):
     @functools.cached_property
     def _ends(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Special tokens right behind replies, and text that is there instead."""
-        first, second = QUESTIONS
+        first, reply, second = PROBES
         names, texts = [], []
-        for talk in (
-            [first, Message("assistant", PROBE), second],
-            [first, Message("assistant", PROBE)],
-        ):
+        for talk in ([first, reply, second], [first, reply]):
             behind, following = self._behind_reply(talk)
             if behind.strip():
                 texts.append(behind.split(second.content)[0].rstrip())

@@ -7,18 +7,26 @@ import dataclasses
 import functools
 import json
 
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import (
+    AddedToken,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    trainers,
+)
 
 LEARNT = [
     "system user assistant tool model You are a helpful assistant. Be brief and kind.\n",
     "The list of the things: what is the weather in Paris today? It is sunny, 22 degrees.\n\n",
-    "[INST] <<SYS>> [/INST] User: Assistant: Human: the answer is \n\n  yes  and  no  问答第轮今天天气\n",
+    "[INST] <<SYS>> [/INST] User: Assistant: the answer is \n\n  yes  and  no  问答第轮今天天气\n",
 ] * 4
 WEATHER = {
     "type": "function",
     "function": {
         "name": "get_weather",
-        "description": "Says how the weather is: <b>, \"ü\".",
+        "description": 'Says how the weather is: <b>, "ü".',
         "parameters": {
             "type": "object",
             "properties": {"place": {"type": "string", "description": "Where & “how”"}},
@@ -432,7 +440,10 @@ def build(family: Family) -> Tokenizer:
         tokenizer.decoder = decoders.Sequence(steps)
     strips = family.kind == "stripped"
     tokenizer.add_special_tokens(
-        [AddedToken(name, normalized=False, rstrip=strips and name[1] == "|") for name in family.tokens]
+        [
+            AddedToken(name, normalized=False, rstrip=strips and name[1] == "|")
+            for name in family.tokens
+        ]
     )
     tokenizer.add_tokens([AddedToken(word, normalized=False) for word in family.words])
     return tokenizer

@@ -6,15 +6,9 @@ from hypothesis import strategies as st
 
 from lmjax.config import UserError, from_json, parse, to_json
 from lmjax.data.tokenizers import ByteTokenizer
-from lmjax.generation.chat import (
-    TEMPLATES,
-    ChatTemplate,
-    Message,
-    ToolCall,
-    chat_template,
-    read_tool_call,
-    write_tool_call,
-)
+from lmjax.generation.chat import TEMPLATES, ChatTemplate, chat_template
+from lmjax.generation.messages import Message, ToolCall
+from lmjax.generation.tool_calls import read_tool_call, write_tool_call
 
 TALK = [
     Message("user", "Hello"),
@@ -40,7 +34,7 @@ def written(template, messages, reply=True):
 
 # By hand, from: Qwen's tokenization_note.md and ChatML; Meta's llama repository (dialogs);
 # Baichuan-13B-Chat and Baichuan2 (how generation builds its input); Falcon-180B's announcement;
-# THUDM's ChatGLM2-6B (build_prompt) and ChatGLM3 (PROMPT.md).
+# THUDM's ChatGLM2-6B (build_prompt) and ChatGLM3 (PROMPT.md); Qwen2, 2.5 and 3's chat templates.
 PUBLISHED = {
     "plain": "Be brief.\n\nUser: Hello\n\nAssistant: Hi!\n\nUser: Who are\nyou?\n\nAssistant:",
     "chatml": (
@@ -50,6 +44,16 @@ PUBLISHED = {
         "“<|im_start|>”user\nWho are\nyou?“<|im_end|>”\n"
         "“<|im_start|>”assistant\n"
     ),
+    **dict.fromkeys(
+        ("qwen2", "qwen2.5", "qwen3"),
+        (
+            "“<|im_start|>”system\nBe brief.“<|im_end|>”\n"
+            "“<|im_start|>”user\nHello“<|im_end|>”\n"
+            "“<|im_start|>”assistant\nHi!“<|im_end|>”\n"
+            "“<|im_start|>”user\nWho are\nyou?“<|im_end|>”\n"
+            "“<|im_start|>”assistant\n"
+        ),
+    ),
     "llama2": (
         "“<s>”[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\nHello [/INST] Hi! “</s>”"
         "“<s>”[INST] Who are\nyou? [/INST]"
@@ -58,13 +62,20 @@ PUBLISHED = {
         "Be brief.“<reserved_106>”Hello“<reserved_107>”Hi!"
         "“<reserved_106>”Who are\nyou?“<reserved_107>”"
     ),
-    "falcon": "System: Be brief.\nUser: Hello\nFalcon: Hi!\nUser: Who are\nyou?\nFalcon:",
+    "falcon_180b": "System: Be brief.\nUser: Hello\nFalcon: Hi!\nUser: Who are\nyou?\nFalcon:",
     "chatglm3": (
         "“[gMASK]”“sop”“<|system|>”\nBe brief.“<|user|>”\nHello“<|assistant|>”\nHi!"
         "“<|user|>”\nWho are\nyou?“<|assistant|>”"
     ),
 }
 WITHOUT_SYSTEM = {
+    "mistral": "“<s>”[INST] Hello [/INST] Hi!“</s>”[INST] Who are\nyou? [/INST]",
+    "gemma": (
+        "“<bos>”“<start_of_turn>”user\nHello“<end_of_turn>”\n"
+        "“<start_of_turn>”model\nHi!“<end_of_turn>”\n"
+        "“<start_of_turn>”user\nWho are\nyou?“<end_of_turn>”\n“<start_of_turn>”model\n"
+    ),
+    "falcon": "User: Hello\n\nAssistant: Hi!\n\nUser: Who are\nyou?\n\nAssistant:",
     "baichuan": (
         "“<reserved_102>”Hello“<reserved_103>”Hi!“</s>”"
         "“<reserved_102>”Who are\nyou?“<reserved_103>”"
@@ -95,13 +106,28 @@ def test_default_system_text():
     text = written("chatml", TALK[:1])
     assert text.startswith("“<|im_start|>”system\nYou are a helpful assistant.“<|im_end|>”\n")
     assert "helpful" not in written("chatml", [SYSTEM, *TALK])
+    begin = "“<|im_start|>”system\nYou are "
+    assert written("qwen2", TALK).startswith(f"{begin}a helpful assistant.“")
+    made = "Qwen, created by Alibaba Cloud. "
+    assert written("qwen2.5", TALK).startswith(f"{begin}{made}You are a helpful assistant.“")
+    assert written("qwen3", TALK).startswith("“<|im_start|>”user\nHello“")
+
+
+def test_thoughts_of_earlier_turns_are_dropped():
+    thought = Message("assistant", "<think>\nHm.\n</think>\n\nHi!")
+    assert written("qwen3", [TALK[0], thought, TALK[2]]) == written("qwen3", TALK)
+    last = "“<|im_start|>”assistant\n{}“<|im_end|>”\n"
+    for reply, expected in [(thought, thought.content), (TALK[1], "<think>\n\n</think>\n\nHi!")]:
+        text = written("qwen3", [TALK[0], reply], reply=False)
+        assert text.endswith(last.format(expected))
 
 
 def test_what_is_encoded_together():
     texts = [piece.text for piece in chat_template("chatml").render([SYSTEM], reply=False)]
     assert texts == ["<|im_start|>", "system", "\n", "Be brief.", "<|im_end|>", "\n"]
-    pieces = chat_template("falcon").render(TALK)
-    assert len(pieces) == 1
+    assert len(chat_template("falcon").render(TALK)) == 1
+    texts = [piece.text for piece in chat_template("qwen2").render([SYSTEM], reply=False)]
+    assert texts == ["<|im_start|>", "system\nBe brief.", "<|im_end|>", "\n"]
     texts = [piece.text for piece in chat_template("llama2").render(TALK[:2])]
     assert texts == ["<s>", "[INST] Hello [/INST] Hi! ", "</s>"]
 
@@ -155,7 +181,8 @@ def test_stop_tokens():
     assert stops["chatml"] == {"end", "<|im_end|>", "<|im_start|>"}
     assert stops["chatglm3"] == {"end", "<|user|>", "<|observation|>"}
     assert stops["baichuan2"] == {"end", "<reserved_106>"}
-    assert stops["llama2"] == stops["falcon"] == {"end"}
+    assert stops["gemma"] == {"end", "<end_of_turn>"}
+    assert stops["llama2"] == stops["falcon"] == stops["falcon_180b"] == {"end"}
 
 
 WEATHER = {
@@ -260,6 +287,7 @@ def test_mistakes():
         ("metadata is one line", "chatglm3", [Message("assistant", "x", metadata="a\nb")]),
         (r"holds '\[/INST\]'", "llama2", [Message("user", "a [/INST] b")]),
         ("needs a user message", "llama2", [SYSTEM]),
+        ("no place for calls", "chatml", [Message("assistant", "", calls=[ToolCall("f", {})])]),
     ]
     for message, name, talk in cases:
         with pytest.raises(UserError, match=message):

@@ -4,7 +4,7 @@ import json
 import os
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from lmjax.data.public_tokenizers import read_tokenizer
@@ -28,7 +28,9 @@ TURNS = [
 CALLED = [
     Message("system", "Use tools.", tools=[WEATHER]),
     Message("user", "The weather in Paris?"),
-    Message("assistant", "", calls=[ToolCall("get_weather", {"place": "Paris & “co”", "n": [1.5]})]),
+    Message(
+        "assistant", "", calls=[ToolCall("get_weather", {"place": "Paris & “co”", "n": [1.5]})]
+    ),
     Message("observation", '{"degrees": 22}'),
 ]
 
@@ -98,15 +100,15 @@ TEXTS = st.text(st.sampled_from("ab \n\t<|>[]/sINT▁é漢🙂")) | st.text()
 
 
 @pytest.mark.parametrize("name", FAMILIES)
+@settings(max_examples=25)
 @given(texts=st.lists(TEXTS, min_size=3, max_size=3))
 def test_whatever_people_write(folders, name, texts):
-    """Texts without whole names of special tokens, or parts of one beside another part."""
+    """All but names of special tokens, whole or put together with what the template writes."""
     tokenizer, template, theirs = folders[name]
     talk = [Message(role, text) for role, text in zip(("user", "assistant", "user"), texts)]
     rendered = theirs.apply_chat_template([entry(m) for m in talk], tokenize=False)
     genuine = [text for text, is_special in template.render(talk, reply=False) if is_special]
-    if len(theirs.tokenize(rendered)) and genuine != specials(tokenizer, rendered):
-        return  # transformers lets the message forge a token
+    assume(genuine == specials(tokenizer, rendered))  # else transformers' has a forged token
     assert template.encode(tokenizer, talk) == expected(theirs, talk, True)
 
 
@@ -120,7 +122,7 @@ def specials(tokenizer, text):
 def test_our_own_formats_say_the_same(folders, name):
     """The formats for folders without a template, beside the family's template."""
     family = "qwen" if name == "qwen2" else name
-    tokenizer, _, theirs = folders[family]
+    theirs = folders[family][-1]
     for talk in conversations(FAMILIES[family]):
         if not any(message.tools for message in talk):
             if name == "mistral":  # its template strips no message
