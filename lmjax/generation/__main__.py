@@ -72,7 +72,9 @@ class Generate(Sampling):
             raise UserError(f"samples={self.samples}: must be 1 or more")
         other = self.stop or self.samples > 1 or self.beams is not None or self.special
         if self.chat is not None and other:
-            raise UserError("chat: a conversation has neither stop, samples, beams nor special")
+            raise UserError(
+                "chat: a conversation has neither stop, samples nor beams, and no special"
+            )
         if self.beams is not None:
             check_search(self.beams, self.length_penalty)
             if self.stop or self.samples > 1:

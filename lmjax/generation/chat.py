@@ -314,7 +314,7 @@ PUBLISHED: dict[str, dict[str, tuple[str, ...]]] = {
     "chatglm": {"chatglm3": (), "chatglm2": ()},
 }
 # Names to try where models of a family were trained in many formats, and nothing tells which.
-LIKELY = {"llama": "llama2 if it is LLaMA 2 Chat", "mistral": "mistral if it is its Instruct v0.1"}
+LIKELY = {"llama": ("llama2", "LLaMA 2 Chat"), "mistral": ("mistral", "its Instruct v0.1 or v0.2")}
 
 
 def fitting_template(family: str, tokenizer: Tokenizer) -> str:
@@ -328,7 +328,9 @@ def fitting_template(family: str, tokenizer: Tokenizer) -> str:
     for name, besides in PUBLISHED.get(family, {}).items():
         if {*TEMPLATES[name].special, *besides} <= tokenizer.special.keys():
             return name
-    likely = f" ({LIKELY[family]})" if family in LIKELY else ""
+    name, model = LIKELY.get(family, ("plain", ""))
+    fits = set(TEMPLATES[name].special) <= tokenizer.special.keys()
+    likely = f" ({name} if it is {model})" if model and fits else ""
     raise UserError(
         f"no chat format is known for a {family} model with this tokenizer; give the name of one"
         f"{likely}: {', '.join(TEMPLATES)}"
