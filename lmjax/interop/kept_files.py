@@ -141,7 +141,7 @@ def write_templates(folder: Path, templates: Mapping[str, Template]) -> None:
     for name, template in templates.items():
         if name == DEFAULT:
             path = folder / TEMPLATE_FILE
-        elif name == Path(name).name:
+        elif name and name == Path(name).name:
             path = folder / TEMPLATE_FOLDER / f"{name}.jinja"
             path.parent.mkdir(exist_ok=True)
         else:
@@ -158,6 +158,6 @@ def remove_kept(folder: Path) -> None:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text("utf-8")
+        return path.read_bytes().decode("utf-8")  # with its line ends
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read: {error}") from None

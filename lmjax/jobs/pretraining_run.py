@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -18,6 +19,7 @@ from lmjax.generation.generator import Generator
 from lmjax.generation.text import TextGenerator, prompt_tokens
 from lmjax.interop.folder import model_folder, read_params, tokenizer_folder
 from lmjax.interop.huggingface import essence
+from lmjax.interop.kept_files import keep
 from lmjax.jobs.pretrain import Parts, Pretrain
 from lmjax.jobs.report import write_report
 from lmjax.jobs.results import (
@@ -221,6 +223,8 @@ class PretrainingRun:
                     f"the tokenizer is not that of {folder}, so its tokens may mean something "
                     f'else; data.tokenizer=TokenizerFolder(path="{where}") takes it from there'
                 )
+            elif jax.process_index() == 0:
+                keep(Path(folder).expanduser(), self.folder.path)  # how it is talked to
         return params
 
     def check_tokenizer(self, extra: dict[str, Any], prepared: PreparedData) -> None:

@@ -1,5 +1,7 @@
 """A run that begins with the parameters of another model."""
 
+import shutil
+
 import jax
 import numpy as np
 import pytest
@@ -9,7 +11,9 @@ from lmjax.data import Bytes, Characters, Data, Domain, TextFiles
 from lmjax.data.public_tokenizers import TokenizerFolder
 from lmjax.interop.convert import convert
 from lmjax.interop.folder import model_folder
+from lmjax.interop.kept_files import read_end_ids
 from lmjax.jobs.pretrain import Pretrain
+from lmjax.jobs.run_folder import RunFolder
 from lmjax.jobs.settings import Evaluation
 from lmjax.models import AttentionConfig, FeedForwardConfig, TransformerConfig
 from lmjax.parallel import Mesh, training_layout
@@ -89,6 +93,23 @@ def test_it_begins_with_the_very_parameters(first, public, kind, tmp_path, capsy
     told = capsys.readouterr().out
     assert f"the parameters in {folder}" in " ".join(told.split())
     assert "model." not in told  # dropout changes no logits
+
+
+def test_it_is_talked_to_as_before(first, public, tmp_path):
+    """The folder's chat template and ends come along where the tokenizer is the same."""
+    theirs = shutil.copytree(public, tmp_path / "public")
+    (theirs / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    (theirs / "generation_config.json").write_text('{"eos_token_id": [256, 10]}')
+    data = replace(first.data, tokenizer=TokenizerFolder(path=str(theirs)))
+    output = tmp_path / "run"
+    replace(first, output=str(output), begin_with=str(theirs), data=data, steps=1).run()
+    for name in ("chat_template.jinja", "generation_config.json"):
+        assert (output / name).read_text().strip() != ""
+    assert read_end_ids(output) == [256, 10]
+    RunFolder(output).remove()
+    assert not output.exists()
+    replace(first, output=str(output), begin_with=str(theirs), steps=1).run()
+    assert not (output / "chat_template.jinja").exists()
 
 
 def test_what_is_not_alike_is_said(first, tmp_path, capsys):
