@@ -10,8 +10,10 @@ python -m lmjax.generation runs/quickstart_glm prompt="The [MASK] module provide
 python -m lmjax.generation models/t5-base prompt="The <extra_id_0> module provides <extra_id_1>."
 """
 
+import json
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal
 
 import jax
@@ -26,9 +28,10 @@ from lmjax.config import (
 from lmjax.generation.beams import check_search
 from lmjax.generation.fill import MaskGuessing
 from lmjax.generation.messages import Message
-from lmjax.generation.run import chat_format, check_chat, load
+from lmjax.generation.run import chat_format, check_chat, load, tell
 from lmjax.generation.sampling import Sampling
 from lmjax.generation.text import TextGenerator
+from lmjax.interop.kept_files import read_recommended
 from lmjax.parallel import Mesh
 
 # Settings of how a text is drawn, and of how it is written, one token after another.
@@ -87,6 +90,14 @@ def changed(settings: Generate, names: Sequence[str]) -> list[str]:
     """Those of the settings that are not as usual."""
     usual = Generate()
     return [name for name in names if getattr(settings, name) != getattr(usual, name)]
+
+
+def tell_recommended(settings: Generate) -> None:
+    """Says which settings the folder recommends that are not given: it is the user who chooses."""
+    wanted = read_recommended(Path(settings.run).expanduser())
+    missing = [f"{k}={json.dumps(v)}" for k, v in wanted.items() if getattr(settings, k, None) != v]
+    if missing:
+        tell(f"{settings.run} recommends {', '.join(missing)}; only what is given here counts")
 
 
 def show(generator: TextGenerator, settings: Generate) -> None:
@@ -173,6 +184,7 @@ def main() -> None:
         if settings.chat is not None:
             check_chat(settings.run, settings.chat)
         generator = load(settings.run, dtype=settings.dtype)
+        tell_recommended(settings)
         if generator.filling is not None:
             show_filled(generator, settings)
         elif settings.chat is None:

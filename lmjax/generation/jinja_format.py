@@ -12,7 +12,7 @@ from itertools import pairwise
 from typing import Any, ClassVar
 
 from lmjax.config import UserError
-from lmjax.data.tokenizers import Piece, Tokenizer, cut_at_names
+from lmjax.data.tokenizers import Piece, Tokenizer, cut_at_names, name_pattern
 from lmjax.generation.messages import ChatFormat, Message
 
 # Stands in the text of messages where no special token may be read; no text has this code point.
@@ -162,7 +162,7 @@ class JinjaFormat(ChatFormat):
     @functools.cached_property
     def _starts(self) -> re.Pattern[str]:
         """The first character of the name of a special token, also inside another name."""
-        return re.compile(f"(?={'|'.join(map(re.escape, self.special)) or '(?!)'})(.)", re.DOTALL)
+        return re.compile(f"(?={name_pattern(self.special)})(.)", re.DOTALL)
 
     @functools.cached_property
     def _halves(self) -> tuple[tuple[str, ...], tuple[str, ...]]:

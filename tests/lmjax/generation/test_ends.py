@@ -195,6 +195,18 @@ def run_command(monkeypatch, *arguments):
     main()
 
 
+def test_what_the_folder_recommends_is_said(folder, monkeypatch, capsys):
+    settings = {"do_sample": True, "temperature": 0.6, "top_p": 0.95, "top_k": 20, "num_beams": 1}
+    settings |= {"eos_token_id": DOC, "repetition_penalty": 1.0, "no_repeat_ngram_size": 3}
+    (folder / "generation_config.json").write_text(json.dumps(settings))
+    run_command(monkeypatch, folder, "prompt=a", "max_tokens=1", "temperature=0.6", "top_k=10")
+    told = "recommends top_p=0.95, top_k=20, no_repeat_ngram_size=3; only what is given here counts"
+    assert told in capsys.readouterr().err
+    (folder / "generation_config.json").write_text(json.dumps(settings | {"do_sample": False}))
+    run_command(monkeypatch, folder, "prompt=a", "max_tokens=1")
+    assert "recommends no_repeat_ngram_size=3;" in capsys.readouterr().err
+
+
 def test_special_tokens_in_a_prompt_on_purpose(model, folder, monkeypatch, capsys):
     """As text they are letters, and the chain goes on from the last one, which has no successor."""
     prompt = "a<|turn|>"

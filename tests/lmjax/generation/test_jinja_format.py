@@ -161,6 +161,17 @@ class ByteTokenizerWithEnds(ByteTokenizer):
     special = {"<|endoftext|>": 256, "<s>": 257, "</s>": 258}  # noqa: RUF012
 
 
+def test_a_reply_is_kept_with_its_thoughts(folders):
+    """The template decides which of them count: each turn is rendered anew."""
+    tokenizer, template = folders["qwen3"]
+    text = " <think>\nHm.\n</think>\n\nHi!\n"
+    reply = template.read_reply(text)
+    assert reply == Message("assistant", text.strip())
+    assert "Hm." in tokenizer.decode(template.encode(tokenizer, [TALK[0], reply], reply=False))
+    following = template.encode(tokenizer, [TALK[0], reply, TALK[2]])
+    assert following == template.encode(tokenizer, TALK)
+
+
 # ---- what templates may do ---------------------------------------------------------------------
 
 
