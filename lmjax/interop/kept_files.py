@@ -8,6 +8,7 @@ config.json, so they come out again as they went in.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,11 +24,8 @@ GENERATION_FILE, MAP_FILE = "generation_config.json", "special_tokens_map.json"
 KEPT = (TEMPLATE_FILE, TEMPLATE_FOLDER, GENERATION_FILE, MAP_FILE)  # names in a run folder
 DEFAULT, TOOL_USE = "default", "tool_use"  # names of templates that transformers takes by itself
 ROLES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")  # whose tokens a template can name
-# What generation_config.json has besides how a text is written, or what is obeyed anyway.
-UNTOLD = (
-    *("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id", "do_sample"),
-    *("transformers_version", "_from_model_config", "use_cache", "max_length"),
-)
+# What generation_config.json has, besides roles of tokens, that changes no text.
+UNTOLD = ("do_sample", "transformers_version", "_from_model_config", "use_cache", "max_length")
 DRAWN = ("temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff")
 
 
@@ -124,8 +122,9 @@ def read_recommended(folder: Path) -> dict[str, Any]:
     """How generation_config.json would have texts written, as far as that is not the usual way."""
     settings = read_json(folder / GENERATION_FILE)
     unused = UNTOLD if settings.get("do_sample") else (*UNTOLD, *DRAWN)
+    roles = {key for key in settings if re.fullmatch(r"(?!forced).*_token_id", key)}
     usual = (None, False, 0, 1, [])
-    return {k: v for k, v in settings.items() if k not in unused and v not in usual}
+    return {k: v for k, v in settings.items() if k not in (*unused, *roles) and v not in usual}
 
 
 def keep(

@@ -11,7 +11,8 @@ from lmjax.data.public_tokenizers import read_tokenizer
 from lmjax.generation.chat import chat_template
 from lmjax.generation.messages import Message, ToolCall
 from lmjax.generation.run import chat_format
-from tests.lmjax.generation.chat_folders import FAMILIES, WEATHER, write_folder
+from tests.lmjax.generation.chat_families import FAMILIES, WEATHER
+from tests.lmjax.generation.chat_folders import write_folder
 
 os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}  # nothing is downloaded
 EXTRA = "the live comparison needs the extra parity: pip install -e '.[parity]', on Python 3.11"
@@ -120,9 +121,12 @@ def specials(tokenizer, text):
 
 @pytest.mark.parametrize("name", ["qwen2", "qwen2.5", "qwen3", "llama2", "mistral", "gemma"])
 def test_our_own_formats_say_the_same(folders, name):
-    """The formats for folders without a template, beside the family's template."""
+    """The formats for folders without a template, beside the family's template.
+
+    Ids where each piece is encoded as within the whole text, as bytes and Gemma's pieces are.
+    """
     family = "qwen" if name == "qwen2" else name
-    theirs = folders[family][-1]
+    tokenizer, template, theirs = folders[family]
     for talk in conversations(FAMILIES[family]):
         if not any(message.tools for message in talk):
             if name == "mistral":  # its template strips no message
@@ -136,3 +140,6 @@ def test_our_own_formats_say_the_same(folders, name):
                 assert text == theirs.apply_chat_template(
                     talk_there, tokenize=False, add_generation_prompt=reply
                 ), (talk, reply)
+                if FAMILIES[family].kind in ("bytes", "replaced"):
+                    tokens = chat_template(name).encode(tokenizer, talk, reply)
+                    assert tokens == template.encode(tokenizer, talk, reply)

@@ -16,7 +16,8 @@ from lmjax.generation.chat import TEMPLATES
 from lmjax.generation.jinja_format import JinjaFormat
 from lmjax.generation.messages import Message, ToolCall
 from lmjax.generation.run import chat_format, check_chat
-from tests.lmjax.generation.chat_folders import CHATML, FAMILIES, WEATHER, write_folder
+from tests.lmjax.generation.chat_families import CHATML, FAMILIES, WEATHER
+from tests.lmjax.generation.chat_folders import write_folder
 
 TALK = [Message("user", "Hello"), Message("assistant", "Hi!"), Message("user", "Who?")]
 

@@ -23,7 +23,8 @@ from lmjax.interop.kept_files import (
 )
 from lmjax.models import AttentionConfig, FeedForwardConfig, TransformerConfig, initialize
 from lmjax.parallel import training_layout
-from tests.lmjax.generation.chat_folders import FAMILIES, WEATHER, build, write_folder
+from tests.lmjax.generation.chat_families import FAMILIES, WEATHER
+from tests.lmjax.generation.chat_folders import build, write_folder
 
 TALK = [
     Message("user", "Hello"),
