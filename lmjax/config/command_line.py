@@ -8,7 +8,6 @@ It stands here, below everything else, because every command of the package ends
 """
 
 import contextlib
-import errno
 import importlib
 import os
 import select
@@ -16,6 +15,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any, TextIO
 
+from lmjax.config import disk
 from lmjax.config.declare import fields, module_of
 from lmjax.config.errors import UserError
 from lmjax.config.help import help_text
@@ -97,9 +97,10 @@ def command_name() -> str:
 def exit_on_user_error() -> Iterator[None]:
     """Turns foreseeable failures of the block into one clear message and an exit code.
 
-    `UserError` and a full disk: exit code 2. Ctrl-C, after the block's own handling: 130. A reader
-    of our output that has gone (`... --help | head`): 141, silently. Anything else is a bug of
-    ours and keeps its traceback. Every command line of the package goes through here.
+    `UserError`, and a disk that is full or cannot be used: exit code 2. Ctrl-C, after the block's
+    own handling: 130. A reader of our output that has gone (`... --help | head`): 141, silently.
+    Anything else is a bug of ours and keeps its traceback. Every command line of the package goes
+    through here.
 
     Raises:
         SystemExit: instead of the exceptions above.
@@ -118,10 +119,10 @@ def exit_on_user_error() -> Iterator[None]:
             # Python flushes stdout once more at exit, which would fail again, loudly.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(141)
-        full = _disk_full(error)
-        if full is None:
+        words = _disk_words(error)
+        if words is None:
             raise
-        _say(full)
+        _say(words)
         sys.exit(2)
 
 
@@ -142,15 +143,16 @@ def _reader_has_gone(stream: TextIO) -> bool:
     return any(events & (select.POLLERR | select.POLLHUP) for _, events in poll.poll(0))
 
 
-def _disk_full(error: BaseException | None) -> str | None:
-    """The message for a full disk, if that is what lies at the bottom of `error`."""
-    while error is not None:
-        # Array writers in C++ report only the text of the operating system's error.
-        if getattr(error, "errno", None) == errno.ENOSPC or "No space left on device" in str(error):
-            where = f" while writing {error.filename}" if getattr(error, "filename", None) else ""
-            return (
-                f"The disk is full{where}: free some space, or choose another place with "
-                "output=FOLDER. What was complete before is still there."
-            )
-        error = error.__cause__ or error.__context__
-    return None
+def _disk_words(error: BaseException) -> str | None:
+    """The message for a full disk, or one that cannot be used, if that lies behind `error`."""
+    found = disk.os_error(error)
+    if found is None or found.errno not in disk.MACHINE:
+        return None
+    rest = "What was complete before is still there."
+    if found.errno in disk.FULL:
+        where = f" while writing {found.filename}" if found.filename else ""
+        return (
+            f"The disk is full{where}: free some space, or choose another place with "
+            f"output=FOLDER. {rest}"
+        )
+    return f"{disk.reason(error)}. {rest}"

@@ -1,11 +1,12 @@
 """The folder of a run: what lies where, who may write in it, and whether a run may go on in it."""
 
-import fcntl
 import json
 import os
+import re
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,13 @@ import jax
 from jax.experimental import multihost_utils
 
 from lmjax.config import UserError, from_json, to_json
+from lmjax.config.disk import errors_told, local_path, lock, reason, write_atomically
 from lmjax.interop.kept_files import remove_kept
 from lmjax.training.checkpoints import Checkpointer
-from lmjax.training.manifest import write_atomically
 from lmjax.training.metrics import read_metrics
 
 # How the same work is done, with the same bits.
-RESOURCES = ("data.cache", "data.workers", "data.tokenize_workers")
+RESOURCES = ("data.cache", "data.workers", "data.tokenize_workers", "data.on_change")
 # How the same numbers are computed, up to rounding.
 ROUNDING = (
     "mesh",
@@ -32,7 +33,16 @@ ROUNDING = (
 # Settings that may change when a run goes on, with all below them; all others make it another run.
 FREE = ("output", "steps", "evaluation", "checkpoint", "log", *RESOURCES, *ROUNDING)
 
+# Where the text and a tokenizer's folder lie: what is in them is compared by `data.prepare`.
+PLACES = re.compile(
+    r"data\.train\.\d+\.(source|evaluation)\.(path(\.\d+)?|data_dir)|data\.tokenizer(\.\w+)*\.path"
+)
+
 LOCK = ".lock"
+
+
+def _say(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)
 
 
 class RunFolder:
@@ -43,7 +53,7 @@ class RunFolder:
     """
 
     def __init__(self, path: str | os.PathLike) -> None:
-        self.path = Path(path)
+        self.path = local_path(path, "run folder")
 
     @property
     def config(self) -> Path:
@@ -87,7 +97,11 @@ class RunFolder:
         return self._read("environment.json")
 
     def write(self, name: str, text: str) -> None:
-        """Writes a file of the folder: whole or not at all, whatever happens meanwhile."""
+        """Writes a file of the folder: whole or not at all, whatever happens meanwhile.
+
+        Raises:
+            UserError: it cannot be written.
+        """
         write_atomically(self.path / name, text)
 
     def write_json(self, name: str, value: Any) -> None:
@@ -95,7 +109,11 @@ class RunFolder:
         self.write(name, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
     def remove(self) -> None:
-        """Removes all that a run makes, and the folder if nothing else is in it."""
+        """Removes all that a run makes, and the folder if nothing else is in it.
+
+        Raises:
+            OSError: something cannot be removed.
+        """
         for name in ("checkpoints", "tokenizer"):
             shutil.rmtree(self.path / name, ignore_errors=True)
         for name in (
@@ -117,30 +135,35 @@ class RunFolder:
 
 
 @contextmanager
-def occupy(experiment: Any) -> Iterator[RunFolder]:
+def occupy(experiment: Any, warn: Callable[[str], None] = _say) -> Iterator[RunFolder]:
     """The run folder `experiment.output`, made or continued, and nobody else's meanwhile.
 
     A folder that this call has made is removed again when a UserError ends it before there is a
     checkpoint: nothing half-written is left behind.
 
+    Args:
+        experiment: a config with an `output`.
+        warn: is told where nothing can keep other processes out.
+
     Raises:
-        UserError: the folder holds something else, another process is writing in it, or it is
-            the run of an experiment that differs in more than `FREE`.
+        UserError: the folder holds something else, cannot be used, another process is writing in
+            it, or it is the run of an experiment that differs in more than `FREE` and `PLACES`.
     """
     folder = RunFolder(experiment.output)
     if jax.process_index() > 0:  # the first process locks, checks and writes for all of them
         _wait_for_all()
         yield folder
         return
-    fresh = not folder.config.is_file()
-    # A kill may have left hidden files before there was a config.
-    found = os.listdir(folder.path) if folder.path.is_dir() else []
+    with errors_told(f"cannot write in output={folder.path}"):
+        fresh = not folder.config.is_file()
+        # A kill may have left hidden files before there was a config.
+        found = os.listdir(folder.path) if folder.path.is_dir() else []
     if fresh and any(not name.startswith(".") for name in found):
         raise UserError(
             f"output={experiment.output} exists and is not a run folder (it holds no config.json): "
             "choose another output"
         )
-    with _locked(folder.path):
+    with _locked(folder.path, warn):
         if fresh:
             folder.write("config.json", to_json(experiment))
         else:
@@ -149,8 +172,9 @@ def occupy(experiment: Any) -> Iterator[RunFolder]:
         try:
             yield folder
         except UserError:
-            if fresh and not Checkpointer(folder.checkpoints).steps():
-                folder.remove()
+            with suppress(UserError, OSError):  # of a disk that cannot be used, nothing is removed
+                if fresh and not Checkpointer(folder.checkpoints).steps():
+                    folder.remove()
             raise
 
 
@@ -165,7 +189,7 @@ def check_continues(folder: RunFolder, experiment: Any) -> None:
     differing = [
         f"    {name}: {before} in the folder, {now} now"
         for name, before, now in differences(folder.experiment(), experiment)
-        if not is_below(name, FREE)
+        if not is_below(name, FREE) and not PLACES.fullmatch(name)
     ]
     if differing:
         few = differing[:12] + [f"    and {len(differing) - 12} more"] * (len(differing) > 12)
@@ -210,18 +234,22 @@ def _shown(values: dict[str, Any], name: str) -> str:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def _locked(path: Path, warn: Callable[[str], None]) -> Iterator[None]:
     """Holds the folder's lock; the system frees it when the process ends, however it ends."""
-    try:
+    with errors_told(f"cannot write in output={path}"):
         path.mkdir(parents=True, exist_ok=True)
-        lock = (path / LOCK).open("a+")
-    except OSError as error:
-        raise UserError(f"cannot write in output={path}: {error.strerror}") from error
-    with lock:
+        file = (path / LOCK).open("a+")
+    with file:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+            if not lock(file):
+                warn(
+                    f"The file system of {path} knows no locks, so nothing keeps a second process "
+                    "from training there at the same time: see that there is none."
+                )
+        except BlockingIOError as error:
             raise UserError(
                 f"another process is training in {path}: wait for it, or choose another output"
             ) from error
+        except OSError as error:
+            raise UserError(f"cannot lock output={path}: {reason(error)}") from error
         yield

@@ -5,15 +5,16 @@ While it is written the folder has another name (`.saving-STEP`), so whatever ki
 folder with a step's name is complete.
 """
 
+import contextlib
 import errno
 import json
-import logging
+import os
 import shutil
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import jax
@@ -23,11 +24,14 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceShardin
 from jaxtyping import PyTree
 
 from lmjax.config import UserError
+from lmjax.config.disk import errors_told, is_full, reason
 from lmjax.training import manifest
+from lmjax.training.array_files import ArrayWriter, NotWritten, check_written, read_arrays
 
 ARRAYS = "arrays"  # what Orbax writes, inside a checkpoint
 SAVING, REMOVING = ".saving-", ".removing-"  # names of folders that are no checkpoints
 MARGIN = 1 << 20  # bytes that a checkpoint may take beside its arrays
+PATIENCE = 10.0  # seconds that a save is waited for before that is said; then twice as many
 
 
 def _say(message: str) -> None:
@@ -63,7 +67,7 @@ class Checkpointer:
         self.folder = Path(folder).absolute()
         self.keep, self.keep_every = keep, keep_every
         self.asynchronous, self.warn = asynchronous, warn
-        self._writer: Any = None
+        self._writer: ArrayWriter | None = None
         self._thread: threading.Thread | None = None
         self._failure: tuple[int, Exception] | None = None
 
@@ -74,10 +78,20 @@ class Checkpointer:
         self.close()
 
     def steps(self) -> list[int]:
-        """Steps of all checkpoints that were completed, damaged or not, in order."""
-        if not self.folder.is_dir():
-            return []
-        return sorted(int(path.name) for path in self.folder.iterdir() if path.name.isdigit())
+        """Steps of all checkpoints that were completed, damaged or not, in order.
+
+        Raises:
+          UserError: the folder cannot be read. A link to what is not there is no empty folder.
+        """
+        try:
+            names = os.listdir(self.folder)
+        except FileNotFoundError as error:
+            if not self.folder.is_symlink():
+                return []
+            raise UserError(f"cannot read the checkpoints: {reason(error)}") from error
+        except OSError as error:
+            raise UserError(f"cannot read the checkpoints: {reason(error)}") from error
+        return sorted(int(name) for name in names if name.isdigit())
 
     def latest(self) -> int | None:
         """The newest step whose files are all there in their lengths; None where there is none."""
@@ -88,6 +102,19 @@ class Checkpointer:
                 continue
             return step
         return None
+
+    def check_place(self) -> None:
+        """Makes the folder and sees that something can be written there: now, not after hours.
+
+        Raises:
+          UserError: it cannot.
+        """
+        if jax.process_index() == 0:
+            with errors_told(f"no checkpoint can be saved in {self.folder}"):
+                self._make_folder()
+                trial = self.folder / f"{REMOVING}trial"
+                trial.mkdir(exist_ok=True)
+                trial.rmdir()
 
     def save(self, step: int, tree: PyTree, extra: Mapping[str, Any]) -> None:
         """Begins to save, and returns when `tree` may be donated; ends the save before this first.
@@ -100,38 +127,48 @@ class Checkpointer:
           extra: what else it takes to go on, as JSON; `step` is added.
 
         Raises:
-          UserError: the disk is full, or was for the save before. Nothing of that checkpoint is
-            left; those before are intact.
+          UserError: it cannot be written, or the one before could not. Nothing of that checkpoint
+            is left; those before are intact.
         """
         self.wait()
         arrays = _by_name(tree)
         extra = json.loads(json.dumps({**extra, "step": step}, allow_nan=False))
-        try:
+        with self._whole_or_not(step):
             self._prepare(step, arrays)
-            self._writer.save(
-                self._path(step, SAVING) / ARRAYS, args=_orbax().args.PyTreeSave(arrays)
-            )
-        except Exception as error:
-            raise self._clear_away(step, error) from error
+            self._writer.begin(self._path(step, SAVING) / ARRAYS, arrays)
         shapes = {name: jax.ShapeDtypeStruct(a.shape, a.dtype) for name, a in arrays.items()}
-        self._thread = threading.Thread(target=self._finish, args=(step, shapes, extra))
+        self._thread = threading.Thread(
+            target=self._finish, args=(step, shapes, extra), name=f"saving step {step}"
+        )
         self._thread.start()
         if not self.asynchronous:
             self.wait()
 
+    def check(self) -> None:
+        """Raises what `wait` raises, where the last save is known to have failed; never waits."""
+        if self._failure is not None:
+            self.wait()
+
     def wait(self) -> None:
-        """Returns when the last save is complete.
+        """Returns when the last save is complete; says so where that takes long.
 
         Raises:
-          UserError: it failed because the disk is full.
+          UserError: it failed.
         """
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
+        began, patience = time.monotonic(), PATIENCE
+        while self._thread is not None:
+            self._thread.join(patience)
+            if not self._thread.is_alive():
+                self._thread = None
+                break
+            seconds = time.monotonic() - began
+            self.warn(f"Waiting for {self.folder}: {self._thread.name}, {seconds:.0f} s so far")
+            patience *= 2
         if self._failure is not None:
             step, error = self._failure
             self._failure = None
-            raise self._clear_away(step, error) from error
+            with self._whole_or_not(step):
+                raise error
 
     def close(self) -> None:
         """Completes the last save and lets go of Orbax's threads; raises what `wait` raises."""
@@ -170,52 +207,64 @@ class Checkpointer:
             raise UserError(
                 "\n    ".join((f"The checkpoint {path} is of another model or optimizer:", *lines))
             )
-        orbax = _orbax()
-        with orbax.Checkpointer(orbax.PyTreeCheckpointHandler()) as reader:
-            arrays = reader.restore(
-                path / ARRAYS,
-                args=orbax.args.PyTreeRestore(
-                    item=wanted,
-                    restore_args=orbax.checkpoint_utils.construct_restore_args(wanted),
-                    partial_restore=True,
-                ),
-            )
+        arrays = read_arrays(path / ARRAYS, wanted)
         leaves = [arrays[name] for name in wanted]
         return jax.tree.unflatten(jax.tree.structure(abstract), leaves), body["extra"]
 
     def _path(self, step: int, prefix: str = "") -> Path:
         return self.folder / f"{prefix}{step}"
 
+    def _make_folder(self) -> None:
+        """Makes the folder where it is missing; OSError where it cannot be."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except FileExistsError:  # said of a link to nothing too, which reads better as such
+            os.stat(self.folder)
+            raise
+
     def _prepare(self, step: int, arrays: Mapping[str, jax.Array]) -> None:
         """Makes room for a save: removes what a killed process left, looks at the disk."""
         if jax.process_index() == 0:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            self._make_folder()
             for path in self.folder.iterdir():
-                if path.name.startswith((SAVING, REMOVING)):
+                if path.name == f"{SAVING}{step}":
                     shutil.rmtree(path)
+                elif path.name.startswith((SAVING, REMOVING)):
+                    self._clear(path)
             needed = sum(a.nbytes for a in arrays.values() if not _is_key(a)) + MARGIN
             # Orbax, once it runs out of space, tells it to the screen in a thousand lines.
             if shutil.disk_usage(self.folder).free < needed:
                 raise OSError(errno.ENOSPC, f"{needed / 1e6:,.0f} MB are needed")
         if self._writer is None:
-            orbax = _orbax()
-            # Compressing random bits takes ten times as long as writing them and gains 7 percent.
-            handler = orbax.PyTreeCheckpointHandler(use_compression=False)
-            self._writer = orbax.AsyncCheckpointer(handler)
+            self._writer = ArrayWriter()
 
     def _finish(self, step: int, shapes: manifest.Arrays, extra: Mapping[str, Any]) -> None:
         """Waits for Orbax, adds the manifest, gives the checkpoint its name, removes old ones."""
         try:
-            self._writer.wait_until_finished()
+            self._writer.wait()
             if jax.process_index() == 0:
-                manifest.write(self._path(step, SAVING), shapes, extra)
-                if self._path(step).exists():
-                    self._remove(step)
-                self._path(step, SAVING).rename(self._path(step))
+                saving = self._path(step, SAVING)
+                check_written(saving / ARRAYS, shapes)
+                manifest.write(saving, shapes, extra)
+                self._give_name(step)
                 for old in self._superseded(step):
                     self._remove(old)
-        except Exception as error:
+        except BaseException as error:
             self._failure = step, error
+
+    def _give_name(self, step: int) -> None:
+        """Makes a checkpoint of what was saved; one that had the name before goes only then."""
+        path, old = self._path(step), self._path(step, REMOVING)
+        if replaced := path.exists():
+            path.rename(old)
+        try:
+            self._path(step, SAVING).rename(path)
+        except OSError:
+            if replaced:
+                old.rename(path)
+            raise
+        if replaced:
+            self._clear(old)
 
     def _superseded(self, newest: int) -> Iterator[int]:
         """Steps that the keep policy gives up; those after `newest` are not its business."""
@@ -226,22 +275,55 @@ class Checkpointer:
 
     def _remove(self, step: int) -> None:
         """Removes a checkpoint, first of all its name: half of one must never have it."""
-        self._path(step).rename(self._path(step, REMOVING))
-        shutil.rmtree(self._path(step, REMOVING))
+        try:
+            self._path(step).rename(self._path(step, REMOVING))
+        except OSError as error:
+            self.warn(f"An old checkpoint stays: {reason(error)}")
+        else:
+            self._clear(self._path(step, REMOVING))
 
-    def _clear_away(self, step: int, error: Exception) -> Exception:
-        """Removes what a failed save has left; the exception to raise for it."""
-        self._writer = None
-        if jax.process_index() == 0:
-            shutil.rmtree(self._path(step, SAVING), ignore_errors=True)
-        if not _disk_full(error):
-            return error
-        free = shutil.disk_usage(self.folder if self.folder.exists() else self.folder.parent).free
-        wanted = f"{error.strerror}, " if isinstance(error, OSError) else ""
-        kept = ", ".join(map(str, self.steps())) or "none"
-        return UserError(
-            f"The disk of {self.folder} is full ({wanted}{free / 1e6:,.0f} MB free): the checkpoint"
-            f" of step {step} could not be written, and nothing of it is left there."
+    def _clear(self, path: Path) -> None:
+        """Removes what is no checkpoint; where that fails it is said, and nothing is lost."""
+        try:
+            shutil.rmtree(path)
+        except OSError as error:
+            self.warn(f"{path} cannot be removed: {reason(error)}")
+
+    @contextlib.contextmanager
+    def _whole_or_not(self, step: int) -> Iterator[None]:
+        """Removes what a save that fails in the block has left, and tells the reason.
+
+        Raises:
+          UserError: the system or the disk did not let it be written.
+        """
+        try:
+            yield
+        except Exception as error:
+            self._writer = None
+            if jax.process_index() == 0:
+                shutil.rmtree(self._path(step, SAVING), ignore_errors=True)
+            words = self._failed(step, error)
+            if reason(error) is None and not isinstance(error, NotWritten):
+                error.add_note(words)
+                raise
+            raise UserError(words) from error
+
+    def _failed(self, step: int, error: Exception) -> str:
+        """What a person should know of a save that failed."""
+        why, what = reason(error) or str(error), f"the checkpoint of step {step}"
+        if is_full(error):
+            free = ""
+            with contextlib.suppress(OSError):
+                free = f", {shutil.disk_usage(self.folder).free / 1e6:,.0f} MB free"
+            words = f"The disk of {self.folder} is full ({why}{free}): {what} could not be written"
+        else:
+            words = f"{what} could not be written in {self.folder} ({why})"
+        try:
+            kept = ", ".join(map(str, self.steps())) or "none"
+        except UserError as unreadable:
+            kept = f"not known, {unreadable}"
+        return (
+            f"{words[0].upper()}{words[1:]}, and nothing of it is left there."
             f"\nCheckpoints that are there and complete: {kept}."
         )
 
@@ -300,29 +382,3 @@ def _placed(leaf: jax.Array | jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
 
 def _is_key(leaf: jax.Array) -> bool:
     return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
-def _disk_full(error: BaseException | None) -> bool:
-    """Whether a full disk, or a quota, is what lies at the bottom of `error`."""
-    while error is not None:
-        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
-            return True
-        # Array writers in C++ tell only the text of the operating system's error.
-        if "No space left on device" in str(error) or "quota exceeded" in str(error).lower():
-            return True
-        error = error.__cause__ or error.__context__
-    return False
-
-
-def _orbax() -> ModuleType:
-    """Orbax, imported where it is needed, and quiet: what goes wrong is said by the exception."""
-    import orbax.checkpoint
-
-    logger = logging.getLogger("absl")
-    if _not_of_orbax not in logger.filters:
-        logger.addFilter(_not_of_orbax)
-    return orbax.checkpoint
-
-
-def _not_of_orbax(record: logging.LogRecord) -> bool:
-    return "orbax" not in Path(record.pathname).parts

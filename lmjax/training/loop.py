@@ -47,10 +47,13 @@ class Loop:
       steps: number of steps of the whole run.
       write: takes a record for metrics.jsonl; the line is in the file when it returns.
       evaluate: (step, state) -> held-out records; called every `evaluate_every` and at the end.
-      save: (step, state) -> None; called every `save_every`, at the end, and on interruption.
+      save: (step, state) -> None; called every `save_every`, at the end, and on interruption. It
+        may go on after it returns.
       yardstick: for the MFU and the memory of each record.
       log_every: steps after which metrics are fetched from the devices, all at once.
       console: where progress is shown; None: the standard output.
+      check_save: () -> None; called after every step: raises where the last save has failed.
+      end_save: () -> None; called after the last step: returns when the last save is complete.
     """
 
     step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
@@ -64,6 +67,8 @@ class Loop:
     yardstick: Yardstick
     log_every: int = 1
     console: Console | None = None
+    check_save: Callable[[], None] = lambda: None
+    end_save: Callable[[], None] = lambda: None
 
     def run(self, state: TrainState, done: int) -> tuple[TrainState, int, Interruption]:
         """Trains from the state after `done` steps.
@@ -89,6 +94,7 @@ class Loop:
                     state, metrics = self.step(state, batch)
                 ledger.settle()
                 ledger.add(step, metrics, batch.tokens.size)
+                self.check_save()
                 stopping = step == self.steps or interruption.wished(step)
                 evaluating = step % self.evaluate_every == 0 or step == self.steps
                 saving = step % self.save_every == 0 or stopping
@@ -101,10 +107,14 @@ class Loop:
                                 self.write(record)
                                 progress.say(_held_out_line(record))
                     if saving:
-                        self.save(step, state)
+                        with progress.doing("saving"):
+                            self.save(step, state)
                 done = step
                 if stopping:
                     break
+            # Here, where a second Ctrl-C still ends the program at once.
+            with progress.doing("writing the checkpoint"):
+                self.end_save()
         return state, done, interruption
 
 

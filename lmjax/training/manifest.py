@@ -5,7 +5,6 @@ name, shape and dtype of every array, the size and CRC-32 of every other file, a
 """
 
 import json
-import os
 import zlib
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import jax
+
+from lmjax.config.disk import write_atomically
 
 NAME = "manifest.json"
 PIECE = 1 << 22  # bytes that are read at a time
@@ -31,6 +32,9 @@ def write(folder: Path, arrays: Arrays, extra: Mapping[str, Any]) -> None:
       folder: the checkpoint, complete but for its manifest.
       arrays: what was saved, by name.
       extra: anything else that JSON can hold.
+
+    Raises:
+      OSError, UserError: something cannot be read or written.
     """
     with ThreadPoolExecutor() as pool:  # reading and hashing let other threads run
         names = sorted(
@@ -105,20 +109,6 @@ def differences(saved: Mapping[str, Any], wanted: Arrays) -> list[str]:
     if len(lines) > SHOWN:
         lines[SHOWN:] = [f"and {len(lines) - SHOWN} more"]
     return lines
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Writes a file so that it is there whole or not at all, also after a power cut."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        with partial.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError:
-        partial.unlink(missing_ok=True)
-        raise
 
 
 def _described(shape, dtype) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 
 from lmjax.config import UserError
-from lmjax.training.manifest import write_atomically
+from lmjax.config.disk import errors_told, write_atomically
 
 NAME = "metrics.jsonl"
 NOT_FINITE = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}
@@ -42,7 +42,8 @@ class MetricsWriter:
           wandb: keyword arguments of `wandb.init` (project, name, ...); None: not used.
 
         Raises:
-          UserError: what writes the copies is not installed; the message names the extra.
+          UserError: what writes the copies is not installed (the message names the extra), or the
+            file cannot be written.
         """
         self.path = Path(folder) / NAME
         self._file = self._tensorboard = self._wandb = None
@@ -52,7 +53,8 @@ class MetricsWriter:
             self._tensorboard = _tensorboard_writer(Path(folder) / "tensorboard")
         if wandb is not None:
             self._wandb = _wandb_run(Path(folder), wandb)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with errors_told(f"cannot write in {self.path.parent}"):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
         self._open()
 
     def __enter__(self) -> "MetricsWriter":
@@ -62,12 +64,18 @@ class MetricsWriter:
         self.close()
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Appends a record; it is in the file when this returns."""
+        """Appends a record; it is in the file when this returns.
+
+        Raises:
+          UserError: it cannot be written.
+        """
         if self._file is None:
             return
         line = json.dumps({name: _plain(value) for name, value in record.items()}, allow_nan=False)
-        self._file.write(line + "\n")
-        self._file.flush()
+        left = memoryview(f"{line}\n".encode())
+        with errors_told(f"cannot write {self.path}"):
+            while left:  # a disk that fills up takes a part of it first
+                left = left[self._file.write(left) :]
         step, split = record["step"], record.get("split", "train")
         numbers = {
             f"{split}/{name}": float(value)
@@ -101,11 +109,14 @@ class MetricsWriter:
             (self._wandb, "finish"),
         ):
             if sink is not None:
-                getattr(sink, finish)()
+                with errors_told(f"cannot write {self.path}"):
+                    getattr(sink, finish)()
         self._file = self._tensorboard = self._wandb = None
 
     def _open(self) -> None:
-        self._file = self.path.open("a", encoding="utf-8")
+        # Without a buffer: what could not be written does not come up again when it is closed.
+        with errors_told(f"cannot write {self.path}"):
+            self._file = self.path.open("ab", buffering=0)
 
 
 def read_metrics(folder: Path | str) -> list[dict[str, Any]]:
@@ -126,7 +137,8 @@ def read_metrics(folder: Path | str) -> list[dict[str, Any]]:
 
 def _records(path: Path) -> list[tuple[str, dict[str, Any]]]:
     """Each line with the record in it. The last line counts only when it is complete."""
-    *lines, _ = path.read_text("utf-8", errors="replace").split("\n")
+    with errors_told(f"cannot read {path}"):
+        *lines, _ = path.read_text("utf-8", errors="replace").split("\n")
     records = []
     for number, line in enumerate(lines, start=1):
         try:

@@ -109,8 +109,10 @@ class Progress:
         """Shows what the run is at while it is not training."""
         before = self._bar.tasks[0].description
         self._bar.update(self._task, description=what)
-        yield
-        self._bar.update(self._task, description=before)
+        try:
+            yield
+        finally:
+            self._bar.update(self._task, description=before)
 
     def _speed(self) -> tuple[str, str]:
         (step, tokens, seconds), (step_then, tokens_then, seconds_then) = (

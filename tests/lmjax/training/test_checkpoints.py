@@ -19,6 +19,7 @@ from jax.sharding import PartitionSpec as P
 
 import lmjax
 from lmjax.config import UserError
+from lmjax.config.disk import write_atomically
 from lmjax.training import manifest
 from lmjax.training.checkpoints import ARRAYS, Checkpointer
 from lmjax.training.environment import compare_environment, describe_environment
@@ -345,12 +346,12 @@ def test_what_makes_bits_differ_is_recorded_and_said():
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     path = tmp_path / "notes.json"
-    manifest.write_atomically(path, "first")
+    write_atomically(path, "first")
 
     def fail(descriptor):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", fail)
-    with pytest.raises(OSError, match="No space"):
-        manifest.write_atomically(path, "second")
+    with pytest.raises(UserError, match="No space"):
+        write_atomically(path, "second")
     assert path.read_text() == "first" and [p.name for p in tmp_path.iterdir()] == ["notes.json"]
