@@ -2,7 +2,7 @@
 
 import abc
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, NamedTuple
 
 from lmjax.config import config, fingerprint
@@ -42,6 +42,12 @@ class Part(NamedTuple):
 
 
 OnSkip = Callable[[str], None]  # is told about each piece of input that is left out
+HashFiles = Callable[[Sequence[str]], list[str]]  # what files hold, one word each (`FileHashes`)
+Progress = Callable[[str, int, int], None]  # what is being done, how much is done, of how much
+
+
+def silent(what: str, done: int, total: int) -> None:
+    """A `Progress` that tells nobody."""
 
 
 @config
@@ -69,11 +75,17 @@ class Source(abc.ABC):
         for part in self.parts():
             yield from self.read(part, lambda message: None)
 
-    def fingerprint(self) -> str:
+    def fingerprint(self, hash_files: HashFiles | None = None) -> str:
         """12 hexadecimal digits that change when the settings or the text change.
 
-        Cheap: looks at the parts, which a source of files completes by the files' times of change
-        (`lmjax.data.files.file_marks`); neither at the text nor at the code that reads it.
+        Here the parts stand for the text. A source of files says what these hold, and not what they
+        are called (`TextFiles.fingerprint`). The code that reads it does not count.
+
+        Args:
+            hash_files: for sources of files; None reads them whole each time.
+
+        Raises:
+            UserError: there is nothing to read.
         """
         return digest(fingerprint(self), *map(str, self.parts()))
 

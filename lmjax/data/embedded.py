@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Literal
 
 from lmjax.config import UserError, config
-from lmjax.data.documents import Document, OnSkip, Part, Source, digest
+from lmjax.data.documents import Document, HashFiles, OnSkip, Part, Source, digest
 
 # Tests, programs, other people's packages, and tables that are hardly text. The help topics are
 # documents of their own, and would otherwise stand in both domains.
@@ -60,7 +60,7 @@ class EmbeddedCorpus(Source):
             ]
         return tuple(parts)
 
-    def fingerprint(self) -> str:
+    def fingerprint(self, hash_files: HashFiles | None = None) -> str:
         return digest(EXTRACTION, self.domain, platform.python_version(), str(self.parts()))
 
     def read(self, part: Part, on_skip: OnSkip) -> Iterator[Document]:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from lmjax.config import UserError
+from lmjax.config.disk import errors_told
 from lmjax.data.documents import Part
 
 BLOCK = 1 << 20  # bytes read at a time
@@ -65,7 +66,8 @@ def file_parts(files: tuple[str, ...], divide: bool) -> tuple[Part, ...]:
     """
     parts = []
     for name in files:
-        size = os.path.getsize(name)
+        with errors_told("cannot read the text"):
+            size = os.path.getsize(name)
         step = RANGE if divide and not name.endswith(COMPRESSED) else max(size, 1)
         for start in range(0, size, step):
             stop = min(start + step, size)
@@ -74,12 +76,6 @@ def file_parts(files: tuple[str, ...], divide: bool) -> tuple[Part, ...]:
         which = files[0] if len(files) == 1 else f"all of {len(files)} files ({files[0]}, ...)"
         raise UserError(f"there is no text: empty is {which}")
     return tuple(parts)
-
-
-def file_marks(files: tuple[str, ...]) -> tuple[str, ...]:
-    """Name, size and time of change of each file: what a fingerprint is made of."""
-    stats = ((name, os.stat(name)) for name in files)
-    return tuple(f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in stats)
 
 
 def open_file(name: str) -> io.BufferedIOBase:

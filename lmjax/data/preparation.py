@@ -4,17 +4,20 @@ import dataclasses
 import itertools
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Literal
 
 from lmjax.config import UserError, config, fingerprint
-from lmjax.data.documents import Document, Part, Source, digest, in_split
+from lmjax.config.disk import errors_told, local_path, write_atomically
+from lmjax.data.cache import cache_errors_told, cache_folder
+from lmjax.data.documents import Document, Part, Progress, Source, digest, in_split, silent
+from lmjax.data.hashes import FileHashes
 from lmjax.data.loader import Loader, Prepare
 from lmjax.data.mixture import Mixture
 from lmjax.data.plan import Plan, make_plan
-from lmjax.data.shards import Progress
 from lmjax.data.store import FORMAT, TokenStore
 from lmjax.data.subwords import TrainedBPE
-from lmjax.data.tokenize import build_stores, silent
+from lmjax.data.tokenize import build_stores
 from lmjax.data.tokenizers import (
     SETTINGS_FILE,
     Corpus,
@@ -23,10 +26,11 @@ from lmjax.data.tokenizers import (
     load_tokenizer,
 )
 
-CACHE_VARIABLE = "LMJAX_CACHE"
 TOGETHER = 64  # parts of a source that are read side by side for the tokenizer
 SURPLUS = 4  # times as much text is opened as the tokenizer learns from
 ORIGIN_FILE = "origin.txt"
+
+Fingerprints = Mapping[str, Mapping[str, str]]  # by domain, of its "source" and "evaluation"
 
 
 @config
@@ -67,9 +71,12 @@ class Data:
     workers: int = 0  # processes that prepare batches; 0 is a thread
     tokenize_workers: int = 0  # processes that tokenize; 0 uses this one
     cache: str = ""  # folder for tokens; empty is $LMJAX_CACHE, or ~/.cache/lmjax
+    # what to do when a run goes on and its text is another one: stop, or say so and train on it
+    on_change: Literal["raise", "warn"] = "raise"
 
     def validate(self) -> None:
         """Raises UserError for data that cannot be trained on."""
+        local_path(self.cache, "data.cache")
         names = [domain.name for domain in self.train]
         if not names or len(set(names)) < len(names):
             raise UserError(f"data.train needs domains of different names, got {names}")
@@ -125,12 +132,16 @@ class PreparedData:
       train: the stores that are trained on, by domain.
       held_out: the stores that are evaluated, by domain.
       data: the settings.
+      fingerprints: what the text of each domain is known by, to be kept with what is trained on it.
+      warnings: what has changed since, where `data.on_change` lets the run go on.
     """
 
     tokenizer: Tokenizer
     train: dict[str, TokenStore]
     held_out: dict[str, TokenStore]
     data: Data
+    fingerprints: Fingerprints = dataclasses.field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
 
     def loader(
         self,
@@ -170,24 +181,41 @@ class PreparedData:
         return found
 
 
-def prepare(data: Data, run_folder: str | os.PathLike, progress: Progress = silent) -> PreparedData:
+def prepare(
+    data: Data,
+    run_folder: str | os.PathLike,
+    progress: Progress = silent,
+    before: Fingerprints | None = None,
+) -> PreparedData:
     """Makes, or finds in the cache, all that a job needs of its data.
 
     The tokenizer is kept in `tokenizer` in the run folder, and is read from there when the run goes
-    on.
+    on. A text is known by what its files hold: it may be copied to another place, with other names.
+
+    Args:
+        data: the settings.
+        run_folder: of the run.
+        progress: is told what takes time.
+        before: `PreparedData.fingerprints` of what was trained on so far; None: nothing was, or it
+            is not known.
 
     Raises:
         UserError: a source cannot be read, the tokenizer cannot be made, a part of the data comes
-            out empty, or the run folder's tokenizer was made from other text or settings.
+            out empty, the cache cannot be written, or, unless `data.on_change` is "warn", the text
+            is not what it was. Other settings of the tokenizer than the run folder's are refused in
+            any case.
     """
-    tokenizer = _tokenizer(data, pathlib.Path(run_folder) / "tokenizer", progress)
+    found = _identify(data, FileHashes(cache_folder(data.cache) / "hashes", progress))
+    warnings = _changes(data, found, before)
+    tokenizer, more = _tokenizer(data, pathlib.Path(run_folder) / "tokenizer", found, progress)
     train: dict[str, TokenStore] = {}
     held_out: dict[str, TokenStore] = {}
     for domain in data.train:
-        fraction = _held_out(data, domain)
-        stores = _stores(data, domain.source, tokenizer, fraction, progress)
+        marks, fraction = found[domain.name], _held_out(data, domain)
+        stores = _stores(data, domain.source, marks["source"], tokenizer, fraction, progress)
         if domain.evaluation is not None:
-            evaluation = _stores(data, domain.evaluation, tokenizer, 0.0, progress)
+            mark = marks["evaluation"]
+            evaluation = _stores(data, domain.evaluation, mark, tokenizer, 0.0, progress)
             held_out[domain.name] = evaluation["all"]
         elif not data.is_trained(domain):
             held_out[domain.name] = stores["all"]
@@ -195,24 +223,60 @@ def prepare(data: Data, run_folder: str | os.PathLike, progress: Progress = sile
         elif fraction:
             held_out[domain.name] = stores["held_out"]
         train[domain.name] = stores["train" if fraction else "all"]
-    return PreparedData(tokenizer, train, held_out, data)
+    return PreparedData(tokenizer, train, held_out, data, found, warnings + more)
+
+
+def _identify(data: Data, hash_files: FileHashes) -> Fingerprints:
+    """What each domain's text is known by."""
+    return {
+        domain.name: {
+            name: source.fingerprint(hash_files)
+            for name in ("source", "evaluation")
+            if (source := getattr(domain, name)) is not None
+        }
+        for domain in data.train
+    }
+
+
+def _changes(data: Data, found: Fingerprints, before: Fingerprints | None) -> tuple[str, ...]:
+    """Warnings where the text is not the one before.
+
+    Raises:
+        UserError: in place of the warning, as `data.on_change` says.
+    """
+    changed = [
+        f"{name} ({kind})"
+        for name, marks in found.items()
+        for kind, mark in marks.items()
+        if before is not None and before.get(name, {}).get(kind) != mark
+    ]
+    if not changed:
+        return ()
+    words = f"the text is another one than the run was trained on so far: {', '.join(changed)}"
+    if data.on_change == "raise":
+        raise UserError(
+            f"{words}. Its files were changed, cut short, added to or put in another order. Put "
+            "them back, choose another output folder, or set data.on_change=warn to go on with them"
+        )
+    return (words,)
 
 
 def _held_out(data: Data, domain: Domain) -> float:
     return data.held_out if data.is_trained(domain) and domain.evaluation is None else 0.0
 
 
-def _cache(data: Data) -> pathlib.Path:
-    folder = data.cache or os.environ.get(CACHE_VARIABLE) or "~/.cache/lmjax"
-    return pathlib.Path(folder).expanduser()
-
-
 def _stores(
-    data: Data, source: Source, tokenizer: Tokenizer, fraction: float, progress: Progress
+    data: Data,
+    source: Source,
+    mark: str,
+    tokenizer: Tokenizer,
+    fraction: float,
+    progress: Progress,
 ) -> dict[str, TokenStore]:
-    key = digest(str(FORMAT), source.fingerprint(), tokenizer.fingerprint, str(fraction))
-    folder = _cache(data) / "tokens" / f"{type(source).__name__}-{key}"
-    return build_stores(source, tokenizer, folder, fraction, data.tokenize_workers, progress)
+    key = digest(str(FORMAT), mark, tokenizer.fingerprint, str(fraction))
+    folder = cache_folder(data.cache) / "tokens" / f"{type(source).__name__}-{key}"
+    workers = data.tokenize_workers
+    return build_stores(source, tokenizer, folder, fraction, workers, progress, mark)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -263,39 +327,60 @@ class _Texts(Corpus):
                     yield document.text
 
 
-def _tokenizer(data: Data, folder: pathlib.Path, progress: Progress) -> Tokenizer:
-    """The run's tokenizer: of the run folder, of the cache, or made now."""
-    origin = _origin(data)
+def _tokenizer(
+    data: Data, folder: pathlib.Path, fingerprints: Fingerprints, progress: Progress
+) -> tuple[Tokenizer, tuple[str, ...]]:
+    """The run's tokenizer: of the run folder, of the cache, or made now; and what to warn of."""
+    origin = _origin(data, fingerprints)
     path = folder / ORIGIN_FILE
-    if (folder / SETTINGS_FILE).exists():
-        if not path.exists() or path.read_text(encoding="utf-8") != origin:
-            raise UserError(
-                f"the tokenizer in {folder} was made from other text or other settings than this "
-                "experiment's; the run cannot go on with another one. Give another output folder, "
-                "or put the text and settings back"
-            )
-        return load_tokenizer(folder)
-    cached = _cache(data) / "tokenizers" / origin
-    if (cached / SETTINGS_FILE).exists():
-        tokenizer = load_tokenizer(cached)
-    else:
-        progress("making the tokenizer", 0, 1)
-        tokenizer = data.tokenizer.build(_Texts(data, progress))
-        tokenizer.save(cached)
-        progress("making the tokenizer", 1, 1)
-    folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(origin, encoding="utf-8")
-    tokenizer.save(folder)
-    return tokenizer
+    with errors_told(f"cannot use the tokenizer in {folder}"):
+        if (folder / SETTINGS_FILE).exists():
+            found = path.read_text(encoding="utf-8") if path.exists() else ""
+            return load_tokenizer(folder), _other_origin(data, folder, found, origin)
+    cached = cache_folder(data.cache) / "tokenizers" / origin
+    with cache_errors_told(cached):
+        if (cached / SETTINGS_FILE).exists():
+            tokenizer = load_tokenizer(cached)
+        else:
+            cached.parent.mkdir(parents=True, exist_ok=True)  # not only when it has been made
+            progress("making the tokenizer", 0, 1)
+            tokenizer = data.tokenizer.build(_Texts(data, progress))
+            tokenizer.save(cached)
+            progress("making the tokenizer", 1, 1)
+    with errors_told(f"cannot keep the tokenizer in {folder}"):
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, origin)
+        tokenizer.save(folder)
+    return tokenizer, ()
 
 
-def _origin(data: Data) -> str:
-    """A fingerprint of all that decides about the tokenizer."""
+def _other_origin(data: Data, folder: pathlib.Path, found: str, origin: str) -> tuple[str, ...]:
+    """Warnings where the folder's tokenizer was made from something else.
+
+    Raises:
+        UserError: it was made by other settings, or from other text and `data.on_change` says so.
+    """
+    if found == origin:
+        return ()
+    of_text = "-" in origin
+    if of_text and len(found) == len(digest()):  # from when text was known by the time of its files
+        return ()
+    same_settings = of_text and found.partition("-")[0] == origin.partition("-")[0]
+    if same_settings and data.on_change == "warn":
+        return (f"the tokenizer in {folder} was made from the text before, and stays",)
+    raise UserError(
+        f"the tokenizer in {folder} was made from other text or other settings than this "
+        "experiment's; the run cannot go on with another one. Give another output folder, or put "
+        "the text and settings back"
+        + (" (data.on_change=warn goes on with other text)" if same_settings else "")
+    )
+
+
+def _origin(data: Data, found: Fingerprints) -> str:
+    """A fingerprint of all that decides about the tokenizer; of settings and of text where both."""
     own = data.tokenizer.origin()
     if own is not None:
         return digest(own)
-    texts = []
-    for domain in data.train:
-        texts += [domain.source.fingerprint(), str(domain.weight), str(_held_out(data, domain))]
-        texts += [domain.evaluation.fingerprint()] if domain.evaluation else []
-    return digest(fingerprint(data.tokenizer), *texts)
+    shares = [f"{domain.weight} {_held_out(data, domain)}" for domain in data.train]
+    marks = [mark for domain in data.train for mark in found[domain.name].values()]
+    return f"{digest(fingerprint(data.tokenizer), *shares)}-{digest(*marks)}"

@@ -11,13 +11,13 @@ import pathlib
 import shutil
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
 from lmjax.config import UserError
-from lmjax.data.documents import Document, Part, Source, is_held_out
+from lmjax.data.documents import Document, Part, Progress, Source, is_held_out
 from lmjax.data.round_trip import Comparison
 from lmjax.data.tokenizers import Tokenizer, load_tokenizer, token_type
 
@@ -29,8 +29,6 @@ TEXT_BYTES = 16_000_000  # of a split's text that are kept beside its tokens, wh
 # Shards that begin within so many bytes of source keep text that is not held out: enough, however
 # much there is beside the text, and no second copy of a large corpus while it is tokenized.
 EARLY = 1 << 30
-
-Progress = Callable[[str, int, int], None]  # what is being done, how much is done, of how much
 
 
 class Task(NamedTuple):

@@ -5,13 +5,13 @@ import re
 from collections.abc import Iterator
 from typing import Any, Literal
 
-from lmjax.config import UserError, config, fingerprint
-from lmjax.data.documents import Answer, Document, OnSkip, Part, Source, digest
+from lmjax.config import UserError, config, fingerprint, replace
+from lmjax.config.disk import local_path
+from lmjax.data.documents import Answer, Document, HashFiles, OnSkip, Part, Source, digest
 from lmjax.data.files import (
     BYTE_ORDER_MARK,
     DamagedFile,
     Piece,
-    file_marks,
     file_parts,
     find_files,
     line_number,
@@ -19,6 +19,7 @@ from lmjax.data.files import (
     read_blocks,
     read_pieces,
 )
+from lmjax.data.hashes import FileHashes
 
 LINE = re.compile(rb"\r?\n")
 BLANK_LINE = re.compile(rb"\r?\n[ \t]*\r?\n")
@@ -38,6 +39,7 @@ class TextFiles(Source):
     on_error: Literal["raise", "skip", "replace"] = "raise"
 
     def validate(self) -> None:
+        _check_path(self.path)
         if not 0 <= self.span[0] < self.span[1] <= 1:
             raise UserError(f"span is {self.span}; it must be two rising numbers from 0 to 1")
         if self.split != "file" and self.span != (0.0, 1.0):
@@ -48,8 +50,9 @@ class TextFiles(Source):
     def parts(self) -> tuple[Part, ...]:
         return file_parts(find_files(self.path), divide=self.split == "line")
 
-    def fingerprint(self) -> str:
-        return digest(fingerprint(self), *file_marks(find_files(self.path)))
+    def fingerprint(self, hash_files: HashFiles | None = None) -> str:
+        """See `Source.fingerprint`: what the files hold in their order, wherever they lie."""
+        return _fingerprint(self, hash_files or FileHashes())
 
     def read(self, part: Part, on_skip: OnSkip) -> Iterator[Document]:
         """See `Source.read`."""
@@ -101,11 +104,15 @@ class JsonLines(Source):
     field: str = "text"  # the field with the text
     on_error: Literal["raise", "skip"] = "raise"  # what to do about a line that is not as it should
 
+    def validate(self) -> None:
+        _check_path(self.path)
+
     def parts(self) -> tuple[Part, ...]:
         return file_parts(find_files(self.path), divide=True)
 
-    def fingerprint(self) -> str:
-        return digest(fingerprint(self), *file_marks(find_files(self.path)))
+    def fingerprint(self, hash_files: HashFiles | None = None) -> str:
+        """See `Source.fingerprint`: what the files hold in their order, wherever they lie."""
+        return _fingerprint(self, hash_files or FileHashes())
 
     def read(self, part: Part, on_skip: OnSkip) -> Iterator[Document]:
         """See `Source.read`."""
@@ -178,6 +185,7 @@ class JsonPrompts(JsonLines):
 
     def validate(self) -> None:
         """Raises UserError for names that cannot be told apart."""
+        super().validate()
         for one, other in (("field", "answer"), ("mask", "closing")):
             names = getattr(self, one), getattr(self, other)
             if "" in names or names[0] == names[1]:
@@ -205,6 +213,16 @@ class JsonPrompts(JsonLines):
             group=prompt,
             answer=Answer(first, end, self.mask, self.closing),
         )
+
+
+def _check_path(path: str | tuple[str, ...]) -> None:
+    """Raises UserError for a URL."""
+    for each in (path,) if isinstance(path, str) else path:
+        local_path(each, "path")
+
+
+def _fingerprint(source: TextFiles | JsonLines, hash_files: HashFiles) -> str:
+    return digest(fingerprint(replace(source, path="")), *hash_files(find_files(source.path)))
 
 
 class _BadLine(Exception):

@@ -3,26 +3,27 @@
 import contextlib
 import dataclasses
 import errno
-import fcntl
 import hashlib
 import json
 import os
 import pathlib
 import shutil
+import socket
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from lmjax.config import UserError
-from lmjax.data.documents import Source
+from lmjax.config.disk import lock
+from lmjax.data.cache import cache_errors_told
+from lmjax.data.documents import Progress, Source, silent
 from lmjax.data.round_trip import RoundTrip, unknown_name
 from lmjax.data.shards import (
     REPORTED,
     SHARD,
     SHARDS,
     TEXT_BYTES,
-    Progress,
     impossible,
     make_shards,
     save_array,
@@ -44,10 +45,6 @@ from lmjax.data.tokenizers import Tokenizer, token_type
 BLOCK = 1 << 20  # bytes copied at a time
 
 
-def silent(what: str, done: int, total: int) -> None:
-    """A `Progress` that tells nobody."""
-
-
 def build_stores(
     source: Source,
     tokenizer: Tokenizer,
@@ -55,11 +52,13 @@ def build_stores(
     held_out: float = 0.0,
     workers: int = 0,
     progress: Progress = silent,
+    fingerprint: str | None = None,
 ) -> dict[str, TokenStore]:
     """Tokenizes a source into a store for each split, or opens them where they are already made.
 
     Shards that were finished before an interruption are used again. The folder appears, complete,
-    by one renaming. Two processes that want the same folder wait for each other.
+    by one renaming. Two processes that want the same folder wait for each other; where the file
+    system has no locks, each works for itself, and one of them is the first.
 
     Args:
         source: the documents.
@@ -68,31 +67,66 @@ def build_stores(
         held_out: fraction of the documents for "held_out"; 0 for "all".
         workers: processes that tokenize; 0 does it in this one.
         progress: is told bytes of source.
+        fingerprint: of the source; None asks it, which may read all of it.
 
     Raises:
-        UserError: the source cannot be read, a split comes out empty, the disk is full, or the
-            folder holds stores of something else.
+        UserError: the source cannot be read, a split comes out empty, the disk is full or cannot be
+            written, or the folder holds stores of something else.
     """
     folder = pathlib.Path(folder)
-    fingerprint = source.fingerprint()
+    fingerprint = source.fingerprint() if fingerprint is None else fingerprint
     names = split_names(held_out)
-    with _full_disk_told(folder), _lock(folder, progress):
-        if not folder.exists():
-            work = folder.with_name(folder.name + ".partial")
-            try:
-                _begin(work, [FORMAT, SHARD, SHARDS, fingerprint, tokenizer.fingerprint, held_out])
-                shards = make_shards(source, tokenizer, work, held_out, workers, progress)
-                _check_space(shards, work)
-                for name in names:
-                    made_from = _MadeFrom(fingerprint, tokenizer, name, held_out)
-                    _merge(shards, work / "stores" / name, made_from)
-                _check_splits(work / "stores", names, held_out)
-            except UserError:  # it will be another text, or other settings, when it is put right
-                shutil.rmtree(work)
-                raise
-            (work / "stores").replace(folder)
-            shutil.rmtree(work)
-    return {name: open_store(folder / name, fingerprint, tokenizer.fingerprint) for name in names}
+    with cache_errors_told(folder):
+        if not folder.exists():  # it is complete: a cache of others may be read-only
+            key = [FORMAT, SHARD, SHARDS, fingerprint, tokenizer.fingerprint, held_out]
+            with _work_folder(folder, key, progress) as work:
+                if work is not None:
+                    shards = make_shards(source, tokenizer, work, held_out, workers, progress)
+                    _check_space(shards, work)
+                    for name in names:
+                        made_from = _MadeFrom(fingerprint, tokenizer, name, held_out)
+                        _merge(shards, work / "stores" / name, made_from)
+                    _check_splits(work / "stores", names, held_out)
+                    _give_name(work / "stores", folder)
+        return {
+            name: open_store(folder / name, fingerprint, tokenizer.fingerprint) for name in names
+        }
+
+
+@contextlib.contextmanager
+def _work_folder(
+    folder: pathlib.Path, key: list[Any], progress: Progress
+) -> Iterator[pathlib.Path | None]:
+    """A folder for shards that nobody else works in; None where another process was quicker.
+
+    It stays after an error of the system or a kill, to go on in; not after a UserError: it will be
+    another text, or other settings, when that is put right.
+    """
+    with _locked(folder, progress) as alone:
+        if folder.exists():
+            yield None
+            return
+        ending = "" if alone else f"-{socket.gethostname()}-{os.getpid()}"
+        work = folder.with_name(f"{folder.name}.partial{ending}")
+        try:
+            _begin(work, key)
+            yield work
+        except UserError:
+            shutil.rmtree(work, ignore_errors=True)
+            raise
+        except BaseException:
+            if not alone:  # nobody would find it
+                shutil.rmtree(work, ignore_errors=True)
+            raise
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _give_name(made: pathlib.Path, folder: pathlib.Path) -> None:
+    try:
+        made.replace(folder)
+    except OSError:
+        if not folder.is_dir():  # else another process has made the same meanwhile
+            raise
 
 
 def _begin(work: pathlib.Path, key: list[Any]) -> None:
@@ -248,28 +282,16 @@ def _check_space(shards: list[pathlib.Path], folder: pathlib.Path) -> None:
 
 
 @contextlib.contextmanager
-def _lock(folder: pathlib.Path, progress: Progress) -> Iterator[None]:
-    """Holds the folder's lock, which the operating system takes back when a process dies."""
+def _locked(folder: pathlib.Path, progress: Progress) -> Iterator[bool]:
+    """Holds the folder's lock, and gives whether there is one.
+
+    The operating system takes it back when a process dies.
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
     with open(folder.with_name(folder.name + ".lock"), "w") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            held = lock(file)
         except BlockingIOError:
             progress("waiting for another process that tokenizes the same text", 0, 1)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-@contextlib.contextmanager
-def _full_disk_told(folder: pathlib.Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        free = shutil.disk_usage(folder.parent).free
-        raise UserError(
-            f"the disk is full while tokenizing into {folder} ({free / 1e9:.1f} GB free); free "
-            "some space or name another place with data.cache. Finished shards are kept in "
-            f"{folder}.partial and used again"
-        ) from None
+            held = lock(file, wait=True)
+        yield held

@@ -1,6 +1,7 @@
 """Tokenizers: text to token ids and exactly back, and the settings that make them."""
 
 import abc
+import contextlib
 import hashlib
 import json
 import os
@@ -156,6 +157,7 @@ class Tokenizer(abc.ABC):
 
         Raises:
             UserError: the class has no kind of its own, and would be read as another one.
+            OSError: the folder cannot be written.
         """
         if not _same(known := Tokenizer.kinds[self.kind], type(self)):
             raise UserError(
@@ -163,18 +165,24 @@ class Tokenizer(abc.ABC):
                 f"{known.__name__}'s; give it one of its own"
             )
         folder = pathlib.Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, data in self.files().items():
-            (folder / name).write_bytes(data)
         settings = self.settings() | {
             "vocab_size": self.vocab_size,
             "begin": self.begin,
             "end": self.end,
             "fingerprint": self.fingerprint,
         }
+        text = json.dumps(settings, indent=1, ensure_ascii=False)
         unfinished = folder / f"{SETTINGS_FILE}.{os.getpid()}"
-        unfinished.write_text(json.dumps(settings, indent=1, ensure_ascii=False), encoding="utf-8")
-        unfinished.replace(folder / SETTINGS_FILE)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, data in self.files().items():
+            (folder / name).write_bytes(data)
+        try:
+            unfinished.write_text(text, encoding="utf-8")
+            unfinished.replace(folder / SETTINGS_FILE)
+        except OSError:
+            with contextlib.suppress(OSError):
+                unfinished.unlink()
+            raise
 
 
 def _same(a: type, b: type) -> bool:

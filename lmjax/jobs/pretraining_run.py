@@ -96,8 +96,9 @@ class PretrainingRun:
             if self.is_finished(checkpointer):
                 tell_results(self.story, self.folder.results(), self.folder.path)
                 return
+            checkpointer.check_place()
             self.experiment.check_batches(checkpointer.latest() or 0)
-            prepared = self.prepare_data()
+            prepared = self.prepare_data(checkpointer.latest_extra())
             held_out = self.held_out_sets(prepared)
             state, first = self.begin_or_go_on(checkpointer, prepared)
             done = first
@@ -112,11 +113,19 @@ class PretrainingRun:
 
     # ---- before the first step -----------------------------------------------------------------
 
-    def prepare_data(self) -> PreparedData:
-        """Tokenizer and token stores, made or found."""
+    def prepare_data(self, extra: dict[str, Any]) -> PreparedData:
+        """Tokenizer and token stores, made or found; `extra` is the newest checkpoint's."""
         watch = Stopwatch()
+        before = extra.get("text")
+        if extra and before is None:
+            self.story.warn(
+                f"the checkpoint of step {extra['step']:,} does not say what text it was trained "
+                "on, so whether it is the same is not known"
+            )
         with self.story.phase("reading the text") as report:
-            prepared = prepare(self.experiment.data, self.folder.path, report)
+            prepared = prepare(self.experiment.data, self.folder.path, report, before)
+        for words in prepared.warnings:
+            self.story.warn(words)
         check_vocabulary(prepared, self.experiment.model.vocab_size, self.story.warn)
         self.check_prompts(prepared)
         self.check_tokens(prepared)
@@ -289,6 +298,7 @@ class PretrainingRun:
             "plan": json.loads(to_json(plan)),
             "steps": experiment.steps,
             "tokenizer": prepared.tokenizer.fingerprint,
+            "text": prepared.fingerprints,
         }
         with loader.iterate(done) as batches, self.open_metrics() as metrics:
             metrics.truncate_after(done)
@@ -304,6 +314,8 @@ class PretrainingRun:
                 yardstick=self.yardstick(),
                 log_every=experiment.log.every,
                 console=self.story.console,
+                check_save=checkpointer.check,
+                end_save=checkpointer.wait,
             )
             return loop.run(state, done)
 

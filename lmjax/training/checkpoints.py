@@ -95,13 +95,14 @@ class Checkpointer:
 
     def latest(self) -> int | None:
         """The newest step whose files are all there in their lengths; None where there is none."""
+        return self.latest_extra().get("step")
+
+    def latest_extra(self) -> dict[str, Any]:
+        """What lies beside the arrays of that step; empty where there is none."""
         for step in reversed(self.steps()):
-            try:
-                manifest.read(self._path(step))
-            except manifest.Damaged:
-                continue
-            return step
-        return None
+            with contextlib.suppress(manifest.Damaged):
+                return manifest.read(self._path(step))["extra"]
+        return {}
 
     def check_place(self) -> None:
         """Makes the folder and sees that something can be written there: now, not after hours.

@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 
-from lmjax.config.disk import write_atomically
+from lmjax.config.disk import reason, write_atomically
 
 NAME = "manifest.json"
 PIECE = 1 << 22  # bytes that are read at a time
@@ -63,16 +63,18 @@ def read(folder: Path) -> dict[str, Any]:
         intact = whole["crc32"] == _hash(json.dumps(body).encode())
     except FileNotFoundError:
         raise Damaged(f"{NAME} is missing") from None
+    except OSError as error:
+        raise Damaged(f"{NAME} cannot be read: {reason(error)}") from None
     except (ValueError, KeyError, TypeError):
         intact = False
     if not intact:
         raise Damaged(f"{NAME} is cut short or changed")
     for name, (size, _) in body["files"].items():
-        path = folder / name
-        if not path.is_file():
+        found = _size(folder / name)
+        if found is None:
             raise Damaged(f"{name} is missing")
-        if path.stat().st_size != size:
-            raise Damaged(f"{name} has {path.stat().st_size} bytes instead of {size}")
+        if found != size:
+            raise Damaged(f"{name} has {found} bytes instead of {size}")
     return body
 
 
@@ -84,9 +86,13 @@ def verify(folder: Path) -> dict[str, Any]:
     """
     body = read(folder)
     with ThreadPoolExecutor() as pool:
-        found = pool.map(lambda name: _size_and_hash(folder / name), body["files"])
-        for (name, expected), actual in zip(body["files"].items(), found):
-            if actual != expected:
+        found = [(name, pool.submit(_size_and_hash, folder / name)) for name in body["files"]]
+        for name, hashed in found:
+            try:
+                intact = hashed.result() == body["files"][name]
+            except OSError as error:
+                raise Damaged(f"{name} cannot be read: {reason(error)}") from None
+            if not intact:
                 raise Damaged(f"{name} has changed since it was written")
     return body
 
@@ -113,6 +119,14 @@ def differences(saved: Mapping[str, Any], wanted: Arrays) -> list[str]:
 
 def _described(shape, dtype) -> str:
     return f"{dtype}[{', '.join(map(str, shape))}]"
+
+
+def _size(path: Path) -> int | None:
+    """A file's bytes; None where there is no file that can be looked at."""
+    try:
+        return path.stat().st_size if path.is_file() else None
+    except OSError:
+        return None
 
 
 def _size_and_hash(path: Path) -> list[int | str]:

@@ -8,6 +8,7 @@ import pytest
 
 from lmjax.config import UserError, replace
 from lmjax.data import preparation
+from lmjax.data.cache import cache_folder
 from lmjax.data.preparation import Data, Domain, Stage, prepare
 from lmjax.data.sources import JsonLines, JsonPrompts, TextFiles
 from lmjax.data.special_tokens import WithTokens
@@ -189,7 +190,7 @@ def test_where_the_cache_lies(data, tmp_path, monkeypatch):
     folder = prepare(data, tmp_path / "run").train["poems"].folder
     assert folder.is_relative_to(tmp_path / "elsewhere")
     monkeypatch.delenv("LMJAX_CACHE")
-    assert preparation._cache(data) == pathlib.Path.home() / ".cache" / "lmjax"
+    assert cache_folder("") == pathlib.Path.home() / ".cache" / "lmjax"
 
 
 @pytest.mark.parametrize(
