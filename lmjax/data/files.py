@@ -4,6 +4,7 @@ import bz2
 import glob
 import gzip
 import io
+import itertools
 import lzma
 import os
 import re
@@ -19,6 +20,8 @@ BLOCK = 1 << 20  # bytes read at a time
 RANGE = 64 << 20  # bytes of an uncompressed file that make one part
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+AHEAD = 4  # bytes behind a separator that decide where it ends: up to two line breaks
+LARGEST_WINDOW = 1 << 31  # bytes that a .zst file may refer back to: zstd's own limit, --long=31
 DAMAGED = (EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError)
 
 
@@ -99,7 +102,11 @@ def open_file(name: str) -> io.BufferedIOBase:
 
 
 class _ZstdFile(io.RawIOBase):
-    """Decompressed bytes of a zstd file; unlike the library's own reader, notices a missing end."""
+    """Decompressed bytes of a zstd file; unlike the library's own reader, notices a missing end.
+
+    Keeps as many bytes in memory as the file's window is long: 8 MiB mostly, up to 128 MiB after
+    `zstd --ultra -22`, and up to 2 GiB after `--long=31`, as each process that reads one does.
+    """
 
     def __init__(self, name: str):
         try:
@@ -109,7 +116,8 @@ class _ZstdFile(io.RawIOBase):
                 f"{name} needs the zstandard package: pip install 'lmjax[zstd]'"
             ) from None
         self._error = zstandard.ZstdError
-        self._new = zstandard.ZstdDecompressor().decompressobj
+        unpacker = zstandard.ZstdDecompressor(max_window_size=LARGEST_WINDOW)
+        self._new = unpacker.decompressobj
         self._file = io.FileIO(name)
         self._frame = None
         self._rest = b""  # compressed bytes that belong to the next frame
@@ -167,7 +175,8 @@ def read_pieces(part: Part, separator: re.Pattern[bytes]) -> Iterator[Piece]:
     """The pieces of a part between matches of `separator`; a last empty piece is left out.
 
     A piece belongs to the part in which it begins; ranges of one file share no piece and lose none
-    if the separator is a newline.
+    if the separator is a newline. The pieces are those of the whole text, wherever the blocks end
+    that it is read in: what a match consists of must be decided by the AHEAD bytes behind it.
     A mark of the byte order at the beginning of the file is no text.
 
     Raises:
@@ -179,13 +188,19 @@ def read_pieces(part: Part, separator: re.Pattern[bytes]) -> Iterator[Piece]:
         if part.start:
             file.seek(part.start - 1)
             offset = part.start - 1 + len(file.readline())
-        pending, number = b"", 0
-        for block in read_blocks(file, part.name):
-            if offset == 0 and not pending and block.startswith(BYTE_ORDER_MARK):
-                block, offset = block[len(BYTE_ORDER_MARK) :], len(BYTE_ORDER_MARK)
-            pending += block
-            begin = 0
-            for match in separator.finditer(pending):
+        pending, number, last = b"", 0, False
+        blocks = itertools.chain(read_blocks(file, part.name), (None,))
+        at_beginning = offset == 0
+        for block in blocks:
+            pending, last = pending + (block or b""), block is None
+            if at_beginning and (last or len(pending) >= len(BYTE_ORDER_MARK)):
+                if pending.startswith(BYTE_ORDER_MARK):
+                    pending, offset = pending[len(BYTE_ORDER_MARK) :], len(BYTE_ORDER_MARK)
+                at_beginning = False
+            begin, decided = 0, len(pending) - (0 if last else AHEAD)
+            for match in () if at_beginning else separator.finditer(pending):
+                if match.end() > decided:
+                    break
                 if ranged and offset + begin >= part.stop:
                     return
                 yield Piece(pending[begin : match.start()], offset + begin, number)

@@ -27,7 +27,10 @@ BLANK_LINE = re.compile(rb"\r?\n[ \t]*\r?\n")
 
 @config
 class TextFiles(Source):
-    """Plain UTF-8 text files, compressed or not (.gz, .bz2, .xz, .zst)."""
+    """Plain UTF-8 text files, compressed or not (.gz, .bz2, .xz, .zst).
+
+    Reading a .zst file takes as much memory as its window: up to 2 GiB after `zstd --long=31`.
+    """
 
     path: str | tuple[str, ...]  # path or glob pattern, or several: "books/**/*.txt"
     # What is a document: a file, a line, a paragraph (blank lines between), or what stands between
@@ -65,7 +68,7 @@ class TextFiles(Source):
         except DamagedFile as error:
             if self.on_error != "skip":
                 raise UserError(str(error)) from None
-            on_skip(f"{error}; the rest of it is left out")
+            on_skip(f"{error}; {'all' if self.split == 'file' else 'the rest'} of it is left out")
 
     def _pieces(self, part: Part) -> Iterator[Piece]:
         if self.split != "file":

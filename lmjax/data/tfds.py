@@ -3,8 +3,11 @@
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
+
 from lmjax.config import UserError, config
-from lmjax.data.documents import Document, OnSkip, Part, Source, digest
+from lmjax.config.disk import local_path
+from lmjax.data.documents import Document, HashFiles, OnSkip, Part, Source, digest
 
 EXAMPLES = 10_000  # examples in a part
 TYPICAL_BYTES = 2_000  # of an example; for progress only
@@ -12,13 +15,21 @@ TYPICAL_BYTES = 2_000  # of an example; for progress only
 
 @config
 class TFDS(Source):
-    """A TensorFlow Datasets builder by name, prepared beforehand as array_record files."""
+    """A TensorFlow Datasets builder by name, prepared beforehand as array_record files.
+
+    A feature that is a list of texts (paragraphs, turns) makes one document of each example, with
+    blank lines between them.
+    """
 
     name: str  # "wiki40b/en", "lm1b:1.1.0"
     split: str = "train"  # TFDS split, or a slice of one: "train[:10%]"
-    field: str = "text"  # the feature with the text
+    field: str = "text"  # the feature with the text, or the texts; "answers/text" inside another
     data_dir: str = ""  # where prepared data sets lie; empty is TFDS's own default
     download: bool = False  # download and prepare it when it is not there yet
+
+    def validate(self) -> None:
+        """Raises UserError for a URL: array_record files are read from this machine alone."""
+        local_path(self.data_dir, "data_dir")
 
     def parts(self) -> tuple[Part, ...]:
         count = len(self._open())
@@ -29,40 +40,61 @@ class TFDS(Source):
             for start in range(0, count, EXAMPLES)
         )
 
-    def fingerprint(self) -> str:
-        builder = self._builder()
-        count = builder.info.splits[self.split].num_examples
-        return digest(builder.info.full_name, self.split, self.field, str(count))
+    def fingerprint(self, hash_files: HashFiles | None = None) -> str:
+        """See `Source.fingerprint`: version, split, and the sizes that the data set states."""
+        info = self._builder().info
+        whole, count = info.splits[_base(self.split)], info.splits[self.split].num_examples
+        sizes = str(whole.shard_lengths), str(whole.num_bytes), str(count)
+        return digest(info.full_name, self.split, self.field, *sizes)
 
     def read(self, part: Part, on_skip: OnSkip) -> Iterator[Document]:
         """See `Source.read`."""
         examples = self._open()
         for index in range(part.start, part.stop):
-            value = examples[index][self.field]
             identity = f"{self.name} {self.split} example {index}"
-            try:
-                text = value.decode("utf-8") if isinstance(value, bytes) else str(value)
-            except UnicodeDecodeError as error:
-                raise UserError(f"{identity} is not UTF-8 at byte {error.start}") from None
+            text = _text(_value(examples[index], self.field), identity)
             if text:
                 yield Document(text, identity)
 
     def _open(self) -> Any:
         """The examples, by index."""
         builder = self._builder()
-        features = builder.info.features
-        if self.field not in features:
-            raise UserError(
-                f"TFDS {self.name!r} has no feature {self.field!r}; "
-                f"it has {', '.join(map(repr, features))}"
-            )
+        self._check_field(builder.info.features)
         try:
-            return builder.as_data_source(self.split)
+            examples = builder.as_data_source(self.split)
         except NotImplementedError:
             raise UserError(
                 f"TFDS {self.name!r} in {builder.data_path} is stored in a format that only "
                 f"TensorFlow reads; prepare it again as array_record:\n{self._command()}"
             ) from None
+        stated = builder.info.splits[self.split].num_examples
+        if len(examples) != stated:
+            raise UserError(
+                f"split {self.split!r} of TFDS {self.name!r} has {stated:,} examples, but "
+                f"{len(examples):,} are read from {builder.data_path}. Of a data set in parquet "
+                "files every slice is the whole split; otherwise files are missing. Prepare it "
+                f"again as array_record:\n{self._command()}"
+            )
+        return examples
+
+    def _check_field(self, features: Any) -> None:
+        """Raises UserError where the field is no text, nor a list of texts."""
+        found = dict(_leaves(features))
+        texts = ", ".join(repr(name) for name, leaf in found.items() if _is_text(leaf)) or "none"
+        if self.field not in found:
+            inner = [name for name in found if name.startswith(f"{self.field}/")]
+            others = inner or found
+            raise UserError(
+                f"TFDS {self.name!r} has no feature {self.field!r}; it has "
+                f"{', '.join(map(repr, others))}, of which texts are {texts}"
+            )
+        leaf = found[self.field]
+        if not _is_text(leaf):
+            kind = f"{type(leaf).__name__} of {np.dtype(leaf.np_dtype)}, shape {leaf.shape}"
+            raise UserError(
+                f"feature {self.field!r} of TFDS {self.name!r} is neither a text nor a list of "
+                f"texts, but {kind}; texts are {texts}"
+            )
 
     def _builder(self) -> Any:
         try:
@@ -89,7 +121,7 @@ class TFDS(Source):
                 )
             builder = tfds.builder(self.name, data_dir=folder, file_format="array_record")
             builder.download_and_prepare()
-        if self.split.split("[")[0] not in builder.info.splits:
+        if _base(self.split) not in builder.info.splits:
             raise UserError(
                 f"TFDS {self.name!r} has no split {self.split!r}; "
                 f"it has {', '.join(map(repr, builder.info.splits))}"
@@ -103,3 +135,43 @@ class TFDS(Source):
             f"tfds.builder({self.name!r}{folder}, file_format='array_record')"
             '.download_and_prepare()"'
         )
+
+
+def _base(split: str) -> str:
+    """The split that a slice is of."""
+    return split.split("[")[0]
+
+
+def _leaves(features: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Name and feature of everything that an example holds, with "/" between nested names."""
+    for name, feature in features.items():
+        inner = feature
+        while not hasattr(inner, "items") and hasattr(inner, "feature"):  # a list of dictionaries
+            inner = inner.feature
+        if hasattr(inner, "items"):
+            yield from _leaves(inner, f"{path}{name}/")
+        else:
+            yield path + name, feature
+
+
+def _is_text(feature: Any) -> bool:
+    kind = feature.np_dtype
+    return not isinstance(kind, dict) and np.dtype(kind) == object and len(feature.shape) <= 1
+
+
+def _value(example: Any, field: str) -> Any:
+    for name in field.split("/") if field not in example else [field]:
+        example = example[name]
+    return example
+
+
+def _text(value: Any, identity: str) -> str:
+    """A text, or several with blank lines between; what is optional and missing is empty."""
+    if value is None:
+        return ""
+    if not isinstance(value, str | bytes):
+        return "\n\n".join(filter(None, (_text(each, identity) for each in value)))
+    try:
+        return value if isinstance(value, str) else value.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{identity} is not UTF-8 at byte {error.start}") from None
