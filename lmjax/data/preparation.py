@@ -76,7 +76,7 @@ class Data:
 
     def validate(self) -> None:
         """Raises UserError for data that cannot be trained on."""
-        local_path(self.cache, "data.cache")
+        local_path(self.cache, "cache")
         names = [domain.name for domain in self.train]
         if not names or len(set(names)) < len(names):
             raise UserError(f"data.train needs domains of different names, got {names}")

@@ -5,6 +5,7 @@ import os
 import pathlib
 
 from lmjax.config import UserError, config
+from lmjax.config.disk import local_path
 from lmjax.data.huggingface_tokenizers import HUGGING_FACE_FILE, HuggingFaceTokenizer
 from lmjax.data.icetk import ICE_FILE, IceTokenizer, read_icetk
 from lmjax.data.library_decoders import BYTES
@@ -53,6 +54,10 @@ class TokenizerFolder(TokenizerConfig):
 
     path: str  # the folder
 
+    def validate(self) -> None:
+        """Raises UserError for a URL."""
+        local_path(self.path, "path")
+
     def build(self, corpus: Corpus) -> Tokenizer:
         return read_tokenizer(self.path)
 
@@ -80,7 +85,7 @@ def read_tokenizer(folder: str | os.PathLike) -> Tokenizer:
       UserError: there is none of these, it is damaged or of an unknown kind, its class is one whose
         program is not known, or its library is not installed.
     """
-    folder = pathlib.Path(folder).expanduser()
+    folder = local_path(folder, "folder")
     if _is_ours(folder):
         return load_tokenizer(folder)
     for pattern, read in READERS.items():

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from lmjax.config import UserError, config
+from lmjax.config.disk import local_path
 from lmjax.data.tokenizers import SEPARATOR, Corpus, Ends, Tokenizer, TokenizerConfig
 
 MODEL_FILE = "sentencepiece.model"
@@ -106,6 +107,10 @@ class SentencePiece(TokenizerConfig):
 
     path: str  # the model file
 
+    def validate(self) -> None:
+        """Raises UserError for a URL."""
+        local_path(self.path, "path")
+
     def build(self, corpus: Corpus) -> Tokenizer:
         """See `TokenizerConfig.build`."""
         data = self._data()
@@ -121,7 +126,7 @@ class SentencePiece(TokenizerConfig):
 
     def _data(self) -> bytes:
         try:
-            return pathlib.Path(self.path).expanduser().read_bytes()
+            return local_path(self.path, "path").read_bytes()
         except OSError as error:
             raise UserError(f"cannot read the tokenizer {self.path}: {error.strerror}") from None
 

@@ -25,6 +25,7 @@ from lmjax.config import (
     from_command_line,
     import_modules,
 )
+from lmjax.config.disk import local_path
 from lmjax.generation.beams import check_search
 from lmjax.generation.fill import MaskGuessing
 from lmjax.generation.messages import Message
@@ -69,6 +70,7 @@ class Generate(Sampling):
     def validate(self) -> None:
         """Raises UserError for settings that no text could satisfy."""
         super().validate()
+        local_path(self.run or "", "run")
         if self.max_tokens < 1:
             raise UserError(f"max_tokens={self.max_tokens}: must be 1 or more")
         if self.samples < 1:

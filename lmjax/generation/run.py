@@ -9,6 +9,7 @@ from pathlib import Path
 import jax
 
 from lmjax.config import UserError, replace
+from lmjax.config.disk import local_path
 from lmjax.data.public_tokenizers import read_tokenizer
 from lmjax.data.tokenizers import Tokenizer
 from lmjax.generation.chat import TEMPLATES, chat_template, fitting_template
@@ -55,7 +56,7 @@ def load_model(
       UserError: see `interop.huggingface.read`; or a tokenizer that is missing or does not fit.
     """
     layout = generation_layout() if layout is None else layout
-    folder = Path(folder).expanduser()
+    folder = local_path(folder, "folder")
     tokenizer = read_tokenizer(folder)
     family, config = huggingface.read_config(folder)
     _, params = huggingface.read_params(folder, family, config, layout, apart=layers_apart())
@@ -138,7 +139,7 @@ def chat_format(folder: str | os.PathLike, tokenizer: Tokenizer, name: str = "tr
     Raises:
       UserError: a public model whose format is not known, a damaged template, or no such name.
     """
-    folder = Path(folder).expanduser()
+    folder = local_path(folder, "folder")
     templates = read_templates(folder)
     with_tools = templates.get(TOOL_USE) if name == "true" else None
     name_there = DEFAULT if name == "true" else name
@@ -171,7 +172,7 @@ def chat_format(folder: str | os.PathLike, tokenizer: Tokenizer, name: str = "tr
 
 def check_chat(folder: str | os.PathLike, name: str) -> None:
     """Raises UserError for a name of a chat format that neither the folder nor we have."""
-    theirs = read_templates(Path(folder).expanduser())
+    theirs = read_templates(local_path(folder, "folder"))
     if name != "true" and name not in theirs and name not in TEMPLATES:
         known = ", ".join([*theirs, *TEMPLATES])
         raise UserError(f"chat: there is no chat template {name!r}, only {known}")

@@ -16,6 +16,7 @@ from lmjax.config import (
     from_command_line,
     import_modules,
 )
+from lmjax.config.disk import local_path
 from lmjax.interop.convert import convert
 from lmjax.parallel import Mesh
 
@@ -37,7 +38,9 @@ class Convert:
     imports: tuple[str, ...] = ()  # modules of your own whose classes the run has
 
     def validate(self) -> None:
-        """Raises UserError for a size that no file can have."""
+        """Raises UserError for a URL, or a size that no file can have."""
+        local_path(self.source or "", "source")
+        local_path(self.destination or "", "destination")
         if self.file_size <= 0:
             raise UserError(f"file_size={self.file_size:g}: must be more than 0 GB")
 

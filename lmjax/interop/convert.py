@@ -11,6 +11,7 @@ from pathlib import Path
 from rich.console import Console
 
 from lmjax.config import UserError, config, to_json
+from lmjax.config.disk import local_path
 from lmjax.data.public_tokenizers import read_tokenizer
 from lmjax.data.tokenizers import Tokenizer
 from lmjax.interop import huggingface
@@ -72,7 +73,7 @@ def convert(
       UserError: see `huggingface.read`, `huggingface.write` and `read_trained`; or the destination
         holds something, or settings do not go together.
     """
-    source, destination = Path(source), Path(destination)
+    source, destination = local_path(source, "source"), local_path(destination, "destination")
     console = Console(highlight=False) if console is None else console
     public = huggingface.is_model_folder(source)
     to_run = public if to_run is None else to_run

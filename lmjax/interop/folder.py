@@ -8,6 +8,7 @@ from pathlib import Path
 import jax
 
 from lmjax.config import UserError, preset
+from lmjax.config.disk import local_path
 from lmjax.interop import huggingface
 from lmjax.models import TransformerConfig, abstract
 from lmjax.parallel import Layout
@@ -17,7 +18,7 @@ from lmjax.training.trained import read_experiment, read_trained
 @preset
 def model_folder(path: str) -> TransformerConfig:
     """The config of the model in a run folder, or in a folder that transformers reads."""
-    folder = Path(path).expanduser()
+    folder = local_path(path, "folder")
     if huggingface.is_model_folder(folder):
         return huggingface.read_config(folder)[1]
     return read_experiment(folder).model
@@ -39,7 +40,7 @@ def read_params(path: str | os.PathLike, config: TransformerConfig, layout: Layo
     Raises:
       UserError: see `huggingface.read` and `read_trained`; or a parameter has another shape.
     """
-    folder = Path(path).expanduser()
+    folder = local_path(path, "folder")
     theirs = model_folder(str(folder))
     _check_shapes(folder, theirs, config, layout)
     if huggingface.is_model_folder(folder):
@@ -49,7 +50,7 @@ def read_params(path: str | os.PathLike, config: TransformerConfig, layout: Layo
 
 def tokenizer_folder(path: str | os.PathLike) -> Path:
     """Where the tokenizer of a run folder or of a folder that transformers reads should lie."""
-    folder = Path(path).expanduser()
+    folder = local_path(path, "folder")
     return folder if huggingface.is_model_folder(folder) else folder / "tokenizer"
 
 

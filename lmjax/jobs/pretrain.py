@@ -8,6 +8,7 @@ import optax
 from flax import nnx
 
 from lmjax.config import UserError, config
+from lmjax.config.disk import local_path
 from lmjax.data import Data
 from lmjax.jobs.run_folder import occupy
 from lmjax.jobs.settings import Checkpoints, Evaluation, Log, at_least
@@ -55,6 +56,8 @@ class Pretrain:
 
     def validate(self) -> None:
         """Raises UserError for settings that do not go together."""
+        local_path(self.output, "output")
+        local_path(self.begin_with or "", "begin_with")
         at_least(1, self, "steps", "accumulation")
         at_least(0, self, "seed")
         if self.gradient_clip is not None and self.gradient_clip <= 0:

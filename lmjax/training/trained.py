@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lmjax.config import UserError, from_json
+from lmjax.config.disk import local_path
 from lmjax.data.tokenizers import Tokenizer, load_tokenizer
 from lmjax.models import TransformerConfig, abstract
 from lmjax.objectives import Objective
@@ -47,7 +48,7 @@ def read_trained(folder: str | os.PathLike, layout: Layout, step: int | None = N
     Raises:
       UserError: not a run folder, no checkpoint, a damaged one, or a tokenizer that does not fit.
     """
-    folder = Path(folder)
+    folder = local_path(folder, "folder")
     experiment = read_experiment(folder)
     where = folder / "tokenizer"
     tokenizer = load_tokenizer(where) if where.is_dir() else None
