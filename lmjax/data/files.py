@@ -8,6 +8,7 @@ import itertools
 import lzma
 import os
 import re
+import stat
 import zlib
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -47,7 +48,7 @@ def find_files(patterns: str | tuple[str, ...]) -> tuple[str, ...]:
     for pattern in (patterns,) if isinstance(patterns, str) else patterns:
         wanted = os.path.expanduser(pattern)
         matches = [wanted] if os.path.exists(wanted) else glob.glob(wanted, recursive=True)
-        files = sorted(match for match in matches if os.path.isfile(match))
+        files = sorted(match for match in matches if _is_file(match))
         if not files and os.path.isdir(wanted):
             raise UserError(
                 f"{pattern!r} is a folder; name the files in it, as in "
@@ -59,6 +60,12 @@ def find_files(patterns: str | tuple[str, ...]) -> tuple[str, ...]:
     if not found:
         raise UserError("the source names no file: its path is empty")
     return tuple(found)
+
+
+def _is_file(path: str) -> bool:
+    """Like `os.path.isfile`, but for one that cannot be looked at, which must not be left out."""
+    with errors_told("cannot read the text"):
+        return stat.S_ISREG(os.stat(path).st_mode)
 
 
 def file_parts(files: tuple[str, ...], divide: bool) -> tuple[Part, ...]:

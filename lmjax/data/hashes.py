@@ -105,17 +105,22 @@ class FileHashes:
     @contextlib.contextmanager
     def _alone(self, root: str) -> Iterator[None]:
         """Keeps other processes from reading the same files at the same time, where that works."""
-        with contextlib.ExitStack() as stack:
-            with contextlib.suppress(OSError):
-                if self.folder is not None:
-                    self.folder.mkdir(parents=True, exist_ok=True)
-                    file = stack.enter_context(self._path(root).with_suffix(".lock").open("a"))
-                    try:
-                        lock(file)
-                    except BlockingIOError:
-                        self.progress("waiting for another process that reads the text", 0, 1)
-                        lock(file, wait=True)
+        file = None
+        with contextlib.suppress(OSError):
+            if self.folder is not None:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                file = self._path(root).with_suffix(".lock").open("a")
+                try:
+                    lock(file)
+                except BlockingIOError:
+                    self.progress("waiting for another process that reads the text", 0, 1)
+                    lock(file, wait=True)
+        try:
             yield
+        finally:
+            with contextlib.suppress(OSError):
+                if file is not None:
+                    file.close()
 
 
 def _mark(path: str) -> list[int]:

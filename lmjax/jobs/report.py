@@ -62,7 +62,7 @@ def content(folder: RunFolder) -> dict[str, Any]:
         "held_out": held_out,
         "samples": results.get("samples", []),
         "samples_words": results.get("samples_words", ""),
-        "config": json.loads(folder.config.read_text("utf-8")),
+        "config": folder.read_json("config.json"),
         "settings_words": "The whole experiment, as config.json in the run folder holds it.",
         "environment": folder.environment(),
     }

@@ -77,10 +77,12 @@ class RunFolder:
 
     def experiment(self) -> Any:
         """The experiment of config.json. UserError where there is none or it does not load."""
-        if not self.config.is_file():
-            raise UserError(f"{self.path} is not a run folder: it holds no config.json")
+        with errors_told("cannot read the run"):
+            if not self.config.is_file():
+                raise UserError(f"{self.path} is not a run folder: it holds no config.json")
+            text = self.config.read_text("utf-8")
         try:
-            return from_json(self.config.read_text("utf-8"))
+            return from_json(text)
         except UserError as error:
             raise UserError(f"{self.config}: {error}") from None
 
@@ -90,11 +92,11 @@ class RunFolder:
 
     def results(self) -> dict[str, Any]:
         """What the finished run came to; empty before its end."""
-        return self._read("results.json")
+        return self.read_json("results.json")
 
     def environment(self) -> dict[str, Any]:
         """Machine and versions that the run was last on."""
-        return self._read("environment.json")
+        return self.read_json("environment.json")
 
     def write(self, name: str, text: str) -> None:
         """Writes a file of the folder: whole or not at all, whatever happens meanwhile.
@@ -129,9 +131,11 @@ class RunFolder:
         if not any(self.path.iterdir()):
             self.path.rmdir()
 
-    def _read(self, name: str) -> dict[str, Any]:
+    def read_json(self, name: str) -> dict[str, Any]:
+        """What a file of the folder holds; empty where there is none."""
         path = self.path / name
-        return json.loads(path.read_text("utf-8")) if path.is_file() else {}
+        with errors_told("cannot read the run"):
+            return json.loads(path.read_text("utf-8")) if path.is_file() else {}
 
 
 @contextmanager
@@ -239,7 +243,7 @@ def _locked(path: Path, warn: Callable[[str], None]) -> Iterator[None]:
     with errors_told(f"cannot write in output={path}"):
         path.mkdir(parents=True, exist_ok=True)
         file = (path / LOCK).open("a+")
-    with file:
+    try:
         try:
             if not lock(file):
                 warn(
@@ -253,3 +257,6 @@ def _locked(path: Path, warn: Callable[[str], None]) -> Iterator[None]:
         except OSError as error:
             raise UserError(f"cannot lock output={path}: {reason(error)}") from error
         yield
+    finally:
+        with suppress(OSError):  # there is nothing in it
+            file.close()

@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
@@ -20,6 +21,18 @@ LONGEST = 300  # characters of an error that are told
 
 class NotWritten(Exception):
     """What Orbax could not write, or has left out without a word."""
+
+
+@contextlib.contextmanager
+def _failures_named() -> Iterator[None]:
+    """Makes NotWritten of what Orbax and TensorStore say of files: mostly it is a ValueError."""
+    try:
+        yield
+    except (OSError, NotWritten):
+        raise
+    except Exception as error:
+        line = str(error).partition("\n")[0]
+        raise NotWritten(f"{type(error).__name__}: {line[:LONGEST]}") from error
 
 
 class ArrayWriter:
@@ -72,6 +85,7 @@ def read_arrays(folder: Path, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> dic
         )
 
 
+@_failures_named()
 def check_written(folder: Path, arrays: Arrays) -> None:
     """Raises NotWritten where not every piece of every array is in what Orbax has written.
 
@@ -96,18 +110,6 @@ def check_written(folder: Path, arrays: Arrays) -> None:
             raise NotWritten(f"{wanted - found[name]} of {wanted} pieces of {name} are missing")
 
 
-@contextlib.contextmanager
-def _failures_named() -> Iterator[None]:
-    """Orbax says most of what happens to files with exceptions that are of no use to tell apart."""
-    try:
-        yield
-    except OSError:
-        raise
-    except Exception as error:
-        line = str(error).partition("\n")[0]
-        raise NotWritten(f"{type(error).__name__}: {line[:LONGEST]}") from error
-
-
 def _orbax() -> ModuleType:
     """Orbax, imported where it is needed, and quiet: what goes wrong is said by the exception."""
     import orbax.checkpoint
@@ -116,6 +118,7 @@ def _orbax() -> ModuleType:
         logger = logging.getLogger(name)
         if wanted not in logger.filters:
             logger.addFilter(wanted)
+    warnings.filterwarnings("ignore", "coroutine '.*write_fragment' was never awaited")
     if not isinstance(sys.unraisablehook, _Hook):
         sys.unraisablehook = _Hook(sys.unraisablehook)
     return orbax.checkpoint

@@ -248,8 +248,7 @@ class Checkpointer:
                 check_written(saving / ARRAYS, shapes)
                 manifest.write(saving, shapes, extra)
                 self._give_name(step)
-                for old in self._superseded(step):
-                    self._remove(old)
+                self._remove_superseded(step)
         except BaseException as error:
             self._failure = step, error
 
@@ -267,12 +266,19 @@ class Checkpointer:
         if replaced:
             self._clear(old)
 
-    def _superseded(self, newest: int) -> Iterator[int]:
-        """Steps that the keep policy gives up; those after `newest` are not its business."""
-        before = [step for step in self.steps() if step <= newest]
+    def _remove_superseded(self, newest: int) -> None:
+        """Removes what the keep policy gives up; checkpoints after `newest` are not its business.
+
+        The new one is complete by now: where old ones cannot be removed, that is only said.
+        """
+        try:
+            before = [step for step in self.steps() if step <= newest]
+        except UserError as error:
+            self.warn(f"Old checkpoints stay: {error}")
+            return
         for step in before[: -self.keep]:
             if self.keep_every is None or step % self.keep_every:
-                yield step
+                self._remove(step)
 
     def _remove(self, step: int) -> None:
         """Removes a checkpoint, first of all its name: half of one must never have it."""

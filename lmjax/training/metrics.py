@@ -96,7 +96,8 @@ class MetricsWriter:
         """
         if self._file is None:
             return
-        self._file.close()
+        with errors_told(f"cannot write {self.path}"):
+            self._file.close()
         kept = [line for line, record in _records(self.path) if record["step"] <= step]
         write_atomically(self.path, "".join(line + "\n" for line in kept))
         self._open()
