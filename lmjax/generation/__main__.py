@@ -13,7 +13,6 @@ python -m lmjax.generation models/t5-base prompt="The <extra_id_0> module provid
 import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Literal
 
 import jax
@@ -96,7 +95,7 @@ def changed(settings: Generate, names: Sequence[str]) -> list[str]:
 
 def tell_recommended(settings: Generate) -> None:
     """Says which settings the folder recommends that are not given: it is the user who chooses."""
-    wanted = read_recommended(Path(settings.run).expanduser())
+    wanted = read_recommended(local_path(settings.run, "run"))
     missing = [f"{k}={json.dumps(v)}" for k, v in wanted.items() if getattr(settings, k, None) != v]
     if missing:
         tell(f"{settings.run} recommends {', '.join(missing)}; only what is given here counts")

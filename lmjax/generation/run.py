@@ -90,7 +90,7 @@ def load_run(
       UserError: not a run folder, no checkpoint, a damaged one, or a tokenizer that does not fit.
     """
     layout = generation_layout() if layout is None else layout
-    folder = Path(folder).expanduser()
+    folder = local_path(folder, "folder")
     trained = read_trained(folder, layout, step)
     if trained.tokenizer is None:
         raise UserError(f"there is no tokenizer in {folder}: text needs one")

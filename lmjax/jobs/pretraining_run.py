@@ -3,7 +3,6 @@
 import json
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -11,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lmjax.config import UserError, fingerprint, to_json
+from lmjax.config.disk import local_path
 from lmjax.data import PreparedData, prepare
 from lmjax.data.public_tokenizers import read_tokenizer
 from lmjax.evaluation.held_out import HeldOut
@@ -233,7 +233,7 @@ class PretrainingRun:
                     f'else; data.tokenizer=TokenizerFolder(path="{where}") takes it from there'
                 )
             elif jax.process_index() == 0:
-                keep(Path(folder).expanduser(), self.folder.path)  # how it is talked to
+                keep(local_path(folder, "begin_with"), self.folder.path)  # how it is talked to
         return params
 
     def check_tokenizer(self, extra: dict[str, Any], prepared: PreparedData) -> None:
