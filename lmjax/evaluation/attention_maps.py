@@ -38,7 +38,7 @@ def attention_maps(
     x, maps = model.embed(batch), []
     for layer in range(config.num_layers):
         block = nnx.merge(block_graph, jax.tree.map(lambda a, layer=layer: a[layer], stacked))
-        window = config.attention.windows[layer % len(config.attention.windows)]
+        window = config.windows[layer]
         mask = batch.mask(config.attention.causal, window)
 
         def attend(x, block=block, mask=mask):

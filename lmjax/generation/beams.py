@@ -12,7 +12,14 @@ from jaxtyping import Array, Bool, Float, Int
 
 from lmjax.config import UserError
 from lmjax.generation.generator import Generator, require_numbers
-from lmjax.generation.prompts import Prompt, check_prompts, prompt_batch, round_up, tokens_of
+from lmjax.generation.prompts import (
+    Prompt,
+    check_prompts,
+    prompt_batch,
+    room,
+    round_up,
+    tokens_of,
+)
 from lmjax.models import Batch, Cache, Place, last_place
 
 
@@ -109,8 +116,7 @@ class BeamSearch:
         check_prompts(self.generator.config, texts, sources)
         if not prompts or max_tokens < 1:
             return [[] for _ in prompts]
-        full = self.generator.config.max_length + 1  # as for `Generator.stream`
-        budget = np.array([min(max_tokens, full - len(text)) for text in texts], np.int32)
+        budget = [room(self.generator.config, len(text), max_tokens) for text in texts]
         settings = {
             "stop_tokens": np.array(list(stop_tokens), np.int32),
             "length_penalty": np.float32(length_penalty),
@@ -118,7 +124,7 @@ class BeamSearch:
         search = self._start(
             self.generator.weights,
             self.generator.place(prompt_batch(prompts, sources)),
-            budget,
+            np.array(budget, np.int32),
             slots=round_up(max_tokens),
             beams=beams,
             **settings,

@@ -105,12 +105,14 @@ class Writing(Filling):
     def beginning(self, blanked: Blanked) -> int:
         """How many tokens the decoding model reads before the first blank's."""
 
-    def share(self, blanked: Blanked, max_length: int) -> int:
-        """Most tokens of each blank, so that all have the same room.
+    def share(self, blanked: Blanked, max_length: int | None) -> int | None:
+        """Most tokens of each blank, so that all have the same room; None: there is no limit.
 
         Raises:
           UserError: the context does not hold one token for each.
         """
+        if max_length is None:
+            return None
         blanks, used = len(blanked.places), self.beginning(blanked)
         share = (max_length + 1 - used - blanks) // blanks
         if share < 1:
@@ -300,7 +302,7 @@ def write_blanks(
     filling: Writing,
     tokenizer: Tokenizer,
     prompts: Sequence[Blanked],
-    max_length: int,
+    max_length: int | None,
     decode: Decode,
 ) -> list[list[list[int]]]:
     """The tokens of every blank of every prompt, the first blank of all of them first.
@@ -309,7 +311,7 @@ def write_blanks(
       filling: how the model does it.
       tokenizer: the model's.
       prompts: as `filling.read` gives them.
-      max_length: of the model's context.
+      max_length: of the model's context; None: it has no end.
       decode: continues prompts up to a stop token.
 
     Raises:

@@ -13,11 +13,12 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
-from lmjax.config import UserError
+from lmjax.config import UserError, replace
 from lmjax.generation.prompts import (
     Prompt,
     check_prompts,
     prompt_batch,
+    room,
     round_up,
     tokens_of,
     tokens_seen,
@@ -26,7 +27,6 @@ from lmjax.generation.sampling import Sampling, choose, penalised
 from lmjax.generation.unstacked import (
     layers_apart,
     light,
-    one_period,
     placed,
     stacked,
     unstacked,
@@ -118,7 +118,7 @@ class Generator:
         self.config = config
         unstack = layers_apart() if unstack is None else unstack
         self.layout = generation_layout() if layout is None else layout
-        self._run_as = one_period(config) if unstack else config
+        self._run_as = replace(config, unroll=0) if unstack else config
         self._graph, shapes = abstract(self._run_as, self.layout)
         self.weights = placed(light(config, params if unstack else stacked(params)), shapes)
         if unstack:
@@ -220,9 +220,7 @@ class Generator:
             return
         sampling = Sampling() if sampling is None else sampling
         settings = sampling.arguments(stop_tokens)
-        # The last token of a full context can still be followed by one that is never fed back.
-        full = self.config.max_length + 1
-        budget = [min(max_tokens, full - len(text)) for text in texts]
+        budget = [room(self.config, len(text), max_tokens) for text in texts]
         budget = np.repeat(np.array(budget, np.int32), samples)
         seen = None
         if sampling.repetition_penalty != 1:

@@ -37,10 +37,10 @@ def check_prompts(
         for number, row in enumerate(rows, 1):
             if len(row) == 0:
                 raise UserError(f"{kind} {number} is empty: a model reads at least one token")
-            if len(row) > config.max_length:
+            if config.max_length is not None and len(row) > config.max_length:
                 raise UserError(
                     f"{kind} {number} has {len(row)} tokens, more than the"
-                    f" {config.max_length} of the model's context"
+                    f" {config.max_length} of the model's context{_way_out(config)}"
                 )
             wrong = [token for token in row if not 0 <= token < config.vocab_size]
             if wrong:
@@ -48,6 +48,25 @@ def check_prompts(
                     f"{kind} {number} has the token {wrong[0]}; the model's are 0 to"
                     f" {config.vocab_size - 1}"
                 )
+
+
+def _way_out(config: TransformerConfig) -> str:
+    """What can be done about a text that is too long, for a message."""
+    if config.positions is not None:
+        return f": its table of positions has {config.max_length} rows"
+    return (
+        "; its positions can be computed beyond it, though it was not made for that: a larger"
+        " model.max_length (in a run's config.json), max_position_embeddings or rope_scaling (in"
+        " that of a public model) allows it"
+    )
+
+
+def room(config: TransformerConfig, length: int, wanted: int) -> int:
+    """How many of `wanted` tokens can follow `length` tokens.
+
+    The last token of a full context can still be followed by one that is never fed back.
+    """
+    return wanted if config.max_length is None else min(wanted, config.max_length + 1 - length)
 
 
 def tokens_of(prompt: Prompt) -> Sequence[int]:

@@ -227,7 +227,7 @@ class TextGenerator:
             raise UserError("this model does not guess masks: it is no encoder")
         blanked = self.filling.read(self.tokenizer, prompt)
         most, length = self.generator.config.max_length, len(blanked.tokens)
-        if length > most:
+        if most is not None and length > most:
             raise UserError(f"the prompt has {length} tokens, more than the {most} of the context")
         logits = self._whole(plain_batch(np.array([blanked.tokens], np.int32)))
         found = []

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from lmjax.config import replace
 from lmjax.models import TransformerConfig
 
 
@@ -18,19 +17,11 @@ def layers_apart() -> bool:
     return jax.default_backend() == "cpu"
 
 
-def one_period(config: TransformerConfig) -> TransformerConfig:
-    """The same model, not scanned: its layers are one period of a pattern as long as the depth.
-
-    Each layer is then a slice of the stack of parameters at a fixed place. Where the stack is made
-    of unstacked layers just before, XLA takes the layer instead, and the stack is never made.
-    """
-    windows = config.attention.windows
-    windows *= config.num_layers // len(windows)
-    return replace(config, attention=replace(config.attention, windows=windows), unroll=0)
-
-
 def stacked(params: dict) -> dict:
-    """The parameters as the model has them, also where `blocks` is a list of layers; traceable."""
+    """The parameters as the model has them, also where `blocks` is a list of layers; traceable.
+
+    Of a model that is not scanned (`unroll=0`) XLA takes the layers, and the stack is never made.
+    """
     if not isinstance(params["blocks"], list):
         return params
     blocks = jax.tree.map(lambda *layers: jnp.stack(layers), *params["blocks"])

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import functools
-import json
 import math
 import os
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
@@ -18,8 +16,12 @@ import numpy as np
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
-from lmjax.config import UserError, replace, to_text
-from lmjax.interop.settings import config_of, read_settings
+from lmjax.interop.families import assumption as assumption
+from lmjax.interop.families import essence as essence
+from lmjax.interop.families import family_of as family_of
+from lmjax.interop.families import is_model_folder as is_model_folder
+from lmjax.interop.families import read_config as read_config
+from lmjax.interop.settings import read_settings
 from lmjax.interop.tensor_files import (
     LARGEST_FILE,
     Report,
@@ -29,50 +31,11 @@ from lmjax.interop.tensor_files import (
     write_json,
     write_tensors,
 )
-from lmjax.models import Normal, TransformerConfig, abstract
-from lmjax.models.baichuan import BAICHUAN_FAMILY
-from lmjax.models.bert import BERT_FAMILY
-from lmjax.models.bloom import BLOOM_FAMILY
-from lmjax.models.chatglm import CHATGLM2_FAMILY, CHATGLM_FAMILY
-from lmjax.models.falcon import FALCON_FAMILY
-from lmjax.models.gemma import GEMMA2_FAMILY, GEMMA_FAMILY
-from lmjax.models.glm import GLM_130B_FAMILY, GLM_FAMILY
-from lmjax.models.gpt import GPT1_FAMILY, GPT2_FAMILY
-from lmjax.models.llama import LLAMA_FAMILY, SKYWORK_FAMILY
-from lmjax.models.mistral import MISTRAL_FAMILY
+from lmjax.interop.tensor_names import Shapes, entries_of, find_tensors, theirs
+from lmjax.models import TransformerConfig, abstract
 from lmjax.models.names import Family, Name
-from lmjax.models.opt import OPT_FAMILY
-from lmjax.models.palm import PALM_FAMILY
-from lmjax.models.qwen import QWEN2_FAMILY, QWEN3_FAMILY, QWEN_FAMILY
-from lmjax.models.t5 import T5_FAMILY
-from lmjax.models.xlnet import XLNET_FAMILY
 from lmjax.parallel import Layout, training_layout
 
-FAMILIES = (
-    GPT1_FAMILY,
-    GPT2_FAMILY,
-    LLAMA_FAMILY,
-    MISTRAL_FAMILY,
-    QWEN2_FAMILY,
-    QWEN3_FAMILY,
-    GEMMA_FAMILY,
-    GEMMA2_FAMILY,
-    OPT_FAMILY,
-    BLOOM_FAMILY,
-    FALCON_FAMILY,
-    QWEN_FAMILY,
-    BAICHUAN_FAMILY,
-    CHATGLM2_FAMILY,
-    CHATGLM_FAMILY,
-    SKYWORK_FAMILY,
-    PALM_FAMILY,
-    BERT_FAMILY,
-    T5_FAMILY,
-    XLNET_FAMILY,
-    GLM_FAMILY,
-    GLM_130B_FAMILY,
-)
-Shapes = dict[str, jax.ShapeDtypeStruct]  # by dotted path
 Dtype = Literal["float32", "bfloat16"]
 CACHE_LINE = 64  # bytes
 
@@ -219,145 +182,6 @@ def rewrite(
     folder.mkdir(parents=True, exist_ok=True)
     write_tensors(folder, shapes, map(files.read, shapes), largest_file, report)
     write_json(folder / "config.json", settings)
-
-
-def is_model_folder(folder: str | os.PathLike) -> bool:
-    """Whether a config.json is there that names a `model_type`, as Hugging Face's do."""
-    try:
-        settings = json.loads(Path(folder, "config.json").read_text("utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(settings, dict) and "model_type" in settings
-
-
-def read_config(folder: str | os.PathLike) -> tuple[Family, TransformerConfig]:
-    """The family and the config of a folder's config.json; UserError as `read`."""
-    folder = Path(folder)
-    path, settings = folder / "config.json", read_settings(folder)
-    kind = None
-    if isinstance(settings, dict):
-        kind = settings.get("model_type", settings.get("model"))  # PaLM has no public type
-    families = [family for family in FAMILIES if family.model_type == kind]
-    if not families:
-        kinds = dict.fromkeys(family.model_type for family in FAMILIES)
-        raise UserError(f"{path}: model_type={json.dumps(kind)} is not one of {', '.join(kinds)}")
-    family = next((family for family in families if family.key in settings), families[0])
-    try:
-        return family, config_of(family, settings)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from None
-
-
-def family_of(config: TransformerConfig) -> tuple[Family, dict[str, Any]]:
-    """The family that a config belongs to, and its config.json.
-
-    Raises:
-      UserError: none; says in what the nearest one differs.
-    """
-    differences = {}
-    for family in FAMILIES:
-        settings = family.write(config)
-        wanted = to_text(essence(config)).splitlines()
-        try:
-            again = to_text(essence(family.read(settings))).splitlines()
-        except UserError:  # Gemma 2's pattern of two windows does not fill an odd depth
-            continue
-        if again == wanted:
-            kind = {"architectures": [family.architecture], "model_type": family.model_type}
-            return family, kind | settings
-        differences[family.model_type] = [line for line in wanted if line not in again]
-    nearest = min(differences, key=lambda kind: len(differences[kind]))
-    raise UserError(
-        f"transformers has no model like this one; nearest is {nearest}, which cannot have"
-        f" {', '.join(differences[nearest][:5]) or 'what this one lacks'}"
-    )
-
-
-def essence(config: TransformerConfig) -> TransformerConfig:
-    """The config without what changes no logits, only how a model is drawn, trained or computed."""
-    attention = replace(
-        config.attention,
-        implementation=None,
-        num_kv_heads=config.attention.kv_heads,
-        dropout=0.0,
-    )
-    return replace(
-        config,
-        attention=attention,
-        dropout=0.0,
-        initializer=Normal(),
-        dtype="float32",
-        remat="none",
-        unroll=1,
-    )
-
-
-def entries_of(
-    family: Family, config: TransformerConfig, paths: dict
-) -> Iterator[tuple[Name, int | None]]:
-    """The lines of the map that this config's parameters are on, one for each layer."""
-    if left := paths.keys() - {path for name in family.names for path in name.ours}:
-        raise ValueError(f"the map of {family.model_type} has no line for {', '.join(left)}")
-    for name in family.names:
-        if not set(name.ours) <= paths.keys() or not (name.when is None or name.when(config)):
-            continue
-        layered = "{layer" in name.theirs
-        for layer in range(paths[name.ours[0]].shape[0]) if layered else (None,):
-            yield name, layer
-
-
-def theirs(name: Name, layer: int | None, config: TransformerConfig) -> str:
-    """A tensor's name in the file."""
-    following = None if layer is None else layer + 1
-    return name.theirs.format(layer=layer, layer_from_1=following, end=config.num_layers + 1)
-
-
-def titles_of(family: Family, title: str) -> list[str]:
-    """A tensor's name, and the others under which public files have it."""
-    older = [title.replace(new, old) for new, old in family.older if new in title]
-    titles = [title, *older]
-    return titles + [title.removeprefix(family.prefix) for title in titles]
-
-
-def find_tensors(
-    family: Family, config: TransformerConfig, paths: Shapes, files: TensorFiles
-) -> list[tuple[Name, int | None, str]]:
-    """Finds every parameter in the files and checks everything, before any tensor is read.
-
-    Returns:
-      Line of the map, layer, and name in the files.
-    """
-    left = set(files.names)
-    found = []
-    for name, layer in entries_of(family, config, paths):
-        titles = titles_of(family, theirs(name, layer, config))
-        title = next((title for title in titles if title in left), None)
-        if title is None:
-            raise UserError(f"{files.folder}: the tensor {titles[0]} is missing")
-        left.remove(title)
-        parts = [paths[path].shape[layer is not None :] for path in name.ours]
-        wanted = name.transform.shape(parts, config)
-        if files.shape(title).shape != wanted:
-            raise UserError(
-                f"{files.where(title)} is {list(files.shape(title).shape)};"
-                f" by config.json it should be {list(wanted)}"
-            )
-        found.append((name, layer, title))
-    head, table = family.tied
-    if config.tied_head and head in left:
-        table = table if table in files.names else table.removeprefix(family.prefix)
-        if not np.array_equal(files.read(head), files.read(table)):
-            raise UserError(
-                f"{files.where(head)} differs from {table}, although config.json ties them"
-            )
-        left.remove(head)
-    left = {name for name in left if not any(re.fullmatch(b, name) for b in family.buffers)}
-    if left:
-        raise UserError(
-            f"{files.where(min(left))} has no place in the {family.model_type} of config.json"
-            + (f" (nor have {len(left) - 1} more)" if len(left) > 1 else "")
-        )
-    return found
 
 
 def by_path(tree: dict) -> dict[str, Any]:

@@ -16,6 +16,8 @@ SUPPORTED = {
     "quantization_config": (),
     "is_encoder_decoder": (False,),
     "add_cross_attention": (False,),
+    "pruned_heads": ({},),
+    "transformers_weights": (),  # names another file of weights
     **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts"), (0, 1)),
 }
 
@@ -40,6 +42,7 @@ def config_of(family: Family, settings: dict[str, Any]) -> TransformerConfig:
       UserError: it lacks something, holds something of another kind than the family has there, or
         asks for what is not supported. The message names the key, but not the file.
     """
+    given, settings = settings, family.settings(settings)
     for key, allowed in (SUPPORTED | family.supported).items():
         value = _look_up(settings, key)
         if value is not None and value not in allowed:
@@ -58,7 +61,7 @@ def config_of(family: Family, settings: dict[str, Any]) -> TransformerConfig:
         missing = f"{family.model_type} needs {error.args[0]!r}, which is not there"
         raise UserError(missing) from None
     except (TypeError, ValueError, ArithmeticError, UserError) as error:
-        empty = [key for key, value in usual.items() if value and settings.get(key, value) is None]
+        empty = [key for key, value in usual.items() if value and given.get(key, value) is None]
         hint = f" ({' and '.join(empty)}: null)" if empty else ""
         raise UserError(f"{error}{hint}") from None
 

@@ -48,16 +48,19 @@ class Stored(NamedTuple):
 class TensorFiles:
     """The tensors of a folder by name, whether they lie in one file or in several.
 
-    Safetensors files are preferred; those of PyTorch go through its weights-only loader, so that
-    nothing is ever unpickled. Tensors are memory-mapped one by one.
+    Of several kinds the first that is there is read, as in transformers: one safetensors file,
+    several with an index, one file of PyTorch's, several with an index. Those of PyTorch go
+    through its weights-only loader, so that nothing is ever unpickled. Tensors are memory-mapped
+    one by one.
     """
 
     def __init__(self, folder: Path):
         """Looks at what is in the files of `folder`.
 
         Raises:
-          UserError: there are none, one is damaged or missing, or holds other tensors than the
-            index says; a PyTorch file, and torch is not installed.
+          UserError: there are none, one is damaged or missing, or lacks what the index says; two
+            hold a tensor of one name that is not the same; a PyTorch file, and torch is not
+            installed.
         """
         self.folder = folder
         self._stored: dict[str, Stored] = {}
@@ -67,21 +70,21 @@ class TensorFiles:
             if not path.is_file():
                 raise UserError(f"{folder / index} names the file {name}, which is not there")
             for title, stored in (_safetensors if path.suffix == ".safetensors" else _torch)(path):
-                if title in self._stored:
-                    raise UserError(f"{self.where(title)} is also in {name}")
+                if title in self._stored and not self._same(stored, title):
+                    raise UserError(f"{self.where(title)} is also in {name}, and is not the same")
                 self._stored[title] = stored
         for title, name in listed.items():
-            if title not in self._stored or self._stored[title].file != name:
+            if title not in self._stored:  # in another file than it says, it is found all the same
                 raise UserError(f"{folder / name} has no tensor {title}, but {index} says it has")
 
     def _files(self) -> tuple[list[str], dict[str, str], str]:
         """Names of the files, which tensor lies where as far as an index says it, and its name."""
         for file, index in ((FILE, INDEX), (TORCH_FILE, TORCH_INDEX)):
+            if (self.folder / file).is_file():  # the index of an earlier save may lie beside it
+                return [file], {}, ""
             if (self.folder / index).is_file():
                 listed = self._read_index(self.folder / index)
                 return sorted(set(listed.values())), listed, index
-            if (self.folder / file).is_file():
-                return [file], {}, ""
         raise UserError(
             f"{self.folder} holds no weights: none of {FILE}, {INDEX}, {TORCH_FILE}, {TORCH_INDEX}"
         )
@@ -99,6 +102,12 @@ class TensorFiles:
             if not isinstance(name, str) or Path(name).name != name or Path(name).suffix != kind:
                 raise UserError(f"{path} names {name!r}, which is no {kind} file of the folder")
         return listed
+
+    def _same(self, stored: Stored, title: str) -> bool:
+        """Whether a tensor is bit for bit the one of its name."""
+        known = self._stored[title]
+        alike = (known.dtype, known.shape) == (stored.dtype, stored.shape)
+        return alike and known.read().tobytes() == stored.read().tobytes()
 
     @property
     def names(self) -> set[str]:

@@ -57,13 +57,13 @@ CHARACTERS = {byte: character for character, byte in BYTES.items()}
 
 
 def public_files(
-    tokenizer: Tokenizer, max_length: int, closed: bool = False
+    tokenizer: Tokenizer, max_length: int | None, closed: bool = False
 ) -> tuple[dict[str, bytes], list[str]]:
     """The files of a tokenizer in a model folder, by name.
 
     Args:
       tokenizer: any of ours.
-      max_length: tokens that the model can take.
+      max_length: tokens that the model can take; None: any number.
       closed: whether a text has the token behind it that ends a document, as T5's have.
 
     Returns:
@@ -125,7 +125,7 @@ def _around(tokenizer: Tokenizer, closed: bool) -> Around:
 
 
 def _settings(
-    tokenizer: Tokenizer, written: Entry, around: Around, max_length: int
+    tokenizer: Tokenizer, written: Entry, around: Around, max_length: int | None
 ) -> dict[str, Any]:
     """The tokenizer_config.json with which transformers takes a tokenizer.json as it stands.
 

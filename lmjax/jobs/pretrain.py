@@ -65,10 +65,10 @@ class Pretrain:
         self._check_embedding_gradient()
         if self.average is not None and not 0 < self.average < 1:
             raise UserError(f"average={self.average}: a decay lies between 0 and 1, or none")
-        if self.data.length > self.model.max_length:
+        longest = self.model.max_length
+        if longest is not None and self.data.length > longest:
             raise UserError(
-                f"data.length={self.data.length} is longer than model.max_length="
-                f"{self.model.max_length}"
+                f"data.length={self.data.length} is longer than model.max_length={longest}"
             )
         self.objective.check(self.model)
         if (rows := max(self.data.sizes)) % self.accumulation:

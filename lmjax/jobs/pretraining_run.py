@@ -155,7 +155,7 @@ class PretrainingRun:
                 length = len(blanked.tokens)
                 if isinstance(filling, Writing):
                     filling.share(blanked, room)
-            if length >= room:
+            if room is not None and length >= room:
                 raise UserError(
                     f"evaluation.prompts: {prompt[:40]!r}... has {length:,} tokens and leaves no "
                     f"room in model.max_length={room:,}"

@@ -52,8 +52,10 @@ from lmjax.models.residual import PreNorm as PreNorm
 from lmjax.models.residual import SandwichNorm as SandwichNorm
 from lmjax.models.rotary import BlockRotary as BlockRotary
 from lmjax.models.rotary import DynamicNTKScaling as DynamicNTKScaling
+from lmjax.models.rotary import DynamicScaling as DynamicScaling
 from lmjax.models.rotary import LinearScaling as LinearScaling
 from lmjax.models.rotary import Llama3Scaling as Llama3Scaling
+from lmjax.models.rotary import LongRoPEScaling as LongRoPEScaling
 from lmjax.models.rotary import NTKScaling as NTKScaling
 from lmjax.models.rotary import Rotary as Rotary
 from lmjax.models.rotary import YaRNScaling as YaRNScaling

@@ -8,7 +8,14 @@ from typing import Any
 from lmjax.config import preset, replace
 from lmjax.models.gpt import size_of
 from lmjax.models.initializers import Normal
-from lmjax.models.llama import LAYER, LLAMA_FAMILY, llama, read_llama, write_llama
+from lmjax.models.llama import (
+    LAYER,
+    LLAMA_DEFAULTS,
+    LLAMA_FAMILY,
+    llama,
+    read_llama,
+    write_llama,
+)
 from lmjax.models.names import ATTENTION, Matrix, Settings, dense
 from lmjax.models.positions import ALiBi
 from lmjax.models.transformer import TransformerConfig
@@ -25,6 +32,7 @@ def baichuan(size: str = "7B") -> TransformerConfig:
         return base
     return replace(
         base,
+        max_length=None,
         hidden=5120,
         num_layers=40,
         attention=replace(
@@ -53,16 +61,16 @@ def read_baichuan(settings: Settings) -> TransformerConfig:
     Baichuan 2 has a vocabulary and a tokenizer class of its own.
     """
     length = settings.get("max_position_embeddings")
-    base = read_llama(settings)
-    attention = base.attention
+    usual = settings.get("model_max_length", 4096)
+    base = read_llama({"max_position_embeddings": usual, **settings})
     if length is None:
-        length = settings.get("model_max_length", 4096)
-        attention = replace(attention, positions=ALiBi())
+        attention = replace(base.attention, positions=ALiBi())
+        base = replace(base, attention=attention, max_length=None)
     second = (
         settings["vocab_size"] == BAICHUAN2_VOCABULARY
         or settings.get("tokenizer_class") == "BaichuanTokenizer"
     )
-    return replace(base, max_length=length, attention=attention, normalized_head=second)
+    return replace(base, normalized_head=second)
 
 
 def write_baichuan(config: TransformerConfig) -> dict[str, Any]:
@@ -70,9 +78,10 @@ def write_baichuan(config: TransformerConfig) -> dict[str, Any]:
     settings = write_llama(config)
     for key in ("num_key_value_heads", "head_dim", "attention_bias", "mlp_bias", "rope_theta"):
         del settings[key]
-    settings["model_max_length"] = config.max_length
+    if config.max_length is not None:
+        settings["model_max_length"] = config.max_length
     if isinstance(config.attention.positions, ALiBi):
-        del settings["max_position_embeddings"]
+        settings.pop("max_position_embeddings", None)
     if config.normalized_head:
         settings["tokenizer_class"] = "BaichuanTokenizer"
     return settings
@@ -92,4 +101,5 @@ BAICHUAN_FAMILY = dataclasses.replace(
     ),
     read=read_baichuan,
     write=write_baichuan,
+    defaults={k: v for k, v in LLAMA_DEFAULTS.items() if k != "max_position_embeddings"},
 )

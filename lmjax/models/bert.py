@@ -7,10 +7,21 @@ from typing import Any
 from lmjax.config import preset, replace
 from lmjax.models.attention import AttentionConfig
 from lmjax.models.feed_forward import FeedForwardConfig
-from lmjax.models.gpt import GPT2_ACTIVATIONS, size_of, written
+from lmjax.models.gpt import size_of
 from lmjax.models.heads import ClassifierConfig, HeadTransformConfig
 from lmjax.models.initializers import Normal
-from lmjax.models.names import Family, Matrix, Name, Settings, Table, VocabularyTable, dense, norm
+from lmjax.models.names import (
+    ACTIVATIONS,
+    Family,
+    Matrix,
+    Name,
+    Settings,
+    Table,
+    VocabularyTable,
+    activation_name,
+    dense,
+    norm,
+)
 from lmjax.models.norms import LayerNormConfig
 from lmjax.models.positions import LearnedPositions
 from lmjax.models.residual import PostNorm
@@ -56,8 +67,8 @@ def read_bert(settings: Settings) -> TransformerConfig:
     """A BERT's config from its config.json."""
     base = bert()
     hidden, heads = settings["hidden_size"], settings["num_attention_heads"]
-    activation = GPT2_ACTIVATIONS[settings.get("hidden_act") or "gelu"]
-    epsilon = settings.get("layer_norm_eps", 1e-12)
+    activation = ACTIVATIONS[settings["hidden_act"]]
+    epsilon = settings["layer_norm_eps"]
     masked_only = MASKED_LM in (settings.get("architectures") or ())
     return replace(
         base,
@@ -69,15 +80,16 @@ def read_bert(settings: Settings) -> TransformerConfig:
             base.attention,
             num_heads=heads,
             head_dim=hidden // heads,
-            dropout=settings.get("attention_probs_dropout_prob", 0.1),
+            dropout=settings["attention_probs_dropout_prob"],
         ),
         feed_forward=FeedForwardConfig(size=settings["intermediate_size"], activation=activation),
         norm=replace(base.norm, epsilon=epsilon),
         embedding_norm=replace(base.embedding_norm, epsilon=epsilon),
-        token_types=settings.get("type_vocab_size", 2),
+        token_types=settings["type_vocab_size"],
         head_transform=HeadTransformConfig(activation=activation),
+        tied_head=settings["tie_word_embeddings"],
         classifier=None if masked_only else ClassifierConfig(),
-        dropout=settings.get("hidden_dropout_prob", 0.1),
+        dropout=settings["hidden_dropout_prob"],
     )
 
 
@@ -92,11 +104,12 @@ def write_bert(config: TransformerConfig) -> dict[str, Any]:
         "type_vocab_size": config.token_types,
         "num_attention_heads": config.attention.num_heads,
         "intermediate_size": config.feed_forward.size,
-        "hidden_act": written(GPT2_ACTIVATIONS, config),
+        "hidden_act": activation_name(config),
         "layer_norm_eps": config.norm.epsilon,
         "hidden_dropout_prob": config.dropout,
         "attention_probs_dropout_prob": config.attention.dropout,
         "position_embedding_type": "absolute",
+        "tie_word_embeddings": config.tied_head,
     }
 
 
@@ -124,6 +137,7 @@ BERT_FAMILY = Family(
         *norm(f"{LAYER}.output.LayerNorm", "blocks.feed_forward_norm"),
         *dense(f"{HEAD}.transform.dense", "head_transform.dense", transform=Matrix()),
         *norm(f"{HEAD}.transform.LayerNorm", "head_transform.norm"),
+        Name(f"{HEAD}.decoder.weight", ("head.table",), VocabularyTable()),
         Name(f"{HEAD}.bias", ("head_bias",), VocabularyTable()),
         *dense("bert.pooler.dense", "classifier.pooler", transform=Matrix()),
         *dense("cls.seq_relationship", "classifier.classes", transform=Matrix()),
@@ -133,19 +147,24 @@ BERT_FAMILY = Family(
     buffers=(
         r"(bert\.)?embeddings\.position_ids",
         r"cls\.predictions\.decoder\.bias",
-        # Public files that are said to be MASKED_LM have them all the same.
+        # Encoders and files that are said to be MASKED_LM have them all the same.
         r"(bert\.)?pooler\..*",
-        r"cls\.seq_relationship\..*",
+        r"cls\.(?!predictions\.).*",  # heads of other tasks
     ),
     supported={
-        "hidden_act": tuple(GPT2_ACTIVATIONS),
+        "hidden_act": tuple(ACTIVATIONS),
         "position_embedding_type": ("absolute",),
         "is_decoder": (False,),
-        "add_cross_attention": (False,),
-        "tie_word_embeddings": (True,),
-        "quantization_config": (),
     },
     read=read_bert,
     write=write_bert,
+    defaults={
+        "hidden_act": "gelu",
+        "layer_norm_eps": 1e-12,
+        "attention_probs_dropout_prob": 0.1,
+        "type_vocab_size": 2,
+        "hidden_dropout_prob": 0.1,
+        "tie_word_embeddings": True,
+    },
     older=((".LayerNorm.weight", ".LayerNorm.gamma"), (".LayerNorm.bias", ".LayerNorm.beta")),
 )

@@ -46,7 +46,7 @@ def bloom(size: str = "560M") -> TransformerConfig:
         vocab_size=250_880,
         hidden=hidden,
         num_layers=layers,
-        max_length=2048,
+        max_length=None,
         attention=AttentionConfig(num_heads=heads, head_dim=hidden // heads, positions=ALiBi()),
         feed_forward=FeedForwardConfig(size=4 * hidden),
         positions=None,
@@ -56,29 +56,26 @@ def bloom(size: str = "560M") -> TransformerConfig:
 
 
 def read_bloom(settings: Settings) -> TransformerConfig:
-    """A BLOOM's config from its config.json, old names (n_embed, num_attention_heads) or new."""
-    hidden = settings.get("hidden_size") or settings["n_embed"]
-    heads = settings.get("n_head") or settings["num_attention_heads"]
-    layers = settings.get("n_layer") or settings["num_hidden_layers"]
+    """A BLOOM's config from its config.json."""
+    hidden, heads = settings["hidden_size"], settings["n_head"]
+    norm_config = LayerNormConfig(epsilon=settings["layer_norm_epsilon"])
     base = bloom()
-    norm_config = LayerNormConfig(epsilon=settings.get("layer_norm_epsilon", 1e-5))
     return replace(
         base,
         vocab_size=settings["vocab_size"],
         hidden=hidden,
-        num_layers=layers,
-        max_length=settings.get("seq_length", 2048),
+        num_layers=settings["n_layer"],
         attention=replace(
             base.attention,
             num_heads=heads,
             head_dim=hidden // heads,
-            dropout=settings.get("attention_dropout", 0.0),
+            dropout=settings["attention_dropout"],
         ),
         feed_forward=FeedForwardConfig(size=4 * hidden),
         norm=norm_config,
         embedding_norm=norm_config,
-        dropout=settings.get("hidden_dropout", 0.0),
-        tied_head=settings.get("tie_word_embeddings", True),
+        dropout=settings["hidden_dropout"],
+        tied_head=settings["tie_word_embeddings"],
     )
 
 
@@ -89,7 +86,6 @@ def write_bloom(config: TransformerConfig) -> dict[str, Any]:
         "hidden_size": config.hidden,
         "n_layer": config.num_layers,
         "n_head": config.attention.num_heads,
-        "seq_length": config.max_length,
         "layer_norm_epsilon": config.norm.epsilon,
         "hidden_dropout": config.dropout,
         "attention_dropout": config.attention.dropout,
@@ -125,10 +121,18 @@ BLOOM_FAMILY = Family(
     prefix="transformer.",
     tied=("lm_head.weight", "transformer.word_embeddings.weight"),
     buffers=(),
-    supported={
-        "apply_residual_connection_post_layernorm": (False,),
-        "quantization_config": (),
-    },
+    supported={"apply_residual_connection_post_layernorm": (False,)},
     read=read_bloom,
     write=write_bloom,
+    defaults={
+        "layer_norm_epsilon": 1e-5,
+        "hidden_dropout": 0.0,
+        "attention_dropout": 0.0,
+        "tie_word_embeddings": True,
+    },
+    aliases={
+        "n_embed": "hidden_size",
+        "num_hidden_layers": "n_layer",
+        "num_attention_heads": "n_head",
+    },
 )

@@ -42,7 +42,8 @@ class Cache:
     row lies in slot i modulo the window.
 
     Attributes:
-      keys, values: for each layer of the repeating pattern of windows the stack of its periods.
+      keys, values: for each layer of a period, of each stretch of layers one after another, the
+        stack of its periods.
       segments: 0 where a row is padded or has not come to yet, else 1.
       used: number of columns of `segments` in use.
       lengths: tokens of each row when it was first read.
@@ -192,14 +193,14 @@ def make_cache(config: TransformerConfig, layout: Layout, batch: int, length: in
     # A bias goes by the places of the keys, which a ring does not keep in order.
     ordered = attention.position_rule.biased
 
-    def empty(window: int | None) -> jax.Array:
+    def empty(window: int | None, periods: int) -> jax.Array:
         slots = length if window is None or ordered else min(length, window)
-        periods = config.num_layers // len(attention.windows)
         shape = (periods, batch, slots, attention.kv_heads, attention.head_dim)
         spec = layout.spec(None, "batch", None, "kv_heads", None, shape=shape)
         return jnp.zeros(shape, config.dtype, out_sharding=spec)
 
-    keys, values = (tuple(map(empty, attention.windows)) for _ in range(2))
+    places = [(window, periods) for windows, periods in config.stretches for window in windows]
+    keys, values = (tuple(empty(*place) for place in places) for _ in range(2))
     segments = jnp.zeros(
         (batch, length), jnp.int32, out_sharding=layout.spec("batch", None, shape=(batch, length))
     )

@@ -175,7 +175,11 @@ class EncoderDecoder(Transformer):
             keys = nnx.merge(graph, params).cross_attention.read(states)
             return tuple(self.layout.place(a, "batch", None, "kv_heads", None) for a in keys)
 
-        stacks = jax.lax.map(read, params)
-        period = len(self.config.attention.windows)
-        keys, values = (tuple(a[i::period] for i in range(period)) for a in stacks)
+        keys, values = jax.lax.map(read, params)
+        places, first = [], 0
+        for stretch in self.config.stretches:  # as in `Cache`
+            last, period = first + stretch.layers, len(stretch.windows)
+            places += [slice(first + place, last, period) for place in range(period)]
+            first = last
+        keys, values = (tuple(a[place] for place in places) for a in (keys, values))
         return Source(keys, values, batch.segments)

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
-from lmjax.config import preset, replace
+from lmjax.config import UserError, preset, replace
 from lmjax.models.attention import AttentionConfig
 from lmjax.models.bloom import LAYER, SUBLAYERS
 from lmjax.models.feed_forward import FeedForwardConfig
 from lmjax.models.gpt import size_of
 from lmjax.models.initializers import Normal
-from lmjax.models.names import Family, Name, Settings, VocabularyTable, norm
+from lmjax.models.names import (
+    ACTIVATIONS,
+    Family,
+    Name,
+    Settings,
+    VocabularyTable,
+    activation_name,
+    norm,
+)
 from lmjax.models.residual import Parallel
+from lmjax.models.rope_settings import ROPE_SUPPORTED, read_rope, write_rope
 from lmjax.models.rotary import Rotary
 from lmjax.models.transformer import TransformerConfig
 
@@ -44,42 +54,46 @@ def falcon(size: str = "7B") -> TransformerConfig:
 
 
 def read_falcon(settings: Settings) -> TransformerConfig:
-    """A Falcon's config from its config.json (RefinedWeb's old names, n_layer and n_head, too)."""
+    """A Falcon's config from its config.json."""
     hidden = settings["hidden_size"]
-    heads = settings.get("num_attention_heads") or settings["n_head"]
-    layers = settings.get("num_hidden_layers") or settings["n_layer"]
-    grouped = settings.get("new_decoder_architecture", False)
-    kv_heads = settings.get("num_kv_heads") or settings.get("n_head_kv") or heads
+    heads = settings["num_attention_heads"]
+    grouped = settings["new_decoder_architecture"]
+    kv_heads = settings["num_kv_heads"] or heads
     if not grouped:
-        kv_heads = 1 if settings.get("multi_query", True) else heads
-    norms = settings.get("num_ln_in_parallel_attn") or (2 if grouped else 1)
-    rotary = {**settings, **(settings.get("rope_parameters") or {})}
+        kv_heads = 1 if settings["multi_query"] else heads
+    norms = settings["num_ln_in_parallel_attn"] or (2 if grouped else 1)
+    if norms not in ((1, 2) if grouped else (1,)):
+        raise UserError(
+            f"num_ln_in_parallel_attn={norms} is not supported with"
+            f" new_decoder_architecture={json.dumps(grouped)}, only {'1, 2' if grouped else '1'}"
+        )
+    rotary, length = read_rope(settings)
     base = falcon()
     return replace(
         base,
         vocab_size=settings["vocab_size"],
         hidden=hidden,
-        num_layers=layers,
-        max_length=settings.get("max_position_embeddings") or 2048,
+        num_layers=settings["num_hidden_layers"],
+        max_length=max(length, settings.get("seq_length") or 0),
         attention=replace(
             base.attention,
             num_heads=heads,
             num_kv_heads=kv_heads,
             head_dim=hidden // heads,
-            bias=settings.get("bias", False),
-            output_bias=settings.get("bias", False),
-            positions=Rotary(base=float(rotary.get("rope_theta", 10_000.0))),
-            dropout=settings.get("attention_dropout", 0.0),
+            bias=settings["bias"],
+            output_bias=settings["bias"],
+            positions=rotary,
+            dropout=settings["attention_dropout"],
         ),
         feed_forward=FeedForwardConfig(
-            size=settings.get("ffn_hidden_size") or 4 * hidden,
-            activation="gelu",
-            bias=settings.get("bias", False),
+            size=settings["ffn_hidden_size"] or 4 * hidden,
+            activation=ACTIVATIONS[settings["activation"]],
+            bias=settings["bias"],
         ),
-        norm=replace(base.norm, epsilon=settings.get("layer_norm_epsilon", 1e-5)),
+        norm=replace(base.norm, epsilon=settings["layer_norm_epsilon"]),
         arrangement=Parallel(shared_norm=norms == 1),
-        dropout=settings.get("hidden_dropout", 0.0),
-        tied_head=settings.get("tie_word_embeddings", True),
+        dropout=settings["hidden_dropout"],
+        tied_head=settings["tie_word_embeddings"],
     )
 
 
@@ -95,14 +109,14 @@ def write_falcon(config: TransformerConfig) -> dict[str, Any]:
         "num_hidden_layers": config.num_layers,
         "num_attention_heads": attention.num_heads,
         "num_kv_heads": attention.kv_heads,
-        "max_position_embeddings": config.max_length,
         "new_decoder_architecture": grouped,
         "num_ln_in_parallel_attn": norms,
         "multi_query": attention.kv_heads == 1,
         "parallel_attn": True,
         "alibi": False,
         "bias": attention.bias,
-        "rope_theta": getattr(attention.positions, "base", 10_000.0),
+        **write_rope(config),
+        "activation": activation_name(config),
         "ffn_hidden_size": config.feed_forward.size,
         "layer_norm_epsilon": config.norm.epsilon,
         "hidden_dropout": config.dropout,
@@ -126,16 +140,34 @@ FALCON_FAMILY = Family(
     prefix="transformer.",
     tied=("lm_head.weight", "transformer.word_embeddings.weight"),
     buffers=(r".*rotary_emb\.inv_freq",),
-    supported={
-        "activation": ("gelu",),
+    supported=ROPE_SUPPORTED
+    | {
+        "activation": tuple(ACTIVATIONS),
         "alibi": (False,),
         "parallel_attn": (True,),
         "apply_residual_connection_post_layernorm": (False,),
-        "rope_scaling.type": ("default",),
-        "rope_scaling.rope_type": ("default",),
-        "rope_parameters.rope_type": ("default",),
-        "quantization_config": (),
     },
     read=read_falcon,
     write=write_falcon,
+    defaults={
+        "num_kv_heads": None,
+        "num_ln_in_parallel_attn": None,
+        "new_decoder_architecture": False,
+        "multi_query": True,
+        "bias": False,
+        "max_position_embeddings": 2048,
+        "ffn_hidden_size": None,
+        "activation": "gelu",
+        "layer_norm_epsilon": 1e-5,
+        "hidden_dropout": 0.0,
+        "attention_dropout": 0.0,
+        "tie_word_embeddings": True,
+    },
+    aliases={
+        "n_embed": "hidden_size",
+        # RefinedWeb's old names
+        "n_layer": "num_hidden_layers",
+        "n_head": "num_attention_heads",
+        "n_head_kv": "num_kv_heads",
+    },
 )

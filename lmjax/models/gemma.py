@@ -6,15 +6,24 @@ import dataclasses
 import math
 from typing import Any
 
-from lmjax.config import UserError, preset, replace
+from lmjax.config import preset, replace
 from lmjax.models.attention import AttentionConfig
 from lmjax.models.feed_forward import GatedFeedForwardConfig
 from lmjax.models.gpt import size_of
 from lmjax.models.initializers import Normal
-from lmjax.models.llama import LAYER, LLAMA_FAMILY, LLAMA_SUPPORTED, read_llama, write_llama
-from lmjax.models.names import Settings, norm
+from lmjax.models.layer_types import read_windows, write_windows
+from lmjax.models.llama import (
+    LAYER,
+    LLAMA_DEFAULTS,
+    LLAMA_FAMILY,
+    LLAMA_SUPPORTED,
+    read_llama,
+    write_llama,
+)
+from lmjax.models.names import ACTIVATIONS, Settings, activation_name, norm
 from lmjax.models.norms import RMSNormConfig
 from lmjax.models.residual import PreNorm, SandwichNorm
+from lmjax.models.rope_settings import ROPE_SUPPORTED
 from lmjax.models.rotary import Rotary
 from lmjax.models.transformer import TransformerConfig
 
@@ -58,70 +67,89 @@ def gemma2(size: str = "2B") -> TransformerConfig:
 
 def read_gemma(settings: Settings) -> TransformerConfig:
     """A Gemma's config from its config.json."""
-    base = read_llama(settings)
+    # The first public configs say "gelu" and mean the tanh form, and so does transformers.
+    activation = settings["hidden_act"]
+    activation = "gelu_pytorch_tanh" if activation == "gelu" else activation
+    base = read_llama({**settings, "hidden_act": activation, "mlp_bias": False})
     return replace(
         base,
-        attention=replace(base.attention, head_dim=settings.get("head_dim", 256)),
-        feed_forward=replace(base.feed_forward, activation="gelu_tanh"),
         norm=replace(base.norm, unit_offset=True),
         arrangement=PreNorm(),
         embedding_scale=math.sqrt(settings["hidden_size"]),
-        tied_head=settings.get("tie_word_embeddings", True),
     )
 
 
 def write_gemma(config: TransformerConfig) -> dict[str, Any]:
     """A Gemma's config.json."""
-    activation = "gelu_pytorch_tanh"
-    return write_llama(config) | {"hidden_act": activation, "hidden_activation": activation}
+    settings = write_llama(config)
+    del settings["mlp_bias"]
+    if config.feed_forward.activation == "gelu_tanh":
+        settings |= dict.fromkeys(("hidden_act", "hidden_activation"), "gelu_pytorch_tanh")
+    return settings
 
 
 def read_gemma2(settings: Settings) -> TransformerConfig:
-    """A Gemma 2's config from its config.json."""
-    base = read_gemma(settings)
-    kinds = ("sliding_attention", "full_attention") * base.num_layers
-    if tuple(settings.get("layer_types") or kinds)[: base.num_layers] != kinds[: base.num_layers]:
-        raise UserError(f"layer_types must be {kinds[0]} and {kinds[1]} in turn")
-    scalar = settings.get("query_pre_attn_scalar", 256)
+    """A Gemma 2's config from its config.json; of two activations it goes by hidden_activation."""
+    windows = read_windows(settings, alternate(settings["num_hidden_layers"]))
+    activation = ACTIVATIONS[settings["hidden_activation"]]
+    usual = {"layer_types": None, "hidden_act": "gelu_pytorch_tanh"}
+    base = read_gemma({**settings, **usual})
     return replace(
         base,
         attention=replace(
             base.attention,
-            windows=(settings.get("sliding_window", 4096), None),
-            scale=scalar**-0.5,
-            softcap=settings.get("attn_logit_softcapping"),
+            windows=windows,
+            scale=settings["query_pre_attn_scalar"] ** -0.5,
+            softcap=settings["attn_logit_softcapping"],
         ),
+        feed_forward=replace(base.feed_forward, activation=activation),
         arrangement=SandwichNorm(),
-        logit_softcap=settings.get("final_logit_softcapping"),
+        logit_softcap=settings["final_logit_softcapping"],
     )
+
+
+def alternate(layers: int) -> list[str]:
+    """The kinds of so many layers in turn, as Gemma 2 has them."""
+    return [("sliding_attention", "full_attention")[layer % 2] for layer in range(layers)]
 
 
 def write_gemma2(config: TransformerConfig) -> dict[str, Any]:
     """A Gemma 2's config.json."""
     scale = config.attention.scale or config.attention.head_dim**-0.5
     scalar = round(scale**-2, 6)
-    return write_gemma(config) | {
-        "sliding_window": config.attention.windows[0],
-        # transformers 5 takes nothing but whole numbers.
-        "query_pre_attn_scalar": int(scalar) if scalar.is_integer() else scalar,
-        "attn_logit_softcapping": config.attention.softcap,
-        "final_logit_softcapping": config.logit_softcap,
-    }
+    settings = {"hidden_activation": activation_name(config)} | write_gemma(config)
+    return (
+        settings
+        | write_windows(config)
+        | {
+            # transformers 5 takes nothing but whole numbers.
+            "query_pre_attn_scalar": int(scalar) if scalar.is_integer() else scalar,
+            "attn_logit_softcapping": config.attention.softcap,
+            "final_logit_softcapping": config.logit_softcap,
+        }
+    )
 
 
-GEMMA_SUPPORTED = LLAMA_SUPPORTED | {
-    # The first public configs say "gelu" and mean the tanh form, as hidden_activation says.
-    "hidden_act": ("gelu_pytorch_tanh", "gelu"),
-    "hidden_activation": ("gelu_pytorch_tanh",),
-    "use_bidirectional_attention": (False,),
+GEMMA_DEFAULTS = LLAMA_DEFAULTS | {
+    "num_key_value_heads": 16,
+    "head_dim": 256,
+    "max_position_embeddings": 8192,
+    "hidden_act": "gelu_pytorch_tanh",
+    "tie_word_embeddings": True,
 }
 GEMMA_FAMILY = dataclasses.replace(
     LLAMA_FAMILY,
     model_type="gemma",
     architecture="GemmaForCausalLM",
-    supported=GEMMA_SUPPORTED,
+    supported=LLAMA_SUPPORTED
+    | {
+        # What versions before 5 go by, and later ones do not.
+        "hidden_activation": ("gelu_pytorch_tanh",),
+        "use_bidirectional_attention": (False,),
+    },
     read=read_gemma,
     write=write_gemma,
+    defaults=GEMMA_DEFAULTS,
 )
 GEMMA2_NORMS = {
     "post_attention_layernorm": "blocks.attention_output_norm",
@@ -140,6 +168,20 @@ GEMMA2_FAMILY = dataclasses.replace(
             for name in norm(f"{LAYER}.{theirs}", ours)
         ),
     ),
+    supported=ROPE_SUPPORTED
+    | {
+        "hidden_activation": tuple(ACTIVATIONS),
+        "use_bidirectional_attention": (False,),
+    },
     read=read_gemma2,
     write=write_gemma2,
+    defaults={key: value for key, value in GEMMA_DEFAULTS.items() if key != "hidden_act"}
+    | {
+        "num_key_value_heads": 4,
+        "hidden_activation": "gelu_pytorch_tanh",
+        "query_pre_attn_scalar": 256,
+        "sliding_window": 4096,
+        "attn_logit_softcapping": 50.0,
+        "final_logit_softcapping": 30.0,
+    },
 )

@@ -239,7 +239,6 @@ GLM_FAMILY = Family(
         "relative_encoding": (False,),
         "attention_scale": (1.0,),
         "spell_length": (),
-        "quantization_config": (),
     },
     read=read_glm,
     write=write_glm,

@@ -9,6 +9,7 @@ from lmjax.models.attention import AttentionConfig
 from lmjax.models.feed_forward import FeedForwardConfig
 from lmjax.models.initializers import Normal
 from lmjax.models.names import (
+    ACTIVATIONS,
     ATTENTION,
     Family,
     Matrix,
@@ -16,6 +17,7 @@ from lmjax.models.names import (
     Settings,
     Table,
     VocabularyTable,
+    activation_name,
     dense,
     norm,
 )
@@ -117,18 +119,11 @@ BLOCK_NAMES = (
     *dense(f"{BLOCK}.mlp.c_fc", "blocks.feed_forward.up", transform=CONV1D),
     *dense(f"{BLOCK}.mlp.c_proj", "blocks.feed_forward.down", transform=CONV1D),
 )
-# Names in config.json -> ours; the first of several is written. GPT-1's "gelu" is the tanh form.
+# The names of GPT-1's config.json, whose "gelu" is the tanh form -> ours.
 GPT1_ACTIVATIONS = {"gelu": "gelu_tanh", "relu": "relu", "silu": "silu", "swish": "silu"}
-GPT2_ACTIVATIONS = {
-    "gelu_new": "gelu_tanh",
-    "gelu_pytorch_tanh": "gelu_tanh",
-    "gelu": "gelu",
-    "relu": "relu",
-    "silu": "silu",
-}
 
 
-def read_settings(base: TransformerConfig, settings: Settings, activation: str):
+def read_settings(base: TransformerConfig, settings: Settings) -> TransformerConfig:
     """The part of a GPT's config.json that GPT-1 and GPT-2 have in common."""
     hidden, heads = settings["n_embd"], settings["n_head"]
     return replace(
@@ -141,16 +136,12 @@ def read_settings(base: TransformerConfig, settings: Settings, activation: str):
             base.attention,
             num_heads=heads,
             head_dim=hidden // heads,
-            dropout=settings.get("attn_pdrop", 0.1),
+            dropout=settings["attn_pdrop"],
         ),
-        feed_forward=replace(
-            base.feed_forward,
-            size=settings.get("n_inner") or 4 * hidden,
-            activation=activation,
-        ),
-        norm=replace(base.norm, epsilon=settings.get("layer_norm_epsilon", 1e-5)),
-        tied_head=settings.get("tie_word_embeddings", True),
-        dropout=settings.get("resid_pdrop", 0.1),
+        feed_forward=replace(base.feed_forward, size=4 * hidden),
+        norm=replace(base.norm, epsilon=settings["layer_norm_epsilon"]),
+        tied_head=settings["tie_word_embeddings"],
+        dropout=settings["resid_pdrop"],
     )
 
 
@@ -173,34 +164,54 @@ def write_settings(config: TransformerConfig) -> dict[str, Any]:
 
 def read_gpt1(settings: Settings) -> TransformerConfig:
     """A GPT-1's config from its config.json."""
-    return read_settings(gpt1(), settings, GPT1_ACTIVATIONS[settings.get("afn") or "gelu"])
+    base = read_settings(gpt1(), settings)
+    activation = GPT1_ACTIVATIONS[settings["afn"]]
+    return replace(base, feed_forward=replace(base.feed_forward, activation=activation))
 
 
 def write_gpt1(config: TransformerConfig) -> dict[str, Any]:
     """A GPT-1's config.json; its feed-forward is always four times as wide as the rest."""
-    return write_settings(config) | {"afn": written(GPT1_ACTIVATIONS, config)}
+    return write_settings(config) | {"afn": activation_name(config, GPT1_ACTIVATIONS)}
 
 
 def read_gpt2(settings: Settings) -> TransformerConfig:
     """A GPT-2's config from its config.json."""
-    activation = GPT2_ACTIVATIONS[settings.get("activation_function") or "gelu_new"]
-    return read_settings(gpt2(), settings, activation)
+    base = read_settings(gpt2(), settings)
+    return replace(
+        base,
+        attention=replace(
+            base.attention, scale=None if settings["scale_attn_weights"] else UNSCALED
+        ),
+        feed_forward=replace(
+            base.feed_forward,
+            size=settings["n_inner"] or base.feed_forward.size,
+            activation=ACTIVATIONS[settings["activation_function"]],
+        ),
+    )
 
 
 def write_gpt2(config: TransformerConfig) -> dict[str, Any]:
     """A GPT-2's config.json."""
     return write_settings(config) | {
-        "activation_function": written(GPT2_ACTIVATIONS, config),
+        "activation_function": activation_name(config),
         "n_inner": config.feed_forward.size,
+        "scale_attn_weights": config.attention.scale != UNSCALED,
     }
 
 
-def written(activations: dict[str, str], config: TransformerConfig) -> str | None:
-    """The first of their names for the config's activation; None where they have none."""
-    own = config.feed_forward.activation
-    return next((theirs for theirs, ours in activations.items() if ours == own), None)
-
-
+UNSCALED = 1.0  # of scores that are not divided by the root of the width of a head
+GPT_DEFAULTS = {
+    "attn_pdrop": 0.1,
+    "resid_pdrop": 0.1,
+    "layer_norm_epsilon": 1e-5,
+    "tie_word_embeddings": True,
+}
+GPT_ALIASES = {
+    "hidden_size": "n_embd",
+    "max_position_embeddings": "n_positions",
+    "num_attention_heads": "n_head",
+    "num_hidden_layers": "n_layer",
+}
 GPT1_FAMILY = Family(
     model_type="openai-gpt",
     architecture="OpenAIGPTLMHeadModel",
@@ -213,9 +224,11 @@ GPT1_FAMILY = Family(
     prefix="transformer.",
     tied=("lm_head.weight", "transformer.tokens_embed.weight"),
     buffers=(r"(transformer\.)?h\.\d+\.attn\.bias", r"(transformer\.)?position_ids"),
-    supported={"afn": tuple(GPT1_ACTIVATIONS), "quantization_config": ()},
+    supported={"afn": tuple(GPT1_ACTIVATIONS)},
     read=read_gpt1,
     write=write_gpt1,
+    defaults=GPT_DEFAULTS | {"afn": "gelu"},
+    aliases=GPT_ALIASES,
 )
 GPT2_FAMILY = Family(
     model_type="gpt2",
@@ -231,12 +244,12 @@ GPT2_FAMILY = Family(
     tied=("lm_head.weight", "transformer.wte.weight"),
     buffers=(r"(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)",),
     supported={
-        "activation_function": tuple(GPT2_ACTIVATIONS),
-        "scale_attn_weights": (True,),
+        "activation_function": tuple(ACTIVATIONS),
         "scale_attn_by_inverse_layer_idx": (False,),
-        "add_cross_attention": (False,),
-        "quantization_config": (),
     },
     read=read_gpt2,
     write=write_gpt2,
+    defaults=GPT_DEFAULTS
+    | {"activation_function": "gelu_new", "n_inner": None, "scale_attn_weights": True},
+    aliases=GPT_ALIASES,
 )

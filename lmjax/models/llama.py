@@ -5,14 +5,25 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from lmjax.config import preset, replace
+from lmjax.config import UserError, preset, replace
 from lmjax.models.attention import AttentionConfig
 from lmjax.models.feed_forward import GatedFeedForwardConfig
 from lmjax.models.gpt import size_of
 from lmjax.models.initializers import Normal
-from lmjax.models.names import Family, Matrix, Name, Settings, VocabularyTable, dense, norm
+from lmjax.models.names import (
+    ACTIVATIONS,
+    Family,
+    Matrix,
+    Name,
+    Settings,
+    VocabularyTable,
+    activation_name,
+    dense,
+    norm,
+)
 from lmjax.models.norms import RMSNormConfig
-from lmjax.models.rotary import LinearScaling, Llama3Scaling, Rotary, RotaryScaling, YaRNScaling
+from lmjax.models.rope_settings import ROPE_SUPPORTED, read_rope, write_rope
+from lmjax.models.rotary import Rotary
 from lmjax.models.transformer import TransformerConfig
 
 # layers, hidden, heads, key-value heads, feed-forward, norm epsilon
@@ -91,88 +102,36 @@ def skywork(size: str = "13B") -> TransformerConfig:
     )
 
 
-def read_scaling(rotary: Settings, length: int) -> RotaryScaling | None:
-    """The rotary scaling of a config.json of before (`rope_scaling`) or after transformers 5."""
-    scaling = rotary.get("rope_scaling") or rotary
-    kind = scaling.get("rope_type", scaling.get("type", "default"))
-    if kind == "linear":
-        return LinearScaling(factor=scaling["factor"])
-    if kind == "yarn":
-        return YaRNScaling(
-            factor=scaling["factor"],
-            length=scaling.get("original_max_position_embeddings") or length,
-            fast=scaling.get("beta_fast") or 32,
-            slow=scaling.get("beta_slow") or 1,
-            attention=scaling.get("attention_factor"),
-        )
-    if kind == "llama3":
-        return Llama3Scaling(
-            factor=scaling["factor"],
-            length=scaling["original_max_position_embeddings"],
-            fast=scaling["high_freq_factor"],
-            slow=scaling["low_freq_factor"],
-        )
-    return None
-
-
-def write_scaling(scaling: RotaryScaling | None) -> dict[str, Any]:
-    """The `rope_scaling` of config.json, where there is one."""
-    if isinstance(scaling, LinearScaling):
-        return {"rope_scaling": {"rope_type": "linear", "factor": scaling.factor}}
-    if isinstance(scaling, YaRNScaling):
-        written = {
-            "rope_type": "yarn",
-            "factor": scaling.factor,
-            "original_max_position_embeddings": scaling.length,
-            "beta_fast": scaling.fast,
-            "beta_slow": scaling.slow,
-        }
-        if scaling.attention is not None:
-            written["attention_factor"] = scaling.attention
-        return {"rope_scaling": written}
-    if isinstance(scaling, Llama3Scaling):
-        return {
-            "rope_scaling": {
-                "rope_type": "llama3",
-                "factor": scaling.factor,
-                "original_max_position_embeddings": scaling.length,
-                "high_freq_factor": scaling.fast,
-                "low_freq_factor": scaling.slow,
-            }
-        }
-    return {}
-
-
 def read_llama(settings: Settings) -> TransformerConfig:
     """A LLaMA's config from its config.json, of before or after transformers 5."""
     hidden, heads = settings["hidden_size"], settings["num_attention_heads"]
-    rotary = {**settings, **(settings.get("rope_parameters") or {})}
-    base = llama()
-    bias = settings.get("attention_bias", False)
-    length = settings.get("max_position_embeddings", 2048)
+    rotary, length = read_rope(settings)
+    kinds = set(settings.get("layer_types") or ()) - {"full_attention"}
+    if kinds:
+        raise UserError(f"layer_types: {min(kinds)} is not supported, only full_attention")
     return replace(
-        base,
+        llama(),
         vocab_size=settings["vocab_size"],
         hidden=hidden,
         num_layers=settings["num_hidden_layers"],
-        max_length=length,
+        # The first conversions gave the context another name.
+        max_length=max(length, settings.get("max_sequence_length") or 0),
         attention=AttentionConfig(
             num_heads=heads,
-            num_kv_heads=settings.get("num_key_value_heads") or heads,
+            num_kv_heads=settings["num_key_value_heads"] or heads,
             head_dim=settings.get("head_dim") or hidden // heads,
-            bias=bias,
-            output_bias=bias,
-            positions=Rotary(
-                base=rotary.get("rope_theta", 10_000.0),
-                scaling=read_scaling(rotary, length),
-            ),
-            dropout=settings.get("attention_dropout", 0.0),
+            bias=settings["attention_bias"],
+            output_bias=settings["attention_bias"],
+            positions=rotary,
+            dropout=settings["attention_dropout"],
         ),
         feed_forward=GatedFeedForwardConfig(
-            size=settings["intermediate_size"], bias=settings.get("mlp_bias", False)
+            size=settings["intermediate_size"],
+            activation=ACTIVATIONS[settings["hidden_act"]],
+            bias=settings["mlp_bias"],
         ),
-        norm=RMSNormConfig(epsilon=settings.get("rms_norm_eps", 1e-6)),
-        tied_head=settings.get("tie_word_embeddings", False),
+        norm=RMSNormConfig(epsilon=settings["rms_norm_eps"]),
+        tied_head=settings["tie_word_embeddings"],
     )
 
 
@@ -181,7 +140,6 @@ def write_llama(config: TransformerConfig) -> dict[str, Any]:
     attention = config.attention
     return {
         "vocab_size": config.vocab_size,
-        "max_position_embeddings": config.max_length,
         "hidden_size": config.hidden,
         "num_hidden_layers": config.num_layers,
         "num_attention_heads": attention.num_heads,
@@ -189,35 +147,26 @@ def write_llama(config: TransformerConfig) -> dict[str, Any]:
         "head_dim": attention.head_dim,
         "attention_bias": attention.bias,
         "attention_dropout": attention.dropout,
-        "rope_theta": getattr(attention.positions, "base", 10_000.0),
         "intermediate_size": config.feed_forward.size,
         "mlp_bias": config.feed_forward.bias,
-        "hidden_act": "silu",
+        "hidden_act": activation_name(config),
         "rms_norm_eps": config.norm.epsilon,
         "tie_word_embeddings": config.tied_head,
-        **write_scaling(getattr(attention.positions, "scaling", None)),
+        **write_rope(config),
     }
 
 
 LAYER = "model.layers.{layer}"
-SCALINGS = ("default", "linear", "yarn", "llama3")
-LLAMA_SUPPORTED = {
-    "hidden_act": ("silu",),
-    "partial_rotary_factor": (1.0,),
-    "rope_scaling.type": SCALINGS,
-    **{
-        f"{settings}.{key}": allowed
-        for settings in ("rope_scaling", "rope_parameters")
-        for key, allowed in {
-            "rope_type": SCALINGS,
-            "partial_rotary_factor": (1.0,),
-            # Variants of YaRN that no family here uses.
-            "truncate": (True,),
-            "mscale": (),
-            "mscale_all_dim": (),
-        }.items()
-    },
-    "quantization_config": (),
+LLAMA_SUPPORTED = ROPE_SUPPORTED | {"hidden_act": tuple(ACTIVATIONS)}
+LLAMA_DEFAULTS = {
+    "num_key_value_heads": None,
+    "max_position_embeddings": 2048,
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "mlp_bias": False,
+    "hidden_act": "silu",
+    "rms_norm_eps": 1e-6,
+    "tie_word_embeddings": False,
 }
 LLAMA_FAMILY = Family(
     model_type="llama",
@@ -242,6 +191,7 @@ LLAMA_FAMILY = Family(
     supported=LLAMA_SUPPORTED,
     read=read_llama,
     write=write_llama,
+    defaults=LLAMA_DEFAULTS,
 )
 SKYWORK_FAMILY = dataclasses.replace(
     LLAMA_FAMILY, model_type="skywork", architecture="SkyworkForCausalLM"

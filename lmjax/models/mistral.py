@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from typing import Any
 
-from lmjax.config import preset, replace
+from lmjax.config import UserError, preset, replace
 from lmjax.models.gpt import size_of
-from lmjax.models.llama import LLAMA_FAMILY, llama, read_llama, write_llama
+from lmjax.models.llama import LLAMA_DEFAULTS, LLAMA_FAMILY, llama, read_llama, write_llama
 from lmjax.models.names import Settings
 from lmjax.models.transformer import TransformerConfig
 
@@ -27,21 +28,35 @@ def mistral(size: str = "7B") -> TransformerConfig:
 
 
 def read_mistral(settings: Settings) -> TransformerConfig:
-    """A Mistral's config from its config.json."""
-    base = read_llama(settings)
-    window = settings.get("sliding_window")
+    """A Mistral's config from its config.json; all its layers see one window."""
+    window = settings["sliding_window"]
+    usual = "full_attention" if window is None else "sliding_attention"
+    if others := set(settings.get("layer_types") or ()) - {usual}:
+        raise UserError(
+            f"layer_types: {min(others)} is not supported for mistral with"
+            f" sliding_window={json.dumps(window)}, only {usual}"
+        )
+    base = read_llama({**settings, "layer_types": None} | WITHOUT_BIASES)
     return replace(base, attention=replace(base.attention, windows=(window,)))
 
 
 def write_mistral(config: TransformerConfig) -> dict[str, Any]:
     """A Mistral's config.json."""
-    return write_llama(config) | {"sliding_window": config.attention.windows[0]}
+    settings = write_llama(config) | {"sliding_window": config.attention.windows[0]}
+    return {key: value for key, value in settings.items() if key not in WITHOUT_BIASES}
 
 
+WITHOUT_BIASES = {"attention_bias": False, "mlp_bias": False}  # whatever config.json says
 MISTRAL_FAMILY = dataclasses.replace(
     LLAMA_FAMILY,
     model_type="mistral",
     architecture="MistralForCausalLM",
     read=read_mistral,
     write=write_mistral,
+    defaults=LLAMA_DEFAULTS
+    | {
+        "num_key_value_heads": 8,
+        "max_position_embeddings": 131_072,
+        "sliding_window": 4096,
+    },
 )

@@ -13,8 +13,27 @@ from lmjax.models.transformer import TransformerConfig
 
 Shape = tuple[int, ...]
 Settings = Mapping[str, Any]  # a config.json
+# Names of activations in config.json -> ours; the first of several is written.
+ACTIVATIONS = {
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_python_tanh": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu_accurate": "gelu_tanh",
+    "gelu": "gelu",
+    "gelu_python": "gelu",
+    "relu": "relu",
+    "silu": "silu",
+    "swish": "silu",
+}
 # What fused projections are fused from.
 ATTENTION = ("blocks.attention.query", "blocks.attention.key", "blocks.attention.value")
+
+
+def activation_name(config: TransformerConfig, names: Mapping[str, str] = ACTIVATIONS) -> str:
+    """The first of these names for the config's activation; any of them where none is for it."""
+    own = config.feed_forward.activation
+    return next((theirs for theirs, ours in names.items() if ours == own), next(iter(names)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,10 +218,13 @@ class Family:
       buffers: regular expressions of names that a file may have beside the parameters.
       supported: the values of a key of config.json (dotted where nested) with which the model is
         computed as we do; an absent or null key is fine.
-      read: config.json -> config.
+      read: config.json, as `settings` completes it -> config.
       older: (part of a name, what older files have in its place).
       write: config -> config.json, less `model_type` and `architectures`; for a config that is not
         of this family, something that `read` makes another config of.
+      defaults: what transformers has for keys that a config.json lacks. Those of sizes are left
+        out: it would be another model.
+      aliases: other names of keys, which transformers reads as well.
     """
 
     model_type: str
@@ -216,3 +238,11 @@ class Family:
     write: Callable[[TransformerConfig], dict[str, Any]]
     older: tuple[tuple[str, str], ...] = ()
     key: str | None = None
+    defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    def settings(self, given: Settings) -> dict[str, Any]:
+        """A config.json with its keys under their usual names, completed with the defaults."""
+        renamed = {name: given[alias] for alias, name in self.aliases.items() if alias in given}
+        kept = {name: value for name, value in given.items() if name not in self.aliases}
+        return {**self.defaults, **renamed, **kept}

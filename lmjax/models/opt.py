@@ -9,7 +9,18 @@ from lmjax.models.attention import AttentionConfig
 from lmjax.models.feed_forward import FeedForwardConfig
 from lmjax.models.gpt import size_of
 from lmjax.models.initializers import Normal
-from lmjax.models.names import Family, Matrix, Name, Settings, Table, VocabularyTable, dense, norm
+from lmjax.models.names import (
+    ACTIVATIONS,
+    Family,
+    Matrix,
+    Name,
+    Settings,
+    Table,
+    VocabularyTable,
+    activation_name,
+    dense,
+    norm,
+)
 from lmjax.models.positions import LearnedPositions
 from lmjax.models.residual import PostNorm, PreNorm
 from lmjax.models.transformer import TransformerConfig
@@ -51,16 +62,13 @@ def opt(size: str = "125M") -> TransformerConfig:
     )
 
 
-OPT_ACTIVATIONS = {"relu": "relu", "gelu": "gelu", "gelu_new": "gelu_tanh"}
-
-
 def read_opt(settings: Settings) -> TransformerConfig:
     """An OPT's config from its config.json."""
     hidden, heads = settings["hidden_size"], settings["num_attention_heads"]
-    width = settings.get("word_embed_proj_dim") or hidden
-    pre_norm = settings.get("do_layer_norm_before", True)
+    width = settings["word_embed_proj_dim"] or hidden
+    pre_norm = settings["do_layer_norm_before"]
     base = opt()
-    bias = settings.get("enable_bias", True)
+    bias = settings["enable_bias"]
     return replace(
         base,
         vocab_size=settings["vocab_size"],
@@ -72,23 +80,22 @@ def read_opt(settings: Settings) -> TransformerConfig:
             head_dim=hidden // heads,
             bias=bias,
             output_bias=bias,
-            dropout=settings.get("attention_dropout", 0.0),
+            dropout=settings["attention_dropout"],
         ),
         feed_forward=FeedForwardConfig(
             size=settings["ffn_dim"],
-            activation=OPT_ACTIVATIONS[settings.get("activation_function", "relu")],
+            activation=ACTIVATIONS[settings["activation_function"]],
             bias=bias,
         ),
         arrangement=PreNorm() if pre_norm else PostNorm(),
         embedding_size=width if width != hidden else None,
-        tied_head=settings.get("tie_word_embeddings", True),
-        dropout=settings.get("dropout", 0.1),
+        tied_head=settings["tie_word_embeddings"],
+        dropout=settings["dropout"],
     )
 
 
 def write_opt(config: TransformerConfig) -> dict[str, Any]:
     """An OPT's config.json."""
-    theirs = {ours: theirs for theirs, ours in OPT_ACTIVATIONS.items()}
     return {
         "vocab_size": config.vocab_size,
         "max_position_embeddings": config.max_length,
@@ -97,7 +104,7 @@ def write_opt(config: TransformerConfig) -> dict[str, Any]:
         "num_hidden_layers": config.num_layers,
         "num_attention_heads": config.attention.num_heads,
         "ffn_dim": config.feed_forward.size,
-        "activation_function": theirs.get(config.feed_forward.activation, "relu"),
+        "activation_function": activation_name(config),
         "do_layer_norm_before": config.arrangement.final_norm,
         "enable_bias": config.attention.bias,
         "dropout": config.dropout,
@@ -132,11 +139,19 @@ OPT_FAMILY = Family(
     tied=("lm_head.weight", "model.decoder.embed_tokens.weight"),
     buffers=(),
     supported={
-        "activation_function": tuple(OPT_ACTIVATIONS),
+        "activation_function": tuple(ACTIVATIONS),
         "_remove_final_layer_norm": (False,),
         "layer_norm_elementwise_affine": (True,),
-        "quantization_config": (),
     },
     read=read_opt,
     write=write_opt,
+    defaults={
+        "word_embed_proj_dim": None,
+        "do_layer_norm_before": True,
+        "enable_bias": True,
+        "activation_function": "relu",
+        "attention_dropout": 0.0,
+        "dropout": 0.1,
+        "tie_word_embeddings": True,
+    },
 )

@@ -176,8 +176,8 @@ class RelativeBuckets(AttentionPositions):
 
     def validate(self) -> None:
         """Raise UserError for buckets that leave none to distances that grow."""
-        if self.buckets < 4 or self.buckets % 4:
-            raise UserError(f"buckets={self.buckets}: must be a multiple of 4")
+        if self.buckets < 4:
+            raise UserError(f"buckets={self.buckets}: must be 4 or more")
         if self.max_distance <= self.buckets // 2:
             raise UserError(
                 f"max_distance={self.max_distance}: must be above half the {self.buckets} buckets"

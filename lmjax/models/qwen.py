@@ -5,11 +5,19 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from lmjax.config import UserError, preset, replace
+from lmjax.config import preset, replace
 from lmjax.models.feed_forward import GatedFeedForwardConfig
 from lmjax.models.gpt import BLOCK, size_of
 from lmjax.models.initializers import Normal
-from lmjax.models.llama import LAYER, LLAMA_FAMILY, llama, read_llama, write_llama
+from lmjax.models.layer_types import read_windows, write_windows
+from lmjax.models.llama import (
+    LAYER,
+    LLAMA_DEFAULTS,
+    LLAMA_FAMILY,
+    llama,
+    read_llama,
+    write_llama,
+)
 from lmjax.models.names import (
     ATTENTION,
     Family,
@@ -142,55 +150,70 @@ QWEN_FAMILY = Family(
         "no_bias": (True,),
         "rotary_pct": (1.0,),
         "scale_attn_weights": (True,),
-        "quantization_config": (),
     },
     read=read_qwen,
     write=write_qwen,
 )
 
 
-def require_full_attention(settings: Settings) -> None:
-    """Raises UserError for layers of another kind, which transformers 5 lists in config.json."""
-    others = set(settings.get("layer_types") or ()) - {"full_attention"}
-    if others:
-        raise UserError(f"layer_types: {min(others)} is not supported, only full_attention")
+def read_qwen3(settings: Settings) -> TransformerConfig:
+    """A Qwen3's config from its config.json."""
+    windowed = settings["use_sliding_window"] and settings["sliding_window"] is not None
+    full = settings["max_window_layers"] if windowed else settings["num_hidden_layers"]
+    layers = range(settings["num_hidden_layers"])
+    kinds = ["full_attention" if layer < full else "sliding_attention" for layer in layers]
+    window = settings["sliding_window"] if windowed else None
+    windows = read_windows({**settings, "sliding_window": window}, kinds)
+    base = read_llama({**settings, "layer_types": None, "mlp_bias": False})
+    norms = RMSNormConfig(epsilon=settings["rms_norm_eps"])
+    return replace(base, attention=replace(base.attention, windows=windows, query_key_norm=norms))
 
 
 def read_qwen2(settings: Settings) -> TransformerConfig:
     """A Qwen2's config from its config.json."""
-    require_full_attention(settings)
-    base = read_llama({**settings, "attention_bias": False})
-    return replace(base, attention=replace(base.attention, bias=True))
+    base = read_qwen3({**settings, "attention_bias": False})
+    return replace(base, attention=replace(base.attention, bias=True, query_key_norm=None))
 
 
-def read_qwen3(settings: Settings) -> TransformerConfig:
-    """A Qwen3's config from its config.json."""
-    require_full_attention(settings)
-    base = read_llama({"head_dim": 128, **settings})
-    return replace(
-        base,
-        attention=replace(
-            base.attention, query_key_norm=RMSNormConfig(epsilon=settings["rms_norm_eps"])
-        ),
+def write_qwen3(config: TransformerConfig) -> dict[str, Any]:
+    """A Qwen3's config.json."""
+    settings = write_llama(config) | {"use_sliding_window": False}
+    del settings["mlp_bias"]
+    windows = config.windows
+    if not any(windows):
+        return settings
+    first = next(layer for layer, window in enumerate(windows) if window)
+    return (
+        settings
+        | write_windows(config)
+        | {
+            "use_sliding_window": True,
+            "max_window_layers": first,  # what versions go by that know no layer_types
+        }
     )
 
 
 def write_qwen2(config: TransformerConfig) -> dict[str, Any]:
-    """A Qwen2's or Qwen3's config.json."""
-    settings = write_llama(config) | {"use_sliding_window": False}
-    del settings["mlp_bias"]
+    """A Qwen2's config.json."""
+    settings = write_qwen3(config)
+    del settings["attention_bias"]
     return settings
 
 
-# Windows on the first layers only, which no published size uses, are no repeating pattern.
-QWEN2_SUPPORTED = LLAMA_FAMILY.supported | {"use_sliding_window": (False,)}
+QWEN2_DEFAULTS = LLAMA_DEFAULTS | {
+    "num_key_value_heads": 32,
+    "max_position_embeddings": 32_768,
+    "use_sliding_window": False,
+    "sliding_window": 4096,
+    "max_window_layers": 28,
+}
 QWEN2_FAMILY = dataclasses.replace(
     LLAMA_FAMILY,
     model_type="qwen2",
     architecture="Qwen2ForCausalLM",
-    supported=QWEN2_SUPPORTED,
     read=read_qwen2,
     write=write_qwen2,
+    defaults=QWEN2_DEFAULTS,
 )
 QWEN3_FAMILY = dataclasses.replace(
     QWEN2_FAMILY,
@@ -202,4 +225,6 @@ QWEN3_FAMILY = dataclasses.replace(
         *norm(f"{LAYER}.self_attn.k_norm", "blocks.attention.key_norm"),
     ),
     read=read_qwen3,
+    write=write_qwen3,
+    defaults=QWEN2_DEFAULTS | {"head_dim": 128},
 )

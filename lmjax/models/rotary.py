@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -18,6 +18,9 @@ from lmjax.models.positions import AttentionPositions, within_blocks
 class RotaryScaling(abc.ABC):
     """Base of the ways to stretch rotary positions beyond the length of training."""
 
+    # Whether `frequencies` is told the lengths of the texts as they grow, not as they began.
+    grows: ClassVar[bool] = False
+
     def validate(self) -> None:
         """Raise UserError for a factor or a length that is none."""
         for name in ("factor", "length"):
@@ -28,7 +31,13 @@ class RotaryScaling(abc.ABC):
     def frequencies(
         self, base: float, dims: int, lengths: Int[Array, "batch"]
     ) -> Float[Array, "#batch pairs"]:
-        """Radians a token of each pair of dimensions; of each row where they depend on it."""
+        """Radians a token of each pair of dimensions; of each row where they depend on it.
+
+        Args:
+          base: see `Rotary`.
+          dims: of a head that are rotated.
+          lengths: of each row's text, when it was first read; where the scaling `grows`, now.
+        """
 
     def magnitude(self) -> float:
         """What queries and keys are multiplied with."""
@@ -77,6 +86,58 @@ class DynamicNTKScaling(RotaryScaling):
 
 
 @config
+class DynamicScaling(RotaryScaling):
+    """Dynamic NTK as transformers has it: the base grows with every token beyond `length`.
+
+    Keys that a cache holds keep the rotation of the length that their text had then, as there.
+    """
+
+    grows: ClassVar[bool] = True
+    factor: float = 2.0  # the base grows by (factor n / length - factor + 1)^(dims / (dims - 2))
+    length: int = 2048  # tokens that need no stretching: the length of training
+
+    def frequencies(
+        self, base: float, dims: int, lengths: Int[Array, "batch"]
+    ) -> Float[Array, "batch pairs"]:
+        """See `RotaryScaling.frequencies`."""
+        longer = jnp.maximum(lengths, self.length) / self.length
+        growth = self.factor * longer - (self.factor - 1)
+        return rotary_frequencies(base * growth[:, None] ** (dims / (dims - 2)), dims)
+
+
+@config
+class LongRoPEScaling(RotaryScaling):
+    """LongRoPE (Ding et al. 2024, arXiv:2402.13753): a factor for each pair, found by search.
+
+    Texts of up to `length` tokens have one set of factors, longer ones the other; a text that grows
+    beyond it while it is continued changes there, and what a cache holds does not.
+    """
+
+    grows: ClassVar[bool] = True
+    short: tuple[float, ...] = ()  # what the angles of each pair are divided by
+    long: tuple[float, ...] = ()  # the same for texts beyond `length`
+    length: int = 4096  # tokens of the longest text with the short factors
+    attention: float = 1.0  # magnitude of queries and keys
+
+    def frequencies(
+        self, base: float, dims: int, lengths: Int[Array, "batch"]
+    ) -> Float[Array, "batch pairs"]:
+        """See `RotaryScaling.frequencies`. UserError where there is no factor for each pair."""
+        if not len(self.short) == len(self.long) == dims // 2:
+            raise UserError(
+                f"short has {len(self.short)} factors and long {len(self.long)}: must be"
+                f" {dims // 2}, one for each pair of dimensions of a head"
+            )
+        beyond = (lengths > self.length)[:, None]
+        factors = jnp.where(beyond, jnp.array(self.long), jnp.array(self.short))
+        return rotary_frequencies(base, dims) / factors
+
+    def magnitude(self) -> float:
+        """See `RotaryScaling.magnitude`."""
+        return self.attention
+
+
+@config
 class YaRNScaling(RotaryScaling):
     """YaRN (Peng et al. 2023, arXiv:2309.00071): interpolate slow pairs, leave fast ones alone."""
 
@@ -85,6 +146,7 @@ class YaRNScaling(RotaryScaling):
     fast: float = 32.0  # pairs that turn more often than this in `length` stay as they are
     slow: float = 1.0  # pairs that turn less often than this are interpolated
     attention: float | None = None  # magnitude of queries and keys; none: 0.1 ln(factor) + 1
+    truncate: bool = True  # bounds between the kinds of pairs are whole numbers
 
     def validate(self) -> None:
         """Raise UserError for bounds in the wrong order, and as every scaling."""
@@ -100,16 +162,20 @@ class YaRNScaling(RotaryScaling):
         def pair(turns: float) -> float:  # the pair that turns so often in the length of training
             return dims * math.log(self.length / (turns * 2 * math.pi)) / (2 * math.log(base))
 
-        first = max(math.floor(pair(self.fast)), 0)
-        last = min(math.ceil(pair(self.slow)), dims - 1)
+        first, last = pair(self.fast), pair(self.slow)
+        if self.truncate:
+            first, last = math.floor(first), math.ceil(last)
+        first, last = max(first, 0), min(last, dims - 1)
         pairs = jnp.arange(dims // 2, dtype=jnp.float32)
-        interpolated = jnp.clip((pairs - first) / max(last - first, 0.001), 0, 1)
+        interpolated = jnp.clip((pairs - first) / (last - first or 0.001), 0, 1)
         usual = rotary_frequencies(base, dims)
         return usual * (1 - interpolated) + usual / self.factor * interpolated
 
     def magnitude(self) -> float:
         """See `RotaryScaling.magnitude`."""
-        return 0.1 * math.log(self.factor) + 1 if self.attention is None else self.attention
+        if self.attention is None:
+            return 0.1 * math.log(max(self.factor, 1)) + 1
+        return self.attention
 
 
 @config
@@ -179,6 +245,8 @@ class Rotary(AttentionPositions):
         if self.scaling is None:
             frequencies = rotary_frequencies(self.base, dims)
         else:
+            if self.scaling.grows:
+                lengths = jnp.max(batch.positions, axis=1) + 1
             frequencies = self.scaling.frequencies(self.base, dims, lengths)
             magnitude = self.scaling.magnitude()
         cos, sin = rotation(batch.positions, frequencies)

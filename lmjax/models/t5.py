@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
-from lmjax.config import preset, replace
+from lmjax.config import UserError, preset, replace
 from lmjax.models.attention import AttentionConfig
 from lmjax.models.encoder_decoder import EncoderDecoderConfig
-from lmjax.models.feed_forward import FeedForwardConfig, GatedFeedForwardConfig
+from lmjax.models.feed_forward import Activation, FeedForwardConfig, GatedFeedForwardConfig
 from lmjax.models.gpt import size_of
 from lmjax.models.initializers import FanIn
-from lmjax.models.names import Family, Matrix, Name, Settings, Table, VocabularyTable, dense, norm
+from lmjax.models.names import (
+    ACTIVATIONS,
+    Family,
+    Matrix,
+    Name,
+    Settings,
+    Table,
+    VocabularyTable,
+    activation_name,
+    dense,
+    norm,
+)
 from lmjax.models.norms import RMSNormConfig
 from lmjax.models.positions import RelativeBuckets
 from lmjax.models.transformer import TransformerConfig
@@ -42,7 +54,7 @@ def t5(size: str = "base") -> EncoderDecoderConfig:
         hidden=hidden,
         num_layers=layers,
         encoder_layers=layers,
-        max_length=512,
+        max_length=None,
         attention=AttentionConfig(
             num_heads=heads,
             head_dim=head_dim,
@@ -86,36 +98,65 @@ def t5_v1_1(size: str = "base") -> EncoderDecoderConfig:
 
 def read_t5(settings: Settings) -> EncoderDecoderConfig:
     """A T5's config from its config.json."""
-    base, hidden = t5(), settings["d_model"]
-    tied, rate = settings.get("tie_word_embeddings", True), settings.get("dropout_rate", 0.1)
+    base, hidden, width = t5(), settings["d_model"], settings["d_ff"]
+    tied, rate = settings["tie_word_embeddings"], settings["dropout_rate"]
     scaled = settings.get("scale_decoder_outputs", tied)
-    feed_forward = FeedForwardConfig(size=settings["d_ff"], activation="relu", bias=False)
-    if settings.get("feed_forward_proj", "relu") != "relu":
-        feed_forward = GatedFeedForwardConfig(size=settings["d_ff"], activation="gelu_tanh")
+    activation, gated = read_feed_forward(settings)
+    feed_forward = FeedForwardConfig(size=width, activation=activation, bias=False)
+    if gated:
+        feed_forward = GatedFeedForwardConfig(size=width, activation=activation)
     return replace(
         base,
         vocab_size=settings["vocab_size"],
         hidden=hidden,
-        num_layers=settings.get("num_decoder_layers") or settings["num_layers"],
+        num_layers=settings["num_decoder_layers"] or settings["num_layers"],
         encoder_layers=settings["num_layers"],
-        max_length=settings.get("n_positions", 512),
         attention=replace(
             base.attention,
             num_heads=settings["num_heads"],
             head_dim=settings["d_kv"],
             positions=RelativeBuckets(
-                buckets=settings.get("relative_attention_num_buckets", 32),
-                max_distance=settings.get("relative_attention_max_distance", 128),
+                buckets=settings["relative_attention_num_buckets"],
+                max_distance=settings["relative_attention_max_distance"],
             ),
             dropout=rate,
         ),
         feed_forward=feed_forward,
-        norm=RMSNormConfig(epsilon=settings.get("layer_norm_epsilon", 1e-6)),
+        norm=RMSNormConfig(epsilon=settings["layer_norm_epsilon"]),
         tied_head=tied,
         head_scale=hidden**-0.5 if scaled else 1.0,
         dropout=rate,
         initializer=FanIn(query_scale=settings["d_kv"] ** -0.5),
     )
+
+
+def read_feed_forward(settings: Settings) -> tuple[Activation, bool]:
+    """The activation of the feed-forward layers, and whether they have gates.
+
+    UserError for a name that feed_forward_proj cannot have.
+    """
+    given = settings["feed_forward_proj"]
+    gate, _, name = given.rpartition("-")
+    if gate not in ("", "gated") or name not in ACTIVATIONS:
+        known = ", ".join(ACTIVATIONS)
+        raise UserError(
+            f"feed_forward_proj={json.dumps(given)} is not supported, only one of {known}, or"
+            " gated- and one of them"
+        )
+    name = "gelu_new" if given == "gated-gelu" else name
+    # The parts, which transformers writes beside it, come before it.
+    name = settings.get("dense_act_fn") or name
+    return ACTIVATIONS[name], settings.get("is_gated_act", gate == "gated")
+
+
+def written_feed_forward(config: TransformerConfig) -> str | None:
+    """The `feed_forward_proj` of a config."""
+    name = activation_name(config)
+    if not is_gated(config):
+        return name
+    # "gated-gelu" is the tanh form, and the exact one has another name.
+    exact = {"gelu_new": "gelu", "gelu": "gelu_python"}
+    return f"gated-{exact.get(name, name)}"
 
 
 def write_t5(config: TransformerConfig) -> dict[str, Any]:
@@ -132,10 +173,9 @@ def write_t5(config: TransformerConfig) -> dict[str, Any]:
         "num_layers": getattr(config, "encoder_layers", config.num_layers),
         "num_decoder_layers": config.num_layers,
         "num_heads": attention.num_heads,
-        "n_positions": config.max_length,
         "relative_attention_num_buckets": positions.buckets,
         "relative_attention_max_distance": positions.max_distance,
-        "feed_forward_proj": "gated-gelu" if is_gated(config) else "relu",
+        "feed_forward_proj": written_feed_forward(config),
         "layer_norm_epsilon": config.norm.epsilon,
         "dropout_rate": config.dropout,
         "tie_word_embeddings": config.tied_head,
@@ -204,11 +244,24 @@ T5_FAMILY = Family(
         r".*EncDecAttention\.relative_attention_bias\.weight",  # which no version reads
     ),
     supported={
-        "feed_forward_proj": ("relu", "gated-gelu"),
-        "dense_act_fn": ("relu", "gelu_new"),
+        "dense_act_fn": tuple(ACTIVATIONS),
         "is_encoder_decoder": (True,),
-        "quantization_config": (),
     },
     read=read_t5,
     write=write_t5,
+    defaults={
+        "num_decoder_layers": None,
+        "relative_attention_num_buckets": 32,
+        "relative_attention_max_distance": 128,
+        "feed_forward_proj": "relu",
+        "layer_norm_epsilon": 1e-6,
+        "dropout_rate": 0.1,
+        "tie_word_embeddings": True,
+    },
+    aliases={
+        "hidden_size": "d_model",
+        "num_attention_heads": "num_heads",
+        "num_hidden_layers": "num_layers",
+        "head_dim": "d_kv",
+    },
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any, ClassVar, Literal
 
 import jax
@@ -23,12 +24,17 @@ from lmjax.models.norms import LayerNormConfig, NormConfig
 from lmjax.models.positions import EmbeddingPositions, LearnedPositions, Pairs
 from lmjax.models.residual import Arrangement, PreNorm
 from lmjax.models.shrink import shrink_gradient
+from lmjax.models.stretches import Stretch, stretches
 from lmjax.parallel import Layout
 from pallas_kernels.attention import Mask
 from pallas_kernels.softcap import bend
 
 VOCABULARY_MULTIPLE = 128
 MASKED_LOGIT = -1e30
+NO_HEAD = (
+    "the model has no head that predicts words: its hidden states are all that it gives, as those"
+    " of a sentence encoder. Training with begin_with and model.word_head=true gives it a fresh one"
+)
 
 Remat = Literal["none", "dots", "full"]
 REMAT_POLICIES = {
@@ -44,7 +50,7 @@ class TransformerConfig:
     vocab_size: int = 50_257  # tokens; rows of the tables are padded to a multiple of 128
     hidden: int = 768  # width of the residual stream
     num_layers: int = 12  # blocks
-    max_length: int = 1024  # longest sequence
+    max_length: int | None = 1024  # tokens of the longest text; none: any (relative positions)
     attention: AttentionConfig = AttentionConfig()
     feed_forward: FeedForwardConfig = FeedForwardConfig()
     norm: NormConfig = LayerNormConfig()
@@ -54,6 +60,7 @@ class TransformerConfig:
     embedding_size: int | None = None  # width of the token table and the head; none: hidden
     embedding_scale: float = 1.0  # token embeddings are multiplied by it
     embedding_norm: NormConfig | None = None  # of the embeddings, before the first block
+    word_head: bool = True  # tokens are predicted; false: hidden states are all that it gives
     tied_head: bool = True  # the head is the token table
     normalized_head: bool = False  # the head's rows have length 1 (NormHead of Baichuan 2)
     head_transform: HeadTransformConfig | None = None  # between the last block and the head
@@ -67,24 +74,37 @@ class TransformerConfig:
     unroll: int = 1  # layers per step of the scan over layers; 0: a plain Python loop
 
     def validate(self) -> None:
-        """Raise UserError for numbers that cannot be meant, and a pattern longer than the depth."""
+        """Raise UserError for numbers that cannot be meant."""
         for name in ("vocab_size", "hidden", "num_layers", "max_length"):
-            if (size := getattr(self, name)) < 1:
+            if (size := getattr(self, name)) is not None and size < 1:
                 raise UserError(f"{name}={size}: must be 1 or more")
+        if self.positions is not None and self.max_length is None:
+            raise UserError(
+                "max_length is none, but the table of positions has a row for each token of the"
+                " longest text: give their number, or positions=null"
+            )
         if self.logit_softcap is not None and self.logit_softcap <= 0:
             raise UserError(f"logit_softcap={self.logit_softcap}: must be above 0, or none")
         if not 0 <= self.dropout < 1:
             raise UserError(f"dropout={self.dropout}: must be 0 or more, and below 1")
-        if self.num_layers % len(self.attention.windows):
-            raise UserError(
-                f"num_layers={self.num_layers} is no multiple of the pattern of"
-                f" {len(self.attention.windows)} attention.windows"
-            )
 
     @property
     def padded_vocab(self) -> int:
         """Rows of the token table: vocab_size rounded up, so that any mesh can cut it."""
         return -(-self.vocab_size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
+
+    @property
+    def windows(self) -> tuple[int | None, ...]:
+        """The window of each layer; the pattern of `attention` may end in its middle."""
+        pattern = self.attention.windows
+        return tuple(pattern[layer % len(pattern)] for layer in range(self.num_layers))
+
+    @property
+    def stretches(self) -> tuple[Stretch, ...]:
+        """The layers, cut into what is scanned; each stands alone where nothing is."""
+        if self.unroll == 0:
+            return tuple(Stretch((window,), 1) for window in self.windows)
+        return stretches(self.windows)
 
     def build(self, layout: Layout, rngs: nnx.Rngs) -> Transformer:
         """The model, its parameters drawn from `rngs` and sharded as `layout` says."""
@@ -184,36 +204,43 @@ class Stack(nnx.Module):
         return x if self.final_norm is None else self.final_norm(x), cache
 
     def _run_blocks(self, x, mask, tables, cache, key):
-        """Scans over the layers, one period of the pattern of windows at a time."""
-        windows = self.config.attention.windows
-        periods, period = self.config.num_layers // len(windows), len(windows)
+        """Scans over the layers, one period of a pattern of windows at a time."""
         graph, params = nnx.split(self.blocks)
         keys = None if key is None else jax.random.split(key, self.config.num_layers)
-        masks = [dataclasses.replace(mask, window=window) for window in windows]
-        if cache is not None:
-            masks = [cache.mask(mask, place, x.shape[1]) for place, mask in enumerate(masks)]
+        caches = None if cache is None else cache.layers()
+        first, place, extended = 0, 0, []
+        for stretch in self.config.stretches:
+            layers = jax.tree.map(functools.partial(stretch.cut, first=first), (params, keys))
+            period = len(stretch.windows)
+            masks = [dataclasses.replace(mask, window=window) for window in stretch.windows]
+            own = [None] * period
+            if cache is not None:
+                masks = [cache.mask(mask, place + i, x.shape[1]) for i, mask in enumerate(masks)]
+                own = caches[place : place + period]
+            x, own = self._run_stretch(graph, layers, x, masks, tables, own)
+            first, place = first + stretch.layers, place + period
+            extended += own
+        return x, None if cache is None else cache.extended(extended, x.shape[1])
+
+    def _run_stretch(self, graph, layers, x, masks, tables, caches):
+        """Runs what `layers` holds, parameters and keys by period and by layer of a period."""
+        unroll, periods = self.config.unroll, jax.tree.leaves(layers)[0].shape[0]
 
         def run(carry, inputs):
             x, caches = carry
-            params, key, index = inputs
+            (params, key), index = inputs
             caches = [c if c is None else dataclasses.replace(c, period=index) for c in caches]
             for i, mask in enumerate(masks):
                 block = nnx.merge(graph, jax.tree.map(lambda a, i=i: a[i], params))
                 x, caches[i] = block(x, mask, tables, caches[i], None if key is None else key[i])
             return (x, caches), None
 
-        if self.config.remat != "none" and cache is None:
+        if self.config.remat != "none" and caches[0] is None:
             run = jax.checkpoint(run, policy=REMAT_POLICIES[self.config.remat])
-        by_period = jax.tree.map(lambda a: a.reshape(periods, period, *a.shape[1:]), (params, keys))
-        inputs = (*by_period, jnp.arange(periods))
-        carry = (x, [None] * period if cache is None else cache.layers())
-        if self.config.unroll:
-            carry, _ = jax.lax.scan(run, carry, inputs, unroll=min(self.config.unroll, periods))
-        else:
-            for index in range(periods):
-                carry, _ = run(carry, jax.tree.map(lambda a, index=index: a[index], inputs))
-        x, caches = carry
-        return x, None if cache is None else cache.extended(caches, x.shape[1])
+        carry, inputs = (x, caches), (layers, jnp.arange(periods))
+        if unroll:
+            return jax.lax.scan(run, carry, inputs, unroll=min(unroll, periods))[0]
+        return run(carry, jax.tree.map(lambda a: a[0], inputs))[0]
 
 
 class Transformer(Stack):
@@ -246,10 +273,10 @@ class Transformer(Stack):
 
         super().__init__(config, builder)
         self.head = nnx.data(None)
-        if not config.tied_head:
+        if config.word_head and not config.tied_head:
             self.head = Embedding("vocab", rows, width, "head", builder)
         self.head_transform = self.head_bias = self.classifier = nnx.data(None)
-        if config.head_transform is not None:
+        if config.word_head and config.head_transform is not None:
             self.head_transform = HeadTransform(config.head_transform, config.norm, builder)
             self.head_bias = nnx.Param(
                 jnp.zeros(rows, jnp.float32), out_sharding=layout.spec("vocab", shape=(rows,))
@@ -301,7 +328,9 @@ class Transformer(Stack):
     def head_input(
         self, hidden: Float[Array, "batch seq width"]
     ) -> Float[Array, "batch seq width"]:
-        """What is multiplied with the head's rows."""
+        """What is multiplied with the head's rows. UserError for a model without such a head."""
+        if not self.config.word_head:
+            raise UserError(NO_HEAD)
         return hidden if self.head_transform is None else self.head_transform(hidden)
 
     def classes(self, hidden: Float[Array, "batch seq width"]) -> Float[Array, "batch classes"]:

@@ -14,10 +14,11 @@ from lmjax.models.attention import Attention, AttentionConfig, Tables
 from lmjax.models.batch import Batch
 from lmjax.models.cache import Cache, LayerCache
 from lmjax.models.feed_forward import FeedForwardConfig
-from lmjax.models.gpt import GPT2_ACTIVATIONS, size_of, written
+from lmjax.models.gpt import size_of
 from lmjax.models.initializers import Normal
 from lmjax.models.linear import Builder, dropout
 from lmjax.models.names import (
+    ACTIVATIONS,
     Family,
     HeadsFirst,
     Matrix,
@@ -25,6 +26,7 @@ from lmjax.models.names import (
     Settings,
     Table,
     VocabularyTable,
+    activation_name,
     dense,
     norm,
 )
@@ -158,10 +160,11 @@ class XLNet(Transformer):
         )
         axes = ((None, 1), (None, 1), ("embed", config.hidden))
         self.unknown = builder.parameter(axes, "weight", fan_in=config.hidden)
-        rows = config.padded_vocab
-        self.head_bias = nnx.Param(
-            jnp.zeros(rows, jnp.float32), out_sharding=layout.spec("vocab", shape=(rows,))
-        )
+        if config.word_head:
+            rows = config.padded_vocab
+            self.head_bias = nnx.Param(
+                jnp.zeros(rows, jnp.float32), out_sharding=layout.spec("vocab", shape=(rows,))
+            )
 
     def run(
         self,
@@ -205,7 +208,7 @@ def xlnet(size: str = "base") -> XLNetConfig:
         vocab_size=32_000,
         hidden=hidden,
         num_layers=layers,
-        max_length=512,
+        max_length=None,
         attention=TwoStreamAttentionConfig(
             num_heads=heads,
             head_dim=hidden // heads,
@@ -225,7 +228,7 @@ def xlnet(size: str = "base") -> XLNetConfig:
 
 def read_xlnet(settings: Settings) -> XLNetConfig:
     """An XLNet's config from its config.json."""
-    base, rate = xlnet(), settings.get("dropout", 0.1)
+    base, rate = xlnet(), settings["dropout"]
     hidden, heads = settings["d_model"], settings["n_head"]
     return replace(
         base,
@@ -240,9 +243,10 @@ def read_xlnet(settings: Settings) -> XLNetConfig:
         ),
         feed_forward=FeedForwardConfig(
             size=settings["d_inner"],
-            activation=GPT2_ACTIVATIONS[settings.get("ff_activation") or "gelu"],
+            activation=ACTIVATIONS[settings["ff_activation"]],
         ),
-        norm=replace(base.norm, epsilon=settings.get("layer_norm_eps", 1e-12)),
+        norm=replace(base.norm, epsilon=settings["layer_norm_eps"]),
+        tied_head=settings["tie_word_embeddings"],
         dropout=rate,
     )
 
@@ -256,13 +260,14 @@ def write_xlnet(config: TransformerConfig) -> dict[str, Any]:
         "n_head": config.attention.num_heads,
         "d_head": config.attention.head_dim,
         "d_inner": config.feed_forward.size,
-        "ff_activation": written(GPT2_ACTIVATIONS, config),
+        "ff_activation": activation_name(config),
         "layer_norm_eps": config.norm.epsilon,
         "dropout": config.dropout,
         "attn_type": "bi",
         "bi_data": False,
         "clamp_len": -1,
         "untie_r": True,
+        "tie_word_embeddings": config.tied_head,
     }
 
 
@@ -286,19 +291,30 @@ XLNET_FAMILY = Family(
         *dense(f"{LAYER}.ff.layer_1", "blocks.feed_forward.up", transform=Matrix()),
         *dense(f"{LAYER}.ff.layer_2", "blocks.feed_forward.down", transform=Matrix()),
         *norm(f"{LAYER}.ff.layer_norm", "blocks.feed_forward_norm"),
+        Name("lm_loss.weight", ("head.table",), VocabularyTable()),
         Name("lm_loss.bias", ("head_bias",), VocabularyTable()),
     ),
     prefix="transformer.",
     tied=("lm_loss.weight", "transformer.word_embedding.weight"),
     buffers=(),
     supported={
-        "ff_activation": tuple(GPT2_ACTIVATIONS),
+        "ff_activation": tuple(ACTIVATIONS),
         "attn_type": ("bi",),
+        "bi_data": (False,),
         "clamp_len": (-1, 0),
-        "untie_r": (True,),
-        "tie_word_embeddings": (True,),
-        "quantization_config": (),
     },
     read=read_xlnet,
     write=write_xlnet,
+    defaults={
+        "ff_activation": "gelu",
+        "layer_norm_eps": 1e-12,
+        "dropout": 0.1,
+        "tie_word_embeddings": True,
+    },
+    aliases={
+        "n_token": "vocab_size",
+        "hidden_size": "d_model",
+        "num_attention_heads": "n_head",
+        "num_hidden_layers": "n_layer",
+    },
 )

@@ -108,9 +108,9 @@ def forward_flops_per_token(
       source_length: tokens that an encoder reads for each sequence; None: as many.
     """
     count, attention = count_parameters(config), config.attention
-    keys = sum(attended_keys(length, window, attention.causal) for window in attention.windows)
+    keys = sum(attended_keys(length, window, attention.causal) for window in config.windows)
     width = 2 * 2 * attention.num_heads * attention.head_dim  # of a pair: its score, its value
-    flops = 2 * count.products + config.num_layers * width * keys / len(attention.windows)
+    flops = 2 * count.products + width * keys
     if isinstance(config, EncoderDecoderConfig):
         source = length if source_length is None else source_length
         row = source * (2 * count.source_products + config.encoder_layers * width * source)

@@ -1,0 +1,203 @@
+"""Which family a config.json belongs to, and the config of the model that it stands for."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from lmjax.config import UserError, replace, to_text
+from lmjax.interop.settings import config_of, read_settings
+from lmjax.interop.tensor_files import TensorFiles
+from lmjax.interop.tensor_names import with_heads_of
+from lmjax.models import Normal, TransformerConfig
+from lmjax.models.baichuan import BAICHUAN_FAMILY
+from lmjax.models.bert import BERT_FAMILY
+from lmjax.models.bloom import BLOOM_FAMILY
+from lmjax.models.chatglm import CHATGLM2_FAMILY, CHATGLM_FAMILY
+from lmjax.models.falcon import FALCON_FAMILY
+from lmjax.models.gemma import GEMMA2_FAMILY, GEMMA_FAMILY
+from lmjax.models.glm import GLM_130B_FAMILY, GLM_FAMILY
+from lmjax.models.gpt import GPT1_FAMILY, GPT2_FAMILY
+from lmjax.models.llama import LLAMA_FAMILY, SKYWORK_FAMILY
+from lmjax.models.mistral import MISTRAL_FAMILY
+from lmjax.models.names import Family
+from lmjax.models.opt import OPT_FAMILY
+from lmjax.models.palm import PALM_FAMILY
+from lmjax.models.qwen import QWEN2_FAMILY, QWEN3_FAMILY, QWEN_FAMILY
+from lmjax.models.t5 import T5_FAMILY
+from lmjax.models.xlnet import XLNET_FAMILY
+
+FAMILIES = (
+    GPT1_FAMILY,
+    GPT2_FAMILY,
+    LLAMA_FAMILY,
+    MISTRAL_FAMILY,
+    QWEN2_FAMILY,
+    QWEN3_FAMILY,
+    GEMMA_FAMILY,
+    GEMMA2_FAMILY,
+    OPT_FAMILY,
+    BLOOM_FAMILY,
+    FALCON_FAMILY,
+    QWEN_FAMILY,
+    BAICHUAN_FAMILY,
+    CHATGLM2_FAMILY,
+    CHATGLM_FAMILY,
+    SKYWORK_FAMILY,
+    PALM_FAMILY,
+    BERT_FAMILY,
+    T5_FAMILY,
+    XLNET_FAMILY,
+    GLM_FAMILY,
+    GLM_130B_FAMILY,
+)
+# Keys that tell a family where config.json has neither `model_type` nor `architectures`, as those
+# of 2019; and keys of other models that have the same.
+SIGNS = (
+    ("openai-gpt", {"n_embd", "n_head", "n_layer", "afn"}, set()),
+    ("gpt2", {"n_embd", "n_head", "n_layer", "n_positions"}, {"dff"}),
+    ("xlnet", {"d_model", "d_inner", "ff_activation"}, set()),
+    ("t5", {"d_model", "d_kv", "d_ff"}, set()),
+    ("bert", {"intermediate_size", "hidden_act", "type_vocab_size"}, {"embedding_size"}),
+)
+HEADS = re.compile(r"(LMHeadModel|DoubleHeadsModel|Model|For[A-Z]\w*)$")  # ends of names of classes
+
+
+def is_model_folder(folder: str | os.PathLike) -> bool:
+    """Whether a config.json is there that is not of a run, whose name their `class`."""
+    try:
+        settings = json.loads(Path(folder, "config.json").read_text("utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(settings, dict) and "class" not in settings
+
+
+def read_config(folder: str | os.PathLike) -> tuple[Family, TransformerConfig]:
+    """The family and the config of a folder's model; UserError as `huggingface.read`.
+
+    Its heads are those that the weights hold, whatever config.json says of them: a folder without
+    a head of words is an encoder, a head that differs from the token table is not tied.
+    """
+    folder = Path(folder)
+    path, settings = folder / "config.json", read_settings(folder)
+    if not isinstance(settings, dict):
+        raise UserError(f"{path} is damaged: it should hold an object")
+    try:
+        family = family_for(settings)
+        config = config_of(family, settings)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    try:
+        files = TensorFiles(folder)
+    except UserError:  # what is wrong with the weights is said when they are read
+        bare = base_class(family.architecture) in (settings.get("architectures") or ())
+        return family, without_heads(config) if bare else config
+    return family, with_heads_of(family, config, files)
+
+
+def family_for(settings: dict[str, Any]) -> Family:
+    """The family of a config.json; UserError where it is none of ours, or cannot be told."""
+    kind, _ = kind_of(settings)
+    kinds = ", ".join(dict.fromkeys(family.model_type for family in FAMILIES))
+    if kind is None:
+        named = settings.get("architectures")
+        said = f" ({', '.join(map(str, named))})" if named else ""
+        raise UserError(
+            f"there is no model_type, and neither architectures{said} nor the other keys tell what"
+            f' model it is: add "model_type", which is one of {kinds}'
+        )
+    families = [family for family in FAMILIES if family.model_type == kind]
+    if not families:
+        raise UserError(f"model_type={json.dumps(kind)} is not one of {kinds}")
+    return next((family for family in families if family.key in settings), families[0])
+
+
+def kind_of(settings: dict[str, Any]) -> tuple[Any, str]:
+    """The model_type of a config.json, None where it cannot be told; and what tells it."""
+    for key in ("model_type", "model"):  # PaLM has no public type
+        if key in settings:
+            return settings[key], key
+    named = settings.get("architectures")
+    if named:
+        stems = {HEADS.sub("", str(name)).lower() for name in named}
+        for family in FAMILIES:
+            if HEADS.sub("", family.architecture).lower() in stems:
+                return family.model_type, "architectures"
+        return None, ""
+    for kind, keys, others in SIGNS:
+        if keys <= settings.keys() and not others & settings.keys():
+            return kind, "keys"
+    return None, ""
+
+
+def assumption(folder: str | os.PathLike) -> str:
+    """What is taken for granted of a folder whose config.json has no model_type; or nothing."""
+    kind, told = kind_of(read_settings(Path(folder)))
+    if kind is None or told not in ("architectures", "keys"):
+        return ""
+    return (
+        f"config.json has no model_type; by its {told} it was read as one of model_type={kind}:"
+        " write in what it is if that is wrong"
+    )
+
+
+def base_class(architecture: str) -> str:
+    """The class of a model without heads, from the one with a head of words."""
+    return HEADS.sub("", architecture) + "Model"
+
+
+def without_heads(config: TransformerConfig) -> TransformerConfig:
+    """The model, of which hidden states are all that it gives."""
+    return replace(config, word_head=False, classifier=None)
+
+
+def family_of(config: TransformerConfig) -> tuple[Family, dict[str, Any]]:
+    """The family that a config belongs to, and its config.json.
+
+    Raises:
+      UserError: none; says in what the nearest one differs.
+    """
+    whole = replace(config, word_head=True)
+    differences = {}
+    for family in FAMILIES:
+        settings = family.write(whole)
+        wanted = to_text(essence(whole)).splitlines()
+        try:
+            again = to_text(essence(family.read(family.settings(settings)))).splitlines()
+        except UserError:  # what this family cannot have
+            continue
+        if again == wanted:
+            kind = {"architectures": [family.architecture], "model_type": family.model_type}
+            if not config.word_head:
+                settings |= {"architectures": [base_class(family.architecture)]}
+            return family, kind | settings
+        differences[family.model_type] = [line for line in wanted if line not in again]
+    nearest = min(differences, key=lambda kind: len(differences[kind]))
+    raise UserError(
+        f"transformers has no model like this one; nearest is {nearest}, which cannot have"
+        f" {', '.join(differences[nearest][:5]) or 'what this one lacks'}"
+    )
+
+
+def essence(config: TransformerConfig) -> TransformerConfig:
+    """The config without what changes no logits, only how a model is drawn, trained or computed."""
+    attention = replace(
+        config.attention,
+        implementation=None,
+        num_kv_heads=config.attention.kv_heads,
+        dropout=0.0,
+    )
+    return replace(
+        config,
+        # Where there is no table of positions, how long a text may be changes no number.
+        max_length=config.max_length if config.positions is not None else None,
+        attention=attention,
+        dropout=0.0,
+        initializer=Normal(),
+        dtype="float32",
+        remat="none",
+        unroll=1,
+    )

@@ -1,0 +1,64 @@
+"""How layers whose windows follow a pattern are cut into pieces that are compiled once each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+
+
+class Stretch(NamedTuple):
+    """Neighbouring layers that repeat a pattern of windows.
+
+    Attributes:
+      windows: of the layers of one period; None: a layer without one.
+      periods: how often they come one after another.
+    """
+
+    windows: tuple[int | None, ...]
+    periods: int
+
+    @property
+    def layers(self) -> int:
+        """How many layers there are."""
+        return len(self.windows) * self.periods
+
+    def cut(self, stack: jax.Array, first: int) -> jax.Array:
+        """Its layers out of a stack of all, of which `first` is its first, by period."""
+        own = stack[first : first + self.layers]
+        return own.reshape(self.periods, len(self.windows), *stack.shape[1:])
+
+
+def stretches(windows: Sequence[int | None]) -> tuple[Stretch, ...]:
+    """Cuts layers, given the window of each, so that few of them have to be compiled.
+
+    From the first layer on, the period that repeats furthest is taken, the shortest of several;
+    a layer from which nothing repeats stands alone.
+    """
+    found, first = [], 0
+    while first < len(windows):
+        rest = tuple(windows[first:])
+        periods = range(1, len(rest) // 2 + 1)
+        repeated = [Stretch(rest[:period], _times(rest, period)) for period in periods]
+        repeated = [stretch for stretch in repeated if stretch.periods > 1]
+        best = max(repeated, key=lambda stretch: stretch.layers, default=Stretch(rest[:1], 1))
+        found.append(best)
+        first += best.layers
+    return tuple(found)
+
+
+def pattern(windows: Sequence[int | None]) -> tuple[int | None, ...]:
+    """The fewest windows that, repeated and cut off, give the window of every layer."""
+    given = tuple(windows)
+    periods = range(1, len(given))
+    repeats = (period for period in periods if given[period:] == given[: len(given) - period])
+    return given[: next(repeats, len(given))]
+
+
+def _times(windows: Sequence[int | None], period: int) -> int:
+    """How often the first `period` windows come one after another from the first on."""
+    times = 1
+    while windows[times * period : (times + 1) * period] == windows[:period]:
+        times += 1
+    return times
