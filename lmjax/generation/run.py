@@ -29,6 +29,7 @@ from lmjax.interop.kept_files import (
     read_templates,
 )
 from lmjax.models import TransformerConfig
+from lmjax.models.transformer import NO_HEAD
 from lmjax.parallel import Layout, generation_layout
 from lmjax.training.trained import beyond_table, read_experiment, read_trained
 
@@ -37,9 +38,14 @@ def load(
     folder: str | os.PathLike, layout: Layout | None = None, dtype: Dtype | None = None
 ) -> TextGenerator:
     """The model of a run folder (`load_run`) or of a public model folder (`load_model`)."""
-    if huggingface.is_model_folder(folder):
+    if not huggingface.is_model_folder(folder):
+        return load_run(folder, layout, dtype=dtype)
+    try:
         return load_model(folder, layout, dtype)
-    return load_run(folder, layout, dtype=dtype)
+    except UserError as error:
+        raise UserError(
+            "\n".join(filter(None, (str(error), huggingface.assumption(folder))))
+        ) from None
 
 
 def load_model(
@@ -59,6 +65,8 @@ def load_model(
     folder = local_path(folder, "folder")
     tokenizer = read_tokenizer(folder)
     family, config = huggingface.read_config(folder)
+    if not config.word_head:
+        raise UserError(f"{folder}: {NO_HEAD}")
     _, params = huggingface.read_params(folder, family, config, layout, apart=layers_apart())
     if unused := beyond_table(tokenizer, config.vocab_size):
         tell(f"{folder}: {unused}")

@@ -140,7 +140,7 @@ def assumption(folder: str | os.PathLike) -> str:
         return ""
     return (
         f"config.json has no model_type; by its {told} it was read as one of model_type={kind}:"
-        " write in what it is if that is wrong"
+        ' if that is wrong, add "model_type" to it'
     )
 
 

@@ -10,7 +10,7 @@ import jax
 from lmjax.config import UserError, preset
 from lmjax.config.disk import local_path
 from lmjax.interop import huggingface
-from lmjax.models import TransformerConfig, abstract
+from lmjax.models import TransformerConfig, abstract, draw_parameters
 from lmjax.parallel import Layout
 from lmjax.training.trained import read_experiment, read_trained
 
@@ -24,8 +24,13 @@ def model_folder(path: str) -> TransformerConfig:
     return read_experiment(folder).model
 
 
-def read_params(path: str | os.PathLike, config: TransformerConfig, layout: Layout) -> dict:
+def read_params(
+    path: str | os.PathLike, config: TransformerConfig, layout: Layout, seed: int = 0
+) -> dict:
     """The parameters in a folder, for a model whose parameters have the same shapes.
+
+    Where the folder's model has no head of words, or no classifier of texts, and `config` has one,
+    it is drawn afresh.
 
     Args:
       path: a run folder, of which the newest undamaged checkpoint is taken, or a folder that
@@ -33,6 +38,7 @@ def read_params(path: str | os.PathLike, config: TransformerConfig, layout: Layo
       config: the model that they are for. It may differ in what changes no shape, such as windows
         or the scaling of rotary positions.
       layout: how they are cut over the mesh that is set.
+      seed: what a fresh head is drawn from.
 
     Returns:
       A nested dictionary of float32 arrays.
@@ -42,10 +48,17 @@ def read_params(path: str | os.PathLike, config: TransformerConfig, layout: Layo
     """
     folder = local_path(path, "folder")
     theirs = model_folder(str(folder))
-    _check_shapes(folder, theirs, config, layout)
+    fresh = _fresh(theirs, config, layout)
+    _check_shapes(folder, theirs, config, layout, fresh)
     if huggingface.is_model_folder(folder):
-        return huggingface.read(folder, layout)[2]
-    return read_trained(folder, layout).params
+        params = huggingface.read(folder, layout)[2]
+    else:
+        params = read_trained(folder, layout).params
+    return (
+        params
+        if not fresh
+        else huggingface.nest(huggingface.by_path(params) | _drawn(fresh, config, layout, seed))
+    )
 
 
 def tokenizer_folder(path: str | os.PathLike) -> Path:
@@ -54,20 +67,46 @@ def tokenizer_folder(path: str | os.PathLike) -> Path:
     return folder if huggingface.is_model_folder(folder) else folder / "tokenizer"
 
 
+def _fresh(theirs: TransformerConfig, ours: TransformerConfig, layout: Layout) -> set[str]:
+    """The parameters of heads that one model has and the other lacks altogether."""
+    parts = (
+        *(() if theirs.word_head else ("head.", "head_bias", "head_transform.")),
+        *(() if theirs.classifier is not None else ("classifier.",)),
+    )
+    return {name for name in _shapes(ours, layout) if name.startswith(parts)}
+
+
+def _drawn(
+    names: set[str], config: TransformerConfig, layout: Layout, seed: int
+) -> dict[str, jax.Array]:
+    """Those parameters of a fresh model by dotted path; nothing else of it is made."""
+
+    @jax.jit
+    def draw(key):
+        drawn = huggingface.by_path(draw_parameters(config, layout, key))
+        return {name: drawn[name] for name in names}
+
+    return draw(jax.random.key(seed))
+
+
+def _shapes(config: TransformerConfig, layout: Layout) -> dict[str, tuple[int, ...]]:
+    """The shape of each parameter by dotted path."""
+    leaves = huggingface.by_path(abstract(config, layout)[1])
+    return {name: leaf.shape for name, leaf in leaves.items()}
+
+
 def _check_shapes(
-    folder: Path, theirs: TransformerConfig, ours: TransformerConfig, layout: Layout
+    folder: Path,
+    theirs: TransformerConfig,
+    ours: TransformerConfig,
+    layout: Layout,
+    fresh: set[str],
 ) -> None:
     """Raises UserError where the parameters of two configs differ in name or shape."""
-
-    def shapes(config: TransformerConfig) -> dict[str, tuple[int, ...]]:
-        leaves = jax.tree_util.tree_leaves_with_path(abstract(config, layout)[1])
-        name = jax.tree_util.keystr
-        return {name(path, simple=True, separator="."): leaf.shape for path, leaf in leaves}
-
-    found, wanted = shapes(theirs), shapes(ours)
+    found, wanted = _shapes(theirs, layout), _shapes(ours, layout)
     differing = [
         f"    {name}: {_shown(found, name)} there, {_shown(wanted, name)} in the model"
-        for name in sorted(found.keys() | wanted.keys())
+        for name in sorted((found.keys() | wanted.keys()) - fresh)
         if found.get(name) != wanted.get(name)
     ]
     if differing:

@@ -110,6 +110,8 @@ def with_heads_of(
                 " config.json has for both"
             )
         config = replace(config, tied_head=same)
+    if not head and family.tied_without_head:
+        config = replace(config, tied_head=True)
     parts = ("head_bias", "head_transform.") if config.tied_head else ("head", "head_")
     of_words = [line for line in family.names if line.ours[0].startswith(parts)]
     if of_words and not any(first(line.theirs) for line in of_words):

@@ -216,7 +216,8 @@ class PretrainingRun:
         if folder is None:
             return None
         watch = Stopwatch()
-        params = read_params(folder, self.experiment.model, self.parts.layout)
+        model, seed = self.experiment.model, self.experiment.seed
+        params = read_params(folder, model, self.parts.layout, seed)
         self.story.fact("begins with", f"the parameters in {folder}", watch.seconds())
         theirs, ours = map(essence, (model_folder(folder), self.experiment.model))
         for name, there, here in differences(theirs, ours):

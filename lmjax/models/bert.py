@@ -87,7 +87,6 @@ def read_bert(settings: Settings) -> TransformerConfig:
         embedding_norm=replace(base.embedding_norm, epsilon=epsilon),
         token_types=settings["type_vocab_size"],
         head_transform=HeadTransformConfig(activation=activation),
-        tied_head=settings["tie_word_embeddings"],
         classifier=None if masked_only else ClassifierConfig(),
         dropout=settings["hidden_dropout_prob"],
     )
@@ -109,7 +108,6 @@ def write_bert(config: TransformerConfig) -> dict[str, Any]:
         "hidden_dropout_prob": config.dropout,
         "attention_probs_dropout_prob": config.attention.dropout,
         "position_embedding_type": "absolute",
-        "tie_word_embeddings": config.tied_head,
     }
 
 
@@ -137,7 +135,6 @@ BERT_FAMILY = Family(
         *norm(f"{LAYER}.output.LayerNorm", "blocks.feed_forward_norm"),
         *dense(f"{HEAD}.transform.dense", "head_transform.dense", transform=Matrix()),
         *norm(f"{HEAD}.transform.LayerNorm", "head_transform.norm"),
-        Name(f"{HEAD}.decoder.weight", ("head.table",), VocabularyTable()),
         Name(f"{HEAD}.bias", ("head_bias",), VocabularyTable()),
         *dense("bert.pooler.dense", "classifier.pooler", transform=Matrix()),
         *dense("cls.seq_relationship", "classifier.classes", transform=Matrix()),
@@ -155,6 +152,7 @@ BERT_FAMILY = Family(
         "hidden_act": tuple(ACTIVATIONS),
         "position_embedding_type": ("absolute",),
         "is_decoder": (False,),
+        "tie_word_embeddings": (True,),
     },
     read=read_bert,
     write=write_bert,
@@ -164,7 +162,6 @@ BERT_FAMILY = Family(
         "attention_probs_dropout_prob": 0.1,
         "type_vocab_size": 2,
         "hidden_dropout_prob": 0.1,
-        "tie_word_embeddings": True,
     },
     older=((".LayerNorm.weight", ".LayerNorm.gamma"), (".LayerNorm.bias", ".LayerNorm.beta")),
 )

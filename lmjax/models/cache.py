@@ -28,8 +28,8 @@ class Source:
       segments: of the encoder's tokens.
     """
 
-    keys: tuple[Float[Array, "periods batch source kv_heads head_dim"], ...]
-    values: tuple[Float[Array, "periods batch source kv_heads head_dim"], ...]
+    keys: tuple[Float[Array, "_ batch source kv_heads head_dim"], ...]
+    values: tuple[Float[Array, "_ batch source kv_heads head_dim"], ...]
     segments: Int[Array, "batch source"]
 
 
@@ -50,8 +50,8 @@ class Cache:
       source: of the encoder's text, once it is read; None without an encoder.
     """
 
-    keys: tuple[Float[Array, "periods batch _ kv_heads head_dim"], ...]
-    values: tuple[Float[Array, "periods batch _ kv_heads head_dim"], ...]
+    keys: tuple[Float[Array, "_ batch _ kv_heads head_dim"], ...]
+    values: tuple[Float[Array, "_ batch _ kv_heads head_dim"], ...]
     segments: Int[Array, "batch length"]
     used: Int[Array, ""]
     lengths: Int[Array, "batch"]

@@ -225,6 +225,7 @@ class Family:
       defaults: what transformers has for keys that a config.json lacks. Those of sizes are left
         out: it would be another model.
       aliases: other names of keys, which transformers reads as well.
+      tied_without_head: whether a file without a head has it tied, whatever config.json says.
     """
 
     model_type: str
@@ -240,6 +241,7 @@ class Family:
     key: str | None = None
     defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    tied_without_head: bool = False
 
     def settings(self, given: Settings) -> dict[str, Any]:
         """A config.json with its keys under their usual names, completed with the defaults."""

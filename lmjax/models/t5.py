@@ -243,6 +243,7 @@ T5_FAMILY = Family(
         r"(en|de)coder\.embed_tokens\.weight",  # the table again
         r".*EncDecAttention\.relative_attention_bias\.weight",  # which no version reads
     ),
+    tied_without_head=True,
     supported={
         "dense_act_fn": tuple(ACTIVATIONS),
         "is_encoder_decoder": (True,),
