@@ -14,6 +14,7 @@ from lmjax.jobs.run_folder import occupy
 from lmjax.jobs.settings import Checkpoints, Evaluation, Log, at_least
 from lmjax.models import TransformerConfig, abstract
 from lmjax.models.batch import Batch
+from lmjax.models.transformer import NO_HEAD
 from lmjax.objectives import CausalLM, Objective
 from lmjax.parallel import Layout, Mesh, axis_size, training_layout
 from lmjax.scaling.flops import count_parameters, training_flops_per_token
@@ -70,6 +71,8 @@ class Pretrain:
             raise UserError(
                 f"data.length={self.data.length} is longer than model.max_length={longest}"
             )
+        if not self.model.word_head:
+            raise UserError(NO_HEAD)
         self.objective.check(self.model)
         if (rows := max(self.data.sizes)) % self.accumulation:
             raise UserError(

@@ -242,9 +242,10 @@ def test_heads_that_do_not_group_are_refused():
         AttentionConfig(num_heads=6, num_kv_heads=4)
 
 
-def test_a_pattern_that_does_not_fill_the_depth_is_refused():
-    with pytest.raises(UserError, match="num_layers=3 is no multiple"):
-        replace(SMALL, num_layers=3)
+def test_a_table_of_positions_needs_a_longest_text():
+    with pytest.raises(UserError, match="max_length is none, but the table of positions"):
+        replace(SMALL, max_length=None)
+    assert replace(LLAMA_LIKE, max_length=None).max_length is None
 
 
 @pytest.mark.parametrize(
