@@ -11,6 +11,7 @@ from jaxtyping import Bool, Int
 
 from lmjax.config import UserError
 from lmjax.models import Batch, EncoderDecoderConfig, TransformerConfig, plain_batch
+from lmjax.models.transformer import NO_HEAD
 
 SMALLEST = 16  # slots; prompts and continuations are given the next power of two
 
@@ -25,6 +26,8 @@ def check_prompts(
     """Raises UserError for prompts that the model cannot continue, or sources it cannot read."""
     if not config.attention.causal:
         raise UserError("the model is an encoder (attention.causal=False), which continues no text")
+    if not config.word_head:
+        raise UserError(NO_HEAD)
     if isinstance(config, EncoderDecoderConfig):
         if sources is None or len(sources) != len(prompts):
             raise UserError(
@@ -46,7 +49,8 @@ def check_prompts(
             if wrong:
                 raise UserError(
                     f"{kind} {number} has the token {wrong[0]}; the model's are 0 to"
-                    f" {config.vocab_size - 1}"
+                    f" {config.vocab_size - 1}, and its table has no row for others that a"
+                    " tokenizer may have"
                 )
 
 

@@ -27,6 +27,7 @@ from lmjax.models.names import Family
 from lmjax.models.opt import OPT_FAMILY
 from lmjax.models.palm import PALM_FAMILY
 from lmjax.models.qwen import QWEN2_FAMILY, QWEN3_FAMILY, QWEN_FAMILY
+from lmjax.models.stretches import pattern
 from lmjax.models.t5 import T5_FAMILY
 from lmjax.models.xlnet import XLNET_FAMILY
 
@@ -93,7 +94,7 @@ def read_config(folder: str | os.PathLike) -> tuple[Family, TransformerConfig]:
     try:
         files = TensorFiles(folder)
     except UserError:  # what is wrong with the weights is said when they are read
-        bare = base_class(family.architecture) in (settings.get("architectures") or ())
+        bare = base_class(family.architecture) in architectures(settings)
         return family, without_heads(config) if bare else config
     return family, with_heads_of(family, config, files)
 
@@ -103,8 +104,8 @@ def family_for(settings: dict[str, Any]) -> Family:
     kind, _ = kind_of(settings)
     kinds = ", ".join(dict.fromkeys(family.model_type for family in FAMILIES))
     if kind is None:
-        named = settings.get("architectures")
-        said = f" ({', '.join(map(str, named))})" if named else ""
+        named = ", ".join(architectures(settings))
+        said = f" ({named})" if named else ""
         raise UserError(
             f"there is no model_type, and neither architectures{said} nor the other keys tell what"
             f' model it is: add "model_type", which is one of {kinds}'
@@ -115,14 +116,20 @@ def family_for(settings: dict[str, Any]) -> Family:
     return next((family for family in families if family.key in settings), families[0])
 
 
+def architectures(settings: dict[str, Any]) -> list[str]:
+    """The names of classes that a config.json gives."""
+    given = settings.get("architectures")
+    return [str(name) for name in (given if isinstance(given, list) else [given]) if name]
+
+
 def kind_of(settings: dict[str, Any]) -> tuple[Any, str]:
     """The model_type of a config.json, None where it cannot be told; and what tells it."""
-    for key in ("model_type", "model"):  # PaLM has no public type
-        if key in settings:
-            return settings[key], key
-    named = settings.get("architectures")
-    if named:
-        stems = {HEADS.sub("", str(name)).lower() for name in named}
+    if "model_type" in settings:
+        return settings["model_type"], "model_type"
+    if isinstance(settings.get("model"), str):  # PaLM has no public type
+        return settings["model"], "model"
+    if named := architectures(settings):
+        stems = {HEADS.sub("", name).lower() for name in named}
         for family in FAMILIES:
             if HEADS.sub("", family.architecture).lower() in stems:
                 return family.model_type, "architectures"
@@ -187,6 +194,7 @@ def essence(config: TransformerConfig) -> TransformerConfig:
     attention = replace(
         config.attention,
         implementation=None,
+        windows=pattern(config.windows),
         num_kv_heads=config.attention.kv_heads,
         dropout=0.0,
     )

@@ -16,7 +16,9 @@ config.json of every family that transformers has, setting by setting, as transf
 - obeyed: models with these values give the numbers of transformers (logits within 2e-5 of the
   largest, greedy tokens equal), and are written for it again;
 - refused: the model would be computed otherwise; a message names the setting and what is allowed;
-- ignored: the setting changes no number, in transformers and here.
+- ignored: the setting changes no number, in transformers and here;
+- told (of generation_config.json): it is said when the model is loaded, and a setting of the
+  command decides.
 
 A setting that is not there means what transformers takes it for. Each value of these tables is
 tried: tests/lmjax/interop/test_transformers.py makes a model of transformers' with it and compares.
@@ -498,6 +500,47 @@ TABLES = {
     ),
 }
 
+TOKENIZERS, FAMILY_TOKENIZERS = (
+    f"tests/lmjax/data/test_{name}.py" for name in ("public_tokenizers", "family_tokenizers")
+)
+ENDS, TEMPLATES = (f"tests/lmjax/generation/test_{name}.py" for name in ("ends", "jinja_format"))
+# Of the other files: the setting, what becomes of it, how it is meant, and the test that shows it.
+OTHERS = {
+    "tokenizer_config.json": (
+        ("tokenizer_class", "obeyed", "how vocab.json, merges.txt and others are cut", TOKENIZERS),
+        ("bos_token", "obeyed", "and the other roles, as a name or an object", TOKENIZERS),
+        ("eos_token", "obeyed", "what ends a document", TOKENIZERS),
+        ("added_tokens_decoder", "obeyed", "tokens beside the vocabulary", TOKENIZERS),
+        ("additional_special_tokens", "obeyed", "and extra_special_tokens: no text makes them", ""),
+        ("add_bos_token", "obeyed", "what stands before a text; before the post-processor", ""),
+        ("add_eos_token", "obeyed", "what stands behind a text; before the post-processor", ""),
+        ("add_prefix_space", "obeyed", "by the classes that know it", TOKENIZERS),
+        ("do_lower_case", "obeyed", "beside tokenizer.json too", FAMILY_TOKENIZERS),
+        ("strip_accents", "obeyed", "beside tokenizer.json too", FAMILY_TOKENIZERS),
+        ("tokenize_chinese_chars", "obeyed", "beside tokenizer.json too", FAMILY_TOKENIZERS),
+        ("keep_accents", "obeyed", "of XLNet and ALBERT", ""),
+        ("extra_ids", "obeyed", "T5's sentinels", FAMILY_TOKENIZERS),
+        (
+            "chat_template",
+            "obeyed",
+            "text, or a list of named ones; or files of their own",
+            TEMPLATES,
+        ),
+        ("split_special_tokens", "ignored", "no text makes a special token here, unless asked", ""),
+        ("clean_up_tokenization_spaces", "ignored", "decoding gives every space back", ""),
+        ("model_max_length", "ignored", "config.json says how long a text may be", ""),
+        ("padding_side", "ignored", "and truncation_side: texts are not padded by a tokenizer", ""),
+    ),
+    "generation_config.json": (
+        ("eos_token_id", "obeyed", "an id or a list; those of config.json as well", ENDS),
+        ("temperature", "told", "and top_k, top_p, min_p: settings of each command", ENDS),
+        ("repetition_penalty", "told", "and all others that change how a text is written", ENDS),
+        ("bos_token_id", "ignored", "the tokenizer says what begins a text", ""),
+        ("pad_token_id", "ignored", "rows are padded with what no token sees", ""),
+        ("max_length", "ignored", "and max_new_tokens: max_tokens of each command", ""),
+    ),
+}
+
 
 def covered(kind: str) -> set[str]:
     """The keys that the table of a family speaks of, those of every model included."""
@@ -518,6 +561,10 @@ def page() -> str:
                     tried.setdefault(key, [])
                     tried[key] += [] if value in tried[key] else [value]
         parts.append(section(kind, tried, table.refused, table.ignored, table.remarks))
+    for file, settings in OTHERS.items():
+        lines = [f"## {file}", "", "| setting | | | shown by |", "|---|---|---|---|"]
+        lines += [f"| `{key}` | {what} | {text} | {test} |" for key, what, text, test in settings]
+        parts.append("\n".join(lines) + "\n")
     return "\n".join(parts)
 
 

@@ -39,7 +39,14 @@ from lmjax.models import (
     skywork,
 )
 from lmjax.parallel import training_layout
-from tests.lmjax.interop.settings_table import EVERY_IGNORED, EVERY_REFUSED, TABLES, covered, page
+from tests.lmjax.interop.settings_table import (
+    EVERY_IGNORED,
+    EVERY_REFUSED,
+    OTHERS,
+    TABLES,
+    covered,
+    page,
+)
 
 os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}  # nothing is downloaded
 EXTRA = "the live comparison needs the extra parity: pip install -e '.[parity]', on Python 3.11"
@@ -278,6 +285,17 @@ def test_refused_settings_are_named(tmp_path, kind, key, value):
     with pytest.raises(UserError) as error:
         huggingface.read_config(tmp_path)
     assert key in str(error.value)
+
+
+SHOWN = [(test, key) for settings in OTHERS.values() for key, _, _, test in settings if test]
+
+
+@pytest.mark.parametrize(("test", "key"), SHOWN)
+def test_what_the_page_names_as_shown_is_tested(test, key):
+    path = Path(__file__).parents[3] / test
+    if not path.is_file():
+        pytest.skip(f"{test} is not here")
+    assert key in path.read_text("utf-8")
 
 
 def test_the_page_has_the_tables():

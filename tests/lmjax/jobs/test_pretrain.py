@@ -15,7 +15,7 @@ from lmjax.jobs import pretraining_run
 from lmjax.jobs.pretrain import Pretrain
 from lmjax.jobs.run_folder import RunFolder
 from lmjax.jobs.settings import Checkpoints, Evaluation
-from lmjax.models import AttentionConfig, FeedForwardConfig, TransformerConfig
+from lmjax.models import ALiBi, AttentionConfig, FeedForwardConfig, TransformerConfig
 from lmjax.objectives import CausalLM
 from lmjax.parallel import Mesh
 from lmjax.training.checkpoints import Checkpointer
@@ -257,6 +257,14 @@ def test_settings_that_cannot_be_meant(fresh, changes, words):
 def test_a_row_longer_than_the_model(fresh):
     with pytest.raises(UserError, match=r"data\.length=33 is longer than model\.max_length=32"):
         replace(fresh, data=replace(fresh.data, length=33))
+    attention = replace(fresh.model.attention, positions=ALiBi())
+    relative = replace(fresh.model, attention=attention, positions=None, max_length=None)
+    assert replace(fresh, model=relative, data=replace(fresh.data, length=33)).data.length == 33
+
+
+def test_a_model_without_a_head_of_words(fresh):
+    with pytest.raises(UserError, match=r"no head that predicts words.*model\.word_head=true"):
+        replace(fresh, model=replace(fresh.model, word_head=False))
 
 
 def test_another_tokenizer_in_the_folder_is_refused(copied):
