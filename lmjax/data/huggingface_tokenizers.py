@@ -225,7 +225,10 @@ def _without_names(tokenizer: Any, special: dict[str, int]) -> Any:
     """
     pieces = {name for name in special if _is_piece(tokenizer.model, name, special[name])}
     unigram = type(tokenizer.model).__name__ == "Unigram"
-    spelt = unigram and tokenizer.model.token_to_id("<0x0A>") is not None
+    spelt = unigram and any(
+        _is_piece(tokenizer.model, name, tokenizer.model.token_to_id(name))
+        for name in (f"<0x{byte:02X}>" for byte in range(256))
+    )
     if not pieces and not spelt:
         return tokenizer
     data = json.loads(tokenizer.to_str())
@@ -253,7 +256,7 @@ def _without_names(tokenizer: Any, special: dict[str, int]) -> Any:
     return encoder
 
 
-def _is_piece(model: Any, name: str, token: int) -> bool:
+def _is_piece(model: Any, name: str, token: int | None) -> bool:
     """Whether a model makes this token of its name; what it does with a part of a text, it does
     with the part alone."""
     try:

@@ -24,8 +24,8 @@ from lmjax.interop.kept_files import (
 )
 from lmjax.interop.progress import ByteBar
 from lmjax.interop.tensor_files import LARGEST_FILE
-from lmjax.interop.tokenizer_files import end_ids, public_files
-from lmjax.models import TransformerConfig
+from lmjax.interop.tokenizer_files import end_ids, own_class_notes, public_files
+from lmjax.models import EncoderDecoderConfig, TransformerConfig
 from lmjax.parallel import training_layout
 from lmjax.training.checkpoints import Checkpointer
 from lmjax.training.trained import Trained, beyond_table, read_experiment, read_trained
@@ -186,7 +186,8 @@ def write_model(
     """Writes a model folder for transformers; what the user should know of its tokenizer."""
     files, notes, ends = {}, ["the run has no tokenizer"], {}
     if trained.tokenizer is not None:
-        files, notes = public_files(trained.tokenizer, trained.config.max_length)
+        closed = isinstance(trained.config, EncoderDecoderConfig)  # T5 was trained so
+        files, notes = public_files(trained.tokenizer, trained.config.max_length, closed)
         ends = end_ids(trained.tokenizer)
     # Without eos_token_id transformers would stop at what models of the family usually end at.
     settings = keep(source, folder, ends)
@@ -197,7 +198,7 @@ def write_model(
         huggingface.write(
             folder, trained.config, trained.params, dtype, largest_file, report, extra=ends
         )
-    return notes
+    return notes + own_class_notes(folder)
 
 
 def carry(source: Path, folder: Path) -> list[str]:

@@ -7,10 +7,13 @@ what transformers has to know beside it. Where there is no such file, the notes 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from lmjax.data.folder_settings import library
+from lmjax.data.folder_settings import library, read_json
 from lmjax.data.icetk import END, ICE_FILE, PAD, WHITESPACE
+from lmjax.data.library_files import PATTERNS
 from lmjax.data.public_tokenizers import (
     BYTES,
     HUGGING_FACE_FILE,
@@ -46,7 +49,6 @@ ICE_ROLES = {
 }
 # Special tokens whose usual name says their role.
 USUAL = {
-    "unk": ("<unk>", "[UNK]"),
     "pad": ("<pad>", "[PAD]"),
     "cls": ("[CLS]", "<cls>"),
     "sep": ("[SEP]", "<sep>"),
@@ -78,6 +80,22 @@ def public_files(
         settings = _settings(tokenizer, json.loads(files[PUBLIC_FILE]), around, max_length)
         files[CONFIG_FILE] = as_json(settings)
     return files, notes
+
+
+def own_class_notes(folder: Path) -> list[str]:
+    """What to say of a written model folder whose tokenizer transformers reads as another one.
+
+    For some types of model it takes the class of the family, whatever tokenizer_config.json says.
+    """
+    kind = read_json(folder / "config.json").get("model_type")
+    written = read_json(folder / PUBLIC_FILE)
+    cut = json.dumps([written.get("normalizer"), written.get("pre_tokenizer")])
+    if kind != "qwen2" or not written or json.dumps(PATTERNS["Qwen2Tokenizer"]) in cut:
+        return []
+    return [
+        "for a model of type qwen2 AutoTokenizer of transformers 5 takes Qwen2's tokenizer, which"
+        " cuts texts otherwise: read this one with PreTrainedTokenizerFast.from_pretrained(FOLDER)"
+    ]
 
 
 def end_ids(tokenizer: Tokenizer) -> dict[str, int]:
@@ -133,15 +151,20 @@ def _settings(
     """
     inner = _taken_apart(tokenizer)[0]
     names = {token: name for name, token in tokenizer.special.items()}
-    roles = {"bos": names.get(tokenizer.begin), "eos": names[tokenizer.end]}
+    roles = {
+        "bos": names.get(tokenizer.begin),
+        "eos": names[tokenizer.end],
+        "unk": _unknown(written["model"], tokenizer),
+    }
     for role, usual in USUAL.items():
         roles[role] = next((name for name in usual if name in tokenizer.special), None)
     settings: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "clean_up_tokenization_spaces": False,
-        "model_max_length": max_length,
         "model_input_names": ["input_ids", "attention_mask"],
     }
+    if max_length is not None:
+        settings["model_max_length"] = max_length
     if _is_like_bert(written["post_processor"]):
         settings["model_input_names"].insert(1, "token_type_ids")
     if type(inner) is not HuggingFaceTokenizer and len(around.before) < 2:
@@ -152,6 +175,14 @@ def _settings(
         settings |= {"end_token": END, "num_image_tokens": inner.settings()["images"]}
         roles |= ICE_ROLES
     return settings | {f"{role}_token": name for role, name in roles.items() if name is not None}
+
+
+def _unknown(model: Entry, tokenizer: Tokenizer) -> str | None:
+    """The special token for what is in no vocabulary."""
+    name = model.get("unk_token")
+    if (place := model.get("unk_id")) is not None:
+        name = model["vocab"][place][0]
+    return name if name in tokenizer.special else None
 
 
 def _is_like_bert(processor: Entry | None) -> bool:
@@ -251,6 +282,15 @@ def _of_icetk(
     return {ICE_FILE: model, PUBLIC_FILE: as_json(written)}, [note]
 
 
+def _never_parts(special: Mapping[str, int]) -> Mapping[str, int]:
+    """Special tokens for a vocabulary of parts that a text was cut into: by its signs each name is
+    cut, or it is refused with NoPlace."""
+    for name in special:
+        if not any(map(str.isalnum, name)) or name[-1].isalnum():
+            raise NoPlace(f"its special token {name!r} may be found in a text")
+    return special
+
+
 def _of_ranks(tokenizer: Tokenizer, around: Around) -> tuple[dict[str, bytes], list[str]]:
     """The table of ranks too: the authors' own program reads it."""
     inner, names = _taken_apart(tokenizer)
@@ -262,8 +302,11 @@ def _of_ranks(tokenizer: Tokenizer, around: Around) -> tuple[dict[str, bytes], l
     ids = {inner.token_bytes(token): token for token in tokens}
     spelt = {piece: "".join(map(CHARACTERS.__getitem__, piece)) for piece in ids}
     check_new(tokenizer.special, spelt.values())
+    vocabulary = {spelt[piece]: token for piece, token in ids.items()}
+    if inner.program.first:  # the library has no ids before the vocabulary's
+        vocabulary = {**_never_parts(inner.special), **vocabulary}
     model = byte_pair_model(
-        {spelt[piece]: token for piece, token in ids.items()},
+        vocabulary,
         [(spelt[left], spelt[right]) for left, right in merges_of(ids, ids)],
         whole_first=True,
     )
