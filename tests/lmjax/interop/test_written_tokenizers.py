@@ -3,16 +3,12 @@
 transformers is the extra parity, on Python 3.11; elsewhere its library `tokenizers` reads the file.
 """
 
-import json
 import os
 
 import pytest
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
 from sentencepiece import sentencepiece_model_pb2
 
-from lmjax.config import UserError
-from lmjax.data.public_tokenizers import HuggingFaceTokenizer, IceTokenizer, read_tokenizer
+from lmjax.data.public_tokenizers import read_tokenizer
 from lmjax.data.subwords import SentencePieceTokenizer
 from lmjax.interop.tokenizer_files import public_files
 from tests.lmjax.data.real_strings import real_strings
@@ -77,7 +73,7 @@ def make(name, tmp_path):
 
 
 def texts_for(name):
-    """All, or a part for what is no kind of its own, or slow; as far as the tokenizer takes them."""
+    """All; of what is slow or no kind of its own a part. Only what the tokenizer does not refuse."""
     texts = list(real_strings())
     if name == "glm-130b":  # a replacement for each length of spaces
         return texts[::20]
