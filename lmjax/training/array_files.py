@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -131,7 +132,10 @@ def _not_of_orbax(record: logging.LogRecord) -> bool:
 def _not_left_behind(record: logging.LogRecord) -> bool:
     """Whether it is none of the many errors of one save, of which Orbax raises the first."""
     words = record.getMessage()
-    return "never retrieved" not in words or not ("orbax" in words or "tensorstore" in words)
+    if "never retrieved" not in words:
+        return True
+    words += "".join(traceback.format_exception(*record.exc_info)) if record.exc_info else ""
+    return not ("orbax" in words or "tensorstore" in words)
 
 
 class _Hook:
@@ -144,6 +148,7 @@ class _Hook:
         self.before = before
 
     def __call__(self, found: Any) -> None:
-        first = found.exc_traceback and found.exc_traceback.tb_frame.f_globals.get("__name__")
+        began = found.exc_traceback
+        first = began and began.tb_frame.f_globals.get("__name__")
         if first != "asyncio.base_events" or str(found.exc_value) != "Event loop is closed":
             self.before(found)
