@@ -8,14 +8,12 @@ import math
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import jax
-
-from lmjax.training.manifest import Arrays
 
 LONGEST = 300  # characters of an error that are told
 
@@ -31,7 +29,7 @@ def _failures_named() -> Iterator[None]:
         yield
     except (OSError, NotWritten):
         raise
-    except Exception as error:
+    except (ValueError, RuntimeError) as error:
         line = str(error).partition("\n")[0]
         raise NotWritten(f"{type(error).__name__}: {line[:LONGEST]}") from error
 
@@ -87,8 +85,8 @@ def read_arrays(folder: Path, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> dic
 
 
 @_failures_named()
-def check_written(folder: Path, arrays: Arrays) -> None:
-    """Raises NotWritten where not every piece of every array is in what Orbax has written.
+def check_written(folder: Path, names: Collection[str]) -> None:
+    """Raises NotWritten where not every piece of these arrays is in what Orbax has written.
 
     It joins the files of all processes. A folder of theirs that it does not see, because it has
     gone or because the disk is slow to show it, it leaves out silently.
@@ -100,7 +98,7 @@ def check_written(folder: Path, arrays: Arrays) -> None:
     head = "/.zarray"
     keys = [key.decode() for key in store.list().result()]
     found = collections.Counter(key.rpartition("/")[0] for key in keys if not key.endswith(head))
-    heads = {name: store.read(name + head) for name in arrays}
+    heads = {name: store.read(name + head) for name in names}
     for name, reading in heads.items():
         text = reading.result()
         if text.state == "missing":
