@@ -73,7 +73,7 @@ def make(name, tmp_path):
 
 
 def texts_for(name):
-    """All; of what is slow or no kind of its own a part. Only what the tokenizer does not refuse."""
+    """All texts that it does not refuse; of what is slow, or no kind of its own, a part."""
     texts = list(real_strings())
     if name == "glm-130b":  # a replacement for each length of spaces
         return texts[::20]
