@@ -38,6 +38,9 @@ def write_model(folder, size=VOCAB, **settings):
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = tokenizers.decoders.ByteLevel()
     tokenizer.add_special_tokens(SPECIAL)
+    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
+        single="<|begin|> $A", special_tokens=[("<|begin|>", BEGIN)]
+    )
     tokenizer.save(str(folder / "tokenizer.json"))
     head = np.zeros((VOCAB, HIDDEN), np.float32)
     for before, after in CHAIN.items():

@@ -141,7 +141,8 @@ def test_a_chat_model_is_talked_to_the_same_after_conversion(one_device, tmp_pat
         template = chat_format(folder, tokenizer)
         found.append([template.encode(tokenizer, talk) for talk in talks])
         found[-1].append(template.stop_tokens(tokenizer))
-        assert template == chat_format(tmp_path / "model", read_tokenizer(tmp_path / "model"))
+        if place in ("run", "second"):  # a folder for transformers names more of the tokens
+            assert template == chat_format(tmp_path / "model", read_tokenizer(tmp_path / "model"))
     assert all(one == found[0] for one in found)
     assert found[0][2][0] == read_tokenizer(tmp_path / "model").special[family.tokens[0]]
 
