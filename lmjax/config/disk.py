@@ -53,7 +53,7 @@ def local_path(path: str | os.PathLike, name: str) -> Path:
             f"written; {remedy}, and give the path"
         )
     try:
-        return Path(text).expanduser()
+        return Path(text).expanduser() if text.startswith("~") else Path(text)
     except RuntimeError as error:
         raise UserError(f"{name}={text}: {error}; give the path in full") from None
 

@@ -95,7 +95,8 @@ class FileHashes:
             found = json.loads(self._path(root).read_text("utf-8"))
         except (OSError, ValueError):
             return {}
-        return found if isinstance(found, dict) else {}
+        entries = found.items() if isinstance(found, dict) else ()
+        return {name: mark for name, mark in entries if isinstance(mark, list) and len(mark) == 4}
 
     def _write(self, root: str, known: dict[str, list]) -> None:
         if self.folder is not None:

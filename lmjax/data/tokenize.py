@@ -8,7 +8,7 @@ import json
 import os
 import pathlib
 import shutil
-import socket
+import tempfile
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -106,8 +106,9 @@ def _work_folder(
         if folder.exists():
             yield None
             return
-        ending = "" if alone else f"-{socket.gethostname()}-{os.getpid()}"
-        work = folder.with_name(f"{folder.name}.partial{ending}")
+        work = folder.with_name(f"{folder.name}.partial")
+        if not alone:
+            work = pathlib.Path(tempfile.mkdtemp(prefix=f"{work.name}-", dir=folder.parent))
         try:
             _begin(work, key)
             yield work

@@ -1,7 +1,11 @@
 """From settings to stores and loader: caches, held-out text, weights, and a run that goes on."""
 
+import errno
+import fcntl
 import json
+import os
 import pathlib
+import threading
 
 import numpy as np
 import pytest
@@ -149,6 +153,169 @@ def test_another_text_makes_another_store(data, tmp_path, corpus):
     after = prepare(data, tmp_path / "run").train["poems"]
     assert after.manifest.documents == before.manifest.documents + 1
     assert after.folder != before.folder
+
+
+def copied(data, corpus, place, ending=""):
+    """The same settings for a copy of the corpus in another place, with other names and times."""
+    place.mkdir()
+    for path in corpus.iterdir():
+        (place / f"{path.stem}{ending}{path.suffix}").write_bytes(path.read_bytes())
+
+    def moved(source):
+        path = pathlib.Path(source.path)
+        return replace(source, path=str(place / f"{path.stem}{ending}{path.suffix}"))
+
+    return replace(
+        data,
+        train=tuple(
+            replace(
+                domain,
+                source=moved(domain.source),
+                evaluation=domain.evaluation and moved(domain.evaluation),
+            )
+            for domain in data.train
+        ),
+    )
+
+
+def test_a_corpus_that_was_copied_is_the_same(data, corpus, tmp_path, monkeypatch):
+    first = prepare(data, tmp_path / "run")
+    os.utime(corpus / "poems.txt")
+    monkeypatch.setattr(TrainedBPE, "build", None)
+    monkeypatch.setattr("lmjax.data.tokenize.make_shards", None)
+    for number, settings in enumerate(
+        (data, copied(data, corpus, tmp_path / "b"), copied(data, corpus, tmp_path / "c", "-copy"))
+    ):
+        again = prepare(settings, tmp_path / "run", before=first.fingerprints)
+        assert again.fingerprints == first.fingerprints and again.warnings == ()
+        assert again.train["poems"].folder == first.train["poems"].folder
+        other = prepare(settings, tmp_path / f"run{number}", before=first.fingerprints)
+        assert other.tokenizer.fingerprint == first.tokenizer.fingerprint
+
+
+def cut_short(path):
+    path.write_text(path.read_text()[:-10])
+
+
+def same_size_and_time(path):
+    before = path.stat()
+    path.write_text(path.read_text().replace("7", "8"))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def longer(path):
+    with path.open("a") as file:
+        file.write("\n\nmore")
+
+
+@pytest.mark.parametrize("change", [cut_short, same_size_and_time, longer])
+@pytest.mark.parametrize("tokenizer", [Bytes(), TrainedBPE(vocab_size=300)])
+@pytest.mark.parametrize(
+    ("name", "told"), [("poems.txt", r"poems \(source\)"), ("other.txt", r"prose \(evaluation\)")]
+)
+def test_a_corpus_that_was_changed_is_another(
+    data, corpus, tmp_path, change, tokenizer, name, told
+):
+    data = replace(data, tokenizer=tokenizer)
+    before = prepare(data, tmp_path / "run").fingerprints
+    (corpus / "other.txt").write_text("quite another text, with a 7: \u00e9" * 3)
+    before = prepare(data, tmp_path / "run-2").fingerprints
+    change(corpus / name)
+    with pytest.raises(UserError, match=rf"another one than the run was trained on.*{told}.*warn"):
+        prepare(data, tmp_path / "run-2", before=before)
+    warned = prepare(replace(data, on_change="warn"), tmp_path / "run-2", before=before)
+    assert "another one than the run was trained on" in warned.warnings[0]
+    assert ("made from the text before" in warned.warnings[-1]) == (tokenizer != Bytes())
+    assert warned.fingerprints != before
+    assert prepare(data, tmp_path / "run-3").warnings == ()
+
+
+def test_files_in_another_order_are_another_text(tmp_path):
+    for name in "ab":
+        (tmp_path / f"{name}.txt").write_text(name)
+    source = TextFiles(path=f"{tmp_path}/?.txt")
+    before = source.fingerprint()
+    (tmp_path / "a.txt").rename(tmp_path / "c.txt")
+    assert source.fingerprint() != before
+
+
+def test_a_tokenizer_from_before_texts_were_known_by_content_stays(data, tmp_path):
+    prepare(data, tmp_path / "run")
+    origin = tmp_path / "run" / "tokenizer" / "origin.txt"
+    origin.write_text("0123456789ab")  # of times of files
+    assert prepare(data, tmp_path / "run").warnings == ()
+    origin.write_text("something else")
+    with pytest.raises(UserError, match="was made from other text or other settings"):
+        prepare(data, tmp_path / "run")
+
+
+def test_other_settings_of_a_tokenizer_are_refused_whatever_is_allowed(data, tmp_path):
+    prepare(data, tmp_path / "run")
+    for other in (TrainedBPE(vocab_size=310), Bytes()):
+        with pytest.raises(UserError, match="other settings"):
+            prepare(replace(data, tokenizer=other, on_change="warn"), tmp_path / "run")
+
+
+@pytest.mark.parametrize("tokenizer", [Bytes(), TrainedBPE(vocab_size=300)])
+@pytest.mark.parametrize("place", ["/dev/null/cache", "/proc/cache", "file", "file/below"])
+def test_a_cache_that_cannot_be_written_is_told_with_what_to_set(
+    data, tmp_path, monkeypatch, tokenizer, place
+):
+    (tmp_path / "file").touch()
+    data = replace(data, tokenizer=tokenizer, cache=str(tmp_path / place))
+    monkeypatch.setattr(TrainedBPE, "build", None)  # not made before that is known
+    with pytest.raises(UserError, match=r"cannot keep tokens in.*data\.cache=FOLDER .*LMJAX_CACHE"):
+        prepare(data, tmp_path / "run")
+
+
+def test_without_a_home_the_cache_must_be_named(data, tmp_path, monkeypatch):
+    def nobody(path):
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("LMJAX_CACHE", raising=False)
+    monkeypatch.setattr(pathlib.Path, "expanduser", nobody)
+    with pytest.raises(UserError, match=r"Could not determine home .*data\.cache=FOLDER"):
+        prepare(replace(data, cache=""), tmp_path / "run")
+
+
+def test_a_finished_cache_may_be_read_only(data, tmp_path, monkeypatch):
+    """One that a group shares: nothing needs to be written there any more."""
+    first = prepare(data, tmp_path / "run")
+    path_open = pathlib.Path.open
+
+    def read_only(path, mode="r", *arguments, **settings):
+        if path.is_relative_to(data.cache) and mode[0] in "wa":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return path_open(path, mode, *arguments, **settings)
+
+    monkeypatch.setattr(pathlib.Path, "open", read_only)
+    again = prepare(data, tmp_path / "another run")
+    assert again.train["poems"].folder == first.train["poems"].folder
+
+
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK])
+def test_a_cache_without_locks_is_right_without_them(data, tmp_path, monkeypatch, code):
+    expected = prepare(data, tmp_path / "run")
+
+    def flock(*arguments):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    data = replace(data, cache=str(tmp_path / "other cache"))
+    found = []
+    threads = [
+        threading.Thread(target=lambda n=n: found.append(prepare(data, tmp_path / f"run{n}")))
+        for n in range(3)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 3
+    for ready in found:
+        for name, store in expected.train.items():
+            assert ready.train[name].manifest == store.manifest
+    assert not list((tmp_path / "other cache" / "tokens").glob("*.partial*"))
 
 
 def test_other_fields_and_marks_make_other_stores(data, tmp_path):
