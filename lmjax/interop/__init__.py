@@ -1,1 +1,1 @@
-"""Models in and out of other people's formats."""
+"""Models in and out of other people's formats; SETTINGS.md lists what becomes of their settings."""
