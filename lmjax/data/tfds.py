@@ -52,7 +52,11 @@ class TFDS(Source):
         examples = self._open()
         for index in range(part.start, part.stop):
             identity = f"{self.name} {self.split} example {index}"
-            text = _text(_value(examples[index], self.field), identity)
+            try:
+                example = examples[index]
+            except (OSError, RuntimeError, IndexError) as error:  # array_record's are of any kind
+                raise UserError(f"{identity} cannot be read: {error}") from None
+            text = _text(_value(example, self.field), identity)
             if text:
                 yield Document(text, identity)
 

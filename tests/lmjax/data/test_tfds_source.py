@@ -1,12 +1,14 @@
 """Any TFDS builder is read without TensorFlow: against a small one that is prepared here."""
 
 import importlib
+import pathlib
+import shutil
 import subprocess
 import sys
 
 import pytest
 
-from lmjax.config import UserError
+from lmjax.config import UserError, replace
 from lmjax.data import tfds as module
 from lmjax.data.tfds import TFDS
 
@@ -65,9 +67,137 @@ def test_documents_of_a_builder(folder, monkeypatch):
     assert [document.text for document in source.documents()] == texts
     part = TFDS(name="sentences", data_dir=folder, split="train[:5]")
     assert [document.text for document in part.documents()] == texts[:5]
-    numbers = TFDS(name="sentences", data_dir=folder, split="test", field="number")
-    assert {document.text for document in numbers.documents()} == {"0", "1", "2"}
-    assert len({source.fingerprint(), part.fingerprint(), numbers.fingerprint()}) == 3
+    test = TFDS(name="sentences", data_dir=folder, split="test")
+    assert len({source.fingerprint(), part.fingerprint(), test.fingerprint()}) == 3
+
+
+FEATURES = '''
+import numpy as np
+import tensorflow_datasets as tfds
+
+class Pages(tfds.core.GeneratorBasedBuilder):
+    """Texts in every shape, and what is none."""
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _info(self):
+        f = tfds.features
+        return self.dataset_info_from_configs(features=f.FeaturesDict({
+            "passages": f.Sequence(f.Text()), "pair": f.Tensor(shape=(2,), dtype=np.str_),
+            "nested": {"inner": f.Text(), "number": np.float32},
+            "turns": f.Sequence({"text": f.Text(), "speaker": np.int64}),
+            "translation": f.Translation(languages=["de", "en"]), "missing": f.Text(optional=True),
+            "scalar": f.Scalar(np.str_), "label": f.ClassLabel(names=["good", "bad"]),
+            "number": np.int64, "numbers": f.Sequence(np.int64), "yes": np.bool_,
+            "image": f.Tensor(shape=(2, 2), dtype=np.uint8),
+        }))
+
+    def _split_generators(self, dl_manager):
+        return {"train": self._generate_examples()}
+
+    def _generate_examples(self):
+        for n in range(9):
+            yield n, {
+                "passages": ["first \\u00e9", "", "second"][:n], "pair": ["a", "b"],
+                "nested": {"inner": "in", "number": n},
+                "turns": [{"text": "Hello?", "speaker": 1}, {"text": "Yes.", "speaker": 2}],
+                "translation": {"de": "ja", "en": "yes"}, "missing": "here" if n == 1 else None,
+                "scalar": "\\u00e9", "label": n % 2, "number": n, "numbers": [n], "yes": True,
+                "image": np.zeros((2, 2), np.uint8),
+            }
+'''
+
+
+@pytest.fixture(scope="module")
+def builder(tmp_path_factory):
+    """The builder of "pages"."""
+    root = tmp_path_factory.mktemp("features")
+    package = root / "lmjax_test_pages"  # where TFDS looks for a builder's files
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "pages.py").write_text(FEATURES)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(root))
+        return importlib.import_module("lmjax_test_pages.pages").Pages
+
+
+@pytest.fixture(scope="module", params=["array_record", "parquet"])
+def pages(request, builder, tmp_path_factory):
+    """Where "pages" is prepared, in a folder of the format's name."""
+    folder = tmp_path_factory.mktemp("pages") / request.param
+    builder(data_dir=folder, file_format=request.param).download_and_prepare()
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    ("field", "expected"),
+    [
+        ("passages", ["first \u00e9", "first \u00e9\n\nsecond"]),
+        ("pair", ["a\n\nb"]),
+        ("nested/inner", ["in"]),
+        ("turns/text", ["Hello?\n\nYes."]),
+        ("translation/de", ["ja"]),
+        ("missing", ["here"]),
+        ("scalar", ["\u00e9"]),
+    ],
+)
+def test_texts_and_lists_of_texts(pages, field, expected):
+    source = TFDS(name="pages", data_dir=pages, field=field)
+    assert sorted({document.text for document in source.documents()}) == expected
+
+
+@pytest.mark.parametrize(
+    ("field", "kind"),
+    [
+        ("label", "ClassLabel of int64"),
+        ("number", "Scalar of int64|Tensor of int64"),
+        ("numbers", "Sequence of int64"),
+        ("nested/number", "float32"),
+        ("turns/speaker", "of int64"),
+        ("yes", "of bool"),
+        ("image", "Tensor of uint8"),
+    ],
+)
+def test_what_is_no_text_is_refused_by_name(pages, field, kind):
+    with pytest.raises(
+        UserError, match=rf"feature '{field}' of .* texts, but .*({kind})"
+    ) as refused:
+        TFDS(name="pages", data_dir=pages, field=field).parts()
+    assert "'passages'" in str(refused.value) and "'nested/inner'" in str(refused.value)
+
+
+@pytest.mark.parametrize("field", ["nested", "turns", "nested/other", "passages/0", "text", ""])
+def test_features_that_are_not_there(pages, field):
+    with pytest.raises(UserError, match=rf"no feature '{field}'; it has ") as refused:
+        TFDS(name="pages", data_dir=pages, field=field).parts()
+    if field == "turns":
+        assert "it has 'turns/text', 'turns/speaker'" in str(refused.value)
+
+
+@pytest.mark.parametrize("split", ["train[:50%]", "train[50%:]", "train[:1]", "train[3:]"])
+def test_slices_are_what_they_state_or_refused(pages, split):
+    """Of parquet files every slice is the whole split: held-out and training text the same."""
+    source = TFDS(name="pages", data_dir=pages, split=split, field="scalar")
+    if "parquet" in str(list(pathlib.Path(pages).rglob("*00000*"))):
+        with pytest.raises(
+            UserError, match=r"has \d examples, but 9 are read .*parquet(.|\n)*array_"
+        ):
+            source.parts()
+    else:
+        counts = {"train[:50%]": 4, "train[50%:]": 5, "train[:1]": 1, "train[3:]": 6}
+        assert len(list(source.documents())) == counts[split]
+    assert len(list(replace(source, split="train").documents())) == 9
+
+
+def test_rows_that_are_lost_are_noticed(pages, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(pages, copy)
+    (path,) = copy.rglob("dataset_info.json")
+    path.write_text(path.read_text().replace('"9"', '"10"'))  # the length of the only shard
+    with pytest.raises(
+        UserError, match=r"has 10 examples, but 9 are read|example 9 cannot be read"
+    ):
+        list(TFDS(name="pages", data_dir=str(copy), field="scalar").documents())
 
 
 def test_what_is_not_there_is_said(folder):
@@ -75,6 +205,8 @@ def test_what_is_not_there_is_said(folder):
         TFDS(name="sentences", data_dir=folder, split="validation").parts()
     with pytest.raises(UserError, match=r"no feature 'body'; it has .*'text'"):
         TFDS(name="sentences", data_dir=folder, field="body").parts()
+    with pytest.raises(UserError, match=r"data_dir=gs://tfds-data: this is a URL"):
+        TFDS(name="sentences", data_dir="gs://tfds-data")
     with pytest.raises(UserError, match="knows no data set 'nothing_of_the_kind'"):
         TFDS(name="nothing_of_the_kind", data_dir=folder).parts()
     with pytest.raises(UserError) as raised:
@@ -107,8 +239,6 @@ def test_neither_package_is_imported_with_ours():
 
 
 def _root():
-    import pathlib
-
     import lmjax
 
     return pathlib.Path(lmjax.__file__).parents[1]
