@@ -13,7 +13,8 @@ from lmjax.config import UserError
 from lmjax.data.folder_settings import library
 from lmjax.data.library_decoders import spelling
 from lmjax.data.tokenizers import Piece, Tokenizer, name_pattern
-from lmjax.data.word_cache import WordCache, word_borders
+from lmjax.data.word_borders import word_borders
+from lmjax.data.word_cache import LARGEST, WordCache
 
 HUGGING_FACE_FILE = "huggingface.json"  # tokenizer.json is the name of our own settings
 BYTE_NAMES = "<(?=0x[0-9A-F]{2}>)"  # where a text spells the name of a byte's token
@@ -61,7 +62,8 @@ class HuggingFaceTokenizer(Tokenizer):
         self._encoder = _without_names(self._tokenizer, self.special)
         self._alphabet = _alphabet(self._tokenizer, self._pieces)
         borders = word_borders(self._encoder, filter(None, self._pieces))
-        self._words = None if borders is None else WordCache(borders, self._encode)
+        whole = borders is None or self.vocab_size > LARGEST
+        self._words = None if whole else WordCache(borders, self._encode)
         start = self._encode(["a"])[0] if self._alphabet is None else ()
         prefix = bool(start) and self._bytes(start[0])[:1] == b" "
         self._leading = max(self._spelling.leading, int(prefix))

@@ -1,240 +1,80 @@
 """Encodes each different word of a text once, where a tokenizer treats words by themselves.
 
-Natural text repeats its words: of 20 MB in twelve languages and code a fifth is left. Where a text
-may be cut without changing its tokens follows from the tokenizer's parts; only what is known here
-is used, any other tokenizer encodes whole texts.
+Natural text repeats its words: of 20 MB in twelve languages and code a fifth is left.
 """
 
+import concurrent.futures
 import itertools
-import json
-import re
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
-from lmjax.data.subwords import SPACE
+import numpy as np
+
+from lmjax.data.word_borders import Borders
 
 LONGEST = 60  # characters of a piece that is kept
 MOST = 1 << 20  # pieces that are kept
+CHUNK = 1 << 20  # characters that are looked up while new pieces of those before are encoded
+LARGEST = 0x110000  # ids below it are kept as characters: strings are joined faster than lists
 
 
 class WordCache:
     """What pieces of texts are encoded as."""
 
-    def __init__(self, borders: re.Pattern, encode: Callable[[Sequence[str]], list[list[int]]]):
-        """`borders` splits a text into pieces that `encode` may encode one by one."""
+    def __init__(self, borders: Borders, encode: Callable[[Sequence[str]], list[list[int]]]):
+        """`borders` cut a text into pieces that `encode` may encode one by one; ids are below
+        `LARGEST`, and `encode` lets other threads run meanwhile."""
         self._borders, self._encode = borders, encode
-        self._known: dict[str, list[int]] = {}
+        self._known: dict[str, str] = {}
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """The tokens of each text."""
-        parts = [self._borders.split(text) for text in texts]
+        if len(self._known) > MOST:
+            self._known.clear()
+        chunks = list(_chunks(texts))
+        if len(chunks) == 1:
+            parts, new = self._cut(chunks[0])
+            return self._joined(parts, new, self._encode(new) if new else [])
+        encoded: list[list[int]] = []
+        with concurrent.futures.ThreadPoolExecutor(1) as beside:
+            waiting: list[tuple[Any, ...]] = []
+            for chunk in chunks:
+                parts, new = self._cut(chunk)
+                waiting.append((parts, new, beside.submit(self._encode, new)))
+                if len(waiting) > 1:
+                    encoded += self._take(*waiting.pop(0))
+            for parts in waiting:
+                encoded += self._take(*parts)
+        return encoded
+
+    def _cut(self, texts: Sequence[str]) -> tuple[list[list[str]], list[str]]:
+        """The pieces of each text, and those that are new."""
+        parts = list(map(self._borders.split, texts))
+        return parts, list(set(itertools.chain.from_iterable(parts)).difference(self._known))
+
+    def _take(self, parts: list[list[str]], new: list[str], coming: Any) -> list[list[int]]:
+        return self._joined(parts, new, coming.result())
+
+    def _joined(
+        self, parts: list[list[str]], new: list[str], encoded: list[list[int]]
+    ) -> list[list[int]]:
+        """The tokens of texts by their pieces; those of the new ones are kept, unless long."""
         known = self._known
-        if len(known) > MOST:
-            known.clear()
-        new = list(set(itertools.chain.from_iterable(parts)).difference(known))
-        known.update(zip(new, self._encode(new)))
-        look = known.__getitem__
-        encoded = [list(itertools.chain.from_iterable(map(look, part))) for part in parts]
+        known.update((piece, "".join(map(chr, tokens))) for piece, tokens in zip(new, encoded))
+        joined = ["".join(map(known.__getitem__, part)) for part in parts]
         for piece in new:
             if len(piece) > LONGEST:
                 del known[piece]
-        return encoded
+        return [
+            np.frombuffer(tokens.encode("utf-32-le", "surrogatepass"), "<u4").tolist()
+            for tokens in joined
+        ]
 
 
-# Normalizers that change characters by themselves or together with marks behind them.
-BY_CHARACTER = ("BertNormalizer", "Lowercase", "NFC", "NFD", "NFKC", "NFKD", "StripAccents", "Nmt")
-# Pre-tokenizers after which spaces are gone, and others that only cut further.
-DROP_SPACES = ("BertPreTokenizer", "Whitespace", "WhitespaceSplit")
-CUT_FURTHER = (*DROP_SPACES, "Punctuation", "Digits")
-# Parts of the patterns by which public byte-level tokenizers cut. None of them matches a space or
-# tab behind another character, and none a line break behind a letter or digit of ASCII.
-PATTERN_PARTS = {
-    *("(?i:'s|'t|'re|'ve|'m|'ll|'d)", "'s", "'t", "'re", "'ve", "'m", "'ll", "'d"),
-    *(r"[^\r\n\p{L}\p{N}]?\p{L}+", r"[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+", r" ?\p{L}+", r" ?\p{N}+"),
-    *(r"\p{N}", r"\p{N}{1,3}", r"\p{N}+", r"[0-9]", r"[0-9]{1,3}", "[0-9][0-9][0-9]"),
-    *(r" ?[^\s\p{L}\p{N}]+", r" ?[^\s\p{L}\p{N}]+[\r\n]*", r" ?[^\s\p{L}\p{N}]+[\r\n/]*"),
-    *(r" ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*", r" ?[\p{P}\p{S}]+[\r\n]*", r"\s*[\r\n]+", r"\s*[\r\n]"),
-    *(r"\s+(?!\S)", r"\s+", r"[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+", "[一-龥\u3040-ゟ゠-ヿ]+"),
-    r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+""",
-    *(
-        rf"[^\r\n\p{{L}}\p{{N}}]?[\p{{Lu}}\p{{Lt}}\p{{Lm}}\p{{Lo}}\p{{M}}]{first}"
-        rf"[\p{{Ll}}\p{{Lm}}\p{{Lo}}\p{{M}}]{then}{contraction}"
-        for first, then in ("*+", "+*")
-        for contraction in ("", "(?i:'s|'t|'re|'ve|'m|'ll|'d)?")
-    ),
-}
-PLAIN = r"(?<=[!-~\w])"  # behind a character that no normalizer makes a space of
-WORDS = re.compile("[ \n]+")
-BYTE_WORDS = r"(?=[ \t])|(?<=[0-9A-Za-z])(?=\n)"
-# Splits that make a piece of every match: the rest stays too, or is dropped.
-WHOLE = (("Isolated", False), ("Removed", True))
-MANY = 200  # characters that may not stand left of a border
-
-
-def word_borders(tokenizer: Any, pieces: Iterable[str]) -> re.Pattern | None:
-    """What splits a text into pieces that a tokenizer of the library may encode one by one.
-
-    Args:
-      tokenizer: of the tokenizers library.
-      pieces: its vocabulary.
-
-    Returns:
-      The pattern; None for a tokenizer whose texts are not known to fall apart.
-    """
-    model = tokenizer.model
-    if getattr(model, "dropout", None) is not None or _any(getattr(model, "alpha", None)):
-        return None  # it does not always give the same tokens
-    added = tokenizer.get_added_tokens_decoder().values()
-    words = [entry for entry in added if not entry.special]
-    if any(entry.rstrip or entry.single_word for entry in words):
-        return None
-    parts = _Parts(
-        _states(tokenizer.normalizer, "normalizers"),
-        _states(tokenizer.pre_tokenizer, "pretokenizers"),
-        [entry.content for entry in added],
-        bool(words),
-        model,
-    )
-    for find in (_words, _byte_words, _metaspace_words):
-        if (borders := find(parts)) is not None:
-            return borders
-    return _spaced_words(parts, pieces)
-
-
-class _Parts(NamedTuple):
-    """What a tokenizer is put together from."""
-
-    normalizers: list[dict[str, Any]]
-    cutters: list[dict[str, Any]]  # pre-tokenizers
-    names: list[str]  # of added tokens
-    finds_words: bool  # added tokens that are not special
-    model: Any
-
-    def kinds(self) -> list[str]:
-        return [cutter["type"] for cutter in self.cutters]
-
-    def named(self, pattern: str) -> bool:
-        """Whether an added token has this in its name."""
-        return any(re.search(pattern, name) for name in self.names)
-
-
-def _any(value: Any) -> bool:
-    return value is not None and value != 0
-
-
-def _states(part: Any | None, several: str) -> list[dict[str, Any]]:
-    """The states of a normalizer or pre-tokenizer, or of those in a sequence."""
-    if part is None:
-        return []
-    state = json.loads(part.__getstate__())
-    if state["type"] != "Sequence":
-        return [state]
-    return [inner for one in state[several] for inner in one.get(several, [one])]
-
-
-def _local(state: dict[str, Any]) -> bool:
-    """Whether a normalizer changes nothing across a space that follows another character."""
-    if state["type"] == "Replace":
-        pattern = state["pattern"].get("String", " ")
-        return not any(character.isspace() for character in pattern + state["content"])
-    return state["type"] in BY_CHARACTER
-
-
-def _words(parts: _Parts) -> re.Pattern | None:
-    """BERT's kind: white space only parts words."""
-    kinds = parts.kinds()
-    if not kinds or kinds[0] not in DROP_SPACES or parts.named(r"\s"):
-        return None
-    compiled = [state for state in parts.normalizers if state["type"] == "Precompiled"]
-    if not all(state in compiled or _local(state) for state in parts.normalizers):
-        return None
-    if kinds[1:] == ["Metaspace"]:
-        known = parts.cutters[1]["prepend_scheme"] == "always" and not parts.named(SPACE)
-    else:
-        known = all(kind in CUT_FURTHER for kind in kinds)
-    return (re.compile(r" +(?=[!-~\w])") if compiled else WORDS) if known else None
-
-
-def _byte_words(parts: _Parts) -> re.Pattern | None:
-    """GPT-2's kind: a word takes the space before it along."""
-    kinds = parts.kinds()
-    if kinds[-1:] != ["ByteLevel"] or not all(map(_local, parts.normalizers)):
-        return None
-    if parts.named(r"\S\s") or not set(kinds) <= {"Split", "Digits", "ByteLevel"}:
-        return None
-    at_spaces = any(c["type"] == "ByteLevel" and c.get("use_regex", True) for c in parts.cutters)
-    for cutter in parts.cutters:
-        if cutter["type"] == "Split":
-            written = cutter["pattern"].get("Regex", "").replace("\r", r"\r").replace("\n", r"\n")
-            choices = _choices(written)
-            whole = (cutter["behavior"], cutter["invert"]) in WHOLE
-            if not whole or not PATTERN_PARTS.issuperset(choices):
-                return None
-            at_spaces |= r"\s+" in choices
-    if not at_spaces:
-        return None
-    kept = all(state["type"] == "NFC" for state in parts.normalizers)
-    left = r"(?<=\S)" if kept else PLAIN
-    prefixed = any(cutter.get("add_prefix_space") for cutter in parts.cutters)
-    return re.compile(left + ("(?= )" if prefixed else BYTE_WORDS))
-
-
-def _choices(pattern: str) -> list[str]:
-    """The alternatives of a regular expression."""
-    found, depth, in_class, begin, place = [], 0, False, 0, 0
-    while place < len(pattern):
-        character = pattern[place]
-        if character == "\\":
-            place += 1
-        elif in_class:
-            in_class = character != "]"
-        elif character == "[":
-            in_class = True
-        elif character in "()":
-            depth += 1 if character == "(" else -1
-        elif character == "|" and not depth:
-            found.append(pattern[begin:place])
-            begin = place + 1
-        place += 1
-    return [*found, pattern[begin:]]
-
-
-def _metaspace_words(parts: _Parts) -> re.Pattern | None:
-    """T5's kind: every word begins with U+2581."""
-    if parts.kinds() != ["Metaspace"] or not parts.cutters[0].get("split", True):
-        return None
-    if parts.cutters[0]["replacement"] != SPACE or parts.named(rf"\S[\s{SPACE}]"):
-        return None
-    for state in parts.normalizers:
-        ends = state["type"] == "Strip" and not state["strip_left"]
-        runs = state["type"] == "Replace" and state["pattern"].get("Regex") == " {2,}"
-        if not (ends or runs or state["type"] == "Precompiled" or _local(state)):
-            return None
-    return re.compile(f"{PLAIN}(?= )")
-
-
-def _spaced_words(parts: _Parts, pieces: Iterable[str]) -> re.Pattern | None:
-    """LLaMA's and Gemma's kind: a text is one piece, but no token has U+2581 behind another
-    character, or few have."""
-    model, cutters = parts.model, parts.cutters
-    if getattr(model, "ignore_merges", False) or type(model).__name__ not in ("BPE", "Unigram"):
-        return None
-    to_space = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
-    prepended = parts.normalizers[:1] == [{"type": "Prepend", "prepend": SPACE}]
-    rest = parts.normalizers[prepended:]
-    if parts.kinds() == ["Metaspace"]:
-        known = not rest and not prepended and cutters[0]["replacement"] == SPACE
-    else:  # Gemma's file cuts at spaces when they are gone
-        known = rest == [to_space] and all(c.get("pattern") == {"String": " "} for c in cutters)
-    if not known or model.token_to_id(SPACE) is None:
-        return None
-    if (prepended and parts.finds_words) or parts.named(rf"[^\s{SPACE}][ {SPACE}]"):
-        return None
-    crossing = {
-        place[1] for piece in pieces for place in re.finditer(f"([^{SPACE}]){SPACE}", piece)
-    }
-    if len(crossing) > MANY:
-        return None
-    left = f"(?<=[^\\s{SPACE}{re.escape(''.join(sorted(crossing)))}])"
-    # The space before a word is as good as the one that would be put before it.
-    return re.compile(rf"{left} (?=\S)" if prepended else f"{left}(?= )")
+def _chunks(texts: Sequence[str]) -> Iterator[Sequence[str]]:
+    begin = size = 0
+    for end, text in enumerate(texts, 1):
+        size += len(text)
+        if size >= CHUNK or end == len(texts):
+            yield texts[begin:end]
+            begin, size = end, 0
