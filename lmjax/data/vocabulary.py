@@ -88,7 +88,7 @@ def with_special(data: bytes, names: Sequence[str]) -> bytes:
     """
     model = _proto(data)
     for piece in model.pieces:
-        if RESERVED.fullmatch(piece.piece):
+        if piece.type in (piece.NORMAL, piece.USER_DEFINED) and RESERVED.fullmatch(piece.piece):
             piece.type = piece.CONTROL
     return append_special(model.SerializeToString(), names)
 

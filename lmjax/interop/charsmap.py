@@ -26,7 +26,7 @@ BREAK = "\ufdd0\ufdd1"
 STAND_INS = [f"\ufdd0{chr(code)}" for code in range(0xFDD2, 0xFDEF)]
 # What the library joins to the character before it (Unicode's Grapheme_Extend, SpacingMark).
 JOINED = r"[\p{M}\x{200c}\x{200d}\x{ff9e}\x{ff9f}\x{1f3fb}-\x{1f3ff}]"
-BYTES = [bytes([byte]) for byte in range(1, 256)]
+BYTES = [bytes([byte]) for byte in range(256)]
 OLD = unicodedata.ucd_3_2_0  # characters that every version of Unicode in use agrees about
 
 
@@ -171,21 +171,26 @@ def read_table(charsmap: bytes) -> dict[str, str]:
     targets = charsmap[4 + size :]
     offsets = (units >> 10) << ((units & (1 << 9)) >> 6)
     labels = units & ((1 << 31) | 0xFF)
-    table = {}
-    nodes, spelt = offsets[:1], [b""]  # where the children of each are, and how it is spelt
-    every = np.arange(1, 256)
+    # A node's children lie where its offset and their labels, exclusive-or, point to.
+    inner = np.nonzero((labels > 0) & (labels < 256))[0]
+    inner = inner[np.argsort(inner ^ labels[inner], kind="stable")]
+    parents = inner ^ labels[inner]
+    table, found = {}, {}
+    nodes, spelt = offsets[:1], [b""]
     while spelt:
-        places = nodes[:, None] ^ every
-        found = (places < len(units)) & (labels[np.minimum(places, len(units) - 1)] == every)
-        parents, which = np.nonzero(found)
-        here = places[parents, which]
+        first = np.searchsorted(parents, nodes, "left")
+        count = np.searchsorted(parents, nodes, "right") - first
+        which = np.repeat(np.arange(len(nodes)), count)
+        here = inner[np.arange(len(which)) + np.repeat(first - np.cumsum(count) + count, count)]
         nodes = here ^ offsets[here]
         spelt = [
-            spelt[parent] + BYTES[byte] for parent, byte in zip(parents.tolist(), which.tolist())
+            spelt[parent] + BYTES[byte]
+            for parent, byte in zip(which.tolist(), labels[here].tolist())
         ]
         ends = np.nonzero(units[here] >> 8 & 1)[0]
         starts = units[nodes[ends]] & 0x7FFFFFFF
         for end, start in zip(ends.tolist(), starts.tolist()):
-            target = targets[start : targets.index(b"\0", start)]
-            table[spelt[end].decode("utf-8")] = target.decode("utf-8")
+            if start not in found:
+                found[start] = targets[start : targets.index(b"\0", start)].decode("utf-8")
+            table[spelt[end].decode("utf-8")] = found[start]
     return table

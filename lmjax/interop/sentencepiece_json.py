@@ -99,6 +99,8 @@ class _Model:
             by_kind[piece.type].append(piece.piece)
         self.normal = by_kind[kinds.NORMAL]
         self.symbols = by_kind[kinds.USER_DEFINED]
+        if not by_kind[kinds.UNKNOWN]:
+            raise NoPlace("it has no token for what is unknown")
         (self.unknown,) = by_kind[kinds.UNKNOWN]
         self.reserved = [*by_kind[kinds.CONTROL], self.unknown, *by_kind[kinds.BYTE]]
         self.text_pieces = {*self.normal, *self.symbols}

@@ -12,7 +12,7 @@ from lmjax.data.public_tokenizers import read_tokenizer
 from lmjax.data.subwords import SentencePieceTokenizer
 from lmjax.interop.tokenizer_files import public_files
 from tests.lmjax.data.real_strings import real_strings
-from tests.lmjax.interop.tokenizer_kinds import CHARACTERS, KINDS, PUBLIC, from_folder
+from tests.lmjax.interop.tokenizer_kinds import CHARACTERS, KINDS, PUBLIC, tokenizer_of
 
 os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}  # nothing is downloaded
 library = pytest.importorskip("tokenizers", reason="needs pip install 'lmjax[tokenizers]'")
@@ -21,6 +21,7 @@ try:
 except ImportError:  # on Python 3.12
     transformers = None
 
+SLOW = ("glm-130b", "like Llama 4")  # replace each length of spaces, look for 2,048 names
 CLOSED = ("glm-10b", "bert-base-uncased")  # their files put a token behind a text
 # With pieces that only fill the vocabulary up, and whose characters are no pieces: where names of
 # special tokens are to be text, the library takes some for the tokens.
@@ -68,14 +69,10 @@ def write(tokenizer, folder, **how):
     return notes
 
 
-def make(name, tmp_path):
-    return KINDS[name]() if name in KINDS else from_folder(name, tmp_path / "source")
-
-
 def texts_for(name):
     """All texts that it does not refuse; of what is slow, or no kind of its own, a part."""
     texts = list(real_strings())
-    if name == "glm-130b":  # a replacement for each length of spaces
+    if name in SLOW:
         return texts[::20]
     if "extended" in name or name in PUBLIC:
         texts = texts[::4]
@@ -121,7 +118,7 @@ def unigram_scores(tokenizer):
 @pytest.mark.parametrize("name", [*KINDS, *PUBLIC])
 def test_transformers_gives_the_same_ids(tmp_path, name):
     """With special tokens in the text and with their names as text, and back to text."""
-    tokenizer, texts = make(name, tmp_path), texts_for(name)
+    tokenizer, texts = tokenizer_of(name), texts_for(name)
     notes = write(tokenizer, tmp_path / "written")
     assert not [note for note in notes if "only lmjax" in note]
     theirs = Theirs(tmp_path / "written")
@@ -136,7 +133,7 @@ def test_transformers_gives_the_same_ids(tmp_path, name):
 
 @pytest.mark.parametrize("name", [*KINDS, *PUBLIC])
 def test_what_is_written_is_read_as_the_same_tokenizer(tmp_path, name):
-    tokenizer, texts = make(name, tmp_path), texts_for(name)[::5]
+    tokenizer, texts = tokenizer_of(name), texts_for(name)[::5]
     write(tokenizer, tmp_path / "written")
     again, ids = read_tokenizer(tmp_path / "written"), tokenizer.encode_batch(texts)
     assert_same(tokenizer, texts, again.encode_batch(texts), ids)

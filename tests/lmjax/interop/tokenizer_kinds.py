@@ -4,6 +4,8 @@ import base64
 import functools
 import io
 import json
+import tempfile
+from pathlib import Path
 
 import sentencepiece
 from tokenizers import Tokenizer as Library
@@ -142,13 +144,17 @@ KINDS = {name: functools.partial(of_sentencepiece, name) for name in SENTENCEPIE
     "tekken": lambda: TiktokenTokenizer(tekken(), TEKKEN),
 }
 KINDS |= {
-    f"{name}, extended": lambda make=KINDS[name]: extended(make())
+    f"{name}, extended": lambda name=name: extended(tokenizer_of(name))
     for name in ("ours", "bytes", "characters", "like T5", "like Gemma", "like Qwen", "tekken")
 }
-# Of public folders, for which their own files are copied or written anew.
+# Of public folders, whose own files are copied or written anew.
 PUBLIC = ("glm-10b", "bert-base-uncased", "chatglm3-6b", "t5-base", "glm-130b")
 
 
-def from_folder(name, folder):
-    """A tokenizer of a folder of public vocabularies, which is made."""
-    return read_tokenizer(FOLDERS[name](folder))
+@functools.cache
+def tokenizer_of(name):
+    """A tokenizer of one of the kinds, or of the public folders."""
+    if name in KINDS:
+        return KINDS[name]()
+    with tempfile.TemporaryDirectory() as folder:
+        return read_tokenizer(FOLDERS[name](Path(folder) / "made"))
