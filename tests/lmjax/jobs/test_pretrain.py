@@ -1,9 +1,12 @@
 """A whole run, small: its files, going on, changing what may change, and mistakes."""
 
+import errno
 import json
 import os
 import shutil
 import signal
+import zlib
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -18,6 +21,7 @@ from lmjax.jobs.settings import Checkpoints, Evaluation
 from lmjax.models import ALiBi, AttentionConfig, FeedForwardConfig, TransformerConfig
 from lmjax.objectives import CausalLM
 from lmjax.parallel import Mesh
+from lmjax.training import manifest
 from lmjax.training.checkpoints import Checkpointer
 from lmjax.training.loop import Diverged
 from lmjax.training.schedules import Constant, Cosine
@@ -318,6 +322,110 @@ def test_text_that_the_tokens_do_not_hold_has_no_bits_per_byte(fresh, tmp_path, 
     assert "lines, training text: 50 percent" in folder.report.read_text("utf-8")
     wordpiece.run()  # it is finished, and says the same
     assert "lines, held-out text: 50 percent" in capsys.readouterr().out
+
+
+def unfinished(run):
+    """The same run as if it had been stopped after step 3."""
+    folder = RunFolder(run.output)
+    for step in (6, 8):
+        shutil.rmtree(folder.checkpoints / str(step))
+    (folder.path / "results.json").unlink()
+    return run
+
+
+def moved(experiment, folder, change=lambda text: text):
+    """The experiment on a copy of its text at another place."""
+    domain = experiment.data.train[0]
+    path = folder / "moved.txt"
+    path.write_text(change(Path(domain.source.path).read_text()))
+    train = (replace(domain, source=replace(domain.source, path=str(path))),)
+    return replace(experiment, data=replace(experiment.data, train=train))
+
+
+class Enough(Exception):
+    """Ends a run where the test has seen what it wants."""
+
+
+def run_until_it_goes_on(experiment, monkeypatch):
+    """Runs up to the place where the checkpoint is read."""
+
+    def enough(*arguments):
+        raise Enough
+
+    with monkeypatch.context() as patch, pytest.raises(Enough):
+        patch.setattr(pretraining_run.PretrainingRun, "begin_or_go_on", enough)
+        experiment.run()
+
+
+def assert_same(run, other):
+    """Every line and every bit."""
+    assert records(run.output) == records(other.output)
+    for one, two in zip(parameters(run)[0], parameters(other)[0], strict=True):
+        np.testing.assert_array_equal(one, two)
+
+
+def test_a_run_goes_on_with_its_text_at_another_place(finished, copied, tmp_path):
+    again = moved(unfinished(copied), tmp_path)
+    again.run()
+    assert_same(again, finished)
+    assert RunFolder(again.output).experiment() == again
+    text = parameters(again)[1]["text"]
+    assert text.keys() == {"lines"} and text["lines"].keys() == {"source"}
+
+
+def test_a_run_does_not_go_on_with_another_text(copied, tmp_path, capsys, monkeypatch):
+    other = moved(unfinished(copied), tmp_path, lambda text: text.replace("line 7", "line 8"))
+    with pytest.raises(UserError, match="another one than the run was trained on so far: lines"):
+        other.run()
+    assert Checkpointer(RunFolder(copied.output).checkpoints).steps() == [3]
+    warned = replace(other, data=replace(other.data, on_change="warn"))
+    run_until_it_goes_on(warned, monkeypatch)
+    assert capsys.readouterr().out.count("the text is another one") == 1
+
+
+def test_a_run_from_before_texts_were_compared_is_told_so(copied, capsys, monkeypatch):
+    path = RunFolder(unfinished(copied).output).checkpoints / "3" / manifest.NAME
+    body = json.loads(path.read_text())["body"]
+    del body["extra"]["text"]
+    text = json.dumps(body)
+    path.write_text(f'{{"crc32": "{zlib.crc32(text.encode()):08x}", "body": {text}}}\n')
+    run_until_it_goes_on(copied, monkeypatch)
+    assert capsys.readouterr().out.count("does not say what text it was trained on") == 1
+
+
+def test_a_save_that_fails_ends_the_run_and_the_last_one_goes_on(finished, fresh, monkeypatch):
+    """In the background, and long before the next save would come to it."""
+    write = manifest.write
+
+    def failing(folder, arrays, extra):
+        if extra["step"] == 6:
+            raise OSError(errno.EIO, "Input/output error", str(folder))
+        write(folder, arrays, extra)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(manifest, "write", failing)
+        with pytest.raises(UserError, match=r"step 6 could not be written(.|\n)*complete: 3"):
+            fresh.run()
+    assert Checkpointer(RunFolder(fresh.output).checkpoints).steps() == [3]
+    fresh.run()
+    assert_same(fresh, finished)
+
+
+def test_checkpoints_on_a_disk_that_is_not_mounted_are_not_begun_anew(copied):
+    """An empty place would mean a run from step 0, and its metrics cut off."""
+    folder = RunFolder(unfinished(copied).output)
+    before = records(folder.path)
+    shutil.rmtree(folder.checkpoints)
+    folder.checkpoints.symlink_to("/mnt/not-mounted/checkpoints")
+    with pytest.raises(UserError, match=r"is a link to /mnt/not-mounted/checkpoints, which is not"):
+        copied.run()
+    assert records(folder.path) == before
+
+
+@pytest.mark.parametrize("name", ["output", "begin_with"])
+def test_urls_are_refused_before_anything_is_made(fresh, name):
+    with pytest.raises(UserError, match=rf"{name}=gs://bucket/run: this is a URL"):
+        replace(fresh, **{name: "gs://bucket/run"})
 
 
 def test_subword_tokens_count_the_same_bytes(fresh):

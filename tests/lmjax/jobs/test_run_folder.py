@@ -1,7 +1,10 @@
 """The run folder: made, continued, refused, locked, and never left half-made."""
 
+import errno
+import fcntl
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -129,6 +132,130 @@ def test_two_processes_do_not_share_a_folder(experiment):
             pass
         other.stdin.close()
     with occupy(experiment):  # the system has freed the lock with the process
+        pass
+
+
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK])
+def test_where_there_are_no_locks_a_run_begins_and_says_so(experiment, monkeypatch, code):
+    def flock(*arguments):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    said = []
+    for _ in range(2):
+        with occupy(experiment, said.append) as folder:
+            assert folder.experiment() == experiment
+    assert len(said) == 2 and "knows no locks" in said[0] and experiment.output in said[0]
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.EACCES, errno.ESTALE])
+def test_what_else_goes_wrong_with_a_lock_is_said_as_it_is(experiment, monkeypatch, code):
+    def flock(*arguments):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(UserError, match=os.strerror(code)) as refused, occupy(experiment):
+        pass
+    assert "another process" not in str(refused.value)
+
+
+@pytest.mark.parametrize("change", ["gone", "not mounted"])
+def test_a_folder_that_goes_wrong_meanwhile_is_left_as_it_is(experiment, tmp_path, change):
+    with pytest.raises(UserError, match="the disk has gone"), occupy(experiment) as folder:
+        if change == "gone":
+            shutil.rmtree(folder.path)
+        else:
+            folder.checkpoints.symlink_to("/nowhere/mounted")
+        raise UserError("the disk has gone")
+    if change == "not mounted":
+        assert set(os.listdir(folder.path)) == {".lock", "checkpoints", "config.json"}
+
+
+def test_files_that_cannot_be_written_are_told(experiment, tmp_path):
+    with occupy(experiment) as folder:
+        folder.write_json("results.json", {"step": 1})
+        shutil.rmtree(folder.path)
+        with pytest.raises(UserError, match=r"cannot write .*results\.json: No such file"):
+            folder.write_json("results.json", {"step": 2})
+    link = tmp_path / "link"
+    link.symlink_to("/nowhere/mounted")
+    with (
+        pytest.raises(UserError, match=r"link is a link to /nowhere/mounted, which is not there"),
+        occupy(replace(experiment, output=str(link))),
+    ):
+        pass
+
+
+@config
+class PlacedSource:
+    """Text at a place."""
+
+    path: str | tuple[str, ...]
+    data_dir: str = ""
+    split: str = "line"
+
+
+@config
+class PlacedDomain:
+    """Text with a name."""
+
+    name: str
+    source: PlacedSource
+    evaluation: PlacedSource | None = None
+
+
+@config
+class PlacedData:
+    """Texts, and the place of a tokenizer."""
+
+    train: tuple[PlacedDomain, ...]
+    tokenizer: PlacedSource = PlacedSource(path="a")
+    path: str = "a"
+
+
+@config
+class PlacedExperiment:
+    """An experiment on text."""
+
+    output: str
+    data: PlacedData
+
+
+def placed(path, **settings):
+    source = PlacedSource(path=path, **settings)
+    return PlacedDomain(name="text", source=source, evaluation=source)
+
+
+@pytest.mark.parametrize(
+    ("change", "refused"),
+    [
+        ({"train": (placed("b"),)}, None),
+        ({"train": (placed(("b", "c")),)}, None),
+        ({"train": (placed("a", data_dir="b"),)}, None),
+        ({"tokenizer": PlacedSource(path="b")}, None),
+        ({"train": (placed("a", split="file"),)}, r"source\.split"),
+        ({"train": (placed("a"), placed("a"))}, r"data\.train\.1\.name"),
+        ({"path": "b"}, r"data\.path"),
+    ],
+)
+def test_text_may_lie_elsewhere_when_a_run_goes_on(tmp_path, change, refused):
+    """What it holds is compared when it is read; here it is only the place."""
+    data = PlacedData(train=(placed("a"),))
+    experiment = PlacedExperiment(output=str(tmp_path / "run"), data=data)
+    with occupy(experiment):
+        pass
+    moved = replace(experiment, data=replace(data, **change))
+    if refused is None:
+        with occupy(moved):
+            pass
+    else:
+        with pytest.raises(UserError, match=refused), occupy(moved):
+            pass
+
+
+@pytest.mark.parametrize("url", ["gs://bucket/run", "s3://bucket/run"])
+def test_a_url_is_no_place_for_a_run(experiment, url):
+    with pytest.raises(UserError, match="this is a URL"), occupy(replace(experiment, output=url)):
         pass
 
 

@@ -87,6 +87,30 @@ def test_the_order_of_events():
     ]
 
 
+def test_saves_are_looked_after():
+    """A failure is noticed after the step, not at the next save; the last save is waited for."""
+    checks = {
+        "check_save": lambda: run.events.append("check"),
+        "end_save": lambda: run.events.append("end"),
+    }
+    run = Run(5, **checks)
+    run.loop.run(state_after(0), 0)
+    kinds = [event for event in run.events if event.split()[0] in ("step", "check", "save", "end")]
+    assert kinds == [
+        *("step 1", "check", "step 2", "check", "step 3", "check", "save 3"),
+        *("step 4", "check", "step 5", "check", "save 5", "end"),
+    ]
+
+    def failing():
+        if "save 3" in failed.events:
+            raise OSError("the disk has gone")
+
+    failed = Run(10, check_save=failing)
+    with pytest.raises(OSError, match="the disk has gone"):
+        failed.loop.run(state_after(0), 0)
+    assert failed.train_steps() == [1, 2, 3]
+
+
 @pytest.mark.parametrize("log_every", [1, 2, 5, 100])
 def test_every_step_has_one_line_before_its_checkpoint(log_every):
     run = Run(11, log_every=log_every)
