@@ -32,6 +32,7 @@ def write_windows(config: TransformerConfig) -> dict[str, Any]:
     windows = config.windows
     kinds = ["full_attention" if window is None else "sliding_attention" for window in windows]
     return {
-        "sliding_window": next((window for window in windows if window), None),
+        # transformers' Gemma 2 wants a number where no layer has a window, too.
+        "sliding_window": next((window for window in windows if window), config.max_length),
         "layer_types": kinds,
     }
