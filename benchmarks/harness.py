@@ -19,8 +19,11 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "torch")
-PRIVATE = ("json", "python", "folder")  # settings that hold a path of this machine
+PACKAGES = (
+    *("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "torch"),
+    *("tokenizers", "transformers"),
+)
+PRIVATE = ("json", "python", "folder", "texts")  # settings that hold a path of this machine
 
 
 class WorkerError(Exception):
@@ -96,6 +99,11 @@ def seconds_of(run: Callable[[], Any], count: int) -> list[float]:
         run()
         taken.append(time.perf_counter() - begin)
     return taken
+
+
+def documents_of(path: str) -> list[str]:
+    """The list of texts in a JSON file, which several workers share."""
+    return json.loads(Path(path).read_text("utf-8"))
 
 
 def keep_to_cores(cores: int) -> int:

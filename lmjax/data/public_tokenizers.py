@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 
 from lmjax.config import UserError, config
 from lmjax.config.disk import local_path
@@ -29,6 +30,9 @@ __all__ = [
     "TokenizerFolder",
     "read_tokenizer",
 ]
+
+
+LIBRARY_HEAD = re.compile(rb'\s*{\s*"version"')  # of a tokenizer.json of the Hugging Face library
 
 
 def read_model(path: pathlib.Path) -> Tokenizer:
@@ -104,6 +108,10 @@ def read_tokenizer(folder: str | os.PathLike) -> Tokenizer:
 
 def _is_ours(folder: pathlib.Path) -> bool:
     try:
-        return "kind" in json.loads((folder / SETTINGS_FILE).read_bytes())
+        with open(folder / SETTINGS_FILE, "rb") as file:
+            head = file.read(64)
+            if LIBRARY_HEAD.match(head):  # tens of megabytes, perhaps
+                return False
+            return "kind" in json.loads(head + file.read())
     except (OSError, ValueError, TypeError):
         return False

@@ -237,9 +237,7 @@ def _spaced_words(parts: _Parts, pieces: Iterable[str]) -> Borders | None:
         return None
     if (prepended and parts.words) or parts.named(rf"[^\s{SPACE}][ {SPACE}]"):
         return None
-    crossing = {
-        place[1] for piece in pieces for place in re.finditer(f"([^{SPACE}]){SPACE}", piece)
-    }
+    crossing = set(re.findall(f"([^{SPACE}\n]){SPACE}", "\n".join(pieces)))
     if len(crossing) > MANY:
         return None
     left = f"(?<=[^\\s{SPACE}{re.escape(''.join(sorted(crossing)))}])"
