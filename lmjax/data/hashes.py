@@ -75,7 +75,7 @@ class FileHashes:
         try:
             whole = hashlib.sha256()
             for (path, start), found in zip(blocks, pool.map(_hash_block, blocks), strict=True):
-                self.progress("looking whether the text is the same", done, total)
+                self.progress("hashing the text", done, total)
                 whole.update(found)
                 done += BLOCK
                 if start + BLOCK >= wanted[path][0]:

@@ -141,7 +141,7 @@ def test_two_at_once_read_it_once(tmp_path, reads):
 
     def progress(what, done, total):
         said.append(what)
-        if what.startswith("looking"):
+        if what.startswith("hashing"):
             time.sleep(0.3)
 
     hash_files = FileHashes(tmp_path / "cache", progress)

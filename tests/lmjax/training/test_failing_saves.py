@@ -1,7 +1,9 @@
 """Saves that fail, for whatever reason: they are told, and what was saved before goes on."""
 
 import errno
+import os
 import shutil
+import signal
 import subprocess
 import threading
 import time
@@ -15,6 +17,7 @@ import tensorstore
 from lmjax.config import UserError
 from lmjax.training import array_files, checkpoints, manifest
 from lmjax.training.checkpoints import ARRAYS, SAVING, Checkpointer
+from lmjax.training.interruption import Interruption
 from tests.lmjax.training.small_states import assert_equal, largest_file, make, mesh_of, place
 
 
@@ -157,6 +160,22 @@ def test_a_save_that_takes_long_is_told(saved, warnings, monkeypatch):
     assert 1 <= len(warnings) <= 4  # after 0.05, 0.15, 0.35 seconds, and not for ever
     assert all("saving step 4" in words and str(saved.folder) in words for words in warnings)
     assert saved.latest() == 4
+
+
+def test_ctrl_c_while_a_slow_save_is_waited_for(saved, monkeypatch):
+    """It is a wish to stop, as everywhere in the loop: the checkpoint is completed."""
+    write = manifest.write
+
+    def slow(*arguments):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.3)
+        write(*arguments)
+
+    monkeypatch.setattr(manifest, "write", slow)
+    with Interruption() as interruption:
+        saved.save(4, make(4), {})
+        saved.wait()
+    assert interruption.signal == signal.SIGINT and saved.latest() == 4
 
 
 def test_an_old_checkpoint_that_cannot_be_removed_is_no_failure(tmp_path, warnings, monkeypatch):
