@@ -24,8 +24,10 @@ Step = dict[str, Any]  # one normaliser, as tokenizer.json has it
 # What is in a text for a while: pairs of noncharacters, which no text should have.
 BREAK = "\ufdd0\ufdd1"
 STAND_INS = [f"\ufdd0{chr(code)}" for code in range(0xFDD2, 0xFDEF)]
-# What the library joins to the character before it (Unicode's Grapheme_Extend, SpacingMark).
-JOINED = r"[\p{M}\x{200c}\x{200d}\x{ff9e}\x{ff9f}\x{1f3fb}-\x{1f3ff}]"
+# What the library joins to the character before it: marks, what NFKC makes marks of, and others.
+JOINED = r"[\p{M}\x{e33}\x{eb3}\x{200c}\x{200d}\x{ff9e}\x{ff9f}\x{1f3fb}-\x{1f3ff}]"
+# Hangul's syllables without a last consonant, and last consonants.
+OPEN, LAST = range(0xAC00, 0xD7A4, 28), range(0x11A8, 0x11C3)
 BYTES = [bytes([byte]) for byte in range(256)]
 OLD = unicodedata.ucd_3_2_0  # characters that every version of Unicode in use agrees about
 
@@ -46,31 +48,37 @@ def normalizing_steps(charsmap: bytes, symbols: Iterable[str] = ()) -> list[Step
     """
     if not charsmap:
         return []
-    table = read_table(charsmap)
-    single = {source: target for source, target in table.items() if len(source) == 1}
-    several = [source for source in table if len(source) > 1]
+    single, places, exceptions = _looked_through(charsmap)
     kept = {text: text for text in symbols if _by_character(single, text) != text}
+    kept |= {source: single.get(source, source) for source in exceptions or ()}
+    hidden = sorted(kept, key=len, reverse=True)
+    if len(hidden) > len(STAND_INS):
+        raise Inexpressible(f"its normalisation keeps {len(hidden)} strings as they are")
     precompiled = {
         "type": "Precompiled",
         "precompiled_charsmap": base64.b64encode(charsmap).decode("ascii"),
     }
-    if not several:
-        composed = []
-    else:
-        exceptions = _unlike_nfkc(table, single, several)
-        kept |= {source: single.get(source, source) for source in exceptions}
-        composed = [{"type": "NFKC"}]
-    hidden = sorted(kept, key=len, reverse=True)
-    if len(hidden) > len(STAND_INS):
-        raise Inexpressible(f"its normalisation keeps {len(hidden)} strings as they are")
     return [
         *(replace(text, stand_in) for text, stand_in in zip(hidden, STAND_INS)),
-        replace_each(_breaks(several), BREAK),
-        *composed,
+        replace_each(places, BREAK),
+        *([] if exceptions is None else [{"type": "NFKC"}]),
         precompiled,
         replace(BREAK, ""),
         *(replace(stand_in, kept[text]) for text, stand_in in zip(hidden, STAND_INS)),
     ]
+
+
+@functools.lru_cache(maxsize=4)
+def _looked_through(charsmap: bytes) -> tuple[dict[str, str], str, list[str] | None]:
+    """The table's characters, where breaks go, and what NFKC must not change; None: do without it.
+
+    Raises Inexpressible.
+    """
+    table = read_table(charsmap)
+    single = {source: target for source, target in table.items() if len(source) == 1}
+    several = [source for source in table if len(source) > 1]
+    exceptions = _unlike_nfkc(table, single, several) if several else None
+    return single, _breaks(table, several), exceptions
 
 
 def replace(text: str, content: str) -> Step:
@@ -108,7 +116,7 @@ def _by_character(single: dict[str, str], text: str) -> str:
     return "".join(single.get(character, character) for character in text)
 
 
-def _breaks(several: Sequence[str]) -> str:
+def _breaks(table: dict[str, str], several: Sequence[str]) -> str:
     """A regular expression for the places before a mark that no string of the table goes across.
 
     A break keeps NFKC from composing or reordering there, and makes clusters of one character.
@@ -126,7 +134,12 @@ def _breaks(several: Sequence[str]) -> str:
         for beginnings, characters in by_context.items()
     )
     # Not at the very beginning: the library loses count of what is put in front of everything.
-    return rf"(?<=\r)(?=\n)|(?!\A)(?={JOINED}){inside}"
+    places = [r"(?<=\r)(?=\n)", rf"(?!\A)(?={JOINED}){inside}"]
+    if chr(OPEN[0]) + chr(LAST[0]) not in table:
+        last = {*map(chr, LAST)}
+        last |= {source for source in table if len(source) == 1 and table[source][:1] in last}
+        places.append(f"(?<={any_of(*map(chr, OPEN))})(?={any_of(*last)})")
+    return "|".join(places)
 
 
 def _any_of(strings: Iterable[str]) -> str:

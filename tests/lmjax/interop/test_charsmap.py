@@ -86,6 +86,7 @@ def test_every_string_of_the_table_becomes_what_it_says(rule):
 @given(st.text(st.sampled_from(CHARACTERS)))
 @example("\r\n\r\na\r\n")
 @example("العَرَبِيَّة בְּרֵאשִׁית a\u0302\u0323 a\u0323\u0302 \u0301e\u0301\u0327")
+@example("\uac00\u11a8 \uac00\u3136 Y\u0e33")
 @example("ｶﾞ ハ\u309a 각 \u1100\u1161\u11a8 ㄱㅏ ﾞ A\u200d\ufe0f™\ufe0f ～~ ＡÅ\u0338")
 def test_any_text_is_normalised_as_by_sentencepiece(rule, text):
     theirs, ours = pair(rule)
