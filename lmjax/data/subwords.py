@@ -42,8 +42,8 @@ class TrainedBPE(TokenizerConfig):
     def validate(self) -> None:
         if self.vocab_size <= SPECIAL:
             raise UserError(f"vocab_size is {self.vocab_size}; it must be above {SPECIAL}")
-        if not 0.9 <= self.coverage <= 1:
-            raise UserError(f"coverage is {self.coverage}; it must lie between 0.9 and 1")
+        if not 0.98 <= self.coverage <= 1:
+            raise UserError(f"coverage is {self.coverage}; it must lie between 0.98 and 1")
 
     def build(self, corpus: Corpus) -> Tokenizer:
         """See `TokenizerConfig.build`."""

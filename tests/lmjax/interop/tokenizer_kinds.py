@@ -135,7 +135,7 @@ def of_sentencepiece(name):
 
 
 KINDS = {name: functools.partial(of_sentencepiece, name) for name in SENTENCEPIECE} | {
-    "ours": lambda: TrainedBPE(vocab_size=900).build(Texts()),
+    "ours": lambda: TrainedBPE(vocab_size=900, coverage=0.98).build(Texts()),
     "bytes": ByteTokenizer,
     "characters": lambda: CharacterTokenizer(CHARACTERS),
     "like Qwen": lambda: TiktokenTokenizer(table(), QWEN),
