@@ -3,7 +3,6 @@
 import concurrent.futures
 import contextlib
 import dataclasses
-import io
 import json
 import multiprocessing
 import os
@@ -11,6 +10,7 @@ import pathlib
 import shutil
 import signal
 import threading
+import types
 from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
 
@@ -292,6 +292,6 @@ def _marks(document: Document, tokenizer: Tokenizer) -> tuple[int, int]:
 
 def save_array(path: pathlib.Path, array: np.ndarray) -> None:
     """Like `np.save` on the path, which does not say why it fails when the disk is full."""
-    buffer = io.BytesIO()
-    np.save(buffer, array)
-    path.write_bytes(buffer.getbuffer())
+    with open(path, "wb") as file:
+        # To a file as such numpy writes in C; to anything with a `write`, by it.
+        np.save(types.SimpleNamespace(write=file.write), array)
