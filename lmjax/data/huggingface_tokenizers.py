@@ -227,10 +227,7 @@ def _without_names(tokenizer: Any, special: dict[str, int]) -> Any:
     """
     pieces = {name for name in special if _is_piece(tokenizer.model, name, special[name])}
     unigram = type(tokenizer.model).__name__ == "Unigram"
-    spelt = unigram and any(
-        _is_piece(tokenizer.model, name, tokenizer.model.token_to_id(name))
-        for name in (f"<0x{byte:02X}>" for byte in range(256))
-    )
+    spelt = unigram and _takes_names_for_bytes(tokenizer)
     if not pieces and not spelt:
         return tokenizer
     data = json.loads(tokenizer.to_str())
@@ -258,7 +255,22 @@ def _without_names(tokenizer: Any, special: dict[str, int]) -> Any:
     return encoder
 
 
-def _is_piece(model: Any, name: str, token: int | None) -> bool:
+def _takes_names_for_bytes(tokenizer: Any) -> bool:
+    """Whether a text that spells the name of a byte's token becomes that token."""
+    names = [f"<0x{byte:02X}>" for byte in range(256)]
+    ids = map(tokenizer.token_to_id, names)
+    try:
+        encodings = tokenizer.encode_batch(names, add_special_tokens=False)
+    except Exception:  # there is no token for the unknown
+        return False
+    return any(
+        found == token and end - start > 1  # it stands for more than one of the name's characters
+        for token, encoding in zip(ids, encodings)
+        for found, (start, end) in zip(encoding.ids, encoding.offsets)
+    )
+
+
+def _is_piece(model: Any, name: str, token: int) -> bool:
     """Whether a model makes this token of its name; what it does with a part of a text, it does
     with the part alone."""
     try:

@@ -26,7 +26,7 @@ CLOSED = ("glm-10b", "bert-base-uncased")  # their files put a token behind a te
 # With pieces that only fill the vocabulary up, and whose characters are no pieces: where names of
 # special tokens are to be text, the library takes some for the tokens.
 FILLED = ("chatglm3-6b", "t5-base", "glm-130b")
-TIES = 0.01  # share of texts that a Unigram model may cut otherwise, in an equally likely way
+TIES = 0.03  # share of texts that a Unigram model may cut otherwise, in an equally likely way
 
 
 class Theirs:
