@@ -64,9 +64,7 @@ class HuggingFaceTokenizer(Tokenizer):
         borders = word_borders(self._encoder, filter(None, self._pieces))
         whole = borders is None or self.vocab_size > LARGEST
         self._words = None if whole else WordCache(borders, self._encode)
-        start = self._encode(["a"])[0] if self._alphabet is None else ()
-        prefix = bool(start) and self._bytes(start[0])[:1] == b" "
-        self._leading = max(self._spelling.leading, int(prefix))
+        self._leading = max(self._spelling.leading, int(self._puts_space()))
 
     @property
     def opening(self) -> tuple[int, ...]:
@@ -135,6 +133,14 @@ class HuggingFaceTokenizer(Tokenizer):
         except Exception as error:  # the library raises nothing narrower
             raise UserError(f"the tokenizer has no tokens for a text: {error}") from None
         return [encoding.ids for encoding in batch]
+
+    def _puts_space(self) -> bool:
+        """Whether a text is encoded with a space before it."""
+        try:
+            start = self._encode(["a"])[0] if self._alphabet is None else ()
+        except UserError:
+            return False
+        return bool(start) and self._bytes(start[0])[:1] == b" "
 
     def _as_one(self, pieces: Sequence[Piece]) -> list[int] | None:
         """The ids of the pieces in one text; None where it has other special tokens than these."""

@@ -101,25 +101,27 @@ def _follow_prefix(tokenizer: Any, kind: str, settings: dict[str, Any]) -> None:
 
 
 def _follow_llama(tokenizer: Any, said: bool | None) -> None:
-    """LLaMA's classes make the text's first space, or leave it out, as the folder says."""
+    """LLaMA's classes put a space before a text, or do not, as the folder says."""
+    if said is None:
+        return
     tokenizers = library("tokenizers")
     normalizers, decoders = tokenizers.normalizers, tokenizers.decoders
-    to_space = normalizers.Replace(" ", SPACE)
-    made = normalizers.Sequence([normalizers.Prepend(SPACE), to_space])
-    spelt = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
-    state = json.loads(tokenizer.to_str()) if said is not None else {}
-    if said is False and state.get("normalizer") == json.loads(made.__getstate__()):
-        tokenizer.normalizer = to_space
-    elif said is True and state.get("normalizer") == json.loads(to_space.__getstate__()):
-        tokenizer.normalizer = made
-    elif said is not None and (state.get("pre_tokenizer") or {}).get("type") == "Metaspace":
-        scheme = tokenizer.pre_tokenizer.prepend_scheme
-        if (scheme != "never") == said:
-            return
-        tokenizer.pre_tokenizer.prepend_scheme = "first" if said else "never"
-    else:
+    bare = normalizers.Replace(" ", SPACE)
+    prefixed = normalizers.Sequence([normalizers.Prepend(SPACE), bare])
+    cutter = tokenizer.pre_tokenizer
+    if _state(tokenizer.normalizer) == _state(bare if said else prefixed):
+        tokenizer.normalizer = prefixed if said else bare
+    elif type(cutter).__name__ == "Metaspace" and (cutter.prepend_scheme == "never") == said:
+        cutter.prepend_scheme = "first" if said else "never"
+    else:  # it is so, or another kind of tokenizer
         return
-    tokenizer.decoder = decoders.Sequence([*spelt, *([decoders.Strip(" ", 1, 0)] if said else [])])
+    steps = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+    strip = [decoders.Strip(" ", 1, 0)] if said else []
+    tokenizer.decoder = decoders.Sequence([*steps, *strip])
+
+
+def _state(part: Any | None) -> bytes:
+    return b"" if part is None else part.__getstate__()
 
 
 def read_byte_pairs(path: pathlib.Path) -> Tokenizer:
