@@ -303,7 +303,7 @@ class TextStream:
         """The text that is certain after these tokens; "" once stopped."""
         for token in tokens:
             data = self._tokenizer.token_bytes(token)
-            if self._at_start:
+            if self._at_start and data:
                 self._at_start = False
                 if data[:1] == b" " and self._tokenizer.decode([token])[:1] != " ":
                     data = data[1:]

@@ -11,6 +11,7 @@ SAMPLE = Path(__file__).parents[2] / "data" / "texts" / "xquad_sample.json"
 # The whole of what the sample is from; where it is not, the list is shorter by its strings.
 SHARED = Path(__file__).parents[4] / "shared" / "data" / "xquad"
 
+LONGEST = 250  # characters of a piece of code
 LIBRARY = Path(os.__file__).parent
 # Modules of Python whose text every version has, though not the same.
 MODULES = (
@@ -102,10 +103,10 @@ def _shared() -> list[str]:
 
 
 def _code() -> list[str]:
-    """Pieces of Python's own modules, code and comments, each up to an empty line."""
+    """Pieces of Python's own modules, code and comments, each the beginning of a paragraph."""
     found = []
     for name in MODULES:
         source = (LIBRARY / f"{name}.py").read_text("utf-8")
-        pieces = [piece for piece in source.split("\n\n") if piece.strip()]
+        pieces = [piece[:LONGEST] for piece in source.split("\n\n") if piece.strip()]
         found += pieces[:: max(1, len(pieces) // 40)]
     return found

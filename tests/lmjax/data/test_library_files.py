@@ -2,6 +2,7 @@
 
 import functools
 import json
+import unicodedata
 
 import pytest
 import tokenizers
@@ -20,8 +21,20 @@ LOSSY = {
     *("claude", "t5", "t5, first", "unigram with bytes", "xlnet", "bert", "bert, cased"),
     *("bert, words", "word level", "gpt1"),
 }
+COMPOSED = {"gpt_neox", "qwen2"}  # they bring it into Unicode's form NFC
+# They put a space before a text that has none, so that the text's own cannot be told from it.
+SPACED = {"roberta, space", "llama, first"}
 # Their texts cannot be cut, or not without knowing more.
-WHOLE = {"bloom", "flags", "llama, words", "word level"}
+WHOLE = {"bloom", "flags", "llama, words", "unigram with bytes"}
+
+
+def given_back(kind, text):
+    """What a text is after it was encoded and decoded; None where that is not known."""
+    if kind in LOSSY or "▁" in text:
+        return None
+    if kind in SPACED:
+        return text.removeprefix(" ")
+    return unicodedata.normalize("NFC", text) if kind in COMPOSED else text
 
 
 @functools.cache
@@ -42,7 +55,7 @@ def read(tmp_path_factory):
         folder.mkdir()
         (folder / "tokenizer.json").write_text(library_tokenizer(kind), "utf-8")
         if "</s>" not in library(kind).get_vocab() and kind != "bert":
-            config = {"eos_token": {"gpt1": "<unk>"}.get(kind, None)}
+            config = {"eos_token": {"gpt1": "<unk>"}.get(kind)}
             (folder / "tokenizer_config.json").write_text(json.dumps(config))
         return read_tokenizer(folder)
 
@@ -66,19 +79,22 @@ def test_real_texts_have_the_librarys_tokens_and_text(read, kind):
     tokenizer = read(kind)
     plain, named = split_by_names(tokenizer)
     assert len(plain) + len(named) >= 2000 and len(plain) > 1900
+    if kind == "unigram with bytes":  # whose names in a text the library takes for bytes
+        plain = [text for text in plain if "<0x" not in text]
     ours = tokenizer.encode_batch(plain)
     wrong = [text for text, a, b in zip(plain, ours, theirs(kind, plain)) if a != b]
-    assert not wrong, wrong[:3]
-    assert tokenizer.encode_batch(plain[:50]) == ours[:50]  # known words
+    assert wrong[:3] == []
+    assert tokenizer.encode_batch(plain[:50]) == ours[:50]  # of known words
     bad = []
     for text, ids in zip(plain, ours):
-        said, wanted = tokenizer.decode(ids), library(kind).decode(ids)
-        # A text is given back even where the library does not, as spaces at its beginning.
-        if said != wanted and said != text:
-            bad.append((text, said, wanted))
-        if kind not in LOSSY and said != text and "▁" not in text and kind != "roberta, space":
-            bad.append((text, said))
-    assert not bad, bad[:3]
+        said, wanted = tokenizer.decode(ids), given_back(kind, text)
+        known = library(kind).decode(ids)
+        if kind == "roberta, space":
+            known = known.removeprefix(" ")
+        # A text is given back even where the library does not, as all spaces at its beginning.
+        if said != (known if wanted is None else wanted) and (wanted or said != text):
+            bad.append((text, said, known))
+    assert bad[:3] == []
 
 
 @pytest.mark.parametrize("kind", MAKE)
@@ -90,8 +106,8 @@ def test_names_of_special_tokens_are_only_text(read, kind):
     assert len(named) > 1 or len(tokenizer.special) < 2
     for text, ids in zip(named, tokenizer.encode_batch(named)):
         assert made.isdisjoint(ids), text
-        if kind not in LOSSY and "▁" not in text and kind != "roberta, space":
-            assert tokenizer.decode(ids) == text
+        if (wanted := given_back(kind, text)) is not None:
+            assert tokenizer.decode(ids) == wanted
 
 
 @pytest.mark.parametrize("kind", ["t5", "unigram with bytes", "xlnet"])
