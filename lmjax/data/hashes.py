@@ -77,10 +77,11 @@ class FileHashes:
             for (path, start), found in zip(blocks, pool.map(_hash_block, blocks), strict=True):
                 self.progress("hashing the text", done, total)
                 whole.update(found)
-                done += BLOCK
-                if start + BLOCK >= wanted[path][0]:
+                left = wanted[path][0] - start
+                done += min(left, BLOCK)
+                if left <= BLOCK:
                     yield path, whole.hexdigest()[:32]
-                    whole, done = hashlib.sha256(), min(done, total)
+                    whole = hashlib.sha256()
         finally:
             pool.shutdown(cancel_futures=True)
 
