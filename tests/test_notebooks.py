@@ -21,6 +21,7 @@ BADGE = f"[![Open in Colab]({COLAB}assets/colab-badge.svg)]({COLAB}github)"
 SOURCE = "git+https://example.com/lmjax"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebook_runs(path, tmp_path, monkeypatch):
     """With a few steps of training; its pictures and its texts are there."""

@@ -9,6 +9,7 @@ import errno
 import fcntl
 import os
 import re
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -105,24 +106,35 @@ def errors_told(what: str) -> Iterator[None]:
         raise UserError(f"{what}: {reason(error) or error}") from error
 
 
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A file to write beside `path`, which takes its place when the block ends well.
+
+    Whoever reads `path` finds what was there or all of what is written, also after a power cut and
+    where several processes or threads write it at once: each has a file of its own.
+
+    Raises:
+        OSError: of the block, or of this; what was there is as before.
+    """
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.partial")
+    try:
+        yield unfinished
+        with unfinished.open("rb") as file:
+            os.fsync(file.fileno())
+        unfinished.replace(path)
+    finally:
+        with contextlib.suppress(OSError):
+            unfinished.unlink()
+
+
 def write_atomically(path: Path, text: str) -> None:
     """Writes a file so that it is there whole or not at all, also after a power cut.
 
     Raises:
         UserError: it cannot be written; a file that was there is as before.
     """
-    partial = path.with_name(f".{path.name}.partial")
-    with errors_told(f"cannot write {path}"):
-        try:
-            with partial.open("w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(path)
-        except OSError:
-            with contextlib.suppress(OSError):
-                partial.unlink()
-            raise
+    with errors_told(f"cannot write {path}"), replacing(path) as unfinished:
+        unfinished.write_text(text, encoding="utf-8")
 
 
 def lock(file: Any, wait: bool = False) -> bool:

@@ -1,7 +1,6 @@
 """Tokenizers: text to token ids and exactly back, and the settings that make them."""
 
 import abc
-import contextlib
 import hashlib
 import json
 import os
@@ -15,6 +14,7 @@ import numpy as np
 
 from lmjax.config import UserError, config
 from lmjax.config.declare import module_of
+from lmjax.config.disk import replacing
 
 SEPARATOR = "<|endoftext|>"  # the token between documents, where there is one for begin and end
 SETTINGS_FILE = "tokenizer.json"
@@ -172,17 +172,11 @@ class Tokenizer(abc.ABC):
             "fingerprint": self.fingerprint,
         }
         text = json.dumps(settings, indent=1, ensure_ascii=False)
-        unfinished = folder / f"{SETTINGS_FILE}.{os.getpid()}"
         folder.mkdir(parents=True, exist_ok=True)
-        for name, data in self.files().items():
-            (folder / name).write_bytes(data)
-        try:
-            unfinished.write_text(text, encoding="utf-8")
-            unfinished.replace(folder / SETTINGS_FILE)
-        except OSError:
-            with contextlib.suppress(OSError):
-                unfinished.unlink()
-            raise
+        files = self.files() | {SETTINGS_FILE: text.encode("utf-8")}  # which is the last
+        for name, data in files.items():
+            with replacing(folder / name) as unfinished:
+                unfinished.write_bytes(data)
 
 
 def _same(a: type, b: type) -> bool:

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lmjax.config import UserError
+from lmjax.config.disk import replacing
 from lmjax.interop import torch_files
 
 FILE = "model.safetensors"
@@ -220,9 +221,8 @@ def write_tensors(
 
 def write_json(path: Path, value: Any) -> None:
     """Writes indented JSON, whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", "utf-8")
-    partial.replace(path)
+    with replacing(path) as unfinished:
+        unfinished.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 
 def _cut_into_files(

@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -129,6 +130,25 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
         with pytest.raises(UserError, match=r"cannot write .*notes\.json: No space"):
             write_atomically(path, "second")
     assert path.read_text() == "first" and [p.name for p in tmp_path.iterdir()] == ["notes.json"]
+
+
+def test_many_may_write_one_file_at_once(tmp_path):
+    """Threads, and processes where no lock holds them off."""
+    path = tmp_path / "notes.json"
+    texts = [letter * 5000 for letter in "abcd"]
+    path.write_text(texts[0])
+
+    def write(text):
+        found = []
+        for _ in range(30):
+            write_atomically(path, text)
+            found.append(path.read_text())
+        return found
+
+    with ThreadPoolExecutor(len(texts)) as pool:
+        for found in pool.map(write, texts):
+            assert set(found) <= set(texts)
+    assert [p.name for p in tmp_path.iterdir()] == ["notes.json"]
 
 
 @pytest.mark.parametrize("code", [errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOLCK])

@@ -19,7 +19,8 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 from lmjax.config import UserError
 from lmjax.data.public_tokenizers import TokenizerFolder, read_tokenizer
 from lmjax.data.tiktoken_programs import QWEN_PATTERN
-from lmjax.data.tokenizers import load_tokenizer
+from lmjax.data.tiktoken_tokenizer import TiktokenTokenizer
+from lmjax.data.tokenizers import Ends, load_tokenizer
 
 TEXTS = [
     "The quick brown fox jumps over the lazy dog, and the dog doesn't mind it at all.",
@@ -388,3 +389,133 @@ def test_no_end_and_an_unknown_decoder(tmp_path):
     (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "</end>"}')
     with pytest.raises(UserError, match="'</end>' is no token"):
         read_tokenizer(tmp_path)
+
+
+def ranks_of(count):
+    """A table of as many tokens: bytes, some pairs that texts have, and pairs that none has."""
+    pieces = [bytes([byte]) for byte in range(256)]
+    pieces += [b"th", b" th", b" the", b"12", b"123", b"\n\n", b" a", b"'s", b"!\n"]
+    number = 0
+    while len(pieces) < count:
+        pieces.append(b"\xff\xfe" + number.to_bytes(3, "big"))
+        number += 1
+    return b"".join(b"%s %d\n" % (base64.b64encode(p), n) for n, p in enumerate(pieces)), pieces
+
+
+CONTRACTED = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+LLAMA3 = (
+    rf"{CONTRACTED}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+LONG = ["x" * 25_001 + " y", " " * 60_000 + "z", "the " * 120_000, "字" * 50_001]
+
+
+@pytest.mark.parametrize(
+    "name, count, all_of_it", [("3", 128_000, 128_256), ("4", 200_000, 202_048)]
+)
+def test_metas_tables_of_ranks(tmp_path, name, count, all_of_it):
+    data, pieces = ranks_of(count)
+    (tmp_path / "tokenizer.model").write_bytes(data)
+    tokenizer = read_tokenizer(tmp_path)
+    special = tokenizer.special
+    assert tokenizer.vocab_size == all_of_it and len(special) == all_of_it - count
+    assert special["<|begin_of_text|>"] == count and special["<|end_of_text|>"] == count + 1
+    assert (tokenizer.opening, tokenizer.end) == ((count,), count + 1)
+    published = {
+        "3": {"<|start_header_id|>": 128_006, "<|eot_id|>": 128_009, "<|python_tag|>": 128_010}
+        | {"<|reserved_special_token_245|>": 128_255},
+        "4": {"<|header_start|>": 200_005, "<|eot|>": 200_008, "<|python_start|>": 200_016}
+        | {"<|reasoning_thinking_end|>": 201_143},
+    }
+    for role, token in published[name].items():
+        assert special[role] == token
+    for text in [*PLAIN, *HARD, "the 12345's !\n\nA", *LONG]:
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+    if name == "3":
+        ranks = {piece: rank for rank, piece in enumerate(pieces)}
+        theirs = tiktoken.Encoding("t", pat_str=LLAMA3, mergeable_ranks=ranks, special_tokens={})
+        for text in [*PLAIN, *HARD, "the 12345's !\n\nA 12 123"]:
+            assert tokenizer.encode(text) == theirs.encode_ordinary(text)
+        # Its program cuts runs at 25,000 characters.
+        cut = [LONG[0][:25_000], LONG[0][25_000:]]
+        assert tokenizer.encode(LONG[0]) == [t for p in cut for t in theirs.encode_ordinary(p)]
+    tokenizer.save(tmp_path / "saved")
+    again = load_tokenizer(tmp_path / "saved")
+    assert (again.fingerprint, again.opening) == (tokenizer.fingerprint, tokenizer.opening)
+    (tmp_path / "tokenizer_config.json").write_text(
+        '{"add_bos_token": false, "eos_token": "<|end_of_text|>"}'
+    )
+    assert read_tokenizer(tmp_path).opening == ()
+
+
+@pytest.mark.parametrize("names", [None, ["<unk>", "<s>", "</s>", "[INST]"]])
+def test_tekken_says_all_of_itself(tmp_path, names):
+    _, pieces = ranks_of(400)
+    content = {
+        "config": {
+            "pattern": LLAMA3,
+            "num_vocab_tokens": 400,
+            "default_vocab_size": 330,
+            "default_num_special_tokens": 30,
+            "version": "v3",
+        },
+        "vocab": [
+            {"rank": n, "token_bytes": base64.b64encode(p).decode(), "token_str": None}
+            for n, p in enumerate(pieces)
+        ],
+    }
+    if names is not None:
+        content["special_tokens"] = [
+            {"rank": n, "token_str": name, "is_control": True} for n, name in enumerate(names)
+        ]
+    (tmp_path / "tekken.json").write_text(json.dumps(content))
+    tokenizer = read_tokenizer(tmp_path)
+    ranks = {piece: rank for rank, piece in enumerate(pieces[:300])}
+    theirs = tiktoken.Encoding("t", pat_str=LLAMA3, mergeable_ranks=ranks, special_tokens={})
+    assert tokenizer.vocab_size == 330
+    assert tokenizer.special["[INST]"] == 3
+    assert tokenizer.special["<SPECIAL_29>"] == 29
+    assert (tokenizer.opening, tokenizer.closing) == ((1,), (2,))
+    for text in [*PLAIN, *HARD, "the 12345's !\n\nA 12 123 [INST]"]:
+        wanted = [30 + token for token in theirs.encode_ordinary(text)]
+        assert tokenizer.encode(text) == wanted and tokenizer.decode(wanted) == text
+    tokenizer.save(tmp_path / "saved")
+    assert load_tokenizer(tmp_path / "saved").encode("the 12") == tokenizer.encode("the 12")
+
+
+def test_a_table_is_known_by_its_size_not_by_its_name(tmp_path):
+    for name, count in (("qwen3_5.tiktoken", 300), ("qwen.tiktoken", 150_000), ("a.tiktoken", 300)):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / name).write_bytes(ranks_of(count)[0])
+        with pytest.raises(UserError, match=rf"with {count} tokens is not known.*tokenizer.json"):
+            read_tokenizer(folder)
+    folder = tmp_path / "named"
+    folder.mkdir()
+    (folder / "vocab.tiktoken").write_bytes(ranks_of(151_643)[0])  # Qwen's number
+    assert read_tokenizer(folder).special["<|im_end|>"] == 151_645
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "Qwen3_5Tokenizer"}')
+    with pytest.raises(UserError, match="is not known"):
+        read_tokenizer(folder)
+
+
+def test_qwens_tokenizer_of_an_earlier_run_keeps_its_separator(tmp_path):
+    """Its folder says neither the program nor what stands around a text."""
+    data, _ = ranks_of(300)
+    tokenizer = TiktokenTokenizer(data)
+    tokenizer.place(Ends((tokenizer.end,), (), tokenizer.end))
+    tokenizer.save(tmp_path)
+    assert json.loads((tmp_path / "tokenizer.json").read_text()).keys() == {
+        *("kind", "vocab_size", "begin", "end", "fingerprint")
+    }
+    again = load_tokenizer(tmp_path)
+    assert again.begin == again.end and (again.opening, again.closing) == ((again.end,), ())
+
+
+@pytest.mark.parametrize("version", ["v1", "v2", "v3", "v7"])
+def test_mistrals_versions_of_a_sentencepiece_model(tmp_path, version):
+    (tmp_path / f"tokenizer.model.{version}").write_bytes(sentencepiece_model())
+    tokenizer = read_tokenizer(tmp_path)
+    theirs = sentencepiece.SentencePieceProcessor(model_proto=sentencepiece_model())
+    assert tokenizer.encode_batch(PLAIN) == theirs.encode(PLAIN)
+    assert tokenizer.opening == (theirs.bos_id(),)

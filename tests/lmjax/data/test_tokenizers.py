@@ -1,6 +1,10 @@
 """Tokenizers give every text back exactly, are made the same twice, and say what is wrong."""
 
+import itertools
 import json
+import random
+import re
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import sentencepiece
@@ -8,7 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from lmjax.config import UserError, config
-from lmjax.data.subwords import LONGEST, SentencePiece, TrainedBPE
+from lmjax.data.subwords import LONGEST, SentencePiece, TrainedBPE, _sentences
 from lmjax.data.tokenizers import (
     Bytes,
     ByteTokenizer,
@@ -106,6 +110,19 @@ def test_saved_tokenizer_is_the_same(tokenizer, tmp_path):
     assert loaded.decode([loaded.end]) == ""
 
 
+def test_several_may_save_one_folder_at_once(tmp_path):
+    """And whoever reads it then finds all of a tokenizer, as in a cache without locks."""
+
+    def save_and_load(_):
+        for _ in range(20):
+            BPE.save(tmp_path)
+            assert load_tokenizer(tmp_path).fingerprint == BPE.fingerprint
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(save_and_load, range(4)))
+    assert len(list(tmp_path.iterdir())) == 1 + len(BPE.files())
+
+
 def test_batches_are_encoded_like_single_texts():
     for tokenizer in ALL:
         texts = [*HARD, *TEXT]
@@ -131,6 +148,41 @@ def test_trained_bpe_has_the_promised_vocabulary():
     assert BPE.begin == BPE.end == 1
     assert sum(map(len, BPE.encode_batch(TEXT))) < 0.6 * sum(map(len, TEXT))
     assert BPE.decode(BPE.encode("    return")[:1]) == "    "  # a run of spaces is one token
+
+
+def test_long_lines_are_learned_from_too():
+    """Whole books are one line, and the trainer itself passes over lines above 16 KiB."""
+    draw = random.Random(1)
+    sentence = "because the reader should understand everything without another explanation"
+    spaced = " ".join(draw.choices(sentence.split(), k=4000))
+    book = "".join(draw.choices("知之為不是也學而時習", k=9000))  # without spaces
+    tokenizer = TrainedBPE(vocab_size=340).build(Texts([spaced, book, "xq zj\n" * 30]))
+    assert len(tokenizer.encode(" because the reader should understand everything")) <= 7
+    assert len(tokenizer.encode("知之學而")) <= 4  # characters that are tokens, not bytes
+    marked = [line + " \u2585 done" for line in spaced.split(" because")]
+    tokenizer = TrainedBPE(vocab_size=330).build(Texts(["\n".join(marked)]))
+    assert len(tokenizer.encode(" should understand everything")) <= 4
+
+
+@given(
+    st.lists(st.text(" \n\tab\u2585é漢", min_size=1), min_size=1, max_size=5), st.integers(1, 5000)
+)
+@example(["a b"], 5000)
+@example(["漢"], 5000)
+@example([" "], 5000)
+def test_the_trainer_gets_all_of_a_text_in_lines_that_it_reads(parts, times):
+    text = "".join(parts) * times
+    lines = list(_sentences(iter([text])))
+    assert "".join(lines) == re.sub("[\n\t\u2585]", "", text)
+    assert all(0 < len(line.encode("utf-8")) <= 1 << 14 for line in lines)
+    # Where a line is cut that has spaces, it is cut before one.
+    rest = iter(lines)
+    for whole in filter(None, re.split("[\n\t\u2585]", text)):
+        cuts = [next(rest)]
+        while len("".join(cuts)) < len(whole):
+            cuts.append(next(rest))
+        for before, behind in itertools.pairwise(cuts):
+            assert behind.startswith(" ") or not re.search("[^ ] ", before[1:]) or " " not in before
 
 
 def test_bpe_that_cannot_be_trained():
