@@ -17,6 +17,7 @@ from lmjax.data.word_borders import word_borders
 from lmjax.data.word_cache import LARGEST, WordCache
 
 HUGGING_FACE_FILE = "huggingface.json"  # tokenizer.json is the name of our own settings
+GROUP = 256  # words that are encoded as one text
 BYTE_NAMES = "<(?=0x[0-9A-F]{2}>)"  # where a text spells the name of a byte's token
 
 
@@ -61,9 +62,10 @@ class HuggingFaceTokenizer(Tokenizer):
         self._hidden = frozenset(self.special.values())
         self._encoder = _without_names(self._tokenizer, self.special)
         self._alphabet = _alphabet(self._tokenizer, self._pieces)
-        borders = word_borders(self._encoder, filter(None, self._pieces))
-        whole = borders is None or self.vocab_size > LARGEST
-        self._words = None if whole else WordCache(borders, self._encode)
+        split = word_borders(self._encoder, filter(None, self._pieces))
+        whole = split is None or self.vocab_size >= LARGEST
+        self._separator = None if whole else _separator(self._encoder, self._pieces)
+        self._words = None if whole else WordCache(split, self._encode_words)
         self._leading = max(self._spelling.leading, int(self._puts_space()))
 
     @property
@@ -134,6 +136,15 @@ class HuggingFaceTokenizer(Tokenizer):
             raise UserError(f"the tokenizer has no tokens for a text: {error}") from None
         return [encoding.ids for encoding in batch]
 
+    def _encode_words(self, words: Sequence[str]) -> list[str]:
+        """The tokens of words as characters, each word by itself; many are encoded as one text."""
+        if self._separator is None or len(words) <= GROUP:
+            return ["".join(map(chr, tokens)) for tokens in self._encode(words)]
+        name, token = self._separator
+        groups = [name.join(words[n : n + GROUP]) for n in range(0, len(words), GROUP)]
+        encoded = ("".join(map(chr, tokens)) for tokens in self._encode(groups))
+        return list(itertools.chain.from_iterable(group.split(chr(token)) for group in encoded))
+
     def _puts_space(self) -> bool:
         """Whether a text is encoded with a space before it."""
         try:
@@ -202,7 +213,7 @@ class HuggingFaceTokenizer(Tokenizer):
 
     def files(self) -> dict[str, bytes]:
         if self._data is None:
-            self._data = self._tokenizer.to_str()
+            self._data = _without(self._separator, self._tokenizer.to_str())
         return {HUGGING_FACE_FILE: self._data.encode("utf-8")}
 
     @classmethod
@@ -259,6 +270,29 @@ def _without_names(tokenizer: Any, special: dict[str, int]) -> Any:
         before = [encoder.pre_tokenizer] if encoder.pre_tokenizer is not None else []
         encoder.pre_tokenizer = tokenizers.pre_tokenizers.Sequence([*before, split])
     return encoder
+
+
+def _separator(tokenizer: Any, pieces: Sequence[str | None]) -> tuple[str, int] | None:
+    """A token that is added to a tokenizer and its name, which nobody can write.
+
+    What stands on its sides is encoded as if it were alone. Most of what encoding a short text
+    costs is then paid once for many. None where a text alone is encoded otherwise.
+    """
+    if b'"prepend_scheme":"first"' in _state_of(tokenizer.pre_tokenizer):
+        return None
+    name = secrets.token_hex(16)
+    tokenizer.add_tokens([library("tokenizers").AddedToken(name, normalized=False)])
+    token = tokenizer.token_to_id(name)
+    unused = token >= len(pieces) or pieces[token] is None
+    return (name, token) if unused and token < LARGEST else None
+
+
+def _without(separator: tuple[str, int] | None, data: str) -> str:
+    """The library's JSON without the separator, which is the last token that was added."""
+    if separator is None:
+        return data
+    name, token = separator
+    return re.sub(f',?\\{{"id":{token},"content":"{name}"[^}}]*\\}}', "", data)
 
 
 def _takes_names_for_bytes(tokenizer: Any) -> bool:

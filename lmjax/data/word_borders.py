@@ -6,7 +6,7 @@ tokenizer are encoded whole.
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from lmjax.data.subwords import SPACE
@@ -33,41 +33,17 @@ PATTERN_PARTS = {
         for contraction in ("", "(?i:'s|'t|'re|'ve|'m|'ll|'d)?")
     ),
 }
-PLAIN = r"(?<=[!-~\w])"  # behind a character that no normalizer makes a space of
-WORDS = re.compile("[ \n]+")
-COMPILED_WORDS = re.compile(r" +(?=[!-~\w])")
-# A letter is in no match with a sign behind it, but for the apostrophe of GPT-4o's contractions,
-# and for the line that is a letter to one of the library's parts.
-SIGN = "(?<=[A-Za-z])(?=[!-&(-/:-@[-^`{-~])"
-FEW = 32  # names that are looked for in every text
+PLAIN = r"[!-~\w]"  # a character that no normalizer makes a space of
+ALNUM = "[0-9A-Za-z]"
+COMPILED_WORDS = re.compile(rf" +(?={PLAIN})")
 GPT2 = "GPT-2's own pattern"
-BYTE_WORDS = r"(?=[ \t])|(?<=[0-9A-Za-z])(?=\n)"
 # Splits that make a piece of every match: the rest stays too, or is dropped.
 WHOLE = (("Isolated", False), ("Removed", True))
 MANY = 200  # characters that may not stand left of a border
+Splitter = Callable[[str], list[str]]  # some of its pieces may be empty
 
 
-class Borders(NamedTuple):
-    """Where a text is cut.
-
-    Attributes:
-      between_words: what splits a text.
-      within: what splits it further, at signs behind words, where it holds none of `names`.
-      names: of added tokens that are found in texts.
-    """
-
-    between_words: re.Pattern
-    within: re.Pattern | None = None
-    names: tuple[str, ...] = ()
-
-    def split(self, text: str) -> list[str]:
-        """The pieces of a text."""
-        if self.within is None or any(name in text for name in self.names):
-            return self.between_words.split(text)
-        return self.within.split(text)
-
-
-def word_borders(tokenizer: Any, pieces: Iterable[str]) -> Borders | None:
+def word_borders(tokenizer: Any, pieces: Iterable[str]) -> Splitter | None:
     """Where a text falls into pieces that a tokenizer of the library may encode one by one.
 
     Args:
@@ -75,7 +51,7 @@ def word_borders(tokenizer: Any, pieces: Iterable[str]) -> Borders | None:
       pieces: its vocabulary.
 
     Returns:
-      The borders; None for a tokenizer whose texts are not known to fall apart.
+      What splits a text; None for a tokenizer whose texts are not known to fall apart.
     """
     model = tokenizer.model
     if getattr(model, "dropout", None) is not None or _any(getattr(model, "alpha", None)):
@@ -109,11 +85,6 @@ class _Parts(NamedTuple):
     def kinds(self) -> list[str]:
         return [cutter["type"] for cutter in self.cutters]
 
-    def further(self) -> bool:
-        """Whether signs behind words may be told apart by looking for the words' names."""
-        changed = any(state["type"] == "Replace" for state in self.normalizers)
-        return not changed and len(self.words) <= FEW
-
     def named(self, pattern: str) -> bool:
         """Whether an added token has this in its name."""
         return any(re.search(pattern, name) for name in self.names)
@@ -141,7 +112,7 @@ def _local(state: dict[str, Any]) -> bool:
     return state["type"] in BY_CHARACTER
 
 
-def _words(parts: _Parts) -> Borders | None:
+def _words(parts: _Parts) -> Splitter | None:
     """BERT's kind: white space only parts words."""
     kinds = parts.kinds()
     if not kinds or kinds[0] not in DROP_SPACES or parts.named(r"\s"):
@@ -149,17 +120,14 @@ def _words(parts: _Parts) -> Borders | None:
     compiled = [state for state in parts.normalizers if state["type"] == "Precompiled"]
     if not all(state in compiled or _local(state) for state in parts.normalizers):
         return None
+    words = COMPILED_WORDS.split if compiled else _between_spaces
     if kinds[1:] == ["Metaspace"]:
         known = parts.cutters[1]["prepend_scheme"] == "always" and not parts.named(SPACE)
-        return Borders(COMPILED_WORDS if compiled else WORDS) if known else None
-    if not all(kind in CUT_FURTHER for kind in kinds):
-        return None
-    if compiled or kinds[0] == "WhitespaceSplit" or not parts.further():
-        return Borders(COMPILED_WORDS if compiled else WORDS)
-    return Borders(WORDS, re.compile(f"{WORDS.pattern}|{SIGN}"), parts.words)
+        return words if known else None
+    return words if all(kind in CUT_FURTHER for kind in kinds) else None
 
 
-def _byte_words(parts: _Parts) -> Borders | None:
+def _byte_words(parts: _Parts) -> Splitter | None:
     """GPT-2's kind: a word takes the space before it along."""
     kinds = parts.kinds()
     if kinds[-1:] != ["ByteLevel"] or not all(map(_local, parts.normalizers)):
@@ -176,14 +144,10 @@ def _byte_words(parts: _Parts) -> Borders | None:
     if not {*PATTERN_PARTS, GPT2}.issuperset(choices) or not {GPT2, r"\s+"} & {*choices}:
         return None
     kept = all(state["type"] == "NFC" for state in parts.normalizers)
-    left = r"(?<=\S)" if kept else PLAIN
+    left = r"\S" if kept else PLAIN
     if any(cutter.get("add_prefix_space") for cutter in parts.cutters):
-        return Borders(re.compile(f"{left}(?= )"))
-    between = re.compile(f"{left}{BYTE_WORDS}")
-    letters = any(choice == GPT2 or r"\p{L" in choice for choice in choices)
-    if not letters or not parts.further():
-        return Borders(between)
-    return Borders(between, re.compile(f"{between.pattern}|{SIGN}"), parts.words)
+        return _cut_before({" ": left})
+    return _cut_before({r" \t": left, r"\n": ALNUM})
 
 
 def _choices(pattern: str) -> list[str]:
@@ -206,7 +170,7 @@ def _choices(pattern: str) -> list[str]:
     return [*found, pattern[begin:]]
 
 
-def _metaspace_words(parts: _Parts) -> Borders | None:
+def _metaspace_words(parts: _Parts) -> Splitter | None:
     """T5's kind: every word begins with U+2581."""
     if parts.kinds() != ["Metaspace"] or not parts.cutters[0].get("split", True):
         return None
@@ -217,10 +181,10 @@ def _metaspace_words(parts: _Parts) -> Borders | None:
         runs = state["type"] == "Replace" and state["pattern"].get("Regex") == " {2,}"
         if not (ends or runs or state["type"] == "Precompiled" or _local(state)):
             return None
-    return Borders(re.compile(f"{PLAIN}(?= )"))
+    return _cut_before({" ": PLAIN})
 
 
-def _spaced_words(parts: _Parts, pieces: Iterable[str]) -> Borders | None:
+def _spaced_words(parts: _Parts, pieces: Iterable[str]) -> Splitter | None:
     """LLaMA's and Gemma's kind: a text is one piece, but no token has U+2581 behind another
     character, or few have."""
     model, cutters = parts.model, parts.cutters
@@ -240,6 +204,24 @@ def _spaced_words(parts: _Parts, pieces: Iterable[str]) -> Borders | None:
     crossing = set(re.findall(f"([^{SPACE}\n]){SPACE}", "\n".join(pieces)))
     if len(crossing) > MANY:
         return None
-    left = f"(?<=[^\\s{SPACE}{re.escape(''.join(sorted(crossing)))}])"
-    # The space before a word is as good as the one that would be put before it.
-    return Borders(re.compile(rf"{left} (?=\S)" if prepended else f"{left}(?= )"))
+    left = f"[^\\s{SPACE}{re.escape(''.join(sorted(crossing)))}]"
+    if prepended:  # the space before a word is as good as the one that would be put before it
+        return re.compile(rf"(?<={left}) (?=\S)").split
+    return _cut_before({" ": left})
+
+
+def _between_spaces(text: str) -> list[str]:
+    """What stands between spaces and line breaks."""
+    return text.replace("\n", " ").split(" ")
+
+
+def _cut_before(behind: Mapping[str, str]) -> Splitter:
+    """What cuts a text before some white space, and keeps all of it.
+
+    Args:
+      behind: by characters of white space, inside of [], the class of characters of no white space
+        behind which a text is cut before them.
+    """
+    stays = [f"(?<!{left})[{space}]" for space, left in behind.items() if left != r"\S"]
+    stays.append(rf"[^\S{''.join(behind)}]")
+    return re.compile(rf"\s*+(?:\S++(?:{'|'.join(stays)})\s*+)*+\S*+").findall
