@@ -163,9 +163,8 @@ FALCON_FAMILY = Family(
         "attention_dropout": 0.0,
         "tie_word_embeddings": True,
     },
-    aliases={
-        "n_embed": "hidden_size",
-        # RefinedWeb's old names
+    aliases={"n_embed": "hidden_size"},
+    former={  # RefinedWeb's
         "n_layer": "num_hidden_layers",
         "n_head": "num_attention_heads",
         "n_head_kv": "num_kv_heads",

@@ -224,7 +224,8 @@ class Family:
         of this family, something that `read` makes another config of.
       defaults: what transformers has for keys that a config.json lacks. Those of sizes are left
         out: it would be another model.
-      aliases: other names of keys, which transformers reads as well.
+      aliases: other names of keys, which transformers reads as well; they come before the usual ones.
+      former: names of keys in files of before transformers had the family; the usual ones come first.
       tied_without_head: whether a file without a head has it tied, whatever config.json says.
     """
 
@@ -241,10 +242,14 @@ class Family:
     key: str | None = None
     defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    former: Mapping[str, str] = dataclasses.field(default_factory=dict)
     tied_without_head: bool = False
 
     def settings(self, given: Settings) -> dict[str, Any]:
         """A config.json with its keys under their usual names, completed with the defaults."""
-        renamed = {name: given[alias] for alias, name in self.aliases.items() if alias in given}
-        kept = {name: value for name, value in given.items() if name not in self.aliases}
-        return {**self.defaults, **renamed, **kept}
+        aliased, former = (
+            {name: given[other] for other, name in names.items() if given.get(other) is not None}
+            for names in (self.aliases, self.former)
+        )
+        kept = {k: v for k, v in given.items() if k not in self.aliases and k not in self.former}
+        return {**self.defaults, **former, **kept, **aliased}
