@@ -64,7 +64,7 @@ SIGNS = (
     ("t5", {"d_model", "d_kv", "d_ff"}, set()),
     ("bert", {"intermediate_size", "hidden_act", "type_vocab_size"}, {"embedding_size"}),
 )
-HEADS = re.compile(r"(LMHeadModel|DoubleHeadsModel|Model|For[A-Z]\w*)$")  # ends of names of classes
+HEADS = re.compile(r"((With)?LMHeadModel|DoubleHeadsModel|Model|For[A-Z]\w*)$")  # ends of names of classes
 
 
 def is_model_folder(folder: str | os.PathLike) -> bool:
@@ -124,7 +124,7 @@ def architectures(settings: dict[str, Any]) -> list[str]:
 
 def kind_of(settings: dict[str, Any]) -> tuple[Any, str]:
     """The model_type of a config.json, None where it cannot be told; and what tells it."""
-    if "model_type" in settings:
+    if settings.get("model_type"):
         return settings["model_type"], "model_type"
     if isinstance(settings.get("model"), str):  # PaLM has no public type
         return settings["model"], "model"

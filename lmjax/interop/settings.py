@@ -18,6 +18,8 @@ SUPPORTED = {
     "add_cross_attention": (False,),
     "pruned_heads": ({},),
     "transformers_weights": (),  # names another file of weights
+    "per_layer_config": ({},),
+    "is_causal": (True,),  # with which transformers makes encoders of its decoders
     **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts"), (0, 1)),
 }
 
@@ -42,7 +44,7 @@ def config_of(family: Family, settings: dict[str, Any]) -> TransformerConfig:
       UserError: it lacks something, holds something of another kind than the family has there, or
         asks for what is not supported. The message names the key, but not the file.
     """
-    given, settings = settings, family.settings(settings)
+    settings = family.settings(settings)
     for key, allowed in (SUPPORTED | family.supported).items():
         value = _look_up(settings, key)
         if value is not None and value not in allowed:
@@ -57,12 +59,13 @@ def config_of(family: Family, settings: dict[str, Any]) -> TransformerConfig:
             _check_kind(key, settings[key], value)
     try:
         return family.read(settings)
-    except KeyError as error:
-        missing = f"{family.model_type} needs {error.args[0]!r}, which is not there"
-        raise UserError(missing) from None
-    except (TypeError, ValueError, ArithmeticError, UserError) as error:
-        empty = [key for key, value in usual.items() if value and given.get(key, value) is None]
+    except (KeyError, TypeError, ValueError, ArithmeticError, UserError) as error:
+        known = usual | family.defaults
+        empty = [key for key in known if known[key] is not None and settings.get(key, 0) is None]
         hint = f" ({' and '.join(empty)}: null)" if empty else ""
+        if isinstance(error, KeyError):
+            missing = f"{error.args[0]!r}, which is not there" if error.args[0] else "what is null"
+            error = f"{family.model_type} needs {missing}"
         raise UserError(f"{error}{hint}") from None
 
 

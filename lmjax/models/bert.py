@@ -152,6 +152,7 @@ BERT_FAMILY = Family(
         "hidden_act": tuple(ACTIVATIONS),
         "position_embedding_type": ("absolute",),
         "is_decoder": (False,),
+        "is_causal": (True, False),  # which is not obeyed
         "tie_word_embeddings": (True,),
     },
     read=read_bert,

@@ -302,6 +302,7 @@ XLNET_FAMILY = Family(
         "attn_type": ("bi",),
         "bi_data": (False,),
         "clamp_len": (-1, 0),
+        "is_causal": (True, False),  # which is not obeyed
     },
     read=read_xlnet,
     write=write_xlnet,

@@ -153,6 +153,8 @@ EVERY_REFUSED = {
     "n_routed_experts": (8,),
     "pruned_heads": ({"0": [1]},),
     "transformers_weights": ("other.safetensors",),
+    "per_layer_config": ({"1": {"rms_norm_eps": 0.5}},),
+    "is_causal": (False,),
 }
 EVERY_IGNORED = {
     "use_cache": (False,),
@@ -171,6 +173,7 @@ EVERY_IGNORED = {
 EVERY_REMARKS = {
     "quantization_config": "of weights that are no floating-point numbers",
     "transformers_weights": "names another file of weights",
+    "is_causal": "makes an encoder of a decoder",
     "classifier_dropout": "in the training of heads that are not read",
     "initializer_range": "how fresh weights are drawn",
     "dtype": "and torch_dtype: parameters are float32 here, and computed with in model.dtype",
@@ -197,7 +200,7 @@ TABLES = {
     "openai-gpt": Table(
         (*GPT, options("afn", "gelu", "relu", "silu", "swish")),
         {"afn": ("tanh", "gelu_new")},
-        {**GPT_IGNORED, "n_inner": (40,)},
+        {**GPT_IGNORED, "n_inner": (40,), "is_causal": (False,)},
         {**GPT_REMARKS, "afn": '"gelu" is the tanh form'},
     ),
     "gpt2": Table(
@@ -409,7 +412,7 @@ TABLES = {
             "tie_word_embeddings": (False,),
             "position_embedding_type": ("relative_key", "relative_key_query"),
         },
-        {},
+        {"is_causal": (False,)},
         {"position_embedding_type": "which versions before 5 go by, and later ones do not"},
     ),
     "t5": Table(
@@ -485,6 +488,7 @@ TABLES = {
             "use_mems_eval": (False,),
             "use_mems_train": (True,),
             "untie_r": (False,),
+            "is_causal": (False,),
             "summary_type": ("mean",),
             "summary_use_proj": (False,),
             "summary_activation": ("relu",),

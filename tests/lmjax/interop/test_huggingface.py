@@ -261,9 +261,11 @@ def test_configs_that_cannot_be_served(llama, changes, message):
 
 def test_an_empty_setting_is_named(llama):
     path = llama / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"hidden_size": None}))
-    with pytest.raises(UserError, match=r"config\.json: .*\(hidden_size: null\)"):
-        huggingface.read_config(llama)
+    settings = json.loads(path.read_text())
+    for key in ("hidden_size", "attention_dropout", "hidden_act"):
+        path.write_text(json.dumps(settings | {key: None}))
+        with pytest.raises(UserError, match=rf"config\.json: .*\({key}: null\)"):
+            huggingface.read_config(llama)
 
 
 def test_a_model_that_no_family_has_is_not_written(one_device, tmp_path):
