@@ -20,7 +20,7 @@ MARK = "\ufdd0"
 SAFE_JINJA = (3, 1, 6)  # older sandboxes can be left
 PROBE = "Replyprobe"  # an assistant's text that templates write as it is
 PROBES = Message("user", "First"), Message("assistant", PROBE), Message("user", "Second")
-TOOL_ROLE = "tool"  # what templates call the role `observation`
+TOOL_ROLE, GLM_ROLE = "tool", "observation"  # what templates call the role `observation`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +73,7 @@ class JinjaFormat(ChatFormat):
 
     @property
     def stop_strings(self) -> tuple[str, ...]:
-        """The text between a reply and the next message, if no special token ends replies."""
+        """The text between a reply and the next message, where no special token is."""
         return self._ends[1]
 
     @functools.cached_property
@@ -87,7 +87,7 @@ class JinjaFormat(ChatFormat):
                 texts.append(behind.split(second.content)[0].rstrip())
             elif following is not None:
                 names.append(following)
-        stops = () if names else tuple(text for text in texts if len(text.strip()) > 1)
+        stops = (text for text in texts if len(text.strip()) > 1)
         return tuple(dict.fromkeys(names)), tuple(dict.fromkeys(stops))
 
     def _behind_reply(self, talk: Sequence[Message]) -> tuple[str, str | None]:
@@ -129,7 +129,7 @@ class JinjaFormat(ChatFormat):
         """A message as templates read it."""
         if not message.role.isidentifier():
             raise UserError(f"chat: {message.role!r} is no name of a role")
-        role = TOOL_ROLE if message.role == "observation" else message.role
+        role = self._tool_role if message.role == "observation" else message.role
         entry: dict[str, Any] = {"role": role, "content": self._marked(message.content)}
         if message.metadata:
             entry["metadata"] = self._marked(message.metadata)
@@ -139,6 +139,14 @@ class JinjaFormat(ChatFormat):
                 for call in message.calls
             ]
         return entry
+
+    @functools.cached_property
+    def _tool_role(self) -> str:
+        """What the template calls the role `observation`: GLM's call it so, most call it tool."""
+        sources = f"{self.source} {self.with_tools}"
+        named = {name for _, name in re.findall(r"""(['"])(\w+)\1""", sources)}
+        glm = GLM_ROLE in named or f"<|{GLM_ROLE}|>" in self.special
+        return GLM_ROLE if glm and TOOL_ROLE not in named else TOOL_ROLE
 
     def _marked(self, value: Any) -> Any:
         """A JSON value whose texts have marks inside the names of special tokens."""

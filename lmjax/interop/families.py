@@ -64,7 +64,8 @@ SIGNS = (
     ("t5", {"d_model", "d_kv", "d_ff"}, set()),
     ("bert", {"intermediate_size", "hidden_act", "type_vocab_size"}, {"embedding_size"}),
 )
-HEADS = re.compile(r"((With)?LMHeadModel|DoubleHeadsModel|Model|For[A-Z]\w*)$")  # ends of names of classes
+# Ends of names of classes.
+HEADS = re.compile(r"((With)?LMHeadModel|DoubleHeadsModel|Model|For[A-Z]\w*)$")
 
 
 def is_model_folder(folder: str | os.PathLike) -> bool:

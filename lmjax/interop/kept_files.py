@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from lmjax.config import UserError
 from lmjax.data.folder_settings import read_json, token_name
+from lmjax.data.tokenizer_classes import PROGRAMS, Program, tokenizer_class
 from lmjax.interop.tensor_files import write_json
 
 TEMPLATE_FILE, TEMPLATE_FOLDER = "chat_template.jinja", "additional_chat_templates"
@@ -79,9 +80,12 @@ def _named(path: Path, given: Any) -> list[tuple[str, str]]:
 def read_special_names(folder: Path) -> dict[str, str | None]:
     """The special tokens by the names that templates know them under, such as eos_token.
 
-    None where the folder says that there is none; nothing where it does not say.
+    None where the folder says that there is none; nothing where neither it nor its tokenizer's
+    class says.
     """
-    settings = read_json(folder / "tokenizer_config.json")
+    roles = PROGRAMS.get(tokenizer_class(folder), Program()).roles
+    usual = {f"{role}_token": name for role, name in roles.items()}
+    settings = usual | read_json(folder / "tokenizer_config.json")
     if "added_tokens_decoder" not in settings:  # as transformers: it counts in older folders alone
         settings |= read_json(folder / MAP_FILE)
     names = [f"{role}_token" for role in ROLES]

@@ -224,8 +224,8 @@ class Family:
         of this family, something that `read` makes another config of.
       defaults: what transformers has for keys that a config.json lacks. Those of sizes are left
         out: it would be another model.
-      aliases: other names of keys, which transformers reads as well; they come before the usual ones.
-      former: names of keys in files of before transformers had the family; the usual ones come first.
+      aliases: other names of keys, which transformers reads as well, and before the usual ones.
+      former: names of keys from before transformers had the family, behind the usual ones.
       tied_without_head: whether a file without a head has it tied, whatever config.json says.
     """
 

@@ -33,6 +33,7 @@ class Family:
       begin: what begins one.
       stops: special tokens that end a reply by the template.
       words: added tokens that are no special ones.
+      tool_role: what the template calls the role `observation`.
     """
 
     template: str
@@ -44,6 +45,7 @@ class Family:
     end: str = "</s>"
     stops: tuple[str, ...] = ()
     words: tuple[str, ...] = ()
+    tool_role: str = "tool"
 
 
 CHATML = """\
@@ -312,10 +314,35 @@ FAMILIES = {
         "{% if add_generation_prompt %}<|assistant|>{% endif %}",
         (
             *("<unk>", "</s>", "[MASK]", "[gMASK]", "[sMASK]", "sop", "eop"),
-            *("<|system|>", "<|user|>", "<|assistant|>", "<|tool|>"),
+            *("<|system|>", "<|user|>", "<|assistant|>", "<|observation|>"),
         ),
         kind="prepended",
         stops=("<|user|>",),
+        tool_role="observation",
+    ),
+    "glm4": Family(
+        """\
+[gMASK]<sop>
+{%- for tool in tools or [] %}
+    {{- '<|system|>\n' + tool | tojson(indent=4) }}
+{%- endfor %}
+{%- for message in messages %}
+    {%- if message.role in ('system', 'user', 'assistant') %}
+        {{- '<|' + message.role + '|>\n' + message.content }}
+    {%- elif message.role == 'observation' %}
+        {{- '<|observation|>\n' + message.content }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}<|assistant|>{% endif %}
+""",
+        (
+            *("<|endoftext|>", "[MASK]", "[gMASK]", "[sMASK]", "<sop>", "<eop>"),
+            *("<|system|>", "<|user|>", "<|assistant|>", "<|observation|>"),
+        ),
+        tools=True,
+        end="<|endoftext|>",
+        stops=("<|user|>",),
+        tool_role="observation",
     ),
     "baichuan2": Family(
         "{% for message in messages %}{% if message['role'] == 'user' %}<reserved_106>"

@@ -11,8 +11,8 @@ from lmjax.data.public_tokenizers import read_tokenizer
 from lmjax.generation.chat import chat_template
 from lmjax.generation.messages import Message, ToolCall
 from lmjax.generation.run import chat_format
-from tests.lmjax.generation.chat_families import FAMILIES, WEATHER
-from tests.lmjax.generation.chat_folders import write_folder
+from tests.lmjax.generation.chat_families import FAMILIES, WEATHER, Family
+from tests.lmjax.generation.chat_folders import build, write_folder
 
 os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}  # nothing is downloaded
 EXTRA = "the live comparison needs the extra parity: pip install -e '.[parity]', on Python 3.11"
@@ -55,9 +55,9 @@ def chat_format_of(folder, tokenizer):
     return chat_format(folder, tokenizer)
 
 
-def entry(message):
+def entry(message, tool_role="tool"):
     """A message as transformers takes it."""
-    role = "tool" if message.role == "observation" else message.role
+    role = tool_role if message.role == "observation" else message.role
     found = {"role": role, "content": message.content}
     if message.calls:
         calls = [{"type": "function", "function": call._asdict()} for call in message.calls]
@@ -65,11 +65,11 @@ def entry(message):
     return found
 
 
-def expected(theirs, talk, reply):
+def expected(theirs, talk, reply, tool_role="tool"):
     """Ids by transformers."""
     tools = [tool for message in talk for tool in message.tools] or None
     return theirs.apply_chat_template(
-        [entry(message) for message in talk],
+        [entry(message, tool_role) for message in talk],
         tools=tools,
         add_generation_prompt=reply,
         return_dict=False,
@@ -86,6 +86,8 @@ def conversations(family):
     if family.tools:
         yield CALLED[:2]
         yield CALLED
+    if family.tool_role != "tool":
+        yield [*TURNS[:2], CALLED[-1]]
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -94,7 +96,29 @@ def test_ids_are_those_of_transformers(folders, name):
     for talk in conversations(FAMILIES[name]):
         for reply in (True, False):
             found = template.encode(tokenizer, talk, reply)
-            assert found == expected(theirs, talk, reply), (talk, reply)
+            wanted = expected(theirs, talk, reply, FAMILIES[name].tool_role)
+            assert found == wanted, (talk, reply)
+
+
+@pytest.mark.parametrize("kind", ["Qwen2Tokenizer", "GPT2TokenizerFast", "LlamaTokenizer", None])
+@pytest.mark.parametrize("said", [{}, {"bos_token": None}, {"eos_token": "</s>"}])
+def test_names_of_tokens_that_the_class_gives(tmp_path, kind, said):
+    """Where tokenizer_config.json does not say them."""
+    tokens = ("<unk>", "<s>", "</s>", "<|endoftext|>")
+    family = Family("", tokens, kind="prepended" if kind == "LlamaTokenizer" else "bytes")
+    build(family).save(str(tmp_path / "tokenizer.json"))
+    roles = ("bos", "eos", "unk", "pad", "sep", "cls")
+    template = "|".join(f"{role} {{{{ {role}_token }}}}" for role in roles)
+    settings = {"tokenizer_class": kind} if kind else {}
+    settings |= {"chat_template": template, **said}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    config = {"model_type": "qwen2" if kind is None else "llama"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    pieces = chat_format(tmp_path, read_tokenizer(tmp_path)).render(TURNS[:1])
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert "".join(piece.text for piece in pieces) == theirs.apply_chat_template(
+        [entry(TURNS[0])], tokenize=False
+    )
 
 
 TEXTS = st.text(st.sampled_from("ab \n\t<|>[]/sINT▁é漢🙂")) | st.text()

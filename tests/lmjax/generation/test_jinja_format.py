@@ -156,6 +156,31 @@ def test_ends_of_odd_templates():
         assert own(source).stop_strings == ()
 
 
+def test_texts_end_replies_where_a_token_ends_the_conversation():
+    source = (
+        "{% for m in messages %}{{ '### ' + m.role + ':\n' + m.content + '\n\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}### assistant:\n{% else %}{{ eos_token }}{% endif %}"
+    )
+    template = own(source, eos_token="</s>")
+    assert template.stop_tokens(ByteTokenizerWithEnds()) == [256, 258]
+    assert template.stop_strings == ("\n\n### user:",)
+
+
+def test_what_templates_call_a_tools_answer():
+    talk = [Message("observation", "x")]
+    whole = "{% for m in messages %}<|{{ m.role }}|>{% endfor %}"
+    glm = "{% if messages[0].role == 'observation' %}<|observation|>{% endif %}"
+    later = '{% if messages[0].role == "tool" %}<|observation|>{% endif %}'
+    for source, special, text in [
+        (whole, ("<|tool|>",), "<|tool|>"),
+        (whole, ("<|observation|>",), "<|observation|>"),
+        (glm, (), "<|observation|>"),
+        (later, ("<|observation|>",), "<|observation|>"),
+    ]:
+        found = "".join(piece.text for piece in own(source, special).render(talk))
+        assert found == text, source
+
+
 class ByteTokenizerWithEnds(ByteTokenizer):
     """Bytes, and the two special tokens of `own`."""
 
