@@ -24,7 +24,7 @@ TEMPLATE_FILE, TEMPLATE_FOLDER = "chat_template.jinja", "additional_chat_templat
 GENERATION_FILE, MAP_FILE = "generation_config.json", "special_tokens_map.json"
 KEPT = (TEMPLATE_FILE, TEMPLATE_FOLDER, GENERATION_FILE, MAP_FILE)  # names in a run folder
 DEFAULT, TOOL_USE = "default", "tool_use"  # names of templates that transformers takes by itself
-ROLES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")  # whose tokens a template can name
+ROLES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")  # that every tokenizer knows
 # What generation_config.json has, besides roles of tokens, that changes no text.
 UNTOLD = ("do_sample", "transformers_version", "_from_model_config", "use_cache", "max_length")
 DRAWN = ("temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff")
@@ -89,7 +89,11 @@ def read_special_names(folder: Path) -> dict[str, str | None]:
     if "added_tokens_decoder" not in settings:  # as transformers: it counts in older folders alone
         settings |= read_json(folder / MAP_FILE)
     names = [f"{role}_token" for role in ROLES]
-    return {name: token_name(settings[name]) for name in names if name in settings}
+    found = {name: token_name(settings[name]) for name in names if name in settings}
+    extra = settings.get("extra_special_tokens")
+    others = {**settings, **extra} if isinstance(extra, dict) else settings
+    others = {k: v for k, v in others.items() if k.endswith("_token") and isinstance(v, str)}
+    return others | found
 
 
 def read_end_ids(folder: Path) -> list[int]:

@@ -107,9 +107,10 @@ def test_names_of_tokens_that_the_class_gives(tmp_path, kind, said):
     tokens = ("<unk>", "<s>", "</s>", "<|endoftext|>")
     family = Family("", tokens, kind="prepended" if kind == "LlamaTokenizer" else "bytes")
     build(family).save(str(tmp_path / "tokenizer.json"))
-    roles = ("bos", "eos", "unk", "pad", "sep", "cls")
+    roles = ("bos", "eos", "unk", "pad", "sep", "cls", "turn", "image")
     template = "|".join(f"{role} {{{{ {role}_token }}}}" for role in roles)
     settings = {"tokenizer_class": kind} if kind else {}
+    settings |= {"turn_token": "<s>", "extra_special_tokens": {"image_token": "<unk>"}}
     settings |= {"chat_template": template, **said}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
     config = {"model_type": "qwen2" if kind is None else "llama"}
