@@ -24,7 +24,7 @@ from lmjax.models.names import (
 )
 from lmjax.models.norms import LayerNormConfig, RMSNormConfig
 from lmjax.models.residual import DeepNorm
-from lmjax.models.rotary import BlockRotary, Rotary
+from lmjax.models.rotary import BlockRotary, LinearScaling, Rotary
 from lmjax.models.transformer import TransformerConfig
 
 # Of ChatGLM-6B's 28 layers, also in its models of other depths: a default of its class.
@@ -120,6 +120,13 @@ def read_chatglm2(settings: Settings) -> TransformerConfig:
     heads = settings["num_attention_heads"]
     kv_heads = settings["multi_query_group_num"] if settings["multi_query_attention"] else heads
     bias = settings.get("add_bias_linear", False)
+    # The variants of ChatGLM3 and 4 for long texts multiply the base, ChatGLM2's divides positions;
+    # nothing but the name that it was published under tells them apart.
+    positions, ratio = base.attention.positions, float(settings.get("rope_ratio") or 1)
+    if "chatglm2" in str(settings.get("_name_or_path")).lower() and ratio != 1:
+        positions = replace(positions, scaling=LinearScaling(factor=ratio))
+    else:
+        positions = replace(positions, base=10_000.0 * ratio)
     return replace(
         base,
         vocab_size=settings["padded_vocab_size"],
@@ -133,10 +140,7 @@ def read_chatglm2(settings: Settings) -> TransformerConfig:
             head_dim=settings["kv_channels"],
             bias=bias or settings.get("add_qkv_bias", False),
             output_bias=bias,
-            # The variants for 32K multiply the base.
-            positions=replace(
-                base.attention.positions, base=10_000.0 * float(settings.get("rope_ratio", 1))
-            ),
+            positions=positions,
             dropout=settings.get("attention_dropout", 0.0),
         ),
         feed_forward=GatedFeedForwardConfig(size=settings["ffn_hidden_size"], bias=bias),
@@ -149,7 +153,12 @@ def read_chatglm2(settings: Settings) -> TransformerConfig:
 def write_chatglm2(config: TransformerConfig) -> dict[str, Any]:
     """A ChatGLM2's config.json."""
     attention = config.attention
-    return {
+    scaling = getattr(attention.positions, "scaling", None)
+    ratio = getattr(attention.positions, "base", 10_000.0) / 10_000.0
+    named = {}
+    if isinstance(scaling, LinearScaling):
+        named, ratio = {"_name_or_path": "THUDM/chatglm2-6b-32k"}, scaling.factor
+    return named | {
         "padded_vocab_size": config.vocab_size,
         "hidden_size": config.hidden,
         "num_layers": config.num_layers,
@@ -160,7 +169,7 @@ def write_chatglm2(config: TransformerConfig) -> dict[str, Any]:
         "multi_query_group_num": attention.kv_heads,
         "add_qkv_bias": attention.bias,
         "add_bias_linear": attention.output_bias,
-        "rope_ratio": getattr(attention.positions, "base", 10_000.0) / 10_000.0,
+        "rope_ratio": ratio,
         "original_rope": True,
         "ffn_hidden_size": config.feed_forward.size,
         "rmsnorm": True,

@@ -10,7 +10,8 @@ from lmjax.generation import Generator, Sampling
 from lmjax.generation.beams import BeamSearch
 from lmjax.interop import huggingface
 from lmjax.interop.families import architectures, family_for
-from lmjax.models import bloom, gpt2, initialize, llama, t5, xlnet
+from lmjax.models import bloom, chatglm2, gpt2, initialize, llama, t5, xlnet
+from lmjax.models.rotary import LinearScaling
 from lmjax.parallel import generation_layout
 
 LLAMA = {
@@ -96,6 +97,27 @@ def test_the_context_of_a_public_model(tmp_path, name):
     (tmp_path / "config.json").write_text(json.dumps(written))
     assert huggingface.read_config(tmp_path)[1].max_length == expected
     assert family.model_type in (settings["model_type"], "llama")
+
+
+@pytest.mark.parametrize("name", ["THUDM/chatglm2-6b-32k", "THUDM/chatglm3-6b-32k", None])
+def test_what_the_ratio_of_chatglm_means(tmp_path, name):
+    """By the programs that were published with both: positions are divided, or the base is larger.
+
+    And what is written is the same again.
+    """
+    glm = chatglm2()
+    settings = huggingface.family_of(glm)[1] | {"rope_ratio": 4, "_name_or_path": name}
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    config = huggingface.read_config(tmp_path)[1]
+    usual, divided = glm.attention.positions, name == "THUDM/chatglm2-6b-32k"
+    expected = (
+        replace(usual, scaling=LinearScaling(factor=4.0))
+        if divided
+        else replace(usual, base=40_000.0)
+    )
+    assert config.attention.positions == expected
+    (tmp_path / "config.json").write_text(json.dumps(huggingface.family_of(config)[1]))
+    assert huggingface.read_config(tmp_path)[1].attention == config.attention
 
 
 def small(config, **changes):
