@@ -2,7 +2,7 @@
 
 A corpus that was copied is the same corpus, and one that was changed under its name is another.
 Reading it costs little beside tokenizing it, and is done once: the cache knows each file by its
-path, size and times.
+path, where links lead to, its number on the disk, its size and times.
 """
 
 import concurrent.futures
@@ -41,7 +41,7 @@ class FileHashes:
         Raises:
             UserError: one cannot be read, or changes meanwhile.
         """
-        paths = [os.path.abspath(name) for name in files]
+        paths = [os.path.realpath(name) for name in files]  # a link may lead to another one
         marks = {path: _mark(path) for path in paths}
         root = os.path.commonpath([os.path.dirname(path) for path in paths])
         known = self._read(root)
@@ -89,7 +89,7 @@ class FileHashes:
         return self.folder / f"{digest(root)}.json"
 
     def _read(self, root: str) -> dict[str, list]:
-        """What is known of files below `root`: size, times of change, hash."""
+        """What is known of files below `root`: their marks, and the hash."""
         if self.folder is None:
             return {}
         try:
@@ -97,7 +97,7 @@ class FileHashes:
         except (OSError, ValueError):
             return {}
         entries = found.items() if isinstance(found, dict) else ()
-        return {name: mark for name, mark in entries if isinstance(mark, list) and len(mark) == 4}
+        return {name: mark for name, mark in entries if isinstance(mark, list) and len(mark) == 5}
 
     def _write(self, root: str, known: dict[str, list]) -> None:
         if self.folder is not None:
@@ -126,10 +126,10 @@ class FileHashes:
 
 
 def _mark(path: str) -> list[int]:
-    """Size and times, which a file has as long as nothing writes to it."""
+    """Size, times and number, which a file has as long as nothing writes to it."""
     with errors_told("cannot read the text"):
         stat = os.stat(path)
-    return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
+    return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
 
 
 def _missing(marks: dict[str, list], known: dict[str, list]) -> list[str]:

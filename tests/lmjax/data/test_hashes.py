@@ -79,6 +79,50 @@ def test_a_file_is_read_once_as_long_as_nothing_touches_it(tmp_path, reads):
     assert [block[0] for block in reads[4:]] == [files[2]] and third[2] != first[2]
 
 
+def alike(folder):
+    """Two files of one size and the very same times, as a disk image or a quick copy has them."""
+    for attempt in range(200):
+        pair = [folder / f"{name}{attempt}" for name in "ab"]
+        for path in pair:
+            path.write_text(path.name)
+            settle(path)
+        for path in pair:
+            os.utime(path, ns=(0, 0))
+        if len({path.stat().st_ctime_ns for path in pair}) == 1:
+            return pair
+    pytest.skip("this disk never gives two files the same time")
+
+
+@pytest.mark.parametrize("of", ["file", "folder"])
+def test_a_link_that_leads_to_another_file(tmp_path, reads, of):
+    """`current` is version 1, and then version 2: the files are alike but for what they hold."""
+    pair = alike(tmp_path)
+    if of == "folder":
+        for number, path in enumerate(pair):
+            (tmp_path / f"v{number}").mkdir()
+            os.link(path, tmp_path / f"v{number}" / "text")
+    link, cache = tmp_path / "current", tmp_path / "cache"
+    found = []
+    for number, path in enumerate(pair):
+        link.unlink(missing_ok=True)
+        link.symlink_to(path if of == "file" else tmp_path / f"v{number}")
+        found += FileHashes(cache)([str(link if of == "file" else link / "text")])
+    assert found == FileHashes()(list(map(str, pair))) and found[0] != found[1]
+
+
+def test_a_file_of_another_number_at_the_same_place_is_read_again(tmp_path, reads):
+    first, second = alike(tmp_path)
+    path, cache = tmp_path / "text", tmp_path / "cache"
+    for original in (first, second):
+        path.unlink(missing_ok=True)
+        os.link(original, path)
+        if original is first:
+            before = FileHashes(cache)([str(path)])
+    marks = {path: hashes._mark(str(path)) for path in (first, second)}
+    assert marks[first] != marks[second]
+    assert FileHashes(cache)([str(path)]) != before
+
+
 def test_the_times_of_a_file_that_was_just_written_are_not_trusted(tmp_path):
     """It may be written again within the clock's step, and keep its size and its times."""
     path, cache = tmp_path / "a", tmp_path / "cache"
