@@ -1,5 +1,6 @@
 """Documents from any TensorFlow Datasets builder, read without TensorFlow."""
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -8,9 +9,11 @@ import numpy as np
 from lmjax.config import UserError, config
 from lmjax.config.disk import local_path
 from lmjax.data.documents import Document, HashFiles, OnSkip, Part, Source, digest
+from lmjax.data.hashes import FileHashes
 
 EXAMPLES = 10_000  # examples in a part
 TYPICAL_BYTES = 2_000  # of an example; for progress only
+VARIABLE = "TFDS_DATA_DIR"  # of TFDS: where data sets lie unless `data_dir` says so
 
 
 @config
@@ -41,11 +44,11 @@ class TFDS(Source):
         )
 
     def fingerprint(self, hash_files: HashFiles | None = None) -> str:
-        """See `Source.fingerprint`: version, split, and the sizes that the data set states."""
+        """See `Source.fingerprint`: name, version, split, and what the files of the split hold."""
         info = self._builder().info
-        whole, count = info.splits[_base(self.split)], info.splits[self.split].num_examples
-        sizes = str(whole.shard_lengths), str(whole.num_bytes), str(count)
-        return digest(info.full_name, self.split, self.field, *sizes)
+        files = [str(path) for path in info.splits[self.split].filepaths]
+        hashes = (hash_files or FileHashes())(files)
+        return digest(info.full_name, self.split, self.field, *hashes)
 
     def read(self, part: Part, on_skip: OnSkip) -> Iterator[Document]:
         """See `Source.read`."""
@@ -110,6 +113,8 @@ class TFDS(Source):
                 "pip install tensorflow-datasets importlib_resources array_record"
             ) from None
         folder = self.data_dir or None
+        if folder is None:
+            local_path(os.environ.get(VARIABLE, ""), VARIABLE)
         try:
             builder = tfds.builder(self.name, data_dir=folder)
         except tfds.core.DatasetNotFoundError:

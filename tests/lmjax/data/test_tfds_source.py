@@ -1,6 +1,7 @@
 """Any TFDS builder is read without TensorFlow: against a small one that is prepared here."""
 
 import importlib
+import json
 import pathlib
 import shutil
 import subprocess
@@ -69,6 +70,42 @@ def test_documents_of_a_builder(folder, monkeypatch):
     assert [document.text for document in part.documents()] == texts[:5]
     test = TFDS(name="sentences", data_dir=folder, split="test")
     assert len({source.fingerprint(), part.fingerprint(), test.fingerprint()}) == 3
+
+
+def test_a_data_set_is_known_by_what_its_files_hold(folder, tmp_path):
+    """Copied elsewhere it is the same; prepared anew with other words of the same length it is not.
+
+    Name, version, and the numbers of examples and bytes that it states stay.
+    """
+    splits = "train", "train[:5]", "test"
+    before = [TFDS(name="sentences", data_dir=folder, split=s).fingerprint() for s in splits]
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy, copy_function=shutil.copyfile)
+    again = [TFDS(name="sentences", data_dir=str(copy), split=s).fingerprint() for s in splits]
+    assert again == before
+    from tensorflow_datasets.core import registered
+
+    package = tmp_path / "lmjax_test_changed"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    text = BUILDER.format(name="Sentences").replace("S\\u00e4tze", "S\\u00f6tze")
+    (package / "sentences.py").write_text(text)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(tmp_path))
+        with registered.skip_registration():  # the name is taken, and stays the first one's
+            builder = importlib.import_module("lmjax_test_changed.sentences").Sentences
+    builder(data_dir=tmp_path / "other", file_format="array_record").download_and_prepare()
+    other = TFDS(name="sentences", data_dir=str(tmp_path / "other"))
+    assert next(iter(other.documents())).text.startswith("S\u00f6tze")
+    infos = [p / "sentences" / "1.0.0" / "dataset_info.json" for p in (copy, tmp_path / "other")]
+    sizes = [json.loads(path.read_text())["splits"] for path in infos]
+    assert sizes[0] == sizes[1]
+    for split, fingerprint in zip(splits, before, strict=True):
+        assert replace(other, split=split).fingerprint() != fingerprint
+    (missing,) = copy.rglob("*train*00000*")
+    missing.unlink()
+    with pytest.raises(UserError, match="cannot read the text: No such file"):
+        TFDS(name="sentences", data_dir=str(copy)).fingerprint()
 
 
 FEATURES = '''
