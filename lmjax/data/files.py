@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from lmjax.config import UserError
-from lmjax.config.disk import errors_told
+from lmjax.config.disk import errors_told, reason
 from lmjax.data.documents import Part
 
 BLOCK = 1 << 20  # bytes read at a time
@@ -41,14 +41,16 @@ class DamagedFile(Exception):
 def find_files(patterns: str | tuple[str, ...]) -> tuple[str, ...]:
     """The files that the path patterns name, each once, sorted within a pattern.
 
+    A folder that links lead to again is the same folder.
+
     Raises:
         UserError: a pattern matches no file, or names a folder.
     """
-    found: dict[str, None] = {}
+    found: dict[str, str] = {}  # by where it really lies
     for pattern in (patterns,) if isinstance(patterns, str) else patterns:
         wanted = os.path.expanduser(pattern)
         matches = [wanted] if os.path.exists(wanted) else glob.glob(wanted, recursive=True)
-        files = sorted(match for match in matches if _is_file(match))
+        files = [match for match in matches if _is_file(match)]
         if not files and os.path.isdir(wanted):
             raise UserError(
                 f"{pattern!r} is a folder; name the files in it, as in "
@@ -56,10 +58,15 @@ def find_files(patterns: str | tuple[str, ...]) -> tuple[str, ...]:
             )
         if not files:
             raise UserError(f"no file matches {pattern!r} (looked from {os.getcwd()})")
-        found.update(dict.fromkeys(files))
+        shortest: dict[str, str] = {}
+        for name in sorted(files, key=len):
+            folder, last = os.path.split(name)
+            shortest.setdefault(os.path.join(os.path.realpath(folder), last), name)
+        for place, name in sorted(shortest.items(), key=lambda item: item[1]):
+            found.setdefault(place, name)
     if not found:
         raise UserError("the source names no file: its path is empty")
-    return tuple(found)
+    return tuple(found.values())
 
 
 def _is_file(path: str) -> bool:
@@ -165,14 +172,18 @@ def read_blocks(file: io.BufferedIOBase, name: str) -> Iterator[bytes]:
 
     Raises:
         DamagedFile: a compressed file ends early or is damaged.
+        UserError: the system does not let it be read, which says nothing about its text.
     """
     while True:
         try:
             block = file.read(BLOCK)
         except DAMAGED as error:
             raise DamagedFile(f"{name} is damaged or cut short: {error}") from None
-        except OSError as error:  # bz2 reports damage so
-            raise DamagedFile(f"{name} cannot be read: {error}") from None
+        except OSError as error:
+            if error.errno is not None:
+                raise UserError(f"cannot read {name}: {reason(error)}") from error
+            # bz2 reports damage so
+            raise DamagedFile(f"{name} is damaged or cut short: {error}") from None
         if not block:
             return
         yield block
@@ -193,8 +204,9 @@ def read_pieces(part: Part, separator: re.Pattern[bytes]) -> Iterator[Piece]:
     with open_file(part.name) as file:
         offset = part.start
         if part.start:
-            file.seek(part.start - 1)
-            offset = part.start - 1 + len(file.readline())
+            with errors_told(f"cannot read {part.name}"):
+                file.seek(part.start - 1)
+                offset = part.start - 1 + len(file.readline())
         pending, number, last = b"", 0, False
         blocks = itertools.chain(read_blocks(file, part.name), (None,))
         at_beginning = offset == 0

@@ -23,6 +23,7 @@ from lmjax.data.hashes import FileHashes
 
 LINE = re.compile(rb"\r?\n")
 BLANK_LINE = re.compile(rb"\r?\n[ \t]*\r?\n")
+BLANK_LINES = re.compile(rb"(?:[ \t]*\r?\n)*")  # more of them, before a paragraph
 
 
 @config
@@ -61,8 +62,10 @@ class TextFiles(Source):
         """See `Source.read`."""
         try:
             for piece in self._pieces(part):
-                data = piece.data.lstrip(b"\r\n") if self.split == "paragraph" else piece.data
-                text = self._decode(part, piece._replace(data=data), on_skip)
+                if self.split == "paragraph":
+                    begin = BLANK_LINES.match(piece.data).end()
+                    piece = Piece(piece.data[begin:], piece.offset + begin, piece.number)
+                text = self._decode(part, piece, on_skip)
                 if text and not text.isspace():
                     yield Document(text, f"{part.name}:{piece.offset}")
         except DamagedFile as error:

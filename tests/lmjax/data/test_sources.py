@@ -1,7 +1,9 @@
 """Sources: every layout of files, compressed or cut into ranges, and each way they can be wrong."""
 
 import bz2
+import errno
 import gzip
+import io
 import json
 import lzma
 
@@ -11,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmjax.config import UserError
-from lmjax.data import files
+from lmjax.data import files, sources
 from lmjax.data.documents import Answer, Document, in_split, is_held_out
 from lmjax.data.sources import JsonLines, JsonPrompts, TextFiles
 
@@ -257,3 +259,43 @@ def test_held_out_does_not_depend_on_order_and_is_about_the_fraction():
     train = [document for document in documents if in_split(document, "train", 0.1)]
     assert len(train) + len(chosen) == 4000
     assert all(in_split(document, "all", 0.1) for document in documents)
+
+
+@pytest.mark.parametrize("source", [TextFiles, JsonLines])
+@pytest.mark.parametrize("on_error", ["raise", "skip"])
+@pytest.mark.parametrize("ending", ["", ".gz", ".bz2"])
+def test_a_disk_that_fails_is_no_damaged_text(tmp_path, monkeypatch, source, on_error, ending):
+    """What cannot be read just now is never left out: the rest would be kept as if it were all."""
+    lines = [json.dumps({"text": f"number {n}"}) for n in range(40)]
+    path = tmp_path / f"a.jsonl{ending}"
+    path.write_bytes(COMPRESS[ending]("\n".join(lines).encode()))
+
+    class Unplugged(io.BytesIO):
+        def read(self, size=-1):
+            raise OSError(errno.EIO, "Input/output error")
+
+        readline = read
+
+    monkeypatch.setattr(files, "open_file", lambda name: Unplugged())
+    monkeypatch.setattr(sources, "open_file", lambda name: Unplugged())
+    monkeypatch.setattr(files, "RANGE", 100)
+    reading = source(path=str(path), on_error=on_error)
+    for part in reading.parts():
+        with pytest.raises(UserError, match=rf"cannot read .*a\.jsonl{ending}: Input/output error"):
+            list(reading.read(part, pytest.fail))
+
+
+def test_a_folder_that_links_lead_to_again_is_read_once(tmp_path, monkeypatch):
+    (tmp_path / "inner").mkdir()
+    for name in ("a.txt", "z.txt", "inner/m.txt"):
+        (tmp_path / name).write_text(name)
+    expected = texts(TextFiles(path=f"{tmp_path}/**/*.txt"))
+    assert sorted(expected) == ["a.txt", "inner/m.txt", "z.txt"]
+    (tmp_path / "latest").symlink_to(".")
+    assert texts(TextFiles(path=f"{tmp_path}/**/*.txt")) == expected
+    monkeypatch.chdir(tmp_path)
+    paths = ("a.txt", "./a.txt", f"{tmp_path}/*.txt", "latest/z.txt")
+    assert texts(TextFiles(path=paths)) == ["a.txt", "z.txt"]
+    # A file that is linked to is another name for a text that is wanted, as in caches of downloads.
+    (tmp_path / "b.txt").symlink_to("a.txt")
+    assert texts(TextFiles(path="*.txt")) == ["a.txt", "a.txt", "z.txt"]
