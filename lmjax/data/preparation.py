@@ -205,17 +205,19 @@ def prepare(
             is not what it was. Other settings of the tokenizer than the run folder's are refused in
             any case.
     """
-    found = _identify(data, FileHashes(cache_folder(data.cache) / "hashes", progress))
+    hash_files = FileHashes(cache_folder(data.cache) / "hashes", progress)
+    found = _identify(data, hash_files)
     warnings = _changes(data, found, before)
     tokenizer, more = _tokenizer(data, pathlib.Path(run_folder) / "tokenizer", found, progress)
     train: dict[str, TokenStore] = {}
     held_out: dict[str, TokenStore] = {}
     for domain in data.train:
         marks, fraction = found[domain.name], _held_out(data, domain)
-        stores = _stores(data, domain.source, marks["source"], tokenizer, fraction, progress)
+        made_with = tokenizer, hash_files, progress
+        stores = _stores(data, domain.source, marks["source"], fraction, *made_with)
         if domain.evaluation is not None:
             mark = marks["evaluation"]
-            evaluation = _stores(data, domain.evaluation, mark, tokenizer, 0.0, progress)
+            evaluation = _stores(data, domain.evaluation, mark, 0.0, *made_with)
             held_out[domain.name] = evaluation["all"]
         elif not data.is_trained(domain):
             held_out[domain.name] = stores["all"]
@@ -269,14 +271,15 @@ def _stores(
     data: Data,
     source: Source,
     mark: str,
-    tokenizer: Tokenizer,
     fraction: float,
+    tokenizer: Tokenizer,
+    hash_files: FileHashes,
     progress: Progress,
 ) -> dict[str, TokenStore]:
     key = digest(str(FORMAT), mark, tokenizer.fingerprint, str(fraction))
     folder = cache_folder(data.cache) / "tokens" / f"{type(source).__name__}-{key}"
     workers = data.tokenize_workers
-    return build_stores(source, tokenizer, folder, fraction, workers, progress, mark)
+    return build_stores(source, tokenizer, folder, fraction, workers, progress, mark, hash_files)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lmjax.config import UserError
-from lmjax.config.disk import lock
+from lmjax.config.disk import local_path, lock
 from lmjax.data.cache import cache_errors_told
-from lmjax.data.documents import Progress, Source, silent
+from lmjax.data.documents import HashFiles, Progress, Source, silent
 from lmjax.data.round_trip import RoundTrip, unknown_name
 from lmjax.data.shards import (
     REPORTED,
@@ -53,6 +53,7 @@ def build_stores(
     workers: int = 0,
     progress: Progress = silent,
     fingerprint: str | None = None,
+    hash_files: HashFiles | None = None,
 ) -> dict[str, TokenStore]:
     """Tokenizes a source into a store for each split, or opens them where they are already made.
 
@@ -68,13 +69,14 @@ def build_stores(
         workers: processes that tokenize; 0 does it in this one.
         progress: is told bytes of source.
         fingerprint: of the source; None asks it, which may read all of it.
+        hash_files: what the source is asked with, before and after its text was read.
 
     Raises:
-        UserError: the source cannot be read, a split comes out empty, the disk is full or cannot be
-            written, or the folder holds stores of something else.
+        UserError: the source cannot be read or changes meanwhile, a split comes out empty, the disk
+            is full or cannot be written, or the folder holds stores of something else.
     """
-    folder = pathlib.Path(folder)
-    fingerprint = source.fingerprint() if fingerprint is None else fingerprint
+    folder = local_path(folder, "folder")
+    fingerprint = source.fingerprint(hash_files) if fingerprint is None else fingerprint
     names = split_names(held_out)
     with cache_errors_told(folder):
         if not folder.exists():  # it is complete: a cache of others may be read-only
@@ -82,6 +84,11 @@ def build_stores(
             with _work_folder(folder, key, progress) as work:
                 if work is not None:
                     shards = make_shards(source, tokenizer, work, held_out, workers, progress)
+                    if source.fingerprint(hash_files) != fingerprint:
+                        raise UserError(
+                            "the text was changed while it was tokenized: wait until its files are "
+                            "complete, and give the same command again"
+                        )
                     _check_space(shards, work)
                     for name in names:
                         made_from = _MadeFrom(fingerprint, tokenizer, name, held_out)
@@ -159,6 +166,12 @@ def _merge(shards: list[pathlib.Path], folder: pathlib.Path, made_from: _MadeFro
     lengths = np.concatenate(parts)
     offsets = np.zeros(len(lengths) + 1, np.int64)
     np.cumsum(lengths[:, 0], out=offsets[1:])
+    itemsize = token_type(tokenizer.vocab_size).itemsize
+    if (folder / TOKENS_FILE).stat().st_size != offsets[-1] * itemsize:
+        raise UserError(
+            f"the shards in {folder.parents[1]} are damaged, as by a power cut, and are removed: "
+            "give the same command again"
+        )
     save_array(folder / OFFSETS_FILE, offsets)
     save_array(folder / BYTES_FILE, lengths[:, 1])
     _merge_texts([shard / f"{name}.text" for shard in shards], folder, parts)

@@ -316,3 +316,32 @@ def test_full_disk_is_told_and_finished_shards_are_kept(source, tmp_path, monkey
     with pytest.raises(UserError, match="disk is full"):
         build_stores(source, BYTES, tmp_path / "t")
     assert not (tmp_path / "t").exists()
+
+
+def test_a_text_that_changes_while_it_is_tokenized_is_told(source, tmp_path):
+    """Its download goes on: what is kept would be known by the hash of something else."""
+
+    class Slow(ByteTokenizer):
+        def encode_batch(self, texts):
+            with (tmp_path / "part000.jsonl").open("a") as file:
+                file.write('{"text": "more"}\n')
+            return super().encode_batch(texts)
+
+    with pytest.raises(UserError, match="the text was changed while it was tokenized"):
+        build_stores(source, Slow(), tmp_path / "s")
+    assert not (tmp_path / "s").exists() and not (tmp_path / "s.partial").exists()
+    assert build_stores(source, BYTES, tmp_path / "s")["all"].manifest.documents > 400
+
+
+def test_a_shard_that_a_power_cut_has_shortened_is_not_joined(source, tmp_path, monkeypatch):
+    def cut(*arguments):
+        folders = shards.make_shards(*arguments)
+        path = folders[3] / "all.tokens"
+        os.truncate(path, path.stat().st_size - 2)
+        return folders
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tokenize, "make_shards", cut)
+        with pytest.raises(UserError, match=r"shards in .*s\.partial are damaged.*same command"):
+            build_stores(source, BYTES, tmp_path / "s")
+    assert build_stores(source, BYTES, tmp_path / "s")["all"].manifest.documents == 400
