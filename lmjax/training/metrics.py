@@ -8,6 +8,7 @@ and `read_metrics` gives them back as floats.
 
 import json
 import math
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 import jax
 
 from lmjax.config import UserError
-from lmjax.config.disk import errors_told, write_atomically
+from lmjax.config.disk import errors_told, local_path, write_atomically
 
 NAME = "metrics.jsonl"
 NOT_FINITE = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}
@@ -45,14 +46,15 @@ class MetricsWriter:
           UserError: what writes the copies is not installed (the message names the extra), or the
             file cannot be written.
         """
-        self.path = Path(folder) / NAME
+        folder = local_path(folder, "folder")
+        self.path = folder / NAME
         self._file = self._tensorboard = self._wandb = None
         if jax.process_index() != 0:
             return
         if tensorboard:
-            self._tensorboard = _tensorboard_writer(Path(folder) / "tensorboard")
+            self._tensorboard = _EventFile(folder / "tensorboard")
         if wandb is not None:
-            self._wandb = _wandb_run(Path(folder), wandb)
+            self._wandb = _wandb_run(folder, wandb)
         with errors_told(f"cannot write in {self.path.parent}"):
             self.path.parent.mkdir(parents=True, exist_ok=True)
         self._open()
@@ -83,9 +85,7 @@ class MetricsWriter:
             if name not in ("step", "split") and not isinstance(value, str | bool | None)
         }
         if self._tensorboard is not None:
-            for name, value in numbers.items():
-                self._tensorboard.add_scalar(name, value, step)
-            self._tensorboard.flush()
+            self._tensorboard.write(numbers, step)
         if self._wandb is not None:
             self._wandb.log({**numbers, "step": step})
 
@@ -126,7 +126,7 @@ def read_metrics(folder: Path | str) -> list[dict[str, Any]]:
     Raises:
       UserError: the file has a line inside it that is no record.
     """
-    path = Path(folder) / NAME
+    path = local_path(folder, "folder") / NAME
     return [
         {
             name: NOT_FINITE.get(value, value) if isinstance(value, str) else value
@@ -164,14 +164,39 @@ def _plain(value: Any) -> Any:
     return number
 
 
-def _tensorboard_writer(folder: Path) -> Any:
-    try:
-        from tensorboardX import SummaryWriter
-    except ImportError:
-        raise UserError(
-            "tensorboard=True needs tensorboardX: pip install 'lmjax[tensorboard]'"
-        ) from None
-    return SummaryWriter(str(folder))
+class _EventFile:
+    """The copy for TensorBoard, written before `write` returns.
+
+    tensorboardX's own writer hands events to a thread, and waits for it for ever when it has died
+    of a full disk.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        try:
+            from tensorboardX import event_file_writer, summary
+            from tensorboardX.proto import event_pb2
+        except ImportError:
+            raise UserError(
+                "tensorboard=True needs tensorboardX: pip install 'lmjax[tensorboard]'"
+            ) from None
+        self.folder, self._event, self._scalar = folder, event_pb2.Event, summary.scalar
+        with errors_told(f"cannot write in {folder}"):
+            folder.mkdir(parents=True, exist_ok=True)
+            self._file = event_file_writer.EventsWriter(str(folder / "events"))
+
+    def write(self, numbers: Mapping[str, float], step: int) -> None:
+        """Appends the numbers of a step."""
+        now = time.time()
+        with errors_told(f"cannot write in {self.folder}"):
+            for name, value in numbers.items():
+                summary = self._scalar(name, value)
+                self._file.write_event(self._event(wall_time=now, step=step, summary=summary))
+            self._file.flush()
+
+    def close(self) -> None:
+        """Closes the file."""
+        with errors_told(f"cannot write in {self.folder}"):
+            self._file.close()
 
 
 def _wandb_run(folder: Path, settings: Mapping[str, Any]) -> Any:

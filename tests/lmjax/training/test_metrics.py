@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import sys
 import types
 
@@ -96,13 +97,8 @@ def test_a_missing_extra_is_named(tmp_path, monkeypatch, module, settings, extra
 
 
 def test_copies_hold_the_numbers_by_split_and_step(tmp_path, monkeypatch):
-    """What is handed over to the two services, by stand-ins for their modules."""
+    """What is handed over to Weights & Biases, by a stand-in for its module."""
     seen = []
-    scalars = types.SimpleNamespace(
-        add_scalar=lambda *arguments: seen.append(arguments),
-        flush=lambda: None,
-        close=lambda: seen.append("closed"),
-    )
     run = types.SimpleNamespace(
         define_metric=lambda *arguments, **keywords: None,
         log=seen.append,
@@ -110,27 +106,43 @@ def test_copies_hold_the_numbers_by_split_and_step(tmp_path, monkeypatch):
     )
     started = {}
     monkeypatch.setitem(
-        sys.modules, "tensorboardX", types.SimpleNamespace(SummaryWriter=lambda folder: scalars)
-    )
-    monkeypatch.setitem(
         sys.modules,
         "wandb",
         types.SimpleNamespace(init=lambda **keywords: started.update(keywords) or run),
     )
-    with MetricsWriter(tmp_path, tensorboard=True, wandb={"project": "p"}) as writer:
+    with MetricsWriter(tmp_path, wandb={"project": "p"}) as writer:
         writer.write({"step": 3, "split": "wiki", "loss": 1.5, "note": "x", "mfu": None})
-    assert seen == [
-        ("wiki/loss", 1.5, 3),
-        {"wiki/loss": 1.5, "step": 3},
-        "closed",
-        "finished",
-    ]
+    assert seen == [{"wiki/loss": 1.5, "step": 3}, "finished"]
     assert started["project"] == "p" and started["dir"] == str(tmp_path)
 
 
 def test_tensorboard_files_are_written(tmp_path):
     pytest.importorskip("tensorboardX", reason="needs the extra `tensorboard`")
+    from tensorboardX.proto.event_pb2 import Event
+
     with MetricsWriter(tmp_path, tensorboard=True) as writer:
-        writer.write({"step": 1, "split": "train", "loss": 1.5})
-    (file,) = (tmp_path / "tensorboard").iterdir()
-    assert b"train/loss" in file.read_bytes()
+        writer.write({"step": 3, "split": "wiki", "loss": 1.5, "note": "x", "mfu": None})
+        (file,) = (tmp_path / "tensorboard").iterdir()
+        data, events = file.read_bytes(), []  # before it is closed
+    while data:  # length, its check, the event, and its check
+        size = int.from_bytes(data[:8], "little")
+        events.append(Event.FromString(data[12 : 12 + size]))
+        data = data[16 + size :]
+    first, second = events
+    assert first.file_version == "brain.Event:2" and second.step == 3
+    assert [(v.tag, v.simple_value) for v in second.summary.value] == [("wiki/loss", 1.5)]
+
+
+def test_a_disk_that_fills_up_under_the_copy_for_tensorboard_is_told(tmp_path, monkeypatch):
+    """At once, and not when a queue is full and nobody takes from it any more."""
+    record_writer = pytest.importorskip("tensorboardX.record_writer", reason="needs tensorboard")
+    with monkeypatch.context() as patch:
+        full = os.open("/dev/full", os.O_WRONLY)
+        patch.setattr(record_writer, "open_file", lambda path: os.fdopen(full, "wb"))
+        writer = MetricsWriter(tmp_path, tensorboard=True)
+    for step in range(30):
+        with pytest.raises(UserError, match=r"cannot write in .*tensorboard: No space left"):
+            writer.write({"step": step, "split": "train", "loss": 1.5})
+    with pytest.raises(UserError, match=r"cannot write in .*tensorboard: No space left"):
+        writer.close()
+    assert [record["step"] for record in read_metrics(tmp_path)] == list(range(30))
