@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from rich.console import Console
 
 from lmjax.config import UserError
@@ -19,7 +20,7 @@ Record = dict[str, Any]  # one line of metrics.jsonl
 
 
 class Diverged(UserError):
-    """The loss or the gradient is no longer a number."""
+    """The loss, the gradient or a parameter is no longer a number."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +78,8 @@ class Loop:
           The last state, the steps done in all, and whether and how the run was interrupted.
 
         Raises:
-          Diverged: a loss or gradient norm is not finite. No such state is ever saved.
+          Diverged: a loss, a gradient norm or a parameter is not finite. No such state is ever
+            evaluated or saved.
         """
         # The order below is what makes a continued run repeat every bit, and every line once:
         #   1. the batch of step n is a function of the data plan and n: there is nothing to seek;
@@ -101,6 +103,8 @@ class Loop:
                 if evaluating or saving:
                     ledger.settle(everything=True)
                 with clock.paused():
+                    if (evaluating or saving) and not _finite(state.params):
+                        raise _diverged(step, "parameters are not finite")
                     if evaluating:
                         with progress.doing("evaluating"):
                             for record in self.evaluate(step, state):
@@ -168,12 +172,21 @@ class _Ledger:
         self.progress.update(step, metrics["loss"], metrics["tokens"], seconds)
         for name in ("loss", "gradient_norm"):
             if not math.isfinite(metrics[name]):
-                raise Diverged(
-                    f"step {step}: the {name.replace('_', ' ')} is {metrics[name]}, so training "
-                    "stops here; the last checkpoint is from before.\nA lower learning rate "
-                    "(schedule.peak), a longer warm-up (schedule.warmup) or gradient clipping "
-                    "(gradient_clip) usually helps."
-                )
+                raise _diverged(step, f"{name.replace('_', ' ')} is {metrics[name]}")
+
+
+@jax.jit
+def _finite(params: Any) -> jax.Array | bool:
+    """Whether all are numbers: an update may overflow whose loss and gradient were finite."""
+    return jax.tree.reduce(lambda sound, leaf: sound & jnp.all(jnp.isfinite(leaf)), params, True)
+
+
+def _diverged(step: int, what: str) -> Diverged:
+    return Diverged(
+        f"step {step}: the {what}, so training stops here; the last checkpoint is from before.\nA "
+        "lower learning rate (schedule.peak), a longer warm-up (schedule.warmup) or gradient "
+        "clipping (gradient_clip) usually helps."
+    )
 
 
 def _held_out_line(record: Record) -> str:

@@ -1,5 +1,6 @@
 """The loop with a step that only counts: what happens when, and that nothing happens twice."""
 
+import dataclasses
 import os
 import signal
 import subprocess
@@ -157,6 +158,25 @@ def test_what_is_not_finite_ends_the_run_and_is_not_saved(name, value):
         run.loop.run(state_after(0), 0)
     assert [event for event in run.events if "save" in event] == ["save 3"]
     assert run.train_steps()[-1] == 6
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("place", [0, 5000, 9999])
+def test_parameters_that_are_not_finite_are_neither_evaluated_nor_saved(value, place):
+    """The update of a step may overflow though its loss and gradient were numbers."""
+
+    def overflowing(state, batch):
+        state, metrics = run.step(state, batch)
+        params = {"table": np.zeros(10_000, np.float32), "bias": np.zeros(3, np.float32)}
+        if state.step == 6:
+            params["table"][place] = value
+        return dataclasses.replace(state, params=params), metrics
+
+    run = Run(9, step=overflowing)
+    with pytest.raises(Diverged, match=r"step 6: the parameters are not finite.*is from before"):
+        run.loop.run(state_after(0), 0)
+    assert [event for event in run.events if "save" in event] == ["save 3"]
+    assert run.train_steps() == [1, 2, 3, 4, 5, 6]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
