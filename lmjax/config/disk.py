@@ -22,7 +22,9 @@ MACHINE = FULL | {
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ESTALE, errno.ENODEV, errno.ENXIO),
     *(errno.ENOTCONN, errno.EMFILE, errno.ENFILE, errno.EFBIG),
 }
-NO_LOCKS = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOLCK}
+# Without locks some file systems say so, some call the request invalid, and NFS lets a number of
+# Linux's own through (ENOTSUPP).
+NO_LOCKS = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOLCK, errno.EINVAL, 524}
 CODE = re.compile(r"os_error_code='(\d+)'")  # of TensorStore, which writes Orbax's arrays
 FULL_WORDS = re.compile(r"no space left on device|quota exceeded", re.IGNORECASE)
 URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")  # also with one slash, as pathlib writes it

@@ -151,7 +151,9 @@ def test_many_may_write_one_file_at_once(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["notes.json"]
 
 
-@pytest.mark.parametrize("code", [errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOLCK])
+@pytest.mark.parametrize(
+    "code", [errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOLCK, errno.EINVAL, 524]
+)
 def test_a_file_system_without_locks_is_told_apart(tmp_path, monkeypatch, code):
     def flock(*arguments):
         raise OSError(code, os.strerror(code))
