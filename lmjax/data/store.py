@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Int64, UInt
 
 from lmjax.config import UserError
+from lmjax.config.disk import local_path
 from lmjax.data.round_trip import RoundTrip
 from lmjax.data.tokenizers import Tokenizer, token_type
 
@@ -66,7 +67,7 @@ class TokenStore:
         Raises:
             UserError: there is none, it is of another format, or its files were cut.
         """
-        self.folder = pathlib.Path(folder)
+        self.folder = local_path(folder, "folder")
         self.manifest = _read_manifest(self.folder)
         for name, size in self.manifest.sizes.items():
             path = self.folder / name

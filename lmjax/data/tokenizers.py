@@ -14,7 +14,7 @@ import numpy as np
 
 from lmjax.config import UserError, config
 from lmjax.config.declare import module_of
-from lmjax.config.disk import replacing
+from lmjax.config.disk import local_path, replacing
 
 SEPARATOR = "<|endoftext|>"  # the token between documents, where there is one for begin and end
 SETTINGS_FILE = "tokenizer.json"
@@ -164,7 +164,7 @@ class Tokenizer(abc.ABC):
                 f"the tokenizer {type(self).__name__} cannot be saved: its kind={self.kind!r} is "
                 f"{known.__name__}'s; give it one of its own"
             )
-        folder = pathlib.Path(folder)
+        folder = local_path(folder, "folder")
         settings = self.settings() | {
             "vocab_size": self.vocab_size,
             "begin": self.begin,
@@ -301,7 +301,8 @@ def load_tokenizer(folder: str | os.PathLike) -> Tokenizer:
     # They declare the other kinds.
     from lmjax.data import public_tokenizers, special_tokens, subwords  # noqa: F401
 
-    path = pathlib.Path(folder) / SETTINGS_FILE
+    folder = local_path(folder, "folder")
+    path = folder / SETTINGS_FILE
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -315,7 +316,7 @@ def load_tokenizer(folder: str | os.PathLike) -> Tokenizer:
             "classes of your own whose modules are imported"
         )
     try:
-        tokenizer = kinds[kind].from_saved(settings, pathlib.Path(folder))
+        tokenizer = kinds[kind].from_saved(settings, folder)
     except (OSError, KeyError, ValueError, RuntimeError) as error:
         raise UserError(f"the tokenizer in {folder} is damaged: {error}") from None
     if tokenizer.fingerprint != settings.get("fingerprint"):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lmjax.config import UserError, replace, to_text
+from lmjax.config.disk import local_path
 from lmjax.interop.settings import config_of, read_settings
 from lmjax.interop.tensor_files import TensorFiles
 from lmjax.interop.tensor_names import with_heads_of
@@ -83,7 +84,7 @@ def read_config(folder: str | os.PathLike) -> tuple[Family, TransformerConfig]:
     Its heads are those that the weights hold, whatever config.json says of them: a folder without
     a head of words is an encoder, a head that differs from the token table is not tied.
     """
-    folder = Path(folder)
+    folder = local_path(folder, "folder")
     path, settings = folder / "config.json", read_settings(folder)
     if not isinstance(settings, dict):
         raise UserError(f"{path} is damaged: it should hold an object")

@@ -16,6 +16,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
+from lmjax.config.disk import local_path
 from lmjax.interop.families import assumption as assumption
 from lmjax.interop.families import essence as essence
 from lmjax.interop.families import family_of as family_of
@@ -122,7 +123,7 @@ def write(
     Raises:
       UserError: no family of Hugging Face's can express the config.
     """
-    folder = Path(folder)
+    folder = local_path(folder, "folder")
     family, settings = family_of(config)
     paths = by_path(params)
     entries = list(entries_of(family, config, paths))
@@ -168,7 +169,7 @@ def rewrite(
     Raises:
       UserError: see `read`.
     """
-    source, folder = Path(source), Path(folder)
+    source, folder = local_path(source, "source"), local_path(folder, "folder")
     family, config = read_config(source)
     files = TensorFiles(source)
     found = find_tensors(family, config, by_path(abstract(config, training_layout())[1]), files)

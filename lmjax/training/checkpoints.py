@@ -24,7 +24,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceShardin
 from jaxtyping import PyTree
 
 from lmjax.config import UserError
-from lmjax.config.disk import errors_told, is_full, reason
+from lmjax.config.disk import errors_told, is_full, local_path, reason
 from lmjax.training import manifest
 from lmjax.training.array_files import ArrayWriter, NotWritten, check_written, read_arrays
 
@@ -64,7 +64,7 @@ class Checkpointer:
         """
         if keep < 1:
             raise UserError(f"keep={keep}: at least the newest checkpoint has to stay")
-        self.folder = Path(folder).absolute()
+        self.folder = local_path(folder, "folder").absolute()
         self.keep, self.keep_every = keep, keep_every
         self.asynchronous, self.warn = asynchronous, warn
         self._writer: ArrayWriter | None = None
