@@ -78,8 +78,8 @@ class Loop:
           The last state, the steps done in all, and whether and how the run was interrupted.
 
         Raises:
-          Diverged: a loss, a gradient norm or a parameter is not finite. No such state is ever
-            evaluated or saved.
+          Diverged: a loss, a gradient norm or a parameter is not finite, or a loss on held-out
+            text. No such state is ever saved.
         """
         # The order below is what makes a continued run repeat every bit, and every line once:
         #   1. the batch of step n is a function of the data plan and n: there is nothing to seek;
@@ -110,6 +110,9 @@ class Loop:
                             for record in self.evaluate(step, state):
                                 self.write(record)
                                 progress.say(_held_out_line(record))
+                                if not math.isfinite(record["loss"]):
+                                    what = f"loss on {record['split']} is {record['loss']}"
+                                    raise _diverged(step, what)
                     if saving:
                         with progress.doing("saving"):
                             self.save(step, state)

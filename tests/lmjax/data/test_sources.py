@@ -12,7 +12,7 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lmjax.config import UserError
+from lmjax.config import UserError, replace
 from lmjax.data import files, sources
 from lmjax.data.documents import Answer, Document, in_split, is_held_out
 from lmjax.data.sources import JsonLines, JsonPrompts, TextFiles
@@ -71,6 +71,16 @@ def test_splits_of_text_files(tmp_path):
     assert texts(TextFiles(path=str(path))) == ["first\nline\n\n\n  second\r\n \r\nthird\n"]
     path.write_text("a\n<|endoftext|>\nb c<|endoftext|>d")
     assert texts(TextFiles(path=str(path), split="separator")) == ["a", "b c", "d"]
+
+
+def test_paragraphs_begin_behind_all_blank_lines(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"one\n\n \t\n  two\n \n\r\n\t\nb\xe9d\n\n   \n")
+    source = TextFiles(path=str(path), split="paragraph", on_error="replace")
+    assert texts(source) == ["one", "  two", "b\ufffdd"]
+    found, skipped = read_with_skips(replace(source, on_error="skip"))
+    assert found == ["one", "  two"]
+    assert f"0xe9 at offset {path.read_bytes().index(0xE9)} " in skipped[0]
 
 
 def test_span_takes_a_stretch_of_the_characters(tmp_path):

@@ -179,6 +179,20 @@ def test_parameters_that_are_not_finite_are_neither_evaluated_nor_saved(value, p
     assert run.train_steps() == [1, 2, 3, 4, 5, 6]
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_loss_on_held_out_text_that_is_not_finite_ends_the_run_and_is_not_saved(value):
+    """Parameters may be numbers that overflow on the next text that is read."""
+
+    def evaluate(step, state):
+        return [{"step": step, "split": "held_out/a", "loss": value if step == 8 else 1.0}]
+
+    run = Run(9, evaluate=evaluate, save_every=4)
+    with pytest.raises(Diverged, match=rf"step 8: the loss on held_out/a is {value}, so"):
+        run.loop.run(state_after(0), 0)
+    assert [event for event in run.events if "save" in event] == ["save 4"]
+    assert run.records[-1]["step"] == 8 and run.records[-1]["split"] == "held_out/a"
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_the_run_after_its_step_and_saves(number, capfd):
     before = signal.getsignal(number)
