@@ -1,7 +1,7 @@
 """Documents from any TensorFlow Datasets builder, read without TensorFlow."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,7 @@ class TFDS(Source):
     """
 
     name: str  # "wiki40b/en", "lm1b:1.1.0"
-    split: str = "train"  # TFDS split, or a slice of one: "train[:10%]"
+    split: str = "train"  # TFDS split, a slice of one, or several: "train[:10%]", "train+test"
     field: str = "text"  # the feature with the text, or the texts; "answers/text" inside another
     data_dir: str = ""  # where prepared data sets lie; empty is TFDS's own default
     download: bool = False  # download and prepare it when it is not there yet
@@ -36,8 +36,6 @@ class TFDS(Source):
 
     def parts(self) -> tuple[Part, ...]:
         count = len(self._open())
-        if not count:
-            raise UserError(f"split {self.split!r} of TFDS {self.name!r} has no example")
         return tuple(
             Part(self.name, start, min(start + EXAMPLES, count), TYPICAL_BYTES * EXAMPLES)
             for start in range(0, count, EXAMPLES)
@@ -130,11 +128,16 @@ class TFDS(Source):
                 )
             builder = tfds.builder(self.name, data_dir=folder, file_format="array_record")
             builder.download_and_prepare()
-        if _base(self.split) not in builder.info.splits:
+        try:
+            count = builder.info.splits[self.split].num_examples
+        except (ValueError, KeyError):
             raise UserError(
-                f"TFDS {self.name!r} has no split {self.split!r}; "
-                f"it has {', '.join(map(repr, builder.info.splits))}"
-            )
+                f"TFDS {self.name!r} has no split {self.split!r}; it has "
+                f"{', '.join(map(repr, builder.info.splits))}, slices such as 'train[:10%]', and "
+                "sums of them with +"
+            ) from None
+        if count < 1:
+            raise UserError(f"split {self.split!r} of TFDS {self.name!r} has no example")
         return builder
 
     def _command(self) -> str:
@@ -144,11 +147,6 @@ class TFDS(Source):
             f"tfds.builder({self.name!r}{folder}, file_format='array_record')"
             '.download_and_prepare()"'
         )
-
-
-def _base(split: str) -> str:
-    """The split that a slice is of."""
-    return split.split("[")[0]
 
 
 def _leaves(features: Any, path: str = "") -> Iterator[tuple[str, Any]]:
@@ -170,7 +168,10 @@ def _is_text(feature: Any) -> bool:
 
 def _value(example: Any, field: str) -> Any:
     for name in field.split("/") if field not in example else [field]:
-        example = example[name]
+        if isinstance(example, Mapping):
+            example = example[name]
+        else:  # a data set inside the example
+            example = [each[name] for each in example]
     return example
 
 

@@ -127,6 +127,7 @@ class Pages(tfds.core.GeneratorBasedBuilder):
             "scalar": f.Scalar(np.str_), "label": f.ClassLabel(names=["good", "bad"]),
             "number": np.int64, "numbers": f.Sequence(np.int64), "yes": np.bool_,
             "image": f.Tensor(shape=(2, 2), dtype=np.uint8),
+            "inside": f.Dataset({"text": f.Text()}),
         }))
 
     def _split_generators(self, dl_manager):
@@ -140,7 +141,7 @@ class Pages(tfds.core.GeneratorBasedBuilder):
                 "turns": [{"text": "Hello?", "speaker": 1}, {"text": "Yes.", "speaker": 2}],
                 "translation": {"de": "ja", "en": "yes"}, "missing": "here" if n == 1 else None,
                 "scalar": "\\u00e9", "label": n % 2, "number": n, "numbers": [n], "yes": True,
-                "image": np.zeros((2, 2), np.uint8),
+                "image": np.zeros((2, 2), np.uint8), "inside": [{"text": "x"}, {"text": "y"}][:n],
             }
 '''
 
@@ -173,6 +174,7 @@ def pages(request, builder, tmp_path_factory):
         ("pair", ["a\n\nb"]),
         ("nested/inner", ["in"]),
         ("turns/text", ["Hello?\n\nYes."]),
+        ("inside/text", ["x", "x\n\ny"]),
         ("translation/de", ["ja"]),
         ("missing", ["here"]),
         ("scalar", ["\u00e9"]),
@@ -235,6 +237,33 @@ def test_rows_that_are_lost_are_noticed(pages, tmp_path):
         UserError, match=r"has 10 examples, but 9 are read|example 9 cannot be read"
     ):
         list(TFDS(name="pages", data_dir=str(copy), field="scalar").documents())
+
+
+@pytest.mark.parametrize(
+    ("split", "count"),
+    [("train+test", 28), ("all", 28), ("train[:5]+test[1:]", 7), ("train[-3:]", 3)],
+)
+def test_several_splits_and_slices(folder, split, count):
+    source = TFDS(name="sentences", data_dir=folder, split=split)
+    assert len(list(source.documents())) == count
+
+
+@pytest.mark.parametrize(
+    "split", ["train[:abc]", "train[:", "train[:200%]", "train+nothing", "", " train", "train[10%]"]
+)
+def test_splits_that_make_no_sense_are_refused(folder, split):
+    source = TFDS(name="sentences", data_dir=folder, split=split)
+    for call in (source.parts, source.fingerprint):
+        with pytest.raises(UserError, match=r"no split .*; it has .*'test'.* slices such as"):
+            call()
+
+
+@pytest.mark.parametrize("split", ["train[0:0]", "train[5:3]", "train[:1%]"])
+def test_splits_without_an_example_are_refused(folder, split):
+    source = TFDS(name="sentences", data_dir=folder, split=split)
+    for call in (source.parts, source.fingerprint):
+        with pytest.raises(UserError, match="has no example"):
+            call()
 
 
 def test_what_is_not_there_is_said(folder):
