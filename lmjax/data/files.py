@@ -10,20 +10,21 @@ import os
 import re
 import stat
 import zlib
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 from lmjax.config import UserError
 from lmjax.config.disk import errors_told, reason
 from lmjax.data.documents import Part
 
 BLOCK = 1 << 20  # bytes read at a time
+PACKED = 1 << 16  # compressed ones
 RANGE = 64 << 20  # bytes of an uncompressed file that make one part
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 AHEAD = 4  # bytes behind a separator that decide where it ends: up to two line breaks
 LARGEST_WINDOW = 1 << 31  # bytes that a .zst file may refer back to: zstd's own limit, --long=31
-DAMAGED = (EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError)
+DAMAGED = (EOFError, gzip.BadGzipFile, zlib.error)
 
 
 class Piece(NamedTuple):
@@ -104,37 +105,46 @@ def open_file(name: str) -> io.BufferedIOBase:
     try:
         if name.endswith(".gz"):
             return gzip.open(name)
-        if name.endswith(".bz2"):
-            return bz2.open(name)
-        if name.endswith(".xz"):
-            return lzma.open(name)
-        if name.endswith(".zst"):
-            return io.BufferedReader(_ZstdFile(name), BLOCK)
+        if name.endswith(COMPRESSED):
+            return io.BufferedReader(_Decompressed(name, *_streams(name)), BLOCK)
         return open(name, "rb")
     except OSError as error:
         raise UserError(f"cannot open {name}: {error.strerror or error}") from None
 
 
-class _ZstdFile(io.RawIOBase):
-    """Decompressed bytes of a zstd file; unlike the library's own reader, notices a missing end.
+def _streams(name: str) -> tuple[Callable[[], Any], type[Exception], bytes]:
+    """What decompresses one stream of a file, what it raises of damage, and what may stand behind.
 
-    Keeps as many bytes in memory as the file's window is long: 8 MiB mostly, up to 128 MiB after
-    `zstd --ultra -22`, and up to 2 GiB after `--long=31`, as each process that reads one does.
+    Raises:
+        UserError: the package for .zst is missing.
+    """
+    if name.endswith(".bz2"):
+        return bz2.BZ2Decompressor, OSError, b""
+    if name.endswith(".xz"):
+        return lzma.LZMADecompressor, lzma.LZMAError, b"\0"
+    try:
+        import zstandard
+    except ImportError:
+        raise UserError(f"{name} needs the zstandard package: pip install 'lmjax[zstd]'") from None
+    unpacker = zstandard.ZstdDecompressor(max_window_size=LARGEST_WINDOW)
+    return unpacker.decompressobj, zstandard.ZstdError, b""
+
+
+class _Decompressed(io.RawIOBase):
+    """Decompressed bytes of a file; unlike the libraries' own readers, it notices what is missing.
+
+    Those take the damaged beginning of a further stream for the end of the text (bz2, lzma), or do
+    not look for an end at all (zstandard). A .zst file keeps as many bytes in memory as its window
+    is long: 8 MiB mostly, up to 128 MiB after `zstd --ultra -22`, and up to 2 GiB after
+    `--long=31`, in each process that reads one.
     """
 
-    def __init__(self, name: str):
-        try:
-            import zstandard
-        except ImportError:
-            raise UserError(
-                f"{name} needs the zstandard package: pip install 'lmjax[zstd]'"
-            ) from None
-        self._error = zstandard.ZstdError
-        unpacker = zstandard.ZstdDecompressor(max_window_size=LARGEST_WINDOW)
-        self._new = unpacker.decompressobj
+    def __init__(self, name: str, new: Callable[[], Any], error: type[Exception], padding: bytes):
+        """Opens a file whose streams stand one after another; see `_streams`."""
+        self._new, self._error, self._padding = new, error, padding
         self._file = io.FileIO(name)
-        self._frame = None
-        self._rest = b""  # compressed bytes that belong to the next frame
+        self._stream: Any = None
+        self._rest = b""  # compressed bytes that belong to the next stream
         self._ready = memoryview(b"")
 
     def readable(self) -> bool:
@@ -142,20 +152,23 @@ class _ZstdFile(io.RawIOBase):
 
     def readinto(self, buffer) -> int:
         while not self._ready:
-            data = self._rest or self._file.read(BLOCK)
+            data = self._rest or self._file.read(PACKED)
             self._rest = b""
             if not data:
-                if self._frame is not None:
-                    raise EOFError("compressed file ended before the end of its last frame")
+                if self._stream is not None:
+                    raise EOFError("compressed file ended before the end of its last stream")
                 return 0
-            if self._frame is None:
-                self._frame = self._new()
+            if self._stream is None:
+                data = data.lstrip(self._padding)
+                if not data:
+                    continue
+                self._stream = self._new()
             try:
-                self._ready = memoryview(self._frame.decompress(data))
+                self._ready = memoryview(self._stream.decompress(data))
             except self._error as error:
                 raise zlib.error(str(error)) from None
-            if self._frame.eof:
-                self._rest, self._frame = self._frame.unused_data, None
+            if self._stream.eof:
+                self._rest, self._stream = self._stream.unused_data, None
         count = min(len(buffer), len(self._ready))
         buffer[:count] = self._ready[:count]
         self._ready = self._ready[count:]
@@ -180,10 +193,7 @@ def read_blocks(file: io.BufferedIOBase, name: str) -> Iterator[bytes]:
         except DAMAGED as error:
             raise DamagedFile(f"{name} is damaged or cut short: {error}") from None
         except OSError as error:
-            if error.errno is not None:
-                raise UserError(f"cannot read {name}: {reason(error)}") from error
-            # bz2 reports damage so
-            raise DamagedFile(f"{name} is damaged or cut short: {error}") from None
+            raise UserError(f"cannot read {name}: {reason(error)}") from error
         if not block:
             return
         yield block

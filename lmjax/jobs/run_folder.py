@@ -132,10 +132,20 @@ class RunFolder:
             self.path.rmdir()
 
     def read_json(self, name: str) -> dict[str, Any]:
-        """What a file of the folder holds; empty where there is none."""
+        """What a file of the folder holds; empty where there is none.
+
+        Raises:
+            UserError: it cannot be read, or is none of ours.
+        """
         path = self.path / name
         with errors_told("cannot read the run"):
-            return json.loads(path.read_text("utf-8")) if path.is_file() else {}
+            try:
+                found = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+            except ValueError:
+                found = None
+        if not isinstance(found, dict):
+            raise UserError(f"{path} is damaged: delete it, and it is made again")
+        return found
 
 
 @contextmanager

@@ -227,6 +227,33 @@ def test_damaged_compressed_files(tmp_path, ending):
         assert "left out" in skipped[-1]
 
 
+@pytest.mark.parametrize("ending", [".gz", ".bz2", ".xz", ".zst"])
+def test_streams_one_after_another_of_which_one_is_damaged(tmp_path, ending):
+    """As parallel compressors and `cat` make them: the rest is not taken for the end."""
+    path = tmp_path / f"a.jsonl{ending}"
+    first, second = (
+        COMPRESS[ending](b"".join(b'{"text": "%d"}\n' % n for n in numbers))
+        for numbers in (range(9), range(9, 20))
+    )
+    source = JsonLines(path=str(path))
+    path.write_bytes(first + second)
+    assert texts(source) == [str(n) for n in range(20)]
+    for damaged in (b"\xff\xff" + second[2:], b"not compressed", second[:20], second[:3]):
+        path.write_bytes(first + damaged)
+        with pytest.raises(UserError, match=rf"a\.jsonl{ending} is damaged or cut short"):
+            texts(source)
+        found, skipped = read_with_skips(replace(source, on_error="skip"))
+        assert found == [str(n) for n in range(len(found))] and "left out" in skipped[-1]
+
+
+@pytest.mark.parametrize("block", [3, 1 << 16])
+def test_xz_streams_may_have_padding_between_and_behind(tmp_path, monkeypatch, block):
+    monkeypatch.setattr(files, "PACKED", block)
+    path, zeros = tmp_path / "a.txt.xz", bytes(8)
+    path.write_bytes(lzma.compress(b"one, ") + zeros + lzma.compress(b"two") + zeros)
+    assert texts(TextFiles(path=str(path))) == ["one, two"]
+
+
 def test_missing_and_empty_corpora(tmp_path):
     (tmp_path / "empty.txt").touch()
     with pytest.raises(UserError, match="no file matches"):

@@ -270,3 +270,14 @@ def test_flatten_names_every_leaf():
     expected = {"a.b.0": 1, "a.b.1.c": None, "a.d": [], "e": "text"}
     assert flatten(nested) == expected
     assert json.dumps(nested)  # flatten leaves what it is given as it is
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", "\x00" * 20])
+def test_a_file_of_results_that_is_none_is_told(experiment, text):
+    """As a disk without power leaves it; the run is made again when it is gone."""
+    with occupy(experiment) as folder:
+        folder.write("results.json", text)
+        with pytest.raises(UserError, match=r"results\.json is damaged: delete it"):
+            folder.results()
+        (folder.path / "results.json").unlink()
+        assert folder.results() == {}
