@@ -215,6 +215,22 @@ def test_the_folder_changes_flags_and_adds_tokens(tmp_path):
     assert tokenizer.decode(tokenizer.encode("a <role>")) == "a <role>"
 
 
+@pytest.mark.parametrize("kind", ["bert", "claude"])
+def test_added_words_are_found_in_the_normalised_text(tmp_path, kind):
+    """Also where a sign stands in them, and the text spells them otherwise."""
+    made = tokenizers.Tokenizer.from_str(library_tokenizer(kind))
+    made.add_tokens(["C++", "covid-19", "x.ﬁ", "plain"])
+    made.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text(
+        json.dumps({"eos_token": "[SEP]" if kind == "bert" else "<|endoftext|>"})
+    )
+    tokenizer = read_tokenizer(tmp_path)
+    texts = ["the COVID-19 year", "c++, C++ and Ｃ++", "x.fi X.FI", "PLAIN plain.", "a-b c.d"]
+    for text in texts:
+        assert tokenizer.encode(text) == made.encode(text, add_special_tokens=False).ids, text
+    assert made.token_to_id("C++") in tokenizer.encode("Ｃ++" if kind == "claude" else "c++")
+
+
 def test_ids_may_have_gaps(tmp_path):
     data = json.loads(library_tokenizer("gpt2"))
     data["model"]["vocab"] = {piece: 3 * n for piece, n in data["model"]["vocab"].items()}
