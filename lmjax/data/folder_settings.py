@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 from typing import Any, NamedTuple
 
 from lmjax.config import UserError
@@ -23,22 +24,52 @@ GLM_ENDS = {
     "GLMRobertaTokenizer": ("<s>", "</s>"),
 }
 FLAGS = ("single_word", "lstrip", "rstrip", "normalized")
+MARK = re.compile(r"<.+>|\[.+\]")  # a name that looks like a special token's
+SEVERAL = ("additional_special_tokens", "extra_special_tokens")
 
 
 def folder_settings(folder: pathlib.Path) -> dict[str, Any]:
-    """tokenizer_config.json, with special_tokens_map.json under it."""
-    return read_json(folder / "special_tokens_map.json") | read_json(
-        folder / "tokenizer_config.json"
-    )
+    """tokenizer_config.json and special_tokens_map.json.
+
+    As in transformers the latter's names count before the former's in older folders alone.
+    """
+    settings = read_json(folder / "tokenizer_config.json")
+    names = read_json(folder / "special_tokens_map.json")
+    return names | settings if "added_tokens_decoder" in settings else settings | names
+
+
+def special_names(settings: dict[str, Any]) -> list[str]:
+    """The tokens that settings name for a role, as an end of text is, or call special."""
+    named = [value for key, value in settings.items() if key.endswith("_token")]
+    for several in SEVERAL:
+        more = settings.get(several) or ()
+        named += more.values() if isinstance(more, dict) else more
+    names = [token_name(value) for value in named if isinstance(value, (str, dict))]
+    return [name for name in names if name != padding_of_text(settings)]
+
+
+def padding_of_text(settings: dict[str, Any]) -> str | None:
+    """The token that some pad with for want of another, such as "!": a character of texts."""
+    name = token_name(settings.get("pad_token"))
+    return name if name is not None and len(name) == 1 else None
 
 
 def added_tokens(folder: pathlib.Path) -> dict[str, Added]:
-    """The tokens beside the vocabulary by name, in the order of the ids."""
-    names = read_json(folder / "added_tokens.json")
-    added = {name: Added(token, True, {}) for name, token in names.items()}
-    for token, entry in folder_settings(folder).get("added_tokens_decoder", {}).items():
-        flags = {flag: entry[flag] for flag in FLAGS if flag in entry}
-        added[entry["content"]] = Added(int(token), entry.get("special", True), flags)
+    """The tokens beside the vocabulary by name, in the order of the ids.
+
+    Of those in added_tokens.json, which says no more, the settings name some as special. The others
+    are text, such as runs of spaces or words of a trade, unless they look otherwise.
+    """
+    settings, names = folder_settings(folder), read_json(folder / "added_tokens.json")
+    special = set(special_names(settings))
+    added = {
+        name: Added(token, name in special or bool(MARK.fullmatch(name)), {})
+        for name, token in names.items()
+    }
+    for token, entry in settings.get("added_tokens_decoder", {}).items():
+        name, flags = entry["content"], {flag: entry[flag] for flag in FLAGS if flag in entry}
+        text = name == padding_of_text(settings)
+        added[name] = Added(int(token), entry.get("special", True) and not text, flags)
     return dict(sorted(added.items(), key=lambda item: item[1].token))
 
 

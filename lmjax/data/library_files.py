@@ -15,7 +15,9 @@ from lmjax.data.folder_settings import (
     check_places,
     folder_settings,
     library,
+    padding_of_text,
     read_text,
+    special_names,
     token_name,
 )
 from lmjax.data.huggingface_tokenizers import HuggingFaceTokenizer
@@ -23,17 +25,18 @@ from lmjax.data.library_decoders import BYTES
 from lmjax.data.subwords import SPACE
 from lmjax.data.tokenizer_classes import (
     BERT,
+    FIRST_SPACE,
     GPT2,
     LIKE_BERT,
     PROGRAMS,
     ROBERTA,
+    WORDS,
     Program,
     known_class,
     tokenizer_class,
 )
 from lmjax.data.tokenizers import Tokenizer
 
-SPECIAL_ROLES = ("bos", "eos", "cls", "sep", "unk", "pad", "mask")
 CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 # How Qwen's later models cut a text before they merge bytes; None is GPT-2's way.
 PATTERNS = {
@@ -67,8 +70,10 @@ def read_library_file(path: pathlib.Path) -> Tokenizer:
         _follow_bert(tokenizer, settings)
     elif kind in PATTERNS:
         _follow_prefix(tokenizer, kind, settings)
-    elif kind in ("LlamaTokenizer", "CodeLlamaTokenizer"):
+    elif kind in FIRST_SPACE:
         _follow_llama(tokenizer, settings.get("add_prefix_space"))
+    elif kind in WORDS:
+        _follow_words(tokenizer, kind, settings)
     return finished(folder, kind, tokenizer)
 
 
@@ -118,6 +123,29 @@ def _follow_llama(tokenizer: Any, said: bool | None) -> None:
     steps = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
     strip = [decoders.Strip(" ", 1, 0)] if said else []
     tokenizer.decoder = decoders.Sequence([*steps, *strip])
+
+
+def _follow_words(tokenizer: Any, kind: str, settings: dict[str, Any]) -> None:
+    """XLNet's and ALBERT's classes change case, and ALBERT's accents, as far as the folder says."""
+    normalizers = library("tokenizers").normalizers
+    if not isinstance(tokenizer.normalizer, normalizers.Sequence):
+        return
+    steps = list(tokenizer.normalizer)
+    kept, lower = settings.get("keep_accents"), settings.get("do_lower_case")
+    if kept is not None and kind == "AlbertTokenizer":
+        steps = _with(steps, [normalizers.NFKD(), normalizers.StripAccents()], not kept)
+    if lower is not None:
+        steps = _with(steps, [normalizers.Lowercase()], lower)
+    tokenizer.normalizer = normalizers.Sequence(steps)
+
+
+def _with(steps: list[Any], some: list[Any], wanted: bool) -> list[Any]:
+    """Normalizers with some, before a table of characters, or without them."""
+    kinds = tuple(map(type, some))
+    rest = [step for step in steps if not isinstance(step, kinds)]
+    tables = [type(step).__name__ == "Precompiled" for step in rest]
+    place = tables.index(True) if True in tables else len(rest)
+    return [*rest[:place], *some, *rest[place:]] if wanted else rest
 
 
 def _state(part: Any | None) -> bytes:
@@ -190,7 +218,8 @@ def read_word_pieces(path: pathlib.Path) -> Tokenizer:
     kind, settings = known_class(path, BERT, "BertTokenizer"), folder_settings(folder)
     tokenizers = library("tokenizers")
     lines = read_text(path).split("\n")  # and at nothing else: U+2028 may be a piece
-    pieces = {piece: number for number, piece in enumerate(lines) if piece}
+    pieces = {line.rstrip(" \t"): number for number, line in enumerate(lines)}
+    pieces.pop("", None)
     unknown = token_name(settings.get("unk_token")) or "[UNK]"
     if unknown not in pieces:
         raise UserError(f"{path} is not BERT's kind of vocabulary: {unknown} is not in it")
@@ -223,11 +252,11 @@ def finished(folder: pathlib.Path, kind: str | None, tokenizer: Any) -> HuggingF
     """Adds what the folder's settings and its class say about special tokens and a text's ends."""
     _add(folder, tokenizer, added_tokens(folder))
     settings, roles = folder_settings(folder), PROGRAMS.get(kind, Program()).roles
-    named = [settings.get(f"{role}_token", roles.get(role)) for role in SPECIAL_ROLES]
-    for several in ("additional_special_tokens", "extra_special_tokens"):
-        more = settings.get(several) or ()
-        named += more.values() if isinstance(more, dict) else more
-    _make_special(tokenizer, map(token_name, named))
+    usual = [name for role, name in roles.items() if f"{role}_token" not in settings]
+    _make_special(tokenizer, [*special_names(settings), *usual])
+    if (padding := padding_of_text(settings)) and tokenizer.token_to_id(padding) is not None:
+        one = library("tokenizers").AddedToken
+        tokenizer.add_tokens([one(padding, special=False, normalized=False)])
     said = template(tokenizer.post_processor)
     frame, ends = folder_ends(folder, kind, tokenizer.token_to_id, said)
     around = [tokenizer.id_to_token(token) for token in (*ends.opening, *ends.closing, ends.end)]

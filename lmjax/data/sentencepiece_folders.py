@@ -13,10 +13,18 @@ from lmjax.data.folder_settings import (
     folder_settings,
     lacks,
     library,
+    special_names,
 )
 from lmjax.data.library_files import finished
 from lmjax.data.subwords import SPACE, SentencePieceTokenizer
-from lmjax.data.tokenizer_classes import GENERIC, LLAMA, known_class, tokenizer_class
+from lmjax.data.tokenizer_classes import (
+    FIRST_SPACE,
+    GENERIC,
+    LLAMA,
+    WORDS,
+    known_class,
+    tokenizer_class,
+)
 from lmjax.data.tokenizers import Ends, Tokenizer
 from lmjax.data.vocabulary import with_special
 
@@ -27,7 +35,6 @@ CHATGLM_SPECIAL = (
 )
 CHATGLM_OPENING = ("[gMASK]", "sop")
 SENTINELS = 100  # of T5, where the folder does not say
-WORDS = ("XLNetTokenizer", "AlbertTokenizer")  # change a text before the model sees it
 PLAIN = (*LLAMA, *GENERIC, "GemmaTokenizer", "GLMChineseTokenizer")  # the model alone
 KNOWN = (*PLAIN, *WORDS, "T5Tokenizer", "ChatGLMTokenizer")
 
@@ -53,13 +60,17 @@ def read_sentencepiece(path: pathlib.Path) -> Tokenizer:
     if all(bare.is_control(bare.piece_to_id(name)) for name in names):
         names = ()  # they are in the file, as we write it
     named = {name: Added(token, True, {}) for token, name in enumerate(names, size)}
-    # A folder may list some of what its program names, as ChatGLM3's does once it is saved.
-    if all(name in named and named[name].token == entry.token for name, entry in new.items()):
-        new = named
+    # A folder may list some of what its program names, as ChatGLM3's does once it is saved, and
+    # tokens behind that.
+    if all(
+        entry.token == named[name].token if name in named else entry.token >= size + len(named)
+        for name, entry in new.items()
+    ):
+        new = dict(sorted((new | named).items(), key=lambda item: item[1].token))
     check_places(path, size, new)
     if ordinary := [name for name, entry in new.items() if not entry.special]:
         raise UserError(f"{path}: the added token {ordinary[0]!r} is text, not special")
-    data = with_special(data, list(new))
+    data = with_special(_as_said(data, folder, kind), list(new))
     if names := GLM_ENDS.get(kind):
         data = _with_ends(folder, data, *names)
     return SentencePieceTokenizer(data, by_line=False, ends=_ends(path, kind, data))
@@ -87,6 +98,32 @@ def _named_by_program(folder: pathlib.Path, kind: str | None) -> tuple[str, ...]
         count = settings.get("extra_ids", SENTINELS)
         return tuple(f"<extra_id_{number}>" for number in reversed(range(count)))
     return ()
+
+
+def _as_said(data: bytes, folder: pathlib.Path, kind: str | None) -> bytes:
+    """The model file with the folder's names for its pieces and its first space.
+
+    Some files keep pieces free that the folder names, as InternLM2's. No text makes those that the
+    folder calls special. LLaMA's classes put a space before a text, or do not, as the folder says.
+    """
+    from sentencepiece import sentencepiece_model_pb2
+
+    model = sentencepiece_model_pb2.ModelProto.FromString(data)
+    settings = folder_settings(folder)
+    said = settings.get("add_prefix_space")
+    if said is not None and (kind is None or kind in FIRST_SPACE):
+        model.normalizer_spec.add_dummy_prefix = said
+    pieces = {piece.piece: piece for piece in model.pieces}
+    special = special_names(settings)
+    for name, entry in added_tokens(folder).items():
+        if entry.token < len(model.pieces) and name not in pieces:
+            pieces[name] = model.pieces[entry.token]
+            pieces[name].piece = name
+        special += [name] if entry.special else []
+    for name in special:
+        if name in pieces and pieces[name].type in (pieces[name].NORMAL, pieces[name].USER_DEFINED):
+            pieces[name].type = pieces[name].CONTROL
+    return model.SerializeToString()
 
 
 def _with_ends(folder: pathlib.Path, data: bytes, begin: str, end: str) -> bytes:

@@ -5,9 +5,10 @@ tokens stand around it, and what special tokens are called where the folder leav
 """
 
 import pathlib
+import re
 from collections.abc import Collection, Mapping
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from lmjax.config import UserError
 from lmjax.data.folder_settings import folder_settings, read_json
@@ -60,10 +61,12 @@ ROBERTA = (
     *("RobertaTokenizer", "BartTokenizer", "LongformerTokenizer", "LEDTokenizer"),
     *("MvpTokenizer", "GLMRobertaTokenizer"),
 )
+FIRST_SPACE = ("LlamaTokenizer", "CodeLlamaTokenizer")  # obey add_prefix_space
 LLAMA = (
-    *("LlamaTokenizer", "CodeLlamaTokenizer", "BaichuanTokenizer", "SkyworkTokenizer"),
+    *(*FIRST_SPACE, "BaichuanTokenizer", "SkyworkTokenizer"),
     *("InternLMTokenizer", "InternLM2Tokenizer", "InternLM3Tokenizer"),
 )
+WORDS = ("XLNetTokenizer", "AlbertTokenizer")  # change a text before their model sees it
 PROGRAMS: dict[str, Program] = {
     **dict.fromkeys(BERT, _BERT),
     **dict.fromkeys(GPT2, _GPT2),
@@ -118,18 +121,37 @@ CLASSES = {
     **{"deberta-v2": "DebertaV2Tokenizer", "pegasus": "PegasusTokenizer", "xlm": "XLMTokenizer"},
     **{"mbart": "MBartTokenizer", "big_bird": "BigBirdTokenizer", "marian": "MarianTokenizer"},
     **{"mpnet": "MPNetTokenizer", "funnel": "FunnelTokenizer", "roformer": "RoFormerTokenizer"},
-    "chatglm": "ChatGLMTokenizer",
+    **{"chatglm": "ChatGLMTokenizer", "xglm": "XGLMTokenizer", "plbart": "PLBartTokenizer"},
+    **{"m2m_100": "M2M100Tokenizer", "barthez": "BarthezTokenizer"},
+    **{"fnet": "FNetTokenizer", "rembert": "RemBertTokenizer", "cpm": "CpmTokenizer"},
+    **{"gpt-sw3": "GPTSw3Tokenizer", "reformer": "ReformerTokenizer", "udop": "UdopTokenizer"},
+    **{"mbart50": "MBart50Tokenizer", "bert-generation": "BertGenerationTokenizer"},
+    **dict.fromkeys(("nllb", "nllb-moe"), "NllbTokenizer"),
+    **dict.fromkeys(("bigbird_pegasus", "pegasus_x"), "PegasusTokenizer"),
+    **dict.fromkeys(("xlm-roberta-xl", "xmod", "layoutxlm"), "XLMRobertaTokenizer"),
+    **dict.fromkeys(("speech_to_text", "speech_to_text_2"), "Speech2TextTokenizer"),
 }
+HEAD = re.compile(r"(For[A-Z]|LMHead|Model$|EncoderModel$|DoubleHeads).*")  # of an architecture
 
 
 def tokenizer_class(folder: pathlib.Path) -> str | None:
     """The class that a folder's vocabulary is for, without "Fast"; None where nothing says it.
 
-    As in transformers tokenizer_config.json says it, else config.json by name, else its model_type.
+    As in transformers tokenizer_config.json says it, else config.json by name, else its model_type,
+    or where that is missing its architectures.
     """
     config = read_json(folder / "config.json")
     named = folder_settings(folder).get("tokenizer_class") or config.get("tokenizer_class")
-    return named.removesuffix("Fast") if named else CLASSES.get(config.get("model_type"))
+    return named.removesuffix("Fast") if named else CLASSES.get(_model_type(config))
+
+
+def _model_type(config: dict[str, Any]) -> str | None:
+    """What kind of model a config.json is for: one of `CLASSES`, another, or None."""
+    if (said := config.get("model_type")) or not (named := config.get("architectures")):
+        return said
+    plain = str.maketrans("", "", "_-")
+    bare = HEAD.sub("", named[0]).lower()
+    return next((kind for kind in CLASSES if kind.translate(plain) == bare), named[0])
 
 
 def known_class(path: pathlib.Path, known: Collection[str], default: str) -> str:
@@ -139,12 +161,14 @@ def known_class(path: pathlib.Path, known: Collection[str], default: str) -> str
       UserError: one whose program is not among the known.
     """
     kind = tokenizer_class(path.parent)
-    model = read_json(path.parent / "config.json").get("model_type")
+    config = read_json(path.parent / "config.json")
+    model = _model_type(config)
     if kind in known:
         return kind
     if kind is None and model is None:
         return default
-    what = f"the class {kind}" if kind else f"a model of model_type {model!r}"
+    told = "model_type" if config.get("model_type") else "architectures"
+    what = f"the class {kind}" if kind else f"a model of {told} {model!r}"
     raise UserError(
         f"{path}: how {what} cuts a text stands in its program, not in this file; known are"
         f" {', '.join(known)}. A tokenizer.json says it: transformers writes one from this folder"

@@ -1,5 +1,6 @@
 """What a folder's class and settings change: the ids of transformers, or a refusal by name."""
 
+import json
 import os
 import warnings
 
@@ -104,6 +105,33 @@ def test_the_kind_of_model_says_the_class_where_no_settings_do(tmp_path):
         tmp_path / "named", {}, config_json={"tokenizer_class": "Qwen2Tokenizer"}
     )
     assert read_tokenizer(by_name).encode("e\u0301") == read_tokenizer(by_name).encode("é")
+
+
+ARCHITECTURES = [
+    ("GPT2LMHeadModel", "GPT2Tokenizer"),
+    ("Qwen2ForCausalLM", "Qwen2Tokenizer"),
+    ("Qwen3MoeForCausalLM", "Qwen2Tokenizer"),
+    ("GPTNeoXModel", "GPTNeoXTokenizer"),
+    ("RobertaForMaskedLM", "RobertaTokenizer"),
+]
+
+
+@pytest.mark.parametrize("architecture, kind", ARCHITECTURES)
+def test_the_architecture_says_it_where_there_is_no_model_type(tmp_path, architecture, kind):
+    folder = pairs_folder(tmp_path / "a", {}, config_json={"architectures": [architecture]})
+    named = read_tokenizer(pairs_folder(tmp_path / "b", {"tokenizer_class": kind}))
+    assert read_tokenizer(folder).fingerprint == named.fingerprint
+    other = pairs_folder(tmp_path / "c", {}, config_json={"architectures": ["MyForCausalLM"]})
+    with pytest.raises(UserError, match="a model of architectures 'MyForCausalLM' cuts a text"):
+        read_tokenizer(other)
+
+
+def test_sentencepiece_models_of_other_programs_are_refused(tmp_path):
+    """Their ids are not the file's, or their texts are changed before."""
+    for kind in ("xglm", "m2m_100", "nllb-moe", "rembert", "bigbird_pegasus", "xlm-roberta-xl"):
+        folder = put(tmp_path / kind, spiece_model=trained(), config_json={"model_type": kind})
+        with pytest.raises(UserError, match=r"the class \w+ cuts a text.*its program"):
+            read_tokenizer(folder)
 
 
 REFUSED = [
@@ -337,6 +365,12 @@ def test_xlnets_and_alberts_accents_and_case(tmp_path, kind, settings):
     same(ours, tokenizer)
     text = "Émigrés don't ``eat''"
     assert tokenizer(text)["input_ids"] == [*ours.opening, *ours.encode(text), *ours.closing]
+    tokenizer.save_pretrained(tmp_path / "written")  # with a tokenizer.json
+    path = tmp_path / "written" / "tokenizer_config.json"
+    written = json.loads(path.read_text("utf-8"))
+    for said in ({"do_lower_case": False}, {"do_lower_case": True, "keep_accents": True}):
+        path.write_text(json.dumps(written | said), "utf-8")
+        same(read_tokenizer(path.parent), theirs(path.parent, kind))
     kept = {"tokenizer_class": kind, "keep_accents": True, "do_lower_case": False}
     folder = put(tmp_path / "b", spiece_model=model, tokenizer_config_json=kept)
     assert "é" in read_tokenizer(folder).decode(read_tokenizer(folder).encode("café"))
