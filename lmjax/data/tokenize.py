@@ -175,6 +175,8 @@ def _merge(shards: list[pathlib.Path], folder: pathlib.Path, made_from: _MadeFro
     save_array(folder / OFFSETS_FILE, offsets)
     save_array(folder / BYTES_FILE, lengths[:, 1])
     _merge_texts([shard / f"{name}.text" for shard in shards], folder, parts)
+    # One token may be both what ends documents and what stands for the unknown.
+    ends = [*tokenizer.opening, *tokenizer.closing].count(tokenizer.unknown) * len(lengths)
     compared = [json.loads((shard / f"{name}.json").read_text("utf-8")) for shard in shards]
     skipped = [json.loads((shard / "skipped.json").read_text()) for shard in shards]
     messages = [message for entry in skipped for message in entry["first"]]
@@ -190,8 +192,8 @@ def _merge(shards: list[pathlib.Path], folder: pathlib.Path, made_from: _MadeFro
         documents=len(lengths),
         text_bytes=int(lengths[:, 1].sum()),
         round_trip=RoundTrip(
-            tokens=int(offsets[-1]) - counted.special,
-            unknown=counted.unknown,
+            tokens=int(offsets[-1]) - counted.special - ends,
+            unknown=counted.unknown - ends,
             unknown_name=unknown_name(tokenizer),
             compared=sum(entry["compared"] for entry in compared),
             lost=sum(entry["lost"] for entry in compared),

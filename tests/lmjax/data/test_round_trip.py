@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as Library
-from tokenizers import decoders, models
+from tokenizers import decoders, models, pre_tokenizers
 
 from lmjax.data import round_trip
 from lmjax.data.huggingface_tokenizers import HuggingFaceTokenizer
@@ -166,6 +166,28 @@ def test_every_kind_of_library_file_names_it(model, unknown):
     assert read.unknown == unknown
     if unknown is not None:
         assert read.encode("\u4e2d") == [unknown]
+
+
+@pytest.mark.parametrize("begins", [False, True])
+def test_the_token_that_ends_a_document_may_be_the_unknown_one(tmp_path, begins):
+    """GPT-2's kind as the library's tutorial makes it: every byte has a token."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {piece: token for token, piece in enumerate([*alphabet, "<end>"])}
+    library = Library(models.BPE(vocabulary, [], unk_token="<end>"))
+    library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    library.decoder = decoders.ByteLevel()
+    library.add_special_tokens(["<end>"])
+    tokenizer = HuggingFaceTokenizer(library.to_str(), 256 if begins else None, 256)
+    store = stored(tmp_path / "s", ["a text", "中"] * 5, tokenizer)
+    trip = store.manifest.round_trip
+    assert (trip.tokens, trip.unknown, trip.lost) == (5 * (6 + 3), 0, 0)
+    assert store.not_comparable() == ""
+    words = Library(models.WordLevel({"<end>": 0, "the": 1}, unk_token="<end>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    words.add_special_tokens(["<end>"])
+    tokenizer = HuggingFaceTokenizer(words.to_str(), 0 if begins else None, 0)
+    trip = stored(tmp_path / "w", ["the dog", "the the"], tokenizer).manifest.round_trip
+    assert (trip.tokens, trip.unknown) == (4, 1)
 
 
 def test_extended_tokenizers_know_what_is_unknown(tmp_path):
