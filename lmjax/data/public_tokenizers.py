@@ -44,7 +44,7 @@ READERS = {  # in this order: the more complete description first
     ICE_FILE: read_icetk,
     "tokenizer.json": read_library_file,
     "*.tiktoken": read_ranks,
-    "tekken.json": read_tekken,
+    "*tekken*.json": read_tekken,
     "*.model": read_model,
     "*.model.v*": read_model,
     "vocab.json": read_byte_pairs,
@@ -73,7 +73,7 @@ def read_tokenizer(folder: str | os.PathLike) -> Tokenizer:
     """The tokenizer in a folder: one that we saved, or the first of these public kinds.
 
     `ice_text.model` (GLM-130B and ChatGLM-6B), `tokenizer.json` (Hugging Face), `*.tiktoken`
-    (Qwen), `tekken.json` (Mistral), `*.model` and `*.model.v1` to `.v7` (SentencePiece: LLaMA,
+    (Qwen), `*tekken*.json` (Mistral), `*.model` and `*.model.v1` to `.v7` (SentencePiece: LLaMA,
     Mistral, Gemma, T5, XLNet, GLM's Chinese, ChatGLM2 and 3; or Meta's table for Llama 3 and 4),
     `vocab.json` with `merges.txt` (byte-level byte-pair encoding: GPT-2, RoBERTa, Qwen2, the large
     GLM's), `vocab.txt` (WordPiece: BERT, the small GLM's).

@@ -7,7 +7,7 @@ import os
 import pathlib
 import re
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from lmjax.config import UserError
@@ -58,6 +58,7 @@ class TiktokenTokenizer(Tokenizer):
         self._first = len(program.special) if program.first else 0  # id of the first piece
         place = 0 if program.first else len(ranks)
         self.special = {name: place + number for number, name in enumerate(program.special)}
+        self._renamed: dict[str, str] = {}
         self.vocab_size = len(ranks) + len(self.special)
         begin, end = self.special.get(program.begin), self.special[program.end]
         self._usual = Ends(() if begin is None else (begin,), (end,), end)
@@ -70,6 +71,11 @@ class TiktokenTokenizer(Tokenizer):
         """Takes what stands around a text from another than the program."""
         self._ends = ends
         self.begin, self.end = ends.begin, ends.end
+
+    def rename(self, names: Mapping[str, str]) -> None:
+        """Gives special tokens other names, by their own."""
+        self._renamed = dict(names)
+        self.special = {names.get(name, name): token for name, token in self.special.items()}
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """See `Tokenizer.encode_batch`."""
@@ -100,9 +106,12 @@ class TiktokenTokenizer(Tokenizer):
         return self._ends.closing
 
     def settings(self) -> dict[str, Any]:
+        settings: dict[str, Any] = {"kind": self.kind}
+        if self._renamed:
+            settings["renamed"] = self._renamed
         if self.program.name == QWEN.name and self._ends == _separated(self.end):
-            return {"kind": self.kind}
-        settings = {"kind": self.kind, "program": self.program.name}
+            return settings
+        settings["program"] = self.program.name
         return settings if self._ends == self._usual else settings | {"ends": list(self._ends)}
 
     def files(self) -> dict[str, bytes]:
@@ -113,11 +122,14 @@ class TiktokenTokenizer(Tokenizer):
         if "program" not in settings:  # of a run from before Qwen's own program was followed
             tokenizer = cls((folder / QWEN.file).read_bytes())
             tokenizer.place(_separated(tokenizer.end))
+            tokenizer.rename(settings.get("renamed", {}))
             return tokenizer
         program = PROGRAMS[settings["program"]]
         opening, closing, end = settings.get("ends", (None, None, None))
         ends = None if end is None else Ends(tuple(opening), tuple(closing), end)
-        return cls((folder / program.file).read_bytes(), program, ends)
+        tokenizer = cls((folder / program.file).read_bytes(), program, ends)
+        tokenizer.rename(settings.get("renamed", {}))
+        return tokenizer
 
 
 def _separated(token: int) -> Ends:
@@ -127,7 +139,7 @@ def _separated(token: int) -> Ends:
 
 def _ranks(data: bytes) -> dict[bytes, int]:
     ranks = {}
-    for line in data.splitlines():
+    for line in filter(bytes.strip, data.splitlines()):
         piece, rank = line.split()
         ranks[base64.b64decode(piece, validate=True)] = int(rank)
     return ranks
@@ -178,7 +190,7 @@ def read_ranks(path: pathlib.Path) -> Tokenizer:
       UserError: a table of another program, which no file of its folder tells how to cut a text.
     """
     data = path.read_bytes()
-    count = len(data.splitlines())
+    count = sum(map(bool, map(bytes.strip, data.splitlines())))
     program = RANKS.get(count)
     kind = tokenizer_class(path.parent)
     if program is None and path.name == QWEN.file and count < min(RANKS):
@@ -200,13 +212,16 @@ def read_tekken(path: pathlib.Path) -> Tokenizer:
 
 
 def _extended(path: pathlib.Path, tokenizer: TiktokenTokenizer) -> Tokenizer:
-    """With the tokens that the folder puts behind the vocabulary, and around a text."""
+    """With the folder's names for special tokens, what it puts behind the vocabulary and around a
+    text."""
+    size, added = tokenizer.vocab_size, added_tokens(path.parent)
+    said = {entry.token: name for name, entry in added.items() if name not in tokenizer.special}
+    tokenizer.rename({n: said[token] for n, token in tokenizer.special.items() if token in said})
     names = {token: name for name, token in tokenizer.special.items()}
     own = {"bos": names.get(tokenizer.begin), "eos": names[tokenizer.end]}
     frame = Frame(tokenizer.opening, ())
     _, ends = folder_ends(path.parent, None, tokenizer.special.get, frame, own)
     tokenizer.place(ends)
-    size, added = tokenizer.vocab_size, added_tokens(path.parent)
     new = {name: entry for name, entry in added.items() if entry.token >= size}
     check_places(path, size, new)
     if ordinary := [name for name, entry in new.items() if not entry.special]:

@@ -468,7 +468,7 @@ def test_tekken_says_all_of_itself(tmp_path, names):
         content["special_tokens"] = [
             {"rank": n, "token_str": name, "is_control": True} for n, name in enumerate(names)
         ]
-    (tmp_path / "tekken.json").write_text(json.dumps(content))
+    (tmp_path / "tekken_240911.json").write_text(json.dumps(content))
     tokenizer = read_tokenizer(tmp_path)
     ranks = {piece: rank for rank, piece in enumerate(pieces[:300])}
     theirs = tiktoken.Encoding("t", pat_str=LLAMA3, mergeable_ranks=ranks, special_tokens={})
@@ -481,6 +481,34 @@ def test_tekken_says_all_of_itself(tmp_path, names):
         assert tokenizer.encode(text) == wanted and tokenizer.decode(wanted) == text
     tokenizer.save(tmp_path / "saved")
     assert load_tokenizer(tmp_path / "saved").encode("the 12") == tokenizer.encode("the 12")
+
+
+@pytest.mark.parametrize("name", ["tekken.json", "tokenizer.model"])
+def test_a_folder_may_use_reserved_tokens_under_names_of_its_own(tmp_path, name):
+    if name == "tekken.json":
+        config = {"pattern": LLAMA3, "default_vocab_size": 330, "default_num_special_tokens": 30}
+        vocabulary = [
+            {"rank": n, "token_bytes": base64.b64encode(p).decode()}
+            for n, p in enumerate(ranks_of(400)[1])
+        ]
+        data, reserved = json.dumps({"config": config, "vocab": vocabulary}).encode(), 25
+    else:
+        data, reserved = ranks_of(128_000)[0] + b"\n\n", 128_002
+    (tmp_path / name).write_bytes(data)
+    plain = read_tokenizer(tmp_path)
+    roles = ["<|im_start|>", "<|im_end|>"]
+    added = {str(reserved + n): {"content": r, "special": True} for n, r in enumerate(roles)}
+    config = {"added_tokens_decoder": added, "eos_token": "<|im_end|>"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    tokenizer = read_tokenizer(tmp_path)
+    tokenizer.save(tmp_path / "saved")
+    for read in (tokenizer, load_tokenizer(tmp_path / "saved")):
+        assert read.vocab_size == plain.vocab_size
+        assert [read.special[role] for role in roles] == [reserved, reserved + 1]
+        assert (read.opening, read.end) == (plain.opening, reserved + 1)
+        text = "<|im_start|>the 12<|im_end|>"
+        assert read.encode_special(text) == [reserved, *plain.encode("the 12"), reserved + 1]
+        assert read.encode(text) == plain.encode(text)
 
 
 def test_a_table_is_known_by_its_size_not_by_its_name(tmp_path):
