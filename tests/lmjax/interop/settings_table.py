@@ -504,8 +504,9 @@ TABLES = {
     ),
 }
 
-TOKENIZERS, FAMILY_TOKENIZERS = (
-    f"tests/lmjax/data/test_{name}.py" for name in ("public_tokenizers", "family_tokenizers")
+TOKENIZERS, FAMILY_TOKENIZERS, FOLDER_TOKENS = (
+    f"tests/lmjax/data/test_{name}.py"
+    for name in ("public_tokenizers", "family_tokenizers", "folder_tokens")
 )
 ENDS, TEMPLATES = (f"tests/lmjax/generation/test_{name}.py" for name in ("ends", "jinja_format"))
 # Of the other files: the setting, what becomes of it, how it is meant, and the test that shows it.
@@ -514,8 +515,19 @@ OTHERS = {
         ("tokenizer_class", "obeyed", "how vocab.json, merges.txt and others are cut", TOKENIZERS),
         ("bos_token", "obeyed", "and the other roles, as a name or an object", TOKENIZERS),
         ("eos_token", "obeyed", "what ends a document", TOKENIZERS),
-        ("added_tokens_decoder", "obeyed", "tokens beside the vocabulary", TOKENIZERS),
-        ("additional_special_tokens", "obeyed", "and extra_special_tokens: no text makes them", ""),
+        (
+            "added_tokens_decoder",
+            "obeyed",
+            "tokens beside the vocabulary, names of its own",
+            FOLDER_TOKENS,
+        ),
+        (
+            "additional_special_tokens",
+            "obeyed",
+            "and extra_special_tokens: no text makes them",
+            FOLDER_TOKENS,
+        ),
+        ("pad_token", "obeyed", "a single character stays text", FOLDER_TOKENS),
         ("add_bos_token", "obeyed", "what stands before a text; before the post-processor", ""),
         ("add_eos_token", "obeyed", "what stands behind a text; before the post-processor", ""),
         ("add_prefix_space", "obeyed", "by the classes that know it", TOKENIZERS),
@@ -532,6 +544,12 @@ OTHERS = {
         ),
         ("split_special_tokens", "ignored", "no text makes a special token here, unless asked", ""),
         ("clean_up_tokenization_spaces", "ignored", "decoding gives every space back", ""),
+        (
+            "legacy",
+            "ignored",
+            "LLaMA's first space is behind special tokens as the file has it",
+            "",
+        ),
         ("model_max_length", "ignored", "config.json says how long a text may be", ""),
         ("padding_side", "ignored", "and truncation_side: texts are not padded by a tokenizer", ""),
     ),
