@@ -117,13 +117,26 @@ def _as_said(data: bytes, folder: pathlib.Path, kind: str | None) -> bytes:
     special = special_names(settings)
     for name, entry in added_tokens(folder).items():
         if entry.token < len(model.pieces) and name not in pieces:
-            pieces[name] = model.pieces[entry.token]
-            pieces[name].piece = name
+            pieces[name] = _renamed(model, entry.token, name)
         special += [name] if entry.special else []
     for name in special:
         if name in pieces and pieces[name].type in (pieces[name].NORMAL, pieces[name].USER_DEFINED):
             pieces[name].type = pieces[name].CONTROL
     return model.SerializeToString()
+
+
+def _renamed(model: Any, token: int, name: str) -> Any:
+    """A model's piece under a new name; those of bytes keep theirs, which says the byte."""
+    piece, spec = model.pieces[token], model.trainer_spec
+    if piece.type == piece.BYTE:
+        return piece
+    for role in ("bos_piece", "eos_piece", "unk_piece", "pad_piece"):
+        if getattr(spec, role) == piece.piece:
+            setattr(spec, role, name)
+    piece.piece = name
+    if piece.type == piece.NORMAL:
+        piece.type = piece.USER_DEFINED
+    return piece
 
 
 def _with_ends(folder: pathlib.Path, data: bytes, begin: str, end: str) -> bytes:

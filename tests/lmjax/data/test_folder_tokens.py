@@ -134,17 +134,19 @@ def test_special_tokens_among_the_pieces_of_a_sentencepiece_model(tmp_path, list
 
 def test_a_folder_names_pieces_that_a_model_keeps_free(tmp_path):
     """InternLM2's do; transformers 5 has its names too, but at the end where its class is said."""
-    free = [f"[UNUSED_TOKEN_{number}]" for number in range(3)]
-    model = trained(**PAIRS, user_defined_symbols=",".join(free))
+    free = [*(f"[UNUSED_TOKEN_{number}]" for number in range(3)), "<s>"]
+    model = trained(**PAIRS, user_defined_symbols=",".join(free[:3]))
     find = SentencePieceTokenizer(model, by_line=False)._processor.piece_to_id
-    names = ["<|plugin|>", "[turn]", "<|im_end|>"]
+    names = ["<|plugin|>", "[turn]", "<|im_end|>", "<begin>"]
     listing = {str(find(old)): {"content": new, "special": True} for old, new in zip(free, names)}
+    listing[str(find("<0x0A>"))] = {"content": "\n", "special": False}
     settings = {"tokenizer_class": "InternLM2Tokenizer", "added_tokens_decoder": listing}
     folder = put(tmp_path / "a", tokenizer_model=model, tokenizer_config_json=settings)
     ours, plain = read_tokenizer(folder), SentencePieceTokenizer(model, by_line=False)
     assert [ours.special[name] for name in names] == list(map(find, free))
     assert ours.encode_special("the dog<|im_end|>") == [*ours.encode("the dog"), find(free[2])]
-    for text in ("the dog", *names, *free):
+    assert ours.opening == (find("<s>"),)
+    for text in ("the dog\n", *names, *free):
         assert {*map(find, free)}.isdisjoint(ours.encode(text))
         assert ours.decode(ours.encode(text)) == text
     assert ours.encode("the dog") == plain.encode("the dog")
