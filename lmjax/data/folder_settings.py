@@ -38,14 +38,25 @@ def folder_settings(folder: pathlib.Path) -> dict[str, Any]:
     return names | settings if "added_tokens_decoder" in settings else settings | names
 
 
-def special_names(settings: dict[str, Any]) -> list[str]:
-    """The tokens that settings name for a role, as an end of text is, or call special."""
+def special_tokens(settings: dict[str, Any]) -> dict[str, dict[str, bool]]:
+    """The tokens that settings name for a role, as an end of text is, or call special.
+
+    Returns:
+      By name how texts match them, as far as that is said: those of `FLAGS`.
+    """
     named = [value for key, value in settings.items() if key.endswith("_token")]
     for several in SEVERAL:
         more = settings.get(several) or ()
         named += more.values() if isinstance(more, dict) else more
-    names = [token_name(value) for value in named if isinstance(value, (str, dict))]
-    return [name for name in names if name != padding_of_text(settings)]
+    named = [value for value in named if isinstance(value, (str, dict))]
+    found = {token_name(value): _flags(value) for value in named}
+    found.pop(padding_of_text(settings), None)
+    return found
+
+
+def _flags(entry: str | dict[str, Any]) -> dict[str, bool]:
+    """How texts match a token, as far as settings say it."""
+    return {} if isinstance(entry, str) else {flag: entry[flag] for flag in FLAGS if flag in entry}
 
 
 def padding_of_text(settings: dict[str, Any]) -> str | None:
@@ -61,15 +72,14 @@ def added_tokens(folder: pathlib.Path) -> dict[str, Added]:
     are text, such as runs of spaces or words of a trade, unless they look otherwise.
     """
     settings, names = folder_settings(folder), read_json(folder / "added_tokens.json")
-    special = set(special_names(settings))
+    special = special_tokens(settings)
     added = {
         name: Added(token, name in special or bool(MARK.fullmatch(name)), {})
         for name, token in names.items()
     }
     for token, entry in settings.get("added_tokens_decoder", {}).items():
-        name, flags = entry["content"], {flag: entry[flag] for flag in FLAGS if flag in entry}
-        text = name == padding_of_text(settings)
-        added[name] = Added(int(token), entry.get("special", True) and not text, flags)
+        name, text = entry["content"], entry["content"] == padding_of_text(settings)
+        added[name] = Added(int(token), entry.get("special", True) and not text, _flags(entry))
     return dict(sorted(added.items(), key=lambda item: item[1].token))
 
 

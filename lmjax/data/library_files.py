@@ -4,7 +4,7 @@ vocab.txt."""
 import json
 import pathlib
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from lmjax.config import UserError
@@ -17,7 +17,7 @@ from lmjax.data.folder_settings import (
     library,
     padding_of_text,
     read_text,
-    special_names,
+    special_tokens,
     token_name,
 )
 from lmjax.data.huggingface_tokenizers import HuggingFaceTokenizer
@@ -252,8 +252,8 @@ def finished(folder: pathlib.Path, kind: str | None, tokenizer: Any) -> HuggingF
     """Adds what the folder's settings and its class say about special tokens and a text's ends."""
     _add(folder, tokenizer, added_tokens(folder))
     settings, roles = folder_settings(folder), PROGRAMS.get(kind, Program()).roles
-    usual = [name for role, name in roles.items() if f"{role}_token" not in settings]
-    _make_special(tokenizer, [*special_names(settings), *usual])
+    usual = {name: {} for role, name in roles.items() if f"{role}_token" not in settings}
+    _make_special(tokenizer, usual | special_tokens(settings))
     if (padding := padding_of_text(settings)) and tokenizer.token_to_id(padding) is not None:
         one = library("tokenizers").AddedToken
         tokenizer.add_tokens([one(padding, special=False, normalized=False)])
@@ -262,7 +262,7 @@ def finished(folder: pathlib.Path, kind: str | None, tokenizer: Any) -> HuggingF
     around = [tokenizer.id_to_token(token) for token in (*ends.opening, *ends.closing, ends.end)]
     if around[-1] is None:
         raise UserError(f"{folder}: the id {ends.end} is to end a document, but is no token")
-    _make_special(tokenizer, around)
+    _make_special(tokenizer, {name: {} for name in around if name is not None})
     if frame != (said or Frame((), ())):
         tokenizer.post_processor = _processor(tokenizer, *frame)
     return HuggingFaceTokenizer(tokenizer, ends.begin, ends.end, ends.opening, ends.closing)
@@ -289,13 +289,17 @@ def _flags(added: Any) -> tuple[bool, ...]:
     return added.single_word, added.lstrip, added.rstrip, added.normalized, added.special
 
 
-def _make_special(tokenizer: Any, names: Iterable[str | None]) -> None:
-    """Marks tokens as special, those that are not; names of no token are passed over."""
+def _make_special(tokenizer: Any, tokens: dict[str, dict[str, bool]]) -> None:
+    """Marks tokens as special, those that are not; names of no token are passed over.
+
+    `tokens` has how texts match them, unless they are known already.
+    """
+    one = library("tokenizers").AddedToken
     known = tokenizer.get_added_tokens_decoder()
-    for name in filter(None, names):
+    for name, flags in tokens.items():
         token = tokenizer.token_to_id(name)
         if token is not None and not (token in known and known[token].special):
-            tokenizer.add_special_tokens([name])
+            tokenizer.add_special_tokens([one(name, special=True, **flags)])
 
 
 def _processor(tokenizer: Any, opening: tuple[int, ...], closing: tuple[int, ...]) -> Any:

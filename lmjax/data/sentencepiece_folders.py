@@ -13,7 +13,7 @@ from lmjax.data.folder_settings import (
     folder_settings,
     lacks,
     library,
-    special_names,
+    special_tokens,
 )
 from lmjax.data.library_files import finished
 from lmjax.data.subwords import SPACE, SentencePieceTokenizer
@@ -114,7 +114,7 @@ def _as_said(data: bytes, folder: pathlib.Path, kind: str | None) -> bytes:
     if said is not None and (kind is None or kind in FIRST_SPACE):
         model.normalizer_spec.add_dummy_prefix = said
     pieces = {piece.piece: piece for piece in model.pieces}
-    special = special_names(settings)
+    special = [*special_tokens(settings)]
     for name, entry in added_tokens(folder).items():
         if entry.token < len(model.pieces) and name not in pieces:
             pieces[name] = _renamed(model, entry.token, name)

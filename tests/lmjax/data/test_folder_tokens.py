@@ -51,6 +51,22 @@ def test_added_tokens_json_holds_text_and_special_tokens(tmp_path, kind, added, 
         assert ours.decode(ours.encode(text)) == text
 
 
+@pytest.mark.parametrize("file", ["tokenizer_config_json", "special_tokens_map_json"])
+@pytest.mark.parametrize("kind", ["RobertaTokenizer", "BartTokenizer", "DebertaTokenizer"])
+def test_a_mask_takes_the_space_before_it_as_its_folder_says(tmp_path, kind, file):
+    flags = {"lstrip": True, "rstrip": False, "normalized": True, "single_word": False}
+    files = {"tokenizer_config_json": {"tokenizer_class": kind}, "special_tokens_map_json": {}}
+    if file == "tokenizer_config_json":
+        flags["__type"] = "AddedToken"
+    files[file] = files[file] | {"mask_token": {"content": "<mask>", **flags}}
+    settings = files.pop("tokenizer_config_json")
+    folder = pairs_folder(tmp_path / "a", settings, **files)
+    ours, tokenizer = read_tokenizer(folder), theirs(folder, kind)
+    for text in ("the <mask> dog", "the<mask> <mask>", "<mask>", "  <mask> x"):
+        assert ours.encode_special(text) == tokenizer(text, add_special_tokens=False)["input_ids"]
+        assert ours.decode(ours.encode(text)) == text
+
+
 @pytest.mark.parametrize("in_file", [False, True])
 @pytest.mark.parametrize(
     "kind, file, end",
