@@ -343,7 +343,10 @@ def _tokenizer(
     cached = cache_folder(data.cache) / "tokenizers" / origin
     with cache_errors_told(cached):
         if (cached / SETTINGS_FILE).exists():
-            tokenizer = load_tokenizer(cached)
+            try:
+                tokenizer = load_tokenizer(cached)
+            except UserError as error:
+                raise UserError(f"{error}; delete {cached}, and it is made again") from None
         else:
             cached.parent.mkdir(parents=True, exist_ok=True)  # not only when it has been made
             progress("making the tokenizer", 0, 1)

@@ -75,8 +75,8 @@ class TokenStore:
             if found != size:
                 raise UserError(
                     f"the token store {self.folder} is damaged: {name} should have {size} bytes "
-                    f"and {'is missing' if found is None else f'has {found}'}; delete the folder, "
-                    "and it is made again"
+                    f"and {'is missing' if found is None else f'has {found}'}; delete "
+                    f"{self.folder.parent}, and it is made again"
                 )
         # As plain arrays over the maps: numpy's own class for maps is slow in small operations.
         self.tokens: UInt[np.ndarray, "tokens"] = np.asarray(
@@ -139,7 +139,8 @@ def open_store(folder: str | os.PathLike, source: str, tokenizer: str) -> TokenS
         if found != expected:
             raise UserError(
                 f"the token store {folder} was made from another {name}: its fingerprint is "
-                f"{found}, this {name} has {expected}; delete the folder or name another cache"
+                f"{found}, this {name} has {expected}; delete {store.folder.parent} or name "
+                "another cache"
             )
     return store
 
@@ -151,7 +152,7 @@ def _read_manifest(folder: pathlib.Path) -> Manifest:
         if values["format"] != FORMAT:
             raise UserError(
                 f"the token store {folder} has format {values['format']}, this version reads "
-                f"{FORMAT}; delete the folder, and it is made again"
+                f"{FORMAT}; delete {folder.parent}, and it is made again"
             )
         values["skipped_first"] = tuple(values["skipped_first"])
         values["round_trip"]["example"] = tuple(values["round_trip"]["example"])
@@ -162,5 +163,5 @@ def _read_manifest(folder: pathlib.Path) -> Manifest:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"the token store {folder} is damaged: {path.name} cannot be read ({error}); delete "
-            "the folder, and it is made again"
+            f"{folder.parent}, and it is made again"
         ) from None

@@ -91,7 +91,7 @@ class Checkpointer:
             raise UserError(f"cannot read the checkpoints: {reason(error)}") from error
         except OSError as error:
             raise UserError(f"cannot read the checkpoints: {reason(error)}") from error
-        return sorted(int(name) for name in names if name.isdigit())
+        return sorted(int(name) for name in names if name.isascii() and name.isdigit())
 
     def latest(self) -> int | None:
         """The newest step whose files are all there in their lengths; None where there is none."""

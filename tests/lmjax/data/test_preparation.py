@@ -5,6 +5,8 @@ import fcntl
 import json
 import os
 import pathlib
+import re
+import shutil
 import threading
 
 import numpy as np
@@ -133,6 +135,26 @@ def test_a_cached_tokenizer_and_stores_are_used_again(data, tmp_path, monkeypatc
         again = prepare(data, tmp_path / run)
         assert again.tokenizer.fingerprint == first.tokenizer.fingerprint
         assert again.train["poems"].folder == first.train["poems"].folder
+
+
+@pytest.mark.parametrize("kind", ["tokenizers", "tokens"])
+def test_what_a_message_about_a_damaged_cache_says_helps(data, tmp_path, kind):
+    first = prepare(data, tmp_path / "run")
+    for path in (tmp_path / "cache" / kind).rglob("*.json"):
+        path.write_text("{")
+    told = set()
+    while True:
+        try:
+            again = prepare(data, tmp_path / "another run")
+            break
+        except UserError as error:
+            folder = re.search(r"delete (\S+), and it is made again", str(error))[1]
+            assert folder not in told and pathlib.Path(folder).parent == tmp_path / "cache" / kind
+            told.add(folder)
+            shutil.rmtree(folder)
+    assert told and again.tokenizer.fingerprint == first.tokenizer.fingerprint
+    for name, store in first.train.items():
+        assert again.train[name].manifest == store.manifest
 
 
 def test_a_run_does_not_go_on_with_another_tokenizer(data, tmp_path, corpus):

@@ -43,6 +43,12 @@ def test_no_checkpoint_is_none(tmp_path):
     assert not (tmp_path / "absent").exists()
 
 
+def test_names_that_are_no_steps_are_nothing(saved, tmp_path):
+    for name in ("\u00b2", "\u0663", "x", "4.tmp", ".5"):
+        (tmp_path / name).mkdir()
+    assert saved.steps() == [1, 2, 3] and saved.latest() == 3
+
+
 def test_comes_back_bit_for_bit_with_what_lay_beside_it(saved, warnings):
     assert saved.steps() == [1, 2, 3] and saved.latest() == 3
     tree, extra = saved.restore(None, make())
