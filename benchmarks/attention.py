@@ -18,7 +18,8 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks.harness import save, table
-from lmjax.config import UserError, config, exit_on_user_error, from_command_line
+from lmjax.config import UserError, config
+from lmjax.launch import exit_on_user_error, from_command_line
 from pallas_kernels.attention import Mask, attention, implementations
 
 ENOUGH = 0.1  # seconds that a measurement lasts at least

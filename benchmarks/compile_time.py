@@ -14,7 +14,8 @@ import jax
 import numpy as np
 
 from benchmarks.harness import save, spread, table
-from lmjax.config import UserError, config, exit_on_user_error, from_command_line, replace
+from lmjax.config import UserError, config, replace
+from lmjax.launch import exit_on_user_error, from_command_line
 from lmjax.models import TransformerConfig, abstract
 from lmjax.models.gpt import gpt2
 from lmjax.objectives import CausalLM

@@ -20,11 +20,22 @@ from contextlib import ExitStack
 from typing import Any, Literal
 
 from benchmarks.harness import Worker, WorkerError, save, spread, table
-from lmjax.config import UserError, config, exit_on_user_error, from_command_line
-from lmjax.config.memory import KEEP_MEMORY
+from lmjax.config import UserError, config
+from lmjax.launch import exit_on_user_error, from_command_line
 
 PAUSE = 0.3  # seconds until the threads of the side before have stopped waiting for work
 READS = 3  # of memory, a turn
+# For all sides what `lmjax.launch.memory` sets in our commands: huge pages; buffers of up to 256
+# MiB come from the heap, and up to 1 GiB of freed memory stays there.
+MEMORY = ":".join(
+    f"glibc.malloc.{name}={value}"
+    for name, value in {
+        "hugetlb": 1,
+        "mmap_threshold": 256 << 20,
+        "trim_threshold": 1 << 30,
+        "arena_max": 1,
+    }.items()
+)
 
 
 @config
@@ -64,8 +75,7 @@ class DecodeBenchmark:
 def main() -> None:
     """Measures and prints."""
     settings = from_command_line(DecodeBenchmark())
-    # As `python -m lmjax.generation` has it; both sides get it.
-    os.environ.setdefault("GLIBC_TUNABLES", KEEP_MEMORY)
+    os.environ.setdefault("GLIBC_TUNABLES", MEMORY)
     with ExitStack() as stack, tempfile.TemporaryDirectory() as folder:
         sides, facts = start(settings, folder, stack)
         check(settings, sides)

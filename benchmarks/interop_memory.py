@@ -18,7 +18,8 @@ from pathlib import Path
 from threading import Event, Thread
 
 from benchmarks.harness import Worker, save, serve, table
-from lmjax.config import UserError, config, exit_on_user_error, from_command_line
+from lmjax.config import UserError, config
+from lmjax.launch import exit_on_user_error, from_command_line
 
 MODULE = "benchmarks.interop_memory"
 ALLOWED = 2_000_000_000  # bytes beside the parameters, and twice the largest tensor

@@ -24,9 +24,10 @@ from typing import Literal
 
 from benchmarks.harness import ROOT, save, table
 from benchmarks.same_run import differences
-from lmjax.config import UserError, config, exit_on_user_error, from_command_line
-from lmjax.jobs.run_folder import RunFolder
-from lmjax.training.checkpoints import SAVING
+from lmjax.config import UserError, config
+from lmjax.launch import exit_on_user_error, from_command_line
+from lmjax.runs.checkpoints import SAVING
+from lmjax.runs.folder import RunFolder
 
 METRICS = "metrics.jsonl"
 POLL = 0.004  # seconds between looks at the run folder

@@ -17,10 +17,11 @@ import numpy as np
 
 from benchmarks.harness import save, table
 from experiments.quickstart import experiment as quickstart
-from lmjax.config import UserError, config, exit_on_user_error, from_command_line, replace
+from lmjax.config import UserError, config, replace
 from lmjax.data import prepare
 from lmjax.data.mixture import EvaluationRows
 from lmjax.jobs.pretrain import Pretrain
+from lmjax.launch import exit_on_user_error, from_command_line
 from lmjax.models import (
     AttentionConfig,
     DynamicNTKScaling,
@@ -35,9 +36,9 @@ from lmjax.models import (
 )
 from lmjax.objectives import CausalLM
 from lmjax.parallel import Mesh, generation_layout
+from lmjax.runs.trained_model import read_trained
 from lmjax.training.placement import to_devices
 from lmjax.training.step import make_evaluation_step
-from lmjax.training.trained import read_trained
 
 LAST = 64  # tokens of each document that are predicted
 
@@ -111,7 +112,7 @@ def variants(model: TransformerConfig, trained: int, context: int) -> dict[str, 
 
 def long_documents(settings: LengthExtrapolation, experiment: Pretrain) -> np.ndarray:
     """Tokens inside of held-out documents of code, [documents, longest context + 1]."""
-    store = prepare(experiment.data, experiment.output).held_out["code"]
+    store = prepare(experiment.data, RunFolder(experiment.output).tokenizer).held_out["code"]
     rows = EvaluationRows(store, max(settings.contexts) + 1)
     tokens, segments = rows.read(0, len(rows))
     tokens = tokens[(segments == segments[:, :1]).all(axis=1)]

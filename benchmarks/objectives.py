@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.harness import keep_to_cores, save, seconds_of, spread, table
-from lmjax.config import UserError, config, exit_on_user_error, from_command_line
+from lmjax.config import UserError, config
+from lmjax.launch import exit_on_user_error, from_command_line
 from lmjax.objectives import (
     BlankInfilling,
     CausalLM,

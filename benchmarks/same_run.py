@@ -6,9 +6,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from lmjax.jobs.run_folder import RunFolder
 from lmjax.parallel import Mesh
-from lmjax.training.checkpoints import Checkpointer
+from lmjax.runs.checkpoints import Checkpointer
+from lmjax.runs.folder import RunFolder
 
 FIELDS = ("loss", "gradient_norm", "learning_rate", "bits_per_byte")  # that must agree, where given
 

@@ -20,7 +20,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.harness import ROOT, save, spread, table
-from lmjax.config import UserError, config, exit_on_user_error, from_command_line
+from lmjax.config import UserError, config
+from lmjax.launch import exit_on_user_error, from_command_line
 
 # What nanoGPT's README gives for a machine without an accelerator.
 NANOGPT = """train.py config/train_shakespeare_char.py --device=cpu --compile=False --eval_iters=20

@@ -16,7 +16,8 @@ import time
 from pathlib import Path
 
 from benchmarks.harness import ROOT, save, spread, table
-from lmjax.config import UserError, config, exit_on_user_error, from_command_line
+from lmjax.config import UserError, config
+from lmjax.launch import exit_on_user_error, from_command_line
 
 PIECE = 1 << 12  # bytes of output that are taken at once
 THEIRS = """

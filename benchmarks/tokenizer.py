@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.harness import Worker, WorkerError, save, spread, table
-from lmjax.config import UserError, config, exit_on_user_error, from_command_line
+from lmjax.config import UserError, config
+from lmjax.launch import exit_on_user_error, from_command_line
 
 PARAGRAPHS = 10  # of a plain text that make a document
 SHORTEST = 100  # characters of a string in a JSON file that is a text

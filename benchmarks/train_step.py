@@ -14,7 +14,8 @@ from contextlib import ExitStack
 from typing import Any, Literal
 
 from benchmarks.harness import Worker, WorkerError, save, spread, table
-from lmjax.config import UserError, config, exit_on_user_error, from_command_line
+from lmjax.config import UserError, config
+from lmjax.launch import exit_on_user_error, from_command_line
 
 PAUSE = 0.3  # seconds until the threads of the side before have stopped waiting for work
 CHECKED = 3  # steps whose losses must agree

@@ -127,8 +127,8 @@ def save(root: Path, step: int) -> None:
     import jax
     import jax.numpy as jnp
 
-    from lmjax.training import manifest
-    from lmjax.training.checkpoints import Checkpointer
+    from lmjax.runs import manifest
+    from lmjax.runs.checkpoints import Checkpointer
 
     def state(value):
         return {"x": jnp.full((3, 2), value, jnp.float32), "key": jax.random.key(value)}
@@ -223,8 +223,8 @@ def run_folder(root: Path) -> None:
     """A run's files are written, and written again when it goes on."""
     from lmjax.config import config, replace
     from lmjax.jobs.report import write_report
-    from lmjax.jobs.run_folder import occupy
-    from lmjax.training.metrics import MetricsWriter
+    from lmjax.runs.lock import lock_run_folder
+    from lmjax.runs.metrics import MetricsWriter
 
     @config
     class FailingExperiment:
@@ -233,9 +233,15 @@ def run_folder(root: Path) -> None:
         output: str
         steps: int = 3
 
+        def may_change(self, setting):
+            return setting in ("output", "steps")
+
     def write(folder, steps):
         experiment = FailingExperiment(output=str(folder / "run"), steps=steps)
-        with occupy(experiment, lambda words: None) as run, MetricsWriter(run.path) as metrics:
+        with (
+            lock_run_folder(experiment, lambda words: None) as run,
+            MetricsWriter(run.path) as metrics,
+        ):
             metrics.truncate_after(2)
             for step in range(len(run.metrics()) + 1, steps + 1):
                 metrics.write({"step": step, "split": "train", "loss": 1.0 / step})
@@ -245,7 +251,7 @@ def run_folder(root: Path) -> None:
 
     def check(folder, error):
         experiment = FailingExperiment(output=str(folder / "run"))
-        with occupy(experiment, lambda words: None) as run:
+        with lock_run_folder(experiment, lambda words: None) as run:
             assert replace(run.experiment(), steps=3) == experiment
             assert [record["step"] for record in run.metrics()][:2] == [1, 2]
             assert run.results()["step"] in (3, 5)

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Iterator
 
 from lmjax.config import UserError
-from lmjax.config.disk import is_full, local_path, reason
+from lmjax.files import is_full, local_path, reason
 
 VARIABLE = "LMJAX_CACHE"
 USUAL = "~/.cache/lmjax"

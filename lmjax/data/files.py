@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from lmjax.config import UserError
-from lmjax.config.disk import errors_told, reason
 from lmjax.data.documents import Part
+from lmjax.files import errors_told, reason
 
 BLOCK = 1 << 20  # bytes read at a time
 PACKED = 1 << 16  # compressed ones

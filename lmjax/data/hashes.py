@@ -15,8 +15,8 @@ import time
 from collections.abc import Iterator, Sequence
 
 from lmjax.config import UserError
-from lmjax.config.disk import errors_told, lock, write_atomically
 from lmjax.data.documents import Progress, digest, silent
+from lmjax.files import errors_told, lock, write_atomically
 
 BLOCK = 64 << 20  # bytes that are hashed together; the blocks of a file are hashed side by side
 PIECE = 1 << 20  # bytes read at a time

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping
 from typing import Literal
 
 from lmjax.config import UserError, config, fingerprint
-from lmjax.config.disk import errors_told, local_path, write_atomically
 from lmjax.data.cache import cache_errors_told, cache_folder
 from lmjax.data.documents import Document, Part, Progress, Source, digest, in_split, silent
 from lmjax.data.hashes import FileHashes
@@ -25,6 +24,7 @@ from lmjax.data.tokenizers import (
     TokenizerConfig,
     load_tokenizer,
 )
+from lmjax.files import errors_told, local_path, write_atomically
 
 TOGETHER = 64  # parts of a source that are read side by side for the tokenizer
 SURPLUS = 4  # times as much text is opened as the tokenizer learns from
@@ -183,18 +183,18 @@ class PreparedData:
 
 def prepare(
     data: Data,
-    run_folder: str | os.PathLike,
+    tokenizer_folder: str | os.PathLike,
     progress: Progress = silent,
     before: Fingerprints | None = None,
 ) -> PreparedData:
     """Makes, or finds in the cache, all that a job needs of its data.
 
-    The tokenizer is kept in `tokenizer` in the run folder, and is read from there when the run goes
-    on. A text is known by what its files hold: it may be copied to another place, with other names.
+    The tokenizer is kept in a folder of the run, and read from there when the run goes on. A text
+    is known by what its files hold: it may be copied to another place, with other names.
 
     Args:
         data: the settings.
-        run_folder: of the run.
+        tokenizer_folder: of the run.
         progress: is told what takes time.
         before: `PreparedData.fingerprints` of what was trained on so far; None: nothing was, or it
             is not known.
@@ -208,7 +208,7 @@ def prepare(
     hash_files = FileHashes(cache_folder(data.cache) / "hashes", progress)
     found = _identify(data, hash_files)
     warnings = _changes(data, found, before)
-    tokenizer, more = _tokenizer(data, pathlib.Path(run_folder) / "tokenizer", found, progress)
+    tokenizer, more = _tokenizer(data, pathlib.Path(tokenizer_folder), found, progress)
     train: dict[str, TokenStore] = {}
     held_out: dict[str, TokenStore] = {}
     for domain in data.train:

@@ -6,7 +6,6 @@ import pathlib
 import re
 
 from lmjax.config import UserError, config
-from lmjax.config.disk import local_path
 from lmjax.data.huggingface_tokenizers import HUGGING_FACE_FILE, HuggingFaceTokenizer
 from lmjax.data.icetk import ICE_FILE, IceTokenizer, read_icetk
 from lmjax.data.library_decoders import BYTES
@@ -20,6 +19,7 @@ from lmjax.data.tokenizers import (
     TokenizerConfig,
     load_tokenizer,
 )
+from lmjax.files import local_path
 
 __all__ = [
     "BYTES",

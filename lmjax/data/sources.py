@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 from lmjax.config import UserError, config, fingerprint, replace
-from lmjax.config.disk import local_path
 from lmjax.data.documents import Answer, Document, HashFiles, OnSkip, Part, Source, digest
 from lmjax.data.files import (
     BYTE_ORDER_MARK,
@@ -20,6 +19,7 @@ from lmjax.data.files import (
     read_pieces,
 )
 from lmjax.data.hashes import FileHashes
+from lmjax.files import local_path
 
 LINE = re.compile(rb"\r?\n")
 BLANK_LINE = re.compile(rb"\r?\n[ \t]*\r?\n")

@@ -11,9 +11,9 @@ import numpy as np
 from jaxtyping import Int64, UInt
 
 from lmjax.config import UserError
-from lmjax.config.disk import local_path
 from lmjax.data.round_trip import RoundTrip
 from lmjax.data.tokenizers import Tokenizer, token_type
+from lmjax.files import local_path
 
 FORMAT = 2  # of the files; a store of another format is made anew
 MANIFEST_FILE = "manifest.json"

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from lmjax.config import UserError, config
-from lmjax.config.disk import local_path
 from lmjax.data.tokenizers import SEPARATOR, Corpus, Ends, Tokenizer, TokenizerConfig
+from lmjax.files import local_path
 
 MODEL_FILE = "sentencepiece.model"
 SPACE = "\u2581"  # how SentencePiece writes a space; as a character of the text it must be hidden

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from lmjax.config import UserError, config
-from lmjax.config.disk import local_path
 from lmjax.data.documents import Document, HashFiles, OnSkip, Part, Source, digest
 from lmjax.data.hashes import FileHashes
 

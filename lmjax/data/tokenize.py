@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lmjax.config import UserError
-from lmjax.config.disk import local_path, lock
 from lmjax.data.cache import cache_errors_told
 from lmjax.data.documents import HashFiles, Progress, Source, silent
 from lmjax.data.round_trip import RoundTrip, unknown_name
@@ -41,6 +40,7 @@ from lmjax.data.store import (
     open_store,
 )
 from lmjax.data.tokenizers import Tokenizer, token_type
+from lmjax.files import local_path, lock
 
 BLOCK = 1 << 20  # bytes copied at a time
 

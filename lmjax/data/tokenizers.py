@@ -14,7 +14,7 @@ import numpy as np
 
 from lmjax.config import UserError, config
 from lmjax.config.declare import module_of
-from lmjax.config.disk import local_path, replacing
+from lmjax.files import local_path, replacing
 
 SEPARATOR = "<|endoftext|>"  # the token between documents, where there is one for begin and end
 SETTINGS_FILE = "tokenizer.json"

@@ -1,12 +1,5 @@
 """Text from a trained model: decoding with a key-value cache, sampling, streaming."""
 
-import sys
-
-if sys.argv[:1] == ["-m"]:  # Python is still looking for the module that it will run: __main__
-    from lmjax.config.memory import keep_memory
-
-    keep_memory()  # before jax is imported, which would be for nothing
-
 from lmjax.generation.beams import BeamSearch as BeamSearch
 from lmjax.generation.beams import Hypothesis as Hypothesis
 from lmjax.generation.generator import Continuation as Continuation

@@ -17,14 +17,8 @@ from typing import Literal
 
 import jax
 
-from lmjax.config import (
-    UserError,
-    config,
-    exit_on_user_error,
-    from_command_line,
-    import_modules,
-)
-from lmjax.config.disk import local_path
+from lmjax.config import UserError, config
+from lmjax.files import local_path
 from lmjax.generation.beams import check_search
 from lmjax.generation.fill import MaskGuessing
 from lmjax.generation.messages import Message
@@ -32,6 +26,7 @@ from lmjax.generation.run import chat_format, check_chat, load, tell
 from lmjax.generation.sampling import Sampling
 from lmjax.generation.text import TextGenerator
 from lmjax.interop.kept_files import read_recommended
+from lmjax.launch import import_modules, is_first, run
 from lmjax.parallel import Mesh
 
 # Settings of how a text is drawn, and of how it is written, one token after another.
@@ -43,7 +38,7 @@ WRITING = *DRAWING, "max_tokens", "samples", "beams", "length_penalty"
 class Generate(Sampling):
     """Text from a run, or from a model folder of Hugging Face's kind."""
 
-    run: str | None = None  # the run folder, or the model folder
+    model: str | None = None  # the run folder, or the model folder
     # the text to continue; empty: the beginning of a document. For GLM, T5 and BERT a text with
     # blanks: [MASK] or [gMASK], <extra_id_0>, [MASK]
     prompt: str = ""
@@ -69,7 +64,7 @@ class Generate(Sampling):
     def validate(self) -> None:
         """Raises UserError for settings that no text could satisfy."""
         super().validate()
-        local_path(self.run or "", "run")
+        local_path(self.model or "", "model")
         if self.max_tokens < 1:
             raise UserError(f"max_tokens={self.max_tokens}: must be 1 or more")
         if self.samples < 1:
@@ -86,6 +81,33 @@ class Generate(Sampling):
             if given := changed(self, DRAWING):
                 raise UserError(f"{', '.join(given)}: for texts that are drawn; beams are searched")
 
+    def run(self) -> None:
+        """Loads the model, and continues the prompt, fills its blanks, or talks.
+
+        Raises:
+            UserError: the model or the settings cannot serve; nothing is named.
+        """
+        if self.model is None:
+            raise UserError("Which model? For instance: python -m lmjax.generation runs/quickstart")
+        import_modules(self.imports)
+        with jax.set_mesh(self.mesh.build()):
+            if self.chat is not None:
+                check_chat(self.model, self.chat)
+            generator = load(self.model, dtype=self.dtype)
+            tell_recommended(self)
+            if generator.filling is not None:
+                show_filled(generator, self)
+            elif self.chat is None:
+                show(generator, self)
+            else:
+                talk(generator, self)
+
+
+def say(text: str) -> None:
+    """Writes to stdout, once for all processes."""
+    if is_first():
+        print(text, end="", flush=True)
+
 
 def changed(settings: Generate, names: Sequence[str]) -> list[str]:
     """Those of the settings that are not as usual."""
@@ -95,10 +117,10 @@ def changed(settings: Generate, names: Sequence[str]) -> list[str]:
 
 def tell_recommended(settings: Generate) -> None:
     """Says which settings the folder recommends that are not given: it is the user who chooses."""
-    wanted = read_recommended(local_path(settings.run, "run"))
+    wanted = read_recommended(local_path(settings.model, "model"))
     missing = [f"{k}={json.dumps(v)}" for k, v in wanted.items() if getattr(settings, k, None) != v]
     if missing:
-        tell(f"{settings.run} recommends {', '.join(missing)}; only what is given here counts")
+        tell(f"{settings.model} recommends {', '.join(missing)}; only what is given here counts")
 
 
 def show(generator: TextGenerator, settings: Generate) -> None:
@@ -108,19 +130,19 @@ def show(generator: TextGenerator, settings: Generate) -> None:
         search = settings.beams, settings.length_penalty, max_tokens, settings.special
         found = generator.search(prompt, *search)
         for text, score in found:
-            print(f"[{score:.3f}] {prompt}{text}")
+            say(f"[{score:.3f}] {prompt}{text}\n")
     elif settings.samples > 1:
         how = settings, max_tokens, settings.stop, settings.samples, settings.special
         texts = generator.generate([prompt], *how)
         for number, text in enumerate(texts, 1):
-            print(f"[{number}] {prompt}{text}")
+            say(f"[{number}] {prompt}{text}\n")
     else:
         pieces = generator.stream(prompt, settings, max_tokens, settings.stop, settings.special)
         first = next(pieces, "")  # mistakes in the prompt come before anything is printed
-        print(prompt + first, end="", flush=True)
+        say(prompt + first)
         for piece in pieces:
-            print(piece, end="", flush=True)
-        print()
+            say(piece)
+        say("\n")
 
 
 def show_filled(generator: TextGenerator, settings: Generate) -> None:
@@ -137,14 +159,14 @@ def show_filled(generator: TextGenerator, settings: Generate) -> None:
             )
         for number, found in enumerate(generator.guess(settings.prompt), 1):
             guesses = ", ".join(f"{text} {probability:.3f}" for text, probability in found)
-            print(f"[MASK] {number}: {guesses}")
+            say(f"[MASK] {number}: {guesses}\n")
         return
     search = settings.beams, settings.length_penalty
     filled = generator.fill(
         [settings.prompt], settings, settings.max_tokens, settings.samples, *search
     )
     for number, found in enumerate(filled, 1):
-        print(f"[{number}] {found.text}" if settings.samples > 1 else found.text)
+        say(f"[{number}] {found.text}\n" if settings.samples > 1 else f"{found.text}\n")
 
 
 def talk(generator: TextGenerator, settings: Generate) -> None:
@@ -152,7 +174,9 @@ def talk(generator: TextGenerator, settings: Generate) -> None:
 
     The prompt, if there is one, is the user's first message.
     """
-    template = chat_format(settings.run, generator.tokenizer, settings.chat)
+    if jax.process_count() > 1:
+        raise UserError("chat: a conversation needs all devices in one process")
+    template = chat_format(settings.model, generator.tokenizer, settings.chat)
     print(f"chat format: {template.title}", file=sys.stderr)
     messages: list[Message] = []
     line = settings.prompt or _line()
@@ -160,9 +184,9 @@ def talk(generator: TextGenerator, settings: Generate) -> None:
         messages.append(Message("user", line))
         text = ""
         for piece in generator.reply(template, messages, settings, settings.max_tokens):
-            print(piece, end="", flush=True)
+            say(piece)
             text += piece
-        print()
+        say("\n")
         messages.append(template.read_reply(text))
         line = _line()
 
@@ -175,25 +199,5 @@ def _line() -> str | None:
         return None
 
 
-def main() -> None:
-    """Loads the run and continues the prompt."""
-    settings = from_command_line(Generate(), positional="run")
-    if settings.run is None:
-        raise UserError("Which run? For instance: python -m lmjax.generation runs/quickstart")
-    import_modules(settings.imports)
-    with jax.set_mesh(settings.mesh.build()):
-        if settings.chat is not None:
-            check_chat(settings.run, settings.chat)
-        generator = load(settings.run, dtype=settings.dtype)
-        tell_recommended(settings)
-        if generator.filling is not None:
-            show_filled(generator, settings)
-        elif settings.chat is None:
-            show(generator, settings)
-        else:
-            talk(generator, settings)
-
-
 if __name__ == "__main__":
-    with exit_on_user_error():
-        main()
+    run(Generate(), positional="model")

@@ -9,9 +9,9 @@ from pathlib import Path
 import jax
 
 from lmjax.config import UserError, replace
-from lmjax.config.disk import local_path
 from lmjax.data.public_tokenizers import read_tokenizer
 from lmjax.data.tokenizers import Tokenizer
+from lmjax.files import local_path
 from lmjax.generation.chat import TEMPLATES, chat_template, fitting_template
 from lmjax.generation.fill import family_filling, filling_of
 from lmjax.generation.generator import Generator
@@ -31,7 +31,7 @@ from lmjax.interop.kept_files import (
 from lmjax.models import TransformerConfig
 from lmjax.models.transformer import NO_HEAD
 from lmjax.parallel import Layout, generation_layout
-from lmjax.training.trained import beyond_table, read_experiment, read_trained
+from lmjax.runs.trained_model import beyond_table, read_experiment, read_trained
 
 
 def load(

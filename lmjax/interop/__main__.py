@@ -9,15 +9,10 @@ from typing import Literal
 
 import jax
 
-from lmjax.config import (
-    UserError,
-    config,
-    exit_on_user_error,
-    from_command_line,
-    import_modules,
-)
-from lmjax.config.disk import local_path
+from lmjax.config import UserError, config
+from lmjax.files import local_path
 from lmjax.interop.convert import convert
+from lmjax.launch import import_modules, run
 from lmjax.parallel import Mesh
 
 
@@ -44,26 +39,28 @@ class Convert:
         if self.file_size <= 0:
             raise UserError(f"file_size={self.file_size:g}: must be more than 0 GB")
 
+    def run(self) -> None:
+        """Converts.
 
-def main() -> None:
-    """Converts what the command line names."""
-    settings = from_command_line(Convert(), positional=("source", "destination"))
-    if settings.source is None or settings.destination is None:
-        raise UserError(
-            "Which folders? For instance: python -m lmjax.interop runs/quickstart models/quickstart"
-        )
-    import_modules(settings.imports)
-    with jax.set_mesh(settings.mesh.build()):
-        convert(
-            settings.source,
-            settings.destination,
-            to_run=None if settings.to is None else settings.to == "run",
-            step=settings.step,
-            dtype=settings.dtype,
-            largest_file=round(settings.file_size * 1e9),
-        )
+        Raises:
+            UserError: no folders are named, or one cannot be read or written.
+        """
+        if self.source is None or self.destination is None:
+            raise UserError(
+                "Which folders? For instance: "
+                "python -m lmjax.interop runs/quickstart models/quickstart"
+            )
+        import_modules(self.imports)
+        with jax.set_mesh(self.mesh.build()):
+            convert(
+                self.source,
+                self.destination,
+                to_run=None if self.to is None else self.to == "run",
+                step=self.step,
+                dtype=self.dtype,
+                largest_file=round(self.file_size * 1e9),
+            )
 
 
 if __name__ == "__main__":
-    with exit_on_user_error():
-        main()
+    run(Convert(), positional=("source", "destination"))

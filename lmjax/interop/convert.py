@@ -10,10 +10,11 @@ from pathlib import Path
 
 from rich.console import Console
 
-from lmjax.config import UserError, config, to_json
-from lmjax.config.disk import local_path
+from lmjax.config import UserError, config
+from lmjax.console import ByteBar, make_console
 from lmjax.data.public_tokenizers import read_tokenizer
 from lmjax.data.tokenizers import Tokenizer
+from lmjax.files import errors_told, local_path
 from lmjax.interop import huggingface
 from lmjax.interop.huggingface import Dtype
 from lmjax.interop.kept_files import (
@@ -22,13 +23,14 @@ from lmjax.interop.kept_files import (
     read_templates,
     write_templates,
 )
-from lmjax.interop.progress import ByteBar
 from lmjax.interop.tensor_files import LARGEST_FILE
 from lmjax.interop.tokenizer_files import end_ids, own_class_notes, public_files
+from lmjax.launch import is_first, on_first
 from lmjax.models import EncoderDecoderConfig, TransformerConfig
 from lmjax.parallel import training_layout
-from lmjax.training.checkpoints import Checkpointer
-from lmjax.training.trained import Trained, beyond_table, read_experiment, read_trained
+from lmjax.runs.checkpoints import Checkpointer
+from lmjax.runs.folder import RunFolder
+from lmjax.runs.trained_model import Trained, beyond_table, read_experiment, read_trained
 
 # Endings of files that hold weights, in whatever format, and of what belongs to them.
 WEIGHTS = (
@@ -74,7 +76,7 @@ def convert(
         holds something, or settings do not go together.
     """
     source, destination = local_path(source, "source"), local_path(destination, "destination")
-    console = Console(highlight=False) if console is None else console
+    console = make_console() if console is None else console
     public = huggingface.is_model_folder(source)
     to_run = public if to_run is None else to_run
     if to_run and dtype not in (None, "float32"):
@@ -83,13 +85,15 @@ def convert(
         raise UserError(f"step={step}: {source} is a model folder and has no checkpoints")
     with new_folder(destination) as folder:
         if public and not to_run:
+            if not is_first():
+                return  # from file to file there is nothing to gather
             with ByteBar("copying", console) as report:
                 huggingface.rewrite(source, folder, dtype, largest_file, report)
             notes = carry(source, folder)
         else:
             trained, notes = read(source, step, console)
             if to_run:
-                write_run(folder, trained, source, console)
+                write_run(RunFolder(folder), trained, source, console)
             else:
                 how = dtype or "float32", largest_file, console
                 notes += write_model(folder, trained, source, *how)
@@ -103,7 +107,7 @@ def new_folder(path: Path) -> Iterator[Path]:
     """A folder to write in, which gets its name `path` when the block ends well.
 
     Until then it is hidden beside it, and whatever goes wrong it is removed again; one that a kill
-    has left there too.
+    has left there too. Of several processes the first one makes it.
 
     Raises:
       UserError: `path` is there and is not an empty folder, or cannot be made; the system does not
@@ -111,14 +115,19 @@ def new_folder(path: Path) -> Iterator[Path]:
     """
     path = Path(os.path.realpath(path))  # where a link leads to, a folder can get its name
     partial = path.with_name(f".{path.name}.partial")
-    try:
+
+    def make() -> None:
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise UserError(f"{path} exists already and is not an empty folder: choose another one")
-        if partial.exists():
-            shutil.rmtree(partial)
-        partial.mkdir(parents=True)
-    except OSError as error:
-        raise UserError(f"cannot write in {path.parent}: {error.strerror}") from None
+        with errors_told(f"cannot write in {path.parent}"):
+            if partial.exists():
+                shutil.rmtree(partial)
+            partial.mkdir(parents=True)
+
+    on_first(make)
+    if not is_first():
+        yield partial
+        return
     try:
         yield partial
         partial.replace(path)
@@ -153,18 +162,20 @@ def find_tokenizer(folder: Path) -> tuple[Tokenizer | None, list[str]]:
         return None, [f"no tokenizer was carried over, and text needs one: {error}"]
 
 
-def write_run(folder: Path, trained: Trained, source: Path, console: Console) -> None:
+def write_run(folder: RunFolder, trained: Trained, source: Path, console: Console) -> None:
     """Writes a run folder with a checkpoint of step 0 that holds the parameters alone."""
     console.print("writing the checkpoint")
     extra = {}
     if trained.tokenizer is not None:
-        trained.tokenizer.save(folder / "tokenizer")
+        if is_first():
+            trained.tokenizer.save(folder.tokenizer)
         extra["tokenizer"] = trained.tokenizer.fingerprint
-    with Checkpointer(folder / "checkpoints") as checkpointer:
+    with Checkpointer(folder.checkpoints) as checkpointer:
         checkpointer.save(0, {"params": trained.params}, extra)
-    keep(source, folder)
-    made = ConvertedModel(model=trained.config, source=str(source), family=family_of(source))
-    (folder / "config.json").write_text(to_json(made), "utf-8")
+    if is_first():
+        keep(source, folder.path)
+        made = ConvertedModel(model=trained.config, source=str(source), family=family_of(source))
+        folder.write_config(made)
 
 
 def family_of(source: Path) -> str | None:
@@ -189,16 +200,17 @@ def write_model(
         closed = isinstance(trained.config, EncoderDecoderConfig)  # T5 was trained so
         files, notes = public_files(trained.tokenizer, trained.config.max_length, closed)
         ends = end_ids(trained.tokenizer)
-    # Without eos_token_id transformers would stop at what models of the family usually end at.
-    settings = keep(source, folder, ends)
-    ends = {role: settings[role] for role in ends}
-    for name, data in files.items():
-        (folder / name).write_bytes(data)
+    if is_first():
+        # Without eos_token_id transformers would stop at what models of the family usually end at.
+        settings = keep(source, folder, ends)
+        ends = {role: settings[role] for role in ends}
+        for name, data in files.items():
+            (folder / name).write_bytes(data)
     with ByteBar("writing", console) as report:
         huggingface.write(
             folder, trained.config, trained.params, dtype, largest_file, report, extra=ends
         )
-    return notes + own_class_notes(folder)
+    return notes + own_class_notes(folder) if is_first() else notes
 
 
 def carry(source: Path, folder: Path) -> list[str]:

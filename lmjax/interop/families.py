@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lmjax.config import UserError, replace, to_text
-from lmjax.config.disk import local_path
+from lmjax.files import local_path
 from lmjax.interop.settings import config_of, read_settings
 from lmjax.interop.tensor_files import TensorFiles
 from lmjax.interop.tensor_names import with_heads_of

@@ -8,11 +8,11 @@ from pathlib import Path
 import jax
 
 from lmjax.config import UserError, preset
-from lmjax.config.disk import local_path
+from lmjax.files import local_path
 from lmjax.interop import huggingface
 from lmjax.models import TransformerConfig, abstract, draw_parameters
 from lmjax.parallel import Layout
-from lmjax.training.trained import read_experiment, read_trained
+from lmjax.runs.trained_model import read_experiment, read_trained
 
 
 @preset
@@ -64,7 +64,7 @@ def read_params(
 def tokenizer_folder(path: str | os.PathLike) -> Path:
     """Where the tokenizer of a run folder or of a folder that transformers reads should lie."""
     folder = local_path(path, "folder")
-    return folder if huggingface.is_model_folder(folder) else folder / "tokenizer"
+    return folder if huggingface.is_model_folder(folder) else RunFolder(folder).tokenizer
 
 
 def _fresh(theirs: TransformerConfig, ours: TransformerConfig, layout: Layout) -> set[str]:

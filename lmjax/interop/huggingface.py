@@ -16,7 +16,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
-from lmjax.config.disk import local_path
+from lmjax.files import local_path
 from lmjax.interop.families import assumption as assumption
 from lmjax.interop.families import essence as essence
 from lmjax.interop.families import family_of as family_of

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -19,10 +18,9 @@ from lmjax.config import UserError
 from lmjax.data.folder_settings import read_json, token_name
 from lmjax.data.tokenizer_classes import PROGRAMS, Program, tokenizer_class
 from lmjax.interop.tensor_files import write_json
+from lmjax.runs.folder import GENERATION_FILE, MAP_FILE, TEMPLATE_FILE, TEMPLATE_FOLDER
 
-TEMPLATE_FILE, TEMPLATE_FOLDER = "chat_template.jinja", "additional_chat_templates"
-GENERATION_FILE, MAP_FILE = "generation_config.json", "special_tokens_map.json"
-KEPT = (TEMPLATE_FILE, TEMPLATE_FOLDER, GENERATION_FILE, MAP_FILE)  # names in a run folder
+KEPT = (TEMPLATE_FILE, TEMPLATE_FOLDER, GENERATION_FILE, MAP_FILE)
 DEFAULT, TOOL_USE = "default", "tool_use"  # names of templates that transformers takes by itself
 ROLES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")  # that every tokenizer knows
 # What generation_config.json has, besides roles of tokens, that changes no text.
@@ -168,13 +166,6 @@ def write_templates(folder: Path, templates: Mapping[str, Template]) -> None:
         else:
             raise UserError(f"the chat template {name!r} in {template.file} has no name for a file")
         path.write_text(template.source, "utf-8", newline="")
-
-
-def remove_kept(folder: Path) -> None:
-    """Removes what `keep` writes."""
-    shutil.rmtree(folder / TEMPLATE_FOLDER, ignore_errors=True)
-    for name in (TEMPLATE_FILE, GENERATION_FILE, MAP_FILE):
-        (folder / name).unlink(missing_ok=True)
 
 
 def _text(path: Path) -> str:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lmjax.config import UserError
-from lmjax.config.disk import replacing
+from lmjax.files import replacing
 from lmjax.interop import torch_files
 
 FILE = "model.safetensors"

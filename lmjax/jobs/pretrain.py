@@ -8,15 +8,15 @@ import optax
 from flax import nnx
 
 from lmjax.config import UserError, config
-from lmjax.config.disk import local_path
 from lmjax.data import Data
-from lmjax.jobs.run_folder import occupy
-from lmjax.jobs.settings import Checkpoints, Evaluation, Log, at_least
+from lmjax.files import local_path
+from lmjax.jobs.settings import Checkpoints, Evaluation, Log, at_least, may_change
 from lmjax.models import TransformerConfig, abstract
 from lmjax.models.batch import Batch
 from lmjax.models.transformer import NO_HEAD
 from lmjax.objectives import CausalLM, Objective
 from lmjax.parallel import Layout, Mesh, axis_size, training_layout
+from lmjax.runs.lock import lock_run_folder
 from lmjax.scaling.flops import count_parameters, training_flops_per_token
 from lmjax.training.optimizers import AdamW, Optimizer
 from lmjax.training.placement import abstract_batch
@@ -89,6 +89,10 @@ class Pretrain:
                 " the gradient as it is"
             )
 
+    def may_change(self, setting: str) -> bool:
+        """Whether a run may go on with another value of a setting, given by its dotted name."""
+        return may_change(setting)
+
     def run(self) -> None:
         """Trains, or goes on training, in the run folder, and reports.
 
@@ -103,7 +107,7 @@ class Pretrain:
         flops = self.flops_per_token()
         with jax.set_mesh(self.mesh.build()):
             parts = self.assemble()
-            with occupy(self) as folder:
+            with lock_run_folder(self) as folder:
                 PretrainingRun(self, parts, folder, size, flops).run()
 
     def flops_per_token(self) -> float:

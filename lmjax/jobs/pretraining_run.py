@@ -10,10 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from lmjax.config import UserError, fingerprint, to_json
-from lmjax.config.disk import local_path
+from lmjax.console import Stopwatch, Story, make_console
 from lmjax.data import PreparedData, prepare
 from lmjax.data.public_tokenizers import read_tokenizer
 from lmjax.evaluation.held_out import HeldOut
+from lmjax.files import local_path
 from lmjax.generation.fill import MaskGuessing, Writing, filling_of
 from lmjax.generation.generator import Generator
 from lmjax.generation.text import TextGenerator, prompt_tokens
@@ -32,7 +33,6 @@ from lmjax.jobs.results import (
     recover,
     withheld,
 )
-from lmjax.jobs.run_folder import RunFolder, differences
 from lmjax.jobs.telling import (
     sampling_words,
     tell_beginning,
@@ -42,16 +42,17 @@ from lmjax.jobs.telling import (
     tell_results,
     warn_of_losses,
 )
-from lmjax.jobs.terminal import Stopwatch, Story, make_console
 from lmjax.jobs.vocabulary import check_vocabulary
 from lmjax.models.batch import Batch
 from lmjax.objectives import Lexicon
+from lmjax.runs.changes import differences
+from lmjax.runs.checkpoints import Checkpointer
+from lmjax.runs.environment import describe_environment
+from lmjax.runs.folder import ENVIRONMENT, RESULTS, RunFolder
+from lmjax.runs.metrics import MetricsWriter
 from lmjax.scaling.hardware import find_peak, peak_memory_in_use
-from lmjax.training.checkpoints import Checkpointer
-from lmjax.training.environment import describe_environment
 from lmjax.training.interruption import Interruption
 from lmjax.training.loop import Loop, Yardstick
-from lmjax.training.metrics import MetricsWriter
 from lmjax.training.placement import to_devices
 from lmjax.training.state import TrainState, make_state
 from lmjax.training.step import make_evaluation_step
@@ -123,7 +124,7 @@ class PretrainingRun:
                 "on, so whether it is the same is not known"
             )
         with self.story.phase("reading the text") as report:
-            prepared = prepare(self.experiment.data, self.folder.path, report, before)
+            prepared = prepare(self.experiment.data, self.folder.tokenizer, report, before)
         for words in prepared.warnings:
             self.story.warn(words)
         check_vocabulary(prepared, self.experiment.model.vocab_size, self.story.warn)
@@ -206,8 +207,8 @@ class PretrainingRun:
             self.check_schedule(extra, done)
             tell_continuation(self.story, self.experiment, extra, done)
         if jax.process_index() == 0:
-            self.folder.write("config.json", to_json(self.experiment))
-            self.folder.write_json("environment.json", environment)
+            self.folder.write_config(self.experiment)
+            self.folder.write_json(ENVIRONMENT, environment)
         return state, done
 
     def given_parameters(self, prepared: PreparedData) -> dict | None:
@@ -391,7 +392,7 @@ class PretrainingRun:
         results["samples_words"] = sampling_words(self.experiment.evaluation.sampling)
         if whole:
             results["seconds"] = round(self.watch.seconds(), 1)
-        self.folder.write_json("results.json", results)
+        self.folder.write_json(RESULTS, results)
         write_report(self.folder)
         tell_results(self.story, results, self.folder.path)
 

@@ -5,12 +5,13 @@ python -m lmjax.jobs.report runs/quickstart    # also while the run is going on
 
 import json
 import math
-import sys
 from pathlib import Path
 from typing import Any
 
-from lmjax.jobs.run_folder import RunFolder
-from lmjax.training.progress import duration
+from lmjax.config import UserError, config
+from lmjax.console import duration
+from lmjax.launch import run
+from lmjax.runs.folder import CONFIG, REPORT, RunFolder
 
 TEMPLATE = Path(__file__).with_name("report.html")
 POINTS = 1500  # at most so many points a curve; more are averaged in groups
@@ -22,7 +23,7 @@ def write_report(folder: RunFolder) -> Path:
     Reads config.json, metrics.jsonl, environment.json and, where there is one, results.json.
     """
     page = fill(TEMPLATE.read_text("utf-8"), content(folder))
-    folder.write("report.html", page)
+    folder.write(REPORT, page)
     return folder.report
 
 
@@ -62,7 +63,7 @@ def content(folder: RunFolder) -> dict[str, Any]:
         "held_out": held_out,
         "samples": results.get("samples", []),
         "samples_words": results.get("samples_words", ""),
-        "config": folder.read_json("config.json"),
+        "config": folder.read_json(CONFIG),
         "settings_words": "The whole experiment, as config.json in the run folder holds it.",
         "environment": folder.environment(),
     }
@@ -139,10 +140,19 @@ def _domains(values: int, domains: int) -> str:
     return ", mean of domains" if domains > 1 else ""
 
 
-if __name__ == "__main__":
-    from lmjax.config import UserError, exit_on_user_error
+@config
+class Report:
+    """The page for people of a run, written anew."""
 
-    with exit_on_user_error():
-        if len(sys.argv) != 2 or not RunFolder(sys.argv[1]).config.is_file():
+    folder: str | None = None  # the run folder
+
+    def run(self) -> None:
+        """Writes report.html. UserError where the folder is no run's."""
+        folder = RunFolder(self.folder or "")
+        if self.folder is None or not folder.config.is_file():
             raise UserError("python -m lmjax.jobs.report RUN_FOLDER writes its report.html anew")
-        print(write_report(RunFolder(sys.argv[1])))
+        print(write_report(folder))
+
+
+if __name__ == "__main__":
+    run(Report(), positional="folder")

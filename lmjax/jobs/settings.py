@@ -1,7 +1,34 @@
 """Settings that training jobs have in common."""
 
+import re
+
 from lmjax.config import UserError, config
 from lmjax.generation.sampling import Sampling
+from lmjax.runs.changes import is_below
+
+# How the same work is done, with the same bits.
+RESOURCES = ("data.cache", "data.workers", "data.tokenize_workers", "data.on_change")
+# How the same numbers are computed, up to rounding.
+ROUNDING = (
+    "mesh",
+    "zero",
+    "accumulation",
+    "model.remat",
+    "model.unroll",
+    "model.attention.implementation",
+)
+# Settings that may change when a run goes on, with all below them; all others make it another run.
+FREE = ("output", "steps", "evaluation", "checkpoint", "log", *RESOURCES, *ROUNDING)
+
+# Where the text and a tokenizer's folder lie: what is in them is compared by `data.prepare`.
+PLACES = re.compile(
+    r"data\.train\.\d+\.(source|evaluation)\.(path(\.\d+)?|data_dir)|data\.tokenizer(\.\w+)*\.path"
+)
+
+
+def may_change(setting: str) -> bool:
+    """Whether a run may go on with another value of a setting, given by its dotted name."""
+    return is_below(setting, FREE) or bool(PLACES.fullmatch(setting))
 
 
 @config

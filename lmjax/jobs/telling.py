@@ -6,16 +6,19 @@ from typing import Any
 
 import jax
 
-from lmjax.config import fingerprint, from_json, own_modules
+from lmjax.config import fingerprint, from_json
+from lmjax.console import Story
 from lmjax.data import JsonPrompts, PreparedData
 from lmjax.data.round_trip import LITTLE, percent
 from lmjax.generation.sampling import Sampling
 from lmjax.jobs.pretrain import Pretrain
 from lmjax.jobs.results import withheld
-from lmjax.jobs.run_folder import ROUNDING, differences, is_below
-from lmjax.jobs.terminal import Story
+from lmjax.jobs.settings import ROUNDING
+from lmjax.launch import own_modules
 from lmjax.objectives import BlankInfilling, Mixed
-from lmjax.training.environment import compare_environment
+from lmjax.runs.changes import differences, is_below
+from lmjax.runs.environment import compare_environment
+from lmjax.runs.folder import CHECKPOINTS, CONFIG, METRICS, REPORT, TOKENIZER, RunFolder
 
 
 def tell_beginning(story: Story, experiment: Pretrain, path: Path, size: int) -> None:
@@ -141,9 +144,9 @@ def tell_results(story: Story, results: dict[str, Any], path: Path) -> None:
     story.files(
         path,
         (
-            ("report.html", "curves, settings and samples on one page"),
-            ("metrics.jsonl", "every number, a JSON object a line"),
-            ("checkpoints/  tokenizer/  config.json", "the model, and all that made it"),
+            (REPORT, "curves, settings and samples on one page"),
+            (METRICS, "every number, a JSON object a line"),
+            (f"{CHECKPOINTS}/  {TOKENIZER}/  {CONFIG}", "the model, and all that made it"),
             (text_command(path), "text from the model"),
         ),
     )
@@ -151,7 +154,7 @@ def tell_results(story: Story, results: dict[str, Any], path: Path) -> None:
 
 def text_command(path: Path) -> str:
     """What to type for text from the run in a folder; names the modules of its own classes."""
-    modules = own_modules(from_json((path / "config.json").read_text("utf-8")))
+    modules = own_modules(RunFolder(path).experiment())
     imports = f" imports={','.join(modules)}" if modules else ""
     return f'python -m lmjax.generation {path}{imports} prompt="..."'
 

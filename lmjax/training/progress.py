@@ -9,6 +9,8 @@ from rich.console import Console
 from rich.progress import BarColumn, TaskProgressColumn, TextColumn
 from rich.progress import Progress as Bar
 
+from lmjax.console import duration
+
 WINDOW = 20  # steps over which the shown speed is taken
 PLAIN_LINES = 40  # lines that a whole run prints where there is no terminal
 
@@ -124,15 +126,3 @@ class Progress:
         speed = (tokens - tokens_then) / (seconds - seconds_then)
         left = (self._total - step) * (seconds - seconds_then) / (step - step_then)
         return f"{speed:,.0f} tokens/s", f"{duration(left)} left"
-
-
-def duration(seconds: float) -> str:
-    """Words for a time: `42 s`, `3 min 05 s`, `2 h 10 min`, `4 d 3 h`."""
-    seconds = round(seconds)
-    if seconds < 60:
-        return f"{seconds} s"
-    if seconds < 3600:
-        return f"{seconds // 60} min {seconds % 60:02d} s"
-    if seconds < 86400:
-        return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"
-    return f"{seconds // 86400} d {seconds % 86400 // 3600} h"

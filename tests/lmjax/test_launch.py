@@ -13,9 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from lmjax.config import UserError, exit_on_user_error
-from lmjax.config.memory import KEEP_MEMORY
-from lmjax.launch import join_processes
+from lmjax.config import UserError
+from lmjax.launch import exit_on_user_error, join_processes
 
 ROOT = Path(__file__).parents[2]
 NOT_INHERITED = ("XLA_FLAGS", "NO_COLOR", "GLIBC_TUNABLES")
@@ -26,6 +25,7 @@ It costs nothing.
 
 import errno
 import os
+import resource
 import sys
 import types
 
@@ -46,7 +46,14 @@ class Program:
         if self.do == "import":
             print("jax" in sys.modules)
         if self.do == "memory":
-            print(os.environ.get("GLIBC_TUNABLES"), *sys.argv[1:])
+            def faults():
+                return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+            for _ in range(2):
+                before = faults()
+                for _ in range(20):
+                    b"x" * (64 << 20)
+            print(faults() - before, os.getpid())
         if self.do == "mistake":
             raise UserError("the corpus is empty")
         if self.do == "bug":
@@ -102,9 +109,15 @@ def test_a_run_with_a_setting_does_not_need_jax_before_the_experiment_does(start
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have no glibc to tell")
 def test_memory_is_kept_unless_the_user_says_otherwise(start):
-    """The command starts anew with the same arguments, and only once."""
-    assert outcome(start("do=memory", "times=2")) == (0, f"{KEEP_MEMORY} do=memory times=2\n", "")
-    assert outcome(start("do=memory", GLIBC_TUNABLES="x=1"))[1] == "x=1 do=memory\n"
+    """A buffer of 64 MiB that is made again and again costs page faults once; in one process."""
+    process = start("do=memory")
+    code, out, _ = outcome(process)
+    faults, process_id = map(int, out.split())
+    assert (code, process_id) == (0, process.pid) and faults < 1000
+    faults, _ = map(
+        int, outcome(start("do=memory", GLIBC_TUNABLES="glibc.malloc.tcache_count=7"))[1].split()
+    )
+    assert faults > 20 * 1000  # as ever: each time all of its pages, if not huge ones
 
 
 def test_help(start):

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from lmjax.config import UserError, import_modules, own_modules
+from lmjax.config import UserError
+from lmjax.launch import import_modules, own_modules
 from lmjax.training.optimizers import AdamW
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = '''
-from lmjax.config import config, from_json, import_modules, own_modules, to_json
+from lmjax.config import config, from_json, to_json
+from lmjax.launch import import_modules, own_modules
 from lmjax.training.optimizers import AdamW as Theirs, Optimizer
 
 

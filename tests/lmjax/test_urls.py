@@ -16,12 +16,12 @@ from lmjax.generation import load
 from lmjax.interop import huggingface
 from lmjax.interop.convert import convert
 from lmjax.interop.folder import model_folder, read_params, tokenizer_folder
-from lmjax.jobs.run_folder import RunFolder
 from lmjax.models import AttentionConfig, FeedForwardConfig, TransformerConfig, initialize
 from lmjax.parallel import Mesh, training_layout
-from lmjax.training.checkpoints import Checkpointer
-from lmjax.training.metrics import MetricsWriter, read_metrics
-from lmjax.training.trained import read_trained
+from lmjax.runs.checkpoints import Checkpointer
+from lmjax.runs.folder import RunFolder
+from lmjax.runs.metrics import MetricsWriter, read_metrics
+from lmjax.runs.trained_model import read_trained
 
 URL = "gs://bucket/run"
 MODEL = TransformerConfig(

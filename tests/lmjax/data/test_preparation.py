@@ -116,7 +116,7 @@ def test_a_second_stage_has_its_own_weights_and_may_bring_a_domain(data, tmp_pat
 
 def test_tokenizer_is_kept_with_the_run_and_learns_from_training_text_alone(data, tmp_path):
     ready = prepare(data, tmp_path / "run")
-    saved = load_tokenizer(tmp_path / "run" / "tokenizer")
+    saved = load_tokenizer(tmp_path / "run")
     assert saved.fingerprint == ready.tokenizer.fingerprint
     sample = list(preparation._Texts(data, lambda *progress: None).sample(10**9))
     assert set(sample) == {*texts(ready.train["poems"]), *texts(ready.train["prose"])}
@@ -263,7 +263,7 @@ def test_files_in_another_order_are_another_text(tmp_path):
 
 def test_a_tokenizer_from_before_texts_were_known_by_content_stays(data, tmp_path):
     prepare(data, tmp_path / "run")
-    origin = tmp_path / "run" / "tokenizer" / "origin.txt"
+    origin = tmp_path / "run" / "origin.txt"
     origin.write_text("0123456789ab")  # of times of files
     assert prepare(data, tmp_path / "run").warnings == ()
     origin.write_text("something else")

@@ -5,7 +5,6 @@ The models are Markov chains: decoded greedily, a token is followed by the one t
 
 import dataclasses
 import json
-import sys
 
 import jax
 import numpy as np
@@ -15,10 +14,11 @@ from safetensors.numpy import save_file
 
 from lmjax.config import UserError
 from lmjax.generation import Message, Sampling, chat_format, load, prompt_tokens
-from lmjax.generation.__main__ import main
+from lmjax.generation.__main__ import Generate
 from lmjax.generation.run import ends_of
 from lmjax.interop.convert import convert
 from lmjax.interop.kept_files import keep
+from lmjax.launch import run
 from lmjax.parallel import Mesh
 
 SPECIAL = ["<|begin|>", "<|doc|>", "<|turn|>", "<|pad|>"]
@@ -192,10 +192,9 @@ def test_a_special_token_is_a_stop_string(model, folder, monkeypatch, capsys):
 
 def run_command(monkeypatch, *arguments):
     """Calls `python -m lmjax.generation` in this process, on one device."""
-    monkeypatch.setattr(sys, "argv", ["lmjax.generation", *map(str, arguments)])
     one = jax.devices()[:1]
     monkeypatch.setattr(jax, "devices", lambda: one)
-    main()
+    run(Generate(), list(map(str, arguments)), positional="model")
 
 
 def test_what_the_folder_recommends_is_said(folder, monkeypatch, capsys):

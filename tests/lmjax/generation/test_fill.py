@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from lmjax.config import UserError, config, exit_on_user_error, replace, to_json
+from lmjax.config import UserError, config, replace, to_json
 from lmjax.data.special_tokens import ExtendedTokenizer
 from lmjax.data.tokenizers import ByteTokenizer, CharacterTokenizer
 from lmjax.generation import Sampling, TextGenerator, load_run
-from lmjax.generation.__main__ import main
+from lmjax.generation.__main__ import Generate
 from lmjax.generation.fill import BlankFilling, MaskGuessing, SentinelFilling, filling_of
 from lmjax.generation.generator import Generator
+from lmjax.launch import run
 from lmjax.models import (
     AttentionConfig,
     BlockPositions,
@@ -37,7 +38,7 @@ from lmjax.objectives import (
     SpanCorruption,
 )
 from lmjax.parallel import Mesh, generation_layout
-from lmjax.training.checkpoints import Checkpointer
+from lmjax.runs.checkpoints import Checkpointer
 from tests.lmjax.generation.slow_filling import slow_sentinels, slowly
 
 SPECIAL = (
@@ -235,7 +236,7 @@ class Run:
     objective: Objective = BlankInfilling()  # how
 
 
-def test_the_command_fills_the_blanks_of_a_run(tmp_path, monkeypatch, capsys):
+def test_the_command_fills_the_blanks_of_a_run(tmp_path, capsys):
     (tmp_path / "config.json").write_text(to_json(Run()))
     TOKENIZER.save(tmp_path / "tokenizer")
     _, params = initialize(GLM, generation_layout(), jax.random.key(3))
@@ -244,9 +245,8 @@ def test_the_command_fills_the_blanks_of_a_run(tmp_path, monkeypatch, capsys):
     wanted = load_run(tmp_path).fill([PROMPT], GREEDY, 4)[0].text
 
     def command(*words):
-        monkeypatch.setattr(sys, "argv", ["generation", str(tmp_path), *words])
-        with pytest.raises(SystemExit) as end, exit_on_user_error():
-            main()
+        with pytest.raises(SystemExit) as end:
+            run(Generate(), [str(tmp_path), *words], positional="model")
             sys.exit(0)
         return end.value.code, capsys.readouterr()
 

@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from lmjax.config import exit_on_user_error, replace
+from lmjax.config import replace
 from lmjax.data.public_tokenizers import read_tokenizer
-from lmjax.generation.__main__ import main
+from lmjax.generation.__main__ import Generate
 from lmjax.generation.fill import FAMILIES
 from lmjax.generation.run import load
 from lmjax.interop import huggingface
 from lmjax.interop.convert import convert
+from lmjax.launch import run
 from lmjax.models import DeepNorm, Normal, bert, chatglm, glm, glm_130b, initialize, plain_batch, t5
 from lmjax.parallel import Mesh, generation_layout
 from tests.lmjax.data.vocabulary_folders import FOLDERS, UNCASED
@@ -74,11 +75,10 @@ def model_folder(folder, name, likelier=()):
     return logits
 
 
-def command(monkeypatch, capsys, folder, *words):
+def command(capsys, folder, *words):
     """What `python -m lmjax.generation` ends with, and what it prints."""
-    monkeypatch.setattr(sys, "argv", ["generation", str(folder), *words])
-    with pytest.raises(SystemExit) as end, exit_on_user_error():
-        main()
+    with pytest.raises(SystemExit) as end:
+        run(Generate(), [str(folder), *words], positional="model")
         sys.exit(0)
     return end.value.code, capsys.readouterr()
 
@@ -118,7 +118,7 @@ def test_a_prompt_is_read_as_by_the_authors_program(case, tmp_path):
 
 
 @pytest.mark.parametrize("case", [case for case in BLANKS if not case.endswith("end")])
-def test_a_glm_folder_fills_blanks(case, tmp_path, monkeypatch, capsys):
+def test_a_glm_folder_fills_blanks(case, tmp_path, capsys):
     prompt, layout = BLANKS[case]
     folder = tmp_path / "model"
     logits = model_folder(folder, case.split(",")[0])
@@ -133,13 +133,11 @@ def test_a_glm_folder_fills_blanks(case, tmp_path, monkeypatch, capsys):
     wanted = texts[0]
     for span, text in zip(spans, texts[1:], strict=True):
         wanted += b"".join(map(tokenizer.token_bytes, span)).decode("utf-8", "replace") + text
-    code, said = command(
-        monkeypatch, capsys, folder, f"prompt={prompt}", "max_tokens=3", "temperature=0"
-    )
+    code, said = command(capsys, folder, f"prompt={prompt}", "max_tokens=3", "temperature=0")
     assert (code, said.out) == (0, wanted + "\n")
 
 
-def test_a_t5_folder_fills_sentinels(tmp_path, monkeypatch, capsys):
+def test_a_t5_folder_fills_sentinels(tmp_path, capsys):
     folder, prompt = tmp_path / "model", "The <extra_id_0> jumps over<extra_id_1>."
     logits = model_folder(folder, "t5-base")
     generator = load(folder)
@@ -151,13 +149,11 @@ def test_a_t5_folder_fills_sentinels(tmp_path, monkeypatch, capsys):
         logits, source, [32_099, 32_098], 3, 0, {1, *range(32_000, 32_100)}
     )
     written = [b"".join(map(tokenizer.token_bytes, span)).decode() for span in (first, second)]
-    code, said = command(
-        monkeypatch, capsys, folder, f"prompt={prompt}", "max_tokens=3", "temperature=0"
-    )
+    code, said = command(capsys, folder, f"prompt={prompt}", "max_tokens=3", "temperature=0")
     assert (code, said.out) == (0, f"The{written[0]} jumps over{written[1]}.\n")
 
 
-def test_a_bert_folder_gives_candidates_for_a_mask(tmp_path, monkeypatch, capsys):
+def test_a_bert_folder_gives_candidates_for_a_mask(tmp_path, capsys):
     folder = tmp_path / "model"
     names = ["好", "天", "the", "##es", "气"]
     ids = [UNCASED.index(name) for name in names]
@@ -167,7 +163,7 @@ def test_a_bert_folder_gives_candidates_for_a_mask(tmp_path, monkeypatch, capsys
     found = np.asarray(jax.nn.softmax(logits(plain_batch(np.array([context])))[6]))
     best = sorted(zip(names, found[ids]), key=lambda pair: -pair[1])
     wanted = ", ".join(f"{name} {value:.3f}" for name, value in best)
-    code, said = command(monkeypatch, capsys, folder, "prompt=今天天气很[MASK]。")
+    code, said = command(capsys, folder, "prompt=今天天气很[MASK]。")
     assert (code, said.out) == (0, f"[MASK] 1: {wanted}\n")
 
 
@@ -182,7 +178,7 @@ ROUND_TRIPS = {
 
 
 @pytest.mark.parametrize("name", ROUND_TRIPS)
-def test_a_folder_that_was_a_run_fills_blanks_as_before(name, tmp_path, monkeypatch, capsys):
+def test_a_folder_that_was_a_run_fills_blanks_as_before(name, tmp_path, capsys):
     model_folder(tmp_path / "model", name)
     convert(tmp_path / "model", tmp_path / "run")
     convert(tmp_path / "run", tmp_path / "again")
@@ -190,9 +186,9 @@ def test_a_folder_that_was_a_run_fills_blanks_as_before(name, tmp_path, monkeypa
     words = [f"prompt={ROUND_TRIPS[name]}"]
     if name != "bert-base-chinese":  # which guesses, and writes nothing
         words += ["max_tokens=3", "temperature=0"]
-    before = command(monkeypatch, capsys, tmp_path / "model", *words)
+    before = command(capsys, tmp_path / "model", *words)
     assert before[0] == 0
-    assert command(monkeypatch, capsys, tmp_path / "again", *words) == before
+    assert command(capsys, tmp_path / "again", *words) == before
 
 
 MISSING = {
@@ -203,18 +199,18 @@ MISSING = {
 
 
 @pytest.mark.parametrize("name", MISSING)
-def test_a_missing_file_is_named(name, tmp_path, monkeypatch, capsys):
+def test_a_missing_file_is_named(name, tmp_path, capsys):
     file, prompt, message = MISSING[name]
     folder = tmp_path / "model"
     model_folder(folder, name)
     (folder / file).unlink()
-    code, said = command(monkeypatch, capsys, folder, f"prompt={prompt}")
+    code, said = command(capsys, folder, f"prompt={prompt}")
     assert code == 2 and message in said.err and "Traceback" not in said.err
     if file == "added_tokens.json":
         assert file in said.err
 
 
-def test_a_prompt_without_a_blank_says_which_there_are(tmp_path, monkeypatch, capsys):
+def test_a_prompt_without_a_blank_says_which_there_are(tmp_path, capsys):
     model_folder(tmp_path / "model", "glm-10b")
-    code, said = command(monkeypatch, capsys, tmp_path / "model", "prompt=The fox")
+    code, said = command(capsys, tmp_path / "model", "prompt=The fox")
     assert code == 2 and "put [MASK], [sMASK], [gMASK] where something is missing" in said.err

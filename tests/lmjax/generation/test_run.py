@@ -2,11 +2,8 @@
 
 import dataclasses
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
@@ -14,19 +11,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lmjax.config import UserError, config, exit_on_user_error, to_json
-from lmjax.config.memory import KEEP_MEMORY
+from lmjax.config import UserError, config, to_json
 from lmjax.data.tokenizers import ByteTokenizer, CharacterTokenizer
 from lmjax.generation import Sampling, TextStream, load_model, load_run, prompt_tokens
-from lmjax.generation.__main__ import Generate, main, show_filled
+from lmjax.generation.__main__ import Generate, show_filled
 from lmjax.generation.chat import TEMPLATES, ChatTemplate, fitting_template
 from lmjax.generation.fill import MaskGuessing
 from lmjax.generation.messages import Message
 from lmjax.generation.run import chat_format
 from lmjax.interop import huggingface
+from lmjax.launch import run
 from lmjax.models import AttentionConfig, FeedForwardConfig, TransformerConfig, initialize
 from lmjax.parallel import Mesh, generation_layout
-from lmjax.training.checkpoints import Checkpointer
+from lmjax.runs.checkpoints import Checkpointer
 
 ROOT = Path(__file__).parents[3]
 MODEL = TransformerConfig(
@@ -126,11 +123,9 @@ def test_a_tokenizer_that_does_not_fit_is_refused(copied, tmp_path):
 
 def run_command(monkeypatch, *arguments):
     """Calls `python -m lmjax.generation` in this process, on one device."""
-    monkeypatch.setattr(sys, "argv", ["lmjax.generation", *map(str, arguments)])
     one = jax.devices()[:1]
     monkeypatch.setattr(jax, "devices", lambda: one)
-    with exit_on_user_error():
-        main()
+    run(Generate(), list(map(str, arguments)), positional="model")
 
 
 def test_the_command_prints_the_prompt_and_what_follows(trained, monkeypatch, capsys):
@@ -284,14 +279,3 @@ def test_masks_are_not_drawn_or_searched_for(trained):
     ]:
         with pytest.raises(UserError, match=names):
             show_filled(encoder, settings)
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no glibc to tell")
-def test_the_command_keeps_its_memory(tmp_path):
-    """It starts anew, before it imports jax; what it imports for the user sees it."""
-    (tmp_path / "probe.py").write_text("import os\nprint(os.environ.get('GLIBC_TUNABLES'))\n")
-    environment = {n: v for n, v in os.environ.items() if n != "GLIBC_TUNABLES"}
-    environment["PYTHONPATH"] = os.pathsep.join([str(tmp_path), str(ROOT)])
-    command = [sys.executable, "-m", "lmjax.generation", "nowhere", "imports=probe"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (2, f"{KEEP_MEMORY}\n")

@@ -4,7 +4,6 @@ import errno
 import json
 import os
 import shutil
-import sys
 from pathlib import Path
 
 import jax
@@ -13,16 +12,17 @@ import numpy as np
 import pytest
 from safetensors.numpy import load, load_file, save_file
 
-from lmjax.config import UserError, config, exit_on_user_error, replace, to_json
+from lmjax import launch
+from lmjax.config import UserError, config, replace, to_json
 from lmjax.data.public_tokenizers import read_tokenizer
 from lmjax.data.tokenizers import ByteTokenizer
 from lmjax.interop import huggingface
-from lmjax.interop.__main__ import main
+from lmjax.interop.__main__ import Convert
 from lmjax.interop.convert import convert, new_folder
 from lmjax.models import AttentionConfig, FeedForwardConfig, TransformerConfig, initialize
 from lmjax.parallel import Mesh, training_layout
-from lmjax.training.checkpoints import Checkpointer
-from lmjax.training.trained import read_trained
+from lmjax.runs.checkpoints import Checkpointer
+from lmjax.runs.trained_model import read_trained
 from tests.parity_cases import parity_folder
 
 MODEL = TransformerConfig(
@@ -187,11 +187,9 @@ def test_nothing_half_written_counts_as_a_model(one_device, run, tmp_path, monke
 
 def run_command(monkeypatch, *arguments):
     """Calls `python -m lmjax.interop` in this process, on one device."""
-    monkeypatch.setattr(sys, "argv", ["lmjax.interop", *map(str, arguments)])
     one = jax.devices()[:1]
     monkeypatch.setattr(jax, "devices", lambda: one)
-    with exit_on_user_error():
-        main()
+    launch.run(Convert(), list(map(str, arguments)), positional=("source", "destination"))
 
 
 def test_the_command_converts(run, tmp_path, monkeypatch, capsys):

@@ -18,11 +18,11 @@ from lmjax.interop.kept_files import (
     read_end_ids,
     read_special_names,
     read_templates,
-    remove_kept,
     write_templates,
 )
 from lmjax.models import AttentionConfig, FeedForwardConfig, TransformerConfig, initialize
 from lmjax.parallel import training_layout
+from lmjax.runs.folder import RunFolder
 from tests.lmjax.generation.chat_families import FAMILIES, WEATHER
 from tests.lmjax.generation.chat_folders import build, write_folder
 
@@ -69,8 +69,8 @@ def test_what_is_kept_comes_back(tmp_path):
         assert read_special_names(place) == EMPTY_MAP | {"pad_token": "<pad>"}
         assert {path.name for path in place.iterdir()} == set(KEPT)
         source = place
-    remove_kept(source)
-    assert list(source.iterdir()) == []
+    RunFolder(source).remove()
+    assert not source.exists()
 
 
 def test_nothing_to_keep(tmp_path):

@@ -11,7 +11,7 @@ from lmjax.config import to_json
 from lmjax.interop.convert import convert
 from lmjax.models import AttentionConfig, FeedForwardConfig, TransformerConfig, initialize
 from lmjax.parallel import Mesh, training_layout
-from lmjax.training.checkpoints import Checkpointer
+from lmjax.runs.checkpoints import Checkpointer
 from tests.lmjax.data.real_strings import real_strings
 from tests.lmjax.data.vocabulary_folders import UNCASED, byte_pairs
 from tests.lmjax.interop.test_convert import ConvertedRun

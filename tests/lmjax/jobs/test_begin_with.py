@@ -13,13 +13,13 @@ from lmjax.interop.convert import convert
 from lmjax.interop.folder import model_folder
 from lmjax.interop.kept_files import read_end_ids
 from lmjax.jobs.pretrain import Pretrain
-from lmjax.jobs.run_folder import RunFolder
 from lmjax.jobs.settings import Evaluation
 from lmjax.models import AttentionConfig, FeedForwardConfig, TransformerConfig
 from lmjax.parallel import Mesh, training_layout
+from lmjax.runs.folder import RunFolder
+from lmjax.runs.trained_model import read_trained
 from lmjax.training.optimizers import AdamW
 from lmjax.training.schedules import Constant
-from lmjax.training.trained import read_trained
 
 
 @pytest.fixture(scope="module")

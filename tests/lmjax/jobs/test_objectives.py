@@ -8,11 +8,11 @@ import pytest
 from rich.console import Console
 
 from lmjax.config import UserError, replace
+from lmjax.console import Story
 from lmjax.data import Bytes, Data, Domain, JsonPrompts, TextFiles, WithTokens
 from lmjax.jobs.pretrain import Pretrain
 from lmjax.jobs.settings import Checkpoints, Evaluation
 from lmjax.jobs.telling import warn_of_answers
-from lmjax.jobs.terminal import Story
 from lmjax.models import AttentionConfig, FeedForwardConfig, TransformerConfig
 from lmjax.objectives import BlankInfilling, CausalLM, DocumentBlank, MaskedLM, Mixed
 from lmjax.parallel import Mesh

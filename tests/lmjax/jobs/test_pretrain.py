@@ -16,13 +16,13 @@ from lmjax.config import UserError, config, replace
 from lmjax.data import Bytes, Data, Domain, TextFiles, TokenizerFolder, TrainedBPE
 from lmjax.jobs import pretraining_run
 from lmjax.jobs.pretrain import Pretrain
-from lmjax.jobs.run_folder import RunFolder
 from lmjax.jobs.settings import Checkpoints, Evaluation
 from lmjax.models import ALiBi, AttentionConfig, FeedForwardConfig, TransformerConfig
 from lmjax.objectives import CausalLM
 from lmjax.parallel import Mesh
-from lmjax.training import manifest
-from lmjax.training.checkpoints import Checkpointer
+from lmjax.runs import manifest
+from lmjax.runs.checkpoints import Checkpointer
+from lmjax.runs.folder import RunFolder
 from lmjax.training.loop import Diverged
 from lmjax.training.schedules import Constant, Cosine
 

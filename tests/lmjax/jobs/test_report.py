@@ -7,7 +7,7 @@ import math
 import pytest
 
 from lmjax.jobs.report import content, fill, thinned, write_report
-from lmjax.jobs.run_folder import RunFolder
+from lmjax.runs.folder import RunFolder
 
 HOSTILE = "</script><script>alert(1)</script><!-- \u2028 &amp; \" '"
 

@@ -16,7 +16,7 @@ from lmjax.models import (
 )
 from lmjax.objectives import CausalLM
 from lmjax.parallel import Mesh, training_layout
-from lmjax.training.checkpoints import Checkpointer
+from lmjax.runs.checkpoints import Checkpointer
 from lmjax.training.optimizers import AdamW
 from lmjax.training.placement import to_devices
 from lmjax.training.schedules import Cosine

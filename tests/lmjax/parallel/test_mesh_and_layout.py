@@ -5,8 +5,9 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from experiments.debug import experiment
-from lmjax.config import UserError, from_command_line
+from lmjax.config import UserError
 from lmjax.generation.__main__ import Generate
+from lmjax.launch import from_command_line
 from lmjax.parallel import Mesh, generation_layout, training_layout
 
 

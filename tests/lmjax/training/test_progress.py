@@ -5,7 +5,8 @@ import io
 import pytest
 from rich.console import Console
 
-from lmjax.training.progress import Clock, Progress, duration
+from lmjax.console import duration
+from lmjax.training.progress import Clock, Progress
 
 
 class Now:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from lmjax.config import UserError
-from lmjax.training.metrics import NAME, MetricsWriter, read_metrics
+from lmjax.runs.metrics import NAME, MetricsWriter, read_metrics
 
 
 def refuse(text):

@@ -1,10 +1,8 @@
 """A config as the command line of a program: its settings, its help, its exit codes.
 
-    with exit_on_user_error():
-        settings = from_command_line(Settings(), positional="run")
-        ...
-
-It stands here, below everything else, because every command of the package ends the same way.
+with exit_on_user_error():
+    settings = from_command_line(Settings(), positional="run")
+    ...
 """
 
 import contextlib
@@ -15,12 +13,9 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any, TextIO
 
-from lmjax.config import disk
-from lmjax.config.declare import fields, module_of
-from lmjax.config.errors import UserError
-from lmjax.config.help import help_text
-from lmjax.config.overrides import parse
-from lmjax.config.values import is_config
+from lmjax import files
+from lmjax.config import UserError, fields, help_text, is_config, parse
+from lmjax.config.declare import module_of
 
 
 def from_command_line(
@@ -145,14 +140,14 @@ def _reader_has_gone(stream: TextIO) -> bool:
 
 def _disk_words(error: BaseException) -> str | None:
     """The message for a full disk, or one that cannot be used, if that lies behind `error`."""
-    found = disk.os_error(error)
-    if found is None or found.errno not in disk.MACHINE:
+    found = files.os_error(error)
+    if found is None or found.errno not in files.MACHINE:
         return None
     rest = "What was complete before is still there."
-    if found.errno in disk.FULL:
+    if found.errno in files.FULL:
         where = f" while writing {found.filename}" if found.filename else ""
         return (
             f"The disk is full{where}: free some space, or choose another place with "
             f"output=FOLDER. {rest}"
         )
-    return f"{disk.reason(error)}. {rest}"
+    return f"{files.reason(error)}. {rest}"

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmjax.config import UserError, exit_on_user_error
-from lmjax.config.disk import (
+from lmjax.config import UserError
+from lmjax.files import (
     errors_told,
     is_full,
     local_path,
@@ -20,6 +20,7 @@ from lmjax.config.disk import (
     reason,
     write_atomically,
 )
+from lmjax.launch import exit_on_user_error
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
 

@@ -1,52 +1,17 @@
-"""From the command line to a running experiment.
+"""Several processes that form one run: the hosts of a pod, the tasks of a cluster.
 
-An experiment file ends with
-
-    if __name__ == "__main__":
-        run(experiment)
-
-Several processes (the hosts of a pod, the tasks of a cluster) form one run when the environment
-says that there are several: Slurm's `srun`, Open MPI's `mpirun`, and Kubernetes and multi-slice
-TPUs say so by themselves; anywhere else set JAX_COORDINATOR_ADDRESS (host:port of the first
-process), JAX_NUM_PROCESSES and JAX_PROCESS_ID. On a plain Cloud TPU pod, whose hosts only the
-metadata server knows, set LMJAX_MULTIHOST=1.
+They are one run when the environment says that there are several: Slurm's `srun`, Open MPI's
+`mpirun`, and Kubernetes and multi-slice TPUs say so by themselves; anywhere else set
+JAX_COORDINATOR_ADDRESS (host:port of the first process), JAX_NUM_PROCESSES and JAX_PROCESS_ID. On a
+plain Cloud TPU pod, whose hosts only the metadata server knows, set LMJAX_MULTIHOST=1.
 
 JAX reads its own settings from the environment as always, for instance JAX_PLATFORMS, or
 JAX_NUM_CPU_DEVICES=8 for eight simulated devices.
 """
 
-import os
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Callable, Mapping
 
-from lmjax.config import UserError, exit_on_user_error, from_command_line
-from lmjax.config.memory import keep_memory
-
-
-@runtime_checkable
-class Experiment(Protocol):
-    """A config that can be run."""
-
-    def run(self) -> Any:
-        """Does the work."""
-
-
-def run(experiment: Experiment, argv: Sequence[str] | None = None) -> None:
-    """Runs `experiment` with the settings of the command line, or prints its help.
-
-    A mistake of the user ends with a message and exit code 2, Ctrl-C with 130 (see
-    `lmjax.config.exit_on_user_error`).
-
-    Args:
-        experiment: a config with a method `run`.
-        argv: settings such as `steps=100`; None takes those of this process.
-    """
-    with exit_on_user_error():
-        experiment = from_command_line(experiment, argv)
-        if argv is None:
-            keep_memory()
-        join_processes(os.environ)
-        experiment.run()
+from lmjax.config import UserError
 
 
 def join_processes(environment: Mapping[str, str]) -> None:
@@ -68,6 +33,37 @@ def join_processes(environment: Mapping[str, str]) -> None:
     import jax  # not needed for --help or a mistyped setting, so not imported before
 
     jax.distributed.initialize(**arguments)
+
+
+def is_first() -> bool:
+    """Whether this is the process that writes and prints for all of the run."""
+    import jax
+
+    return jax.process_index() == 0
+
+
+def on_first(action: Callable[[], object]) -> None:
+    """Calls `action` in the first process, while the others wait for its end.
+
+    Raises:
+        UserError: of the action; in the others one that says so.
+    """
+    import jax
+    import numpy as np
+    from jax.experimental import multihost_utils
+
+    failure = None
+    if is_first():
+        try:
+            action()
+        except UserError as error:
+            failure = error
+    if jax.process_count() > 1:
+        failed = multihost_utils.broadcast_one_to_all(np.int32(failure is not None))
+        if failed and failure is None:
+            failure = UserError("the first process has ended; it says why")
+    if failure is not None:
+        raise failure
 
 
 def _in_cluster(environment: Mapping[str, str]) -> bool:

@@ -24,9 +24,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceShardin
 from jaxtyping import PyTree
 
 from lmjax.config import UserError
-from lmjax.config.disk import errors_told, is_full, local_path, reason
-from lmjax.training import manifest
-from lmjax.training.array_files import ArrayWriter, NotWritten, check_written, read_arrays
+from lmjax.files import errors_told, is_full, local_path, reason
+from lmjax.runs import manifest
+from lmjax.runs.array_files import ArrayWriter, NotWritten, check_written, read_arrays
 
 ARRAYS = "arrays"  # what Orbax writes, inside a checkpoint
 SAVING, REMOVING = ".saving-", ".removing-"  # names of folders that are no checkpoints

@@ -14,10 +14,10 @@ import pytest
 
 import lmjax
 from lmjax.config import UserError
-from lmjax.training import manifest
-from lmjax.training.checkpoints import ARRAYS, Checkpointer
-from lmjax.training.environment import compare_environment, describe_environment
-from tests.lmjax.training.small_states import assert_equal, largest_file, make, mesh_of, place
+from lmjax.runs import manifest
+from lmjax.runs.checkpoints import ARRAYS, Checkpointer
+from lmjax.runs.environment import compare_environment, describe_environment
+from tests.lmjax.runs.small_states import assert_equal, largest_file, make, mesh_of, place
 
 
 @pytest.fixture
@@ -195,8 +195,8 @@ CHILD = """
 import os, signal, sys, threading
 import jax.numpy as jnp
 from pathlib import Path
-from lmjax.training import manifest
-from lmjax.training.checkpoints import Checkpointer
+from lmjax.runs import manifest
+from lmjax.runs.checkpoints import Checkpointer
 
 moment, folder = sys.argv[1:]
 die = lambda *arguments: os.kill(os.getpid(), signal.SIGKILL)

@@ -7,13 +7,13 @@ import os
 from pathlib import Path
 from typing import Any
 
-from lmjax.config import UserError, from_json
-from lmjax.config.disk import local_path
+from lmjax.config import UserError
 from lmjax.data.tokenizers import Tokenizer, load_tokenizer
 from lmjax.models import TransformerConfig, abstract
 from lmjax.objectives import Objective
 from lmjax.parallel import Layout
-from lmjax.training.checkpoints import Checkpointer
+from lmjax.runs.checkpoints import Checkpointer
+from lmjax.runs.folder import RunFolder
 
 NAMED = 5  # tokens that are told by name
 
@@ -48,13 +48,12 @@ def read_trained(folder: str | os.PathLike, layout: Layout, step: int | None = N
     Raises:
       UserError: not a run folder, no checkpoint, a damaged one, or a tokenizer that does not fit.
     """
-    folder = local_path(folder, "folder")
-    experiment = read_experiment(folder)
-    where = folder / "tokenizer"
+    run = RunFolder(folder)
+    experiment, where = read_experiment(run.path), run.tokenizer
     tokenizer = load_tokenizer(where) if where.is_dir() else None
     entry = "params" if getattr(experiment, "average", None) is None else "average"
     _, shapes = abstract(experiment.model, layout)
-    restored = Checkpointer(folder / "checkpoints").restore(step, {entry: shapes})
+    restored = Checkpointer(run.checkpoints).restore(step, {entry: shapes})
     if restored is None:
         raise UserError(f"{folder} holds no checkpoint yet: nothing has been saved there")
     tree, extra = restored
@@ -95,20 +94,10 @@ def beyond_table(tokenizer: Tokenizer, vocab_size: int) -> str | None:
     )
 
 
-def read_experiment(folder: Path):
+def read_experiment(folder: Path) -> Any:
     """The experiment of a run folder: a config with a `model`. UserError where there is none."""
-    path = folder / "config.json"
-    try:
-        text = path.read_text("utf-8")
-    except FileNotFoundError:
-        missing = "it holds no config.json" if folder.is_dir() else "there is no such folder"
-        raise UserError(f"{folder} is not a run folder: {missing}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from None
-    try:
-        experiment = from_json(text)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from None
+    run = RunFolder(folder)
+    experiment = run.experiment()
     if not isinstance(getattr(experiment, "model", None), TransformerConfig):
-        raise UserError(f"{path} is not the config of a run: it has no model")
+        raise UserError(f"{run.config} is not the config of a run: it has no model")
     return experiment

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 
 from lmjax.config import UserError
-from lmjax.config.disk import errors_told, local_path, write_atomically
+from lmjax.files import errors_told, local_path, write_atomically
 
 NAME = "metrics.jsonl"
 NOT_FINITE = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}

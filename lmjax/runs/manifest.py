@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 
-from lmjax.config.disk import reason, write_atomically
+from lmjax.files import reason, write_atomically
 
 NAME = "manifest.json"
 PIECE = 1 << 22  # bytes that are read at a time

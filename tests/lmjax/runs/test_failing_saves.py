@@ -15,10 +15,10 @@ import pytest
 import tensorstore
 
 from lmjax.config import UserError
-from lmjax.training import array_files, checkpoints, manifest
-from lmjax.training.checkpoints import ARRAYS, SAVING, Checkpointer
+from lmjax.runs import array_files, checkpoints, manifest
+from lmjax.runs.checkpoints import ARRAYS, SAVING, Checkpointer
 from lmjax.training.interruption import Interruption
-from tests.lmjax.training.small_states import assert_equal, largest_file, make, mesh_of, place
+from tests.lmjax.runs.small_states import assert_equal, largest_file, make, mesh_of, place
 
 
 @pytest.fixture

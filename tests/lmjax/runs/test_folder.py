@@ -11,7 +11,10 @@ import sys
 import pytest
 
 from lmjax.config import UserError, config, replace
-from lmjax.jobs.run_folder import RunFolder, flatten, occupy
+from lmjax.jobs.settings import may_change
+from lmjax.runs.changes import flatten
+from lmjax.runs.folder import RunFolder
+from lmjax.runs.lock import lock_run_folder
 
 
 @config
@@ -31,6 +34,9 @@ class FolderExperiment:
     mesh: int = 1
     part: FolderPart = FolderPart()
 
+    def may_change(self, setting):
+        return may_change(setting)
+
 
 @pytest.fixture
 def experiment(tmp_path):
@@ -38,29 +44,29 @@ def experiment(tmp_path):
 
 
 def test_the_config_in_the_folder_is_the_experiment(experiment):
-    with occupy(experiment) as folder:
+    with lock_run_folder(experiment) as folder:
         assert folder.experiment() == experiment
 
 
 def test_the_same_experiment_goes_on(experiment):
     for _ in range(2):
-        with occupy(experiment):
+        with lock_run_folder(experiment):
             pass
 
 
 @pytest.mark.parametrize("change", [{"steps": 20}, {"mesh": 8}])
 def test_some_settings_may_change(experiment, change):
-    with occupy(experiment):
+    with lock_run_folder(experiment):
         pass
-    with occupy(replace(experiment, **change)) as folder:
+    with lock_run_folder(replace(experiment, **change)) as folder:
         assert folder.experiment() == experiment  # until the job finds that it can go on
 
 
 def test_another_experiment_is_refused_and_told_apart(experiment):
-    with occupy(experiment):
+    with lock_run_folder(experiment):
         pass
     other = replace(experiment, part=FolderPart(width=5, sizes=(1, 3)))
-    with pytest.raises(UserError) as refused, occupy(other):
+    with pytest.raises(UserError) as refused, lock_run_folder(other):
         pass
     message = str(refused.value)
     assert "part.width: 4 in the folder, 5 now" in message
@@ -72,7 +78,7 @@ def test_another_experiment_is_refused_and_told_apart(experiment):
 def test_a_folder_of_something_else_is_refused_untouched(experiment, tmp_path):
     os.mkdir(experiment.output)
     (tmp_path / "run" / "thesis.tex").write_text("mine")
-    with pytest.raises(UserError, match="not a run folder"), occupy(experiment):
+    with pytest.raises(UserError, match="not a run folder"), lock_run_folder(experiment):
         pass
     assert os.listdir(experiment.output) == ["thesis.tex"]
 
@@ -81,13 +87,13 @@ def test_a_folder_of_something_else_is_refused_untouched(experiment, tmp_path):
 def test_a_config_that_is_none_is_refused(experiment, tmp_path, text):
     os.mkdir(experiment.output)
     (tmp_path / "run" / "config.json").write_text(text)
-    with pytest.raises(UserError, match=r"config\.json"), occupy(experiment):
+    with pytest.raises(UserError, match=r"config\.json"), lock_run_folder(experiment):
         pass
     assert (tmp_path / "run" / "config.json").read_text() == text
 
 
 def test_a_mistake_in_a_new_run_leaves_nothing(experiment):
-    with pytest.raises(UserError, match="no corpus"), occupy(experiment) as folder:
+    with pytest.raises(UserError, match="no corpus"), lock_run_folder(experiment) as folder:
         folder.tokenizer.mkdir()
         raise UserError("no corpus")
     assert not os.path.exists(experiment.output)
@@ -96,16 +102,16 @@ def test_a_mistake_in_a_new_run_leaves_nothing(experiment):
 def test_a_mistake_in_a_new_run_leaves_what_was_there(experiment, tmp_path):
     hidden = tmp_path / "run" / ".git"
     hidden.mkdir(parents=True)
-    with pytest.raises(UserError), occupy(experiment):
+    with pytest.raises(UserError), lock_run_folder(experiment):
         raise UserError("no corpus")
     assert os.listdir(experiment.output) == [".git"]
 
 
 def test_a_mistake_in_a_run_with_a_checkpoint_leaves_it(experiment):
-    with pytest.raises(UserError), occupy(experiment) as folder:
+    with pytest.raises(UserError), lock_run_folder(experiment) as folder:
         (folder.checkpoints / "3").mkdir(parents=True)
         raise UserError("the loss is nan")
-    with occupy(experiment) as folder:
+    with lock_run_folder(experiment) as folder:
         assert os.listdir(folder.checkpoints) == ["3"]
 
 
@@ -113,7 +119,7 @@ def test_a_place_that_cannot_be_written_to(tmp_path):
     (tmp_path / "file").write_text("")
     with (
         pytest.raises(UserError, match="cannot write"),
-        occupy(FolderExperiment(output=str(tmp_path / "file" / "run"))),
+        lock_run_folder(FolderExperiment(output=str(tmp_path / "file" / "run"))),
     ):
         pass
 
@@ -128,10 +134,10 @@ def test_two_processes_do_not_share_a_folder(experiment):
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     with subprocess.Popen([sys.executable, "-c", code, lock], **pipes) as other:
         assert other.stdout.readline() == b"locked\n"
-        with pytest.raises(UserError, match="another process"), occupy(experiment):
+        with pytest.raises(UserError, match="another process"), lock_run_folder(experiment):
             pass
         other.stdin.close()
-    with occupy(experiment):  # the system has freed the lock with the process
+    with lock_run_folder(experiment):  # the system has freed the lock with the process
         pass
 
 
@@ -143,7 +149,7 @@ def test_where_there_are_no_locks_a_run_begins_and_says_so(experiment, monkeypat
     monkeypatch.setattr(fcntl, "flock", flock)
     said = []
     for _ in range(2):
-        with occupy(experiment, said.append) as folder:
+        with lock_run_folder(experiment, said.append) as folder:
             assert folder.experiment() == experiment
     assert len(said) == 2 and "knows no locks" in said[0] and experiment.output in said[0]
 
@@ -154,14 +160,14 @@ def test_what_else_goes_wrong_with_a_lock_is_said_as_it_is(experiment, monkeypat
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(fcntl, "flock", flock)
-    with pytest.raises(UserError, match=os.strerror(code)) as refused, occupy(experiment):
+    with pytest.raises(UserError, match=os.strerror(code)) as refused, lock_run_folder(experiment):
         pass
     assert "another process" not in str(refused.value)
 
 
 @pytest.mark.parametrize("change", ["gone", "not mounted"])
 def test_a_folder_that_goes_wrong_meanwhile_is_left_as_it_is(experiment, tmp_path, change):
-    with pytest.raises(UserError, match="the disk has gone"), occupy(experiment) as folder:
+    with pytest.raises(UserError, match="the disk has gone"), lock_run_folder(experiment) as folder:
         if change == "gone":
             shutil.rmtree(folder.path)
         else:
@@ -172,7 +178,7 @@ def test_a_folder_that_goes_wrong_meanwhile_is_left_as_it_is(experiment, tmp_pat
 
 
 def test_files_that_cannot_be_written_are_told(experiment, tmp_path):
-    with occupy(experiment) as folder:
+    with lock_run_folder(experiment) as folder:
         folder.write_json("results.json", {"step": 1})
         shutil.rmtree(folder.path)
         with pytest.raises(UserError, match=r"cannot write .*results\.json: No such file"):
@@ -181,7 +187,7 @@ def test_files_that_cannot_be_written_are_told(experiment, tmp_path):
     link.symlink_to("/nowhere/mounted")
     with (
         pytest.raises(UserError, match=r"link is a link to /nowhere/mounted, which is not there"),
-        occupy(replace(experiment, output=str(link))),
+        lock_run_folder(replace(experiment, output=str(link))),
     ):
         pass
 
@@ -220,6 +226,9 @@ class PlacedExperiment:
     output: str
     data: PlacedData
 
+    def may_change(self, setting):
+        return may_change(setting)
+
 
 def placed(path, **settings):
     source = PlacedSource(path=path, **settings)
@@ -242,25 +251,25 @@ def test_text_may_lie_elsewhere_when_a_run_goes_on(tmp_path, change, refused):
     """What it holds is compared when it is read; here it is only the place."""
     data = PlacedData(train=(placed("a"),))
     experiment = PlacedExperiment(output=str(tmp_path / "run"), data=data)
-    with occupy(experiment):
+    with lock_run_folder(experiment):
         pass
     moved = replace(experiment, data=replace(data, **change))
     if refused is None:
-        with occupy(moved):
+        with lock_run_folder(moved):
             pass
     else:
-        with pytest.raises(UserError, match=refused), occupy(moved):
+        with pytest.raises(UserError, match=refused), lock_run_folder(moved):
             pass
 
 
 @pytest.mark.parametrize("url", ["gs://bucket/run", "s3://bucket/run"])
 def test_a_url_is_no_place_for_a_run(experiment, url):
-    with pytest.raises(UserError, match="this is a URL"), occupy(replace(experiment, output=url)):
+    with pytest.raises(UserError, match="this is a URL"), lock_run_folder(replace(experiment, output=url)):
         pass
 
 
 def test_metrics_leave_out_a_line_that_a_crash_cut_off(experiment):
-    with occupy(experiment) as folder:
+    with lock_run_folder(experiment) as folder:
         (folder.path / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2}\n{"st')
         assert folder.metrics() == [{"step": 1}, {"step": 2}]
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from lmjax.config.errors import UserError
+from lmjax.config import UserError
 
 FULL = {errno.ENOSPC, errno.EDQUOT}
 # Errors of a machine or its administration, whatever a program does; others may be a program's.

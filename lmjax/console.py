@@ -1,4 +1,4 @@
-"""What a job says in the terminal: a calm list of what it does, and the results at its end."""
+"""What commands say in the terminal: facts, phases, bars, results."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -7,14 +7,15 @@ from pathlib import Path
 
 import jax
 from rich.console import Console
+from rich.filesize import decimal
 from rich.padding import Padding
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
-from lmjax.training.progress import duration
-
 LABEL = 12  # width of the names on the left
 SAMPLE_LINES = 8  # of each sample; the report has all of it
+PLAIN_LINES = 4  # lines of a conversion's phase where there is no terminal
 
 
 def make_console() -> Console:
@@ -112,3 +113,54 @@ class Stopwatch:
     def seconds(self) -> float:
         """Seconds so far."""
         return time.perf_counter() - self._begin
+
+
+class ByteBar:
+    """A live line, or a few plain ones where there is no terminal.
+
+    Use as a context manager round one phase, and call it with the bytes done and all bytes.
+    """
+
+    def __init__(self, what: str, console: Console) -> None:
+        """`what` is being done."""
+        self._what, self._console = what, console
+        self._told = 0
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=28, style="grey37", complete_style="cyan"),
+            DownloadColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+            refresh_per_second=4,
+        )
+        self._task = self._bar.add_task(what, total=None)
+
+    def __enter__(self) -> "ByteBar":
+        self._bar.start()
+        return self
+
+    def __exit__(self, *error) -> None:
+        self._bar.stop()
+
+    def __call__(self, done: int, total: int) -> None:
+        """Shows how far the phase is."""
+        part = PLAIN_LINES * done // total
+        if self._console.is_terminal:
+            self._bar.update(self._task, completed=done, total=total)
+        elif part > self._told:
+            self._told = part
+            self._console.print(f"{self._what}  {decimal(done)} of {decimal(total)}")
+
+
+def duration(seconds: float) -> str:
+    """Words for a time: `42 s`, `3 min 05 s`, `2 h 10 min`, `4 d 3 h`."""
+    seconds = round(seconds)
+    if seconds < 60:
+        return f"{seconds} s"
+    if seconds < 3600:
+        return f"{seconds // 60} min {seconds % 60:02d} s"
+    if seconds < 86400:
+        return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"
+    return f"{seconds // 86400} d {seconds % 86400 // 3600} h"

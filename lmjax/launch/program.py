@@ -1,0 +1,38 @@
+"""The one way in: from the command line to `config.run()`."""
+
+import os
+from collections.abc import Sequence
+from typing import Any, Protocol, runtime_checkable
+
+from lmjax.launch.command_line import exit_on_user_error, from_command_line
+from lmjax.launch.memory import keep_memory
+from lmjax.launch.processes import join_processes
+
+
+@runtime_checkable
+class Runnable(Protocol):
+    """A config that can be run."""
+
+    def run(self) -> Any:
+        """Does the work."""
+
+
+def run(
+    experiment: Runnable, argv: Sequence[str] | None = None, positional: str | Sequence[str] = ()
+) -> None:
+    """Runs `experiment` with the settings of the command line, or prints its help.
+
+    A mistake of the user ends with a message and exit code 2, Ctrl-C with 130 (see
+    `exit_on_user_error`).
+
+    Args:
+        experiment: a config with a method `run`.
+        argv: settings such as `steps=100`; None takes those of this process.
+        positional: the field, or the fields in order, that arguments without `=` set.
+    """
+    with exit_on_user_error():
+        experiment = from_command_line(experiment, argv, positional)
+        if argv is None:
+            keep_memory()
+        join_processes(os.environ)
+        experiment.run()

@@ -1,0 +1,123 @@
+"""The folder of a run: what it holds, and under which names."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from lmjax.config import UserError, from_json, to_json
+from lmjax.files import errors_told, local_path, write_atomically
+from lmjax.runs.metrics import NAME as METRICS
+from lmjax.runs.metrics import read_metrics
+
+CONFIG = "config.json"  # the experiment
+ENVIRONMENT = "environment.json"  # machine and versions
+CHECKPOINTS = "checkpoints"  # a folder for each step
+TOKENIZER = "tokenizer"
+RESULTS, REPORT = "results.json", "report.html"  # of a finished run
+LOCK = ".lock"
+# What a run keeps of a public model's folder, in the files of that.
+TEMPLATE_FILE, TEMPLATE_FOLDER = "chat_template.jinja", "additional_chat_templates"
+GENERATION_FILE, MAP_FILE = "generation_config.json", "special_tokens_map.json"
+FILES = (
+    *(CONFIG, ENVIRONMENT, METRICS, RESULTS, REPORT, LOCK),
+    *(TEMPLATE_FILE, GENERATION_FILE, MAP_FILE),
+)
+
+
+class RunFolder:
+    """Paths and files of one run."""
+
+    def __init__(self, path: str | os.PathLike) -> None:
+        self.path = local_path(path, "run folder")
+
+    @property
+    def config(self) -> Path:
+        """The experiment as JSON."""
+        return self.path / CONFIG
+
+    @property
+    def checkpoints(self) -> Path:
+        """Orbax checkpoints by step."""
+        return self.path / CHECKPOINTS
+
+    @property
+    def tokenizer(self) -> Path:
+        """What is needed to turn text into the model's tokens."""
+        return self.path / TOKENIZER
+
+    @property
+    def report(self) -> Path:
+        """The page for people."""
+        return self.path / REPORT
+
+    def experiment(self) -> Any:
+        """The experiment of config.json. UserError where there is none or it does not load."""
+        with errors_told("cannot read the run"):
+            if not self.config.is_file():
+                there = self.path.is_dir()
+                missing = f"it holds no {CONFIG}" if there else "there is no such folder"
+                raise UserError(f"{self.path} is not a run folder: {missing}")
+            text = self.config.read_text("utf-8")
+        try:
+            return from_json(text)
+        except UserError as error:
+            raise UserError(f"{self.config}: {error}") from None
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The records of metrics.jsonl in their order; a line cut off by a crash is left out."""
+        return read_metrics(self.path)
+
+    def results(self) -> dict[str, Any]:
+        """What the finished run came to; empty before its end."""
+        return self.read_json(RESULTS)
+
+    def environment(self) -> dict[str, Any]:
+        """Machine and versions that the run was last on."""
+        return self.read_json(ENVIRONMENT)
+
+    def write(self, name: str, text: str) -> None:
+        """Writes a file of the folder: whole or not at all, whatever happens meanwhile.
+
+        Raises:
+            UserError: it cannot be written.
+        """
+        write_atomically(self.path / name, text)
+
+    def write_config(self, experiment: Any) -> None:
+        """Writes the experiment. UserError: see `write`."""
+        self.write(CONFIG, to_json(experiment))
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Writes a value as indented JSON."""
+        self.write(name, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+    def remove(self) -> None:
+        """Removes all that a run makes, and the folder if nothing else is in it.
+
+        Raises:
+            OSError: something cannot be removed.
+        """
+        for name in (CHECKPOINTS, TOKENIZER, TEMPLATE_FOLDER):
+            shutil.rmtree(self.path / name, ignore_errors=True)
+        for name in FILES:
+            (self.path / name).unlink(missing_ok=True)
+        if not any(self.path.iterdir()):
+            self.path.rmdir()
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        """What a file of the folder holds; empty where there is none.
+
+        Raises:
+            UserError: it cannot be read, or is none of ours.
+        """
+        path = self.path / name
+        with errors_told("cannot read the run"):
+            try:
+                found = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+            except ValueError:
+                found = None
+        if not isinstance(found, dict):
+            raise UserError(f"{path} is damaged: delete it, and it is made again")
+        return found
