@@ -31,7 +31,14 @@ class Field(NamedTuple):
     name: str
     type: values.Type
     default: Any  # MISSING when it must be given
-    doc: str  # the comment beside it, or above it, in the source
+    owner: type
+
+    @property
+    def doc(self) -> str:
+        """The comment beside it, or above it, in the source, which is read when it is asked for."""
+        bases = filter(values.is_config, self.owner.__mro__)
+        found = (_field_docs(base).get(self.name) for base in bases)
+        return next((doc for doc in found if doc is not None), "")
 
 
 @dataclass_transform(kw_only_default=True, frozen_default=True)
@@ -186,12 +193,8 @@ def _is_base(thing: Callable[..., Any], wanted: tuple[type, ...]) -> bool:
 def fields(cls: type) -> Mapping[str, Field]:
     """The fields of a config class by name, in order of declaration, base classes first."""
     parameters = inspect.signature(cls).parameters
-    docs = {}
-    for base in reversed(cls.__mro__):
-        if values.is_config(base):
-            docs.update(_field_docs(base))
     return {
-        name: Field(name, field.final_type, parameters[name].default, docs.get(name, ""))
+        name: Field(name, field.final_type, parameters[name].default, cls)
         for name, field in chz.chz_fields(cls).items()
     }
 

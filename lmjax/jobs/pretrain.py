@@ -102,10 +102,8 @@ class Pretrain:
         """
         from lmjax.jobs.pretraining_run import PretrainingRun
 
-        # Counting traces the model on a mesh of its own, and meshes do not nest.
-        size = count_parameters(self.model).total
-        flops = self.flops_per_token()
         with jax.set_mesh(self.mesh.build()):
+            size, flops = count_parameters(self.model).total, self.flops_per_token()
             parts = self.assemble()
             with lock_run_folder(self) as folder:
                 PretrainingRun(self, parts, folder, size, flops).run()

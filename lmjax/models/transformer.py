@@ -366,9 +366,23 @@ class Transformer(Stack):
 
 def abstract(config: TransformerConfig, layout: Layout) -> tuple[nnx.GraphDef, dict]:
     """The model's structure and its parameters as shapes with shardings; allocates nothing."""
-    model = nnx.eval_shape(lambda: config.build(layout, nnx.Rngs(jax.random.key(0))))
-    graph = nnx.graphdef(model)
-    shapes = jax.eval_shape(lambda: draw_parameters(config, layout, jax.random.key(0)))
+    graph, shapes = _traced(config, layout, jax.sharding.get_abstract_mesh())
+    return graph, jax.tree.map(lambda leaf: leaf, shapes)  # dictionaries of the caller's own
+
+
+@functools.lru_cache(maxsize=32)
+def _traced(
+    config: TransformerConfig, layout: Layout, mesh: jax.sharding.AbstractMesh
+) -> tuple[nnx.GraphDef, dict]:
+    """See `abstract`; `mesh` is the one that is set."""
+    graph = None
+
+    def make() -> dict:
+        nonlocal graph
+        graph, state = nnx.split(config.build(layout, nnx.Rngs(jax.random.key(0))))
+        return nnx.to_pure_dict(state)
+
+    shapes = jax.eval_shape(make)
     return graph, shapes
 
 

@@ -107,7 +107,7 @@ def find_peak(devices: Sequence[Device] | None = None) -> Peak:
     """The matrix-product peak of `devices` (default: all of the run), together.
 
     A TPU or GPU is looked up. On CPU devices, of which there may be several simulated ones, a
-    float32 product is measured, once in a process and in about a second.
+    float32 product is measured, once in a process.
     """
     devices = jax.devices() if devices is None else devices
     kinds = sorted({device.device_kind for device in devices})
@@ -171,7 +171,7 @@ def _largest_resident() -> int:
 
 
 @functools.cache
-def _measured_product(size: int = 2048, repetitions: int = 3) -> float:
+def _measured_product(size: int = 1024, repetitions: int = 5) -> float:
     """FLOPs a second of a float32 product of square matrices on this host, the best of a few."""
     device = jax.local_devices()[0]
     mesh = jax.make_mesh((1,), ("device",), axis_types=(AxisType.Explicit,), devices=[device])

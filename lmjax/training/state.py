@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -65,8 +66,9 @@ def abstract_state(
     average: bool = False,
 ) -> tuple[nnx.GraphDef, TrainState]:
     """The model's structure, and the state as shapes with shardings: what a restore aims at."""
-    graph, _ = abstract(config, layout)
-    return graph, jax.eval_shape(lambda: _draw_state(config, layout, transform, seed, average))
+    graph, params = abstract(config, layout)
+    make = functools.partial(_draw_state, config, layout, transform, seed, average)
+    return graph, jax.eval_shape(make, params)
 
 
 def _draw_state(config, layout, transform, seed, average, params=None) -> TrainState:
