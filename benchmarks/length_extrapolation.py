@@ -36,6 +36,7 @@ from lmjax.models import (
 )
 from lmjax.objectives import CausalLM
 from lmjax.parallel import Mesh, generation_layout
+from lmjax.runs.folder import RunFolder
 from lmjax.runs.trained_model import read_trained
 from lmjax.training.placement import to_devices
 from lmjax.training.step import make_evaluation_step

@@ -9,6 +9,7 @@ import numpy as np
 from lmjax.config import UserError, config
 from lmjax.data.documents import Document, HashFiles, OnSkip, Part, Source, digest
 from lmjax.data.hashes import FileHashes
+from lmjax.files import local_path
 
 EXAMPLES = 10_000  # examples in a part
 TYPICAL_BYTES = 2_000  # of an example; for progress only

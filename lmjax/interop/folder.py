@@ -12,6 +12,7 @@ from lmjax.files import local_path
 from lmjax.interop import huggingface
 from lmjax.models import TransformerConfig, abstract, draw_parameters
 from lmjax.parallel import Layout
+from lmjax.runs.folder import RunFolder
 from lmjax.runs.trained_model import read_experiment, read_trained
 
 

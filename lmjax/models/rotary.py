@@ -6,6 +6,7 @@ import abc
 import math
 from typing import Any, ClassVar
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 

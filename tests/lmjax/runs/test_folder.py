@@ -284,7 +284,7 @@ def test_flatten_names_every_leaf():
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", "\x00" * 20])
 def test_a_file_of_results_that_is_none_is_told(experiment, text):
     """As a disk without power leaves it; the run is made again when it is gone."""
-    with occupy(experiment) as folder:
+    with lock_run_folder(experiment) as folder:
         folder.write("results.json", text)
         with pytest.raises(UserError, match=r"results\.json is damaged: delete it"):
             folder.results()
