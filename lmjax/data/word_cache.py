@@ -5,6 +5,7 @@ Natural text repeats its words: of 20 MB in twelve languages and code a fifth is
 
 import concurrent.futures
 import itertools
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -26,9 +27,14 @@ class WordCache:
         tokens of each word as characters, and lets other threads run meanwhile."""
         self._split, self._encode = split, encode
         self._known = {"": ""}
+        self._lock = threading.Lock()  # of what is known
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """The tokens of each text."""
+        with self._lock:
+            return self._encode_batch(texts)
+
+    def _encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         if len(self._known) > MOST:
             self._known = {"": ""}
         chunks = list(_chunks(texts))

@@ -101,8 +101,9 @@ class RunFolder:
         """
         for name in (CHECKPOINTS, TOKENIZER, TEMPLATE_FOLDER):
             shutil.rmtree(self.path / name, ignore_errors=True)
-        for name in FILES:
-            (self.path / name).unlink(missing_ok=True)
+        unfinished = self.path.glob(".*.partial")  # which a kill has left
+        for path in (*(self.path / name for name in FILES), *unfinished):
+            path.unlink(missing_ok=True)
         if not any(self.path.iterdir()):
             self.path.rmdir()
 

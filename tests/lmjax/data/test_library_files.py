@@ -3,6 +3,7 @@
 import functools
 import json
 import unicodedata
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import tokenizers
@@ -285,3 +286,15 @@ def test_what_has_no_token_is_an_error_of_the_user(tmp_path):
     (tmp_path / "tokenizer.json").write_text(json.dumps(data))
     with pytest.raises(UserError, match="the tokenizer has no tokens for a text"):
         read_tokenizer(tmp_path).encode("zzzzzz")
+
+
+def test_several_threads_may_encode_at_once(read):
+    """What one keeps of words, or lets go as too long, is there for the others."""
+    tokenizer = read("gpt2")
+    texts = [f"{text} {'x' * 70}{n % 3} " * 3 for n, text in enumerate(real_strings()[:300])]
+    expected = tokenizer.encode_batch(texts)
+    tokenizer = read("gpt2")
+    with ThreadPoolExecutor(4) as pool:
+        parts = [texts[n % 7 :: 2] for n in range(40)]
+        for part, found in zip(range(40), pool.map(tokenizer.encode_batch, parts)):
+            assert found == expected[part % 7 :: 2]
