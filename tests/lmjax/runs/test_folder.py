@@ -264,7 +264,10 @@ def test_text_may_lie_elsewhere_when_a_run_goes_on(tmp_path, change, refused):
 
 @pytest.mark.parametrize("url", ["gs://bucket/run", "s3://bucket/run"])
 def test_a_url_is_no_place_for_a_run(experiment, url):
-    with pytest.raises(UserError, match="this is a URL"), lock_run_folder(replace(experiment, output=url)):
+    with (
+        pytest.raises(UserError, match="this is a URL"),
+        lock_run_folder(replace(experiment, output=url)),
+    ):
         pass
 
 
