@@ -221,10 +221,9 @@ def prepare_data(root: Path) -> None:
 
 def run_folder(root: Path) -> None:
     """A run's files are written, and written again when it goes on."""
-    from lmjax.runs.lock import lock_run_folder
-
     from lmjax.config import config, replace
     from lmjax.jobs.report import write_report
+    from lmjax.runs.lock import lock_run_folder
     from lmjax.runs.metrics import MetricsWriter
 
     @config
