@@ -1,4 +1,4 @@
-"""The public function: checks the request and picks who serves it."""
+"""The public function: checks the request and chooses who serves it."""
 
 from __future__ import annotations
 
@@ -6,17 +6,8 @@ from typing import Any
 
 from jaxtyping import Array, Float
 
-from pallas_kernels.attention import cudnn as _cudnn
-from pallas_kernels.attention.chunked import chunked
 from pallas_kernels.attention.mask import Mask
-from pallas_kernels.attention.reference import reference
-
-IMPLEMENTATIONS = ("reference", "chunked", "cudnn")
-
-
-def implementations() -> tuple[str, ...]:
-    """Names that `attention` takes as its implementation."""
-    return IMPLEMENTATIONS
+from pallas_kernels.attention.table import Request, choose
 
 
 def attention(
@@ -43,35 +34,17 @@ def attention(
         softcap: bends scores, before the bias: softcap tanh(scores / softcap) (Gemma 2); None does
             not.
         dropout: (rate, key), zeroes weights at that rate and raises the others to match.
-        implementation: one of `implementations()`; None picks the best that can serve.
+        implementation: one of `implementations()`; None takes the preferred one that can serve.
 
     Raises:
-        ValueError: shapes that do not fit, or a named implementation that cannot serve, and why.
+        ValueError: shapes that do not fit, or no implementation, or not the named one, can serve:
+            with the reasons.
     """
     _check(q, k, v, bias)
     if scale is None:
         scale = q.shape[-1] ** -0.5
-    if implementation is None:
-        implementation = _pick(q, k, v, mask, bias, softcap, dropout)
-    if implementation == "reference":
-        return reference(q, k, v, mask, bias, scale=scale, softcap=softcap, dropout=dropout)
-    if implementation == "chunked":
-        if dropout is not None:
-            raise ValueError("attention: implementation 'chunked' has no dropout, 'reference' has")
-        return chunked(q, k, v, mask, bias, scale=scale, softcap=softcap)
-    if implementation == "cudnn":
-        return _cudnn.cudnn(q, k, v, mask, bias, scale=scale, softcap=softcap, dropout=dropout)
-    raise ValueError(
-        f"attention: implementation {implementation!r} is not one of {', '.join(IMPLEMENTATIONS)}"
-    )
-
-
-def _pick(q, k, v, mask: Mask, bias, softcap, dropout) -> str:
-    if dropout is not None:
-        return "reference"
-    if _cudnn.refusal(q, k, v, mask, bias, softcap, dropout) is None:
-        return "cudnn"
-    return "chunked"
+    request = Request(q, k, v, mask, bias, scale, softcap, dropout)
+    return choose(request, implementation).serve(**request.arguments())
 
 
 def _check(q, k, v, bias) -> None:

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 from pallas_kernels.attention.mask import Mask, Tile
 from pallas_kernels.attention.scores import FORBIDDEN, group_bias, product
 from pallas_kernels.attention.streaming import streaming
+from pallas_kernels.attention.table import Implementation, Request, register
 from pallas_kernels.manual_axes import vary_alike
 from pallas_kernels.softcap import bend
 
@@ -32,6 +33,7 @@ def chunked(
     *,
     scale: float,
     softcap: float | None = None,
+    dropout: None = None,
 ) -> Float[Array, "batch query heads value_dim"]:
     """Attention that holds the scores of one block of queries at a time."""
     batch, query_length, heads, _ = q.shape
@@ -43,6 +45,14 @@ def chunked(
     return blockwise(
         q, k, v, mask, bias, scale=scale, softcap=softcap, rows=rows, recompute=recompute
     )
+
+
+def refusal(request: Request) -> str | None:
+    """Why it cannot serve, or None if it can."""
+    return None if request.dropout is None else "dropout of attention weights ('reference' has it)"
+
+
+register(Implementation("chunked", chunked, refusal))
 
 
 def block_rows(query_length: int) -> int:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from pallas_kernels.attention.mask import Mask
+from pallas_kernels.attention.table import Implementation, Request, register
 from pallas_kernels.manual_axes import vary_alike
 
 LARGEST_HEAD = 128  # of every GPU that cuDNN's kernel serves; Hopper takes 256
@@ -19,27 +20,28 @@ def cudnn(
     k: Float[Array, "batch key kv_heads head_dim"],
     v: Float[Array, "batch key kv_heads head_dim"],
     mask: Mask,
-    bias: Float[Array, "..."] | None = None,
+    bias: None = None,
     *,
     scale: float,
-    softcap: float | None = None,
-    dropout: Any = None,
+    softcap: None = None,
+    dropout: None = None,
 ) -> Float[Array, "batch query heads head_dim"]:
-    """Attention by cuDNN; raises ValueError with the reason where it cannot serve."""
-    reason = refusal(q, k, v, mask, bias, softcap, dropout)
-    if reason is not None:
-        raise ValueError(f"attention: implementation 'cudnn' cannot serve this call: {reason}")
+    """Attention by cuDNN, of a request that it does not refuse."""
     q, k, v = vary_alike((q, k, v))
     return jax.nn.dot_product_attention(
         q, k, v, scale=scale, implementation="cudnn", **arguments(mask)
     )
 
 
-def refusal(q, k, v, mask: Mask, bias=None, softcap=None, dropout=None) -> str | None:
+def refusal(request: Request) -> str | None:
     """Why cuDNN cannot serve, or None if it can."""
     if jax.default_backend() != "gpu":
         return f"it needs an NVIDIA GPU and the backend is {jax.default_backend()!r}"
-    return unsupported(q, k, v, mask, bias, softcap, dropout)
+    asked = request.mask, request.bias, request.softcap, request.dropout
+    return unsupported(request.q, request.k, request.v, *asked)
+
+
+register(Implementation("cudnn", cudnn, refusal))
 
 
 def unsupported(q, k, v, mask: Mask, bias=None, softcap=None, dropout=None) -> str | None:

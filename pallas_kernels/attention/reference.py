@@ -8,6 +8,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from pallas_kernels.attention.mask import Mask
 from pallas_kernels.attention.scores import FORBIDDEN, group_bias
+from pallas_kernels.attention.table import Implementation, register
 from pallas_kernels.softcap import bend
 
 
@@ -50,3 +51,6 @@ def _drop(weights, rate: float, key):
         sharding = None
     kept = jax.random.bernoulli(key, 1.0 - rate, weights.shape, out_sharding=sharding)
     return jnp.where(kept, weights / (1.0 - rate), 0.0)
+
+
+register(Implementation("reference", reference, lambda request: None))

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels.attention import Mask, attention, implementations
+from pallas_kernels.attention import Mask, attention, implementations, table
 from pallas_kernels.attention.chunked import blockwise
 from pallas_kernels.attention.streaming import streaming
 
@@ -177,7 +177,7 @@ WELL_FORMED = {
         ({"k": jnp.ones((1, 8, 3, 8)), "v": jnp.ones((1, 8, 3, 8))}, "4 query heads"),
         (
             {"dropout": (0.1, jax.random.key(0)), "implementation": "chunked"},
-            "'chunked' has no dropout",
+            "'chunked' cannot serve this call: dropout of attention weights",
         ),
     ],
 )
@@ -193,3 +193,25 @@ def test_shapes_that_do_not_fit_are_refused(change):
     # TypeError is the shape check of the tests, which notices first.
     with pytest.raises((ValueError, TypeError)):
         attention(**{**WELL_FORMED, **change})
+
+
+def test_an_implementation_of_ones_own_joins_the_table(monkeypatch):
+    """It is preferred where it can serve; where none can, the error has all reasons."""
+    monkeypatch.setattr(table, "_table", dict(table._table))
+    short = table.Implementation(
+        "short",
+        lambda q, **rest: jnp.full_like(q, 7.0),
+        lambda request: "more than 4 queries" if request.q.shape[1] > 4 else None,
+    )
+    table.register(short)
+    with pytest.raises(ValueError, match="'short' already"):
+        table.register(short)
+    assert implementations()[-1] == "short"
+    few = {**WELL_FORMED, "q": WELL_FORMED["q"][:, :4]}
+    assert (attention(**few) == 7.0).all() and (attention(**WELL_FORMED) == 1.0).all()
+    with pytest.raises(ValueError, match="'short' cannot serve this call: more than 4 queries"):
+        attention(**WELL_FORMED, implementation="short")
+    for name in ("reference", "chunked", "cudnn"):
+        monkeypatch.delitem(table._table, name)
+    with pytest.raises(ValueError, match=r"no implementation can .*\n  short: more than 4 queries"):
+        attention(**WELL_FORMED)

@@ -1,0 +1,86 @@
+"""The table of implementations: each says what it cannot serve, and they register themselves."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from pallas_kernels.attention.mask import Mask
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """A call of `attention`; its attributes are the arguments of every implementation."""
+
+    q: jax.Array
+    k: jax.Array
+    v: jax.Array
+    mask: Mask
+    bias: jax.Array | None
+    scale: float
+    softcap: float | None
+    dropout: tuple[float, Any] | None
+
+    def arguments(self) -> dict[str, Any]:
+        """The arguments by name."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Implementation:
+    """One way to compute attention.
+
+    Attributes:
+        name: what `attention(implementation=...)` calls it.
+        serve: takes the arguments of a `Request`, gives the result.
+        refusal: the reason why it cannot serve a request, or None; asks nothing of the arrays but
+            their types.
+    """
+
+    name: str
+    serve: Callable[..., jax.Array]
+    refusal: Callable[[Request], str | None]
+
+
+_table: dict[str, Implementation] = {}
+
+
+def register(implementation: Implementation) -> None:
+    """Adds an implementation, which is preferred to those that are there already.
+
+    Raises:
+        ValueError: there is one of that name.
+    """
+    if implementation.name in _table:
+        raise ValueError(f"attention: there is an implementation {implementation.name!r} already")
+    _table[implementation.name] = implementation
+
+
+def implementations() -> tuple[str, ...]:
+    """Names that `attention` takes as its implementation; later ones are preferred."""
+    return tuple(_table)
+
+
+def choose(request: Request, name: str | None) -> Implementation:
+    """The implementation of a name, or the preferred one of those that can serve.
+
+    Raises:
+        ValueError: the named one cannot serve, or none can; with the reasons.
+    """
+    if name is not None:
+        if name not in _table:
+            raise ValueError(
+                f"attention: implementation {name!r} is not one of {', '.join(_table)}"
+            )
+        if (reason := _table[name].refusal(request)) is not None:
+            raise ValueError(f"attention: implementation {name!r} cannot serve this call: {reason}")
+        return _table[name]
+    reasons = []
+    for implementation in reversed(_table.values()):
+        if (reason := implementation.refusal(request)) is None:
+            return implementation
+        reasons.append(f"\n  {implementation.name}: {reason}")
+    raise ValueError(f"attention: no implementation can serve this call:{''.join(reasons)}")
