@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 from pallas_kernels.attention.mask import Mask, Tile
 from pallas_kernels.attention.scores import FORBIDDEN, group_bias, product
 from pallas_kernels.attention.streaming import streaming
-from pallas_kernels.attention.table import Implementation, Request, register
+from pallas_kernels.attention.table import Implementation, Request
 from pallas_kernels.manual_axes import vary_alike
 from pallas_kernels.softcap import bend
 
@@ -52,7 +52,7 @@ def refusal(request: Request) -> str | None:
     return None if request.dropout is None else "dropout of attention weights ('reference' has it)"
 
 
-register(Implementation("chunked", chunked, refusal))
+IMPLEMENTATION = Implementation("chunked", chunked, refusal)
 
 
 def block_rows(query_length: int) -> int:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from pallas_kernels.attention.mask import Mask
-from pallas_kernels.attention.table import Implementation, Request, register
+from pallas_kernels.attention.table import Implementation, Request
 from pallas_kernels.manual_axes import vary_alike
 
 LARGEST_HEAD = 128  # of every GPU that cuDNN's kernel serves; Hopper takes 256
@@ -41,7 +41,7 @@ def refusal(request: Request) -> str | None:
     return unsupported(request.q, request.k, request.v, *asked)
 
 
-register(Implementation("cudnn", cudnn, refusal))
+IMPLEMENTATION = Implementation("cudnn", cudnn, refusal)
 
 
 def unsupported(q, k, v, mask: Mask, bias=None, softcap=None, dropout=None) -> str | None:

@@ -1,4 +1,4 @@
-"""The table of implementations: each says what it cannot serve, and they register themselves."""
+"""The table of implementations, each of which says what it cannot serve."""
 
 from __future__ import annotations
 
