@@ -42,7 +42,7 @@ def help_text(
     bare = [positional] if isinstance(positional, str) else positional
     first = "".join(f" [{name.upper()}]" for name in bare)
     parts.append(f"Usage: {name}{first} [SETTING=VALUE ...]")
-    parts.append(_how_to(lines))
+    parts.append(_how_to(lines, hasattr(experiment, "explain")))
     title = f"Settings of {values.name_of(type(experiment))}"
     parts.append(f"{title} (* = chosen here, not the default of its class):")
     parts.append("\n".join(row for line in lines for row in _rows(line, width)))
@@ -111,7 +111,7 @@ def _elements(value: Any) -> tuple[Any, ...]:
     return value if isinstance(value, tuple) else ()
 
 
-def _how_to(lines: list[_Line]) -> str:
+def _how_to(lines: list[_Line], explained: bool) -> str:
     """Examples with settings that this experiment has."""
     examples = []
     numbers = [line for line in lines if type(line.value) is int]
@@ -137,5 +137,7 @@ def _how_to(lines: list[_Line]) -> str:
         value = next(line for line in lines if line.path.endswith(f".{repeated[0]}"))
         text = write(value.value, value.kind)
         examples.append((f"...{repeated[0]}={text}", "every setting of that name"))
+    if explained:
+        examples.append(("explain=true", "print the layers of the model, and end"))
     rows = [f"  {example:{_LEFT - 2}}  {what}" for example, what in examples]
     return "\n".join(["For instance:", *rows])

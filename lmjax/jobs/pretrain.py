@@ -8,6 +8,7 @@ import optax
 from flax import nnx
 
 from lmjax.config import UserError, config
+from lmjax.console import make_console
 from lmjax.data import Data
 from lmjax.files import local_path
 from lmjax.jobs.settings import Checkpoints, Evaluation, Log, at_least, may_change
@@ -17,6 +18,7 @@ from lmjax.models.transformer import NO_HEAD
 from lmjax.objectives import CausalLM, Objective
 from lmjax.parallel import Layout, Mesh, axis_size, training_layout
 from lmjax.runs.lock import lock_run_folder
+from lmjax.scaling.explain import layer_table, print_layers
 from lmjax.scaling.flops import count_parameters, training_flops_per_token
 from lmjax.training.optimizers import AdamW, Optimizer
 from lmjax.training.placement import abstract_batch
@@ -108,14 +110,22 @@ class Pretrain:
             with lock_run_folder(self) as folder:
                 PretrainingRun(self, parts, folder, size, flops).run()
 
+    def explain(self) -> None:
+        """Prints the model's parameters, FLOPs and bytes layer by layer; makes nothing."""
+        print_layers(layer_table(self.model, *self._lengths()), make_console())
+
     def flops_per_token(self) -> float:
         """Model FLOPs of one token in training; of an encoder and a decoder, the decoder's token.
 
         The objective says how long each of the two is (T5's decoder reads less than its encoder).
         """
+        return training_flops_per_token(self.model, *self._lengths())
+
+    def _lengths(self) -> tuple[int, int | None]:
+        """Tokens of a row, and of what an encoder reads for it."""
         batch = self.objective.shapes(max(self.data.sizes), self.data.length)
         source = None if batch.encoder is None else batch.encoder.tokens.shape[1]
-        return training_flops_per_token(self.model, batch.tokens.shape[1], source)
+        return batch.tokens.shape[1], source
 
     def assemble(self) -> "Parts":
         """The step and what it works on, as shapes: needs only a mesh that is set, no devices.

@@ -1,12 +1,16 @@
 """The one way in: from the command line to `config.run()`."""
 
 import os
+import sys
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
+from lmjax.config import UserError
 from lmjax.launch.command_line import exit_on_user_error, from_command_line
 from lmjax.launch.memory import keep_memory
 from lmjax.launch.processes import join_processes
+
+EXPLAIN = "explain=true"
 
 
 @runtime_checkable
@@ -22,7 +26,8 @@ def run(
 ) -> None:
     """Runs `experiment` with the settings of the command line, or prints its help.
 
-    A mistake of the user ends with a message and exit code 2, Ctrl-C with 130 (see
+    With `explain=true` among them its method `explain` is called instead, which prints what would
+    be run. A mistake of the user ends with a message and exit code 2, Ctrl-C with 130 (see
     `exit_on_user_error`).
 
     Args:
@@ -31,7 +36,13 @@ def run(
         positional: the field, or the fields in order, that arguments without `=` set.
     """
     with exit_on_user_error():
-        experiment = from_command_line(experiment, argv, positional)
+        words = sys.argv[1:] if argv is None else list(argv)
+        settings = [word for word in words if word != EXPLAIN]
+        experiment = from_command_line(experiment, settings, positional)
+        if settings != words:
+            if not hasattr(experiment, "explain"):
+                raise UserError(f"{EXPLAIN}: this command makes no model that could be explained")
+            return experiment.explain()
         if argv is None:
             keep_memory()
         join_processes(os.environ)

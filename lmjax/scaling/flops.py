@@ -47,34 +47,74 @@ class ParameterCount:
     query_products: int = 0
 
 
+@dataclasses.dataclass(frozen=True)
+class Parameter:
+    """One array of a model's parameters.
+
+    Attributes:
+      path: names from the model down to it.
+      shape: without rows that pad the vocabulary; of a block's, the first axis is the layers.
+      role: what a token does with it: "product", and is multiplied with it; "source", where it is
+        an encoder's token; "embedding", looked up in it; "other", such as a bias or a norm's scale.
+    """
+
+    path: tuple[str, ...]
+    shape: tuple[int, ...]
+    role: str
+
+    @property
+    def size(self) -> int:
+        """How many numbers it holds."""
+        return math.prod(self.shape)
+
+
 @functools.cache
-def count_parameters(config: TransformerConfig) -> ParameterCount:
-    """Counts by tracing the model on the mesh that is set, if any; allocates nothing."""
+def parameters(config: TransformerConfig) -> tuple[Parameter, ...]:
+    """A model's parameters, by tracing it on the mesh that is set, if any; allocates nothing."""
     unset = jax.sharding.get_abstract_mesh().empty
     mesh = jax.sharding.use_abstract_mesh(Mesh(fsdp=1).abstract(1))
     with mesh if unset else contextlib.nullcontext():
         _, shapes = abstract(config, training_layout())
-    total = embeddings = products = source_products = query_products = 0
+    found = []
     for path, leaf in jax.tree.leaves_with_path(shapes):
-        names = jax.tree_util.keystr(path, simple=True, separator="/").split("/")
-        size = math.prod(leaf.shape)
+        names = tuple(jax.tree_util.keystr(path, simple=True, separator="/").split("/"))
+        shape = leaf.shape
         if names[0] in ("embedding", "head", "head_bias"):
-            size = size // config.padded_vocab * config.vocab_size
-        total += size
-        # The one looks at one token of a row, the other at distances, once for all rows.
-        if names[0] == "classifier" or names[-2:] == ["position", "weight"]:
-            continue
-        if names[-1] == "weight" and is_of_source(names):
-            source_products += size
-        elif names[-1] == "weight" or names[0] == "head":
-            products += size
-            if names[0] == "blocks" and names[-2] not in ("key", "value"):
-                query_products += size
-        elif names[-1] == "table":
-            embeddings += size
+            shape = (config.vocab_size, *shape[1:])
+        found.append(Parameter(names, shape, _role(names)))
+    return tuple(found)
+
+
+def _role(names: Sequence[str]) -> str:
+    # The one looks at one token of a row, the other at distances, once for all rows.
+    if names[0] == "classifier" or names[-2:] == ("position", "weight"):
+        return "other"
+    if names[-1] == "weight" and is_of_source(names):
+        return "source"
+    if names[-1] == "weight" or names[0] == "head":
+        return "product"
+    return "embedding" if names[-1] == "table" else "other"
+
+
+@functools.cache
+def count_parameters(config: TransformerConfig) -> ParameterCount:
+    """Counts a model's parameters; see `parameters`."""
+    sizes = dict.fromkeys(("product", "source", "embedding", "other"), 0)
+    query_products = 0
+    for parameter in parameters(config):
+        sizes[parameter.role] += parameter.size
+        if parameter.role == "product" and is_of_queries(parameter.path):
+            query_products += parameter.size
+    total = sum(sizes.values())
     if config.tied_head:
-        products += config.vocab_size * (config.embedding_size or config.hidden)
-    return ParameterCount(total, embeddings, products, source_products, query_products)
+        sizes["product"] += config.vocab_size * (config.embedding_size or config.hidden)
+    counted = sizes["embedding"], sizes["product"], sizes["source"], query_products
+    return ParameterCount(total, *counted)
+
+
+def is_of_queries(names: Sequence[str]) -> bool:
+    """Whether a second stream of queries, where there is one, is multiplied with it too."""
+    return names[0] == "blocks" and names[-2] not in ("key", "value")
 
 
 def is_of_source(names: Sequence[str]) -> bool:
