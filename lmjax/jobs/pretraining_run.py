@@ -54,6 +54,7 @@ from lmjax.scaling.hardware import find_peak, peak_memory_in_use
 from lmjax.training.interruption import Interruption
 from lmjax.training.loop import Loop, Yardstick
 from lmjax.training.placement import to_devices
+from lmjax.training.profiler import Profiler
 from lmjax.training.state import TrainState, make_state
 from lmjax.training.step import make_evaluation_step
 
@@ -302,7 +303,11 @@ class PretrainingRun:
             "tokenizer": prepared.tokenizer.fingerprint,
             "text": prepared.fingerprints,
         }
-        with loader.iterate(done) as batches, self.open_metrics() as metrics:
+        with (
+            loader.iterate(done) as batches,
+            self.open_metrics() as metrics,
+            Profiler(self.folder.profile, *(experiment.log.profile or (0, 0))) as profiler,
+        ):
             metrics.truncate_after(done)
             loop = Loop(
                 step=jax.jit(self.parts.step, donate_argnums=0),
@@ -318,6 +323,7 @@ class PretrainingRun:
                 console=self.story.console,
                 check_save=checkpointer.check,
                 end_save=checkpointer.wait,
+                call_step=profiler.call,
             )
             return loop.run(state, done)
 

@@ -65,7 +65,7 @@ def content(folder: RunFolder) -> dict[str, Any]:
         "samples_words": results.get("samples_words", ""),
         "config": folder.read_json(CONFIG),
         "settings_words": "The whole experiment, as config.json in the run folder holds it.",
-        "environment": folder.environment(),
+        "environment": folder.environment() | _traced(folder),
     }
 
 
@@ -96,6 +96,12 @@ def _finite(record: dict[str, Any]) -> dict[str, Any]:
         name: None if isinstance(value, float) and not math.isfinite(value) else value
         for name, value in record.items()
     }
+
+
+def _traced(folder: RunFolder) -> dict[str, str]:
+    """Where the trace of some steps is, and what opens it."""
+    trace = folder.trace()
+    return {} if trace is None else {"trace": f"{trace}, opened by https://ui.perfetto.dev"}
 
 
 def _summary(results: dict[str, Any], environment: dict[str, Any], train: list[dict]) -> str:

@@ -66,10 +66,13 @@ class Log:
     every: int = 1  # steps after which metrics are fetched from the devices, all steps' at once
     tensorboard: bool = False  # write event files into the run folder too
     wandb: str | None = None  # project of Weights & Biases to send metrics to
+    profile: tuple[int, int] | None = None  # first and last step to trace with JAX's profiler
 
     def validate(self) -> None:
         """Raises UserError for numbers that cannot be meant."""
         at_least(1, self, "every")
+        if self.profile is not None and not 1 <= self.profile[0] <= self.profile[1]:
+            raise UserError(f"profile={self.profile}: a first step, from 1 on, and a last one")
 
 
 def at_least(lowest: int, settings: object, *names: str) -> None:

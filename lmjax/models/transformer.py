@@ -134,11 +134,13 @@ class Block(nnx.Module):
 
         def attention(x):
             nonlocal cache
-            out, cache = self.attention(x, mask, tables, cache, keys[0])
-            return dropout(out, self.config.dropout, keys[1])
+            with jax.named_scope("attention"):
+                out, cache = self.attention(x, mask, tables, cache, keys[0])
+                return dropout(out, self.config.dropout, keys[1])
 
         def feed_forward(x):
-            return dropout(self.feed_forward(x), self.config.dropout, keys[2])
+            with jax.named_scope("feed_forward"):
+                return dropout(self.feed_forward(x), self.config.dropout, keys[2])
 
         return self.config.arrangement.apply(x, self.norms, attention, feed_forward), cache
 
@@ -200,7 +202,8 @@ class Stack(nnx.Module):
             cache = cache.expecting(batch)
         tables = self.tables(batch, cache)._replace(memory=memory)
         mask = batch.mask(causal=self.config.attention.causal)
-        x, cache = self._run_blocks(x, mask, tables, cache, key)
+        with jax.named_scope("blocks"):
+            x, cache = self._run_blocks(x, mask, tables, cache, key)
         return x if self.final_norm is None else self.final_norm(x), cache
 
     def _run_blocks(self, x, mask, tables, cache, key):
@@ -301,7 +304,8 @@ class Transformer(Stack):
         config = self.config
         batch = jax.tree.map(jnp.asarray, batch)  # a debugger may hand over numpy
         embed_key, blocks_key = (None, None) if key is None else jax.random.split(key)
-        x = dropout(self.embed(batch), config.dropout, embed_key)
+        with jax.named_scope("embedding"):
+            x = dropout(self.embed(batch), config.dropout, embed_key)
         x, cache = self.run(x, batch, cache, blocks_key)
         if self.project_out is not None:
             x = self.project_out(x)

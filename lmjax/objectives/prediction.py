@@ -46,13 +46,14 @@ def predict(
       batch: targets and weights.
       z_loss, max_z_loss: weights of the regularisers.
     """
-    nll, log_z, *largest = cross_entropy(
-        *head_factors(model, hidden),
-        batch.targets,
-        vocabulary=model.config.vocab_size,
-        softcap=model.config.logit_softcap,
-        largest=bool(max_z_loss),
-    )
+    with jax.named_scope("head"):
+        nll, log_z, *largest = cross_entropy(
+            *head_factors(model, hidden),
+            batch.targets,
+            vocabulary=model.config.vocab_size,
+            softcap=model.config.logit_softcap,
+            largest=bool(max_z_loss),
+        )
     weights = batch.weights
     cross_entropy_sum = jnp.sum(nll * weights)
     loss = cross_entropy_sum

@@ -15,6 +15,7 @@ CONFIG = "config.json"  # the experiment
 ENVIRONMENT = "environment.json"  # machine and versions
 CHECKPOINTS = "checkpoints"  # a folder for each step
 TOKENIZER = "tokenizer"
+PROFILE = "profile"  # traces of steps
 RESULTS, REPORT = "results.json", "report.html"  # of a finished run
 LOCK = ".lock"
 # What a run keeps of a public model's folder, in the files of that.
@@ -46,6 +47,16 @@ class RunFolder:
     def tokenizer(self) -> Path:
         """What is needed to turn text into the model's tokens."""
         return self.path / TOKENIZER
+
+    @property
+    def profile(self) -> Path:
+        """Traces of steps."""
+        return self.path / PROFILE
+
+    def trace(self) -> Path | None:
+        """The newest trace for https://ui.perfetto.dev, from the folder; None where none is."""
+        found = sorted(self.profile.glob("plugins/profile/*/perfetto_trace.json.gz"))
+        return found[-1].relative_to(self.path) if found else None
 
     @property
     def report(self) -> Path:
@@ -99,7 +110,7 @@ class RunFolder:
         Raises:
             OSError: something cannot be removed.
         """
-        for name in (CHECKPOINTS, TOKENIZER, TEMPLATE_FOLDER):
+        for name in (CHECKPOINTS, TOKENIZER, PROFILE, TEMPLATE_FOLDER):
             shutil.rmtree(self.path / name, ignore_errors=True)
         unfinished = self.path.glob(".*.partial")  # which a kill has left
         for path in (*(self.path / name for name in FILES), *unfinished):

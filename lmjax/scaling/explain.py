@@ -92,7 +92,7 @@ def print_layers(lines: list[Line], console: Console) -> None:
     )
 
 
-def _short(number: float) -> str:
+def _short(number: int | float) -> str:
     """Three digits and a unit: 9.22 k, 38.6 M; nothing for 0."""
     if not number:
         return ""

@@ -55,6 +55,7 @@ class Loop:
       console: where progress is shown; None: the standard output.
       check_save: () -> None; called after every step: raises where the last save has failed.
       end_save: () -> None; called after the last step: returns when the last save is complete.
+      call_step: (number, step, state, batch) -> what the step gives; see `Profiler.call`.
     """
 
     step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
@@ -70,6 +71,7 @@ class Loop:
     console: Console | None = None
     check_save: Callable[[], None] = lambda: None
     end_save: Callable[[], None] = lambda: None
+    call_step: Callable[..., tuple[TrainState, Metrics]] = lambda number, step, *given: step(*given)
 
     def run(self, state: TrainState, done: int) -> tuple[TrainState, int, Interruption]:
         """Trains from the state after `done` steps.
@@ -93,7 +95,7 @@ class Loop:
             for step in range(first, self.steps + 1):
                 batch = next(self.batches)
                 with clock.paused(when=step == first):  # this call compiles
-                    state, metrics = self.step(state, batch)
+                    state, metrics = self.call_step(step, self.step, state, batch)
                 ledger.settle()
                 ledger.add(step, metrics, batch.tokens.size)
                 self.check_save()

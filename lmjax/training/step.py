@@ -66,9 +66,10 @@ class TrainStep:
         # A batch that happens to hold no target teaches nothing, and no NaN either.
         weight = jnp.where(sums.weight > 0, sums.weight, 1)
         gradients = jax.tree.map(lambda g: g / weight, gradients)
-        gradients, norm = clip_by_global_norm(gradients, self.clip)
-        updates, optimizer = self.transform.update(gradients, state.optimizer, state.params)
-        params = optax.apply_updates(state.params, updates)
+        with jax.named_scope("optimizer"):
+            gradients, norm = clip_by_global_norm(gradients, self.clip)
+            updates, optimizer = self.transform.update(gradients, state.optimizer, state.params)
+            params = optax.apply_updates(state.params, updates)
         average = state.average
         if self.average_decay is not None:
             average = optax.incremental_update(params, average, 1 - self.average_decay)
@@ -120,7 +121,8 @@ class TrainStep:
         def loss(weights):
             model = nnx.merge(self.graph, weights)
             model.embedding_gradient = shrink
-            sums = self.objective.loss(model, batch, key)
+            with jax.named_scope(type(self.objective).__name__):
+                sums = self.objective.loss(model, batch, key)
             return sums.loss, sums
 
         gradients, sums = jax.grad(loss, has_aux=True)(weights)
