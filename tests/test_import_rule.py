@@ -80,6 +80,54 @@ def test_every_package_has_its_place_in_the_order():
     assert {name.removesuffix(".py") for name in inside} - {"__init__"} <= set(ORDER)
 
 
+# A job's config runs it, and what runs it names the config's type.
+KNOWN_CIRCLE = ["lmjax.jobs.pretrain", "lmjax.jobs.pretraining_run", "lmjax.jobs.telling"]
+
+
+def module_of(path: Path) -> str:
+    """The name that a file is imported by."""
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def imports_of(path: Path, modules: set[str]) -> set[str]:
+    """The modules that a file imports of some, inside functions and for types too."""
+    found = set()
+    for _, name in imported(path, path.read_text("utf-8")):
+        while name and name not in modules:
+            name = name.rpartition(".")[0]
+        found.add(name)
+    return found - {"", module_of(path)}
+
+
+def circles(graph: dict[str, set[str]]) -> list[list[str]]:
+    """The sets of modules that reach each other, each in order."""
+    reached = {}
+    for start in graph:
+        seen, waiting = set(), [start]
+        while waiting:
+            for name in graph[waiting.pop()] - seen:
+                seen.add(name)
+                waiting.append(name)
+        reached[start] = seen
+    found = {
+        tuple(sorted(other for other in seen if name in reached[other]))
+        for name, seen in reached.items()
+        if name in seen
+    }
+    return [list(circle) for circle in sorted(found)]
+
+
+def test_no_files_import_each_other_in_a_circle():
+    modules = {module_of(path) for path in FILES}
+    graph = {module_of(path): imports_of(path, modules) for path in FILES}
+    assert circles(graph) == [KNOWN_CIRCLE]
+
+
+def test_circles_are_found():
+    graph = {"a": {"b"}, "b": {"c"}, "c": {"b", "d"}, "d": set(), "e": {"a"}}
+    assert circles(graph) == [["b", "c"]]
+
+
 @pytest.mark.parametrize(
     ("file", "text"),
     [

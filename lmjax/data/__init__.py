@@ -6,15 +6,25 @@ from lmjax.data.loader import Loader
 from lmjax.data.mixture import EvaluationRows, Mixture
 from lmjax.data.plan import Plan, make_plan
 from lmjax.data.preparation import Data, Domain, PreparedData, Stage, prepare
-from lmjax.data.public_tokenizers import TokenizerFolder, read_tokenizer
 from lmjax.data.sources import JsonLines, JsonPrompts, TextFiles
-from lmjax.data.special_tokens import WithTokens
 from lmjax.data.store import TokenStore, open_store
-from lmjax.data.subwords import SentencePiece, TrainedBPE
 from lmjax.data.tfds import TFDS
 from lmjax.data.tokenize import build_stores
-from lmjax.data.tokenizers import Bytes, Characters, Tokenizer, TokenizerConfig, load_tokenizer
-from lmjax.data.vocabulary import add_words, merge_tokenizers, old_pieces
+from lmjax.data.tokenizers import (
+    Bytes,
+    Characters,
+    SentencePiece,
+    Tokenizer,
+    TokenizerConfig,
+    TokenizerFolder,
+    TrainedBPE,
+    WithTokens,
+    add_words,
+    load_tokenizer,
+    merge_tokenizers,
+    old_pieces,
+    read_tokenizer,
+)
 
 __all__ = [
     "TFDS",

@@ -15,7 +15,6 @@ from lmjax.data.loader import Loader, Prepare
 from lmjax.data.mixture import Mixture
 from lmjax.data.plan import Plan, make_plan
 from lmjax.data.store import FORMAT, TokenStore
-from lmjax.data.subwords import TrainedBPE
 from lmjax.data.tokenize import build_stores
 from lmjax.data.tokenizers import (
     SETTINGS_FILE,
@@ -24,6 +23,7 @@ from lmjax.data.tokenizers import (
     TokenizerConfig,
     load_tokenizer,
 )
+from lmjax.data.tokenizers.subwords import TrainedBPE
 from lmjax.files import errors_told, local_path, write_atomically
 
 TOGETHER = 64  # parts of a source that are read side by side for the tokenizer

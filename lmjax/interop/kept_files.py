@@ -15,8 +15,8 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from lmjax.config import UserError
-from lmjax.data.folder_settings import read_json, token_name
-from lmjax.data.tokenizer_classes import PROGRAMS, Program, tokenizer_class
+from lmjax.data.tokenizers.classes import PROGRAMS, Program, tokenizer_class
+from lmjax.data.tokenizers.folder_settings import read_json, token_name
 from lmjax.interop.tensor_files import write_json
 from lmjax.runs.folder import GENERATION_FILE, MAP_FILE, TEMPLATE_FILE, TEMPLATE_FOLDER
 

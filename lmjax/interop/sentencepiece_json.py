@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from lmjax.data.subwords import SPACE
+from lmjax.data.tokenizers.subwords import SPACE
 from lmjax.interop.charsmap import (
     Inexpressible,
     any_but,

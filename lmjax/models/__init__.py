@@ -11,10 +11,10 @@ from lmjax.models.batch import plain_batch as plain_batch
 from lmjax.models.bert import bert as bert
 from lmjax.models.bloom import bloom as bloom
 from lmjax.models.cache import Cache as Cache
-from lmjax.models.cache import make_cache as make_cache
 from lmjax.models.chatglm import chatglm as chatglm
 from lmjax.models.chatglm import chatglm2 as chatglm2
 from lmjax.models.chatglm import chatglm3 as chatglm3
+from lmjax.models.empty_cache import make_cache as make_cache
 from lmjax.models.encoder_decoder import EncoderDecoder as EncoderDecoder
 from lmjax.models.encoder_decoder import EncoderDecoderConfig as EncoderDecoderConfig
 from lmjax.models.falcon import falcon as falcon

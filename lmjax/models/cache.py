@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,9 +13,6 @@ from jaxtyping import Array, Float, Int
 from lmjax.models.batch import Batch
 from lmjax.parallel import Layout
 from pallas_kernels.attention import Mask
-
-if TYPE_CHECKING:
-    from lmjax.models.transformer import TransformerConfig
 
 
 @jax.tree_util.register_dataclass
@@ -185,23 +182,3 @@ class LayerCache:
 
     def _write(self, stack: jax.Array, new: jax.Array, slot: Any) -> jax.Array:
         return jax.lax.dynamic_update_slice(stack, new[None], (self.period, 0, slot, 0, 0))
-
-
-def make_cache(config: TransformerConfig, layout: Layout, batch: int, length: int) -> Cache:
-    """An empty cache for `batch` rows of up to `length` tokens."""
-    attention = config.attention
-    # A bias goes by the places of the keys, which a ring does not keep in order.
-    ordered = attention.position_rule.biased
-
-    def empty(window: int | None, periods: int) -> jax.Array:
-        slots = length if window is None or ordered else min(length, window)
-        shape = (periods, batch, slots, attention.kv_heads, attention.head_dim)
-        spec = layout.spec(None, "batch", None, "kv_heads", None, shape=shape)
-        return jnp.zeros(shape, config.dtype, out_sharding=spec)
-
-    places = [(window, periods) for windows, periods in config.stretches for window in windows]
-    keys, values = (tuple(empty(*place) for place in places) for _ in range(2))
-    segments = jnp.zeros(
-        (batch, length), jnp.int32, out_sharding=layout.spec("batch", None, shape=(batch, length))
-    )
-    return Cache(keys, values, segments, jnp.zeros((), jnp.int32), segments[:, 0])

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmjax.config import UserError, replace
-from lmjax.data.special_tokens import ExtendedTokenizer
 from lmjax.data.tokenizers import CharacterTokenizer
+from lmjax.data.tokenizers.special_tokens import ExtendedTokenizer
 from lmjax.generation import Sampling, TextGenerator
 from lmjax.generation.beams import BeamSearch
 from lmjax.generation.fill import MaskGuessing

@@ -17,9 +17,9 @@ from lmjax.data import preparation
 from lmjax.data.cache import cache_folder
 from lmjax.data.preparation import Data, Domain, Stage, prepare
 from lmjax.data.sources import JsonLines, JsonPrompts, TextFiles
-from lmjax.data.special_tokens import WithTokens
-from lmjax.data.subwords import TrainedBPE
 from lmjax.data.tokenizers import Bytes, Characters, load_tokenizer
+from lmjax.data.tokenizers.special_tokens import WithTokens
+from lmjax.data.tokenizers.subwords import TrainedBPE
 
 
 @pytest.fixture

@@ -15,10 +15,10 @@ from lmjax.config import UserError
 from lmjax.data import shards, tokenize
 from lmjax.data.documents import is_held_out
 from lmjax.data.sources import JsonLines, JsonPrompts, TextFiles
-from lmjax.data.special_tokens import ExtendedTokenizer
 from lmjax.data.store import FORMAT, TokenStore, open_store
 from lmjax.data.tokenize import build_stores
 from lmjax.data.tokenizers import ByteTokenizer
+from lmjax.data.tokenizers.special_tokens import ExtendedTokenizer
 
 BYTES = ByteTokenizer()
 TEXTS = [f"document {n}: " + "grüße " * (n % 17) for n in range(400)]

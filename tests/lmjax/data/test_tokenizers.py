@@ -12,7 +12,6 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from lmjax.config import UserError, config
-from lmjax.data.subwords import LONGEST, SentencePiece, TrainedBPE, _sentences
 from lmjax.data.tokenizers import (
     Bytes,
     ByteTokenizer,
@@ -21,6 +20,7 @@ from lmjax.data.tokenizers import (
     load_tokenizer,
     token_type,
 )
+from lmjax.data.tokenizers.subwords import LONGEST, SentencePiece, TrainedBPE, _sentences
 
 WORDS = [
     "the",

@@ -8,9 +8,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from lmjax.config import UserError
-from lmjax.data.subwords import MODEL_FILE, SentencePieceTokenizer, TrainedBPE
 from lmjax.data.tokenizers import Corpus, load_tokenizer
-from lmjax.data.vocabulary import add_words, merge_tokenizers, old_pieces
+from lmjax.data.tokenizers.subwords import MODEL_FILE, SentencePieceTokenizer, TrainedBPE
+from lmjax.data.tokenizers.vocabulary import add_words, merge_tokenizers, old_pieces
 
 ENGLISH = ["the cat sat on the mat and the dog ran", "a theory of the thing that is there"] * 20
 CHINESE = ["中国人工智能研究中国人民", "人工智能与中国的智能人民", "研究人民的智能"] * 20

@@ -11,8 +11,8 @@ import pytest
 from matplotlib import pyplot
 
 from lmjax.config import UserError
-from lmjax.data.special_tokens import ExtendedTokenizer
 from lmjax.data.tokenizers import SEPARATOR, ByteTokenizer
+from lmjax.data.tokenizers.special_tokens import ExtendedTokenizer
 from lmjax.evaluation.batch_picture import draw_batch
 from lmjax.evaluation.batch_stack import CONTEXT, PADDING, WRITTEN, token_texts
 from lmjax.models import Batch, plain_batch

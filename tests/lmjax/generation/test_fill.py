@@ -9,8 +9,8 @@ import pytest
 from flax import nnx
 
 from lmjax.config import UserError, config, replace, to_json
-from lmjax.data.special_tokens import ExtendedTokenizer
 from lmjax.data.tokenizers import ByteTokenizer, CharacterTokenizer
+from lmjax.data.tokenizers.special_tokens import ExtendedTokenizer
 from lmjax.generation import Sampling, TextGenerator, load_run
 from lmjax.generation.__main__ import Generate
 from lmjax.generation.fill import BlankFilling, MaskGuessing, SentinelFilling, filling_of

@@ -9,17 +9,17 @@ from hypothesis import strategies as st
 from sentencepiece import sentencepiece_model_pb2
 
 from lmjax.config import UserError
-from lmjax.data.public_tokenizers import (
+from lmjax.data.tokenizers import ByteTokenizer
+from lmjax.data.tokenizers.public_folders import (
     HuggingFaceTokenizer,
     IceTokenizer,
     TiktokenTokenizer,
     TokenizerFolder,
     read_tokenizer,
 )
-from lmjax.data.special_tokens import ExtendedTokenizer
-from lmjax.data.subwords import SentencePieceTokenizer
-from lmjax.data.tiktoken_programs import TEKKEN
-from lmjax.data.tokenizers import ByteTokenizer
+from lmjax.data.tokenizers.special_tokens import ExtendedTokenizer
+from lmjax.data.tokenizers.subwords import SentencePieceTokenizer
+from lmjax.data.tokenizers.tiktoken_programs import TEKKEN
 from lmjax.interop.tokenizer_files import end_ids, own_class_notes, public_files
 from tests.lmjax.interop.tokenizer_kinds import (
     CHARACTERS,

@@ -20,8 +20,8 @@ from lmjax.data import (
     prepare,
 )
 from lmjax.data.documents import Document, Part, Source, is_held_out
-from lmjax.data.special_tokens import ExtendedTokenizer
 from lmjax.data.tokenizers import ByteTokenizer
+from lmjax.data.tokenizers.special_tokens import ExtendedTokenizer
 from lmjax.evaluation.baselines import ByteBigram
 from lmjax.evaluation.recovered_words import hide_words
 from lmjax.generation import TextGenerator

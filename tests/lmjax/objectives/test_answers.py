@@ -10,8 +10,8 @@ import pytest
 from lmjax.config import UserError
 from lmjax.data import JsonPrompts, build_stores
 from lmjax.data.mixture import Rows
-from lmjax.data.special_tokens import ExtendedTokenizer
 from lmjax.data.tokenizers import ByteTokenizer
+from lmjax.data.tokenizers.special_tokens import ExtendedTokenizer
 from lmjax.generation import Sampling, TextGenerator
 from lmjax.generation.fill import filling_of
 from lmjax.generation.generator import Generator

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from lmjax.config import UserError
-from lmjax.data.folder_settings import folder_settings
-from lmjax.data.subwords import MODEL_FILE, SentencePieceTokenizer
-from lmjax.data.tokenizers import Tokenizer
+from lmjax.data.tokenizers.base import Tokenizer
+from lmjax.data.tokenizers.folder_settings import folder_settings
+from lmjax.data.tokenizers.subwords import MODEL_FILE, SentencePieceTokenizer
 
 ICE_FILE = "ice_text.model"
 IMAGES = 20_000  # ids before those of text that stand for parts of images

@@ -7,9 +7,15 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from lmjax.config import UserError
-from lmjax.data.folder_settings import GLM_ENDS, folder_settings, lacks, read_json, token_name
-from lmjax.data.tokenizer_classes import PROGRAMS, Program
-from lmjax.data.tokenizers import SEPARATOR, Ends
+from lmjax.data.tokenizers.base import SEPARATOR, Ends
+from lmjax.data.tokenizers.classes import PROGRAMS, Program
+from lmjax.data.tokenizers.folder_settings import (
+    GLM_ENDS,
+    folder_settings,
+    lacks,
+    read_json,
+    token_name,
+)
 
 USUAL_ENDS = (SEPARATOR, "</s>", "[SEP]", "<eos>")  # of a document, where nothing says it
 

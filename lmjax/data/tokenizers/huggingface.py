@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from lmjax.config import UserError
-from lmjax.data.folder_settings import library
-from lmjax.data.library_decoders import spelling
-from lmjax.data.tokenizers import Piece, Tokenizer, name_pattern
-from lmjax.data.word_borders import word_borders
-from lmjax.data.word_cache import LARGEST, WordCache
+from lmjax.data.tokenizers.base import Piece, Tokenizer, name_pattern
+from lmjax.data.tokenizers.folder_settings import library
+from lmjax.data.tokenizers.library_decoders import spelling
+from lmjax.data.tokenizers.word_borders import word_borders
+from lmjax.data.tokenizers.word_cache import LARGEST, WordCache
 
 HUGGING_FACE_FILE = "huggingface.json"  # tokenizer.json is the name of our own settings
 GROUP = 256  # words that are encoded as one text

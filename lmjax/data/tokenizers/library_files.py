@@ -8,22 +8,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from lmjax.config import UserError
-from lmjax.data.folder_ends import Frame, folder_ends, template
-from lmjax.data.folder_settings import (
-    Added,
-    added_tokens,
-    check_places,
-    folder_settings,
-    library,
-    padding_of_text,
-    read_text,
-    special_tokens,
-    token_name,
-)
-from lmjax.data.huggingface_tokenizers import HuggingFaceTokenizer
-from lmjax.data.library_decoders import BYTES
-from lmjax.data.subwords import SPACE
-from lmjax.data.tokenizer_classes import (
+from lmjax.data.tokenizers.base import Tokenizer
+from lmjax.data.tokenizers.classes import (
     BERT,
     FIRST_SPACE,
     GPT2,
@@ -35,7 +21,21 @@ from lmjax.data.tokenizer_classes import (
     known_class,
     tokenizer_class,
 )
-from lmjax.data.tokenizers import Tokenizer
+from lmjax.data.tokenizers.folder_ends import Frame, folder_ends, template
+from lmjax.data.tokenizers.folder_settings import (
+    Added,
+    added_tokens,
+    check_places,
+    folder_settings,
+    library,
+    padding_of_text,
+    read_text,
+    special_tokens,
+    token_name,
+)
+from lmjax.data.tokenizers.huggingface import HuggingFaceTokenizer
+from lmjax.data.tokenizers.library_decoders import BYTES
+from lmjax.data.tokenizers.subwords import SPACE
 
 CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 # How Qwen's later models cut a text before they merge bytes; None is GPT-2's way.

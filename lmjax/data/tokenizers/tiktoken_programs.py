@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from lmjax.data.tokenizers import SEPARATOR
+from lmjax.data.tokenizers.base import SEPARATOR
 
 QWEN_SPECIAL = (SEPARATOR, "<|im_start|>", "<|im_end|>", *(f"<|extra_{i}|>" for i in range(205)))
 CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from lmjax.config import UserError
-from lmjax.data.folder_settings import library
+from lmjax.data.tokenizers.folder_settings import library
 
 Step = Callable[[str], str | bytes]  # bytes are final
 # What BERT's decoder takes back of the spaces that it put before tokens.

@@ -6,18 +6,23 @@ import pathlib
 import re
 
 from lmjax.config import UserError, config
-from lmjax.data.huggingface_tokenizers import HUGGING_FACE_FILE, HuggingFaceTokenizer
-from lmjax.data.icetk import ICE_FILE, IceTokenizer, read_icetk
-from lmjax.data.library_decoders import BYTES
-from lmjax.data.library_files import read_byte_pairs, read_library_file, read_word_pieces
-from lmjax.data.sentencepiece_folders import read_sentencepiece
-from lmjax.data.tiktoken_tokenizer import TiktokenTokenizer, is_table, read_ranks, read_tekken
-from lmjax.data.tokenizers import (
+from lmjax.data.tokenizers.base import (
     SETTINGS_FILE,
     Corpus,
     Tokenizer,
     TokenizerConfig,
     load_tokenizer,
+)
+from lmjax.data.tokenizers.huggingface import HUGGING_FACE_FILE, HuggingFaceTokenizer
+from lmjax.data.tokenizers.icetk import ICE_FILE, IceTokenizer, read_icetk
+from lmjax.data.tokenizers.library_decoders import BYTES
+from lmjax.data.tokenizers.library_files import read_byte_pairs, read_library_file, read_word_pieces
+from lmjax.data.tokenizers.sentencepiece_folders import read_sentencepiece
+from lmjax.data.tokenizers.tiktoken_tokenizer import (
+    TiktokenTokenizer,
+    is_table,
+    read_ranks,
+    read_tekken,
 )
 from lmjax.files import local_path
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from lmjax.config import UserError, config
-from lmjax.data.tokenizers import SEPARATOR, Corpus, Ends, Tokenizer, TokenizerConfig
+from lmjax.data.tokenizers.base import SEPARATOR, Corpus, Ends, Tokenizer, TokenizerConfig
 from lmjax.files import local_path
 
 MODEL_FILE = "sentencepiece.model"

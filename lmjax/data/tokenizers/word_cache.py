@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from lmjax.data.word_borders import Splitter
+from lmjax.data.tokenizers.word_borders import Splitter
 
 LONGEST = 60  # characters of a word that is kept
 MOST = 1 << 20  # words that are kept

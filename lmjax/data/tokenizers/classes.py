@@ -11,8 +11,8 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from lmjax.config import UserError
-from lmjax.data.folder_settings import folder_settings, read_json
-from lmjax.data.tokenizers import SEPARATOR
+from lmjax.data.tokenizers.base import SEPARATOR
+from lmjax.data.tokenizers.folder_settings import folder_settings, read_json
 
 # Names of transformers' own that say nothing.
 GENERIC = ("PreTrainedTokenizer", "TokenizersBackend", "PythonBackend", "SentencePieceBackend")

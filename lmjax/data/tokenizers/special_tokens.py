@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lmjax.config import UserError, config
-from lmjax.data.subwords import TrainedBPE
-from lmjax.data.tokenizers import Corpus, Tokenizer, TokenizerConfig, load_tokenizer
+from lmjax.data.tokenizers.base import Corpus, Tokenizer, TokenizerConfig, load_tokenizer
+from lmjax.data.tokenizers.subwords import TrainedBPE
 
 INNER_FOLDER = "inner"
 

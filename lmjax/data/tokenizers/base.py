@@ -298,9 +298,6 @@ def load_tokenizer(folder: str | os.PathLike) -> Tokenizer:
     Raises:
         UserError: there is none, or it is damaged.
     """
-    # They declare the other kinds.
-    from lmjax.data import public_tokenizers, special_tokens, subwords  # noqa: F401
-
     folder = local_path(folder, "folder")
     path = folder / SETTINGS_FILE
     try:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from lmjax.config import UserError
-from lmjax.data.subwords import MODEL_FILE, SentencePieceTokenizer
+from lmjax.data.tokenizers.subwords import MODEL_FILE, SentencePieceTokenizer
 
 RESERVED = re.compile(r"<reserved_\d+>|<\|[^|]+\|>")  # names of role tokens
 

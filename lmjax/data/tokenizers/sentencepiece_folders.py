@@ -4,8 +4,17 @@ import pathlib
 from typing import Any
 
 from lmjax.config import UserError
-from lmjax.data.folder_ends import folder_ends
-from lmjax.data.folder_settings import (
+from lmjax.data.tokenizers.base import Ends, Tokenizer
+from lmjax.data.tokenizers.classes import (
+    FIRST_SPACE,
+    GENERIC,
+    LLAMA,
+    WORDS,
+    known_class,
+    tokenizer_class,
+)
+from lmjax.data.tokenizers.folder_ends import folder_ends
+from lmjax.data.tokenizers.folder_settings import (
     GLM_ENDS,
     Added,
     added_tokens,
@@ -15,18 +24,9 @@ from lmjax.data.folder_settings import (
     library,
     special_tokens,
 )
-from lmjax.data.library_files import finished
-from lmjax.data.subwords import SPACE, SentencePieceTokenizer
-from lmjax.data.tokenizer_classes import (
-    FIRST_SPACE,
-    GENERIC,
-    LLAMA,
-    WORDS,
-    known_class,
-    tokenizer_class,
-)
-from lmjax.data.tokenizers import Ends, Tokenizer
-from lmjax.data.vocabulary import with_special
+from lmjax.data.tokenizers.library_files import finished
+from lmjax.data.tokenizers.subwords import SPACE, SentencePieceTokenizer
+from lmjax.data.tokenizers.vocabulary import with_special
 
 # ChatGLM2 and 3 name these in their program, not in a file; they lie behind the vocabulary.
 CHATGLM_SPECIAL = (

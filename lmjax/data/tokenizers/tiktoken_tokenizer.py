@@ -11,12 +11,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from lmjax.config import UserError
-from lmjax.data.folder_ends import Frame, folder_ends
-from lmjax.data.folder_settings import added_tokens, check_places, library
-from lmjax.data.special_tokens import ExtendedTokenizer
-from lmjax.data.tiktoken_programs import LLAMA3, LLAMA4, PROGRAMS, QWEN, RANKS, TEKKEN, Program
-from lmjax.data.tokenizer_classes import tokenizer_class
-from lmjax.data.tokenizers import Ends, Tokenizer
+from lmjax.data.tokenizers.base import Ends, Tokenizer
+from lmjax.data.tokenizers.classes import tokenizer_class
+from lmjax.data.tokenizers.folder_ends import Frame, folder_ends
+from lmjax.data.tokenizers.folder_settings import added_tokens, check_places, library
+from lmjax.data.tokenizers.special_tokens import ExtendedTokenizer
+from lmjax.data.tokenizers.tiktoken_programs import (
+    LLAMA3,
+    LLAMA4,
+    PROGRAMS,
+    QWEN,
+    RANKS,
+    TEKKEN,
+    Program,
+)
 
 # tiktoken's regular expressions run out of stack, and the program ends, where spaces do not.
 LONG_SPACE = re.compile(r"(\s{50000})")

@@ -1,0 +1,49 @@
+"""Tokenizers: ours, and those of public folders; each kind registers itself."""
+
+from lmjax.data.tokenizers.base import (
+    SEPARATOR,
+    SETTINGS_FILE,
+    Bytes,
+    ByteTokenizer,
+    Characters,
+    CharacterTokenizer,
+    Corpus,
+    Ends,
+    Piece,
+    Tokenizer,
+    TokenizerConfig,
+    cut_at_names,
+    load_tokenizer,
+    name_pattern,
+    token_type,
+)
+from lmjax.data.tokenizers.public_folders import TokenizerFolder, read_tokenizer
+from lmjax.data.tokenizers.special_tokens import WithTokens
+from lmjax.data.tokenizers.subwords import SentencePiece, TrainedBPE
+from lmjax.data.tokenizers.vocabulary import add_words, merge_tokenizers, old_pieces
+
+__all__ = [
+    "SEPARATOR",
+    "SETTINGS_FILE",
+    "ByteTokenizer",
+    "Bytes",
+    "CharacterTokenizer",
+    "Characters",
+    "Corpus",
+    "Ends",
+    "Piece",
+    "SentencePiece",
+    "Tokenizer",
+    "TokenizerConfig",
+    "TokenizerFolder",
+    "TrainedBPE",
+    "WithTokens",
+    "add_words",
+    "cut_at_names",
+    "load_tokenizer",
+    "merge_tokenizers",
+    "name_pattern",
+    "old_pieces",
+    "read_tokenizer",
+    "token_type",
+]
