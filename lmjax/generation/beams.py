@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 import jax
@@ -11,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from lmjax.config import UserError
+from lmjax.generation.decoder import Decoder
 from lmjax.generation.generator import Generator, require_numbers
 from lmjax.generation.prompts import (
     Prompt,
@@ -21,6 +23,7 @@ from lmjax.generation.prompts import (
     tokens_of,
 )
 from lmjax.models import Batch, Cache, Place, last_place
+from lmjax.parallel import Layout
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,9 +85,7 @@ class BeamSearch:
 
     def __init__(self, generator: Generator):
         """Each shape and number of beams is compiled once, as for `Generator`."""
-        self.generator, self.layout = generator, generator.layout
-        self._start = jax.jit(self._prefill, static_argnames=("slots", "beams"))
-        self._finish = jax.jit(self._decode, donate_argnums=1)
+        self.generator = generator
 
     def __call__(
         self,
@@ -121,7 +122,8 @@ class BeamSearch:
             "stop_tokens": np.array(list(stop_tokens), np.int32),
             "length_penalty": np.float32(length_penalty),
         }
-        search = self._start(
+        decoder = BeamDecoder(self.generator.decoder)
+        search = decoder.start(
             self.generator.weights,
             self.generator.place(prompt_batch(prompts, sources)),
             np.array(budget, np.int32),
@@ -129,16 +131,27 @@ class BeamSearch:
             beams=beams,
             **settings,
         )
-        search = self._finish(self.generator.weights, search, **settings)
+        search = decoder.finish(self.generator.weights, search, **settings)
         return hypotheses(search, stop_tokens)
 
-    def _prefill(
-        self, params, prompt: Batch, budget, *, slots: int, beams: int, **settings
-    ) -> Search:
+
+@dataclasses.dataclass(frozen=True)
+class BeamDecoder:
+    """The device part of a search, compiled once for a config as `Decoder` is."""
+
+    decoder: Decoder
+
+    @property
+    def layout(self) -> Layout:
+        """How arrays are cut over the mesh."""
+        return self.decoder.layout
+
+    @functools.partial(jax.jit, static_argnums=0, static_argnames=("slots", "beams"))
+    def start(self, params, prompt: Batch, budget, *, slots: int, beams: int, **settings) -> Search:
         """Runs the prompts, and makes the first step of their beams."""
         count, length = prompt.tokens.shape
         rows = jnp.repeat(jnp.arange(count), beams)
-        logits, cache = self.generator.prefill(params, prompt, length + slots)
+        logits, cache = self.decoder.prefill(params, prompt, length + slots)
         shape = (count, beams)
         search = Search(
             cache=cache.take(self.layout, rows),
@@ -155,14 +168,15 @@ class BeamSearch:
         )
         return self._extend(search, self.layout.take(logits, rows), **settings)
 
-    def _decode(self, params, search: Search, **settings) -> Search:
+    @functools.partial(jax.jit, static_argnums=0, donate_argnames="search")
+    def finish(self, params, search: Search, **settings) -> Search:
         """Searches until all prompts are done."""
 
         def step(search: Search) -> Search:
             newest = jnp.take(search.beams, search.count - 1, axis=2).reshape(-1)
             tokens = self.layout.place(newest, "batch")
             batch = search.place.batch(tokens, jnp.ones_like(tokens))
-            logits, cache = self.generator.logits(params, batch, search.cache)
+            logits, cache = self.decoder.logits(params, batch, search.cache)
             return self._extend(dataclasses.replace(search, cache=cache), logits, **settings)
 
         return jax.lax.while_loop(lambda search: ~jnp.all(search.done), step, search)

@@ -8,12 +8,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from flax import nnx
-from jaxtyping import Array, Bool, Float, Int, UInt32
+from jaxtyping import Bool, Float, Int
 
 from lmjax.config import UserError, replace
+from lmjax.generation.decoder import Decoder
 from lmjax.generation.prompts import (
     Prompt,
     check_prompts,
@@ -23,23 +22,9 @@ from lmjax.generation.prompts import (
     tokens_of,
     tokens_seen,
 )
-from lmjax.generation.sampling import Sampling, choose, penalised
-from lmjax.generation.unstacked import (
-    layers_apart,
-    light,
-    placed,
-    stacked,
-    unstacked,
-)
-from lmjax.models import (
-    Batch,
-    Cache,
-    Place,
-    TransformerConfig,
-    abstract,
-    last_place,
-    make_cache,
-)
+from lmjax.generation.sampling import Sampling
+from lmjax.generation.weights import decoding_weights, layers_apart, stacked
+from lmjax.models import TransformerConfig
 from lmjax.parallel import Layout, generation_layout
 
 PACE = 0.2  # seconds between two pieces of a stream
@@ -59,36 +44,6 @@ class Continuation:
     log_probabilities: list[float]
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Decoding:
-    """Where a batch's decoding stands.
-
-    Attributes:
-      cache: keys and values of everything but the newest token.
-      token: the newest token of each row.
-      place: where it stands in the row's text.
-      tokens: what was decoded so far, from the left; whole on every device.
-      log_probabilities: of `tokens`, as in `Continuation`.
-      seen: which tokens a row has, the prompt's included; None where nothing depends on it.
-      count: number of columns of `tokens` in use.
-      done: rows that go on no more; their later columns mean nothing.
-      budget: how many tokens each row may have.
-      seeds: each row's source of randomness.
-    """
-
-    cache: Cache
-    token: Int[Array, "batch"]
-    place: Place
-    tokens: Int[Array, "batch slots"]
-    log_probabilities: Float[Array, "batch slots"]
-    seen: Bool[Array, "batch vocab"] | None
-    count: Int[Array, ""]
-    done: Bool[Array, "batch"]
-    budget: Int[Array, "batch"]
-    seeds: UInt32[Array, "batch"]
-
-
 class Generator:
     """A model ready to continue token sequences.
 
@@ -96,7 +51,8 @@ class Generator:
         rows = generator.generate(prompts, Sampling(temperature=0.8), max_tokens=100)
 
     A mesh must be set, the one that the parameters lie on. Each shape (number of prompts, and the
-    power of two above the longest prompt and above `max_tokens`) is compiled once.
+    power of two above the longest prompt and above `max_tokens`) is compiled once for a config: a
+    generator of other parameters compiles nothing anew.
     """
 
     def __init__(
@@ -118,17 +74,8 @@ class Generator:
         self.config = config
         unstack = layers_apart() if unstack is None else unstack
         self.layout = generation_layout() if layout is None else layout
-        self._run_as = replace(config, unroll=0) if unstack else config
-        self._graph, shapes = abstract(self._run_as, self.layout)
-        self.weights = placed(light(config, params if unstack else stacked(params)), shapes)
-        if unstack:
-            self.weights["blocks"] = unstacked(self.weights["blocks"], config.num_layers)
-        self._start = jax.jit(
-            self._prefill, static_argnames=("slots", "samples", "top_k", "greedy")
-        )
-        self._continue = jax.jit(
-            self._decode, static_argnames=("top_k", "greedy"), donate_argnums=1
-        )
+        self.decoder = Decoder(replace(config, unroll=0) if unstack else config, self.layout)
+        self.weights = decoding_weights(config, params, self.decoder.shapes, unstack)
 
     @property
     def params(self) -> dict:
@@ -225,7 +172,7 @@ class Generator:
         seen = None
         if sampling.repetition_penalty != 1:
             seen = np.repeat(tokens_seen(texts, self.config.vocab_size), samples, axis=0)
-        decoding = self._start(
+        decoding = self.decoder.start(
             self.weights,
             self.place(prompt_batch(prompts, sources)),
             self.place(budget),
@@ -247,7 +194,9 @@ class Generator:
             if ended.all():
                 return
             begin, done = time.monotonic(), count
-            decoding = self._continue(self.weights, decoding, np.int32(count + step), **settings)
+            decoding = self.decoder.go_on(
+                self.weights, decoding, np.int32(count + step), **settings
+            )
             decoding.count.block_until_ready()
             if interval is None:  # what is the same for every token is computed once a step
                 step = max(1, min(2 * step, round(step * PACE / (time.monotonic() - begin))))
@@ -260,110 +209,6 @@ class Generator:
             return jax.device_put(a, jax.NamedSharding(jax.sharding.get_mesh(), spec))
 
         return jax.tree.map(put, tree)
-
-    def _prefill(
-        self, params, prompt: Batch, budget, seeds, seen, *, slots: int, samples: int, **settings
-    ) -> Decoding:
-        """Runs the prompts, left-padded to one length, and decodes their rows' first tokens."""
-        batch, length = prompt.tokens.shape
-        logits, cache = self.prefill(params, prompt, length + slots)
-        place = last_place(prompt)
-        if samples > 1:
-            rows = jnp.repeat(jnp.arange(batch), samples)
-            cache = cache.take(self.layout, rows)
-            logits = self.layout.take(logits, rows)
-            place = jax.tree.map(lambda a: self.layout.take(a, rows), place)
-        decoding = Decoding(
-            cache=cache,
-            token=jnp.zeros_like(place.position),
-            place=place,
-            tokens=jnp.zeros((batch * samples, slots), jnp.int32),
-            log_probabilities=jnp.zeros((batch * samples, slots), jnp.float32),
-            seen=seen,
-            count=jnp.zeros((), jnp.int32),
-            done=budget < 1,
-            budget=budget,
-            seeds=seeds,
-        )
-        return self._append(decoding, logits, **settings)
-
-    def _decode(self, params, decoding: Decoding, until, **settings) -> Decoding:
-        """Decodes until `until` tokens a row are there, or all rows are done."""
-
-        def going_on(decoding: Decoding) -> Bool[Array, ""]:
-            return (decoding.count < until) & ~jnp.all(decoding.done)
-
-        def step(decoding: Decoding) -> Decoding:
-            batch = decoding.place.batch(decoding.token, jnp.where(decoding.done, 0, 1))
-            logits, cache = self.logits(params, batch, decoding.cache)
-            return self._append(dataclasses.replace(decoding, cache=cache), logits, **settings)
-
-        return jax.lax.while_loop(going_on, step, decoding)
-
-    def prefill(
-        self, params: dict, prompt: Batch, length: int
-    ) -> tuple[Float[Array, "batch vocab"], Cache]:
-        """Logits after each prompt, and a cache of `length` slots that holds them; traceable."""
-        cache = make_cache(self._run_as, self.layout, prompt.tokens.shape[0], length)
-        return self.logits(params, prompt, cache)
-
-    def logits(
-        self, params: dict, batch: Batch, cache: Cache
-    ) -> tuple[Float[Array, "batch vocab"], Cache]:
-        """Logits after each row's last token, of the real vocabulary, whole rows; traceable."""
-        model = nnx.merge(self._graph, stacked(params))
-        hidden, cache = model(batch, cache)
-        logits = self.layout.place(model.logits(hidden[:, -1:])[:, 0], "batch", None)
-        return logits[:, : self.config.vocab_size], cache
-
-    def _append(
-        self, decoding: Decoding, logits, *, stop_tokens, greedy, repetition_penalty, **filters
-    ) -> Decoding:
-        """Chooses the next token of every row and takes note of it."""
-
-        def local(logits, seen, seeds, count, penalty, filters):
-            wanted = logits if seen is None else penalised(logits, seen, penalty)
-            if greedy:
-                token = jnp.argmax(wanted, axis=-1).astype(jnp.int32)
-            else:
-                keys = jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(seed), count))(seeds)
-                token = choose(wanted, keys, top_k=top_k, **filters)
-            chosen = jnp.take_along_axis(logits, token[:, None], axis=-1)[:, 0]
-            return token, chosen - jax.nn.logsumexp(logits, axis=-1)
-
-        top_k = filters.pop("top_k")  # a number of columns, so no array
-        spec = self.layout.spec("batch", shape=logits.shape[:1])
-        if spec[0] is not None:  # each device chooses for its own rows
-            local = jax.shard_map(local, out_specs=spec)
-        token, log_probability = local(
-            logits, decoding.seen, decoding.seeds, decoding.count, repetition_penalty, filters
-        )
-
-        def note(columns, new):
-            column = (jnp.zeros((), jnp.int32), decoding.count)
-            new = self.layout.place(new, None)[:, None]
-            return jax.lax.dynamic_update_slice(columns, new, column)
-
-        seen = decoding.seen
-        if seen is not None:
-            seen = seen | (jnp.arange(seen.shape[1]) == token[:, None])
-        count = decoding.count + 1
-        stopped = jnp.any(token[:, None] == stop_tokens[None], axis=1)
-        done = decoding.done | stopped | (count >= decoding.budget)
-        return dataclasses.replace(
-            decoding,
-            token=token,
-            place=jax.tree.map(
-                lambda last, next: jnp.where(done, last, next),
-                decoding.place,
-                decoding.place.next(),
-            ),
-            tokens=note(decoding.tokens, token),
-            log_probabilities=note(decoding.log_probabilities, log_probability),
-            seen=seen,
-            count=count,
-            done=done,
-        )
 
 
 def require_numbers(log_probabilities: Float[np.ndarray, "..."]) -> None:

@@ -18,7 +18,7 @@ from lmjax.generation.generator import Generator
 from lmjax.generation.jinja_format import JinjaFormat
 from lmjax.generation.messages import ChatFormat
 from lmjax.generation.text import TextGenerator
-from lmjax.generation.unstacked import layers_apart
+from lmjax.generation.weights import layers_apart
 from lmjax.interop import huggingface
 from lmjax.interop.huggingface import Dtype
 from lmjax.interop.kept_files import (

@@ -111,8 +111,8 @@ def computed(request):
             model = nnx.merge(graph, params)
             return model.logits(model(batch)[0])[..., :VOCABULARY]
 
-        prefill = jax.jit(functools.partial(generator.prefill, length=PADDED + NEW))
-        step, whole = jax.jit(generator.logits), jax.jit(whole)
+        prefill = jax.jit(functools.partial(generator.decoder.prefill, length=PADDED + NEW))
+        step, whole = jax.jit(generator.decoder.logits), jax.jit(whole)
         yield (
             config,
             lambda batch: prefill(generator.weights, generator.place(batch)),

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from lmjax.generation import Generator, Sampling
+from lmjax.generation.decoder import Decoder
 from lmjax.generation.prompts import prompt_batch
 from lmjax.models import (
     AttentionConfig,
@@ -52,7 +53,7 @@ def of_decoding(mesh: Mesh, unstack: bool) -> list[Transfer]:
     with jax.set_mesh(mesh.build()):
         _, params = initialize(MODEL, generation_layout(), jax.random.key(0))
         generator = Generator(MODEL, params, unstack=unstack)
-        decoding = generator._start(
+        decoding = generator.decoder.start(
             generator.weights,
             generator.place(prompt_batch(ROWS * [[1, 2, 3]], None)),
             generator.place(np.full(ROWS, 16, np.int32)),
@@ -62,8 +63,8 @@ def of_decoding(mesh: Mesh, unstack: bool) -> list[Transfer]:
             samples=1,
             **settings,
         )
-        decode = functools.partial(generator._decode, **settings)
-        return transfers(decode, generator.weights, decoding, np.int32(8))
+        go_on = functools.partial(Decoder.go_on.__wrapped__, generator.decoder, **settings)
+        return transfers(go_on, generator.weights, decoding, np.int32(8))
 
 
 def rows_over(sizes: dict[str, int]) -> tuple[str, ...]:

@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 
 from lmjax.config import UserError, replace
 from lmjax.generation import BeamSearch, Generator, Sampling
+from lmjax.generation.beams import BeamDecoder
+from lmjax.generation.decoder import Decoder
 from lmjax.generation.prompts import left_padded
 from lmjax.interop import huggingface
 from lmjax.models import Batch, abstract, make_cache
@@ -23,6 +25,7 @@ PARITY = Path(__file__).parents[2] / "data" / "parity"
 GREEDY = Sampling(temperature=0.0)
 RANDOM = Sampling(temperature=1.3, top_k=30, top_p=0.95, seed=5)
 PADDED, NEW = 16, 8  # tokens of a batch of prompts, and after them
+PROGRAMS = Decoder.start, Decoder.go_on, BeamDecoder.start, BeamDecoder.finish
 
 
 @pytest.fixture(scope="module")
@@ -286,10 +289,22 @@ def test_greedy_with_a_penalty_is_that_of_a_loop(generator, uncached_logits, pen
 def test_new_numbers_do_not_compile_anew(generator):
     batch, sampling = prompts(1, [3]), replace(RANDOM, min_p=0.02, repetition_penalty=1.2)
     generator.generate(batch, sampling, max_tokens=4)
-    compiled = generator._start._cache_size(), generator._continue._cache_size()
+    compiled = [program._cache_size() for program in PROGRAMS]
     other = replace(sampling, temperature=0.7, top_p=0.8, min_p=0.1, repetition_penalty=1.4, seed=9)
     generator.generate(batch, other, max_tokens=4)
-    assert (generator._start._cache_size(), generator._continue._cache_size()) == compiled
+    assert [program._cache_size() for program in PROGRAMS] == compiled
+
+
+def test_new_weights_do_not_compile_anew(generator):
+    """A generator of other parameters has the programs of the first, and other texts."""
+    batch, sampling = prompts(1, [3]), Sampling(temperature=0.0)
+    first = generator.generate(batch, sampling, max_tokens=6)
+    found = BeamSearch(generator)(batch, beams=2, max_tokens=4)
+    compiled = [program._cache_size() for program in PROGRAMS]
+    other = Generator(generator.config, jax.tree.map(lambda a: -a, generator.params))
+    assert other.generate(batch, sampling, max_tokens=6) != first
+    assert BeamSearch(other)(batch, beams=2, max_tokens=4) != found
+    assert [program._cache_size() for program in PROGRAMS] == compiled
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from lmjax.config import UserError, replace
-from lmjax.generation.unstacked import stacked
+from lmjax.generation.weights import stacked
 from lmjax.interop import huggingface
 from lmjax.models import GatedFeedForwardConfig, RMSNormConfig, initialize
 from lmjax.parallel import Mesh, generation_layout, training_layout

@@ -9,6 +9,21 @@ from jax.sharding import PartitionSpec
 from lmjax.models import TransformerConfig
 
 
+def decoding_weights(config: TransformerConfig, params: dict, shapes: dict, apart: bool) -> dict:
+    """Parameters as decoding reads them.
+
+    Args:
+      config: of the model.
+      params: as `initialize`, a checkpoint or `interop` gives them, stacked or layer by layer.
+      shapes: how they lie on the mesh, stacked; see `Decoder.shapes`.
+      apart: whether each layer's parameters are by themselves.
+    """
+    weights = placed(light(config, params if apart else stacked(params)), shapes)
+    if apart:
+        weights["blocks"] = unstacked(weights["blocks"], config.num_layers)
+    return weights
+
+
 def layers_apart() -> bool:
     """Whether decoding reads each layer's parameters by themselves.
 

@@ -1,0 +1,182 @@
+"""The device part of decoding: compiled once for a config, with the weights as an argument."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int, UInt32
+
+from lmjax.generation.sampling import choose, penalised
+from lmjax.generation.weights import stacked
+from lmjax.models import (
+    Batch,
+    Cache,
+    Place,
+    TransformerConfig,
+    abstract,
+    last_place,
+    make_cache,
+)
+from lmjax.parallel import Layout
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Decoding:
+    """Where a batch's decoding stands.
+
+    Attributes:
+      cache: keys and values of everything but the newest token.
+      token: the newest token of each row.
+      place: where it stands in the row's text.
+      tokens: what was decoded so far, from the left; whole on every device.
+      log_probabilities: of `tokens`, as in `Continuation`.
+      seen: which tokens a row has, the prompt's included; None where nothing depends on it.
+      count: number of columns of `tokens` in use.
+      done: rows that go on no more; their later columns mean nothing.
+      budget: how many tokens each row may have.
+      seeds: each row's source of randomness.
+    """
+
+    cache: Cache
+    token: Int[Array, "batch"]
+    place: Place
+    tokens: Int[Array, "batch slots"]
+    log_probabilities: Float[Array, "batch slots"]
+    seen: Bool[Array, "batch vocab"] | None
+    count: Int[Array, ""]
+    done: Bool[Array, "batch"]
+    budget: Int[Array, "batch"]
+    seeds: UInt32[Array, "batch"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Decoder:
+    """Decodes with a cache. Equal decoders share what is compiled.
+
+    Attributes:
+      config: of the model, as it is run.
+      layout: how batches, activations and parameters are cut over the mesh that is set.
+    """
+
+    config: TransformerConfig
+    layout: Layout
+
+    @property
+    def shapes(self) -> dict:
+        """The parameters as shapes with shardings, stacked."""
+        return abstract(self.config, self.layout)[1]
+
+    @functools.partial(
+        jax.jit, static_argnums=0, static_argnames=("slots", "samples", "top_k", "greedy")
+    )
+    def start(
+        self, params, prompt: Batch, budget, seeds, seen, *, slots: int, samples: int, **settings
+    ) -> Decoding:
+        """Runs the prompts, left-padded to one length, and decodes their rows' first tokens."""
+        batch, length = prompt.tokens.shape
+        logits, cache = self.prefill(params, prompt, length + slots)
+        place = last_place(prompt)
+        if samples > 1:
+            rows = jnp.repeat(jnp.arange(batch), samples)
+            cache = cache.take(self.layout, rows)
+            logits = self.layout.take(logits, rows)
+            place = jax.tree.map(lambda a: self.layout.take(a, rows), place)
+        decoding = Decoding(
+            cache=cache,
+            token=jnp.zeros_like(place.position),
+            place=place,
+            tokens=jnp.zeros((batch * samples, slots), jnp.int32),
+            log_probabilities=jnp.zeros((batch * samples, slots), jnp.float32),
+            seen=seen,
+            count=jnp.zeros((), jnp.int32),
+            done=budget < 1,
+            budget=budget,
+            seeds=seeds,
+        )
+        return self._append(decoding, logits, **settings)
+
+    @functools.partial(
+        jax.jit, static_argnums=0, static_argnames=("top_k", "greedy"), donate_argnames="decoding"
+    )
+    def go_on(self, params, decoding: Decoding, until, **settings) -> Decoding:
+        """Decodes until `until` tokens a row are there, or all rows are done."""
+
+        def going_on(decoding: Decoding) -> Bool[Array, ""]:
+            return (decoding.count < until) & ~jnp.all(decoding.done)
+
+        def step(decoding: Decoding) -> Decoding:
+            batch = decoding.place.batch(decoding.token, jnp.where(decoding.done, 0, 1))
+            logits, cache = self.logits(params, batch, decoding.cache)
+            return self._append(dataclasses.replace(decoding, cache=cache), logits, **settings)
+
+        return jax.lax.while_loop(going_on, step, decoding)
+
+    def prefill(
+        self, params: dict, prompt: Batch, length: int
+    ) -> tuple[Float[Array, "batch vocab"], Cache]:
+        """Logits after each prompt, and a cache of `length` slots that holds them; traceable."""
+        cache = make_cache(self.config, self.layout, prompt.tokens.shape[0], length)
+        return self.logits(params, prompt, cache)
+
+    def logits(
+        self, params: dict, batch: Batch, cache: Cache
+    ) -> tuple[Float[Array, "batch vocab"], Cache]:
+        """Logits after each row's last token, of the real vocabulary, whole rows; traceable."""
+        model = nnx.merge(abstract(self.config, self.layout)[0], stacked(params))
+        hidden, cache = model(batch, cache)
+        logits = self.layout.place(model.logits(hidden[:, -1:])[:, 0], "batch", None)
+        return logits[:, : self.config.vocab_size], cache
+
+    def _append(
+        self, decoding: Decoding, logits, *, stop_tokens, greedy, repetition_penalty, **filters
+    ) -> Decoding:
+        """Chooses the next token of every row and takes note of it."""
+
+        def local(logits, seen, seeds, count, penalty, filters):
+            wanted = logits if seen is None else penalised(logits, seen, penalty)
+            if greedy:
+                token = jnp.argmax(wanted, axis=-1).astype(jnp.int32)
+            else:
+                keys = jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(seed), count))(seeds)
+                token = choose(wanted, keys, top_k=top_k, **filters)
+            chosen = jnp.take_along_axis(logits, token[:, None], axis=-1)[:, 0]
+            return token, chosen - jax.nn.logsumexp(logits, axis=-1)
+
+        top_k = filters.pop("top_k")  # a number of columns, so no array
+        spec = self.layout.spec("batch", shape=logits.shape[:1])
+        if spec[0] is not None:  # each device chooses for its own rows
+            local = jax.shard_map(local, out_specs=spec)
+        token, log_probability = local(
+            logits, decoding.seen, decoding.seeds, decoding.count, repetition_penalty, filters
+        )
+
+        def note(columns, new):
+            column = (jnp.zeros((), jnp.int32), decoding.count)
+            new = self.layout.place(new, None)[:, None]
+            return jax.lax.dynamic_update_slice(columns, new, column)
+
+        seen = decoding.seen
+        if seen is not None:
+            seen = seen | (jnp.arange(seen.shape[1]) == token[:, None])
+        count = decoding.count + 1
+        stopped = jnp.any(token[:, None] == stop_tokens[None], axis=1)
+        done = decoding.done | stopped | (count >= decoding.budget)
+        return dataclasses.replace(
+            decoding,
+            token=token,
+            place=jax.tree.map(
+                lambda last, next: jnp.where(done, last, next),
+                decoding.place,
+                decoding.place.next(),
+            ),
+            tokens=note(decoding.tokens, token),
+            log_probabilities=note(decoding.log_probabilities, log_probability),
+            seen=seen,
+            count=count,
+            done=done,
+        )
