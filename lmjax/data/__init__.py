@@ -6,6 +6,7 @@ from lmjax.data.loader import Loader
 from lmjax.data.mixture import EvaluationRows, Mixture
 from lmjax.data.plan import Plan, make_plan
 from lmjax.data.preparation import Data, Domain, PreparedData, Stage, prepare
+from lmjax.data.public_tokenizers import TokenizerFolder, read_tokenizer
 from lmjax.data.sources import JsonLines, JsonPrompts, TextFiles
 from lmjax.data.store import TokenStore, open_store
 from lmjax.data.tfds import TFDS
@@ -16,14 +17,12 @@ from lmjax.data.tokenizers import (
     SentencePiece,
     Tokenizer,
     TokenizerConfig,
-    TokenizerFolder,
     TrainedBPE,
     WithTokens,
     add_words,
     load_tokenizer,
     merge_tokenizers,
     old_pieces,
-    read_tokenizer,
 )
 
 __all__ = [

@@ -9,8 +9,8 @@ from pathlib import Path
 import jax
 
 from lmjax.config import UserError, replace
+from lmjax.data.public_tokenizers import read_tokenizer
 from lmjax.data.tokenizers import Tokenizer
-from lmjax.data.tokenizers.public_folders import read_tokenizer
 from lmjax.files import local_path
 from lmjax.generation.chat import TEMPLATES, chat_template, fitting_template
 from lmjax.generation.fill import family_filling, filling_of

@@ -12,8 +12,8 @@ from rich.console import Console
 
 from lmjax.config import UserError, config
 from lmjax.console import ByteBar, make_console
+from lmjax.data.public_tokenizers import read_tokenizer
 from lmjax.data.tokenizers import Tokenizer
-from lmjax.data.tokenizers.public_folders import read_tokenizer
 from lmjax.files import errors_told, local_path
 from lmjax.interop import huggingface
 from lmjax.interop.huggingface import Dtype

@@ -11,17 +11,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lmjax.data.tokenizers import ByteTokenizer, CharacterTokenizer, Tokenizer
-from lmjax.data.tokenizers.folder_settings import library, read_json
-from lmjax.data.tokenizers.icetk import END, ICE_FILE, PAD, WHITESPACE
-from lmjax.data.tokenizers.library_files import PATTERNS
-from lmjax.data.tokenizers.public_folders import (
+from lmjax.data.public_tokenizers import (
     BYTES,
     HUGGING_FACE_FILE,
     HuggingFaceTokenizer,
     IceTokenizer,
     TiktokenTokenizer,
 )
+from lmjax.data.tokenizers import ByteTokenizer, CharacterTokenizer, Tokenizer
+from lmjax.data.tokenizers.folder_settings import library, read_json
+from lmjax.data.tokenizers.icetk import END, ICE_FILE, PAD, WHITESPACE
+from lmjax.data.tokenizers.library_files import PATTERNS
 from lmjax.data.tokenizers.special_tokens import ExtendedTokenizer
 from lmjax.data.tokenizers.subwords import MODEL_FILE, SentencePieceTokenizer
 from lmjax.data.tokenizers.vocabulary import append_special

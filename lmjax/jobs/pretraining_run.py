@@ -12,7 +12,7 @@ import numpy as np
 from lmjax.config import UserError, fingerprint, to_json
 from lmjax.console import Stopwatch, Story, make_console
 from lmjax.data import PreparedData, prepare
-from lmjax.data.tokenizers.public_folders import read_tokenizer
+from lmjax.data.public_tokenizers import read_tokenizer
 from lmjax.evaluation.held_out import HeldOut
 from lmjax.files import local_path
 from lmjax.generation.fill import MaskGuessing, Writing, filling_of

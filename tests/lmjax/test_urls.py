@@ -7,11 +7,11 @@ import pytest
 
 from lmjax.config import UserError, replace
 from lmjax.data import Bytes, Data, Domain, JsonLines, SentencePiece, TextFiles, TokenizerFolder
+from lmjax.data.public_tokenizers import read_tokenizer
 from lmjax.data.store import TokenStore
 from lmjax.data.tfds import TFDS
 from lmjax.data.tokenize import build_stores
 from lmjax.data.tokenizers import ByteTokenizer, load_tokenizer
-from lmjax.data.tokenizers.public_folders import read_tokenizer
 from lmjax.generation import load
 from lmjax.interop import huggingface
 from lmjax.interop.convert import convert

@@ -1,5 +1,6 @@
-"""Tokenizers: ours, and those of public folders; each kind registers itself."""
+"""Tokenizers of every kind; each registers itself, so that saved ones are read again."""
 
+from lmjax.data.tokenizers import huggingface, icetk, tiktoken_tokenizer  # noqa: F401  # kinds
 from lmjax.data.tokenizers.base import (
     SEPARATOR,
     SETTINGS_FILE,
@@ -17,7 +18,6 @@ from lmjax.data.tokenizers.base import (
     name_pattern,
     token_type,
 )
-from lmjax.data.tokenizers.public_folders import TokenizerFolder, read_tokenizer
 from lmjax.data.tokenizers.special_tokens import WithTokens
 from lmjax.data.tokenizers.subwords import SentencePiece, TrainedBPE
 from lmjax.data.tokenizers.vocabulary import add_words, merge_tokenizers, old_pieces
@@ -35,7 +35,6 @@ __all__ = [
     "SentencePiece",
     "Tokenizer",
     "TokenizerConfig",
-    "TokenizerFolder",
     "TrainedBPE",
     "WithTokens",
     "add_words",
@@ -44,6 +43,5 @@ __all__ = [
     "merge_tokenizers",
     "name_pattern",
     "old_pieces",
-    "read_tokenizer",
     "token_type",
 ]

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from sentencepiece import sentencepiece_model_pb2
 
 from lmjax.config import UserError
+from lmjax.data.public_tokenizers import read_tokenizer
 from lmjax.data.tokenizers import load_tokenizer
-from lmjax.data.tokenizers.public_folders import read_tokenizer
 from tests.lmjax.data.vocabulary_folders import (
     CONTROL,
     FOLDERS,

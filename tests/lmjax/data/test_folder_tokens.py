@@ -5,7 +5,7 @@ import json
 import pytest
 import tokenizers
 
-from lmjax.data.tokenizers.public_folders import read_tokenizer
+from lmjax.data.public_tokenizers import read_tokenizer
 from lmjax.data.tokenizers.subwords import SentencePieceTokenizer
 from tests.lmjax.data.library_tokenizers import library_tokenizer
 from tests.lmjax.data.test_tokenizer_classes import pairs_folder, same, theirs

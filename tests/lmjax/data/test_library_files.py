@@ -11,8 +11,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from lmjax.config import UserError
+from lmjax.data.public_tokenizers import read_tokenizer
 from lmjax.data.tokenizers import load_tokenizer
-from lmjax.data.tokenizers.public_folders import read_tokenizer
 from lmjax.generation.text import TextStream
 from tests.lmjax.data.library_tokenizers import MAKE, library_tokenizer
 from tests.lmjax.data.real_strings import HARD, real_strings

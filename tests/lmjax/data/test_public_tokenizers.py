@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from lmjax.config import UserError
+from lmjax.data.public_tokenizers import TokenizerFolder, read_tokenizer
 from lmjax.data.tokenizers import Ends, load_tokenizer
-from lmjax.data.tokenizers.public_folders import TokenizerFolder, read_tokenizer
 from lmjax.data.tokenizers.tiktoken_programs import QWEN_PATTERN
 from lmjax.data.tokenizers.tiktoken_tokenizer import TiktokenTokenizer
 
@@ -109,7 +109,7 @@ def sentencepiece_model(**settings):
 
 def write_ranks(path, tokenizer):
     """The merges of a byte-level tokenizer as Qwen's file of ranks."""
-    from lmjax.data.tokenizers.public_folders import BYTES
+    from lmjax.data.public_tokenizers import BYTES
 
     pieces = sorted(tokenizer.get_vocab(with_added_tokens=False).items(), key=lambda item: item[1])
     ranks = [bytes(map(BYTES.get, piece)) for piece, _ in pieces if not piece.startswith("<|")]

@@ -9,12 +9,12 @@ from tokenizers import Tokenizer as Library
 from tokenizers import decoders, models, pre_tokenizers
 
 from lmjax.data import round_trip
+from lmjax.data.public_tokenizers import TokenizerFolder, read_tokenizer
 from lmjax.data.round_trip import LITTLE, RoundTrip, lost_bytes
 from lmjax.data.sources import JsonLines, JsonPrompts
 from lmjax.data.tokenize import build_stores
 from lmjax.data.tokenizers import Bytes, ByteTokenizer, Characters, Corpus
 from lmjax.data.tokenizers.huggingface import HuggingFaceTokenizer
-from lmjax.data.tokenizers.public_folders import TokenizerFolder, read_tokenizer
 from lmjax.data.tokenizers.special_tokens import ExtendedTokenizer
 from lmjax.data.tokenizers.subwords import SentencePieceTokenizer, TrainedBPE
 from tests.lmjax.data.vocabulary_folders import GLM_GPT2, T5, gpt2_folder, put, trained

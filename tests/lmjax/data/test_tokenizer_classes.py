@@ -9,7 +9,7 @@ import tokenizers
 from tokenizers import processors
 
 from lmjax.config import UserError
-from lmjax.data.tokenizers.public_folders import read_tokenizer
+from lmjax.data.public_tokenizers import read_tokenizer
 from lmjax.data.tokenizers.subwords import SentencePieceTokenizer
 from lmjax.generation.text import prompt_tokens
 from tests.lmjax.data.library_tokenizers import library_tokenizer, unigram_model

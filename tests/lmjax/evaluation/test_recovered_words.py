@@ -4,8 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from lmjax.data.public_tokenizers import read_tokenizer
 from lmjax.data.tokenizers import ByteTokenizer
-from lmjax.data.tokenizers.public_folders import read_tokenizer
 from lmjax.evaluation.recovered_words import (
     Hidden,
     commonest_word,

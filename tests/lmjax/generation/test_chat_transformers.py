@@ -7,7 +7,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from lmjax.data.tokenizers.public_folders import read_tokenizer
+from lmjax.data.public_tokenizers import read_tokenizer
 from lmjax.generation.chat import chat_template
 from lmjax.generation.messages import Message, ToolCall
 from lmjax.generation.run import chat_format

@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from lmjax.config import replace
-from lmjax.data.tokenizers.public_folders import read_tokenizer
+from lmjax.data.public_tokenizers import read_tokenizer
 from lmjax.generation.__main__ import Generate
 from lmjax.generation.fill import FAMILIES
 from lmjax.generation.run import load

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmjax.config import UserError
+from lmjax.data.public_tokenizers import read_tokenizer
 from lmjax.data.tokenizers import ByteTokenizer
-from lmjax.data.tokenizers.public_folders import read_tokenizer
 from lmjax.generation import jinja_format
 from lmjax.generation.chat import TEMPLATES
 from lmjax.generation.jinja_format import JinjaFormat

@@ -14,8 +14,8 @@ from safetensors.numpy import load, load_file, save_file
 
 from lmjax import launch
 from lmjax.config import UserError, config, replace, to_json
+from lmjax.data.public_tokenizers import read_tokenizer
 from lmjax.data.tokenizers import ByteTokenizer
-from lmjax.data.tokenizers.public_folders import read_tokenizer
 from lmjax.interop import huggingface
 from lmjax.interop.__main__ import Convert
 from lmjax.interop.convert import convert, new_folder

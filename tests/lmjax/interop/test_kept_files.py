@@ -6,8 +6,8 @@ import jax
 import pytest
 
 from lmjax.config import UserError
+from lmjax.data.public_tokenizers import read_tokenizer
 from lmjax.data.tokenizers import load_tokenizer
-from lmjax.data.tokenizers.public_folders import read_tokenizer
 from lmjax.generation import Message, chat_format
 from lmjax.interop import huggingface
 from lmjax.interop.convert import convert

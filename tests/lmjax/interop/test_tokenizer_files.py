@@ -9,14 +9,14 @@ from hypothesis import strategies as st
 from sentencepiece import sentencepiece_model_pb2
 
 from lmjax.config import UserError
-from lmjax.data.tokenizers import ByteTokenizer
-from lmjax.data.tokenizers.public_folders import (
+from lmjax.data.public_tokenizers import (
     HuggingFaceTokenizer,
     IceTokenizer,
     TiktokenTokenizer,
     TokenizerFolder,
     read_tokenizer,
 )
+from lmjax.data.tokenizers import ByteTokenizer
 from lmjax.data.tokenizers.special_tokens import ExtendedTokenizer
 from lmjax.data.tokenizers.subwords import SentencePieceTokenizer
 from lmjax.data.tokenizers.tiktoken_programs import TEKKEN

@@ -8,7 +8,7 @@ import os
 import pytest
 from sentencepiece import sentencepiece_model_pb2
 
-from lmjax.data.tokenizers.public_folders import read_tokenizer
+from lmjax.data.public_tokenizers import read_tokenizer
 from lmjax.data.tokenizers.subwords import SentencePieceTokenizer
 from lmjax.interop.tokenizer_files import public_files
 from tests.lmjax.data.real_strings import real_strings

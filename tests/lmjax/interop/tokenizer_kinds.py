@@ -11,8 +11,8 @@ import sentencepiece
 from tokenizers import Tokenizer as Library
 from tokenizers import models, pre_tokenizers, trainers
 
+from lmjax.data.public_tokenizers import BYTES, TiktokenTokenizer, read_tokenizer
 from lmjax.data.tokenizers import ByteTokenizer, CharacterTokenizer, Corpus
-from lmjax.data.tokenizers.public_folders import BYTES, TiktokenTokenizer, read_tokenizer
 from lmjax.data.tokenizers.special_tokens import ExtendedTokenizer
 from lmjax.data.tokenizers.subwords import SentencePieceTokenizer, TrainedBPE
 from lmjax.data.tokenizers.tiktoken_programs import LLAMA3, LLAMA4, QWEN, TEKKEN

@@ -8,7 +8,7 @@ import pytest
 
 from lmjax.config import UserError, replace
 from lmjax.data import Bytes, Characters, Data, Domain, TextFiles
-from lmjax.data.tokenizers.public_folders import TokenizerFolder
+from lmjax.data.public_tokenizers import TokenizerFolder
 from lmjax.interop.convert import convert
 from lmjax.interop.folder import model_folder
 from lmjax.interop.kept_files import read_end_ids
