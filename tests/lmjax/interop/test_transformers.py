@@ -55,6 +55,7 @@ transformers = pytest.importorskip("transformers", reason=EXTRA)
 torch.set_num_threads(1)  # the models are tiny, and waiting threads keep cores busy
 
 CASES = 10  # configurations of a family
+FEW = 4  # of them, where tests that take minutes are left out
 LENGTH, NEW = 12, 8  # tokens of the longest prompt, and after it
 WHOLE = ("bert", "t5", "xlnet")  # whose texts are not continued from a cache here
 NO_ENDS = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
@@ -192,8 +193,9 @@ def assert_close(found, expected, batch, tolerance):
 
 
 @pytest.mark.parametrize(
-    ("kind", "number"), [(kind, number) for kind in TABLES for number in range(CASES)]
+    "number", [n if n < FEW else pytest.param(n, marks=pytest.mark.slow) for n in range(CASES)]
 )
+@pytest.mark.parametrize("kind", TABLES)
 def test_logits_tokens_and_back(one_device, tmp_path, kind, number):
     """Theirs is read: same logits, same greedy tokens; written again: the very same model."""
     settings = configurations(kind)[number]
