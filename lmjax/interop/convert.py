@@ -117,9 +117,11 @@ def new_folder(path: Path) -> Iterator[Path]:
     partial = path.with_name(f".{path.name}.partial")
 
     def make() -> None:
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise UserError(f"{path} exists already and is not an empty folder: choose another one")
         with errors_told(f"cannot write in {path.parent}"):
+            if path.exists() and (not path.is_dir() or any(path.iterdir())):
+                raise UserError(
+                    f"{path} exists already and is not an empty folder: choose another one"
+                )
             if partial.exists():
                 shutil.rmtree(partial)
             partial.mkdir(parents=True)

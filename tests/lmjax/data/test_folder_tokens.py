@@ -78,19 +78,20 @@ def test_a_mask_takes_the_space_before_it_as_its_folder_says(tmp_path, kind, fil
     ],
 )
 def test_a_character_that_is_used_for_padding_stays_text(tmp_path, kind, file, end, in_file):
-    settings = {"tokenizer_class": kind, "eos_token": end, "pad_token": "!"}
     made = tokenizers.Tokenizer.from_str(library_tokenizer(file))
+    sign = next(sign for sign in "!.,-" if made.token_to_id(sign) is not None)
+    settings = {"tokenizer_class": kind, "eos_token": end, "pad_token": sign}
     if in_file:
-        made.add_special_tokens(["!"])
-        entry = {"content": "!", "special": True, "normalized": False}
-        settings["added_tokens_decoder"] = {str(made.token_to_id("!")): entry}
+        made.add_special_tokens([sign])
+        entry = {"content": sign, "special": True, "normalized": False}
+        settings["added_tokens_decoder"] = {str(made.token_to_id(sign)): entry}
     made.save(str(put(tmp_path / "a", tokenizer_config_json=settings) / "tokenizer.json"))
     ours = read_tokenizer(tmp_path / "a")
-    assert "!" not in ours.special
-    text = "the list! it is!! x !"
+    assert sign not in ours.special
+    text = "the list! it is!! x !".replace("!", sign)
     ids = ours.encode(text)
     assert ids == theirs(tmp_path / "a", kind)(text, add_special_tokens=False)["input_ids"]
-    assert ours.decode(ids).count("!") == 4
+    assert ours.decode(ids).count(sign) == 4
 
 
 def test_older_folders_name_roles_in_special_tokens_map(tmp_path):

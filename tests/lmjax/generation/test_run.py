@@ -247,7 +247,7 @@ def test_chatglms_are_told_apart_by_their_tokens(name):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "Which run?"),
+        ([], "Which model?"),
         (["runs/nowhere"], "no such folder"),
         (["{run}", "prompt=" + 40 * "x"], "41 tokens, more than the 40 of the model's context"),
         (["{run}", "temprature=1"], "temperature"),

@@ -172,7 +172,7 @@ def test_nothing_half_written_counts_as_a_model(one_device, run, tmp_path, monke
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr("lmjax.interop.progress.ByteBar.__call__", interrupt)
+        patched.setattr("lmjax.console.ByteBar.__call__", interrupt)
         with pytest.raises(KeyboardInterrupt):
             convert(run, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
