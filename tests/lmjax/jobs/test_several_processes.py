@@ -125,6 +125,6 @@ def test_a_mistake_ends_both(runs):
     """The second process does not wait for a first one that has gone."""
     words = "experiments.debug", f"output={runs[1]}", *SETTINGS, "seed=5"
     processes = pair(start, *words)
-    first, second = (process.communicate(timeout=100)[1] for process in processes)
+    first, second = (process.communicate(timeout=300)[1] for process in processes)
     assert [process.returncode for process in processes] == [2, 2]
     assert "holds another run" in first and "the first process has ended" in second
