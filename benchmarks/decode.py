@@ -25,8 +25,8 @@ from lmjax.launch import exit_on_user_error, from_command_line
 
 PAUSE = 0.3  # seconds until the threads of the side before have stopped waiting for work
 READS = 3  # of memory, a turn
-# For all sides what `lmjax.launch.memory` sets in our commands: huge pages; buffers of up to 256
-# MiB come from the heap, and up to 1 GiB of freed memory stays there.
+# For all sides about what `lmjax.launch.memory` sets in our commands: huge pages; buffers of up to
+# 256 MiB come from the heap, and up to 1 GiB of freed memory stays there.
 MEMORY = ":".join(
     f"glibc.malloc.{name}={value}"
     for name, value in {

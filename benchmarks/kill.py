@@ -27,9 +27,8 @@ from benchmarks.same_run import differences
 from lmjax.config import UserError, config
 from lmjax.launch import exit_on_user_error, from_command_line
 from lmjax.runs.checkpoints import SAVING
-from lmjax.runs.folder import RunFolder
+from lmjax.runs.folder import METRICS, RunFolder
 
-METRICS = "metrics.jsonl"
 POLL = 0.004  # seconds between looks at the run folder
 KINDS = ("checkpoint", "step", "start", "step", "checkpoint")
 Kind = Literal["start", "step", "checkpoint", "end"]

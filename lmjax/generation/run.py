@@ -28,6 +28,7 @@ from lmjax.interop.kept_files import (
     read_special_names,
     read_templates,
 )
+from lmjax.launch import is_first
 from lmjax.models import TransformerConfig
 from lmjax.models.transformer import NO_HEAD
 from lmjax.parallel import Layout, generation_layout
@@ -130,7 +131,7 @@ def ends_of(folder: Path, config: TransformerConfig) -> tuple[int, ...]:
 
 def tell(note: str) -> None:
     """Writes what the user should know, once for all processes."""
-    if jax.process_index() == 0:
+    if is_first():
         print(f"note: {note}", file=sys.stderr, flush=True)
 
 

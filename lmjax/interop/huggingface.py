@@ -33,6 +33,7 @@ from lmjax.interop.tensor_files import (
     write_tensors,
 )
 from lmjax.interop.tensor_names import Shapes, entries_of, find_tensors, theirs
+from lmjax.launch import is_first
 from lmjax.models import TransformerConfig, abstract
 from lmjax.models.names import Family, Name
 from lmjax.parallel import Layout, training_layout
@@ -138,7 +139,7 @@ def write(
         return name.transform.write(leaves, config)
 
     tensors = (tensor(*entry) for entry in entries)  # holds none that was asked for before
-    if jax.process_index() > 0:
+    if not is_first():
         for _ in tensors:  # the first process needs the parts that lie here
             pass
         return

@@ -43,6 +43,7 @@ from lmjax.jobs.telling import (
     warn_of_losses,
 )
 from lmjax.jobs.vocabulary import check_vocabulary
+from lmjax.launch import is_first
 from lmjax.models.batch import Batch
 from lmjax.objectives import Lexicon
 from lmjax.runs.changes import differences
@@ -207,7 +208,7 @@ class PretrainingRun:
             self.check_tokenizer(extra, prepared)
             self.check_schedule(extra, done)
             tell_continuation(self.story, self.experiment, extra, done)
-        if jax.process_index() == 0:
+        if is_first():
             self.folder.write_config(self.experiment)
             self.folder.write_json(ENVIRONMENT, environment)
         return state, done
@@ -235,7 +236,7 @@ class PretrainingRun:
                     f"the tokenizer is not that of {folder}, so its tokens may mean something "
                     f'else; data.tokenizer=TokenizerFolder(path="{where}") takes it from there'
                 )
-            elif jax.process_index() == 0:
+            elif is_first():
                 keep(local_path(folder, "begin_with"), self.folder.path)  # how it is talked to
         return params
 
@@ -379,7 +380,7 @@ class PretrainingRun:
             with self.story.phase("finding hidden words"):
                 recovered, sentences = recover(generator, prepared)
             samples += sentences
-        if jax.process_index() > 0:
+        if not is_first():
             return
         results = {"step": self.experiment.steps, "parameters": self.size}
         if self.experiment.objective.predicts_text:

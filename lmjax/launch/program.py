@@ -42,7 +42,8 @@ def run(
         if settings != words:
             if not hasattr(experiment, "explain"):
                 raise UserError(f"{EXPLAIN}: this command makes no model that could be explained")
-            return experiment.explain()
+            experiment.explain()
+            return
         if argv is None:
             keep_memory()
         join_processes(os.environ)

@@ -25,6 +25,7 @@ from jaxtyping import PyTree
 
 from lmjax.config import UserError
 from lmjax.files import errors_told, is_full, local_path, reason
+from lmjax.launch import is_first
 from lmjax.runs import manifest
 from lmjax.runs.array_files import ArrayWriter, NotWritten, check_written, read_arrays
 
@@ -110,7 +111,7 @@ class Checkpointer:
         Raises:
           UserError: it cannot.
         """
-        if jax.process_index() == 0:
+        if is_first():
             with errors_told(f"no checkpoint can be saved in {self.folder}"):
                 self._make_folder()
                 trial = self.folder / f"{REMOVING}trial"
@@ -225,7 +226,7 @@ class Checkpointer:
 
     def _prepare(self, step: int, arrays: Mapping[str, jax.Array]) -> None:
         """Makes room for a save: removes what a killed process left, looks at the disk."""
-        if jax.process_index() == 0:
+        if is_first():
             self._make_folder()
             for path in self.folder.iterdir():
                 if path.name == f"{SAVING}{step}":
@@ -243,7 +244,7 @@ class Checkpointer:
         """Waits for Orbax, adds the manifest, gives the checkpoint its name, removes old ones."""
         try:
             self._writer.wait()
-            if jax.process_index() == 0:
+            if is_first():
                 saving = self._path(step, SAVING)
                 check_written(saving / ARRAYS, shapes)
                 manifest.write(saving, shapes, extra)
@@ -307,7 +308,7 @@ class Checkpointer:
             yield
         except Exception as error:
             self._writer = None
-            if jax.process_index() == 0:
+            if is_first():
                 shutil.rmtree(self._path(step, SAVING), ignore_errors=True)
             words = self._failed(step, error)
             if reason(error) is None and not isinstance(error, NotWritten):
@@ -336,7 +337,7 @@ class Checkpointer:
 
     def _choose(self, step: int | None) -> int | None:
         """The step to restore, agreed between all processes; its files have been read through."""
-        chosen = self._choose_here(step) if jax.process_index() == 0 else None
+        chosen = self._choose_here(step) if is_first() else None
         if jax.process_count() > 1:
             told = multihost_utils.broadcast_one_to_all(np.int32(-1 if chosen is None else chosen))
             chosen = None if told < 0 else int(told)

@@ -13,10 +13,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from lmjax.config import UserError
 from lmjax.files import errors_told, local_path, write_atomically
+from lmjax.launch import is_first
 
 NAME = "metrics.jsonl"
 NOT_FINITE = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}
@@ -49,7 +48,7 @@ class MetricsWriter:
         folder = local_path(folder, "folder")
         self.path = folder / NAME
         self._file = self._tensorboard = self._wandb = None
-        if jax.process_index() != 0:
+        if not is_first():
             return
         if tensorboard:
             self._tensorboard = _EventFile(folder / "tensorboard")

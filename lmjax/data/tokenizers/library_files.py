@@ -36,22 +36,17 @@ from lmjax.data.tokenizers.folder_settings import (
 from lmjax.data.tokenizers.huggingface import HuggingFaceTokenizer
 from lmjax.data.tokenizers.library_decoders import BYTES
 from lmjax.data.tokenizers.subwords import SPACE
+from lmjax.data.tokenizers.tiktoken_programs import CONTRACTIONS, QWEN_PATTERN, SPACES
 
-CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 # How Qwen's later models cut a text before they merge bytes; None is GPT-2's way.
 PATTERNS = {
     **dict.fromkeys((*GPT2, *ROBERTA, "GPTNeoXTokenizer", "DebertaTokenizer")),
     "BlenderbotTokenizer": None,
-    "Qwen2Tokenizer": "|".join(
-        (
-            *(CONTRACTIONS, r"[^\r\n\p{L}\p{N}]?\p{L}+", r"\p{N}"),
-            *(r" ?[^\s\p{L}\p{N}]+[\r\n]*", r"\s*[\r\n]+", r"\s+(?!\S)", r"\s+"),
-        )
-    ),
+    "Qwen2Tokenizer": QWEN_PATTERN,
     "Qwen3_5Tokenizer": "|".join(
         (
             *(CONTRACTIONS, r"[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+", r"\p{N}"),
-            *(r" ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*", r"\s*[\r\n]+", r"\s+(?!\S)", r"\s+"),
+            *(r" ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*", *SPACES),
         )
     ),
 }

@@ -20,22 +20,6 @@ from lmjax.runs.environment import compare_environment, describe_environment
 from tests.lmjax.runs.small_states import assert_equal, largest_file, make, mesh_of, place
 
 
-@pytest.fixture
-def warnings():
-    """What a checkpointer has to say."""
-    return []
-
-
-@pytest.fixture
-def saved(tmp_path, warnings):
-    """A folder with checkpoints of the steps 1, 2 and 3."""
-    checkpointer = Checkpointer(tmp_path, warn=warnings.append)
-    for step in (1, 2, 3):
-        checkpointer.save(step, make(step), {"row": 10 * step})
-    checkpointer.close()
-    return checkpointer
-
-
 def test_no_checkpoint_is_none(tmp_path):
     checkpointer = Checkpointer(tmp_path / "absent")
     assert checkpointer.steps() == [] and checkpointer.latest() is None

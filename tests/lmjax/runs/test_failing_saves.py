@@ -21,22 +21,6 @@ from lmjax.training.interruption import Interruption
 from tests.lmjax.runs.small_states import assert_equal, largest_file, make, mesh_of, place
 
 
-@pytest.fixture
-def warnings():
-    """What a checkpointer has to say."""
-    return []
-
-
-@pytest.fixture
-def saved(tmp_path, warnings):
-    """A folder with checkpoints of the steps 1, 2 and 3."""
-    checkpointer = Checkpointer(tmp_path, warn=warnings.append)
-    for step in (1, 2, 3):
-        checkpointer.save(step, make(step), {"row": 10 * step})
-    checkpointer.close()
-    return checkpointer
-
-
 def names(folder):
     return sorted(path.name for path in folder.iterdir())
 
