@@ -29,7 +29,7 @@ class Term:
     """
 
     targets: Any
-    scale: Float[Array, "batch"]
+    scale: Float[Array, "*batch"]
 
 
 @config
