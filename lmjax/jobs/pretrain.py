@@ -10,13 +10,13 @@ from flax import nnx
 from lmjax.config import UserError, config
 from lmjax.console import make_console
 from lmjax.data import Data
-from lmjax.files import local_path
 from lmjax.jobs.settings import Checkpoints, Evaluation, Log, at_least, may_change
 from lmjax.models import TransformerConfig, abstract
 from lmjax.models.batch import Batch
 from lmjax.models.transformer import NO_HEAD
 from lmjax.objectives import CausalLM, Objective
 from lmjax.parallel import Layout, Mesh, axis_size, training_layout
+from lmjax.remote import check_path
 from lmjax.runs.lock import lock_run_folder
 from lmjax.scaling.explain import layer_table, print_layers
 from lmjax.scaling.flops import count_parameters, training_flops_per_token
@@ -59,8 +59,8 @@ class Pretrain:
 
     def validate(self) -> None:
         """Raises UserError for settings that do not go together."""
-        local_path(self.output, "output")
-        local_path(self.begin_with or "", "begin_with")
+        check_path(self.output, "output", write=True)
+        check_path(self.begin_with or "", "begin_with")
         at_least(1, self, "steps", "accumulation")
         at_least(0, self, "seed")
         if self.gradient_clip is not None and self.gradient_clip <= 0:

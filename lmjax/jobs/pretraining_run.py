@@ -14,7 +14,6 @@ from lmjax.console import Stopwatch, Story, make_console
 from lmjax.data import PreparedData, prepare
 from lmjax.data.public_tokenizers import read_tokenizer
 from lmjax.evaluation.held_out import HeldOut
-from lmjax.files import local_path
 from lmjax.generation.fill import MaskGuessing, Writing, filling_of
 from lmjax.generation.generator import Generator
 from lmjax.generation.text import TextGenerator, prompt_tokens
@@ -46,6 +45,7 @@ from lmjax.jobs.vocabulary import check_vocabulary
 from lmjax.launch import is_first
 from lmjax.models.batch import Batch
 from lmjax.objectives import Lexicon
+from lmjax.remote import local_copy
 from lmjax.runs.changes import differences
 from lmjax.runs.checkpoints import Checkpointer
 from lmjax.runs.environment import describe_environment
@@ -95,9 +95,9 @@ class PretrainingRun:
         with Checkpointer(
             self.folder.checkpoints, settings.keep, settings.keep_every, warn=self.story.warn
         ) as checkpointer:
-            tell_beginning(self.story, self.experiment, self.folder.path, self.size)
+            tell_beginning(self.story, self.experiment, self.folder.place, self.size)
             if self.is_finished(checkpointer):
-                tell_results(self.story, self.folder.results(), self.folder.path)
+                tell_results(self.story, self.folder.results(), self.folder.place)
                 return
             checkpointer.check_place()
             self.experiment.check_batches(checkpointer.latest() or 0)
@@ -237,7 +237,7 @@ class PretrainingRun:
                     f'else; data.tokenizer=TokenizerFolder(path="{where}") takes it from there'
                 )
             elif is_first():
-                keep(local_path(folder, "begin_with"), self.folder.path)  # how it is talked to
+                keep(local_copy(folder, "begin_with"), self.folder.path)  # how it is talked to
         return params
 
     def check_tokenizer(self, extra: dict[str, Any], prepared: PreparedData) -> None:
@@ -273,7 +273,7 @@ class PretrainingRun:
         finished = self.folder.results().get("step", 0) >= steps
         if not finished or (checkpointer.latest() or 0) < steps:
             return False
-        tell_finished(self.story, steps, self.folder.path)
+        tell_finished(self.story, steps, self.folder.place)
         return True
 
     def train(
@@ -401,7 +401,7 @@ class PretrainingRun:
             results["seconds"] = round(self.watch.seconds(), 1)
         self.folder.write_json(RESULTS, results)
         write_report(self.folder)
-        tell_results(self.story, results, self.folder.path)
+        tell_results(self.story, results, self.folder.place)
 
     def samples(self, generator: TextGenerator) -> list[dict[str, str]]:
         """What the model makes of the prompts; filled blanks stand on a line of their own."""
