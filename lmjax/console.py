@@ -150,7 +150,7 @@ class Story:
             text = Text.assemble((str(prompt), "bold cyan"), shown)
             self.console.print(Padding(text, (0, 2, 0, 4)))
 
-    def files(self, path: Path, commands: Sequence[tuple[str, str]]) -> None:
+    def files(self, path: Path | str, commands: Sequence[tuple[str, str]]) -> None:
         """Where everything is, and what to do next."""
         self.heading(f"Everything is in {path}", "")
         width = max(len(what) for what, _ in commands)

@@ -27,7 +27,9 @@ MACHINE = FULL | {
 NO_LOCKS = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOLCK, errno.EINVAL, 524}
 CODE = re.compile(r"os_error_code='(\d+)'")  # of TensorStore, which writes Orbax's arrays
 FULL_WORDS = re.compile(r"no space left on device|quota exceeded", re.IGNORECASE)
-URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")  # also with one slash, as pathlib writes it
+VARIABLE, USUAL = "LMJAX_CACHE", "~/.cache/lmjax"  # where what can be made again is kept
+# Also with one slash, as pathlib writes it, and as fsspec chains them.
+URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):(?:/|:[^/\s]*:/)")
 REMEDIES = {
     "gs": "mount the bucket (gcsfuse BUCKET FOLDER) or copy it (gcloud storage cp -r)",
     "s3": "mount the bucket (mount-s3 BUCKET FOLDER) or copy it (aws s3 cp --recursive)",
@@ -46,19 +48,36 @@ def local_path(path: str | os.PathLike, name: str) -> Path:
         name: of the setting, or of what the path is for: stands in the message.
 
     Raises:
-        UserError: it is a URL, which nothing here can read or write; or there is no home.
+        UserError: it is a URL, which what the path is for cannot work with; or there is no home.
     """
     text = os.fspath(path)
     if match := URL.match(text):
         remedy = REMEDIES.get(match[1].lower(), "mount or copy what is there")
         raise UserError(
-            f"{name}={text}: this is a URL, and only paths of this machine can be read and "
-            f"written; {remedy}, and give the path"
+            f"{name}={text}: this is a URL, and here only paths of this machine can be used; "
+            f"{remedy}, and give the path"
         )
     try:
         return Path(text).expanduser() if text.startswith("~") else Path(text)
     except RuntimeError as error:
         raise UserError(f"{name}={text}: {error}; give the path in full") from None
+
+
+def usual_cache() -> Path:
+    """The cache folder that the environment names, or else the usual one.
+
+    Raises:
+        UserError: it is a URL, or there is no home to put it in.
+    """
+    if named := os.environ.get(VARIABLE):
+        return local_path(named, VARIABLE)
+    try:
+        return Path(USUAL).expanduser()
+    except RuntimeError as error:
+        raise UserError(
+            f"there is no place for {USUAL}: {error} Name a folder with the environment variable "
+            f"{VARIABLE}"
+        ) from None
 
 
 def os_error(error: BaseException) -> OSError | None:

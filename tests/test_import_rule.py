@@ -25,6 +25,7 @@ ORDER = [
     "models",
     "parallel",
     "launch",
+    "remote",
     "files",
     "console",
     "config",

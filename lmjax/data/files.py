@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from lmjax.config import UserError
 from lmjax.data.documents import Part
 from lmjax.files import errors_told, reason
+from lmjax.remote import find_urls, is_url, open_url, url_is_folder, url_state
 
 BLOCK = 1 << 20  # bytes read at a time
 PACKED = 1 << 16  # compressed ones
@@ -42,13 +43,16 @@ class DamagedFile(Exception):
 def find_files(patterns: str | tuple[str, ...]) -> tuple[str, ...]:
     """The files that the path patterns name, each once, sorted within a pattern.
 
-    A folder that links lead to again is the same folder.
+    A folder that links lead to again is the same folder. A URL is looked for in its store.
 
     Raises:
         UserError: a pattern matches no file, or names a folder.
     """
     found: dict[str, str] = {}  # by where it really lies
     for pattern in (patterns,) if isinstance(patterns, str) else patterns:
+        if is_url(pattern):
+            found |= {url: url for url in _find_objects(pattern)}
+            continue
         wanted = os.path.expanduser(pattern)
         matches = [wanted] if os.path.exists(wanted) else glob.glob(wanted, recursive=True)
         files = [match for match in matches if _is_file(match)]
@@ -70,6 +74,24 @@ def find_files(patterns: str | tuple[str, ...]) -> tuple[str, ...]:
     return tuple(found.values())
 
 
+def _find_objects(pattern: str) -> list[str]:
+    """The URLs of the objects that a URL with or without `*` names; UserError: see `find_files`."""
+    with errors_told("cannot read the text"):
+        if found := find_urls(pattern, "path"):
+            return found
+        if url_is_folder(pattern):
+            raise UserError(
+                f"{pattern!r} is a folder; name the objects in it, as in "
+                f"{pattern.rstrip('/') + '/**/*.txt'!r}"
+            )
+    raise UserError(f"no object matches {pattern!r}")
+
+
+def open_bytes(name: str) -> io.BufferedIOBase | io.RawIOBase:
+    """A file or an object as it is, to read bytes of. OSError: it cannot be opened."""
+    return open_url(name) if is_url(name) else open(name, "rb", buffering=0)
+
+
 def _is_file(path: str) -> bool:
     """Like `os.path.isfile`, but for one that cannot be looked at, which must not be left out."""
     with errors_told("cannot read the text"):
@@ -85,7 +107,7 @@ def file_parts(files: tuple[str, ...], divide: bool) -> tuple[Part, ...]:
     parts = []
     for name in files:
         with errors_told("cannot read the text"):
-            size = os.path.getsize(name)
+            size = url_state(name)[0] if is_url(name) else os.path.getsize(name)
         step = RANGE if divide and not name.endswith(COMPRESSED) else max(size, 1)
         for start in range(0, size, step):
             stop = min(start + step, size)
@@ -104,10 +126,10 @@ def open_file(name: str) -> io.BufferedIOBase:
     """
     try:
         if name.endswith(".gz"):
-            return gzip.open(name)
+            return gzip.open(open_url(name) if is_url(name) else name)
         if name.endswith(COMPRESSED):
             return io.BufferedReader(_Decompressed(name, *_streams(name)), BLOCK)
-        return open(name, "rb")
+        return open_url(name) if is_url(name) else open(name, "rb")
     except OSError as error:
         raise UserError(f"cannot open {name}: {error.strerror or error}") from None
 
@@ -142,7 +164,7 @@ class _Decompressed(io.RawIOBase):
     def __init__(self, name: str, new: Callable[[], Any], error: type[Exception], padding: bytes):
         """Opens a file whose streams stand one after another; see `_streams`."""
         self._new, self._error, self._padding = new, error, padding
-        self._file = io.FileIO(name)
+        self._file = open_bytes(name)
         self._stream: Any = None
         self._rest = b""  # compressed bytes that belong to the next stream
         self._ready = memoryview(b"")
@@ -243,7 +265,7 @@ def line_number(part: Part, piece: Piece) -> int:
     """The number of a piece's line in its file, from 1, when pieces are lines."""
     number = piece.number + 1
     if part.start:
-        with open(part.name, "rb") as file:
+        with open_bytes(part.name) as file:
             left = piece.offset
             number = 1
             while left > 0 and (block := file.read(min(BLOCK, left))):

@@ -16,7 +16,9 @@ from collections.abc import Iterator, Sequence
 
 from lmjax.config import UserError
 from lmjax.data.documents import Progress, digest, silent
+from lmjax.data.files import open_bytes
 from lmjax.files import errors_told, lock, write_atomically
+from lmjax.remote import is_url, url_state
 
 BLOCK = 64 << 20  # bytes that are hashed together; the blocks of a file are hashed side by side
 PIECE = 1 << 20  # bytes read at a time
@@ -41,9 +43,10 @@ class FileHashes:
         Raises:
             UserError: one cannot be read, or changes meanwhile.
         """
-        paths = [os.path.realpath(name) for name in files]  # a link may lead to another one
+        # A link may lead to another one.
+        paths = [name if is_url(name) else os.path.realpath(name) for name in files]
         marks = {path: _mark(path) for path in paths}
-        root = os.path.commonpath([os.path.dirname(path) for path in paths])
+        root = _root(paths)
         known = self._read(root)
         if _missing(marks, known):
             with self._alone(root):
@@ -125,9 +128,23 @@ class FileHashes:
                     file.close()
 
 
-def _mark(path: str) -> list[int]:
-    """Size, times and number, which a file has as long as nothing writes to it."""
+def _root(paths: list[str]) -> str:
+    """What the files have in common, under which their hashes are kept."""
+    folders = [os.path.dirname(path) for path in paths]
+    if any(map(is_url, paths)):
+        return " ".join(sorted(set(folders)))
+    return os.path.commonpath(folders)
+
+
+def _mark(path: str) -> list[int | str]:
+    """Size, times and number, which a file has as long as nothing writes to it.
+
+    Of an object, which has no such times, in place of the number what its store says of it.
+    """
     with errors_told("cannot read the text"):
+        if is_url(path):
+            size, state = url_state(path)
+            return [size, 0, 0, state]
         stat = os.stat(path)
     return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
 
@@ -139,7 +156,7 @@ def _missing(marks: dict[str, list], known: dict[str, list]) -> list[str]:
 def _hash_block(block: tuple[str, int]) -> bytes:
     path, start = block
     hasher, left = hashlib.sha256(), BLOCK
-    with errors_told("cannot read the text"), open(path, "rb", buffering=0) as file:
+    with errors_told("cannot read the text"), open_bytes(path) as file:
         file.seek(start)
         while left and (piece := file.read(min(PIECE, left))):
             hasher.update(piece)

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Literal
 
 from lmjax.config import UserError, config, fingerprint
-from lmjax.data.cache import cache_errors_told, cache_folder
+from lmjax.data.cache import cache_errors_told, cache_folder, shared
 from lmjax.data.documents import Document, Part, Progress, Source, digest, in_split, silent
 from lmjax.data.hashes import FileHashes
 from lmjax.data.loader import Loader, Prepare
@@ -24,7 +24,8 @@ from lmjax.data.tokenizers import (
     load_tokenizer,
 )
 from lmjax.data.tokenizers.subwords import TrainedBPE
-from lmjax.files import errors_told, local_path, write_atomically
+from lmjax.files import errors_told, write_atomically
+from lmjax.remote import check_path
 
 TOGETHER = 64  # parts of a source that are read side by side for the tokenizer
 SURPLUS = 4  # times as much text is opened as the tokenizer learns from
@@ -70,13 +71,14 @@ class Data:
     ramp: tuple[tuple[int, int], ...] = ()  # changes of batch_size: (step, rows from there on)
     workers: int = 0  # processes that prepare batches; 0 is a thread
     tokenize_workers: int = 0  # processes that tokenize; 0 uses this one
-    cache: str = ""  # folder for tokens; empty is $LMJAX_CACHE, or ~/.cache/lmjax
+    # folder for tokens; empty is $LMJAX_CACHE, or ~/.cache/lmjax; machines share those at a URL
+    cache: str = ""
     # what to do when a run goes on and its text is another one: stop, or say so and train on it
     on_change: Literal["raise", "warn"] = "raise"
 
     def validate(self) -> None:
         """Raises UserError for data that cannot be trained on."""
-        local_path(self.cache, "cache")
+        check_path(self.cache, "cache", write=True)
         names = [domain.name for domain in self.train]
         if not names or len(set(names)) < len(names):
             raise UserError(f"data.train needs domains of different names, got {names}")
@@ -279,7 +281,9 @@ def _stores(
     key = digest(str(FORMAT), mark, tokenizer.fingerprint, str(fraction))
     folder = cache_folder(data.cache) / "tokens" / f"{type(source).__name__}-{key}"
     workers = data.tokenize_workers
-    return build_stores(source, tokenizer, folder, fraction, workers, progress, mark, hash_files)
+    made_with = progress, mark, hash_files
+    with shared(data.cache, "tokens", folder):
+        return build_stores(source, tokenizer, folder, fraction, workers, *made_with)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -341,7 +345,7 @@ def _tokenizer(
             found = path.read_text(encoding="utf-8") if path.exists() else ""
             return load_tokenizer(folder), _other_origin(data, folder, found, origin)
     cached = cache_folder(data.cache) / "tokenizers" / origin
-    with cache_errors_told(cached):
+    with cache_errors_told(cached), shared(data.cache, "tokenizers", cached):
         if (cached / SETTINGS_FILE).exists():
             try:
                 tokenizer = load_tokenizer(cached)

@@ -24,7 +24,7 @@ from lmjax.data.tokenizers.tiktoken_tokenizer import (
     read_ranks,
     read_tekken,
 )
-from lmjax.files import local_path
+from lmjax.remote import check_path, local_copy
 
 __all__ = [
     "BYTES",
@@ -64,8 +64,8 @@ class TokenizerFolder(TokenizerConfig):
     path: str  # the folder
 
     def validate(self) -> None:
-        """Raises UserError for a URL."""
-        local_path(self.path, "path")
+        """Raises UserError for a URL that cannot be served."""
+        check_path(self.path, "path")
 
     def build(self, corpus: Corpus) -> Tokenizer:
         return read_tokenizer(self.path)
@@ -94,7 +94,7 @@ def read_tokenizer(folder: str | os.PathLike) -> Tokenizer:
       UserError: there is none of these, it is damaged or of an unknown kind, its class is one whose
         program is not known, or its library is not installed.
     """
-    folder = local_path(folder, "folder")
+    folder = local_copy(folder, "folder")
     if _is_ours(folder):
         return load_tokenizer(folder)
     for pattern, read in READERS.items():

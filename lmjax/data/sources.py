@@ -19,7 +19,7 @@ from lmjax.data.files import (
     read_pieces,
 )
 from lmjax.data.hashes import FileHashes
-from lmjax.files import local_path
+from lmjax.remote import check_path
 
 LINE = re.compile(rb"\r?\n")
 BLANK_LINE = re.compile(rb"\r?\n[ \t]*\r?\n")
@@ -33,7 +33,7 @@ class TextFiles(Source):
     Reading a .zst file takes as much memory as its window: up to 2 GiB after `zstd --long=31`.
     """
 
-    path: str | tuple[str, ...]  # path or glob pattern, or several: "books/**/*.txt"
+    path: str | tuple[str, ...]  # path, URL or glob pattern, or several: "books/**/*.txt"
     # What is a document: a file, a line, a paragraph (blank lines between), or what stands between
     # two `separator`s.
     split: Literal["file", "line", "paragraph", "separator"] = "file"
@@ -106,7 +106,7 @@ class TextFiles(Source):
 class JsonLines(Source):
     """Files with a JSON object a line, one field of which is the text; compressed or not."""
 
-    path: str | tuple[str, ...]  # path or glob pattern, or several: "corpus/*.jsonl.zst"
+    path: str | tuple[str, ...]  # path, URL or glob pattern, or several: "corpus/*.jsonl.zst"
     field: str = "text"  # the field with the text
     on_error: Literal["raise", "skip"] = "raise"  # what to do about a line that is not as it should
 
@@ -222,9 +222,9 @@ class JsonPrompts(JsonLines):
 
 
 def _check_path(path: str | tuple[str, ...]) -> None:
-    """Raises UserError for a URL."""
+    """Raises UserError for a URL that cannot be served."""
     for each in (path,) if isinstance(path, str) else path:
-        local_path(each, "path")
+        check_path(each, "path")
 
 
 def _fingerprint(source: TextFiles | JsonLines, hash_files: HashFiles) -> str:

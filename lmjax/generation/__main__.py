@@ -18,7 +18,6 @@ from typing import Literal
 import jax
 
 from lmjax.config import UserError, config
-from lmjax.files import local_path
 from lmjax.generation.beams import check_search
 from lmjax.generation.fill import MaskGuessing
 from lmjax.generation.messages import Message
@@ -28,6 +27,7 @@ from lmjax.generation.text import TextGenerator
 from lmjax.interop.kept_files import read_recommended
 from lmjax.launch import import_modules, is_first, run
 from lmjax.parallel import Mesh
+from lmjax.remote import check_path, local_copy
 
 # Settings of how a text is drawn, and of how it is written, one token after another.
 DRAWING = "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed"
@@ -64,7 +64,7 @@ class Generate(Sampling):
     def validate(self) -> None:
         """Raises UserError for settings that no text could satisfy."""
         super().validate()
-        local_path(self.model or "", "model")
+        check_path(self.model or "", "model")
         if self.max_tokens < 1:
             raise UserError(f"max_tokens={self.max_tokens}: must be 1 or more")
         if self.samples < 1:
@@ -117,7 +117,7 @@ def changed(settings: Generate, names: Sequence[str]) -> list[str]:
 
 def tell_recommended(settings: Generate) -> None:
     """Says which settings the folder recommends that are not given: it is the user who chooses."""
-    wanted = read_recommended(local_path(settings.model, "model"))
+    wanted = read_recommended(local_copy(settings.model, "model"))
     missing = [f"{k}={json.dumps(v)}" for k, v in wanted.items() if getattr(settings, k, None) != v]
     if missing:
         tell(f"{settings.model} recommends {', '.join(missing)}; only what is given here counts")

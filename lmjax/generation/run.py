@@ -11,7 +11,6 @@ import jax
 from lmjax.config import UserError, replace
 from lmjax.data.public_tokenizers import read_tokenizer
 from lmjax.data.tokenizers import Tokenizer
-from lmjax.files import local_path
 from lmjax.generation.chat import TEMPLATES, chat_template, fitting_template
 from lmjax.generation.fill import family_filling, filling_of
 from lmjax.generation.generator import Generator
@@ -32,13 +31,18 @@ from lmjax.launch import is_first
 from lmjax.models import TransformerConfig
 from lmjax.models.transformer import NO_HEAD
 from lmjax.parallel import Layout, generation_layout
+from lmjax.remote import local_copy
 from lmjax.runs.trained_model import beyond_table, read_experiment, read_trained
 
 
 def load(
     folder: str | os.PathLike, layout: Layout | None = None, dtype: Dtype | None = None
 ) -> TextGenerator:
-    """The model of a run folder (`load_run`) or of a public model folder (`load_model`)."""
+    """The model of a run folder (`load_run`) or of a public model folder (`load_model`).
+
+    The folder may be a URL: what is there is copied to the cache folder first.
+    """
+    folder = local_copy(folder, "folder")
     if not huggingface.is_model_folder(folder):
         return load_run(folder, layout, dtype=dtype)
     try:
@@ -63,7 +67,7 @@ def load_model(
       UserError: see `interop.huggingface.read`; or a tokenizer that is missing or does not fit.
     """
     layout = generation_layout() if layout is None else layout
-    folder = local_path(folder, "folder")
+    folder = local_copy(folder, "folder")
     tokenizer = read_tokenizer(folder)
     family, config = huggingface.read_config(folder)
     if not config.word_head:
@@ -99,7 +103,7 @@ def load_run(
       UserError: not a run folder, no checkpoint, a damaged one, or a tokenizer that does not fit.
     """
     layout = generation_layout() if layout is None else layout
-    folder = local_path(folder, "folder")
+    folder = local_copy(folder, "folder")
     trained = read_trained(folder, layout, step)
     if trained.tokenizer is None:
         raise UserError(f"there is no tokenizer in {folder}: text needs one")
@@ -148,7 +152,7 @@ def chat_format(folder: str | os.PathLike, tokenizer: Tokenizer, name: str = "tr
     Raises:
       UserError: a public model whose format is not known, a damaged template, or no such name.
     """
-    folder = local_path(folder, "folder")
+    folder = local_copy(folder, "folder")
     templates = read_templates(folder)
     with_tools = templates.get(TOOL_USE) if name == "true" else None
     name_there = DEFAULT if name == "true" else name
@@ -181,7 +185,7 @@ def chat_format(folder: str | os.PathLike, tokenizer: Tokenizer, name: str = "tr
 
 def check_chat(folder: str | os.PathLike, name: str) -> None:
     """Raises UserError for a name of a chat format that neither the folder nor we have."""
-    theirs = read_templates(local_path(folder, "folder"))
+    theirs = read_templates(local_copy(folder, "folder"))
     if name != "true" and name not in theirs and name not in TEMPLATES:
         known = ", ".join([*theirs, *TEMPLATES])
         raise UserError(f"chat: there is no chat template {name!r}, only {known}")

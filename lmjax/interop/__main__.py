@@ -10,10 +10,10 @@ from typing import Literal
 import jax
 
 from lmjax.config import UserError, config
-from lmjax.files import local_path
 from lmjax.interop.convert import convert
 from lmjax.launch import import_modules, run
 from lmjax.parallel import Mesh
+from lmjax.remote import check_path
 
 
 @config
@@ -33,9 +33,9 @@ class Convert:
     imports: tuple[str, ...] = ()  # modules of your own whose classes the run has
 
     def validate(self) -> None:
-        """Raises UserError for a URL, or a size that no file can have."""
-        local_path(self.source or "", "source")
-        local_path(self.destination or "", "destination")
+        """Raises UserError for a URL that cannot be served, or a size that no file can have."""
+        check_path(self.source or "", "source")
+        check_path(self.destination or "", "destination", write=True)
         if self.file_size <= 0:
             raise UserError(f"file_size={self.file_size:g}: must be more than 0 GB")
 

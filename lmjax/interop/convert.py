@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import jax
 from rich.console import Console
 
 from lmjax.config import UserError, config
@@ -28,6 +29,7 @@ from lmjax.interop.tokenizer_files import end_ids, own_class_notes, public_files
 from lmjax.launch import is_first, on_first
 from lmjax.models import EncoderDecoderConfig, TransformerConfig
 from lmjax.parallel import training_layout
+from lmjax.remote import Objects, is_url, local_copy, place_of_copy, send_folder
 from lmjax.runs.checkpoints import Checkpointer
 from lmjax.runs.folder import RunFolder
 from lmjax.runs.trained_model import Trained, beyond_table, read_experiment, read_trained
@@ -75,7 +77,7 @@ def convert(
       UserError: see `huggingface.read`, `huggingface.write` and `read_trained`; or the destination
         holds something, or settings do not go together.
     """
-    source, destination = local_path(source, "source"), local_path(destination, "destination")
+    source = local_copy(source, "source")
     console = make_console() if console is None else console
     public = huggingface.is_model_folder(source)
     to_run = public if to_run is None else to_run
@@ -83,7 +85,7 @@ def convert(
         raise UserError(f"dtype={dtype}: the parameters in a run folder are float32")
     if public and step is not None:
         raise UserError(f"step={step}: {source} is a model folder and has no checkpoints")
-    with new_folder(destination) as folder:
+    with new_folder_anywhere(destination, to_run) as folder:
         if public and not to_run:
             if not is_first():
                 return  # from file to file there is nothing to gather
@@ -100,6 +102,48 @@ def convert(
     for note in notes:
         console.print(f"note: {note}", soft_wrap=True)
     console.print(f"written: {destination}", soft_wrap=True)
+
+
+@contextmanager
+def new_folder_anywhere(place: str | os.PathLike, index: bool) -> Iterator[Path]:
+    """A folder to write in, which appears at a path or a URL when the block ends well.
+
+    At a URL config.json is the last object that is written: without it there is no model.
+
+    Args:
+      place: path or URL; nothing may be there.
+      index: of a URL, whether it gets the index of a run folder.
+
+    Raises:
+      UserError: see `new_folder`; or several processes would write one run folder to a URL.
+    """
+    if not is_url(place):
+        with new_folder(local_path(place, "destination")) as folder:
+            yield folder
+        return
+    if index and jax.process_count() > 1:
+        raise UserError(
+            f"destination={place}: several processes write a run folder to one that all of them "
+            "see as files; convert in one process, or into a mounted bucket"
+        )
+    objects = Objects(place, "destination", write=True)
+    staged = place_of_copy(objects.url, "-converted")
+
+    def make() -> None:
+        with errors_told(f"cannot write in destination={objects.url}"):
+            if objects.is_object() or objects.names():
+                raise UserError(
+                    f"{objects.url} exists already and is not an empty folder: choose another one"
+                )
+            shutil.rmtree(staged, ignore_errors=True)
+
+    on_first(make)
+    with new_folder(staged) as folder:
+        yield folder
+    if is_first():
+        with errors_told(f"cannot write in destination={objects.url}"):
+            send_folder(staged, objects, "config.json", index)
+        shutil.rmtree(staged)
 
 
 @contextmanager

@@ -5,11 +5,9 @@ from __future__ import annotations
 import json
 import os
 import re
-from pathlib import Path
 from typing import Any
 
 from lmjax.config import UserError, replace, to_text
-from lmjax.files import local_path
 from lmjax.interop.settings import config_of, read_settings
 from lmjax.interop.tensor_files import TensorFiles
 from lmjax.interop.tensor_names import with_heads_of
@@ -31,6 +29,7 @@ from lmjax.models.qwen import QWEN2_FAMILY, QWEN3_FAMILY, QWEN_FAMILY
 from lmjax.models.stretches import pattern
 from lmjax.models.t5 import T5_FAMILY
 from lmjax.models.xlnet import XLNET_FAMILY
+from lmjax.remote import local_copy
 
 FAMILIES = (
     GPT1_FAMILY,
@@ -72,7 +71,7 @@ HEADS = re.compile(r"((With)?LMHeadModel|DoubleHeadsModel|Model|For[A-Z]\w*)$")
 def is_model_folder(folder: str | os.PathLike) -> bool:
     """Whether a config.json is there that is not of a run, whose name their `class`."""
     try:
-        settings = json.loads(Path(folder, "config.json").read_text("utf-8"))
+        settings = json.loads((local_copy(folder, "folder") / "config.json").read_text("utf-8"))
     except (OSError, ValueError):
         return False
     return isinstance(settings, dict) and "class" not in settings
@@ -84,7 +83,7 @@ def read_config(folder: str | os.PathLike) -> tuple[Family, TransformerConfig]:
     Its heads are those that the weights hold, whatever config.json says of them: a folder without
     a head of words is an encoder, a head that differs from the token table is not tied.
     """
-    folder = local_path(folder, "folder")
+    folder = local_copy(folder, "folder")
     path, settings = folder / "config.json", read_settings(folder)
     if not isinstance(settings, dict):
         raise UserError(f"{path} is damaged: it should hold an object")
@@ -144,7 +143,7 @@ def kind_of(settings: dict[str, Any]) -> tuple[Any, str]:
 
 def assumption(folder: str | os.PathLike) -> str:
     """What is taken for granted of a folder whose config.json has no model_type; or nothing."""
-    kind, told = kind_of(read_settings(Path(folder)))
+    kind, told = kind_of(read_settings(local_copy(folder, "folder")))
     if kind is None or told not in ("architectures", "keys"):
         return ""
     return (

@@ -8,10 +8,10 @@ from pathlib import Path
 import jax
 
 from lmjax.config import UserError, preset
-from lmjax.files import local_path
 from lmjax.interop import huggingface
 from lmjax.models import TransformerConfig, abstract, draw_parameters
 from lmjax.parallel import Layout
+from lmjax.remote import local_copy
 from lmjax.runs.folder import RunFolder
 from lmjax.runs.trained_model import read_experiment, read_trained
 
@@ -19,7 +19,7 @@ from lmjax.runs.trained_model import read_experiment, read_trained
 @preset
 def model_folder(path: str) -> TransformerConfig:
     """The config of the model in a run folder, or in a folder that transformers reads."""
-    folder = local_path(path, "folder")
+    folder = local_copy(path, "folder")
     if huggingface.is_model_folder(folder):
         return huggingface.read_config(folder)[1]
     return read_experiment(folder).model
@@ -47,7 +47,7 @@ def read_params(
     Raises:
       UserError: see `huggingface.read` and `read_trained`; or a parameter has another shape.
     """
-    folder = local_path(path, "folder")
+    folder = local_copy(path, "folder")
     theirs = model_folder(str(folder))
     fresh = _fresh(theirs, config, layout)
     _check_shapes(folder, theirs, config, layout, fresh)
@@ -64,7 +64,7 @@ def read_params(
 
 def tokenizer_folder(path: str | os.PathLike) -> Path:
     """Where the tokenizer of a run folder or of a folder that transformers reads should lie."""
-    folder = local_path(path, "folder")
+    folder = local_copy(path, "folder")
     return folder if huggingface.is_model_folder(folder) else RunFolder(folder).tokenizer
 
 

@@ -37,6 +37,7 @@ from lmjax.launch import is_first
 from lmjax.models import TransformerConfig, abstract
 from lmjax.models.names import Family, Name
 from lmjax.parallel import Layout, training_layout
+from lmjax.remote import local_copy
 
 Dtype = Literal["float32", "bfloat16"]
 CACHE_LINE = 64  # bytes
@@ -63,6 +64,7 @@ def read(
       UserError: an unknown model_type or a feature that is not supported; a wrong, missing, extra
         or mis-shaped tensor; a damaged file. The message names it.
     """
+    folder = local_copy(folder, "folder")
     family, config = read_config(folder)
     graph, params = read_params(folder, family, config, layout, report)
     return config, graph, params
@@ -170,7 +172,7 @@ def rewrite(
     Raises:
       UserError: see `read`.
     """
-    source, folder = local_path(source, "source"), local_path(folder, "folder")
+    source, folder = local_copy(source, "source"), local_path(folder, "folder")
     family, config = read_config(source)
     files = TensorFiles(source)
     found = find_tensors(family, config, by_path(abstract(config, training_layout())[1]), files)

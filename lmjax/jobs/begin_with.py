@@ -6,11 +6,11 @@ from lmjax.config import UserError
 from lmjax.console import Stopwatch, Story
 from lmjax.data.public_tokenizers import read_tokenizer
 from lmjax.data.tokenizers import Tokenizer
-from lmjax.files import local_path
 from lmjax.interop.folder import model_folder, read_params, tokenizer_folder
 from lmjax.interop.huggingface import essence
 from lmjax.interop.kept_files import keep
 from lmjax.launch import is_first
+from lmjax.remote import local_copy
 from lmjax.runs.changes import differences
 from lmjax.runs.folder import RunFolder
 from lmjax.training.learner import Learner
@@ -59,5 +59,5 @@ def read_parameters(
             f'else; data.tokenizer=TokenizerFolder(path="{where}") takes it from there'
         )
     elif is_first():
-        keep(local_path(source, "begin_with"), folder.path)
+        keep(local_copy(source, "begin_with"), folder.path)
     return params

@@ -1,7 +1,6 @@
 """Lines that a training run prints about itself."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -16,16 +15,16 @@ from lmjax.runs.environment import compare_environment
 from lmjax.runs.folder import CHECKPOINTS, CONFIG, METRICS, REPORT, TOKENIZER, RunFolder
 
 
-def tell_beginning(story: Story, job: Any, path: Path, parameters: int) -> None:
+def tell_beginning(story: Story, job: Any, place: str, parameters: int) -> None:
     """Prints the run's name, devices, model and steps.
 
     Args:
       story: where to print.
       job: a `TrainingJob`.
-      path: of the run folder.
+      place: path or URL of the run folder.
       parameters: number of parameters of the model.
     """
-    story.title(path.name, f"{path}  {fingerprint(job)}")
+    story.title(place.rpartition("/")[2], f"{place}  {fingerprint(job)}")
     devices = jax.devices()
     axes = jax.sharding.get_mesh().shape.items()
     cut = " as " + " x ".join(f"{axis}={size}" for axis, size in axes if size > 1)
@@ -69,33 +68,33 @@ def tell_interruption(story: Story, done: int, steps: int) -> None:
     story.fact("to go on", "give the same command again")
 
 
-def tell_finished(story: Story, steps: int, path: Path) -> None:
+def tell_finished(story: Story, steps: int, place: str) -> None:
     """What can be done with a run that came to its end before."""
     story.fact("finished", f"all {steps:,} steps were done before")
     story.fact(
         "to go on",
         "raise steps=, where the schedule allows it; to start anew, choose another output= or "
-        f"delete {path}",
+        f"delete {place}",
     )
 
 
-def tell_results(story: Story, results: Results, path: Path) -> None:
+def tell_results(story: Story, results: Results, place: str) -> None:
     """Prints the tables, and where everything is."""
     for table in results.tables:
         story.table(table)
     story.files(
-        path,
+        place,
         (
             (REPORT, "curves, settings and samples on one page"),
             (METRICS, "every number, a JSON object a line"),
             (f"{CHECKPOINTS}/  {TOKENIZER}/  {CONFIG}", "the model, and all that made it"),
-            (text_command(path), "text from the model"),
+            (text_command(place), "text from the model"),
         ),
     )
 
 
-def text_command(path: Path) -> str:
+def text_command(place: str) -> str:
     """What to type for text from the run in a folder; names the modules of its own classes."""
-    modules = own_modules(RunFolder(path).experiment())
+    modules = own_modules(RunFolder(place).experiment())
     imports = f" imports={','.join(modules)}" if modules else ""
-    return f'python -m lmjax.generation {path}{imports} prompt="..."'
+    return f'python -m lmjax.generation {place}{imports} prompt="..."'

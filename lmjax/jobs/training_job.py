@@ -11,13 +11,13 @@ import jax
 from lmjax.config import UserError, config
 from lmjax.console import Story, make_console
 from lmjax.evaluation.evaluator import Evaluator
-from lmjax.files import local_path
 from lmjax.jobs.settings import Checkpoints, Log, at_least, may_change
 from lmjax.jobs.training_run import TrainingRun
 from lmjax.models import TransformerConfig
 from lmjax.objectives import Example, Objective
 from lmjax.objectives.example import batches, count_rows
 from lmjax.parallel import Mesh, axis_size, training_layout
+from lmjax.remote import check_path
 from lmjax.runs.folder import RunFolder
 from lmjax.runs.lock import lock_run_folder
 from lmjax.scaling.explain import layer_table, print_layers
@@ -109,8 +109,8 @@ class TrainingJob(abc.ABC):
 
     def validate(self) -> None:
         """Raises UserError for settings that do not go together."""
-        local_path(self.output, "output")
-        local_path(self.begin_with or "", "begin_with")
+        check_path(self.output, "output", write=True)
+        check_path(self.begin_with or "", "begin_with")
         at_least(1, self, "steps", "accumulation")
         at_least(0, self, "seed")
         if self.gradient_clip is not None and self.gradient_clip <= 0:

@@ -28,6 +28,7 @@ from lmjax.files import errors_told, is_full, local_path, reason
 from lmjax.launch import is_first
 from lmjax.runs import manifest
 from lmjax.runs.array_files import ArrayWriter, NotWritten, check_written, read_arrays
+from lmjax.runs.remote_run import RemoteRun, send_files
 
 ARRAYS = "arrays"  # what Orbax writes, inside a checkpoint
 SAVING, REMOVING = ".saving-", ".removing-"  # names of folders that are no checkpoints
@@ -66,6 +67,11 @@ class Checkpointer:
         if keep < 1:
             raise UserError(f"keep={keep}: at least the newest checkpoint has to stay")
         self.folder = local_path(folder, "folder").absolute()
+        # Of a run in an object store `folder` is a copy on this machine: what is saved there is
+        # sent, and what is restored comes from the store.
+        self.remote = RemoteRun.of(self.folder.parent)
+        remote = self.remote
+        self.place = self.folder if remote is None else f"{remote.objects.url}/checkpoints"
         self.keep, self.keep_every = keep, keep_every
         self.asynchronous, self.warn = asynchronous, warn
         self._writer: ArrayWriter | None = None
@@ -84,6 +90,9 @@ class Checkpointer:
         Raises:
           UserError: the folder cannot be read. A link to what is not there is no empty folder.
         """
+        if self.remote is not None:
+            with errors_told("cannot read the checkpoints"):
+                return self.remote.steps()
         try:
             names = os.listdir(self.folder)
         except FileNotFoundError as error:
@@ -102,7 +111,7 @@ class Checkpointer:
         """What lies beside the arrays of that step; empty where there is none."""
         for step in reversed(self.steps()):
             with contextlib.suppress(manifest.Damaged):
-                return manifest.read(self._path(step))["extra"]
+                return manifest.read(self._here(step))["extra"]
         return {}
 
     def check_place(self) -> None:
@@ -164,7 +173,7 @@ class Checkpointer:
                 self._thread = None
                 break
             seconds = time.monotonic() - began
-            self.warn(f"Waiting for {self.folder}: {self._thread.name}, {seconds:.0f} s so far")
+            self.warn(f"Waiting for {self.place}: {self._thread.name}, {seconds:.0f} s so far")
             patience *= 2
         if self._failure is not None:
             step, error = self._failure
@@ -200,21 +209,28 @@ class Checkpointer:
         chosen = self._choose(step)
         if chosen is None:
             return None
-        path = self._path(chosen)
+        path = self._here(chosen)
         body = manifest.read(path)
         wanted = {name: _placed(leaf) for name, leaf in _by_name(abstract).items()}
         entries = {_entry(name) for name in wanted}
         saved = {name: a for name, a in body["arrays"].items() if _entry(name) in entries}
         if lines := manifest.differences(saved, wanted):
-            raise UserError(
-                "\n    ".join((f"The checkpoint {path} is of another model or optimizer:", *lines))
-            )
+            where = f"The checkpoint {self.place}/{chosen} is of another model or optimizer:"
+            raise UserError("\n    ".join((where, *lines)))
         arrays = read_arrays(path / ARRAYS, wanted)
         leaves = [arrays[name] for name in wanted]
         return jax.tree.unflatten(jax.tree.structure(abstract), leaves), body["extra"]
 
     def _path(self, step: int, prefix: str = "") -> Path:
         return self.folder / f"{prefix}{step}"
+
+    def _here(self, step: int) -> Path:
+        """A checkpoint to read, on this machine. UserError where the store cannot be read."""
+        path = self._path(step)
+        if self.remote is not None:
+            with errors_told(f"cannot read {self.place}/{step}"):
+                self.remote.fetch(step, path)
+        return path
 
     def _make_folder(self) -> None:
         """Makes the folder where it is missing; OSError where it cannot be."""
@@ -249,9 +265,19 @@ class Checkpointer:
                 check_written(saving / ARRAYS, shapes)
                 manifest.write(saving, shapes, extra)
                 self._give_name(step)
+                self._send(step)
                 self._remove_superseded(step)
         except BaseException as error:
             self._failure = step, error
+
+    def _send(self, step: int) -> None:
+        """Brings a checkpoint to the store, after every line of metrics up to it."""
+        if self.remote is not None:
+            send_files(self.folder.parent)
+            self.remote.add(step, self._path(step))
+            for path in self.folder.iterdir():  # the store keeps them
+                if path.name.isdecimal() and int(path.name) != step:
+                    self._clear(path)
 
     def _give_name(self, step: int) -> None:
         """Makes a checkpoint of what was saved; one that had the name before goes only then."""
@@ -284,6 +310,9 @@ class Checkpointer:
     def _remove(self, step: int) -> None:
         """Removes a checkpoint, first of all its name: half of one must never have it."""
         try:
+            if self.remote is not None:
+                self.remote.drop(step)
+                return
             self._path(step).rename(self._path(step, REMOVING))
         except OSError as error:
             self.warn(f"An old checkpoint stays: {reason(error)}")
@@ -325,7 +354,7 @@ class Checkpointer:
                 free = f", {shutil.disk_usage(self.folder).free / 1e6:,.0f} MB free"
             words = f"The disk of {self.folder} is full ({why}{free}): {what} could not be written"
         else:
-            words = f"{what} could not be written in {self.folder} ({why})"
+            words = f"{what} could not be written in {self.place} ({why})"
         try:
             kept = ", ".join(map(str, self.steps())) or "none"
         except UserError as unreadable:
@@ -347,13 +376,13 @@ class Checkpointer:
         steps = self.steps()
         if step is not None and step not in steps:
             found = ", ".join(map(str, steps)) or "no checkpoint at all"
-            raise UserError(f"{self.folder} holds no checkpoint of step {step}, but {found}")
+            raise UserError(f"{self.place} holds no checkpoint of step {step}, but {found}")
         damages = []
         for candidate in reversed(steps) if step is None else [step]:
             try:
-                manifest.verify(self._path(candidate))
+                manifest.verify(self._here(candidate))
             except manifest.Damaged as damage:
-                damages.append(f"the checkpoint {self._path(candidate)} is damaged: {damage}")
+                damages.append(f"the checkpoint {self.place}/{candidate} is damaged: {damage}")
                 continue
             for damage in damages:
                 self.warn(f"Passed over: {damage}. Going on from step {candidate} instead.")

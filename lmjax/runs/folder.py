@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from lmjax.config import UserError, from_json, to_json
-from lmjax.files import errors_told, local_path, write_atomically
+from lmjax.files import errors_told, write_atomically
+from lmjax.remote import local_copy
 from lmjax.runs.metrics import NAME as METRICS
 from lmjax.runs.metrics import read_metrics
+from lmjax.runs.remote_run import RemoteRun
 
 CONFIG = "config.json"  # the experiment
 ENVIRONMENT = "environment.json"  # machine and versions
@@ -28,10 +30,18 @@ FILES = (
 
 
 class RunFolder:
-    """Paths and files of one run."""
+    """Paths and files of one run.
+
+    Attributes:
+      path: where they lie on this machine; of a URL that is a copy (`lmjax.remote.local_copy`).
+      place: where they are for the user: the path, or the URL.
+    """
 
     def __init__(self, path: str | os.PathLike) -> None:
-        self.path = local_path(path, "run folder")
+        """UserError: a URL that cannot be served or read."""
+        self.path = local_copy(path, "run folder")
+        self.remote = RemoteRun.of(self.path)
+        self.place = str(self.path if self.remote is None else self.remote.objects.url)
 
     @property
     def config(self) -> Path:
@@ -69,7 +79,7 @@ class RunFolder:
             if not self.config.is_file():
                 there = self.path.is_dir()
                 missing = f"it holds no {CONFIG}" if there else "there is no such folder"
-                raise UserError(f"{self.path} is not a run folder: {missing}")
+                raise UserError(f"{self.place} is not a run folder: {missing}")
             text = self.config.read_text("utf-8")
         try:
             return from_json(text)
@@ -95,6 +105,9 @@ class RunFolder:
             UserError: it cannot be written.
         """
         write_atomically(self.path / name, text)
+        if self.remote is not None and not self.remote.is_ours:
+            with errors_told(f"cannot write {self.place}/{name}"):
+                self.remote.write(name, text)
 
     def write_config(self, experiment: Any) -> None:
         """Writes the experiment. UserError: see `write`."""

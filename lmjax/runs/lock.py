@@ -7,12 +7,16 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from lmjax.config import UserError
 from lmjax.files import errors_told, lock, reason
 from lmjax.launch import on_first
+from lmjax.remote import is_url
 from lmjax.runs.changes import check_continues
 from lmjax.runs.checkpoints import Checkpointer
 from lmjax.runs.folder import LOCK, RunFolder
+from lmjax.runs.remote_run import remote_folder
 
 
 def _say(message: str) -> None:
@@ -34,8 +38,8 @@ def lock_run_folder(experiment: Any, warn: Callable[[str], None] = _say) -> Iter
         UserError: the folder holds something else, cannot be used, another process is writing in
             it, or it is the run of an experiment that differs in settings that may not change.
     """
-    folder = RunFolder(experiment.output)
     with ExitStack() as held:
+        folder = RunFolder(_on_this_machine(experiment.output, held, warn))
         fresh = []  # whether this call has made the folder
 
         def enter() -> None:
@@ -51,10 +55,27 @@ def lock_run_folder(experiment: Any, warn: Callable[[str], None] = _say) -> Iter
             raise
 
 
+def _on_this_machine(output: str, held: ExitStack, warn: Callable[[str], None]) -> str | Path:
+    """The output, or the copy to train in, locked and sent on until `held` ends.
+
+    Raises:
+        UserError: several processes would need one copy; or see `remote_folder`.
+    """
+    if not is_url(output):
+        return output
+    if jax.process_count() > 1:
+        raise UserError(
+            f"output={output}: a run of {jax.process_count()} processes needs a folder that all of "
+            "them see as files; mount the bucket on each machine (gcsfuse, mount-s3), and give "
+            "that path"
+        )
+    return held.enter_context(remote_folder(output, warn))
+
+
 @contextmanager
 def _entered(folder: RunFolder, experiment: Any, warn: Callable[[str], None]) -> Iterator[bool]:
     """The folder with its config, locked; gives whether it is new."""
-    with errors_told(f"cannot write in output={folder.path}"):
+    with errors_told(f"cannot write in output={folder.place}"):
         fresh = not folder.config.is_file()
         # A kill may have left hidden files before there was a config.
         found = os.listdir(folder.path) if folder.path.is_dir() else []

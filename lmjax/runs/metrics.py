@@ -16,6 +16,7 @@ from typing import Any
 from lmjax.config import UserError
 from lmjax.files import errors_told, local_path, write_atomically
 from lmjax.launch import is_first
+from lmjax.remote import local_copy
 
 NAME = "metrics.jsonl"
 NOT_FINITE = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}
@@ -125,7 +126,7 @@ def read_metrics(folder: Path | str) -> list[dict[str, Any]]:
     Raises:
       UserError: the file has a line inside it that is no record.
     """
-    path = local_path(folder, "folder") / NAME
+    path = local_copy(folder, "folder") / NAME
     return [
         {
             name: NOT_FINITE.get(value, value) if isinstance(value, str) else value

@@ -49,7 +49,7 @@ def read_trained(folder: str | os.PathLike, layout: Layout, step: int | None = N
       UserError: not a run folder, no checkpoint, a damaged one, or a tokenizer that does not fit.
     """
     run = RunFolder(folder)
-    experiment, where = read_experiment(run.path), run.tokenizer
+    experiment, where = read_experiment(run), run.tokenizer
     tokenizer = load_tokenizer(where) if where.is_dir() else None
     entry = "params" if getattr(experiment, "average", None) is None else "average"
     _, shapes = abstract(experiment.model, layout)
@@ -94,9 +94,9 @@ def beyond_table(tokenizer: Tokenizer, vocab_size: int) -> str | None:
     )
 
 
-def read_experiment(folder: Path) -> Any:
+def read_experiment(folder: RunFolder | Path) -> Any:
     """The experiment of a run folder: a config with a `model`. UserError where there is none."""
-    run = RunFolder(folder)
+    run = folder if isinstance(folder, RunFolder) else RunFolder(folder)
     experiment = run.experiment()
     if not isinstance(getattr(experiment, "model", None), TransformerConfig):
         raise UserError(f"{run.config} is not the config of a run: it has no model")

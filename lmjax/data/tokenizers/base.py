@@ -15,6 +15,7 @@ import numpy as np
 from lmjax.config import UserError, config
 from lmjax.config.declare import module_of
 from lmjax.files import local_path, replacing
+from lmjax.remote import local_copy
 
 SEPARATOR = "<|endoftext|>"  # the token between documents, where there is one for begin and end
 SETTINGS_FILE = "tokenizer.json"
@@ -298,7 +299,7 @@ def load_tokenizer(folder: str | os.PathLike) -> Tokenizer:
     Raises:
         UserError: there is none, or it is damaged.
     """
-    folder = local_path(folder, "folder")
+    folder = local_copy(folder, "folder")
     path = folder / SETTINGS_FILE
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))

@@ -9,7 +9,7 @@ from typing import Any
 
 from lmjax.config import UserError, config
 from lmjax.data.tokenizers.base import SEPARATOR, Corpus, Ends, Tokenizer, TokenizerConfig
-from lmjax.files import local_path
+from lmjax.remote import check_path, local_copy
 
 MODEL_FILE = "sentencepiece.model"
 SPACE = "\u2581"  # how SentencePiece writes a space; as a character of the text it must be hidden
@@ -108,8 +108,8 @@ class SentencePiece(TokenizerConfig):
     path: str  # the model file
 
     def validate(self) -> None:
-        """Raises UserError for a URL."""
-        local_path(self.path, "path")
+        """Raises UserError for a URL that cannot be served."""
+        check_path(self.path, "path")
 
     def build(self, corpus: Corpus) -> Tokenizer:
         """See `TokenizerConfig.build`."""
@@ -126,7 +126,7 @@ class SentencePiece(TokenizerConfig):
 
     def _data(self) -> bytes:
         try:
-            return local_path(self.path, "path").read_bytes()
+            return local_copy(self.path, "path").read_bytes()
         except OSError as error:
             raise UserError(f"cannot read the tokenizer {self.path}: {error.strerror}") from None
 

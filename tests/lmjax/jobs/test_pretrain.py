@@ -430,9 +430,9 @@ def test_checkpoints_on_a_disk_that_is_not_mounted_are_not_begun_anew(copied):
 
 
 @pytest.mark.parametrize("name", ["output", "begin_with"])
-def test_urls_are_refused_before_anything_is_made(fresh, name):
-    with pytest.raises(UserError, match=rf"{name}=gs://bucket/run: this is a URL"):
-        replace(fresh, **{name: "gs://bucket/run"})
+def test_urls_that_nothing_serves_are_refused_before_anything_is_made(fresh, name):
+    with pytest.raises(UserError, match=rf"{name}=nowhere://bucket/run: nowhere:// cannot be"):
+        replace(fresh, **{name: "nowhere://bucket/run"})
 
 
 def test_subword_tokens_count_the_same_bytes(fresh):
