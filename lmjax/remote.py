@@ -260,11 +260,9 @@ def local_copy(path: str | os.PathLike, name: str) -> Path:
         path: file or folder, as the user gave it.
         name: of the setting, or of what the path is for: stands in the message.
 
-    Returns:
-        The path; nothing is there where nothing is at the URL.
-
     Raises:
-        UserError: the URL cannot be served or read, or the copy cannot be written.
+        UserError: the URL cannot be served or read, nothing is there, or the copy cannot be
+            written. A path of this machine is not looked at.
     """
     if not is_url(path):
         return local_path(path, name)
@@ -276,8 +274,8 @@ def local_copy(path: str | os.PathLike, name: str) -> Path:
             lock(file, wait=True)
             if objects.is_object():
                 _copy_file(objects, target)
-            else:
-                copy_files(objects, target)
+            elif not copy_files(objects, target):
+                raise UserError(f"{name}={objects.url}: there is nothing")
     return target
 
 
@@ -290,8 +288,8 @@ def _copy_file(objects: Objects, target: Path) -> None:
         known.write_text(mark, "utf-8")
 
 
-def copy_files(objects: Objects, target: Path, **origin: Any) -> None:
-    """Brings the copy of a folder up to date, less its checkpoints.
+def copy_files(objects: Objects, target: Path, **origin: Any) -> bool:
+    """Brings the copy of a folder up to date, less its checkpoints; returns whether it has files.
 
     Args:
         objects: what is copied.
@@ -305,10 +303,11 @@ def copy_files(objects: Objects, target: Path, **origin: Any) -> None:
     side_by_side(lambda name: objects.download(name, target / name), stale)
     for name in known.keys() - marks.keys():
         (target / name).unlink(missing_ok=True)
-    if names or target.is_dir() or origin:
+    if names or origin:
         target.mkdir(parents=True, exist_ok=True)
         about = {"url": objects.url, "marks": marks, **origin}
         write_atomically(target / ORIGIN, json.dumps(about))
+    return bool(names)
 
 
 def _is_safe(name: str) -> bool:

@@ -76,6 +76,11 @@ def check(objects: Objects, token: str) -> None:
         )
 
 
+def token_of(objects: Objects) -> str | None:
+    """The token of whoever holds the lock; None: nobody does. OSError: it cannot be read."""
+    return _owner(objects).get("token")
+
+
 @contextlib.contextmanager
 def _local_lock(path: Path, url: str) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -94,7 +99,7 @@ def _take(objects: Objects, local: Path, warn: Callable[[str], None]) -> str:
         before = _owner(objects)
         if not before:
             continue  # it has gone meanwhile
-        if not _is_dead_here(before):
+        if not _is_dead_here(before, local):
             _watch(objects, before, warn)
         if _owner(objects).get("token") == before.get("token"):
             objects.delete(NAME)
@@ -152,10 +157,12 @@ def _owner(objects: Objects) -> dict:
     return found if isinstance(found, dict) else {"host": "unknown"}
 
 
-def _is_dead_here(owner: dict) -> bool:
-    """Whether the owner was a process of this machine, and ended."""
+def _is_dead_here(owner: dict, local: Path) -> bool:
+    """Whether the owner was a process of this machine, and ended; we hold the lock of `local`."""
     if owner.get("host") != _host():
         return False
+    if owner.get("file") == str(local.absolute()):
+        return True
     try:
         with Path(owner["file"]).open("r+") as file:
             return lock(file)

@@ -92,8 +92,13 @@ class RemoteRun:
         side_by_side(lambda n: self.objects.download(f"{head}/{n}", unfinished / n), names)
         unfinished.rename(target)
 
-    def add(self, step: int, folder: Path) -> None:
+    def add(self, step: int, folder: Path, elsewhere: Collection[str] = ()) -> None:
         """Sends a complete checkpoint, which is visible when this returns.
+
+        Args:
+            step: its name.
+            folder: the checkpoint.
+            elsewhere: files of it that other machines have sent.
 
         Raises:
             LostLock: another process has taken the run over.
@@ -107,7 +112,7 @@ class RemoteRun:
         first = [name for name in names if name != manifest.NAME]
         side_by_side(lambda name: self.objects.upload(f"{head}/{name}", folder / name), first)
         self.objects.upload(f"{head}/{manifest.NAME}", folder / manifest.NAME)
-        self.change({f"{head}/{name}" for name in names})
+        self.change({f"{head}/{name}" for name in (*names, *elsewhere)})
 
     def drop(self, step: int) -> None:
         """Removes a checkpoint, first of all from the index. Raises what `add` raises."""
@@ -212,6 +217,22 @@ def remote_folder(url: str, warn: Callable[[str], None]) -> Iterator[Path]:
         finally:
             stop.set()
             del _SENDERS[target]
+
+
+@contextlib.contextmanager
+def follow(url: str, process: int) -> Iterator[Path]:
+    """The copy of another process than the first one, which sends its pieces of checkpoints alone.
+
+    Raises:
+        UserError: the store cannot be read.
+    """
+    objects = Objects(url, "output", write=True)
+    target = place_of_copy(objects.url, f"-training-{process}")
+    with errors_told(f"cannot use output={objects.url}"):
+        shutil.rmtree(target, ignore_errors=True)
+        copy_files(objects, target, token=remote_lock.token_of(objects))
+    yield target
+    shutil.rmtree(target, ignore_errors=True)
 
 
 def _finish(sender: Sender, sending: threading.Thread, stop: threading.Event) -> None:
