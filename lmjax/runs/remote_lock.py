@@ -6,7 +6,8 @@ seconds is of one that was killed. No clocks are compared. On the owner's own ma
 says at once whether it lives.
 
 An owner that slept longer than that (a machine that was suspended) has lost the lock: `check` says
-so before anything becomes visible in the store.
+so before anything becomes visible in the store. Between the two lies one request, in which it could
+still be lost; what is then written is a whole checkpoint of the same run.
 """
 
 import contextlib
@@ -148,7 +149,7 @@ def _content(token: str, local: Path, number: int) -> bytes:
 
 
 def _owner(objects: Objects) -> dict:
-    """What the lock says; empty where there is none, or where nobody can read what it says."""
+    """The lock's content; empty where there is no lock."""
     data = objects.read(NAME)
     try:
         found = json.loads(data or b"{}")
@@ -158,7 +159,7 @@ def _owner(objects: Objects) -> dict:
 
 
 def _is_dead_here(owner: dict, local: Path) -> bool:
-    """Whether the owner was a process of this machine, and ended; we hold the lock of `local`."""
+    """True where the owner was a process of this machine and ended; `local` is locked by us."""
     if owner.get("host") != _host():
         return False
     if owner.get("file") == str(local.absolute()):

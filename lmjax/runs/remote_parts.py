@@ -62,7 +62,7 @@ def collect_parts(run: RemoteRun, step: int, processes: int) -> Files:
 
 
 def _read(run: RemoteRun, step: int, process: int) -> dict | None:
-    """What a process says of its pieces, if it is one of this run, not of one that was killed."""
+    """A process's list of its pieces; None where it has none, or a killed run left it."""
     try:
         found = json.loads(run.objects.read(_part(step, process)) or b"{}")
     except ValueError as error:

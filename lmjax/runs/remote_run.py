@@ -18,13 +18,14 @@ store when a run goes on, and removed when all of it has been sent.
 import contextlib
 import os
 import shutil
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 from lmjax.config import UserError
-from lmjax.files import errors_told, reason
+from lmjax.files import errors_told, lock, reason
 from lmjax.remote import (
     CHECKPOINT,
     INDEX,
@@ -60,7 +61,7 @@ class RemoteRun:
 
     @property
     def is_ours(self) -> bool:
-        """Whether this process trains there: then all that changes is sent."""
+        """True where this process trains: then all that changes is sent."""
         return self.token is not None
 
     def write(self, name: str, text: str) -> None:
@@ -78,6 +79,12 @@ class RemoteRun:
         Raises:
             OSError: the store cannot be read, or `target` not written.
         """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder.parent / "fetch.lock").open("a") as file:
+            lock(file, wait=True)  # processes that read the same run share its copy
+            self._fetch(step, target)
+
+    def _fetch(self, step: int, target: Path) -> None:
         head = f"checkpoints/{step}"
         described = self.objects.read(f"{head}/{manifest.NAME}")
         with contextlib.suppress(OSError):
@@ -153,11 +160,16 @@ class Sender:
             gone = self._sent.keys() - now.keys()
             if changed or gone:
                 remote_lock.check(self.run.objects, self.run.token)
-                objects, folder = self.run.objects, self.run.folder
-                side_by_side(lambda name: objects.upload(name, folder / name), changed)
+                side_by_side(self._send_file, changed)
                 self.run.change(now.keys(), gone)
-                side_by_side(objects.delete, gone)
+                side_by_side(self.run.objects.delete, gone)
                 self._sent = now
+
+    def _send_file(self, name: str) -> None:
+        """Sends a file as it is now: some grow while they are read, which no store takes well."""
+        with tempfile.NamedTemporaryFile(dir=self.run.folder.parent) as now:
+            shutil.copyfile(self.run.folder / name, now.name)
+            self.run.objects.upload(name, Path(now.name))
 
     def keep_sending(self, stop: threading.Event, warn: Callable[[str], None]) -> None:
         """Sends again and again until it is told to stop; what fails is tried again."""
