@@ -1,4 +1,4 @@
-"""How long a training step takes to compile, by depth: layers are scanned, so it should not grow.
+"""Time to compile a training step, by depth: layers are scanned, so it should not grow.
 
 python -m benchmarks.compile_time [depths=(6,48)] [model=llama:7B] [json=FILE]
 
@@ -16,15 +16,14 @@ import numpy as np
 from benchmarks.harness import save, spread, table
 from lmjax.config import UserError, config, replace
 from lmjax.launch import exit_on_user_error, from_command_line
-from lmjax.models import TransformerConfig, abstract
+from lmjax.models import TransformerConfig
 from lmjax.models.gpt import gpt2
 from lmjax.objectives import CausalLM
 from lmjax.parallel import Mesh, training_layout
+from lmjax.training.learner import Learner
 from lmjax.training.optimizers import AdamW, Optimizer
-from lmjax.training.placement import abstract_batch
+from lmjax.training.placement import abstract_example
 from lmjax.training.schedules import Cosine
-from lmjax.training.state import abstract_state
-from lmjax.training.step import make_train_step
 
 PHASES = ("trace", "lower", "compile")
 
@@ -52,19 +51,22 @@ class CompileTimeBenchmark:
 
 def phases(settings: CompileTimeBenchmark, layers: int) -> dict[str, float]:
     """Seconds to trace, to lower and to compile the step of a model with that many layers."""
-    layout = training_layout()
-    model = replace(settings.model, num_layers=layers)
-    schedule = Cosine(warmup=1).build(100)
-    transform = settings.optimizer.build(schedule, abstract(model, layout)[1])
-    graph, state = abstract_state(model, layout, transform, seed=0)
-    objective = CausalLM()
+    layout, objective = training_layout(), CausalLM()
+    learner = Learner(
+        model=replace(settings.model, num_layers=layers),
+        objective=objective,
+        optimizer=settings.optimizer,
+        rate=Cosine(warmup=1).build(100),
+        layout=layout,
+    )
+    state, _ = learner.abstract(), learner.graph  # both are made once, before the step
     rows = np.ones((settings.batch, objective.row_length(settings.length)), np.int32)
-    batch = objective.prepare(rows, rows, np.zeros(settings.batch, np.uint64))
-    batch = abstract_batch(batch, layout)
-    step = make_train_step(graph=graph, objective=objective, transform=transform, schedule=schedule)
+    example = objective.prepare(rows, rows, np.zeros(settings.batch, np.uint64))
+    example = abstract_example(example, layout)
+    step = learner.compiled_step
     jax.clear_caches()
     times = [time.perf_counter()]
-    traced = step.trace(state, batch)
+    traced = step.trace(state, example)
     times.append(time.perf_counter())
     lowered = traced.lower()
     times.append(time.perf_counter())

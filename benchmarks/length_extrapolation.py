@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from flax import nnx
 
 from benchmarks.harness import save, table
 from experiments.quickstart import experiment as quickstart
@@ -34,12 +35,11 @@ from lmjax.models import (
     YaRNScaling,
     abstract,
 )
-from lmjax.objectives import CausalLM
+from lmjax.objectives import CausalLM, Example
 from lmjax.parallel import Mesh, generation_layout
 from lmjax.runs.folder import RunFolder
 from lmjax.runs.trained_model import read_trained
 from lmjax.training.placement import to_devices
-from lmjax.training.step import make_evaluation_step
 
 LAST = 64  # tokens of each document that are predicted
 
@@ -129,13 +129,14 @@ def loss(model: TransformerConfig, params: dict, tokens: np.ndarray) -> float:
     """Nats of each of the last tokens, from all that stands before it."""
     layout, objective = generation_layout(), CausalLM()
     seeds = np.zeros(len(tokens), np.uint64)
-    batch = objective.prepare(tokens, np.ones_like(tokens), seeds)
-    weights = np.zeros_like(batch.weights)
+    example = objective.prepare(tokens, np.ones_like(tokens), seeds)
+    weights = np.zeros_like(example.targets.weights)
     weights[:, -LAST:] = 1
+    targets = dataclasses.replace(example.targets, weights=weights)
+    example = to_devices(Example(example.inputs, targets), layout, model.vocab_size)
     graph, _ = abstract(model, layout)
-    step = make_evaluation_step(graph, objective)
-    batch = to_devices(dataclasses.replace(batch, weights=weights), layout, model.vocab_size)
-    sums = step(params, batch)
+    evaluate = jax.jit(lambda p, e: objective.loss(nnx.merge(graph, p), e, None))
+    sums = evaluate(params, example)
     return float(sums.extra["cross_entropy"] / sums.weight)
 
 

@@ -1,4 +1,4 @@
-"""How fast objectives make batches of stored tokens, on one core: what a worker of the loader does.
+"""Speed at which objectives make examples of stored tokens, on one core: the work of a loader.
 
 python -m benchmarks.objectives [length=512] [rows=16] [documents=(30,300,3000)] [json=FILE]
 
@@ -20,11 +20,11 @@ from lmjax.objectives import (
     DocumentBlank,
     Lexicon,
     MaskedLM,
-    Objective,
     PermutationLM,
     PrefixLM,
     SentenceBlanks,
     SpanCorruption,
+    TextObjective,
     TokenBlanks,
 )
 from lmjax.objectives.glm import glm_130b_objective, glm_objective
@@ -33,7 +33,7 @@ BOUND = 20_000  # tokens a second
 VOCABULARY = 50_000
 NAMES = ("[MASK]", "[sMASK]", "[gMASK]", "[dBLOCK]", "<|startofpiece|>", "<|endofpiece|>")
 NAMES = (*NAMES, "<sop>", "<eop>", "[CLS]", "[SEP]", "<pad>")
-OBJECTIVES: dict[str, Objective] = {
+OBJECTIVES: dict[str, TextObjective] = {
     "CausalLM": CausalLM(),
     "PrefixLM": PrefixLM(),
     "BlankInfilling, tokens": BlankInfilling(),
@@ -57,9 +57,9 @@ class ObjectivesBenchmark:
     """Random words in documents of about equal length."""
 
     length: int = 512  # tokens that the model reads in a row
-    rows: int = 16  # in a batch
+    rows: int = 16  # in an example
     documents: tuple[int, ...] = (30, 300, 3000)  # mean tokens of a document; each is measured
-    count: int = 10  # batches that are timed, after one that is not
+    count: int = 10  # examples that are timed, after one that is not
     json: str = ""  # file for the results
 
     def validate(self) -> None:
@@ -86,7 +86,7 @@ def make_lexicon() -> Lexicon:
 
 
 def make_rows(settings: ObjectivesBenchmark, mean: int, row_length: int) -> tuple[np.ndarray, ...]:
-    """Tokens, segments and seeds of a batch; the lengths of documents differ by up to a half."""
+    """Tokens, segments and seeds of an example; the lengths of documents differ by up to a half."""
     rng = np.random.default_rng(0)
     shape = (settings.rows, row_length)
     tokens = rng.integers(100, VOCABULARY - 1000, shape).astype(np.int32)
@@ -108,14 +108,14 @@ def measure(settings: ObjectivesBenchmark) -> dict[str, dict[str, Any]]:
         found[name] = {}
         for mean in settings.documents:
             rows = make_rows(settings, mean, objective.row_length(settings.length))
-            batch = prepare(*rows)
+            example = prepare(*rows)
             seconds = spread(
                 seconds_of(lambda prepare=prepare, rows=rows: prepare(*rows), settings.count)
             )
             found[name][str(mean)] = {
                 "tokens_per_second": settings.rows * settings.length / seconds["median"],
-                "padding": float((batch.segments == 0).mean()),
-                "targets": float((batch.weights > 0).mean()),
+                "padding": float((example.inputs.segments == 0).mean()),
+                "targets": float((example.targets.weights > 0).mean()),
             }
     return found
 

@@ -1,4 +1,4 @@
-"""Whether two finished runs are the same, bit for bit and line for line."""
+"""Comparison of two finished runs, bit for bit and line for line."""
 
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,7 @@ def final_state(output: Path, step: int) -> dict[str, bytes]:
         jax.set_mesh(Mesh(fsdp=1).build(jax.devices()[:1])),
         Checkpointer(folder.checkpoints) as checkpointer,
     ):
-        state, _ = checkpointer.restore(step, folder.experiment().assemble().state)
+        state, _ = checkpointer.restore(step, folder.experiment().learner().abstract())
         leaves, _ = jax.tree.flatten_with_path(state)
         return {jax.tree_util.keystr(path): bits(leaf) for path, leaf in leaves}
 

@@ -15,45 +15,43 @@ class Side:
     """The model, its step, and its parts."""
 
     def prepare(self, folder: str, cores: int, unroll: int, **shape: int) -> dict[str, Any]:
-        """Compiles; leaves the initial parameters and the batch in `folder` for the other sides."""
+        """Compiles; leaves the initial parameters and the rows in `folder` for the other sides."""
         threads = keep_to_cores(cores)  # before XLA counts them
         import jax
 
-        from lmjax.models import abstract
         from lmjax.objectives import CausalLM
         from lmjax.parallel import Mesh, training_layout
         from lmjax.scaling.flops import training_flops_per_token
         from lmjax.scaling.hardware import find_peak
+        from lmjax.training.learner import Learner
         from lmjax.training.optimizers import AdamW
         from lmjax.training.placement import to_devices
         from lmjax.training.schedules import Constant
-        from lmjax.training.state import make_state
-        from lmjax.training.step import make_train_step
 
         jax.set_mesh(Mesh(fsdp=1).build(jax.devices()[:1]))
-        layout, self.config = training_layout(), model(unroll, **shape)
-        schedule = Constant(peak=LEARNING_RATE, warmup=0).build(1)
-        self.graph, shapes = abstract(self.config, layout)
-        self.transform = AdamW().build(schedule, shapes)
-        self.state = make_state(self.config, layout, self.transform, seed=0)
-        objective = CausalLM()
+        layout, objective = training_layout(), CausalLM()
+        self.learner = Learner(
+            model=model(unroll, **shape),
+            objective=objective,
+            optimizer=AdamW(),
+            rate=Constant(peak=LEARNING_RATE, warmup=0).build(1),
+            layout=layout,
+        )
+        self.state = self.learner.init(seed=0)
         rows = np.random.default_rng(0).integers(
             0, shape["vocabulary"], (shape["batch"], shape["length"] + 1), np.int32
         )
         seeds = np.zeros(len(rows), np.uint64)
-        batch = objective.prepare(rows, np.ones_like(rows), seeds)
-        self.batch = to_devices(batch, layout, shape["vocabulary"])
+        example = objective.prepare(rows, np.ones_like(rows), seeds)
+        self.example = to_devices(example, layout, shape["vocabulary"])
         np.savez(Path(folder, "start.npz"), rows=rows, **by_name(self.state.params))
-        self.step = make_train_step(
-            graph=self.graph, objective=objective, transform=self.transform, schedule=schedule
-        ).lower(self.state, self.batch)
-        self.step = self.step.compile()
+        self.step = self.learner.compiled_step.lower(self.state, self.example).compile()
         self.parts = {}
         return {
             "version": f"jax {jax.__version__}",
             "threads": threads,
             "parameters": sum(leaf.size for leaf in jax.tree.leaves(self.state.params)),
-            "flops_per_token": training_flops_per_token(self.config, shape["length"]),
+            "flops_per_token": training_flops_per_token(self.learner.model, shape["length"]),
             "peak_flops": find_peak().flops,
         }
 
@@ -64,7 +62,7 @@ class Side:
         losses = []
 
         def run():
-            self.state, metrics = self.step(self.state, self.batch)
+            self.state, metrics = self.step(self.state, self.example)
             jax.block_until_ready(self.state)
             losses.append(float(metrics["loss"]))
 
@@ -77,9 +75,7 @@ class Side:
         if not self.parts:
             from benchmarks.train_step_parts import lmjax_parts
 
-            self.parts = lmjax_parts(
-                self.config, self.graph, self.state, self.transform, self.batch
-            )
+            self.parts = lmjax_parts(self.learner, self.state, self.example)
         run, times = self.parts[name]
         jax.block_until_ready(run())
         return {"seconds": seconds_of(lambda: jax.block_until_ready(run()), count), "times": times}

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from lmjax.models import Batch, TransformerConfig
+from lmjax.objectives import Example
+from lmjax.training.learner import Learner
 from lmjax.training.optimizers import clip_by_global_norm
 from lmjax.training.state import TrainState
 from pallas_kernels.attention import attention
@@ -17,14 +18,9 @@ from pallas_kernels.cross_entropy import cross_entropy
 Parts = dict[str, tuple[Callable[[], Any], int]]
 
 
-def lmjax_parts(
-    config: TransformerConfig,
-    graph: nnx.GraphDef,
-    state: TrainState,
-    transform: optax.GradientTransformation,
-    batch: Batch,
-) -> Parts:
+def lmjax_parts(learner: Learner, state: TrainState, example: Example) -> Parts:
     """For each operation a function that runs it, forward and backward, and its number a step."""
+    config, graph, batch = learner.model, learner.graph, example.inputs
     params = jax.tree.map(jnp.copy, state.params)  # the step donates its own
     model = nnx.merge(graph, params)
     block_graph, stacked = nnx.split(model.blocks)
@@ -52,10 +48,10 @@ def lmjax_parts(
         return nnx.merge(graph, {**params, **tables}).embed(batch)
 
     def loss(hidden, table):
-        nll, _ = cross_entropy(hidden, table, batch.targets, vocabulary=config.vocab_size)
-        return jnp.sum(nll * batch.weights)
+        nll, _ = cross_entropy(hidden, table, targets.tokens, vocabulary=config.vocab_size)
+        return jnp.sum(nll * targets.weights)
 
-    layers = config.num_layers
+    layers, targets = config.num_layers, example.targets
     tables = {name: params[name] for name in ("embedding", "positions")}
     return {
         "attention": (there_and_back(attend, query, key, value), layers),
@@ -67,7 +63,7 @@ def lmjax_parts(
         "norm": (there_and_back(*_called(block.attention_norm), x), 2 * layers + 1),
         "embedding": (there_and_back(embed, tables), 1),
         "head_and_loss": (there_and_back(loss, x, model.head_table()), 1),
-        "optimizer": (_update(transform, params), 1),
+        "optimizer": (_update(learner.transform, params), 1),
     }
 
 

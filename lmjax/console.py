@@ -1,16 +1,18 @@
 """What commands say in the terminal: facts, phases, bars, results."""
 
+import dataclasses
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import jax
 from rich.console import Console
 from rich.filesize import decimal
 from rich.padding import Padding
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Table as RichTable
 from rich.text import Text
 
 LABEL = 12  # width of the names on the left
@@ -21,6 +23,60 @@ PLAIN_LINES = 4  # lines of a conversion's phase where there is no terminal
 def make_console() -> Console:
     """The console of this process; only the first process of a run speaks."""
     return Console(highlight=False, quiet=jax.process_index() > 0)
+
+
+Cell = str | float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """A result of a run as terminal, report and results.json show it.
+
+    Attributes:
+      title: of the table, such as "Bits per byte"; its name in results.json.
+      columns: names of the columns; the first one names the rows.
+      rows: a cell for each column: a number, text, or None where there is none.
+      caption: what is measured, and how.
+      more_is_better: of numbers, whether the largest of a row is the best; None: neither.
+      notes: remarks on rows, a line each.
+    """
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    caption: str = ""
+    more_is_better: bool | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def is_text(self) -> bool:
+        """Whether cells beside the rows' names hold text, as samples do, not numbers."""
+        return any(isinstance(cell, str) for row in self.rows for cell in row[1:])
+
+    def by_row(self) -> dict[Cell, dict[str, Cell]]:
+        """Cells that are there, by the name of their row and column."""
+        return {
+            row[0]: {
+                name: cell
+                for name, cell in zip(self.columns[1:], row[1:], strict=True)
+                if cell is not None
+            }
+            for row in self.rows
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        """The table as JSON values."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "Table":
+        """The table that `to_json` gave."""
+        lists = {
+            "columns": tuple(values["columns"]),
+            "rows": tuple(map(tuple, values["rows"])),
+            "notes": tuple(values.get("notes", ())),
+        }
+        return cls(**{**values, **lists})
 
 
 class Story:
@@ -60,33 +116,38 @@ class Story:
 
             yield report
 
-    def scores(
-        self,
-        title: str,
-        words: str,
-        columns: Sequence[str],
-        rows: Mapping[str, Mapping[str, float]],
-    ) -> None:
-        """A table of scores by domain; the last column is the model's own."""
-        table = Table(box=None, padding=(0, 3, 0, 0), header_style="dim", pad_edge=False)
-        table.add_column("held-out text")
-        for column in columns:
-            table.add_column(column, justify="right")
-        for name, values in rows.items():
-            cells = [f"{values[c]:.3f}" if c in values else "–" for c in columns]
-            table.add_row(name, *cells[:-1], Text(cells[-1], style="bold cyan"))
-        self.heading(title, words)
-        self.console.print(Padding(table, (0, 2)))
+    def table(self, table: Table) -> None:
+        """Prints a table: numbers in columns, texts one below another."""
+        direction = {True: "more is better", False: "less is better", None: ""}
+        self.heading(
+            table.title, table.caption if table.is_text else direction[table.more_is_better]
+        )
+        if table.is_text:
+            self._texts(table)
+        else:
+            self._numbers(table)
+        for note in table.notes:
+            self.warn(note)
 
-    def samples(self, samples: Sequence[Mapping[str, str]], words: str) -> None:
-        """Continuations of prompts, the prompts set off."""
-        self.heading("Samples", words)
-        for number, sample in enumerate(samples):
+    def _numbers(self, table: Table) -> None:
+        """The last column is the model's own."""
+        shown = RichTable(box=None, padding=(0, 3, 0, 0), header_style="dim", pad_edge=False)
+        shown.add_column(table.columns[0])
+        for column in table.columns[1:]:
+            shown.add_column(column, justify="right")
+        for name, *cells in table.rows:
+            texts = ["–" if cell is None else f"{cell:.3f}" for cell in cells]
+            shown.add_row(str(name), *texts[:-1], Text(texts[-1], style="bold cyan"))
+        self.console.print(Padding(shown, (0, 2)))
+
+    def _texts(self, table: Table) -> None:
+        """The first column, such as a prompt, stands before the text and is set off."""
+        for number, (prompt, *cells) in enumerate(table.rows):
             if number:
                 self.console.print()
-            lines = sample["text"].rstrip().split("\n")
+            lines = "".join(map(str, cells)).rstrip().split("\n")
             shown = "\n".join(lines[:SAMPLE_LINES]) + "\n ..." * (len(lines) > SAMPLE_LINES)
-            text = Text.assemble((sample["prompt"], "bold cyan"), shown)
+            text = Text.assemble((str(prompt), "bold cyan"), shown)
             self.console.print(Padding(text, (0, 2, 0, 4)))
 
     def files(self, path: Path | str, commands: Sequence[tuple[str, str]]) -> None:

@@ -237,7 +237,7 @@ def copies() -> Path:
 
 
 def place_of_copy(url: str, kind: str = "") -> Path:
-    """The path of a URL's copy, with the URL's last part as its name; `kind` tells several apart."""
+    """The path of a copy, named by the last part of its URL; `kind` tells several apart."""
     words = re.sub(r"[^A-Za-z0-9.-]+", "-", url)[:40]
     name = url.rpartition("/")[2] or "folder"
     return copies() / f"{words}-{hashlib.sha256(url.encode()).hexdigest()[:12]}{kind}" / name

@@ -28,8 +28,9 @@ def traced(experiment, mesh, devices):
     """The state and metrics after a step, as shapes with shardings."""
     experiment = replace(experiment, mesh=mesh)
     with jax.sharding.use_abstract_mesh(mesh.abstract(devices)):
-        parts = experiment.assemble()
-        return parts.state, *jax.eval_shape(parts.step, parts.state, parts.batch)
+        learner = experiment.learner()
+        state = learner.abstract()
+        return state, *jax.eval_shape(learner.step, state, experiment.abstract_example())
 
 
 def described(leaf):

@@ -1,5 +1,7 @@
 """Loss and bits per byte on held-out token stores, on whatever mesh the model lies on."""
 
+from __future__ import annotations
+
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -7,19 +9,21 @@ from collections.abc import Callable, Iterator, Mapping
 import jax
 import numpy as np
 
-from lmjax.config import UserError
+from lmjax.config import UserError, config
 from lmjax.data.mixture import EvaluationRows
 from lmjax.data.permutation import random_bits
 from lmjax.data.store import TokenStore
-from lmjax.models import Batch
-from lmjax.objectives import Lexicon, Objective, Sums
+from lmjax.evaluation.evaluator import Context, Evaluate, Evaluator, Record
+from lmjax.objectives import Example, Lexicon, Sums, TextObjective
 from lmjax.parallel import Layout
 from lmjax.training.placement import to_devices
+
+HELD_OUT = "held_out/"  # before the name of a set, as the split of its metrics
 
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """What a model comes to on one set.
+    """Loss of a model on one set.
 
     Attributes:
       loss: nats per predicted token, without regularisers.
@@ -34,6 +38,45 @@ class Score:
     tokens: int
     withheld: str = ""
 
+    def record(self, name: str) -> Record:
+        """A line of metrics.jsonl for the set of that name, without its step."""
+        return {
+            "split": HELD_OUT + name,
+            "loss": self.loss,
+            **({} if self.bits_per_byte is None else {"bits_per_byte": self.bits_per_byte}),
+            **({"withheld": self.withheld} if self.withheld else {}),
+            "tokens": self.tokens,
+        }
+
+
+@config
+class HeldOutLoss(Evaluator):
+    """Loss, and bits per byte, on each set of held-out text."""
+
+    every: int | None = 500  # steps between evaluations; the end always has one
+    tokens: int | None = None  # about how many tokens of each set to evaluate on; None: all
+
+    def prepare(self, context: Context) -> Evaluate:
+        """See `Evaluator.prepare`; the feed is a `TextFeed`."""
+        feed, learner = context.feed, context.learner
+        sets = HeldOut(
+            stores=feed.prepared.held_out,
+            objective=feed.objective,
+            layout=learner.layout,
+            length=feed.length,
+            vocab_size=learner.model.vocab_size,
+            batch_size=feed.batch_size,
+            tokens=self.tokens,
+            lexicon=feed.lexicon,
+        )
+        evaluate = context.learner.compiled_evaluate
+
+        def run(step: int, params: dict) -> tuple[Record, ...]:
+            scores = sets.score(evaluate, params)
+            return tuple(score.record(name) for name, score in scores.items())
+
+        return run
+
 
 @dataclasses.dataclass(frozen=True)
 class HeldOut:
@@ -41,17 +84,17 @@ class HeldOut:
 
     Attributes:
       stores: the sets by name.
-      objective: makes batches of their rows.
-      layout: says how batches lie on the mesh.
+      objective: makes examples of their rows.
+      layout: how examples are sharded over the mesh.
       length: tokens a row.
-      vocab_size: number of tokens that the model has.
-      batch_size: rows a batch; the last one is filled up with rows that weigh nothing.
+      vocab_size: number of tokens of the model.
+      batch_size: rows an example; the last one is filled up with rows that weigh nothing.
       tokens: evaluate on about the first so many of each set; None: on all.
-      lexicon: of their tokenizer; None where the objective asks for nothing.
+      lexicon: of their tokenizer; None where the objective needs none.
     """
 
     stores: Mapping[str, TokenStore]
-    objective: Objective
+    objective: TextObjective
     layout: Layout
     length: int
     vocab_size: int
@@ -59,7 +102,7 @@ class HeldOut:
     tokens: int | None = None
     lexicon: Lexicon | None = None
 
-    def score(self, step: Callable[[dict, Batch], Sums], params: dict) -> dict[str, Score]:
+    def score(self, evaluate: Callable[[dict, Example], Sums], params: dict) -> dict[str, Score]:
         """The scores of these parameters by set.
 
         Each row is seen once, as the objective prepares it with a seed of the row's own: what is
@@ -67,17 +110,19 @@ class HeldOut:
         evaluated whole, its bytes are counted in proportion to the tokens.
 
         Args:
-          step: (params, batch) -> sums, compiled.
+          evaluate: (params, example) -> sums, compiled.
           params: the model's parameters, or an average of them.
 
         Raises:
           UserError: a set holds nothing to predict, or tokens that the model does not have.
         """
-        return {name: self._score(name, store, step, params) for name, store in self.stores.items()}
+        return {
+            name: self._score(name, store, evaluate, params) for name, store in self.stores.items()
+        }
 
-    def _score(self, name: str, store: TokenStore, step: Callable, params: dict) -> Score:
-        sums = [step(params, batch) for batch in self._batches(store)]
-        # Added up on the host in float64, after all batches have been sent off.
+    def _score(self, name: str, store: TokenStore, evaluate: Callable, params: dict) -> Score:
+        sums = [evaluate(params, example) for example in self._examples(store)]
+        # Added up on the host in float64, after all examples have been sent off.
         pairs = jax.device_get(
             [(part.weight, part.extra.get("cross_entropy", part.loss)) for part in sums]
         )
@@ -91,18 +136,18 @@ class HeldOut:
         text_bytes = store.text_bytes * tokens / store.manifest.tokens
         return Score(nats / tokens, nats / math.log(2) / text_bytes, round(tokens))
 
-    def _batches(self, store: TokenStore) -> Iterator[Batch]:
-        objective, length = self.objective, self.length
+    def _examples(self, store: TokenStore) -> Iterator[Example]:
+        objective, length, size = self.objective, self.length, self.batch_size
         prepare = objective.preparation(self.lexicon, length)
         rows = EvaluationRows(store, objective.row_length(length), objective.row_overlap(length))
         count = len(rows)
         if self.tokens is not None:
-            count = min(count, max(1, self.tokens // self.length))
-        for first in range(0, count, self.batch_size):
-            tokens, segments = rows.read(first, self.batch_size)
+            count = min(count, max(1, self.tokens // length))
+        for first in range(0, count, size):
+            tokens, segments = rows.read(first, size)
             tokens[count - first :] = segments[count - first :] = 0
-            share = self.batch_size // jax.process_count()
+            share = size // jax.process_count()
             mine = slice(jax.process_index() * share, (jax.process_index() + 1) * share)
-            seeds = random_bits(np.arange(first, first + self.batch_size))
-            batch = prepare(tokens[mine], segments[mine], seeds[mine])
-            yield to_devices(batch, self.layout, self.vocab_size)
+            seeds = random_bits(np.arange(first, first + size))
+            example = prepare(tokens[mine], segments[mine], seeds[mine])
+            yield to_devices(example, self.layout, self.vocab_size)

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from lmjax.config import UserError, config
-from lmjax.console import duration
+from lmjax.console import Cell, Table, duration
+from lmjax.jobs.results import Results
 from lmjax.launch import run
 from lmjax.runs.folder import CONFIG, REPORT, RunFolder
 
@@ -36,10 +37,9 @@ def fill(template: str, values: dict[str, Any]) -> str:
 
 def content(folder: RunFolder) -> dict[str, Any]:
     """Everything that the page shows."""
-    results = folder.results()
+    results = Results.from_json(folder.results())
     records = folder.metrics()
     train = [record for record in records if record["split"] == "train"]
-    comparison = results.get("bits_per_byte") or results.get("recovered_words") or {}
     held_out: dict[str, list[dict]] = {}
     for record in records:
         if record["split"] != "train":
@@ -49,20 +49,9 @@ def content(folder: RunFolder) -> dict[str, Any]:
         "name": folder.path.name,
         "summary": _summary(results, folder.environment(), train),
         "tiles": _tiles(results, train),
-        "comparison": [{"name": name, "values": _finite(row)} for name, row in comparison.items()],
-        "more_is_better": "bits_per_byte" not in results,
-        "comparison_title": (
-            "Bits per byte, held-out text"
-            if "bits_per_byte" in results
-            else "Hidden words found again, held-out sentences"
-        ),
-        "comparison_names": results.get("columns", []),
-        "comparison_words": results.get("words", ""),
-        "notes": results.get("notes", []),
+        "tables": [_shown(table) for table in results.tables],
         "train": thinned(train, POINTS),
         "held_out": held_out,
-        "samples": results.get("samples", []),
-        "samples_words": results.get("samples_words", ""),
         "config": folder.read_json(CONFIG),
         "settings_words": "The whole experiment, as config.json in the run folder holds it.",
         "environment": folder.environment() | _traced(folder),
@@ -104,25 +93,33 @@ def _traced(folder: RunFolder) -> dict[str, str]:
     return {} if trace is None else {"trace": f"{trace}, opened by https://ui.perfetto.dev"}
 
 
-def _summary(results: dict[str, Any], environment: dict[str, Any], train: list[dict]) -> str:
+def _shown(table: Table) -> dict[str, Any]:
+    """The table as the page's script reads it."""
+    rows = [[_finite_cell(cell) for cell in row] for row in table.rows]
+    return {**table.to_json(), "rows": rows, "is_text": table.is_text}
+
+
+def _finite_cell(cell: Cell) -> Cell:
+    return None if isinstance(cell, float) and not math.isfinite(cell) else cell
+
+
+def _summary(results: Results, environment: dict[str, Any], train: list[dict]) -> str:
     tokens = sum(record.get("tokens", 0) for record in train)
     words = [f"{len(train):,} steps on {tokens / 1e6:,.2f} million tokens"]
-    if "parameters" in results:
-        words.insert(0, f"{results['parameters'] / 1e6:,.2f} million parameters")
+    if results.parameters:
+        words.insert(0, f"{results.parameters / 1e6:,.2f} million parameters")
     if "devices" in environment:
         words.append(f"on {environment['devices']} x {environment['device']}")
     return ", ".join(words) + "."
 
 
-def _tiles(results: dict[str, Any], train: list[dict]) -> list[tuple[str, str]]:
+def _tiles(results: Results, train: list[dict]) -> list[tuple[str, str]]:
     tiles = []
-    values = [row["model"] for row in results.get("bits_per_byte", {}).values() if "model" in row]
-    if values:
-        name = "held-out bits per byte" + _domains(len(values), len(results["bits_per_byte"]))
-        tiles.append((name, f"{sum(values) / len(values):.3f}"))
-    if losses := results.get("held_out_loss"):
-        mean = sum(losses.values()) / len(losses)
-        tiles.append(("held-out loss, nats per hidden token", f"{mean:.3f}"))
+    for table in results.tables:
+        values = [row[-1] for row in table.rows if row[-1] is not None]
+        if values and not table.is_text:
+            name = table.title.lower() + _rows(len(values), len(table.rows))
+            tiles.append((name, f"{sum(values) / len(values):.3f}"))
     if train:
         recent = [record["loss"] for record in train[-max(1, len(train) // 50) :]]
         tiles.append(("training loss at the end", f"{sum(recent) / len(recent):.3f}"))
@@ -134,16 +131,16 @@ def _tiles(results: dict[str, Any], train: list[dict]) -> list[tuple[str, str]]:
     utilisation = sorted(record["mfu"] for record in train if record.get("mfu") is not None)
     if utilisation:
         tiles.append(("of the device's peak (MFU)", f"{utilisation[len(utilisation) // 2]:.0%}"))
-    if "seconds" in results:
-        tiles.append(("from the first line to this page", duration(results["seconds"])))
+    if results.seconds is not None:
+        tiles.append(("from the first line to this page", duration(results.seconds)))
     return tiles
 
 
-def _domains(values: int, domains: int) -> str:
-    """Which of the domains a mean of some values is of."""
-    if values < domains:
-        return f", of {values} of {domains} domains"
-    return ", mean of domains" if domains > 1 else ""
+def _rows(values: int, rows: int) -> str:
+    """Words for the rows that a mean is of."""
+    if values < rows:
+        return f", of {values} of {rows} rows"
+    return ", mean of rows" if rows > 1 else ""
 
 
 @config

@@ -3,6 +3,11 @@
 import re
 
 from lmjax.config import UserError, config
+from lmjax.evaluation.evaluator import Evaluator
+from lmjax.evaluation.held_out import HeldOutLoss
+from lmjax.evaluation.hidden_words import HiddenWords
+from lmjax.evaluation.text_baselines import TextBaselines
+from lmjax.evaluation.text_samples import TextSamples
 from lmjax.generation.sampling import Sampling
 from lmjax.runs.changes import is_below
 
@@ -18,7 +23,7 @@ ROUNDING = (
     "model.attention.implementation",
 )
 # Settings that may change when a run goes on, with all below them; all others make it another run.
-FREE = ("output", "steps", "evaluation", "checkpoint", "log", *RESOURCES, *ROUNDING)
+FREE = ("output", "steps", "evaluation", "evaluators", "checkpoint", "log", *RESOURCES, *ROUNDING)
 
 # Where the text and a tokenizer's folder lie: what is in them is compared by `data.prepare`.
 PLACES = re.compile(
@@ -33,7 +38,7 @@ def may_change(setting: str) -> bool:
 
 @config
 class Evaluation:
-    """How the model is looked at during the run, and at its end."""
+    """Measures on held-out text during the run, and samples at its end."""
 
     every: int = 500  # steps between evaluations on the held-out sets; the end always has one
     tokens: int | None = None  # about how many tokens of each set to evaluate on; None: all
@@ -44,6 +49,15 @@ class Evaluation:
     def validate(self) -> None:
         """Raises UserError for numbers that cannot be meant."""
         at_least(1, self, "every", "tokens", "sample_length")
+
+    def evaluators(self) -> tuple[Evaluator, ...]:
+        """The evaluators with these settings."""
+        return (
+            HeldOutLoss(every=self.every, tokens=self.tokens),
+            TextBaselines(tokens=self.tokens),
+            HiddenWords(),
+            TextSamples(prompts=self.prompts, length=self.sample_length, sampling=self.sampling),
+        )
 
 
 @config

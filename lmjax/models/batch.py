@@ -6,7 +6,7 @@ import dataclasses
 
 import jax
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Int
 
 from lmjax.config import UserError
 from pallas_kernels.attention import Mask
@@ -25,26 +25,20 @@ class Batch:
       positions: position of each token in its document; what position embeddings see.
       segments: which document of the row a token belongs to, from 1; 0 is padding. Attention
         stays within a segment.
-      targets: the token to predict at each place; None when nothing is trained.
-      weights: weight of each target in the loss; 0 where there is nothing to predict.
       ranks: a token sees those of its segment whose rank is not above its own; None: ranks are
         places in the row, which is causal attention. A bidirectional part has one rank.
       block_positions: GLM's second position, 0 outside of the spans and 1, 2, ... inside of each;
         None: 0 everywhere.
       token_types: BERT's sentence of each token, 0 or 1; XLNet's.
-      labels: class of each row, e.g. whether the second sentence follows the first.
       encoder: what the encoder reads, where the model has one; the rest is the decoder's.
     """
 
     tokens: Int[Array, "*batch seq"]
     positions: Int[Array, "*batch seq"]
     segments: Int[Array, "*batch seq"]
-    targets: Int[Array, "*batch seq"] | None = None
-    weights: Float[Array, "*batch seq"] | None = None
     ranks: Int[Array, "*batch seq"] | None = None
     block_positions: Int[Array, "*batch seq"] | None = None
     token_types: Int[Array, "*batch seq"] | None = None
-    labels: Int[Array, "*batch"] | None = None
     encoder: Batch | None = None
 
     def mask(self, causal: bool, window: int | None = None) -> Mask:
@@ -60,37 +54,46 @@ class Batch:
 
 
 def plain_batch(tokens: Int[Array, "batch seq"]) -> Batch:
-    """A batch of whole, unpacked rows: positions 0, 1, ..., one segment, nothing to predict."""
+    """A batch of whole, unpacked rows: positions 0, 1, ..., one segment."""
     tokens = np.asarray(tokens)
     positions = np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int32), tokens.shape)
     return Batch(tokens=tokens, positions=positions, segments=np.ones(tokens.shape, np.int32))
 
 
 def check_tokens(batch: Batch, vocab_size: int, whose: str = "") -> None:
-    """Raises UserError for a token or a target that is not among the ids 0 to vocab_size - 1.
+    """Raises UserError for a token that is not among the ids 0 to vocab_size - 1.
 
-    To be asked on the host, before a batch goes to the devices: compiled programs read the last row
-    of a table for such an id, or NaN, without a word. Targets without weight may be anything.
+    Compiled programs read the last row of a table for such an id, or NaN, without an error, so the
+    host asks before a batch goes to the devices.
 
     Args:
-      batch: numpy arrays; its encoder is looked at too.
-      vocab_size: of the model, without padding.
+      batch: numpy arrays; its encoder is checked too.
+      vocab_size: number of tokens of the model, without padding.
       whose: "encoder." for the message about an encoder's batch.
     """
-    for name, weights in (("tokens", None), ("targets", batch.weights)):
-        ids = getattr(batch, name)
-        if ids is None or not ids.size or (ids.min() >= 0 and ids.max() < vocab_size):
-            continue
-        wrong = (ids < 0) | (ids >= vocab_size)
-        if weights is not None:
-            wrong &= weights != 0
-        for place in map(tuple, np.argwhere(wrong)[:1].tolist()):
-            raise UserError(
-                f"{whose}{name}{list(place)} of the batch is {ids[place]}; the model has the "
-                f"tokens 0 to {vocab_size - 1}"
-            )
+    index = first_outside(batch.tokens, vocab_size)
+    if index is not None:
+        raise UserError(
+            f"{whose}tokens{list(index)} of the batch is {batch.tokens[index]}; the model has the "
+            f"tokens 0 to {vocab_size - 1}"
+        )
     if batch.encoder is not None:
         check_tokens(batch.encoder, vocab_size, "encoder.")
+
+
+def first_outside(
+    ids: Int[np.ndarray, "..."], vocab_size: int, counted: np.ndarray | None = None
+) -> tuple[int, ...] | None:
+    """Index of the first id outside of 0 to vocab_size - 1; None where there is none.
+
+    Ids that are not `counted` are left out.
+    """
+    if not ids.size or (ids.min() >= 0 and ids.max() < vocab_size):
+        return None
+    outside = (ids < 0) | (ids >= vocab_size)
+    if counted is not None:
+        outside &= counted
+    return next((tuple(index) for index in np.argwhere(outside)[:1].tolist()), None)
 
 
 @jax.tree_util.register_dataclass

@@ -8,18 +8,18 @@ import numpy as np
 from jaxtyping import Int, UInt64
 
 from lmjax.config import UserError, config
-from lmjax.models.batch import Batch
 from lmjax.models.transformer import TransformerConfig
 from lmjax.objectives.blanks import Blanks, Cut, DocumentBlank, TokenBlanks
 from lmjax.objectives.draws import Draws
+from lmjax.objectives.example import Example
 from lmjax.objectives.fitting import require_causal
 from lmjax.objectives.lexicon import Lexicon
-from lmjax.objectives.objective import Objective
+from lmjax.objectives.objective import TextObjective
 from lmjax.objectives.rows import Rows, Sample, pieces, require_targets
 
 
 @config
-class BlankInfilling(Objective):
+class BlankInfilling(TextObjective):
     """Autoregressive blank infilling (Du et al. 2022, arXiv:2103.10360).
 
     A text with blanks, part A, stands first and sees itself whole. Behind it stand the blanks'
@@ -99,7 +99,7 @@ class BlankInfilling(Objective):
         seeds: UInt64[np.ndarray, "rows"],
         lexicon: Lexicon,
         length: int,
-    ) -> Batch:
+    ) -> Example:
         """Cuts out and puts together.
 
         Raises:
@@ -130,11 +130,10 @@ class BlankInfilling(Objective):
                     rows.add(row, sample)
                 if len(text) < len(piece.tokens):
                     break  # the row is full
-        batch = rows.batch()
         # A row of prompts may begin and end inside of one, and hold no answer.
         text = segments * ~has_marks[:, None]
-        require_targets(batch.weights, text, f"blanks ({type(self.blanks).__name__})")
-        return batch
+        require_targets(rows.targets().weights, text, f"blanks ({type(self.blanks).__name__})")
+        return rows.example()
 
     def answered(
         self,

@@ -8,13 +8,14 @@ from jaxtyping import Int, UInt64
 from lmjax.config import config
 from lmjax.models.batch import Batch
 from lmjax.models.transformer import TransformerConfig
+from lmjax.objectives.example import Example, TokenTargets
 from lmjax.objectives.fitting import require_causal
 from lmjax.objectives.lexicon import Lexicon
-from lmjax.objectives.objective import Objective
+from lmjax.objectives.objective import TextObjective
 
 
 @config
-class CausalLM(Objective):
+class CausalLM(TextObjective):
     """Next-token prediction over packed documents."""
 
     # Let attention and positions run across documents of a row, as GPT-3 did.
@@ -33,7 +34,7 @@ class CausalLM(Objective):
         seeds: UInt64[np.ndarray, "rows"],
         lexicon: Lexicon | None = None,
         length: int | None = None,
-    ) -> Batch:
+    ) -> Example:
         """Shifts by one; a document's last target is the separator that begins the next.
 
         Targets that start a document are kept: the store puts one separator between documents, so
@@ -43,13 +44,12 @@ class CausalLM(Objective):
         inputs = segments[:, :-1]
         if self.cross_documents:
             inputs = (inputs > 0).astype(np.int32)
-        return Batch(
+        batch = Batch(
             tokens=tokens[:, :-1].astype(np.int32),
             positions=positions_in_segments(inputs),
             segments=inputs.astype(np.int32),
-            targets=tokens[:, 1:].astype(np.int32),
-            weights=weights,
         )
+        return Example(batch, TokenTargets(tokens[:, 1:].astype(np.int32), weights))
 
     def check(self, model: TransformerConfig) -> None:
         """Raises UserError for an encoder."""
@@ -57,11 +57,11 @@ class CausalLM(Objective):
 
     @property
     def predicts_text(self) -> bool:
-        """See `Objective.predicts_text`."""
+        """See `TextObjective.predicts_text`."""
         return True
 
     def regularisers(self) -> tuple[float, float]:
-        """See `Objective.regularisers`."""
+        """See `TextObjective.regularisers`."""
         return self.z_loss, self.max_z_loss
 
 

@@ -5,7 +5,7 @@ from lmjax.models.gpt import size_of
 from lmjax.objectives.blank_infilling import BlankInfilling
 from lmjax.objectives.blanks import DocumentBlank, SentenceBlanks, TokenBlanks
 from lmjax.objectives.mixed import Mixed
-from lmjax.objectives.objective import Objective
+from lmjax.objectives.objective import TextObjective
 
 # Shares of blanks of tokens, sentences and documents; the shortest blank of a document. By the
 # sizes of the model, `glm`.
@@ -18,7 +18,7 @@ GLM_SHARES = {
 
 
 @preset
-def glm_objective(size: str = "110M") -> Objective:
+def glm_objective(size: str = "110M") -> TextObjective:
     """GLM's blanks (Du et al. 2022, arXiv:2103.10360, sections 2.1 and 3.1; launch files).
 
     Blanks of tokens; for 410M and 515M as many rows with blanks of documents; from 2B on half of

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt64
+from jaxtyping import Bool, Float, Int, PRNGKeyArray, UInt64
 
 from lmjax.config import UserError, config
-from lmjax.models.batch import Batch
+from lmjax.models.batch import Array
 from lmjax.models.transformer import Transformer, TransformerConfig
 from lmjax.objectives.draws import Draws
+from lmjax.objectives.example import Example, TokenTargets
 from lmjax.objectives.fitting import require_encoder
 from lmjax.objectives.lexicon import Lexicon
-from lmjax.objectives.objective import Objective
+from lmjax.objectives.objective import TextObjective
 from lmjax.objectives.prediction import Sums, predict
 from lmjax.objectives.rows import Rows, Sample, pieces, require_targets
 
@@ -24,8 +25,20 @@ NO_LABEL = -1  # of rows without a pair
 MARKS = 3  # tokens of a pair that are no text
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class MaskedTargets(TokenTargets):
+    """Hidden tokens, and the class of each pair.
+
+    Attributes:
+      labels: class of each row, -1 for a row without a pair; None where rows are no pairs.
+    """
+
+    labels: Int[Array, "*batch"] | None = None
+
+
 @config
-class MaskedLM(Objective):
+class MaskedLM(TextObjective):
     """Masked language modelling (Devlin et al. 2019, arXiv:1810.04805, section 3.1 and A.1).
 
     Of a row's tokens a share is to be found again: 80 percent of them are replaced by the mask, 10
@@ -77,7 +90,7 @@ class MaskedLM(Objective):
         seeds: UInt64[np.ndarray, "rows"],
         lexicon: Lexicon,
         length: int,
-    ) -> Batch:
+    ) -> Example:
         """Puts texts together and hides tokens.
 
         Raises:
@@ -100,9 +113,10 @@ class MaskedLM(Objective):
                 sample = self.hide(both, lexicon, mask, draws, (cls, sep))
                 types = np.repeat([0, 1], [len(first) + 2, len(second) + 1])
                 rows.add(row, dataclasses.replace(sample, token_types=types))
-        batch = rows.batch(labels=None if self.pair is None else labels)
-        require_targets(batch.weights, segments, "hidden tokens")
-        return batch
+        targets = rows.targets()
+        require_targets(targets.weights, segments, "hidden tokens")
+        labels = None if self.pair is None else labels
+        return Example(rows.batch(), MaskedTargets(targets.tokens, targets.weights, labels))
 
     def hide(
         self,
@@ -178,14 +192,17 @@ class MaskedLM(Objective):
         begin = draws.integer(0, max(0, len(other) - len(second)))
         return first, other[begin : begin + len(second)], 1
 
-    def loss(self, model: Transformer, batch: Batch, key: PRNGKeyArray | None) -> Sums:
+    def loss(
+        self, model: Transformer, example: Example, key: PRNGKeyArray | None, frozen: Any = None
+    ) -> Sums:
         """Cross-entropy of the hidden tokens in nats, and of the labels where there are any."""
-        hidden, _ = model(batch, key=key)
-        sums = predict(model, hidden, batch)
-        if batch.labels is None:
+        hidden, _ = model(example.inputs, key=key)
+        targets = example.targets
+        sums = predict(model, hidden, targets)
+        if targets.labels is None:
             return sums
-        weights = jnp.sum(batch.weights, axis=1) * (batch.labels != NO_LABEL)
-        labels = jnp.sum(label_losses(model.classes(hidden), batch.labels) * weights)
+        weights = jnp.sum(targets.weights, axis=1) * (targets.labels != NO_LABEL)
+        labels = jnp.sum(label_losses(model.classes(hidden), targets.labels) * weights)
         return Sums(sums.loss + labels, sums.weight, sums.extra | {"label_cross_entropy": labels})
 
 

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int, PRNGKeyArray, UInt64
 
 from lmjax.config import UserError, config
-from lmjax.models.batch import Batch
 from lmjax.models.transformer import Transformer, TransformerConfig
 from lmjax.objectives.draws import Draws
+from lmjax.objectives.example import Example
 from lmjax.objectives.lexicon import Lexicon
 from lmjax.objectives.masked_lm import NO_LABEL
-from lmjax.objectives.objective import Objective, Sums
+from lmjax.objectives.objective import Sums, TextObjective
 
 CHOICE = 1  # the stream of random numbers that chooses; what is chosen draws from stream 0
 NOTHING = {"labels": NO_LABEL}  # what rows have in a field that their objective lacks; else 0
 
 
 @config
-class Mixed(Objective):
+class Mixed(TextObjective):
     """Objectives in given shares; which one a row has follows from its seed.
 
     So GLM learns from blanks of tokens, sentences and documents, and UL2 from several denoisers.
@@ -28,7 +29,7 @@ class Mixed(Objective):
     the one that takes most needs it; the others leave its end.
     """
 
-    objectives: tuple[Objective, ...]  # what rows are trained on
+    objectives: tuple[TextObjective, ...]  # what rows are trained on
     weights: tuple[float, ...]  # relative shares of the rows
 
     def validate(self) -> None:
@@ -75,8 +76,8 @@ class Mixed(Objective):
         seeds: UInt64[np.ndarray, "rows"],
         lexicon: Lexicon,
         length: int,
-    ) -> Batch:
-        """What each row's objective makes of it."""
+    ) -> Example:
+        """Makes each row with its objective."""
         chosen, parts = self.choose(seeds), []
         for number, objective in enumerate(self.objectives):
             rows = np.flatnonzero(chosen == number)
@@ -87,20 +88,26 @@ class Mixed(Objective):
             parts.append((rows, part))
         return join(len(tokens), parts)
 
-    def loss(self, model: Transformer, batch: Batch, key: PRNGKeyArray | None) -> Sums:
+    def loss(
+        self, model: Transformer, example: Example, key: PRNGKeyArray | None, frozen: Any = None
+    ) -> Sums:
         """The loss that all objectives have."""
-        return self.objectives[0].loss(model, batch, key)
+        return self.objectives[0].loss(model, example, key, frozen)
 
 
-def join(rows: int, parts: list[tuple[Int[np.ndarray, "_"], Batch]]) -> Batch:
-    """One batch of several, each with the numbers of its rows; fields that any of them has."""
-    fields = {}
-    for name in (field.name for field in dataclasses.fields(Batch)):
+def join(rows: int, parts: list[tuple[Int[np.ndarray, "_"], Any]]) -> Any:
+    """One example of several, each with the numbers of its rows.
+
+    Goes through the fields of dataclasses (an example, a batch, targets); a field that only some
+    of the parts have is padding in the rows of the others.
+    """
+    kind, fields = type(parts[0][1]), {}
+    for name in (field.name for field in dataclasses.fields(kind)):
         found = [(where, getattr(part, name)) for where, part in parts]
         found = [(where, values) for where, values in found if values is not None]
         if not found:
             continue
-        if name == "encoder":
+        if dataclasses.is_dataclass(found[0][1]):
             fields[name] = join(rows, found)
             continue
         inner = np.max([values.shape[1:] for _, values in found], axis=0).tolist()
@@ -110,4 +117,4 @@ def join(rows: int, parts: list[tuple[Int[np.ndarray, "_"], Batch]]) -> Batch:
         for where, values in found:
             joined[(where, *map(slice, values.shape[1:]))] = values
         fields[name] = joined
-    return Batch(**fields)
+    return kind(**fields)

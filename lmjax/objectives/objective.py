@@ -5,13 +5,15 @@ from __future__ import annotations
 import abc
 import functools
 from collections.abc import Callable
+from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Int, PRNGKeyArray, UInt64
+from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt64
 
 from lmjax.config import config
-from lmjax.models.batch import Batch
 from lmjax.models.transformer import Transformer, TransformerConfig
+from lmjax.objectives.example import Example
 from lmjax.objectives.lexicon import SHAPES_ONLY, Lexicon
 from lmjax.objectives.prediction import Sums, predict
 
@@ -21,20 +23,56 @@ Preparation = Callable[
         Int[np.ndarray, "rows row_length"],
         UInt64[np.ndarray, "rows"],
     ],
-    Batch,
+    Example,
 ]
 
 
 @config
 class Objective(abc.ABC):
-    """Base of the objectives."""
+    """Base of all objectives: the loss of a model on examples."""
+
+    @abc.abstractmethod
+    def loss(
+        self, model: Transformer, example: Example, key: PRNGKeyArray | None, frozen: Any = None
+    ) -> Sums:
+        """Sums of the loss over the rows of an example, on the devices.
+
+        Args:
+          model: the model that is trained.
+          example: inputs and targets.
+          key: randomness for dropout; None when evaluating.
+          frozen: models that are read and not trained, by name (a reference policy, a teacher).
+
+        Returns:
+          The sums; those in `extra` are metrics of training by their names. Where an objective adds
+          to the targets' cross-entropy, it names that "cross_entropy" there (see `Sums`).
+        """
+
+    def normalise(self, example: Example) -> Example:
+        """The example with what its loss needs to know of all its rows; here as it is.
+
+        Called once a step, on the devices, before the rows are divided into microbatches.
+        """
+        return example
+
+    def weight(self, example: Example) -> Float[Array, ""]:
+        """Sum of the weights of the targets: `Sums.weight`, known before the model has run."""
+        return jnp.sum(example.targets.weights)
+
+    def check(self, model: TransformerConfig) -> None:  # noqa: B027 (any model will do)
+        """Raises UserError for a model that cannot be trained with this objective."""
+
+
+@config
+class TextObjective(Objective):
+    """Base of the objectives that make their examples from rows of stored text."""
 
     @abc.abstractmethod
     def row_length(self, length: int) -> int:
         """Tokens of the store that one row of `length` inputs reads."""
 
     def row_overlap(self, length: int) -> int:
-        """How many of them, from the end, the next row reads too. Here the last target alone."""
+        """Tokens at the end of a row that the next row reads too: here the last target alone."""
         return 1
 
     @abc.abstractmethod
@@ -45,14 +83,14 @@ class Objective(abc.ABC):
         seeds: UInt64[np.ndarray, "rows"],
         lexicon: Lexicon,
         length: int,
-    ) -> Batch:
-        """Host part, in numpy: stored tokens to a batch.
+    ) -> Example:
+        """Makes an example from stored tokens, on the host, in numpy.
 
         Args:
           tokens: consecutive tokens of the store.
-          segments: which document of the row each belongs to, from 1; 0 is padding.
-          seeds: one a row, for what is drawn at random; a function of the data plan alone.
-          lexicon: the ids of special tokens, and what the others stand for.
+          segments: number of the document in the row that each token is of, from 1; 0 is padding.
+          seeds: one a row, for random choices; a function of the data plan alone.
+          lexicon: ids of special tokens, and the text that the others stand for.
           length: tokens that the model reads in a row; `tokens` has `row_length(length)`.
 
         Raises:
@@ -64,15 +102,11 @@ class Objective(abc.ABC):
         """`prepare` with all but the rows given; it can be sent to other processes."""
         return functools.partial(self.prepare, lexicon=lexicon, length=length)
 
-    def shapes(self, rows: int, length: int) -> Batch:
-        """A batch of padding, which has the shapes of all that come."""
+    def shapes(self, rows: int, length: int) -> Example:
+        """An example of padding, which has the shapes of all others."""
         nothing = np.zeros((rows, self.row_length(length)), np.int32)
         seeds = np.zeros(rows, np.uint64)
         return self.prepare(nothing, nothing, seeds, SHAPES_ONLY, length)
-
-    @abc.abstractmethod
-    def check(self, model: TransformerConfig) -> None:
-        """Raises UserError for a model that cannot be trained so."""
 
     @property
     def predicts_text(self) -> bool:
@@ -87,17 +121,9 @@ class Objective(abc.ABC):
         """Weights of log(Z)^2 and of the largest logit's square in the loss of targets."""
         return 0.0, 0.0
 
-    def loss(self, model: Transformer, batch: Batch, key: PRNGKeyArray | None) -> Sums:
-        """Device part: the batch's loss, as sums. Here the targets' cross-entropy in nats.
-
-        Args:
-          model: what is trained.
-          batch: what `prepare` made, on the devices.
-          key: for dropout; None when evaluating.
-
-        Returns:
-          The sums; those in `extra` are metrics of training by their names. Where an objective adds
-          to the targets' cross-entropy, it names that "cross_entropy" there (see `Sums`).
-        """
-        hidden, _ = model(batch, key=key)
-        return predict(model, hidden, batch, *self.regularisers())
+    def loss(
+        self, model: Transformer, example: Example, key: PRNGKeyArray | None, frozen: Any = None
+    ) -> Sums:
+        """Cross-entropy of the targets in nats; see `Objective.loss`."""
+        hidden, _ = model(example.inputs, key=key)
+        return predict(model, hidden, example.targets, *self.regularisers())

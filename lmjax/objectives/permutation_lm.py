@@ -6,16 +6,16 @@ import numpy as np
 from jaxtyping import Bool, Int, UInt64
 
 from lmjax.config import UserError, config
-from lmjax.models.batch import Batch
 from lmjax.models.transformer import TransformerConfig
 from lmjax.objectives.draws import Draws
+from lmjax.objectives.example import Example
 from lmjax.objectives.lexicon import Lexicon
-from lmjax.objectives.objective import Objective
+from lmjax.objectives.objective import TextObjective
 from lmjax.objectives.rows import Rows, Sample, pieces, require_targets
 
 
 @config
-class PermutationLM(Objective):
+class PermutationLM(TextObjective):
     """XLNet's objective (Yang et al. 2019, arXiv:1906.08237, sections 2.2 to 2.4 and A.6).
 
     Spans are predicted, one in each stretch of `context` times its length. All other tokens have
@@ -53,7 +53,7 @@ class PermutationLM(Objective):
         seeds: UInt64[np.ndarray, "rows"],
         lexicon: Lexicon,
         length: int,
-    ) -> Batch:
+    ) -> Example:
         """Chooses what is predicted, and its order."""
         rows = Rows(len(tokens), length, "ranks")
         for row, seed in enumerate(seeds):
@@ -64,9 +64,8 @@ class PermutationLM(Objective):
                 ranks[chosen] = 1 + draws.order(int(chosen.sum()))
                 weights = chosen.astype(np.float32)
                 rows.add(row, Sample(piece.tokens, piece.tokens, weights, ranks=ranks))
-        batch = rows.batch()
-        require_targets(batch.weights, segments, "spans to predict")
-        return batch
+        require_targets(rows.targets().weights, segments, "spans to predict")
+        return rows.example()
 
     def choose(self, size: int, draws: Draws) -> Bool[np.ndarray, "size"]:
         """Where a document's targets are."""

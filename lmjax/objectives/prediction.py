@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from lmjax.models.batch import Array as AnyArray
-from lmjax.models.batch import Batch
 from lmjax.models.transformer import Transformer
+from lmjax.objectives.example import TokenTargets
 from pallas_kernels.cross_entropy import cross_entropy
 
 
@@ -34,7 +34,7 @@ class Sums:
 def predict(
     model: Transformer,
     hidden: Float[Array, "batch seq width"],
-    batch: Batch,
+    targets: TokenTargets,
     z_loss: float = 0.0,
     max_z_loss: float = 0.0,
 ) -> Sums:
@@ -42,19 +42,19 @@ def predict(
 
     Args:
       model: gives its head.
-      hidden: what the model gave for the batch.
-      batch: targets and weights.
+      hidden: output of the model's last layer.
+      targets: tokens to predict, and their weights.
       z_loss, max_z_loss: weights of the regularisers.
     """
     with jax.named_scope("head"):
         nll, log_z, *largest = cross_entropy(
             *head_factors(model, hidden),
-            batch.targets,
+            targets.tokens,
             vocabulary=model.config.vocab_size,
             softcap=model.config.logit_softcap,
             largest=bool(max_z_loss),
         )
-    weights = batch.weights
+    weights = targets.weights
     cross_entropy_sum = jnp.sum(nll * weights)
     loss = cross_entropy_sum
     if z_loss:

@@ -8,17 +8,17 @@ import numpy as np
 from jaxtyping import Int, UInt64
 
 from lmjax.config import config
-from lmjax.models.batch import Batch
 from lmjax.models.transformer import TransformerConfig
 from lmjax.objectives.causal_lm import CausalLM
 from lmjax.objectives.draws import Draws
+from lmjax.objectives.example import Example, TokenTargets
 from lmjax.objectives.fitting import require_causal
 from lmjax.objectives.lexicon import Lexicon
-from lmjax.objectives.objective import Objective
+from lmjax.objectives.objective import TextObjective
 
 
 @config
-class PrefixLM(Objective):
+class PrefixLM(TextObjective):
     """Prediction of each document's rest from a prefix (Raffel et al. 2020, arXiv:1910.10683).
 
     The prefix's length is uniform, from one token to all but the last; its tokens see each other
@@ -42,24 +42,25 @@ class PrefixLM(Objective):
         seeds: UInt64[np.ndarray, "rows"],
         lexicon: Lexicon | None = None,
         length: int | None = None,
-    ) -> Batch:
+    ) -> Example:
         """As for `CausalLM`, with ranks, and without the weights of targets inside the prefix."""
-        batch = CausalLM().prepare(tokens, segments, seeds)
-        places = np.arange(batch.tokens.shape[1], dtype=np.int32)
+        example = CausalLM().prepare(tokens, segments, seeds)
+        batch, targets = example.inputs, example.targets
+        index = np.arange(batch.tokens.shape[1], dtype=np.int32)
         prefixes = np.zeros(batch.tokens.shape, np.int64)
         for row, seed in enumerate(seeds):
             first = np.flatnonzero(batch.positions[row] == 0)
-            sizes = np.diff([*first, len(places)])
+            sizes = np.diff([*first, len(index)])
             drawn = Draws(seed).integers(1, sizes, len(sizes))
             prefixes[row] = np.repeat(drawn, sizes)
         inside = (batch.positions < prefixes) & (batch.segments > 0)
         predicted = batch.positions >= prefixes - 1
-        return dataclasses.replace(
-            batch,
-            ranks=np.where(inside, places - batch.positions, places).astype(np.int32),
-            weights=batch.weights * predicted.astype(np.float32),
+        ranks = np.where(inside, index - batch.positions, index).astype(np.int32)
+        weights = targets.weights * predicted.astype(np.float32)
+        return Example(
+            dataclasses.replace(batch, ranks=ranks), TokenTargets(targets.tokens, weights)
         )
 
     def regularisers(self) -> tuple[float, float]:
-        """See `Objective.regularisers`."""
+        """See `TextObjective.regularisers`."""
         return self.z_loss, 0.0

@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 
 from lmjax.config import UserError
 from lmjax.models.batch import Batch
+from lmjax.objectives.example import Example, TokenTargets
 
 
 class Piece(NamedTuple):
@@ -57,7 +58,7 @@ def pieces(
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """What one segment of a row holds; fields as in `Batch`, of one dimension.
+    """One segment of a row, of one dimension; fields as in `Batch`, and its targets' weights.
 
     Positions and ranks count from the sample's beginning; None where they are the places in it.
     """
@@ -71,17 +72,18 @@ class Sample:
     token_types: Int[np.ndarray, "sample"] | None = None
 
 
-ALWAYS = ("tokens", "targets", "positions", "segments")
+ALWAYS = ("tokens", "positions", "segments")
 
 
 class Rows:
-    """Arrays of a batch, filled with samples from the left; what is left over is padding."""
+    """Arrays of an example, filled with samples from the left; the rest of each row is padding."""
 
     def __init__(self, rows: int, length: int, *optional: str):
         """`optional` names the integer fields of `Batch` that there are besides the usual ones."""
         self.length = length
         self.used = np.zeros(rows, np.int64)
         self._count = np.zeros(rows, np.int64)
+        self._targets = np.zeros((rows, length), np.int32)
         self._weights = np.zeros((rows, length), np.float32)
         self._arrays = {name: np.zeros((rows, length), np.int32) for name in (*ALWAYS, *optional)}
         if "ranks" in optional:
@@ -97,6 +99,7 @@ class Rows:
         here = slice(first, first + size)
         self.used[row] += size
         self._count[row] += 1
+        self._targets[row, here] = sample.targets
         self._weights[row, here] = sample.weights
         for name, array in self._arrays.items():
             if name == "segments":
@@ -108,13 +111,17 @@ class Rows:
             if values is not None:
                 array[row, here] = values + first if name == "ranks" else values
 
-    def batch(self, **others: Int[np.ndarray, "rows"] | Batch | None) -> Batch:
-        """The batch, with further fields that it shall have."""
-        return Batch(**self._arrays, weights=self._weights, **others)
+    def batch(self, encoder: Batch | None = None) -> Batch:
+        """The inputs, beside those of an encoder."""
+        return Batch(**self._arrays, encoder=encoder)
 
-    def inputs(self) -> Batch:
-        """The batch without targets, as an encoder reads it."""
-        return dataclasses.replace(self.batch(), targets=None, weights=None)
+    def targets(self) -> TokenTargets:
+        """The targets with their weights."""
+        return TokenTargets(self._targets, self._weights)
+
+    def example(self, encoder: Batch | None = None) -> Example:
+        """Inputs and targets."""
+        return Example(self.batch(encoder), self.targets())
 
 
 def require_targets(

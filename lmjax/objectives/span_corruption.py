@@ -6,17 +6,17 @@ import numpy as np
 from jaxtyping import Bool, Int, UInt64
 
 from lmjax.config import UserError, config
-from lmjax.models.batch import Batch
 from lmjax.models.transformer import TransformerConfig
 from lmjax.objectives.draws import Draws
+from lmjax.objectives.example import Example
 from lmjax.objectives.fitting import require_encoder_decoder
 from lmjax.objectives.lexicon import Lexicon
-from lmjax.objectives.objective import Objective
+from lmjax.objectives.objective import TextObjective
 from lmjax.objectives.rows import Rows, Sample, pieces, require_targets
 
 
 @config
-class SpanCorruption(Objective):
+class SpanCorruption(TextObjective):
     """Span corruption (Raffel et al. 2020, arXiv:1910.10683, section 3.1.4).
 
     Of n tokens round(share n) are left out, in round(that / mean) spans. A sentinel stands for each
@@ -78,7 +78,7 @@ class SpanCorruption(Objective):
         seeds: UInt64[np.ndarray, "rows"],
         lexicon: Lexicon,
         length: int,
-    ) -> Batch:
+    ) -> Example:
         """Leaves spans out.
 
         Raises:
@@ -105,9 +105,8 @@ class SpanCorruption(Objective):
                 encoder.add(row, Sample(inputs, inputs, np.zeros(len(inputs))))
                 shifted = np.append(start, targets[:-1])
                 decoder.add(row, Sample(shifted, targets, np.ones(len(targets))))
-        batch = decoder.batch(encoder=encoder.inputs())
-        require_targets(batch.weights, segments, "spans to leave out")
-        return batch
+        require_targets(decoder.targets().weights, segments, "spans to leave out")
+        return decoder.example(encoder=encoder.batch())
 
     def sentinels(self, lexicon: Lexicon, most: int) -> list[int]:
         """Ids of the sentinels: as many as a text needs, or for documents as many as there are."""
@@ -126,7 +125,7 @@ class SpanCorruption(Objective):
         return np.repeat(np.arange(2 * spans) % 2 == 1, lengths)
 
     def regularisers(self) -> tuple[float, float]:
-        """See `Objective.regularisers`."""
+        """See `TextObjective.regularisers`."""
         return self.z_loss, 0.0
 
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -10,11 +10,10 @@ import jax.numpy as jnp
 from rich.console import Console
 
 from lmjax.config import UserError
-from lmjax.models import Batch
 from lmjax.training.interruption import Interruption
+from lmjax.training.learner import Metrics
 from lmjax.training.progress import Clock, Progress
 from lmjax.training.state import TrainState
-from lmjax.training.step import Metrics
 
 Record = dict[str, Any]  # one line of metrics.jsonl
 
@@ -43,11 +42,12 @@ class Loop:
     """What happens between the first step of a run and its last.
 
     Attributes:
-      step: (state, batch) -> (state, metrics), compiled; takes over the state.
-      batches: the batches from the first step to do on, on the devices.
+      advance: (state, step) -> (state after that step, metrics, tokens that the model read). It
+        takes over the state and may return before the devices are done.
       steps: number of steps of the whole run.
       write: takes a record for metrics.jsonl; the line is in the file when it returns.
-      evaluate: (step, state) -> held-out records; called every `evaluate_every` and at the end.
+      evaluate: (step, state) -> records of evaluations.
+      is_evaluation: (step) -> whether to evaluate after it.
       save: (step, state) -> None; called every `save_every`, at the end, and on interruption. It
         may go on after it returns.
       yardstick: for the MFU and the memory of each record.
@@ -55,15 +55,14 @@ class Loop:
       console: where progress is shown; None: the standard output.
       check_save: () -> None; called after every step: raises where the last save has failed.
       end_save: () -> None; called after the last step: returns when the last save is complete.
-      call_step: (number, step, state, batch) -> what the step gives; see `Profiler.call`.
+      finite: metrics that must be finite; training stops where one is not.
     """
 
-    step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
-    batches: Iterator[Batch]
+    advance: Callable[[TrainState, int], tuple[TrainState, Metrics, int]]
     steps: int
     write: Callable[[Record], None]
     evaluate: Callable[[int, TrainState], list[Record]]
-    evaluate_every: int
+    is_evaluation: Callable[[int], bool]
     save: Callable[[int, TrainState], None]
     save_every: int
     yardstick: Yardstick
@@ -71,7 +70,7 @@ class Loop:
     console: Console | None = None
     check_save: Callable[[], None] = lambda: None
     end_save: Callable[[], None] = lambda: None
-    call_step: Callable[..., tuple[TrainState, Metrics]] = lambda number, step, *given: step(*given)
+    finite: tuple[str, ...] = ("loss", "gradient_norm")
 
     def run(self, state: TrainState, done: int) -> tuple[TrainState, int, Interruption]:
         """Trains from the state after `done` steps.
@@ -93,14 +92,13 @@ class Loop:
         with Progress(done, self.steps, self.console) as progress, Interruption() as interruption:
             ledger, first = _Ledger(self, clock, progress), done + 1
             for step in range(first, self.steps + 1):
-                batch = next(self.batches)
                 with clock.paused(when=step == first):  # this call compiles
-                    state, metrics = self.call_step(step, self.step, state, batch)
+                    state, metrics, tokens = self.advance(state, step)
                 ledger.settle()
-                ledger.add(step, metrics, batch.tokens.size)
+                ledger.add(step, metrics, tokens)
                 self.check_save()
                 stopping = step == self.steps or interruption.wished(step)
-                evaluating = step % self.evaluate_every == 0 or step == self.steps
+                evaluating = self.is_evaluation(step)
                 saving = step % self.save_every == 0 or stopping
                 if evaluating or saving:
                     ledger.settle(everything=True)
@@ -112,7 +110,7 @@ class Loop:
                             for record in self.evaluate(step, state):
                                 self.write(record)
                                 progress.say(_held_out_line(record))
-                                if not math.isfinite(record["loss"]):
+                                if not math.isfinite(record.get("loss", 0.0)):
                                     what = f"loss on {record['split']} is {record['loss']}"
                                     raise _diverged(step, what)
                     if saving:
@@ -175,7 +173,7 @@ class _Ledger:
         self.last = seconds
         self.loop.write(record)
         self.progress.update(step, metrics["loss"], metrics["tokens"], seconds)
-        for name in ("loss", "gradient_norm"):
+        for name in self.loop.finite:
             if not math.isfinite(metrics[name]):
                 raise _diverged(step, f"{name.replace('_', ' ')} is {metrics[name]}")
 
@@ -195,10 +193,13 @@ def _diverged(step: int, what: str) -> Diverged:
 
 
 def _held_out_line(record: Record) -> str:
+    """The numbers of an evaluation on one line; counts are left out."""
     name = record["split"].replace("held_out/", "held-out ")
-    words = f"step {record['step']:>7,}  {name}: loss {record['loss']:.4f}"
-    if "bits_per_byte" in record:
-        words += f", {record['bits_per_byte']:.4f} bits per byte"
+    measures = [
+        f"{measure.replace('_', ' ')} {value:.4f}"
+        for measure, value in record.items()
+        if isinstance(value, float)
+    ]
     if "withheld" in record:
-        words += ", bits per byte withheld"
-    return words
+        measures.append("bits per byte withheld")
+    return f"step {record['step']:>7,}  {name}: {', '.join(measures)}"

@@ -1,46 +1,47 @@
-"""Batches from the host's memory onto the mesh."""
+"""Examples from the host's memory to the devices of the mesh."""
 
 import jax
 from jax.sharding import NamedSharding
 
-from lmjax.models import Batch, check_tokens
+from lmjax.objectives import Example
+from lmjax.objectives.example import check_example
 from lmjax.parallel import Layout
 
 AXES = {1: ("batch",), 2: ("batch", "seq"), 3: ("batch", None, "seq")}  # by number of dimensions
 
 
-def to_devices(batch: Batch, layout: Layout, vocab_size: int) -> Batch:
-    """The batch on the mesh that is set, cut as the layout says.
+def to_devices(example: Example, layout: Layout, vocab_size: int) -> Example:
+    """The example on the mesh that is set, sharded as the layout says.
 
     Args:
-      batch: numpy arrays; of several processes, each one's share of the rows, in their order.
+      example: numpy arrays; of several processes, each one's share of the rows, in their order.
       layout: gives the sharding of rows and sequence.
-      vocab_size: number of tokens that the model has.
+      vocab_size: number of tokens of the model.
 
     Raises:
-      UserError: rows or sequence do not divide the mesh axes that they are cut over, or an id is
-        none of the model's.
+      UserError: rows or sequence do not divide the mesh axes that they are sharded over, or an id
+        is outside of the vocabulary.
     """
-    check_tokens(batch, vocab_size)
+    check_example(example, vocab_size)
     processes = jax.process_count()
 
-    def place(array):
+    def put(array):
         shape = (array.shape[0] * processes, *array.shape[1:])
         spec = layout.spec(*AXES[array.ndim], shape=shape)
         return jax.make_array_from_process_local_data(spec, array, shape)
 
-    return jax.tree.map(place, batch)
+    return jax.tree.map(put, example)
 
 
-def abstract_batch(batch: Batch, layout: Layout) -> Batch:
-    """The shapes and shardings that `to_devices` would give, on the abstract mesh that is set.
+def abstract_example(example: Example, layout: Layout) -> Example:
+    """Shapes and shardings of `to_devices`, on the abstract mesh that is set.
 
     Args:
-      batch: numpy arrays of the whole batch.
+      example: numpy arrays of the whole batch.
       layout: as in `to_devices`.
 
     Raises:
-      UserError: rows or sequence do not divide the mesh axes that they are cut over.
+      UserError: rows or sequence do not divide the mesh axes that they are sharded over.
     """
     mesh = jax.sharding.get_abstract_mesh()
 
@@ -48,4 +49,4 @@ def abstract_batch(batch: Batch, layout: Layout) -> Batch:
         spec = layout.spec(*AXES[array.ndim], shape=array.shape)
         return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=NamedSharding(mesh, spec))
 
-    return jax.tree.map(describe, batch)
+    return jax.tree.map(describe, example)

@@ -26,23 +26,32 @@ class Profiler:
     def __exit__(self, *error) -> None:
         self._stop()
 
-    def call(self, step: int, function: Callable[..., Any], *arguments: Any) -> Any:
-        """What the function of a step gives; of the last step to trace, when it has been computed.
+    def traced(self, advance: Callable[[Any, int], Any]) -> Callable[[Any, int], Any]:
+        """`advance(state, step)` with the steps in question traced; see `Loop.advance`.
+
+        The last one returns when it has been computed.
 
         Raises:
           UserError: the folder cannot be written.
         """
-        if self.first <= step <= self.last and not self._tracing:  # a run may go on in between
-            with errors_told(f"cannot write in {self.folder}"):
-                self.folder.mkdir(parents=True, exist_ok=True)
-            jax.profiler.start_trace(self.folder, create_perfetto_trace=True)
-            self._tracing = True
-        with jax.profiler.StepTraceAnnotation("train", step_num=step):
-            result = function(*arguments)
-        if step == self.last:
-            jax.block_until_ready(result)
-            self._stop()
-        return result
+
+        def advance_traced(state: Any, step: int) -> Any:
+            if self.first <= step <= self.last and not self._tracing:
+                self._start()
+            with jax.profiler.StepTraceAnnotation("train", step_num=step):
+                result = advance(state, step)
+            if step == self.last:
+                jax.block_until_ready(result)
+                self._stop()
+            return result
+
+        return advance_traced
+
+    def _start(self) -> None:
+        with errors_told(f"cannot write in {self.folder}"):
+            self.folder.mkdir(parents=True, exist_ok=True)
+        jax.profiler.start_trace(self.folder, create_perfetto_trace=True)
+        self._tracing = True
 
     def _stop(self) -> None:
         if self._tracing:

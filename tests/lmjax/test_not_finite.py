@@ -19,10 +19,9 @@ from lmjax.generation.generator import Generator
 from lmjax.models import AttentionConfig, FeedForwardConfig, TransformerConfig, initialize
 from lmjax.objectives import CausalLM
 from lmjax.parallel import Mesh, training_layout
+from lmjax.training.learner import Learner
 from lmjax.training.optimizers import AdamW, clip_by_global_norm
 from lmjax.training.schedules import Constant
-from lmjax.training.state import make_state
-from lmjax.training.step import TrainStep, make_evaluation_step
 
 VOCABULARY = 8192
 MODEL = TransformerConfig(
@@ -71,25 +70,28 @@ def test_clipping_the_norm_of_gradients(place, limit):
 
 @functools.cache
 def training():
-    """A state, a batch, and what trains and evaluates with them."""
-    layout, rate = training_layout(), Constant(peak=1e-2, warmup=0).build(1)
-    graph, params = start()
-    transform, objective = AdamW().build(rate, params), CausalLM(z_loss=1e-4, max_z_loss=1e-4)
-    step = TrainStep(graph=graph, objective=objective, transform=transform, schedule=rate)
+    """A state, an example, and what trains and evaluates with them."""
+    objective = CausalLM(z_loss=1e-4, max_z_loss=1e-4)
+    learner = Learner(
+        model=MODEL,
+        objective=objective,
+        optimizer=AdamW(),
+        rate=Constant(peak=1e-2, warmup=0).build(1),
+        layout=training_layout(),
+    )
     tokens = np.random.default_rng(0).integers(0, VOCABULARY, (2, 9), np.int32)
-    batch = objective.prepare(tokens, np.ones_like(tokens), np.zeros(2, np.uint64))
-    state = make_state(MODEL, layout, transform, seed=0)
-    return state, batch, jax.jit(step), make_evaluation_step(graph, objective)
+    example = objective.prepare(tokens, np.ones_like(tokens), np.zeros(2, np.uint64))
+    return learner.init(seed=0), example, jax.jit(learner.step), learner.compiled_evaluate
 
 
 @settings(max_examples=5)
 @given(place=PLACES)
 def test_the_loss_and_the_norm_of_a_step(place):
-    """The broken token need not be one of the batch: it could have been."""
-    state, batch, step, evaluate = training()
+    """The broken token need not be one of the example: it could have been."""
+    state, example, step, evaluate = training()
     for params, finite in ((state.params, True), (broken(state.params, place), False)):
-        _, metrics = step(dataclasses.replace(state, params=params), batch)
-        numbers = metrics["loss"], metrics["gradient_norm"], evaluate(params, batch).loss
+        _, metrics = step(dataclasses.replace(state, params=params), example)
+        numbers = metrics["loss"], metrics["gradient_norm"], evaluate(params, example).loss
         assert [bool(np.isfinite(number)) for number in numbers] == [finite] * 3
 
 

@@ -22,7 +22,8 @@ from lmjax.models import (
 )
 from lmjax.objectives import CausalLM, Sums
 from lmjax.parallel import Mesh, training_layout
-from lmjax.training.step import make_evaluation_step
+from lmjax.training.learner import Learner
+from lmjax.training.optimizers import AdamW
 
 LENGTH = 8
 TEXTS = ("one two three", "äöü", "a", "the last of the documents is the longest of them all")
@@ -55,9 +56,10 @@ def held_out(store, **settings):
 def score(store, mesh, devices, **settings):
     """The score of a model of fixed parameters on a mesh."""
     with jax.set_mesh(mesh.build(jax.devices()[:devices])):
-        graph, params = initialize(MODEL, training_layout(), jax.random.key(0))
+        _, params = initialize(MODEL, training_layout(), jax.random.key(0))
         sets = held_out(store, **settings)
-        return sets.score(make_evaluation_step(graph, sets.objective), params)["texts"]
+        learner = Learner(MODEL, sets.objective, AdamW(), lambda step: 0.0, sets.layout)
+        return sets.score(learner.compiled_evaluate, params)["texts"]
 
 
 def plain_nats():
@@ -145,9 +147,9 @@ def test_rows_overlap_as_the_objective_says(store):
 class Unnamed(CausalLM):
     """A loss that does not say which part of it is cross-entropy."""
 
-    def loss(self, model, batch, key):
+    def loss(self, model, example, key, frozen=None):
         """The cross-entropy alone, doubled."""
-        sums = CausalLM().loss(model, batch, key)
+        sums = CausalLM().loss(model, example, key)
         return Sums(2 * sums.loss, sums.weight, {})
 
 
@@ -164,9 +166,9 @@ class Astray(CausalLM):
 
     def prepare(self, tokens, segments, seeds, lexicon, length):
         """One target too large, and another where it has no weight."""
-        batch = CausalLM().prepare(tokens, segments, seeds)
-        batch.targets[-1, -1] = batch.targets[2, 3] = MODEL.vocab_size
-        return batch
+        example = CausalLM().prepare(tokens, segments, seeds)
+        example.targets.tokens[-1, -1] = example.targets.tokens[2, 3] = MODEL.vocab_size
+        return example
 
 
 def test_targets_that_the_model_does_not_have_are_refused(store):

@@ -84,12 +84,12 @@ def ours(folder):
     tokens, documents = row()
     _, graph, params = huggingface.read(folder, training_layout())
     objective = CausalLM()
-    batch = objective.prepare(tokens[None], documents[None], np.zeros(1, np.uint64))
+    example = objective.prepare(tokens[None], documents[None], np.zeros(1, np.uint64))
 
-    def loss(params, batch):
-        return objective.loss(nnx.merge(graph, params), batch, None).loss
+    def loss(params, example):
+        return objective.loss(nnx.merge(graph, params), example, None).loss
 
-    return float(jax.jit(loss)(params, batch))
+    return float(jax.jit(loss)(params, example))
 
 
 @pytest.mark.parametrize("family", CONFIGS)

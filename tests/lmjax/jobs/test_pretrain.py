@@ -14,8 +14,9 @@ import pytest
 
 from lmjax.config import UserError, config, replace
 from lmjax.data import Bytes, Data, Domain, TextFiles, TokenizerFolder, TrainedBPE
-from lmjax.jobs import pretraining_run
+from lmjax.jobs import training_run
 from lmjax.jobs.pretrain import Pretrain
+from lmjax.jobs.results import Results
 from lmjax.jobs.settings import Checkpoints, Evaluation
 from lmjax.models import ALiBi, AttentionConfig, FeedForwardConfig, TransformerConfig
 from lmjax.objectives import CausalLM
@@ -92,11 +93,17 @@ def records(folder, timing=False):
     ]
 
 
+def tables(folder, *titles):
+    """Tables of a finished run."""
+    found = {table.title: table for table in Results.from_json(folder.results()).tables}
+    return [found[title] for title in titles]
+
+
 def parameters(experiment):
     """All arrays of the newest checkpoint, as numpy."""
     with jax.set_mesh(experiment.mesh.build()):
         state, extra = Checkpointer(RunFolder(experiment.output).checkpoints).restore(
-            None, experiment.assemble().state
+            None, experiment.learner().abstract()
         )
     state = jax.tree.map(np.asarray, (state.params, state.optimizer, state.average))
     return jax.tree.leaves(state), extra
@@ -105,13 +112,13 @@ def parameters(experiment):
 def interrupt_at(monkeypatch, step, number=signal.SIGINT):
     """Sends a signal when the metrics of a training step are written."""
 
-    class Writer(pretraining_run.MetricsWriter):
+    class Writer(training_run.MetricsWriter):
         def write(self, record):
             super().write(record)
             if (record["step"], record["split"]) == (step, "train"):
                 os.kill(os.getpid(), number)
 
-    monkeypatch.setattr(pretraining_run, "MetricsWriter", Writer)
+    monkeypatch.setattr(training_run, "MetricsWriter", Writer)
 
 
 def test_a_run_leaves_what_it_promises(finished):
@@ -126,9 +133,9 @@ def test_a_run_leaves_what_it_promises(finished):
     assert [record["step"] for record in held_out] == [4, 8]
     assert Checkpointer(folder.checkpoints).steps() == [3, 6, 8]
     assert (folder.tokenizer / "tokenizer.json").is_file()
-    results = folder.results()
-    assert results["bits_per_byte"]["lines"]["model"] == held_out[-1]["bits_per_byte"]
-    assert [sample["prompt"] for sample in results["samples"]] == ["line 7", ""]
+    scores, samples = tables(folder, "Bits per byte", "Samples")
+    assert scores.by_row()["lines"]["model"] == held_out[-1]["bits_per_byte"]
+    assert [prompt for prompt, _ in samples.rows] == ["line 7", ""]
     assert "line 7" in folder.report.read_text("utf-8")
 
 
@@ -287,10 +294,11 @@ class IdsOutside(CausalLM):
 
     def prepare(self, tokens, segments, seeds, lexicon, length):
         """The last token of the first row is none."""
-        batch = CausalLM().prepare(tokens, segments, seeds)
+        example = CausalLM().prepare(tokens, segments, seeds)
         if segments.any():  # not where shapes are found out
-            getattr(batch, self.where)[0, -1] = -1
-        return batch
+            of = example.inputs if self.where == "tokens" else example.targets
+            of.tokens[0, -1] = -1
+        return example
 
 
 @pytest.mark.parametrize("where", ["tokens", "targets"])
@@ -316,9 +324,8 @@ def test_text_that_the_tokens_do_not_hold_has_no_bits_per_byte(fresh, tmp_path, 
     folder = RunFolder(wordpiece.output)
     (record,) = [r for r in folder.metrics() if r["split"] == "held_out/lines"]
     assert "bits_per_byte" not in record and record["withheld"].startswith(reason)
-    results = folder.results()
-    assert results["bits_per_byte"]["lines"].keys() == {"gzip -9", "byte bigram"}
-    assert results["withheld"] == {"lines": record["withheld"]}
+    (scores,) = tables(folder, "Bits per byte")
+    assert scores.by_row()["lines"].keys() == {"gzip -9", "byte bigram"}
     assert "lines, training text: 50 percent" in folder.report.read_text("utf-8")
     wordpiece.run()  # it is finished, and says the same
     assert "lines, held-out text: 50 percent" in capsys.readouterr().out
@@ -353,7 +360,7 @@ def run_until_it_goes_on(experiment, monkeypatch):
         raise Enough
 
     with monkeypatch.context() as patch, pytest.raises(Enough):
-        patch.setattr(pretraining_run.PretrainingRun, "begin_or_go_on", enough)
+        patch.setattr(training_run.TrainingRun, "begin_or_resume", enough)
         experiment.run()
 
 
@@ -433,6 +440,7 @@ def test_subword_tokens_count_the_same_bytes(fresh):
     bpe = replace(bpe, data=replace(bpe.data, tokenizer=TrainedBPE(vocab_size=300)))
     bpe = replace(bpe, model=replace(bpe.model, vocab_size=300))
     bpe.run()
-    rows = RunFolder(bpe.output).results()["bits_per_byte"]["lines"]
+    (scores,) = tables(RunFolder(bpe.output), "Bits per byte")
+    rows = scores.by_row()["lines"]
     # An untrained model spends about log2(300) bits on each token, which stands for 1 to 8 bytes.
     assert np.log2(300) / 8 < rows["model"] < np.log2(300)

@@ -280,11 +280,11 @@ def test_a_flagship_is_its_recipe_and_fits_its_machine(name):
     mesh = experiment.mesh
     devices = mesh.data * mesh.fsdp * mesh.tensor
     with jax.sharding.use_abstract_mesh(mesh.abstract(devices)):
-        state = experiment.assemble().state
+        state = experiment.learner().abstract()
         experiment.check_batches(0)
     # Gradients lie as the parameters do.
     held = sum(map(bytes_of, jax.tree.leaves((state.params, state.params, state.optimizer))))
-    rows = experiment.part_rows // (mesh.data * mesh.fsdp)
+    rows = experiment.microbatch // (mesh.data * mesh.fsdp)
     model, length = experiment.model, experiment.data.length
     inputs = rows * length * model.hidden * model.num_layers * 2
     tokens = experiment.data.plan(0).row0(experiment.steps) * length
@@ -308,7 +308,7 @@ def test_more_devices_can_share_the_batch_when_it_has_grown(name, shards):
     mesh = Mesh(fsdp=shards, tensor=8)
     experiment = replace(module.experiment, mesh=mesh, accumulation=16)
     with jax.sharding.use_abstract_mesh(mesh.abstract(8 * shards)):
-        experiment.assemble()
+        experiment.learner()
         experiment.check_batches(grown)
         with pytest.raises(UserError, match="does not divide into parts"):
             experiment.check_batches(grown - 1)

@@ -6,9 +6,12 @@ import math
 
 import pytest
 
-from lmjax.jobs.report import content, fill, thinned, write_report
+from lmjax.console import Table
+from lmjax.jobs.report import fill, thinned, write_report
+from lmjax.jobs.results import Results
 from lmjax.runs.folder import RunFolder
 
+ROWS = (("books", 2.5, 1.5), ("code", 2.0, None), ("web", None, 1.0))
 HOSTILE = "</script><script>alert(1)</script><!-- \u2028 &amp; \" '"
 
 
@@ -47,6 +50,11 @@ def folder(tmp_path):
     return folder
 
 
+def scores(*rows):
+    """A table of bits per byte."""
+    return Table("Bits per byte", ("text", "gzip", "model"), rows, notes=("lost",))
+
+
 def page_data(folder):
     page = Page(write_report(folder).read_text("utf-8"))
     return json.loads(page.scripts[0]), page
@@ -65,32 +73,39 @@ def test_the_page_holds_the_run(folder):
 
 
 def test_the_page_fetches_nothing_and_runs_only_its_own_script(folder):
-    folder.write_json("results.json", {"samples": [{"prompt": HOSTILE, "text": HOSTILE}]})
+    samples = Table("Samples", ("prompt", "text"), ((HOSTILE, HOSTILE),), notes=(HOSTILE,))
+    folder.write_json("results.json", Results(3, tables=(samples,)).to_json())
     data, page = page_data(folder)
     assert page.fetched == []
     assert len(page.scripts) == 2
     assert "alert" not in page.scripts[1]
-    assert data["samples"][0]["text"] == HOSTILE
+    assert data["tables"][0]["rows"] == [[HOSTILE, HOSTILE]]
 
 
 def test_results_reach_the_page(folder):
-    row = {"gzip": 2.5, "model": 1.25}
-    folder.write_json("results.json", {"bits_per_byte": {"books": row}, "columns": list(row)})
-    data = content(folder)
-    assert data["comparison"] == [{"name": "books", "values": row}]
-    assert ("held-out bits per byte", "1.250") in data["tiles"]
+    table = scores(("books", 2.5, 1.25))
+    folder.write_json("results.json", Results(3, tables=(table,)).to_json())
+    data, _ = page_data(folder)
+    assert data["tables"] == [{**json.loads(json.dumps(table.to_json())), "is_text": False}]
+    assert ["bits per byte", "1.250"] in data["tiles"]
 
 
 def test_a_mean_says_which_domains_it_is_of(folder):
-    rows = {"books": {"gzip": 2.5, "model": 1.5}, "code": {"gzip": 2.0}, "web": {"model": 1.0}}
+    rows = {name: (name, *values) for name, *values in ROWS}
     for names, words in (
-        (["books", "web"], "held-out bits per byte, mean of domains"),
-        (["books", "code", "web"], "held-out bits per byte, of 2 of 3 domains"),
+        (["books", "web"], "bits per byte, mean of rows"),
+        (["books", "code", "web"], "bits per byte, of 2 of 3 rows"),
     ):
-        chosen = {name: rows[name] for name in names}
-        folder.write_json("results.json", {"bits_per_byte": chosen, "notes": ["lost"]})
-        data = content(folder)
-        assert (words, "1.250") in data["tiles"] and data["notes"] == ["lost"]
+        table = scores(*(rows[name] for name in names))
+        folder.write_json("results.json", Results(3, tables=(table,)).to_json())
+        data, _ = page_data(folder)
+        assert [words, "1.250"] in data["tiles"] and data["tables"][0]["notes"] == ["lost"]
+
+
+def test_results_of_another_build_are_no_error(folder):
+    """Those from before there were tables have none."""
+    folder.write_json("results.json", {"step": 3, "bits_per_byte": {"books": {"model": 1.0}}})
+    assert page_data(folder)[0]["tables"] == []
 
 
 def test_numbers_that_are_none_become_null():

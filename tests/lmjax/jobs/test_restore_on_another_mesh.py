@@ -12,16 +12,14 @@ from lmjax.models import (
     RMSNormConfig,
     Rotary,
     TransformerConfig,
-    abstract,
 )
 from lmjax.objectives import CausalLM
 from lmjax.parallel import Mesh, training_layout
 from lmjax.runs.checkpoints import Checkpointer
+from lmjax.training.learner import Learner
 from lmjax.training.optimizers import AdamW
 from lmjax.training.placement import to_devices
 from lmjax.training.schedules import Cosine
-from lmjax.training.state import abstract_state, make_state
-from lmjax.training.step import make_train_step
 
 STEPS, SAVED = 6, 3
 # 8 heads, 2 key-value heads (which do not divide tensor=8) and an odd vocabulary; dropout, so that
@@ -45,27 +43,21 @@ DEVICES = {"data": 2, "fsdp": 2, "tensor": 2}
 
 
 class Trainer:
-    """The step and the state's shapes on one mesh."""
+    """The learner on one mesh."""
 
     def __init__(self, **sizes: int):
         self.mesh = Mesh(**sizes).build(jax.devices()[: int(np.prod(list(sizes.values())))])
-        self.layout = training_layout()
-        with jax.set_mesh(self.mesh):
-            self.transform = AdamW().build(SCHEDULE, abstract(MODEL, self.layout)[1])
-            graph, self.shapes = abstract_state(MODEL, self.layout, self.transform, seed=0)
-            self.step = make_train_step(
-                graph=graph, objective=OBJECTIVE, transform=self.transform, schedule=SCHEDULE
-            )
+        self.learner = Learner(MODEL, OBJECTIVE, AdamW(), SCHEDULE, training_layout())
 
     def start(self):
         """The state before the first step."""
         with jax.set_mesh(self.mesh):
-            return make_state(MODEL, self.layout, self.transform, seed=0)
+            return self.learner.init(seed=0)
 
     def restore(self, folder):
         """The state of the newest checkpoint, on this mesh."""
         with jax.set_mesh(self.mesh), Checkpointer(folder) as checkpointer:
-            state, extra = checkpointer.restore(None, self.shapes)
+            state, extra = checkpointer.restore(None, self.learner.abstract())
         assert extra == {"step": SAVED}
         return state
 
@@ -74,8 +66,8 @@ class Trainer:
         losses = []
         with jax.set_mesh(self.mesh):
             for step in steps:
-                placed = to_devices(batch(step), self.layout, MODEL.vocab_size)
-                state, metrics = self.step(state, placed)
+                placed = to_devices(example(step), self.learner.layout, MODEL.vocab_size)
+                state, metrics = self.learner.compiled_step(state, placed)
                 losses.append(float(metrics["loss"]))
         return state, np.array(losses)
 
@@ -86,7 +78,7 @@ def trainer_on(**sizes):
     return Trainer(**sizes)
 
 
-def batch(step):
+def example(step):
     """Rows that are a function of the step."""
     tokens = np.random.default_rng(step).integers(0, 97, (8, 17), np.int32)
     return OBJECTIVE.prepare(tokens, np.ones_like(tokens), np.zeros(8, np.uint64))

@@ -4,7 +4,7 @@ import pytest
 
 from lmjax.config import UserError
 from lmjax.data import Bytes, Data, Domain, TextFiles, WithTokens, prepare
-from lmjax.jobs.vocabulary import check_vocabulary
+from lmjax.jobs.text import check_vocabulary
 
 SIZE = 257  # of the bytes and their separator
 
@@ -32,16 +32,16 @@ def test_what_no_text_has_is_a_warning(prepared):
         assert told == []
         return
     (words,) = told
-    assert f"has {SIZE + len(names)} tokens, the model only model.vocab_size=257" in words
-    assert all(f"{SIZE + n} ({name!r})" in words for n, name in enumerate(names[:5]))
-    assert ("..." in words) == (len(names) > 5)
+    assert f"has {SIZE + len(names)} tokens, more than the 257 of the model" in words
+    assert all(f"{name!r} ({SIZE + n})" in words for n, name in enumerate(names[:5]))
+    assert ("and 2 more" in words) == (len(names) > 5)
 
 
 @pytest.mark.parametrize("vocab_size", [1, 100, 256])
 def test_what_a_text_has_is_an_error(prepared, vocab_size):
     names, prepared = prepared
     size = SIZE + len(names)
-    with pytest.raises(UserError, match=rf"lines has the token 256; set model\.vocab_size={size}"):
+    with pytest.raises(UserError, match=rf"lines has the token 256: set model\.vocab_size={size}"):
         check_vocabulary(prepared, vocab_size, print)
 
 

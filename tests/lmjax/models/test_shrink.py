@@ -7,14 +7,15 @@ import optax
 import pytest
 from flax import nnx
 
-from lmjax.config import replace
+from lmjax.config import config, replace
 from lmjax.models import AttentionConfig, FeedForwardConfig, TransformerConfig, initialize
 from lmjax.models.shrink import shrink_gradient
 from lmjax.objectives import CausalLM
 from lmjax.parallel import AXES, Mesh, training_layout
+from lmjax.training.learner import Learner
+from lmjax.training.optimizers import Optimizer
 from lmjax.training.schedules import through
 from lmjax.training.state import TrainState
-from lmjax.training.step import TrainStep
 
 MODEL = TransformerConfig(
     vocab_size=40,
@@ -34,7 +35,15 @@ def test_values_stay_to_the_bit_and_gradients_are_multiplied():
     np.testing.assert_allclose(gradient, 0.1 * 2 * x, rtol=1e-6)
 
 
-def batch():
+@config
+class Descent(Optimizer):
+    """Plain descent of rate 1."""
+
+    def build(self, schedule, params):
+        return optax.sgd(1.0)
+
+
+def example():
     tokens = np.random.default_rng(0).integers(0, 40, (8, 9)).astype(np.int32)
     return CausalLM().prepare(tokens, np.ones_like(tokens), np.zeros(8, np.uint64))
 
@@ -50,11 +59,11 @@ def shares():
         _, params = initialize(MODEL, layout, key)
         graph, _ = initialize(replace(MODEL, tied_head=False), layout, key)
 
-        def loss(params, batch):
-            sums = CausalLM().loss(nnx.merge(graph, params), batch, None)
+        def loss(params, example):
+            sums = CausalLM().loss(nnx.merge(graph, params), example, None)
             return sums.loss / sums.weight
 
-        gradients = jax.jit(jax.grad(loss))(params | {"head": params["embedding"]}, batch())
+        gradients = jax.jit(jax.grad(loss))(params | {"head": params["embedding"]}, example())
         return jax.tree.map(np.asarray, (params, gradients))
 
 
@@ -63,7 +72,7 @@ def shares():
     [
         (dict(fsdp=1), {}),
         (dict(data=2, fsdp=2, tensor=2), {"zero": 3}),
-        (dict(data=2, fsdp=2, tensor=2), {"zero": 2, "accumulation": 2}),
+        (dict(data=2, fsdp=2, tensor=2), {"zero": 2, "microbatch": 4}),
     ],
     ids=["one device", "mesh", "mesh and parts"],
 )
@@ -75,23 +84,23 @@ def test_the_step_says_how_much_of_the_embeddings_gradient_is_left(shares, sizes
     mesh = Mesh(**sizes).build(jax.devices()[: np.prod([sizes.get(axis, 1) for axis in AXES])])
     with jax.set_mesh(mesh):
         layout = training_layout()
-        graph, params = initialize(MODEL, layout, jax.random.key(0))
-        transform = optax.sgd(1.0)
-        train_step = TrainStep(
-            graph=graph,
+        _, params = initialize(MODEL, layout, jax.random.key(0))
+        learner = Learner(
+            model=MODEL,
             objective=CausalLM(),
-            transform=transform,
-            schedule=lambda step: 1.0,
+            optimizer=Descent(),
+            rate=lambda step: 1.0,
+            layout=layout,
             clip=None,
             embedding_gradient=through(POINTS),
             **settings,
         )
         place = jax.NamedSharding(mesh, layout.spec("batch", "seq"))
-        inputs, train_step = jax.device_put(batch(), place), jax.jit(train_step)
+        placed, train_step = jax.device_put(example(), place), jax.jit(learner.step)
         for step, factor in {0: 0.1, 4: 0.1, 5: 0.55, 6: 1.0, 7: 0.75, 100: 0.5}.items():
-            optimizer = transform.init(params)
+            optimizer = learner.transform.init(params)
             state = TrainState(params, optimizer, None, jnp.int32(step), jax.random.key(0))
-            after, _ = train_step(state, inputs)
+            after, _ = train_step(state, placed)
             moved = jax.tree.map(lambda a, b: a - np.asarray(b), before, after.params)
             expected = {**whole, "embedding": {"table": head + factor * embedding}}
             del expected["head"]

@@ -1,5 +1,6 @@
 """The Transformer: causality, packing, equivalent ways to run it, and its size."""
 
+import dataclasses
 import re
 
 import jax
@@ -125,10 +126,11 @@ def test_packed_documents_lose_what_they_lose_alone(one_device, config):
             end += len(document)
         return objective.prepare(row, segments, np.zeros(1, np.uint64))
 
-    loss = jax.jit(lambda batch: objective.loss(nnx.merge(graph, params), batch, None))
+    loss = jax.jit(lambda example: objective.loss(nnx.merge(graph, params), example, None))
     packed = rows(documents)
-    crossing = packed.segments[:, :-1] != packed.segments[:, 1:]
-    inside = packed.weights.copy()
+    segments = packed.inputs.segments
+    crossing = segments[:, :-1] != segments[:, 1:]
+    inside = packed.targets.weights.copy()
     inside[:, :-1][crossing] = 0  # the target after a document's end exists only when packed
     packed = loss(jax.tree.map(jnp.asarray, replace_weights(packed, inside)))
     alone = [loss(rows([document])) for document in documents]
@@ -136,8 +138,9 @@ def test_packed_documents_lose_what_they_lose_alone(one_device, config):
     assert packed.weight == sum(a.weight for a in alone) == sum(map(len, documents)) - 3
 
 
-def replace_weights(batch, weights):
-    return type(batch)(**{**vars(batch), "weights": weights})
+def replace_weights(example, weights):
+    targets = dataclasses.replace(example.targets, weights=weights)
+    return dataclasses.replace(example, targets=targets)
 
 
 def test_scan_unrolled_loop_and_remat_agree(one_device):
@@ -145,14 +148,14 @@ def test_scan_unrolled_loop_and_remat_agree(one_device):
     _, params = make(SMALL)
     objective = CausalLM()
     tokens = np.random.default_rng(2).integers(0, 97, (2, 17)).astype(np.int32)
-    batch = objective.prepare(tokens, np.ones_like(tokens), np.zeros(2, np.uint64))
-    batch = jax.tree.map(jnp.asarray, batch)
+    example = objective.prepare(tokens, np.ones_like(tokens), np.zeros(2, np.uint64))
+    example = jax.tree.map(jnp.asarray, example)
 
     def gradient(config):
         graph, _ = abstract(config, training_layout())
 
         def loss(params):
-            return objective.loss(nnx.merge(graph, params), batch, None).loss
+            return objective.loss(nnx.merge(graph, params), example, None).loss
 
         return jax.jit(jax.value_and_grad(loss))(params)
 

@@ -20,15 +20,13 @@ from lmjax.models import (
     BlockPositions,
     FeedForwardConfig,
     TransformerConfig,
-    abstract,
 )
 from lmjax.objectives import BlankInfilling, DocumentBlank, Lexicon, Mixed
 from lmjax.objectives.glm import glm_130b_objective
 from lmjax.parallel import generation_layout, training_layout
+from lmjax.training.learner import Learner
 from lmjax.training.optimizers import AdamW
 from lmjax.training.schedules import Constant
-from lmjax.training.state import make_state
-from lmjax.training.step import make_train_step
 from tests.lmjax.objectives.rows import (
     BEGIN,
     END,
@@ -64,7 +62,8 @@ def test_a_row_written_out(objective):
     ]
     tokens = np.concatenate(documents).astype(np.int32)
     segments = np.repeat(np.arange(1, 5), [len(d) for d in documents]).astype(np.int32)
-    batch = objective.prepare(tokens[None], segments[None], np.zeros(1, np.uint64), LEXICON, 24)
+    example = objective.prepare(tokens[None], segments[None], np.zeros(1, np.uint64), LEXICON, 24)
+    batch, predicted = example.inputs, example.targets
     columns = [
         # input, target of positive weight, position, block position, segment
         *[(BEGIN, 0, 0, 0, 1), (41, 0, 1, 0, 1), (42, 0, 2, 0, 1), (MASK, 0, 3, 0, 1)],
@@ -77,8 +76,8 @@ def test_a_row_written_out(objective):
     ]
     inputs, targets, positions, block_positions, numbers = map(list, zip(*columns, strict=True))
     np.testing.assert_array_equal(batch.tokens[0], inputs)
-    np.testing.assert_array_equal(batch.weights[0], np.array(targets) > 0)
-    np.testing.assert_array_equal(batch.targets[0] * (batch.weights[0] > 0), targets)
+    np.testing.assert_array_equal(predicted.weights[0], np.array(targets) > 0)
+    np.testing.assert_array_equal(predicted.tokens[0] * (predicted.weights[0] > 0), targets)
     np.testing.assert_array_equal(batch.positions[0], positions)
     np.testing.assert_array_equal(batch.block_positions[0], block_positions)
     np.testing.assert_array_equal(batch.segments[0], numbers)
@@ -95,16 +94,19 @@ def test_rows_of_text_are_as_without_answers_and_mix_with_rows_of_prompts():
     text = full_batch(BOTH.row_length(LENGTH), rows=8, longest=40)
     prompts = full_batch(BOTH.row_length(LENGTH), rows=8, longest=20, make=answered_row)
     mixed = [np.concatenate(pair) for pair in zip(text, prompts, strict=True)]
-    batch = BOTH.prepare(*mixed, LEXICON, LENGTH)
+    example = BOTH.prepare(*mixed, LEXICON, LENGTH)
+    batch, targets = example.inputs, example.targets
     plain = Mixed(
         objectives=tuple(
             BlankInfilling(**{**vars_of(part), "answers": None}) for part in BOTH.objectives
         ),
         weights=BOTH.weights,
     ).prepare(*text, LEXICON, LENGTH)
-    for name in ("tokens", "targets", "weights", "positions", "segments", "ranks"):
-        np.testing.assert_array_equal(getattr(batch, name)[:8], getattr(plain, name))
-    assert {MASK, GMASK} <= set(plain.tokens.ravel().tolist())
+    for name in ("tokens", "positions", "segments", "ranks"):
+        np.testing.assert_array_equal(getattr(batch, name)[:8], getattr(plain.inputs, name))
+    for name in ("tokens", "weights"):
+        np.testing.assert_array_equal(getattr(targets, name)[:8], getattr(plain.targets, name))
+    assert {MASK, GMASK} <= set(plain.inputs.tokens.ravel().tolist())
     tokens, segments, _ = prompts
     for row in range(8):
         size = BOTH.objectives[BOTH.choose(mixed[2])[8 + row]].row_length(LENGTH)
@@ -115,7 +117,7 @@ def test_rows_of_text_are_as_without_answers_and_mix_with_rows_of_prompts():
                 content = document[document.index(MASK) + 1 :]
                 closed = EOP in content
                 expected += content[: content.index(EOP) + 1] if closed else content
-        found = batch.targets[8 + row][batch.weights[8 + row] > 0]
+        found = targets.tokens[8 + row][targets.weights[8 + row] > 0]
         np.testing.assert_array_equal(found, expected)
     assert GMASK not in batch.tokens[8:]
 
@@ -130,14 +132,14 @@ def test_every_prompt_fits_the_row():
     for objective in (SHORT, LONG):
         size = objective.row_length(LENGTH)
         tokens, segments, seeds = full_batch(size, rows=50, longest=12, make=answered_row)
-        batch = objective.prepare(tokens, segments, seeds, LEXICON, LENGTH)
+        example = objective.prepare(tokens, segments, seeds, LEXICON, LENGTH)
         answers = 0
         for row in range(50):
             inside = False
             for token in tokens[row]:
                 answers += inside
                 inside = token == MASK or (inside and token != EOP)
-        assert (batch.weights > 0).sum() == answers
+        assert (example.targets.weights > 0).sum() == answers
 
 
 def test_a_row_with_an_answer_s_end_alone_is_no_text():
@@ -145,11 +147,11 @@ def test_a_row_with_an_answer_s_end_alone_is_no_text():
     end, prompt = [*range(31, 41), EOP, END], [BEGIN, *range(41, 59)]
     tokens = np.array([[*end, *prompt], [BEGIN, *range(41, 70), END]], np.int32)
     segments = np.array([[1] * len(end) + [2] * len(prompt), [1] * 31], np.int32)
-    batch = SHORT.prepare(tokens, segments, np.zeros(2, np.uint64), LEXICON, LENGTH)
-    assert not batch.segments[0].any() and batch.weights[1].any()
+    example = SHORT.prepare(tokens, segments, np.zeros(2, np.uint64), LEXICON, LENGTH)
+    assert not example.inputs.segments[0].any() and example.targets.weights[1].any()
     # A batch of nothing but such rows teaches nothing; there may be one by chance.
     alone = SHORT.prepare(tokens[:1], segments[:1], np.zeros(1, np.uint64), LEXICON, LENGTH)
-    assert not alone.weights.any()
+    assert not alone.targets.weights.any()
 
 
 @pytest.mark.parametrize("other", [dict(answers="[sMASK]"), dict(eop="[dBLOCK]")], ids=str)
@@ -212,7 +214,8 @@ def prepared(store, size):
 
 def test_training_reads_what_generation_builds(store):
     """Tokens and positions of each sample: those of its prompt filled with its answer."""
-    batch, filling = prepared(store, 256), filling_of(glm_130b_objective())
+    example, filling = prepared(store, 256), filling_of(glm_130b_objective())
+    batch, targets = example.inputs, example.targets
     for number, line in enumerate(LINES, 1):
         prompt, answer = asked(line)
         content = TOKENIZER.encode(answer)
@@ -222,7 +225,7 @@ def test_training_reads_what_generation_builds(store):
         np.testing.assert_array_equal(batch.tokens[0, here], expected.tokens)
         np.testing.assert_array_equal(batch.positions[0, here], expected.positions)
         wanted = [*content, TOKENIZER.special["<eop>"]]
-        np.testing.assert_array_equal(batch.targets[0, here & (batch.weights[0] > 0)], wanted)
+        np.testing.assert_array_equal(targets.tokens[0, here & (targets.weights[0] > 0)], wanted)
 
 
 def test_a_model_that_has_learned_answers_fills_them_in(store, one_device):
@@ -237,14 +240,18 @@ def test_a_model_that_has_learned_answers_fills_them_in(store, one_device):
         feed_forward=FeedForwardConfig(size=128),
         positions=BlockPositions(),
     )
-    layout, rate = training_layout(), Constant(peak=3e-3, warmup=10).build(150)
-    graph, shapes = abstract(config, layout)
-    transform = AdamW().build(rate, shapes)
-    step = make_train_step(graph=graph, objective=objective, transform=transform, schedule=rate)
-    state = make_state(config, layout, transform, seed=0)
-    batch = jax.device_put(prepared(store, length))
+    rate = Constant(peak=3e-3, warmup=10).build(150)
+    learner = Learner(
+        model=config,
+        objective=objective,
+        optimizer=AdamW(),
+        rate=rate,
+        layout=training_layout(),
+    )
+    state = learner.init(seed=0)
+    example = jax.device_put(prepared(store, length))
     for _ in range(150):
-        state, metrics = step(state, batch)
+        state, metrics = learner.compiled_step(state, example)
     assert float(metrics["loss"]) < 0.05
     generator = Generator(config, state.params, generation_layout())
     generator = TextGenerator(generator, TOKENIZER, filling_of(objective))

@@ -110,12 +110,12 @@ def test_any_spans_are_cut_out_as_by_hand(case):
         np.testing.assert_array_equal(values, slow)
 
 
-def restored(batch, row, mask):
+def restored(example, row, mask):
     """The text of each segment of a row, with every blank filled by its targets."""
-    texts = []
+    batch, texts = example.inputs, []
     for segment in range(1, batch.segments[row].max() + 1):
         here = batch.segments[row] == segment
-        inputs, targets = batch.tokens[row, here], batch.targets[row, here]
+        inputs, targets = batch.tokens[row, here], example.targets.tokens[row, here]
         positions, blocks = batch.positions[row, here], batch.block_positions[row, here]
         text = {place: [token] for place, token in enumerate(inputs[blocks == 0])}
         for place in np.unique(positions[blocks > 0]):
@@ -134,26 +134,26 @@ def test_filled_in_blanks_give_the_text_back(kind, data):
     objective, mask = KINDS[kind]
     tokens, segments, seeds = data.draw(batches(objective.row_length(LENGTH)))
     try:
-        batch = objective.prepare(tokens, segments, seeds, LEXICON, LENGTH)
+        example = objective.prepare(tokens, segments, seeds, LEXICON, LENGTH)
     except UserError:
         return  # no document has room: tested below
     for row in range(len(tokens)):
         stored = " ".join(map(str, tokens[row, segments[row] > 0]))
-        for text in restored(batch, row, mask):
+        for text in restored(example, row, mask):
             assert " ".join(map(str, text)) in stored
             if not objective.cross_documents:
                 assert text.count(BEGIN) <= 1
-        assert set(np.flatnonzero(batch.weights[row])) == set(
-            np.flatnonzero(batch.block_positions[row])
+        assert set(np.flatnonzero(example.targets.weights[row])) == set(
+            np.flatnonzero(example.inputs.block_positions[row])
         )
-    np.testing.assert_array_equal(batch.tokens.shape, (2, LENGTH))
+    np.testing.assert_array_equal(example.inputs.tokens.shape, (2, LENGTH))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_mask_is_part_a_whole_and_part_b_so_far(kind):
     objective, _ = KINDS[kind]
     tokens, segments, seeds = full_batch(objective.row_length(LENGTH), rows=4, longest=40)
-    batch = objective.prepare(tokens, segments, seeds, LEXICON, LENGTH)
+    batch = objective.prepare(tokens, segments, seeds, LEXICON, LENGTH).inputs
     seen = np.asarray(batch.mask(causal=True).dense(LENGTH, LENGTH))[:, 0]
     for row in range(4):
         for query in range(LENGTH):
@@ -287,10 +287,11 @@ def test_a_rest_over_several_documents_runs_across_them():
         make_row([10, 60], objective.row_length(LENGTH), np.random.default_rng(s)) for s in (0, 1)
     ]
     tokens, segments = map(np.stack, zip(*rows, strict=True))
-    batch = objective.prepare(tokens, segments, np.arange(2, dtype=np.uint64), LEXICON, LENGTH)
-    assert (batch.segments.max(axis=1) == 1).all()
+    example = objective.prepare(tokens, segments, np.arange(2, dtype=np.uint64), LEXICON, LENGTH)
+    assert (example.inputs.segments.max(axis=1) == 1).all()
     last = objective.blanks.text_length(LENGTH) - 1  # of the text that has room
-    np.testing.assert_array_equal(batch.targets[:, last + 1], tokens[:, last])  # no [eop]
+    targets = example.targets.tokens
+    np.testing.assert_array_equal(targets[:, last + 1], tokens[:, last])  # no [eop]
 
 
 def test_rows_are_nearly_always_full_and_nearly_nothing_is_left_out():
@@ -304,11 +305,12 @@ def test_rows_are_nearly_always_full_and_nearly_nothing_is_left_out():
         rows = [make_row([size], size, rng) for _ in range(200)]
         tokens, segments = map(np.stack, zip(*rows, strict=True))
         seeds = rng.integers(0, 2**63, 200).astype(np.uint64)
-        batch = objective.prepare(tokens, segments, seeds, LEXICON, 512)
-        assert (batch.segments > 0).mean() > least, kind
+        example = objective.prepare(tokens, segments, seeds, LEXICON, 512)
+        assert (example.inputs.segments > 0).mean() > least, kind
         if kind == "tokens":
-            hidden = ((batch.weights > 0) & (batch.targets != EOP)).sum(axis=1)
-            text = [len(*restored(batch, row, MASK)) for row in range(200)]
+            targets = example.targets
+            hidden = ((targets.weights > 0) & (targets.tokens != EOP)).sum(axis=1)
+            text = [len(*restored(example, row, MASK)) for row in range(200)]
             assert (hidden >= (0.15 * (np.array(text) - 1)).astype(int)).all()
             assert (np.array(text) >= size - objective.row_overlap(512) + 1).all()
 
@@ -357,9 +359,9 @@ def test_each_row_goes_on_where_the_one_before_surely_ended(kind):
     text, _ = make_row([4000], 4000, np.random.default_rng(0))
     tokens = np.stack([text[row * advance :][:size] for row in range(7)])
     segments = np.ones_like(tokens)
-    batch = objective.prepare(tokens, segments, np.arange(7, dtype=np.uint64), LEXICON, 512)
+    example = objective.prepare(tokens, segments, np.arange(7, dtype=np.uint64), LEXICON, 512)
     for row in range(7):
-        found = np.concatenate(restored(batch, row, mask))
+        found = np.concatenate(restored(example, row, mask))
         assert len(found) > advance
         np.testing.assert_array_equal(found, tokens[row, : len(found)])
 
@@ -377,10 +379,10 @@ def test_four_samples_have_a_quarter_of_the_text_each():
     size = objective.row_length(512)
     assert size % 4 == 0
     tokens, segments, seeds = full_batch(size, rows=2)
-    batch = objective.prepare(tokens, segments, seeds, LEXICON, 512)
-    assert (batch.segments.max(axis=1) == 4).all()
+    example = objective.prepare(tokens, segments, seeds, LEXICON, 512)
+    assert (example.inputs.segments.max(axis=1) == 4).all()
     for row in range(2):
-        texts = restored(batch, row, MASK)
+        texts = restored(example, row, MASK)
         np.testing.assert_array_equal(np.concatenate(texts), tokens[row])
         assert [len(text) for text in texts] == [size // 4] * 4
 
@@ -389,7 +391,8 @@ def test_positions_may_count_on():
     objective = BlankInfilling(blanks=DocumentBlank(rest=1.0), running_positions=True)
     size = objective.row_length(LENGTH)
     tokens, segments = make_row([size], size, np.random.default_rng(0))
-    batch = objective.prepare(tokens[None], segments[None], np.zeros(1, np.uint64), LEXICON, LENGTH)
+    seeds = np.zeros(1, np.uint64)
+    batch = objective.prepare(tokens[None], segments[None], seeds, LEXICON, LENGTH).inputs
     used = (batch.segments[0] > 0).sum()
     np.testing.assert_array_equal(batch.positions[0, :used], np.arange(used))
 
@@ -401,12 +404,12 @@ def test_inputs_of_blanks_can_be_hidden():
     before = plain.prepare(tokens, segments, seeds, LEXICON, 512)
     hiding = replace(plain, block_mask_share=0.3)
     after = hiding.prepare(tokens, segments, seeds, LEXICON, 512)
-    first = before.segments == 1  # later documents are cut by other numbers
-    may = (before.block_positions > 1) & first
-    hidden = (after.tokens == DBLOCK) & first
+    first = before.inputs.segments == 1  # later documents are cut by other numbers
+    may = (before.inputs.block_positions > 1) & first
+    hidden = (after.inputs.tokens == DBLOCK) & first
     assert not hidden[~may].any()
     assert stats.binomtest(int(hidden.sum()), int(may.sum()), 0.3).pvalue > 1e-3
-    np.testing.assert_array_equal(after.targets[first], before.targets[first])
+    np.testing.assert_array_equal(after.targets.tokens[first], before.targets.tokens[first])
 
 
 def test_text_without_room_is_refused():

@@ -17,21 +17,23 @@ SEEDS = np.zeros(1, np.uint64)
 def test_inputs_targets_and_positions_of_a_packed_row():
     tokens = np.array([[9, 1, 2, 9, 3, 9, 0]], np.int32)
     segments = np.array([[1, 1, 1, 2, 2, 3, 0]], np.int32)
-    batch = CausalLM().prepare(tokens, segments, SEEDS)
+    example = CausalLM().prepare(tokens, segments, SEEDS)
+    batch, targets = example.inputs, example.targets
     np.testing.assert_array_equal(batch.tokens, [[9, 1, 2, 9, 3, 9]])
-    np.testing.assert_array_equal(batch.targets, [[1, 2, 9, 3, 9, 0]])
+    np.testing.assert_array_equal(targets.tokens, [[1, 2, 9, 3, 9, 0]])
     np.testing.assert_array_equal(batch.positions, [[0, 1, 2, 0, 1, 0]])
     np.testing.assert_array_equal(batch.segments, [[1, 1, 1, 2, 2, 3]])
-    np.testing.assert_array_equal(batch.weights, [[1, 1, 1, 1, 1, 0]])
+    np.testing.assert_array_equal(targets.weights, [[1, 1, 1, 1, 1, 0]])
 
 
 def test_plain_concatenation_runs_across_documents():
     tokens = np.arange(6, dtype=np.int32)[None]
     segments = np.array([[1, 1, 2, 2, 0, 0]], np.int32)
-    batch = CausalLM(cross_documents=True).prepare(tokens, segments, SEEDS)
+    example = CausalLM(cross_documents=True).prepare(tokens, segments, SEEDS)
+    batch, targets = example.inputs, example.targets
     np.testing.assert_array_equal(batch.positions[:, :4], [[0, 1, 2, 3]])
     np.testing.assert_array_equal(batch.segments, [[1, 1, 1, 1, 0]])
-    np.testing.assert_array_equal(batch.weights, [[1, 1, 1, 0, 0]])
+    np.testing.assert_array_equal(targets.weights, [[1, 1, 1, 0, 0]])
 
 
 @given(st.lists(st.integers(1, 5), min_size=1, max_size=12))
@@ -60,14 +62,17 @@ def test_the_loss_is_the_formula_on_the_models_own_logits(one_device):
     graph, params = initialize(config, training_layout(), jax.random.key(0))
     tokens = np.random.default_rng(0).integers(0, 50, (2, 9)).astype(np.int32)
     segments = np.array([[1] * 9, [1] * 6 + [0] * 3], np.int32)
-    batch = objective.prepare(tokens, segments, np.zeros(2, np.uint64))
-    sums = jax.jit(lambda p, b: objective.loss(nnx.merge(graph, p), b, None))(params, batch)
+    example = objective.prepare(tokens, segments, np.zeros(2, np.uint64))
+    sums = jax.jit(lambda p, e: objective.loss(nnx.merge(graph, p), e, None))(params, example)
     model = nnx.merge(graph, params)
-    logits = np.asarray(model.logits(model(batch)[0]), np.float64)[..., :50]
+    logits = np.asarray(model.logits(model(example.inputs)[0]), np.float64)[..., :50]
     assert np.abs(logits).max() > 1  # so the cap bends
+    targets = example.targets
     log_z = np.log(np.exp(logits).sum(-1))
-    nll = log_z - np.take_along_axis(logits, batch.targets[..., None], -1)[..., 0]
+    nll = log_z - np.take_along_axis(logits, targets.tokens[..., None], -1)[..., 0]
     each = nll + 0.1 * log_z**2 + 0.2 * logits.max(-1) ** 2
     assert sums.weight == 8 + 5
-    np.testing.assert_allclose(sums.loss, (each * batch.weights).sum(), rtol=1e-6)
-    np.testing.assert_allclose(sums.extra["cross_entropy"], (nll * batch.weights).sum(), rtol=1e-6)
+    np.testing.assert_allclose(sums.loss, (each * targets.weights).sum(), rtol=1e-6)
+    np.testing.assert_allclose(
+        sums.extra["cross_entropy"], (nll * targets.weights).sum(), rtol=1e-6
+    )

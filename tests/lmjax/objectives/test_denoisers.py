@@ -16,11 +16,11 @@ from lmjax.objectives import (
     DocumentBlank,
     MaskedLM,
     Mixed,
-    Objective,
     PermutationLM,
     PrefixLM,
     SentenceBlanks,
     SpanCorruption,
+    TextObjective,
 )
 from lmjax.objectives.causal_lm import positions_in_segments
 from lmjax.objectives.draws import Draws
@@ -61,7 +61,7 @@ OBJECTIVES = {
 }
 
 
-def prepare(objective: Objective, data):
+def prepare(objective: TextObjective, data):
     return objective.prepare(*data, LEXICON, LENGTH)
 
 
@@ -80,16 +80,16 @@ def test_a_row_depends_on_its_text_and_seed_alone(name, data):
     objective = OBJECTIVES[name]
     given_ = data.draw(batches(objective.row_length(LENGTH), rows=3))
     try:
-        batch = prepare(objective, given_)
+        example = prepare(objective, given_)
         alone = prepare(objective, rows_of(given_, [1]))
     except UserError:
         return  # rows without room
     shapes = objective.shapes(3, LENGTH)
-    for whole, row, shape in zip(*map(jax.tree.leaves, (batch, alone, shapes)), strict=True):
+    for whole, row, shape in zip(*map(jax.tree.leaves, (example, alone, shapes)), strict=True):
         np.testing.assert_array_equal(whole[1:2], row)
         assert (whole.shape, whole.dtype) == (shape.shape, shape.dtype)
     if not isinstance(objective, MaskedLM):
-        assert not batch.weights[batch.segments == 0].any()
+        assert not example.targets.weights[example.inputs.segments == 0].any()
 
 
 @pytest.mark.parametrize("name", [name for name in OBJECTIVES if name != "causal"])
@@ -116,11 +116,12 @@ def test_masked_tokens_are_a_share_and_replaced_in_three_ways():
     rows = [make_row([size], size, np.random.default_rng(seed)) for seed in range(20)]
     tokens, segments = map(np.stack, zip(*rows, strict=True))
     seeds = np.arange(20, dtype=np.uint64)
-    batch = MaskedLM().prepare(tokens, segments, seeds, LEXICON, size)
-    chosen = batch.weights > 0
+    example = MaskedLM().prepare(tokens, segments, seeds, LEXICON, size)
+    batch, targets = example.inputs, example.targets
+    chosen = targets.weights > 0
     assert (chosen.sum(axis=1) == 300).all()
     assert not (chosen & (tokens == BEGIN)).any()
-    np.testing.assert_array_equal(batch.targets, tokens)
+    np.testing.assert_array_equal(targets.tokens, tokens)
     np.testing.assert_array_equal(batch.tokens[~chosen], tokens[~chosen])
     inputs, answers = batch.tokens[chosen], tokens[chosen]
     random = inputs[(inputs != MASK) & (inputs != answers)]
@@ -139,9 +140,10 @@ def test_masked_tokens_are_a_share_and_replaced_in_three_ways():
 def test_whole_words_are_hidden_whole(data):
     """A word is space, an even token and the odd ones behind it, cut at the marks of documents."""
     tokens, segments, _ = data
-    batch = prepare(MaskedLM(whole_words=True), data)
+    example = prepare(MaskedLM(whole_words=True), data)
+    weights = example.targets.weights
     for row in range(len(tokens)):
-        used = (batch.segments[row] > 0).sum()
+        used = (example.inputs.segments[row] > 0).sum()
         for place in range(1, used):
             pair = tokens[row, place - 1 : place + 1]
             if (
@@ -149,15 +151,15 @@ def test_whole_words_are_hidden_whole(data):
                 and pair.min() >= 20
                 and segments[row, place - 1] == segments[row, place]
             ):
-                assert batch.weights[row, place] == batch.weights[row, place - 1]
+                assert weights[row, place] == weights[row, place - 1]
 
 
 def test_masked_documents_keep_their_segments_and_positions():
     data = full_batch(LENGTH, rows=2, longest=20)
-    batch = prepare(MaskedLM(), data)
+    batch = prepare(MaskedLM(), data).inputs
     np.testing.assert_array_equal(batch.segments, data[1])
     np.testing.assert_array_equal(batch.positions, positions_in_segments(data[1]))
-    joined = prepare(MaskedLM(cross_documents=True), data)
+    joined = prepare(MaskedLM(cross_documents=True), data).inputs
     assert (joined.segments == 1).all()
 
 
@@ -165,12 +167,13 @@ def test_masked_documents_keep_their_segments_and_positions():
 def test_pairs_are_what_their_labels_say(kind):
     objective = MaskedLM(pair=kind)
     tokens, segments, seeds = full_batch(objective.row_length(LENGTH), rows=400, longest=90)
-    batch = prepare(objective, (tokens, segments, seeds))
-    assert stats.binomtest(int((batch.labels == 1).sum()), 400, 0.5).pvalue > 1e-3
+    example = prepare(objective, (tokens, segments, seeds))
+    batch, targets = example.inputs, example.targets
+    assert stats.binomtest(int((targets.labels == 1).sum()), 400, 0.5).pvalue > 1e-3
     lengths = []
     for row in range(400):
         used = int((batch.segments[row] > 0).sum())
-        text = np.where(batch.weights[row] > 0, batch.targets[row], batch.tokens[row])[:used]
+        text = np.where(targets.weights[row] > 0, targets.tokens[row], batch.tokens[row])[:used]
         lengths.append(used)
         marks = np.flatnonzero(text == SEP)
         assert text[0] == CLS and len(marks) == 2 and marks[1] == used - 1
@@ -178,10 +181,10 @@ def test_pairs_are_what_their_labels_say(kind):
         first, second = text[1 : marks[0]], text[marks[0] + 1 : marks[1]]
         stored = " ".join(map(str, tokens[row]))
         ordered = (
-            [second, first] if kind == "sentence order" and batch.labels[row] else [first, second]
+            [second, first] if kind == "sentence order" and targets.labels[row] else [first, second]
         )
         follows = " ".join(map(str, np.concatenate(ordered))) in stored
-        assert follows == (kind == "sentence order" or batch.labels[row] == 0)
+        assert follows == (kind == "sentence order" or targets.labels[row] == 0)
         for part in (first, second):
             assert len(part) and " ".join(map(str, part)) in stored
             assert not np.isin(part, (BEGIN, END)).any()
@@ -193,8 +196,8 @@ def test_the_one_document_of_a_row_gives_its_own_later_text():
     size = objective.row_length(LENGTH)
     rows = [make_row([size], size, np.random.default_rng(seed)) for seed in range(50)]
     tokens, segments = map(np.stack, zip(*rows, strict=True))
-    batch = prepare(objective, (tokens, segments, np.arange(50, dtype=np.uint64)))
-    assert 10 < batch.labels.sum() < 40
+    example = prepare(objective, (tokens, segments, np.arange(50, dtype=np.uint64)))
+    assert 10 < example.targets.labels.sum() < 40
 
 
 def test_labels_weigh_as_much_as_their_rows_tokens(one_device):
@@ -208,11 +211,12 @@ def test_labels_weigh_as_much_as_their_rows_tokens(one_device):
         jax.random.key(1), params["head_bias"].shape
     )
     objective = MaskedLM(pair="next sentence")
-    batch = prepare(objective, full_batch(objective.row_length(LENGTH), rows=4))
-    batch.labels[3] = -1  # a row without a pair
-    sums = jax.jit(lambda p, b: objective.loss(nnx.merge(graph, p), b, None))(params, batch)
+    example = prepare(objective, full_batch(objective.row_length(LENGTH), rows=4))
+    targets = example.targets
+    targets.labels[3] = -1  # a row without a pair
+    sums = jax.jit(lambda p, e: objective.loss(nnx.merge(graph, p), e, None))(params, example)
     model = nnx.merge(graph, params)
-    hidden, _ = model(batch)
+    hidden, _ = model(example.inputs)
     logits = np.asarray(model.logits(hidden), np.float64)[..., :500]
     classes = np.asarray(model.classes(hidden), np.float64)
 
@@ -220,14 +224,14 @@ def test_labels_weigh_as_much_as_their_rows_tokens(one_device):
         right = np.take_along_axis(logits, answers[..., None], -1)[..., 0]
         return np.log(np.exp(logits).sum(-1)) - right
 
-    words = (nll(logits, batch.targets) * batch.weights).sum()
-    weights = batch.weights.sum(axis=1)
-    labels = (nll(classes, np.maximum(batch.labels, 0)) * weights)[:3].sum()
+    words = (nll(logits, targets.tokens) * targets.weights).sum()
+    weights = targets.weights.sum(axis=1)
+    labels = (nll(classes, np.maximum(targets.labels, 0)) * weights)[:3].sum()
     # float32 against float64: 1e-5 of it
     np.testing.assert_allclose(sums.loss, words + labels, rtol=1e-5)
     np.testing.assert_allclose(sums.extra["cross_entropy"], words, rtol=1e-5)
     np.testing.assert_allclose(sums.extra["label_cross_entropy"], labels, rtol=1e-5)
-    assert sums.weight == batch.weights.sum()
+    assert sums.weight == targets.weights.sum()
 
 
 # ---- span corruption ---------------------------------------------------------------------------
@@ -251,16 +255,17 @@ def test_what_the_decoder_writes_fills_what_the_encoder_reads(cross_documents, d
     objective = SpanCorruption(cross_documents=cross_documents)
     given_ = data.draw(batches(objective.row_length(LENGTH)))
     try:
-        batch = prepare(objective, given_)
+        example = prepare(objective, given_)
     except UserError:
         return
-    assert batch.encoder.targets is None and batch.encoder.tokens.shape == (2, LENGTH)
+    batch = example.inputs
+    assert batch.encoder.tokens.shape == (2, LENGTH)
     for row in range(2):
         stored = " ".join(map(str, given_[0][row]))
         for segment in range(1, batch.segments[row].max() + 1):
             here = batch.segments[row] == segment
             inputs = batch.encoder.tokens[row, batch.encoder.segments[row] == segment].tolist()
-            targets = batch.targets[row, here].tolist()
+            targets = example.targets.tokens[row, here].tolist()
             np.testing.assert_array_equal(batch.tokens[row, here], [PAD, *targets[:-1]])
             assert inputs.pop() == targets.pop() == END
             spans = {}
@@ -276,7 +281,7 @@ def test_what_the_decoder_writes_fills_what_the_encoder_reads(cross_documents, d
             hidden = sum(map(len, spans.values()))
             assert (hidden, len(spans)) == objective.counts(len(text))
             assert hidden == max(1, min(round(0.15 * len(text)), len(text) - 1))
-    assert ((batch.weights > 0) == (batch.segments > 0)).all()
+    assert ((example.targets.weights > 0) == (batch.segments > 0)).all()
 
 
 def test_all_ways_to_cut_are_as_likely():
@@ -293,9 +298,11 @@ def test_all_ways_to_cut_are_as_likely():
 @given(batches(LENGTH + 1))
 def test_a_prefix_is_seen_whole_and_not_predicted(data):
     """As causal language modelling but for ranks and weights, against a loop over documents."""
-    batch, causal = prepare(PrefixLM(), data), CausalLM().prepare(*data)
-    for name in ("tokens", "targets", "positions", "segments"):
-        np.testing.assert_array_equal(getattr(batch, name), getattr(causal, name))
+    example, causal = prepare(PrefixLM(), data), CausalLM().prepare(*data)
+    batch = example.inputs
+    for name in ("tokens", "positions", "segments"):
+        np.testing.assert_array_equal(getattr(batch, name), getattr(causal.inputs, name))
+    np.testing.assert_array_equal(example.targets.tokens, causal.targets.tokens)
     for row in range(2):
         for segment in range(1, batch.segments[row].max() + 1):
             places = np.flatnonzero(batch.segments[row] == segment)
@@ -303,18 +310,18 @@ def test_a_prefix_is_seen_whole_and_not_predicted(data):
             prefix = (ranks == places[0]).sum()
             assert 1 <= prefix <= len(places)
             np.testing.assert_array_equal(ranks[prefix:], places[prefix:])
-            weights = batch.weights[row, places]
+            weights = example.targets.weights[row, places]
             assert not weights[: prefix - 1].any()
             np.testing.assert_array_equal(
-                weights[prefix - 1 :], causal.weights[row, places[prefix - 1 :]]
+                weights[prefix - 1 :], causal.targets.weights[row, places[prefix - 1 :]]
             )
 
 
 def test_lengths_of_prefixes_are_uniform():
     tokens, segments = make_row([11], 11, np.random.default_rng(0))
     tokens, segments = (np.tile(array, (3000, 1)) for array in (tokens, segments))
-    batch = PrefixLM().prepare(tokens, segments, np.arange(3000, dtype=np.uint64))
-    lengths = (batch.ranks == 0).sum(axis=1)
+    example = PrefixLM().prepare(tokens, segments, np.arange(3000, dtype=np.uint64))
+    lengths = (example.inputs.ranks == 0).sum(axis=1)
     assert stats.chisquare(np.bincount(lengths, minlength=11)[1:]).pvalue > 1e-3
 
 
@@ -323,12 +330,13 @@ def test_permuted_targets_are_a_sixth_in_random_order():
     rows = [make_row([size], size, np.random.default_rng(seed)) for seed in range(20)]
     tokens, segments = map(np.stack, zip(*rows, strict=True))
     seeds = np.arange(20, dtype=np.uint64)
-    batch = PermutationLM().prepare(tokens, segments, seeds, LEXICON, size)
-    chosen = batch.weights > 0
+    example = PermutationLM().prepare(tokens, segments, seeds, LEXICON, size)
+    batch, targets = example.inputs, example.targets
+    chosen = targets.weights > 0
     # Every stretch has exactly a sixth; only the last one of a row is cut.
     np.testing.assert_allclose(chosen.mean(axis=1), 1 / 6, atol=5 * 6 / size)
     np.testing.assert_array_equal(batch.tokens, tokens)
-    np.testing.assert_array_equal(batch.targets, tokens)
+    np.testing.assert_array_equal(targets.tokens, tokens)
     for row in range(20):
         ranks = batch.ranks[row, chosen[row]]
         assert sorted(ranks) == list(range(1, chosen[row].sum() + 1))
@@ -344,7 +352,8 @@ def test_permuted_targets_are_a_sixth_in_random_order():
 def test_a_mixed_row_is_what_its_objective_makes_of_it():
     objective = OBJECTIVES["two"]
     tokens, segments, seeds = full_batch(objective.row_length(LENGTH), rows=600)
-    batch = objective.prepare(tokens, segments, seeds, LEXICON, LENGTH)
+    example = objective.prepare(tokens, segments, seeds, LEXICON, LENGTH)
+    batch, targets = example.inputs, example.targets
     chosen = objective.choose(seeds)
     assert stats.binomtest(int((chosen == 0).sum()), 600, 2 / 3).pvalue > 1e-3
     for row in range(6):
@@ -352,8 +361,12 @@ def test_a_mixed_row_is_what_its_objective_makes_of_it():
         size = own.row_length(LENGTH)
         part = tokens[[row], :size], segments[[row], :size], seeds[[row]]
         alone = own.prepare(*part, LEXICON, LENGTH)
-        for name in ("tokens", "targets", "positions", "segments", "weights"):
-            np.testing.assert_array_equal(getattr(batch, name)[[row]], getattr(alone, name))
+        for name in ("tokens", "positions", "segments"):
+            np.testing.assert_array_equal(getattr(batch, name)[[row]], getattr(alone.inputs, name))
+        for name in ("tokens", "weights"):
+            np.testing.assert_array_equal(
+                getattr(targets, name)[[row]], getattr(alone.targets, name)
+            )
         if chosen[row]:
             np.testing.assert_array_equal(batch.ranks[row], np.arange(LENGTH))
             assert not batch.block_positions[row].any()

@@ -86,22 +86,24 @@ def test_another_answer_changes_nothing_that_its_query_sees(name):
             alike = LETTERS[(word % 10 == LETTERS % 10) & (word != LETTERS)]
             changed[row, place] = rng.choice(alike) if word in LETTERS else word
         after = objective.prepare(changed, segments, seeds, LEXICON, LENGTH)
-        np.testing.assert_array_equal(before.weights, after.weights)
-        asked = (before.targets != after.targets) & (before.weights > 0)
+        batch, targets = before.inputs, before.targets
+        np.testing.assert_array_equal(targets.weights, after.targets.weights)
+        asked = (targets.tokens != after.targets.tokens) & (targets.weights > 0)
         if isinstance(objective, MaskedLM):
-            asked &= before.tokens != before.targets
-        size = before.targets.shape[1]
-        mask = before.mask(causal=not isinstance(objective, MaskedLM)).dense(size, size)
+            asked &= batch.tokens != targets.tokens
+        size = targets.tokens.shape[1]
+        mask = batch.mask(causal=not isinstance(objective, MaskedLM)).dense(size, size)
         visible = np.asarray(mask)[:, 0]
         if isinstance(objective, PermutationLM):
-            visible = visible & (before.ranks[:, None, :] < before.ranks[:, :, None])
-        moved = before.tokens != after.tokens
+            visible = visible & (batch.ranks[:, None, :] < batch.ranks[:, :, None])
+        moved = batch.tokens != after.inputs.tokens
         for row, query in zip(*np.nonzero(asked), strict=True):
             answers += 1
             assert not moved[row, visible[row, query]].any()
-            if before.encoder is not None:
-                same = before.encoder.segments[row] == before.segments[row, query]
-                assert not (before.encoder.tokens != after.encoder.tokens)[row, same].any()
+            if batch.encoder is not None:
+                source, other = batch.encoder, after.inputs.encoder
+                same = source.segments[row] == batch.segments[row, query]
+                assert not (source.tokens != other.tokens)[row, same].any()
     assert answers > 15
 
 
@@ -143,7 +145,8 @@ def test_gradients_are_zero_where_a_target_must_not_look(name, one_device, monke
         objective.row_length(LENGTH), rows=2, longest=20 if make is answered_row else 40, make=make
     )
     segments[1, segments.shape[1] // 2 :] = 0  # padding
-    batch = objective.prepare(tokens, segments, seeds, LEXICON, LENGTH)
+    example = objective.prepare(tokens, segments, seeds, LEXICON, LENGTH)
+    batch, targets = example.inputs, example.targets
     plain_embed = Transformer.embed
 
     def losses(moves, places):
@@ -156,8 +159,8 @@ def test_gradients_are_zero_where_a_target_must_not_look(name, one_device, monke
         monkeypatch.setattr(Transformer, "embed", embed)
         model = nnx.merge(graph, params)
         hidden, _ = model(batch)
-        targets = jnp.asarray(batch.targets)
-        nll, _ = cross_entropy(hidden, model.head_table(), targets, vocabulary=VOCABULARY)
+        answers = jnp.asarray(targets.tokens)
+        nll, _ = cross_entropy(hidden, model.head_table(), answers, vocabulary=VOCABULARY)
         return jnp.sum(nll[jnp.arange(2), places])
 
     shape = (*batch.tokens.shape, config.hidden)
@@ -170,7 +173,7 @@ def test_gradients_are_zero_where_a_target_must_not_look(name, one_device, monke
         mask = mask & (batch.ranks[:, None, :] < batch.ranks[:, :, None])
     rng = np.random.default_rng(0)
     for _ in range(6):
-        places = np.array([rng.choice(np.flatnonzero(row > 0)) for row in batch.weights])
+        places = np.array([rng.choice(np.flatnonzero(row > 0)) for row in targets.weights])
         found = gradient(moves, places)
         reached = {key: np.abs(np.asarray(g)).max(axis=2) > 0 for key, g in found.items()}
         for row, place in enumerate(places):

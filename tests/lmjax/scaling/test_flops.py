@@ -149,7 +149,7 @@ def test_an_encoder_s_part_is_the_products_in_its_program(one_device):
 
 
 def test_a_run_counts_what_encoder_and_decoder_read(one_device, tmp_path):
-    """All products over a batch of the objective's, which gives the decoder shorter rows."""
+    """All products over an example of the objective's, which gives the decoder shorter rows."""
     domain = Domain(name="text", source=TextFiles(path=str(tmp_path)))
     experiment = Pretrain(
         output=str(tmp_path),
@@ -158,7 +158,7 @@ def test_a_run_counts_what_encoder_and_decoder_read(one_device, tmp_path):
         objective=SpanCorruption(),
         data=Data(train=(domain,), length=LENGTH, batch_size=2),
     )
-    batch = experiment.objective.shapes(2, LENGTH)
+    batch = experiment.objective.shapes(2, LENGTH).inputs
     assert batch.tokens.shape[1] < batch.encoder.tokens.shape[1] == LENGTH
     counted = batch.tokens.size * experiment.flops_per_token()
     np.testing.assert_allclose(3 * products_of_both(batch), counted, rtol=1e-12)

@@ -33,15 +33,13 @@ from lmjax.models import (
     RMSNormConfig,
     Rotary,
     TransformerConfig,
-    abstract,
 )
 from lmjax.objectives import CausalLM
 from lmjax.parallel import Mesh, training_layout
+from lmjax.training.learner import Learner
 from lmjax.training.optimizers import AdamW
-from lmjax.training.placement import abstract_batch
+from lmjax.training.placement import abstract_example
 from lmjax.training.schedules import Cosine
-from lmjax.training.state import abstract_state
-from lmjax.training.step import TrainStep
 from tests.collectives import Transfer, expectation, tally, transfers
 
 LENGTH = 24
@@ -69,14 +67,10 @@ def of_a_step(mesh: jax.sharding.Mesh, zero=3, accumulation=1, remat="none") -> 
     schedule = Cosine(peak=1e-2, warmup=5).build(20)
     rows = 8 * accumulation
     tokens = np.zeros((rows, LENGTH + 1), np.int32)
-    batch = objective.prepare(tokens, np.ones_like(tokens), np.zeros(rows, np.uint64))
+    example = objective.prepare(tokens, np.ones_like(tokens), np.zeros(rows, np.uint64))
     with jax.set_mesh(mesh):
-        transform = AdamW().build(schedule, abstract(model, layout)[1])
-        graph, state = abstract_state(model, layout, transform, seed=0)
-        step = TrainStep(
-            graph, objective, transform, schedule, accumulation=accumulation, zero=zero
-        )
-        return transfers(step, state, abstract_batch(batch, layout))
+        learner = Learner(model, objective, AdamW(), schedule, layout, microbatch=8, zero=zero)
+        return transfers(learner.step, learner.abstract(), abstract_example(example, layout))
 
 
 def expected(sizes: dict[str, int], zero=3, accumulation=1, remat="none"):

@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import textwrap
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -25,17 +24,16 @@ def state_after(steps):
 class Run:
     """Records what the loop does."""
 
-    def __init__(self, steps, bad=None, on_batch=None, **settings):
+    def __init__(self, steps, bad=None, on_step=None, **settings):
         self.events, self.records = [], []
-        self.bad, self.on_batch = bad or {}, on_batch
+        self.bad, self.on_step = bad or {}, on_step
         self.loop = Loop(
             **{
-                "step": self.step,
-                "batches": self.batches(),
+                "advance": self.advance,
                 "steps": steps,
                 "write": self.write,
                 "evaluate": self.evaluate,
-                "evaluate_every": 4,
+                "is_evaluation": lambda step: step % 4 == 0 or step == steps,
                 "save": self.save,
                 "save_every": 3,
                 "yardstick": Yardstick(10.0, 1e9, lambda: 123),
@@ -43,21 +41,15 @@ class Run:
             }
         )
 
-    def batches(self):
-        number = 0
-        while True:
-            number += 1
-            if self.on_batch:
-                self.on_batch(number)
-            self.events.append(f"batch {number}")
-            yield SimpleNamespace(tokens=np.zeros((2, 48)))  # of which 64 have a weight
-
-    def step(self, state, batch):
-        step = int(state.step) + 1
+    def advance(self, state, step):
+        assert step == int(state.step) + 1
+        if self.on_step:
+            self.on_step(step)
         metrics = {"loss": 1.0 / step, "gradient_norm": 1.0, "tokens": 64.0}
         metrics |= self.bad.get(step, {})
         self.events.append(f"step {step}")
-        return state_after(step), {name: jnp.float32(value) for name, value in metrics.items()}
+        metrics = {name: jnp.float32(value) for name, value in metrics.items()}
+        return state_after(step), metrics, 96  # tokens, of which 64 have a weight
 
     def write(self, record):
         self.records.append(record)
@@ -80,11 +72,11 @@ def test_the_order_of_events():
     state, done, interruption = run.loop.run(state_after(0), 0)
     assert (state.step, done, interruption.signal) == (5, 5, None)
     assert run.events == [
-        *["batch 1", "step 1"],
-        *["batch 2", "step 2", "write train 1"],
-        *["batch 3", "step 3", "write train 2", "write train 3", "save 3"],
-        *["batch 4", "step 4", "write train 4", "write held_out 4"],
-        *["batch 5", "step 5", "write train 5", "write held_out 5", "save 5"],
+        *["step 1"],
+        *["step 2", "write train 1"],
+        *["step 3", "write train 2", "write train 3", "save 3"],
+        *["step 4", "write train 4", "write held_out 4"],
+        *["step 5", "write train 5", "write held_out 5", "save 5"],
     ]
 
 
@@ -165,14 +157,14 @@ def test_what_is_not_finite_ends_the_run_and_is_not_saved(name, value):
 def test_parameters_that_are_not_finite_are_neither_evaluated_nor_saved(value, place):
     """The update of a step may overflow though its loss and gradient were numbers."""
 
-    def overflowing(state, batch):
-        state, metrics = run.step(state, batch)
+    def overflowing(state, step):
+        state, metrics, tokens = run.advance(state, step)
         params = {"table": np.zeros(10_000, np.float32), "bias": np.zeros(3, np.float32)}
         if state.step == 6:
             params["table"][place] = value
-        return dataclasses.replace(state, params=params), metrics
+        return dataclasses.replace(state, params=params), metrics, tokens
 
-    run = Run(9, step=overflowing)
+    run = Run(9, advance=overflowing)
     with pytest.raises(Diverged, match=r"step 6: the parameters are not finite.*is from before"):
         run.loop.run(state_after(0), 0)
     assert [event for event in run.events if "save" in event] == ["save 3"]
@@ -196,7 +188,7 @@ def test_a_loss_on_held_out_text_that_is_not_finite_ends_the_run_and_is_not_save
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_the_run_after_its_step_and_saves(number, capfd):
     before = signal.getsignal(number)
-    run = Run(100, on_batch=lambda batch: os.kill(os.getpid(), number) if batch == 5 else None)
+    run = Run(100, on_step=lambda step: os.kill(os.getpid(), number) if step == 5 else None)
     _, done, interruption = run.loop.run(state_after(0), 0)
     assert done == 5
     assert run.events[-1] == "save 5"

@@ -1,7 +1,5 @@
 """Any mesh and any ZeRO stage give the losses of one device."""
 
-import dataclasses
-
 import jax
 import numpy as np
 import pytest
@@ -13,14 +11,13 @@ from lmjax.models import (
     RMSNormConfig,
     Rotary,
     TransformerConfig,
-    abstract,
 )
-from lmjax.objectives import CausalLM
+from lmjax.objectives import CausalLM, Example, TokenTargets
 from lmjax.parallel import AXES, Mesh, training_layout
+from lmjax.training.gradients import count_microbatches
+from lmjax.training.learner import Learner
 from lmjax.training.optimizers import AdamW
 from lmjax.training.schedules import Cosine
-from lmjax.training.state import abstract_state, make_state
-from lmjax.training.step import TrainStep, count_parts
 
 STEPS = 20
 # 8 heads, 2 key-value heads (which do not divide tensor=8) and an odd vocabulary; dropout, so that
@@ -42,7 +39,7 @@ OBJECTIVE = CausalLM(z_loss=1e-3)
 SCHEDULE = Cosine(peak=1e-2, warmup=5).build(STEPS)
 
 
-def batches():
+def examples():
     """Packed rows whose documents end at random places."""
     generator = np.random.default_rng(0)
     for _ in range(STEPS):
@@ -56,26 +53,17 @@ def train(start, mesh, zero=3, accumulation=1, model=MODEL):
     devices = np.prod([getattr(mesh, axis) for axis in AXES])
     mesh, layout = mesh.build(jax.devices()[:devices]), training_layout()
     with jax.set_mesh(mesh):
-        transform = optimizer(model)
-        graph, shapes = abstract_state(model, layout, transform, seed=0)
-        step = TrainStep(
-            graph=graph,
-            objective=OBJECTIVE,
-            transform=transform,
-            schedule=SCHEDULE,
-            zero=zero,
-            accumulation=accumulation,
-        )
-        step = jax.jit(step)  # without donation: `start` is used again
+        learner = learner_of(model, zero=zero, microbatch=8 // accumulation)
+        step = jax.jit(learner.step)  # without donation: `start` is used again
         state = jax.tree.map(
             lambda a, shape: jax.device_put(a, jax.NamedSharding(mesh, spec_of(shape))),
             start,
-            shapes,
+            learner.abstract(),
         )
-        place = jax.NamedSharding(mesh, layout.spec("batch", "seq"))
+        sharding = jax.NamedSharding(mesh, layout.spec("batch", "seq"))
         rows = []
-        for batch in batches():
-            state, metrics = step(state, jax.device_put(batch, place))
+        for example in examples():
+            state, metrics = step(state, jax.device_put(example, sharding))
             rows.append((float(metrics["loss"]), float(metrics["gradient_norm"])))
     return np.array(rows)
 
@@ -85,15 +73,15 @@ def spec_of(shape):
     return shape.sharding.spec if shape.sharding else jax.sharding.PartitionSpec()
 
 
-def optimizer(model):
-    """AdamW for the model."""
-    return AdamW().build(SCHEDULE, abstract(model, training_layout())[1])
+def learner_of(model, **settings):
+    """A learner of the model with AdamW."""
+    return Learner(model, OBJECTIVE, AdamW(), SCHEDULE, training_layout(), **settings)
 
 
 def start_on(mesh):
     """The state before training, drawn on that mesh."""
     with jax.set_mesh(mesh):
-        return make_state(MODEL, training_layout(), optimizer(MODEL), seed=0)
+        return learner_of(MODEL).init(seed=0)
 
 
 @pytest.fixture(scope="module")
@@ -123,14 +111,13 @@ def test_parameters_are_drawn_alike_on_any_mesh(start):
 def test_a_batch_without_targets_is_no_nan(start):
     """Nothing is learned from it: AdamW's first step is decay alone, by the closed form."""
     mesh, layout = Mesh(fsdp=1).build(jax.devices()[:1]), training_layout()
-    empty = next(batches())
-    empty = dataclasses.replace(empty, weights=np.zeros_like(empty.weights))
+    example = next(examples())
+    targets = TokenTargets(example.targets.tokens, np.zeros_like(example.targets.weights))
     with jax.set_mesh(mesh):
-        transform = optimizer(MODEL)
-        graph, _ = abstract_state(MODEL, layout, transform, seed=0)
-        step = TrainStep(graph, OBJECTIVE, transform, SCHEDULE)
-        place = jax.NamedSharding(mesh, layout.spec("batch", "seq"))
-        after, metrics = jax.jit(step)(start, jax.device_put(empty, place))
+        step = jax.jit(learner_of(MODEL).step)
+        sharding = jax.NamedSharding(mesh, layout.spec("batch", "seq"))
+        empty = jax.device_put(Example(example.inputs, targets), sharding)
+        after, metrics = step(start, empty)
     assert metrics["loss"] == metrics["gradient_norm"] == metrics["tokens"] == 0
     kept = 1 - AdamW().weight_decay * float(SCHEDULE(0))
     before = start.params["embedding"]["table"]
@@ -179,7 +166,9 @@ def test_accumulation_gives_the_losses_of_the_whole_batch(start, zero):
     ],
 )
 def test_a_small_batch_takes_fewer_parts(rows, most, parts):
+    layout = training_layout()
     with jax.sharding.use_abstract_mesh(Mesh(data=2, fsdp=4).abstract(8)):
-        assert count_parts(rows, most) == parts
+        assert count_microbatches(rows, most, layout) == parts
+        assert count_microbatches(rows, None, layout) == 1
         with pytest.raises(UserError, match=f"a batch of {rows + 1} rows does not divide"):
-            count_parts(rows + 1, most)
+            count_microbatches(rows + 1, most, layout)

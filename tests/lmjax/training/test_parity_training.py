@@ -7,19 +7,16 @@ import json
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
 from lmjax.interop import huggingface
-from lmjax.models import abstract
 from lmjax.objectives import CausalLM
 from lmjax.parallel import training_layout
+from lmjax.training.learner import Learner
 from lmjax.training.optimizers import AdamW
 from lmjax.training.schedules import Constant
-from lmjax.training.state import TrainState
-from lmjax.training.step import make_train_step
 
 PARITY = Path(__file__).parents[2] / "data" / "parity"
 STEPS = 12
@@ -27,27 +24,22 @@ STEPS = 12
 
 def train(folder):
     """Config, trained parameters, and metrics by name, of the case's batches."""
-    config, graph, params = huggingface.read(folder, training_layout())
-    schedule = Constant(peak=1e-3, warmup=3).build(STEPS)
-    transform = AdamW(b1=0.9, b2=0.95, epsilon=1e-8, weight_decay=0.1).build(
-        schedule, abstract(config, training_layout())[1]
+    config, _, params = huggingface.read(folder, training_layout())
+    learner = Learner(
+        model=config,
+        objective=CausalLM(),
+        optimizer=AdamW(b1=0.9, b2=0.95, epsilon=1e-8, weight_decay=0.1),
+        rate=Constant(peak=1e-3, warmup=3).build(STEPS),
+        layout=training_layout(),
+        clip=1.0,
     )
-    objective = CausalLM()
-    step = make_train_step(
-        graph=graph, objective=objective, transform=transform, schedule=schedule, clip=1.0
-    )
-    state = TrainState(
-        params=params,
-        optimizer=jax.jit(transform.init)(params),
-        average=None,
-        step=jnp.zeros((), jnp.int32),
-        key=jax.random.key(0),
-    )
+    state = learner.init(0, params)
     rows = []
     for tokens in np.load(folder / "case.npz")["tokens"]:
         segments = np.ones_like(tokens)
-        batch = objective.prepare(tokens, segments, np.zeros(len(tokens), np.uint64))
-        state, metrics = step(state, batch)
+        seeds = np.zeros(len(tokens), np.uint64)
+        example = learner.objective.prepare(tokens, segments, seeds)
+        state, metrics = learner.compiled_step(state, example)
         rows.append(jax.device_get(metrics))
     return config, state.params, {name: np.array([row[name] for row in rows]) for name in rows[0]}
 

@@ -11,6 +11,8 @@ from hypothesis.extra.numpy import arrays
 
 from lmjax.config import UserError
 from lmjax.models import Batch, check_tokens, plain_batch
+from lmjax.objectives import Example, TokenTargets
+from lmjax.objectives.example import check_example
 from lmjax.parallel import Mesh, training_layout
 from lmjax.training.placement import to_devices
 
@@ -19,16 +21,17 @@ weights = arrays(np.float32, (2, 3), elements=st.sampled_from([0.0, 0.5]))
 ids = arrays(np.int32, (2, 3), elements=st.integers(-2, VOCABULARY + 1))
 
 
-def batch(tokens, targets, source, weights=None):
-    """A batch of these, all but the first perhaps None."""
+def example(tokens, targets, source, weights=None):
+    """An example of these; without a source it has no encoder, and without weights they are 1."""
     encoder = None if source is None else plain_batch(source)
-    more = {"targets": targets, "weights": weights, "encoder": encoder}
-    return dataclasses.replace(plain_batch(tokens), **more)
+    weights = np.ones(targets.shape, np.float32) if weights is None else weights
+    inputs = dataclasses.replace(plain_batch(tokens), encoder=encoder)
+    return Example(inputs, TokenTargets(targets, weights))
 
 
-@given(ids, ids | st.none(), ids | st.none(), weights | st.none())
+@given(ids, ids, ids | st.none(), weights | st.none())
 def test_every_id_is_looked_at(tokens, targets, source, weights):
-    named = {"tokens": tokens, "targets": targets, "encoder.tokens": source}
+    named = {"tokens": tokens, "encoder.tokens": source, "targets": targets}
     wrong = {
         f"{name}{list(place)}": value
         for name, values in named.items()
@@ -38,7 +41,7 @@ def test_every_id_is_looked_at(tokens, targets, source, weights):
         and (name != "targets" or weights is None or weights[place] > 0)
     }
     try:
-        check_tokens(batch(tokens, targets, source, weights), VOCABULARY)
+        check_example(example(tokens, targets, source, weights), VOCABULARY)
     except UserError as error:
         place, value = next(iter(wrong.items()))  # the first
         assert str(error).startswith(f"{place} of the batch is {value}; ")
@@ -54,13 +57,13 @@ def test_they_do_not_reach_the_devices(one_device, where, wrong):
     arrays = {name: np.zeros((2, 3), np.int32) for name in ("tokens", "targets", "encoder.tokens")}
     arrays[where][1, 2] = wrong
     with pytest.raises(UserError, match=rf"^{where}\[1, 2\] of the batch is {wrong};"):
-        to_devices(batch(*arrays.values()), training_layout(), VOCABULARY)
+        to_devices(example(*arrays.values()), training_layout(), VOCABULARY)
 
 
 def test_what_is_right_is_placed():
     with jax.set_mesh(Mesh(fsdp=2).build(jax.devices()[:2])):
-        given = batch(np.array([[0, 1], [48, 49]]), None, None)
-        placed = to_devices(given, training_layout(), VOCABULARY)
+        tokens = np.array([[0, 1], [48, 49]])
+        placed = to_devices(example(tokens, tokens, None), training_layout(), VOCABULARY).inputs
         assert isinstance(placed, Batch) and isinstance(placed.tokens, jax.Array)
-        np.testing.assert_array_equal(np.asarray(placed.tokens), given.tokens)
+        np.testing.assert_array_equal(np.asarray(placed.tokens), tokens)
     check_tokens(plain_batch(np.zeros((0, 4), np.int32)), VOCABULARY)  # nothing is wrong in nothing

@@ -39,18 +39,13 @@ def test_the_steps_that_are_asked_for_are_traced(tmp_path, steps, expected):
     assert folder.trace() is None
     x = jnp.zeros(3)
     with Profiler(folder.profile, 3, 4) as profiler:
+        advance = profiler.traced(lambda x, step: add_one(x))
         for step in steps:
-            x = profiler.call(step, add_one, x)
+            x = advance(x, step)
     assert x.tolist() == [len(steps)] * 3
     assert traced_steps(folder) == expected
     folder.remove()
     assert not tmp_path.exists()
-
-
-def test_nothing_is_traced_unless_asked_for(tmp_path):
-    with Profiler(tmp_path / "profile", 0, 0) as profiler:
-        assert profiler.call(1, add_one, 1) == 2
-    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("profile", [(0, 3), (4, 3)])
@@ -61,8 +56,8 @@ def test_steps_that_are_none(profile):
 
 def test_a_steps_parts_have_names():
     with jax.set_mesh(Mesh(fsdp=1).build(jax.devices()[:1])):
-        parts = debug.assemble()
-        step = jax.make_jaxpr(parts.step)(parts.state, parts.batch)
+        learner = debug.learner()
+        step = jax.make_jaxpr(learner.step)(learner.abstract(), debug.abstract_example())
     found = set(re.findall(r"\w+", " ".join(names(step.jaxpr))))
     wanted = {"CausalLM", "embedding", "blocks", "attention", "feed_forward", "head", "optimizer"}
     assert wanted <= found

@@ -1,4 +1,4 @@
-"""What a picture of a batch shows: of one row, for the encoder or the decoder."""
+"""Contents of a picture of an example: one row, as the encoder or the decoder reads it."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float, Int
 
 from lmjax.data.tokenizers import Tokenizer
 from lmjax.models import Batch
+from lmjax.objectives import TokenTargets
 from pallas_kernels.attention import Mask
 
 UNSEEN, CONTEXT, WRITTEN, PADDING = range(4)  # parts; the first is a cell of a mask, no token
@@ -23,7 +24,7 @@ ROWS = {  # of numbers above a mask, and what they are called
 
 @dataclasses.dataclass(frozen=True)
 class Stack:
-    """What the decoder reads of a row, or the encoder.
+    """One row as the decoder reads it, or the encoder.
 
     Attributes:
       texts: of the tokens; see `token_texts`.
@@ -32,7 +33,7 @@ class Stack:
       numbers: what stands above the mask, by name.
       mask: which token sees which.
       targets: their texts, or None.
-      weights: of the targets, or None.
+      weights: of the targets; None where there are none.
     """
 
     texts: list[str]
@@ -44,7 +45,9 @@ class Stack:
     weights: Float[np.ndarray, "seq"] | None
 
     @classmethod
-    def of(cls, batch: Batch, tokenizer: Tokenizer, causal: bool) -> Stack:
+    def of(
+        cls, batch: Batch, targets: TokenTargets | None, tokenizer: Tokenizer, causal: bool
+    ) -> Stack:
         """The stack that reads this batch of one row."""
         tokens, segments = batch.tokens[0], batch.segments[0]
         numbers = {
@@ -60,8 +63,8 @@ class Stack:
             shades=2 * _parts(batch, causal) + (segments + 1) % 2,
             numbers=numbers,
             mask=_dense(batch.mask(causal), len(tokens), len(tokens)),
-            targets=None if batch.targets is None else token_texts(tokenizer, batch.targets[0]),
-            weights=None if batch.weights is None else batch.weights[0],
+            targets=None if targets is None else token_texts(tokenizer, targets.tokens[0]),
+            weights=None if targets is None else targets.weights[0],
         )
 
 

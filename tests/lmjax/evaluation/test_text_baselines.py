@@ -23,17 +23,10 @@ from lmjax.data.documents import Document, Part, Source, is_held_out
 from lmjax.data.tokenizers import ByteTokenizer
 from lmjax.data.tokenizers.special_tokens import ExtendedTokenizer
 from lmjax.evaluation.baselines import ByteBigram
-from lmjax.evaluation.recovered_words import hide_words
+from lmjax.evaluation.hidden_words import EXAMPLES, hide_words, recover
+from lmjax.evaluation.text_baselines import compare, text_notes, withheld
 from lmjax.generation import TextGenerator
 from lmjax.generation.fill import BlankFilling, Filled
-from lmjax.jobs.results import (
-    EXAMPLES,
-    compare,
-    comparison_words,
-    notes,
-    recover,
-    withheld,
-)
 
 BOOK = " ".join(f"Here the chapter number {word} begins anew." for word in "abcde")
 LETTER = "It is the one letter that was kept here."
@@ -72,8 +65,9 @@ class Same(TextGenerator):
 
 
 def test_hidden_words_of_every_set_with_sentences(prepared, monkeypatch):
-    monkeypatch.setattr("lmjax.evaluation.recovered_words._fits", lambda _, p: "number c" not in p)
+    monkeypatch.setattr("lmjax.evaluation.hidden_words._fits", lambda _, p: "number c" not in p)
     rows, samples = recover(Same("begins"), prepared)
+    rows = {name: dict(zip(("guess", "model"), values)) for name, *values in rows}
     hidden = {"books": hide_words([BOOK]), "letters": hide_words([LETTER])}
     for name, sentences in hidden.items():
         shares = {
@@ -81,24 +75,18 @@ def test_hidden_words_of_every_set_with_sentences(prepared, monkeypatch):
             for word in ("the", "begins")
         }
         found = sum(s.word == "begins" and "number c" not in "".join(s) for s in sentences)
-        assert rows[name]["unigram guess"] == pytest.approx(shares["the"])
+        assert rows[name]["guess"] == pytest.approx(shares["the"])
         assert rows[name]["model"] == pytest.approx(found / len(sentences))
     assert rows.keys() == hidden.keys() and len(hidden["books"]) > EXAMPLES
     shown = [*hidden["books"][:EXAMPLES], *hidden["letters"]]
     shown = [s for s in shown if "number c" not in f"{s.before}[MASK]{s.after}"]
-    assert [sample["prompt"] for sample in samples] == [
+    assert [prompt for prompt, _ in samples] == [
         f"{before}[MASK]{after}" for before, _, after in shown
     ]
-    for sample, (before, word, after) in zip(samples, shown, strict=True):
-        filled, hint = sample["text"].removeprefix("\n").split("\n")
+    for (_, text), (before, word, after) in zip(samples, shown, strict=True):
+        filled, hint = text.removeprefix("\n").split("\n")
         assert filled == f"{before}begins{after}"
         assert f"hidden was: {word};" in hint and "likeliest" in hint
-
-
-def test_a_model_that_continues_texts_has_no_blanks(prepared):
-    generator = Same("begins")
-    vars(generator).update(filling=None)
-    assert recover(generator, prepared) == ({}, [])
 
 
 WORDS = ["The", "Cat", "and", "the", "dog", "saw", "Äpfel", "on", "the", "way", "to", "town"]
@@ -162,7 +150,7 @@ def test_gzip_and_the_bigram_read_the_source_whatever_the_tokens_are(lines, read
 
 def test_what_the_tokens_do_not_hold_is_said_and_withheld(read_by):
     tokenizer, prepared = read_by
-    reasons, told = withheld(prepared), notes(prepared)
+    reasons, told = withheld(prepared), text_notes(prepared)
     if tokenizer in ("bytes", "trained"):
         assert reasons == {} and told == []
         return
@@ -193,8 +181,3 @@ def test_a_set_without_text_has_no_baselines(prepared, tmp_path):
     prepared = dataclasses.replace(prepared, held_out={"none": nothing["all"]})
     assert compare(prepared, {}) == {"none": {}}
     assert withheld(prepared) == {"none": "not comparable: there is no byte of text"}
-
-
-def test_the_words_say_which_text_is_scored():
-    whole, part = comparison_words(None), comparison_words(20_000)
-    assert part.startswith(whole) and "the first 20,000 tokens" in part and "16 MB" in whole

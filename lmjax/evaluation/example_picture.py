@@ -1,4 +1,4 @@
-"""What an objective really feeds a model: one row of a batch as a picture."""
+"""Pictures of examples: one row as the objective really feeds it to the model."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from jaxtyping import Bool, Int
 
 from lmjax.config import UserError
 from lmjax.data.tokenizers import Tokenizer
-from lmjax.evaluation.batch_stack import CONTEXT, PADDING, UNSEEN, WRITTEN, Stack, cross_mask
+from lmjax.evaluation.example_stack import CONTEXT, PADDING, UNSEEN, WRITTEN, Stack, cross_mask
 from lmjax.models import Batch
+from lmjax.objectives import Example, TokenTargets
+from lmjax.objectives.masked_lm import MaskedTargets
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -51,37 +53,50 @@ CHINESE = {  # fonts of Linux, macOS and Windows
 GAP = 0.36  # inches between the parts of the picture, which have a line of text above them
 
 
-def draw_batch(batch: Batch, tokenizer: Tokenizer, causal: bool = True, row: int = 0) -> Figure:
-    """Draws one row of a batch: its text, numbers, attention mask and targets.
+def draw_example(
+    example: Example, tokenizer: Tokenizer, causal: bool = True, row: int = 0
+) -> Figure:
+    """Draws one row of an example: its text, numbers, attention mask and targets.
 
     At the top stands the text. Below is the mask: a token on the left sees those tokens whose cells
-    are filled, and above these stand the rows of numbers that the batch has for them. Right of the
-    mask stand the targets, green where they are trained, and their weights. Where the batch has an
-    encoder, its text and mask come first, and left of the decoder's mask is what it sees of the
-    encoder. In rows of more than 80 tokens the cells are without text.
+    are filled, and above these stand the rows of numbers that the example has for them. Right of
+    the mask stand the targets, green where they are trained, and their weights; targets that are no
+    `TokenTargets` are not drawn. Where the example has an encoder, its text and mask come first,
+    and left of the decoder's mask is what it sees of the encoder. In rows of more than 80 tokens
+    the cells are without text.
 
-    In a notebook the picture shows by itself; elsewhere, `draw_batch(...).savefig("batch.png")`.
+    In a notebook the picture shows by itself; elsewhere, `draw_example(...).savefig("row.png")`.
 
     Args:
-      batch: of two dimensions, as `Objective.prepare` gives it; on the host or on devices.
+      example: one batch, as `TextObjective.prepare` gives it, with or without targets; on the host
+        or on devices.
       tokenizer: which the tokens are ids of.
       causal: the model's attention.causal; with an encoder the decoder's. For a model with two
         streams the mask is that of the contents.
-      row: which row of the batch.
+      row: which row of the example.
 
     Raises:
-      UserError: there is no such row, the model and the batch do not fit, or matplotlib is missing.
+      UserError: there is no such row, the inputs are not one batch, the model and the example do
+        not fit, or matplotlib is missing.
     """
+    batch, targets = example.inputs, example.targets
+    if not isinstance(batch, Batch):
+        raise UserError(
+            "the inputs of the example are not one batch: draw_example(Example(batch, None), ...) "
+            "draws one of several"
+        )
     rows = len(batch.tokens)
     if not 0 <= row < rows:
         raise UserError(f"row={row}: the batch has the rows 0 to {rows - 1}")
     if batch.ranks is not None and not causal:
         raise UserError("causal=False, but the batch has ranks, which only a causal model reads")
-    batch = jax.tree.map(lambda array: np.asarray(array)[row : row + 1], batch)
-    stacks = [Stack.of(batch, tokenizer, causal)]
+    targets = targets if isinstance(targets, TokenTargets) else None
+    batch, targets = jax.tree.map(lambda array: np.asarray(array)[row : row + 1], (batch, targets))
+    stacks = [Stack.of(batch, targets, tokenizer, causal)]
     if batch.encoder is not None:
-        stacks.insert(0, Stack.of(batch.encoder, tokenizer, causal=False))
-    label = "" if batch.labels is None else f", label {int(batch.labels[0])}"
+        stacks.insert(0, Stack.of(batch.encoder, None, tokenizer, causal=False))
+    labels = targets.labels if isinstance(targets, MaskedTargets) else None
+    label = "" if labels is None else f", label {int(labels[0])}"
     return Picture(stacks, cross_mask(batch)).draw(f"row {row}{label}")
 
 
@@ -275,7 +290,7 @@ class Picture:
         if stack.targets is None:
             return
         left, top = self.lefts[-1] + self.sizes[-1] + LETTER, self.tops[-1]
-        weights = np.ones(len(stack.texts)) if stack.weights is None else stack.weights
+        weights = stack.weights
         edge = 0.04 * self.writable
         titles = {"target": self.target_width, "weight": LETTER * len("weight")}
         for name, width in titles.items():
@@ -349,5 +364,7 @@ def _pyplot():
     try:
         from matplotlib import pyplot
     except ModuleNotFoundError:
-        raise UserError("drawing a batch needs matplotlib: pip install 'lmjax[notebook]'") from None
+        raise UserError(
+            "drawing an example needs matplotlib: pip install 'lmjax[notebook]'"
+        ) from None
     return pyplot

@@ -10,11 +10,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lmjax.config import UserError
+from lmjax.config import UserError, config
+from lmjax.console import Cell, Table
+from lmjax.data import PreparedData
 from lmjax.data.permutation import random_bits
 from lmjax.data.tokenizers import Tokenizer
-from lmjax.generation import Sampling, TextGenerator
-from lmjax.generation.fill import Filled
+from lmjax.evaluation.evaluator import Context, Evaluate, Evaluator
+from lmjax.generation.fill import Filled, Writing, filling_of
+from lmjax.generation.generator import Generator
+from lmjax.generation.sampling import Sampling
+from lmjax.generation.text import TextGenerator
 
 SENTENCES = 400  # of each set
 WORDS = 5, 30  # fewest and most of a sentence
@@ -24,6 +29,76 @@ LONGEST = 12  # tokens that the model may take for a word
 PARTING = re.compile(r"(?<=[.?!])\s+|\n\s*\n")
 # Letters behind a space that are all of a word.
 WORD = re.compile(r"(?<= )[^\W\d_]+(?![\w-])")
+
+
+COLUMNS = ("held-out text", "unigram guess", "model")
+CAPTION = (
+    "The share of words that were found again exactly: one was hidden in each of some hundred "
+    "sentences that were held out of training. The guess is always the commonest word of the "
+    "training text; the model takes the likeliest token each time. More is better."
+)
+EXAMPLES = 3  # sentences of each held-out set that are shown
+
+
+@config
+class HiddenWords(Evaluator):
+    """Share of words hidden in held-out sentences that a model which fills blanks finds again."""
+
+    def prepare(self, context: Context) -> Evaluate:
+        """See `Evaluator.prepare`; the feed is a `TextFeed`."""
+        model, feed = context.learner.model, context.feed
+        filling = filling_of(feed.objective)
+
+        def evaluate(step: int, params: dict) -> tuple[Table, ...]:
+            if not isinstance(filling, Writing):
+                return ()
+            generator = TextGenerator(Generator(model, params), feed.tokenizer, filling)
+            rows, examples = recover(generator, feed.prepared)
+            if not rows:
+                return ()
+            return (
+                Table("Hidden words", COLUMNS, tuple(rows), CAPTION, more_is_better=True),
+                Table("Sentences with a hidden word", ("prompt", "text"), tuple(examples)),
+            )
+
+        return evaluate
+
+
+def recover(
+    generator: TextGenerator, prepared: PreparedData
+) -> tuple[list[tuple[Cell, ...]], list[tuple[str, str]]]:
+    """Scores how many hidden words are found again.
+
+    Sets without sentences are left out.
+
+    Args:
+      generator: its `filling` writes into blanks.
+      prepared: the held-out sets.
+
+    Returns:
+      For each held-out set its name and the shares of a unigram guess and of the model; and the
+      first sentences of each set, as prompts and texts that say which word was hidden.
+    """
+    rows, examples = [], []
+    for name, store in prepared.held_out.items():
+        hidden = hide_words(map(bytes.decode, store.source_texts()))
+        if hidden:
+            training = prepared.train.get(name) or next(iter(prepared.train.values()))
+            guess = commonest_word(map(bytes.decode, training.source_texts()))
+            words = [spelt(generator.tokenizer, sentence.word) for sentence in hidden]
+            guesses = [Filled(guess, [spelt(generator.tokenizer, guess)])] * len(hidden)
+            filled = fill_hidden(generator, hidden)
+            rows.append((name, share_recovered(guesses, words), share_recovered(filled, words)))
+            examples += [
+                (
+                    masked(generator, sentence),
+                    f"\n{text.text}\n(held out; hidden was: {sentence.word}; "
+                    "filled in: the likeliest tokens)",
+                )
+                for sentence, text in zip(hidden[:EXAMPLES], filled, strict=False)
+                if text is not None
+            ]
+    return rows, examples
 
 
 class Hidden(NamedTuple):

@@ -1,4 +1,4 @@
-"""Pictures of batches: what is drawn is what the batch says, for every objective."""
+"""Pictures of examples: what is drawn is what the example says, for every objective."""
 
 import dataclasses
 import sys
@@ -13,13 +13,14 @@ from matplotlib import pyplot
 from lmjax.config import UserError
 from lmjax.data.tokenizers import SEPARATOR, ByteTokenizer
 from lmjax.data.tokenizers.special_tokens import ExtendedTokenizer
-from lmjax.evaluation.batch_picture import draw_batch
-from lmjax.evaluation.batch_stack import CONTEXT, PADDING, WRITTEN, token_texts
+from lmjax.evaluation.example_picture import draw_example
+from lmjax.evaluation.example_stack import CONTEXT, PADDING, WRITTEN, token_texts
 from lmjax.models import Batch, plain_batch
 from lmjax.objectives import (
     BlankInfilling,
     CausalLM,
     DocumentBlank,
+    Example,
     Lexicon,
     MaskedLM,
     Mixed,
@@ -50,7 +51,7 @@ OBJECTIVES = {
 }
 
 
-def make(objective, length: int = LENGTH) -> Batch:
+def make(objective, length: int = LENGTH) -> Example:
     """Two rows: a document and a second one, and a single one with padding behind it."""
     size = objective.row_length(length)
     tokens, segments = np.zeros((2, size), np.int32), np.zeros((2, size), np.int32)
@@ -101,6 +102,11 @@ def sees(batch: Batch, row: int, causal: bool) -> np.ndarray:
     )
 
 
+def plain(tokens) -> Example:
+    """Rows without targets."""
+    return Example(plain_batch(tokens), None)
+
+
 @pytest.fixture(autouse=True)
 def closed():
     yield
@@ -110,11 +116,12 @@ def closed():
 @pytest.mark.parametrize(
     ("name", "row"), [*((name, 0) for name in OBJECTIVES), ("blanks", 1), ("spans", 1)]
 )
-def test_the_picture_is_the_batch(name, row):
+def test_the_picture_is_the_example(name, row):
     """Mask, texts, rows of numbers, targets and weights, for the encoder too."""
     objective, causal = OBJECTIVES[name]
-    batch = make(objective)
-    figure = draw_batch(batch, TOKENIZER, causal, row)
+    example = make(objective)
+    batch, targets = example.inputs, example.targets
+    figure = draw_example(example, TOKENIZER, causal, row)
     stacks = [("", batch, causal)]
     if batch.encoder is not None:
         stacks = [("encoder ", batch.encoder, False), ("decoder ", batch, causal)]
@@ -137,21 +144,22 @@ def test_the_picture_is_the_batch(name, row):
         values = getattr(batch, field)
         if values is not None:
             assert texts(drawn(figure, title)) == [str(value) for value in values[row]]
-    targets = [readable(token) for token in batch.targets[row].tolist()]
-    assert texts(drawn(figure, "target")) == targets
-    assert [float(text) for text in texts(drawn(figure, "weight"))] == batch.weights[row].tolist()
+    words = [readable(token) for token in targets.tokens[row].tolist()]
+    assert texts(drawn(figure, "target")) == words
+    assert [float(text) for text in texts(drawn(figure, "weight"))] == targets.weights[row].tolist()
 
 
 @pytest.mark.filterwarnings("error")
 def test_every_sign_for_what_cannot_be_read_is_in_the_font():
     tokens = np.array([[32, 9, 10, 0xE4, ord("$"), ord("$")]])
-    draw_batch(plain_batch(tokens), TOKENIZER).canvas.draw()
+    draw_example(plain(tokens), TOKENIZER).canvas.draw()
 
 
 def test_colours_are_the_parts():
     """Blanks' contents, what stands before them, padding; segments in two shades in turn."""
-    batch = make(BLANKS, 40)
-    figure = draw_batch(batch, TOKENIZER, row=0)
+    example = make(BLANKS, 40)
+    batch = example.inputs
+    figure = draw_example(example, TOKENIZER, row=0)
     mask = cells(figure, "mask")
     segments, inside = batch.segments[0], batch.block_positions[0] > 0
     assert set(segments) == {0, 1, 2} and inside.any()
@@ -160,30 +168,48 @@ def test_colours_are_the_parts():
         assert set(mask[:, key]) == {0, 2 * part + (segments[key] + 1) % 2}
     legend = " ".join(texts(drawn(figure, "legend")))
     assert all(word in legend for word in ("context", "one by one", "padding", "target"))
-    alone = draw_batch(plain_batch(batch.tokens), TOKENIZER, causal=False)
+    alone = draw_example(plain(batch.tokens), TOKENIZER, causal=False)
     assert set(cells(alone, "mask").ravel()) == {2 * CONTEXT}
     assert texts(drawn(alone, "legend")) == ["context: sees all of the context"]
     assert 2 * PADDING not in mask  # nobody sees it
 
 
-def test_a_batch_on_the_device_and_without_targets():
+def test_an_example_on_the_device_and_without_targets():
     tokens = np.array([list(b"one two"), list(b"six ten")])
-    batch = jax.tree.map(jnp.asarray, plain_batch(tokens))
-    figure = draw_batch(batch, TOKENIZER, row=1)
+    example = jax.tree.map(jnp.asarray, plain(tokens))
+    figure = draw_example(example, TOKENIZER, row=1)
     assert texts(drawn(figure, "keys")) == list("six▁ten")
     np.testing.assert_array_equal(cells(figure, "mask") > 0, np.tri(7, dtype=bool))
     assert not {"target", "weight", "segment"} & {axes.get_label() for axes in figure.axes}
 
 
+def test_targets_of_another_kind_are_not_drawn():
+    """Such as rewards of whole rows, or one number for all of them."""
+    tokens = np.array([list(b"one two"), list(b"six ten")])
+    targets = {"rewards": np.ones(2), "baseline": np.float32(0.5)}
+    figure = draw_example(Example(plain_batch(tokens), targets), TOKENIZER, row=1)
+    assert texts(drawn(figure, "keys")) == list("six▁ten")
+    assert not {"target", "weight"} & {axes.get_label() for axes in figure.axes}
+
+
+@pytest.mark.parametrize("row", [0, 1])
+def test_the_title_has_the_label_of_a_pair(row):
+    example = make(OBJECTIVES["pairs"][0])
+    figure = draw_example(example, TOKENIZER, causal=False, row=row)
+    assert figure.texts[0].get_text() == f"row {row}, label {example.targets.labels[row]}"
+    figure = draw_example(make(MaskedLM()), TOKENIZER, causal=False, row=row)
+    assert figure.texts[0].get_text() == f"row {row}"
+
+
 def test_a_long_row_has_a_mask_without_words():
     tokens = np.arange(300)[None] % 90 + 33
-    figure = draw_batch(plain_batch(tokens), TOKENIZER)
+    figure = draw_example(plain(tokens), TOKENIZER)
     np.testing.assert_array_equal(cells(figure, "mask") > 0, np.tri(300, dtype=bool))
     np.testing.assert_array_equal(cells(figure, "position"), np.arange(300)[None])
     assert not texts(drawn(figure, "queries"))
     assert max(figure.get_size_inches()) < 20
     both = dataclasses.replace(plain_batch(tokens[:, :5]), encoder=plain_batch(tokens))
-    figure = draw_batch(both, TOKENIZER)
+    figure = draw_example(Example(both, None), TOKENIZER)
     assert cells(figure, "cross-attention mask").shape == (5, 300)
     assert (cells(figure, "cross-attention mask") > 0).all()
 
@@ -194,11 +220,14 @@ def test_tokens_as_they_can_be_read():
 
 
 def test_what_cannot_be_drawn_says_why(monkeypatch):
-    batch = make(BLANKS)
+    example = make(BLANKS)
     with pytest.raises(UserError, match=r"row=2: the batch has the rows 0 to 1"):
-        draw_batch(batch, TOKENIZER, row=2)
+        draw_example(example, TOKENIZER, row=2)
     with pytest.raises(UserError, match="causal=False, but the batch has ranks"):
-        draw_batch(batch, TOKENIZER, causal=False)
+        draw_example(example, TOKENIZER, causal=False)
+    several = {"chosen": example.inputs, "rejected": example.inputs}
+    with pytest.raises(UserError, match="not one batch: draw_example"):
+        draw_example(Example(several, None), TOKENIZER)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(UserError, match=r"pip install 'lmjax\[notebook\]'"):
-        draw_batch(batch, TOKENIZER)
+        draw_example(example, TOKENIZER)

@@ -6,7 +6,7 @@ import pytest
 
 from lmjax.data.public_tokenizers import read_tokenizer
 from lmjax.data.tokenizers import ByteTokenizer
-from lmjax.evaluation.recovered_words import (
+from lmjax.evaluation.hidden_words import (
     Hidden,
     commonest_word,
     fill_hidden,
@@ -64,12 +64,12 @@ def test_the_commonest_word_is_counted_where_words_can_be_hidden():
 def test_the_share_is_of_all_sentences(monkeypatch):
     hidden = [Hidden("a ", "b", " c"), Hidden("d ", "e", " f"), Hidden("g ", "h", ".")]
     words = [sentence.word for sentence in hidden]
-    monkeypatch.setattr("lmjax.evaluation.recovered_words._fits", lambda *_: True)
+    monkeypatch.setattr("lmjax.evaluation.hidden_words._fits", lambda *_: True)
     filled = fill_hidden(Fixed(["b", "x", "h"]), hidden)
     assert [text.text for text in filled] == ["a [MASK] c", "d [MASK] f", "g [MASK]."]
     assert share_recovered(filled, words) == pytest.approx(2 / 3)
     # What the context does not hold is not recovered.
-    monkeypatch.setattr("lmjax.evaluation.recovered_words._fits", lambda _, p: p[0] != "d")
+    monkeypatch.setattr("lmjax.evaluation.hidden_words._fits", lambda _, p: p[0] != "d")
     filled = fill_hidden(Fixed(["b", "h"]), hidden)
     assert filled[1] is None
     assert share_recovered(filled, words) == pytest.approx(2 / 3)

@@ -1,0 +1,64 @@
+"""Evaluators: measures and samples that a training run takes of its model."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from lmjax.config import config
+from lmjax.console import Story, Table
+from lmjax.training.feed import Feed
+from lmjax.training.learner import Learner
+
+Record = dict[str, Any]  # one line of metrics.jsonl
+
+
+@dataclasses.dataclass(frozen=True)
+class Context:
+    """What an evaluator can use of a run.
+
+    Attributes:
+      learner: the model with its loss.
+      feed: the training data.
+      records: () -> the lines of metrics.jsonl so far, in the run's first process.
+      log: for warnings and progress.
+    """
+
+    learner: Learner
+    feed: Feed
+    records: Callable[[], list[Record]]
+    log: Story
+
+
+# (steps done, parameters) -> lines of metrics.jsonl, each with its "split", and tables.
+Evaluate = Callable[[int, dict], tuple[Record | Table, ...]]
+
+
+@config
+class Evaluator(abc.ABC):
+    """Base of the evaluators: a config whose `prepare` gives the function that evaluates.
+
+    The function is called in all processes of a run, since its computations may be spread over
+    them. What it returns in the first one counts.
+    """
+
+    every: int | None = None  # steps between evaluations; None: at the end of the run alone
+
+    @property
+    def name(self) -> str:
+        """Name of the evaluator in messages."""
+        return type(self).__name__
+
+    @abc.abstractmethod
+    def prepare(self, context: Context) -> Evaluate:
+        """Prepares before the first step all that the evaluations need.
+
+        Raises:
+          UserError: the evaluation cannot be done with this model or this data.
+        """
+
+    def is_due(self, step: int, last: bool) -> bool:
+        """Whether to evaluate after `step` steps, the run's last ones or not."""
+        return last or (self.every is not None and step % self.every == 0)

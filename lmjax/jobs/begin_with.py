@@ -1,0 +1,63 @@
+"""Parameters that training begins with, from another run or a public model's folder."""
+
+from __future__ import annotations
+
+from lmjax.config import UserError
+from lmjax.console import Stopwatch, Story
+from lmjax.data.public_tokenizers import read_tokenizer
+from lmjax.data.tokenizers import Tokenizer
+from lmjax.interop.folder import model_folder, read_params, tokenizer_folder
+from lmjax.interop.huggingface import essence
+from lmjax.interop.kept_files import keep
+from lmjax.launch import is_first
+from lmjax.remote import local_copy
+from lmjax.runs.changes import differences
+from lmjax.runs.folder import RunFolder
+from lmjax.training.learner import Learner
+
+
+def read_parameters(
+    source: str | None,
+    learner: Learner,
+    seed: int,
+    tokenizer: Tokenizer | None,
+    folder: RunFolder,
+    log: Story,
+) -> dict | None:
+    """Parameters of `source` for the learner's model; differences of the two are logged.
+
+    Args:
+      source: run folder or public model folder; None: training begins with random parameters.
+      learner: its model and layout.
+      seed: of parameters that the source lacks.
+      tokenizer: of the text that is trained on; None where there is none.
+      folder: of the run, which keeps the source's chat template and its like.
+      log: for facts and warnings.
+
+    Raises:
+      UserError: no such folder, or its parameters are not those of the model.
+    """
+    if source is None:
+        return None
+    watch = Stopwatch()
+    params = read_params(source, learner.model, learner.layout, seed)
+    log.fact("begins with", f"the parameters in {source}", watch.seconds())
+    theirs, ours = map(essence, (model_folder(source), learner.model))
+    for name, there, here in differences(theirs, ours):
+        log.warn(f"model.{name} is {here} here; in {source} it is {there}")
+    if tokenizer is None:
+        return params
+    where = tokenizer_folder(source)
+    try:
+        alike = read_tokenizer(where).fingerprint == tokenizer.fingerprint
+    except UserError as error:
+        log.warn(f"whether it knows the same tokens is not known: {error}")
+        return params
+    if not alike:
+        log.warn(
+            f"the tokenizer is not that of {source}, so its tokens may mean something "
+            f'else; data.tokenizer=TokenizerFolder(path="{where}") takes it from there'
+        )
+    elif is_first():
+        keep(local_copy(source, "begin_with"), folder.path)
+    return params

@@ -1,0 +1,134 @@
+"""Text for training, prepared and checked before the first step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lmjax.config import UserError
+from lmjax.console import Stopwatch, Story
+from lmjax.data import Data, JsonPrompts, PreparedData, prepare
+from lmjax.data.round_trip import LITTLE, percent
+from lmjax.evaluation.text_baselines import withheld
+from lmjax.objectives import BlankInfilling, Mixed, TextObjective
+from lmjax.runs.trained_model import beyond_table
+from lmjax.training.feed import TextFeed
+
+
+def prepare_text(
+    data: Data,
+    tokenizer_folder: Path,
+    vocab_size: int,
+    log: Story,
+    saved: dict[str, Any],
+) -> PreparedData:
+    """Tokenizer and token stores, made or found, with what is lost of the text logged.
+
+    Args:
+      data: the text.
+      tokenizer_folder: where the run keeps its tokenizer.
+      vocab_size: number of tokens of the model.
+      log: for facts and warnings.
+      saved: what the newest checkpoint holds beside its arrays.
+
+    Raises:
+      UserError: the text cannot be read, is not the checkpoint's, or has tokens that the model
+        lacks.
+    """
+    watch = Stopwatch()
+    before = saved.get("text")
+    if saved and before is None:
+        log.warn(
+            f"the checkpoint of step {saved['step']:,} does not say what text it was trained "
+            "on, so whether it is the same is not known"
+        )
+    with log.phase("reading the text") as report:
+        prepared = prepare(data, tokenizer_folder, report, before)
+    for words in prepared.warnings:
+        log.warn(words)
+    check_vocabulary(prepared, vocab_size, log.warn)
+    for name, store in (prepared.train | prepared.held_out).items():
+        if store.manifest.skipped:
+            log.warn(
+                f"{name}: {store.manifest.skipped:,} pieces of input were left out, the first "
+                f"of them: {store.manifest.skipped_first[0]}"
+            )
+    sizes = (
+        f"{name} {store.manifest.tokens / 1e6:,.2f} M tokens"
+        for name, store in prepared.train.items()
+    )
+    log.fact("text", ", ".join(sizes), watch.seconds())
+    return prepared
+
+
+def check_vocabulary(prepared: PreparedData, vocab_size: int, warn: Callable[[str], None]) -> None:
+    """Compares the tokens of all stores with those of the model.
+
+    A tokenizer may have more, as public ones do whose padding token was added later, as long as
+    none of these occurs.
+
+    Raises:
+      UserError: one of them is in the text.
+    """
+    words = beyond_table(prepared.tokenizer, vocab_size)
+    if words is None:
+        return
+    for name, store in (prepared.train | prepared.held_out).items():
+        if (largest := store.manifest.largest) >= vocab_size:
+            raise UserError(
+                f"{words}; the text of {name} has the token {largest}: set "
+                f"model.vocab_size={prepared.tokenizer.vocab_size}"
+            )
+    warn(f"{words}; the text has none of them")
+
+
+def check_special_tokens(feed: TextFeed) -> None:
+    """Raises UserError for a tokenizer without a special token that the objective needs."""
+    padding = np.zeros((1, feed.objective.row_length(feed.length)), np.int32)
+    feed.preparation(padding, padding, np.zeros(1, np.uint64))
+
+
+def warn_of_answers(log: Story, data: Data, objective: TextObjective) -> None:
+    """Logs which objectives take the tokens around answers for text.
+
+    It may be meant, as in a mixture of objectives, so it is no error.
+    """
+    parts = objective.objectives if isinstance(objective, Mixed) else (objective,)
+    unaware = dict.fromkeys(
+        type(part).__name__
+        for part in parts
+        if not (isinstance(part, BlankInfilling) and part.answers is not None)
+    )
+    for domain in data.train if unaware else ():
+        for source in (domain.source, domain.evaluation):
+            if isinstance(source, JsonPrompts):
+                log.warn(
+                    f"{domain.name}: {' and '.join(unaware)} take{'s' * (len(unaware) == 1)} the "
+                    f"tokens around answers, {source.mask} and {source.closing}, for text. Answers "
+                    f"alone are learnt with objective=BlankInfilling, answers={source.mask!r}, eop="
+                    f"{source.closing!r}; with JsonLines as source, texts without such tokens"
+                )
+
+
+def warn_of_losses(log: Story, prepared: PreparedData, predicts_text: bool) -> None:
+    """Logs which texts the tokens do not hold, and what that means for the run.
+
+    Args:
+      log: for the warnings.
+      prepared: the data of the run.
+      predicts_text: whether bits per byte are to be measured.
+    """
+    for name, store in (prepared.held_out | prepared.train).items():
+        trip = store.manifest.round_trip
+        if trip.unknown_share > LITTLE:
+            log.warn(
+                f"{name}: {percent(trip.unknown_share)} of the tokens are unknown "
+                f"({trip.unknown_name}), and nothing is learnt of what they stand for. Take a "
+                "tokenizer that was made for such text, with the settings that it was made with; "
+                "data.tokenizer=TrainedBPE() makes one from the text"
+            )
+    for name, reason in withheld(prepared).items() if predicts_text else ():
+        log.warn(f"{name}: bits per byte are withheld, as they are {reason}")

@@ -1,0 +1,195 @@
+"""The base of all jobs that train a model."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+
+from lmjax.config import UserError, config
+from lmjax.console import Story, make_console
+from lmjax.evaluation.evaluator import Evaluator
+from lmjax.jobs.settings import Checkpoints, Log, at_least, may_change
+from lmjax.jobs.training_run import TrainingRun
+from lmjax.models import TransformerConfig
+from lmjax.objectives import Example, Objective
+from lmjax.objectives.example import batches, count_rows
+from lmjax.parallel import Mesh, axis_size, training_layout
+from lmjax.remote import check_path
+from lmjax.runs.folder import RunFolder
+from lmjax.runs.lock import lock_run_folder
+from lmjax.scaling.explain import layer_table, print_layers
+from lmjax.scaling.flops import training_flops_per_token
+from lmjax.training.feed import Feed
+from lmjax.training.gradients import Zero
+from lmjax.training.learner import Learner
+from lmjax.training.optimizers import AdamW, Optimizer
+from lmjax.training.placement import abstract_example
+from lmjax.training.schedules import Cosine, Rate, Schedule
+
+
+@config
+class TrainingJob(abc.ABC):
+    """Train a model on examples, from random parameters or from those of another model.
+
+    A job of one's own says what its examples are: `example_shapes`, `prepare`, and the `objective`
+    and `evaluators` that fit them. `run` does the rest: mesh, run folder, checkpoints, resuming,
+    the loop, evaluations, results and report.
+    """
+
+    output: str  # run folder; the same command continues there
+    steps: int  # updates of the parameters
+    seed: int = 0  # of parameters, order of the data, and dropout
+    model: TransformerConfig  # what is trained
+    # run folder or public model folder whose parameters are trained further; None: random ones
+    begin_with: str | None = None
+    objective: Objective  # what it is trained to do
+    optimizer: Optimizer = AdamW()  # turns gradients into updates
+    schedule: Schedule = Cosine()  # the learning rate
+    gradient_clip: float | None = 1.0  # largest norm of the gradient; None: no limit
+    mesh: Mesh = Mesh()  # how the devices are arranged
+    zero: Zero = 3  # ZeRO stage: when parameters sharded over mesh.fsdp are gathered
+    # parts that a batch is computed in, to save memory; of a smaller batch, fewer
+    accumulation: int = 1
+    average: float | None = None  # decay of an average of the parameters, which is then evaluated
+    evaluators: tuple[Evaluator, ...] = ()  # measures and samples of the model
+    checkpoint: Checkpoints = Checkpoints()  # what is kept to go on from
+    log: Log = Log()  # of metrics
+
+    # ---- what a job of one's own says ----------------------------------------------------------
+
+    @abc.abstractmethod
+    def example_shapes(self) -> Example:
+        """The largest example of the run, in numpy, such as one of padding."""
+
+    @abc.abstractmethod
+    def prepare(self, folder: RunFolder, log: Story, saved: dict[str, Any]) -> Feed:
+        """The run's examples, made before the first step.
+
+        Args:
+          folder: of the run, for what it keeps of the data.
+          log: for facts and warnings.
+          saved: `Feed.identity` in the newest checkpoint, and all else that it holds beside its
+            arrays; empty where there is none.
+
+        Raises:
+          UserError: the data cannot be had, or are not those of the checkpoint.
+        """
+
+    def all_evaluators(self) -> tuple[Evaluator, ...]:
+        """The evaluators, in their order."""
+        return self.evaluators
+
+    def rate(self, steps: int) -> Rate:
+        """Learning rate by 0-based step of a run of `steps`.
+
+        Raises:
+          UserError: the schedule does not fit into the run.
+        """
+        return self.schedule.build(steps)
+
+    def embedding_gradient_rate(self) -> Rate | None:
+        """Factor of the embeddings' gradient by step; see `Learner.embedding_gradient`."""
+        return None
+
+    def check_batches(self, done: int) -> None:  # noqa: B027 (nothing to check: all are alike)
+        """Raises UserError if an example after `done` steps does not divide among the devices."""
+
+    def facts(self) -> Iterator[tuple[str, str]]:
+        """Labels and words about the run, to be printed at its beginning."""
+        yield "training", f"{self.steps:,} steps of {count_rows(self.example_shapes())} rows"
+
+    def may_change(self, setting: str) -> bool:
+        """Whether a run may go on with another value of a setting, given by its dotted name."""
+        return may_change(setting)
+
+    # ---- the same for all jobs -----------------------------------------------------------------
+
+    def validate(self) -> None:
+        """Raises UserError for settings that do not go together."""
+        check_path(self.output, "output", write=True)
+        check_path(self.begin_with or "", "begin_with")
+        at_least(1, self, "steps", "accumulation")
+        at_least(0, self, "seed")
+        if self.gradient_clip is not None and self.gradient_clip <= 0:
+            raise UserError(f"gradient_clip={self.gradient_clip}: a norm is above 0, or none")
+        if self.average is not None and not 0 < self.average < 1:
+            raise UserError(f"average={self.average}: a decay lies between 0 and 1, or none")
+        self.objective.check(self.model)
+        if (rows := self.largest_batch()) % self.accumulation:
+            raise UserError(
+                f"a batch of {rows} rows is no multiple of accumulation={self.accumulation}"
+            )
+
+    def run(self) -> None:
+        """Trains, or goes on training, in the run folder, and reports.
+
+        Raises:
+          UserError: the settings do not fit each other, the devices, the data or the run folder.
+          SystemExit: after Ctrl-C or SIGTERM, with the code that shells expect.
+        """
+        with jax.set_mesh(self.mesh.build()):
+            learner = self.learner()
+            with lock_run_folder(self) as folder:
+                TrainingRun(self, learner, folder).run()
+
+    def explain(self) -> None:
+        """Prints the model's parameters, FLOPs and bytes layer by layer; makes nothing."""
+        print_layers(layer_table(self.model, *self._lengths()), make_console())
+
+    def learner(self) -> Learner:
+        """The model, its loss and its optimizer; needs only a mesh that is set, no devices.
+
+        Raises:
+          UserError: the model or the batch does not divide the mesh, or the schedule the steps.
+        """
+        layout = training_layout()
+        learner = Learner(
+            model=self.model,
+            objective=self.objective,
+            optimizer=self.optimizer,
+            rate=self.rate(self.steps),
+            layout=layout,
+            clip=self.gradient_clip,
+            microbatch=self.microbatch,
+            zero=self.zero,
+            average_decay=self.average,
+            embedding_gradient=self.embedding_gradient_rate(),
+        )
+        learner.abstract()
+        shards = axis_size(*layout.axes("batch"))
+        if self.microbatch % shards:
+            raise UserError(
+                f"a batch of {self.largest_batch()} rows does not divide into accumulation="
+                f"{self.accumulation} parts on mesh.data x mesh.fsdp = {shards} devices"
+            )
+        self.abstract_example()
+        return learner
+
+    def abstract_example(self) -> Example:
+        """The largest example as shapes with shardings, on the mesh that is set."""
+        return abstract_example(self.example_shapes(), training_layout())
+
+    def largest_batch(self) -> int:
+        """Rows of the largest example."""
+        return count_rows(self.example_shapes())
+
+    @property
+    def microbatch(self) -> int:
+        """Most rows that are computed at once."""
+        return self.largest_batch() // self.accumulation
+
+    def flops_per_token(self) -> float:
+        """Model FLOPs of one token in training; of an encoder and a decoder, the decoder's token.
+
+        The examples say how long each of the two is (T5's decoder reads less than its encoder).
+        """
+        return training_flops_per_token(self.model, *self._lengths())
+
+    def _lengths(self) -> tuple[int, int | None]:
+        """Tokens of a row, and of what an encoder reads for it."""
+        batch = batches(self.example_shapes())[0]
+        source = None if batch.encoder is None else batch.encoder.tokens.shape[1]
+        return batch.tokens.shape[1], source

@@ -1,0 +1,250 @@
+"""A training run: a loop over a learner and a feed, in a run folder, from its start to its report.
+
+The order of a run:
+  1. the folder is locked, and its newest checkpoint found;
+  2. the job prepares its data, and the evaluators what they need: mistakes are found now;
+  3. the state is restored, or made;
+  4. the loop trains, evaluates and saves (`lmjax.training.loop` has its order);
+  5. the evaluators' tables go to results.json, the report and the terminal.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from contextlib import ExitStack
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from lmjax.config import UserError, fingerprint, to_json
+from lmjax.console import Stopwatch, Story, Table, make_console
+from lmjax.evaluation.evaluator import Context, Record
+from lmjax.jobs.begin_with import read_parameters
+from lmjax.jobs.report import write_report
+from lmjax.jobs.results import Results
+from lmjax.jobs.telling import (
+    tell_beginning,
+    tell_continuation,
+    tell_finished,
+    tell_interruption,
+    tell_results,
+)
+from lmjax.launch import is_first
+from lmjax.objectives.example import count_tokens
+from lmjax.runs.checkpoints import Checkpointer
+from lmjax.runs.environment import describe_environment
+from lmjax.runs.folder import ENVIRONMENT, RESULTS, RunFolder
+from lmjax.runs.metrics import MetricsWriter
+from lmjax.scaling.flops import count_parameters
+from lmjax.scaling.hardware import find_peak, peak_memory_in_use
+from lmjax.training.feed import Feed
+from lmjax.training.interruption import Interruption
+from lmjax.training.learner import Learner
+from lmjax.training.loop import Loop, Yardstick
+from lmjax.training.placement import to_devices
+from lmjax.training.profiler import Profiler
+from lmjax.training.state import TrainState
+
+
+class TrainingRun:
+    """One process's part in a run: begins it, or resumes it, and brings it to its end."""
+
+    def __init__(self, job: Any, learner: Learner, folder: RunFolder) -> None:
+        """A mesh must be set, the one that the learner was made for.
+
+        Args:
+          job: the settings, a `TrainingJob` (whose module imports this one).
+          learner: `job.learner()`.
+          folder: of the run, locked.
+        """
+        self.job, self.learner, self.folder = job, learner, folder
+        self.parameters = count_parameters(job.model).total
+        self.log = Story(make_console())
+        self.watch = Stopwatch()
+        self.results = Results.from_json(folder.results())
+
+    def run(self) -> None:
+        """See `TrainingJob.run`."""
+        job, settings = self.job, self.job.checkpoint
+        with Checkpointer(
+            self.folder.checkpoints, settings.keep, settings.keep_every, warn=self.log.warn
+        ) as checkpointer:
+            tell_beginning(self.log, job, self.folder.place, self.parameters)
+            if self.is_finished(checkpointer):
+                tell_finished(self.log, job.steps, self.folder.place)
+                tell_results(self.log, self.results, self.folder.place)
+                return
+            checkpointer.check_place()
+            job.check_batches(checkpointer.latest() or 0)
+            feed = job.prepare(self.folder, self.log, checkpointer.latest_extra())
+            self.prepare_evaluators(feed)
+            state, first = self.begin_or_resume(checkpointer, feed)
+            done = first
+            if done < job.steps:
+                state, done, interruption = self.train(state, done, checkpointer, feed)
+        if done < job.steps:
+            tell_interruption(self.log, done, job.steps)
+            sys.exit(interruption.exit_code)
+        self.finish(state, resumed=first > 0)
+
+    def is_finished(self, checkpointer: Checkpointer) -> bool:
+        """Whether the run came to its end before."""
+        steps = self.job.steps
+        return self.results.step >= steps and (checkpointer.latest() or 0) >= steps
+
+    def prepare_evaluators(self, feed: Feed) -> None:
+        """Prepares all evaluators."""
+        context = Context(self.learner, feed, self.folder.metrics, self.log)
+        self.evaluators = [
+            (evaluator, evaluator.prepare(context)) for evaluator in self.job.all_evaluators()
+        ]
+
+    def begin_or_resume(self, checkpointer: Checkpointer, feed: Feed) -> tuple[TrainState, int]:
+        """The state to train from and the number of steps done."""
+        restored = checkpointer.restore(None, self.learner.abstract())
+        environment = describe_environment()
+        if restored is None:
+            params = read_parameters(
+                self.job.begin_with,
+                self.learner,
+                self.job.seed,
+                feed.tokenizer,
+                self.folder,
+                self.log,
+            )
+            state, done = self.learner.init(self.job.seed, params), 0
+        else:
+            state, extra = restored
+            done = extra["step"]
+            self.check_tokenizer(extra, feed)
+            self.check_schedule(extra, done)
+            tell_continuation(self.log, self.job, extra, done)
+        if is_first():
+            self.folder.write_config(self.job)
+            self.folder.write_json(ENVIRONMENT, environment)
+        return state, done
+
+    def check_tokenizer(self, extra: dict[str, Any], feed: Feed) -> None:
+        """Raises UserError where the checkpoint's tokens mean something else."""
+        now = None if feed.tokenizer is None else feed.tokenizer.fingerprint
+        saved = extra.get("tokenizer")
+        if saved != now:
+            raise UserError(
+                f"the checkpoint in {self.folder.checkpoints} was trained on the tokens of another "
+                f"tokenizer: its fingerprint is {saved}, this one has {now}"
+            )
+
+    def check_schedule(self, extra: dict[str, Any], done: int) -> None:
+        """Raises UserError where the steps done had other rates than this job gives them."""
+        before, now = extra["steps"], self.job.steps
+        steps = jnp.arange(done)
+        old, new = (np.asarray(self.job.rate(n)(steps)) for n in (before, now))
+        # A schedule that does not look at the number of steps gives the very same numbers.
+        if not np.array_equal(old, new):
+            first = int(np.argmax(old != new))
+            raise UserError(
+                f"steps={now}: {done:,} steps were trained for a run of {before:,}, and "
+                f"{type(self.job.schedule).__name__} gives a run of {now:,} other rates "
+                f"from step {first + 1:,} on. Go on with steps={before}, or choose another output "
+                "folder (schedule=Constant, InverseSquareRoot and the stable part of "
+                "WarmupStableDecay can be extended)."
+            )
+
+    def train(
+        self, state: TrainState, done: int, checkpointer: Checkpointer, feed: Feed
+    ) -> tuple[TrainState, int, Interruption]:
+        """Runs the loop; see `Loop.run`."""
+        job, learner = self.job, self.learner
+        extra = {
+            "experiment": json.loads(to_json(job)),
+            "environment": describe_environment(),
+            "steps": job.steps,
+            **feed.identity,
+        }
+        with ExitStack() as opened:
+            examples = opened.enter_context(feed.examples(done))
+            metrics = opened.enter_context(self.open_metrics())
+            metrics.truncate_after(done)
+
+            def advance(state: TrainState, step: int) -> tuple[TrainState, dict, int]:
+                example = to_devices(next(examples), learner.layout, job.model.vocab_size)
+                return *learner.compiled_step(state, example), count_tokens(example)
+
+            if job.log.profile is not None:
+                profiler = opened.enter_context(Profiler(self.folder.profile, *job.log.profile))
+                advance = profiler.traced(advance)
+            loop = Loop(
+                advance=advance,
+                steps=job.steps,
+                write=metrics.write,
+                evaluate=self.evaluate,
+                is_evaluation=self.is_evaluation,
+                save=lambda step, state: checkpointer.save(step, state, extra),
+                save_every=job.checkpoint.every,
+                yardstick=self.yardstick(),
+                log_every=job.log.every,
+                console=self.log.console,
+                check_save=checkpointer.check,
+                end_save=checkpointer.wait,
+            )
+            return loop.run(state, done)
+
+    def yardstick(self) -> Yardstick:
+        """FLOPs of the model and the peak of the devices."""
+        peak = find_peak()
+        self.log.fact("peak", peak.note)
+        return Yardstick(self.job.flops_per_token(), peak.flops, peak_memory_in_use)
+
+    def open_metrics(self) -> MetricsWriter:
+        """metrics.jsonl and its copies."""
+        log = self.job.log
+        wandb = None
+        if log.wandb is not None:
+            name = fingerprint(self.job)
+            wandb = {"project": log.wandb, "name": self.folder.path.name, "id": name}
+        return MetricsWriter(self.folder.path, log.tensorboard, wandb)
+
+    def is_evaluation(self, step: int) -> bool:
+        """Whether an evaluator with an interval is due after a step."""
+        return any(
+            evaluator.every is not None and evaluator.is_due(step, step == self.job.steps)
+            for evaluator, _ in self.evaluators
+        )
+
+    def evaluate(self, step: int, state: TrainState) -> list[Record]:
+        """Lines of metrics.jsonl by the evaluators with an interval; their tables are kept."""
+        params, last = self.learner.evaluated(state), step == self.job.steps
+        records, tables = [], []
+        for evaluator, evaluate in self.evaluators:
+            if evaluator.every is not None and evaluator.is_due(step, last):
+                for found in evaluate(step, params):
+                    if isinstance(found, Table):
+                        tables.append(found)
+                    else:
+                        records.append({"step": step, **found})
+        if tables:
+            self.results = self.results.with_tables(tuple(tables), step)
+            if is_first() and not last:
+                self.folder.write_json(RESULTS, self.results.to_json())
+        return records
+
+    def finish(self, state: TrainState, resumed: bool) -> None:
+        """Runs the evaluators of the end, and writes results.json and the report."""
+        step, params, tables = self.job.steps, self.learner.evaluated(state), []
+        for evaluator, evaluate in self.evaluators:
+            if evaluator.every is None:
+                with self.log.phase(f"evaluating: {evaluator.name}"):
+                    tables += [found for found in evaluate(step, params)]
+        if not is_first():
+            return
+        self.results = dataclasses.replace(
+            self.results.with_tables(tuple(tables), step),
+            parameters=self.parameters,
+            seconds=None if resumed else round(self.watch.seconds(), 1),
+        )
+        self.folder.write_json(RESULTS, self.results.to_json())
+        write_report(self.folder)
+        tell_results(self.log, self.results, self.folder.place)

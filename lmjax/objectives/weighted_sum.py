@@ -1,0 +1,142 @@
+"""Sum of several losses of one model, each on inputs of its own."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Int, PRNGKeyArray, UInt64
+
+from lmjax.config import UserError, config
+from lmjax.models.batch import Array
+from lmjax.models.transformer import Transformer, TransformerConfig
+from lmjax.objectives.example import Example
+from lmjax.objectives.lexicon import Lexicon
+from lmjax.objectives.objective import Objective, Sums, TextObjective
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Term:
+    """Targets of one objective of a sum.
+
+    Attributes:
+      targets: of the objective's own type.
+      scale: factor of its summed loss, the same for all rows.
+    """
+
+    targets: Any
+    scale: Float[Array, "*batch"]
+
+
+@config
+class WeightedSum(TextObjective):
+    """Sum of the mean losses of several objectives, each with a weight.
+
+    L = sum over i of weights[i] * (loss of objective i, summed over its targets, over the sum of
+    their weights in the whole batch). So PPO keeps to the pretraining text (PPO-ptx; Ouyang et al.
+    2022, arXiv:2203.02155, equation 2). The mean is that of the whole batch, whatever microbatches
+    it is computed in. `Example.inputs` and `Example.targets` are tuples with one element an
+    objective. "tokens" counts the targets of the first.
+    """
+
+    objectives: tuple[Objective, ...]  # terms of the sum
+    weights: tuple[float, ...]  # factor of each term's mean loss
+
+    def validate(self) -> None:
+        """Raises UserError for other than one weight above 0 for each objective."""
+        if not self.objectives or len(self.objectives) != len(self.weights):
+            raise UserError(
+                f"there are {len(self.objectives)} objectives and {len(self.weights)} weights"
+            )
+        if min(self.weights) <= 0:
+            raise UserError(f"the weights of objectives are {self.weights}; each must be above 0")
+
+    def row_length(self, length: int) -> int:
+        """Length of the longest row that one of the objectives reads."""
+        return max(objective.row_length(length) for objective in self._text_objectives())
+
+    def row_overlap(self, length: int) -> int:
+        """Tokens that the next row reads again, so that no objective leaves text out."""
+        advances = [
+            objective.row_length(length) - objective.row_overlap(length)
+            for objective in self._text_objectives()
+        ]
+        return self.row_length(length) - min(advances)
+
+    def check(self, model: TransformerConfig) -> None:
+        """Raises UserError for a model that does not fit every objective."""
+        for objective in self.objectives:
+            objective.check(model)
+
+    def prepare(
+        self,
+        tokens: Int[np.ndarray, "rows row_length"],
+        segments: Int[np.ndarray, "rows row_length"],
+        seeds: UInt64[np.ndarray, "rows"],
+        lexicon: Lexicon,
+        length: int,
+    ) -> Example:
+        """Makes an example of the same rows for each objective."""
+        examples = []
+        for objective in self._text_objectives():
+            own = slice(objective.row_length(length))
+            examples.append(
+                objective.prepare(tokens[:, own], segments[:, own], seeds, lexicon, length)
+            )
+        return join_examples(examples)
+
+    def normalise(self, example: Example) -> Example:
+        """The example with each term's factor, from the weights of all its rows."""
+        terms, rows = [], []
+        for objective, term in zip(self.objectives, split_example(example), strict=True):
+            terms.append(objective.normalise(term))
+            rows.append(objective.weight(term))
+        scaled = []
+        for term, weight, total in zip(terms, self.weights, rows, strict=True):
+            scale = jnp.where(total > 0, weight * rows[0] / jnp.where(total > 0, total, 1), 0)
+            first = jax.tree.leaves(term.targets)[0]
+            scaled.append(Term(term.targets, jnp.broadcast_to(scale, first.shape[:1])))
+        return Example(example.inputs, tuple(scaled))
+
+    def weight(self, example: Example) -> Float[Array, ""]:
+        """Sum of the weights of the first objective's targets."""
+        return self.objectives[0].weight(split_example(example)[0])
+
+    def loss(
+        self, model: Transformer, example: Example, key: PRNGKeyArray | None, frozen: Any = None
+    ) -> Sums:
+        """Sums of the terms; `extra` has the mean loss of each as "loss_1", "loss_2", ..."""
+        total, extra = [], {}
+        for number, objective in enumerate(self.objectives):
+            term = example.targets[number]
+            sums = objective.loss(model, Example(example.inputs[number], term.targets), key, frozen)
+            scaled = sums.loss * term.scale[0]
+            extra[f"loss_{number + 1}"] = scaled / self.weights[number]
+            total.append((scaled, sums.weight))
+        return Sums(sum(loss for loss, _ in total), total[0][1], extra)
+
+    def _text_objectives(self) -> tuple[TextObjective, ...]:
+        for objective in self.objectives:
+            if not isinstance(objective, TextObjective):
+                raise UserError(
+                    f"{type(objective).__name__} makes no examples from text, so a sum with it "
+                    "cannot be pretrained on"
+                )
+        return self.objectives
+
+
+def join_examples(examples: list[Example]) -> Example:
+    """One example of a sum from an example of each objective."""
+    return Example(
+        tuple(example.inputs for example in examples),
+        tuple(example.targets for example in examples),
+    )
+
+
+def split_example(example: Example) -> list[Example]:
+    """An example of each objective from one of the sum."""
+    return [Example(*pair) for pair in zip(example.inputs, example.targets, strict=True)]

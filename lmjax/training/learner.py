@@ -1,0 +1,211 @@
+"""The learner: a model with its loss and its optimizer, and the step that trains it."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx, traverse_util
+from jaxtyping import Array, Float
+
+from lmjax.models import TransformerConfig, abstract, draw_parameters
+from lmjax.objectives import Example, Objective, Sums
+from lmjax.objectives.example import count_rows
+from lmjax.parallel import Layout
+from lmjax.training.gradients import Zero, accumulated, count_microbatches
+from lmjax.training.optimizers import Optimizer, clip_by_global_norm
+from lmjax.training.schedules import Rate
+from lmjax.training.state import TrainState
+
+Metrics = dict[str, Float[Array, ""]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Learner:
+    """Everything that turns examples into updates of a model's parameters.
+
+    A mesh must be set. Needs no devices: `abstract` and tracing `step` work on an abstract mesh.
+
+    Attributes:
+      model: config of the model that is trained.
+      objective: what is minimised.
+      optimizer: turns clipped gradients into updates.
+      rate: learning rate by 0-based step.
+      layout: how parameters and examples are sharded over the mesh.
+      clip: largest global gradient norm; None leaves gradients as they are.
+      microbatch: most rows that are computed at once; None: all rows of an example.
+      zero: ZeRO stage; see `accumulated`.
+      average_decay: decay of the moving average of the parameters; None keeps none.
+      embedding_gradient: by step, the factor of the gradient of the token embeddings as they enter
+        the model; that of a tied head stays whole. None: 1.
+      trainable: path of a parameter, as "blocks.attention.query.weight" -> whether it is trained;
+        None: all are. The others have no optimizer state.
+      frozen: structure of each model that the objective reads beside the trained one, by name.
+    """
+
+    model: TransformerConfig
+    objective: Objective
+    optimizer: Optimizer
+    rate: Rate
+    layout: Layout
+    clip: float | None = 1.0
+    microbatch: int | None = None
+    zero: Zero = 3
+    average_decay: float | None = None
+    embedding_gradient: Rate | None = None
+    trainable: Callable[[str], bool] | None = None
+    frozen: Mapping[str, nnx.GraphDef] = dataclasses.field(default_factory=dict)
+
+    @functools.cached_property
+    def graph(self) -> nnx.GraphDef:
+        """Structure of the model."""
+        return abstract(self.model, self.layout)[0]
+
+    @functools.cached_property
+    def transform(self) -> optax.GradientTransformation:
+        """The optimizer with its learning rates.
+
+        Raises:
+          UserError: the optimizer does not fit the parameters or the mesh.
+        """
+        _, shapes = abstract(self.model, self.layout)
+        return self.optimizer.build(self.rate, self._split(shapes)[0])
+
+    def init(self, seed: int, params: dict | None = None) -> TrainState:
+        """State before the first step; every array is made on its own devices.
+
+        Args:
+          seed: of the parameters, and of the randomness of all steps.
+          params: what training begins with, given up; None: parameters drawn at random.
+        """
+        draw = jax.jit(
+            functools.partial(self._init, seed),
+            donate_argnums=0,
+            # It runs once, and most of the time is compilation.
+            compiler_options={"xla_backend_optimization_level": 1},
+        )
+        return draw(params)
+
+    def abstract(self) -> TrainState:
+        """State as shapes with shardings, as a checkpoint is restored to."""
+        _, params = abstract(self.model, self.layout)
+        return jax.eval_shape(functools.partial(self._init, 0), params)
+
+    def step(
+        self, state: TrainState, example: Example, frozen: Mapping[str, dict] | None = None
+    ) -> tuple[TrainState, Metrics]:
+        """Updates the state by one example; metrics stay on the devices.
+
+        Args:
+          state: before the step.
+          example: on the devices.
+          frozen: parameters of each model of `self.frozen`.
+        """
+        key = jax.random.fold_in(state.key, state.step)
+        gradients, sums = self.gradients(state, example, key, frozen)
+        # One normaliser for the whole batch: any accumulation and any mesh give the same number.
+        # A batch without targets gives gradients of zero, not NaN.
+        weight = jnp.where(sums.weight > 0, sums.weight, 1)
+        gradients = jax.tree.map(lambda g: g / weight, gradients)
+        trained, rest = self._split(state.params)
+        with jax.named_scope("optimizer"):
+            gradients, norm = clip_by_global_norm(gradients, self.clip)
+            updates, optimizer = self.transform.update(gradients, state.optimizer, trained)
+            params = _merge(optax.apply_updates(trained, updates), rest)
+        average = state.average
+        if self.average_decay is not None:
+            average = optax.incremental_update(params, average, 1 - self.average_decay)
+        metrics = {
+            "loss": sums.loss / weight,
+            "gradient_norm": norm,
+            "learning_rate": jnp.asarray(self.rate(state.step), jnp.float32),
+            "tokens": sums.weight,
+            **{name: value / weight for name, value in sums.extra.items()},
+        }
+        return TrainState(params, optimizer, average, state.step + 1, state.key), metrics
+
+    def gradients(
+        self,
+        state: TrainState,
+        example: Example,
+        key: jax.Array,
+        frozen: Mapping[str, dict] | None = None,
+    ) -> tuple[dict, Sums]:
+        """Gradients of the summed loss by the trained parameters, and the batch's sums."""
+        trained, rest = self._split(state.params)
+        factor = None if self.embedding_gradient is None else self.embedding_gradient(state.step)
+
+        def loss(trained: dict, example: Example, key: jax.Array, frozen: Any) -> Sums:
+            model = nnx.merge(self.graph, _merge(trained, rest))
+            model.embedding_gradient = factor
+            return self._loss(model, example, key, frozen)
+
+        return accumulated(
+            loss,
+            trained,
+            self.objective.normalise(example),
+            key,
+            frozen,
+            microbatches=count_microbatches(count_rows(example), self.microbatch, self.layout),
+            zero=self.zero,
+        )
+
+    def evaluate(
+        self, params: dict, example: Example, frozen: Mapping[str, dict] | None = None
+    ) -> Sums:
+        """Sums of the loss without dropout."""
+        example = self.objective.normalise(example)
+        return self._loss(nnx.merge(self.graph, params), example, None, frozen)
+
+    @functools.cached_property
+    def compiled_step(self) -> Callable[..., tuple[TrainState, Metrics]]:
+        """`step`, compiled; it takes over (donates) the state that it is given."""
+        return jax.jit(self.step, donate_argnums=0)
+
+    @functools.cached_property
+    def compiled_evaluate(self) -> Callable[..., Sums]:
+        """`evaluate`, compiled."""
+        return jax.jit(self.evaluate)
+
+    def evaluated(self, state: TrainState) -> dict:
+        """Parameters that are evaluated: the average where one is kept."""
+        return state.params if self.average_decay is None else state.average
+
+    def _loss(self, model: nnx.Module, example: Example, key: jax.Array | None, frozen) -> Sums:
+        models = {name: nnx.merge(self.frozen[name], frozen[name]) for name in self.frozen}
+        with jax.named_scope(type(self.objective).__name__):
+            return self.objective.loss(model, example, key, models or None)
+
+    def _init(self, seed: int, params: dict | None) -> TrainState:
+        draw_key, key = jax.random.split(jax.random.key(seed))
+        if params is None:
+            params = draw_parameters(self.model, self.layout, draw_key)
+        return TrainState(
+            params=params,
+            optimizer=self.transform.init(self._split(params)[0]),
+            average=None if self.average_decay is None else jax.tree.map(jnp.copy, params),
+            step=jnp.zeros((), jnp.int32),
+            key=key,
+        )
+
+    def _split(self, params: dict) -> tuple[dict, dict]:
+        """The parameters that are trained, and the rest."""
+        if self.trainable is None:
+            return params, {}
+        flat = traverse_util.flatten_dict(params, sep=".")
+        trained = {path: leaf for path, leaf in flat.items() if self.trainable(path)}
+        rest = {path: leaf for path, leaf in flat.items() if path not in trained}
+        return tuple(traverse_util.unflatten_dict(part, sep=".") for part in (trained, rest))
+
+
+def _merge(trained: dict, rest: dict) -> dict:
+    """Both parts of the parameters in one nested dictionary."""
+    if not rest:
+        return trained
+    flat = [traverse_util.flatten_dict(part, sep=".") for part in (trained, rest)]
+    return traverse_util.unflatten_dict(flat[0] | flat[1], sep=".")
