@@ -16,7 +16,7 @@ import pytest
 
 from lmjax.config import UserError, replace
 from lmjax.generation import Sampling, load
-from lmjax.jobs import pretraining_run
+from lmjax.jobs import training_run
 from lmjax.jobs.report import Report
 from lmjax.remote import Objects, copies, local_copy
 from lmjax.runs import remote_lock, remote_run
@@ -293,12 +293,12 @@ def test_files_are_sent_while_training_goes_on(there, monkeypatch):
     watching.start()
     far = replace(there, checkpoint=replace(there.checkpoint, every=1000))
 
-    class Slow(pretraining_run.MetricsWriter):
+    class Slow(training_run.MetricsWriter):
         def write(self, record):
             super().write(record)
             time.sleep(0.2)
 
-    monkeypatch.setattr(pretraining_run, "MetricsWriter", Slow)
+    monkeypatch.setattr(training_run, "MetricsWriter", Slow)
     far.run()
     stop.set()
     watching.join()
