@@ -209,6 +209,7 @@ def test_the_lock_of_a_dead_process_is_taken(bucket, tmp_path, monkeypatch):
 
 def test_who_has_lost_the_lock_makes_nothing_visible(there, monkeypatch):
     """A machine that slept while another one took the run over."""
+    monkeypatch.setattr(remote_lock, "BEAT", 60.0)  # it sleeps
     add = remote_run.RemoteRun.add
 
     def taken_over(run, step, folder):
