@@ -212,10 +212,10 @@ def test_who_has_lost_the_lock_makes_nothing_visible(there, monkeypatch):
     monkeypatch.setattr(remote_lock, "BEAT", 60.0)  # it sleeps
     add = remote_run.RemoteRun.add
 
-    def taken_over(run, step, folder):
+    def taken_over(run, step, folder, elsewhere):
         if step == 6:
             run.objects.write(".lock", b'{"token": "other", "pid": 1, "host": "other"}')
-        add(run, step, folder)
+        add(run, step, folder, elsewhere)
 
     monkeypatch.setattr(remote_run.RemoteRun, "add", taken_over)
     with pytest.raises(UserError, match="not this process's any more: process 1 on other has"):
@@ -230,11 +230,11 @@ def test_metrics_are_in_the_store_before_their_checkpoint(there, monkeypatch):
     seen = []
     add = remote_run.RemoteRun.add
 
-    def look(run, step, folder):
+    def look(run, step, folder, elsewhere):
         lines = run.objects.read("metrics.jsonl").decode().splitlines()
         steps = [json.loads(line)["step"] for line in lines]
         seen.append((step, [s for s in range(1, step + 1) if s not in steps]))
-        add(run, step, folder)
+        add(run, step, folder, elsewhere)
 
     monkeypatch.setattr(remote_run.RemoteRun, "add", look)
     there.run()
