@@ -63,8 +63,11 @@ def local_path(path: str | os.PathLike, name: str) -> Path:
         raise UserError(f"{name}={text}: {error}; give the path in full") from None
 
 
-def usual_cache() -> Path:
+def usual_cache(remedy: str = f"with the environment variable {VARIABLE}") -> Path:
     """The cache folder that the environment names, or else the usual one.
+
+    Args:
+        remedy: how else the user can name one.
 
     Raises:
         UserError: it is a URL, or there is no home to put it in.
@@ -74,10 +77,7 @@ def usual_cache() -> Path:
     try:
         return Path(USUAL).expanduser()
     except RuntimeError as error:
-        raise UserError(
-            f"there is no place for {USUAL}: {error} Name a folder with the environment variable "
-            f"{VARIABLE}"
-        ) from None
+        raise UserError(f"there is no place for {USUAL}: {error} Name a folder {remedy}") from None
 
 
 def os_error(error: BaseException) -> OSError | None:

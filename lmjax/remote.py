@@ -36,7 +36,7 @@ TOGETHER = 8  # objects that are read or written side by side
 
 
 def is_url(path: str | os.PathLike) -> bool:
-    """Whether a path names a place that is not on this machine, or says so of one that is."""
+    """True where a path is a URL, also one of a place on this machine."""
     return URL.match(os.fspath(path)) is not None
 
 
@@ -177,7 +177,7 @@ class Objects:
             self.fs.rm_file(self.path(name))
 
     def mark(self, name: str) -> str | None:
-        """What changes when the object is written again; None where there is none."""
+        """A word that changes when the object is written again; None where there is no object."""
         with _network_errors():
             try:
                 return self.fs.ukey(self.path(name))
@@ -185,7 +185,7 @@ class Objects:
                 return None
 
     def is_object(self) -> bool:
-        """Whether the URL names an object, not a folder."""
+        """True where the URL names an object, not a folder."""
         with _network_errors():
             return self.fs.isfile(self._root)
 
@@ -196,7 +196,8 @@ class Objects:
                 found = self.fs.find(self._root)
             except FileNotFoundError:
                 return []
-        return sorted(name.removeprefix(self._root).lstrip("/") for name in found)
+        below = f"{self._root}/"
+        return sorted(name.removeprefix(below) for name in found if name.startswith(below))
 
     def names(self) -> list[str]:
         """The names in a folder: by its index where it has one, else as the store lists them."""
@@ -220,30 +221,30 @@ class Objects:
 
 
 def index_of(names: Iterable[str]) -> bytes:
-    """What the index of these names holds."""
+    """The content of the index with these names."""
     return json.dumps({"files": sorted(names)}, indent=0).encode()
 
 
 def side_by_side(action: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
-    """What `action` returns of each item; some are done at once. The first error is raised."""
+    """Results of `action` for each item; some are done at once. The first error is raised."""
     with concurrent.futures.ThreadPoolExecutor(TOGETHER) as pool:
         return list(pool.map(action, items))
 
 
 def copies() -> Path:
-    """Where copies lie: in the cache folder ($LMJAX_CACHE, or ~/.cache/lmjax)."""
+    """The folder of all copies, in the cache folder ($LMJAX_CACHE, or ~/.cache/lmjax)."""
     return usual_cache() / "remote"
 
 
 def place_of_copy(url: str, kind: str = "") -> Path:
-    """Where the copy of a URL lies; `kind` keeps several apart. Its name is the URL's last part."""
+    """The path of a copy, named by the last part of its URL; `kind` tells several apart."""
     words = re.sub(r"[^A-Za-z0-9.-]+", "-", url)[:40]
     name = url.rpartition("/")[2] or "folder"
     return copies() / f"{words}-{hashlib.sha256(url.encode()).hexdigest()[:12]}{kind}" / name
 
 
 def read_origin(folder: Path) -> dict[str, Any]:
-    """What a copy says of itself: its "url", and more; empty for a folder that is none."""
+    """The "url" of a copy, and what else was noted there; empty for a folder that is no copy."""
     with contextlib.suppress(OSError, ValueError, UserError):
         if folder.absolute().is_relative_to(copies().absolute()):
             return json.loads((folder / ORIGIN).read_text("utf-8"))
@@ -260,11 +261,9 @@ def local_copy(path: str | os.PathLike, name: str) -> Path:
         path: file or folder, as the user gave it.
         name: of the setting, or of what the path is for: stands in the message.
 
-    Returns:
-        The path; nothing is there where nothing is at the URL.
-
     Raises:
-        UserError: the URL cannot be served or read, or the copy cannot be written.
+        UserError: the URL cannot be served or read, nothing is there, or the copy cannot be
+            written. A path of this machine is not looked at.
     """
     if not is_url(path):
         return local_path(path, name)
@@ -276,8 +275,8 @@ def local_copy(path: str | os.PathLike, name: str) -> Path:
             lock(file, wait=True)
             if objects.is_object():
                 _copy_file(objects, target)
-            else:
-                copy_files(objects, target)
+            elif not copy_files(objects, target):
+                raise UserError(f"{name}={objects.url}: there is nothing")
     return target
 
 
@@ -290,8 +289,8 @@ def _copy_file(objects: Objects, target: Path) -> None:
         known.write_text(mark, "utf-8")
 
 
-def copy_files(objects: Objects, target: Path, **origin: Any) -> None:
-    """Brings the copy of a folder up to date, less its checkpoints.
+def copy_files(objects: Objects, target: Path, **origin: Any) -> bool:
+    """Brings the copy of a folder up to date, less its checkpoints; returns whether it has files.
 
     Args:
         objects: what is copied.
@@ -305,14 +304,15 @@ def copy_files(objects: Objects, target: Path, **origin: Any) -> None:
     side_by_side(lambda name: objects.download(name, target / name), stale)
     for name in known.keys() - marks.keys():
         (target / name).unlink(missing_ok=True)
-    if names or target.is_dir() or origin:
+    if names or origin:
         target.mkdir(parents=True, exist_ok=True)
         about = {"url": objects.url, "marks": marks, **origin}
         write_atomically(target / ORIGIN, json.dumps(about))
+    return bool(names)
 
 
 def _is_safe(name: str) -> bool:
-    """Whether a name is of a file below the folder: an index may say anything."""
+    """True for the name of a file below the folder: an index may say anything."""
     parts = name.split("/")
     return all(parts) and not {".", "..", ORIGIN} & set(parts)
 
@@ -353,7 +353,7 @@ def find_urls(pattern: str, name: str) -> list[str]:
 
 
 def url_is_folder(url: str) -> bool:
-    """Whether objects lie below a URL. OSError where the store cannot be read."""
+    """True where objects lie below a URL. OSError where the store cannot be read."""
     objects = Objects(url)
     with _network_errors():
         return objects.fs.isdir(objects.path(""))

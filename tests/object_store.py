@@ -45,7 +45,7 @@ class Store(AbstractFileSystem):
         return {"name": path, "size": stat.st_size, "type": "file", "written": written}
 
     def _names(self, counts=True):
-        """What is listed; each counted listing brings the newest nearer."""
+        """The names that are listed; each counted listing brings the newest nearer."""
         names = []
         for file in sorted(self.folder.iterdir()):
             seen = file.with_name(f"{file.name.removesuffix(GONE)}.seen")

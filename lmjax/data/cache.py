@@ -27,7 +27,7 @@ def cache_folder(setting: str) -> pathlib.Path:
         UserError: there is no home to put it in.
     """
     here = setting and not is_url(setting)
-    return local_path(setting, "data.cache") if here else usual_cache()
+    return local_path(setting, "data.cache") if here else usual_cache(REMEDY)
 
 
 @contextlib.contextmanager

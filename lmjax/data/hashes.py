@@ -129,7 +129,7 @@ class FileHashes:
 
 
 def _root(paths: list[str]) -> str:
-    """What the files have in common, under which their hashes are kept."""
+    """The folder, or folders, under whose name the files' hashes are kept."""
     folders = [os.path.dirname(path) for path in paths]
     if any(map(is_url, paths)):
         return " ".join(sorted(set(folders)))

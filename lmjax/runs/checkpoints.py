@@ -13,22 +13,29 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 from jaxtyping import PyTree
 
 from lmjax.config import UserError
 from lmjax.files import errors_told, is_full, local_path, reason
 from lmjax.launch import is_first
 from lmjax.runs import manifest
-from lmjax.runs.array_files import ArrayWriter, NotWritten, check_written, read_arrays
+from lmjax.runs.array_files import (
+    ArrayWriter,
+    NotWritten,
+    check_pieces,
+    check_written,
+    read_arrays,
+)
+from lmjax.runs.remote_parts import collect_parts, send_part
 from lmjax.runs.remote_run import RemoteRun, send_files
+from lmjax.runs.trees import by_name, entry_of, is_key, placed
 
 ARRAYS = "arrays"  # what Orbax writes, inside a checkpoint
 SAVING, REMOVING = ".saving-", ".removing-"  # names of folders that are no checkpoints
@@ -71,6 +78,8 @@ class Checkpointer:
         # sent, and what is restored comes from the store.
         self.remote = RemoteRun.of(self.folder.parent)
         remote = self.remote
+        # Whether each process has a copy of its own, on another machine perhaps.
+        self._apart = remote is not None and jax.process_count() > 1
         self.place = self.folder if remote is None else f"{remote.objects.url}/checkpoints"
         self.keep, self.keep_every = keep, keep_every
         self.asynchronous, self.warn = asynchronous, warn
@@ -142,7 +151,7 @@ class Checkpointer:
             is left; those before are intact.
         """
         self.wait()
-        arrays = _by_name(tree)
+        arrays = by_name(tree)
         extra = json.loads(json.dumps({**extra, "step": step}, allow_nan=False))
         with self._whole_or_not(step):
             self._prepare(step, arrays)
@@ -211,9 +220,9 @@ class Checkpointer:
             return None
         path = self._here(chosen)
         body = manifest.read(path)
-        wanted = {name: _placed(leaf) for name, leaf in _by_name(abstract).items()}
-        entries = {_entry(name) for name in wanted}
-        saved = {name: a for name, a in body["arrays"].items() if _entry(name) in entries}
+        wanted = {name: placed(leaf) for name, leaf in by_name(abstract).items()}
+        entries = {entry_of(name) for name in wanted}
+        saved = {name: a for name, a in body["arrays"].items() if entry_of(name) in entries}
         if lines := manifest.differences(saved, wanted):
             where = f"The checkpoint {self.place}/{chosen} is of another model or optimizer:"
             raise UserError("\n    ".join((where, *lines)))
@@ -242,41 +251,57 @@ class Checkpointer:
 
     def _prepare(self, step: int, arrays: Mapping[str, jax.Array]) -> None:
         """Makes room for a save: removes what a killed process left, looks at the disk."""
-        if is_first():
+        if self._apart and is_first() and step in self.steps():
+            self.remote.drop(step)  # before others send theirs
+        if is_first() or self._apart:
             self._make_folder()
             for path in self.folder.iterdir():
                 if path.name == f"{SAVING}{step}":
                     shutil.rmtree(path)
                 elif path.name.startswith((SAVING, REMOVING)):
                     self._clear(path)
-            needed = sum(a.nbytes for a in arrays.values() if not _is_key(a)) + MARGIN
+            needed = sum(a.nbytes for a in arrays.values() if not is_key(a))
+            needed = needed // (jax.process_count() if self._apart else 1) + MARGIN
             # Orbax, once it runs out of space, tells it to the screen in a thousand lines.
             if shutil.disk_usage(self.folder).free < needed:
                 raise OSError(errno.ENOSPC, f"{needed / 1e6:,.0f} MB are needed")
         if self._writer is None:
-            self._writer = ArrayWriter()
+            self._writer = ArrayWriter(self._apart)
 
     def _finish(self, step: int, shapes: manifest.Arrays, extra: Mapping[str, Any]) -> None:
         """Waits for Orbax, adds the manifest, gives the checkpoint its name, removes old ones."""
         try:
             self._writer.wait()
+            saving = self._path(step, SAVING)
             if is_first():
-                saving = self._path(step, SAVING)
-                check_written(saving / ARRAYS, shapes)
-                manifest.write(saving, shapes, extra)
+                elsewhere = self._check(saving, step, shapes)
+                manifest.write(saving, shapes, extra, *elsewhere)
                 self._give_name(step)
-                self._send(step)
+                self._send(step, *elsewhere)
                 self._remove_superseded(step)
+            elif self._apart:
+                send_part(self.remote, step, saving, jax.process_index())
+                self._clear(saving)
         except BaseException as error:
             self._failure = step, error
 
-    def _send(self, step: int) -> None:
+    def _check(self, saving: Path, step: int, shapes: manifest.Arrays) -> list[manifest.Files]:
+        """Sees that every piece was written; files of other machines, where these have some."""
+        if not self._apart:
+            check_written(saving / ARRAYS, shapes)
+            return []
+        elsewhere = collect_parts(self.remote, step, jax.process_count())
+        inside = {name.removeprefix(f"{ARRAYS}/") for name in elsewhere}
+        check_pieces(saving / ARRAYS, inside, shapes)
+        return [elsewhere]
+
+    def _send(self, step: int, elsewhere: Collection[str] = ()) -> None:
         """Brings a checkpoint to the store, after every line of metrics up to it."""
         if self.remote is not None:
             send_files(self.folder.parent)
-            self.remote.add(step, self._path(step))
-            for path in self.folder.iterdir():  # the store keeps them
-                if path.name.isdecimal() and int(path.name) != step:
+            self.remote.add(step, self._path(step), elsewhere)
+            for path in self.folder.iterdir():  # the store keeps them; apart, none is whole here
+                if path.name.isdecimal() and (self._apart or int(path.name) != step):
                     self._clear(path)
 
     def _give_name(self, step: int) -> None:
@@ -337,7 +362,7 @@ class Checkpointer:
             yield
         except Exception as error:
             self._writer = None
-            if is_first():
+            if is_first() or self._apart:
                 shutil.rmtree(self._path(step, SAVING), ignore_errors=True)
             words = self._failed(step, error)
             if reason(error) is None and not isinstance(error, NotWritten):
@@ -390,32 +415,3 @@ class Checkpointer:
         if damages:
             raise UserError("No checkpoint can be restored:\n    " + "\n    ".join(damages))
         return None
-
-
-def _by_name(tree: PyTree) -> dict[str, Any]:
-    """The leaves of a tree by their path, e.g. `params.blocks.attention.query.weight`."""
-    leaves, _ = jax.tree.flatten_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
-
-
-def _entry(name: str) -> str:
-    """The entry of the tree's top level that an array belongs to."""
-    return name.partition(".")[0]
-
-
-def _placed(leaf: jax.Array | jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-    """The leaf's shape with a sharding on real devices.
-
-    Shapes that were traced know the mesh only as an abstract one; the mesh that is set is meant.
-    """
-    sharding, mesh = leaf.sharding, jax.sharding.get_mesh()
-    if not isinstance(getattr(sharding, "mesh", None), Mesh):
-        if mesh.empty:
-            sharding = SingleDeviceSharding(jax.devices()[0])
-        else:
-            sharding = NamedSharding(mesh, getattr(sharding, "spec", PartitionSpec()))
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-
-def _is_key(leaf: jax.Array) -> bool:
-    return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)

@@ -11,12 +11,12 @@ import jax
 
 from lmjax.config import UserError
 from lmjax.files import errors_told, lock, reason
-from lmjax.launch import on_first
+from lmjax.launch import is_first, on_first
 from lmjax.remote import is_url
 from lmjax.runs.changes import check_continues
 from lmjax.runs.checkpoints import Checkpointer
 from lmjax.runs.folder import LOCK, RunFolder
-from lmjax.runs.remote_run import remote_folder
+from lmjax.runs.remote_run import follow, remote_folder
 
 
 def _say(message: str) -> None:
@@ -56,20 +56,22 @@ def lock_run_folder(experiment: Any, warn: Callable[[str], None] = _say) -> Iter
 
 
 def _on_this_machine(output: str, held: ExitStack, warn: Callable[[str], None]) -> str | Path:
-    """The output, or the copy to train in, locked and sent on until `held` ends.
+    """The output, or the copy to train in; the first one's is locked and sent until `held` ends.
 
     Raises:
-        UserError: several processes would need one copy; or see `remote_folder`.
+        UserError: see `remote_folder`.
     """
     if not is_url(output):
         return output
-    if jax.process_count() > 1:
-        raise UserError(
-            f"output={output}: a run of {jax.process_count()} processes needs a folder that all of "
-            "them see as files; mount the bucket on each machine (gcsfuse, mount-s3), and give "
-            "that path"
-        )
-    return held.enter_context(remote_folder(output, warn))
+    copies: list[Path] = []
+
+    def enter() -> None:
+        copies.append(held.enter_context(remote_folder(output, warn)))
+
+    on_first(enter)
+    if not is_first():
+        copies.append(held.enter_context(follow(output, jax.process_index())))
+    return copies[0]
 
 
 @contextmanager

@@ -19,32 +19,40 @@ NAME = "manifest.json"
 PIECE = 1 << 22  # bytes that are read at a time
 SHOWN = 10  # differences that are listed one by one
 Arrays = Mapping[str, jax.Array | jax.ShapeDtypeStruct]
+Files = dict[str, list[int | str]]  # [bytes, CRC-32] of each file by its name in the folder
 
 
 class Damaged(Exception):
     """A checkpoint is not what was written; the message says how."""
 
 
-def write(folder: Path, arrays: Arrays, extra: Mapping[str, Any]) -> None:
+def describe(folder: Path) -> Files:
+    """Sizes and hashes of everything that lies in `folder`. OSError: something cannot be read."""
+    with ThreadPoolExecutor() as pool:  # reading and hashing let other threads run
+        names = sorted(
+            str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()
+        )
+        return dict(zip(names, pool.map(lambda name: _size_and_hash(folder / name), names)))
+
+
+def write(
+    folder: Path, arrays: Arrays, extra: Mapping[str, Any], elsewhere: Files | None = None
+) -> None:
     """Describes everything that lies in `folder` and writes the manifest there.
 
     Args:
       folder: the checkpoint, complete but for its manifest.
       arrays: what was saved, by name.
       extra: anything else that JSON can hold.
+      elsewhere: files of the checkpoint that other machines have written.
 
     Raises:
       OSError, UserError: something cannot be read or written.
     """
-    with ThreadPoolExecutor() as pool:  # reading and hashing let other threads run
-        names = sorted(
-            str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()
-        )
-        hashes = list(pool.map(lambda name: _size_and_hash(folder / name), names))
     body = {
         "arrays": {name: [list(a.shape), str(a.dtype)] for name, a in arrays.items()},
         "extra": extra,
-        "files": dict(zip(names, hashes)),
+        "files": (elsewhere or {}) | describe(folder),
     }
     # The hash is of the text below, less itself, as `read` takes it apart.
     text = json.dumps(body, allow_nan=False)

@@ -6,7 +6,8 @@ seconds is of one that was killed. No clocks are compared. On the owner's own ma
 says at once whether it lives.
 
 An owner that slept longer than that (a machine that was suspended) has lost the lock: `check` says
-so before anything becomes visible in the store.
+so before anything becomes visible in the store. Between the two lies one request, in which it could
+still be lost; what is then written is a whole checkpoint of the same run.
 """
 
 import contextlib
@@ -76,6 +77,11 @@ def check(objects: Objects, token: str) -> None:
         )
 
 
+def token_of(objects: Objects) -> str | None:
+    """The token of whoever holds the lock; None: nobody does. OSError: it cannot be read."""
+    return _owner(objects).get("token")
+
+
 @contextlib.contextmanager
 def _local_lock(path: Path, url: str) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -94,7 +100,7 @@ def _take(objects: Objects, local: Path, warn: Callable[[str], None]) -> str:
         before = _owner(objects)
         if not before:
             continue  # it has gone meanwhile
-        if not _is_dead_here(before):
+        if not _is_dead_here(before, local):
             _watch(objects, before, warn)
         if _owner(objects).get("token") == before.get("token"):
             objects.delete(NAME)
@@ -143,7 +149,7 @@ def _content(token: str, local: Path, number: int) -> bytes:
 
 
 def _owner(objects: Objects) -> dict:
-    """What the lock says; empty where there is none, or where nobody can read what it says."""
+    """The lock's content; empty where there is no lock."""
     data = objects.read(NAME)
     try:
         found = json.loads(data or b"{}")
@@ -152,10 +158,12 @@ def _owner(objects: Objects) -> dict:
     return found if isinstance(found, dict) else {"host": "unknown"}
 
 
-def _is_dead_here(owner: dict) -> bool:
-    """Whether the owner was a process of this machine, and ended."""
+def _is_dead_here(owner: dict, local: Path) -> bool:
+    """True where the owner was a process of this machine and ended; `local` is locked by us."""
     if owner.get("host") != _host():
         return False
+    if owner.get("file") == str(local.absolute()):
+        return True
     try:
         with Path(owner["file"]).open("r+") as file:
             return lock(file)

@@ -18,13 +18,14 @@ store when a run goes on, and removed when all of it has been sent.
 import contextlib
 import os
 import shutil
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 from lmjax.config import UserError
-from lmjax.files import errors_told, reason
+from lmjax.files import errors_told, lock, reason
 from lmjax.remote import (
     CHECKPOINT,
     INDEX,
@@ -60,7 +61,7 @@ class RemoteRun:
 
     @property
     def is_ours(self) -> bool:
-        """Whether this process trains there: then all that changes is sent."""
+        """True where this process trains: then all that changes is sent."""
         return self.token is not None
 
     def write(self, name: str, text: str) -> None:
@@ -78,6 +79,12 @@ class RemoteRun:
         Raises:
             OSError: the store cannot be read, or `target` not written.
         """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder.parent / "fetch.lock").open("a") as file:
+            lock(file, wait=True)  # processes that read the same run share its copy
+            self._fetch(step, target)
+
+    def _fetch(self, step: int, target: Path) -> None:
         head = f"checkpoints/{step}"
         described = self.objects.read(f"{head}/{manifest.NAME}")
         with contextlib.suppress(OSError):
@@ -92,8 +99,13 @@ class RemoteRun:
         side_by_side(lambda n: self.objects.download(f"{head}/{n}", unfinished / n), names)
         unfinished.rename(target)
 
-    def add(self, step: int, folder: Path) -> None:
+    def add(self, step: int, folder: Path, elsewhere: Collection[str] = ()) -> None:
         """Sends a complete checkpoint, which is visible when this returns.
+
+        Args:
+            step: its name.
+            folder: the checkpoint.
+            elsewhere: files of it that other machines have sent.
 
         Raises:
             LostLock: another process has taken the run over.
@@ -107,7 +119,7 @@ class RemoteRun:
         first = [name for name in names if name != manifest.NAME]
         side_by_side(lambda name: self.objects.upload(f"{head}/{name}", folder / name), first)
         self.objects.upload(f"{head}/{manifest.NAME}", folder / manifest.NAME)
-        self.change({f"{head}/{name}" for name in names})
+        self.change({f"{head}/{name}" for name in (*names, *elsewhere)})
 
     def drop(self, step: int) -> None:
         """Removes a checkpoint, first of all from the index. Raises what `add` raises."""
@@ -148,11 +160,16 @@ class Sender:
             gone = self._sent.keys() - now.keys()
             if changed or gone:
                 remote_lock.check(self.run.objects, self.run.token)
-                objects, folder = self.run.objects, self.run.folder
-                side_by_side(lambda name: objects.upload(name, folder / name), changed)
+                side_by_side(self._send_file, changed)
                 self.run.change(now.keys(), gone)
-                side_by_side(objects.delete, gone)
+                side_by_side(self.run.objects.delete, gone)
                 self._sent = now
+
+    def _send_file(self, name: str) -> None:
+        """Sends a file as it is now: some grow while they are read, which no store takes well."""
+        with tempfile.NamedTemporaryFile(dir=self.run.folder.parent) as now:
+            shutil.copyfile(self.run.folder / name, now.name)
+            self.run.objects.upload(name, Path(now.name))
 
     def keep_sending(self, stop: threading.Event, warn: Callable[[str], None]) -> None:
         """Sends again and again until it is told to stop; what fails is tried again."""
@@ -212,6 +229,22 @@ def remote_folder(url: str, warn: Callable[[str], None]) -> Iterator[Path]:
         finally:
             stop.set()
             del _SENDERS[target]
+
+
+@contextlib.contextmanager
+def follow(url: str, process: int) -> Iterator[Path]:
+    """The copy of another process than the first one, which sends its pieces of checkpoints alone.
+
+    Raises:
+        UserError: the store cannot be read.
+    """
+    objects = Objects(url, "output", write=True)
+    target = place_of_copy(objects.url, f"-training-{process}")
+    with errors_told(f"cannot use output={objects.url}"):
+        shutil.rmtree(target, ignore_errors=True)
+        copy_files(objects, target, token=remote_lock.token_of(objects))
+    yield target
+    shutil.rmtree(target, ignore_errors=True)
 
 
 def _finish(sender: Sender, sending: threading.Thread, stop: threading.Event) -> None:

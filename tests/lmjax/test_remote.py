@@ -16,14 +16,17 @@ import pytest
 
 from lmjax.config import UserError, replace
 from lmjax.generation import Sampling, load
-from lmjax.jobs import pretraining_run
+from lmjax.jobs import training_run
 from lmjax.jobs.report import Report
 from lmjax.remote import Objects, copies, local_copy
 from lmjax.runs import remote_lock, remote_run
 from lmjax.runs.checkpoints import Checkpointer
 from lmjax.runs.folder import RunFolder
 from tests import object_store
+from tests.lmjax.jobs.test_kill import SMALL
 from tests.lmjax.jobs.test_pretrain import STEPS, interrupt_at, parameters, records, small
+from tests.lmjax.jobs.test_several_processes import SETTINGS as SEVERAL
+from tests.lmjax.jobs.test_several_processes import outcome, pair
 
 ROOT = Path(__file__).parents[2]
 
@@ -180,7 +183,7 @@ def test_two_processes_in_one_folder(there, tmp_path, monkeypatch):
             second,
         ):
             pass
-        monkeypatch.setattr(remote_lock, "_is_dead_here", lambda owner: False)
+        monkeypatch.setattr(remote_lock, "_is_dead_here", lambda owner, local: False)
         before = [name for name in (objects.listed()) if name != ".lock"]
         with pytest.raises(UserError, match=rf"another process is training in {there.output}"):
             there.run()
@@ -192,11 +195,12 @@ def test_the_lock_of_a_dead_process_is_taken(bucket, tmp_path, monkeypatch):
     """At once where it was on this machine; elsewhere when it gives no sign of life."""
     objects = Objects(f"{bucket}/run")
     content = json.loads(remote_lock._content("dead", tmp_path / "lock", 3))
-    objects.write(".lock", json.dumps(content).encode())
     (tmp_path / "lock").touch()
     began, said = time.monotonic(), []
-    with remote_lock.remote_lock(objects, tmp_path / "lock 2", said.append):
-        assert time.monotonic() - began < remote_lock.PATIENCE and not said
+    for name in ("lock", "lock 2"):  # of the same cache folder, and of another
+        objects.write(".lock", json.dumps(content).encode())
+        with remote_lock.remote_lock(objects, tmp_path / name, said.append):
+            assert time.monotonic() - began < remote_lock.PATIENCE and not said
     objects.write(".lock", json.dumps(content | {"host": "another"}).encode())
     with remote_lock.remote_lock(objects, tmp_path / "lock 2", said.append):
         assert time.monotonic() - began >= remote_lock.PATIENCE
@@ -205,12 +209,13 @@ def test_the_lock_of_a_dead_process_is_taken(bucket, tmp_path, monkeypatch):
 
 def test_who_has_lost_the_lock_makes_nothing_visible(there, monkeypatch):
     """A machine that slept while another one took the run over."""
+    monkeypatch.setattr(remote_lock, "BEAT", 60.0)  # it sleeps
     add = remote_run.RemoteRun.add
 
-    def taken_over(run, step, folder):
+    def taken_over(run, step, folder, elsewhere):
         if step == 6:
             run.objects.write(".lock", b'{"token": "other", "pid": 1, "host": "other"}')
-        add(run, step, folder)
+        add(run, step, folder, elsewhere)
 
     monkeypatch.setattr(remote_run.RemoteRun, "add", taken_over)
     with pytest.raises(UserError, match="not this process's any more: process 1 on other has"):
@@ -225,11 +230,11 @@ def test_metrics_are_in_the_store_before_their_checkpoint(there, monkeypatch):
     seen = []
     add = remote_run.RemoteRun.add
 
-    def look(run, step, folder):
+    def look(run, step, folder, elsewhere):
         lines = run.objects.read("metrics.jsonl").decode().splitlines()
         steps = [json.loads(line)["step"] for line in lines]
         seen.append((step, [s for s in range(1, step + 1) if s not in steps]))
-        add(run, step, folder)
+        add(run, step, folder, elsewhere)
 
     monkeypatch.setattr(remote_run.RemoteRun, "add", look)
     there.run()
@@ -289,19 +294,19 @@ def test_files_are_sent_while_training_goes_on(there, monkeypatch):
     watching.start()
     far = replace(there, checkpoint=replace(there.checkpoint, every=1000))
 
-    class Slow(pretraining_run.MetricsWriter):
+    class Slow(training_run.MetricsWriter):
         def write(self, record):
             super().write(record)
             time.sleep(0.2)
 
-    monkeypatch.setattr(pretraining_run, "MetricsWriter", Slow)
+    monkeypatch.setattr(training_run, "MetricsWriter", Slow)
     far.run()
     stop.set()
     watching.join()
     assert len(seen & set(range(1, STEPS))) >= 2
 
 
-def start(*settings, **environment):
+def start(*settings, devices=1, **environment):
     """A run of the debug experiment in a process of its own, which knows the store."""
     program = (
         "from tests import object_store\n"
@@ -312,7 +317,7 @@ def start(*settings, **environment):
     return subprocess.Popen(
         [sys.executable, "-c", program, *settings],
         cwd=ROOT,
-        env={**os.environ, "JAX_NUM_CPU_DEVICES": "1", **environment},
+        env={**os.environ, "JAX_NUM_CPU_DEVICES": str(devices), **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -321,8 +326,6 @@ def start(*settings, **environment):
 
 def test_a_killed_run_goes_on_to_the_same_bits(caches, monkeypatch):
     """kill -9 behind a checkpoint, and the same command again: its own lock does not hold it."""
-    from tests.lmjax.jobs.test_kill import SMALL
-
     monkeypatch.syspath_prepend(str(ROOT))
     from benchmarks.same_run import differences
 
@@ -343,8 +346,48 @@ def test_a_killed_run_goes_on_to_the_same_bits(caches, monkeypatch):
     again = start(f"output={url}", *settings)
     said, _ = again.communicate(timeout=300)
     assert again.returncode == 0, said
-    assert "continuing" in said or "after step" in said
+    assert "after step" in said and "is locked by" not in said
     assert differences(caches / "alone", url, 24) == []
+
+
+def test_processes_that_share_no_disk(caches):
+    """Each with a cache of its own, as on a pod: one checkpoint, and the same bits after a kill."""
+
+    def machine(*settings, **environment):
+        number = environment["JAX_PROCESS_ID"]
+        return start(*settings, LMJAX_CACHE=str(caches / f"machine-{number}"), **environment)
+
+    def numbers(output):
+        rows = RunFolder(output).metrics()
+        return {(row["step"], row["split"]): row["loss"] for row in rows}
+
+    url = "late://bucket/pod"
+    alone = start(f"output={caches / 'alone'}", *SEVERAL, devices=4)
+    outcome(*pair(machine, f"output={url}", *SEVERAL))
+    outcome(alone)
+    objects = Objects(url)
+    found, wanted = numbers(url), numbers(caches / "alone")
+    assert found.keys() == wanted.keys()
+    # Sums in another order, over few steps; all in float32.
+    assert found == pytest.approx(wanted, rel=1e-5)
+    assert not [name for name in object_store.objects() if ".part-" in name or "/.lock" in name]
+    files = json.loads(objects.read("checkpoints/8/manifest.json"))["body"]["files"]
+    listed = {name for name in objects.index() if name.startswith("checkpoints/8/")}
+    assert {f"checkpoints/8/{name}" for name in [*files, "manifest.json"]} == listed
+    pieces = {name: objects.read(f"checkpoints/8/{name}") for name in files}
+
+    kept = [name for name in objects.index() if not name.startswith("checkpoints/8/")]
+    objects.write("index.json", json.dumps({"files": kept}).encode())
+    objects.delete("results.json")
+    for name in pieces:
+        objects.write(f"checkpoints/8/{name}", b"of a process that was killed")
+    told, _ = outcome(*pair(machine, f"output={url}", *SEVERAL))
+    assert "after step 4" in told
+    assert numbers(url) == found
+    apart = ("_CHECKPOINT_METADATA", "commit_success.txt")  # the time of writing
+    for name, data in pieces.items():
+        if not name.endswith(apart):
+            assert objects.read(f"checkpoints/8/{name}") == data, name
 
 
 def test_copies_are_brought_up_to_date(bucket):
