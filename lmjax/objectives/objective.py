@@ -117,6 +117,13 @@ class TextObjective(Objective):
         """
         return False
 
+    def unaware_of_answers(self) -> tuple[str, ...]:
+        """Names of the objectives, of several in one, that learn answers' marks as text.
+
+        Sources of prompts put special tokens around answers (`lmjax.data.JsonPrompts`).
+        """
+        return (type(self).__name__,)
+
     def regularisers(self) -> tuple[float, float]:
         """Weights of log(Z)^2 and of the largest logit's square in the loss of targets."""
         return 0.0, 0.0
