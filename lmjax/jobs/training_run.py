@@ -97,7 +97,7 @@ class TrainingRun:
         self.finish(state, resumed=first > 0)
 
     def is_finished(self, checkpointer: Checkpointer) -> bool:
-        """Whether the run came to its end before."""
+        """Returns whether the run came to its end before."""
         steps = self.job.steps
         return self.results.step >= steps and (checkpointer.latest() or 0) >= steps
 
@@ -229,7 +229,7 @@ class TrainingRun:
         return MetricsWriter(self.folder.path, log.tensorboard, wandb)
 
     def is_evaluation(self, step: int) -> bool:
-        """Whether an evaluator with an interval is due after a step."""
+        """Returns whether an evaluator with an interval is due after a step."""
         return any(
             evaluator.every is not None and evaluator.is_due(step, step == self.job.steps)
             for evaluator, _ in self.evaluators
