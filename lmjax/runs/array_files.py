@@ -156,7 +156,7 @@ def _not_of_orbax(record: logging.LogRecord) -> bool:
 
 
 def _not_left_behind(record: logging.LogRecord) -> bool:
-    """Returns whether it is none of the many errors of one save, of which Orbax raises the first."""
+    """Returns whether it is not one of the many errors of a save whose first Orbax raises."""
     words = record.getMessage()
     if "never retrieved" not in words:
         return True

@@ -117,7 +117,7 @@ class Checkpointer:
         return self.latest_extra().get("step")
 
     def latest_extra(self) -> dict[str, Any]:
-        """JSON values saved beside the arrays of the newest checkpoint; empty where there is none."""
+        """JSON values beside the arrays of the newest checkpoint; empty where there is none."""
         for step in reversed(self.steps()):
             with contextlib.suppress(manifest.Damaged):
                 return manifest.read(self._here(step))["extra"]

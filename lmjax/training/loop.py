@@ -180,7 +180,7 @@ class _Ledger:
 
 @jax.jit
 def _finite(params: Any) -> jax.Array | bool:
-    """Returns whether all are numbers: an update may overflow whose loss and gradient were finite."""
+    """Returns whether all are finite: an update may overflow after a finite loss and gradient."""
     return jax.tree.reduce(lambda sound, leaf: sound & jnp.all(jnp.isfinite(leaf)), params, True)
 
 
