@@ -1,4 +1,4 @@
-"""What the benchmarks share: worker processes, tables, and results beside what they ran on.
+"""Shared parts of the benchmarks: worker processes, tables, and results beside what they ran on.
 
 Only the standard library is imported here, so that a worker in another environment can serve.
 """
@@ -56,7 +56,7 @@ class Worker:
         self._process.wait()
 
     def ask(self, what: str, **arguments: Any) -> Any:
-        """What the worker's function `what` returns.
+        """Returns the result of the worker's function `what`.
 
         Raises:
           WorkerError: the function raised, or the process is gone.
@@ -144,7 +144,7 @@ def spread(seconds: Sequence[float]) -> dict[str, float]:
 
 
 def machine() -> dict[str, Any]:
-    """What the numbers depend on and what says nothing about who measured them."""
+    """Description of the machine that numbers depend on, without anything personal."""
     return {
         "processor": _processor(),
         "cores": keep_to_cores(0),

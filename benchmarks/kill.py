@@ -72,7 +72,7 @@ class Training:
 
     @property
     def said(self) -> Path:
-        """What the last process has printed."""
+        """Output of the last process."""
         return self.caches / "said.txt"
 
     @contextmanager
@@ -143,7 +143,7 @@ class Durations:
 
 @dataclasses.dataclass(frozen=True)
 class Moment:
-    """When to kill: a random `share` of the time that `kind` takes after `step` has been logged."""
+    """Moment of a kill: a random `share` of the time that `kind` takes after `step` is logged."""
 
     kind: Kind
     step: int
@@ -152,7 +152,7 @@ class Moment:
 
 @dataclasses.dataclass(frozen=True)
 class Kill:
-    """What a kill met.
+    """State of a run at a kill.
 
     Attributes:
       moment: when it came.
@@ -206,7 +206,7 @@ def undisturbed(training: Training, output: Path) -> Durations:
 
 @dataclasses.dataclass(frozen=True)
 class Look:
-    """What one look at a run folder shows.
+    """State of a run folder at one moment.
 
     Attributes:
       time: of the look, in seconds of the system's clock.
@@ -232,7 +232,7 @@ def watch(process: subprocess.Popen, output: Path, begin: float) -> Iterator[Loo
 
 
 def is_saving(output: Path, begin: float) -> bool:
-    """Whether a checkpoint is half written, and not by a process that ended before `begin`."""
+    """Returns whether a checkpoint is half written by a process that has run since `begin`."""
     partial = RunFolder(output).checkpoints.glob(f"{SAVING}*")
     return any((_changed(path) or 0) > begin for path in partial)
 

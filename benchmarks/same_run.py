@@ -14,7 +14,7 @@ FIELDS = ("loss", "gradient_norm", "learning_rate", "bits_per_byte")  # that mus
 
 
 def differences(alone: Path, killed: Path, steps: int) -> list[str]:
-    """What distinguishes two finished runs of that many steps; empty if nothing does."""
+    """Differences of two finished runs of that many steps."""
     found = []
     numbers = []
     for output in (alone, killed):

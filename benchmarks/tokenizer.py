@@ -134,7 +134,7 @@ def start(settings: TokenizerBenchmark, path: Path, stack: ExitStack) -> tuple[d
 
 
 def alternate(settings: TokenizerBenchmark, sides: Mapping[str, Worker]) -> list[dict[str, Any]]:
-    """What each side measured in each round, first the one, then the other."""
+    """Measurements of each side in each round, first the one, then the other."""
     rounds = []
     for number in range(settings.rounds):
         print(f"round {number + 1}", file=sys.stderr)

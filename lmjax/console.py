@@ -1,4 +1,4 @@
-"""What commands say in the terminal: facts, phases, bars, results."""
+"""Terminal output of commands: facts, phases, bars, tables."""
 
 import dataclasses
 import time
@@ -50,7 +50,7 @@ class Table:
 
     @property
     def is_text(self) -> bool:
-        """Whether cells beside the rows' names hold text, as samples do, not numbers."""
+        """Returns whether cells beside the rows' names hold text, as samples do, not numbers."""
         return any(isinstance(cell, str) for row in self.rows for cell in row[1:])
 
     def by_row(self) -> dict[Cell, dict[str, Cell]]:
@@ -151,7 +151,7 @@ class Story:
             self.console.print(Padding(text, (0, 2, 0, 4)))
 
     def files(self, path: Path | str, commands: Sequence[tuple[str, str]]) -> None:
-        """Where everything is, and what to do next."""
+        """Lists the files of a run, and the next commands."""
         self.heading(f"Everything is in {path}", "")
         width = max(len(what) for what, _ in commands)
         for what, words in commands:

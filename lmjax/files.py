@@ -1,4 +1,4 @@
-"""What programs meet on disks: errors of the operating system in words, paths, locks, whole files.
+"""Files: errors of the operating system in words, paths, locks, atomic writes.
 
 with errors_told(f"cannot write {path}"):
     path.write_text(text)
@@ -91,12 +91,12 @@ def os_error(error: BaseException) -> OSError | None:
 
 
 def is_full(error: BaseException) -> bool:
-    """Whether a full disk, or a quota, is what lies at the bottom of `error`."""
+    """Returns whether a full disk, or a quota, is what lies at the bottom of `error`."""
     return (found := os_error(error)) is not None and found.errno in FULL
 
 
 def reason(error: BaseException) -> str | None:
-    """What the operating system says behind `error`, and of which file; None where it does not."""
+    """The operating system's words behind `error`, with the file; None where there are none."""
     found = os_error(error)
     if found is None:
         return None

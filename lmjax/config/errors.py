@@ -1,4 +1,4 @@
-"""What is raised for mistakes of the person at the keyboard."""
+"""The error that is raised for a user's mistake."""
 
 
 class UserError(Exception):

@@ -1,4 +1,4 @@
-"""What `--help` prints: how to change settings, and all of them as a tree."""
+"""Text of `--help`: how to change settings, and all of them as a tree."""
 
 import inspect
 import textwrap

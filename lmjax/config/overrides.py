@@ -29,7 +29,7 @@ class Override:
         self._pattern = re.compile(pattern.removeprefix(r"\."))
 
     def matches(self, path: str) -> bool:
-        """Whether it is meant for the field at `path`."""
+        """Returns whether it is meant for the field at `path`."""
         return self._pattern.fullmatch(path) is not None
 
 
@@ -126,7 +126,7 @@ def _apply_in_tuple(
 
 
 def _value(path: str, text: str, kind: values.Type, old: Any) -> Any:
-    """What `text` puts at `path`, where `old` was."""
+    """Value that `text` puts at `path`, where `old` was."""
     if not text and str not in values.members(kind):
         nothing = ", or () for none" if values.element_types(kind, 0) == () else ""
         raise UserError(f"{path}= has no value; expected {values.describe(kind)}{nothing}")
@@ -162,7 +162,7 @@ def _built(value: Any) -> Any:
 
 
 def _fits(value: Any, kind: values.Type) -> bool:
-    """Whether a field of the old class can go into one of the new class."""
+    """Returns whether a field of the old class can go into one of the new class."""
     if isinstance(value, Node):
         return any(values.is_config(m) and issubclass(value.cls, m) for m in values.members(kind))
     if isinstance(value, tuple):

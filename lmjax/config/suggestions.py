@@ -1,4 +1,4 @@
-"""What to say about a setting that does not exist: which ones are near, or where it belongs."""
+"""Messages about a setting that does not exist: similar names, or the path it belongs to."""
 
 import difflib
 

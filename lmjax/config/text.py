@@ -169,7 +169,7 @@ def write(value: Any, kind: values.Type, nested: bool = False) -> str:
 
 
 def _needs_quotes(text: str, kind: values.Type, nested: bool = False) -> bool:
-    """Whether bare `text` would be read as something else than the string it is."""
+    """Returns whether bare `text` would be read as something else than the string it is."""
     try:
         return not text.isprintable() or read(text, kind, nested) != text
     except Unfit:

@@ -15,7 +15,7 @@ SCALARS = (bool, int, float, str)
 
 
 def is_config(value: object) -> bool:
-    """Whether `value` is a config, or a config class."""
+    """Returns whether `value` is a config, or a config class."""
     return hasattr(value, "__chz_fields__")
 
 

@@ -1,1 +1,1 @@
-"""How good a model is: bits per byte on held-out text, beside what any model must beat."""
+"""Evaluation of models: evaluators, measures, baselines, and pictures of examples."""

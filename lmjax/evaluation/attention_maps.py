@@ -1,4 +1,4 @@
-"""What each head looks at: the attention probabilities of a model on a text."""
+"""Attention maps: the attention probabilities of each head of a model on a text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a model must beat: gzip, and a bigram model of bytes, on the same text in the same unit.
+"""Baselines of a language model: gzip, and a bigram model of bytes, in bits per byte.
 
 Bits per byte compare models with different tokenizers: all the bits that the model spends on a
 text, the end of each document included, divided by the text's length in UTF-8 bytes.

@@ -17,7 +17,7 @@ Record = dict[str, Any]  # one line of metrics.jsonl
 
 @dataclasses.dataclass(frozen=True)
 class Context:
-    """What an evaluator can use of a run.
+    """Parts of a run that an evaluator can use.
 
     Attributes:
       learner: the model with its loss.
@@ -60,5 +60,5 @@ class Evaluator(abc.ABC):
         """
 
     def is_due(self, step: int, last: bool) -> bool:
-        """Whether to evaluate after `step` steps, the run's last ones or not."""
+        """Returns whether to evaluate after `step` steps, the run's last ones or not."""
         return last or (self.every is not None and step % self.every == 0)

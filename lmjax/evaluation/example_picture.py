@@ -196,7 +196,7 @@ class Picture:
         self.figure.text(*place, text, **{"fontsize": SIZE, "va": "center"} | options)
 
     def _legend(self) -> None:
-        """What the colours mean that there are."""
+        """Draws the meanings of the colours that occur."""
         seen = np.unique(np.concatenate([stack.shades for stack in self.stacks]) // 2)
         meanings = [(SHADES[part][0], MEANINGS[part]) for part in seen]
         weights = self.stacks[-1].weights

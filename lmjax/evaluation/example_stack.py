@@ -86,7 +86,7 @@ def token_texts(tokenizer: Tokenizer, tokens: Int[np.ndarray, "seq"]) -> list[st
 
 
 def _parts(batch: Batch, causal: bool) -> Int[np.ndarray, "seq"]:
-    """What each token is: of the lowest rank of its segment, or behind it."""
+    """Kind of each token: of its segment's lowest rank (context), or of a higher one."""
     segments = batch.segments[0]
     parts = np.full(segments.shape, WRITTEN if causal else CONTEXT)
     if batch.ranks is not None:
@@ -101,7 +101,7 @@ def _dense(mask: Mask, queries: int, keys: int) -> Bool[np.ndarray, "query key"]
 
 
 def cross_mask(batch: Batch) -> Bool[np.ndarray, "query key"] | None:
-    """Which token of the decoder sees which of the encoder."""
+    """Mask of the encoder's tokens that each token of the decoder sees."""
     if batch.encoder is None:
         return None
     segments, source = batch.segments, batch.encoder.segments

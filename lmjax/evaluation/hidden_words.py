@@ -140,7 +140,7 @@ def masked(generator: TextGenerator, sentence: Hidden) -> str:
 
 
 def fill_hidden(generator: TextGenerator, hidden: list[Hidden]) -> list[Filled | None]:
-    """What the model fills in for each word, taking the likeliest token each time.
+    """Fills in each hidden word, taking the likeliest token each time.
 
     Args:
       generator: its `filling` writes into blanks.

@@ -1,1 +1,1 @@
-"""What an experiment can be: the classes that put the parts together and tell the run's story."""
+"""Jobs: the classes of experiments, which put the parts of a run together."""

@@ -1,4 +1,4 @@
-"""What a recipe is, and how its batch grows; `lmjax.jobs.recipes` has those of the papers."""
+"""Recipes, and batch sizes that grow; `lmjax.jobs.recipes` has the recipes of papers."""
 
 import itertools
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ Growth = tuple[tuple[int, int], ...]  # (step, rows from there on)
 
 @config
 class Recipe:
-    """What an experiment takes from a paper; fields as in `Pretrain` and its `Data`."""
+    """Settings that an experiment takes from a paper; fields as in `Pretrain` and its `Data`."""
 
     model: TransformerConfig
     length: int  # tokens that the model reads in a row
@@ -62,7 +62,7 @@ class Recipe:
 
 
 def grow(sizes: Sequence[int], over: float | int) -> Growth:
-    """When a batch takes its sizes: each where a line from the first to the last reaches it.
+    """Steps at which a batch takes its sizes: each where a line from first to last reaches it.
 
     Args:
       sizes: rows of a step, rising.

@@ -1,4 +1,4 @@
-"""How the models of the papers were trained, by size: a recipe is all that does not name a machine.
+"""Training recipes of papers, by size of the model: all settings that name no machine.
 
     experiment = gpt3_recipe("1.3B").experiment(output="runs/mine", data=..., mesh=Mesh(fsdp=8))
 

@@ -88,7 +88,7 @@ def _finite(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def _traced(folder: RunFolder) -> dict[str, str]:
-    """Where the trace of some steps is, and what opens it."""
+    """File of the trace of some steps, and the page that opens it."""
     trace = folder.trace()
     return {} if trace is None else {"trace": f"{trace}, opened by https://ui.perfetto.dev"}
 

@@ -32,7 +32,7 @@ PLACES = re.compile(
 
 
 def may_change(setting: str) -> bool:
-    """Whether a run may go on with another value of a setting, given by its dotted name."""
+    """Returns whether a run may go on with another value of a setting, given by its dotted name."""
     return is_below(setting, FREE) or bool(PLACES.fullmatch(setting))
 
 
@@ -62,7 +62,7 @@ class Evaluation:
 
 @config
 class Checkpoints:
-    """When states are saved and which of them stay."""
+    """Checkpoints: when they are saved, and which of them stay."""
 
     every: int = 500  # steps between checkpoints; the end and an interruption make one too
     keep: int = 3  # newest checkpoints that stay
@@ -75,7 +75,7 @@ class Checkpoints:
 
 @config
 class Log:
-    """Where numbers go."""
+    """Logs of metrics, and traces of steps."""
 
     every: int = 1  # steps after which metrics are fetched from the devices, all steps' at once
     tensorboard: bool = False  # write event files into the run folder too

@@ -62,14 +62,14 @@ def tell_continuation(story: Story, job: Any, extra: dict[str, Any], done: int) 
 
 
 def tell_interruption(story: Story, done: int, steps: int) -> None:
-    """How to go on after Ctrl-C or SIGTERM."""
+    """Prints how to resume after Ctrl-C or SIGTERM."""
     story.console.print()
     story.fact("stopped", f"after step {done:,} of {steps:,}; its state is saved")
     story.fact("to go on", "give the same command again")
 
 
 def tell_finished(story: Story, steps: int, place: str) -> None:
-    """What can be done with a run that came to its end before."""
+    """Prints what can be done with a finished run."""
     story.fact("finished", f"all {steps:,} steps were done before")
     story.fact(
         "to go on",
@@ -94,7 +94,7 @@ def tell_results(story: Story, results: Results, place: str) -> None:
 
 
 def text_command(place: str) -> str:
-    """What to type for text from the run in a folder; names the modules of its own classes."""
+    """Command that generates text from a run; it names the modules of the user's own classes."""
     modules = own_modules(RunFolder(place).experiment())
     imports = f" imports={','.join(modules)}" if modules else ""
     return f'python -m lmjax.generation {place}{imports} prompt="..."'

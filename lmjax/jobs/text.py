@@ -13,7 +13,7 @@ from lmjax.console import Stopwatch, Story
 from lmjax.data import Data, JsonPrompts, PreparedData, prepare
 from lmjax.data.round_trip import LITTLE, percent
 from lmjax.evaluation.text_baselines import withheld
-from lmjax.objectives import BlankInfilling, Mixed, TextObjective
+from lmjax.objectives import TextObjective
 from lmjax.runs.trained_model import beyond_table
 from lmjax.training.feed import TextFeed
 
@@ -96,12 +96,7 @@ def warn_of_answers(log: Story, data: Data, objective: TextObjective) -> None:
 
     It may be meant, as in a mixture of objectives, so it is no error.
     """
-    parts = objective.objectives if isinstance(objective, Mixed) else (objective,)
-    unaware = dict.fromkeys(
-        type(part).__name__
-        for part in parts
-        if not (isinstance(part, BlankInfilling) and part.answers is not None)
-    )
+    unaware = dict.fromkeys(objective.unaware_of_answers())
     for domain in data.train if unaware else ():
         for source in (domain.source, domain.evaluation):
             if isinstance(source, JsonPrompts):

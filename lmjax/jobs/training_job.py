@@ -102,7 +102,7 @@ class TrainingJob(abc.ABC):
         yield "training", f"{self.steps:,} steps of {count_rows(self.example_shapes())} rows"
 
     def may_change(self, setting: str) -> bool:
-        """Whether a run may go on with another value of a setting, given by its dotted name."""
+        """Returns whether a run may go on with another value of a setting (a dotted name)."""
         return may_change(setting)
 
     # ---- the same for all jobs -----------------------------------------------------------------

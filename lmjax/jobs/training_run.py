@@ -2,7 +2,8 @@
 
 The order of a run:
   1. the folder is locked, and its newest checkpoint found;
-  2. the job prepares its data, and the evaluators what they need: mistakes are found now;
+  2. the job prepares its data, and the evaluators what they need: mistakes are found now. The
+     step is compiled meanwhile;
   3. the state is restored, or made;
   4. the loop trains, evaluates and saves (`lmjax.training.loop` has its order);
   5. the evaluators' tables go to results.json, the report and the terminal.
@@ -10,12 +11,15 @@ The order of a run:
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import sys
+import threading
 from contextlib import ExitStack
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -79,9 +83,11 @@ class TrainingRun:
                 return
             checkpointer.check_place()
             job.check_batches(checkpointer.latest() or 0)
+            compilation = self.compile_in_background()
             feed = job.prepare(self.folder, self.log, checkpointer.latest_extra())
             self.prepare_evaluators(feed)
             state, first = self.begin_or_resume(checkpointer, feed)
+            compilation.join()
             done = first
             if done < job.steps:
                 state, done, interruption = self.train(state, done, checkpointer, feed)
@@ -91,9 +97,24 @@ class TrainingRun:
         self.finish(state, resumed=first > 0)
 
     def is_finished(self, checkpointer: Checkpointer) -> bool:
-        """Whether the run came to its end before."""
+        """Returns whether the run came to its end before."""
         steps = self.job.steps
         return self.results.step >= steps and (checkpointer.latest() or 0) >= steps
+
+    def compile_in_background(self) -> threading.Thread:
+        """Starts to compile the step; an error is left to the first step, which meets it again.
+
+        The thread is no daemon: Python may not end while XLA compiles.
+        """
+        mesh, example = jax.sharding.get_mesh(), self.job.abstract_example()
+
+        def compile_step() -> None:
+            with contextlib.suppress(Exception), jax.set_mesh(mesh):
+                self.learner.compile_step(example)
+
+        thread = threading.Thread(target=compile_step, name="compile the step")
+        thread.start()
+        return thread
 
     def prepare_evaluators(self, feed: Feed) -> None:
         """Prepares all evaluators."""
@@ -208,7 +229,7 @@ class TrainingRun:
         return MetricsWriter(self.folder.path, log.tensorboard, wandb)
 
     def is_evaluation(self, step: int) -> bool:
-        """Whether an evaluator with an interval is due after a step."""
+        """Returns whether an evaluator with an interval is due after a step."""
         return any(
             evaluator.every is not None and evaluator.is_due(step, step == self.job.steps)
             for evaluator, _ in self.evaluators

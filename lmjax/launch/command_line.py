@@ -81,7 +81,7 @@ def own_modules(config: Any) -> tuple[str, ...]:
 
 
 def command_name() -> str:
-    """What to type to run this program again: `python -m experiments.quickstart`."""
+    """Command that runs this program again: `python -m experiments.quickstart`."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     if spec is None:
         return f"python {sys.argv[0]}"
@@ -129,7 +129,7 @@ def _say(message: str) -> None:
 
 
 def _reader_has_gone(stream: TextIO) -> bool:
-    """Whether nobody reads `stream` any more; a pipe to a worker that broke is another matter."""
+    """Returns whether nobody reads `stream` any more; a broken pipe to a worker is no such case."""
     poll = select.poll()
     try:
         poll.register(stream.fileno(), select.POLLOUT)

@@ -36,7 +36,7 @@ def join_processes(environment: Mapping[str, str]) -> None:
 
 
 def is_first() -> bool:
-    """Whether this is the process that writes and prints for all of the run."""
+    """Returns whether this is the process that writes and prints for all of the run."""
     import jax
 
     return jax.process_index() == 0
@@ -67,7 +67,7 @@ def on_first(action: Callable[[], object]) -> None:
 
 
 def _in_cluster(environment: Mapping[str, str]) -> bool:
-    """Whether this is one of several processes that a cluster started."""
+    """Returns whether this is one of several processes that a cluster started."""
     return (
         # Counts of the job step: an interactive shell in an allocation is alone.
         environment.get("SLURM_STEP_NUM_TASKS", "1") != "1"

@@ -72,6 +72,10 @@ class BlankInfilling(TextObjective):
                 "otherwise than an answer: name another token, such as '[MASK]'"
             )
 
+    def unaware_of_answers(self) -> tuple[str, ...]:
+        """See `TextObjective.unaware_of_answers`."""
+        return super().unaware_of_answers() if self.answers is None else ()
+
     def row_length(self, length: int) -> int:
         """As much as the row could hold; several samples, what they nearly always have room for."""
         return length if self.samples == 1 else self.samples * self.sample_length(length)

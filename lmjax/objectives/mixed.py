@@ -58,6 +58,10 @@ class Mixed(TextObjective):
         advances = [o.row_length(length) - o.row_overlap(length) for o in self.objectives]
         return self.row_length(length) - max(advances)
 
+    def unaware_of_answers(self) -> tuple[str, ...]:
+        """See `TextObjective.unaware_of_answers`."""
+        return sum((objective.unaware_of_answers() for objective in self.objectives), ())
+
     def check(self, model: TransformerConfig) -> None:
         """Raises UserError for a model that does not fit every objective."""
         for objective in self.objectives:

@@ -110,12 +110,19 @@ class TextObjective(Objective):
 
     @property
     def predicts_text(self) -> bool:
-        """Whether each token is predicted once, from those before it: the loss measures the text.
+        """Returns whether each token is predicted once, from those before it: the loss measures the text.
 
         Only then bits per byte mean something. Where parts are hidden from a model that sees the
         rest, the loss says how well it finds them again, and compares models of one tokenizer.
         """
         return False
+
+    def unaware_of_answers(self) -> tuple[str, ...]:
+        """Names of the objectives, of several in one, that learn answers' marks as text.
+
+        Sources of prompts put special tokens around answers (`lmjax.data.JsonPrompts`).
+        """
+        return (type(self).__name__,)
 
     def regularisers(self) -> tuple[float, float]:
         """Weights of log(Z)^2 and of the largest logit's square in the loss of targets."""

@@ -67,6 +67,10 @@ class WeightedSum(TextObjective):
         ]
         return self.row_length(length) - min(advances)
 
+    def unaware_of_answers(self) -> tuple[str, ...]:
+        """See `TextObjective.unaware_of_answers`."""
+        return sum((objective.unaware_of_answers() for objective in self._text_objectives()), ())
+
     def check(self, model: TransformerConfig) -> None:
         """Raises UserError for a model that does not fit every objective."""
         for objective in self.objectives:

@@ -1,4 +1,4 @@
-"""Where arrays live: the device mesh, and the layout that maps a model's axes onto it."""
+"""Sharding: the device mesh, and the layout that maps a model's axes onto it."""
 
 from lmjax.parallel.layout import Layout as Layout
 from lmjax.parallel.layout import generation_layout as generation_layout

@@ -19,7 +19,7 @@ LONGEST = 300  # characters of an error that are told
 
 
 class NotWritten(Exception):
-    """What Orbax could not write, or has left out without a word."""
+    """An array that Orbax could not write, or has left out silently."""
 
 
 @contextlib.contextmanager
@@ -156,7 +156,7 @@ def _not_of_orbax(record: logging.LogRecord) -> bool:
 
 
 def _not_left_behind(record: logging.LogRecord) -> bool:
-    """Whether it is none of the many errors of one save, of which Orbax raises the first."""
+    """Returns whether it is none of the many errors of one save, of which Orbax raises the first."""
     words = record.getMessage()
     if "never retrieved" not in words:
         return True

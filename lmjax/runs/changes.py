@@ -1,4 +1,4 @@
-"""Which settings of a run have changed, and whether it may go on with them."""
+"""Changes of a run's settings, and whether it may go on with them."""
 
 import json
 from typing import Any
@@ -35,7 +35,7 @@ def differences(before: Any, now: Any) -> list[tuple[str, str, str]]:
 
 
 def is_below(name: str, settings: tuple[str, ...]) -> bool:
-    """Whether a dotted name is one of the settings or inside one."""
+    """Returns whether a dotted name is one of the settings or inside one."""
     return any(name == setting or name.startswith(f"{setting}.") for setting in settings)
 
 

@@ -117,7 +117,7 @@ class Checkpointer:
         return self.latest_extra().get("step")
 
     def latest_extra(self) -> dict[str, Any]:
-        """What lies beside the arrays of that step; empty where there is none."""
+        """JSON values saved beside the arrays of the newest checkpoint; empty where there is none."""
         for step in reversed(self.steps()):
             with contextlib.suppress(manifest.Damaged):
                 return manifest.read(self._here(step))["extra"]
@@ -371,7 +371,7 @@ class Checkpointer:
             raise UserError(words) from error
 
     def _failed(self, step: int, error: Exception) -> str:
-        """What a person should know of a save that failed."""
+        """Message about a save that failed."""
         why, what = reason(error) or str(error), f"the checkpoint of step {step}"
         if is_full(error):
             free = ""

@@ -1,4 +1,4 @@
-"""What the bits of a result depend on beside the code: versions, cores, mesh and flags."""
+"""The environment that bits of a result depend on: versions, cores, mesh and flags."""
 
 import importlib.metadata
 import os

@@ -55,7 +55,7 @@ class RunFolder:
 
     @property
     def tokenizer(self) -> Path:
-        """What is needed to turn text into the model's tokens."""
+        """Folder of the run's tokenizer."""
         return self.path / TOKENIZER
 
     @property
@@ -91,7 +91,7 @@ class RunFolder:
         return read_metrics(self.path)
 
     def results(self) -> dict[str, Any]:
-        """What the finished run came to; empty before its end."""
+        """Results of the run (`lmjax.jobs.results`); empty before there are any."""
         return self.read_json(RESULTS)
 
     def environment(self) -> dict[str, Any]:
@@ -132,7 +132,7 @@ class RunFolder:
             self.path.rmdir()
 
     def read_json(self, name: str) -> dict[str, Any]:
-        """What a file of the folder holds; empty where there is none.
+        """JSON object in a file of the folder; empty where there is none.
 
         Raises:
             UserError: it cannot be read, or is none of ours.

@@ -1,4 +1,4 @@
-"""What a run has made: its model and its tokenizer, from the run folder."""
+"""Trained models: a model and its tokenizer, from a run folder."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def _check_tokenizer(tokenizer: Tokenizer, where: Path, extra: dict[str, Any]) -
 
 
 def beyond_table(tokenizer: Tokenizer, vocab_size: int) -> str | None:
-    """What to say of a tokenizer with more tokens than the model has; None where all fit.
+    """Message about a tokenizer with more tokens than the model has; None where all fit.
 
     Such tokens may be there for nothing, as padding often is: those in a text are what is wrong.
     """

@@ -1,1 +1,1 @@
-"""What a model costs and what a machine gives: parameters, FLOPs, peak rates, memory."""
+"""Costs of models and rates of machines: parameters, FLOPs, peaks, memory."""

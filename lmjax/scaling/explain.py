@@ -1,4 +1,4 @@
-"""What a model is made of: its parameters layer by layer, with FLOPs and bytes."""
+"""Layer table of a model: parameters, FLOPs and bytes."""
 
 import dataclasses
 

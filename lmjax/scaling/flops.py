@@ -30,7 +30,7 @@ from lmjax.parallel import Mesh, training_layout
 
 @dataclasses.dataclass(frozen=True)
 class ParameterCount:
-    """How many numbers a model has to learn; rows that pad the vocabulary are left out.
+    """Numbers of parameters; rows that pad the vocabulary are left out.
 
     Attributes:
       total: all of them; a tied head counts once.
@@ -64,7 +64,7 @@ class Parameter:
 
     @property
     def size(self) -> int:
-        """How many numbers it holds."""
+        """Number of its elements."""
         return math.prod(self.shape)
 
 
@@ -113,12 +113,12 @@ def count_parameters(config: TransformerConfig) -> ParameterCount:
 
 
 def is_of_queries(names: Sequence[str]) -> bool:
-    """Whether a second stream of queries, where there is one, is multiplied with it too."""
+    """Returns whether a second stream of queries, where there is one, is multiplied with it too."""
     return names[0] == "blocks" and names[-2] not in ("key", "value")
 
 
 def is_of_source(names: Sequence[str]) -> bool:
-    """Whether the parameter at this path is multiplied with what an encoder reads."""
+    """Returns whether the parameter at this path is multiplied with what an encoder reads."""
     read_by_decoder = "cross_attention" in names and names[-2] in ("key", "value")
     return names[0] == "encoder" or read_by_decoder
 

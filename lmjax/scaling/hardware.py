@@ -1,4 +1,4 @@
-"""What the devices of this process can do: peak matrix-product rate, and memory.
+"""Devices of this process: peak rate of matrix products, and memory.
 
 Peaks are the makers' dense bfloat16 rates. A device whose name is not in the table has no peak: a
 share of a guessed number would be worse than none.
@@ -24,7 +24,7 @@ GIB = 2**30
 
 @runtime_checkable
 class Device(Protocol):
-    """What is used of a `jax.Device`; the devices of a described topology have it too."""
+    """Attributes of a `jax.Device` that are used; devices of a described topology have them too."""
 
     device_kind: str
     platform: str

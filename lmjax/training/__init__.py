@@ -1,1 +1,1 @@
-"""What makes a model of gradients: state, step, loop, optimizers, checkpoints, metrics."""
+"""Training: learner, gradients, loop, optimizers, schedules, feeds."""

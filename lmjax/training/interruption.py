@@ -34,7 +34,7 @@ class Interruption:
             signal.signal(number, handler)
 
     def wished(self, step: int) -> bool:
-        """Whether to save and stop after this step: the same answer in every process.
+        """Returns whether to save and stop after this step: the same answer in every process.
 
         A signal reaches the processes of a run at different steps. They must stop at one step, so
         with more than one of them a wish counts from the next step that is a multiple of 10.

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx, traverse_util
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
 from lmjax.models import TransformerConfig, abstract, draw_parameters
@@ -166,6 +167,22 @@ class Learner:
     def compiled_step(self) -> Callable[..., tuple[TrainState, Metrics]]:
         """`step`, compiled; it takes over (donates) the state that it is given."""
         return jax.jit(self.step, donate_argnums=0)
+
+    def compile_step(self, example: Example) -> None:
+        """Compiles `compiled_step` for states of this learner and examples of these shapes.
+
+        Its first call then finds the program. May run in a thread, with the mesh set there too.
+
+        Args:
+          example: arrays or shapes, with specs of the mesh that is set.
+        """
+        mesh = jax.sharding.get_mesh()
+
+        def on_mesh(a: jax.Array | jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+            spec = a.sharding.spec if a.sharding else PartitionSpec()  # numbers lie everywhere
+            return jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=NamedSharding(mesh, spec))
+
+        self.compiled_step.lower(*jax.tree.map(on_mesh, (self.abstract(), example))).compile()
 
     @functools.cached_property
     def compiled_evaluate(self) -> Callable[..., Sums]:

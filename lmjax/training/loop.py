@@ -24,7 +24,7 @@ class Diverged(UserError):
 
 @dataclasses.dataclass(frozen=True)
 class Yardstick:
-    """What the speed and the size of a run are measured against.
+    """Reference values for the speed and the memory of a run.
 
     Attributes:
       flops_per_token: model FLOPs of one token of a batch, forward and backward.
@@ -39,7 +39,7 @@ class Yardstick:
 
 @dataclasses.dataclass(frozen=True)
 class Loop:
-    """What happens between the first step of a run and its last.
+    """The loop from the first step of a run to its last.
 
     Attributes:
       advance: (state, step) -> (state after that step, metrics, tokens that the model read). It
@@ -180,7 +180,7 @@ class _Ledger:
 
 @jax.jit
 def _finite(params: Any) -> jax.Array | bool:
-    """Whether all are numbers: an update may overflow whose loss and gradient were finite."""
+    """Returns whether all are numbers: an update may overflow whose loss and gradient were finite."""
     return jax.tree.reduce(lambda sound, leaf: sound & jnp.all(jnp.isfinite(leaf)), params, True)
 
 

@@ -27,7 +27,7 @@ def decayed(params: PyTree) -> PyTree[bool]:
 
 
 def is_matrix(path: Path) -> bool:
-    """Whether the leaf at this path is a matrix and no vector.
+    """Returns whether the leaf at this path is a matrix and no vector.
 
     Raises:
       ValueError: its name does not say.
@@ -42,7 +42,7 @@ def is_matrix(path: Path) -> bool:
 
 
 def in_blocks(path: Path) -> bool:
-    """Whether the leaf belongs to the stacked layers."""
+    """Returns whether the leaf belongs to the stacked layers."""
     return "blocks" in _names(path)
 
 

@@ -193,7 +193,7 @@ class Muon(Optimizer):
         )
 
     def _scale(self, inputs: int, outputs: int) -> float:
-        """What an orthogonal [inputs, outputs] matrix is multiplied by."""
+        """Factor of an orthogonal [inputs, outputs] matrix."""
         if self.match_rms is None:
             return max(1.0, outputs / inputs) ** 0.5
         # An orthogonal matrix has root mean square 1 / sqrt(longer side).

@@ -48,7 +48,7 @@ def chunked(
 
 
 def refusal(request: Request) -> str | None:
-    """Why it cannot serve, or None if it can."""
+    """Reason why it cannot serve, or None if it can."""
     return None if request.dropout is None else "dropout of attention weights ('reference' has it)"
 
 
@@ -176,7 +176,7 @@ def _weights(place, scale: float, softcap: float | None, q, k, mask: Mask, bias)
 
 
 def _bias_gradient(d_scores, place, bias):
-    """What a block adds to the gradient of the bias, as long as the bias."""
+    """Contribution of a block to the gradient of the bias, in the bias's shape."""
     if bias is None:
         return None
     start, stop, first, end = place

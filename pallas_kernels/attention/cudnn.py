@@ -34,7 +34,7 @@ def cudnn(
 
 
 def refusal(request: Request) -> str | None:
-    """Why cuDNN cannot serve, or None if it can."""
+    """Reason why cuDNN cannot serve, or None if it can."""
     if jax.default_backend() != "gpu":
         return f"it needs an NVIDIA GPU and the backend is {jax.default_backend()!r}"
     asked = request.mask, request.bias, request.softcap, request.dropout
@@ -45,7 +45,7 @@ IMPLEMENTATION = Implementation("cudnn", cudnn, refusal)
 
 
 def unsupported(q, k, v, mask: Mask, bias=None, softcap=None, dropout=None) -> str | None:
-    """What of the request itself cuDNN has no way to say, or None; asks no device."""
+    """Part of the request that cuDNN cannot express, or None; asks no device."""
     if bias is not None:
         return "a bias (cuDNN has its gradient for some shapes only)"
     if softcap is not None:

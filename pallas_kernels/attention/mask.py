@@ -1,4 +1,4 @@
-"""Which query may see which key: a few fields instead of a dense array."""
+"""Attention masks: which query sees which key, in a few fields instead of a dense array."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ KEY_ARRAYS = ("key_segments", "key_ranks")
 
 
 class Tile(enum.Enum):
-    """What the fields known while tracing say of a rectangle of queries and keys."""
+    """Class of a rectangle of queries and keys, by the fields known while tracing."""
 
     EMPTY = "empty"  # no query sees any key
     PARTIAL = "partial"  # some pairs, or unknown before the arrays are
@@ -28,7 +28,7 @@ class Tile(enum.Enum):
 @jax.tree_util.register_pytree_with_keys_class
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Mask:
-    """Which query may see which key.
+    """The keys that each query may see.
 
     With i the place of a query and j the place of a key, both counted in keys, a pair is allowed if
 
@@ -100,12 +100,12 @@ class Mask:
 
     @property
     def everything(self) -> bool:
-        """Whether every query sees every key."""
+        """Returns whether every query sees every key."""
         return not self.causal and self.window is None and self.query_segments is None
 
     @property
     def forward(self) -> bool:
-        """Whether no query sees a key at a later place."""
+        """Returns whether no query sees a key at a later place."""
         return self.causal and self.query_ranks is None
 
     def mapped(self, queries: Callable[[Any], Any], keys: Callable[[Any], Any]) -> Mask:
@@ -127,7 +127,7 @@ class Mask:
         rows: Int[Array, "query"],
         keys: Int[Array, "key"],
     ) -> Bool[Array, "batch query key"]:
-        """Whether these rows (counted from the first query) see these keys.
+        """Returns whether these rows (counted from the first query) see these keys.
 
         The mask's arrays are those of the rows and keys asked for: see `mapped`.
         """
@@ -178,7 +178,7 @@ class Mask:
         return Tile.FULL if full else Tile.PARTIAL
 
     def may_blind(self, start: int, stop: int, key_length: int) -> bool:
-        """Whether some row from `start` to `stop` may see nothing, as far as is known."""
+        """Returns whether some row from `start` to `stop` may see nothing, as far as is known."""
         if self.query_segments is not None or self.query_ranks is not None or key_length == 0:
             return True
         if not self.causal and self.window is None:

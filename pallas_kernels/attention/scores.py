@@ -1,4 +1,4 @@
-"""What the implementations in plain XLA share."""
+"""Shared parts of the implementations in plain XLA."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ TILE_BYTES = 2**26  # of the scores of one tile, all batch entries and heads tog
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What of a call is known while tracing."""
+    """Values of a call that are known while tracing."""
 
     query_length: int
     key_length: int

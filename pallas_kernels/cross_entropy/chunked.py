@@ -26,7 +26,7 @@ def vocabulary_terms(
     largest: bool = False,
     chunk: int | None = None,
 ) -> tuple[Float[Array, "batch seq"], ...]:
-    """What the rows of a head, or of one shard of it, contribute to the loss of each token.
+    """Contribution of a head's rows, or of one shard of them, to the loss of each token.
 
     Args:
         targets: row of the target; one that is not among the rows contributes nothing.
@@ -113,5 +113,5 @@ def _reduce(logits, targets, largest: bool):
 
 
 def _hit(targets, rows: int):
-    """Which row of the head is each token's target."""
+    """One-hot rows of the head at each token's target."""
     return jax.lax.broadcasted_iota(jnp.int32, (1, rows), 1) == targets[:, None]

@@ -12,7 +12,7 @@ from lmjax.console import Story
 from lmjax.data import Bytes, Data, Domain, JsonPrompts, TextFiles, WithTokens
 from lmjax.jobs.pretrain import Pretrain
 from lmjax.jobs.settings import Checkpoints, Evaluation
-from lmjax.jobs.telling import warn_of_answers
+from lmjax.jobs.text import warn_of_answers
 from lmjax.models import AttentionConfig, FeedForwardConfig, TransformerConfig
 from lmjax.objectives import BlankInfilling, CausalLM, DocumentBlank, MaskedLM, Mixed
 from lmjax.parallel import Mesh
@@ -126,8 +126,7 @@ def test_it_is_told_where_the_tokens_around_answers_are_text(case, place, tmp_pa
     }
     data = replace(experiment.data, train=domains[place])
     said = io.StringIO()
-    experiment = replace(experiment, data=data, objective=objective)
-    warn_of_answers(Story(Console(file=said)), experiment)
+    warn_of_answers(Story(Console(file=said)), data, objective)
     if message is None or place == "nowhere":
         assert said.getvalue() == ""
         return
