@@ -112,8 +112,9 @@ class TextObjective(Objective):
     def predicts_text(self) -> bool:
         """Returns whether each token is predicted once, from those before it.
 
-        Only then the loss measures the text, and bits per byte mean something. Where parts are hidden from a model that sees the
-        rest, the loss says how well it finds them again, and compares models of one tokenizer.
+        Only then the loss measures the text, and bits per byte mean something. Where parts are
+        hidden from a model that sees the rest, the loss says how well it finds them again, and
+        compares models of one tokenizer.
         """
         return False
 
