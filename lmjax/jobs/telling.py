@@ -15,16 +15,16 @@ from lmjax.runs.environment import compare_environment
 from lmjax.runs.folder import CHECKPOINTS, CONFIG, METRICS, REPORT, TOKENIZER, RunFolder
 
 
-def tell_beginning(story: Story, job: Any, place: str, parameters: int) -> None:
+def tell_beginning(story: Story, job: Any, location: str, parameters: int) -> None:
     """Prints the run's name, devices, model and steps.
 
     Args:
       story: where to print.
       job: a `TrainingJob`.
-      place: path or URL of the run folder.
+      location: path or URL of the run folder.
       parameters: number of parameters of the model.
     """
-    story.title(place.rpartition("/")[2], f"{place}  {fingerprint(job)}")
+    story.title(location.rpartition("/")[2], f"{location}  {fingerprint(job)}")
     devices = jax.devices()
     axes = jax.sharding.get_mesh().shape.items()
     cut = " as " + " x ".join(f"{axis}={size}" for axis, size in axes if size > 1)
@@ -68,33 +68,33 @@ def tell_interruption(story: Story, done: int, steps: int) -> None:
     story.fact("to go on", "give the same command again")
 
 
-def tell_finished(story: Story, steps: int, place: str) -> None:
+def tell_finished(story: Story, steps: int, location: str) -> None:
     """Prints what can be done with a finished run."""
     story.fact("finished", f"all {steps:,} steps were done before")
     story.fact(
         "to go on",
         "raise steps=, where the schedule allows it; to start anew, choose another output= or "
-        f"delete {place}",
+        f"delete {location}",
     )
 
 
-def tell_results(story: Story, results: Results, place: str) -> None:
+def tell_results(story: Story, results: Results, location: str) -> None:
     """Prints the tables, and where everything is."""
     for table in results.tables:
         story.table(table)
     story.files(
-        place,
+        location,
         (
             (REPORT, "curves, settings and samples on one page"),
             (METRICS, "every number, a JSON object a line"),
             (f"{CHECKPOINTS}/  {TOKENIZER}/  {CONFIG}", "the model, and all that made it"),
-            (text_command(place), "text from the model"),
+            (text_command(location), "text from the model"),
         ),
     )
 
 
-def text_command(place: str) -> str:
+def text_command(location: str) -> str:
     """Command that generates text from a run; it names the modules of the user's own classes."""
-    modules = own_modules(RunFolder(place).experiment())
+    modules = own_modules(RunFolder(location).experiment())
     imports = f" imports={','.join(modules)}" if modules else ""
-    return f'python -m lmjax.generation {place}{imports} prompt="..."'
+    return f'python -m lmjax.generation {location}{imports} prompt="..."'

@@ -76,10 +76,10 @@ class TrainingRun:
         with Checkpointer(
             self.folder.checkpoints, settings.keep, settings.keep_every, warn=self.log.warn
         ) as checkpointer:
-            tell_beginning(self.log, job, self.folder.place, self.parameters)
+            tell_beginning(self.log, job, self.folder.location, self.parameters)
             if self.is_finished(checkpointer):
-                tell_finished(self.log, job.steps, self.folder.place)
-                tell_results(self.log, self.results, self.folder.place)
+                tell_finished(self.log, job.steps, self.folder.location)
+                tell_results(self.log, self.results, self.folder.location)
                 return
             checkpointer.check_place()
             job.check_batches(checkpointer.latest() or 0)
@@ -268,4 +268,4 @@ class TrainingRun:
         )
         self.folder.write_json(RESULTS, self.results.to_json())
         write_report(self.folder)
-        tell_results(self.log, self.results, self.folder.place)
+        tell_results(self.log, self.results, self.folder.location)

@@ -17,9 +17,9 @@ def check_continues(folder: RunFolder, experiment: Any) -> None:
     if differing:
         few = differing[:12] + [f"    and {len(differing) - 12} more"] * (len(differing) > 12)
         raise UserError(
-            f"{folder.place} holds another run; settings that differ:\n"
+            f"{folder.location} holds another run; settings that differ:\n"
             + "\n".join(few)
-            + f"\nChoose another folder (output=...), delete {folder.place} to start anew, or give "
+            + f"\nChoose another folder (output=...), delete {folder.location} to start anew, or give "
             "the same settings to go on."
         )
 

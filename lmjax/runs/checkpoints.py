@@ -35,7 +35,7 @@ from lmjax.runs.array_files import (
 )
 from lmjax.runs.remote_parts import collect_parts, send_part
 from lmjax.runs.remote_run import RemoteRun, send_files
-from lmjax.runs.trees import by_name, entry_of, is_key, placed
+from lmjax.runs.trees import by_name, entry_of, is_key, shape_with_sharding
 
 ARRAYS = "arrays"  # what Orbax writes, inside a checkpoint
 SAVING, REMOVING = ".saving-", ".removing-"  # names of folders that are no checkpoints
@@ -80,7 +80,7 @@ class Checkpointer:
         remote = self.remote
         # Whether each process has a copy of its own, on another machine perhaps.
         self._apart = remote is not None and jax.process_count() > 1
-        self.place = self.folder if remote is None else f"{remote.objects.url}/checkpoints"
+        self.location = self.folder if remote is None else f"{remote.objects.url}/checkpoints"
         self.keep, self.keep_every = keep, keep_every
         self.asynchronous, self.warn = asynchronous, warn
         self._writer: ArrayWriter | None = None
@@ -182,7 +182,7 @@ class Checkpointer:
                 self._thread = None
                 break
             seconds = time.monotonic() - began
-            self.warn(f"Waiting for {self.place}: {self._thread.name}, {seconds:.0f} s so far")
+            self.warn(f"Waiting for {self.location}: {self._thread.name}, {seconds:.0f} s so far")
             patience *= 2
         if self._failure is not None:
             step, error = self._failure
@@ -220,11 +220,11 @@ class Checkpointer:
             return None
         path = self._here(chosen)
         body = manifest.read(path)
-        wanted = {name: placed(leaf) for name, leaf in by_name(abstract).items()}
+        wanted = {name: shape_with_sharding(leaf) for name, leaf in by_name(abstract).items()}
         entries = {entry_of(name) for name in wanted}
         saved = {name: a for name, a in body["arrays"].items() if entry_of(name) in entries}
         if lines := manifest.differences(saved, wanted):
-            where = f"The checkpoint {self.place}/{chosen} is of another model or optimizer:"
+            where = f"The checkpoint {self.location}/{chosen} is of another model or optimizer:"
             raise UserError("\n    ".join((where, *lines)))
         arrays = read_arrays(path / ARRAYS, wanted)
         leaves = [arrays[name] for name in wanted]
@@ -237,7 +237,7 @@ class Checkpointer:
         """A checkpoint to read, on this machine. UserError where the store cannot be read."""
         path = self._path(step)
         if self.remote is not None:
-            with errors_told(f"cannot read {self.place}/{step}"):
+            with errors_told(f"cannot read {self.location}/{step}"):
                 self.remote.fetch(step, path)
         return path
 
@@ -379,7 +379,7 @@ class Checkpointer:
                 free = f", {shutil.disk_usage(self.folder).free / 1e6:,.0f} MB free"
             words = f"The disk of {self.folder} is full ({why}{free}): {what} could not be written"
         else:
-            words = f"{what} could not be written in {self.place} ({why})"
+            words = f"{what} could not be written in {self.location} ({why})"
         try:
             kept = ", ".join(map(str, self.steps())) or "none"
         except UserError as unreadable:
@@ -401,13 +401,13 @@ class Checkpointer:
         steps = self.steps()
         if step is not None and step not in steps:
             found = ", ".join(map(str, steps)) or "no checkpoint at all"
-            raise UserError(f"{self.place} holds no checkpoint of step {step}, but {found}")
+            raise UserError(f"{self.location} holds no checkpoint of step {step}, but {found}")
         damages = []
         for candidate in reversed(steps) if step is None else [step]:
             try:
                 manifest.verify(self._here(candidate))
             except manifest.Damaged as damage:
-                damages.append(f"the checkpoint {self.place}/{candidate} is damaged: {damage}")
+                damages.append(f"the checkpoint {self.location}/{candidate} is damaged: {damage}")
                 continue
             for damage in damages:
                 self.warn(f"Passed over: {damage}. Going on from step {candidate} instead.")

@@ -34,14 +34,14 @@ class RunFolder:
 
     Attributes:
       path: where they lie on this machine; of a URL that is a copy (`lmjax.remote.local_copy`).
-      place: where they are for the user: the path, or the URL.
+      location: of the folder for the user: the path, or the URL.
     """
 
     def __init__(self, path: str | os.PathLike) -> None:
         """UserError: a URL that cannot be served or read."""
         self.path = local_copy(path, "run folder")
         self.remote = RemoteRun.of(self.path)
-        self.place = str(self.path if self.remote is None else self.remote.objects.url)
+        self.location = str(self.path if self.remote is None else self.remote.objects.url)
 
     @property
     def config(self) -> Path:
@@ -79,7 +79,7 @@ class RunFolder:
             if not self.config.is_file():
                 there = self.path.is_dir()
                 missing = f"it holds no {CONFIG}" if there else "there is no such folder"
-                raise UserError(f"{self.place} is not a run folder: {missing}")
+                raise UserError(f"{self.location} is not a run folder: {missing}")
             text = self.config.read_text("utf-8")
         try:
             return from_json(text)
@@ -106,7 +106,7 @@ class RunFolder:
         """
         write_atomically(self.path / name, text)
         if self.remote is not None and not self.remote.is_ours:
-            with errors_told(f"cannot write {self.place}/{name}"):
+            with errors_told(f"cannot write {self.location}/{name}"):
                 self.remote.write(name, text)
 
     def write_config(self, experiment: Any) -> None:

@@ -77,7 +77,7 @@ def _on_this_machine(output: str, held: ExitStack, warn: Callable[[str], None]) 
 @contextmanager
 def _entered(folder: RunFolder, experiment: Any, warn: Callable[[str], None]) -> Iterator[bool]:
     """The folder with its config, locked; gives whether it is new."""
-    with errors_told(f"cannot write in output={folder.place}"):
+    with errors_told(f"cannot write in output={folder.location}"):
         fresh = not folder.config.is_file()
         # A kill may have left hidden files before there was a config.
         found = os.listdir(folder.path) if folder.path.is_dir() else []

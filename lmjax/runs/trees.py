@@ -18,7 +18,7 @@ def entry_of(name: str) -> str:
     return name.partition(".")[0]
 
 
-def placed(leaf: jax.Array | jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+def shape_with_sharding(leaf: jax.Array | jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
     """The leaf's shape with a sharding on real devices.
 
     Shapes that were traced know the mesh only as an abstract one; the mesh that is set is meant.
