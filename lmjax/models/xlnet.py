@@ -13,13 +13,13 @@ from lmjax.config import config, preset, replace
 from lmjax.models.attention import Attention, AttentionConfig, Tables
 from lmjax.models.batch import Batch
 from lmjax.models.cache import Cache, LayerCache
+from lmjax.models.family import ModelFamily, register
 from lmjax.models.feed_forward import FeedForwardConfig
 from lmjax.models.gpt import size_of
 from lmjax.models.initializers import Normal
 from lmjax.models.linear import Builder, dropout
 from lmjax.models.names import (
     ACTIVATIONS,
-    Family,
     HeadsFirst,
     Matrix,
     Name,
@@ -272,7 +272,9 @@ def write_xlnet(config: TransformerConfig) -> dict[str, Any]:
 
 
 LAYER, OURS = "transformer.layer.{layer}", "blocks.attention"
-XLNET_FAMILY = Family(
+XLNET_FAMILY = ModelFamily(
+    name="xlnet",
+    signs=frozenset(("d_model", "d_inner", "ff_activation")),
     model_type="xlnet",
     architecture="XLNetLMHeadModel",
     names=(
@@ -319,3 +321,4 @@ XLNET_FAMILY = Family(
         "num_hidden_layers": "n_layer",
     },
 )
+register(XLNET_FAMILY)
