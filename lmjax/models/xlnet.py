@@ -13,6 +13,7 @@ from lmjax.config import config, preset, replace
 from lmjax.models.attention import Attention, AttentionConfig, Tables
 from lmjax.models.batch import Batch
 from lmjax.models.cache import Cache, LayerCache
+from lmjax.models.executor import Executor, scan_blocks
 from lmjax.models.family import ModelFamily, register
 from lmjax.models.feed_forward import FeedForwardConfig
 from lmjax.models.gpt import size_of
@@ -64,9 +65,9 @@ class XLNetConfig(TransformerConfig):
 
     two_streams: ClassVar[bool] = True
 
-    def build(self, layout: Layout, rngs: nnx.Rngs) -> XLNet:
-        """The model, its parameters drawn from `rngs` and sharded as `layout` says."""
-        return XLNet(self, layout, rngs)
+    def build(self, layout: Layout, rngs: nnx.Rngs, executor: Executor = scan_blocks) -> XLNet:
+        """See `TransformerConfig.build`."""
+        return XLNet(self, layout, rngs, executor)
 
 
 class TwoStreamAttention(Attention):
@@ -153,8 +154,14 @@ class XLNet(Transformer):
     vector everywhere and sees the tokens of lower ranks than its own.
     """
 
-    def __init__(self, config: XLNetConfig, layout: Layout, rngs: nnx.Rngs):
-        super().__init__(config, layout, rngs)
+    def __init__(
+        self,
+        config: XLNetConfig,
+        layout: Layout,
+        rngs: nnx.Rngs,
+        executor: Executor = scan_blocks,
+    ):
+        super().__init__(config, layout, rngs, executor)
         builder = Builder(
             config.hidden, config.num_layers, config.initializer, config.dtype, layout, rngs
         )
