@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import jax
 from flax import nnx
@@ -47,6 +48,23 @@ class EncoderDecoderConfig(TransformerConfig):
         """The config of the encoder's blocks."""
         attention = replace(self.attention, causal=False, windows=(None,))
         return replace(self, num_layers=self.encoder_layers, attention=attention)
+
+    @property
+    def depth(self) -> int:
+        """See `TransformerConfig.depth`."""
+        return self.num_layers + self.encoder_layers
+
+    def uses(self, path: Sequence[str], length: int, source: int) -> float:
+        """See `TransformerConfig.uses`; the decoder too has weights for the encoder's tokens."""
+        of_memory = "cross_attention" in path and path[-2] in ("key", "value")
+        if path[0] == "encoder" or of_memory:
+            return source / length
+        return TransformerConfig.uses(self, path, length, source)
+
+    def pairs(self, length: int, source: int) -> float:
+        """See `TransformerConfig.pairs`; the encoder's tokens see each other and are seen."""
+        own = TransformerConfig.pairs(self, length, source)
+        return own + self.num_layers * source + self.encoder_layers * source * source / length
 
     def build(
         self, layout: Layout, rngs: nnx.Rngs, executor: Executor = scan_blocks

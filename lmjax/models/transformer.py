@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 import jax
@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from lmjax.config import UserError, config
-from lmjax.models.attention import AttentionConfig, Tables
+from lmjax.models.attention import AttentionConfig, Tables, attended_keys
 from lmjax.models.batch import Batch
 from lmjax.models.cache import Cache, LayerCache
 from lmjax.models.embedding import Embedding
@@ -99,6 +99,26 @@ class TransformerConfig:
     def stretches(self) -> tuple[Stretch, ...]:
         """The layers, cut into what is scanned; each stands alone where nothing is."""
         return stretches(self.windows, scanned=self.unroll != 0)
+
+    @property
+    def depth(self) -> int:
+        """Blocks of all its stacks."""
+        return self.num_layers
+
+    def uses(self, path: Sequence[str], length: int, source: int) -> float:
+        """How many tokens are multiplied with a weight, for each token of a text in forward.
+
+        Args:
+          path: names from the model down to the weight.
+          length: of the text, in tokens.
+          source: tokens that an encoder reads beside it, where there is one.
+        """
+        return 0.0 if path[0] == "classifier" else 1.0  # which looks at one token of a row
+
+    def pairs(self, length: int, source: int) -> float:
+        """Pairs of a query and a key in all layers, for each token of a text; see `uses`."""
+        causal = self.attention.causal
+        return sum(attended_keys(length, window, causal) for window in self.windows)
 
     def build(
         self, layout: Layout, rngs: nnx.Rngs, executor: Executor = scan_blocks
@@ -355,49 +375,3 @@ class Transformer(Stack):
         logits, _ = bend(logits, self.config.logit_softcap)
         column = jax.lax.broadcasted_iota(jnp.int32, (1, 1, self.config.padded_vocab), 2)
         return jnp.where(column < self.config.vocab_size, logits, MASKED_LOGIT)
-
-
-def abstract(
-    config: TransformerConfig, layout: Layout, executor: Executor = scan_blocks
-) -> tuple[nnx.GraphDef, dict]:
-    """The model's structure and its parameters as shapes with shardings; allocates nothing.
-
-    The structure holds the executor; the parameters are the same with any.
-    """
-    graph, shapes = _traced(config, layout, executor, jax.sharding.get_abstract_mesh())
-    return graph, jax.tree.map(lambda leaf: leaf, shapes)  # dictionaries of the caller's own
-
-
-@functools.lru_cache(maxsize=32)
-def _traced(
-    config: TransformerConfig, layout: Layout, executor: Executor, mesh: jax.sharding.AbstractMesh
-) -> tuple[nnx.GraphDef, dict]:
-    """See `abstract`; `mesh` is the one that is set."""
-    graph = None
-
-    def make() -> dict:
-        nonlocal graph
-        graph, state = nnx.split(config.build(layout, nnx.Rngs(jax.random.key(0)), executor))
-        return nnx.to_pure_dict(state)
-
-    shapes = jax.eval_shape(make)
-    return graph, shapes
-
-
-def initialize(
-    config: TransformerConfig,
-    layout: Layout,
-    key: PRNGKeyArray,
-    executor: Executor = scan_blocks,
-) -> tuple[nnx.GraphDef, dict]:
-    """The model's structure and freshly drawn parameters, each born on its own devices.
-
-    Parameters are a plain nested dict; `nnx.merge(graph, params)` gives the model back.
-    """
-    graph, _ = abstract(config, layout, executor)
-    return graph, jax.jit(lambda key: draw_parameters(config, layout, key))(key)
-
-
-def draw_parameters(config: TransformerConfig, layout: Layout, key: PRNGKeyArray) -> dict:
-    """Parameters as a plain nested dict of sharded float32 arrays, drawn from `key`; traceable."""
-    return nnx.to_pure_dict(nnx.state(config.build(layout, nnx.Rngs(key))))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -64,6 +65,21 @@ class XLNetConfig(TransformerConfig):
     """A bidirectional stack, and a stream of queries beside it where a batch has ranks."""
 
     two_streams: ClassVar[bool] = True
+
+    def uses(self, path: Sequence[str], length: int, source: int) -> float:
+        """See `TransformerConfig.uses`; both streams are counted."""
+        if path[-2:] == ("position", "weight"):
+            return 0.0  # multiplied with distances, once for all rows
+        shared = path[0] != "blocks" or path[-2] in ("key", "value")
+        return TransformerConfig.uses(self, path, length, source) * (1 if shared else 2)
+
+    def pairs(self, length: int, source: int) -> float:
+        """See `TransformerConfig.pairs`; with the second stream's, and distances in both.
+
+        A query has a score for each of 2 x length distances, and no value.
+        """
+        own = TransformerConfig.pairs(self, length, source)
+        return own + self.num_layers * (length + 2 * (2 * length) / 2)
 
     def build(self, layout: Layout, rngs: nnx.Rngs, executor: Executor = scan_blocks) -> XLNet:
         """See `TransformerConfig.build`."""
