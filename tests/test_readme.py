@@ -69,6 +69,21 @@ assert len(rows[0].tokens) == len(rows[0].log_probabilities) > 0
     python("-c", f"import squared\n{snippet}{checks}")
 
 
+def test_an_own_family_is_known(python):
+    """By its model_type and by its chat format."""
+    checks = """
+from lmjax.generation.chat import chat_template
+from lmjax.interop.families import family_for
+from lmjax.models import llama
+settings = LLAMA_FAMILY.write(llama()) | {"model_type": "tiny_llama"}
+family = family_for(settings)
+assert family.architecture == "TinyLlamaForCausalLM"
+assert family.read(family.settings(settings)) == llama()
+assert chat_template("turns").stop == ("<|turn|>",)
+"""
+    python("-c", block("ChatStyle") + checks)
+
+
 def test_the_data_settings_are_allowed():
     names: dict[str, object] = {}
     exec("from lmjax.data import *\n" + block("Stage("), names)

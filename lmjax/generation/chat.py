@@ -1,4 +1,7 @@
-"""Chat formats written down as data: those of models whose folders do not spell them out."""
+"""Chat formats written down as data: those of models whose folders do not spell them out.
+
+The families of `lmjax.models` hold them; see `lmjax.models.family.ChatStyle`.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,11 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from lmjax.config import UserError, config, preset
+from lmjax.config import UserError, config, fields, preset
 from lmjax.data.tokenizers import Piece, Tokenizer
 from lmjax.generation.messages import ROLES, ChatFormat, Message
+from lmjax.models import TransformerConfig
+from lmjax.models.family import ChatStyle, ModelFamily, families
 
 SLOTS = {"content": "", "metadata": "", "round": 1, "system": ""}
 
@@ -54,7 +59,7 @@ class ChatTemplate(ChatFormat):
     @property
     def title(self) -> str:
         """See `ChatFormat`."""
-        return next((name for name, known in TEMPLATES.items() if known == self), "of your own")
+        return next((name for name, known in templates().items() if known == self), "of your own")
 
     def render(self, messages: Sequence[Message], reply: bool = True) -> list[Piece]:
         """See `ChatFormat.render`; UserError also for a forbidden text."""
@@ -173,112 +178,41 @@ def _special(tokenizer: Tokenizer, name: str) -> int:
         ) from None
 
 
-def _chatml(default_system: str, thoughts: tuple[str, str] | None = None) -> ChatTemplate:
-    """ChatML as Qwen's models have it since the second: texts that meet are encoded together."""
-    messages = {
-        role: ("<|im_start|>", f"{role}\n", "{content}", "<|im_end|>", "\n")
-        for role in ("system", "user", "assistant")
-    }
-    return ChatTemplate(
-        special=("<|im_start|>", "<|im_end|>"),
-        **messages,
-        default_system=default_system,
-        thoughts=thoughts,
-        joined=True,
-        stop=("<|im_end|>", "<|im_start|>"),
-    )
+PLAIN = ChatTemplate(
+    system=("{content}\n\n",),
+    user=("User: {content}\n\n",),
+    assistant=("Assistant:", " {content}\n\n"),
+    joined=True,
+    stop_strings=("\n\nUser:",),
+)
 
 
-TEMPLATES = {
-    "plain": ChatTemplate(
-        system=("{content}\n\n",),
-        user=("User: {content}\n\n",),
-        assistant=("Assistant:", " {content}\n\n"),
-        joined=True,
-        stop_strings=("\n\nUser:",),
-    ),
-    "chatml": ChatTemplate(
-        special=("<|im_start|>", "<|im_end|>"),
-        system=("<|im_start|>", "system", "\n", "{content}", "<|im_end|>", "\n"),
-        user=("<|im_start|>", "user", "\n", "{content}", "<|im_end|>", "\n"),
-        assistant=("<|im_start|>", "assistant", "\n", "{content}", "<|im_end|>", "\n"),
-        default_system="You are a helpful assistant.",
-        stop=("<|im_end|>", "<|im_start|>"),
-    ),
-    "qwen2": _chatml("You are a helpful assistant."),
-    "qwen2.5": _chatml("You are Qwen, created by Alibaba Cloud. You are a helpful assistant."),
-    "qwen3": _chatml("", thoughts=("<think>", "</think>")),
-    "llama2": ChatTemplate(
-        special=("<s>", "</s>"),
-        system=("<<SYS>>\n{content}\n<</SYS>>\n\n",),
-        user=("<s>", "[INST] {system}{content} [/INST]"),
-        assistant=(" {content} ", "</s>"),
-        joined=True,
-        strip=True,
-        forbidden=("[INST]", "[/INST]", "<<SYS>>", "<</SYS>>"),
-    ),
-    "mistral": ChatTemplate(
-        special=("<s>", "</s>"),
-        start=("<s>",),
-        user=("[INST] {content} [/INST]",),
-        assistant=(" {content}", "</s>"),
-        joined=True,
-        strip=True,
-        forbidden=("[INST]", "[/INST]"),
-    ),
-    "gemma": ChatTemplate(
-        special=("<bos>", "<start_of_turn>", "<end_of_turn>"),
-        start=("<bos>",),
-        user=("<start_of_turn>", "user\n{content}", "<end_of_turn>", "\n"),
-        assistant=("<start_of_turn>", "model\n", "{content}", "<end_of_turn>", "\n"),
-        joined=True,
-        strip=True,
-        stop=("<end_of_turn>",),
-    ),
-    "baichuan": ChatTemplate(
-        special=("<reserved_102>", "<reserved_103>", "</s>"),
-        user=("<reserved_102>", "{content}"),
-        assistant=("<reserved_103>", "{content}", "</s>"),
-        stop=("<reserved_102>",),
-    ),
-    "baichuan2": ChatTemplate(
-        special=("<reserved_106>", "<reserved_107>"),
-        system=("{content}",),
-        user=("<reserved_106>", "{content}"),
-        assistant=("<reserved_107>", "{content}"),
-        stop=("<reserved_106>",),
-    ),
-    "falcon": ChatTemplate(
-        user=("User: {content}\n\n",),
-        assistant=("Assistant:", " {content}\n\n"),
-        joined=True,
-        stop_strings=("\nUser:",),
-    ),
-    "falcon_180b": ChatTemplate(
-        system=("System: {content}\n",),
-        user=("User: {content}\n",),
-        assistant=("Falcon:", " {content}\n"),
-        joined=True,
-        stop_strings=("\nUser:",),
-    ),
-    "chatglm2": ChatTemplate(
-        special=("[gMASK]", "sop"),
-        start=("[gMASK]", "sop"),
-        user=("[Round {round}]\n\n问：{content}\n\n答：",),
-        assistant=("{content}\n\n",),
-        joined=True,
-    ),
-    "chatglm3": ChatTemplate(
-        special=("[gMASK]", "sop", "<|system|>", "<|user|>", "<|assistant|>", "<|observation|>"),
-        start=("[gMASK]", "sop"),
-        system=("<|system|>", "{metadata}\n", "{content}"),
-        user=("<|user|>", "{metadata}\n", "{content}"),
-        assistant=("<|assistant|>", "{metadata}\n", "{content}"),
-        observation=("<|observation|>", "{metadata}\n", "{content}"),
-        tools="{content}\n{tools}",
-        stop=("<|user|>", "<|observation|>"),
-    ),
-}
+def templates() -> dict[str, ChatTemplate]:
+    """The chat formats that are known by name: plain, and those of the registered families.
+
+    Raises:
+      UserError: a family's format is none, or two formats have one name.
+    """
+    found = {"plain": PLAIN}
+    for family in families():
+        for style in family.chat:
+            made = _template(family, style)
+            if found.setdefault(style.name, made) != made:
+                raise UserError(
+                    f"the chat format {style.name!r} of the family {family.name} differs from"
+                    " another one of that name; give it a name of its own"
+                )
+    return found
+
+
+def _template(family: ModelFamily, style: ChatStyle) -> ChatTemplate:
+    try:
+        return ChatTemplate(**style.template)
+    except (TypeError, UserError) as error:
+        raise UserError(
+            f"the chat format {style.name!r} of the family {family.name}: {error}; its fields are"
+            f" those of ChatTemplate: {', '.join(fields(ChatTemplate))}"
+        ) from None
 
 
 @preset
@@ -294,44 +228,37 @@ def chat_template(name: str) -> ChatTemplate:
     """
     if isinstance(name, ChatFormat):
         return name
-    if name not in TEMPLATES:
-        raise UserError(f"there is no chat template {name!r}, only {', '.join(TEMPLATES)}")
-    return TEMPLATES[name]
+    known = templates()
+    if name not in known:
+        raise UserError(f"there is no chat template {name!r}, only {', '.join(known)}")
+    return known[name]
 
 
-# By family, the newest first: formats that its public chat models have if their folders do not say,
-# and tokens that the tokenizers of just these models have besides those of the format.
-PUBLISHED: dict[str, dict[str, tuple[str, ...]]] = {
-    "qwen": {"chatml": ()},
-    "qwen2": {"qwen2.5": ("<|object_ref_start|>",), "qwen2": ()},
-    "qwen3": {"qwen3": ()},
-    "gemma": {"gemma": ()},
-    "gemma2": {"gemma": ()},
-    "baichuan": {"baichuan": ()},
-    "baichuan2": {"baichuan2": ()},
-    "falcon": {"falcon": ()},
-    "falcon_180b": {"falcon_180b": ()},
-    "chatglm": {"chatglm3": (), "chatglm2": ()},
-}
-# Names to try where models of a family were trained in many formats, and nothing tells which.
-LIKELY = {"llama": ("llama2", "LLaMA 2 Chat"), "mistral": ("mistral", "its Instruct v0.1 or v0.2")}
+def fitting_template(
+    model_type: str, tokenizer: Tokenizer, config: TransformerConfig | None = None
+) -> str:
+    """The name of the chat format that a public model was trained with.
 
+    That is the first one of its families all of whose special tokens the tokenizer has.
 
-def fitting_template(family: str, tokenizer: Tokenizer) -> str:
-    """The name of the chat format that a public model of this family was trained with.
-
-    The newest one all of whose special tokens the tokenizer has.
+    Args:
+      model_type: of its config.json.
+      tokenizer: the model's.
+      config: the model's; None: any of the families' models.
 
     Raises:
-      UserError: there is none, or the family's models were trained in many formats.
+      UserError: there is none, or the families' models were trained in many formats.
     """
-    for name, besides in PUBLISHED.get(family, {}).items():
-        if {*TEMPLATES[name].special, *besides} <= tokenizer.special.keys():
-            return name
-    name, model = LIKELY.get(family, ("plain", ""))
-    fits = set(TEMPLATES[name].special) <= tokenizer.special.keys()
-    likely = f" ({name} if it is {model})" if model and fits else ""
+    known, likely = templates(), ""
+    styles = [style for f in families() if f.model_type == model_type for style in f.chat]
+    for style in styles:
+        if style.when is not None and config is not None and not style.when(config):
+            continue
+        if {*known[style.name].special, *style.tokens} <= tokenizer.special.keys():
+            if not style.of:
+                return style.name
+            likely = f" ({style.name} if it is {style.of})"
     raise UserError(
-        f"no chat format is known for a {family} model with this tokenizer; give the name of one"
-        f"{likely}: {', '.join(TEMPLATES)}"
+        f"no chat format is known for a {model_type} model with this tokenizer; give the name of"
+        f" one{likely}: {', '.join(known)}"
     )

@@ -11,6 +11,7 @@ from lmjax.config import UserError
 from lmjax.data.tokenizers import Tokenizer
 from lmjax.generation.prompts import Prompt
 from lmjax.models import blank_row
+from lmjax.models.infill import BlankFormat, InfillFormat, MaskFormat, SentinelFormat
 from lmjax.objectives import (
     BlankInfilling,
     DocumentBlank,
@@ -123,23 +124,8 @@ class Writing(Filling):
         return share
 
 
-@dataclasses.dataclass(frozen=True)
-class BlankFilling(Writing):
-    """GLM's way: spans behind the text, at the positions of their masks; see `blank_row`.
-
-    Attributes:
-      masks: names of the tokens that stand for blanks.
-      rest: of them, those that stand for the whole rest of a text that ends with them.
-      run_on: of them, those whose contents have positions behind the text, as in GLM-130B.
-      sop: token that begins a blank's content.
-      eop: token that ends it.
-    """
-
-    masks: tuple[str, ...] = ("[MASK]", "[sMASK]", "[gMASK]")
-    rest: tuple[str, ...] = ("[gMASK]",)
-    run_on: tuple[str, ...] = ()
-    sop: str = "<|startofpiece|>"
-    eop: str = "<|endofpiece|>"
+class BlankFilling(BlankFormat, Writing):
+    """GLM's way: spans behind the text, at the positions of their masks; see `blank_row`."""
 
     def names(self, tokenizer: Tokenizer) -> list[str]:
         """See `Filling.names`."""
@@ -175,17 +161,8 @@ class BlankFilling(Writing):
         return len(blanked.tokens)
 
 
-@dataclasses.dataclass(frozen=True)
-class SentinelFilling(Writing):
-    """T5's way: an encoder reads the text, the decoder is given each sentinel and goes on.
-
-    Attributes:
-      sentinel: name of the tokens for blanks, from number 0 on.
-      start: token that the decoder begins with.
-    """
-
-    sentinel: str = "<extra_id_{}>"
-    start: str = "<pad>"
+class SentinelFilling(SentinelFormat, Writing):
+    """T5's way: an encoder reads the text, the decoder is given each sentinel and goes on."""
 
     def names(self, tokenizer: Tokenizer) -> list[str]:
         """See `Filling.names`."""
@@ -222,19 +199,8 @@ class SentinelFilling(Writing):
         return 1
 
 
-@dataclasses.dataclass(frozen=True)
-class MaskGuessing(Filling):
-    """BERT's way: each mask is one token, guessed from all the others at once.
-
-    Attributes:
-      mask: token that hides another.
-      cls: token that begins a text; None: the tokenizer's begin, if it has one.
-      sep: token that ends it; None: the tokenizer's end.
-    """
-
-    mask: str = "[MASK]"
-    cls: str | None = "[CLS]"
-    sep: str | None = "[SEP]"
+class MaskGuessing(MaskFormat, Filling):
+    """BERT's way: each mask is one token, guessed from all the others at once."""
 
     def names(self, tokenizer: Tokenizer) -> list[str]:
         """See `Filling.names`."""
@@ -248,27 +214,28 @@ class MaskGuessing(Filling):
         return [] if begin is None else [begin], [] if begin == end else [end]
 
 
-GLM_MASKS = ("[MASK]", "[sMASK]", "[gMASK]")
-# By model_type of public folders. GLM with RoBERTa's vocabulary has <mask>. GLM-130B's vocabulary
-# names other tokens otherwise, and its program ends no text behind a last blank of any kind.
-FAMILIES: dict[str, Filling] = {
-    "glm": BlankFilling(masks=(*GLM_MASKS, "<mask>")),
-    "glm-130b": BlankFilling(rest=GLM_MASKS, run_on=("[gMASK]",), sop="<sop>", eop="<eop>"),
-    "chatglm": BlankFilling(rest=GLM_MASKS, sop="<sop>", eop="<eop>"),
-    "t5": SentinelFilling(),
-    "bert": MaskGuessing(),
+FILLINGS: dict[type[InfillFormat], type[Filling]] = {
+    BlankFormat: BlankFilling,
+    SentinelFormat: SentinelFilling,
+    MaskFormat: MaskGuessing,
 }
 
 
-def family_filling(model_type: str, tokenizer: Tokenizer) -> Filling | None:
-    """How a public model of this model_type fills blanks; None for one that continues texts.
+def filling_by(infill: InfillFormat | Filling | None) -> Filling | None:
+    """What fills blanks by this format; None for no format. A filling of one's own stays itself.
 
-    ChatGLM2 and 3 have the model_type of the first one, but not its blanks: their sop has another
-    name.
+    Raises:
+      UserError: the format is neither one that is known here nor a filling.
     """
-    if model_type == "chatglm" and "<sop>" not in tokenizer.special:
-        return None
-    return FAMILIES.get(model_type)
+    if infill is None or isinstance(infill, Filling):
+        return infill
+    kind = next((kind for known, kind in FILLINGS.items() if isinstance(infill, known)), None)
+    if kind is None:
+        raise UserError(
+            f"infill={infill}: it is one of {', '.join(known.__name__ for known in FILLINGS)}, or"
+            " a Filling of your own (lmjax/generation/fill.py)"
+        )
+    return kind(**{field.name: getattr(infill, field.name) for field in dataclasses.fields(infill)})
 
 
 def filling_of(objective: Objective | None) -> Filling | None:

@@ -11,8 +11,8 @@ import jax
 from lmjax.config import UserError, replace
 from lmjax.data.public_tokenizers import read_tokenizer
 from lmjax.data.tokenizers import Tokenizer
-from lmjax.generation.chat import TEMPLATES, chat_template, fitting_template
-from lmjax.generation.fill import family_filling, filling_of
+from lmjax.generation.chat import chat_template, fitting_template, templates
+from lmjax.generation.fill import filling_by, filling_of
 from lmjax.generation.generator import Generator
 from lmjax.generation.jinja_format import JinjaFormat
 from lmjax.generation.messages import ChatFormat
@@ -75,7 +75,7 @@ def load_model(
     _, params = huggingface.read_params(folder, family, config, layout, apart=layers_apart())
     if unused := beyond_table(tokenizer, config.vocab_size):
         tell(f"{folder}: {unused}")
-    filling = family_filling(family.model_type, tokenizer)
+    filling = filling_by(family.infill)
     generator = Generator(computed_in(config, dtype), params, layout)
     return TextGenerator(generator, tokenizer, filling, ends_of(folder, config))
 
@@ -176,9 +176,10 @@ def chat_format(folder: str | os.PathLike, tokenizer: Tokenizer, name: str = "tr
             f"chat=true: {folder} has several chat templates; give the name of one:"
             f" {', '.join(templates)}"
         )
-    family = family_of(folder)
+    kind, config = kind_of(folder)
     try:
-        return chat_template("plain" if family is None else fitting_template(family, tokenizer))
+        fitting = "plain" if kind is None else fitting_template(kind, tokenizer, config)
+        return chat_template(fitting)
     except UserError as error:
         raise UserError(f"chat=true: {folder} has no chat template, and {error}") from None
 
@@ -186,21 +187,15 @@ def chat_format(folder: str | os.PathLike, tokenizer: Tokenizer, name: str = "tr
 def check_chat(folder: str | os.PathLike, name: str) -> None:
     """Raises UserError for a name of a chat format that neither the folder nor we have."""
     theirs = read_templates(local_copy(folder, "folder"))
-    if name != "true" and name not in theirs and name not in TEMPLATES:
-        known = ", ".join([*theirs, *TEMPLATES])
+    if name != "true" and name not in theirs and name not in (ours := templates()):
+        known = ", ".join([*theirs, *ours])
         raise UserError(f"chat: there is no chat template {name!r}, only {known}")
 
 
-def family_of(folder: Path) -> str | None:
-    """The family of a folder's public model, as `fitting_template` knows it; None: trained here."""
+def kind_of(folder: Path) -> tuple[str | None, TransformerConfig]:
+    """The model_type of a folder's public model, None for one trained here; and its config."""
     if huggingface.is_model_folder(folder):
         family, config = huggingface.read_config(folder)
-        name = family.model_type
-    else:
-        experiment = read_experiment(folder)
-        name, config = getattr(experiment, "family", None), experiment.model  # of `ConvertedModel`
-    if name == "baichuan" and config.normalized_head:
-        return "baichuan2"  # whose folders bear the first one's model_type
-    if name == "falcon" and config.num_layers >= 80:
-        return "falcon_180b"
-    return name
+        return family.model_type, config
+    experiment = read_experiment(folder)
+    return getattr(experiment, "family", None), experiment.model  # of `ConvertedModel`

@@ -12,58 +12,10 @@ from lmjax.interop.settings import config_of, read_settings
 from lmjax.interop.tensor_files import TensorFiles
 from lmjax.interop.tensor_names import with_heads_of
 from lmjax.models import Normal, TransformerConfig
-from lmjax.models.baichuan import BAICHUAN_FAMILY
-from lmjax.models.bert import BERT_FAMILY
-from lmjax.models.bloom import BLOOM_FAMILY
-from lmjax.models.chatglm import CHATGLM2_FAMILY, CHATGLM_FAMILY
-from lmjax.models.falcon import FALCON_FAMILY
-from lmjax.models.gemma import GEMMA2_FAMILY, GEMMA_FAMILY
-from lmjax.models.glm import GLM_130B_FAMILY, GLM_FAMILY
-from lmjax.models.gpt import GPT1_FAMILY, GPT2_FAMILY
-from lmjax.models.llama import LLAMA_FAMILY, SKYWORK_FAMILY
-from lmjax.models.mistral import MISTRAL_FAMILY
-from lmjax.models.names import Family
-from lmjax.models.opt import OPT_FAMILY
-from lmjax.models.palm import PALM_FAMILY
-from lmjax.models.qwen import QWEN2_FAMILY, QWEN3_FAMILY, QWEN_FAMILY
+from lmjax.models.family import ModelFamily, families
 from lmjax.models.stretches import pattern
-from lmjax.models.t5 import T5_FAMILY
-from lmjax.models.xlnet import XLNET_FAMILY
 from lmjax.remote import local_copy
 
-FAMILIES = (
-    GPT1_FAMILY,
-    GPT2_FAMILY,
-    LLAMA_FAMILY,
-    MISTRAL_FAMILY,
-    QWEN2_FAMILY,
-    QWEN3_FAMILY,
-    GEMMA_FAMILY,
-    GEMMA2_FAMILY,
-    OPT_FAMILY,
-    BLOOM_FAMILY,
-    FALCON_FAMILY,
-    QWEN_FAMILY,
-    BAICHUAN_FAMILY,
-    CHATGLM2_FAMILY,
-    CHATGLM_FAMILY,
-    SKYWORK_FAMILY,
-    PALM_FAMILY,
-    BERT_FAMILY,
-    T5_FAMILY,
-    XLNET_FAMILY,
-    GLM_FAMILY,
-    GLM_130B_FAMILY,
-)
-# Keys that tell a family where config.json has neither `model_type` nor `architectures`, as those
-# of 2019; and keys of other models that have the same.
-SIGNS = (
-    ("openai-gpt", {"n_embd", "n_head", "n_layer", "afn"}, set()),
-    ("gpt2", {"n_embd", "n_head", "n_layer", "n_positions"}, {"dff"}),
-    ("xlnet", {"d_model", "d_inner", "ff_activation"}, set()),
-    ("t5", {"d_model", "d_kv", "d_ff"}, set()),
-    ("bert", {"intermediate_size", "hidden_act", "type_vocab_size"}, {"embedding_size"}),
-)
 # Ends of names of classes.
 HEADS = re.compile(r"((With)?LMHeadModel|DoubleHeadsModel|Model|For[A-Z]\w*)$")
 
@@ -77,7 +29,7 @@ def is_model_folder(folder: str | os.PathLike) -> bool:
     return isinstance(settings, dict) and "class" not in settings
 
 
-def read_config(folder: str | os.PathLike) -> tuple[Family, TransformerConfig]:
+def read_config(folder: str | os.PathLike) -> tuple[ModelFamily, TransformerConfig]:
     """The family and the config of a folder's model; UserError as `huggingface.read`.
 
     Its heads are those that the weights hold, whatever config.json says of them: a folder without
@@ -100,10 +52,10 @@ def read_config(folder: str | os.PathLike) -> tuple[Family, TransformerConfig]:
     return family, with_heads_of(family, config, files)
 
 
-def family_for(settings: dict[str, Any]) -> Family:
+def family_for(settings: dict[str, Any]) -> ModelFamily:
     """The family of a config.json; UserError where it is none of ours, or cannot be told."""
     kind, _ = kind_of(settings)
-    kinds = ", ".join(dict.fromkeys(family.model_type for family in FAMILIES))
+    kinds = ", ".join(dict.fromkeys(family.model_type for family in families()))
     if kind is None:
         named = ", ".join(architectures(settings))
         said = f" ({named})" if named else ""
@@ -111,10 +63,14 @@ def family_for(settings: dict[str, Any]) -> Family:
             f"there is no model_type, and neither architectures{said} nor the other keys tell what"
             f' model it is: add "model_type", which is one of {kinds}'
         )
-    families = [family for family in FAMILIES if family.model_type == kind]
-    if not families:
-        raise UserError(f"model_type={json.dumps(kind)} is not one of {kinds}")
-    return next((family for family in families if family.key in settings), families[0])
+    found = [family for family in families() if family.model_type == kind]
+    if not found:
+        raise UserError(
+            f"model_type={json.dumps(kind)} is not one of {kinds}; a family of your own is known"
+            " once its module is imported (imports=...)"
+        )
+    usual = next((family for family in found if family.key is None), found[0])
+    return next((family for family in found if family.key in settings), usual)
 
 
 def architectures(settings: dict[str, Any]) -> list[str]:
@@ -131,13 +87,14 @@ def kind_of(settings: dict[str, Any]) -> tuple[Any, str]:
         return settings["model"], "model"
     if named := architectures(settings):
         stems = {HEADS.sub("", name).lower() for name in named}
-        for family in FAMILIES:
+        for family in families():
             if HEADS.sub("", family.architecture).lower() in stems:
                 return family.model_type, "architectures"
         return None, ""
-    for kind, keys, others in SIGNS:
-        if keys <= settings.keys() and not others & settings.keys():
-            return kind, "keys"
+    for family in families():
+        signs = family.signs
+        if signs and signs <= settings.keys() and not family.unlike & settings.keys():
+            return family.model_type, "keys"
     return None, ""
 
 
@@ -162,7 +119,7 @@ def without_heads(config: TransformerConfig) -> TransformerConfig:
     return replace(config, word_head=False, classifier=None)
 
 
-def family_of(config: TransformerConfig) -> tuple[Family, dict[str, Any]]:
+def family_of(config: TransformerConfig) -> tuple[ModelFamily, dict[str, Any]]:
     """The family that a config belongs to, and its config.json.
 
     Raises:
@@ -170,7 +127,7 @@ def family_of(config: TransformerConfig) -> tuple[Family, dict[str, Any]]:
     """
     whole = replace(config, word_head=True)
     differences = {}
-    for family in FAMILIES:
+    for family in families():
         settings = family.write(whole)
         wanted = to_text(essence(whole)).splitlines()
         try:

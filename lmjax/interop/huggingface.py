@@ -35,7 +35,8 @@ from lmjax.interop.tensor_files import (
 from lmjax.interop.tensor_names import Shapes, entries_of, find_tensors, theirs
 from lmjax.launch import is_first
 from lmjax.models import TransformerConfig, abstract
-from lmjax.models.names import Family, Name
+from lmjax.models.family import ModelFamily
+from lmjax.models.names import Name
 from lmjax.parallel import Layout, training_layout
 from lmjax.remote import local_copy
 
@@ -72,7 +73,7 @@ def read(
 
 def read_params(
     folder: str | os.PathLike,
-    family: Family,
+    family: ModelFamily,
     config: TransformerConfig,
     layout: Layout,
     report: Report = report_nothing,

@@ -9,9 +9,9 @@ from typing import Any
 
 from lmjax.config import UserError
 from lmjax.models import TransformerConfig
-from lmjax.models.names import Family
+from lmjax.models.family import ModelFamily
 
-# What no family is computed with, unless its own table says otherwise; see `Family.supported`.
+# What no family is computed with, unless its own table says otherwise; see `ModelFamily.supported`.
 SUPPORTED = {
     "quantization_config": (),
     "is_encoder_decoder": (False,),
@@ -37,7 +37,7 @@ def read_settings(folder: Path) -> Any:
         raise UserError(f"{path} is damaged: {error}") from None
 
 
-def config_of(family: Family, settings: dict[str, Any]) -> TransformerConfig:
+def config_of(family: ModelFamily, settings: dict[str, Any]) -> TransformerConfig:
     """The model that a config.json of this family stands for.
 
     Raises:

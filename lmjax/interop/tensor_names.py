@@ -11,13 +11,14 @@ import numpy as np
 from lmjax.config import UserError, replace
 from lmjax.interop.tensor_files import TensorFiles
 from lmjax.models import TransformerConfig
-from lmjax.models.names import Family, Name
+from lmjax.models.family import ModelFamily
+from lmjax.models.names import Name
 
 Shapes = dict[str, jax.ShapeDtypeStruct]  # by dotted path
 
 
 def entries_of(
-    family: Family, config: TransformerConfig, paths: dict
+    family: ModelFamily, config: TransformerConfig, paths: dict
 ) -> Iterator[tuple[Name, int | None]]:
     """The lines of the map that this config's parameters are on, one for each layer."""
     if left := paths.keys() - {path for name in family.names for path in name.ours}:
@@ -36,7 +37,7 @@ def theirs(name: Name, layer: int | None, config: TransformerConfig) -> str:
     return name.theirs.format(layer=layer, layer_from_1=following, end=config.num_layers + 1)
 
 
-def titles_of(family: Family, title: str) -> list[str]:
+def titles_of(family: ModelFamily, title: str) -> list[str]:
     """A tensor's name, and the others under which public files have it."""
     older = [title.replace(new, old) for new, old in family.older if new in title]
     titles = [title, *older]
@@ -44,7 +45,7 @@ def titles_of(family: Family, title: str) -> list[str]:
 
 
 def find_tensors(
-    family: Family, config: TransformerConfig, paths: Shapes, files: TensorFiles
+    family: ModelFamily, config: TransformerConfig, paths: Shapes, files: TensorFiles
 ) -> list[tuple[Name, int | None, str]]:
     """Finds every parameter in the files and checks everything, before any tensor is read.
 
@@ -77,7 +78,7 @@ def find_tensors(
     return found
 
 
-def ignored(family: Family, titles: Iterable[str]) -> set[str]:
+def ignored(family: ModelFamily, titles: Iterable[str]) -> set[str]:
     """Those tensors without a parameter that change nothing: buffers, and heads of other tasks.
 
     Such heads stand beside the model, under names that nothing of it begins with.
@@ -93,7 +94,7 @@ def ignored(family: Family, titles: Iterable[str]) -> set[str]:
 
 
 def with_heads_of(
-    family: Family, config: TransformerConfig, files: TensorFiles
+    family: ModelFamily, config: TransformerConfig, files: TensorFiles
 ) -> TransformerConfig:
     """The config with the heads that the files hold, and tied as they are there."""
 

@@ -40,6 +40,9 @@ from lmjax.models.norms import LayerNormConfig as LayerNormConfig
 from lmjax.models.norms import RMSNormConfig as RMSNormConfig
 from lmjax.models.opt import opt as opt
 from lmjax.models.palm import palm as palm
+from lmjax.models.parameters import abstract as abstract
+from lmjax.models.parameters import draw_parameters as draw_parameters
+from lmjax.models.parameters import initialize as initialize
 from lmjax.models.positions import ALiBi as ALiBi
 from lmjax.models.positions import BlockPositions as BlockPositions
 from lmjax.models.positions import LearnedPositions as LearnedPositions
@@ -63,8 +66,5 @@ from lmjax.models.t5 import t5 as t5
 from lmjax.models.t5 import t5_v1_1 as t5_v1_1
 from lmjax.models.transformer import Transformer as Transformer
 from lmjax.models.transformer import TransformerConfig as TransformerConfig
-from lmjax.models.transformer import abstract as abstract
-from lmjax.models.transformer import draw_parameters as draw_parameters
-from lmjax.models.transformer import initialize as initialize
 from lmjax.models.xlnet import XLNetConfig as XLNetConfig
 from lmjax.models.xlnet import xlnet as xlnet

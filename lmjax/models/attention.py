@@ -188,6 +188,20 @@ class Attention(nnx.Module):
         return jax.shard_map(local, out_specs=spec)(query, keys, values, mask, bias)
 
 
+def attended_keys(length: int, window: int | None, causal: bool) -> float:
+    """Keys that a query sees, on average over a sequence, by the convention of
+    `lmjax.scaling.flops`.
+
+    Args:
+      length: of the sequence, in tokens.
+      window: band of the attention (see `pallas_kernels.attention.Mask`); None: no band.
+      causal: whether later keys are hidden.
+    """
+    band = length if window is None else min(window, length)
+    one_side = band - band * band / (2 * length)
+    return one_side if causal else 2 * one_side
+
+
 def spread_heads(layout: Layout, x: jax.Array, num_heads: int) -> jax.Array:
     """Keys or values as attention on this mesh needs them: whole rows, heads beside their queries.
 

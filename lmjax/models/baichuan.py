@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 from lmjax.config import preset, replace
+from lmjax.models.family import ChatStyle, register
 from lmjax.models.gpt import size_of
 from lmjax.models.initializers import Normal
 from lmjax.models.llama import (
@@ -87,8 +88,30 @@ def write_baichuan(config: TransformerConfig) -> dict[str, Any]:
     return settings
 
 
+BAICHUAN_CHAT = ChatStyle(
+    "baichuan",
+    {
+        "special": ("<reserved_102>", "<reserved_103>", "</s>"),
+        "user": ("<reserved_102>", "{content}"),
+        "assistant": ("<reserved_103>", "{content}", "</s>"),
+        "stop": ("<reserved_102>",),
+    },
+    when=lambda config: not config.normalized_head,
+)
+BAICHUAN2_CHAT = ChatStyle(
+    "baichuan2",
+    {
+        "special": ("<reserved_106>", "<reserved_107>"),
+        "system": ("{content}",),
+        "user": ("<reserved_106>", "{content}"),
+        "assistant": ("<reserved_107>", "{content}"),
+        "stop": ("<reserved_106>",),
+    },
+    when=lambda config: config.normalized_head,
+)
 BAICHUAN_FAMILY = dataclasses.replace(
     LLAMA_FAMILY,
+    name="baichuan",
     model_type="baichuan",
     architecture="BaichuanForCausalLM",
     names=(
@@ -102,4 +125,6 @@ BAICHUAN_FAMILY = dataclasses.replace(
     read=read_baichuan,
     write=write_baichuan,
     defaults={k: v for k, v in LLAMA_DEFAULTS.items() if k != "max_position_embeddings"},
+    chat=(BAICHUAN_CHAT, BAICHUAN2_CHAT),
 )
+register(BAICHUAN_FAMILY)

@@ -6,13 +6,14 @@ from typing import Any
 
 from lmjax.config import preset, replace
 from lmjax.models.attention import AttentionConfig
+from lmjax.models.family import ModelFamily, register
 from lmjax.models.feed_forward import FeedForwardConfig
 from lmjax.models.gpt import size_of
 from lmjax.models.heads import ClassifierConfig, HeadTransformConfig
+from lmjax.models.infill import MaskFormat
 from lmjax.models.initializers import Normal
 from lmjax.models.names import (
     ACTIVATIONS,
-    Family,
     Matrix,
     Name,
     Settings,
@@ -113,7 +114,10 @@ def write_bert(config: TransformerConfig) -> dict[str, Any]:
 
 EMBEDDINGS, LAYER = "bert.embeddings", "bert.encoder.layer.{layer}"
 HEAD = "cls.predictions"
-BERT_FAMILY = Family(
+BERT_FAMILY = ModelFamily(
+    name="bert",
+    signs=frozenset(("intermediate_size", "hidden_act", "type_vocab_size")),
+    unlike=frozenset(("embedding_size",)),
     model_type="bert",
     architecture="BertForPreTraining",
     names=(
@@ -157,6 +161,7 @@ BERT_FAMILY = Family(
     },
     read=read_bert,
     write=write_bert,
+    infill=MaskFormat(),
     defaults={
         "hidden_act": "gelu",
         "layer_norm_eps": 1e-12,
@@ -166,3 +171,4 @@ BERT_FAMILY = Family(
     },
     older=((".LayerNorm.weight", ".LayerNorm.gamma"), (".LayerNorm.bias", ".LayerNorm.beta")),
 )
+register(BERT_FAMILY)

@@ -6,12 +6,12 @@ from typing import Any
 
 from lmjax.config import preset, replace
 from lmjax.models.attention import AttentionConfig
+from lmjax.models.family import ModelFamily, register
 from lmjax.models.feed_forward import FeedForwardConfig
 from lmjax.models.gpt import size_of
 from lmjax.models.initializers import Normal
 from lmjax.models.names import (
     ATTENTION,
-    Family,
     Grouped,
     Matrix,
     Name,
@@ -106,7 +106,8 @@ SUBLAYERS = (
     *dense(f"{LAYER}.mlp.dense_h_to_4h", "blocks.feed_forward.up", transform=Matrix()),
     *dense(f"{LAYER}.mlp.dense_4h_to_h", "blocks.feed_forward.down", transform=Matrix()),
 )
-BLOOM_FAMILY = Family(
+BLOOM_FAMILY = ModelFamily(
+    name="bloom",
     model_type="bloom",
     architecture="BloomForCausalLM",
     names=(
@@ -136,3 +137,4 @@ BLOOM_FAMILY = Family(
         "num_attention_heads": "n_head",
     },
 )
+register(BLOOM_FAMILY)

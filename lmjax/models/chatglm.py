@@ -7,13 +7,14 @@ from typing import Any
 
 from lmjax.config import preset, replace
 from lmjax.models.attention import AttentionConfig
+from lmjax.models.family import ChatStyle, ModelFamily, register
 from lmjax.models.feed_forward import FeedForwardConfig, GatedFeedForwardConfig
-from lmjax.models.glm import glm_blocks
+from lmjax.models.glm import GLM_MASKS, glm_blocks
 from lmjax.models.gpt import size_of
+from lmjax.models.infill import BlankFormat
 from lmjax.models.initializers import DeepNormXavier, Normal
 from lmjax.models.names import (
     ATTENTION,
-    Family,
     Grouped,
     Matrix,
     Name,
@@ -182,7 +183,8 @@ def write_chatglm2(config: TransformerConfig) -> dict[str, Any]:
     }
 
 
-CHATGLM_FAMILY = Family(
+CHATGLM_FAMILY = ModelFamily(
+    name="chatglm",
     model_type="chatglm",
     architecture="ChatGLMModel",
     key="inner_hidden_size",
@@ -203,9 +205,34 @@ CHATGLM_FAMILY = Family(
     },
     read=read_chatglm,
     write=write_chatglm,
+    infill=BlankFormat(rest=GLM_MASKS, sop="<sop>", eop="<eop>"),
 )
 LAYER = "transformer.encoder.layers.{layer}"
-CHATGLM2_FAMILY = Family(
+CHATGLM2_CHAT = ChatStyle(
+    "chatglm2",
+    {
+        "special": ("[gMASK]", "sop"),
+        "start": ("[gMASK]", "sop"),
+        "user": ("[Round {round}]\n\n问：{content}\n\n答：",),
+        "assistant": ("{content}\n\n",),
+        "joined": True,
+    },
+)
+CHATGLM3_CHAT = ChatStyle(
+    "chatglm3",
+    {
+        "special": ("[gMASK]", "sop", "<|system|>", "<|user|>", "<|assistant|>", "<|observation|>"),
+        "start": ("[gMASK]", "sop"),
+        "system": ("<|system|>", "{metadata}\n", "{content}"),
+        "user": ("<|user|>", "{metadata}\n", "{content}"),
+        "assistant": ("<|assistant|>", "{metadata}\n", "{content}"),
+        "observation": ("<|observation|>", "{metadata}\n", "{content}"),
+        "tools": "{content}\n{tools}",
+        "stop": ("<|user|>", "<|observation|>"),
+    },
+)
+CHATGLM2_FAMILY = ModelFamily(
+    name="chatglm2",
     model_type="chatglm",
     architecture="ChatGLMModel",
     names=(
@@ -241,4 +268,6 @@ CHATGLM2_FAMILY = Family(
     },
     read=read_chatglm2,
     write=write_chatglm2,
+    chat=(CHATGLM3_CHAT, CHATGLM2_CHAT),
 )
+register(CHATGLM2_FAMILY, CHATGLM_FAMILY)

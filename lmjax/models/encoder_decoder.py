@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import jax
 from flax import nnx
@@ -12,6 +13,7 @@ from lmjax.config import UserError, config, replace
 from lmjax.models.attention import Attention, Tables
 from lmjax.models.batch import Batch
 from lmjax.models.cache import Cache, LayerCache, Source
+from lmjax.models.executor import Executor, scan_blocks
 from lmjax.models.linear import Builder, dropout
 from lmjax.models.residual import PreNorm
 from lmjax.models.transformer import Block, Stack, Transformer, TransformerConfig
@@ -47,9 +49,28 @@ class EncoderDecoderConfig(TransformerConfig):
         attention = replace(self.attention, causal=False, windows=(None,))
         return replace(self, num_layers=self.encoder_layers, attention=attention)
 
-    def build(self, layout: Layout, rngs: nnx.Rngs) -> EncoderDecoder:
-        """The model, its parameters drawn from `rngs` and sharded as `layout` says."""
-        return EncoderDecoder(self, layout, rngs)
+    @property
+    def depth(self) -> int:
+        """See `TransformerConfig.depth`."""
+        return self.num_layers + self.encoder_layers
+
+    def uses(self, path: Sequence[str], length: int, source: int) -> float:
+        """See `TransformerConfig.uses`; the decoder too has weights for the encoder's tokens."""
+        of_memory = "cross_attention" in path and path[-2] in ("key", "value")
+        if path[0] == "encoder" or of_memory:
+            return source / length
+        return TransformerConfig.uses(self, path, length, source)
+
+    def pairs(self, length: int, source: int) -> float:
+        """See `TransformerConfig.pairs`; the encoder's tokens see each other and are seen."""
+        own = TransformerConfig.pairs(self, length, source)
+        return own + self.num_layers * source + self.encoder_layers * source * source / length
+
+    def build(
+        self, layout: Layout, rngs: nnx.Rngs, executor: Executor = scan_blocks
+    ) -> EncoderDecoder:
+        """See `TransformerConfig.build`."""
+        return EncoderDecoder(self, layout, rngs, executor)
 
 
 @jax.tree_util.register_dataclass
@@ -130,12 +151,18 @@ class EncoderDecoder(Transformer):
 
     block = DecoderBlock
 
-    def __init__(self, config: EncoderDecoderConfig, layout: Layout, rngs: nnx.Rngs):
-        super().__init__(config, layout, rngs)
+    def __init__(
+        self,
+        config: EncoderDecoderConfig,
+        layout: Layout,
+        rngs: nnx.Rngs,
+        executor: Executor = scan_blocks,
+    ):
+        super().__init__(config, layout, rngs, executor)
         builder = Builder(
             config.hidden, config.encoder_layers, config.initializer, config.dtype, layout, rngs
         )
-        self.encoder = Stack(config.encoder, builder)
+        self.encoder = Stack(config.encoder, builder, executor)
 
     def run(
         self,

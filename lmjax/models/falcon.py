@@ -8,12 +8,12 @@ from typing import Any
 from lmjax.config import UserError, preset, replace
 from lmjax.models.attention import AttentionConfig
 from lmjax.models.bloom import LAYER, SUBLAYERS
+from lmjax.models.family import ChatStyle, ModelFamily, register
 from lmjax.models.feed_forward import FeedForwardConfig
 from lmjax.models.gpt import size_of
 from lmjax.models.initializers import Normal
 from lmjax.models.names import (
     ACTIVATIONS,
-    Family,
     Name,
     Settings,
     VocabularyTable,
@@ -125,7 +125,29 @@ def write_falcon(config: TransformerConfig) -> dict[str, Any]:
     }
 
 
-FALCON_FAMILY = Family(
+FALCON_CHAT = ChatStyle(
+    "falcon",
+    {
+        "user": ("User: {content}\n\n",),
+        "assistant": ("Assistant:", " {content}\n\n"),
+        "joined": True,
+        "stop_strings": ("\nUser:",),
+    },
+    when=lambda config: config.num_layers < 80,
+)
+FALCON_180B_CHAT = ChatStyle(
+    "falcon_180b",
+    {
+        "system": ("System: {content}\n",),
+        "user": ("User: {content}\n",),
+        "assistant": ("Falcon:", " {content}\n"),
+        "joined": True,
+        "stop_strings": ("\nUser:",),
+    },
+    when=lambda config: config.num_layers >= 80,
+)
+FALCON_FAMILY = ModelFamily(
+    name="falcon",
     model_type="falcon",
     architecture="FalconForCausalLM",
     names=(
@@ -169,4 +191,6 @@ FALCON_FAMILY = Family(
         "n_head": "num_attention_heads",
         "n_head_kv": "num_kv_heads",
     },
+    chat=(FALCON_CHAT, FALCON_180B_CHAT),
 )
+register(FALCON_FAMILY)

@@ -8,6 +8,7 @@ from typing import Any
 
 from lmjax.config import preset, replace
 from lmjax.models.attention import AttentionConfig
+from lmjax.models.family import ChatStyle, register
 from lmjax.models.feed_forward import GatedFeedForwardConfig
 from lmjax.models.gpt import size_of
 from lmjax.models.initializers import Normal
@@ -137,8 +138,21 @@ GEMMA_DEFAULTS = LLAMA_DEFAULTS | {
     "hidden_act": "gelu_pytorch_tanh",
     "tie_word_embeddings": True,
 }
+GEMMA_CHAT = ChatStyle(
+    "gemma",
+    {
+        "special": ("<bos>", "<start_of_turn>", "<end_of_turn>"),
+        "start": ("<bos>",),
+        "user": ("<start_of_turn>", "user\n{content}", "<end_of_turn>", "\n"),
+        "assistant": ("<start_of_turn>", "model\n", "{content}", "<end_of_turn>", "\n"),
+        "joined": True,
+        "strip": True,
+        "stop": ("<end_of_turn>",),
+    },
+)
 GEMMA_FAMILY = dataclasses.replace(
     LLAMA_FAMILY,
+    name="gemma",
     model_type="gemma",
     architecture="GemmaForCausalLM",
     supported=LLAMA_SUPPORTED
@@ -150,6 +164,7 @@ GEMMA_FAMILY = dataclasses.replace(
     read=read_gemma,
     write=write_gemma,
     defaults=GEMMA_DEFAULTS,
+    chat=(GEMMA_CHAT,),
 )
 GEMMA2_NORMS = {
     "post_attention_layernorm": "blocks.attention_output_norm",
@@ -158,6 +173,7 @@ GEMMA2_NORMS = {
 }
 GEMMA2_FAMILY = dataclasses.replace(
     GEMMA_FAMILY,
+    name="gemma2",
     model_type="gemma2",
     architecture="Gemma2ForCausalLM",
     names=(
@@ -185,3 +201,4 @@ GEMMA2_FAMILY = dataclasses.replace(
         "final_logit_softcapping": 30.0,
     },
 )
+register(GEMMA_FAMILY, GEMMA2_FAMILY)

@@ -11,12 +11,13 @@ import numpy as np
 from lmjax.config import UserError, preset, replace
 from lmjax.models.attention import AttentionConfig
 from lmjax.models.batch import Batch
+from lmjax.models.family import ModelFamily, register
 from lmjax.models.feed_forward import FeedForwardConfig, GatedFeedForwardConfig
 from lmjax.models.gpt import size_of
+from lmjax.models.infill import BlankFormat
 from lmjax.models.initializers import DeepNormXavier, Normal
 from lmjax.models.names import (
     ATTENTION,
-    Family,
     Grouped,
     Matrix,
     Name,
@@ -219,7 +220,9 @@ def glm_blocks(layer: str, fused: Transform, *up: str) -> tuple[Name, ...]:
 
 
 TRANSFORMER = "glm.transformer"
-GLM_FAMILY = Family(
+GLM_MASKS = ("[MASK]", "[sMASK]", "[gMASK]")
+GLM_FAMILY = ModelFamily(
+    name="glm",
     model_type="glm",
     architecture="GLMForConditionalGeneration",
     names=(
@@ -242,9 +245,11 @@ GLM_FAMILY = Family(
     },
     read=read_glm,
     write=write_glm,
+    infill=BlankFormat(masks=(*GLM_MASKS, "<mask>")),  # the last in RoBERTa's vocabulary
 )
 # The layout of SwissArmyTransformer, which the authors use.
-GLM_130B_FAMILY = Family(
+GLM_130B_FAMILY = ModelFamily(
+    name="glm_130b",
     model_type="glm-130b",
     architecture="GLM130B",
     names=(
@@ -263,4 +268,7 @@ GLM_130B_FAMILY = Family(
     supported={},
     read=read_glm_130b,
     write=write_glm_130b,
+    # Its vocabulary names tokens otherwise, and no text ends after a last blank of any kind.
+    infill=BlankFormat(rest=GLM_MASKS, run_on=("[gMASK]",), sop="<sop>", eop="<eop>"),
 )
+register(GLM_FAMILY, GLM_130B_FAMILY)

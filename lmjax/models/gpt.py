@@ -6,12 +6,12 @@ from typing import Any
 
 from lmjax.config import UserError, preset, replace
 from lmjax.models.attention import AttentionConfig
+from lmjax.models.family import ModelFamily, register
 from lmjax.models.feed_forward import FeedForwardConfig
 from lmjax.models.initializers import Normal
 from lmjax.models.names import (
     ACTIVATIONS,
     ATTENTION,
-    Family,
     Matrix,
     Name,
     Settings,
@@ -212,7 +212,9 @@ GPT_ALIASES = {
     "num_attention_heads": "n_head",
     "num_hidden_layers": "n_layer",
 }
-GPT1_FAMILY = Family(
+GPT1_FAMILY = ModelFamily(
+    name="gpt1",
+    signs=frozenset(("n_embd", "n_head", "n_layer", "afn")),
     model_type="openai-gpt",
     architecture="OpenAIGPTLMHeadModel",
     names=(
@@ -230,7 +232,10 @@ GPT1_FAMILY = Family(
     defaults=GPT_DEFAULTS | {"afn": "gelu"},
     aliases=GPT_ALIASES,
 )
-GPT2_FAMILY = Family(
+GPT2_FAMILY = ModelFamily(
+    name="gpt2",
+    signs=frozenset(("n_embd", "n_head", "n_layer", "n_positions")),
+    unlike=frozenset(("dff",)),
     model_type="gpt2",
     architecture="GPT2LMHeadModel",
     names=(
@@ -253,3 +258,4 @@ GPT2_FAMILY = Family(
     | {"activation_function": "gelu_new", "n_inner": None, "scale_attn_weights": True},
     aliases=GPT_ALIASES,
 )
+register(GPT1_FAMILY, GPT2_FAMILY)

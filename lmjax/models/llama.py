@@ -7,12 +7,12 @@ from typing import Any
 
 from lmjax.config import UserError, preset, replace
 from lmjax.models.attention import AttentionConfig
+from lmjax.models.family import ChatStyle, ModelFamily, register
 from lmjax.models.feed_forward import GatedFeedForwardConfig
 from lmjax.models.gpt import size_of
 from lmjax.models.initializers import Normal
 from lmjax.models.names import (
     ACTIVATIONS,
-    Family,
     Matrix,
     Name,
     Settings,
@@ -168,7 +168,21 @@ LLAMA_DEFAULTS = {
     "rms_norm_eps": 1e-6,
     "tie_word_embeddings": False,
 }
-LLAMA_FAMILY = Family(
+LLAMA2_CHAT = ChatStyle(
+    "llama2",
+    {
+        "special": ("<s>", "</s>"),
+        "system": ("<<SYS>>\n{content}\n<</SYS>>\n\n",),
+        "user": ("<s>", "[INST] {system}{content} [/INST]"),
+        "assistant": (" {content} ", "</s>"),
+        "joined": True,
+        "strip": True,
+        "forbidden": ("[INST]", "[/INST]", "<<SYS>>", "<</SYS>>"),
+    },
+    of="LLaMA 2 Chat",
+)
+LLAMA_FAMILY = ModelFamily(
+    name="llama",
     model_type="llama",
     architecture="LlamaForCausalLM",
     names=(
@@ -192,7 +206,13 @@ LLAMA_FAMILY = Family(
     read=read_llama,
     write=write_llama,
     defaults=LLAMA_DEFAULTS,
+    chat=(LLAMA2_CHAT,),
 )
 SKYWORK_FAMILY = dataclasses.replace(
-    LLAMA_FAMILY, model_type="skywork", architecture="SkyworkForCausalLM"
+    LLAMA_FAMILY,
+    name="skywork",
+    model_type="skywork",
+    architecture="SkyworkForCausalLM",
+    chat=(),
 )
+register(LLAMA_FAMILY, SKYWORK_FAMILY)

@@ -7,6 +7,7 @@ import json
 from typing import Any
 
 from lmjax.config import UserError, preset, replace
+from lmjax.models.family import ChatStyle, register
 from lmjax.models.gpt import size_of
 from lmjax.models.llama import LLAMA_DEFAULTS, LLAMA_FAMILY, llama, read_llama, write_llama
 from lmjax.models.names import Settings
@@ -47,8 +48,22 @@ def write_mistral(config: TransformerConfig) -> dict[str, Any]:
 
 
 WITHOUT_BIASES = {"attention_bias": False, "mlp_bias": False}  # whatever config.json says
+MISTRAL_CHAT = ChatStyle(
+    "mistral",
+    {
+        "special": ("<s>", "</s>"),
+        "start": ("<s>",),
+        "user": ("[INST] {content} [/INST]",),
+        "assistant": (" {content}", "</s>"),
+        "joined": True,
+        "strip": True,
+        "forbidden": ("[INST]", "[/INST]"),
+    },
+    of="its Instruct v0.1 or v0.2",
+)
 MISTRAL_FAMILY = dataclasses.replace(
     LLAMA_FAMILY,
+    name="mistral",
     model_type="mistral",
     architecture="MistralForCausalLM",
     read=read_mistral,
@@ -59,4 +74,6 @@ MISTRAL_FAMILY = dataclasses.replace(
         "max_position_embeddings": 131_072,
         "sliding_window": 4096,
     },
+    chat=(MISTRAL_CHAT,),
 )
+register(MISTRAL_FAMILY)

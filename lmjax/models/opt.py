@@ -6,12 +6,12 @@ from typing import Any
 
 from lmjax.config import preset, replace
 from lmjax.models.attention import AttentionConfig
+from lmjax.models.family import ModelFamily, register
 from lmjax.models.feed_forward import FeedForwardConfig
 from lmjax.models.gpt import size_of
 from lmjax.models.initializers import Normal
 from lmjax.models.names import (
     ACTIVATIONS,
-    Family,
     Matrix,
     Name,
     Settings,
@@ -114,7 +114,8 @@ def write_opt(config: TransformerConfig) -> dict[str, Any]:
 
 
 LAYER = "model.decoder.layers.{layer}"
-OPT_FAMILY = Family(
+OPT_FAMILY = ModelFamily(
+    name="opt",
     model_type="opt",
     architecture="OPTForCausalLM",
     names=(
@@ -155,3 +156,4 @@ OPT_FAMILY = Family(
         "tie_word_embeddings": True,
     },
 )
+register(OPT_FAMILY)

@@ -6,10 +6,11 @@ from typing import Any
 
 from lmjax.config import preset, replace
 from lmjax.models.attention import AttentionConfig
+from lmjax.models.family import ModelFamily, register
 from lmjax.models.feed_forward import GatedFeedForwardConfig
 from lmjax.models.gpt import size_of
 from lmjax.models.initializers import FanIn
-from lmjax.models.names import ATTENTION, Family, Matrix, Name, Settings, Vector, VocabularyTable
+from lmjax.models.names import ATTENTION, Matrix, Name, Settings, Vector, VocabularyTable
 from lmjax.models.norms import LayerNormConfig
 from lmjax.models.residual import Parallel
 from lmjax.models.rotary import Rotary
@@ -84,7 +85,8 @@ def write_palm(config: TransformerConfig) -> dict[str, Any]:
 FUSED = (*ATTENTION, "blocks.feed_forward.up", "blocks.feed_forward.gate")
 LAYER = "{layer_from_1}.fn"
 # The layout of lucidrains/PaLM-pytorch, the only one in use.
-PALM_FAMILY = Family(
+PALM_FAMILY = ModelFamily(
+    name="palm",
     model_type="palm",
     architecture="PaLM",
     names=(
@@ -106,3 +108,4 @@ PALM_FAMILY = Family(
     read=read_palm,
     write=write_palm,
 )
+register(PALM_FAMILY)

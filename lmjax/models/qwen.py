@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 from lmjax.config import preset, replace
+from lmjax.models.family import ChatStyle, ModelFamily, register
 from lmjax.models.feed_forward import GatedFeedForwardConfig
 from lmjax.models.gpt import BLOCK, size_of
 from lmjax.models.initializers import Normal
@@ -20,7 +21,6 @@ from lmjax.models.llama import (
 )
 from lmjax.models.names import (
     ATTENTION,
-    Family,
     Matrix,
     Name,
     Settings,
@@ -128,7 +128,19 @@ def write_qwen(config: TransformerConfig) -> dict[str, Any]:
     }
 
 
-QWEN_FAMILY = Family(
+CHATML_CHAT = ChatStyle(
+    "chatml",
+    {
+        "special": ("<|im_start|>", "<|im_end|>"),
+        "system": ("<|im_start|>", "system", "\n", "{content}", "<|im_end|>", "\n"),
+        "user": ("<|im_start|>", "user", "\n", "{content}", "<|im_end|>", "\n"),
+        "assistant": ("<|im_start|>", "assistant", "\n", "{content}", "<|im_end|>", "\n"),
+        "default_system": "You are a helpful assistant.",
+        "stop": ("<|im_end|>", "<|im_start|>"),
+    },
+)
+QWEN_FAMILY = ModelFamily(
+    name="qwen",
     model_type="qwen",
     architecture="QWenLMHeadModel",
     names=(
@@ -153,6 +165,7 @@ QWEN_FAMILY = Family(
     },
     read=read_qwen,
     write=write_qwen,
+    chat=(CHATML_CHAT,),
 )
 
 
@@ -200,6 +213,30 @@ def write_qwen2(config: TransformerConfig) -> dict[str, Any]:
     return settings
 
 
+def chatml(default_system: str, **fields: Any) -> dict[str, Any]:
+    """ChatML as Qwen's models have it since the second: texts that meet are encoded together."""
+    messages = {
+        role: ("<|im_start|>", f"{role}\n", "{content}", "<|im_end|>", "\n")
+        for role in ("system", "user", "assistant")
+    }
+    return {
+        "special": ("<|im_start|>", "<|im_end|>"),
+        **messages,
+        "default_system": default_system,
+        "joined": True,
+        "stop": ("<|im_end|>", "<|im_start|>"),
+        **fields,
+    }
+
+
+QWEN2_CHATS = (
+    ChatStyle(
+        "qwen2.5",
+        chatml("You are Qwen, created by Alibaba Cloud. You are a helpful assistant."),
+        tokens=("<|object_ref_start|>",),
+    ),
+    ChatStyle("qwen2", chatml("You are a helpful assistant.")),
+)
 QWEN2_DEFAULTS = LLAMA_DEFAULTS | {
     "num_key_value_heads": 32,
     "max_position_embeddings": 32_768,
@@ -209,14 +246,17 @@ QWEN2_DEFAULTS = LLAMA_DEFAULTS | {
 }
 QWEN2_FAMILY = dataclasses.replace(
     LLAMA_FAMILY,
+    name="qwen2",
     model_type="qwen2",
     architecture="Qwen2ForCausalLM",
     read=read_qwen2,
     write=write_qwen2,
     defaults=QWEN2_DEFAULTS,
+    chat=QWEN2_CHATS,
 )
 QWEN3_FAMILY = dataclasses.replace(
     QWEN2_FAMILY,
+    name="qwen3",
     model_type="qwen3",
     architecture="Qwen3ForCausalLM",
     names=(
@@ -227,4 +267,6 @@ QWEN3_FAMILY = dataclasses.replace(
     read=read_qwen3,
     write=write_qwen3,
     defaults=QWEN2_DEFAULTS | {"head_dim": 128},
+    chat=(ChatStyle("qwen3", chatml("", thoughts=("<think>", "</think>"))),),
 )
+register(QWEN2_FAMILY, QWEN3_FAMILY, QWEN_FAMILY)

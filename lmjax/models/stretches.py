@@ -30,12 +30,14 @@ class Stretch(NamedTuple):
         return own.reshape(self.periods, len(self.windows), *stack.shape[1:])
 
 
-def stretches(windows: Sequence[int | None]) -> tuple[Stretch, ...]:
+def stretches(windows: Sequence[int | None], scanned: bool = True) -> tuple[Stretch, ...]:
     """Cuts layers, given the window of each, so that few of them have to be compiled.
 
     From the first layer on, the period that repeats furthest is taken, the shortest of several;
-    a layer from which nothing repeats stands alone.
+    a layer from which nothing repeats stands alone, and where nothing is scanned, each does.
     """
+    if not scanned:
+        return tuple(Stretch((window,), 1) for window in windows)
     found, first = [], 0
     while first < len(windows):
         rest = tuple(windows[first:])

@@ -8,12 +8,13 @@ from typing import Any
 from lmjax.config import UserError, preset, replace
 from lmjax.models.attention import AttentionConfig
 from lmjax.models.encoder_decoder import EncoderDecoderConfig
+from lmjax.models.family import ModelFamily, register
 from lmjax.models.feed_forward import Activation, FeedForwardConfig, GatedFeedForwardConfig
 from lmjax.models.gpt import size_of
+from lmjax.models.infill import SentinelFormat
 from lmjax.models.initializers import FanIn
 from lmjax.models.names import (
     ACTIVATIONS,
-    Family,
     Matrix,
     Name,
     Settings,
@@ -226,7 +227,9 @@ def stack_names(stack: str, ours: str, feed_forward: int) -> tuple[Name, ...]:
 
 
 CROSS = "decoder.block.{layer}.layer.1"
-T5_FAMILY = Family(
+T5_FAMILY = ModelFamily(
+    name="t5",
+    signs=frozenset(("d_model", "d_kv", "d_ff")),
     model_type="t5",
     architecture="T5ForConditionalGeneration",
     names=(
@@ -250,6 +253,7 @@ T5_FAMILY = Family(
     },
     read=read_t5,
     write=write_t5,
+    infill=SentinelFormat(),
     defaults={
         "num_decoder_layers": None,
         "relative_attention_num_buckets": 32,
@@ -266,3 +270,4 @@ T5_FAMILY = Family(
         "head_dim": "d_kv",
     },
 )
+register(T5_FAMILY)

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from lmjax.config import UserError, config
-from lmjax.models.attention import AttentionConfig, Tables
+from lmjax.models.attention import AttentionConfig, Tables, attended_keys
 from lmjax.models.batch import Batch
 from lmjax.models.cache import Cache, LayerCache
 from lmjax.models.embedding import Embedding
+from lmjax.models.executor import Blocks, Executor, Remat, scan_blocks
 from lmjax.models.feed_forward import FeedForwardConfig
 from lmjax.models.heads import Classifier, ClassifierConfig, HeadTransform, HeadTransformConfig
 from lmjax.models.initializers import Initializer, Normal
@@ -35,12 +37,6 @@ NO_HEAD = (
     "the model has no head that predicts words: its hidden states are all that it gives, as those"
     " of a sentence encoder. Training with begin_with and model.word_head=true gives it a fresh one"
 )
-
-Remat = Literal["none", "dots", "full"]
-REMAT_POLICIES = {
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    "full": jax.checkpoint_policies.nothing_saveable,
-}
 
 
 @config
@@ -102,13 +98,36 @@ class TransformerConfig:
     @property
     def stretches(self) -> tuple[Stretch, ...]:
         """The layers, cut into what is scanned; each stands alone where nothing is."""
-        if self.unroll == 0:
-            return tuple(Stretch((window,), 1) for window in self.windows)
-        return stretches(self.windows)
+        return stretches(self.windows, scanned=self.unroll != 0)
 
-    def build(self, layout: Layout, rngs: nnx.Rngs) -> Transformer:
-        """The model, its parameters drawn from `rngs` and sharded as `layout` says."""
-        return Transformer(self, layout, rngs)
+    @property
+    def depth(self) -> int:
+        """Blocks of all its stacks."""
+        return self.num_layers
+
+    def uses(self, path: Sequence[str], length: int, source: int) -> float:
+        """How many tokens are multiplied with a weight, for each token of a text in forward.
+
+        Args:
+          path: names from the model down to the weight.
+          length: of the text, in tokens.
+          source: tokens that an encoder reads beside it, where there is one.
+        """
+        return 0.0 if path[0] == "classifier" else 1.0  # which looks at one token of a row
+
+    def pairs(self, length: int, source: int) -> float:
+        """Pairs of a query and a key in all layers, for each token of a text; see `uses`."""
+        causal = self.attention.causal
+        return sum(attended_keys(length, window, causal) for window in self.windows)
+
+    def build(
+        self, layout: Layout, rngs: nnx.Rngs, executor: Executor = scan_blocks
+    ) -> Transformer:
+        """The model, its parameters drawn from `rngs` and sharded as `layout` says.
+
+        `executor` runs its blocks.
+        """
+        return Transformer(self, layout, rngs, executor)
 
 
 class Block(nnx.Module):
@@ -155,21 +174,36 @@ class Stack(nnx.Module):
 
     block: ClassVar[type] = Block
 
-    def __init__(self, config: TransformerConfig, builder: Builder):
-        self.config, self.layout = config, builder.layout
+    def __init__(
+        self, config: TransformerConfig, builder: Builder, executor: Executor = scan_blocks
+    ):
+        self.config, self.layout, self.executor = config, builder.layout, executor
         attention = config.attention
         learned = attention.position_rule.build(attention.num_heads, builder)
         self.attention_positions = nnx.data(learned)
-
-        @nnx.split_rngs(splits=config.num_layers)
-        @nnx.vmap(in_axes=0, out_axes=0, transform_metadata={nnx.PARTITION_NAME: None})
-        def make_blocks(rngs):
-            return self.block(config, dataclasses.replace(builder, rngs=rngs))
-
-        self.blocks = make_blocks(builder.rngs)
+        self.blocks = self._make_blocks(builder)
         self.final_norm = nnx.data(None)
         if config.arrangement.final_norm:
             self.final_norm = config.norm.build(config.hidden)
+
+    def _make_blocks(self, builder: Builder) -> Block:
+        """One block whose parameters have a leading axis, the layout's `layers`."""
+        count = self.config.num_layers
+        (layers,) = builder.layout.spec("layers", shape=(count,))
+
+        @nnx.split_rngs(splits=count)
+        @nnx.vmap(in_axes=0, out_axes=0, transform_metadata={nnx.PARTITION_NAME: layers})
+        def make(rngs):
+            return self.block(self.config, dataclasses.replace(builder, rngs=rngs))
+
+        blocks = make(builder.rngs)
+        if layers is not None:  # which vmap knows nothing of
+
+            def along_layers(a):
+                return jax.reshard(a, PartitionSpec(layers, *jax.typeof(a).sharding.spec[1:]))
+
+            nnx.update(blocks, jax.tree.map(along_layers, nnx.state(blocks)))
+        return blocks
 
     def tables(self, batch: Batch, cache: Cache | None = None) -> Tables:
         """What all layers need of the positions of a batch, which `cache` expects next."""
@@ -207,49 +241,24 @@ class Stack(nnx.Module):
         return x if self.final_norm is None else self.final_norm(x), cache
 
     def _run_blocks(self, x, mask, tables, cache, key):
-        """Scans over the layers, one period of a pattern of windows at a time."""
+        """Hands the blocks to the executor."""
         graph, params = nnx.split(self.blocks)
-        keys = None if key is None else jax.random.split(key, self.config.num_layers)
-        caches = None if cache is None else cache.layers()
-        first, place, extended = 0, 0, []
-        for stretch in self.config.stretches:
-            layers = jax.tree.map(functools.partial(stretch.cut, first=first), (params, keys))
-            period = len(stretch.windows)
-            masks = [dataclasses.replace(mask, window=window) for window in stretch.windows]
-            own = [None] * period
-            if cache is not None:
-                masks = [cache.mask(mask, place + i, x.shape[1]) for i, mask in enumerate(masks)]
-                own = caches[place : place + period]
-            x, own = self._run_stretch(graph, layers, x, masks, tables, own)
-            first, place = first + stretch.layers, place + period
-            extended += own
-        return x, None if cache is None else cache.extended(extended, x.shape[1])
-
-    def _run_stretch(self, graph, layers, x, masks, tables, caches):
-        """Runs what `layers` holds, parameters and keys by period and by layer of a period."""
-        unroll, periods = self.config.unroll, jax.tree.leaves(layers)[0].shape[0]
-
-        def run(carry, inputs):
-            x, caches = carry
-            (params, key), index = inputs
-            caches = [c if c is None else dataclasses.replace(c, period=index) for c in caches]
-            for i, mask in enumerate(masks):
-                block = nnx.merge(graph, jax.tree.map(lambda a, i=i: a[i], params))
-                x, caches[i] = block(x, mask, tables, caches[i], None if key is None else key[i])
-            return (x, caches), None
-
-        if self.config.remat != "none" and caches[0] is None:
-            run = jax.checkpoint(run, policy=REMAT_POLICIES[self.config.remat])
-        carry, inputs = (x, caches), (layers, jnp.arange(periods))
-        if unroll:
-            return jax.lax.scan(run, carry, inputs, unroll=min(unroll, periods))[0]
-        return run(carry, jax.tree.map(lambda a: a[0], inputs))[0]
+        config = self.config
+        keys = None if key is None else jax.random.split(key, config.num_layers)
+        blocks = Blocks(graph, params, keys, config.windows, config.remat, config.unroll)
+        return self.executor(blocks, x, mask, tables, cache)
 
 
 class Transformer(Stack):
     """Embedding, blocks, final norm and head, as the config puts them together."""
 
-    def __init__(self, config: TransformerConfig, layout: Layout, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        config: TransformerConfig,
+        layout: Layout,
+        rngs: nnx.Rngs,
+        executor: Executor = scan_blocks,
+    ):
         builder = Builder(
             config.hidden, config.num_layers, config.initializer, config.dtype, layout, rngs
         )
@@ -274,7 +283,7 @@ class Transformer(Stack):
         if config.embedding_norm is not None:
             self.embedding_norm = config.embedding_norm.build(config.hidden)
 
-        super().__init__(config, builder)
+        super().__init__(config, builder, executor)
         self.head = nnx.data(None)
         if config.word_head and not config.tied_head:
             self.head = Embedding("vocab", rows, width, "head", builder)
@@ -366,41 +375,3 @@ class Transformer(Stack):
         logits, _ = bend(logits, self.config.logit_softcap)
         column = jax.lax.broadcasted_iota(jnp.int32, (1, 1, self.config.padded_vocab), 2)
         return jnp.where(column < self.config.vocab_size, logits, MASKED_LOGIT)
-
-
-def abstract(config: TransformerConfig, layout: Layout) -> tuple[nnx.GraphDef, dict]:
-    """The model's structure and its parameters as shapes with shardings; allocates nothing."""
-    graph, shapes = _traced(config, layout, jax.sharding.get_abstract_mesh())
-    return graph, jax.tree.map(lambda leaf: leaf, shapes)  # dictionaries of the caller's own
-
-
-@functools.lru_cache(maxsize=32)
-def _traced(
-    config: TransformerConfig, layout: Layout, mesh: jax.sharding.AbstractMesh
-) -> tuple[nnx.GraphDef, dict]:
-    """See `abstract`; `mesh` is the one that is set."""
-    graph = None
-
-    def make() -> dict:
-        nonlocal graph
-        graph, state = nnx.split(config.build(layout, nnx.Rngs(jax.random.key(0))))
-        return nnx.to_pure_dict(state)
-
-    shapes = jax.eval_shape(make)
-    return graph, shapes
-
-
-def initialize(
-    config: TransformerConfig, layout: Layout, key: PRNGKeyArray
-) -> tuple[nnx.GraphDef, dict]:
-    """The model's structure and freshly drawn parameters, each born on its own devices.
-
-    Parameters are a plain nested dict; `nnx.merge(graph, params)` gives the model back.
-    """
-    graph, _ = abstract(config, layout)
-    return graph, jax.jit(lambda key: draw_parameters(config, layout, key))(key)
-
-
-def draw_parameters(config: TransformerConfig, layout: Layout, key: PRNGKeyArray) -> dict:
-    """Parameters as a plain nested dict of sharded float32 arrays, drawn from `key`; traceable."""
-    return nnx.to_pure_dict(nnx.state(config.build(layout, nnx.Rngs(key))))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -13,13 +14,14 @@ from lmjax.config import config, preset, replace
 from lmjax.models.attention import Attention, AttentionConfig, Tables
 from lmjax.models.batch import Batch
 from lmjax.models.cache import Cache, LayerCache
+from lmjax.models.executor import Executor, scan_blocks
+from lmjax.models.family import ModelFamily, register
 from lmjax.models.feed_forward import FeedForwardConfig
 from lmjax.models.gpt import size_of
 from lmjax.models.initializers import Normal
 from lmjax.models.linear import Builder, dropout
 from lmjax.models.names import (
     ACTIVATIONS,
-    Family,
     HeadsFirst,
     Matrix,
     Name,
@@ -64,9 +66,24 @@ class XLNetConfig(TransformerConfig):
 
     two_streams: ClassVar[bool] = True
 
-    def build(self, layout: Layout, rngs: nnx.Rngs) -> XLNet:
-        """The model, its parameters drawn from `rngs` and sharded as `layout` says."""
-        return XLNet(self, layout, rngs)
+    def uses(self, path: Sequence[str], length: int, source: int) -> float:
+        """See `TransformerConfig.uses`; both streams are counted."""
+        if path[-2:] == ("position", "weight"):
+            return 0.0  # multiplied with distances, once for all rows
+        shared = path[0] != "blocks" or path[-2] in ("key", "value")
+        return TransformerConfig.uses(self, path, length, source) * (1 if shared else 2)
+
+    def pairs(self, length: int, source: int) -> float:
+        """See `TransformerConfig.pairs`; with the second stream's, and distances in both.
+
+        A query has a score for each of 2 x length distances, and no value.
+        """
+        own = TransformerConfig.pairs(self, length, source)
+        return own + self.num_layers * (length + 2 * (2 * length) / 2)
+
+    def build(self, layout: Layout, rngs: nnx.Rngs, executor: Executor = scan_blocks) -> XLNet:
+        """See `TransformerConfig.build`."""
+        return XLNet(self, layout, rngs, executor)
 
 
 class TwoStreamAttention(Attention):
@@ -153,8 +170,14 @@ class XLNet(Transformer):
     vector everywhere and sees the tokens of lower ranks than its own.
     """
 
-    def __init__(self, config: XLNetConfig, layout: Layout, rngs: nnx.Rngs):
-        super().__init__(config, layout, rngs)
+    def __init__(
+        self,
+        config: XLNetConfig,
+        layout: Layout,
+        rngs: nnx.Rngs,
+        executor: Executor = scan_blocks,
+    ):
+        super().__init__(config, layout, rngs, executor)
         builder = Builder(
             config.hidden, config.num_layers, config.initializer, config.dtype, layout, rngs
         )
@@ -272,7 +295,9 @@ def write_xlnet(config: TransformerConfig) -> dict[str, Any]:
 
 
 LAYER, OURS = "transformer.layer.{layer}", "blocks.attention"
-XLNET_FAMILY = Family(
+XLNET_FAMILY = ModelFamily(
+    name="xlnet",
+    signs=frozenset(("d_model", "d_inner", "ff_activation")),
     model_type="xlnet",
     architecture="XLNetLMHeadModel",
     names=(
@@ -319,3 +344,4 @@ XLNET_FAMILY = Family(
         "num_hidden_layers": "n_layer",
     },
 )
+register(XLNET_FAMILY)

@@ -5,8 +5,8 @@ import dataclasses
 from rich.console import Console
 from rich.table import Table
 
-from lmjax.models import EncoderDecoderConfig, TransformerConfig, XLNetConfig
-from lmjax.scaling.flops import forward_flops_per_token, is_of_queries, parameters
+from lmjax.models import TransformerConfig
+from lmjax.scaling.flops import forward_flops_per_token, parameters
 
 BYTES = 4  # of a parameter: float32
 WIDTH = 100  # columns, also of a file or a smaller terminal: nothing is left out
@@ -49,9 +49,8 @@ def layer_table(
         layers, shape = None, parameter.shape
         if "blocks" in parameter.path:
             layers, shape = shape[0], shape[1:]
-        times = {"product": 2.0, "source": 2.0 * source / length}.get(parameter.role, 0.0)
-        if parameter.role == "product" and isinstance(config, XLNetConfig):
-            times *= 1 + is_of_queries(parameter.path)
+        used = parameter.role == "product"
+        times = 2.0 * config.uses(parameter.path, length, source) if used else 0.0
         size = parameter.size
         lines.append(Line(".".join(parameter.path), shape, layers, size, times * size))
     if config.tied_head:
@@ -59,10 +58,7 @@ def layer_table(
         lines.append(Line("head, the embedding", shape, None, 0, 2.0 * shape[0] * shape[1]))
     rest = forward_flops_per_token(config, length, source_length)
     rest -= sum(line.flops for line in lines)
-    layers = config.num_layers
-    if isinstance(config, EncoderDecoderConfig):
-        layers += config.encoder_layers
-    lines.append(Line(f"scores and values, {length:,} tokens", (), layers, 0, rest))
+    lines.append(Line(f"scores and values, {length:,} tokens", (), config.depth, 0, rest))
     return lines
 
 

@@ -20,11 +20,11 @@ import contextlib
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
 
 import jax
 
-from lmjax.models import EncoderDecoderConfig, TransformerConfig, XLNetConfig, abstract
+from lmjax.models import TransformerConfig, abstract
+from lmjax.models.attention import attended_keys as attended_keys
 from lmjax.parallel import Mesh, training_layout
 
 
@@ -35,16 +35,12 @@ class ParameterCount:
     Attributes:
       total: all of them; a tied head counts once.
       embeddings: those that are looked up by token or position; a tied head is among them.
-      products: those that every token is multiplied with; the head is among them, tied or not.
-      source_products: those that every token is multiplied with that an encoder reads.
-      query_products: those of `products` that a second stream of queries is multiplied with too.
+      products: those that tokens are multiplied with; the head is among them, tied or not.
     """
 
     total: int
     embeddings: int
     products: int
-    source_products: int = 0
-    query_products: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,8 +50,8 @@ class Parameter:
     Attributes:
       path: names from the model down to it.
       shape: without rows that pad the vocabulary; of a block's, the first axis is the layers.
-      role: what a token does with it: "product", and is multiplied with it; "source", where it is
-        an encoder's token; "embedding", looked up in it; "other", such as a bias or a norm's scale.
+      role: what a token does with it: "product", and is multiplied with it; "embedding", looked up
+        in it; "other", such as a bias or a norm's scale.
     """
 
     path: tuple[str, ...]
@@ -81,59 +77,29 @@ def parameters(config: TransformerConfig) -> tuple[Parameter, ...]:
         shape = leaf.shape
         if names[0] in ("embedding", "head", "head_bias"):
             shape = (config.vocab_size, *shape[1:])
-        found.append(Parameter(names, shape, _role(names)))
+        found.append(Parameter(names, shape, _role(config, names)))
     return tuple(found)
 
 
-def _role(names: Sequence[str]) -> str:
-    # The one looks at one token of a row, the other at distances, once for all rows.
-    if names[0] == "classifier" or names[-2:] == ("position", "weight"):
-        return "other"
-    if names[-1] == "weight" and is_of_source(names):
-        return "source"
+def _role(config: TransformerConfig, names: tuple[str, ...]) -> str:
     if names[-1] == "weight" or names[0] == "head":
-        return "product"
+        return "product" if config.uses(names, 1, 1) else "other"
     return "embedding" if names[-1] == "table" else "other"
 
 
 @functools.cache
 def count_parameters(config: TransformerConfig) -> ParameterCount:
     """Counts a model's parameters; see `parameters`."""
-    sizes = dict.fromkeys(("product", "source", "embedding", "other"), 0)
-    query_products = 0
+    sizes = dict.fromkeys(("product", "embedding", "other"), 0)
     for parameter in parameters(config):
         sizes[parameter.role] += parameter.size
-        if parameter.role == "product" and is_of_queries(parameter.path):
-            query_products += parameter.size
     total = sum(sizes.values())
-    if config.tied_head:
-        sizes["product"] += config.vocab_size * (config.embedding_size or config.hidden)
-    counted = sizes["embedding"], sizes["product"], sizes["source"], query_products
-    return ParameterCount(total, *counted)
+    return ParameterCount(total, sizes["embedding"], sizes["product"] + _tied_head(config))
 
 
-def is_of_queries(names: Sequence[str]) -> bool:
-    """Returns whether a second stream of queries, where there is one, is multiplied with it too."""
-    return names[0] == "blocks" and names[-2] not in ("key", "value")
-
-
-def is_of_source(names: Sequence[str]) -> bool:
-    """Returns whether the parameter at this path is multiplied with what an encoder reads."""
-    read_by_decoder = "cross_attention" in names and names[-2] in ("key", "value")
-    return names[0] == "encoder" or read_by_decoder
-
-
-def attended_keys(length: int, window: int | None, causal: bool) -> float:
-    """Keys that a query sees, on average over a sequence, by the convention of this module.
-
-    Args:
-      length: of the sequence, in tokens.
-      window: band of the attention (see `pallas_kernels.attention.Mask`); None: no band.
-      causal: whether later keys are hidden.
-    """
-    band = length if window is None else min(window, length)
-    one_side = band - band * band / (2 * length)
-    return one_side if causal else 2 * one_side
+def _tied_head(config: TransformerConfig) -> int:
+    """Numbers of a head that is the token table."""
+    return config.vocab_size * (config.embedding_size or config.hidden) if config.tied_head else 0
 
 
 def forward_flops_per_token(
@@ -147,19 +113,11 @@ def forward_flops_per_token(
       length: of a sequence, in tokens.
       source_length: tokens that an encoder reads for each sequence; None: as many.
     """
-    count, attention = count_parameters(config), config.attention
-    keys = sum(attended_keys(length, window, attention.causal) for window in config.windows)
+    attention, source = config.attention, length if source_length is None else source_length
+    weights = [parameter for parameter in parameters(config) if parameter.role == "product"]
+    products = sum(weight.size * config.uses(weight.path, length, source) for weight in weights)
     width = 2 * 2 * attention.num_heads * attention.head_dim  # of a pair: its score, its value
-    flops = 2 * count.products + width * keys
-    if isinstance(config, EncoderDecoderConfig):
-        source = length if source_length is None else source_length
-        row = source * (2 * count.source_products + config.encoder_layers * width * source)
-        flops += config.num_layers * width * source + row / length
-    if isinstance(config, XLNetConfig):
-        distances = width / 2 * 2 * length  # of each query, before and behind it
-        stream = config.num_layers * (width * length + 2 * distances)
-        flops += 2 * count.query_products + stream
-    return flops
+    return 2 * (products + _tied_head(config)) + width * config.pairs(length, source)
 
 
 def training_flops_per_token(

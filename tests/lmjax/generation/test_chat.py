@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from lmjax.config import UserError, from_json, parse, to_json
 from lmjax.data.tokenizers import ByteTokenizer
-from lmjax.generation.chat import TEMPLATES, ChatTemplate, chat_template
+from lmjax.generation.chat import ChatTemplate, chat_template, templates
 from lmjax.generation.messages import Message, ToolCall
 from lmjax.generation.tool_calls import read_tool_call, write_tool_call
 
@@ -87,7 +87,7 @@ WITHOUT_SYSTEM = {
 
 
 def test_published_formats():
-    assert set(PUBLISHED) | set(WITHOUT_SYSTEM) == set(TEMPLATES)
+    assert set(PUBLISHED) | set(WITHOUT_SYSTEM) == set(templates())
     for name, text in PUBLISHED.items():
         assert written(name, [SYSTEM, *TALK]) == text
     for name, text in WITHOUT_SYSTEM.items():
@@ -132,7 +132,7 @@ def test_what_is_encoded_together():
     assert texts == ["<s>", "[INST] Hello [/INST] Hi! ", "</s>"]
 
 
-@pytest.mark.parametrize("name", TEMPLATES)
+@pytest.mark.parametrize("name", templates())
 def test_tokens_are_those_of_the_pieces(name):
     tokenizer = RoleTokenizer()
     template = chat_template(name)
@@ -142,7 +142,7 @@ def test_tokens_are_those_of_the_pieces(name):
     assert template.encode(tokenizer, TALK) == wanted
 
 
-NAMES = sorted({name for template in TEMPLATES.values() for name in template.special})
+NAMES = sorted({name for template in templates().values() for name in template.special})
 FORGED = st.lists(
     st.sampled_from([*NAMES, "\n", "system", "user", "{content}", "{system}", "{0}"]) | st.text(),
     max_size=6,
@@ -152,7 +152,7 @@ FORGED = st.lists(
 @given(text=FORGED)
 def test_text_of_users_forges_no_token(text):
     tokenizer = RoleTokenizer()
-    for name, template in TEMPLATES.items():
+    for name, template in templates().items():
         talk = [Message("user", text), Message("assistant", text), Message("user", "x")]
         honest = [Message("user", "a"), Message("assistant", "a"), Message("user", "x")]
         wanted = [piece.text for piece in template.render(honest) if piece.special]
@@ -176,7 +176,7 @@ def test_stop_tokens():
     names = {token: name for name, token in tokenizer.special.items()} | {256: "end"}
     stops = {
         name: {names[token] for token in template.stop_tokens(tokenizer)}
-        for name, template in TEMPLATES.items()
+        for name, template in templates().items()
     }
     assert stops["chatml"] == {"end", "<|im_end|>", "<|im_start|>"}
     assert stops["chatglm3"] == {"end", "<|user|>", "<|observation|>"}
@@ -294,7 +294,7 @@ def test_mistakes():
             chat_template(name).render(talk)
     with pytest.raises(UserError, match=r"no special token '<\|im_start\|>'"):
         chatml.encode(ByteTokenizer(), TALK)
-    with pytest.raises(UserError, match="no chat template 'x', only plain, chatml"):
+    with pytest.raises(UserError, match="no chat template 'x', only plain, llama2, "):
         chat_template("x")
     with pytest.raises(UserError, match=r"slots: \{content\}, \{metadata\}"):
         ChatTemplate(user=("{contents}",))
@@ -303,6 +303,6 @@ def test_mistakes():
 
 
 def test_a_template_is_a_config():
-    for template in TEMPLATES.values():
+    for template in templates().values():
         assert from_json(to_json(template)) == template
     assert parse(chat_template("chatml"), ["default_system=Hi."]).default_system == "Hi."

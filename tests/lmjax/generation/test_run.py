@@ -15,13 +15,16 @@ from lmjax.config import UserError, config, to_json
 from lmjax.data.tokenizers import ByteTokenizer, CharacterTokenizer
 from lmjax.generation import Sampling, TextStream, load_model, load_run, prompt_tokens
 from lmjax.generation.__main__ import Generate, show_filled
-from lmjax.generation.chat import TEMPLATES, ChatTemplate, fitting_template
+from lmjax.generation.chat import ChatTemplate, chat_template, fitting_template
 from lmjax.generation.fill import MaskGuessing
 from lmjax.generation.messages import Message
 from lmjax.generation.run import chat_format
 from lmjax.interop import huggingface
 from lmjax.launch import run
 from lmjax.models import AttentionConfig, FeedForwardConfig, TransformerConfig, initialize
+from lmjax.models.family import ChatStyle
+from lmjax.models.family import _registered as registered
+from lmjax.models.gpt import GPT2_FAMILY
 from lmjax.parallel import Mesh, generation_layout
 from lmjax.runs.checkpoints import Checkpointer
 
@@ -153,8 +156,10 @@ def test_a_public_model_folder_gives_the_text_of_the_run(trained, monkeypatch, c
 
 
 def test_a_conversation_goes_on_with_all_that_was_said(trained, monkeypatch, capsys):
-    short = ChatTemplate(user=("{content}:",), assistant=(">", "{content};"), stop_strings=(";",))
-    monkeypatch.setitem(TEMPLATES, "short", short)
+    format = dict(user=("{content}:",), assistant=(">", "{content};"), stop_strings=(";",))
+    family = dataclasses.replace(GPT2_FAMILY, name="short", chat=(ChatStyle("short", format),))
+    monkeypatch.setitem(registered, "short", family)
+    short = ChatTemplate(**format)
     lines = iter(["b"])
     monkeypatch.setattr("builtins.input", lambda prompt: next(lines, None) or end())
 
@@ -241,7 +246,7 @@ def test_families_of_one_model_type_are_told_apart(tmp_path, settings, numbers, 
 
 @pytest.mark.parametrize("name", ["chatglm2", "chatglm3"])
 def test_chatglms_are_told_apart_by_their_tokens(name):
-    assert fitting_template("chatglm", with_special(TEMPLATES[name].special)) == name
+    assert fitting_template("chatglm", with_special(chat_template(name).special)) == name
 
 
 @pytest.mark.parametrize(

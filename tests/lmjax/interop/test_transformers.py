@@ -23,7 +23,6 @@ from lmjax.config import UserError, replace
 from lmjax.generation import Generator, Sampling
 from lmjax.generation.prompts import left_padded
 from lmjax.interop import huggingface
-from lmjax.interop.families import FAMILIES
 from lmjax.models import (
     abstract,
     bloom,
@@ -38,6 +37,7 @@ from lmjax.models import (
     plain_batch,
     skywork,
 )
+from lmjax.models.family import families
 from lmjax.parallel import training_layout
 from tests.lmjax.interop.settings_table import (
     EVERY_IGNORED,
@@ -234,7 +234,7 @@ def test_every_setting_of_a_family_is_in_its_table(kind):
 
 @pytest.mark.parametrize("kind", TABLES)
 def test_what_is_not_given_is_what_transformers_takes_it_for(kind):
-    family = next(family for family in FAMILIES if family.model_type == kind)
+    family = next(family for family in families() if family.model_type == kind)
     theirs = type(transformers.AutoConfig.for_model(kind))
     defaults = {field.name: field.default for field in dataclasses.fields(theirs)}
     known = {"scale_attn_weights", "tie_word_embeddings", *defaults}
@@ -247,7 +247,7 @@ def test_what_is_not_given_is_what_transformers_takes_it_for(kind):
 @pytest.mark.parametrize("kind", TABLES)
 def test_of_two_names_of_a_setting_the_same_one_counts(kind):
     """Where a config.json has both, and each says something else."""
-    family = next(family for family in FAMILIES if family.model_type == kind)
+    family = next(family for family in families() if family.model_type == kind)
     others = [*family.aliases.items(), *family.former.items()]
     for other, name in others:
         if kind == "xlnet" and name in ("n_head", "d_model"):  # of which it refuses two

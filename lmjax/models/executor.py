@@ -1,0 +1,133 @@
+"""Executors run the blocks of a stack: one compiled body, scanned over stacked parameters.
+
+A model is built with its executor (`abstract(config, layout, executor)`), so that another one, such
+as a pipeline whose stages hold a part of the layers each, takes the place of the scan for every
+family. All that it needs comes as arguments, nothing by closure.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Key, PRNGKeyArray
+
+from lmjax.models.cache import Cache, LayerCache
+from lmjax.models.stretches import Stretch, stretches
+from pallas_kernels.attention import Mask
+
+Remat = Literal["none", "dots", "full"]
+REMAT_POLICIES = {
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Blocks:
+    """Neighbouring blocks of one structure, as pure functions of arrays.
+
+    Attributes:
+      graph: the structure of one block.
+      params: the blocks' parameters, stacked along a first axis over layers.
+      keys: for dropout, one a layer; None drops nothing.
+      windows: of each layer's attention; None: a layer without one.
+      remat: what backward recomputes.
+      unroll: layers per step of a scan; 0: a plain Python loop.
+    """
+
+    graph: nnx.GraphDef
+    params: Any
+    keys: Key[Array, "layers"] | None
+    windows: tuple[int | None, ...]
+    remat: Remat = "none"
+    unroll: int = 1
+
+    @property
+    def stretches(self) -> tuple[Stretch, ...]:
+        """The layers, cut into what is scanned."""
+        return stretches(self.windows, scanned=self.unroll != 0)
+
+    def apply(
+        self,
+        params: Any,
+        x: Float[Array, "batch seq embed"],
+        mask: Mask,
+        tables: Any,
+        cache: LayerCache | None,
+        key: PRNGKeyArray | None,
+    ) -> tuple[Float[Array, "batch seq embed"], LayerCache | None]:
+        """One block with these parameters; `mask` has its window already."""
+        return nnx.merge(self.graph, params)(x, mask, tables, cache, key)
+
+
+# (blocks, x, mask, tables, cache) -> (x, cache), as `scan_blocks`.
+Executor = Callable[[Blocks, jax.Array, Mask, Any, Cache | None], tuple[jax.Array, Cache | None]]
+
+
+def scan_blocks(
+    blocks: Blocks,
+    x: Float[Array, "batch seq embed"],
+    mask: Mask,
+    tables: Any,
+    cache: Cache | None,
+) -> tuple[Float[Array, "batch seq embed"], Cache | None]:
+    """Scans over the layers, one period of a pattern of windows at a time.
+
+    What is left of a pattern that ends in its middle runs after its whole periods.
+
+    Args:
+      blocks: the blocks, in order.
+      x: what the first of them reads.
+      mask: what tokens see, less the windows; its arrays have a row for each of the batch.
+      tables: what all blocks need of positions (`lmjax.models.attention.Tables`).
+      cache: what came before, already told of the new tokens; None: nothing.
+
+    Returns:
+      The last block's output, and the cache with the new keys and values in it.
+    """
+    caches = None if cache is None else cache.layers()
+    first, place, extended = 0, 0, []
+    for stretch in blocks.stretches:
+        cut = functools.partial(stretch.cut, first=first)
+        layers = jax.tree.map(cut, (blocks.params, blocks.keys))
+        period = len(stretch.windows)
+        masks = [dataclasses.replace(mask, window=window) for window in stretch.windows]
+        own = [None] * period
+        if cache is not None:
+            masks = [cache.mask(mask, place + i, x.shape[1]) for i, mask in enumerate(masks)]
+            own = caches[place : place + period]
+        x, own = _scan_stretch(blocks, layers, x, masks, tables, own)
+        first, place = first + stretch.layers, place + period
+        extended += own
+    return x, None if cache is None else cache.extended(extended, x.shape[1])
+
+
+def _scan_stretch(
+    blocks: Blocks, layers: Any, x: jax.Array, masks: list, tables: Any, caches: list
+):
+    """Runs what `layers` holds, parameters and keys by period and by layer of a period."""
+    unroll, periods = blocks.unroll, jax.tree.leaves(layers)[0].shape[0]
+
+    def run(carry, inputs):
+        x, caches = carry
+        (params, key), index = inputs
+        caches = [c if c is None else dataclasses.replace(c, period=index) for c in caches]
+        for i, mask in enumerate(masks):
+            own = jax.tree.map(lambda a, i=i: a[i], params)
+            x, caches[i] = blocks.apply(
+                own, x, mask, tables, caches[i], None if key is None else key[i]
+            )
+        return (x, caches), None
+
+    if blocks.remat != "none" and caches[0] is None:
+        run = jax.checkpoint(run, policy=REMAT_POLICIES[blocks.remat])
+    carry, inputs = (x, caches), (layers, jnp.arange(periods))
+    if unroll:
+        return jax.lax.scan(run, carry, inputs, unroll=min(unroll, periods))[0]
+    return run(carry, jax.tree.map(lambda a: a[0], inputs))[0]
