@@ -13,12 +13,7 @@ from lmjax.generation.prompts import Prompt
 from lmjax.models import blank_row
 from lmjax.models.infill import BlankFormat, InfillFormat, MaskFormat, SentinelFormat
 from lmjax.objectives import (
-    BlankInfilling,
-    DocumentBlank,
-    MaskedLM,
-    Mixed,
     Objective,
-    SpanCorruption,
 )
 
 
@@ -222,7 +217,7 @@ FILLINGS: dict[type[InfillFormat], type[Filling]] = {
 
 
 def filling_by(infill: InfillFormat | Filling | None) -> Filling | None:
-    """What fills blanks by this format; None for no format. A filling of one's own stays itself.
+    """Filling of blanks by this format; None for no format. A filling of one's own stays itself.
 
     Raises:
       UserError: the format is neither one that is known here nor a filling.
@@ -239,26 +234,8 @@ def filling_by(infill: InfillFormat | Filling | None) -> Filling | None:
 
 
 def filling_of(objective: Objective | None) -> Filling | None:
-    """How a model that was trained so fills blanks; None for one that continues texts.
-
-    A mixture fills blanks where one of its parts teaches that. What stands for answers can be
-    filled in too.
-    """
-    parts = objective.objectives if isinstance(objective, Mixed) else (objective,)
-    if blanks := [part for part in parts if isinstance(part, BlankInfilling)]:
-        names = [part.blanks.mask for part in blanks] + [part.answers for part in blanks]
-        masks = dict.fromkeys(filter(None, names))
-        rest = [part.blanks.mask for part in blanks if isinstance(part.blanks, DocumentBlank)]
-        run_on = [part.blanks.mask for part in blanks if part.running_positions]
-        first = blanks[0]
-        return BlankFilling(tuple(masks), tuple(rest), tuple(run_on), first.sop, first.eop)
-    for part in parts:
-        if isinstance(part, SpanCorruption):
-            return SentinelFilling(part.sentinel, part.start)
-        if isinstance(part, MaskedLM):
-            names = (None, None) if part.pair is None else (part.cls, part.sep)
-            return MaskGuessing(part.mask, *names)
-    return None
+    """The filling of blanks that a model learned by its objective; None: it continues texts."""
+    return None if objective is None else filling_by(objective.infill_format())
 
 
 # (prompts, what encoders read, number of the blank in each text) -> tokens of each blank

@@ -6,6 +6,7 @@ What generation makes of them: `lmjax.generation.fill`.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,3 +59,19 @@ class MaskFormat(InfillFormat):
     mask: str = "[MASK]"
     cls: str | None = "[CLS]"
     sep: str | None = "[SEP]"
+
+
+def join_formats(formats: Iterable[InfillFormat | None]) -> InfillFormat | None:
+    """The format of a model that learned several: of blanks with the names of all, or the first.
+
+    None where there is none. Blanks come before the other formats.
+    """
+    found = [infill for infill in formats if infill is not None]
+    blanks = [infill for infill in found if isinstance(infill, BlankFormat)]
+    if not blanks:
+        return found[0] if found else None
+    names = {
+        field: tuple(dict.fromkeys(name for infill in blanks for name in getattr(infill, field)))
+        for field in ("masks", "rest", "run_on")
+    }
+    return dataclasses.replace(blanks[0], **names)

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Int, UInt64
 
 from lmjax.config import UserError, config
+from lmjax.models.infill import BlankFormat
 from lmjax.models.transformer import TransformerConfig
 from lmjax.objectives.blanks import Blanks, Cut, DocumentBlank, TokenBlanks
 from lmjax.objectives.draws import Draws
@@ -71,6 +72,17 @@ class BlankInfilling(TextObjective):
                 f"answers={self.answers!r} stands for the text's rest already, which is filled in "
                 "otherwise than an answer: name another token, such as '[MASK]'"
             )
+
+    def infill_format(self) -> BlankFormat:
+        """See `Objective.infill_format`; an answer's mask can be filled in too."""
+        mask = self.blanks.mask
+        return BlankFormat(
+            masks=tuple(dict.fromkeys(filter(None, (mask, self.answers)))),
+            rest=(mask,) if isinstance(self.blanks, DocumentBlank) else (),
+            run_on=(mask,) if self.running_positions else (),
+            sop=self.sop,
+            eop=self.eop,
+        )
 
     def unaware_of_answers(self) -> tuple[str, ...]:
         """See `TextObjective.unaware_of_answers`."""

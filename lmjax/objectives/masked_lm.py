@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int, PRNGKeyArray, UInt64
 
 from lmjax.config import UserError, config
 from lmjax.models.batch import Array
+from lmjax.models.infill import MaskFormat
 from lmjax.models.transformer import Transformer, TransformerConfig
 from lmjax.objectives.draws import Draws
 from lmjax.objectives.example import Example, TokenTargets
@@ -117,6 +118,11 @@ class MaskedLM(TextObjective):
         require_targets(targets.weights, segments, "hidden tokens")
         labels = None if self.pair is None else labels
         return Example(rows.batch(), MaskedTargets(targets.tokens, targets.weights, labels))
+
+    def infill_format(self) -> MaskFormat:
+        """See `Objective.infill_format`."""
+        names = (None, None) if self.pair is None else (self.cls, self.sep)
+        return MaskFormat(self.mask, *names)
 
     def hide(
         self,

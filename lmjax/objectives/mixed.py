@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Int, PRNGKeyArray, UInt64
 
 from lmjax.config import UserError, config
+from lmjax.models.infill import InfillFormat, join_formats
 from lmjax.models.transformer import Transformer, TransformerConfig
 from lmjax.objectives.draws import Draws
 from lmjax.objectives.example import Example
@@ -57,6 +58,10 @@ class Mixed(TextObjective):
         """The next row begins where it does for the one that goes on farthest."""
         advances = [o.row_length(length) - o.row_overlap(length) for o in self.objectives]
         return self.row_length(length) - max(advances)
+
+    def infill_format(self) -> InfillFormat | None:
+        """See `Objective.infill_format`."""
+        return join_formats(objective.infill_format() for objective in self.objectives)
 
     def unaware_of_answers(self) -> tuple[str, ...]:
         """See `TextObjective.unaware_of_answers`."""

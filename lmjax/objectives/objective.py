@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt64
 
 from lmjax.config import config
+from lmjax.models.infill import InfillFormat
 from lmjax.models.transformer import Transformer, TransformerConfig
 from lmjax.objectives.example import Example
 from lmjax.objectives.lexicon import SHAPES_ONLY, Lexicon
@@ -58,6 +59,10 @@ class Objective(abc.ABC):
     def weight(self, example: Example) -> Float[Array, ""]:
         """Sum of the weights of the targets: `Sums.weight`, known before the model has run."""
         return jnp.sum(example.targets.weights)
+
+    def infill_format(self) -> InfillFormat | None:
+        """The form in which the model learns to fill blanks; None: it continues texts."""
+        return None
 
     def check(self, model: TransformerConfig) -> None:  # noqa: B027 (any model will do)
         """Raises UserError for a model that cannot be trained with this objective."""

@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Bool, Int, UInt64
 
 from lmjax.config import UserError, config
+from lmjax.models.infill import SentinelFormat
 from lmjax.models.transformer import TransformerConfig
 from lmjax.objectives.draws import Draws
 from lmjax.objectives.example import Example
@@ -107,6 +108,10 @@ class SpanCorruption(TextObjective):
                 decoder.add(row, Sample(shifted, targets, np.ones(len(targets))))
         require_targets(decoder.targets().weights, segments, "spans to leave out")
         return decoder.example(encoder=encoder.batch())
+
+    def infill_format(self) -> SentinelFormat:
+        """See `Objective.infill_format`."""
+        return SentinelFormat(self.sentinel, self.start)
 
     def sentinels(self, lexicon: Lexicon, most: int) -> list[int]:
         """Ids of the sentinels: as many as a text needs, or for documents as many as there are."""

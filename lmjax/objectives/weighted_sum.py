@@ -12,6 +12,7 @@ from jaxtyping import Float, Int, PRNGKeyArray, UInt64
 
 from lmjax.config import UserError, config
 from lmjax.models.batch import Array
+from lmjax.models.infill import InfillFormat, join_formats
 from lmjax.models.transformer import Transformer, TransformerConfig
 from lmjax.objectives.example import Example
 from lmjax.objectives.lexicon import Lexicon
@@ -66,6 +67,10 @@ class WeightedSum(TextObjective):
             for objective in self._text_objectives()
         ]
         return self.row_length(length) - min(advances)
+
+    def infill_format(self) -> InfillFormat | None:
+        """See `Objective.infill_format`."""
+        return join_formats(objective.infill_format() for objective in self.objectives)
 
     def unaware_of_answers(self) -> tuple[str, ...]:
         """See `TextObjective.unaware_of_answers`."""

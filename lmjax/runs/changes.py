@@ -19,8 +19,8 @@ def check_continues(folder: RunFolder, experiment: Any) -> None:
         raise UserError(
             f"{folder.location} holds another run; settings that differ:\n"
             + "\n".join(few)
-            + f"\nChoose another folder (output=...), delete {folder.location} to start anew, or give "
-            "the same settings to go on."
+            + f"\nChoose another folder (output=...), delete {folder.location} to start anew, or "
+            "give the same settings to go on."
         )
 
 
