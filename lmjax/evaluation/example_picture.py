@@ -128,8 +128,8 @@ class Picture:
         self.width = max(right + GAP, NARROWEST)
 
         self.columns = int((self.width - 2 * GAP) / LETTER)
-        self.places = [_wrap(stack.texts, self.columns) for stack in stacks]
-        self.lines = [1 + int(place[-1, 0]) for place in self.places]
+        self.positions = [_wrap(stack.texts, self.columns) for stack in stacks]
+        self.lines = [1 + int(at[-1, 0]) for at in self.positions]
         top, self.text_tops = 2.5 * GAP, []
         for lines in self.lines:
             self.text_tops.append(top)
@@ -161,27 +161,27 @@ class Picture:
         for number, stack in enumerate(self.stacks):
             whose = ("encoder", "decoder")[number] + " " if encoder else ""
             self._running_text(number, f"{whose}text")
-            place, size = (self.lefts[number], self.tops[number]), (self.sizes[number],) * 2
-            self._mask(f"{whose}mask", stack.mask, stack.shades, place, size)
-            self._keys(stack, place, f"{whose}mask: a row sees the filled columns")
+            at, size = (self.lefts[number], self.tops[number]), (self.sizes[number],) * 2
+            self._mask(f"{whose}mask", stack.mask, stack.shades, at, size)
+            self._keys(stack, at, f"{whose}mask: a row sees the filled columns")
             self._queries(stack, self.tops[number])
         if encoder:
-            place, size = (self.lefts[0], self.tops[1]), tuple(self.sizes)
+            at, size = (self.lefts[0], self.tops[1]), tuple(self.sizes)
             name = "cross-attention mask"
-            self._mask(name, self.cross, self.stacks[0].shades, place, size)
-            self.write(place[0], place[1] - GAP / 3, f"{name}: decoder sees encoder", color=GREY)
+            self._mask(name, self.cross, self.stacks[0].shades, at, size)
+            self.write(at[0], at[1] - GAP / 3, f"{name}: decoder sees encoder", color=GREY)
         self._targets(self.stacks[-1])
         return self.figure
 
     def axes(
         self,
         name: str,
-        place: tuple[float, float],
+        at: tuple[float, float],
         size: tuple[float, float],
         shape: tuple[int, int],
     ) -> Axes:
         """Empty axes of this label, whose units are cells: `shape` says how many rows, columns."""
-        (left, top), (width, height) = place, size
+        (left, top), (width, height) = at, size
         bottom = self.height - top - height
         corner, extent = (left / self.width, bottom / self.height), (width / self.width,)
         axes = self.figure.add_axes((*corner, *extent, height / self.height), label=name)
@@ -192,8 +192,8 @@ class Picture:
 
     def write(self, left: float, top: float, text: str, **options) -> None:
         """A line of text, whose middle is `top`."""
-        place = left / self.width, 1 - top / self.height
-        self.figure.text(*place, text, **{"fontsize": SIZE, "va": "center"} | options)
+        at = left / self.width, 1 - top / self.height
+        self.figure.text(*at, text, **{"fontsize": SIZE, "va": "center"} | options)
 
     def _legend(self) -> None:
         """Draws the meanings of the colours that occur."""
@@ -216,7 +216,7 @@ class Picture:
         self.write(GAP, top - GAP / 3, name, color=GREY)
         size = self.columns * LETTER, lines * LINE_HEIGHT
         axes = self.axes(name, (GAP, top), size, (lines, self.columns))
-        for i, (line, column) in enumerate(self.places[number].tolist()):
+        for i, (line, column) in enumerate(self.positions[number].tolist()):
             width = max(1, _letters(stack.texts[i]))
             _box(axes, (column, line, width + 0.8, 0.86), COLOURS[stack.shades[i]])
             _token(axes, (column + (width - 0.2) / 2, line - 0.07), stack, i)
@@ -226,13 +226,13 @@ class Picture:
         name: str,
         mask: Bool[np.ndarray, "query key"],
         shades: Int[np.ndarray, "key"],
-        place: tuple[float, float],
+        at: tuple[float, float],
         size: tuple[float, float],
     ) -> None:
         """A matrix whose cells have the colour of the key where it is seen."""
         from matplotlib.colors import ListedColormap
 
-        axes = self.axes(name, place, size, mask.shape)
+        axes = self.axes(name, at, size, mask.shape)
         values = np.where(mask, shades, 0)
         colours = ListedColormap(COLOURS)
         limits = {"vmin": -0.5, "vmax": len(COLOURS) - 0.5}
@@ -241,9 +241,9 @@ class Picture:
         if self.writable:
             _rule(axes, *mask.shape)
 
-    def _keys(self, stack: Stack, place: tuple[float, float], title: str) -> None:
+    def _keys(self, stack: Stack, at: tuple[float, float], title: str) -> None:
         """Above a mask: numbers and texts of its columns."""
-        (left, top), length = place, len(stack.texts)
+        (left, top), length = at, len(stack.texts)
         size = self.cell * length, CELL
         for number, (name, values) in enumerate(reversed(stack.numbers.items())):
             above = top - CELL * (number + 1)
@@ -273,15 +273,15 @@ class Picture:
         """Left of the masks: the texts of their rows."""
         left, length = self.lefts[0], len(stack.texts)
         width = self._label_width(stack.texts)
-        place, size = (left - width, top), (width, self.cell * length)
-        axes = self.axes("queries", place, size, (length, 1))
+        at, size = (left - width, top), (width, self.cell * length)
+        axes = self.axes("queries", at, size, (length, 1))
         if self.writable:
             for i in range(length):
                 _box(axes, (0, i + 0.04, 1, 0.92), COLOURS[stack.shades[i]])
                 _token(axes, (0.5 - LETTER / 2 / width, i), stack, i, ha="right")
         else:
-            places = range(0, length, 2 ** max(0, math.ceil(math.log2(length / 12))))
-            axes.set_yticks(places[1:], places[1:])
+            positions = range(0, length, 2 ** max(0, math.ceil(math.log2(length / 12))))
+            axes.set_yticks(positions[1:], positions[1:])
             axes.yaxis.tick_right()
             axes.tick_params(labelsize=SIZE, length=0, pad=-LETTER * 72 * 4, labelcolor=GREY)
 
@@ -309,14 +309,14 @@ class Picture:
 def _wrap(texts: list[str], columns: int) -> Int[np.ndarray, "seq 2"]:
     """Line and column in which each text begins, with a space between two."""
     line = column = 0
-    places = []
+    positions = []
     for text in texts:
         width = 1 + max(1, _letters(text))
         if column and column + width > columns:
             line, column = line + 1, 0
-        places.append((line, column))
+        positions.append((line, column))
         column += width
-    return np.array(places)
+    return np.array(positions)
 
 
 def _box(axes: Axes, box: tuple, colour: str) -> None:
@@ -334,11 +334,11 @@ def _rule(axes: Axes, rows: int, columns: int) -> None:
     axes.vlines(np.arange(columns + 1) - 0.5, -0.5, rows - 0.5, color=RULE, linewidth=0.4)
 
 
-def _token(axes: Axes, place: tuple, stack: Stack, i: int, **options) -> None:
+def _token(axes: Axes, at: tuple, stack: Stack, i: int, **options) -> None:
     """A token's text, bold where it is a special one."""
     weight = "bold" if stack.is_special[i] else "normal"
     colour = FAINT if stack.shades[i] // 2 == PADDING else INK
-    _write(axes, place, stack.texts[i], weight=weight, color=colour, **options)
+    _write(axes, at, stack.texts[i], weight=weight, color=colour, **options)
 
 
 def _letters(text: str) -> int:
@@ -354,10 +354,10 @@ def _fonts() -> list[str]:
     return ["monospace", *sorted(CHINESE & set(font_manager.get_font_names()))]
 
 
-def _write(axes: Axes, place: tuple, text: str, **options) -> None:
+def _write(axes: Axes, at: tuple, text: str, **options) -> None:
     """A text of letters of one width, as it stands."""
     fixed = {"fontsize": SIZE, "color": INK, "ha": "center", "va": "center_baseline"}
-    axes.text(*place, text, **fixed | {"family": _fonts(), "parse_math": False} | options)
+    axes.text(*at, text, **fixed | {"family": _fonts(), "parse_math": False} | options)
 
 
 def _pyplot():

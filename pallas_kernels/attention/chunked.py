@@ -100,9 +100,9 @@ def _attend(static: tuple[int, float, float | None, bool], q, k, v, mask: Mask, 
 def _forward(static, q, k, v, mask: Mask, bias):
     rows, scale, softcap, recompute = static
     outputs, kept = [], []
-    for place in _places(rows, mask, q.shape[3], k.shape[2]):
-        weights, inverse, gain = _weights(place, scale, softcap, q, k, mask, bias)
-        output = product("bngts,bnsd->bngtd", weights.astype(v.dtype), _keys(v, place))
+    for bounds in _blocks(rows, mask, q.shape[3], k.shape[2]):
+        weights, inverse, gain = _weights(bounds, scale, softcap, q, k, mask, bias)
+        output = product("bngts,bnsd->bngtd", weights.astype(v.dtype), _keys(v, bounds))
         outputs.append((output * inverse).astype(q.dtype))
         kept.append(None if recompute else (weights.astype(v.dtype), inverse, gain))
     output = jnp.concatenate(outputs, axis=3)
@@ -115,18 +115,18 @@ def _backward(static, saved, d_output):
     exact = jnp.promote_types(jnp.float32, q.dtype)
     expected = jnp.sum(d_output.astype(exact) * output.astype(exact), axis=-1, keepdims=True)
     d_q, d_k, d_v, d_bias = [], [], [], []
-    for place, saved_block in zip(_places(rows, mask, q.shape[3], k.shape[2]), kept):
-        weights, inverse, gain = saved_block or _weights(place, scale, softcap, q, k, mask, bias)
-        d_rows = (_rows(d_output, place) * inverse).astype(v.dtype)
-        d_weights = product("bngtd,bnsd->bngts", d_rows, _keys(v, place))
-        d_scores = weights * (d_weights - _rows(expected, place) * inverse)
-        d_bias.append(_bias_gradient(d_scores, place, bias))
+    for bounds, saved_block in zip(_blocks(rows, mask, q.shape[3], k.shape[2]), kept):
+        weights, inverse, gain = saved_block or _weights(bounds, scale, softcap, q, k, mask, bias)
+        d_rows = (_rows(d_output, bounds) * inverse).astype(v.dtype)
+        d_weights = product("bngtd,bnsd->bngts", d_rows, _keys(v, bounds))
+        d_scores = weights * (d_weights - _rows(expected, bounds) * inverse)
+        d_bias.append(_bias_gradient(d_scores, bounds, bias))
         if gain is not None:
             d_scores *= gain
         d_scores = (scale * d_scores).astype(q.dtype)
-        d_q.append(product("bngts,bnsd->bngtd", d_scores, _keys(k, place)).astype(q.dtype))
-        before, after = place[2], k.shape[2] - place[3]
-        for total, a, b in ((d_k, d_scores, _rows(q, place)), (d_v, weights, d_rows)):
+        d_q.append(product("bngts,bnsd->bngtd", d_scores, _keys(k, bounds)).astype(q.dtype))
+        before, after = bounds[2], k.shape[2] - bounds[3]
+        for total, a, b in ((d_k, d_scores, _rows(q, bounds)), (d_v, weights, d_rows)):
             part = product("bngts,bngtd->bnsd", a.astype(b.dtype), b)
             total.append(jnp.pad(part, ((0, 0), (0, 0), (before, after), (0, 0))))
     d_bias = None if bias is None else sum(d_bias).astype(bias.dtype)
@@ -137,7 +137,7 @@ def _backward(static, saved, d_output):
 _attend.defvjp(_forward, _backward)
 
 
-def _places(rows: int, mask: Mask, query_length: int, key_length: int):
+def _blocks(rows: int, mask: Mask, query_length: int, key_length: int):
     """Of each block: first and end of its queries, first and end of the keys they may see."""
     for start in range(0, query_length, rows):
         stop = min(start + rows, query_length)
@@ -145,22 +145,22 @@ def _places(rows: int, mask: Mask, query_length: int, key_length: int):
         yield start, stop, min(first, key_length - 1), max(end, 1)  # blind rows reject one key
 
 
-def _rows(a, place):
-    return a[:, :, :, place[0] : place[1]]
+def _rows(a, bounds):
+    return a[:, :, :, bounds[0] : bounds[1]]
 
 
-def _keys(a, place):
-    return a[:, :, place[2] : place[3]]
+def _keys(a, bounds):
+    return a[:, :, bounds[2] : bounds[3]]
 
 
-def _weights(place, scale: float, softcap: float | None, q, k, mask: Mask, bias):
+def _weights(bounds, scale: float, softcap: float | None, q, k, mask: Mask, bias):
     """exp(score - largest score of the row) of a block, one over each row's sum (blind: 0), and
     the derivative of `bend`."""
-    start, stop, first, end = place
-    scores = scale * product("bngtd,bnsd->bngts", _rows(q, place), _keys(k, place))
+    start, stop, first, end = bounds
+    scores = scale * product("bngtd,bnsd->bngts", _rows(q, bounds), _keys(k, bounds))
     scores, gain = bend(scores, softcap)
     if bias is not None:
-        part = _rows(bias, place) if bias.shape[3] > 1 else bias
+        part = _rows(bias, bounds) if bias.shape[3] > 1 else bias
         part = part[..., first:end] if bias.shape[4] > 1 else part
         scores += part.astype(scores.dtype)
     if mask.tile((start, stop), (first, end)) is not Tile.FULL:
@@ -175,11 +175,11 @@ def _weights(place, scale: float, softcap: float | None, q, k, mask: Mask, bias)
     return weights, inverse, gain
 
 
-def _bias_gradient(d_scores, place, bias):
+def _bias_gradient(d_scores, bounds, bias):
     """Contribution of a block to the gradient of the bias, in the bias's shape."""
     if bias is None:
         return None
-    start, stop, first, end = place
+    start, stop, first, end = bounds
     broadcast = [axis for axis in range(5) if bias.shape[axis] == 1]
     part = jnp.sum(d_scores, axis=broadcast, keepdims=True)
     rows = (start, bias.shape[3] - stop) if bias.shape[3] > 1 else (0, 0)

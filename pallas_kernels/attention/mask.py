@@ -30,12 +30,12 @@ class Tile(enum.Enum):
 class Mask:
     """The keys that each query may see.
 
-    With i the place of a query and j the place of a key, both counted in keys, a pair is allowed if
+    With i the position of a query and j that of a key, both counted in keys, a pair is allowed if
 
         (j <= i if `causal`) and (i - j < `window`, and |i - j| < `window` unless `causal`)
 
     and, where segments are given, only inside one segment. Where ranks are given, `causal` compares
-    them instead of places: a key is seen by queries of its rank or a higher one, wherever they
+    them instead of positions: a key is seen by queries of its rank or a higher one, wherever they
     stand, and the window reaches to both sides. So the tokens of a prefix that sees itself whole
     all have one rank (prefix language models, GLM's part A); a permutation is a rank for each.
 
@@ -47,8 +47,8 @@ class Mask:
         window: how many keys a query sees on a side, itself included; None is all of them.
         query_segments, key_segments: pairs with unlike numbers do not see each other, and 0 is
             padding, which sees nothing and is seen by nothing. Both or neither.
-        query_ranks, key_ranks: what `causal` compares; None is the places. Both or neither.
-        offset: the place of the first query, counted in keys: what a KV cache already holds, or the
+        query_ranks, key_ranks: what `causal` compares; None: the positions. Both or neither.
+        offset: position of the first query, counted in keys: what a KV cache already holds, or the
             first token of a context-parallel shard. May be traced.
     """
 
@@ -105,7 +105,7 @@ class Mask:
 
     @property
     def forward(self) -> bool:
-        """Returns whether no query sees a key at a later place."""
+        """Returns whether no query sees a key at a later position."""
         return self.causal and self.query_ranks is None
 
     def mapped(self, queries: Callable[[Any], Any], keys: Callable[[Any], Any]) -> Mask:
@@ -156,7 +156,7 @@ class Mask:
             end = self.offset + stop - 1 + self.window
         if self.window is not None:
             first = self.offset + start - self.window + 1
-        first, end = (min(max(place, 0), key_length) for place in (first, end))
+        first, end = (min(max(index, 0), key_length) for index in (first, end))
         return first, max(first, end)
 
     def tile(self, rows: tuple[int, int], keys: tuple[int, int]) -> Tile:
