@@ -15,12 +15,11 @@ from lmjax.generation.weights import stacked
 from lmjax.models import (
     Batch,
     Cache,
-    Place,
     TransformerConfig,
     abstract,
-    last_place,
     make_cache,
 )
+from lmjax.models.batch import last_tokens
 from lmjax.parallel import Layout
 
 
@@ -32,7 +31,6 @@ class Decoding:
     Attributes:
       cache: keys and values of everything but the newest token.
       token: the newest token of each row.
-      place: where it stands in the row's text.
       tokens: what was decoded so far, from the left; whole on every device.
       log_probabilities: of `tokens`, as in `Continuation`.
       seen: which tokens a row has, the prompt's included; None where nothing depends on it.
@@ -44,7 +42,6 @@ class Decoding:
 
     cache: Cache
     token: Int[Array, "batch"]
-    place: Place
     tokens: Int[Array, "batch slots"]
     log_probabilities: Float[Array, "batch slots"]
     seen: Bool[Array, "batch vocab"] | None
@@ -77,19 +74,16 @@ class Decoder:
     def start(
         self, params, prompt: Batch, budget, seeds, seen, *, slots: int, samples: int, **settings
     ) -> Decoding:
-        """Runs the prompts, left-padded to one length, and decodes their rows' first tokens."""
+        """Runs the prompts, padded to one length, and decodes their rows' first tokens."""
         batch, length = prompt.tokens.shape
         logits, cache = self.prefill(params, prompt, length + slots)
-        place = last_place(prompt)
         if samples > 1:
             rows = jnp.repeat(jnp.arange(batch), samples)
             cache = cache.take(self.layout, rows)
             logits = self.layout.take(logits, rows)
-            place = jax.tree.map(lambda a: self.layout.take(a, rows), place)
         decoding = Decoding(
             cache=cache,
-            token=jnp.zeros_like(place.position),
-            place=place,
+            token=jnp.zeros_like(cache.lengths),
             tokens=jnp.zeros((batch * samples, slots), jnp.int32),
             log_probabilities=jnp.zeros((batch * samples, slots), jnp.float32),
             seen=seen,
@@ -110,8 +104,7 @@ class Decoder:
             return (decoding.count < until) & ~jnp.all(decoding.done)
 
         def step(decoding: Decoding) -> Decoding:
-            batch = decoding.place.batch(decoding.token, jnp.where(decoding.done, 0, 1))
-            logits, cache = self.logits(params, batch, decoding.cache)
+            logits, cache = self.next(params, decoding.cache, decoding.token, ~decoding.done)
             return self._append(dataclasses.replace(decoding, cache=cache), logits, **settings)
 
         return jax.lax.while_loop(going_on, step, decoding)
@@ -129,8 +122,16 @@ class Decoder:
         """Logits after each row's last token, of the real vocabulary, whole rows; traceable."""
         model = nnx.merge(abstract(self.config, self.layout)[0], stacked(params))
         hidden, cache = model(batch, cache)
-        logits = self.layout.place(model.logits(hidden[:, -1:])[:, 0], "batch", None)
+        hidden = last_tokens(batch.segments, hidden)[:, None]
+        logits = self.layout.place(model.logits(hidden)[:, 0], "batch", None)
         return logits[:, : self.config.vocab_size], cache
+
+    def next(
+        self, params: dict, cache: Cache, tokens: Int[Array, "batch"], going: Bool[Array, "batch"]
+    ) -> tuple[Float[Array, "batch vocab"], Cache]:
+        """Logits after one more token of each row that goes on; traceable."""
+        batch = cache.place.next().batch(tokens, going.astype(jnp.int32))
+        return self.logits(params, batch, cache)
 
     def _append(
         self, decoding: Decoding, logits, *, stop_tokens, greedy, repetition_penalty, **filters
@@ -169,11 +170,6 @@ class Decoder:
         return dataclasses.replace(
             decoding,
             token=token,
-            place=jax.tree.map(
-                lambda last, next: jnp.where(done, last, next),
-                decoding.place,
-                decoding.place.next(),
-            ),
             tokens=note(decoding.tokens, token),
             log_probabilities=note(decoding.log_probabilities, log_probability),
             seen=seen,

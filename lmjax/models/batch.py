@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 
 from lmjax.config import UserError
 from pallas_kernels.attention import Mask
@@ -104,27 +105,38 @@ class Place:
     """
 
     position: Int[Array, "batch"]
-    block_position: Int[Array, "batch"] | None
+    block_position: Int[Array, "batch"]
 
     def next(self) -> Place:
         """Where the token after it stands: in a span the second position moves, else the first."""
-        if self.block_position is None:
-            return Place(self.position + 1, None)
         inside = (self.block_position > 0).astype(np.int32)
         return Place(self.position + 1 - inside, self.block_position + inside)
 
     def batch(self, tokens: Int[Array, "batch"], segments: Int[Array, "batch"]) -> Batch:
         """A batch of these tokens alone."""
-        block = self.block_position
         return Batch(
             tokens=tokens[:, None],
             positions=self.position[:, None],
             segments=segments[:, None],
-            block_positions=None if block is None else block[:, None],
+            block_positions=self.block_position[:, None],
         )
 
 
 def last_place(batch: Batch) -> Place:
-    """Where the last token of each row stands."""
+    """Where the last token of each row stands, padding left out; block positions may all be 0."""
     block = batch.block_positions
-    return Place(batch.positions[:, -1], None if block is None else block[:, -1])
+    block = jnp.zeros_like(batch.positions) if block is None else block
+    positions, block = (last_tokens(batch.segments, a) for a in (batch.positions, block))
+    return Place(positions, block)
+
+
+def last_tokens(
+    segments: Int[Array, "batch seq"], values: Shaped[Array, "batch seq *rest"]
+) -> Shaped[jax.Array, "batch *rest"]:
+    """The value of each row's last token that is not padding; zeros where there is none."""
+    if segments.shape[1] == 1:
+        return jnp.asarray(values[:, 0])
+    column = jnp.arange(segments.shape[1])
+    last = jnp.max(jnp.where(segments != 0, column, -1), axis=1, keepdims=True)
+    chosen = (column == last).reshape(*segments.shape, *(1 for _ in values.shape[2:]))
+    return jnp.sum(jnp.where(chosen, values, 0), axis=1, dtype=values.dtype)

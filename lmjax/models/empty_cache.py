@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from lmjax.models.batch import Place
 from lmjax.models.cache import Cache
 from lmjax.models.transformer import TransformerConfig
 from lmjax.parallel import Layout
@@ -24,7 +25,5 @@ def make_cache(config: TransformerConfig, layout: Layout, batch: int, length: in
 
     places = [(window, periods) for windows, periods in config.stretches for window in windows]
     keys, values = (tuple(empty(*place) for place in places) for _ in range(2))
-    segments = jnp.zeros(
-        (batch, length), jnp.int32, out_sharding=layout.spec("batch", None, shape=(batch, length))
-    )
-    return Cache(keys, values, segments, jnp.zeros((), jnp.int32), segments[:, 0])
+    none = jnp.zeros(batch, jnp.int32, out_sharding=layout.spec("batch", shape=(batch,)))
+    return Cache(keys, values, none, none, Place(none, none), capacity=length, empty=True)
