@@ -149,7 +149,7 @@ class BeamDecoder:
         """Runs the prompts, and makes the first step of their beams."""
         count, length = prompt.tokens.shape
         rows = jnp.repeat(jnp.arange(count), beams)
-        logits, cache = self.decoder.prefill(params, prompt, length + slots)
+        logits, cache = self.decoder.prefill(params, prompt, length=length + slots)
         shape = (count, beams)
         search = Search(
             cache=cache.take(self.layout, rows),

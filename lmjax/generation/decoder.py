@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
+from lmjax.config import UserError
 from lmjax.generation.sampling import choose, penalised
 from lmjax.generation.weights import stacked
 from lmjax.models import (
@@ -76,7 +79,7 @@ class Decoder:
     ) -> Decoding:
         """Runs the prompts, padded to one length, and decodes their rows' first tokens."""
         batch, length = prompt.tokens.shape
-        logits, cache = self.prefill(params, prompt, length + slots)
+        logits, cache = self.prefill(params, prompt, length=length + slots)
         if samples > 1:
             rows = jnp.repeat(jnp.arange(batch), samples)
             cache = cache.take(self.layout, rows)
@@ -109,12 +112,82 @@ class Decoder:
 
         return jax.lax.while_loop(going_on, step, decoding)
 
+    @functools.partial(jax.jit, static_argnums=0, static_argnames="length")
     def prefill(
-        self, params: dict, prompt: Batch, length: int
+        self, params: dict, prompts: Batch, length: int | None = None
     ) -> tuple[Float[Array, "batch vocab"], Cache]:
-        """Logits after each prompt, and a cache of `length` slots that holds them; traceable."""
-        cache = make_cache(self.config, self.layout, prompt.tokens.shape[0], length)
-        return self.logits(params, prompt, cache)
+        """Runs prompts.
+
+        Args:
+          params: as `Generator.weights`.
+          prompts: rows padded to one length, on either side.
+          length: most tokens that a row of the cache can hold; None: those of the batch, enough for
+            rows that are inserted into another cache.
+
+        Returns:
+          Logits after each prompt, and the cache that holds them.
+
+        Raises:
+          UserError: a length below that of the batch.
+        """
+        batch, columns = prompts.tokens.shape
+        if length is not None and length < columns:
+            raise UserError(f"length={length}: the batch has {columns} columns")
+        cache = make_cache(self.config, self.layout, batch, length or columns)
+        return self.logits(params, prompts, cache)
+
+    def free_rows(self, rows: int, length: int, source: int | None = None) -> Cache:
+        """A cache of free rows, which prompts are inserted into; see `make_cache`."""
+        cache = make_cache(self.config, self.layout, rows, length, source)
+        return dataclasses.replace(cache, empty=False)
+
+    def insert(self, cache: Cache, slots: Sequence[int], rows: Cache) -> Cache:
+        """Puts prefilled rows into rows of a cache, whatever these held; others go on unchanged.
+
+        Args:
+          cache: the rows that are being decoded. It is used up: only what is returned counts.
+          slots: numbers of its rows, one for each of `rows`.
+          rows: of `prefill`.
+
+        Raises:
+          UserError: numbers of no row, or of one twice; rows that do not fit.
+        """
+        count, given = len(cache.lengths), list(slots)
+        if len(given) != len(rows.lengths):
+            raise UserError(f"{len(rows.lengths)} rows to insert, but {len(given)} slots for them")
+        if len(set(given)) < len(given) or any(not 0 <= slot < count for slot in given):
+            raise UserError(f"slots={given}: give different numbers from 0 to {count - 1}")
+        return self._insert(cache, np.array(given, np.int32), rows)
+
+    @functools.partial(jax.jit, static_argnums=0, donate_argnames="cache")
+    def _insert(self, cache: Cache, slots, rows: Cache) -> Cache:
+        return cache.put(slots, rows)
+
+    @functools.partial(jax.jit, static_argnums=0, donate_argnames="cache")
+    def step(
+        self,
+        params: dict,
+        cache: Cache,
+        tokens: Int[Array, "batch"],
+        going: Bool[Array, "batch"] | None = None,
+    ) -> tuple[Float[Array, "batch vocab"], Cache]:
+        """Adds one token to each row.
+
+        What a row gives depends on no other row. The caller ends a row before it has more tokens
+        than `Cache.capacity`, or than the model's context.
+
+        Args:
+          params: as `Generator.weights`.
+          cache: of the tokens before. It is used up: only what is returned counts.
+          tokens: the next of each row; of rows that do not go on, any.
+          going: rows that go on; the others stay as they are, and their logits mean nothing. None:
+            all that are not free.
+
+        Returns:
+          Logits after the tokens, and the cache that holds them.
+        """
+        going = cache.lengths > 0 if going is None else self.layout.place(going, "batch")
+        return self.next(params, cache, self.layout.place(tokens, "batch"), going)
 
     def logits(
         self, params: dict, batch: Batch, cache: Cache

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int, Shaped
 
+from lmjax.config import UserError
 from lmjax.models.batch import Batch, Place, last_place
 from lmjax.parallel import Layout
 from pallas_kernels.attention import Mask
@@ -134,6 +135,32 @@ class Cache:
         """A cache of the rows with these numbers; a row may be taken more than once."""
         return jax.tree.map(lambda a: layout.take(a, rows, axis=_batch_axis(a)), self)
 
+    def put(self, slots: Int[Array, "new"], rows: Cache) -> Cache:
+        """The cache with rows of another one, which may be shorter, in place of those at `slots`.
+
+        Args:
+          slots: numbers of rows, each once.
+          rows: what they hold from now on.
+
+        Raises:
+          UserError: rows that do not fit.
+        """
+        _check_fit(self, rows)
+
+        def put(old: jax.Array, new: jax.Array) -> jax.Array:
+            return put_rows(old, new, slots, _batch_axis(old))
+
+        names = ("keys", "values", "lengths", "prompt_lengths", "place")
+        found = {
+            name: jax.tree.map(put, getattr(self, name), getattr(rows, name)) for name in names
+        }
+        if self.source is not None:
+            more = self.source.segments.shape[1] - rows.source.segments.shape[1]
+            segments = jnp.pad(rows.source.segments, ((0, 0), (0, more)))  # hides what lies there
+            source = dataclasses.replace(rows.source, segments=segments)
+            found["source"] = jax.tree.map(put, self.source, source)
+        return dataclasses.replace(self, **found, empty=False)
+
     def queries(self, new: int) -> tuple[Int[Array, "#batch new"], int]:
         """Indices of the incoming tokens among the keys of a layer without a window.
 
@@ -186,6 +213,21 @@ class Cache:
 def _batch_axis(array: jax.Array) -> int:
     """The axis of the rows: keys and values have that of the layers before it."""
     return 1 if array.ndim > 2 else 0
+
+
+def _check_fit(cache: Cache, rows: Cache) -> None:
+    """Raises UserError for rows that a cache cannot take."""
+    sizes = [("tokens", cache.capacity, rows.capacity)]
+    if (cache.source is None) != (rows.source is None):
+        raise UserError(
+            "a cache for texts of an encoder and one without: give both or neither `source`"
+        )
+    if cache.source is not None:
+        lengths = (c.source.segments.shape[1] for c in (cache, rows))
+        sizes.append(("tokens of the encoder", *lengths))
+    for what, most, needed in sizes:
+        if needed > most:
+            raise UserError(f"rows with room for {needed} {what} do not fit into rows of {most}")
 
 
 @jax.tree_util.register_dataclass
@@ -296,3 +338,29 @@ def gather(
 ) -> Shaped[Array, "batch new *rest"]:
     """Columns of each row; of an index outside the nearest one, whatever it holds."""
     return jax.vmap(lambda row, index: jnp.take(row, index, axis=0, mode="clip"))(rows, index)
+
+
+def put_rows(
+    old: Shaped[Array, "..."], new: Shaped[Array, "..."], slots: Int[Array, "new"], axis: int
+) -> Shaped[Array, "..."]:
+    """An array with other rows in place of some, which lie on any devices.
+
+    Args:
+      old: the array.
+      new: the rows; of the axis after theirs they may have only a first part.
+      slots: numbers of the rows that are replaced.
+      axis: of the rows.
+    """
+    spec = [*jax.typeof(old).sharding.spec]
+    axes, spec[axis] = spec[axis], None
+    new = jax.reshard(new, PartitionSpec(*spec))
+
+    def put(old, new, slots):
+        rows, part = old.shape[axis], new.shape[axis + 1 : axis + 2]
+        if axes is not None:
+            slots = slots - rows * jax.lax.axis_index(axes)
+        slots = jnp.where((slots >= 0) & (slots < rows), slots, rows)  # else another device's
+        index = (*(slice(None),) * axis, slots, *(slice(size) for size in part))
+        return old.at[index].set(new, mode="drop", unique_indices=True)
+
+    return by_row(put, jax.typeof(old).sharding.spec, old, new, slots)

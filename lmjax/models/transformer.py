@@ -174,7 +174,11 @@ class Stack(nnx.Module):
     def tables(self, batch: Batch, cache: Cache | None = None) -> Tables:
         """What all layers need of the positions of a batch, which `cache` expects next."""
         attention, length = self.config.attention, batch.tokens.shape[1]
-        lengths, queries, keys = jnp.max(batch.positions, axis=1) + 1, jnp.arange(length)[None], length
+        lengths, queries, keys = (
+            jnp.max(batch.positions, axis=1) + 1,
+            jnp.arange(length)[None],
+            length,
+        )
         if cache is not None:
             lengths, (queries, keys) = cache.prompt_lengths, cache.queries(length)
         tables = attention.tables(batch, lengths)
