@@ -43,7 +43,7 @@ class Hypothesis:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Search:
-    """Where the search stands; rows of the cache are the beams of the first prompt, and so on.
+    """State of a search; rows of the cache are the beams of the first prompt, and so on.
 
     All but the cache is whole on every device: it is small beside the model.
 
@@ -141,7 +141,7 @@ class BeamDecoder:
 
     @property
     def layout(self) -> Layout:
-        """How arrays are cut over the mesh."""
+        """The decoder's."""
         return self.decoder.layout
 
     @functools.partial(jax.jit, static_argnums=0, static_argnames=("slots", "beams"))
@@ -233,7 +233,7 @@ def best(
 
 
 def hypotheses(search: Search, stop_tokens: Sequence[int]) -> list[list[Hypothesis]]:
-    """What a finished search has found, from the devices."""
+    """Hypotheses of a finished search, from the devices."""
     found = []
     ended, lengths, scores = (
         np.asarray(a).tolist() for a in (search.ended, search.lengths, search.scores)

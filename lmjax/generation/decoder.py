@@ -29,7 +29,7 @@ from lmjax.parallel import Layout
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Decoding:
-    """Where a batch's decoding stands.
+    """State of a batch's decoding.
 
     Attributes:
       cache: keys and values of everything but the newest token.

@@ -40,7 +40,7 @@ class TextStream:
         return self._release()
 
     def rest(self) -> str:
-        """What was held back, when no more tokens come."""
+        """The text that was held back, when no more tokens come."""
         self._held += self._decoder.decode(b"", final=True)
         text = self._release()
         if self.stopped:

@@ -58,7 +58,7 @@ class TextGenerator:
         samples: int = 1,
         special: bool = False,
     ) -> list[str]:
-        """What follows each prompt: `samples` texts of the first, then those of the second, ...
+        """Continuations of each prompt: `samples` texts of the first, then those of the second, ...
 
         See `stream`; text i draws with seed `sampling.seed + i`.
         """

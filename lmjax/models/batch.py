@@ -97,7 +97,7 @@ def check_tokens(batch: Batch, vocab_size: int, whose: str = "") -> None:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """Where one token of each row stands.
+    """Positions of one token of each row.
 
     Attributes:
       position: as in `Batch`.
@@ -108,7 +108,7 @@ class Place:
     block_position: Int[Array, "batch"]
 
     def next(self) -> Place:
-        """Where the token after it stands: in a span the second position moves, else the first."""
+        """Positions of the token after it: in a span the second position moves, else the first."""
         inside = (self.block_position > 0).astype(np.int32)
         return Place(self.position + 1 - inside, self.block_position + inside)
 
@@ -123,7 +123,7 @@ class Place:
 
 
 def last_place(batch: Batch) -> Place:
-    """Where the last token of each row stands, padding left out; block positions may all be 0."""
+    """Positions of each row's last token that is not padding; block positions may all be 0."""
     block = batch.block_positions
     block = jnp.zeros_like(batch.positions) if block is None else block
     positions, block = (last_tokens(batch.segments, a) for a in (batch.positions, block))
