@@ -22,7 +22,7 @@ from lmjax.models import (
     abstract,
     make_cache,
 )
-from lmjax.models.batch import last_tokens
+from lmjax.models.cache import last_tokens
 from lmjax.parallel import Layout
 
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import dataclasses
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float, Int
 
 from lmjax.config import UserError
 from pallas_kernels.attention import Mask
@@ -120,23 +119,3 @@ class Place:
             segments=segments[:, None],
             block_positions=self.block_position[:, None],
         )
-
-
-def last_place(batch: Batch) -> Place:
-    """Positions of each row's last token that is not padding; block positions may all be 0."""
-    block = batch.block_positions
-    block = jnp.zeros_like(batch.positions) if block is None else block
-    positions, block = (last_tokens(batch.segments, a) for a in (batch.positions, block))
-    return Place(positions, block)
-
-
-def last_tokens(
-    segments: Int[Array, "batch seq"], values: Shaped[Array, "batch seq *rest"]
-) -> Shaped[jax.Array, "batch *rest"]:
-    """The value of each row's last token that is not padding; zeros where there is none."""
-    if segments.shape[1] == 1:
-        return jnp.asarray(values[:, 0])
-    column = jnp.arange(segments.shape[1])
-    last = jnp.max(jnp.where(segments != 0, column, -1), axis=1, keepdims=True)
-    chosen = (column == last).reshape(*segments.shape, *(1 for _ in values.shape[2:]))
-    return jnp.sum(jnp.where(chosen, values, 0), axis=1, dtype=values.dtype)

@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int, Shaped
 
 from lmjax.config import UserError
-from lmjax.models.batch import Batch, Place, last_place
+from lmjax.models.batch import Batch, Place
 from lmjax.parallel import Layout
 from pallas_kernels.attention import Mask
 
@@ -322,6 +322,26 @@ class LayerCache:
 
     def _read(self, stack: jax.Array) -> jax.Array:
         return jax.lax.dynamic_index_in_dim(stack, self.period, keepdims=False)
+
+
+def last_place(batch: Batch) -> Place:
+    """Positions of each row's last token that is not padding; block positions may all be 0."""
+    block = batch.block_positions
+    block = jnp.zeros_like(batch.positions) if block is None else block
+    positions, block = (last_tokens(batch.segments, a) for a in (batch.positions, block))
+    return Place(positions, block)
+
+
+def last_tokens(
+    segments: Int[Array, "batch seq"], values: Shaped[Array, "batch seq *rest"]
+) -> Shaped[Array, "batch *rest"]:
+    """The value of each row's last token that is not padding; zeros where there is none."""
+    if segments.shape[1] == 1:
+        return values[:, 0]
+    real = segments != 0
+    chosen = real & (jnp.cumsum(real[:, ::-1], axis=1)[:, ::-1] == 1)
+    chosen = chosen.reshape(*segments.shape, *(1 for _ in values.shape[2:]))
+    return jnp.sum(jnp.where(chosen, values, 0), axis=1, dtype=values.dtype)
 
 
 def by_row(function: Callable, specs: Any, *arrays: jax.Array) -> Any:

@@ -91,7 +91,7 @@ class Pairs(NamedTuple):
 
     Attributes:
       num_heads: of the queries.
-      queries: index of each among the keys; of each row where they differ.
+      queries: index of each among the keys, the last one highest; of each row where they differ.
       keys: how many there are.
       causal: whether queries see no later keys.
     """
@@ -148,7 +148,7 @@ class ALiBi(AttentionPositions):
 
     def bias(self, learned: None, pairs: Pairs) -> Bias:
         """slope (j - last query): what all scores of a query have in common does not matter."""
-        last = jnp.max(pairs.queries, axis=1)[:, None, None, None]
+        last = pairs.queries[:, -1, None, None, None]
         distance = (jnp.arange(pairs.keys) - last).astype(jnp.float32)
         return alibi_slopes(pairs.num_heads)[:, None, None] * distance
 
