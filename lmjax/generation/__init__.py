@@ -12,7 +12,7 @@ _MODULES = {
     "Message": "messages",
     "Sampling": "sampling",
     "TextGenerator": "text",
-    "TextStream": "text",
+    "TextStream": "stream",
     "ToolCall": "messages",
     "chat_format": "run",
     "load": "run",

@@ -22,7 +22,7 @@ from lmjax.generation.prompts import (
     round_up,
     tokens_of,
 )
-from lmjax.models import Batch, Cache, Place, last_place
+from lmjax.models import Batch, Cache
 from lmjax.parallel import Layout
 
 
@@ -43,13 +43,12 @@ class Hypothesis:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Search:
-    """Where the search stands; rows of the cache are the beams of the first prompt, and so on.
+    """State of a search; rows of the cache are the beams of the first prompt, and so on.
 
     All but the cache is whole on every device: it is small beside the model.
 
     Attributes:
       cache: keys and values of everything but each beam's newest token.
-      place: of the newest token, in its row's text.
       beams: the running beams, from the left.
       sums: their log-probabilities, the best first; -inf where there is no beam.
       ended: the best hypotheses that have ended.
@@ -61,7 +60,6 @@ class Search:
     """
 
     cache: Cache
-    place: Place
     beams: Int[Array, "prompts beams slots"]
     sums: Float[Array, "prompts beams"]
     ended: Int[Array, "prompts beams slots"]
@@ -143,7 +141,7 @@ class BeamDecoder:
 
     @property
     def layout(self) -> Layout:
-        """How arrays are cut over the mesh."""
+        """The decoder's."""
         return self.decoder.layout
 
     @functools.partial(jax.jit, static_argnums=0, static_argnames=("slots", "beams"))
@@ -151,11 +149,10 @@ class BeamDecoder:
         """Runs the prompts, and makes the first step of their beams."""
         count, length = prompt.tokens.shape
         rows = jnp.repeat(jnp.arange(count), beams)
-        logits, cache = self.decoder.prefill(params, prompt, length + slots)
+        logits, cache = self.decoder.prefill(params, prompt, length=length + slots)
         shape = (count, beams)
         search = Search(
             cache=cache.take(self.layout, rows),
-            place=jax.tree.map(lambda a: self.layout.take(a, rows), last_place(prompt)),
             beams=jnp.zeros((*shape, slots), jnp.int32),
             # All beams of a prompt are the same yet: one of them runs.
             sums=jnp.full(shape, -jnp.inf).at[:, 0].set(0.0),
@@ -175,8 +172,8 @@ class BeamDecoder:
         def step(search: Search) -> Search:
             newest = jnp.take(search.beams, search.count - 1, axis=2).reshape(-1)
             tokens = self.layout.place(newest, "batch")
-            batch = search.place.batch(tokens, jnp.ones_like(tokens))
-            logits, cache = self.decoder.logits(params, batch, search.cache)
+            going = jnp.ones_like(tokens, bool)
+            logits, cache = self.decoder.next(params, search.cache, tokens, going)
             return self._extend(dataclasses.replace(search, cache=cache), logits, **settings)
 
         return jax.lax.while_loop(lambda search: ~jnp.all(search.done), step, search)
@@ -213,7 +210,6 @@ class BeamDecoder:
         return dataclasses.replace(
             search,
             cache=search.cache.take(self.layout, rows),
-            place=search.place.next(),
             beams=running,
             sums=sums,
             ended=ended,
@@ -237,7 +233,7 @@ def best(
 
 
 def hypotheses(search: Search, stop_tokens: Sequence[int]) -> list[list[Hypothesis]]:
-    """What a finished search has found, from the devices."""
+    """Hypotheses of a finished search, from the devices."""
     found = []
     ended, lengths, scores = (
         np.asarray(a).tolist() for a in (search.ended, search.lengths, search.scores)

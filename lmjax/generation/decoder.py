@@ -4,35 +4,36 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
+from lmjax.config import UserError
 from lmjax.generation.sampling import choose, penalised
 from lmjax.generation.weights import stacked
 from lmjax.models import (
     Batch,
     Cache,
-    Place,
     TransformerConfig,
     abstract,
-    last_place,
     make_cache,
 )
+from lmjax.models.cache import last_tokens
 from lmjax.parallel import Layout
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Decoding:
-    """Where a batch's decoding stands.
+    """State of a batch's decoding.
 
     Attributes:
       cache: keys and values of everything but the newest token.
       token: the newest token of each row.
-      place: where it stands in the row's text.
       tokens: what was decoded so far, from the left; whole on every device.
       log_probabilities: of `tokens`, as in `Continuation`.
       seen: which tokens a row has, the prompt's included; None where nothing depends on it.
@@ -44,7 +45,6 @@ class Decoding:
 
     cache: Cache
     token: Int[Array, "batch"]
-    place: Place
     tokens: Int[Array, "batch slots"]
     log_probabilities: Float[Array, "batch slots"]
     seen: Bool[Array, "batch vocab"] | None
@@ -77,19 +77,16 @@ class Decoder:
     def start(
         self, params, prompt: Batch, budget, seeds, seen, *, slots: int, samples: int, **settings
     ) -> Decoding:
-        """Runs the prompts, left-padded to one length, and decodes their rows' first tokens."""
+        """Runs the prompts, padded to one length, and decodes their rows' first tokens."""
         batch, length = prompt.tokens.shape
-        logits, cache = self.prefill(params, prompt, length + slots)
-        place = last_place(prompt)
+        logits, cache = self.prefill(params, prompt, length=length + slots)
         if samples > 1:
             rows = jnp.repeat(jnp.arange(batch), samples)
             cache = cache.take(self.layout, rows)
             logits = self.layout.take(logits, rows)
-            place = jax.tree.map(lambda a: self.layout.take(a, rows), place)
         decoding = Decoding(
             cache=cache,
-            token=jnp.zeros_like(place.position),
-            place=place,
+            token=jnp.zeros_like(cache.lengths),
             tokens=jnp.zeros((batch * samples, slots), jnp.int32),
             log_probabilities=jnp.zeros((batch * samples, slots), jnp.float32),
             seen=seen,
@@ -110,18 +107,87 @@ class Decoder:
             return (decoding.count < until) & ~jnp.all(decoding.done)
 
         def step(decoding: Decoding) -> Decoding:
-            batch = decoding.place.batch(decoding.token, jnp.where(decoding.done, 0, 1))
-            logits, cache = self.logits(params, batch, decoding.cache)
+            logits, cache = self.next(params, decoding.cache, decoding.token, ~decoding.done)
             return self._append(dataclasses.replace(decoding, cache=cache), logits, **settings)
 
         return jax.lax.while_loop(going_on, step, decoding)
 
+    @functools.partial(jax.jit, static_argnums=0, static_argnames="length")
     def prefill(
-        self, params: dict, prompt: Batch, length: int
+        self, params: dict, prompts: Batch, length: int | None = None
     ) -> tuple[Float[Array, "batch vocab"], Cache]:
-        """Logits after each prompt, and a cache of `length` slots that holds them; traceable."""
-        cache = make_cache(self.config, self.layout, prompt.tokens.shape[0], length)
-        return self.logits(params, prompt, cache)
+        """Runs prompts.
+
+        Args:
+          params: as `Generator.weights`.
+          prompts: rows padded to one length, on either side.
+          length: most tokens that a row of the cache can hold; None: those of the batch, enough for
+            rows that are inserted into another cache.
+
+        Returns:
+          Logits after each prompt, and the cache that holds them.
+
+        Raises:
+          UserError: a length below that of the batch.
+        """
+        batch, columns = prompts.tokens.shape
+        if length is not None and length < columns:
+            raise UserError(f"length={length}: the batch has {columns} columns")
+        cache = make_cache(self.config, self.layout, batch, length or columns)
+        return self.logits(params, prompts, cache)
+
+    def free_rows(self, rows: int, length: int, source: int | None = None) -> Cache:
+        """A cache of free rows, which prompts are inserted into; see `make_cache`."""
+        cache = make_cache(self.config, self.layout, rows, length, source)
+        return dataclasses.replace(cache, empty=False)
+
+    def insert(self, cache: Cache, slots: Sequence[int], rows: Cache) -> Cache:
+        """Puts prefilled rows into rows of a cache, whatever these held; others go on unchanged.
+
+        Args:
+          cache: the rows that are being decoded. It is used up: only what is returned counts.
+          slots: numbers of its rows, one for each of `rows`.
+          rows: of `prefill`.
+
+        Raises:
+          UserError: numbers of no row, or of one twice; rows that do not fit.
+        """
+        count, given = len(cache.lengths), list(slots)
+        if len(given) != len(rows.lengths):
+            raise UserError(f"{len(rows.lengths)} rows to insert, but {len(given)} slots for them")
+        if len(set(given)) < len(given) or any(not 0 <= slot < count for slot in given):
+            raise UserError(f"slots={given}: give different numbers from 0 to {count - 1}")
+        return self._insert(cache, np.array(given, np.int32), rows)
+
+    @functools.partial(jax.jit, static_argnums=0, donate_argnames="cache")
+    def _insert(self, cache: Cache, slots, rows: Cache) -> Cache:
+        return cache.put(slots, rows)
+
+    @functools.partial(jax.jit, static_argnums=0, donate_argnames="cache")
+    def step(
+        self,
+        params: dict,
+        cache: Cache,
+        tokens: Int[Array, "batch"],
+        going: Bool[Array, "batch"] | None = None,
+    ) -> tuple[Float[Array, "batch vocab"], Cache]:
+        """Adds one token to each row.
+
+        What a row gives depends on no other row. The caller ends a row before it has more tokens
+        than `Cache.capacity`, or than the model's context.
+
+        Args:
+          params: as `Generator.weights`.
+          cache: of the tokens before. It is used up: only what is returned counts.
+          tokens: the next of each row; of rows that do not go on, any.
+          going: rows that go on; the others stay as they are, and their logits mean nothing. None:
+            all that are not free.
+
+        Returns:
+          Logits after the tokens, and the cache that holds them.
+        """
+        going = cache.lengths > 0 if going is None else self.layout.place(going, "batch")
+        return self.next(params, cache, self.layout.place(tokens, "batch"), going)
 
     def logits(
         self, params: dict, batch: Batch, cache: Cache
@@ -129,8 +195,16 @@ class Decoder:
         """Logits after each row's last token, of the real vocabulary, whole rows; traceable."""
         model = nnx.merge(abstract(self.config, self.layout)[0], stacked(params))
         hidden, cache = model(batch, cache)
-        logits = self.layout.place(model.logits(hidden[:, -1:])[:, 0], "batch", None)
+        hidden = last_tokens(batch.segments, hidden)[:, None]
+        logits = self.layout.place(model.logits(hidden)[:, 0], "batch", None)
         return logits[:, : self.config.vocab_size], cache
+
+    def next(
+        self, params: dict, cache: Cache, tokens: Int[Array, "batch"], going: Bool[Array, "batch"]
+    ) -> tuple[Float[Array, "batch vocab"], Cache]:
+        """Logits after one more token of each row that goes on; traceable."""
+        batch = cache.place.next().batch(tokens, going.astype(jnp.int32))
+        return self.logits(params, batch, cache)
 
     def _append(
         self, decoding: Decoding, logits, *, stop_tokens, greedy, repetition_penalty, **filters
@@ -169,11 +243,6 @@ class Decoder:
         return dataclasses.replace(
             decoding,
             token=token,
-            place=jax.tree.map(
-                lambda last, next: jnp.where(done, last, next),
-                decoding.place,
-                decoding.place.next(),
-            ),
             tokens=note(decoding.tokens, token),
             log_probabilities=note(decoding.log_probabilities, log_probability),
             seen=seen,

@@ -32,7 +32,7 @@ PACE = 0.2  # seconds between two pieces of a stream
 
 @dataclasses.dataclass(frozen=True)
 class Continuation:
-    """What follows a prompt.
+    """Continuation of a prompt.
 
     Attributes:
       tokens: without the prompt and without the stop token.
@@ -107,7 +107,7 @@ class Generator:
         samples: int = 1,
         sources: Sequence[Sequence[int]] | None = None,
     ) -> list[Continuation]:
-        """What follows each prompt, `samples` rows of the first, then those of the second, ...
+        """Continuations of each prompt, `samples` rows of the first, then those of the second, ...
 
         See `stream`, which this is all of at once.
         """
@@ -158,7 +158,7 @@ class Generator:
     def _parts(
         self, prompts, sampling, max_tokens, stop_tokens, interval, samples, sources
     ) -> Iterator[list[Continuation]]:
-        """What each row has gained, as it is decoded; see `stream`."""
+        """New tokens of each row, as they are decoded; see `stream`."""
         texts = list(map(tokens_of, prompts))
         check_prompts(self.config, texts, sources)
         if samples < 1:
@@ -227,7 +227,7 @@ def new_tokens(
     ended: Bool[np.ndarray, "batch"],
     stop_tokens: Sequence[int],
 ) -> tuple[list[list[int]], Bool[np.ndarray, "batch"]]:
-    """What each row has gained, and which rows have ended.
+    """New tokens of each row, and which rows have ended.
 
     Args:
       columns: the newest columns of decoded tokens.

@@ -1,8 +1,7 @@
-"""Text in, text out: prompts to tokens, tokens to text as they come, stop strings."""
+"""Text in, text out: prompts to tokens, and the texts that follow them."""
 
 from __future__ import annotations
 
-import codecs
 import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
@@ -25,6 +24,7 @@ from lmjax.generation.fill import (
 from lmjax.generation.generator import Generator, require_numbers
 from lmjax.generation.messages import ChatFormat, Message
 from lmjax.generation.sampling import Sampling
+from lmjax.generation.stream import TextStream, pieces, whole_texts
 from lmjax.models import abstract, check_tokens, plain_batch
 
 INTERVAL = 16  # tokens between two looks for stop strings where nobody reads along
@@ -58,7 +58,7 @@ class TextGenerator:
         samples: int = 1,
         special: bool = False,
     ) -> list[str]:
-        """What follows each prompt: `samples` texts of the first, then those of the second, ...
+        """Continuations of each prompt: `samples` texts of the first, then those of the second, ...
 
         See `stream`; text i draws with seed `sampling.seed + i`.
         """
@@ -69,13 +69,8 @@ class TextGenerator:
             for prompt in prompts
             for _ in range(samples)
         ]
-        texts = [""] * len(streams)
-        for part in self.generator.stream(rows, sampling, max_tokens, ends, INTERVAL, samples):
-            for i, (stream, tokens) in enumerate(zip(streams, part)):
-                texts[i] += stream.add(tokens)
-            if all(stream.stopped for stream in streams):
-                break
-        return [text + stream.rest() for text, stream in zip(texts, streams)]
+        parts = self.generator.stream(rows, sampling, max_tokens, ends, INTERVAL, samples)
+        return whole_texts(parts, streams)
 
     def stream(
         self,
@@ -127,13 +122,7 @@ class TextGenerator:
         return self._stream(row, text, sampling, max_tokens, ends)
 
     def _stream(self, row, text, sampling, max_tokens, stop_tokens) -> Iterator[str]:
-        for part in self.generator.stream([row], sampling, max_tokens, stop_tokens):
-            if new := text.add(part[0]):
-                yield new
-            if text.stopped:
-                return
-        if rest := text.rest():
-            yield rest
+        return pieces(self.generator.stream([row], sampling, max_tokens, stop_tokens), text)
 
     def _ends(self, stop: Sequence[str] = ()) -> list[int]:
         """The ids that end a text, with those of the special tokens among the stop strings.
@@ -281,57 +270,3 @@ def prompt_tokens(tokenizer: Tokenizer, prompt: str, special: bool = False) -> l
     if not tokens:
         raise UserError("this tokenizer makes no token of the prompt's text: give some other text")
     return tokens
-
-
-class TextStream:
-    """Turns tokens into text as they come, and stops before a stop string.
-
-    Joined, the pieces do not depend on how the tokens were handed in. Text is held back while it
-    may be half a character or the beginning of a stop string.
-    """
-
-    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = (), at_start: bool = False):
-        """At the start of a text a tokenizer may put a space before it, which is left out."""
-        if "" in stop:
-            raise UserError("stop: an empty string stands everywhere; leave it out")
-        self.stopped = False
-        self._tokenizer, self._stop, self._at_start = tokenizer, tuple(stop), at_start
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._held = ""
-
-    def add(self, tokens: Sequence[int]) -> str:
-        """The text that is certain after these tokens; "" once stopped."""
-        for token in tokens:
-            data = self._tokenizer.token_bytes(token)
-            if self._at_start and data:
-                self._at_start = False
-                if data[:1] == b" " and self._tokenizer.decode([token])[:1] != " ":
-                    data = data[1:]
-            self._held += self._decoder.decode(data)
-        return self._release()
-
-    def rest(self) -> str:
-        """What was held back, when no more tokens come."""
-        self._held += self._decoder.decode(b"", final=True)
-        text = self._release()
-        if self.stopped:
-            return text
-        text, self._held = text + self._held, ""
-        return text
-
-    def _release(self) -> str:
-        """Takes from the held text what no stop string can claim any more."""
-        if self.stopped:
-            self._held = ""
-            return ""
-        ends = [(place + len(s), place) for s in self._stop if (place := self._held.find(s)) >= 0]
-        if ends:  # the one that is complete first, however the text came
-            self.stopped = True
-            text, self._held = self._held[: min(ends)[1]], ""
-            return text
-        longest = max(
-            (n for s in self._stop for n in range(len(s)) if self._held.endswith(s[:n])), default=0
-        )
-        cut = len(self._held) - longest
-        text, self._held = self._held[:cut], self._held[cut:]
-        return text

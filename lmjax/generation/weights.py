@@ -25,7 +25,7 @@ def decoding_weights(config: TransformerConfig, params: dict, shapes: dict, apar
 
 
 def layers_apart() -> bool:
-    """Whether decoding reads each layer's parameters by themselves.
+    """True where decoding reads each layer's parameters by themselves.
 
     It does on CPUs, where XLA copies a layer out of the stack for every token otherwise.
     """

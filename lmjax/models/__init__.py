@@ -6,7 +6,6 @@ from lmjax.models.baichuan import baichuan2 as baichuan2
 from lmjax.models.batch import Batch as Batch
 from lmjax.models.batch import Place as Place
 from lmjax.models.batch import check_tokens as check_tokens
-from lmjax.models.batch import last_place as last_place
 from lmjax.models.batch import plain_batch as plain_batch
 from lmjax.models.bert import bert as bert
 from lmjax.models.bloom import bloom as bloom

@@ -99,7 +99,7 @@ def first_outside(
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """Where one token of each row stands.
+    """Positions of one token of each row.
 
     Attributes:
       position: as in `Batch`.
@@ -107,27 +107,18 @@ class Place:
     """
 
     position: Int[Array, "batch"]
-    block_position: Int[Array, "batch"] | None
+    block_position: Int[Array, "batch"]
 
     def next(self) -> Place:
-        """Where the token after it stands: in a span the second position moves, else the first."""
-        if self.block_position is None:
-            return Place(self.position + 1, None)
+        """Positions of the token after it: in a span the second position moves, else the first."""
         inside = (self.block_position > 0).astype(np.int32)
         return Place(self.position + 1 - inside, self.block_position + inside)
 
     def batch(self, tokens: Int[Array, "batch"], segments: Int[Array, "batch"]) -> Batch:
         """A batch of these tokens alone."""
-        block = self.block_position
         return Batch(
             tokens=tokens[:, None],
             positions=self.position[:, None],
             segments=segments[:, None],
-            block_positions=None if block is None else block[:, None],
+            block_positions=self.block_position[:, None],
         )
-
-
-def last_place(batch: Batch) -> Place:
-    """Where the last token of each row stands."""
-    block = batch.block_positions
-    return Place(batch.positions[:, -1], None if block is None else block[:, -1])

@@ -1,16 +1,18 @@
-"""The key-value cache: what attention keeps of the tokens so far."""
+"""The key-value cache: what attention keeps of each row's tokens so far."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Float, Int, Shaped
 
-from lmjax.models.batch import Batch
+from lmjax.config import UserError
+from lmjax.models.batch import Batch, Place
 from lmjax.parallel import Layout
 from pallas_kernels.attention import Mask
 
@@ -18,10 +20,10 @@ from pallas_kernels.attention import Mask
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """What the layers of a decoder see of an encoder's text.
+    """Keys and values that the layers of a decoder read of an encoder's text.
 
     Attributes:
-      keys, values: as in `Cache`, with a place for each of the encoder's tokens.
+      keys, values: as in `Cache`, with a slot for each of the encoder's tokens.
       segments: of the encoder's tokens.
     """
 
@@ -32,39 +34,79 @@ class Source:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Cache:
-    """Keys and values of the tokens so far; rows are padded on the left to a common length.
+class Incoming:
+    """The tokens of one call of the model: where they go in their rows, counted in tokens.
 
-    A layer with a window keeps no more than it can see, in a ring: what stands at place i of its
-    row lies in slot i modulo the window.
+    Attributes:
+      first: index of the first column of the batch, which may be padding: then the first token has
+        a higher one.
+      before: tokens of each row before the call.
+      after: tokens of each row after it.
+    """
+
+    first: Int[Array, "batch"]
+    before: Int[Array, "batch"]
+    after: Int[Array, "batch"]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Cache:
+    """Keys and values of the tokens so far. Each row has a length of its own.
+
+    Token i of a row lies in slot i of it, whenever and with whatever padding it was read. A layer
+    with a window keeps no more than it can see, in a ring: there token i lies in slot i modulo the
+    window. So a row holds the same bits whether it began with the others or was put into a free row
+    long after them, rows may stop and go on as they like, and a prefilled row is copied as it is.
+
+    One column shared by all rows, each of which would begin where the others stand, would also
+    allow that a row is replaced. But then the order of a row's sums, and so the last bits of its
+    logits, would depend on the time of its arrival, and no row could wait for others. Nor is it
+    faster: on a CPU the scatter of one token a row takes no longer than a slice of one column (24
+    arrays of a GPT-2 at batch 8: 58 us against 77 us), whereas selecting with `where` copies the
+    whole cache (8.6 ms). It takes longer to compile where layers lie apart: about 30 ms each.
+
+    The caller ends a row before it has more than `capacity` tokens.
 
     Attributes:
       keys, values: for each layer of a period, of each stretch of layers one after another, the
         stack of its periods.
-      segments: 0 where a row is padded or has not come to yet, else 1.
-      used: number of columns of `segments` in use.
-      lengths: tokens of each row when it was first read.
+      lengths: tokens that each row holds; 0: the row is free.
+      prompt_lengths: tokens of each row's text when it was first read.
+      place: of the newest token of each row.
       source: of the encoder's text, once it is read; None without an encoder.
+      incoming: of the call that is under way; None between calls.
+      capacity: most tokens of a row.
+      empty: no row has any token, so the tokens of the next call see themselves alone.
     """
 
     keys: tuple[Float[Array, "_ batch _ kv_heads head_dim"], ...]
     values: tuple[Float[Array, "_ batch _ kv_heads head_dim"], ...]
-    segments: Int[Array, "batch length"]
-    used: Int[Array, ""]
     lengths: Int[Array, "batch"]
+    prompt_lengths: Int[Array, "batch"]
+    place: Place
     source: Source | None = None
-
-    def is_ring(self, place: int) -> bool:
-        """Whether the layers at this place of the pattern keep less than all tokens."""
-        return self.keys[place].shape[2] < self.segments.shape[1]
+    incoming: Incoming | None = None
+    capacity: int = dataclasses.field(kw_only=True, metadata={"static": True})
+    empty: bool = dataclasses.field(default=False, kw_only=True, metadata={"static": True})
 
     def expecting(self, batch: Batch) -> Cache:
-        """The cache, told the segments of the tokens that come next; their keys are not in yet."""
-        lengths = jnp.max(batch.positions, axis=1) + 1
+        """The cache with `incoming` of a batch, whose keys are not in yet.
+
+        The tokens of a row stand together, with padding on either side or none.
+        """
+        real = batch.segments != 0
+        count = jnp.sum(real, axis=1, dtype=jnp.int32)
+        first = self.lengths - jnp.argmax(real, axis=1).astype(jnp.int32)
+        texts = jnp.max(batch.positions, axis=1) + 1
+        place = jax.tree.map(
+            lambda new, old: jnp.where(count > 0, new, old), last_place(batch), self.place
+        )
         return dataclasses.replace(
             self,
-            lengths=jnp.where(self.used == 0, lengths, self.lengths),
-            segments=jax.lax.dynamic_update_slice(self.segments, batch.segments, (0, self.used)),
+            prompt_lengths=jnp.where(self.lengths == 0, texts, self.prompt_lengths),
+            place=place,
+            incoming=Incoming(first, self.lengths, self.lengths + count),
         )
 
     def layers(self) -> list[LayerCache]:
@@ -73,61 +115,123 @@ class Cache:
         sources = [None] * len(self.keys)
         if self.source is not None:
             sources = list(zip(self.source.keys, self.source.values))
-        stacks = enumerate(zip(self.keys, self.values, sources))
         return [
-            LayerCache(keys, values, period, self.used, source, self.is_ring(place))
-            for place, (keys, values, source) in stacks
+            LayerCache(*arrays, period, self.incoming, self.capacity, self.empty)
+            for arrays in zip(self.keys, self.values, sources)
         ]
 
-    def extended(self, layers: Sequence[LayerCache], new: int) -> Cache:
-        """The cache after its layers have taken `new` tokens."""
+    def extended(self, layers: Sequence[LayerCache]) -> Cache:
+        """The cache after its layers have taken the incoming tokens."""
         return dataclasses.replace(
             self,
             keys=tuple(layer.keys for layer in layers),
             values=tuple(layer.values for layer in layers),
-            used=self.used + new,
+            lengths=self.incoming.after,
+            incoming=None,
+            empty=False,
         )
 
     def take(self, layout: Layout, rows: Int[Array, "new"]) -> Cache:
         """A cache of the rows with these numbers; a row may be taken more than once."""
+        return jax.tree.map(lambda a: layout.take(a, rows, axis=_batch_axis(a)), self)
 
-        def taken(a: jax.Array) -> jax.Array:
-            if a.ndim == 0:
-                return a
-            return layout.take(a, rows, axis=1 if a.ndim > 2 else 0)  # after that of the layers
+    def put(self, slots: Int[Array, "new"], rows: Cache) -> Cache:
+        """The cache with rows of another one, which may be shorter, in place of those at `slots`.
 
-        return jax.tree.map(taken, self)
+        Args:
+          slots: numbers of rows, each once.
+          rows: what they hold from now on.
 
-    def mask(self, mask: Mask, place: int, new: int) -> Mask:
+        Raises:
+          UserError: rows that do not fit.
+        """
+        _check_fit(self, rows)
+
+        def put(old: jax.Array, new: jax.Array) -> jax.Array:
+            return put_rows(old, new, slots, _batch_axis(old))
+
+        names = ("keys", "values", "lengths", "prompt_lengths", "place")
+        found = {
+            name: jax.tree.map(put, getattr(self, name), getattr(rows, name)) for name in names
+        }
+        if self.source is not None:
+            ours, theirs = self.source, rows.source
+            more = ours.segments.shape[1] - theirs.segments.shape[1]
+            found["source"] = Source(
+                jax.tree.map(put, ours.keys, theirs.keys),
+                jax.tree.map(put, ours.values, theirs.values),
+                # Padding hides what a longer text has left.
+                put(ours.segments, jnp.pad(theirs.segments, ((0, 0), (0, more)))),
+            )
+        return dataclasses.replace(self, **found, empty=False)
+
+    def queries(self, new: int) -> tuple[Int[Array, "#batch new"], int]:
+        """Indices of the incoming tokens among the keys of a layer without a window.
+
+        Returns:
+          The indices, and how many keys there are: those that `LayerCache.extend` gives.
+        """
+        if self.empty:
+            return jnp.arange(new)[None], new
+        if new == 1:
+            return self.incoming.before[:, None], self.capacity
+        return self.capacity + jnp.arange(new)[None], self.capacity + new
+
+    def mask(self, mask: Mask, number: int, new: int) -> Mask:
         """`mask` with the keys that `LayerCache.extend` gives to the queries of `new` tokens.
 
-        The segments of the new tokens are those of the cache already; they begin at `used`. Ranks
-        are theirs alone: they see all that came before them.
-        """
-        ranks = mask.key_ranks
-        if not self.is_ring(place):
-            if ranks is not None:
-                ranks = jax.lax.dynamic_update_slice(self._lowest_ranks(), ranks, (0, self.used))
-            return dataclasses.replace(
-                mask, key_segments=self.segments, key_ranks=ranks, offset=self.used
-            )
-        slots = self.keys[place].shape[2]
-        if new == 1:  # a full ring is the window; which of its slots is which does not matter
-            places = self.used - (self.used - jnp.arange(slots)) % slots
-            mask = Mask(query_segments=mask.query_segments, key_segments=mask.key_segments)
-            ranks = None
-        else:
-            places = self.used + jnp.arange(-slots, new)
-            mask = dataclasses.replace(mask, offset=slots)
-            if ranks is not None:
-                ranks = jnp.concatenate([self._lowest_ranks()[:, :slots], ranks], axis=1)
-        segments = jnp.take(self.segments, jnp.maximum(places, 0), axis=1)
-        segments = jnp.where(places < 0, 0, segments)
-        return dataclasses.replace(mask, key_segments=segments, key_ranks=ranks)
+        Ranks are of the new tokens alone: they see all that came before them.
 
-    def _lowest_ranks(self) -> Int[Array, "batch length"]:
-        """Ranks of keys that all new tokens may see."""
-        return jnp.full_like(self.segments, jnp.iinfo(jnp.int32).min)
+        Args:
+          mask: of the new tokens among themselves, with the layer's window.
+          number: of the layer in the pattern.
+          new: columns of the batch.
+        """
+        if self.empty:
+            return mask
+        slots, incoming = self.keys[number].shape[2], self.incoming
+        queries = (mask.query_segments != 0).astype(jnp.int32)
+        if new == 1:
+            slot = jnp.arange(slots)
+            seen = slot < incoming.after[:, None]
+            if mask.window is not None and slots == self.capacity:  # else all that a ring holds
+                seen &= slot > incoming.before[:, None] - mask.window
+            return Mask(query_segments=queries, key_segments=seen.astype(jnp.int32))
+        token = incoming.first[:, None] - slots + jnp.arange(slots + new)
+        before = incoming.before[:, None]
+        held = (token >= jnp.maximum(0, before - slots)) & (token < incoming.after[:, None])
+        ranks = mask.key_ranks
+        if ranks is not None:
+            lowest = jnp.iinfo(jnp.int32).min
+            ranks = jnp.pad(ranks, ((0, 0), (slots, 0)))
+            ranks = jnp.where(token < before, lowest, ranks)
+        return dataclasses.replace(
+            mask,
+            query_segments=queries,
+            key_segments=held.astype(jnp.int32),
+            key_ranks=ranks,
+            offset=slots,
+        )
+
+
+def _batch_axis(array: jax.Array) -> int:
+    """The axis of the rows: keys and values have that of the layers before it."""
+    return 1 if array.ndim > 2 else 0
+
+
+def _check_fit(cache: Cache, rows: Cache) -> None:
+    """Raises UserError for rows that a cache cannot take."""
+    sizes = [("tokens", cache.capacity, rows.capacity)]
+    if (cache.source is None) != (rows.source is None):
+        raise UserError(
+            "a cache for texts of an encoder and one without: give both or neither `source`"
+        )
+    if cache.source is not None:
+        lengths = (c.source.segments.shape[1] for c in (cache, rows))
+        sizes.append(("tokens of the encoder", *lengths))
+    for what, most, needed in sizes:
+        if needed > most:
+            raise UserError(f"rows with room for {needed} {what} do not fit into rows of {most}")
 
 
 @jax.tree_util.register_dataclass
@@ -136,28 +240,36 @@ class LayerCache:
     """One layer's part of a `Cache`.
 
     The whole stack is carried through the layers, so that each layer writes in place.
+
+    Attributes:
+      keys, values: of all layers of the stack.
+      sources: keys and values of `Source`.
+      period: number of the layer in the stack.
+      incoming, capacity, empty: of `Cache`.
     """
 
     keys: Float[Array, "periods batch slots kv_heads head_dim"]
     values: Float[Array, "periods batch slots kv_heads head_dim"]
-    period: Int[Array, ""]  # which of the stack
-    used: Int[Array, ""]
-    sources: tuple[jax.Array, jax.Array] | None  # keys and values of `Source`
-    ring: bool = dataclasses.field(metadata={"static": True})
+    sources: tuple[jax.Array, jax.Array] | None
+    period: Int[Array, ""]
+    incoming: Incoming
+    capacity: int = dataclasses.field(metadata={"static": True})
+    empty: bool = dataclasses.field(metadata={"static": True})
 
     def extend(
         self,
         keys: Float[Array, "batch new kv_heads head_dim"],
         values: Float[Array, "batch new kv_heads head_dim"],
     ) -> tuple[jax.Array, jax.Array, LayerCache]:
-        """Appends new keys and values.
+        """Adds new keys and values to their rows.
 
         Returns:
           The keys and values that the new tokens' queries look at (`Cache.mask` says which of them
           they see), in the dtype of the new ones, and the layer's cache with the new ones in it.
         """
-        seen_keys, stack_of_keys = self._append(self.keys, keys)
-        seen_values, stack_of_values = self._append(self.values, values)
+        append = self._append_token if keys.shape[1] == 1 and not self.empty else self._append_text
+        seen_keys, stack_of_keys = append(self.keys, keys)
+        seen_values, stack_of_values = append(self.values, values)
         cache = dataclasses.replace(self, keys=stack_of_keys, values=stack_of_values)
         return seen_keys.astype(keys.dtype), seen_values.astype(values.dtype), cache
 
@@ -166,19 +278,113 @@ class LayerCache:
         keys, values = map(self._read, self.sources)
         return keys, values
 
-    def _append(self, stack: jax.Array, new: jax.Array) -> tuple[jax.Array, jax.Array]:
-        slots, count = stack.shape[2], new.shape[1]
-        new = new.astype(stack.dtype)
-        if self.ring and count > 1:
-            oldest_first = jnp.roll(self._read(stack), -self.used, axis=1)
-            seen = jnp.concatenate([oldest_first, new], axis=1)
-            ring = jnp.roll(seen[:, -slots:], self.used + count, axis=1)
-            return seen, self._write(stack, ring, 0)
-        stack = self._write(stack, new, self.used % slots if self.ring else self.used)
+    def _append_token(self, stack: jax.Array, new: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Writes one token a row where the row ends; the queries see the slots as they lie."""
+        slots = stack.shape[2]
+
+        def write(stack, new, before, after, period):
+            slot = before % slots if slots < self.capacity else before
+            slot = jnp.where(after > before, slot, slots)  # outside: padding is dropped
+            at = stack.at[period, jnp.arange(stack.shape[1]), slot]
+            return at.set(new[:, 0], mode="drop", indices_are_sorted=True, unique_indices=True)
+
+        lengths = self.incoming.before, self.incoming.after
+        spec = jax.typeof(stack).sharding.spec
+        stack = by_row(write, spec, stack, new.astype(stack.dtype), *lengths, self.period)
         return self._read(stack), stack
+
+    def _append_text(self, stack: jax.Array, new: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Writes many tokens a row; the queries see the row's last slots, then these tokens.
+
+        What they see is in the order of the text, and query column t is `slots` + t of it: so
+        distances are those of the columns in every row.
+        """
+        slots, new = stack.shape[2], new.astype(stack.dtype)
+        old = 0 if self.empty else slots
+        kept = min(slots, old + new.shape[1])
+
+        def merge(new, first, before, after, *layer):
+            if layer:
+                column = jnp.arange(old + new.shape[1])
+                token = first[:, None] - old + column
+                index = jnp.where(token < before[:, None], token % old, column)
+                new = gather(jnp.concatenate([*layer, new], axis=1), index)
+            last = after[:, None] - 1
+            token = last - (last - jnp.arange(kept)) % slots  # the newest that belongs there
+            return new, gather(new, token - first[:, None] + old)
+
+        incoming, layer = self.incoming, [] if self.empty else [self._read(stack)]
+        lengths = incoming.first, incoming.before, incoming.after
+        spec = PartitionSpec(*jax.typeof(stack).sharding.spec[1:])
+        seen, layer = by_row(merge, (spec, spec), new, *lengths, *layer)
+        start = (self.period, 0, 0, 0, 0)
+        return seen, jax.lax.dynamic_update_slice(stack, layer[None], start)
 
     def _read(self, stack: jax.Array) -> jax.Array:
         return jax.lax.dynamic_index_in_dim(stack, self.period, keepdims=False)
 
-    def _write(self, stack: jax.Array, new: jax.Array, slot: Any) -> jax.Array:
-        return jax.lax.dynamic_update_slice(stack, new[None], (self.period, 0, slot, 0, 0))
+
+def last_place(batch: Batch) -> Place:
+    """Positions of each row's last token that is not padding; block positions may all be 0."""
+    block = batch.block_positions
+    block = jnp.zeros_like(batch.positions) if block is None else block
+    positions, block = (last_tokens(batch.segments, a) for a in (batch.positions, block))
+    return Place(positions, block)
+
+
+def last_tokens(
+    segments: Int[Array, "batch seq"], values: Shaped[Array, "batch seq *rest"]
+) -> Shaped[Array, "batch *rest"]:
+    """The value of each row's last token that is not padding; zeros where there is none."""
+    if segments.shape[1] == 1:
+        return values[:, 0]
+    real = segments != 0
+    chosen = real & (jnp.cumsum(real[:, ::-1], axis=1)[:, ::-1] == 1)
+    chosen = chosen.reshape(*segments.shape, *(1 for _ in values.shape[2:]))
+    return jnp.sum(jnp.where(chosen, values, 0), axis=1, dtype=values.dtype)
+
+
+def by_row(function: Callable, specs: Any, *arrays: jax.Array) -> Any:
+    """Calls a function that gives each row from that row alone, on each device for its own rows.
+
+    Args:
+      function: of the arrays.
+      specs: how what it returns lies on the mesh.
+      arrays: cut alike along their rows and heads.
+    """
+    if all(entry is None for spec in jax.tree.leaves(specs) for entry in spec):
+        return function(*arrays)
+    return jax.shard_map(function, out_specs=specs)(*arrays)
+
+
+def gather(
+    rows: Shaped[Array, "batch columns *rest"], index: Int[Array, "batch new"]
+) -> Shaped[Array, "batch new *rest"]:
+    """Columns of each row; of an index outside the nearest one, whatever it holds."""
+    return jax.vmap(lambda row, index: jnp.take(row, index, axis=0, mode="clip"))(rows, index)
+
+
+def put_rows(
+    old: Shaped[Array, "..."], new: Shaped[Array, "..."], slots: Int[Array, "new"], axis: int
+) -> Shaped[Array, "..."]:
+    """An array with other rows in place of some, which lie on any devices.
+
+    Args:
+      old: the array.
+      new: the rows; of the axis after theirs they may have only a first part.
+      slots: numbers of the rows that are replaced.
+      axis: of the rows.
+    """
+    spec = [*jax.typeof(old).sharding.spec]
+    axes, spec[axis] = spec[axis], None
+    new = jax.reshard(new, PartitionSpec(*spec))
+
+    def put(old, new, slots):
+        rows, part = old.shape[axis], new.shape[axis + 1 : axis + 2]
+        if axes is not None:
+            slots = slots - rows * jax.lax.axis_index(axes)
+        slots = jnp.where((slots >= 0) & (slots < rows), slots, rows)  # else another device's
+        index = (*(slice(None),) * axis, slots, *(slice(size) for size in part))
+        return old.at[index].set(new, mode="drop", unique_indices=True)
+
+    return by_row(put, jax.typeof(old).sharding.spec, old, new, slots)

@@ -5,26 +5,46 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from lmjax.models.cache import Cache
+from lmjax.models.batch import Place
+from lmjax.models.cache import Cache, Source
 from lmjax.models.transformer import TransformerConfig
 from lmjax.parallel import Layout
 
 
-def make_cache(config: TransformerConfig, layout: Layout, batch: int, length: int) -> Cache:
-    """An empty cache for `batch` rows of up to `length` tokens."""
-    attention = config.attention
-    # A bias goes by the places of the keys, which a ring does not keep in order.
-    ordered = attention.position_rule.biased
+def make_cache(
+    config: TransformerConfig, layout: Layout, batch: int, length: int, source: int | None = None
+) -> Cache:
+    """An empty cache for `batch` rows of up to `length` tokens.
 
-    def empty(window: int | None, periods: int) -> jax.Array:
-        slots = length if window is None or ordered else min(length, window)
+    Args:
+      config: of the model.
+      layout: how it is cut over the mesh.
+      batch: number of rows.
+      length: most tokens of a row.
+      source: most tokens of an encoder's text, where rows with one are to be put into the cache;
+        None for a cache that the model is called with from the first token on.
+    """
+    attention = config.attention
+    # A bias goes by the indices of the keys, which a ring does not keep in order.
+    ordered = attention.position_rule.biased
+    windows = [(window, periods) for windows, periods in config.stretches for window in windows]
+
+    def zeros(*sizes: int) -> jax.Array:
+        spec = layout.spec("batch", *(None for _ in sizes[1:]), shape=sizes)
+        return jnp.zeros(sizes, jnp.int32, out_sharding=spec)
+
+    def layers(slots: int, periods: int) -> jax.Array:
         shape = (periods, batch, slots, attention.kv_heads, attention.head_dim)
         spec = layout.spec(None, "batch", None, "kv_heads", None, shape=shape)
         return jnp.zeros(shape, config.dtype, out_sharding=spec)
 
-    places = [(window, periods) for windows, periods in config.stretches for window in windows]
-    keys, values = (tuple(empty(*place) for place in places) for _ in range(2))
-    segments = jnp.zeros(
-        (batch, length), jnp.int32, out_sharding=layout.spec("batch", None, shape=(batch, length))
-    )
-    return Cache(keys, values, segments, jnp.zeros((), jnp.int32), segments[:, 0])
+    def own(window: int | None, periods: int) -> jax.Array:
+        return layers(length if window is None or ordered else min(length, window), periods)
+
+    keys, values = (tuple(own(*place) for place in windows) for _ in range(2))
+    text = None
+    if source is not None:
+        read = (tuple(layers(source, periods) for _, periods in windows) for _ in range(2))
+        text = Source(*read, zeros(batch, source))
+    lengths, prompt_lengths, place = zeros(batch), zeros(batch), Place(zeros(batch), zeros(batch))
+    return Cache(keys, values, lengths, prompt_lengths, place, text, capacity=length, empty=True)

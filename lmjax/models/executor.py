@@ -105,7 +105,7 @@ def scan_blocks(
         x, own = _scan_stretch(blocks, layers, x, masks, tables, own)
         first, place = first + stretch.layers, place + period
         extended += own
-    return x, None if cache is None else cache.extended(extended, x.shape[1])
+    return x, None if cache is None else cache.extended(extended)
 
 
 def _scan_stretch(

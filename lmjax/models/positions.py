@@ -91,15 +91,14 @@ class Pairs(NamedTuple):
 
     Attributes:
       num_heads: of the queries.
-      queries, keys: how many there are.
-      first: the place of the first query, counted in keys.
+      queries: index of each among the keys, the last one highest; of each row where they differ.
+      keys: how many there are.
       causal: whether queries see no later keys.
     """
 
     num_heads: int
-    queries: int
+    queries: Int[Array, "#batch query"]
     keys: int
-    first: Int[Array, ""] | int
     causal: bool
 
 
@@ -133,7 +132,7 @@ class AttentionPositions:
         return None
 
     def bias(self, learned: nnx.Module | None, pairs: Pairs) -> Bias | None:
-        """What is added to the scores, the same in every layer and row; None: nothing."""
+        """What is added to the scores, the same in every layer; None: nothing."""
         return None
 
 
@@ -148,9 +147,10 @@ class ALiBi(AttentionPositions):
     biased: ClassVar[bool] = True
 
     def bias(self, learned: None, pairs: Pairs) -> Bias:
-        """slope (j - last key): a row's softmax does not see what all its scores have in common."""
-        distance = jnp.arange(pairs.keys, dtype=jnp.float32) - (pairs.keys - 1)
-        return (alibi_slopes(pairs.num_heads)[:, None] * distance)[None, :, None, :]
+        """slope (j - last query): what all scores of a query have in common does not matter."""
+        last = pairs.queries[:, -1, None, None, None]
+        distance = (jnp.arange(pairs.keys) - last).astype(jnp.float32)
+        return alibi_slopes(pairs.num_heads)[:, None, None] * distance
 
 
 def alibi_slopes(num_heads: int) -> Float[np.ndarray, "heads"]:
@@ -189,8 +189,8 @@ class RelativeBuckets(AttentionPositions):
 
     def bias(self, learned: BucketTable, pairs: Pairs) -> Bias:
         """See `AttentionPositions.bias`."""
-        places = pairs.first + jnp.arange(pairs.queries)
-        return learned(self.bucket(jnp.arange(pairs.keys) - places[:, None], pairs.causal))
+        distance = jnp.arange(pairs.keys) - pairs.queries[:, :, None]
+        return learned(self.bucket(distance, pairs.causal))
 
     def bucket(self, distance: Int[Array, "..."], causal: bool) -> Int[Array, "..."]:
         """The bucket of each distance, which is above 0 for keys behind the query."""
@@ -212,9 +212,10 @@ class BucketTable(nnx.Module):
         axes = ((None, config.buckets), ("heads", num_heads))
         self.table = builder.parameter(axes, "relative", fan_in=builder.hidden)
 
-    def __call__(self, buckets: Int[Array, "queries keys"]) -> Bias:
+    def __call__(self, buckets: Int[Array, "#batch queries keys"]) -> Bias:
         """The number of each head for each pair."""
         table = jnp.swapaxes(self.table[...], 0, 1)
         shape = (table.shape[0], *buckets.shape)
-        spec = self.layout.spec("heads", None, None, shape=shape)
-        return table.at[:, buckets].get(out_sharding=spec)[None]
+        rows = "batch" if buckets.shape[0] > 1 else None
+        spec = self.layout.spec("heads", rows, None, None, shape=shape)
+        return jnp.swapaxes(table.at[:, buckets].get(out_sharding=spec), 0, 1)

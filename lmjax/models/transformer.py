@@ -208,11 +208,15 @@ class Stack(nnx.Module):
     def tables(self, batch: Batch, cache: Cache | None = None) -> Tables:
         """What all layers need of the positions of a batch, which `cache` expects next."""
         attention, length = self.config.attention, batch.tokens.shape[1]
-        lengths, keys, first = jnp.max(batch.positions, axis=1) + 1, length, 0
+        lengths, queries, keys = (
+            jnp.max(batch.positions, axis=1) + 1,
+            jnp.arange(length)[None],
+            length,
+        )
         if cache is not None:
-            lengths, keys, first = cache.lengths, cache.segments.shape[1], cache.used
+            lengths, (queries, keys) = cache.prompt_lengths, cache.queries(length)
         tables = attention.tables(batch, lengths)
-        pairs = Pairs(attention.num_heads, length, keys, first, attention.causal)
+        pairs = Pairs(attention.num_heads, queries, keys, attention.causal)
         return tables._replace(bias=attention.position_rule.bias(self.attention_positions, pairs))
 
     def run(
