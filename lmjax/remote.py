@@ -236,7 +236,7 @@ def copies() -> Path:
     return usual_cache() / "remote"
 
 
-def place_of_copy(url: str, kind: str = "") -> Path:
+def copy_path(url: str, kind: str = "") -> Path:
     """The path of a copy, named by the last part of its URL; `kind` tells several apart."""
     words = re.sub(r"[^A-Za-z0-9.-]+", "-", url)[:40]
     name = url.rpartition("/")[2] or "folder"
@@ -268,7 +268,7 @@ def local_copy(path: str | os.PathLike, name: str) -> Path:
     if not is_url(path):
         return local_path(path, name)
     objects = Objects(path, name)
-    target = place_of_copy(objects.url)
+    target = copy_path(objects.url)
     with errors_told(f"cannot copy {name}={objects.url} to {target}"):
         target.parent.mkdir(parents=True, exist_ok=True)
         with (target.parent / ".lock").open("a") as file:

@@ -123,7 +123,7 @@ class BeamSearch:
         decoder = BeamDecoder(self.generator.decoder)
         search = decoder.start(
             self.generator.weights,
-            self.generator.place(prompt_batch(prompts, sources)),
+            self.generator.put_on_devices(prompt_batch(prompts, sources)),
             np.array(budget, np.int32),
             slots=round_up(max_tokens),
             beams=beams,
@@ -171,7 +171,7 @@ class BeamDecoder:
 
         def step(search: Search) -> Search:
             newest = jnp.take(search.beams, search.count - 1, axis=2).reshape(-1)
-            tokens = self.layout.place(newest, "batch")
+            tokens = self.layout.best(newest, "batch")
             going = jnp.ones_like(tokens, bool)
             logits, cache = self.decoder.next(params, search.cache, tokens, going)
             return self._extend(dataclasses.replace(search, cache=cache), logits, **settings)
@@ -181,13 +181,13 @@ class BeamDecoder:
     def _extend(self, search: Search, logits, *, stop_tokens, length_penalty) -> Search:
         """Ranks the continuations of all beams, and reorders everything by them."""
         prompts, beams = search.sums.shape
-        log_probabilities = jax.nn.log_softmax(self.layout.place(logits, None, None))
+        log_probabilities = jax.nn.log_softmax(self.layout.best(logits, None, None))
         vocab = log_probabilities.shape[1]
         sums = search.sums[:, :, None] + log_probabilities.reshape(prompts, beams, vocab)
         # If all that can end do, so many leave `beams` that run on.
         ranked = min((1 + len(stop_tokens)) * beams, beams * vocab)
-        sums, place = jax.lax.top_k(sums.reshape(prompts, -1), ranked)
-        parent, token = place // vocab, place % vocab
+        sums, best = jax.lax.top_k(sums.reshape(prompts, -1), ranked)
+        parent, token = best // vocab, best % vocab
         tokens = jnp.take_along_axis(search.beams, parent[:, :, None], axis=1)
         tokens = tokens.at[:, :, search.count].set(token)
 
@@ -227,9 +227,9 @@ def best(
     count: int,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Tokens, numbers and scores of the `count` best of each prompt, the best first."""
-    scores, place = jax.lax.top_k(scores, count)
-    tokens = jnp.take_along_axis(tokens, place[:, :, None], axis=1)
-    return tokens, jnp.take_along_axis(numbers, place, axis=1), scores
+    scores, best = jax.lax.top_k(scores, count)
+    tokens = jnp.take_along_axis(tokens, best[:, :, None], axis=1)
+    return tokens, jnp.take_along_axis(numbers, best, axis=1), scores
 
 
 def hypotheses(search: Search, stop_tokens: Sequence[int]) -> list[list[Hypothesis]]:

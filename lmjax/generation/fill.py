@@ -26,13 +26,13 @@ class Blanked:
         before a blank belongs to it: tokens of words begin with theirs.
       names: of the tokens that stand for the blanks.
       tokens: the prompt as the model reads it.
-      places: of the blanks in `tokens`.
+      positions: of the blanks in `tokens`.
     """
 
     texts: list[str]
     names: list[str]
     tokens: list[int]
-    places: list[int]
+    positions: list[int]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,12 +76,12 @@ class Filling(abc.ABC):
                 f"{shown} where something is missing"
             )
         before, after = self.frame(tokenizer, names, last)
-        tokens, places = list(before), []
+        tokens, positions = list(before), []
         for text, name in zip(texts, names):
             tokens += tokenizer.encode(text)
-            places.append(len(tokens))
+            positions.append(len(tokens))
             tokens.append(tokenizer.special[name])
-        return Blanked(texts, names, [*tokens, *tokenizer.encode(last), *after], places)
+        return Blanked(texts, names, [*tokens, *tokenizer.encode(last), *after], positions)
 
 
 class Writing(Filling):
@@ -109,7 +109,7 @@ class Writing(Filling):
         """
         if max_length is None:
             return None
-        blanks, used = len(blanked.places), self.beginning(blanked)
+        blanks, used = len(blanked.positions), self.beginning(blanked)
         share = (max_length + 1 - used - blanks) // blanks
         if share < 1:
             raise UserError(
@@ -145,7 +145,7 @@ class BlankFilling(BlankFormat, Writing):
         sop = token(tokenizer, self.sop)
         contents = [[sop, *span] for span in [*spans, ()]]
         run_on = blanked.names[0] in self.run_on
-        return blank_row(blanked.tokens, list(zip(blanked.places, contents)), run_on), None
+        return blank_row(blanked.tokens, list(zip(blanked.positions, contents)), run_on), None
 
     def stop_tokens(self, tokenizer: Tokenizer) -> list[int]:
         """The end of the blank or, where it is a text's rest, of the text."""
@@ -263,8 +263,8 @@ def write_blanks(
     """
     shares = [filling.share(blanked, max_length) for blanked in prompts]
     spans: list[list[list[int]]] = [[] for _ in prompts]
-    for number in range(max((len(blanked.places) for blanked in prompts), default=0)):
-        rows = [row for row, blanked in enumerate(prompts) if number < len(blanked.places)]
+    for number in range(max((len(blanked.positions) for blanked in prompts), default=0)):
+        rows = [row for row, blanked in enumerate(prompts) if number < len(blanked.positions)]
         asked = [filling.prompt(tokenizer, prompts[row], spans[row]) for row in rows]
         texts = [text for text, _ in asked]
         sources = None if asked[0][1] is None else [source for _, source in asked]

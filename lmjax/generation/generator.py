@@ -174,10 +174,10 @@ class Generator:
             seen = np.repeat(tokens_seen(texts, self.config.vocab_size), samples, axis=0)
         decoding = self.decoder.start(
             self.weights,
-            self.place(prompt_batch(prompts, sources)),
-            self.place(budget),
-            self.place(sampling.seed + np.arange(len(budget), dtype=np.uint32)),
-            self.place(seen),
+            self.put_on_devices(prompt_batch(prompts, sources)),
+            self.put_on_devices(budget),
+            self.put_on_devices(sampling.seed + np.arange(len(budget), dtype=np.uint32)),
+            self.put_on_devices(seen),
             slots=round_up(max_tokens),
             samples=samples,
             **settings,
@@ -201,7 +201,7 @@ class Generator:
             if interval is None:  # what is the same for every token is computed once a step
                 step = max(1, min(2 * step, round(step * PACE / (time.monotonic() - begin))))
 
-    def place(self, tree: Any) -> Any:
+    def put_on_devices(self, tree: Any) -> Any:
         """Numpy arrays whose first axis is the batch, on the devices."""
 
         def put(a: np.ndarray) -> jax.Array:

@@ -175,9 +175,9 @@ class JinjaFormat(ChatFormat):
     @functools.cached_property
     def _halves(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """What names of special tokens begin with, and what they end with."""
-        cuts = [(name, place) for name in self.special for place in range(1, len(name))]
-        heads = {name[:place] for name, place in cuts}
-        tails = {name[place:] for name, place in cuts}
+        cuts = [(name, length) for name in self.special for length in range(1, len(name))]
+        heads = {name[:length] for name, length in cuts}
+        tails = {name[length:] for name, length in cuts}
         return tuple(heads), tuple(tails)
 
     def _compiled(self, source: str) -> Any:

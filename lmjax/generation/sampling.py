@@ -104,7 +104,7 @@ def choose(
     if min_p is not None:
         logits = jnp.where(logits >= jnp.log(min_p), logits, -jnp.inf)  # the best one's is 0
     noise = jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[-1:]))(keys)
-    place = jnp.argmax(logits + noise, axis=-1)
+    choice = jnp.argmax(logits + noise, axis=-1)
     if tokens is not None:
-        place = jnp.take_along_axis(tokens, place[:, None], axis=-1)[:, 0]
-    return place.astype(jnp.int32)
+        choice = jnp.take_along_axis(tokens, choice[:, None], axis=-1)[:, 0]
+    return choice.astype(jnp.int32)

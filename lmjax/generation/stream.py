@@ -53,7 +53,7 @@ class TextStream:
         if self.stopped:
             self._held = ""
             return ""
-        ends = [(place + len(s), place) for s in self._stop if (place := self._held.find(s)) >= 0]
+        ends = [(begin + len(s), begin) for s in self._stop if (begin := self._held.find(s)) >= 0]
         if ends:  # the one that is complete first, however the text came
             self.stopped = True
             text, self._held = self._held[: min(ends)[1]], ""

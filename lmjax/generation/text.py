@@ -220,8 +220,8 @@ class TextGenerator:
             raise UserError(f"the prompt has {length} tokens, more than the {most} of the context")
         logits = self._whole(plain_batch(np.array([blanked.tokens], np.int32)))
         found = []
-        for place in blanked.places:
-            probabilities = jax.nn.softmax(logits[0, place, : self.generator.config.vocab_size])
+        for position in blanked.positions:
+            probabilities = jax.nn.softmax(logits[0, position, : self.generator.config.vocab_size])
             best = jax.lax.top_k(probabilities, min(count, len(probabilities)))
             values, tokens = map(np.asarray, best)
             require_numbers(values)
@@ -240,7 +240,7 @@ class TextGenerator:
             model = nnx.merge(graph, params)
             return model.logits(model(batch)[0])
 
-        return np.asarray(logits(generator.params, generator.place(batch)))
+        return np.asarray(logits(generator.params, generator.put_on_devices(batch)))
 
     @functools.cached_property
     def _beam_search(self) -> BeamSearch:

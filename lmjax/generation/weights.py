@@ -18,7 +18,7 @@ def decoding_weights(config: TransformerConfig, params: dict, shapes: dict, apar
       shapes: how they lie on the mesh, stacked; see `Decoder.shapes`.
       apart: whether each layer's parameters are by themselves.
     """
-    weights = placed(light(config, params if apart else stacked(params)), shapes)
+    weights = sharded(light(config, params if apart else stacked(params)), shapes)
     if apart:
         weights["blocks"] = unstacked(weights["blocks"], config.num_layers)
     return weights
@@ -50,17 +50,17 @@ def unstacked(blocks: dict | list[dict], num_layers: int) -> list[dict]:
     return [jax.tree.map(lambda a, n=n: a[n], blocks) for n in range(num_layers)]
 
 
-def placed(params: dict, shapes: dict) -> dict:
+def sharded(params: dict, shapes: dict) -> dict:
     """The parameters as the shapes lie on the mesh, also where `blocks` is a list of layers."""
 
-    def place(spec: PartitionSpec, a: jax.Array) -> jax.Array:
+    def reshard(spec: PartitionSpec, a: jax.Array) -> jax.Array:
         return a if jax.typeof(a).sharding.spec == spec else jax.reshard(a, spec)
 
     specs = jax.tree.map(lambda shape: shape.sharding.spec, shapes)
     if isinstance(params["blocks"], list):
         inner = jax.tree.map(lambda spec: PartitionSpec(*spec[1:]), specs["blocks"])
         specs = {**specs, "blocks": [inner] * len(params["blocks"])}
-    return jax.tree.map(place, specs, params)
+    return jax.tree.map(reshard, specs, params)
 
 
 def light(config: TransformerConfig, params: dict) -> dict:

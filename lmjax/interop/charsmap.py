@@ -48,7 +48,7 @@ def normalizing_steps(charsmap: bytes, symbols: Iterable[str] = ()) -> list[Step
     """
     if not charsmap:
         return []
-    single, places, exceptions = _looked_through(charsmap)
+    single, breaks, exceptions = _looked_through(charsmap)
     kept = {text: text for text in symbols if _by_character(single, text) != text}
     kept |= {source: single.get(source, source) for source in exceptions or ()}
     hidden = sorted(kept, key=len, reverse=True)
@@ -60,7 +60,7 @@ def normalizing_steps(charsmap: bytes, symbols: Iterable[str] = ()) -> list[Step
     }
     return [
         *(replace(text, stand_in) for text, stand_in in zip(hidden, STAND_INS)),
-        replace_each(places, BREAK),
+        replace_each(breaks, BREAK),
         *([] if exceptions is None else [{"type": "NFKC"}]),
         precompiled,
         replace(BREAK, ""),
@@ -123,8 +123,8 @@ def _breaks(table: dict[str, str], several: Sequence[str]) -> str:
     """
     before = defaultdict(set)  # by character: what may stand before it in a string of the table
     for source in several:
-        for place in range(1, len(source)):
-            before[source[place]].add(source[:place])
+        for length in range(1, len(source)):
+            before[source[length]].add(source[:length])
     by_context = defaultdict(list)
     for character, beginnings in before.items():
         if unicodedata.category(character)[0] == "M" or character in "\uff9e\uff9f":
@@ -134,12 +134,12 @@ def _breaks(table: dict[str, str], several: Sequence[str]) -> str:
         for beginnings, characters in by_context.items()
     )
     # Not at the very beginning: the library loses count of what is put in front of everything.
-    places = [r"(?<=\r)(?=\n)", rf"(?!\A)(?={JOINED}){inside}"]
+    breaks = [r"(?<=\r)(?=\n)", rf"(?!\A)(?={JOINED}){inside}"]
     if chr(OPEN[0]) + chr(LAST[0]) not in table:
         last = {*map(chr, LAST)}
         last |= {source for source in table if len(source) == 1 and table[source][:1] in last}
-        places.append(f"(?<={any_of(*map(chr, OPEN))})(?={any_of(*last)})")
-    return "|".join(places)
+        breaks.append(f"(?<={any_of(*map(chr, OPEN))})(?={any_of(*last)})")
+    return "|".join(breaks)
 
 
 def _any_of(strings: Iterable[str]) -> str:

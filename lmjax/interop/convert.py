@@ -29,7 +29,7 @@ from lmjax.interop.tokenizer_files import end_ids, own_class_notes, public_files
 from lmjax.launch import is_first, on_first
 from lmjax.models import EncoderDecoderConfig, TransformerConfig
 from lmjax.parallel import training_layout
-from lmjax.remote import Objects, is_url, local_copy, place_of_copy, send_folder
+from lmjax.remote import Objects, copy_path, is_url, local_copy, send_folder
 from lmjax.runs.checkpoints import Checkpointer
 from lmjax.runs.folder import RunFolder
 from lmjax.runs.trained_model import Trained, beyond_table, read_experiment, read_trained
@@ -105,29 +105,29 @@ def convert(
 
 
 @contextmanager
-def new_folder_anywhere(place: str | os.PathLike, index: bool) -> Iterator[Path]:
+def new_folder_anywhere(destination: str | os.PathLike, index: bool) -> Iterator[Path]:
     """A folder to write in, which appears at a path or a URL when the block ends well.
 
     At a URL config.json is the last object that is written: without it there is no model.
 
     Args:
-      place: path or URL; nothing may be there.
+      destination: path or URL; nothing may be there.
       index: of a URL, whether it gets the index of a run folder.
 
     Raises:
       UserError: see `new_folder`; or several processes would write one run folder to a URL.
     """
-    if not is_url(place):
-        with new_folder(local_path(place, "destination")) as folder:
+    if not is_url(destination):
+        with new_folder(local_path(destination, "destination")) as folder:
             yield folder
         return
     if index and jax.process_count() > 1:
         raise UserError(
-            f"destination={place}: several processes write a run folder to one that all of them "
-            "see as files; convert in one process, or into a mounted bucket"
+            f"destination={destination}: a run folder that several processes write must be one "
+            "that all of them see as files; convert in one process, or into a mounted bucket"
         )
-    objects = Objects(place, "destination", write=True)
-    staged = place_of_copy(objects.url, "-converted")
+    objects = Objects(destination, "destination", write=True)
+    staged = copy_path(objects.url, "-converted")
 
     def make() -> None:
         with errors_told(f"cannot write in destination={objects.url}"):

@@ -215,8 +215,8 @@ def write_tensors(
         if path not in partial:
             path.unlink(missing_ok=True)
     if len(groups) > 1:
-        places = {title: name for name, group in zip(names, groups) for title in group}
-        write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": places})
+        files_by_name = {title: name for name, group in zip(names, groups) for title in group}
+        write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": files_by_name})
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -180,8 +180,8 @@ def _settings(
 def _unknown(model: Entry, tokenizer: Tokenizer) -> str | None:
     """The special token for what is in no vocabulary."""
     name = model.get("unk_token")
-    if (place := model.get("unk_id")) is not None:
-        name = model["vocab"][place][0]
+    if (unknown_id := model.get("unk_id")) is not None:
+        name = model["vocab"][unknown_id][0]
     return name if name in tokenizer.special else None
 
 

@@ -4,7 +4,7 @@ from lmjax.models.attention import AttentionConfig as AttentionConfig
 from lmjax.models.baichuan import baichuan as baichuan
 from lmjax.models.baichuan import baichuan2 as baichuan2
 from lmjax.models.batch import Batch as Batch
-from lmjax.models.batch import Place as Place
+from lmjax.models.batch import TokenPosition as TokenPosition
 from lmjax.models.batch import check_tokens as check_tokens
 from lmjax.models.batch import plain_batch as plain_batch
 from lmjax.models.bert import bert as bert

@@ -89,8 +89,8 @@ class AttentionConfig:
         """What all layers need of the positions; see `AttentionPositions.tables`."""
         scale = None
         if self.log_length is not None:
-            places = jnp.maximum(batch.positions + 1, self.log_length).astype(jnp.float32)
-            scale = (jnp.log(places) / math.log(self.log_length))[..., None, None]
+            positions = jnp.maximum(batch.positions + 1, self.log_length).astype(jnp.float32)
+            scale = (jnp.log(positions) / math.log(self.log_length))[..., None, None]
         return Tables(self.position_rule.tables(batch, lengths, self.head_dim), scale)
 
 
@@ -168,9 +168,9 @@ class Attention(nnx.Module):
         if bias is not None:
             rows, queries = (bias.shape[axis] > 1 for axis in (0, 2))
             axes = "batch" if rows else None, "heads", "seq" if queries else None, None
-            bias = layout.place(bias, *axes)
+            bias = layout.reshard(bias, *axes)
         keys, values = (spread_heads(layout, a, query.shape[2]) for a in (keys, values))
-        mask = mask.mapped(lambda a: a, lambda a: layout.place(a, "batch", None))  # whole rows
+        mask = mask.mapped(lambda a: a, lambda a: layout.reshard(a, "batch", None))  # whole rows
         if dropout is not None:
             # One global draw, so that every mesh drops the same probabilities.
             return kernel(query, keys, values, mask, bias, dropout=dropout)
@@ -209,8 +209,8 @@ def spread_heads(layout: Layout, x: jax.Array, num_heads: int) -> jax.Array:
     """
     batch, length, kv_heads, head_dim = x.shape
     if layout.axes("heads", num_heads) and not layout.axes("kv_heads", kv_heads):
-        x = layout.place(x, "batch", None, None, None)
+        x = layout.reshard(x, "batch", None, None, None)
         spec = layout.spec("batch", None, "heads", None, shape=(batch, length, num_heads, head_dim))
         group = jnp.arange(num_heads) // (num_heads // kv_heads)
         return x.at[:, :, group].get(out_sharding=spec)
-    return layout.place(x, "batch", None, "kv_heads", None)
+    return layout.reshard(x, "batch", None, "kv_heads", None)

@@ -98,7 +98,7 @@ def first_outside(
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Place:
+class TokenPosition:
     """Positions of one token of each row.
 
     Attributes:
@@ -109,10 +109,10 @@ class Place:
     position: Int[Array, "batch"]
     block_position: Int[Array, "batch"]
 
-    def next(self) -> Place:
+    def next(self) -> TokenPosition:
         """Positions of the token after it: in a span the second position moves, else the first."""
         inside = (self.block_position > 0).astype(np.int32)
-        return Place(self.position + 1 - inside, self.block_position + inside)
+        return TokenPosition(self.position + 1 - inside, self.block_position + inside)
 
     def batch(self, tokens: Int[Array, "batch"], segments: Int[Array, "batch"]) -> Batch:
         """A batch of these tokens alone."""

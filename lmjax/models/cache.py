@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int, Shaped
 
 from lmjax.config import UserError
-from lmjax.models.batch import Batch, Place
+from lmjax.models.batch import Batch, TokenPosition
 from lmjax.parallel import Layout
 from pallas_kernels.attention import Mask
 
@@ -73,7 +73,7 @@ class Cache:
         stack of its periods.
       lengths: tokens that each row holds; 0: the row is free.
       prompt_lengths: tokens of each row's text when it was first read.
-      place: of the newest token of each row.
+      newest: position of the newest token of each row.
       source: of the encoder's text, once it is read; None without an encoder.
       incoming: of the call that is under way; None between calls.
       capacity: most tokens of a row.
@@ -84,7 +84,7 @@ class Cache:
     values: tuple[Float[Array, "_ batch _ kv_heads head_dim"], ...]
     lengths: Int[Array, "batch"]
     prompt_lengths: Int[Array, "batch"]
-    place: Place
+    newest: TokenPosition
     source: Source | None = None
     incoming: Incoming | None = None
     capacity: int = dataclasses.field(kw_only=True, metadata={"static": True})
@@ -99,13 +99,13 @@ class Cache:
         count = jnp.sum(real, axis=1, dtype=jnp.int32)
         first = self.lengths - jnp.argmax(real, axis=1).astype(jnp.int32)
         texts = jnp.max(batch.positions, axis=1) + 1
-        place = jax.tree.map(
-            lambda new, old: jnp.where(count > 0, new, old), last_place(batch), self.place
+        newest = jax.tree.map(
+            lambda new, old: jnp.where(count > 0, new, old), last_position(batch), self.newest
         )
         return dataclasses.replace(
             self,
             prompt_lengths=jnp.where(self.lengths == 0, texts, self.prompt_lengths),
-            place=place,
+            newest=newest,
             incoming=Incoming(first, self.lengths, self.lengths + count),
         )
 
@@ -150,7 +150,7 @@ class Cache:
         def put(old: jax.Array, new: jax.Array) -> jax.Array:
             return put_rows(old, new, slots, _batch_axis(old))
 
-        names = ("keys", "values", "lengths", "prompt_lengths", "place")
+        names = ("keys", "values", "lengths", "prompt_lengths", "newest")
         found = {
             name: jax.tree.map(put, getattr(self, name), getattr(rows, name)) for name in names
         }
@@ -324,12 +324,12 @@ class LayerCache:
         return jax.lax.dynamic_index_in_dim(stack, self.period, keepdims=False)
 
 
-def last_place(batch: Batch) -> Place:
+def last_position(batch: Batch) -> TokenPosition:
     """Positions of each row's last token that is not padding; block positions may all be 0."""
     block = batch.block_positions
     block = jnp.zeros_like(batch.positions) if block is None else block
     positions, block = (last_tokens(batch.segments, a) for a in (batch.positions, block))
-    return Place(positions, block)
+    return TokenPosition(positions, block)
 
 
 def last_tokens(

@@ -28,4 +28,4 @@ class Embedding(nnx.Module):
 
     def gathered(self, dtype: str) -> Float[Array, "rows embed"]:
         """The table with whole rows, still sharded over them where `rows` is."""
-        return self.layout.place(self.table[...].astype(dtype), self.rows, None)
+        return self.layout.reshard(self.table[...].astype(dtype), self.rows, None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from lmjax.models.batch import Place
+from lmjax.models.batch import TokenPosition
 from lmjax.models.cache import Cache, Source
 from lmjax.models.transformer import TransformerConfig
 from lmjax.parallel import Layout
@@ -41,10 +41,14 @@ def make_cache(
     def own(window: int | None, periods: int) -> jax.Array:
         return layers(length if window is None or ordered else min(length, window), periods)
 
-    keys, values = (tuple(own(*place) for place in windows) for _ in range(2))
+    keys, values = (tuple(own(*newest) for newest in windows) for _ in range(2))
     text = None
     if source is not None:
         read = (tuple(layers(source, periods) for _, periods in windows) for _ in range(2))
         text = Source(*read, zeros(batch, source))
-    lengths, prompt_lengths, place = zeros(batch), zeros(batch), Place(zeros(batch), zeros(batch))
-    return Cache(keys, values, lengths, prompt_lengths, place, text, capacity=length, empty=True)
+    lengths, prompt_lengths, newest = (
+        zeros(batch),
+        zeros(batch),
+        TokenPosition(zeros(batch), zeros(batch)),
+    )
+    return Cache(keys, values, lengths, prompt_lengths, newest, text, capacity=length, empty=True)

@@ -200,13 +200,13 @@ class EncoderDecoder(Transformer):
 
         def read(params):
             keys = nnx.merge(graph, params).cross_attention.read(states)
-            return tuple(self.layout.place(a, "batch", None, "kv_heads", None) for a in keys)
+            return tuple(self.layout.offset(a, "batch", None, "kv_heads", None) for a in keys)
 
         keys, values = jax.lax.map(read, params)
-        places, first = [], 0
+        layers, first = [], 0
         for stretch in self.config.stretches:  # as in `Cache`
             last, period = first + stretch.layers, len(stretch.windows)
-            places += [slice(first + place, last, period) for place in range(period)]
+            layers += [slice(first + offset, last, period) for offset in range(period)]
             first = last
-        keys, values = (tuple(a[place] for place in places) for a in (keys, values))
+        keys, values = (tuple(a[offset] for offset in layers) for a in (keys, values))
         return Source(keys, values, batch.segments)

@@ -92,7 +92,7 @@ def scan_blocks(
       The last block's output, and the cache with the new keys and values in it.
     """
     caches = None if cache is None else cache.layers()
-    first, place, extended = 0, 0, []
+    first, pattern_index, extended = 0, 0, []
     for stretch in blocks.stretches:
         cut = functools.partial(stretch.cut, first=first)
         layers = jax.tree.map(cut, (blocks.params, blocks.keys))
@@ -100,10 +100,12 @@ def scan_blocks(
         masks = [dataclasses.replace(mask, window=window) for window in stretch.windows]
         own = [None] * period
         if cache is not None:
-            masks = [cache.mask(mask, place + i, x.shape[1]) for i, mask in enumerate(masks)]
-            own = caches[place : place + period]
+            masks = [
+                cache.mask(mask, pattern_index + i, x.shape[1]) for i, mask in enumerate(masks)
+            ]
+            own = caches[pattern_index : pattern_index + period]
         x, own = _scan_stretch(blocks, layers, x, masks, tables, own)
-        first, place = first + stretch.layers, place + period
+        first, pattern_index = first + stretch.layers, pattern_index + period
         extended += own
     return x, None if cache is None else cache.extended(extended)
 

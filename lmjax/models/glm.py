@@ -111,10 +111,10 @@ def blank_row(
     for blank, tokens in spans:
         if not 0 <= blank < length:
             raise UserError(f"the blank {blank} is not in the text, which has {length} tokens")
-        inside, places = np.arange(len(tokens)), end + np.arange(len(tokens))
+        inside, after_positions = np.arange(len(tokens)), end + np.arange(len(tokens))
         end += len(tokens)
-        both = (places, 0 * inside) if run_on else (blank + 0 * inside, 1 + inside)
-        rows.append((tokens, *both, places))
+        both = (after_positions, 0 * inside) if run_on else (blank + 0 * inside, 1 + inside)
+        rows.append((tokens, *both, after_positions))
     columns = (np.concatenate(parts).astype(np.int32) for parts in zip(*rows))
     tokens, positions, block_positions, ranks = columns
     return Batch(

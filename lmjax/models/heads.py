@@ -49,12 +49,12 @@ class Classifier(nnx.Module):
         self.classes = builder.linear(embed, ((None, config.classes),), bias=True)
 
     def __call__(self, x: Float[Array, "batch seq embed"]) -> Float[Array, "batch classes"]:
-        first = self.layout.place(x, "batch", None, None)[:, 0]
+        first = self.layout.reshard(x, "batch", None, None)[:, 0]
         pooled = jnp.tanh(rows_product(self.pooler, first))
         return rows_product(self.classes, pooled).astype(jnp.float32)
 
 
 def rows_product(layer: Linear, x: Float[Array, "batch in"]) -> Float[Array, "batch out"]:
     """A dense layer on one vector a row, which no device has to share with others."""
-    weight = layer.layout.place(layer.weight[...].astype(layer.dtype), None, None)
+    weight = layer.layout.reshard(layer.weight[...].astype(layer.dtype), None, None)
     return jnp.einsum("bi,io->bo", x, weight) + layer.bias[...].astype(layer.dtype)

@@ -66,7 +66,7 @@ class Linear(nnx.Module):
         weight, names = self.weight[...].astype(self.dtype), self.layout.gathered(*names)
 
         def product(x, weight):
-            return self._product(x, self.layout.place(weight, *names))
+            return self._product(x, self.layout.reshard(weight, *names))
 
         if jax.typeof(weight).sharding.spec != self.layout.spec(*names, shape=weight.shape):
             # Backward gathers it once more: the whole weights of all layers are not kept for it.
@@ -74,7 +74,7 @@ class Linear(nnx.Module):
         out = product(x, weight)
         if self.bias is not None:
             names = self.layout.gathered(*(name for name, _ in self.outputs))
-            out = out + self.layout.place(self.bias[...].astype(self.dtype), *names)
+            out = out + self.layout.reshard(self.bias[...].astype(self.dtype), *names)
         return out
 
     def _product(self, x: jax.Array, weight: jax.Array) -> jax.Array:

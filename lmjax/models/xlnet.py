@@ -121,8 +121,8 @@ class TwoStreamAttention(Attention):
         """What distances and types add to the scores."""
         length, streams = types.shape[1], query.shape[1] // types.shape[1]
         layout, wide = self.layout, query.astype(jnp.float32)
-        query = layout.place(wide, "batch", None, "heads", None)
-        weight = layout.place(self.position.weight[...], None, "heads", None)
+        query = layout.reshard(wide, "batch", None, "heads", None)
+        weight = layout.reshard(self.position.weight[...], None, "heads", None)
         distances = sinusoids(length - jnp.arange(2 * length), weight.shape[0])
         keys = jnp.einsum("pe,ehd->phd", distances, weight)
         scores = jnp.einsum("bihd,phd->bhip", query + self.position_bias[...], keys)
@@ -131,7 +131,7 @@ class TwoStreamAttention(Attention):
         scores = self.reshape(scores, streams, length, 2 * length - 1)[..., :length]
         scores = self.reshape(scores, streams * length, length)
         by_type = jnp.einsum("bihd,thd->bhit", query + self.type_bias[...], self.types[...])
-        types = layout.place(types, "batch", None)
+        types = layout.reshard(types, "batch", None)
         same = (types[:, :, None] == types[:, None, :])[:, None]
         same = jnp.concatenate([same] * streams, axis=2)
         scores = scores + jnp.where(same, by_type[..., :1], by_type[..., 1:])
@@ -152,15 +152,15 @@ def sinusoids(positions: Int[Array, "positions"], width: int) -> Float[Array, "p
 
 def part(layout: Layout, x: jax.Array, first: int, length: int) -> jax.Array:
     """Rows of a sequence, cut over the mesh as whole sequences are."""
-    x = layout.place(x, "batch", None, None)[:, first : first + length]
-    return layout.place(x, "batch", "seq", None)
+    x = layout.reshard(x, "batch", None, None)[:, first : first + length]
+    return layout.reshard(x, "batch", "seq", None)
 
 
 def beside(layout: Layout, first: jax.Array, second: jax.Array) -> jax.Array:
     """Two sequences one after the other, cut over the mesh as one."""
     rest = (None,) * (first.ndim - 2)
-    whole = [layout.place(a, "batch", None, *rest) for a in (first, second)]
-    return layout.place(jnp.concatenate(whole, axis=1), "batch", "seq", *rest)
+    whole = [layout.reshard(a, "batch", None, *rest) for a in (first, second)]
+    return layout.reshard(jnp.concatenate(whole, axis=1), "batch", "seq", *rest)
 
 
 class XLNet(Transformer):
@@ -204,7 +204,7 @@ class XLNet(Transformer):
             return super().run(x, batch, key=key)
         layout, length = self.layout, x.shape[1]
         unknown_key, key = (None, None) if key is None else jax.random.split(key)
-        unknown = layout.place(self.unknown[...].astype(x.dtype), None, None, None)
+        unknown = layout.reshard(self.unknown[...].astype(x.dtype), None, None, None)
         unknown = jnp.zeros_like(x) + unknown
         unknown = dropout(unknown, self.config.dropout, unknown_key)
         mask = Mask(

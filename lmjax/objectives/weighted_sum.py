@@ -41,7 +41,7 @@ class WeightedSum(TextObjective):
     their weights in the whole batch). So PPO keeps to the pretraining text (PPO-ptx; Ouyang et al.
     2022, arXiv:2203.02155, equation 2). The mean is that of the whole batch, whatever microbatches
     it is computed in. `Example.inputs` and `Example.targets` are tuples with one element an
-    objective. "tokens" counts the targets of the first.
+    objective. "tokens" counts the targets of all.
     """
 
     objectives: tuple[Objective, ...]  # terms of the sum
@@ -100,33 +100,34 @@ class WeightedSum(TextObjective):
 
     def normalise(self, example: Example) -> Example:
         """The example with each term's factor, from the weights of all its rows."""
-        terms, rows = [], []
-        for objective, term in zip(self.objectives, split_example(example), strict=True):
-            terms.append(objective.normalise(term))
-            rows.append(objective.weight(term))
-        scaled = []
-        for term, weight, total in zip(terms, self.weights, rows, strict=True):
-            scale = jnp.where(total > 0, weight * rows[0] / jnp.where(total > 0, total, 1), 0)
-            first = jax.tree.leaves(term.targets)[0]
-            scaled.append(Term(term.targets, jnp.broadcast_to(scale, first.shape[:1])))
+        whole, scaled = self.weight(example), []
+        terms = zip(self.objectives, self.weights, split_example(example), strict=True)
+        for objective, weight, term in terms:
+            own = objective.weight(term)
+            # A term without targets adds nothing; the others have their means all the same.
+            scale = weight * whole / jnp.where(own > 0, own, 1)
+            targets = objective.normalise(term).targets
+            rows = jax.tree.leaves(targets)[0].shape[:1]
+            scaled.append(Term(targets, jnp.broadcast_to(scale, rows)))
         return Example(example.inputs, tuple(scaled))
 
     def weight(self, example: Example) -> Float[Array, ""]:
-        """Sum of the weights of the first objective's targets."""
-        return self.objectives[0].weight(split_example(example)[0])
+        """Sum of the weights of all targets."""
+        terms = zip(self.objectives, split_example(example), strict=True)
+        return sum(objective.weight(term) for objective, term in terms)
 
     def loss(
         self, model: Transformer, example: Example, key: PRNGKeyArray | None, frozen: Any = None
     ) -> Sums:
         """Sums of the terms; `extra` has the mean loss of each as "loss_1", "loss_2", ..."""
-        total, extra = [], {}
+        loss, weight, extra = 0.0, 0.0, {}
         for number, objective in enumerate(self.objectives):
             term = example.targets[number]
             sums = objective.loss(model, Example(example.inputs[number], term.targets), key, frozen)
             scaled = sums.loss * term.scale[0]
             extra[f"loss_{number + 1}"] = scaled / self.weights[number]
-            total.append((scaled, sums.weight))
-        return Sums(sum(loss for loss, _ in total), total[0][1], extra)
+            loss, weight = loss + scaled, weight + sums.weight
+        return Sums(loss, weight, extra)
 
     def _text_objectives(self) -> tuple[TextObjective, ...]:
         for objective in self.objectives:

@@ -59,7 +59,7 @@ class Layout:
             entries.append(axes if len(axes) > 1 else (axes[0] if axes else None))
         return PartitionSpec(*entries)
 
-    def place(self, array: jax.Array, *logical: str | None) -> jax.Array:
+    def reshard(self, array: jax.Array, *logical: str | None) -> jax.Array:
         """Reshard `array` to the spec of these logical axes (a no-op where it lies so already)."""
         return jax.reshard(array, self.spec(*logical, shape=array.shape))
 
@@ -67,8 +67,8 @@ class Layout:
         """The rows with these numbers along `axis`, the batch's, wherever they lie on the mesh."""
         spec = list(jax.typeof(array).sharding.spec)
         spec[axis] = self.spec("batch", shape=rows.shape)[0]
-        place = (slice(None),) * axis + (rows,)
-        return array.at[place].get(out_sharding=PartitionSpec(*spec))
+        index = (slice(None),) * axis + (rows,)
+        return array.at[index].get(out_sharding=PartitionSpec(*spec))
 
     def gathered(self, *logical: str | None) -> tuple[str | None, ...]:
         """The same axes with the parameter-sharding axis `embed` whole: how a weight is used."""

@@ -32,8 +32,8 @@ from lmjax.remote import (
     ORIGIN,
     Objects,
     copy_files,
+    copy_path,
     index_of,
-    place_of_copy,
     read_origin,
     side_by_side,
 )
@@ -206,7 +206,7 @@ def remote_folder(url: str, warn: Callable[[str], None]) -> Iterator[Path]:
             something else than a run, or at the end something could not be sent.
     """
     objects = Objects(url, "output", write=True)
-    target = place_of_copy(objects.url, "-training")
+    target = copy_path(objects.url, "-training")
     with remote_lock.remote_lock(objects, target.parent / ".lock", warn) as token:
         with errors_told(f"cannot use output={objects.url}"):
             _index(objects)
@@ -239,7 +239,7 @@ def follow(url: str, process: int) -> Iterator[Path]:
         UserError: the store cannot be read.
     """
     objects = Objects(url, "output", write=True)
-    target = place_of_copy(objects.url, f"-training-{process}")
+    target = copy_path(objects.url, f"-training-{process}")
     with errors_told(f"cannot use output={objects.url}"):
         shutil.rmtree(target, ignore_errors=True)
         copy_files(objects, target, token=remote_lock.token_of(objects))

@@ -115,9 +115,9 @@ def computed(request):
         step, whole = jax.jit(generator.decoder.logits), jax.jit(whole)
         yield (
             config,
-            lambda batch: prefill(generator.weights, generator.place(batch)),
-            lambda batch, cache: step(generator.weights, generator.place(batch), cache),
-            lambda batch: whole(params, generator.place(batch)),
+            lambda batch: prefill(generator.weights, generator.put_on_devices(batch)),
+            lambda batch, cache: step(generator.weights, generator.put_on_devices(batch), cache),
+            lambda batch: whole(params, generator.put_on_devices(batch)),
         )
 
 

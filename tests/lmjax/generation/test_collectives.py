@@ -55,9 +55,9 @@ def of_decoding(mesh: Mesh, unstack: bool) -> list[Transfer]:
         generator = Generator(MODEL, params, unstack=unstack)
         decoding = generator.decoder.start(
             generator.weights,
-            generator.place(prompt_batch(ROWS * [[1, 2, 3]], None)),
-            generator.place(np.full(ROWS, 16, np.int32)),
-            generator.place(np.arange(ROWS, dtype=np.uint32)),
+            generator.put_on_devices(prompt_batch(ROWS * [[1, 2, 3]], None)),
+            generator.put_on_devices(np.full(ROWS, 16, np.int32)),
+            generator.put_on_devices(np.arange(ROWS, dtype=np.uint32)),
             None,
             slots=16,
             samples=1,

@@ -70,7 +70,7 @@ def functions(model):
     graph, _ = abstract(config, generation_layout())
 
     def run(batch, cache):
-        batch = jax.tree.map(lambda a: generation_layout().place(a, "batch", None), batch)
+        batch = jax.tree.map(lambda a: generation_layout().reshard(a, "batch", None), batch)
         hidden, cache = nnx.merge(graph, params)(batch, cache)
         return nnx.merge(graph, params).logits(hidden), cache
 

@@ -120,7 +120,7 @@ def request(name, seed, length, tokens):
 def prefilled(model, request):
     """Logits after one prompt, and its row."""
     sources = None if request.source is None else [request.source]
-    batch = model.place(prompt_batch([request.prompt], sources))
+    batch = model.put_on_devices(prompt_batch([request.prompt], sources))
     return model.decoder.prefill(model.weights, batch)
 
 
@@ -180,7 +180,7 @@ def whole(name):
         return transformer.logits(transformer(batch)[0])[..., :VOCABULARY]
 
     params = model.params
-    return lambda batch: np.asarray(logits(params, model.place(batch)))
+    return lambda batch: np.asarray(logits(params, model.put_on_devices(batch)))
 
 
 def whole_logits(name, request, tokens):
@@ -305,7 +305,7 @@ def test_several_rows_at_once():
     """A batch of prompts into slots out of order is one prompt after another."""
     name, model = "windows_in_turn", generator("windows_in_turn")
     wanted = [request(name, seed, length, 1) for seed, length in enumerate((3, 9, 16))]
-    batch = model.place(prompt_batch([one.prompt for one in wanted], None))
+    batch = model.put_on_devices(prompt_batch([one.prompt for one in wanted], None))
     logits, rows = model.decoder.prefill(model.weights, batch)
     cache = model.decoder.free_rows(SLOTS, CAPACITY)
     cache = model.decoder.insert(cache, [2, 0, 3], rows)
@@ -327,7 +327,7 @@ def test_padding_on_the_right_is_padding_on_the_left():
     right = jax.tree.map(lambda a: np.stack([np.roll(row, -n) for row, n in zip(a, shift)]), left)
     assert right.segments[:, 0].tolist() == [1, 1, 1]
     (expected, _), (found, cache) = (
-        model.decoder.prefill(model.weights, model.place(batch)) for batch in (left, right)
+        model.decoder.prefill(model.weights, model.put_on_devices(batch)) for batch in (left, right)
     )
     compare(found, expected)
     assert np.asarray(cache.lengths).tolist() == [3, 9, 16]
@@ -376,6 +376,6 @@ def test_rows_that_cannot_be_inserted():
         t5.decoder.insert(t5.decoder.free_rows(SLOTS, CAPACITY), [0], text)
     with pytest.raises(UserError, match="16 tokens of the encoder do not fit into rows of 8"):
         t5.decoder.insert(t5.decoder.free_rows(SLOTS, CAPACITY, 8), [0], text)
-    batch = model.place(prompt_batch([[1]], None))
+    batch = model.put_on_devices(prompt_batch([[1]], None))
     with pytest.raises(UserError, match="length=8: the batch has 16 columns"):
         model.decoder.prefill(model.weights, batch, length=8)

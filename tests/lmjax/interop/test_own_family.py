@@ -118,11 +118,13 @@ def test_its_blanks_are_filled(folder):
     model = load(folder)
     assert model.filling == MaskGuessing(mask="<|gap|>", cls=None, sep=None)
     read = model.filling.read(model.tokenizer, "ab<|gap|>")
-    (place,) = read.places
-    assert read.tokens[place] == TOKENIZER.special["<|gap|>"]
+    (position,) = read.positions
+    assert read.tokens[position] == TOKENIZER.special["<|gap|>"]
     config, graph, params = huggingface.read(folder, training_layout())
     net = nnx.merge(graph, params)
-    logits = net.logits(net(plain_batch(np.array([read.tokens])))[0])[0, place, : config.vocab_size]
+    logits = net.logits(net(plain_batch(np.array([read.tokens])))[0])[
+        0, position, : config.vocab_size
+    ]
     best = np.argsort(-np.asarray(logits))[:3]
     (found,) = model.guess("ab<|gap|>", 3)
     assert [text for text, _ in found] == [TOKENIZER.decode([int(n)]).strip() for n in best]

@@ -155,20 +155,25 @@ def test_a_weighted_sum_is_the_sum_of_the_means():
         learner = learner_of(total, microbatch=microbatch)
         found, sums = jax.jit(lambda s, e, x=learner: x.gradients(s, e, s.key))(state, example)
         np.testing.assert_allclose(sums.loss / sums.weight, loss, rtol=1e-6)
-        assert sums.weight == terms[0].targets.weights.sum()
+        assert sums.weight == sum(term.targets.weights.sum() for term in terms)
         assert_near(jax.tree.map(lambda g, w=sums.weight: g / w, found), expected)
     means = [float(sums.extra[name] / sums.weight) for name in ("loss_1", "loss_2")]
     assert np.dot(WEIGHTS, means) == pytest.approx(float(loss), rel=1e-6)
 
 
-def test_a_term_without_targets_adds_nothing():
+@pytest.mark.parametrize("empty", [0, 1])
+def test_a_term_without_targets_takes_nothing_from_the_others(empty):
     terms = [rows(0), rows(1)]
-    nothing = dataclasses.replace(terms[1].targets, weights=np.zeros((8, 16), np.float32))
-    terms[1] = dataclasses.replace(terms[1], targets=nothing)
-    total = WeightedSum(objectives=(CausalLM(), CausalLM()), weights=(1.0, 5.0))
+    nothing = dataclasses.replace(terms[empty].targets, weights=np.zeros((8, 16), np.float32))
+    terms[empty] = dataclasses.replace(terms[empty], targets=nothing)
+    total = WeightedSum(objectives=(CausalLM(), CausalLM()), weights=(2.0, 5.0))
     learner = learner_of(total)
-    sums = learner.evaluate(learner.init(seed=0).params, on_devices(join_examples(terms)))
-    assert sums.extra["loss_2"] == 0 and np.isfinite(sums.loss) and sums.loss > 0
+    params = learner.init(seed=0).params
+    sums = learner.evaluate(params, on_devices(join_examples(terms)))
+    other = learner_of(CausalLM()).evaluate(params, on_devices(terms[1 - empty]))
+    mean = total.weights[1 - empty] * other.loss / other.weight
+    assert float(sums.loss / sums.weight) == pytest.approx(float(mean), rel=1e-6)
+    assert sums.extra[f"loss_{1 + empty}"] == 0
 
 
 def test_a_sum_makes_the_examples_of_its_terms():
