@@ -192,7 +192,7 @@ def talk(generator: TextGenerator, settings: Generate) -> None:
 
 
 def _line() -> str | None:
-    """What the user says next; None when the input has ended."""
+    """The user's next line; None when the input has ended."""
     try:
         return input("> ")
     except EOFError:

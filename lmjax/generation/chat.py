@@ -20,7 +20,7 @@ SLOTS = {"content": "", "metadata": "", "round": 1, "system": ""}
 
 @config
 class ChatTemplate(ChatFormat):
-    """How a conversation becomes tokens.
+    """Template that turns a conversation into tokens.
 
     A role is a tuple of parts, each encoded by itself. A part is a special token or text with
     slots: {content}, {metadata}, {round} (1 at the first user message), and in a user's part

@@ -1,4 +1,4 @@
-"""What a prompt leaves out and how each kind of model fills it in: GLM, T5 and BERT."""
+"""Infilling: blanks of a prompt, and how each kind of model fills them: GLM, T5 and BERT."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Filled:
 
 
 class Filling(abc.ABC):
-    """How a model says what is missing in a text."""
+    """Base of the ways to mark and fill what is missing in a text."""
 
     @abc.abstractmethod
     def names(self, tokenizer: Tokenizer) -> list[str]:
@@ -91,15 +91,15 @@ class Writing(Filling):
     def prompt(
         self, tokenizer: Tokenizer, blanked: Blanked, spans: Sequence[Sequence[int]]
     ) -> tuple[Prompt, Sequence[int] | None]:
-        """What is continued to fill the blank behind these spans, and what an encoder reads."""
+        """Prompt that is continued to fill the blank after these spans, and the encoder's text."""
 
     @abc.abstractmethod
     def stop_tokens(self, tokenizer: Tokenizer) -> list[int]:
-        """What ends a blank's content."""
+        """Tokens that end a blank's content."""
 
     @abc.abstractmethod
     def beginning(self, blanked: Blanked) -> int:
-        """How many tokens the decoding model reads before the first blank's."""
+        """Number of tokens that the decoding model reads before the first blank's."""
 
     def share(self, blanked: Blanked, max_length: int | None) -> int | None:
         """Most tokens of each blank, so that all have the same room; None: there is no limit.
@@ -203,7 +203,7 @@ class MaskGuessing(MaskFormat, Filling):
         return [self.mask]
 
     def frame(self, tokenizer: Tokenizer, names: list[str], last: str) -> tuple[list, list]:
-        """What stands before and behind a text in training."""
+        """Tokens before and after a text in training."""
         begin = tokenizer.begin if self.cls is None else token(tokenizer, self.cls)
         end = tokenizer.end if self.sep is None else token(tokenizer, self.sep)
         return [] if begin is None else [begin], [] if begin == end else [end]

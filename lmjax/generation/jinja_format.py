@@ -142,7 +142,7 @@ class JinjaFormat(ChatFormat):
 
     @functools.cached_property
     def _tool_role(self) -> str:
-        """What the template calls the role `observation`: GLM's call it so, most call it tool."""
+        """The template's name of the role `observation`: GLM's is the same, most say tool."""
         sources = f"{self.source} {self.with_tools}"
         named = {name for _, name in re.findall(r"""(['"])(\w+)\1""", sources)}
         glm = GLM_ROLE in named or f"<|{GLM_ROLE}|>" in self.special
@@ -174,7 +174,7 @@ class JinjaFormat(ChatFormat):
 
     @functools.cached_property
     def _halves(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """What names of special tokens begin with, and what they end with."""
+        """Beginnings and endings of the names of special tokens."""
         cuts = [(name, length) for name in self.special for length in range(1, len(name))]
         heads = {name[:length] for name, length in cuts}
         tails = {name[length:] for name, length in cuts}
@@ -271,5 +271,5 @@ def _to_json(
 
 
 def _refuse(message: str) -> None:
-    """What templates call for conversations that they do not take."""
+    """Function that templates call for conversations that they do not take."""
     raise UserError(f"chat: the folder's template refuses the conversation: {message}")

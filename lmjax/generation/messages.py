@@ -39,7 +39,7 @@ class Message:
 
 
 class ChatFormat(abc.ABC):
-    """How conversations become tokens, and where replies end.
+    """Base of the formats that turn conversations into tokens, and end replies.
 
     Attributes:
       title: what users are told that it is.

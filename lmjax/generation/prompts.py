@@ -55,7 +55,7 @@ def check_prompts(
 
 
 def _way_out(config: TransformerConfig) -> str:
-    """What can be done about a text that is too long, for a message."""
+    """Advice, for a message, on a text that is too long."""
     if config.positions is not None:
         return f": its table of positions has {config.max_length} rows"
     return (
@@ -66,7 +66,7 @@ def _way_out(config: TransformerConfig) -> str:
 
 
 def room(config: TransformerConfig, length: int, wanted: int) -> int:
-    """How many of `wanted` tokens can follow `length` tokens.
+    """Number of tokens, at most `wanted`, that can follow `length` tokens.
 
     The last token of a full context can still be followed by one that is never fed back.
     """
@@ -116,7 +116,7 @@ def plain_row(tokens: Sequence[int]) -> Batch:
 def tokens_seen(
     prompts: Sequence[Sequence[int]], vocab_size: int
 ) -> Bool[np.ndarray, "batch vocab"]:
-    """Which tokens each prompt has."""
+    """Mask of the tokens that each prompt has."""
     seen = np.zeros((len(prompts), vocab_size), bool)
     for row, prompt in zip(seen, prompts):
         row[np.asarray(prompt)] = True

@@ -140,7 +140,7 @@ def tell(note: str) -> None:
 
 
 def chat_format(folder: str | os.PathLike, tokenizer: Tokenizer, name: str = "true") -> ChatFormat:
-    """How a folder's model is talked to.
+    """Chat format of a folder's model.
 
     Args:
       folder: a run folder or a public model's.

@@ -1,4 +1,4 @@
-"""How the next token is chosen from the model's logits."""
+"""Sampling: the choice of the next token from the model's logits."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lmjax.config import UserError, config
 
 @config
 class Sampling:
-    """How the next token is chosen: repetition_penalty, temperature, top_k, top_p, then min_p."""
+    """Choice of the next token: repetition_penalty, temperature, top_k, top_p, then min_p."""
 
     temperature: float = 1.0  # logits are divided by it; 0: always the most likely token
     top_k: int | None = None  # choose among so many of the most likely tokens; none: among all
@@ -46,7 +46,7 @@ class Sampling:
             raise UserError(f"seed={self.seed}: must be from 0 to 2147483647")
 
     def arguments(self, stop_tokens: Sequence[int]) -> dict[str, Any]:
-        """What the compiled functions are told; new numbers do not compile anew."""
+        """Arguments of the compiled functions; changing them does not recompile."""
         greedy, penalty = self.temperature == 0, self.repetition_penalty
         return {
             "stop_tokens": np.array(list(stop_tokens), np.int32),

@@ -33,7 +33,7 @@ OLD = unicodedata.ucd_3_2_0  # characters that every version of Unicode in use a
 
 
 class Inexpressible(Exception):
-    """Why the library has no steps that do the same."""
+    """Raised where the library has no steps that do the same; the message says why."""
 
 
 def normalizing_steps(charsmap: bytes, symbols: Iterable[str] = ()) -> list[Step]:

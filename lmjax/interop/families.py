@@ -1,4 +1,4 @@
-"""Which family a config.json belongs to, and the config of the model that it stands for."""
+"""Families of config.json files, and the configs of the models that they stand for."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ HEADS = re.compile(r"((With)?LMHeadModel|DoubleHeadsModel|Model|For[A-Z]\w*)$")
 
 
 def is_model_folder(folder: str | os.PathLike) -> bool:
-    """Whether a config.json is there that is not of a run, whose name their `class`."""
+    """Returns whether a config.json is there that is not of a run, whose name their `class`."""
     try:
         settings = json.loads((local_copy(folder, "folder") / "config.json").read_text("utf-8"))
     except (OSError, ValueError):
@@ -99,7 +99,7 @@ def kind_of(settings: dict[str, Any]) -> tuple[Any, str]:
 
 
 def assumption(folder: str | os.PathLike) -> str:
-    """What is taken for granted of a folder whose config.json has no model_type; or nothing."""
+    """Assumptions about a folder whose config.json has no model_type, in words; empty: none."""
     kind, told = kind_of(read_settings(local_copy(folder, "folder")))
     if kind is None or told not in ("architectures", "keys"):
         return ""

@@ -63,7 +63,7 @@ def read_params(
 
 
 def tokenizer_folder(path: str | os.PathLike) -> Path:
-    """Where the tokenizer of a run folder or of a folder that transformers reads should lie."""
+    """Path of the tokenizer of a run folder, or of a folder that transformers reads."""
     folder = local_copy(path, "folder")
     return folder if huggingface.is_model_folder(folder) else RunFolder(folder).tokenizer
 

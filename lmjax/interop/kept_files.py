@@ -1,4 +1,4 @@
-"""What a public folder says beside weights and tokenizer, and what a run folder keeps of it.
+"""Files of public folders beside weights and tokenizer that a run folder keeps.
 
 Chat templates, the ids that end a text, and the names of the special tokens that templates write.
 A run folder that was converted has them in Hugging Face's own files and formats, beside its
@@ -125,7 +125,7 @@ def read_generation_config(folder: Path) -> dict[str, Any]:
 
 
 def read_recommended(folder: Path) -> dict[str, Any]:
-    """How generation_config.json would have texts written, as far as that is not the usual way."""
+    """Sampling settings of generation_config.json that differ from the defaults."""
     settings = read_json(folder / GENERATION_FILE)
     unused = UNTOLD if settings.get("do_sample") else (*UNTOLD, *DRAWN)
     roles = {key for key in settings if re.fullmatch(r"(?!forced).*_token_id", key)}

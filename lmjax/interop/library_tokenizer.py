@@ -13,7 +13,7 @@ Entry = dict[str, Any]  # one object of a tokenizer.json, with its `type`
 
 
 class NoPlace(Exception):
-    """Why a file cannot hold a token, or cannot give the same ids."""
+    """Raised where a file cannot hold a token, or cannot give the same ids."""
 
 
 class Around(NamedTuple):
@@ -72,7 +72,7 @@ def _sequence(key: str, entries: Sequence[Entry]) -> Entry | None:
 
 
 def post_processor(around: Around, special: Mapping[str, int]) -> Entry | None:
-    """What puts tokens around a text, and around the second of a pair; None: nothing does."""
+    """Post-processor that puts tokens around a text, and around the second of a pair, or None."""
     if around == Around():
         return None
     before, behind = (

@@ -124,7 +124,7 @@ class _Model:
         raise NoPlace("its pieces are whole words")
 
     def normalizers(self) -> list[Entry]:
-        """What SentencePiece does to a text, step by step. Raises NoPlace."""
+        """Steps of SentencePiece's normalisation. Raises NoPlace."""
         try:
             mapped = normalizing_steps(self.normalizer.precompiled_charsmap, self.symbols)
         except Inexpressible as reason:

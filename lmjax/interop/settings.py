@@ -1,4 +1,4 @@
-"""What is wrong with a config.json is said here, before a model is made of it."""
+"""Checks of config.json files, before models are made of them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SUPPORTED = {
 
 
 def read_settings(folder: Path) -> Any:
-    """What a folder's config.json holds. UserError where there is none, or it is no JSON."""
+    """Settings in a folder's config.json. UserError where there is none, or it is no JSON."""
     path = folder / "config.json"
     try:
         return json.loads(path.read_text("utf-8"))

@@ -105,7 +105,7 @@ class TensorFiles:
         return listed
 
     def _same(self, stored: Stored, title: str) -> bool:
-        """Whether a tensor is bit for bit the one of its name."""
+        """Returns whether a tensor is bit for bit the one of its name."""
         known = self._stored[title]
         alike = (known.dtype, known.shape) == (stored.dtype, stored.shape)
         return alike and known.read().tobytes() == stored.read().tobytes()
@@ -241,7 +241,7 @@ def _cut_into_files(
 
 
 def _header(shapes: Mapping[str, jax.ShapeDtypeStruct]) -> bytes:
-    """What a safetensors file begins with."""
+    """Header of a safetensors file."""
     titles = {dtype: title for title, dtype in FLOATS.items()}
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0

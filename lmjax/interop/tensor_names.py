@@ -1,4 +1,4 @@
-"""Which tensors of a model folder are which parameters."""
+"""Names of a model folder's tensors, matched with parameters."""
 
 from __future__ import annotations
 

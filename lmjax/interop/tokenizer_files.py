@@ -83,7 +83,7 @@ def public_files(
 
 
 def own_class_notes(folder: Path) -> list[str]:
-    """What to say of a written model folder whose tokenizer transformers reads as another one.
+    """Notes on a written model folder whose tokenizer transformers reads as another one.
 
     For some types of model it takes the class of the family, whatever tokenizer_config.json says.
     """
@@ -99,7 +99,7 @@ def own_class_notes(folder: Path) -> list[str]:
 
 
 def end_ids(tokenizer: Tokenizer) -> dict[str, int]:
-    """What config.json says of the tokens that begin and end a document, or icetk's blanks."""
+    """Ids in config.json of the tokens that begin and end a document, or of icetk's blanks."""
     if isinstance(_taken_apart(tokenizer)[0], IceTokenizer):
         return {f"{role}_token_id": tokenizer.special[name] for role, name in ICE_ROLES.items()}
     ids = {"bos_token_id": tokenizer.begin, "eos_token_id": tokenizer.end}
@@ -186,7 +186,7 @@ def _unknown(model: Entry, tokenizer: Tokenizer) -> str | None:
 
 
 def _is_like_bert(processor: Entry | None) -> bool:
-    """Whether a post-processor marks the two texts of a pair for BERT's segments."""
+    """Returns whether a post-processor marks the two texts of a pair for BERT's segments."""
     if processor is None:
         return False
     template = json.dumps(processor)

@@ -64,7 +64,7 @@ def load(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _reason(error: Exception) -> str:
-    """Why the loader refuses a file, without its advice to load the file unsafely."""
+    """Reason why the loader refuses a file, without its advice to load the file unsafely."""
     text = str(error).rpartition("WeightsUnpickler error:")[2]
     lines = (line.strip() for line in text.splitlines() if "weights_only" not in line)
     reason = next(filter(None, lines), "").partition(". ")[0]

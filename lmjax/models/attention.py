@@ -24,7 +24,7 @@ from pallas_kernels.attention import attention as attention_kernel
 
 
 class Tables(NamedTuple):
-    """What attention needs of the positions of a batch, the same in every layer."""
+    """Tables of positions that all attention layers share."""
 
     positions: Any = None  # of `AttentionPositions.rotate`
     query_scale: Float[Array, "batch seq 1 1"] | None = None
@@ -86,7 +86,7 @@ class AttentionConfig:
         return Attention(self, builder)
 
     def tables(self, batch: Batch, lengths: Int[Array, "batch"]) -> Tables:
-        """What all layers need of the positions; see `AttentionPositions.tables`."""
+        """Tables of positions for all layers; see `AttentionPositions.tables`."""
         scale = None
         if self.log_length is not None:
             positions = jnp.maximum(batch.positions + 1, self.log_length).astype(jnp.float32)

@@ -18,7 +18,7 @@ Array = jax.Array | np.ndarray | jax.ShapeDtypeStruct
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """What a model reads, as numpy arrays on the host and as sharded jax arrays on the device.
+    """Inputs of a model, as numpy arrays on the host and as sharded jax arrays on devices.
 
     Attributes:
       tokens: input token ids.

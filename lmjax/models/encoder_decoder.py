@@ -76,7 +76,7 @@ class EncoderDecoderConfig(TransformerConfig):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Memory:
-    """What cross-attention reads.
+    """Keys and values of an encoder that cross-attention reads.
 
     Attributes:
       states: of the encoder; None where a cache holds the keys and values made of them.
@@ -189,7 +189,7 @@ class EncoderDecoder(Transformer):
     def encode(
         self, batch: Batch, key: PRNGKeyArray | None = None
     ) -> Float[Array, "batch source embed"]:
-        """What the encoder makes of its batch."""
+        """Output of the encoder for its batch."""
         embed_key, key = (None, None) if key is None else jax.random.split(key)
         x = dropout(self.embed(batch), self.config.dropout, embed_key)
         return self.encoder.run(x, batch, key=key)[0]

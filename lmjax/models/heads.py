@@ -1,4 +1,4 @@
-"""What an encoder has between its blocks and its predictions: of words, and of a class."""
+"""Heads of encoders: a transform before the word head, and a classifier."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How parameters are drawn at the start of training."""
+"""Initializers of parameters."""
 
 from __future__ import annotations
 

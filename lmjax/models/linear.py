@@ -19,7 +19,7 @@ Axes = tuple[tuple[str | None, int], ...]
 
 @dataclasses.dataclass(frozen=True)
 class Builder:
-    """What every module of a model is built with, beside its own config."""
+    """Arguments that every module of a model is built with, beside its own config."""
 
     hidden: int
     num_layers: int

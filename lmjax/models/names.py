@@ -38,7 +38,7 @@ def activation_name(config: TransformerConfig, names: Mapping[str, str] = ACTIVA
 
 @dataclasses.dataclass(frozen=True)
 class Transform:
-    """How one of their tensors is laid out in ours, the parts that it is fused from."""
+    """Layout of a tensor of a model folder in our parameters, which it may fuse."""
 
     def shape(self, parts: Sequence[Shape], config: TransformerConfig) -> Shape:
         """The shape of their tensor, from those of our parts."""

@@ -110,7 +110,7 @@ class AttentionPositions:
     """Base of the positions that act in attention: on queries and keys, or on their scores."""
 
     def tables(self, batch: Batch, lengths: Int[Array, "batch"], head_dim: int) -> Any:
-        """What all layers need of the positions, computed once for them.
+        """Tables of the positions for all layers, computed once.
 
         Args:
           batch: its positions, and what else says where tokens stand.
@@ -128,11 +128,11 @@ class AttentionPositions:
     biased: ClassVar[bool] = False  # whether `bias` gives something
 
     def build(self, num_heads: int, builder: Builder) -> nnx.Module | None:
-        """What the positions learn, once for all layers; None: nothing."""
+        """Module of the positions' learned parameters, one for all layers; None: there are none."""
         return None
 
     def bias(self, learned: nnx.Module | None, pairs: Pairs) -> Bias | None:
-        """What is added to the scores, the same in every layer; None: nothing."""
+        """Bias that is added to the scores of every layer; None: none."""
         return None
 
 

@@ -1,4 +1,4 @@
-"""How a block puts norms, sublayers and the residual stream together."""
+"""Residual layouts: the order of norms, sublayers and additions in a block."""
 
 from __future__ import annotations
 

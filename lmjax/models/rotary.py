@@ -41,7 +41,7 @@ class RotaryScaling(abc.ABC):
         """
 
     def magnitude(self) -> float:
-        """What queries and keys are multiplied with."""
+        """Factor of queries and keys."""
         return 1.0
 
 

@@ -1,4 +1,4 @@
-"""How layers whose windows follow a pattern are cut into pieces that are compiled once each."""
+"""Stretches: layers whose windows follow a pattern, grouped so that each is compiled once."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Stretch(NamedTuple):
 
     @property
     def layers(self) -> int:
-        """How many layers there are."""
+        """Number of layers."""
         return len(self.windows) * self.periods
 
     def cut(self, stack: jax.Array, first: int) -> jax.Array:
@@ -59,7 +59,7 @@ def pattern(windows: Sequence[int | None]) -> tuple[int | None, ...]:
 
 
 def _times(windows: Sequence[int | None], period: int) -> int:
-    """How often the first `period` windows come one after another from the first on."""
+    """Number of times that the first `period` windows repeat from the first on."""
     times = 1
     while windows[times * period : (times + 1) * period] == windows[:period]:
         times += 1

@@ -188,7 +188,7 @@ def write_t5(config: TransformerConfig) -> dict[str, Any]:
 
 
 def is_gated(config: TransformerConfig) -> bool:
-    """Whether feed-forward layers have gates, as in version 1.1."""
+    """Returns whether feed-forward layers have gates, as in version 1.1."""
     return isinstance(config.feed_forward, GatedFeedForwardConfig)
 
 
@@ -206,7 +206,7 @@ def attention_names(theirs: str, ours: str) -> tuple[Name, ...]:
 
 
 def stack_names(stack: str, ours: str, feed_forward: int) -> tuple[Name, ...]:
-    """What encoder and decoder have alike; `feed_forward` is the number of its sublayer."""
+    """Names that encoder and decoder share; `feed_forward` is the number of its sublayer."""
     block, blocks = f"{stack}.block.{{layer}}.layer", f"{ours}blocks"
     fed, into = f"{block}.{feed_forward}", f"{blocks}.feed_forward"
     return (

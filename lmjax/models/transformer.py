@@ -106,7 +106,7 @@ class TransformerConfig:
         return self.num_layers
 
     def uses(self, path: Sequence[str], length: int, source: int) -> float:
-        """How many tokens are multiplied with a weight, for each token of a text in forward.
+        """Number of tokens multiplied with a weight, for each token of a text in forward.
 
         Args:
           path: names from the model down to the weight.
@@ -206,7 +206,7 @@ class Stack(nnx.Module):
         return blocks
 
     def tables(self, batch: Batch, cache: Cache | None = None) -> Tables:
-        """What all layers need of the positions of a batch, which `cache` expects next."""
+        """Tables of the positions of a batch for all layers; with a cache, of its next tokens."""
         attention, length = self.config.attention, batch.tokens.shape[1]
         lengths, queries, keys = (
             jnp.max(batch.positions, axis=1) + 1,
@@ -345,7 +345,7 @@ class Transformer(Stack):
     def head_input(
         self, hidden: Float[Array, "batch seq width"]
     ) -> Float[Array, "batch seq width"]:
-        """What is multiplied with the head's rows. UserError for a model without such a head."""
+        """Input of the head's product. UserError for a model without such a head."""
         if not self.config.word_head:
             raise UserError(NO_HEAD)
         return hidden if self.head_transform is None else self.head_transform(hidden)

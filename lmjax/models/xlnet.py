@@ -118,7 +118,7 @@ class TwoStreamAttention(Attention):
     def relative(
         self, query: Float[Array, "batch rows heads head_dim"], types: Int[Array, "batch seq"]
     ) -> Bias:
-        """What distances and types add to the scores."""
+        """Contribution of distances and types to the scores."""
         length, streams = types.shape[1], query.shape[1] // types.shape[1]
         layout, wide = self.layout, query.astype(jnp.float32)
         query = layout.reshard(wide, "batch", None, "heads", None)

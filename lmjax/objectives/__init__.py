@@ -1,4 +1,4 @@
-"""What a model is trained to do: text to examples on the host, examples to losses on devices."""
+"""Objectives: text to examples on the host, examples to losses on devices."""
 
 from lmjax.objectives.blank_infilling import BlankInfilling as BlankInfilling
 from lmjax.objectives.blanks import Blanks as Blanks

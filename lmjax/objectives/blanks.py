@@ -1,4 +1,4 @@
-"""Which parts of a text are cut out for a model to fill in: words, sentences, or most of it."""
+"""Blanks: parts of a text that a model fills in, words, sentences, or most of it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ DEVIATIONS = 4  # how far above the mean number of blanks a row has room
 
 
 class Cut(NamedTuple):
-    """Where a text is cut.
+    """Spans that are cut out of a text.
 
     Attributes:
       spans: first and one past the last token of each blank, in the order of filling in.

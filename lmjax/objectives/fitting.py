@@ -1,4 +1,4 @@
-"""Which models fit which objectives."""
+"""Checks that a model fits an objective."""
 
 from lmjax.config import UserError
 from lmjax.models.encoder_decoder import EncoderDecoderConfig

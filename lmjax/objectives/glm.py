@@ -1,4 +1,4 @@
-"""What GLM and GLM-130B are trained on, by size."""
+"""Objectives of GLM and GLM-130B, by size."""
 
 from lmjax.config import preset
 from lmjax.models.gpt import size_of

@@ -1,4 +1,4 @@
-"""What an objective needs to know of the tokenizer, looked up once."""
+"""Facts about the tokenizer that objectives need, looked up once."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Lexicon:
 
     @classmethod
     def of(cls, tokenizer: Tokenizer) -> Lexicon:
-        """What the tokenizer says of its tokens."""
+        """Lexicon of a tokenizer."""
         hidden = set(tokenizer.special.values())
         texts = [
             "" if token in hidden else tokenizer.token_bytes(token).decode("utf-8", "ignore")
@@ -79,7 +79,7 @@ class Lexicon:
         return self.special[name]
 
     def begins(self, tokens: Int[np.ndarray, "text"]) -> Bool[np.ndarray, "text"]:
-        """Where a word begins in consecutive tokens, with the white space before it."""
+        """Mask of the tokens that begin a word, the white space before it included."""
         begins = np.ones(len(tokens), bool)
         before = tokens[:-1]
         goes_on = ~self.begins_word[tokens[1:]] | self.is_space[before]
@@ -87,7 +87,7 @@ class Lexicon:
         return begins
 
     def is_mark(self, tokens: Int[np.ndarray, "..."]) -> Bool[np.ndarray, "..."]:
-        """Where a token begins or ends a document: what is never hidden."""
+        """Mask of the tokens that begin or end a document, which are never hidden."""
         return (tokens == self.end) | (tokens == (self.end if self.begin is None else self.begin))
 
 

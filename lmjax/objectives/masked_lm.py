@@ -68,7 +68,7 @@ class MaskedLM(TextObjective):
             )
 
     def row_length(self, length: int) -> int:
-        """What the model reads; for next sentences twice the text, the rest for random ones."""
+        """Tokens that the model reads; for next sentences twice that, the rest for random ones."""
         if self.pair is None:
             return length
         if length < MARKS + 2:
@@ -149,7 +149,7 @@ class MaskedLM(TextObjective):
         draws: Draws,
         marks: Bool[np.ndarray, "text"],
     ) -> Bool[np.ndarray, "text"]:
-        """Which tokens are to be found again: words in random order, as long as there is room."""
+        """Mask of the tokens to be found again: words in random order, as long as there is room."""
         words = np.flatnonzero(~(lexicon.is_mark(tokens) | marks))
         wanted = max(1, round(self.share * len(tokens)))
         begins = lexicon.begins(tokens)[words] if self.whole_words else np.ones(len(words), bool)

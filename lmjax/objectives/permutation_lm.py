@@ -35,7 +35,7 @@ class PermutationLM(TextObjective):
             )
 
     def row_length(self, length: int) -> int:
-        """What the model reads: tokens are predicted where they stand."""
+        """Tokens that the model reads: they are predicted at their own positions."""
         return length
 
     def check(self, model: TransformerConfig) -> None:
@@ -68,7 +68,7 @@ class PermutationLM(TextObjective):
         return rows.example()
 
     def choose(self, size: int, draws: Draws) -> Bool[np.ndarray, "size"]:
-        """Where a document's targets are."""
+        """Mask of a document's targets."""
         odds = 1 / np.arange(1, self.longest + 1)
         lengths = 1 + draws.choices(np.cumsum(odds / odds.sum()), size // self.context + 1)
         stretches = self.context * lengths

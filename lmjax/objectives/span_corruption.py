@@ -48,7 +48,7 @@ class SpanCorruption(TextObjective):
         return hidden, min(spans, size - hidden)
 
     def lengths(self, size: int) -> tuple[int, int]:
-        """What the encoder and the decoder have of `size` tokens of text."""
+        """Tokens of the encoder and of the decoder for `size` tokens of text."""
         hidden, spans = self.counts(size)
         return size - hidden + spans + 1, hidden + spans + 1
 
@@ -60,7 +60,7 @@ class SpanCorruption(TextObjective):
         return size
 
     def fitting(self, size: int, read: int, written: int) -> int:
-        """How many of `size` tokens of text have room in the encoder and in the decoder; or 0."""
+        """Most of `size` tokens of text that have room in the encoder and in the decoder."""
         while size > 1:
             lengths = self.lengths(size)
             if lengths[0] <= read and lengths[1] <= written:
@@ -123,7 +123,7 @@ class SpanCorruption(TextObjective):
         return found
 
     def choose(self, size: int, draws: Draws) -> Bool[np.ndarray, "size"]:
-        """Which of `size` tokens are left out: text and spans in turn, beginning with text."""
+        """Mask of the tokens that are left out: text and spans in turn, beginning with text."""
         hidden, spans = self.counts(size)
         parts = [random_parts(total, spans, draws) for total in (size - hidden, hidden)]
         lengths = np.stack(parts, axis=1).ravel()
