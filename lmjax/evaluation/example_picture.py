@@ -13,7 +13,7 @@ from jaxtyping import Bool, Int
 
 from lmjax.config import UserError
 from lmjax.data.tokenizers import Tokenizer
-from lmjax.evaluation.example_stack import CONTEXT, PADDING, UNSEEN, WRITTEN, Stack, cross_mask
+from lmjax.evaluation.example_stack import CONTEXT, PADDING, UNSEEN, WRITTEN, TokenStack, cross_mask
 from lmjax.models import Batch
 from lmjax.objectives import Example, TokenTargets
 from lmjax.objectives.masked_lm import MaskedTargets
@@ -92,9 +92,9 @@ def draw_example(
         raise UserError("causal=False, but the batch has ranks, which only a causal model reads")
     targets = targets if isinstance(targets, TokenTargets) else None
     batch, targets = jax.tree.map(lambda array: np.asarray(array)[row : row + 1], (batch, targets))
-    stacks = [Stack.of(batch, targets, tokenizer, causal)]
+    stacks = [TokenStack.of(batch, targets, tokenizer, causal)]
     if batch.encoder is not None:
-        stacks.insert(0, Stack.of(batch.encoder, None, tokenizer, causal=False))
+        stacks.insert(0, TokenStack.of(batch.encoder, None, tokenizer, causal=False))
     labels = targets.labels if isinstance(targets, MaskedTargets) else None
     label = "" if labels is None else f", label {int(labels[0])}"
     return Picture(stacks, cross_mask(batch)).draw(f"row {row}{label}")
@@ -107,7 +107,7 @@ class Picture:
     whose rows are the queries of each stack and whose columns its keys.
     """
 
-    def __init__(self, stacks: list[Stack], cross: Bool[np.ndarray, "query key"] | None):
+    def __init__(self, stacks: list[TokenStack], cross: Bool[np.ndarray, "query key"] | None):
         """Of two stacks the encoder is the first, and `cross` is which of it the other sees."""
         self.stacks, self.cross = stacks, cross
         longest = max(len(stack.texts) for stack in stacks)
@@ -146,7 +146,7 @@ class Picture:
     def _label_width(self, texts: list[str]) -> float:
         return LETTER * (1 + max(map(_letters, texts))) if self.writable else LETTER * 8
 
-    def _head(self, stack: Stack) -> float:
+    def _head(self, stack: TokenStack) -> float:
         """Of what stands above a mask: a line that says what it is, the tokens, the numbers."""
         tokens = self._label_width(stack.texts) if self.writable else 0.0
         return tokens + CELL * len(stack.numbers) + GAP
@@ -241,7 +241,7 @@ class Picture:
         if self.writable:
             _rule(axes, *mask.shape)
 
-    def _keys(self, stack: Stack, at: tuple[float, float], title: str) -> None:
+    def _keys(self, stack: TokenStack, at: tuple[float, float], title: str) -> None:
         """Above a mask: numbers and texts of its columns."""
         (left, top), length = at, len(stack.texts)
         size = self.cell * length, CELL
@@ -269,7 +269,7 @@ class Picture:
             top -= height
         self.write(left, top - GAP / 3, title, color=GREY)
 
-    def _queries(self, stack: Stack, top: float) -> None:
+    def _queries(self, stack: TokenStack, top: float) -> None:
         """Left of the masks: the texts of their rows."""
         left, length = self.lefts[0], len(stack.texts)
         width = self._label_width(stack.texts)
@@ -285,7 +285,7 @@ class Picture:
             axes.yaxis.tick_right()
             axes.tick_params(labelsize=SIZE, length=0, pad=-LETTER * 72 * 4, labelcolor=GREY)
 
-    def _targets(self, stack: Stack) -> None:
+    def _targets(self, stack: TokenStack) -> None:
         """Right of the decoder's mask: what each row is to predict, and its weight."""
         if stack.targets is None:
             return
@@ -334,7 +334,7 @@ def _rule(axes: Axes, rows: int, columns: int) -> None:
     axes.vlines(np.arange(columns + 1) - 0.5, -0.5, rows - 0.5, color=RULE, linewidth=0.4)
 
 
-def _token(axes: Axes, at: tuple, stack: Stack, i: int, **options) -> None:
+def _token(axes: Axes, at: tuple, stack: TokenStack, i: int, **options) -> None:
     """A token's text, bold where it is a special one."""
     weight = "bold" if stack.is_special[i] else "normal"
     colour = FAINT if stack.shades[i] // 2 == PADDING else INK

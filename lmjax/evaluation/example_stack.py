@@ -23,7 +23,7 @@ ROWS = {  # of numbers above a mask, and what they are called
 
 
 @dataclasses.dataclass(frozen=True)
-class Stack:
+class TokenStack:
     """One row as the decoder reads it, or the encoder.
 
     Attributes:
@@ -47,7 +47,7 @@ class Stack:
     @classmethod
     def of(
         cls, batch: Batch, targets: TokenTargets | None, tokenizer: Tokenizer, causal: bool
-    ) -> Stack:
+    ) -> TokenStack:
         """The stack that reads this batch of one row."""
         tokens, segments = batch.tokens[0], batch.segments[0]
         numbers = {

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lmjax.config import UserError, config, fields, preset
-from lmjax.data.tokenizers import Piece, Tokenizer
+from lmjax.data.tokenizers import TextPiece, Tokenizer
 from lmjax.generation.messages import ROLES, ChatFormat, Message
 from lmjax.models import TransformerConfig
 from lmjax.models.family import ChatStyle, ModelFamily, families
@@ -61,7 +61,7 @@ class ChatTemplate(ChatFormat):
         """See `ChatFormat`."""
         return next((name for name, known in templates().items() if known == self), "of your own")
 
-    def render(self, messages: Sequence[Message], reply: bool = True) -> list[Piece]:
+    def render(self, messages: Sequence[Message], reply: bool = True) -> list[TextPiece]:
         """See `ChatFormat.render`; UserError also for a forbidden text."""
         if not messages:
             raise UserError("chat: the conversation holds no message")
@@ -149,8 +149,8 @@ class ChatTemplate(ChatFormat):
             return f"{begin}\n{thought}\n{end}\n\n" + answer.lstrip("\n")
         return answer.lstrip("\n") if found else answer
 
-    def _fill(self, parts: Sequence[str], **slots: Any) -> list[Piece]:
-        filled = [Piece(part.format(**SLOTS | slots), part in self.special) for part in parts]
+    def _fill(self, parts: Sequence[str], **slots: Any) -> list[TextPiece]:
+        filled = [TextPiece(part.format(**SLOTS | slots), part in self.special) for part in parts]
         return [piece for piece in filled if piece.text]
 
     def _opening(self) -> list[str]:
@@ -159,11 +159,11 @@ class ChatTemplate(ChatFormat):
         return list(self.assistant[:slot])
 
 
-def _join(pieces: Sequence[Piece]) -> list[Piece]:
-    joined: list[Piece] = []
+def _join(pieces: Sequence[TextPiece]) -> list[TextPiece]:
+    joined: list[TextPiece] = []
     for piece in pieces:
         if joined and not piece.special and not joined[-1].special:
-            joined[-1] = Piece(joined[-1].text + piece.text, False)
+            joined[-1] = TextPiece(joined[-1].text + piece.text, False)
         else:
             joined.append(piece)
     return joined

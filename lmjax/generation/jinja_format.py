@@ -12,7 +12,7 @@ from itertools import pairwise
 from typing import Any, ClassVar
 
 from lmjax.config import UserError
-from lmjax.data.tokenizers import Piece, Tokenizer, cut_at_names, name_pattern
+from lmjax.data.tokenizers import TextPiece, Tokenizer, cut_at_names, name_pattern
 from lmjax.generation.messages import ChatFormat, Message
 
 # Stands in the text of messages where no special token may be read; no text has this code point.
@@ -50,13 +50,13 @@ class JinjaFormat(ChatFormat):
         for source in filter(None, (self.source, self.with_tools)):
             self._compiled(source)
 
-    def render(self, messages: Sequence[Message], reply: bool = True) -> list[Piece]:
+    def render(self, messages: Sequence[Message], reply: bool = True) -> list[TextPiece]:
         """See `ChatFormat.render`."""
-        pieces: list[Piece] = []
+        pieces: list[TextPiece] = []
         for part in self._text(messages, reply).split(MARK):  # no special token goes across a mark
             for piece in cut_at_names(part, self.special):
                 if pieces and not (piece.special or pieces[-1].special):
-                    pieces[-1] = Piece(pieces[-1].text + piece.text, False)
+                    pieces[-1] = TextPiece(pieces[-1].text + piece.text, False)
                 else:
                     pieces.append(piece)
         return pieces
@@ -97,7 +97,7 @@ class JinjaFormat(ChatFormat):
                 pieces = self.render([*system, *talk], reply=False)
             except UserError:
                 continue
-            for piece, following in pairwise([*pieces, Piece("", False)]):
+            for piece, following in pairwise([*pieces, TextPiece("", False)]):
                 if PROBE in piece.text:
                     behind = piece.text.rpartition(PROBE)[2]
                     return behind, following.text if following.special else None

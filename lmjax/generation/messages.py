@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from lmjax.data.tokenizers import Piece, Tokenizer
+from lmjax.data.tokenizers import TextPiece, Tokenizer
 
 ROLES = ("system", "user", "assistant", "observation")
 
@@ -50,7 +50,7 @@ class ChatFormat(abc.ABC):
     stop_strings: tuple[str, ...]
 
     @abc.abstractmethod
-    def render(self, messages: Sequence[Message], reply: bool = True) -> list[Piece]:
+    def render(self, messages: Sequence[Message], reply: bool = True) -> list[TextPiece]:
         """The pieces of a conversation, in order.
 
         Args:

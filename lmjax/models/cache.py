@@ -19,7 +19,7 @@ from pallas_kernels.attention import Mask
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Source:
+class EncoderCache:
     """Keys and values that the layers of a decoder read of an encoder's text.
 
     Attributes:
@@ -85,7 +85,7 @@ class Cache:
     lengths: Int[Array, "batch"]
     prompt_lengths: Int[Array, "batch"]
     newest: TokenPosition
-    source: Source | None = None
+    source: EncoderCache | None = None
     incoming: Incoming | None = None
     capacity: int = dataclasses.field(kw_only=True, metadata={"static": True})
     empty: bool = dataclasses.field(default=False, kw_only=True, metadata={"static": True})
@@ -157,7 +157,7 @@ class Cache:
         if self.source is not None:
             ours, theirs = self.source, rows.source
             more = ours.segments.shape[1] - theirs.segments.shape[1]
-            found["source"] = Source(
+            found["source"] = EncoderCache(
                 jax.tree.map(put, ours.keys, theirs.keys),
                 jax.tree.map(put, ours.values, theirs.values),
                 # Padding hides what a longer text has left.
@@ -243,7 +243,7 @@ class LayerCache:
 
     Attributes:
       keys, values: of all layers of the stack.
-      sources: keys and values of `Source`.
+      sources: keys and values of `EncoderCache`.
       period: number of the layer in the stack.
       incoming, capacity, empty: of `Cache`.
     """

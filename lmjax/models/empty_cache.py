@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from lmjax.models.batch import TokenPosition
-from lmjax.models.cache import Cache, Source
+from lmjax.models.cache import Cache, EncoderCache
 from lmjax.models.transformer import TransformerConfig
 from lmjax.parallel import Layout
 
@@ -45,7 +45,7 @@ def make_cache(
     text = None
     if source is not None:
         read = (tuple(layers(source, periods) for _, periods in windows) for _ in range(2))
-        text = Source(*read, zeros(batch, source))
+        text = EncoderCache(*read, zeros(batch, source))
     lengths, prompt_lengths, newest = (
         zeros(batch),
         zeros(batch),

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from lmjax.config import UserError, config, replace
 from lmjax.models.attention import Attention, Tables
 from lmjax.models.batch import Batch
-from lmjax.models.cache import Cache, LayerCache, Source
+from lmjax.models.cache import Cache, EncoderCache, LayerCache
 from lmjax.models.executor import Executor, scan_blocks
 from lmjax.models.linear import Builder, dropout
 from lmjax.models.residual import PreNorm
@@ -194,7 +194,7 @@ class EncoderDecoder(Transformer):
         x = dropout(self.embed(batch), self.config.dropout, embed_key)
         return self.encoder.run(x, batch, key=key)[0]
 
-    def source(self, states: Float[Array, "batch source embed"], batch: Batch) -> Source:
+    def source(self, states: Float[Array, "batch source embed"], batch: Batch) -> EncoderCache:
         """Keys and values of the encoder's states in every layer of the decoder."""
         graph, params = nnx.split(self.blocks)
 
@@ -209,4 +209,4 @@ class EncoderDecoder(Transformer):
             layers += [slice(first + offset, last, period) for offset in range(period)]
             first = last
         keys, values = (tuple(a[offset] for offset in layers) for a in (keys, values))
-        return Source(keys, values, batch.segments)
+        return EncoderCache(keys, values, batch.segments)

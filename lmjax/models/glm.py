@@ -21,8 +21,8 @@ from lmjax.models.names import (
     Grouped,
     Matrix,
     Name,
+    RowTable,
     Settings,
-    Table,
     Transform,
     VocabularyTable,
     dense,
@@ -227,9 +227,11 @@ GLM_FAMILY = ModelFamily(
     architecture="GLMForConditionalGeneration",
     names=(
         Name("glm.word_embeddings.weight", ("embedding.table",), VocabularyTable()),
-        Name(f"{TRANSFORMER}.position_embeddings.weight", ("positions.text.table",), Table()),
+        Name(f"{TRANSFORMER}.position_embeddings.weight", ("positions.text.table",), RowTable()),
         Name(
-            f"{TRANSFORMER}.block_position_embeddings.weight", ("positions.block.table",), Table()
+            f"{TRANSFORMER}.block_position_embeddings.weight",
+            ("positions.block.table",),
+            RowTable(),
         ),
         *glm_blocks(f"{TRANSFORMER}.layers.{{layer}}", Matrix(), "blocks.feed_forward.up"),
         *norm(f"{TRANSFORMER}.final_layernorm", "final_norm"),

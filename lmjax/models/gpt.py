@@ -14,8 +14,8 @@ from lmjax.models.names import (
     ATTENTION,
     Matrix,
     Name,
+    RowTable,
     Settings,
-    Table,
     VocabularyTable,
     activation_name,
     dense,
@@ -219,7 +219,7 @@ GPT1_FAMILY = ModelFamily(
     architecture="OpenAIGPTLMHeadModel",
     names=(
         Name("transformer.tokens_embed.weight", ("embedding.table",), VocabularyTable()),
-        Name("transformer.positions_embed.weight", ("positions.table",), Table()),
+        Name("transformer.positions_embed.weight", ("positions.table",), RowTable()),
         *BLOCK_NAMES,
         Name("lm_head.weight", ("head.table",), VocabularyTable()),
     ),
@@ -240,7 +240,7 @@ GPT2_FAMILY = ModelFamily(
     architecture="GPT2LMHeadModel",
     names=(
         Name("transformer.wte.weight", ("embedding.table",), VocabularyTable()),
-        Name("transformer.wpe.weight", ("positions.table",), Table()),
+        Name("transformer.wpe.weight", ("positions.table",), RowTable()),
         *BLOCK_NAMES,
         *norm("transformer.ln_f", "final_norm"),
         Name("lm_head.weight", ("head.table",), VocabularyTable()),

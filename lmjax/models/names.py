@@ -125,7 +125,7 @@ class Vector(Transform):
 
 
 @dataclasses.dataclass(frozen=True)
-class Table(Transform):
+class RowTable(Transform):
     """A table with a row a position, or whatever else is the same here."""
 
     def shape(self, parts: Sequence[Shape], config: TransformerConfig) -> Shape:

@@ -14,8 +14,8 @@ from lmjax.models.names import (
     ACTIVATIONS,
     Matrix,
     Name,
+    RowTable,
     Settings,
-    Table,
     VocabularyTable,
     activation_name,
     dense,
@@ -120,7 +120,7 @@ OPT_FAMILY = ModelFamily(
     architecture="OPTForCausalLM",
     names=(
         Name("model.decoder.embed_tokens.weight", ("embedding.table",), VocabularyTable()),
-        Name("model.decoder.embed_positions.weight", ("positions.table",), Table()),
+        Name("model.decoder.embed_positions.weight", ("positions.table",), RowTable()),
         *dense("model.decoder.project_in", "project_in", transform=Matrix()),
         *dense("model.decoder.project_out", "project_out", transform=Matrix()),
         *norm(f"{LAYER}.self_attn_layer_norm", "blocks.attention_norm"),

@@ -17,8 +17,8 @@ from lmjax.models.names import (
     ACTIVATIONS,
     Matrix,
     Name,
+    RowTable,
     Settings,
-    Table,
     VocabularyTable,
     activation_name,
     dense,
@@ -215,7 +215,7 @@ def stack_names(stack: str, ours: str, feed_forward: int) -> tuple[Name, ...]:
         Name(
             f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight",
             (f"{ours}attention_positions.table",),
-            Table(),
+            RowTable(),
         ),
         *norm(f"{fed}.layer_norm", f"{blocks}.feed_forward_norm"),
         Name(f"{fed}.DenseReluDense.wi.weight", (f"{into}.up.weight",), Matrix(), is_plain),

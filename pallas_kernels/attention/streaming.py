@@ -30,7 +30,7 @@ TILE_BYTES = 2**26  # of the scores of one tile, all batch entries and heads tog
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class CallPlan:
     """Values of a call that are known while tracing."""
 
     query_length: int
@@ -68,7 +68,7 @@ def streaming(
     """
     batch, query_length, heads, head_dim = q.shape
     key_length, kv_heads = k.shape[1:3]
-    plan = Plan(
+    plan = CallPlan(
         query_length,
         key_length,
         min(query_block or _block(batch * heads), query_length),
@@ -104,11 +104,11 @@ def _block(tiles: int) -> int:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attend(plan: Plan, q, k, v, mask: Mask, bias):
+def _attend(plan: CallPlan, q, k, v, mask: Mask, bias):
     return _forward(plan, q, k, v, mask, bias)[0]
 
 
-def _forward(plan: Plan, q, k, v, mask: Mask, bias):
+def _forward(plan: CallPlan, q, k, v, mask: Mask, bias):
     exact = jnp.promote_types(jnp.float32, q.dtype)
 
     def rows(index):
@@ -139,7 +139,7 @@ def _forward(plan: Plan, q, k, v, mask: Mask, bias):
     return output, (q, k, v, mask, bias, output, log_total)
 
 
-def _backward(plan: Plan, saved, d_output):
+def _backward(plan: CallPlan, saved, d_output):
     q, k, v, mask, bias, output, log_total = saved
     exact = log_total.dtype
     weighted = jnp.sum(output.astype(exact) * d_output.astype(exact), axis=-1)
@@ -182,7 +182,7 @@ def _backward(plan: Plan, saved, d_output):
 _attend.defvjp(_forward, _backward)
 
 
-def _scores(plan: Plan, queries, k, mask: Mask, bias, query_at, key_at):
+def _scores(plan: CallPlan, queries, k, mask: Mask, bias, query_at, key_at):
     """Scores of one tile with the forbidden ones at FORBIDDEN, which are allowed, and the
     derivative of `bend`."""
     scores = product("bngtd,bnsd->bngts", queries, _slice(k, 2, key_at, plan.key_block))
@@ -202,7 +202,7 @@ def _scores(plan: Plan, queries, k, mask: Mask, bias, query_at, key_at):
     return jnp.where(allowed, scores, FORBIDDEN), allowed, gain
 
 
-def _key_blocks(plan: Plan, mask: Mask, query_at) -> tuple[Any, Any]:
+def _key_blocks(plan: CallPlan, mask: Mask, query_at) -> tuple[Any, Any]:
     """The blocks of keys, first and end, that the rows of a block of queries may see."""
     first, end = jnp.int32(0), jnp.int32(plan.key_length)
     start = mask.offset + query_at * plan.query_block
@@ -221,7 +221,7 @@ def _key_blocks(plan: Plan, mask: Mask, query_at) -> tuple[Any, Any]:
     return first, jnp.maximum(first, end)
 
 
-def _blocks_of_rank(plan: Plan, mask: Mask, query_at) -> Bool[Array, "key_blocks"]:
+def _blocks_of_rank(plan: CallPlan, mask: Mask, query_at) -> Bool[Array, "key_blocks"]:
     """The blocks of keys with a rank that the rows of a block of queries may see."""
     highest = jnp.max(_slice(mask.query_ranks, 1, query_at, plan.query_block), axis=1)
     blocks = mask.key_ranks.reshape(-1, plan.key_blocks, plan.key_block)
@@ -240,7 +240,7 @@ def _add(total, index, part):
     return jax.lax.dynamic_update_slice_in_dim(total, summed, index * size, 2)
 
 
-def _add_bias_tile(plan: Plan, d_bias, d_scores, query_at, key_at):
+def _add_bias_tile(plan: CallPlan, d_bias, d_scores, query_at, key_at):
     """The bias gradient with one tile's part added, summed over the axes that were broadcast."""
     broadcast = [axis for axis in range(3) if d_bias.shape[axis] == 1]
     start = [0, 0, 0, query_at * plan.query_block, key_at * plan.key_block]

@@ -39,7 +39,7 @@ class Ends(NamedTuple):
         return self.opening[0] if self.opening else None
 
 
-class Piece(NamedTuple):
+class TextPiece(NamedTuple):
     """A part of what is encoded: a text, or the name of a special token."""
 
     text: str
@@ -55,10 +55,10 @@ def name_pattern(names: Collection[str]) -> str:
     return f"(?=[{first}])(?:{'|'.join(map(re.escape, longest_first))})"
 
 
-def cut_at_names(text: str, names: Collection[str]) -> list[Piece]:
+def cut_at_names(text: str, names: Collection[str]) -> list[TextPiece]:
     """A text cut at the names of special tokens; of several that fit, the longest counts."""
     parts = re.split(f"({name_pattern(names)})", text)
-    return [Piece(part, bool(place % 2)) for place, part in enumerate(parts) if part]
+    return [TextPiece(part, bool(place % 2)) for place, part in enumerate(parts) if part]
 
 
 class Tokenizer(abc.ABC):
@@ -112,7 +112,7 @@ class Tokenizer(abc.ABC):
         """`encode`, but names of special tokens become these tokens. Not for text of users."""
         return self.encode_pieces(cut_at_names(text, self.special))
 
-    def encode_pieces(self, pieces: Sequence[Piece]) -> list[int]:
+    def encode_pieces(self, pieces: Sequence[TextPiece]) -> list[int]:
         """The ids of texts and special tokens in turn; what stands in a text stays text."""
         ids = [[self.special[p.text]] if p.special else self.encode(p.text) for p in pieces]
         return [token for part in ids for token in part]

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lmjax.config import UserError
-from lmjax.data.tokenizers.base import Piece, Tokenizer, name_pattern
+from lmjax.data.tokenizers.base import TextPiece, Tokenizer, name_pattern
 from lmjax.data.tokenizers.folder_settings import library
 from lmjax.data.tokenizers.library_decoders import spelling
 from lmjax.data.tokenizers.word_borders import word_borders
@@ -98,7 +98,7 @@ class HuggingFaceTokenizer(Tokenizer):
             return super().encode_special(text)
         return self._marking.encode(text, add_special_tokens=False).ids
 
-    def encode_pieces(self, pieces: Sequence[Piece]) -> list[int]:
+    def encode_pieces(self, pieces: Sequence[TextPiece]) -> list[int]:
         """See `Tokenizer.encode_pieces`; what stands behind a special token as `encode_special`.
 
         The name of one in a text is broken in two by the end token, which is taken out again.
@@ -153,7 +153,7 @@ class HuggingFaceTokenizer(Tokenizer):
             return False
         return bool(start) and self._bytes(start[0])[:1] == b" "
 
-    def _as_one(self, pieces: Sequence[Piece]) -> list[int] | None:
+    def _as_one(self, pieces: Sequence[TextPiece]) -> list[int] | None:
         """The ids of the pieces in one text; None where it has other special tokens than these."""
         tokens = self.encode_special("".join(piece.text for piece in pieces))
         wanted = [self.special[piece.text] for piece in pieces if piece.special]
@@ -163,9 +163,11 @@ class HuggingFaceTokenizer(Tokenizer):
     def _is_special(self, token: int) -> bool:
         return token in self._hidden and token != self.unknown
 
-    def _broken(self, pieces: Sequence[Piece]) -> tuple[list[Piece], list[bool]]:
+    def _broken(self, pieces: Sequence[TextPiece]) -> tuple[list[TextPiece], list[bool]]:
         """Pieces with the end token inside of names in texts; and which special tokens stay."""
-        end = next(Piece(name, True) for name, token in self.special.items() if token == self.end)
+        end = next(
+            TextPiece(name, True) for name, token in self.special.items() if token == self.end
+        )
         starts = re.compile(f"(?={name_pattern(self.special)})")
         broken, stays = [], []
         for piece in pieces:
@@ -175,7 +177,7 @@ class HuggingFaceTokenizer(Tokenizer):
                 continue
             breaks = [match.start() + 1 for match in starts.finditer(piece.text)]
             for first, last in itertools.pairwise([0, *breaks, len(piece.text)]):
-                broken += [Piece(piece.text[first:last], False), end]
+                broken += [TextPiece(piece.text[first:last], False), end]
             broken.pop()
             stays += [False] * len(breaks)
         return broken, stays

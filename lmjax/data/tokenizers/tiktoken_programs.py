@@ -59,7 +59,7 @@ TEKKEN_SPECIAL = (
 )
 
 
-class Program(NamedTuple):
+class TiktokenProgram(NamedTuple):
     """What a program does with a table.
 
     Attributes:
@@ -83,15 +83,15 @@ class Program(NamedTuple):
     nfc: bool = False
 
 
-QWEN = Program(
+QWEN = TiktokenProgram(
     "qwen", "qwen.tiktoken", QWEN_PATTERN, QWEN_SPECIAL, False, None, SEPARATOR, nfc=True
 )
-LLAMA3 = Program(
+LLAMA3 = TiktokenProgram(
     *("llama3", "tokenizer.model", LLAMA3_PATTERN, LLAMA3_SPECIAL, False),
     *("<|begin_of_text|>", "<|end_of_text|>"),
 )
 LLAMA4 = LLAMA3._replace(name="llama4", pattern=LLAMA4_PATTERN, special=LLAMA4_SPECIAL)
-TEKKEN = Program("tekken", "tekken.json", "", TEKKEN_SPECIAL, True, "<s>", "</s>")
+TEKKEN = TiktokenProgram("tekken", "tekken.json", "", TEKKEN_SPECIAL, True, "<s>", "</s>")
 PROGRAMS = {program.name: program for program in (QWEN, LLAMA3, LLAMA4, TEKKEN)}
 # Tokens in the tables of Qwen 1 to 3, Llama 3 to 3.3 and Llama 4: nothing else in them tells
 # which program they are for.

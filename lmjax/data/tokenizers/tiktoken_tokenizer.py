@@ -23,7 +23,7 @@ from lmjax.data.tokenizers.tiktoken_programs import (
     QWEN,
     RANKS,
     TEKKEN,
-    Program,
+    TiktokenProgram,
 )
 
 # tiktoken's regular expressions run out of stack, and the program ends, where spaces do not.
@@ -42,7 +42,7 @@ class TiktokenTokenizer(Tokenizer):
 
     kind = "tiktoken"
 
-    def __init__(self, data: bytes, program: Program = QWEN, ends: Ends | None = None):
+    def __init__(self, data: bytes, program: TiktokenProgram = QWEN, ends: Ends | None = None):
         """
         Args:
           data: the table's file: on each line a token's bytes in base64 and its rank, or a
@@ -153,7 +153,7 @@ def _ranks(data: bytes) -> dict[bytes, int]:
     return ranks
 
 
-def _tekken(data: bytes, program: Program) -> tuple[Program, dict[bytes, int]]:
+def _tekken(data: bytes, program: TiktokenProgram) -> tuple[TiktokenProgram, dict[bytes, int]]:
     """A tekken.json's own pattern and special tokens, and its table as far as it is used."""
     content = json.loads(data)
     config = content["config"]

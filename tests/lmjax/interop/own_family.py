@@ -13,10 +13,10 @@ from lmjax.models.family import ChatStyle, ModelFamily, register
 from lmjax.models.infill import MaskFormat
 from lmjax.models.names import (
     ACTIVATIONS,
+    RowTable,
     Matrix,
     Name,
     Settings,
-    Table,
     VocabularyTable,
     activation_name,
     dense,
@@ -95,7 +95,7 @@ GPT_NEO_FAMILY = ModelFamily(
     architecture="GPTNeoForCausalLM",
     names=(
         Name("transformer.wte.weight", ("embedding.table",), VocabularyTable()),
-        Name("transformer.wpe.weight", ("positions.table",), Table()),
+        Name("transformer.wpe.weight", ("positions.table",), RowTable()),
         *norm(f"{BLOCK}.ln_1", "blocks.attention_norm"),
         *(
             line
