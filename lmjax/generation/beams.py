@@ -171,7 +171,7 @@ class BeamDecoder:
 
         def step(search: Search) -> Search:
             newest = jnp.take(search.beams, search.count - 1, axis=2).reshape(-1)
-            tokens = self.layout.best(newest, "batch")
+            tokens = self.layout.reshard(newest, "batch")
             going = jnp.ones_like(tokens, bool)
             logits, cache = self.decoder.next(params, search.cache, tokens, going)
             return self._extend(dataclasses.replace(search, cache=cache), logits, **settings)
@@ -181,7 +181,7 @@ class BeamDecoder:
     def _extend(self, search: Search, logits, *, stop_tokens, length_penalty) -> Search:
         """Ranks the continuations of all beams, and reorders everything by them."""
         prompts, beams = search.sums.shape
-        log_probabilities = jax.nn.log_softmax(self.layout.best(logits, None, None))
+        log_probabilities = jax.nn.log_softmax(self.layout.reshard(logits, None, None))
         vocab = log_probabilities.shape[1]
         sums = search.sums[:, :, None] + log_probabilities.reshape(prompts, beams, vocab)
         # If all that can end do, so many leave `beams` that run on.

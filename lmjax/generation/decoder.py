@@ -186,8 +186,8 @@ class Decoder:
         Returns:
           Logits after the tokens, and the cache that holds them.
         """
-        going = cache.lengths > 0 if going is None else self.layout.newest(going, "batch")
-        return self.next(params, cache, self.layout.newest(tokens, "batch"), going)
+        going = cache.lengths > 0 if going is None else self.layout.reshard(going, "batch")
+        return self.next(params, cache, self.layout.reshard(tokens, "batch"), going)
 
     def logits(
         self, params: dict, batch: Batch, cache: Cache
@@ -196,7 +196,7 @@ class Decoder:
         model = nnx.merge(abstract(self.config, self.layout)[0], stacked(params))
         hidden, cache = model(batch, cache)
         hidden = last_tokens(batch.segments, hidden)[:, None]
-        logits = self.layout.newest(model.logits(hidden)[:, 0], "batch", None)
+        logits = self.layout.reshard(model.logits(hidden)[:, 0], "batch", None)
         return logits[:, : self.config.vocab_size], cache
 
     def next(
@@ -231,7 +231,7 @@ class Decoder:
 
         def note(columns, new):
             column = (jnp.zeros((), jnp.int32), decoding.count)
-            new = self.layout.newest(new, None)[:, None]
+            new = self.layout.reshard(new, None)[:, None]
             return jax.lax.dynamic_update_slice(columns, new, column)
 
         seen = decoding.seen

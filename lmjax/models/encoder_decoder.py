@@ -200,7 +200,7 @@ class EncoderDecoder(Transformer):
 
         def read(params):
             keys = nnx.merge(graph, params).cross_attention.read(states)
-            return tuple(self.layout.offset(a, "batch", None, "kv_heads", None) for a in keys)
+            return tuple(self.layout.reshard(a, "batch", None, "kv_heads", None) for a in keys)
 
         keys, values = jax.lax.map(read, params)
         layers, first = [], 0

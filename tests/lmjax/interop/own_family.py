@@ -13,9 +13,9 @@ from lmjax.models.family import ChatStyle, ModelFamily, register
 from lmjax.models.infill import MaskFormat
 from lmjax.models.names import (
     ACTIVATIONS,
-    RowTable,
     Matrix,
     Name,
+    RowTable,
     Settings,
     VocabularyTable,
     activation_name,
