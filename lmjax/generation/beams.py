@@ -186,8 +186,8 @@ class BeamDecoder:
         sums = search.sums[:, :, None] + log_probabilities.reshape(prompts, beams, vocab)
         # If all that can end do, so many leave `beams` that run on.
         ranked = min((1 + len(stop_tokens)) * beams, beams * vocab)
-        sums, best = jax.lax.top_k(sums.reshape(prompts, -1), ranked)
-        parent, token = best // vocab, best % vocab
+        sums, order = jax.lax.top_k(sums.reshape(prompts, -1), ranked)
+        parent, token = order // vocab, order % vocab
         tokens = jnp.take_along_axis(search.beams, parent[:, :, None], axis=1)
         tokens = tokens.at[:, :, search.count].set(token)
 
@@ -227,9 +227,9 @@ def best(
     count: int,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Tokens, numbers and scores of the `count` best of each prompt, the best first."""
-    scores, best = jax.lax.top_k(scores, count)
-    tokens = jnp.take_along_axis(tokens, best[:, :, None], axis=1)
-    return tokens, jnp.take_along_axis(numbers, best, axis=1), scores
+    scores, order = jax.lax.top_k(scores, count)
+    tokens = jnp.take_along_axis(tokens, order[:, :, None], axis=1)
+    return tokens, jnp.take_along_axis(numbers, order, axis=1), scores
 
 
 def hypotheses(search: Search, stop_tokens: Sequence[int]) -> list[list[Hypothesis]]:

@@ -71,10 +71,10 @@ class ChatTemplate(ChatFormat):
         in_user = any("{system}" in part for part in self.user)
         system, number = "", 0
         last = max((n for n, message in enumerate(messages) if message.role == "user"), default=-1)
-        for number, message in enumerate(messages):
+        for index, message in enumerate(messages):
             content = self._content(message)
             if self.thoughts and message.role == "assistant":
-                content = self._thoughtful(content, number > last, number == len(messages) - 1)
+                content = self._thoughtful(content, index > last, index == len(messages) - 1)
             if message.role == "system" and in_user:
                 system += "".join(piece.text for piece in self._fill(self.system, content=content))
                 continue

@@ -208,5 +208,5 @@ class EncoderDecoder(Transformer):
             last, period = first + stretch.layers, len(stretch.windows)
             layers += [slice(first + offset, last, period) for offset in range(period)]
             first = last
-        keys, values = (tuple(a[offset] for offset in layers) for a in (keys, values))
+        keys, values = (tuple(a[part] for part in layers) for a in (keys, values))
         return EncoderCache(keys, values, batch.segments)
