@@ -1,15 +1,10 @@
-"""Tokenizes a source shard by shard, in processes; a shard that is finished need not be redone."""
+"""Tokenizes a source shard by shard."""
 
-import concurrent.futures
 import contextlib
 import dataclasses
+import functools
 import json
-import multiprocessing
-import os
 import pathlib
-import shutil
-import signal
-import threading
 import types
 from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
@@ -18,6 +13,7 @@ import numpy as np
 
 from lmjax.config import UserError
 from lmjax.data.documents import Document, Part, Progress, Source, is_held_out
+from lmjax.data.executor import map_items
 from lmjax.data.round_trip import Comparison
 from lmjax.data.tokenizers import Tokenizer, load_tokenizer, token_type
 
@@ -37,7 +33,6 @@ class Task(NamedTuple):
     source: Source
     parts: tuple[Part, ...]
     held_out: float
-    folder: pathlib.Path
     before: int  # bytes of source in the shards before it
 
     @property
@@ -61,20 +56,29 @@ def make_shards(
 ) -> list[pathlib.Path]:
     """Tokenizes what is not tokenized yet; the folders of all shards, in order."""
     parts = source.parts()
-    total = sum(part.size for part in parts)
     tasks: list[Task] = []
     before = 0
-    for number, shard in enumerate(_group(parts, total)):
-        tasks.append(Task(source, shard, held_out, work / f"shard-{number:06d}", before))
+    for shard in _group(parts, sum(part.size for part in parts)):
+        tasks.append(Task(source, shard, held_out, before))
         before += tasks[-1].size
-    missing = [task for task in tasks if not task.folder.exists()]
-    done = total - sum(task.size for task in missing)
-    progress("tokenizing", done, total)
-    finished = _in_processes if workers else _in_this_process
-    for size in finished(missing, tokenizer, work, workers):
-        done += size
-        progress("tokenizing", done, total)
-    return [task.folder for task in tasks]
+    start = functools.partial(_same, tokenizer)
+    if workers:
+        tokenizer.save(work / "tokenizer")
+        start = functools.partial(_load, work / "tokenizer")
+    return map_items(
+        _write_shard, tasks, work, start, workers, progress, "tokenizing", lambda task: task.size
+    )
+
+
+def _same(tokenizer: Tokenizer) -> Tokenizer:
+    return tokenizer
+
+
+def _load(folder: pathlib.Path) -> Tokenizer:
+    """The tokenizer of a worker, which shares the machine with others."""
+    tokenizer = load_tokenizer(folder)
+    tokenizer.threads = 1
+    return tokenizer
 
 
 def _group(parts: tuple[Part, ...], total: int) -> Iterator[tuple[Part, ...]]:
@@ -92,84 +96,26 @@ def _group(parts: tuple[Part, ...], total: int) -> Iterator[tuple[Part, ...]]:
         yield tuple(group)
 
 
-def _in_this_process(
-    tasks: list[Task], tokenizer: Tokenizer, work: pathlib.Path, workers: int
-) -> Iterator[int]:
-    for task in tasks:
-        _write_shard(task, tokenizer)
-        yield task.size
-
-
-_worker_tokenizer: Tokenizer | None = None  # of a worker process
-
-
-def _in_processes(
-    tasks: list[Task], tokenizer: Tokenizer, work: pathlib.Path, workers: int
-) -> Iterator[int]:
-    if not tasks:
-        return
-    tokenizer.save(work / "tokenizer")
-    pool = concurrent.futures.ProcessPoolExecutor(
-        min(workers, len(tasks)),
-        # Not fork: jax may be running threads in this process.
-        mp_context=multiprocessing.get_context("spawn"),
-        initializer=_start_worker,
-        initargs=(work / "tokenizer",),
-    )
-    try:
-        futures = [pool.submit(_write_shard_in_worker, task) for task in tasks]
-        for future in concurrent.futures.as_completed(futures):
-            yield future.result()
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _start_worker(tokenizer: pathlib.Path) -> None:
-    global _worker_tokenizer
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears Ctrl-C and shuts the pool down
-
-    def leave_with_parent() -> None:
-        multiprocessing.parent_process().join()
-        os._exit(1)
-
-    threading.Thread(target=leave_with_parent, daemon=True).start()
-    _worker_tokenizer = load_tokenizer(tokenizer)
-    _worker_tokenizer.threads = 1
-
-
-def _write_shard_in_worker(task: Task) -> int:
-    _write_shard(task, _worker_tokenizer)
-    return task.size
-
-
-def _write_shard(task: Task, tokenizer: Tokenizer) -> None:
-    """Tokenizes a shard into its folder, which appears when it is complete."""
-    unfinished = task.folder.with_name(task.folder.name + ".tmp")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir()
+def _write_shard(task: Task, folder: pathlib.Path, tokenizer: Tokenizer) -> None:
+    """Tokenizes a shard into its folder."""
     skipped = _Skipped()
     names = split_names(task.held_out)
-    try:
-        with contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as stack:
 
-            def file(name: str) -> BinaryIO:
-                return stack.enter_context(open(unfinished / name, "wb"))
+        def file(name: str) -> BinaryIO:
+            return stack.enter_context(open(folder / name, "wb"))
 
-            splits = [
-                _Split(file(f"{name}.tokens"), file(f"{name}.text"), tokenizer, keeps)
-                for name, keeps in zip(names, _keep_text(task), strict=True)
-            ]
-            for documents in _batches(task, skipped):
-                for document, pieces in zip(documents, _encode(documents, tokenizer)):
-                    held_out = is_held_out(document, task.held_out)
-                    splits[held_out if len(names) > 1 else 0].add(document, pieces)
-        for name, split in zip(names, splits, strict=True):
-            split.finish(unfinished / name)
-        (unfinished / "skipped.json").write_text(json.dumps(dataclasses.asdict(skipped)))
-    except BaseException:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        raise
-    unfinished.replace(task.folder)
+        splits = [
+            _Split(file(f"{name}.tokens"), file(f"{name}.text"), tokenizer, keeps)
+            for name, keeps in zip(names, _keep_text(task), strict=True)
+        ]
+        for documents in _batches(task, skipped):
+            for document, pieces in zip(documents, _encode(documents, tokenizer)):
+                held_out = is_held_out(document, task.held_out)
+                splits[held_out if len(names) > 1 else 0].add(document, pieces)
+    for name, split in zip(names, splits, strict=True):
+        split.finish(folder / name)
+    (folder / "skipped.json").write_text(json.dumps(dataclasses.asdict(skipped)))
 
 
 def _keep_text(task: Task) -> list[bool]:

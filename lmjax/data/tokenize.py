@@ -17,6 +17,7 @@ import numpy as np
 from lmjax.config import UserError
 from lmjax.data.cache import cache_errors_told
 from lmjax.data.documents import HashFiles, Progress, Source, silent
+from lmjax.data.executor import WorkerDied
 from lmjax.data.round_trip import RoundTrip, unknown_name
 from lmjax.data.shards import (
     REPORTED,
@@ -106,8 +107,8 @@ def _work_folder(
 ) -> Iterator[pathlib.Path | None]:
     """A folder for shards that nobody else works in; None where another process was quicker.
 
-    It stays after an error of the system or a kill, to go on in; not after a UserError: it will be
-    another text, or other settings, when that is put right.
+    It stays after an error of the system or a kill, to go on in; not after another UserError: it
+    will be another text, or other settings, when that is put right.
     """
     with _locked(folder, progress) as alone:
         if folder.exists():
@@ -119,8 +120,9 @@ def _work_folder(
         try:
             _begin(work, key)
             yield work
-        except UserError:
-            shutil.rmtree(work, ignore_errors=True)
+        except UserError as error:
+            if not (alone and isinstance(error, WorkerDied)):
+                shutil.rmtree(work, ignore_errors=True)
             raise
         except BaseException:
             if not alone:  # nobody would find it
