@@ -2,12 +2,14 @@
 
 import functools
 import math
+from collections.abc import Iterator
 
 import numpy as np
 from jaxtyping import Bool, Int32, Int64
 
 from lmjax.config import UserError
 from lmjax.data.permutation import permute, random_bits
+from lmjax.data.spans import RowSpans, count_up, join_spans
 from lmjax.data.store import TokenStore
 
 PERIOD = 1000  # rows in which the weights are kept exactly, before common factors are divided out
@@ -58,14 +60,31 @@ class Rows:
         # Numbers of the documents that begin inside, counted on over laps of the ring.
         low = np.searchsorted(offsets[:-1], first, side="right")
         high = laps * documents + np.searchsorted(offsets[:-1], ends, side="right")
-        inside = high - low
-        row = np.repeat(np.arange(len(first)), inside)
-        skipped = np.cumsum(inside) - inside
-        number = np.repeat(low, inside) + np.arange(len(row)) - np.repeat(skipped, inside)
+        row, number = count_up(low, high)
         lap, document = np.divmod(number, documents)
         found = np.zeros(places.shape, bool)
         found[row, offsets[document] + lap * size - first[row]] = True
         return found
+
+    def spans(
+        self, row: Int64[np.ndarray, "rows"], start: int | Int64[np.ndarray, "rows"] = 0
+    ) -> RowSpans:
+        """The spans of what `read` gives."""
+        first, end, kind = self.store.spans
+        size, spans = self.store.manifest.tokens, len(first)
+        if not spans:
+            return RowSpans.none()
+        inner = np.asarray(row, np.int64) * self.advance
+        begin = (inner + start) % size
+        stop = begin + np.minimum(self.row_length, size - inner + 1)  # behind it is filling
+        # Numbers of the spans, counted on over laps of the ring. What opens one stands before it.
+        laps, last = np.divmod(stop, size)
+        low = np.searchsorted(end, begin)
+        high = laps * spans + np.searchsorted(first, last, side="right")
+        found, number = count_up(low, high)
+        lap, index = np.divmod(number, spans)
+        shift = lap * size - begin[found]
+        return RowSpans(found, first[index] + shift, end[index] + shift, kind[index])
 
 
 class _Stage:
@@ -166,18 +185,34 @@ class Mixture:
         self, row: Int64[np.ndarray, "rows"], seed: int
     ) -> tuple[Int32[np.ndarray, "rows row_length"], Int32[np.ndarray, "rows row_length"]]:
         """Tokens and segment ids of some rows of the training with this seed."""
+        tokens = np.empty((len(row), self.row_length), np.int32)
+        segments = np.empty_like(tokens)
+        for here, rows, index, start in self._by_source(row, seed):
+            tokens[here], segments[here] = rows.read(index, start)
+        return tokens, segments
+
+    def spans(self, row: Int64[np.ndarray, "rows"], seed: int) -> RowSpans:
+        """The spans of what `read` gives."""
+        found = [
+            (here, rows.spans(index, start))
+            for here, rows, index, start in self._by_source(row, seed)
+        ]
+        return join_spans(*zip(*found, strict=True))
+
+    def _by_source(
+        self, row: Int64[np.ndarray, "rows"], seed: int
+    ) -> Iterator[
+        tuple[Int64[np.ndarray, "here"], Rows, Int64[np.ndarray, "here"], Int64[np.ndarray, "here"]]
+    ]:
+        """For each source: which rows are its, which ones of the ring, and where that is cut."""
         source, number = self.place(row)
         count, size = self._rows[source], self._tokens[source]
         epoch, index = np.divmod(number, count)
         start = (random_bits(seed, source, epoch, 0) % size.astype(np.uint64)).astype(np.int64)
         index = permute(index, count, random_bits(seed, source, epoch, 1))
-        tokens = np.empty((len(source), self.row_length), np.int32)
-        segments = np.empty_like(tokens)
         for which in np.unique(source):
-            here = source == which
-            rows = self._sources[which]
-            tokens[here], segments[here] = rows.read(index[here], start[here])
-        return tokens, segments
+            here = np.flatnonzero(source == which)
+            yield here, self._sources[which], index[here], start[here]
 
     def epochs(self, rows: int) -> dict[str, float]:
         """How often each source has been read after that many rows of training."""
@@ -227,3 +262,7 @@ class EvaluationRows:
         tokens[after] = 0
         segments[after] = 0
         return tokens, segments
+
+    def spans(self, first: int, count: int) -> RowSpans:
+        """The spans of what `read` gives."""
+        return self._rows.spans(np.arange(first, min(first + count, len(self))))

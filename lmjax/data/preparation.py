@@ -153,6 +153,7 @@ class PreparedData:
         overlap: int = 1,
         host_index: int = 0,
         host_count: int = 1,
+        spans: bool = False,
     ) -> Loader:
         """The loader of the training rows.
 
@@ -163,6 +164,7 @@ class PreparedData:
             overlap: how many of them the next row takes too, of the objective likewise.
             host_index: number of this process among those that train together.
             host_count: how many there are.
+            spans: whether `prepare` reads answers and turns.
         """
 
         def named(weights: tuple[float, ...]) -> dict[str, float]:
@@ -172,7 +174,8 @@ class PreparedData:
         weights = named(tuple(domain.weight for domain in self.data.train))
         changes = [(int(plan.rows(s.first_step)[0]), named(s.weights)) for s in self.data.stages]
         mixture = Mixture(self.train, weights, row_length, tuple(changes), overlap)
-        return Loader(plan, mixture, prepare, host_index, host_count, workers=self.data.workers)
+        workers = self.data.workers
+        return Loader(plan, mixture, prepare, host_index, host_count, workers, spans=spans)
 
     def skipped(self) -> dict[str, int]:
         """How many pieces of input were left out (on_error=skip), by the message of the first."""

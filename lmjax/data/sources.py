@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 from lmjax.config import UserError, config, fingerprint, replace
-from lmjax.data.documents import Answer, Document, HashFiles, OnSkip, Part, Source, digest
+from lmjax.data.documents import Document, HashFiles, OnSkip, Part, Source, digest
 from lmjax.data.files import (
     BYTE_ORDER_MARK,
     DamagedFile,
@@ -19,6 +19,7 @@ from lmjax.data.files import (
     read_pieces,
 )
 from lmjax.data.hashes import FileHashes
+from lmjax.data.spans import Span
 from lmjax.remote import check_path
 
 LINE = re.compile(rb"\r?\n")
@@ -217,7 +218,7 @@ class JsonPrompts(JsonLines):
             text="".join([before, answer, *after]),
             identity=f"{part.name}:{piece.offset}",
             group=prompt,
-            answer=Answer(first, end, self.mask, self.closing),
+            spans=(Span(first, end, "answer", self.mask, self.closing),),
         )
 
 

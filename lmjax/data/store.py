@@ -15,11 +15,12 @@ from lmjax.data.round_trip import RoundTrip
 from lmjax.data.tokenizers import Tokenizer, token_type
 from lmjax.files import local_path
 
-FORMAT = 2  # of the files; a store of another format is made anew
+FORMAT = 3  # of the files; a store of another format is made anew
 MANIFEST_FILE = "manifest.json"
 TOKENS_FILE = "tokens.bin"
 OFFSETS_FILE = "documents.npy"
 BYTES_FILE = "document_bytes.npy"
+SPANS_FILE = "spans.npy"
 TEXT_FILE = "text.bin"
 
 
@@ -50,14 +51,15 @@ class TokenStore:
     Tokens may not hold all of a text, so the first documents are kept as they were, too.
 
     Documents lie one after another, each as `[begin] + ids + [end]`, or `[separator] + ids` where
-    the tokenizer has one token for both. The ids of an answer (`JsonPrompts`) stand between two
-    special tokens, which no text is encoded as. Pickles as its path, so that workers map it
-    themselves.
+    the tokenizer has one token for both. Answers and turns are known by their borders (`spans`);
+    special tokens may stand around them. Pickles as its path, so that workers map it themselves.
 
     Attributes:
       tokens: the ids, uint16 or uint32, mapped from the file.
       offsets: where each document begins, and the length of `tokens` at the end.
       document_bytes: UTF-8 bytes of each document's text.
+      spans: of each answer or turn its first token, one past its last, and the number of its kind
+        (`lmjax.data.spans.KINDS`); rising, without overlap.
       manifest: counts and fingerprints.
     """
 
@@ -88,6 +90,9 @@ class TokenStore:
         self.document_bytes: Int64[np.ndarray, "documents"] = np.asarray(
             np.load(self.folder / BYTES_FILE, mmap_mode="r")
         )
+        self.spans: Int64[np.ndarray, "3 spans"] = np.zeros((3, 0), np.int64)
+        if SPANS_FILE in self.manifest.sizes:
+            self.spans = np.asarray(np.load(self.folder / SPANS_FILE, mmap_mode="r"))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return TokenStore, (str(self.folder),)

@@ -34,6 +34,7 @@ from lmjax.data.store import (
     FORMAT,
     MANIFEST_FILE,
     OFFSETS_FILE,
+    SPANS_FILE,
     TEXT_FILE,
     TOKENS_FILE,
     Manifest,
@@ -176,6 +177,7 @@ def _merge(shards: list[pathlib.Path], folder: pathlib.Path, made_from: _MadeFro
         )
     save_array(folder / OFFSETS_FILE, offsets)
     save_array(folder / BYTES_FILE, lengths[:, 1])
+    _merge_spans([shard / f"{name}.spans.npy" for shard in shards], folder, parts)
     _merge_texts([shard / f"{name}.text" for shard in shards], folder, parts)
     # One token may be both what ends documents and what stands for the unknown.
     ends = [*tokenizer.opening, *tokenizer.closing].count(tokenizer.unknown) * len(lengths)
@@ -243,6 +245,19 @@ def _merge_tokens(
                         unknowns += int((tokens == unknown).sum())
         _flush(target)
     return _Counted(hasher.hexdigest(), largest, unknowns, special)
+
+
+def _merge_spans(
+    paths: list[pathlib.Path], folder: pathlib.Path, lengths: list[np.ndarray]
+) -> None:
+    """Joins the spans of all shards, counted from the store's first token; no file for none."""
+    found, before = [], 0
+    for path, part in zip(paths, lengths, strict=True):
+        found.append(np.load(path) + np.array([before, before, 0]))
+        before += part[:, 0].sum()
+    if len(spans := np.concatenate(found)):
+        # Searched by their borders: each column lies together.
+        save_array(folder / SPANS_FILE, np.ascontiguousarray(spans.T))
 
 
 def _merge_texts(

@@ -149,5 +149,8 @@ class HeldOut:
             share = size // jax.process_count()
             mine = slice(jax.process_index() * share, (jax.process_index() + 1) * share)
             seeds = random_bits(np.arange(first, first + size))
-            example = prepare(tokens[mine], segments[mine], seeds[mine])
+            further = {}
+            if objective.reads_spans:
+                further["spans"] = rows.spans(first, size).take(np.arange(size)[mine])
+            example = prepare(tokens[mine], segments[mine], seeds[mine], **further)
             yield to_devices(example, self.layout, self.vocab_size)

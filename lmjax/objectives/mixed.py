@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Int, PRNGKeyArray, UInt64
 
 from lmjax.config import UserError, config
+from lmjax.data.spans import RowSpans
 from lmjax.models.transformer import Transformer, TransformerConfig
 from lmjax.objectives.draws import Draws
 from lmjax.objectives.example import Example
@@ -58,6 +59,11 @@ class Mixed(TextObjective):
         advances = [o.row_length(length) - o.row_overlap(length) for o in self.objectives]
         return self.row_length(length) - max(advances)
 
+    @property
+    def reads_spans(self) -> bool:
+        """See `TextObjective.reads_spans`: whether one of the objectives does."""
+        return any(objective.reads_spans for objective in self.objectives)
+
     def check(self, model: TransformerConfig) -> None:
         """Raises UserError for a model that does not fit every objective."""
         for objective in self.objectives:
@@ -76,14 +82,18 @@ class Mixed(TextObjective):
         seeds: UInt64[np.ndarray, "rows"],
         lexicon: Lexicon,
         length: int,
+        spans: RowSpans | None = None,
     ) -> Example:
         """Makes each row with its objective."""
         chosen, parts = self.choose(seeds), []
         for number, objective in enumerate(self.objectives):
             rows = np.flatnonzero(chosen == number)
             own = slice(objective.row_length(length))
+            further = {}
+            if objective.reads_spans and spans is not None:
+                further["spans"] = spans.take(rows)
             part = objective.prepare(
-                tokens[rows, own], segments[rows, own], seeds[rows], lexicon, length
+                tokens[rows, own], segments[rows, own], seeds[rows], lexicon, length, **further
             )
             parts.append((rows, part))
         return join(len(tokens), parts)

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float, Int, PRNGKeyArray, UInt64
 
 from lmjax.config import UserError, config
+from lmjax.data.spans import RowSpans
 from lmjax.models.batch import Array
 from lmjax.models.transformer import Transformer, TransformerConfig
 from lmjax.objectives.example import Example
@@ -67,6 +68,11 @@ class WeightedSum(TextObjective):
         ]
         return self.row_length(length) - min(advances)
 
+    @property
+    def reads_spans(self) -> bool:
+        """See `TextObjective.reads_spans`: whether one of the objectives does."""
+        return any(objective.reads_spans for objective in self._text_objectives())
+
     def check(self, model: TransformerConfig) -> None:
         """Raises UserError for a model that does not fit every objective."""
         for objective in self.objectives:
@@ -79,13 +85,17 @@ class WeightedSum(TextObjective):
         seeds: UInt64[np.ndarray, "rows"],
         lexicon: Lexicon,
         length: int,
+        spans: RowSpans | None = None,
     ) -> Example:
         """Makes an example of the same rows for each objective."""
         examples = []
         for objective in self._text_objectives():
             own = slice(objective.row_length(length))
+            further = {"spans": spans} if objective.reads_spans else {}
             examples.append(
-                objective.prepare(tokens[:, own], segments[:, own], seeds, lexicon, length)
+                objective.prepare(
+                    tokens[:, own], segments[:, own], seeds, lexicon, length, **further
+                )
             )
         return join_examples(examples)
 

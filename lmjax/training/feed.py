@@ -90,6 +90,7 @@ class TextFeed(Feed):
             self.objective.row_overlap(self.length),
             jax.process_index(),
             jax.process_count(),
+            self.objective.reads_spans,
         )
         with loader.iterate(done) as batches:
             yield (example for _, example in batches)
