@@ -2,8 +2,8 @@
 
 import abc
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
 from lmjax.config import config, fingerprint
 from lmjax.data.spans import Span
@@ -22,6 +22,7 @@ class Document(NamedTuple):
     identity: str  # file, and line or number in it: for messages
     group: str = ""
     spans: tuple[Span, ...] = ()  # answers or turns
+    metadata: Mapping[str, Any] | None = None  # small JSON values: url, licence, score, language
 
 
 class Part(NamedTuple):

@@ -15,6 +15,7 @@ import numpy as np
 from lmjax.config import UserError
 from lmjax.data.documents import Document, Part, Progress, Source, is_held_out
 from lmjax.data.executor import map_items
+from lmjax.data.metadata import MetadataWriter
 from lmjax.data.round_trip import Comparison
 from lmjax.data.spans import KINDS
 from lmjax.data.tokenizers import Tokenizer, load_tokenizer, token_type
@@ -108,15 +109,19 @@ def _write_shard(task: Task, folder: pathlib.Path, tokenizer: Tokenizer) -> None
             return stack.enter_context(open(folder / name, "wb"))
 
         splits = [
-            _Split(file(f"{name}.tokens"), file(f"{name}.text"), tokenizer, keeps)
+            _Split(
+                *(file(f"{name}.{kind}") for kind in ("tokens", "text", "metadata")),
+                tokenizer,
+                keeps,
+            )
             for name, keeps in zip(names, _keep_text(task), strict=True)
         ]
         for documents in _batches(task, skipped):
             for document, pieces in zip(documents, _encode(documents, tokenizer)):
                 held_out = is_held_out(document, task.held_out)
                 splits[held_out if len(names) > 1 else 0].add(document, pieces)
-    for name, split in zip(names, splits, strict=True):
-        split.finish(folder / name)
+        for name, split in zip(names, splits, strict=True):
+            split.finish(folder / name)
     (folder / "skipped.json").write_text(json.dumps(dataclasses.asdict(skipped)))
 
 
@@ -129,8 +134,16 @@ def _keep_text(task: Task) -> list[bool]:
 class _Split:
     """One split of a shard: tokens, text of its first documents, lengths, spans, a comparison."""
 
-    def __init__(self, tokens: BinaryIO, text: BinaryIO, tokenizer: Tokenizer, keeps_text: bool):
+    def __init__(
+        self,
+        tokens: BinaryIO,
+        text: BinaryIO,
+        metadata: BinaryIO,
+        tokenizer: Tokenizer,
+        keeps_text: bool,
+    ):
         self._tokens, self._text, self._tokenizer = tokens, text, tokenizer
+        self._metadata = MetadataWriter(metadata)
         self._room = TEXT_BYTES if keeps_text else 0
         self._lengths: list[tuple[int, int]] = []
         self._spans: list[tuple[int, int, int]] = []
@@ -148,6 +161,7 @@ class _Split:
         self._lengths.append((len(ids), len(text)))
         self._spans += [(self._size + first, self._size + end, kind) for first, end, kind in spans]
         self._size += len(ids)
+        self._metadata.add(document.metadata, document.identity)
         if self._comparison.goes_on:
             self._comparison.add(_pieces(document), pieces)
 
@@ -157,6 +171,7 @@ class _Split:
         save_array(path.with_suffix(".lengths.npy"), lengths)
         spans = np.asarray(self._spans, np.int64).reshape(-1, 3)
         save_array(path.with_suffix(".spans.npy"), spans)
+        save_array(path.with_suffix(".metadata.npy"), self._metadata.finish())
         path.with_suffix(".json").write_text(json.dumps(self._comparison.counts()), "utf-8")
 
 

@@ -1,6 +1,7 @@
 """The token store: a tokenized corpus on disk, memory-mapped, that knows what it was made from."""
 
 import dataclasses
+import functools
 import json
 import os
 import pathlib
@@ -11,6 +12,7 @@ import numpy as np
 from jaxtyping import Int64, UInt
 
 from lmjax.config import UserError
+from lmjax.data.metadata import MetadataReader
 from lmjax.data.round_trip import RoundTrip
 from lmjax.data.tokenizers import Tokenizer, token_type
 from lmjax.files import local_path
@@ -21,6 +23,8 @@ TOKENS_FILE = "tokens.bin"
 OFFSETS_FILE = "documents.npy"
 BYTES_FILE = "document_bytes.npy"
 SPANS_FILE = "spans.npy"
+METADATA_FILE = "metadata.bin"
+METADATA_BLOCKS_FILE = "metadata.npy"  # first document and first byte of each of its blocks
 TEXT_FILE = "text.bin"
 
 
@@ -120,6 +124,32 @@ class TokenStore:
                 if left < 0:
                     return
                 yield file.read(int(length))
+
+    def metadata(self, document: int) -> dict[str, Any]:
+        """What the source tells of a document besides its text; empty where it tells nothing.
+
+        Neighbouring documents are read together: going through them in order is quick.
+
+        Args:
+            document: its number, from 0.
+
+        Raises:
+            UserError: there is no document of that number.
+        """
+        if not 0 <= document < self.manifest.documents:
+            raise UserError(
+                f"document={document}: {self.folder} has the documents 0 to "
+                f"{self.manifest.documents - 1}"
+            )
+        return {} if self._metadata is None else self._metadata[document]
+
+    @functools.cached_property
+    def _metadata(self) -> MetadataReader | None:
+        if METADATA_FILE not in self.manifest.sizes:
+            return None
+        return MetadataReader(
+            self.folder / METADATA_FILE, np.load(self.folder / METADATA_BLOCKS_FILE)
+        )
 
     def text(self, document: int, tokenizer: Tokenizer) -> str:
         """What the tokens of one document decode to; its source may say more."""

@@ -18,6 +18,7 @@ from lmjax.config import UserError
 from lmjax.data.cache import cache_errors_told
 from lmjax.data.documents import HashFiles, Progress, Source, silent
 from lmjax.data.executor import WorkerDied
+from lmjax.data.metadata import block_edges
 from lmjax.data.round_trip import RoundTrip, unknown_name
 from lmjax.data.shards import (
     REPORTED,
@@ -33,6 +34,8 @@ from lmjax.data.store import (
     BYTES_FILE,
     FORMAT,
     MANIFEST_FILE,
+    METADATA_BLOCKS_FILE,
+    METADATA_FILE,
     OFFSETS_FILE,
     SPANS_FILE,
     TEXT_FILE,
@@ -178,6 +181,7 @@ def _merge(shards: list[pathlib.Path], folder: pathlib.Path, made_from: _MadeFro
     save_array(folder / OFFSETS_FILE, offsets)
     save_array(folder / BYTES_FILE, lengths[:, 1])
     _merge_spans([shard / f"{name}.spans.npy" for shard in shards], folder, parts)
+    _merge_metadata([shard / f"{name}.metadata" for shard in shards], folder)
     _merge_texts([shard / f"{name}.text" for shard in shards], folder, parts)
     # One token may be both what ends documents and what stands for the unknown.
     ends = [*tokenizer.opening, *tokenizer.closing].count(tokenizer.unknown) * len(lengths)
@@ -258,6 +262,19 @@ def _merge_spans(
     if len(spans := np.concatenate(found)):
         # Searched by their borders: each column lies together.
         save_array(folder / SPANS_FILE, np.ascontiguousarray(spans.T))
+
+
+def _merge_metadata(paths: list[pathlib.Path], folder: pathlib.Path) -> None:
+    """Joins the metadata of all shards; no file where no document has any."""
+    edges = block_edges(np.concatenate([np.load(f"{path}.npy") for path in paths]))
+    if not edges[1, -1]:
+        return
+    save_array(folder / METADATA_BLOCKS_FILE, edges)
+    with open(folder / METADATA_FILE, "wb") as target:
+        for path in paths:
+            with open(path, "rb") as file:
+                shutil.copyfileobj(file, target, BLOCK)
+        _flush(target)
 
 
 def _merge_texts(
