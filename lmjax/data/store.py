@@ -43,6 +43,7 @@ class Manifest:
     documents: int
     text_bytes: int  # UTF-8 bytes of the text, separators not counted
     round_trip: RoundTrip  # what the tokens do not hold of the text
+    separator: int | None  # token that ends a document and begins the next one, if one does both
     skipped: int  # pieces of input that were left out
     skipped_first: tuple[str, ...]  # what was wrong with the first of them
     sizes: dict[str, int]  # bytes of each file

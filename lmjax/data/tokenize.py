@@ -207,6 +207,7 @@ def _merge(shards: list[pathlib.Path], folder: pathlib.Path, made_from: _MadeFro
             lost=sum(entry["lost"] for entry in compared),
             example=next((tuple(e["example"]) for e in compared if e["example"]), ()),
         ),
+        separator=None if tokenizer.closing else tokenizer.begin,
         skipped=sum(entry["count"] for entry in skipped),
         skipped_first=tuple(messages[:REPORTED]),
         sizes={path.name: path.stat().st_size for path in sorted(folder.iterdir())},

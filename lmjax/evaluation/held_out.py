@@ -10,8 +10,8 @@ import jax
 import numpy as np
 
 from lmjax.config import UserError, config
-from lmjax.data.mixture import EvaluationRows
 from lmjax.data.permutation import random_bits
+from lmjax.data.rows import EvaluationRows
 from lmjax.data.store import TokenStore
 from lmjax.evaluation.evaluator import Context, Evaluate, Evaluator, Record
 from lmjax.objectives import Example, Lexicon, Sums, TextObjective

@@ -59,6 +59,10 @@ class Mixed(TextObjective):
         advances = [o.row_length(length) - o.row_overlap(length) for o in self.objectives]
         return self.row_length(length) - max(advances)
 
+    def row_room(self, length: int) -> int:
+        """What each of the objectives has room for."""
+        return min(objective.row_room(length) for objective in self.objectives)
+
     @property
     def reads_spans(self) -> bool:
         """See `TextObjective.reads_spans`: whether one of the objectives does."""

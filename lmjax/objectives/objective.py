@@ -101,6 +101,11 @@ class TextObjective(Objective):
         seeds = np.zeros(rows, np.uint64)
         return self.prepare(nothing, nothing, seeds, SHAPES_ONLY, length)
 
+    def row_room(self, length: int) -> int:
+        """Tokens of whole documents that a row nearly always has room for."""
+        row_length = self.row_length(length)
+        return min(row_length, row_length - self.row_overlap(length) + 1)
+
     @property
     def reads_spans(self) -> bool:
         """Whether `prepare` has an argument `spans`: answers and turns of the rows (`RowSpans`)."""

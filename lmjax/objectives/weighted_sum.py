@@ -68,6 +68,10 @@ class WeightedSum(TextObjective):
         ]
         return self.row_length(length) - min(advances)
 
+    def row_room(self, length: int) -> int:
+        """What each of the objectives has room for."""
+        return min(objective.row_room(length) for objective in self._text_objectives())
+
     @property
     def reads_spans(self) -> bool:
         """See `TextObjective.reads_spans`: whether one of the objectives does."""

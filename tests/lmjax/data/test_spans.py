@@ -11,8 +11,9 @@ from lmjax.config import UserError, config
 from lmjax.data import build_stores
 from lmjax.data.documents import Document, Part, Source
 from lmjax.data.loader import Loader
-from lmjax.data.mixture import EvaluationRows, Mixture, Rows
+from lmjax.data.mixture import Mixture
 from lmjax.data.plan import make_plan
+from lmjax.data.rows import EvaluationRows, Ring
 from lmjax.data.sources import JsonPrompts
 from lmjax.data.spans import KINDS, RowSpans, Span, join_spans
 from lmjax.data.store import TokenStore
@@ -106,7 +107,7 @@ def test_rows_have_the_spans_that_their_tokens_show(
 ):
     """Where the letter a stands in a row, a span does, and its marks where they stand beside it."""
     store = prompts(tmp_path_factory.mktemp("rows"), lengths)
-    rows = Rows(store, row_length, min(overlap, row_length - 1))
+    rows = Ring(store, row_length, min(overlap, row_length - 1))
     start, number = int(start * store.manifest.tokens), np.arange(rows.count)
     tokens, segments = rows.read(number, start)
     spans = rows.spans(number, start)
@@ -150,7 +151,8 @@ def test_a_loader_hands_the_spans_of_each_host_s_rows_over(tmp_path, workers):
         "prompts": prompts(tmp_path / "one", [(n % 9 + 1, n % 5, n % 3) for n in range(40)]),
         "plain": prompts(tmp_path / "two", [(9, 0, 0)] * 30),
     }
-    mixture = Mixture(stores, {"prompts": 0.7, "plain": 0.3}, row_length=16)
+    readers = {name: Ring(store, 16) for name, store in stores.items()}
+    mixture = Mixture(readers, {"prompts": 0.7, "plain": 0.3})
     shown = 0
     for host in range(2):
         loader = Loader(make_plan(1, 8), mixture, keep, host, 2, workers, spans=True)

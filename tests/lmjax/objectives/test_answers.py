@@ -9,7 +9,7 @@ import pytest
 
 from lmjax.config import UserError
 from lmjax.data import JsonPrompts, build_stores
-from lmjax.data.mixture import Rows
+from lmjax.data.rows import Ring
 from lmjax.data.tokenizers import ByteTokenizer
 from lmjax.data.tokenizers.special_tokens import ExtendedTokenizer
 from lmjax.generation import Sampling, TextGenerator
@@ -214,7 +214,7 @@ def asked(line):
 
 def prepared(store, size):
     """The store's one row as GLM-130B's objective has it."""
-    rows, row = Rows(store, size), np.zeros(1, np.int64)
+    rows, row = Ring(store, size), np.zeros(1, np.int64)
     lexicon, seeds = Lexicon.of(TOKENIZER), np.zeros(1, np.uint64)
     return glm_130b_objective().prepare(*rows.read(row), seeds, lexicon, size, rows.spans(row))
 
