@@ -32,8 +32,9 @@ class RowSpans:
     """Spans that have tokens in some rows, or stand right before or behind one of their tokens.
 
     Borders are counted from a row's first token and are not cut to the row: a span that begins
-    before the row has a negative `first`, and one that goes on behind it an `end` beyond it. They
-    are in the order of rows, and of tokens in each.
+    before the row has a negative `first`, and one that goes on behind it an `end` beyond it. Only
+    what begins before a part of a document that `WholeDocuments` has cut begins with that part.
+    They are in the order of rows, and of tokens in each.
 
     Attributes:
       row: number of the row that each span is in.

@@ -34,7 +34,8 @@ class BlankInfilling(TextObjective):
     With `answers`, documents may have a prompt and an answer (`lmjax.data.JsonPrompts`), as the
     multi-task instructions of Zeng et al. 2022 (arXiv:2210.02414, section 2.2). Such a document is
     a sample of its own, and its answer the only blank. Other pieces of a row that holds one, or its
-    end, are left out: they are a prompt or an answer that the row's edge has cut off.
+    end, are left out: they are a prompt or an answer that the row's edge has cut off. Rows of whole
+    documents (data.rows=whole_documents) lose no answer.
     """
 
     blanks: Blanks = TokenBlanks()  # what is cut out
