@@ -20,7 +20,7 @@ from benchmarks.harness import save, table
 from experiments.quickstart import experiment as quickstart
 from lmjax.config import UserError, config, replace
 from lmjax.data import prepare
-from lmjax.data.mixture import EvaluationRows
+from lmjax.data.rows import EvaluationRows
 from lmjax.jobs.pretrain import Pretrain
 from lmjax.launch import exit_on_user_error, from_command_line
 from lmjax.models import (

@@ -3,10 +3,11 @@
 from lmjax.data.documents import Document, Source
 from lmjax.data.embedded import EmbeddedCorpus
 from lmjax.data.loader import Loader
-from lmjax.data.mixture import EvaluationRows, Mixture
+from lmjax.data.mixture import Mixture
 from lmjax.data.plan import Plan, make_plan
 from lmjax.data.preparation import Data, Domain, PreparedData, Stage, prepare
 from lmjax.data.public_tokenizers import TokenizerFolder, read_tokenizer
+from lmjax.data.rows import EvaluationRows, Ring, RowReader, WholeDocuments
 from lmjax.data.sources import JsonLines, JsonPrompts, TextFiles
 from lmjax.data.store import TokenStore, open_store
 from lmjax.data.tfds import TFDS
@@ -40,6 +41,8 @@ __all__ = [
     "Mixture",
     "Plan",
     "PreparedData",
+    "Ring",
+    "RowReader",
     "SentencePiece",
     "Source",
     "Stage",
@@ -49,6 +52,7 @@ __all__ = [
     "TokenizerConfig",
     "TokenizerFolder",
     "TrainedBPE",
+    "WholeDocuments",
     "WithTokens",
     "add_words",
     "build_stores",

@@ -2,21 +2,13 @@
 
 import abc
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
 from lmjax.config import config, fingerprint
+from lmjax.data.spans import Span
 
 Split = Literal["all", "train", "held_out"]
-
-
-class Answer(NamedTuple):
-    """Which part of a document's text answers the rest, its prompt."""
-
-    first: int  # character of the text at which it begins
-    end: int  # one past its last character
-    mask: str  # name of the special token that stands before it among the document's tokens
-    closing: str  # of the one behind it
 
 
 class Document(NamedTuple):
@@ -29,7 +21,8 @@ class Document(NamedTuple):
     text: str
     identity: str  # file, and line or number in it: for messages
     group: str = ""
-    answer: Answer | None = None
+    spans: tuple[Span, ...] = ()  # answers or turns
+    metadata: Mapping[str, Any] | None = None  # small JSON values: url, licence, score, language
 
 
 class Part(NamedTuple):

@@ -7,23 +7,13 @@ import weakref
 from collections.abc import Callable, Iterator
 from typing import Any, Generic, TypeVar
 
-import numpy as np
-from jaxtyping import Int32, UInt64
-
 from lmjax.config import UserError
 from lmjax.data.mixture import Mixture
 from lmjax.data.permutation import random_bits
 from lmjax.data.plan import Plan
 
 Batch = TypeVar("Batch")
-Prepare = Callable[
-    [
-        Int32[np.ndarray, "rows row_length"],
-        Int32[np.ndarray, "rows row_length"],
-        UInt64[np.ndarray, "rows"],
-    ],
-    Batch,
-]
+Prepare = Callable[..., Batch]  # of tokens, segment ids and seeds, and `spans` where it reads them
 STEPS = 1 << 40  # more than anybody trains; grain wants a length
 SEEDS = 1 << 32  # sets the seeds of rows apart from those of the mixture's sources
 
@@ -44,6 +34,7 @@ class Loader(Generic[Batch]):
       host_index, host_count: which share of the rows is made here.
       workers: processes that make batches; 0 is a thread of this process.
       prefetch: batches that each worker makes in advance.
+      spans: whether `prepare` gets `spans`, too: the answers and turns of the rows (`RowSpans`).
     """
 
     plan: Plan
@@ -53,6 +44,7 @@ class Loader(Generic[Batch]):
     host_count: int = 1
     workers: int = 0
     prefetch: int = 2
+    spans: bool = False
 
     def batch(self, step: int) -> Batch:
         """This host's share of the batch of a step."""
@@ -61,7 +53,8 @@ class Loader(Generic[Batch]):
         share = len(rows) // self.host_count
         rows = rows[self.host_index * share : (self.host_index + 1) * share]
         tokens, segments = self.mixture.read(rows, self.plan.seed)
-        return self.prepare(tokens, segments, random_bits(self.plan.seed, SEEDS, rows))
+        further = {"spans": self.mixture.spans(rows, self.plan.seed)} if self.spans else {}
+        return self.prepare(tokens, segments, random_bits(self.plan.seed, SEEDS, rows), **further)
 
     def iterate(self, first_step: int = 0) -> "Batches[Batch]":
         """Steps from `first_step` on, without end, each with its batch. Close it after use.

@@ -2,70 +2,17 @@
 
 import functools
 import math
+from collections.abc import Iterator, Mapping
 
 import numpy as np
-from jaxtyping import Bool, Int32, Int64
+from jaxtyping import Int32, Int64
 
 from lmjax.config import UserError
-from lmjax.data.permutation import permute, random_bits
-from lmjax.data.store import TokenStore
+from lmjax.data.rows import RowReader
+from lmjax.data.spans import RowSpans, join_spans
 
+Numbers = Int64[np.ndarray, "_"]
 PERIOD = 1000  # rows in which the weights are kept exactly, before common factors are divided out
-
-
-class Rows:
-    """A token store cut into rows of `row_length` tokens of which neighbours share `overlap`.
-
-    The store is read as a ring: the token after the last is the first, so that each token is the
-    target of a row of an epoch, with an overlap of 1 of exactly one. The last row of an epoch is
-    filled up with tokens of segment 0. The ring is cut at a place of its own in every epoch.
-    """
-
-    def __init__(self, store: TokenStore, row_length: int, overlap: int = 1):
-        if row_length < 2:
-            raise UserError(f"rows have {row_length} tokens; they need at least 2")
-        self.store = store
-        self.row_length = row_length
-        self.advance = row_length - overlap  # from one row's first token to the next one's
-        self.count = -(-store.manifest.tokens // self.advance)  # rows in an epoch
-
-    def read(
-        self, row: Int64[np.ndarray, "rows"], start: int | Int64[np.ndarray, "rows"] = 0
-    ) -> tuple[Int32[np.ndarray, "rows row_length"], Int32[np.ndarray, "rows row_length"]]:
-        """Tokens and segment ids of some rows of an epoch that begins at token `start`.
-
-        Segments are numbered from 1 in each row, a document each; 0 is filling.
-        """
-        size = self.store.manifest.tokens
-        inner = np.asarray(row, np.int64) * self.advance
-        first = (inner + start) % size
-        places = first[:, None] + np.arange(self.row_length)
-        tokens = np.take(self.store.tokens, places % size).astype(np.int32)
-        segments = 1 + np.cumsum(self._boundaries(first, places), axis=1, dtype=np.int32)
-        # The token at which the epoch began is its last target.
-        filling = np.arange(self.row_length) > (size - inner)[:, None]
-        tokens[filling] = 0
-        segments[filling] = 0
-        return tokens, segments
-
-    def _boundaries(
-        self, first: Int64[np.ndarray, "rows"], places: Int64[np.ndarray, "rows row_length"]
-    ) -> Bool[np.ndarray, "rows row_length"]:
-        """Where in the rows, after their first place, a document begins."""
-        offsets, size = self.store.offsets, self.store.manifest.tokens
-        documents = len(offsets) - 1
-        laps, ends = np.divmod(places[:, -1], size)
-        # Numbers of the documents that begin inside, counted on over laps of the ring.
-        low = np.searchsorted(offsets[:-1], first, side="right")
-        high = laps * documents + np.searchsorted(offsets[:-1], ends, side="right")
-        inside = high - low
-        row = np.repeat(np.arange(len(first)), inside)
-        skipped = np.cumsum(inside) - inside
-        number = np.repeat(low, inside) + np.arange(len(row)) - np.repeat(skipped, inside)
-        lap, document = np.divmod(number, documents)
-        found = np.zeros(places.shape, bool)
-        found[row, offsets[document] + lap * size - first[row]] = True
-        return found
 
 
 class _Stage:
@@ -120,29 +67,25 @@ class Mixture:
 
     def __init__(
         self,
-        stores: dict[str, TokenStore],
+        readers: Mapping[str, RowReader],
         weights: dict[str, float],
-        row_length: int,
         changes: tuple[tuple[int, dict[str, float]], ...] = (),
-        overlap: int = 1,
     ):
         """Sets up the stages.
 
         Args:
-          stores: the sources by name.
+          readers: the sources by name, with rows of one length.
           weights: relative shares of the rows, by name.
-          row_length: tokens that a row takes from its store.
           changes: (first row, weights from there on), by rising row.
-          overlap: how many of a row's tokens, from its end, the next one has too.
 
         Raises:
             UserError: a weight is negative, or too small beside the others.
         """
-        self.names = tuple(stores)
-        self.row_length = row_length
-        self._sources = [Rows(store, row_length, overlap) for store in stores.values()]
+        self.readers = dict(readers)
+        self.names = tuple(readers)
+        self._sources = list(readers.values())
+        self.row_length = self._sources[0].row_length
         self._rows = np.array([rows.count for rows in self._sources])
-        self._tokens = np.array([store.manifest.tokens for store in stores.values()])
         self.stages: list[_Stage] = []
         for first_row, stage_weights in ((0, weights), *changes):
             some = shares({name: weight for name, weight in stage_weights.items() if weight})
@@ -166,18 +109,28 @@ class Mixture:
         self, row: Int64[np.ndarray, "rows"], seed: int
     ) -> tuple[Int32[np.ndarray, "rows row_length"], Int32[np.ndarray, "rows row_length"]]:
         """Tokens and segment ids of some rows of the training with this seed."""
-        source, number = self.place(row)
-        count, size = self._rows[source], self._tokens[source]
-        epoch, index = np.divmod(number, count)
-        start = (random_bits(seed, source, epoch, 0) % size.astype(np.uint64)).astype(np.int64)
-        index = permute(index, count, random_bits(seed, source, epoch, 1))
-        tokens = np.empty((len(source), self.row_length), np.int32)
+        tokens = np.empty((len(row), self.row_length), np.int32)
         segments = np.empty_like(tokens)
-        for which in np.unique(source):
-            here = source == which
-            rows = self._sources[which]
-            tokens[here], segments[here] = rows.read(index[here], start[here])
+        for here, rows, index, variant in self._by_source(row, seed):
+            tokens[here], segments[here] = rows.read(index, variant)
         return tokens, segments
+
+    def spans(self, row: Int64[np.ndarray, "rows"], seed: int) -> RowSpans:
+        """The spans of what `read` gives."""
+        found = [
+            (here, rows.spans(index, variant))
+            for here, rows, index, variant in self._by_source(row, seed)
+        ]
+        return join_spans(*zip(*found, strict=True))
+
+    def _by_source(
+        self, row: Int64[np.ndarray, "rows"], seed: int
+    ) -> Iterator[tuple[Numbers, RowReader, Numbers, Numbers]]:
+        """For each source: which rows are its, its reader, and what `RowReader.shuffle` gives."""
+        source, number = self.place(row)
+        for which in np.unique(source).tolist():
+            here, rows = np.flatnonzero(source == which), self._sources[which]
+            yield here, rows, *rows.shuffle(number[here], seed, which)
 
     def epochs(self, rows: int) -> dict[str, float]:
         """How often each source has been read after that many rows of training."""
@@ -206,24 +159,3 @@ def shares(weights: dict[str, float]) -> dict[str, int]:
         counts[name] += 1
     common = math.gcd(*counts.values())
     return {name: count // common for name, count in counts.items()}
-
-
-class EvaluationRows:
-    """The rows of a held-out store in order: with an overlap of 1 each token is a target once."""
-
-    def __init__(self, store: TokenStore, row_length: int, overlap: int = 1):
-        self._rows = Rows(store, row_length, overlap)
-
-    def __len__(self) -> int:
-        return self._rows.count
-
-    def read(
-        self, first: int, count: int
-    ) -> tuple[Int32[np.ndarray, "count row_length"], Int32[np.ndarray, "count row_length"]]:
-        """Tokens and segment ids of `count` rows from `first`; rows after the last are filling."""
-        row = np.arange(first, first + count)
-        tokens, segments = self._rows.read(np.minimum(row, len(self) - 1))
-        after = row >= len(self)
-        tokens[after] = 0
-        segments[after] = 0
-        return tokens, segments

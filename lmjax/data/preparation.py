@@ -14,6 +14,7 @@ from lmjax.data.hashes import FileHashes
 from lmjax.data.loader import Loader, Prepare
 from lmjax.data.mixture import Mixture
 from lmjax.data.plan import Plan, make_plan
+from lmjax.data.rows import Ring, WholeDocuments
 from lmjax.data.store import FORMAT, TokenStore
 from lmjax.data.tokenize import build_stores
 from lmjax.data.tokenizers import (
@@ -69,6 +70,10 @@ class Data:
     length: int = 1024  # tokens that the model reads in a row
     batch_size: int = 16  # rows in a step, over all devices
     ramp: tuple[tuple[int, int], ...] = ()  # changes of batch_size: (step, rows from there on)
+    # what is a row: a stretch of all the text, with documents cut at its edges, or whole documents
+    rows: Literal["ring", "whole_documents"] = "ring"
+    # what to do with a document that is longer than a row of whole ones: cut it, or leave it out
+    long_documents: Literal["cut", "drop"] = "cut"
     workers: int = 0  # processes that prepare batches; 0 is a thread
     tokenize_workers: int = 0  # processes that tokenize; 0 uses this one
     # folder for tokens; empty is $LMJAX_CACHE, or ~/.cache/lmjax; machines share those at a URL
@@ -153,6 +158,8 @@ class PreparedData:
         overlap: int = 1,
         host_index: int = 0,
         host_count: int = 1,
+        spans: bool = False,
+        room: int | None = None,
     ) -> Loader:
         """The loader of the training rows.
 
@@ -163,6 +170,11 @@ class PreparedData:
             overlap: how many of them the next row takes too, of the objective likewise.
             host_index: number of this process among those that train together.
             host_count: how many there are.
+            spans: whether `prepare` reads answers and turns.
+            room: how many of a row's tokens whole documents may fill, of the objective likewise.
+
+        Raises:
+            UserError: no document has room in a row.
         """
 
         def named(weights: tuple[float, ...]) -> dict[str, float]:
@@ -171,8 +183,15 @@ class PreparedData:
 
         weights = named(tuple(domain.weight for domain in self.data.train))
         changes = [(int(plan.rows(s.first_step)[0]), named(s.weights)) for s in self.data.stages]
-        mixture = Mixture(self.train, weights, row_length, tuple(changes), overlap)
-        return Loader(plan, mixture, prepare, host_index, host_count, workers=self.data.workers)
+        readers = {
+            name: Ring(store, row_length, overlap)
+            if self.data.rows == "ring"
+            else WholeDocuments(store, row_length, room, self.data.long_documents)
+            for name, store in self.train.items()
+        }
+        mixture = Mixture(readers, weights, tuple(changes))
+        workers = self.data.workers
+        return Loader(plan, mixture, prepare, host_index, host_count, workers, spans=spans)
 
     def skipped(self) -> dict[str, int]:
         """How many pieces of input were left out (on_error=skip), by the message of the first."""

@@ -1,15 +1,11 @@
-"""Tokenizes a source shard by shard, in processes; a shard that is finished need not be redone."""
+"""Tokenizes a source shard by shard."""
 
-import concurrent.futures
 import contextlib
 import dataclasses
+import functools
+import itertools
 import json
-import multiprocessing
-import os
 import pathlib
-import shutil
-import signal
-import threading
 import types
 from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
@@ -18,7 +14,10 @@ import numpy as np
 
 from lmjax.config import UserError
 from lmjax.data.documents import Document, Part, Progress, Source, is_held_out
+from lmjax.data.executor import map_items
+from lmjax.data.metadata import MetadataWriter
 from lmjax.data.round_trip import Comparison
+from lmjax.data.spans import KINDS
 from lmjax.data.tokenizers import Tokenizer, load_tokenizer, token_type
 
 BATCH = 1 << 20  # characters that are tokenized together
@@ -37,7 +36,6 @@ class Task(NamedTuple):
     source: Source
     parts: tuple[Part, ...]
     held_out: float
-    folder: pathlib.Path
     before: int  # bytes of source in the shards before it
 
     @property
@@ -61,20 +59,29 @@ def make_shards(
 ) -> list[pathlib.Path]:
     """Tokenizes what is not tokenized yet; the folders of all shards, in order."""
     parts = source.parts()
-    total = sum(part.size for part in parts)
     tasks: list[Task] = []
     before = 0
-    for number, shard in enumerate(_group(parts, total)):
-        tasks.append(Task(source, shard, held_out, work / f"shard-{number:06d}", before))
+    for shard in _group(parts, sum(part.size for part in parts)):
+        tasks.append(Task(source, shard, held_out, before))
         before += tasks[-1].size
-    missing = [task for task in tasks if not task.folder.exists()]
-    done = total - sum(task.size for task in missing)
-    progress("tokenizing", done, total)
-    finished = _in_processes if workers else _in_this_process
-    for size in finished(missing, tokenizer, work, workers):
-        done += size
-        progress("tokenizing", done, total)
-    return [task.folder for task in tasks]
+    start = functools.partial(_same, tokenizer)
+    if workers:
+        tokenizer.save(work / "tokenizer")
+        start = functools.partial(_load, work / "tokenizer")
+    return map_items(
+        _write_shard, tasks, work, start, workers, progress, "tokenizing", lambda task: task.size
+    )
+
+
+def _same(tokenizer: Tokenizer) -> Tokenizer:
+    return tokenizer
+
+
+def _load(folder: pathlib.Path) -> Tokenizer:
+    """The tokenizer of a worker, which shares the machine with others."""
+    tokenizer = load_tokenizer(folder)
+    tokenizer.threads = 1
+    return tokenizer
 
 
 def _group(parts: tuple[Part, ...], total: int) -> Iterator[tuple[Part, ...]]:
@@ -92,84 +99,30 @@ def _group(parts: tuple[Part, ...], total: int) -> Iterator[tuple[Part, ...]]:
         yield tuple(group)
 
 
-def _in_this_process(
-    tasks: list[Task], tokenizer: Tokenizer, work: pathlib.Path, workers: int
-) -> Iterator[int]:
-    for task in tasks:
-        _write_shard(task, tokenizer)
-        yield task.size
-
-
-_worker_tokenizer: Tokenizer | None = None  # of a worker process
-
-
-def _in_processes(
-    tasks: list[Task], tokenizer: Tokenizer, work: pathlib.Path, workers: int
-) -> Iterator[int]:
-    if not tasks:
-        return
-    tokenizer.save(work / "tokenizer")
-    pool = concurrent.futures.ProcessPoolExecutor(
-        min(workers, len(tasks)),
-        # Not fork: jax may be running threads in this process.
-        mp_context=multiprocessing.get_context("spawn"),
-        initializer=_start_worker,
-        initargs=(work / "tokenizer",),
-    )
-    try:
-        futures = [pool.submit(_write_shard_in_worker, task) for task in tasks]
-        for future in concurrent.futures.as_completed(futures):
-            yield future.result()
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _start_worker(tokenizer: pathlib.Path) -> None:
-    global _worker_tokenizer
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears Ctrl-C and shuts the pool down
-
-    def leave_with_parent() -> None:
-        multiprocessing.parent_process().join()
-        os._exit(1)
-
-    threading.Thread(target=leave_with_parent, daemon=True).start()
-    _worker_tokenizer = load_tokenizer(tokenizer)
-    _worker_tokenizer.threads = 1
-
-
-def _write_shard_in_worker(task: Task) -> int:
-    _write_shard(task, _worker_tokenizer)
-    return task.size
-
-
-def _write_shard(task: Task, tokenizer: Tokenizer) -> None:
-    """Tokenizes a shard into its folder, which appears when it is complete."""
-    unfinished = task.folder.with_name(task.folder.name + ".tmp")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir()
+def _write_shard(task: Task, folder: pathlib.Path, tokenizer: Tokenizer) -> None:
+    """Tokenizes a shard into its folder."""
     skipped = _Skipped()
     names = split_names(task.held_out)
-    try:
-        with contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as stack:
 
-            def file(name: str) -> BinaryIO:
-                return stack.enter_context(open(unfinished / name, "wb"))
+        def file(name: str) -> BinaryIO:
+            return stack.enter_context(open(folder / name, "wb"))
 
-            splits = [
-                _Split(file(f"{name}.tokens"), file(f"{name}.text"), tokenizer, keeps)
-                for name, keeps in zip(names, _keep_text(task), strict=True)
-            ]
-            for documents in _batches(task, skipped):
-                for document, pieces in zip(documents, _encode(documents, tokenizer)):
-                    held_out = is_held_out(document, task.held_out)
-                    splits[held_out if len(names) > 1 else 0].add(document, pieces)
+        splits = [
+            _Split(
+                *(file(f"{name}.{kind}") for kind in ("tokens", "text", "metadata")),
+                tokenizer,
+                keeps,
+            )
+            for name, keeps in zip(names, _keep_text(task), strict=True)
+        ]
+        for documents in _batches(task, skipped):
+            for document, pieces in zip(documents, _encode(documents, tokenizer)):
+                held_out = is_held_out(document, task.held_out)
+                splits[held_out if len(names) > 1 else 0].add(document, pieces)
         for name, split in zip(names, splits, strict=True):
-            split.finish(unfinished / name)
-        (unfinished / "skipped.json").write_text(json.dumps(dataclasses.asdict(skipped)))
-    except BaseException:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        raise
-    unfinished.replace(task.folder)
+            split.finish(folder / name)
+    (folder / "skipped.json").write_text(json.dumps(dataclasses.asdict(skipped)))
 
 
 def _keep_text(task: Task) -> list[bool]:
@@ -179,22 +132,36 @@ def _keep_text(task: Task) -> list[bool]:
 
 
 class _Split:
-    """One split of a shard: tokens, the text of its first documents, lengths, a comparison."""
+    """One split of a shard: tokens, text of its first documents, lengths, spans, a comparison."""
 
-    def __init__(self, tokens: BinaryIO, text: BinaryIO, tokenizer: Tokenizer, keeps_text: bool):
+    def __init__(
+        self,
+        tokens: BinaryIO,
+        text: BinaryIO,
+        metadata: BinaryIO,
+        tokenizer: Tokenizer,
+        keeps_text: bool,
+    ):
         self._tokens, self._text, self._tokenizer = tokens, text, tokenizer
+        self._metadata = MetadataWriter(metadata)
         self._room = TEXT_BYTES if keeps_text else 0
         self._lengths: list[tuple[int, int]] = []
+        self._spans: list[tuple[int, int, int]] = []
+        self._size = 0  # tokens
         self._comparison = Comparison(tokenizer)
 
     def add(self, document: Document, pieces: list[list[int]]) -> None:
         """Takes a document and the tokens of its pieces."""
-        ids, text = _framed(document, pieces, self._tokenizer), document.text.encode("utf-8")
+        ids, spans = _framed(document, pieces, self._tokenizer)
+        text = document.text.encode("utf-8")
         self._tokens.write(ids.tobytes())
         if self._room > 0:
             self._text.write(text)
             self._room -= len(text)
         self._lengths.append((len(ids), len(text)))
+        self._spans += [(self._size + first, self._size + end, kind) for first, end, kind in spans]
+        self._size += len(ids)
+        self._metadata.add(document.metadata, document.identity)
         if self._comparison.goes_on:
             self._comparison.add(_pieces(document), pieces)
 
@@ -202,6 +169,9 @@ class _Split:
         """Writes what is known when all documents are there; `path` with another ending."""
         lengths = np.asarray(self._lengths, np.int64).reshape(-1, 2)
         save_array(path.with_suffix(".lengths.npy"), lengths)
+        spans = np.asarray(self._spans, np.int64).reshape(-1, 3)
+        save_array(path.with_suffix(".spans.npy"), spans)
+        save_array(path.with_suffix(".metadata.npy"), self._metadata.finish())
         path.with_suffix(".json").write_text(json.dumps(self._comparison.counts()), "utf-8")
 
 
@@ -238,25 +208,29 @@ def _encode(documents: list[Document], tokenizer: Tokenizer) -> Iterator[list[li
         tokenizer.encode_batch([text for document in documents for text in _pieces(document)])
     )
     for document in documents:
-        yield [next(encoded) for _ in _pieces(document)]
+        yield [next(encoded) for _ in range(1 + 2 * len(document.spans))]
 
 
-def _framed(document: Document, pieces: list[list[int]], tokenizer: Tokenizer) -> np.ndarray:
-    """A document's tokens with what opens and closes one: begin and end, one of them, or the
-    separator before it.
+def _framed(
+    document: Document, pieces: list[list[int]], tokenizer: Tokenizer
+) -> tuple[np.ndarray, list[tuple[int, int, int]]]:
+    """A document's tokens with what opens and closes one, and its spans among them.
 
-    An answer stands between its two special tokens.
+    A document has begin and end, one of them, or the separator before it. Spans are (first token,
+    one past last, number of the kind), without the tokens that are put around them.
 
     Raises:
       UserError: the tokenizer lacks these, or gives ids that it cannot have.
     """
-    ids = pieces[0]
-    if document.answer is not None:
-        mask, closing = _marks(document, tokenizer)
-        ids = [*ids, mask, *pieces[1], closing, *pieces[2]]
+    ids, spans = [*tokenizer.opening, *pieces[0]], []
+    for number, span in enumerate(document.spans):
+        content, behind = pieces[2 * number + 1 : 2 * number + 3]
+        ids += _mark(document, span.opening, tokenizer)
+        spans.append((len(ids), len(ids) + len(content), KINDS.index(span.kind)))
+        ids += [*content, *_mark(document, span.closing, tokenizer), *behind]
+    ids += tokenizer.closing
     try:
-        framed = [*tokenizer.opening, *ids, *tokenizer.closing]
-        return np.asarray(framed, token_type(tokenizer.vocab_size))
+        return np.asarray(ids, token_type(tokenizer.vocab_size)), spans
     except OverflowError:
         wrong = next(token for token in ids if not 0 <= token < tokenizer.vocab_size)
         raise impossible(wrong, tokenizer) from None
@@ -268,26 +242,38 @@ def impossible(token: int, tokenizer: Tokenizer) -> UserError:
     return UserError(f"the tokenizer gives the id {token}, but says that it has vocab_size={size}")
 
 
-def _pieces(document: Document) -> tuple[str, ...]:
-    """The text, cut before and behind its answer where it has one."""
-    text, answer = document.text, document.answer
-    if answer is None:
-        return (text,)
-    return text[: answer.first], text[answer.first : answer.end], text[answer.end :]
+def _pieces(document: Document) -> list[str]:
+    """The text, cut at the borders of its spans: before, in and between them, and behind.
 
-
-def _marks(document: Document, tokenizer: Tokenizer) -> tuple[int, int]:
-    """Ids of the tokens around a document's answer."""
-    names = document.answer.mask, document.answer.closing
-    if missing := [name for name in names if name not in tokenizer.special]:
-        known = ", ".join(sorted(tokenizer.special)[:12]) or "none"
+    Raises:
+      UserError: the spans overlap, fall, or reach beyond the text.
+    """
+    edges = [0, *(edge for span in document.spans for edge in span[:2]), len(document.text)]
+    if edges != sorted(edges):
         raise UserError(
-            f"{document.identity}: the answer shall stand between the tokens {names[0]!r} and "
-            f"{names[1]!r}, but the tokenizer lacks {' and '.join(map(repr, missing))} (its special"
+            f"{document.identity}: spans have to rise without overlap in a text of "
+            f"{len(document.text)} characters, got "
+            f"{', '.join(f'{span.first} to {span.end}' for span in document.spans)}"
+        )
+    return [document.text[first:end] for first, end in itertools.pairwise(edges)]
+
+
+def _mark(document: Document, name: str, tokenizer: Tokenizer) -> list[int]:
+    """The special token of a name beside a span; none where it is empty."""
+    if not name:
+        return []
+    if name not in tokenizer.special:
+        names = dict.fromkeys(name for span in document.spans for name in span[3:] if name)
+        missing = [name for name in names if name not in tokenizer.special]
+        known = ", ".join(sorted(tokenizer.special)[:12]) or "none"
+        kinds = " and ".join(dict.fromkeys(span.kind for span in document.spans))
+        raise UserError(
+            f"{document.identity}: the tokens {' and '.join(map(repr, names))} shall stand around "
+            f"the {kinds}, but the tokenizer lacks {' and '.join(map(repr, missing))} (its special"
             f" tokens: {known}). Name others in the source, or add them behind the vocabulary with "
             "data.tokenizer='WithTokens(tokenizer=..., tokens=(...))'"
         )
-    return tokenizer.special[names[0]], tokenizer.special[names[1]]
+    return [tokenizer.special[name]]
 
 
 def save_array(path: pathlib.Path, array: np.ndarray) -> None:

@@ -1,12 +1,13 @@
 """Documents from files: text in many layouts, and JSON lines."""
 
+import hashlib
 import json
 import re
 from collections.abc import Iterator
 from typing import Any, Literal
 
-from lmjax.config import UserError, config, fingerprint, replace
-from lmjax.data.documents import Answer, Document, HashFiles, OnSkip, Part, Source, digest
+from lmjax.config import UserError, config, fingerprint, replace, to_json
+from lmjax.data.documents import Document, HashFiles, OnSkip, Part, Source, digest
 from lmjax.data.files import (
     BYTE_ORDER_MARK,
     DamagedFile,
@@ -19,6 +20,7 @@ from lmjax.data.files import (
     read_pieces,
 )
 from lmjax.data.hashes import FileHashes
+from lmjax.data.spans import Span
 from lmjax.remote import check_path
 
 LINE = re.compile(rb"\r?\n")
@@ -109,9 +111,14 @@ class JsonLines(Source):
     path: str | tuple[str, ...]  # path, URL or glob pattern, or several: "corpus/*.jsonl.zst"
     field: str = "text"  # the field with the text
     on_error: Literal["raise", "skip"] = "raise"  # what to do about a line that is not as it should
+    # Fields that are kept beside the tokens, where a line has them: ("url", "licence").
+    metadata: tuple[str, ...] = ()
 
     def validate(self) -> None:
+        """Raises UserError for a path that cannot be served, or metadata named twice."""
         _check_path(self.path)
+        if "" in self.metadata or len(set(self.metadata)) < len(self.metadata):
+            raise UserError(f"metadata={self.metadata}: give each field's name, once")
 
     def parts(self) -> tuple[Part, ...]:
         return file_parts(find_files(self.path), divide=True)
@@ -145,8 +152,12 @@ class JsonLines(Source):
 
     def _document(self, part: Part, piece: Piece) -> Document | None:
         """What a line says; None where it has no text."""
-        text = self._text(self._object(part, piece), self.field)
-        return Document(text, f"{part.name}:{piece.offset}") if text else None
+        value = self._object(part, piece)
+        text, identity = self._text(value, self.field), f"{part.name}:{piece.offset}"
+        return Document(text, identity, metadata=self._metadata(value)) if text else None
+
+    def _metadata(self, value: dict[str, Any]) -> dict[str, Any] | None:
+        return {name: value[name] for name in self.metadata if name in value} or None
 
     def _object(self, part: Part, piece: Piece) -> dict[str, Any]:
         try:
@@ -217,7 +228,8 @@ class JsonPrompts(JsonLines):
             text="".join([before, answer, *after]),
             identity=f"{part.name}:{piece.offset}",
             group=prompt,
-            answer=Answer(first, end, self.mask, self.closing),
+            spans=(Span(first, end, "answer", self.mask, self.closing),),
+            metadata=self._metadata(value),
         )
 
 
@@ -228,7 +240,14 @@ def _check_path(path: str | tuple[str, ...]) -> None:
 
 
 def _fingerprint(source: TextFiles | JsonLines, hash_files: HashFiles) -> str:
-    return digest(fingerprint(replace(source, path="")), *hash_files(find_files(source.path)))
+    settings = fingerprint(replace(source, path=""))
+    if isinstance(source, JsonLines) and not source.metadata:
+        # As before there was this setting, so that runs from then know their text.
+        values = json.loads(to_json(replace(source, path="")))
+        del values["metadata"]
+        text = json.dumps(values, sort_keys=True, separators=(",", ":"))
+        settings = hashlib.sha256(text.encode()).hexdigest()[:12]
+    return digest(settings, *hash_files(find_files(source.path)))
 
 
 class _BadLine(Exception):

@@ -1,6 +1,7 @@
 """The token store: a tokenized corpus on disk, memory-mapped, that knows what it was made from."""
 
 import dataclasses
+import functools
 import json
 import os
 import pathlib
@@ -11,15 +12,19 @@ import numpy as np
 from jaxtyping import Int64, UInt
 
 from lmjax.config import UserError
+from lmjax.data.metadata import MetadataReader
 from lmjax.data.round_trip import RoundTrip
 from lmjax.data.tokenizers import Tokenizer, token_type
 from lmjax.files import local_path
 
-FORMAT = 2  # of the files; a store of another format is made anew
+FORMAT = 3  # of the files; a store of another format is made anew
 MANIFEST_FILE = "manifest.json"
 TOKENS_FILE = "tokens.bin"
 OFFSETS_FILE = "documents.npy"
 BYTES_FILE = "document_bytes.npy"
+SPANS_FILE = "spans.npy"
+METADATA_FILE = "metadata.bin"
+METADATA_BLOCKS_FILE = "metadata.npy"  # first document and first byte of each of its blocks
 TEXT_FILE = "text.bin"
 
 
@@ -38,6 +43,7 @@ class Manifest:
     documents: int
     text_bytes: int  # UTF-8 bytes of the text, separators not counted
     round_trip: RoundTrip  # what the tokens do not hold of the text
+    separator: int | None  # token that ends a document and begins the next one, if one does both
     skipped: int  # pieces of input that were left out
     skipped_first: tuple[str, ...]  # what was wrong with the first of them
     sizes: dict[str, int]  # bytes of each file
@@ -50,14 +56,15 @@ class TokenStore:
     Tokens may not hold all of a text, so the first documents are kept as they were, too.
 
     Documents lie one after another, each as `[begin] + ids + [end]`, or `[separator] + ids` where
-    the tokenizer has one token for both. The ids of an answer (`JsonPrompts`) stand between two
-    special tokens, which no text is encoded as. Pickles as its path, so that workers map it
-    themselves.
+    the tokenizer has one token for both. Answers and turns are known by their borders (`spans`);
+    special tokens may stand around them. Pickles as its path, so that workers map it themselves.
 
     Attributes:
       tokens: the ids, uint16 or uint32, mapped from the file.
       offsets: where each document begins, and the length of `tokens` at the end.
       document_bytes: UTF-8 bytes of each document's text.
+      spans: of each answer or turn its first token, one past its last, and the number of its kind
+        (`lmjax.data.spans.KINDS`); rising, without overlap.
       manifest: counts and fingerprints.
     """
 
@@ -88,6 +95,9 @@ class TokenStore:
         self.document_bytes: Int64[np.ndarray, "documents"] = np.asarray(
             np.load(self.folder / BYTES_FILE, mmap_mode="r")
         )
+        self.spans: Int64[np.ndarray, "3 spans"] = np.zeros((3, 0), np.int64)
+        if SPANS_FILE in self.manifest.sizes:
+            self.spans = np.asarray(np.load(self.folder / SPANS_FILE, mmap_mode="r"))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return TokenStore, (str(self.folder),)
@@ -115,6 +125,32 @@ class TokenStore:
                 if left < 0:
                     return
                 yield file.read(int(length))
+
+    def metadata(self, document: int) -> dict[str, Any]:
+        """What the source tells of a document besides its text; empty where it tells nothing.
+
+        Neighbouring documents are read together: going through them in order is quick.
+
+        Args:
+            document: its number, from 0.
+
+        Raises:
+            UserError: there is no document of that number.
+        """
+        if not 0 <= document < self.manifest.documents:
+            raise UserError(
+                f"document={document}: {self.folder} has the documents 0 to "
+                f"{self.manifest.documents - 1}"
+            )
+        return {} if self._metadata is None else self._metadata[document]
+
+    @functools.cached_property
+    def _metadata(self) -> MetadataReader | None:
+        if METADATA_FILE not in self.manifest.sizes:
+            return None
+        return MetadataReader(
+            self.folder / METADATA_FILE, np.load(self.folder / METADATA_BLOCKS_FILE)
+        )
 
     def text(self, document: int, tokenizer: Tokenizer) -> str:
         """What the tokens of one document decode to; its source may say more."""

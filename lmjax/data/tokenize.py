@@ -17,6 +17,8 @@ import numpy as np
 from lmjax.config import UserError
 from lmjax.data.cache import cache_errors_told
 from lmjax.data.documents import HashFiles, Progress, Source, silent
+from lmjax.data.executor import WorkerDied
+from lmjax.data.metadata import block_edges
 from lmjax.data.round_trip import RoundTrip, unknown_name
 from lmjax.data.shards import (
     REPORTED,
@@ -32,7 +34,10 @@ from lmjax.data.store import (
     BYTES_FILE,
     FORMAT,
     MANIFEST_FILE,
+    METADATA_BLOCKS_FILE,
+    METADATA_FILE,
     OFFSETS_FILE,
+    SPANS_FILE,
     TEXT_FILE,
     TOKENS_FILE,
     Manifest,
@@ -106,8 +111,8 @@ def _work_folder(
 ) -> Iterator[pathlib.Path | None]:
     """A folder for shards that nobody else works in; None where another process was quicker.
 
-    It stays after an error of the system or a kill, to go on in; not after a UserError: it will be
-    another text, or other settings, when that is put right.
+    It stays after an error of the system or a kill, to go on in; not after another UserError: it
+    will be another text, or other settings, when that is put right.
     """
     with _locked(folder, progress) as alone:
         if folder.exists():
@@ -119,8 +124,9 @@ def _work_folder(
         try:
             _begin(work, key)
             yield work
-        except UserError:
-            shutil.rmtree(work, ignore_errors=True)
+        except UserError as error:
+            if not (alone and isinstance(error, WorkerDied)):
+                shutil.rmtree(work, ignore_errors=True)
             raise
         except BaseException:
             if not alone:  # nobody would find it
@@ -174,6 +180,8 @@ def _merge(shards: list[pathlib.Path], folder: pathlib.Path, made_from: _MadeFro
         )
     save_array(folder / OFFSETS_FILE, offsets)
     save_array(folder / BYTES_FILE, lengths[:, 1])
+    _merge_spans([shard / f"{name}.spans.npy" for shard in shards], folder, parts)
+    _merge_metadata([shard / f"{name}.metadata" for shard in shards], folder)
     _merge_texts([shard / f"{name}.text" for shard in shards], folder, parts)
     # One token may be both what ends documents and what stands for the unknown.
     ends = [*tokenizer.opening, *tokenizer.closing].count(tokenizer.unknown) * len(lengths)
@@ -199,6 +207,7 @@ def _merge(shards: list[pathlib.Path], folder: pathlib.Path, made_from: _MadeFro
             lost=sum(entry["lost"] for entry in compared),
             example=next((tuple(e["example"]) for e in compared if e["example"]), ()),
         ),
+        separator=None if tokenizer.closing else tokenizer.begin,
         skipped=sum(entry["count"] for entry in skipped),
         skipped_first=tuple(messages[:REPORTED]),
         sizes={path.name: path.stat().st_size for path in sorted(folder.iterdir())},
@@ -241,6 +250,32 @@ def _merge_tokens(
                         unknowns += int((tokens == unknown).sum())
         _flush(target)
     return _Counted(hasher.hexdigest(), largest, unknowns, special)
+
+
+def _merge_spans(
+    paths: list[pathlib.Path], folder: pathlib.Path, lengths: list[np.ndarray]
+) -> None:
+    """Joins the spans of all shards, counted from the store's first token; no file for none."""
+    found, before = [], 0
+    for path, part in zip(paths, lengths, strict=True):
+        found.append(np.load(path) + np.array([before, before, 0]))
+        before += part[:, 0].sum()
+    if len(spans := np.concatenate(found)):
+        # Searched by their borders: each column lies together.
+        save_array(folder / SPANS_FILE, np.ascontiguousarray(spans.T))
+
+
+def _merge_metadata(paths: list[pathlib.Path], folder: pathlib.Path) -> None:
+    """Joins the metadata of all shards; no file where no document has any."""
+    edges = block_edges(np.concatenate([np.load(f"{path}.npy") for path in paths]))
+    if not edges[1, -1]:
+        return
+    save_array(folder / METADATA_BLOCKS_FILE, edges)
+    with open(folder / METADATA_FILE, "wb") as target:
+        for path in paths:
+            with open(path, "rb") as file:
+                shutil.copyfileobj(file, target, BLOCK)
+        _flush(target)
 
 
 def _merge_texts(

@@ -10,8 +10,8 @@ import jax
 import numpy as np
 
 from lmjax.config import UserError, config
-from lmjax.data.mixture import EvaluationRows
 from lmjax.data.permutation import random_bits
+from lmjax.data.rows import EvaluationRows
 from lmjax.data.store import TokenStore
 from lmjax.evaluation.evaluator import Context, Evaluate, Evaluator, Record
 from lmjax.objectives import Example, Lexicon, Sums, TextObjective
@@ -149,5 +149,8 @@ class HeldOut:
             share = size // jax.process_count()
             mine = slice(jax.process_index() * share, (jax.process_index() + 1) * share)
             seeds = random_bits(np.arange(first, first + size))
-            example = prepare(tokens[mine], segments[mine], seeds[mine])
+            further = {}
+            if objective.reads_spans:
+                further["spans"] = rows.spans(first, size).take(np.arange(size)[mine])
+            example = prepare(tokens[mine], segments[mine], seeds[mine], **further)
             yield to_devices(example, self.layout, self.vocab_size)

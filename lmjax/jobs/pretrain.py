@@ -8,7 +8,13 @@ from lmjax.console import Story
 from lmjax.data import Data
 from lmjax.evaluation.evaluator import Evaluator
 from lmjax.jobs.settings import Evaluation
-from lmjax.jobs.text import check_special_tokens, prepare_text, warn_of_answers, warn_of_losses
+from lmjax.jobs.text import (
+    check_special_tokens,
+    prepare_text,
+    tell_rows,
+    warn_of_answers,
+    warn_of_losses,
+)
 from lmjax.jobs.training_job import TrainingJob
 from lmjax.models.transformer import NO_HEAD
 from lmjax.objectives import CausalLM, Example, TextObjective
@@ -67,6 +73,7 @@ class Pretrain(TrainingJob):
         plan, length = self.data.plan(self.seed), self.data.length
         feed = TextFeed(prepared, plan, self.objective, length, self.microbatch)
         check_special_tokens(feed)
+        tell_rows(log, feed)
         warn_of_losses(log, prepared, self.objective.predicts_text)
         return feed
 

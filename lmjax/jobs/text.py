@@ -91,6 +91,15 @@ def check_special_tokens(feed: TextFeed) -> None:
     feed.preparation(padding, padding, np.zeros(1, np.uint64))
 
 
+def tell_rows(log: Story, feed: TextFeed) -> None:
+    """Logs how much of the rows is padding, and which documents have no room in one."""
+    for name, reader in feed.loader.mixture.readers.items():
+        if words := reader.note():
+            log.fact("rows", f"{name}: {words}")
+        if words := reader.warning():
+            log.warn(f"{name}: {words}")
+
+
 def warn_of_answers(log: Story, data: Data, objective: TextObjective) -> None:
     """Logs which objectives take the tokens around answers for text.
 

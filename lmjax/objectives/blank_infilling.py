@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Int, UInt64
 
 from lmjax.config import UserError, config
+from lmjax.data.spans import RowSpans
 from lmjax.models.infill import BlankFormat
 from lmjax.models.transformer import TransformerConfig
 from lmjax.objectives.blanks import Blanks, Cut, DocumentBlank, TokenBlanks
@@ -34,7 +35,8 @@ class BlankInfilling(TextObjective):
     With `answers`, documents may have a prompt and an answer (`lmjax.data.JsonPrompts`), as the
     multi-task instructions of Zeng et al. 2022 (arXiv:2210.02414, section 2.2). Such a document is
     a sample of its own, and its answer the only blank. Other pieces of a row that holds one, or its
-    end, are left out: they are a prompt or an answer that the row's edge has cut off.
+    end, are left out: they are a prompt or an answer that the row's edge has cut off. Rows of whole
+    documents (data.rows=whole_documents) lose no answer.
     """
 
     blanks: Blanks = TokenBlanks()  # what is cut out
@@ -88,6 +90,11 @@ class BlankInfilling(TextObjective):
         """See `TextObjective.unaware_of_answers`."""
         return super().unaware_of_answers() if self.answers is None else ()
 
+    @property
+    def reads_spans(self) -> bool:
+        """See `TextObjective.reads_spans`: answers are spans."""
+        return self.answers is not None
+
     def row_length(self, length: int) -> int:
         """As much as the row could hold; several samples, what they nearly always have room for."""
         return length if self.samples == 1 else self.samples * self.sample_length(length)
@@ -115,8 +122,9 @@ class BlankInfilling(TextObjective):
         seeds: UInt64[np.ndarray, "rows"],
         lexicon: Lexicon,
         length: int,
+        spans: RowSpans | None = None,
     ) -> Example:
-        """Cuts out and puts together.
+        """Cuts out and puts together; `spans` has the answers of the rows, None where none has any.
 
         Raises:
           UserError: the tokenizer lacks a token, or no text has room for a blank.
@@ -125,14 +133,15 @@ class BlankInfilling(TextObjective):
         mask, sop, eop = map(lexicon.token, (self.blanks.mask, self.sop, self.eop))
         block_mask = lexicon.token(self.block_mask) if self.block_mask_share else 0
         answer = None if self.answers is None else lexicon.token(self.answers)
-        # What tells rows of prompts from rows of text, which is encoded as neither.
-        has_marks = np.zeros(len(tokens), bool)
-        if answer is not None:
-            marks = [token for token in (answer, eop) if token != lexicon.end]
-            has_marks = np.isin(tokens, marks).any(axis=1)
+        has_answers = np.zeros(len(tokens), bool)
         for row, seed in enumerate(seeds):
-            if has_marks[row]:
-                for text, cut in self.answered(tokens[row], segments[row], answer, eop):
+            if answer is not None and spans is not None:
+                found = spans.of(row, "answer")
+                # Those that have a token in the row, or one of the two around them.
+                found = found[(found[:, 1] >= 0) & (found[:, 0] <= (segments[row] > 0).sum())]
+                has_answers[row] = len(found)
+            if has_answers[row]:
+                for text, cut in self.answered(tokens[row], segments[row], found, answer, eop):
                     rows.add(row, fill_in(text, cut, answer, sop, eop))
                 continue
             draws = Draws(seed)
@@ -146,8 +155,8 @@ class BlankInfilling(TextObjective):
                     rows.add(row, sample)
                 if len(text) < len(piece.tokens):
                     break  # the row is full
-        # A row of prompts may begin and end inside of one, and hold no answer.
-        text = segments * ~has_marks[:, None]
+        # A row of prompts may begin and end inside of one, and hold no whole answer.
+        text = segments * ~has_answers[:, None]
         require_targets(rows.targets().weights, text, f"blanks ({type(self.blanks).__name__})")
         return rows.example()
 
@@ -155,34 +164,43 @@ class BlankInfilling(TextObjective):
         self,
         tokens: Int[np.ndarray, "row_length"],
         segments: Int[np.ndarray, "row_length"],
+        spans: Int[np.ndarray, "answers 2"],
         mask: int,
         eop: int,
     ) -> Iterator[tuple[Int[np.ndarray, "text"], Cut]]:
         """The documents of a row that have an answer, without the tokens around it, and its place.
 
         In a row they are as `prompt mask answer eop prompt`; where the row ends in an answer, `eop`
-        is missing. The row has room for what `fill_in` makes of them: as many tokens as they have
-        here.
+        is missing. An answer is left out whose mask stands before the row or is its last token. The
+        row has room for what `fill_in` makes of them: as many tokens as they have here.
 
         Raises:
-          UserError: the source has put other tokens around the answers.
+          UserError: the source has put other tokens around the answers, or a document has several.
         """
-        for number, piece in enumerate(pieces(tokens, segments)):
-            marks = np.flatnonzero((piece.tokens == mask) | (piece.tokens == eop))
-            found = piece.tokens[marks].tolist()
-            is_whole = number > 0 and piece.closed
-            if is_whole and found[:2] != [mask, eop]:
+        last = 0  # document that had an answer
+        for first, end in spans.tolist():
+            document = int(segments[first - 1]) if 0 < first <= len(tokens) else 0
+            if not document:
+                continue  # the prompt stands in another row
+            if document == last:
+                raise UserError(
+                    f"answers={self.answers!r}: a document has several answers; give each answer a "
+                    "document of its own, with what stands before it as the prompt"
+                )
+            last = document
+            here = np.flatnonzero(segments == document)
+            begin, stop = int(here[0]), int(here[-1]) + 1
+            marks = [first - 1, end] if end < stop else [first - 1]
+            if tokens[marks].tolist() != [mask, eop][: len(marks)]:
                 raise UserError(
                     f"answers={self.answers!r}, eop={self.eop!r}: other tokens stand around the "
                     "answers in the data; give the source the same ones, as in "
                     f"JsonPrompts(mask={self.answers!r}, closing={self.eop!r})"
                 )
-            if found[:1] != [mask]:
-                continue  # the prompt's beginning or the answer's end, at an edge of the row
-            first, end = [*marks, len(piece.tokens)][:2]
-            if first + 1 < end:
-                span = np.array([[first, end - 1]])
-                yield np.delete(piece.tokens, marks), Cut(span, open=len(marks) == 1)
+            if first < min(end, stop):
+                span = np.array([[first - 1, min(end, stop) - 1]]) - begin
+                text = np.delete(tokens[begin:stop], np.array(marks) - begin)
+                yield text, Cut(span, open=len(marks) == 1)
 
 
 def fill_in(

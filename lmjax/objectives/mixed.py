@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Int, PRNGKeyArray, UInt64
 
 from lmjax.config import UserError, config
+from lmjax.data.spans import RowSpans
 from lmjax.models.infill import InfillFormat, join_formats
 from lmjax.models.transformer import Transformer, TransformerConfig
 from lmjax.objectives.draws import Draws
@@ -67,6 +68,15 @@ class Mixed(TextObjective):
         """See `TextObjective.unaware_of_answers`."""
         return sum((objective.unaware_of_answers() for objective in self.objectives), ())
 
+    def row_room(self, length: int) -> int:
+        """What each of the objectives has room for."""
+        return min(objective.row_room(length) for objective in self.objectives)
+
+    @property
+    def reads_spans(self) -> bool:
+        """See `TextObjective.reads_spans`: whether one of the objectives does."""
+        return any(objective.reads_spans for objective in self.objectives)
+
     def check(self, model: TransformerConfig) -> None:
         """Raises UserError for a model that does not fit every objective."""
         for objective in self.objectives:
@@ -85,14 +95,18 @@ class Mixed(TextObjective):
         seeds: UInt64[np.ndarray, "rows"],
         lexicon: Lexicon,
         length: int,
+        spans: RowSpans | None = None,
     ) -> Example:
         """Makes each row with its objective."""
         chosen, parts = self.choose(seeds), []
         for number, objective in enumerate(self.objectives):
             rows = np.flatnonzero(chosen == number)
             own = slice(objective.row_length(length))
+            further = {}
+            if objective.reads_spans and spans is not None:
+                further["spans"] = spans.take(rows)
             part = objective.prepare(
-                tokens[rows, own], segments[rows, own], seeds[rows], lexicon, length
+                tokens[rows, own], segments[rows, own], seeds[rows], lexicon, length, **further
             )
             parts.append((rows, part))
         return join(len(tokens), parts)

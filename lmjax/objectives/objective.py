@@ -18,14 +18,7 @@ from lmjax.objectives.example import Example
 from lmjax.objectives.lexicon import SHAPES_ONLY, Lexicon
 from lmjax.objectives.prediction import Sums, predict
 
-Preparation = Callable[
-    [
-        Int[np.ndarray, "rows row_length"],
-        Int[np.ndarray, "rows row_length"],
-        UInt64[np.ndarray, "rows"],
-    ],
-    Example,
-]
+Preparation = Callable[..., Example]  # of tokens, segments, seeds; `spans` where they are read
 
 
 @config
@@ -112,6 +105,16 @@ class TextObjective(Objective):
         nothing = np.zeros((rows, self.row_length(length)), np.int32)
         seeds = np.zeros(rows, np.uint64)
         return self.prepare(nothing, nothing, seeds, SHAPES_ONLY, length)
+
+    def row_room(self, length: int) -> int:
+        """Tokens of whole documents that a row nearly always has room for."""
+        row_length = self.row_length(length)
+        return min(row_length, row_length - self.row_overlap(length) + 1)
+
+    @property
+    def reads_spans(self) -> bool:
+        """Whether `prepare` has an argument `spans`: answers and turns of the rows (`RowSpans`)."""
+        return False
 
     @property
     def predicts_text(self) -> bool:

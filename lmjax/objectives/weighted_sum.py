@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float, Int, PRNGKeyArray, UInt64
 
 from lmjax.config import UserError, config
+from lmjax.data.spans import RowSpans
 from lmjax.models.batch import Array
 from lmjax.models.infill import InfillFormat, join_formats
 from lmjax.models.transformer import Transformer, TransformerConfig
@@ -76,6 +77,15 @@ class WeightedSum(TextObjective):
         """See `TextObjective.unaware_of_answers`."""
         return sum((objective.unaware_of_answers() for objective in self._text_objectives()), ())
 
+    def row_room(self, length: int) -> int:
+        """What each of the objectives has room for."""
+        return min(objective.row_room(length) for objective in self._text_objectives())
+
+    @property
+    def reads_spans(self) -> bool:
+        """See `TextObjective.reads_spans`: whether one of the objectives does."""
+        return any(objective.reads_spans for objective in self._text_objectives())
+
     def check(self, model: TransformerConfig) -> None:
         """Raises UserError for a model that does not fit every objective."""
         for objective in self.objectives:
@@ -88,13 +98,17 @@ class WeightedSum(TextObjective):
         seeds: UInt64[np.ndarray, "rows"],
         lexicon: Lexicon,
         length: int,
+        spans: RowSpans | None = None,
     ) -> Example:
         """Makes an example of the same rows for each objective."""
         examples = []
         for objective in self._text_objectives():
             own = slice(objective.row_length(length))
+            further = {"spans": spans} if objective.reads_spans else {}
             examples.append(
-                objective.prepare(tokens[:, own], segments[:, own], seeds, lexicon, length)
+                objective.prepare(
+                    tokens[:, own], segments[:, own], seeds, lexicon, length, **further
+                )
             )
         return join_examples(examples)
 

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 
 from lmjax.config import to_json
-from lmjax.data import PreparedData
+from lmjax.data import Loader, PreparedData
 from lmjax.data.plan import Plan
 from lmjax.data.tokenizers import Tokenizer
 from lmjax.objectives import Example, Lexicon, TextObjective
@@ -80,16 +80,22 @@ class TextFeed(Feed):
             "text": self.prepared.fingerprints,
         }
 
-    @contextmanager
-    def examples(self, done: int) -> Iterator[Iterator[Example]]:
-        """See `Feed.examples`."""
-        loader = self.prepared.loader(
+    @functools.cached_property
+    def loader(self) -> Loader:
+        """Makes this process's rows of any step."""
+        return self.prepared.loader(
             self.plan,
             self.preparation,
             self.objective.row_length(self.length),
             self.objective.row_overlap(self.length),
             jax.process_index(),
             jax.process_count(),
+            self.objective.reads_spans,
+            self.objective.row_room(self.length),
         )
-        with loader.iterate(done) as batches:
+
+    @contextmanager
+    def examples(self, done: int) -> Iterator[Iterator[Example]]:
+        """See `Feed.examples`."""
+        with self.loader.iterate(done) as batches:
             yield (example for _, example in batches)

@@ -13,6 +13,7 @@ from lmjax.config import UserError
 from lmjax.data.loader import Loader
 from lmjax.data.mixture import Mixture
 from lmjax.data.plan import make_plan
+from lmjax.data.rows import Ring
 from lmjax.data.sources import TextFiles
 from lmjax.data.tokenize import build_stores
 from lmjax.data.tokenizers import ByteTokenizer
@@ -30,7 +31,8 @@ def mixture(tmp_path_factory):
         (folder / f"{name}.txt").write_text("\n\n".join(f"{name} {n}" * 9 for n in range(200)))
         source = TextFiles(path=str(folder / f"{name}.txt"), split="paragraph")
         stores[name] = build_stores(source, ByteTokenizer(), folder / name)["all"]
-    return Mixture(stores, {"one": 0.6, "two": 0.4}, row_length=33)
+    readers = {name: Ring(store, 33) for name, store in stores.items()}
+    return Mixture(readers, {"one": 0.6, "two": 0.4})
 
 
 @pytest.fixture
@@ -140,13 +142,13 @@ def test_closing_ends_the_thread(loader):
 SCRIPT = """
 import sys
 import numpy as np
-from lmjax.data import Loader, Mixture, TokenStore, make_plan
+from lmjax.data import Loader, Mixture, Ring, TokenStore, make_plan
 
 def prepare(tokens, segments, seeds):
     return {"tokens": tokens, "large": np.zeros((64, 1024))}
 
 if __name__ == "__main__":
-    mixture = Mixture({"one": TokenStore(sys.argv[1])}, {"one": 1.0}, 33)
+    mixture = Mixture({"one": Ring(TokenStore(sys.argv[1]), 33)}, {"one": 1.0})
     closed, forgotten = (Loader(make_plan(0, 8), mixture, prepare, workers=1).iterate(step)
                          for step in (0, 7))
     kept = [next(batches) for batches in (closed, forgotten, closed)]

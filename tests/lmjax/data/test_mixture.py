@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmjax.config import UserError
-from lmjax.data.mixture import EvaluationRows, Mixture, Rows, _Stage, shares
+from lmjax.data.mixture import Mixture, _Stage, shares
+from lmjax.data.rows import EvaluationRows, Ring
 from lmjax.data.sources import JsonLines
 from lmjax.data.tokenize import build_stores
 from lmjax.data.tokenizers import ByteTokenizer
@@ -45,7 +46,7 @@ LENGTHS = st.lists(st.integers(1, 30), min_size=1, max_size=12)
 def test_rows_are_the_tokens_of_the_ring(tmp_path_factory, lengths, row_length, overlap, start):
     store = make_store(tmp_path_factory.mktemp("rows"), lengths)
     overlap = min(overlap, row_length - 1)
-    rows = Rows(store, row_length, overlap)
+    rows = Ring(store, row_length, overlap)
     size = store.manifest.tokens
     start = int(start * size)
     tokens, segments = rows.read(np.arange(rows.count), start)
@@ -98,6 +99,11 @@ def stores(tmp_path_factory):
     }
 
 
+def rings(stores, row_length=9):
+    """Readers of the stores by name."""
+    return {name: Ring(store, row_length) for name, store in stores.items()}
+
+
 WEIGHTS = {"large": 0.7, "small": 0.2, "tiny": 0.1}
 
 
@@ -148,14 +154,14 @@ def test_stages_have_their_shares_and_leave_no_gaps(stores, data):
     weight = st.sampled_from([0.0, 1.0, 2.0, 7.0])
     drawn = st.lists(weight, min_size=len(names), max_size=len(names)).filter(any)
     stages = [dict(zip(names, data.draw(drawn))) for _ in range(1 + len(edges))]
-    mixture = Mixture(stores, stages[0], 9, tuple(zip(edges, stages[1:])))
+    mixture = Mixture(rings(stores), stages[0], tuple(zip(edges, stages[1:])))
     row = data.draw(st.permutations(range(500)))
     source, number = np.empty((2, 500), np.int64)
     source[row], number[row] = mixture.place(np.array(row))
     for which, name in enumerate(names):
         walked = number[source == which]
         assert np.array_equal(walked, np.arange(len(walked)))
-        assert mixture.epochs(500)[name] == len(walked) / Rows(stores[name], 9).count
+        assert mixture.epochs(500)[name] == len(walked) / Ring(stores[name], 9).count
     for weights, begin, end in zip(stages, [0, *edges], [*edges, 500], strict=True):
         for which, name in enumerate(names):
             share = weights[name] / sum(weights.values())
@@ -165,8 +171,8 @@ def test_stages_have_their_shares_and_leave_no_gaps(stores, data):
 
 
 def test_an_epoch_of_each_source_has_every_token_as_target_once(stores):
-    mixture = Mixture(stores, WEIGHTS, row_length=9)
-    epochs = {name: Rows(store, 9).count for name, store in stores.items()}
+    mixture = Mixture(rings(stores), WEIGHTS)
+    epochs = {name: Ring(store, 9).count for name, store in stores.items()}
     # Enough rows for the second epoch of the large source to end; the others had more.
     last = 2 * epochs["large"] * 10 // 7 + 10
     tokens, segments = mixture.read(np.arange(last), seed=5)
@@ -183,7 +189,7 @@ def test_an_epoch_of_each_source_has_every_token_as_target_once(stores):
 
 
 def test_rows_do_not_depend_on_their_neighbours(stores):
-    mixture = Mixture(stores, WEIGHTS, row_length=9)
+    mixture = Mixture(rings(stores), WEIGHTS)
     tokens, segments = mixture.read(np.arange(100, 160), seed=5)
     order = np.random.default_rng(0).permutation(60)
     shuffled, shuffled_segments = mixture.read(100 + order, seed=5)
@@ -194,7 +200,7 @@ def test_rows_do_not_depend_on_their_neighbours(stores):
 
 def test_an_epoch_of_overlapping_rows_is_the_ring_cut_so_in_another_order(stores):
     store = stores["large"]
-    mixture = Mixture({"one": store}, {"one": 1.0}, row_length=9, overlap=4)
+    mixture = Mixture({"one": Ring(store, 9, 4)}, {"one": 1.0})
     count, size = -(-store.manifest.tokens // 5), store.manifest.tokens
     rows, _ = mixture.read(np.arange(count), seed=5)
     ring = np.concatenate([store.tokens, store.tokens, np.zeros(9, np.int32)])
@@ -208,8 +214,8 @@ def test_an_epoch_of_overlapping_rows_is_the_ring_cut_so_in_another_order(stores
 
 
 def test_epochs(stores):
-    mixture = Mixture(stores, WEIGHTS, row_length=9)
-    rows = {name: Rows(store, 9).count for name, store in stores.items()}
+    mixture = Mixture(rings(stores), WEIGHTS)
+    rows = {name: Ring(store, 9).count for name, store in stores.items()}
     assert mixture.epochs(0) == {"large": 0, "small": 0, "tiny": 0}
     assert mixture.epochs(100) == {
         "large": 70 / rows["large"],
@@ -220,4 +226,4 @@ def test_epochs(stores):
 
 def test_rows_too_short(stores):
     with pytest.raises(UserError, match="at least 2"):
-        Mixture(stores, WEIGHTS, row_length=1)
+        Mixture(rings(stores, 1), WEIGHTS)

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 from lmjax.config import UserError, replace
 from lmjax.data import files, sources
-from lmjax.data.documents import Answer, Document, in_split, is_held_out
+from lmjax.data.documents import Document, in_split, is_held_out
 from lmjax.data.sources import JsonLines, JsonPrompts, TextFiles
+from lmjax.data.spans import Span
 
 COMPRESS = {
     "": bytes,
@@ -161,15 +162,18 @@ def test_prompts_have_their_answer_at_the_mask_or_at_the_end(tmp_path):
     marks = "[MASK]", "<eop>"
     assert list(source.documents()) == [
         Document(
-            "Capital of France? Paris", f"{path}:0", "Capital of France? ", Answer(18, 24, *marks)
+            "Capital of France? Paris",
+            f"{path}:0",
+            "Capital of France? ",
+            (Span(18, 24, "answer", *marks),),
         ),
         Document(
             "Paris is France's capital.",
             f"{path}:{second}",
             "Paris is [MASK]'s capital.",
-            Answer(8, 15, *marks),
+            (Span(8, 15, "answer", *marks),),
         ),
-        Document("Say\né", f"{path}:{third}", "Say\n[MASK]", Answer(4, 5, *marks)),
+        Document("Say\né", f"{path}:{third}", "Say\n[MASK]", (Span(4, 5, "answer", *marks),)),
     ]
     others = [
         JsonLines(path=str(path), field="q"),

@@ -3,17 +3,19 @@
 import errno
 import json
 import os
+import pathlib
 import signal
 import subprocess
 import sys
 import threading
+import time
 
 import numpy as np
 import pytest
 
-from lmjax.config import UserError
+from lmjax.config import UserError, config
 from lmjax.data import shards, tokenize
-from lmjax.data.documents import is_held_out
+from lmjax.data.documents import Document, Part, Source, is_held_out
 from lmjax.data.sources import JsonLines, JsonPrompts, TextFiles
 from lmjax.data.store import FORMAT, TokenStore, open_store
 from lmjax.data.tokenize import build_stores
@@ -345,3 +347,31 @@ def test_a_shard_that_a_power_cut_has_shortened_is_not_joined(source, tmp_path, 
         with pytest.raises(UserError, match=r"shards in .*s\.partial are damaged.*same command"):
             build_stores(source, BYTES, tmp_path / "s")
     assert build_stores(source, BYTES, tmp_path / "s")["all"].manifest.documents == 400
+
+
+@config
+class Deadly(Source):
+    """Four parts; what reads the third one is killed, the first time."""
+
+    flag: str
+
+    def parts(self):
+        return tuple(Part("part", start, size=1) for start in range(4))
+
+    def read(self, part, on_skip):
+        path = pathlib.Path(self.flag)
+        if part.start == 2 and not path.exists():
+            while not [*path.parent.glob("s.partial/shard-??????")]:
+                time.sleep(0.01)
+            path.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        yield Document(f"text {part.start}", f"part {part.start}")
+
+
+def test_a_worker_that_is_killed_is_told_and_finished_shards_are_kept(tmp_path):
+    source = Deadly(flag=str(tmp_path / "flag"))
+    with pytest.raises(UserError, match=r"a process that was tokenizing has died.*same command"):
+        build_stores(source, BYTES, tmp_path / "s", workers=2)
+    assert [*tmp_path.glob("s.partial/shard-??????")]
+    store = build_stores(source, BYTES, tmp_path / "s", workers=2)["all"]
+    assert [store.text(n, BYTES) for n in range(4)] == [f"text {n}" for n in range(4)]

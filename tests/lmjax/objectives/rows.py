@@ -3,6 +3,7 @@
 import numpy as np
 from hypothesis import strategies as st
 
+from lmjax.data.spans import KINDS, RowSpans
 from lmjax.objectives import Lexicon
 
 VOCABULARY, BEGIN, END = 500, 1, 2
@@ -51,6 +52,23 @@ def answered_row(lengths: list[int], row_length: int, rng: np.random.Generator):
     segments = np.repeat(np.arange(1, len(lengths) + 1), [len(d) for d in documents])
     tokens = np.concatenate(documents)[:row_length]
     return tokens.astype(np.int32), segments[:row_length].astype(np.int32)
+
+
+def answers_of(tokens, segments) -> RowSpans:
+    """The answers of such rows, as a store would tell them: found by the tokens around them."""
+    found = []
+    for row, (ids, numbers) in enumerate(zip(tokens, segments, strict=True)):
+        for document in range(1, numbers.max() + 1):
+            here = np.flatnonzero(numbers == document)
+            marks = [place for place in here if ids[place] in (MASK, EOP)]
+            if not marks:
+                continue
+            begins = ids[marks[0]] == MASK
+            first = marks[0] + 1 if begins else here[0] - 1  # before the row
+            closed = [place for place in marks if ids[place] == EOP]
+            end = closed[0] if closed else here[-1] + 2  # behind the row
+            found.append((row, first, end, KINDS.index("answer")))
+    return RowSpans(*np.array(found, np.int64).reshape(-1, 4).T)
 
 
 @st.composite

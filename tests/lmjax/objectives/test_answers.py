@@ -9,7 +9,7 @@ import pytest
 
 from lmjax.config import UserError
 from lmjax.data import JsonPrompts, build_stores
-from lmjax.data.mixture import Rows
+from lmjax.data.rows import Ring
 from lmjax.data.tokenizers import ByteTokenizer
 from lmjax.data.tokenizers.special_tokens import ExtendedTokenizer
 from lmjax.generation import Sampling, TextGenerator
@@ -36,6 +36,7 @@ from tests.lmjax.objectives.rows import (
     MASK,
     SOP,
     answered_row,
+    answers_of,
     full_batch,
     make_row,
 )
@@ -62,7 +63,11 @@ def test_a_row_written_out(objective):
     ]
     tokens = np.concatenate(documents).astype(np.int32)
     segments = np.repeat(np.arange(1, 5), [len(d) for d in documents]).astype(np.int32)
-    example = objective.prepare(tokens[None], segments[None], np.zeros(1, np.uint64), LEXICON, 24)
+    spans = answers_of(tokens[None], segments[None])
+    assert list(zip(spans.first, spans.end)) == [(-1, 1), (8, 10), (15, 16), (23, 26)]
+    example = objective.prepare(
+        tokens[None], segments[None], np.zeros(1, np.uint64), LEXICON, 24, spans
+    )
     batch, predicted = example.inputs, example.targets
     columns = [
         # input, target of positive weight, position, block position, segment
@@ -94,7 +99,7 @@ def test_rows_of_text_are_as_without_answers_and_mix_with_rows_of_prompts():
     text = full_batch(BOTH.row_length(LENGTH), rows=8, longest=40)
     prompts = full_batch(BOTH.row_length(LENGTH), rows=8, longest=20, make=answered_row)
     mixed = [np.concatenate(pair) for pair in zip(text, prompts, strict=True)]
-    example = BOTH.prepare(*mixed, LEXICON, LENGTH)
+    example = BOTH.prepare(*mixed, LEXICON, LENGTH, answers_of(*mixed[:2]))
     batch, targets = example.inputs, example.targets
     plain = Mixed(
         objectives=tuple(
@@ -132,7 +137,8 @@ def test_every_prompt_fits_the_row():
     for objective in (SHORT, LONG):
         size = objective.row_length(LENGTH)
         tokens, segments, seeds = full_batch(size, rows=50, longest=12, make=answered_row)
-        example = objective.prepare(tokens, segments, seeds, LEXICON, LENGTH)
+        spans = answers_of(tokens, segments)
+        example = objective.prepare(tokens, segments, seeds, LEXICON, LENGTH, spans)
         answers = 0
         for row in range(50):
             inside = False
@@ -147,10 +153,11 @@ def test_a_row_with_an_answer_s_end_alone_is_no_text():
     end, prompt = [*range(31, 41), EOP, END], [BEGIN, *range(41, 59)]
     tokens = np.array([[*end, *prompt], [BEGIN, *range(41, 70), END]], np.int32)
     segments = np.array([[1] * len(end) + [2] * len(prompt), [1] * 31], np.int32)
-    example = SHORT.prepare(tokens, segments, np.zeros(2, np.uint64), LEXICON, LENGTH)
+    spans, seeds = answers_of(tokens, segments), np.zeros(2, np.uint64)
+    example = SHORT.prepare(tokens, segments, seeds, LEXICON, LENGTH, spans)
     assert not example.inputs.segments[0].any() and example.targets.weights[1].any()
     # A batch of nothing but such rows teaches nothing; there may be one by chance.
-    alone = SHORT.prepare(tokens[:1], segments[:1], np.zeros(1, np.uint64), LEXICON, LENGTH)
+    alone = SHORT.prepare(tokens[:1], segments[:1], seeds[:1], LEXICON, LENGTH, spans)
     assert not alone.targets.weights.any()
 
 
@@ -160,7 +167,7 @@ def test_other_tokens_around_the_answers_are_told(other):
     objective = BlankInfilling(**{"answers": "[MASK]", **other})
     (name, value) = next(iter(other.items()))
     with pytest.raises(UserError, match=rf"{name}={re.escape(repr(value))}.* other tokens stand"):
-        objective.prepare(tokens, segments, seeds, LEXICON, LENGTH)
+        objective.prepare(tokens, segments, seeds, LEXICON, LENGTH, answers_of(tokens, segments))
 
 
 def test_what_stands_for_answers_can_be_filled_in():
@@ -207,9 +214,9 @@ def asked(line):
 
 def prepared(store, size):
     """The store's one row as GLM-130B's objective has it."""
-    tokens, segments = Rows(store, size).read(np.zeros(1, np.int64))
+    rows, row = Ring(store, size), np.zeros(1, np.int64)
     lexicon, seeds = Lexicon.of(TOKENIZER), np.zeros(1, np.uint64)
-    return glm_130b_objective().prepare(tokens, segments, seeds, lexicon, size)
+    return glm_130b_objective().prepare(*rows.read(row), seeds, lexicon, size, rows.spans(row))
 
 
 def test_training_reads_what_generation_builds(store):

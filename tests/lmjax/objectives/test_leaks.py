@@ -35,6 +35,7 @@ from tests.lmjax.objectives.rows import (
     VOCABULARY,
     WORDS,
     answered_row,
+    answers_of,
     full_batch,
     make_row,
 )
@@ -66,6 +67,11 @@ def rows_for(objective):
     return answered_row if getattr(objective, "answers", None) else make_row
 
 
+def spans_for(objective, tokens, segments):
+    """What the objective reads of the rows besides."""
+    return [answers_of(tokens, segments)] if objective.reads_spans else []
+
+
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_another_answer_changes_nothing_that_its_query_sees(name):
     """A word of the text becomes another one of its kind; queries with another answer see it not.
@@ -78,14 +84,15 @@ def test_another_answer_changes_nothing_that_its_query_sees(name):
     tokens, segments, seeds = full_batch(
         objective.row_length(LENGTH), rows=6, longest=60, make=rows_for(objective)
     )
-    before = objective.prepare(tokens, segments, seeds, LEXICON, LENGTH)
+    given = (LEXICON, LENGTH, *spans_for(objective, tokens, segments))
+    before = objective.prepare(tokens, segments, seeds, *given)
     answers = 0
     for place in rng.permutation(tokens.shape[1])[:40]:
         changed = tokens.copy()
         for row, word in enumerate(tokens[:, place]):
             alike = LETTERS[(word % 10 == LETTERS % 10) & (word != LETTERS)]
             changed[row, place] = rng.choice(alike) if word in LETTERS else word
-        after = objective.prepare(changed, segments, seeds, LEXICON, LENGTH)
+        after = objective.prepare(changed, segments, seeds, *given)
         batch, targets = before.inputs, before.targets
         np.testing.assert_array_equal(targets.weights, after.targets.weights)
         asked = (targets.tokens != after.targets.tokens) & (targets.weights > 0)
@@ -145,7 +152,8 @@ def test_gradients_are_zero_where_a_target_must_not_look(name, one_device, monke
         objective.row_length(LENGTH), rows=2, longest=20 if make is answered_row else 40, make=make
     )
     segments[1, segments.shape[1] // 2 :] = 0  # padding
-    example = objective.prepare(tokens, segments, seeds, LEXICON, LENGTH)
+    spans = spans_for(objective, tokens, segments)
+    example = objective.prepare(tokens, segments, seeds, LEXICON, LENGTH, *spans)
     batch, targets = example.inputs, example.targets
     plain_embed = Transformer.embed
 

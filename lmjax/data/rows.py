@@ -1,0 +1,354 @@
+"""Rows of a token store: cut from a ring, or of whole documents."""
+
+from __future__ import annotations
+
+import abc
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Bool, Int32, Int64
+
+from lmjax.config import UserError
+from lmjax.data.packing import best_fit
+from lmjax.data.permutation import permute, random_bits
+from lmjax.data.spans import RowSpans, count_up
+from lmjax.data.store import TokenStore
+
+Long = Literal["cut", "drop"]
+
+
+class RowReader(abc.ABC):
+    """Base of the ways to make rows of a store: a pure function of the number of a row.
+
+    Attributes:
+      store: the tokens.
+      row_length: tokens in a row.
+      count: rows in an epoch.
+    """
+
+    store: TokenStore
+    row_length: int
+    count: int
+
+    @abc.abstractmethod
+    def shuffle(
+        self, number: Int64[np.ndarray, "rows"], seed: int, source: int
+    ) -> tuple[Int64[np.ndarray, "rows"], Int64[np.ndarray, "rows"]]:
+        """The order of training.
+
+        Args:
+          number: of rows, counted over all epochs.
+          seed: of the run.
+          source: number of the store among the sources of the run.
+
+        Returns:
+          Which row of an epoch each is, and the variant that its epoch is read in.
+        """
+
+    @abc.abstractmethod
+    def read(
+        self, row: Int64[np.ndarray, "rows"], variant: Int64[np.ndarray, "rows"]
+    ) -> tuple[Int32[np.ndarray, "rows row_length"], Int32[np.ndarray, "rows row_length"]]:
+        """Tokens and segment ids: numbered from 1 in each row, a document each; 0 is filling."""
+
+    @abc.abstractmethod
+    def spans(self, row: Int64[np.ndarray, "rows"], variant: Int64[np.ndarray, "rows"]) -> RowSpans:
+        """The spans of what `read` gives."""
+
+    def note(self) -> str:
+        """Report of what is padding in the rows of an epoch; empty where hardly any is."""
+        return ""
+
+    def warning(self) -> str:
+        """Report of what is not as it should be in the rows of an epoch; empty for nothing."""
+        return ""
+
+
+class Ring(RowReader):
+    """A token store cut into rows of `row_length` tokens of which neighbours share `overlap`.
+
+    The store is read as a ring: the token after the last is the first, so that each token is the
+    target of a row of an epoch, with an overlap of 1 of exactly one. The last row of an epoch is
+    filled up with tokens of segment 0. The ring is cut at a place of its own in every epoch.
+    """
+
+    def __init__(self, store: TokenStore, row_length: int, overlap: int = 1):
+        if row_length < 2:
+            raise UserError(f"rows have {row_length} tokens; they need at least 2")
+        self.store = store
+        self.row_length = row_length
+        self.advance = row_length - overlap  # from one row's first token to the next one's
+        self.count = -(-store.manifest.tokens // self.advance)  # rows in an epoch
+
+    def shuffle(
+        self, number: Int64[np.ndarray, "rows"], seed: int, source: int
+    ) -> tuple[Int64[np.ndarray, "rows"], Int64[np.ndarray, "rows"]]:
+        """See `RowReader.shuffle`: the variant is the token at which the epoch begins."""
+        epoch, row = np.divmod(number, self.count)
+        size = np.uint64(self.store.manifest.tokens)
+        start = (random_bits(seed, source, epoch, 0) % size).astype(np.int64)
+        count = np.array([self.count])
+        return permute(row, count, random_bits(seed, source, epoch, 1)), start
+
+    def read(
+        self, row: Int64[np.ndarray, "rows"], start: int | Int64[np.ndarray, "rows"] = 0
+    ) -> tuple[Int32[np.ndarray, "rows row_length"], Int32[np.ndarray, "rows row_length"]]:
+        """Tokens and segment ids of some rows of an epoch that begins at token `start`.
+
+        Segments are numbered from 1 in each row, a document each; 0 is filling.
+        """
+        size = self.store.manifest.tokens
+        inner = np.asarray(row, np.int64) * self.advance
+        first = (inner + start) % size
+        places = first[:, None] + np.arange(self.row_length)
+        tokens = np.take(self.store.tokens, places % size).astype(np.int32)
+        segments = 1 + np.cumsum(self._boundaries(first, places), axis=1, dtype=np.int32)
+        # The token at which the epoch began is its last target.
+        filling = np.arange(self.row_length) > (size - inner)[:, None]
+        tokens[filling] = 0
+        segments[filling] = 0
+        return tokens, segments
+
+    def _boundaries(
+        self, first: Int64[np.ndarray, "rows"], places: Int64[np.ndarray, "rows row_length"]
+    ) -> Bool[np.ndarray, "rows row_length"]:
+        """Where in the rows, after their first place, a document begins."""
+        offsets, size = self.store.offsets, self.store.manifest.tokens
+        documents = len(offsets) - 1
+        laps, ends = np.divmod(places[:, -1], size)
+        # Numbers of the documents that begin inside, counted on over laps of the ring.
+        low = np.searchsorted(offsets[:-1], first, side="right")
+        high = laps * documents + np.searchsorted(offsets[:-1], ends, side="right")
+        row, number = count_up(low, high)
+        lap, document = np.divmod(number, documents)
+        found = np.zeros(places.shape, bool)
+        found[row, offsets[document] + lap * size - first[row]] = True
+        return found
+
+    def spans(
+        self, row: Int64[np.ndarray, "rows"], start: int | Int64[np.ndarray, "rows"] = 0
+    ) -> RowSpans:
+        """The spans of what `read` gives."""
+        first, end, kind = self.store.spans
+        size, spans = self.store.manifest.tokens, len(first)
+        if not spans:
+            return RowSpans.none()
+        inner = np.asarray(row, np.int64) * self.advance
+        begin = (inner + start) % size
+        stop = begin + np.minimum(self.row_length, size - inner + 1)  # behind it is filling
+        # Numbers of the spans, counted on over laps of the ring. What opens one stands before it.
+        laps, last = np.divmod(stop, size)
+        low = np.searchsorted(end, begin)
+        high = laps * spans + np.searchsorted(first, last, side="right")
+        found, number = count_up(low, high)
+        lap, index = np.divmod(number, spans)
+        shift = lap * size - begin[found]
+        return RowSpans(found, first[index] + shift, end[index] + shift, kind[index])
+
+
+class WholeDocuments(RowReader):
+    """Rows that are filled with whole documents, each once in an epoch.
+
+    Which lengths stand together is planned once (`best_fit`); which documents of these lengths,
+    their order in the row and the order of the rows are drawn anew in every epoch. So every epoch
+    has as many rows, and any of them is found without the others. Where one token both ends and
+    begins documents, it stands behind the last document of a row, too.
+
+    A document that has no room in a row is dropped, or cut: it fills as many rows as it can, each
+    of which begins with the last token of the one before, and what is left of it begins a row that
+    others fill up: behind another document it would look like the beginning of one.
+
+    The plan takes about 25 bytes of memory a document while it is made, and 4 then.
+    """
+
+    def __init__(
+        self, store: TokenStore, row_length: int, room: int | None = None, long: Long = "cut"
+    ):
+        """Plans the rows.
+
+        Args:
+          store: the tokens.
+          row_length: tokens in a row.
+          room: how many of them documents may fill; None: all.
+          long: what becomes of documents that have no room.
+
+        Raises:
+          UserError: a row has no room, or no document fits.
+        """
+        self.store, self.row_length = store, row_length
+        self.room = row_length if room is None else min(room, row_length)
+        if self.room < 2:
+            raise UserError(f"rows have room for {self.room} tokens; they need at least 2")
+        self._separator = store.manifest.separator
+        most = self.room - (self._separator is not None)
+        sizes = np.diff(store.offsets)
+        too_long = np.flatnonzero(sizes > most)
+        rest, self._filled = np.zeros_like(too_long), np.zeros_like(too_long)
+        if long == "cut":
+            self._filled = -((most - sizes[too_long]) // (self.room - 1))  # rows
+            rest = sizes[too_long] - self._filled * (self.room - 1)
+        self._long, self._long_tokens = long, int(sizes[too_long].sum())
+        self._too_long, self._filled_ends = too_long, np.cumsum(self._filled)
+        used = store.manifest.tokens - self._long_tokens + int(rest.sum())
+        used += int(self._filled.sum()) * self.room
+        # Whole documents are of the kind of their size, rests of the kinds behind those.
+        self._kinds = most + 1
+        sizes[too_long] = np.where(rest, rest + self._kinds, 0)
+        # Few bits are sorted faster.
+        order = np.argsort(sizes.astype(np.min_scalar_type(2 * most + 1)), kind="stable")
+        self._by_kind = order.astype(np.min_scalar_type(max(len(sizes), 1)))
+        self._counts = np.bincount(sizes, minlength=2 * self._kinds)
+        self._first = np.cumsum(self._counts) - self._counts
+        self._packing = best_fit(*np.split(self._counts, 2))
+        self.count = self._packing.rows + int(self._filled.sum())
+        if not self.count:
+            raise UserError(
+                f"no document of {store.folder} fits into rows with room for {most} tokens; let "
+                "long ones be cut (long_documents=cut), or take longer rows"
+            )
+        used += self._packing.rows * (self._separator is not None)
+        self.padding = 1 - used / (self.count * row_length)  # share of the tokens of an epoch
+
+    def shuffle(
+        self, number: Int64[np.ndarray, "rows"], seed: int, source: int
+    ) -> tuple[Int64[np.ndarray, "rows"], Int64[np.ndarray, "rows"]]:
+        """See `RowReader.shuffle`: the variant is the key of the epoch's permutations."""
+        epoch, row = np.divmod(number, self.count)
+        count = np.array([self.count])
+        row = permute(row, count, random_bits(seed, source, epoch, 1))
+        return row, random_bits(seed, source, epoch, 0).view(np.int64)
+
+    def read(
+        self, row: Int64[np.ndarray, "rows"], variant: Int64[np.ndarray, "rows"]
+    ) -> tuple[Int32[np.ndarray, "rows row_length"], Int32[np.ndarray, "rows row_length"]]:
+        """See `RowReader.read`."""
+        which, _, begin, size = self._documents(row, variant)
+        column, number = _in_rows(which, size)
+        tokens = np.zeros((len(row), self.row_length), np.int32)
+        segments = np.zeros_like(tokens)
+        piece, token = count_up(begin, begin + size)
+        places = which[piece], token + (column - begin)[piece]
+        tokens[places] = self.store.tokens[token]
+        segments[places] = number[piece]
+        if self._separator is not None:
+            packed = np.flatnonzero(row < self._packing.rows)
+            behind = packed, (segments[packed] > 0).sum(axis=1)
+            tokens[behind] = self._separator
+            segments[behind] = segments[packed].max(axis=1, initial=0) + 1
+        return tokens, segments
+
+    def spans(self, row: Int64[np.ndarray, "rows"], variant: Int64[np.ndarray, "rows"]) -> RowSpans:
+        """See `RowReader.spans`; what begins before a part of a cut document begins with it."""
+        first, end, kind = self.store.spans
+        which, document, begin, size = self._documents(row, variant)
+        column, _ = _in_rows(which, size)
+        edges = self.store.offsets[document], self.store.offsets[document + 1]
+        low = np.maximum(np.searchsorted(end, begin), np.searchsorted(first, edges[0]))
+        high = np.minimum(
+            np.searchsorted(first, begin + size, side="right"), np.searchsorted(first, edges[1])
+        )
+        piece, index = count_up(low, np.maximum(low, high))
+        shift = (column - begin)[piece]
+        return RowSpans(
+            which[piece],
+            np.maximum(first[index], begin[piece]) + shift,
+            end[index] + shift,
+            kind[index],
+        )
+
+    def note(self) -> str:
+        """See `RowReader.note`."""
+        return f"{self.count:,} rows of whole documents, with {self.padding:.1%} padding"
+
+    def warning(self) -> str:
+        """See `RowReader.warning`: documents that are longer than a row."""
+        if not len(self._too_long):
+            return ""
+        documents, tokens = self.store.manifest.documents, self.store.manifest.tokens
+        done = "cut" if self._long == "cut" else "left out (long_documents=drop)"
+        return (
+            f"{len(self._too_long):,} of {documents:,} documents, with "
+            f"{self._long_tokens / tokens:.1%} of the tokens, have no room in a row of "
+            f"{self.room:,} tokens and are {done}"
+        )
+
+    def _documents(
+        self, row: Int64[np.ndarray, "rows"], variant: Int64[np.ndarray, "rows"]
+    ) -> tuple[
+        Int64[np.ndarray, "pieces"],
+        Int64[np.ndarray, "pieces"],
+        Int64[np.ndarray, "pieces"],
+        Int64[np.ndarray, "pieces"],
+    ]:
+        """What stands in the rows, in its order: row, document, first token, number of tokens."""
+        is_packed = row < self._packing.rows
+        packed, filled = np.flatnonzero(is_packed), np.flatnonzero(~is_packed)
+        which, document, size = self._packed(row[packed], variant[packed])
+        begin = self.store.offsets[document + 1] - size
+        # Rows that a part of one document fills.
+        number = row[filled] - self._packing.rows
+        place = np.searchsorted(self._filled_ends, number, side="right")
+        part = number - (self._filled_ends - self._filled)[place]
+        long = self._too_long[place]
+        found = [
+            (packed[which], filled),
+            (document, long),
+            (begin, self.store.offsets[long] + part * (self.room - 1)),
+            (size, np.full(len(filled), self.room)),
+        ]
+        columns = [np.concatenate(pair) for pair in found]
+        order = np.argsort(columns[0], kind="stable")
+        return tuple(column[order] for column in columns)
+
+    def _packed(
+        self, row: Int64[np.ndarray, "rows"], variant: Int64[np.ndarray, "rows"]
+    ) -> tuple[
+        Int64[np.ndarray, "pieces"], Int64[np.ndarray, "pieces"], Int64[np.ndarray, "pieces"]
+    ]:
+        """Row, document and number of tokens of what stands in packed rows."""
+        plan = self._packing
+        group = np.searchsorted(plan.ends, row, side="right")
+        inside = row - np.append(0, plan.ends)[group]
+        in_row, pair = count_up(plan.pairs[group], plan.pairs[group + 1])
+        first = plan.before[pair] + inside[in_row] * plan.each[pair]
+        of_pair, slot = count_up(first, first + plan.each[pair])
+        which, kind = in_row[of_pair], plan.kind[pair[of_pair]]
+        # Documents of a kind change places with each other.
+        slot = permute(slot, self._counts[kind], random_bits(variant[which], kind))
+        document = self._by_kind[self._first[kind] + slot].astype(np.int64)
+        order = np.lexsort((random_bits(variant[which], document, 1), kind < self._kinds, which))
+        return which[order], document[order], (kind % self._kinds)[order]
+
+
+def _in_rows(
+    which: Int64[np.ndarray, "pieces"], size: Int64[np.ndarray, "pieces"]
+) -> tuple[Int64[np.ndarray, "pieces"], Int64[np.ndarray, "pieces"]]:
+    """Where in its row each piece begins, and its number there, from 1."""
+    first = np.searchsorted(which, which)  # number of the row's first piece
+    before = np.cumsum(size) - size
+    return before - before[first], 1 + np.arange(len(which)) - first
+
+
+class EvaluationRows:
+    """The rows of a held-out store in order: with an overlap of 1 each token is a target once."""
+
+    def __init__(self, store: TokenStore, row_length: int, overlap: int = 1):
+        self._rows = Ring(store, row_length, overlap)
+
+    def __len__(self) -> int:
+        return self._rows.count
+
+    def read(
+        self, first: int, count: int
+    ) -> tuple[Int32[np.ndarray, "count row_length"], Int32[np.ndarray, "count row_length"]]:
+        """Tokens and segment ids of `count` rows from `first`; rows after the last are filling."""
+        row = np.arange(first, first + count)
+        tokens, segments = self._rows.read(np.minimum(row, len(self) - 1))
+        after = row >= len(self)
+        tokens[after] = 0
+        segments[after] = 0
+        return tokens, segments
+
+    def spans(self, first: int, count: int) -> RowSpans:
+        """The spans of what `read` gives."""
+        return self._rows.spans(np.arange(first, min(first + count, len(self))))

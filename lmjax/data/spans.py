@@ -1,0 +1,88 @@
+"""Parts of documents that mean something of their own: answers, and turns of a conversation."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Literal, NamedTuple, get_args
+
+import numpy as np
+from jaxtyping import Int64
+
+SpanKind = Literal["answer", "system", "user", "assistant", "tool"]
+KINDS: tuple[SpanKind, ...] = get_args(SpanKind)  # stores have their numbers: add at the end
+
+
+class Span(NamedTuple):
+    """A part of a document's text: an answer to the rest, its prompt, or a turn of one role.
+
+    Spans of a document rise and do not overlap. Text is cut at their borders before it is
+    tokenized, so that each has tokens of its own.
+    """
+
+    first: int  # character of the text at which it begins
+    end: int  # one past its last character
+    kind: SpanKind  # an answer, or the role of who speaks
+    opening: str = ""  # name of the special token that is put before its tokens; empty: none
+    closing: str = ""  # of the one behind them
+
+
+@dataclasses.dataclass(frozen=True)
+class RowSpans:
+    """Spans that have tokens in some rows, or stand right before or behind one of their tokens.
+
+    Borders are counted from a row's first token and are not cut to the row: a span that begins
+    before the row has a negative `first`, and one that goes on behind it an `end` beyond it. Only
+    what begins before a part of a document that `WholeDocuments` has cut begins with that part.
+    They are in the order of rows, and of tokens in each.
+
+    Attributes:
+      row: number of the row that each span is in.
+      first: its first token; what opens it is not counted.
+      end: one past its last token; what closes it is not counted.
+      kind: its number in `KINDS`.
+    """
+
+    row: Int64[np.ndarray, "spans"]
+    first: Int64[np.ndarray, "spans"]
+    end: Int64[np.ndarray, "spans"]
+    kind: Int64[np.ndarray, "spans"]
+
+    @classmethod
+    def none(cls) -> RowSpans:
+        """Spans of rows without any."""
+        return cls(*np.zeros((4, 0), np.int64))
+
+    def of(self, row: int, kind: SpanKind) -> Int64[np.ndarray, "found 2"]:
+        """First token and one past the last of a row's spans of one kind."""
+        here = slice(*np.searchsorted(self.row, [row, row + 1]))
+        found = np.stack([self.first[here], self.end[here]], axis=1)
+        return found[self.kind[here] == KINDS.index(kind)]
+
+    def take(self, rows: Int64[np.ndarray, "taken"]) -> RowSpans:
+        """The spans of some rows, which are numbered anew."""
+        low, high = (np.searchsorted(self.row, rows, side) for side in ("left", "right"))
+        number, index = count_up(low, high)
+        return RowSpans(number, self.first[index], self.end[index], self.kind[index])
+
+
+def count_up(
+    low: Int64[np.ndarray, "pairs"], high: Int64[np.ndarray, "pairs"]
+) -> tuple[Int64[np.ndarray, "numbers"], Int64[np.ndarray, "numbers"]]:
+    """All numbers of the ranges `low` to `high`, the end excluded, each with its pair's number."""
+    count = high - low
+    pair = np.repeat(np.arange(len(low)), count)
+    return pair, np.repeat(low - (np.cumsum(count) - count), count) + np.arange(len(pair))
+
+
+def join_spans(rows: Sequence[Int64[np.ndarray, "_"]], parts: Sequence[RowSpans]) -> RowSpans:
+    """Spans of all rows from those of several sets, each with the numbers of its rows."""
+    if not parts:
+        return RowSpans.none()
+    row = np.concatenate([here[part.row] for here, part in zip(rows, parts, strict=True)])
+    order = np.argsort(row, kind="stable")
+    columns = (
+        np.concatenate([getattr(part, name) for part in parts])[order]
+        for name in ("first", "end", "kind")
+    )
+    return RowSpans(row[order], *columns)
