@@ -33,7 +33,7 @@ from lmjax.models.gpt import size_of
 from lmjax.objectives import CausalLM, MaskedLM, SpanCorruption
 from lmjax.objectives.glm import glm_130b_objective, glm_objective
 from lmjax.training.optimizers import Adafactor, AdamW
-from lmjax.training.schedules import Cosine, InverseSquareRoot, LinearDecay
+from lmjax.training.schedules import Cosine, InverseSquareRoot, Linear
 
 
 def text(vocabulary: int, stages: tuple[Stage, ...] = (), **weights: float | int) -> Data:
@@ -130,7 +130,7 @@ def opt_recipe(size: str = "125M") -> Recipe:
         length=2048,
         batch_size=rows,
         steps=steps_for(300e9, 2048, ((0, rows),)),
-        schedule=LinearDecay(peak=peak, warmup=warmup, final=0.1),
+        schedule=Linear(peak=peak, warmup=warmup, final=0.1),
     )
 
 
@@ -380,7 +380,7 @@ def bert_recipe(size: str = "base") -> Recipe:
         length=512,
         batch_size=256,
         steps=1_000_000,
-        schedule=LinearDecay(peak=1e-4, warmup=10_000),
+        schedule=Linear(peak=1e-4, warmup=10_000),
         optimizer=AdamW(b1=0.9, b2=0.999, epsilon=1e-6, weight_decay=0.01),
         objective=MaskedLM(pair="next sentence"),
     )

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 
 from lmjax.config import config
 from lmjax.models.feed_forward import Activation, activate
-from lmjax.models.linear import Builder, Linear
+from lmjax.models.linear import Builder, LinearLayer
 from lmjax.models.norms import NormConfig
 
 
@@ -54,7 +54,7 @@ class Classifier(nnx.Module):
         return rows_product(self.classes, pooled).astype(jnp.float32)
 
 
-def rows_product(layer: Linear, x: Float[Array, "batch in"]) -> Float[Array, "batch out"]:
+def rows_product(layer: LinearLayer, x: Float[Array, "batch in"]) -> Float[Array, "batch out"]:
     """A dense layer on one vector a row, which no device has to share with others."""
     weight = layer.layout.reshard(layer.weight[...].astype(layer.dtype), None, None)
     return jnp.einsum("bi,io->bo", x, weight) + layer.bias[...].astype(layer.dtype)

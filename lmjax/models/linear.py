@@ -28,9 +28,11 @@ class Builder:
     layout: Layout
     rngs: nnx.Rngs
 
-    def linear(self, inputs: Axes, outputs: Axes, *, bias: bool, kind: Kind = "weight") -> Linear:
+    def linear(
+        self, inputs: Axes, outputs: Axes, *, bias: bool, kind: Kind = "weight"
+    ) -> LinearLayer:
         """A dense layer; `kind` says how its weight is drawn."""
-        return Linear(inputs, outputs, bias=bias, kind=kind, builder=self)
+        return LinearLayer(inputs, outputs, bias=bias, kind=kind, builder=self)
 
     def parameter(self, axes: Axes, kind: Kind, fan_in: int) -> nnx.Param:
         """A float32 matrix over named axes, born where the layout wants it."""
@@ -42,7 +44,7 @@ class Builder:
         )
 
 
-class Linear(nnx.Module):
+class LinearLayer(nnx.Module):
     """y = x . weight + bias over named axes, e.g. (embed,) -> (heads, head_dim).
 
     The weight lies sharded over `fsdp` and is gathered where it is used, in the compute dtype: once

@@ -80,7 +80,7 @@ class Cosine(Schedule):
 
 
 @config
-class LinearDecay(Schedule):
+class Linear(Schedule):
     """Warm-up, a straight line down to a share of the peak, then flat."""
 
     peak: float = 6e-4  # highest learning rate
@@ -224,7 +224,7 @@ def _check(schedule: Schedule, steps: int | None = None) -> None:
         )
 
 
-def _check_end(schedule: Cosine | LinearDecay) -> None:
+def _check_end(schedule: Cosine | Linear) -> None:
     """Raises UserError for a fall that is over before it begins."""
     if schedule.end is not None and schedule.end <= schedule.warmup:
         raise UserError(

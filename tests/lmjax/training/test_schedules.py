@@ -13,7 +13,7 @@ from lmjax.training.schedules import (
     Constant,
     Cosine,
     InverseSquareRoot,
-    LinearDecay,
+    Linear,
     WarmupStableDecay,
     count_full_batches,
 )
@@ -51,14 +51,14 @@ def test_linear():
     def rate(t):
         return 2.0 * t / 4 if t <= 4 else 2.0 - (2.0 - 0.5) * (t - 4) / 16
 
-    got = values(LinearDecay(peak=2.0, warmup=4, final=0.25), 20)
+    got = values(Linear(peak=2.0, warmup=4, final=0.25), 20)
     np.testing.assert_allclose(got, expected(rate, 20), rtol=TOLERANCE)
 
 
 @pytest.mark.parametrize("length", [25, 60], ids=["cut short", "goes on"])
 @pytest.mark.parametrize(
     "make, fall",
-    [(Cosine, lambda u: (1 - math.cos(math.pi * u)) / 2), (LinearDecay, lambda u: u)],
+    [(Cosine, lambda u: (1 - math.cos(math.pi * u)) / 2), (Linear, lambda u: u)],
 )
 def test_a_fall_that_ends_before_or_after_the_run(make, fall, length):
     """GPT-3's rate stays at a tenth after its cosine; BLOOM's run ended before its own did."""
@@ -80,7 +80,7 @@ def test_counting_full_batches_keeps_a_schedule_in_tokens(data):
     rows = np.repeat(sizes, lengths)  # of each step
     table = tuple(zip(np.cumsum([0, *lengths[:-1]]).tolist(), sizes, strict=True))
     full, done = sizes[-1], np.cumsum(rows)
-    schedule = LinearDecay(peak=1.0, warmup=3, end=20)
+    schedule = Linear(peak=1.0, warmup=3, end=20)
     got = jax.jit(count_full_batches(schedule.build(100), table))(np.arange(len(rows)))
 
     def rate(t):
@@ -136,7 +136,7 @@ def schedules(draw):
             [
                 Constant(**common),
                 Cosine(**common, final=final),
-                LinearDecay(**common, final=final),
+                Linear(**common, final=final),
                 InverseSquareRoot(**common, start=draw(st.integers(1, 400))),
                 WarmupStableDecay(
                     **common,
@@ -177,13 +177,13 @@ def test_every_schedule_rises_then_falls_without_jumps_and_ends_where_it_says(ca
         (lambda: Cosine(warmup=100).build(50), "longer than the run of 50 steps"),
         (lambda: Constant(warmup=2).build(1), "longer than the run of 1 steps"),
         (lambda: Cosine(peak=0.0), "above 0"),
-        (lambda: LinearDecay(warmup=-1), "0 or more"),
+        (lambda: Linear(warmup=-1), "0 or more"),
         (lambda: Cosine(final=1.5), "between 0 and 1"),
         (lambda: WarmupStableDecay(decay=-0.1), "between 0 and 1"),
         (lambda: WarmupStableDecay(warmup=90, decay=0.2).build(100), "overlap"),
         (lambda: InverseSquareRoot(start=0), "counted from 1"),
         (lambda: Cosine(warmup=10, end=10), "Cosine.end=10: the fall begins after the warmup=10"),
-        (lambda: LinearDecay(warmup=0).build(0), "1 or more"),
+        (lambda: Linear(warmup=0).build(0), "1 or more"),
     ],
 )
 def test_a_schedule_that_cannot_be_says_why(make, says):
