@@ -172,10 +172,10 @@ class Kill:
 def draw_moments(kills: int, steps: int, every: int, seed: int) -> list[Moment]:
     """Random moments in the order of their steps; the last comes after the last step."""
     random_ = random.Random(seed)
-    places = sorted(random_.randint(1, steps - 2 * every) for _ in range(kills - 1))
+    killed_at = sorted(random_.randint(1, steps - 2 * every) for _ in range(kills - 1))
     moments = [
         Moment(KINDS[number % len(KINDS)], step, random_.random())
-        for number, step in enumerate(places)
+        for number, step in enumerate(killed_at)
     ]
     # The end is not killed in its very last instants: the run must not be quicker than we are.
     return [*moments, Moment("end", steps, random_.random() / 2)]

@@ -26,10 +26,10 @@ def differences(alone: Path, killed: Path, steps: int) -> list[str]:
         if trained != list(range(1, steps + 1)):
             found.append(f"{output.name}: the lines of the steps are not 1, 2, ... {steps}")
         numbers.append(rows)
-    for place in sorted(numbers[0].keys() | numbers[1].keys()):
-        one, other = (rows.get(place) for rows in numbers)
+    for line in sorted(numbers[0].keys() | numbers[1].keys()):
+        one, other = (rows.get(line) for rows in numbers)
         if one != other:
-            found.append(f"metrics of {place}: {one} and {other}")
+            found.append(f"metrics of {line}: {one} and {other}")
     one, other = (final_state(output, steps) for output in (alone, killed))
     if one.keys() != other.keys():
         found.append(f"arrays {sorted(one.keys() ^ other.keys())} are in only one of the runs")

@@ -68,8 +68,8 @@ def _texts(path: Path) -> Iterator[str]:
         yield from _strings(json.loads(text))
         return
     paragraphs = text.split("\n\n")
-    for place in range(0, len(paragraphs), PARAGRAPHS):
-        yield "\n\n".join(paragraphs[place : place + PARAGRAPHS])
+    for first in range(0, len(paragraphs), PARAGRAPHS):
+        yield "\n\n".join(paragraphs[first : first + PARAGRAPHS])
 
 
 def _strings(value: Any) -> Iterator[str]:

@@ -45,7 +45,7 @@ def silent(what: str, done: int, total: int) -> None:
 
 @config
 class Source(abc.ABC):
-    """Where documents come from."""
+    """Base of the sources of documents."""
 
     @abc.abstractmethod
     def parts(self) -> tuple[Part, ...]:
@@ -93,7 +93,7 @@ def digest(*texts: str) -> str:
 
 
 def is_held_out(document: Document, fraction: float) -> bool:
-    """Whether a document is kept out of training when `fraction` of the documents shall be.
+    """Returns whether a document is kept out of training when `fraction` of the documents shall be.
 
     Depends on the document's group alone, neither on the order nor on other documents: a text that
     is held out stays so when the corpus grows.
@@ -106,5 +106,5 @@ def is_held_out(document: Document, fraction: float) -> bool:
 
 
 def in_split(document: Document, split: Split, held_out: float) -> bool:
-    """Whether a document belongs to `split` when the fraction `held_out` is kept from training."""
+    """Returns whether a document belongs to `split`, with the fraction `held_out` held out."""
     return split == "all" or is_held_out(document, held_out) == (split == "held_out")

@@ -115,7 +115,7 @@ _start: Callable[[], Any] | None = None  # of a worker process
 
 @functools.cache
 def _context() -> Any:
-    """What `start` gives, in a worker; made with its first item, whose error is told."""
+    """Result of `start` in a worker; made with its first item, whose error is told."""
     return _start()
 
 

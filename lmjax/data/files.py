@@ -28,7 +28,7 @@ LARGEST_WINDOW = 1 << 31  # bytes that a .zst file may refer back to: zstd's own
 DAMAGED = (EOFError, gzip.BadGzipFile, zlib.error)
 
 
-class Piece(NamedTuple):
+class FilePiece(NamedTuple):
     """Bytes between two separators."""
 
     data: bytes
@@ -67,8 +67,8 @@ def find_files(patterns: str | tuple[str, ...]) -> tuple[str, ...]:
         for name in sorted(files, key=len):
             folder, last = os.path.split(name)
             shortest.setdefault(os.path.join(os.path.realpath(folder), last), name)
-        for place, name in sorted(shortest.items(), key=lambda item: item[1]):
-            found.setdefault(place, name)
+        for path, name in sorted(shortest.items(), key=lambda item: item[1]):
+            found.setdefault(path, name)
     if not found:
         raise UserError("the source names no file: its path is empty")
     return tuple(found.values())
@@ -135,7 +135,7 @@ def open_file(name: str) -> io.BufferedIOBase:
 
 
 def _streams(name: str) -> tuple[Callable[[], Any], type[Exception], bytes]:
-    """What decompresses one stream of a file, what it raises of damage, and what may stand behind.
+    """Decompressor of one stream of a file, its error for damage, and bytes allowed after it.
 
     Raises:
         UserError: the package for .zst is missing.
@@ -221,7 +221,7 @@ def read_blocks(file: io.BufferedIOBase, name: str) -> Iterator[bytes]:
         yield block
 
 
-def read_pieces(part: Part, separator: re.Pattern[bytes]) -> Iterator[Piece]:
+def read_pieces(part: Part, separator: re.Pattern[bytes]) -> Iterator[FilePiece]:
     """The pieces of a part between matches of `separator`; a last empty piece is left out.
 
     A piece belongs to the part in which it begins; ranges of one file share no piece and lose none
@@ -254,14 +254,14 @@ def read_pieces(part: Part, separator: re.Pattern[bytes]) -> Iterator[Piece]:
                     break
                 if ranged and offset + begin >= part.stop:
                     return
-                yield Piece(pending[begin : match.start()], offset + begin, number)
+                yield FilePiece(pending[begin : match.start()], offset + begin, number)
                 begin, number = match.end(), number + 1
             pending, offset = pending[begin:], offset + begin
         if pending and not (ranged and offset >= part.stop):
-            yield Piece(pending, offset, number)
+            yield FilePiece(pending, offset, number)
 
 
-def line_number(part: Part, piece: Piece) -> int:
+def line_number(part: Part, piece: FilePiece) -> int:
     """The number of a piece's line in its file, from 1, when pieces are lines."""
     number = piece.number + 1
     if part.start:

@@ -1,4 +1,4 @@
-"""What files hold, whatever they are called and wherever they lie: their sizes and hashes.
+"""Sizes and hashes of files, whatever their names and folders.
 
 A corpus that was copied is the same corpus, and one that was changed under its name is another.
 Reading it costs little beside tokenizing it, and is done once: the cache knows each file by its
@@ -92,7 +92,7 @@ class FileHashes:
         return self.folder / f"{digest(root)}.json"
 
     def _read(self, root: str) -> dict[str, list]:
-        """What is known of files below `root`: their marks, and the hash."""
+        """Known files below `root`: their marks, and the hash."""
         if self.folder is None:
             return {}
         try:

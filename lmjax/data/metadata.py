@@ -1,4 +1,4 @@
-"""What a source tells of documents besides their text: kept beside the tokens, compressed."""
+"""Metadata of documents: kept beside the tokens, compressed."""
 
 import bisect
 import json

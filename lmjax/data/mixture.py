@@ -1,4 +1,4 @@
-"""Which row of which source stands where in training: weights, shuffling, epochs."""
+"""Mixtures: the order of the sources' rows in training, by weights, shuffling, epochs."""
 
 import functools
 import math
@@ -38,7 +38,7 @@ class _Stage:
         order = np.lexsort((source, (rank + 0.5) / self.counts[source]))
         return source[order], rank[order]
 
-    def place(
+    def locate(
         self, row: Int64[np.ndarray, "rows"]
     ) -> tuple[Int64[np.ndarray, "rows"], Int64[np.ndarray, "rows"]]:
         """See `Mixture.place`, for rows of this stage."""
@@ -48,7 +48,7 @@ class _Stage:
         return source, self.before[source] + period * self.counts[source] + rank
 
     def used(self, row: int) -> Int64[np.ndarray, "sources"]:
-        """How many rows of each source come before a row of this stage."""
+        """Numbers of rows of each source before a row of this stage."""
         period, inside = divmod(row - self.first_row, self.period)
         source, _ = self._pattern
         return (
@@ -94,15 +94,15 @@ class Mixture:
             before = self.stages[-1].used(first_row) if self.stages else nothing
             self.stages.append(_Stage(first_row, counts, before))
 
-    def place(
+    def locate(
         self, row: Int64[np.ndarray, "rows"]
     ) -> tuple[Int64[np.ndarray, "rows"], Int64[np.ndarray, "rows"]]:
         """The number of each row's source, and how many rows of that source came before."""
         row = np.asarray(row, np.int64)
-        source, number = self.stages[0].place(row)
+        source, number = self.stages[0].locate(row)
         for stage in self.stages[1:]:
             here = row >= stage.first_row
-            source[here], number[here] = stage.place(row[here])
+            source[here], number[here] = stage.locate(row[here])
         return source, number
 
     def read(
@@ -127,13 +127,13 @@ class Mixture:
         self, row: Int64[np.ndarray, "rows"], seed: int
     ) -> Iterator[tuple[Numbers, RowReader, Numbers, Numbers]]:
         """For each source: which rows are its, its reader, and what `RowReader.shuffle` gives."""
-        source, number = self.place(row)
+        source, number = self.locate(row)
         for which in np.unique(source).tolist():
             here, rows = np.flatnonzero(source == which), self._sources[which]
             yield here, rows, *rows.shuffle(number[here], seed, which)
 
     def epochs(self, rows: int) -> dict[str, float]:
-        """How often each source has been read after that many rows of training."""
+        """Epochs of each source after that many rows of training."""
         stage = [stage for stage in self.stages if stage.first_row <= rows][-1]
         epochs = stage.used(rows) / self._rows
         return dict(zip(self.names, epochs.tolist(), strict=True))

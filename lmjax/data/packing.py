@@ -88,13 +88,13 @@ class _Groups:
 
         As many empty rows as are wanted, None, where there are no such rows.
         """
-        place = bisect.bisect_left(self._rooms, length)
-        if place == len(self._rooms):
+        room_index = bisect.bisect_left(self._rooms, length)
+        if room_index == len(self._rooms):
             return self._size, (), None
-        room = self._rooms[place]
+        room = self._rooms[room_index]
         pairs, rows = self._by_room[room].pop()
         if not self._by_room[room]:
-            del self._rooms[place]
+            del self._rooms[room_index]
         return room, pairs, rows
 
     def put(self, room: int, pairs: Pairs, rows: int) -> None:

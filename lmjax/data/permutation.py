@@ -32,7 +32,7 @@ def permute(
     size: Int64[np.ndarray, "#count"],
     key: UInt64[np.ndarray, "#count"],
 ) -> Int64[np.ndarray, "count"]:
-    """Where a permutation of `range(size)` sends each index; each key is a permutation of its own.
+    """Images of indices under a permutation of `range(size)`; each key is one of its own.
 
     A Feistel network on the smallest even number of bits that holds `size` (Luby and Rackoff, "How
     to construct pseudorandom permutations from pseudorandom functions", 1988); what falls outside

@@ -25,7 +25,7 @@ class PlanRow:
 
 @config
 class Plan:
-    """Which rows each step trains on. Immutable; changes make a new plan with one row more."""
+    """The rows of each step. Immutable; changes make a new plan with one row more."""
 
     seed: int = 0  # of the shuffling
     table: tuple[PlanRow, ...]  # batch sizes, by rising first step
@@ -50,7 +50,7 @@ class Plan:
         return self.at(step).batch_size
 
     def row0(self, step: int) -> int:
-        """How many rows were trained on before a step: ranges to skip are not counted."""
+        """Number of rows trained on before a step: ranges to skip are not counted."""
         row = self.at(step)
         return row.first_row + (step - row.first_step) * row.batch_size
 

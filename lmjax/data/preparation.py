@@ -61,7 +61,7 @@ class Stage:
 
 @config
 class Data:
-    """What to train on, and how it is cut into rows."""
+    """Text to train on, its tokenizer, and the rows of a step."""
 
     train: tuple[Domain, ...]  # the mixture
     stages: tuple[Stage, ...] = ()  # changes of its weights
@@ -116,7 +116,7 @@ class Data:
                 )
 
     def is_trained(self, domain: Domain) -> bool:
-        """Whether the domain has a weight in any stage."""
+        """Returns whether the domain has a weight in any stage."""
         number = self.train.index(domain)
         return bool(domain.weight) or any(stage.weights[number] for stage in self.stages)
 
@@ -132,7 +132,7 @@ class Data:
 
 @dataclasses.dataclass(frozen=True)
 class PreparedData:
-    """What a job needs of its data.
+    """Tokenizer and token stores of a job.
 
     Attributes:
       tokenizer: of all the stores.
@@ -194,7 +194,7 @@ class PreparedData:
         return Loader(plan, mixture, prepare, host_index, host_count, workers, spans=spans)
 
     def skipped(self) -> dict[str, int]:
-        """How many pieces of input were left out (on_error=skip), by the message of the first."""
+        """Numbers of pieces of input that were left out (on_error=skip), by the first's message."""
         found = {}
         for store in (*self.train.values(), *self.held_out.values()):
             if store.manifest.skipped:
@@ -250,7 +250,7 @@ def prepare(
 
 
 def _identify(data: Data, hash_files: FileHashes) -> Fingerprints:
-    """What each domain's text is known by."""
+    """Fingerprints of each domain's text."""
     return {
         domain.name: {
             name: source.fingerprint(hash_files)

@@ -1,4 +1,4 @@
-"""How much of a text its tokens hold: unknown tokens, and what does not come back from decoding."""
+"""Round trips: how much of a text its tokens hold, and which tokens are unknown."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
@@ -18,7 +18,7 @@ LITTLE = 1e-3
 
 @dataclasses.dataclass(frozen=True)
 class RoundTrip:
-    """What becomes of a store's text on the way to tokens and back.
+    """Losses of a store's text on the way to tokens and back.
 
     Attributes:
       tokens: those of the text, without what begins and ends documents or marks answers.
@@ -47,7 +47,7 @@ class RoundTrip:
         return self.lost / max(self.compared, 1)
 
     def not_comparable(self) -> str:
-        """Why bits per byte of the text would mean nothing; empty where they are right.
+        """Reason why bits per byte of the text would mean nothing; empty where they are right.
 
         Bits per byte compare models because every model has to spend bits on all of the text. What
         tokens do not hold is free, so the number is too low, and no model's of other tokens
@@ -57,7 +57,7 @@ class RoundTrip:
         return f"not comparable: {' and '.join(reasons)}" if reasons else ""
 
     def note(self) -> str:
-        """What the tokens do not hold, however little; empty where nothing is known to be lost."""
+        """Note on what the tokens lose, however little; empty where nothing is known to be lost."""
         return " and ".join(words for share, words in self._losses() if share)
 
     def _losses(self) -> Iterator[tuple[float, str]]:
@@ -80,7 +80,7 @@ class Comparison:
 
     @property
     def goes_on(self) -> bool:
-        """Whether more shall be compared."""
+        """Returns whether more shall be compared."""
         return self.compared < COMPARED
 
     def add(self, texts: Sequence[str], tokens: Sequence[Sequence[int]]) -> None:
@@ -93,12 +93,12 @@ class Comparison:
                 self.example = self.example or _difference(text, decoded)
 
     def counts(self) -> dict[str, int | tuple[str, ...]]:
-        """What `RoundTrip` has of it."""
+        """Counts for `RoundTrip`."""
         return {"compared": self.compared, "lost": self.lost, "example": self.example}
 
 
 def lost_bytes(text: bytes, decoded: bytes) -> int:
-    """How many bytes must be taken out, put in or replaced, at least, to make one text the other.
+    """Fewest bytes to remove, insert or replace that make one text the other.
 
     By how often each byte stands in them: a lower bound of the Levenshtein distance, which itself
     takes a time that grows with the product of the lengths. At least 1 where they differ.
@@ -124,7 +124,7 @@ def percent(share: float) -> str:
 
 
 def _difference(text: str, decoded: str) -> tuple[str, str]:
-    """Where two texts part, with some characters before it."""
-    places = (n for n, (one, other) in enumerate(zip(text, decoded)) if one != other)
-    first = max(0, next(places, min(len(text), len(decoded))) - SHOWN // 3)
+    """First difference of two texts, with some characters before it."""
+    differing = (n for n, (one, other) in enumerate(zip(text, decoded)) if one != other)
+    first = max(0, next(differing, min(len(text), len(decoded))) - SHOWN // 3)
     return text[first : first + SHOWN], decoded[first : first + SHOWN]

@@ -100,9 +100,9 @@ class Ring(RowReader):
         size = self.store.manifest.tokens
         inner = np.asarray(row, np.int64) * self.advance
         first = (inner + start) % size
-        places = first[:, None] + np.arange(self.row_length)
-        tokens = np.take(self.store.tokens, places % size).astype(np.int32)
-        segments = 1 + np.cumsum(self._boundaries(first, places), axis=1, dtype=np.int32)
+        index = first[:, None] + np.arange(self.row_length)
+        tokens = np.take(self.store.tokens, index % size).astype(np.int32)
+        segments = 1 + np.cumsum(self._boundaries(first, index), axis=1, dtype=np.int32)
         # The token at which the epoch began is its last target.
         filling = np.arange(self.row_length) > (size - inner)[:, None]
         tokens[filling] = 0
@@ -110,18 +110,18 @@ class Ring(RowReader):
         return tokens, segments
 
     def _boundaries(
-        self, first: Int64[np.ndarray, "rows"], places: Int64[np.ndarray, "rows row_length"]
+        self, first: Int64[np.ndarray, "rows"], index: Int64[np.ndarray, "rows row_length"]
     ) -> Bool[np.ndarray, "rows row_length"]:
-        """Where in the rows, after their first place, a document begins."""
+        """Mask of the tokens in the rows, after their first, that begin a document."""
         offsets, size = self.store.offsets, self.store.manifest.tokens
         documents = len(offsets) - 1
-        laps, ends = np.divmod(places[:, -1], size)
+        laps, ends = np.divmod(index[:, -1], size)
         # Numbers of the documents that begin inside, counted on over laps of the ring.
         low = np.searchsorted(offsets[:-1], first, side="right")
         high = laps * documents + np.searchsorted(offsets[:-1], ends, side="right")
         row, number = count_up(low, high)
         lap, document = np.divmod(number, documents)
-        found = np.zeros(places.shape, bool)
+        found = np.zeros(index.shape, bool)
         found[row, offsets[document] + lap * size - first[row]] = True
         return found
 
@@ -227,9 +227,9 @@ class WholeDocuments(RowReader):
         tokens = np.zeros((len(row), self.row_length), np.int32)
         segments = np.zeros_like(tokens)
         piece, token = count_up(begin, begin + size)
-        places = which[piece], token + (column - begin)[piece]
-        tokens[places] = self.store.tokens[token]
-        segments[places] = number[piece]
+        filled = which[piece], token + (column - begin)[piece]
+        tokens[filled] = self.store.tokens[token]
+        segments[filled] = number[piece]
         if self._separator is not None:
             packed = np.flatnonzero(row < self._packing.rows)
             behind = packed, (segments[packed] > 0).sum(axis=1)
@@ -280,16 +280,16 @@ class WholeDocuments(RowReader):
         Int64[np.ndarray, "pieces"],
         Int64[np.ndarray, "pieces"],
     ]:
-        """What stands in the rows, in its order: row, document, first token, number of tokens."""
+        """Pieces of the rows, in order: row, document, first token, number of tokens."""
         is_packed = row < self._packing.rows
         packed, filled = np.flatnonzero(is_packed), np.flatnonzero(~is_packed)
         which, document, size = self._packed(row[packed], variant[packed])
         begin = self.store.offsets[document + 1] - size
         # Rows that a part of one document fills.
         number = row[filled] - self._packing.rows
-        place = np.searchsorted(self._filled_ends, number, side="right")
-        part = number - (self._filled_ends - self._filled)[place]
-        long = self._too_long[place]
+        kind = np.searchsorted(self._filled_ends, number, side="right")
+        part = number - (self._filled_ends - self._filled)[kind]
+        long = self._too_long[kind]
         found = [
             (packed[which], filled),
             (document, long),
@@ -323,7 +323,7 @@ class WholeDocuments(RowReader):
 def _in_rows(
     which: Int64[np.ndarray, "pieces"], size: Int64[np.ndarray, "pieces"]
 ) -> tuple[Int64[np.ndarray, "pieces"], Int64[np.ndarray, "pieces"]]:
-    """Where in its row each piece begins, and its number there, from 1."""
+    """Column in its row at which each piece begins, and its number there, from 1."""
     first = np.searchsorted(which, which)  # number of the row's first piece
     before = np.cumsum(size) - size
     return before - before[first], 1 + np.arange(len(which)) - first

@@ -126,7 +126,7 @@ def _write_shard(task: Task, folder: pathlib.Path, tokenizer: Tokenizer) -> None
 
 
 def _keep_text(task: Task) -> list[bool]:
-    """Whether the shard keeps text, for each split."""
+    """Returns whether the shard keeps text, for each split."""
     names = split_names(task.held_out)
     return [name == "held_out" or task.before < EARLY for name in names]
 
@@ -177,7 +177,7 @@ class _Split:
 
 @dataclasses.dataclass
 class _Skipped:
-    """What was left out of a shard."""
+    """Pieces of input that were left out of a shard."""
 
     count: int = 0
     first: list[str] = dataclasses.field(default_factory=list)

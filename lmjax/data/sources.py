@@ -11,7 +11,7 @@ from lmjax.data.documents import Document, HashFiles, OnSkip, Part, Source, dige
 from lmjax.data.files import (
     BYTE_ORDER_MARK,
     DamagedFile,
-    Piece,
+    FilePiece,
     file_parts,
     find_files,
     line_number,
@@ -66,7 +66,7 @@ class TextFiles(Source):
             for piece in self._pieces(part):
                 if self.split == "paragraph":
                     begin = BLANK_LINES.match(piece.data).end()
-                    piece = Piece(piece.data[begin:], piece.offset + begin, piece.number)
+                    piece = FilePiece(piece.data[begin:], piece.offset + begin, piece.number)
                 text = self._decode(part, piece, on_skip)
                 if text and not text.isspace():
                     yield Document(text, f"{part.name}:{piece.offset}")
@@ -75,7 +75,7 @@ class TextFiles(Source):
                 raise UserError(str(error)) from None
             on_skip(f"{error}; {'all' if self.split == 'file' else 'the rest'} of it is left out")
 
-    def _pieces(self, part: Part) -> Iterator[Piece]:
+    def _pieces(self, part: Part) -> Iterator[FilePiece]:
         if self.split != "file":
             separators = {"line": LINE, "paragraph": BLANK_LINE}
             separator = separators.get(self.split) or re.compile(
@@ -86,9 +86,9 @@ class TextFiles(Source):
         with open_file(part.name) as file:
             data = b"".join(read_blocks(file, part.name))
         mark = len(BYTE_ORDER_MARK) if data.startswith(BYTE_ORDER_MARK) else 0
-        yield Piece(data[mark:], mark, 0)
+        yield FilePiece(data[mark:], mark, 0)
 
-    def _decode(self, part: Part, piece: Piece, on_skip: OnSkip) -> str:
+    def _decode(self, part: Part, piece: FilePiece, on_skip: OnSkip) -> str:
         errors = "replace" if self.on_error == "replace" else "strict"
         try:
             text = piece.data.decode("utf-8", errors)
@@ -150,8 +150,8 @@ class JsonLines(Source):
                 raise UserError(str(error)) from None
             on_skip(f"{error}; the rest of it is left out")
 
-    def _document(self, part: Part, piece: Piece) -> Document | None:
-        """What a line says; None where it has no text."""
+    def _document(self, part: Part, piece: FilePiece) -> Document | None:
+        """Document of a line; None where it has no text."""
         value = self._object(part, piece)
         text, identity = self._text(value, self.field), f"{part.name}:{piece.offset}"
         return Document(text, identity, metadata=self._metadata(value)) if text else None
@@ -159,7 +159,7 @@ class JsonLines(Source):
     def _metadata(self, value: dict[str, Any]) -> dict[str, Any] | None:
         return {name: value[name] for name in self.metadata if name in value} or None
 
-    def _object(self, part: Part, piece: Piece) -> dict[str, Any]:
+    def _object(self, part: Part, piece: FilePiece) -> dict[str, Any]:
         try:
             value = json.loads(piece.data.decode("utf-8"))
         except UnicodeDecodeError as error:
@@ -210,7 +210,7 @@ class JsonPrompts(JsonLines):
                     f"{one}={names[0]!r}, {other}={names[1]!r}: give two different names"
                 )
 
-    def _document(self, part: Part, piece: Piece) -> Document | None:
+    def _document(self, part: Part, piece: FilePiece) -> Document | None:
         value = self._object(part, piece)
         prompt, answer = self._text(value, self.field), self._text(value, self.answer)
         if not prompt or not answer:
@@ -251,10 +251,10 @@ def _fingerprint(source: TextFiles | JsonLines, hash_files: HashFiles) -> str:
 
 
 class _BadLine(Exception):
-    """What is wrong with a line."""
+    """A line that cannot be used; the message says why."""
 
 
-def _not_utf8(name: str, piece: Piece, error: UnicodeDecodeError) -> str:
+def _not_utf8(name: str, piece: FilePiece, error: UnicodeDecodeError) -> str:
     return (
         f"{name} is not UTF-8: byte 0x{piece.data[error.start]:02x} at offset "
         f"{piece.offset + error.start} ({error.reason})"

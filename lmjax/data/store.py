@@ -30,7 +30,7 @@ TEXT_FILE = "text.bin"
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-    """What a store holds and what it was made from."""
+    """Contents of a store, and the source and tokenizer that it was made from."""
 
     format: int
     source: str  # fingerprint of the source
@@ -111,7 +111,7 @@ class TokenStore:
         return self.manifest.text_bytes
 
     def not_comparable(self) -> str:
-        """Why bits per byte of this text would mean nothing; empty where they are right."""
+        """Reason why bits per byte of this text would mean nothing; empty where they are right."""
         if not self.text_bytes:
             return "not comparable: there is no byte of text"
         return self.manifest.round_trip.not_comparable()
@@ -127,7 +127,7 @@ class TokenStore:
                 yield file.read(int(length))
 
     def metadata(self, document: int) -> dict[str, Any]:
-        """What the source tells of a document besides its text; empty where it tells nothing.
+        """Metadata of a document; empty where its source gives none.
 
         Neighbouring documents are read together: going through them in order is quick.
 
@@ -153,7 +153,7 @@ class TokenStore:
         )
 
     def text(self, document: int, tokenizer: Tokenizer) -> str:
-        """What the tokens of one document decode to; its source may say more."""
+        """Text that the tokens of one document decode to; its source may say more."""
         tokens = self.tokens[self.offsets[document] : self.offsets[document + 1]]
         return tokenizer.decode(tokens.tolist())
 

@@ -154,7 +154,7 @@ def _begin(work: pathlib.Path, key: list[Any]) -> None:
 
 
 class _MadeFrom(NamedTuple):
-    """What a store is made from; see `Manifest`."""
+    """Source and tokenizer of a store; see `Manifest`."""
 
     source: str
     tokenizer: Tokenizer
@@ -219,7 +219,7 @@ def _merge(shards: list[pathlib.Path], folder: pathlib.Path, made_from: _MadeFro
 
 
 class _Counted(NamedTuple):
-    """What was counted over all tokens of a store."""
+    """Counts over all tokens of a store."""
 
     sha256: str
     largest: int

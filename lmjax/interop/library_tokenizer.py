@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 Entry = dict[str, Any]  # one object of a tokenizer.json, with its `type`
 
 
-class NoPlace(Exception):
+class Unwritable(Exception):
     """Raised where a file cannot hold a token, or cannot give the same ids."""
 
 
@@ -158,7 +158,7 @@ def check_new(names: Iterable[str], pieces: Iterable[str]) -> None:
     pieces = set(pieces)
     for name in names:
         if name in pieces:
-            raise NoPlace(f"{name!r} is a piece of text too, and no file keeps two of a name")
+            raise Unwritable(f"{name!r} is a piece of text too, and no file keeps two of a name")
 
 
 def as_json(value: Any) -> bytes:

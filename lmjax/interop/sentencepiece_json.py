@@ -25,7 +25,7 @@ from lmjax.interop.charsmap import (
 from lmjax.interop.library_tokenizer import (
     Around,
     Entry,
-    NoPlace,
+    Unwritable,
     byte_pair_model,
     isolate,
     library_tokenizer,
@@ -100,20 +100,20 @@ class _Model:
         self.normal = by_kind[kinds.NORMAL]
         self.symbols = by_kind[kinds.USER_DEFINED]
         if not by_kind[kinds.UNKNOWN]:
-            raise NoPlace("it has no token for what is unknown")
+            raise Unwritable("it has no token for what is unknown")
         (self.unknown,) = by_kind[kinds.UNKNOWN]
         self.reserved = [*by_kind[kinds.CONTROL], self.unknown, *by_kind[kinds.BYTE]]
         self.text_pieces = {*self.normal, *self.symbols}
         if by_kind[kinds.UNUSED]:
-            raise NoPlace(f"its piece {by_kind[kinds.UNUSED][0]!r} is switched off")
+            raise Unwritable(f"its piece {by_kind[kinds.UNUSED][0]!r} is switched off")
         if len(self.ids) < len(self.proto.pieces):
-            raise NoPlace("two of its pieces have one name")
+            raise Unwritable("two of its pieces have one name")
         if single := [name for name in self.reserved if len(name) == 1]:
-            raise NoPlace(f"its special token {single[0]!r} is a character, and texts have that")
+            raise Unwritable(f"its special token {single[0]!r} is a character, and texts have that")
         if self.proto.denormalizer_spec.precompiled_charsmap:
-            raise NoPlace("it changes texts again when it decodes them")
+            raise Unwritable("it changes texts again when it decodes them")
         if not self.normalizer.escape_whitespaces:
-            raise NoPlace("its pieces have plain spaces")
+            raise Unwritable("its pieces have plain spaces")
 
     def algorithm(self) -> tuple[Entry, list[str]]:
         """The model, and patterns of what stands apart in a text. Raises NoPlace."""
@@ -121,14 +121,14 @@ class _Model:
             return self._unigram()
         if self.trainer.model_type in (self.trainer.BPE, self.trainer.CHAR):
             return self._byte_pairs()
-        raise NoPlace("its pieces are whole words")
+        raise Unwritable("its pieces are whole words")
 
     def normalizers(self) -> list[Entry]:
         """Steps of SentencePiece's normalisation. Raises NoPlace."""
         try:
             mapped = normalizing_steps(self.normalizer.precompiled_charsmap, self.symbols)
         except Inexpressible as reason:
-            raise NoPlace(str(reason)) from None
+            raise Unwritable(str(reason)) from None
         hidden = [] if self.plain else [replace(" ", SPACE)]
         spaces = [replace_each(r"\A +", ""), replace_each(" {2,}", " ")]
         behind = self.trainer.treat_whitespace_as_suffix
@@ -210,7 +210,7 @@ class _Model:
         normal = [piece for piece in self.normal if not symbols.search(piece)]
         for piece in normal:
             if missing := [character for character in piece if character not in self.text_pieces]:
-                raise NoPlace(
+                raise Unwritable(
                     f"its piece {piece!r} has the character {missing[0]!r}, which is no piece"
                 )
         normal.sort(key=lambda piece: (-scores[piece], self.ids[piece]))
@@ -254,7 +254,8 @@ def _check_ties(merges: Iterable[tuple[str, str]], scores: dict[str, float]) -> 
         for piece, pairs in pieces.items():
             for _, right in pairs:
                 if others := lefts[right] - {piece}:
-                    raise NoPlace(f"its pieces {piece!r} and {min(others)!r} have the same score")
+                    both = f"{piece!r} and {min(others)!r}"
+                    raise Unwritable(f"its pieces {both} have the same score")
 
 
 def _bare(proto: Any) -> Any:

@@ -28,7 +28,7 @@ from lmjax.data.tokenizers.vocabulary import append_special
 from lmjax.interop.library_tokenizer import (
     Around,
     Entry,
-    NoPlace,
+    Unwritable,
     as_json,
     byte_pair_model,
     check_new,
@@ -74,7 +74,7 @@ def public_files(
     around = _around(tokenizer, closed)
     try:
         files, notes = _vocabulary_files(tokenizer, around)
-    except NoPlace as reason:
+    except Unwritable as reason:
         return {}, [f"the tokenizer was left out: {reason}"]
     if PUBLIC_FILE in files:
         settings = _settings(tokenizer, json.loads(files[PUBLIC_FILE]), around, max_length)
@@ -204,7 +204,7 @@ def _of_library(tokenizer: HuggingFaceTokenizer, names: tuple[str, ...]) -> byte
     check_new(names, extended.get_vocab())
     extended.add_special_tokens(list(names))
     if extended.token_to_id(names[-1]) != tokenizer.vocab_size + len(names) - 1:
-        raise NoPlace(f"its ids have gaps, and the file would give {names[0]!r} one of those")
+        raise Unwritable(f"its ids have gaps, and the file would give {names[0]!r} one of those")
     return extended.to_str().encode("utf-8")
 
 
@@ -254,7 +254,7 @@ def _of_sentencepiece(
     plain = _taken_apart(tokenizer)[0].settings()["by_line"]
     try:
         written = library_json(model, tokenizer.special, around, plain)
-    except NoPlace as reason:  # under a name with which transformers takes it for no other one
+    except Unwritable as reason:  # under a name with which transformers takes it for no other one
         return {MODEL_FILE: model}, [
             f"transformers has no tokenizer that does the same as this SentencePiece model:"
             f" {reason}; only lmjax reads it here"
@@ -287,7 +287,7 @@ def _never_parts(special: Mapping[str, int]) -> Mapping[str, int]:
     cut, or it is refused with NoPlace."""
     for name in special:
         if not any(map(str.isalnum, name)) or name[-1].isalnum():
-            raise NoPlace(f"its special token {name!r} may be found in a text")
+            raise Unwritable(f"its special token {name!r} may be found in a text")
     return special
 
 

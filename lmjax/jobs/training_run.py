@@ -81,7 +81,7 @@ class TrainingRun:
                 tell_finished(self.log, job.steps, self.folder.location)
                 tell_results(self.log, self.results, self.folder.location)
                 return
-            checkpointer.check_place()
+            checkpointer.check_folder()
             job.check_batches(checkpointer.latest() or 0)
             compilation = self.compile_in_background()
             feed = job.prepare(self.folder, self.log, checkpointer.latest_extra())

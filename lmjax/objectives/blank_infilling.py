@@ -220,7 +220,7 @@ def fill_in(
     np.add.at(edges, end, -1)
     kept = is_blank | (np.cumsum(edges[:-1]) == 0)
     part_a = np.where(is_blank, mask, tokens)[kept]
-    places = (np.cumsum(kept) - 1)[first]  # of the masks in part A
+    mask_positions = (np.cumsum(kept) - 1)[first]  # of the masks in part A
 
     sizes = end - first + (not cut.open)
     blank = np.repeat(np.arange(len(first)), sizes)  # of each token of part B
@@ -232,11 +232,12 @@ def fill_in(
 
     size = len(part_a)
     after = size + np.arange(len(part_b))
+    positions = after if running_positions else mask_positions[blank]
     return Sample(
         tokens=np.concatenate([part_a, part_b]),
         targets=np.concatenate([part_a, targets]),
         weights=np.repeat([0.0, 1.0], [size, len(part_b)]),
-        positions=np.concatenate([np.arange(size), after if running_positions else places[blank]]),
+        positions=np.concatenate([np.arange(size), positions]),
         ranks=np.concatenate([np.zeros(size, np.int64), after]),
         block_positions=np.concatenate([np.zeros(size, np.int64), inside + 1]),
     )

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from lmjax.config import UserError, config
 from lmjax.objectives.draws import Draws
 from lmjax.objectives.lexicon import Lexicon
-from lmjax.objectives.rows import Piece
+from lmjax.objectives.rows import RowPiece
 
 LONGEST = 39  # tokens of GLM's longest blank
 ADDED = 2  # tokens that a blank adds to a text: its mask, and one that begins or ends its content
@@ -40,7 +40,7 @@ class Blanks(abc.ABC):
     mask: str  # name of the token that stands for a blank
 
     @abc.abstractmethod
-    def choose(self, piece: Piece, lexicon: Lexicon, draws: Draws) -> Cut:
+    def choose(self, piece: RowPiece, lexicon: Lexicon, draws: Draws) -> Cut:
         """Blanks of one text, without overlap; none where it has no room for one."""
 
     @abc.abstractmethod
@@ -48,14 +48,14 @@ class Blanks(abc.ABC):
         """Tokens of text that nearly always have room in `length` together with what blanks add."""
 
     def fit(
-        self, piece: Piece, room: int, lexicon: Lexicon, draws: Draws
+        self, piece: RowPiece, room: int, lexicon: Lexicon, draws: Draws
     ) -> tuple[Int[np.ndarray, "text"], Cut]:
         """The beginning of a text that has room together with its blanks, and these.
 
         Blanks are left out where more are drawn than `text_length` leaves room for.
         """
         if len(piece.tokens) > (most := self.text_length(room)):
-            piece = Piece(piece.tokens[:most], closed=False, documents=piece.documents)
+            piece = RowPiece(piece.tokens[:most], closed=False, documents=piece.documents)
         cut = self.choose(piece, lexicon, draws)
         number = (room - len(piece.tokens) + cut.open) // ADDED
         return piece.tokens, cut._replace(spans=cut.spans[: max(number, 0)])
@@ -84,13 +84,13 @@ class TokenBlanks(Blanks):
                 "above 0, and the longest at least 1"
             )
 
-    def choose(self, piece: Piece, lexicon: Lexicon, draws: Draws) -> Cut:
+    def choose(self, piece: RowPiece, lexicon: Lexicon, draws: Draws) -> Cut:
         """See `Blanks.choose`."""
         enough = (1 + ADDED) * len(piece.tokens)
         return self.fit(piece, enough, lexicon, draws)[1]
 
     def fit(
-        self, piece: Piece, room: int, lexicon: Lexicon, draws: Draws
+        self, piece: RowPiece, room: int, lexicon: Lexicon, draws: Draws
     ) -> tuple[Int[np.ndarray, "text"], Cut]:
         """The longest beginning of a text that has room together with its blanks, and these."""
         tokens, found = piece.tokens, [np.zeros((0, 2), np.int64)]
@@ -99,7 +99,7 @@ class TokenBlanks(Blanks):
             if self.whole_words:
                 begins = lexicon.begins(tokens[first:end])
                 edges = edges[np.append(begins, True)]
-            size, blanks = self.place(edges, room, draws)
+            size, blanks = self.spread(edges, room, draws)
             found.append(edges[blanks])
             room -= ADDED * len(blanks)
             if size < len(edges) - 1:
@@ -108,7 +108,7 @@ class TokenBlanks(Blanks):
         spans = np.concatenate(found)
         return tokens[:room], Cut(spans[draws.order(len(spans))])
 
-    def place(
+    def spread(
         self, edges: Int[np.ndarray, "edges"], room: int, draws: Draws
     ) -> tuple[int, Int[np.ndarray, "blanks 2"]]:
         """Blanks of one document's beginning, as long as it has room together with them.
@@ -158,7 +158,7 @@ class SentenceBlanks(Blanks):
     def validate(self) -> None:
         _check_share(self.share)
 
-    def choose(self, piece: Piece, lexicon: Lexicon, draws: Draws) -> Cut:
+    def choose(self, piece: RowPiece, lexicon: Lexicon, draws: Draws) -> Cut:
         """See `Blanks.choose`."""
         spans = []
         for first, end in _texts(piece.tokens, lexicon):
@@ -193,7 +193,7 @@ class DocumentBlank(Blanks):
         if not 0 <= self.rest <= 1:
             raise UserError(f"rest={self.rest}: a probability lies between 0 and 1")
 
-    def choose(self, piece: Piece, lexicon: Lexicon, draws: Draws) -> Cut:
+    def choose(self, piece: RowPiece, lexicon: Lexicon, draws: Draws) -> Cut:
         """See `Blanks.choose`."""
         size = len(piece.tokens)
         least = max(1, int(self.shortest * size))

@@ -25,8 +25,8 @@ class Draws:
     def uniform(self, count: int) -> Float64[np.ndarray, "count"]:
         """Numbers from 0 up to, but not including, 1."""
         while len(self._left) < count:
-            places = np.arange(self._blocks * BLOCK, (self._blocks + 1) * BLOCK)
-            bits = random_bits(*self._keys, places)
+            counters = np.arange(self._blocks * BLOCK, (self._blocks + 1) * BLOCK)
+            bits = random_bits(*self._keys, counters)
             self._left = np.concatenate([self._left, (bits >> MANTISSA) * 2.0**-53])
             self._blocks += 1
         drawn, self._left = self._left[:count], self._left[count:]

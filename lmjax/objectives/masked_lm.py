@@ -134,12 +134,12 @@ class MaskedLM(TextObjective):
     ) -> Sample:
         """The text with some of its tokens hidden; never those that begin or end documents."""
         chosen = self.choose(tokens, lexicon, draws, np.isin(tokens, marks))
-        places = np.flatnonzero(chosen)
+        hidden = np.flatnonzero(chosen)
         inputs = tokens.astype(np.int32)
-        luck = draws.uniform(len(places))
-        inputs[places[luck < 0.8]] = mask
-        random = lexicon.words[draws.integers(0, len(lexicon.words) - 1, len(places))]
-        inputs[places[luck >= 0.9]] = random[luck >= 0.9]
+        luck = draws.uniform(len(hidden))
+        inputs[hidden[luck < 0.8]] = mask
+        random = lexicon.words[draws.integers(0, len(lexicon.words) - 1, len(hidden))]
+        inputs[hidden[luck >= 0.9]] = random[luck >= 0.9]
         return Sample(inputs, tokens, chosen.astype(np.float32))
 
     def choose(

@@ -69,7 +69,7 @@ class Mixed(TextObjective):
         return sum((objective.unaware_of_answers() for objective in self.objectives), ())
 
     def row_room(self, length: int) -> int:
-        """What each of the objectives has room for."""
+        """Tokens that each of the objectives has room for."""
         return min(objective.row_room(length) for objective in self.objectives)
 
     @property

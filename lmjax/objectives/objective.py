@@ -113,7 +113,7 @@ class TextObjective(Objective):
 
     @property
     def reads_spans(self) -> bool:
-        """Whether `prepare` has an argument `spans`: answers and turns of the rows (`RowSpans`)."""
+        """Returns whether `prepare` takes `spans`: answers and turns of the rows (`RowSpans`)."""
         return False
 
     @property

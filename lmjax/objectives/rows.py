@@ -15,7 +15,7 @@ from lmjax.models.batch import Batch
 from lmjax.objectives.example import Example, TokenTargets
 
 
-class Piece(NamedTuple):
+class RowPiece(NamedTuple):
     """Consecutive tokens of a row that are trained on together.
 
     Attributes:
@@ -34,7 +34,7 @@ def pieces(
     segments: Int[np.ndarray, "row_length"],
     cross_documents: bool = False,
     samples: int = 1,
-) -> Iterator[Piece]:
+) -> Iterator[RowPiece]:
     """The pieces of one row, in their order.
 
     Args:
@@ -53,7 +53,7 @@ def pieces(
         if segments[first]:
             closed = end < size and 0 != segments[end] != segments[end - 1]
             documents = int(segments[end - 1] - segments[first]) + 1
-            yield Piece(tokens[first:end], closed, documents)
+            yield RowPiece(tokens[first:end], closed, documents)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +90,7 @@ class Rows:
             self._arrays["ranks"][:] = np.arange(length)
 
     def room(self, row: int) -> int:
-        """How many tokens still fit into a row."""
+        """Number of tokens that still fit into a row."""
         return self.length - int(self.used[row])
 
     def add(self, row: int, sample: Sample) -> None:

@@ -78,7 +78,7 @@ class WeightedSum(TextObjective):
         return sum((objective.unaware_of_answers() for objective in self._text_objectives()), ())
 
     def row_room(self, length: int) -> int:
-        """What each of the objectives has room for."""
+        """Tokens that each of the objectives has room for."""
         return min(objective.row_room(length) for objective in self._text_objectives())
 
     @property

@@ -123,7 +123,7 @@ class Checkpointer:
                 return manifest.read(self._here(step))["extra"]
         return {}
 
-    def check_place(self) -> None:
+    def check_folder(self) -> None:
         """Makes the folder and sees that something can be written there: now, not after hours.
 
         Raises:

@@ -22,7 +22,7 @@ SETTINGS_FILE = "tokenizer.json"
 
 
 class Ends(NamedTuple):
-    """What stands around a text.
+    """Tokens around a text.
 
     Attributes:
       opening: ids that are put before every text.
@@ -58,7 +58,7 @@ def name_pattern(names: Collection[str]) -> str:
 def cut_at_names(text: str, names: Collection[str]) -> list[TextPiece]:
     """A text cut at the names of special tokens; of several that fit, the longest counts."""
     parts = re.split(f"({name_pattern(names)})", text)
-    return [TextPiece(part, bool(place % 2)) for place, part in enumerate(parts) if part]
+    return [TextPiece(part, bool(n % 2)) for n, part in enumerate(parts) if part]
 
 
 class Tokenizer(abc.ABC):
@@ -139,7 +139,7 @@ class Tokenizer(abc.ABC):
         return hasher.hexdigest()[:12]
 
     def settings(self) -> dict[str, Any]:
-        """What `from_saved` needs besides the files, as JSON."""
+        """Settings for `from_saved` besides the files, as JSON."""
         return {"kind": self.kind}
 
     def files(self) -> dict[str, bytes]:
@@ -181,7 +181,7 @@ class Tokenizer(abc.ABC):
 
 
 def _same(a: type, b: type) -> bool:
-    """Whether they are one class, declared twice where a notebook's cell or a file is run again."""
+    """Returns whether both are one class, declared again by a notebook's cell or a file."""
     return (module_of(a), a.__qualname__) == (module_of(b), b.__qualname__)
 
 
@@ -199,7 +199,7 @@ class Corpus(abc.ABC):
 
 @config
 class TokenizerConfig(abc.ABC):
-    """How a tokenizer is made."""
+    """Base of the configs that make tokenizers."""
 
     def __init_subclass__(cls, **settings: Any) -> None:
         super().__init_subclass__(**settings)

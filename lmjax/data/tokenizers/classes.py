@@ -19,7 +19,7 @@ GENERIC = ("PreTrainedTokenizer", "TokenizersBackend", "PythonBackend", "Sentenc
 
 
 class Program(NamedTuple):
-    """What a class does by default.
+    """Defaults of a class.
 
     Attributes:
       roles: names of special tokens by role.
@@ -146,7 +146,7 @@ def tokenizer_class(folder: pathlib.Path) -> str | None:
 
 
 def _model_type(config: dict[str, Any]) -> str | None:
-    """What kind of model a config.json is for: one of `CLASSES`, another, or None."""
+    """Model type of a config.json: one of `CLASSES`, another, or None."""
     if (said := config.get("model_type")) or not (named := config.get("architectures")):
         return said
     plain = str.maketrans("", "", "_-")

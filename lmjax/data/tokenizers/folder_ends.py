@@ -1,4 +1,4 @@
-"""What a public folder's own program puts before and behind a text."""
+"""Tokens that a public folder's own program puts before and after a text."""
 
 import json
 import pathlib
@@ -28,7 +28,7 @@ class Frame(NamedTuple):
 
 
 def template(post_processor: Any | None) -> Frame | None:
-    """What a post-processor of the tokenizers library puts around one text; None: there is none.
+    """Template of a post-processor of the tokenizers library for one text; None: there is none.
 
     Raises:
       UserError: a kind that is not known.
@@ -69,7 +69,7 @@ def folder_ends(
     frame: Frame | None = None,
     own: Mapping[str, str | None] = MappingProxyType({}),
 ) -> tuple[Frame, Ends]:
-    """What a program puts around a text, and what stands around a document of ours.
+    """Tokens that a program puts around a text, and those around a document of ours.
 
     A document is closed by what ends one even where the program leaves that to others.
 

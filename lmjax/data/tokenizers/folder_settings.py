@@ -1,4 +1,4 @@
-"""What the files beside a public vocabulary say about its tokens."""
+"""Settings of tokens in the files beside a public vocabulary."""
 
 import json
 import pathlib
@@ -55,7 +55,7 @@ def special_tokens(settings: dict[str, Any]) -> dict[str, dict[str, bool]]:
 
 
 def _flags(entry: str | dict[str, Any]) -> dict[str, bool]:
-    """How texts match a token, as far as settings say it."""
+    """Flags of how texts match a token, as far as settings give them."""
     return {} if isinstance(entry, str) else {flag: entry[flag] for flag in FLAGS if flag in entry}
 
 
@@ -83,18 +83,18 @@ def added_tokens(folder: pathlib.Path) -> dict[str, Added]:
     return dict(sorted(added.items(), key=lambda item: item[1].token))
 
 
-def check_places(where: pathlib.Path, size: int, new: dict[str, Added]) -> None:
+def check_positions(where: pathlib.Path, size: int, new: dict[str, Added]) -> None:
     """Raises UserError unless the new tokens count on from the vocabulary's `size`."""
-    for place, (name, entry) in enumerate(new.items(), size):
-        if entry.token != place:
+    for expected, (name, entry) in enumerate(new.items(), size):
+        if entry.token != expected:
             raise UserError(
                 f"{where}: the added token {name!r} has the id {entry.token}, but the next id is"
-                f" {place}"
+                f" {expected}"
             )
 
 
 def lacks(folder: pathlib.Path, name: str) -> str:
-    """What to say of a folder whose tokens lie in a file that was not copied with the others."""
+    """Message about a folder whose tokens lie in a file that was not copied with the others."""
     return (
         f"{folder}: the tokenizer lacks the token {name!r}; the published folder names it, with"
         " others, in added_tokens.json: put that file there too"

@@ -146,7 +146,7 @@ class HuggingFaceTokenizer(Tokenizer):
         return list(itertools.chain.from_iterable(group.split(chr(token)) for group in encoded))
 
     def _puts_space(self) -> bool:
-        """Whether a text is encoded with a space before it."""
+        """Returns whether a text is encoded with a space before it."""
         try:
             start = self._encode(["a"])[0] if self._alphabet is None else ()
         except UserError:
@@ -298,7 +298,7 @@ def _without(separator: tuple[str, int] | None, data: str) -> str:
 
 
 def _takes_names_for_bytes(tokenizer: Any) -> bool:
-    """Whether a text that spells the name of a byte's token becomes that token."""
+    """Returns whether a text that spells the name of a byte's token becomes that token."""
     names = [f"<0x{byte:02X}>" for byte in range(256)]
     ids = map(tokenizer.token_to_id, names)
     try:
@@ -313,8 +313,10 @@ def _takes_names_for_bytes(tokenizer: Any) -> bool:
 
 
 def _is_piece(model: Any, name: str, token: int) -> bool:
-    """Whether a model makes this token of its name; what it does with a part of a text, it does
-    with the part alone."""
+    """Returns whether a model makes this token of its name.
+
+    What it does with a part of a text, it does with the part alone.
+    """
     try:
         return any(made.id == token for made in model.tokenize(name))
     except Exception:  # there is no token for the unknown

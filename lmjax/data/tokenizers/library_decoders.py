@@ -1,4 +1,4 @@
-"""How the tokens of a tokenizers file are written as text: its decoders, token by token."""
+"""Decoders of tokenizers files, token by token."""
 
 import json
 from collections.abc import Callable
@@ -28,7 +28,7 @@ BYTES = _byte_characters()
 
 
 class Spelling(NamedTuple):
-    """What tokens stand for.
+    """Text of each token.
 
     Attributes:
       steps: the decoders, each on one token.

@@ -25,7 +25,7 @@ from lmjax.data.tokenizers.folder_ends import Frame, folder_ends, template
 from lmjax.data.tokenizers.folder_settings import (
     Added,
     added_tokens,
-    check_places,
+    check_positions,
     folder_settings,
     library,
     padding_of_text,
@@ -139,8 +139,8 @@ def _with(steps: list[Any], some: list[Any], wanted: bool) -> list[Any]:
     kinds = tuple(map(type, some))
     rest = [step for step in steps if not isinstance(step, kinds)]
     tables = [type(step).__name__ == "Precompiled" for step in rest]
-    place = tables.index(True) if True in tables else len(rest)
-    return [*rest[:place], *some, *rest[place:]] if wanted else rest
+    position = tables.index(True) if True in tables else len(rest)
+    return [*rest[:position], *some, *rest[position:]] if wanted else rest
 
 
 def _state(part: Any | None) -> bytes:
@@ -269,14 +269,14 @@ def _add(folder: pathlib.Path, tokenizer: Any, added: dict[str, Added]) -> None:
     known = tokenizer.get_added_tokens_decoder()
     changed, new = [], {}
     for name, entry in added.items():
-        place = tokenizer.token_to_id(name)
+        position = tokenizer.token_to_id(name)
         token = one(name, special=entry.special, **entry.flags)
-        if place is None:
+        if position is None:
             new[name] = entry
-        elif entry.flags and (place not in known or _flags(known[place]) != _flags(token)):
+        elif entry.flags and (position not in known or _flags(known[position]) != _flags(token)):
             changed.append(token)
     tokenizer.add_tokens(changed)
-    check_places(folder, tokenizer.get_vocab_size(), new)
+    check_positions(folder, tokenizer.get_vocab_size(), new)
     tokenizer.add_tokens([one(name, special=e.special, **e.flags) for name, e in new.items()])
 
 

@@ -18,7 +18,7 @@ from lmjax.data.tokenizers.folder_settings import (
     GLM_ENDS,
     Added,
     added_tokens,
-    check_places,
+    check_positions,
     folder_settings,
     lacks,
     library,
@@ -67,7 +67,7 @@ def read_sentencepiece(path: pathlib.Path) -> Tokenizer:
         for name, entry in new.items()
     ):
         new = dict(sorted((new | named).items(), key=lambda item: item[1].token))
-    check_places(path, size, new)
+    check_positions(path, size, new)
     if ordinary := [name for name, entry in new.items() if not entry.special]:
         raise UserError(f"{path}: the added token {ordinary[0]!r} is text, not special")
     data = with_special(_as_said(data, folder, kind), list(new))
@@ -153,7 +153,7 @@ def _with_ends(folder: pathlib.Path, data: bytes, begin: str, end: str) -> bytes
 
 
 def _ends(path: pathlib.Path, kind: str | None, data: bytes) -> Ends | None:
-    """What stands around a text; None where it is what the model file says."""
+    """Tokens around a text; None where they are those of the model file."""
     model = SentencePieceTokenizer(data, by_line=False)
     if kind == "ChatGLMTokenizer":
         opening = tuple(model.special[name] for name in CHATGLM_OPENING)

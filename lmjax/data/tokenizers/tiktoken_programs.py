@@ -1,4 +1,4 @@
-"""What programs do with tables of ranks: how they cut a text, and their special tokens."""
+"""Programs with tables of ranks: how they cut a text, and their special tokens."""
 
 from typing import NamedTuple
 
@@ -60,7 +60,7 @@ TEKKEN_SPECIAL = (
 
 
 class TiktokenProgram(NamedTuple):
-    """What a program does with a table.
+    """A program with a table of ranks.
 
     Attributes:
       name: of the program, in saved settings.

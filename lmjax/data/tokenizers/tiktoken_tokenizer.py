@@ -14,7 +14,7 @@ from lmjax.config import UserError
 from lmjax.data.tokenizers.base import Ends, Tokenizer
 from lmjax.data.tokenizers.classes import tokenizer_class
 from lmjax.data.tokenizers.folder_ends import Frame, folder_ends
-from lmjax.data.tokenizers.folder_settings import added_tokens, check_places, library
+from lmjax.data.tokenizers.folder_settings import added_tokens, check_positions, library
 from lmjax.data.tokenizers.special_tokens import ExtendedTokenizer
 from lmjax.data.tokenizers.tiktoken_programs import (
     LLAMA3,
@@ -64,18 +64,18 @@ class TiktokenTokenizer(Tokenizer):
         self._data, self.program = data, program
         self._pieces = sorted(ranks, key=ranks.__getitem__)
         self._first = len(program.special) if program.first else 0  # id of the first piece
-        place = 0 if program.first else len(ranks)
-        self.special = {name: place + number for number, name in enumerate(program.special)}
+        first_special = 0 if program.first else len(ranks)
+        self.special = {name: first_special + number for number, name in enumerate(program.special)}
         self._renamed: dict[str, str] = {}
         self.vocab_size = len(ranks) + len(self.special)
         begin, end = self.special.get(program.begin), self.special[program.end]
         self._usual = Ends(() if begin is None else (begin,), (end,), end)
-        self.place(self._usual if ends is None else ends)
+        self.set_ends(self._usual if ends is None else ends)
         self._encoding = library("tiktoken").Encoding(
             program.name, pat_str=program.pattern, mergeable_ranks=ranks, special_tokens={}
         )
 
-    def place(self, ends: Ends) -> None:
+    def set_ends(self, ends: Ends) -> None:
         """Takes what stands around a text from another than the program."""
         self._ends = ends
         self.begin, self.end = ends.begin, ends.end
@@ -102,8 +102,8 @@ class TiktokenTokenizer(Tokenizer):
         return [[self._first + token for token in tokens] for tokens in encoded]
 
     def token_bytes(self, token: int) -> bytes:
-        place = token - self._first
-        return self._pieces[place] if 0 <= place < len(self._pieces) else b""
+        index = token - self._first
+        return self._pieces[index] if 0 <= index < len(self._pieces) else b""
 
     @property
     def opening(self) -> tuple[int, ...]:
@@ -129,7 +129,7 @@ class TiktokenTokenizer(Tokenizer):
     def from_saved(cls, settings: dict[str, Any], folder: pathlib.Path) -> "TiktokenTokenizer":
         if "program" not in settings:  # of a run from before Qwen's own program was followed
             tokenizer = cls((folder / QWEN.file).read_bytes())
-            tokenizer.place(_separated(tokenizer.end))
+            tokenizer.set_ends(_separated(tokenizer.end))
             tokenizer.rename(settings.get("renamed", {}))
             return tokenizer
         program = PROGRAMS[settings["program"]]
@@ -180,7 +180,7 @@ def _as_meta(text: str) -> Iterator[str]:
 
 
 def is_table(data: bytes) -> bool:
-    """Whether a file is a table of ranks, whatever it is called."""
+    """Returns whether a file is a table of ranks, whatever it is called."""
     try:
         piece, rank = data[:200].split(b"\n", 1)[0].split()
         return rank.isdigit() and bool(base64.b64decode(piece, validate=True))
@@ -229,9 +229,9 @@ def _extended(path: pathlib.Path, tokenizer: TiktokenTokenizer) -> Tokenizer:
     own = {"bos": names.get(tokenizer.begin), "eos": names[tokenizer.end]}
     frame = Frame(tokenizer.opening, ())
     _, ends = folder_ends(path.parent, None, tokenizer.special.get, frame, own)
-    tokenizer.place(ends)
+    tokenizer.set_ends(ends)
     new = {name: entry for name, entry in added.items() if entry.token >= size}
-    check_places(path, size, new)
+    check_positions(path, size, new)
     if ordinary := [name for name, entry in new.items() if not entry.special]:
         raise UserError(f"{path}: the added token {ordinary[0]!r} is text, not special")
     return ExtendedTokenizer(tokenizer, list(new)) if new else tokenizer

@@ -120,7 +120,7 @@ def _byte_pairs(tokenizer: SentencePieceTokenizer) -> Any:
 
 
 def _symbols(bare: Any, word: str) -> list[str]:
-    """What the old merges leave of a word: pieces, and characters that have none."""
+    """Pieces that the old merges leave of a word, and characters that have none."""
     symbols, rest = [], b""
     for token, piece in zip(bare.encode(word), bare.encode(word, out_type=str)):
         if bare.is_byte(token):

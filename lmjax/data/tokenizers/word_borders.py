@@ -1,4 +1,4 @@
-"""Where a text may be cut without changing its tokens, for tokenizers of the Hugging Face library.
+"""Borders at which texts may be cut without changing tokens (Hugging Face tokenizers).
 
 It follows from the tokenizer's parts. Only what is known here is used; the texts of any other
 tokenizer are encoded whole.
@@ -44,7 +44,7 @@ Splitter = Callable[[str], list[str]]  # some of its pieces may be empty
 
 
 def word_borders(tokenizer: Any, pieces: Iterable[str]) -> Splitter | None:
-    """Where a text falls into pieces that a tokenizer of the library may encode one by one.
+    """Pattern of the pieces of a text that a tokenizer of the library may encode one by one.
 
     Args:
       tokenizer: of the tokenizers library.
@@ -74,7 +74,7 @@ def word_borders(tokenizer: Any, pieces: Iterable[str]) -> Splitter | None:
 
 
 class _Parts(NamedTuple):
-    """What a tokenizer is put together from."""
+    """Parts of a tokenizer."""
 
     normalizers: list[dict[str, Any]]
     cutters: list[dict[str, Any]]  # pre-tokenizers
@@ -86,7 +86,7 @@ class _Parts(NamedTuple):
         return [cutter["type"] for cutter in self.cutters]
 
     def named(self, pattern: str) -> bool:
-        """Whether an added token has this in its name."""
+        """Returns whether an added token has this in its name."""
         return any(re.search(pattern, name) for name in self.names)
 
 
@@ -105,7 +105,7 @@ def _states(part: Any | None, several: str) -> list[dict[str, Any]]:
 
 
 def _local(state: dict[str, Any]) -> bool:
-    """Whether a normalizer changes nothing across a space that follows another character."""
+    """Returns whether a normalizer changes nothing across a space after another character."""
     if state["type"] == "Replace":
         pattern = state["pattern"].get("String", " ")
         return not any(character.isspace() for character in pattern + state["content"])
@@ -152,11 +152,11 @@ def _byte_words(parts: _Parts) -> Splitter | None:
 
 def _choices(pattern: str) -> list[str]:
     """The alternatives of a regular expression."""
-    found, depth, in_class, begin, place = [], 0, False, 0, 0
-    while place < len(pattern):
-        character = pattern[place]
+    found, depth, in_class, begin, position = [], 0, False, 0, 0
+    while position < len(pattern):
+        character = pattern[position]
         if character == "\\":
-            place += 1
+            position += 1
         elif in_class:
             in_class = character != "]"
         elif character == "[":
@@ -164,9 +164,9 @@ def _choices(pattern: str) -> list[str]:
         elif character in "()":
             depth += 1 if character == "(" else -1
         elif character == "|" and not depth:
-            found.append(pattern[begin:place])
-            begin = place + 1
-        place += 1
+            found.append(pattern[begin:position])
+            begin = position + 1
+        position += 1
     return [*found, pattern[begin:]]
 
 
@@ -211,12 +211,12 @@ def _spaced_words(parts: _Parts, pieces: Iterable[str]) -> Splitter | None:
 
 
 def _between_spaces(text: str) -> list[str]:
-    """What stands between spaces and line breaks."""
+    """Pattern of the text between spaces and line breaks."""
     return text.replace("\n", " ").split(" ")
 
 
 def _cut_before(behind: Mapping[str, str]) -> Splitter:
-    """What cuts a text before some white space, and keeps all of it.
+    """Splitter that cuts a text before some white space, and keeps all of it.
 
     Args:
       behind: by characters of white space, inside of [], the class of characters of no white space

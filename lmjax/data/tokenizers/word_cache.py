@@ -20,7 +20,7 @@ LARGEST = 0x110000  # ids below it are kept as characters: strings are joined fa
 
 
 class WordCache:
-    """What words of texts are encoded as."""
+    """Cache of the tokens of words."""
 
     def __init__(self, split: Splitter, encode: Callable[[Sequence[str]], list[str]]):
         """`split` cuts a text into words that may be encoded by themselves; `encode` gives the

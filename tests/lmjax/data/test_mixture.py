@@ -123,7 +123,7 @@ def test_shares():
 def test_shares_are_kept_and_sources_walked_without_gaps(weights, first):
     mixture = one_stage(weights)
     row = np.arange(first, first + 2 * mixture.period)
-    source, number = mixture.place(row)
+    source, number = mixture.locate(row)
     for which, share in enumerate(mixture.counts):
         assert abs(share / mixture.period - weights[which] / sum(weights)) <= 0.001
         assert (source == which).sum() == 2 * share  # in any stretch as long as two periods
@@ -141,7 +141,7 @@ def one_stage(weights):
 
 
 def test_each_source_begins_at_its_first_row():
-    source, number = one_stage([0.7, 0.2, 0.1]).place(np.arange(10))
+    source, number = one_stage([0.7, 0.2, 0.1]).locate(np.arange(10))
     assert [number[source == which].tolist() for which in range(3)] == [[*range(7)], [0, 1], [0]]
 
 
@@ -157,7 +157,7 @@ def test_stages_have_their_shares_and_leave_no_gaps(stores, data):
     mixture = Mixture(rings(stores), stages[0], tuple(zip(edges, stages[1:])))
     row = data.draw(st.permutations(range(500)))
     source, number = np.empty((2, 500), np.int64)
-    source[row], number[row] = mixture.place(np.array(row))
+    source[row], number[row] = mixture.locate(np.array(row))
     for which, name in enumerate(names):
         walked = number[source == which]
         assert np.array_equal(walked, np.arange(len(walked)))
@@ -176,7 +176,7 @@ def test_an_epoch_of_each_source_has_every_token_as_target_once(stores):
     # Enough rows for the second epoch of the large source to end; the others had more.
     last = 2 * epochs["large"] * 10 // 7 + 10
     tokens, segments = mixture.read(np.arange(last), seed=5)
-    source, number = mixture.place(np.arange(last))
+    source, number = mixture.locate(np.arange(last))
     for which, (name, store) in enumerate(stores.items()):
         orders = []
         for epoch in range(2):

@@ -78,7 +78,7 @@ def test_stores_by_domain(data, tmp_path):
 
 def test_loader_mixes_with_the_weights(data, tmp_path):
     loader = prepare(data, tmp_path / "run").loader(data.plan(1), lambda *given: given, 17)
-    source, _ = loader.mixture.place(np.arange(40))
+    source, _ = loader.mixture.locate(np.arange(40))
     assert np.bincount(source).tolist() == [30, 10]
     tokens, segments, seeds = loader.batch(5)
     assert tokens.shape == segments.shape == (4, 17) and seeds.shape == (4,)
@@ -110,7 +110,7 @@ def test_a_second_stage_has_its_own_weights_and_may_bring_a_domain(data, tmp_pat
     mixture = ready.loader(plan, lambda *given: given, 17).mixture
     assert plan.rows(3)[0] == 4 + 2 * 8 + 8
     for step, shares in ((1, [6, 2]), (2, [6, 2]), (3, [0, 2, 6]), (9, [0, 2, 6])):
-        source, _ = mixture.place(plan.rows(step))
+        source, _ = mixture.locate(plan.rows(step))
         assert np.bincount(source).tolist() == shares
 
 

@@ -531,7 +531,7 @@ def test_qwens_tokenizer_of_an_earlier_run_keeps_its_separator(tmp_path):
     """Its folder says neither the program nor what stands around a text."""
     data, _ = ranks_of(300)
     tokenizer = TiktokenTokenizer(data)
-    tokenizer.place(Ends((tokenizer.end,), (), tokenizer.end))
+    tokenizer.set_ends(Ends((tokenizer.end,), (), tokenizer.end))
     tokenizer.save(tmp_path)
     assert json.loads((tmp_path / "tokenizer.json").read_text()).keys() == {
         *("kind", "vocab_size", "begin", "end", "fingerprint")

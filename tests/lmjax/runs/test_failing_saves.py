@@ -39,7 +39,8 @@ def test_a_folder_that_was_moved_away_and_is_a_link_to_nothing(saved, tmp_path):
     elsewhere = tmp_path.with_name(f"{tmp_path.name}-moved")
     tmp_path.rename(elsewhere)
     saved.folder.symlink_to("/mnt/not mounted/checkpoints")
-    for call in (saved.steps, saved.latest, saved.check_place, lambda: saved.restore(None, make())):
+    restore = lambda: saved.restore(None, make())  # noqa: E731
+    for call in (saved.steps, saved.latest, saved.check_folder, restore):
         with pytest.raises(UserError, match="is a link to /mnt/not mounted/checkpoints, which is"):
             call()
     with pytest.raises(UserError, match=r"step 4 could not be written(.|\n)*not mounted"):
@@ -70,13 +71,13 @@ def test_a_place_where_nothing_can_be_written_is_told_before_training(tmp_path, 
     folder = {"file": "file", "below a file": "file/x", "no permission": "/proc/checkpoints"}[place]
     checkpointer = Checkpointer(tmp_path / folder)
     with pytest.raises(UserError, match="no checkpoint can be saved in"):
-        checkpointer.check_place()
+        checkpointer.check_folder()
     with pytest.raises(UserError, match="step 1 could not be written"):
         checkpointer.save(1, make(), {})
 
 
 def test_a_good_place_is_left_as_it_was(saved):
-    saved.check_place()
+    saved.check_folder()
     assert names(saved.folder) == ["1", "2", "3"]
 
 
