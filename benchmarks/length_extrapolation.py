@@ -38,7 +38,7 @@ from lmjax.models import (
 from lmjax.objectives import CausalLM, Example
 from lmjax.parallel import Mesh, generation_layout
 from lmjax.runs.folder import RunFolder
-from lmjax.runs.trained_model import read_trained
+from lmjax.runs.trained_model import load_trained_model
 from lmjax.training.placement import to_devices
 
 LAST = 64  # tokens of each document that are predicted
@@ -147,7 +147,7 @@ def main() -> None:
         experiment = training(settings, settings.folder or temporary)
         experiment.run()
         with jax.set_mesh(Mesh(fsdp=1).build(jax.devices()[:1])):
-            trained = read_trained(experiment.output, generation_layout())
+            trained = load_trained_model(experiment.output, generation_layout())
             tokens = long_documents(settings, experiment)
             found: dict[str, list[float]] = {}
             for context in settings.contexts:

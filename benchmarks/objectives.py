@@ -18,7 +18,6 @@ from lmjax.objectives import (
     BlankInfilling,
     CausalLM,
     DocumentBlank,
-    Lexicon,
     MaskedLM,
     PermutationLM,
     PrefixLM,
@@ -26,6 +25,7 @@ from lmjax.objectives import (
     SpanCorruption,
     TextObjective,
     TokenBlanks,
+    TokenTable,
 )
 from lmjax.objectives.glm import glm_130b_objective, glm_objective
 
@@ -68,12 +68,12 @@ class ObjectivesBenchmark:
             raise UserError("length, rows, count and documents are at least 1")
 
 
-def make_lexicon() -> Lexicon:
+def make_lexicon() -> TokenTable:
     """One token in 20 ends a sentence, two in three begin a word, one in 30 is white space."""
     ids = np.arange(VOCABULARY)
     special = {name: number for number, name in enumerate(NAMES, 2)}
     special |= {f"<extra_id_{number}>": VOCABULARY - 1 - number for number in range(1000)}
-    return Lexicon(
+    return TokenTable(
         special=special,
         begin=0,
         end=1,

@@ -79,7 +79,7 @@ class Table:
         return cls(**{**values, **lists})
 
 
-class Story:
+class RunLog:
     """Prints the phases of a job, each with what it came to and how long it took."""
 
     def __init__(self, console: Console) -> None:

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 
-def bend(
+def softcap_scores(
     scores: Float[Array, "..."], softcap: float | None
 ) -> tuple[Float[Array, "..."], Float[Array, "..."] | None]:
     """softcap tanh(scores / softcap) and its derivative; scores and None without a softcap."""

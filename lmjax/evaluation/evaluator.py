@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from lmjax.config import config
-from lmjax.console import Story, Table
+from lmjax.console import RunLog, Table
 from lmjax.training.feed import Feed
 from lmjax.training.learner import Learner
 
@@ -29,7 +29,7 @@ class Context:
     learner: Learner
     feed: Feed
     records: Callable[[], list[Record]]
-    log: Story
+    log: RunLog
 
 
 # (steps done, parameters) -> lines of metrics.jsonl, each with its "split", and tables.

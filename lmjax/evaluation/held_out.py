@@ -14,7 +14,7 @@ from lmjax.data.permutation import random_bits
 from lmjax.data.rows import EvaluationRows
 from lmjax.data.store import TokenStore
 from lmjax.evaluation.evaluator import Context, Evaluate, Evaluator, Record
-from lmjax.objectives import Example, Lexicon, Sums, TextObjective
+from lmjax.objectives import Example, Sums, TextObjective, TokenTable
 from lmjax.parallel import Layout
 from lmjax.training.placement import to_devices
 
@@ -100,7 +100,7 @@ class HeldOut:
     vocab_size: int
     batch_size: int
     tokens: int | None = None
-    lexicon: Lexicon | None = None
+    lexicon: TokenTable | None = None
 
     def score(self, evaluate: Callable[[dict, Example], Sums], params: dict) -> dict[str, Score]:
         """The scores of these parameters by set.

@@ -16,7 +16,7 @@ from lmjax.data import PreparedData
 from lmjax.data.permutation import random_bits
 from lmjax.data.tokenizers import Tokenizer
 from lmjax.evaluation.evaluator import Context, Evaluate, Evaluator
-from lmjax.generation.fill import Filled, Writing, filling_of
+from lmjax.generation.fill import AutoregressiveInfiller, Filled, infiller_of
 from lmjax.generation.generator import Generator
 from lmjax.generation.sampling import Sampling
 from lmjax.generation.text import TextGenerator
@@ -47,10 +47,10 @@ class HiddenWords(Evaluator):
     def prepare(self, context: Context) -> Evaluate:
         """See `Evaluator.prepare`; the feed is a `TextFeed`."""
         model, feed = context.learner.model, context.feed
-        filling = filling_of(feed.objective)
+        filling = infiller_of(feed.objective)
 
         def evaluate(step: int, params: dict) -> tuple[Table, ...]:
-            if not isinstance(filling, Writing):
+            if not isinstance(filling, AutoregressiveInfiller):
                 return ()
             generator = TextGenerator(Generator(model, params), feed.tokenizer, filling)
             rows, examples = recover(generator, feed.prepared)

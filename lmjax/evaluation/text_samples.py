@@ -5,7 +5,7 @@ from __future__ import annotations
 from lmjax.config import UserError, config
 from lmjax.console import Table
 from lmjax.evaluation.evaluator import Context, Evaluate, Evaluator
-from lmjax.generation.fill import Filling, MaskGuessing, Writing, filling_of
+from lmjax.generation.fill import AutoregressiveInfiller, Infiller, MaskedTokenInfiller, infiller_of
 from lmjax.generation.generator import Generator
 from lmjax.generation.sampling import Sampling
 from lmjax.generation.text import TextGenerator, prompt_tokens
@@ -30,7 +30,7 @@ class TextSamples(Evaluator):
           UserError: a prompt leaves no room for an answer, or its blanks cannot be filled.
         """
         feed: TextFeed = context.feed
-        model, filling = context.learner.model, filling_of(feed.objective)
+        model, filling = context.learner.model, infiller_of(feed.objective)
         for prompt in self.prompts:
             _check_prompt(prompt, feed, filling, model)
 
@@ -45,7 +45,7 @@ class TextSamples(Evaluator):
 
     def _texts(self, generator: TextGenerator) -> list[str]:
         """One text a prompt; filled blanks stand on a line of their own."""
-        if isinstance(generator.filling, MaskGuessing):
+        if isinstance(generator.filling, MaskedTokenInfiller):
             return [_guesses(generator, prompt) for prompt in self.prompts]
         if generator.filling is None:
             return generator.generate(self.prompts, self.sampling, self.length)
@@ -54,7 +54,7 @@ class TextSamples(Evaluator):
 
 
 def _check_prompt(
-    prompt: str, feed: TextFeed, filling: Filling | None, model: TransformerConfig
+    prompt: str, feed: TextFeed, filling: Infiller | None, model: TransformerConfig
 ) -> None:
     """Raises UserError for a prompt that cannot be completed."""
     room = model.max_length
@@ -63,7 +63,7 @@ def _check_prompt(
     else:
         blanked = filling.read(feed.tokenizer, prompt)
         length = len(blanked.tokens)
-        if isinstance(filling, Writing):
+        if isinstance(filling, AutoregressiveInfiller):
             filling.share(blanked, room)
     if room is not None and length >= room:
         raise UserError(

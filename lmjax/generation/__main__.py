@@ -19,7 +19,7 @@ import jax
 
 from lmjax.config import UserError, config
 from lmjax.generation.beams import check_search
-from lmjax.generation.fill import MaskGuessing
+from lmjax.generation.fill import MaskedTokenInfiller
 from lmjax.generation.messages import Message
 from lmjax.generation.run import chat_format, check_chat, load, tell
 from lmjax.generation.sampling import Sampling
@@ -151,7 +151,7 @@ def show_filled(generator: TextGenerator, settings: Generate) -> None:
         raise UserError(
             "stop, chat and special are for models that continue texts; this one fills blanks"
         )
-    if isinstance(generator.filling, MaskGuessing):
+    if isinstance(generator.filling, MaskedTokenInfiller):
         if given := changed(settings, WRITING):
             raise UserError(
                 f"{', '.join(given)}: for models that write; this one guesses a word for each mask,"

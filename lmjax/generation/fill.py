@@ -18,7 +18,7 @@ from lmjax.objectives import (
 
 
 @dataclasses.dataclass(frozen=True)
-class Blanked:
+class InfillPrompt:
     """A prompt with blanks.
 
     Attributes:
@@ -48,7 +48,7 @@ class Filled:
     blanks: list[str]
 
 
-class Filling(abc.ABC):
+class Infiller(abc.ABC):
     """Base of the ways to mark and fill what is missing in a text."""
 
     @abc.abstractmethod
@@ -59,7 +59,7 @@ class Filling(abc.ABC):
     def frame(self, tokenizer: Tokenizer, names: list[str], last: str) -> tuple[list, list]:
         """Tokens before and after a text with these blanks that ends with `last`."""
 
-    def read(self, tokenizer: Tokenizer, prompt: str) -> Blanked:
+    def read(self, tokenizer: Tokenizer, prompt: str) -> InfillPrompt:
         """Finds the blanks.
 
         Raises:
@@ -81,15 +81,15 @@ class Filling(abc.ABC):
             tokens += tokenizer.encode(text)
             positions.append(len(tokens))
             tokens.append(tokenizer.special[name])
-        return Blanked(texts, names, [*tokens, *tokenizer.encode(last), *after], positions)
+        return InfillPrompt(texts, names, [*tokens, *tokenizer.encode(last), *after], positions)
 
 
-class Writing(Filling):
+class AutoregressiveInfiller(Infiller):
     """A filling that is decoded, one blank after another, each with those before it in sight."""
 
     @abc.abstractmethod
     def prompt(
-        self, tokenizer: Tokenizer, blanked: Blanked, spans: Sequence[Sequence[int]]
+        self, tokenizer: Tokenizer, blanked: InfillPrompt, spans: Sequence[Sequence[int]]
     ) -> tuple[Prompt, Sequence[int] | None]:
         """Prompt that is continued to fill the blank after these spans, and the encoder's text."""
 
@@ -98,10 +98,10 @@ class Writing(Filling):
         """Tokens that end a blank's content."""
 
     @abc.abstractmethod
-    def beginning(self, blanked: Blanked) -> int:
+    def beginning(self, blanked: InfillPrompt) -> int:
         """Number of tokens that the decoding model reads before the first blank's."""
 
-    def share(self, blanked: Blanked, max_length: int | None) -> int | None:
+    def share(self, blanked: InfillPrompt, max_length: int | None) -> int | None:
         """Most tokens of each blank, so that all have the same room; None: there is no limit.
 
         Raises:
@@ -119,11 +119,11 @@ class Writing(Filling):
         return share
 
 
-class BlankFilling(BlankFormat, Writing):
+class BlankInfiller(BlankFormat, AutoregressiveInfiller):
     """GLM's way: spans behind the text, at the positions of their masks; see `blank_row`."""
 
     def names(self, tokenizer: Tokenizer) -> list[str]:
-        """See `Filling.names`."""
+        """See `Infiller.names`."""
         found = [name for name in self.masks if name in tokenizer.special]
         return found or [name for name in self.masks[:1] if token(tokenizer, name)]
 
@@ -139,9 +139,9 @@ class BlankFilling(BlankFormat, Writing):
         return begin, [] if goes_on or tokenizer.end == tokenizer.begin else [tokenizer.end]
 
     def prompt(
-        self, tokenizer: Tokenizer, blanked: Blanked, spans: Sequence[Sequence[int]]
+        self, tokenizer: Tokenizer, blanked: InfillPrompt, spans: Sequence[Sequence[int]]
     ) -> tuple[Prompt, Sequence[int] | None]:
-        """See `Writing.prompt`."""
+        """See `AutoregressiveInfiller.prompt`."""
         sop = token(tokenizer, self.sop)
         contents = [[sop, *span] for span in [*spans, ()]]
         run_on = blanked.names[0] in self.run_on
@@ -151,16 +151,16 @@ class BlankFilling(BlankFormat, Writing):
         """The end of the blank or, where it is a text's rest, of the text."""
         return [token(tokenizer, self.eop), tokenizer.end]
 
-    def beginning(self, blanked: Blanked) -> int:
-        """See `Writing.beginning`."""
+    def beginning(self, blanked: InfillPrompt) -> int:
+        """See `AutoregressiveInfiller.beginning`."""
         return len(blanked.tokens)
 
 
-class SentinelFilling(SentinelFormat, Writing):
+class SentinelInfiller(SentinelFormat, AutoregressiveInfiller):
     """T5's way: an encoder reads the text, the decoder is given each sentinel and goes on."""
 
     def names(self, tokenizer: Tokenizer) -> list[str]:
-        """See `Filling.names`."""
+        """See `Infiller.names`."""
         token(tokenizer, self.sentinel.format(0))
         numbers = range(len(tokenizer.special))
         names = [self.sentinel.format(number) for number in numbers]
@@ -177,9 +177,9 @@ class SentinelFilling(SentinelFormat, Writing):
         return [], [tokenizer.end]
 
     def prompt(
-        self, tokenizer: Tokenizer, blanked: Blanked, spans: Sequence[Sequence[int]]
+        self, tokenizer: Tokenizer, blanked: InfillPrompt, spans: Sequence[Sequence[int]]
     ) -> tuple[Prompt, Sequence[int] | None]:
-        """See `Writing.prompt`."""
+        """See `AutoregressiveInfiller.prompt`."""
         tokens = [token(tokenizer, self.start)]
         for name, span in zip(blanked.names, [*spans, ()]):
             tokens += [tokenizer.special[name], *span]
@@ -189,16 +189,16 @@ class SentinelFilling(SentinelFormat, Writing):
         """Any sentinel, and the end of the text."""
         return [*map(tokenizer.special.__getitem__, self.names(tokenizer)), tokenizer.end]
 
-    def beginning(self, blanked: Blanked) -> int:
+    def beginning(self, blanked: InfillPrompt) -> int:
         """The token that the decoder begins with."""
         return 1
 
 
-class MaskGuessing(MaskFormat, Filling):
+class MaskedTokenInfiller(MaskFormat, Infiller):
     """BERT's way: each mask is one token, guessed from all the others at once."""
 
     def names(self, tokenizer: Tokenizer) -> list[str]:
-        """See `Filling.names`."""
+        """See `Infiller.names`."""
         token(tokenizer, self.mask)
         return [self.mask]
 
@@ -209,20 +209,20 @@ class MaskGuessing(MaskFormat, Filling):
         return [] if begin is None else [begin], [] if begin == end else [end]
 
 
-FILLINGS: dict[type[InfillFormat], type[Filling]] = {
-    BlankFormat: BlankFilling,
-    SentinelFormat: SentinelFilling,
-    MaskFormat: MaskGuessing,
+FILLINGS: dict[type[InfillFormat], type[Infiller]] = {
+    BlankFormat: BlankInfiller,
+    SentinelFormat: SentinelInfiller,
+    MaskFormat: MaskedTokenInfiller,
 }
 
 
-def filling_by(infill: InfillFormat | Filling | None) -> Filling | None:
+def infiller_by(infill: InfillFormat | Infiller | None) -> Infiller | None:
     """Filling of blanks by this format; None for no format. A filling of one's own stays itself.
 
     Raises:
       UserError: the format is neither one that is known here nor a filling.
     """
-    if infill is None or isinstance(infill, Filling):
+    if infill is None or isinstance(infill, Infiller):
         return infill
     kind = next((kind for known, kind in FILLINGS.items() if isinstance(infill, known)), None)
     if kind is None:
@@ -233,9 +233,9 @@ def filling_by(infill: InfillFormat | Filling | None) -> Filling | None:
     return kind(**{field.name: getattr(infill, field.name) for field in dataclasses.fields(infill)})
 
 
-def filling_of(objective: Objective | None) -> Filling | None:
+def infiller_of(objective: Objective | None) -> Infiller | None:
     """The filling of blanks that a model learned by its objective; None: it continues texts."""
-    return None if objective is None else filling_by(objective.infill_format())
+    return None if objective is None else infiller_by(objective.infill_format())
 
 
 # (prompts, what encoders read, number of the blank in each text) -> tokens of each blank
@@ -243,9 +243,9 @@ Decode = Callable[[list[Prompt], list[Sequence[int]] | None, int], list[list[int
 
 
 def write_blanks(
-    filling: Writing,
+    filling: AutoregressiveInfiller,
     tokenizer: Tokenizer,
-    prompts: Sequence[Blanked],
+    prompts: Sequence[InfillPrompt],
     max_length: int | None,
     decode: Decode,
 ) -> list[list[list[int]]]:
@@ -273,7 +273,9 @@ def write_blanks(
     return spans
 
 
-def put_together(tokenizer: Tokenizer, blanked: Blanked, spans: Sequence[Sequence[int]]) -> Filled:
+def put_together(
+    tokenizer: Tokenizer, blanked: InfillPrompt, spans: Sequence[Sequence[int]]
+) -> Filled:
     """The prompt's text with these tokens in its blanks."""
     pieces, blanks = [blanked.texts[0]], []
     for span, text in zip(spans, blanked.texts[1:]):

@@ -12,7 +12,7 @@ from lmjax.config import UserError, replace
 from lmjax.data.public_tokenizers import read_tokenizer
 from lmjax.data.tokenizers import Tokenizer
 from lmjax.generation.chat import chat_template, fitting_template, templates
-from lmjax.generation.fill import filling_by, filling_of
+from lmjax.generation.fill import infiller_by, infiller_of
 from lmjax.generation.generator import Generator
 from lmjax.generation.jinja_format import JinjaFormat
 from lmjax.generation.messages import ChatFormat
@@ -32,7 +32,7 @@ from lmjax.models import TransformerConfig
 from lmjax.models.transformer import NO_HEAD
 from lmjax.parallel import Layout, generation_layout
 from lmjax.remote import local_copy
-from lmjax.runs.trained_model import beyond_table, read_experiment, read_trained
+from lmjax.runs.trained_model import beyond_table, load_trained_model, read_experiment
 
 
 def load(
@@ -75,7 +75,7 @@ def load_model(
     _, params = huggingface.read_params(folder, family, config, layout, apart=layers_apart())
     if unused := beyond_table(tokenizer, config.vocab_size):
         tell(f"{folder}: {unused}")
-    filling = filling_by(family.infill)
+    filling = infiller_by(family.infill)
     generator = Generator(computed_in(config, dtype), params, layout)
     return TextGenerator(generator, tokenizer, filling, ends_of(folder, config))
 
@@ -104,13 +104,13 @@ def load_run(
     """
     layout = generation_layout() if layout is None else layout
     folder = local_copy(folder, "folder")
-    trained = read_trained(folder, layout, step)
+    trained = load_trained_model(folder, layout, step)
     if trained.tokenizer is None:
         raise UserError(f"there is no tokenizer in {folder}: text needs one")
     if unused := beyond_table(trained.tokenizer, trained.config.vocab_size):
         tell(f"{folder}: {unused}")
     generator = Generator(computed_in(trained.config, dtype), trained.params, layout)
-    filling = filling_of(trained.objective)
+    filling = infiller_of(trained.objective)
     return TextGenerator(generator, trained.tokenizer, filling, ends_of(folder, trained.config))
 
 

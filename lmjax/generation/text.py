@@ -14,10 +14,10 @@ from lmjax.config import UserError, replace
 from lmjax.data.tokenizers import Tokenizer, cut_at_names
 from lmjax.generation.beams import BeamSearch
 from lmjax.generation.fill import (
+    AutoregressiveInfiller,
     Filled,
-    Filling,
-    MaskGuessing,
-    Writing,
+    Infiller,
+    MaskedTokenInfiller,
     put_together,
     write_blanks,
 )
@@ -46,7 +46,7 @@ class TextGenerator:
 
     generator: Generator
     tokenizer: Tokenizer
-    filling: Filling | None = None
+    filling: Infiller | None = None
     ends: tuple[int, ...] = ()
 
     def generate(
@@ -184,7 +184,7 @@ class TextGenerator:
             than the context holds, or a tokenizer without the special tokens.
         """
         filling = self.filling
-        if not isinstance(filling, Writing):
+        if not isinstance(filling, AutoregressiveInfiller):
             raise UserError(
                 "this model does not write into blanks: "
                 + ("it continues texts" if filling is None else "it guesses masks, see `guess`")
@@ -212,7 +212,7 @@ class TextGenerator:
           UserError: a model that does not guess masks, a prompt without one or longer than the
             context, or a tokenizer without the special tokens.
         """
-        if not isinstance(self.filling, MaskGuessing):
+        if not isinstance(self.filling, MaskedTokenInfiller):
             raise UserError("this model does not guess masks: it is no encoder")
         blanked = self.filling.read(self.tokenizer, prompt)
         most, length = self.generator.config.max_length, len(blanked.tokens)

@@ -18,7 +18,7 @@ def decoding_weights(config: TransformerConfig, params: dict, shapes: dict, apar
       shapes: how they lie on the mesh, stacked; see `Decoder.shapes`.
       apart: whether each layer's parameters are by themselves.
     """
-    weights = sharded(light(config, params if apart else stacked(params)), shapes)
+    weights = sharded(cast_for_inference(config, params if apart else stacked(params)), shapes)
     if apart:
         weights["blocks"] = unstacked(weights["blocks"], config.num_layers)
     return weights
@@ -63,7 +63,7 @@ def sharded(params: dict, shapes: dict) -> dict:
     return jax.tree.map(reshard, specs, params)
 
 
-def light(config: TransformerConfig, params: dict) -> dict:
+def cast_for_inference(config: TransformerConfig, params: dict) -> dict:
     """The parameters, in the compute dtype where the model does nothing before casting them."""
 
     def cast(path, leaf):

@@ -32,7 +32,7 @@ from lmjax.parallel import training_layout
 from lmjax.remote import Objects, copy_path, is_url, local_copy, send_folder
 from lmjax.runs.checkpoints import Checkpointer
 from lmjax.runs.folder import RunFolder
-from lmjax.runs.trained_model import Trained, beyond_table, read_experiment, read_trained
+from lmjax.runs.trained_model import TrainedModel, beyond_table, load_trained_model, read_experiment
 
 # Endings of files that hold weights, in whatever format, and of what belongs to them.
 WEIGHTS = (
@@ -74,8 +74,8 @@ def convert(
       console: is told what happens.
 
     Raises:
-      UserError: see `huggingface.read`, `huggingface.write` and `read_trained`; or the destination
-        holds something, or settings do not go together.
+      UserError: see `huggingface.read`, `huggingface.write` and `load_trained_model`; or the
+        destination holds something, or settings do not go together.
     """
     source = local_copy(source, "source")
     console = make_console() if console is None else console
@@ -185,16 +185,16 @@ def new_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def read(source: Path, step: int | None, console: Console) -> tuple[Trained, list[str]]:
+def read(source: Path, step: int | None, console: Console) -> tuple[TrainedModel, list[str]]:
     """The model of a folder of either kind, and what the user should know."""
     if huggingface.is_model_folder(source):
         with ByteBar("reading", console) as report:
             config, _, params = huggingface.read(source, training_layout(), report)
         tokenizer, notes = find_tokenizer(source)
-        trained = Trained(config, params, tokenizer)
+        trained = TrainedModel(config, params, tokenizer)
     else:
         console.print("reading the checkpoint")
-        trained, notes = read_trained(source, training_layout(), step), []
+        trained, notes = load_trained_model(source, training_layout(), step), []
     if trained.tokenizer is not None:
         notes += filter(None, [beyond_table(trained.tokenizer, trained.config.vocab_size)])
     return trained, notes
@@ -208,7 +208,7 @@ def find_tokenizer(folder: Path) -> tuple[Tokenizer | None, list[str]]:
         return None, [f"no tokenizer was carried over, and text needs one: {error}"]
 
 
-def write_run(folder: RunFolder, trained: Trained, source: Path, console: Console) -> None:
+def write_run(folder: RunFolder, trained: TrainedModel, source: Path, console: Console) -> None:
     """Writes a run folder with a checkpoint of step 0 that holds the parameters alone."""
     console.print("writing the checkpoint")
     extra = {}
@@ -234,7 +234,7 @@ def family_of(source: Path) -> str | None:
 
 def write_model(
     folder: Path,
-    trained: Trained,
+    trained: TrainedModel,
     source: Path,
     dtype: Dtype,
     largest_file: int,

@@ -129,9 +129,9 @@ def family_of(config: TransformerConfig) -> tuple[ModelFamily, dict[str, Any]]:
     differences = {}
     for family in families():
         settings = family.write(whole)
-        wanted = to_text(essence(whole)).splitlines()
+        wanted = to_text(architecture_of(whole)).splitlines()
         try:
-            again = to_text(essence(family.read(family.settings(settings)))).splitlines()
+            again = to_text(architecture_of(family.read(family.settings(settings)))).splitlines()
         except UserError:  # what this family cannot have
             continue
         if again == wanted:
@@ -147,7 +147,7 @@ def family_of(config: TransformerConfig) -> tuple[ModelFamily, dict[str, Any]]:
     )
 
 
-def essence(config: TransformerConfig) -> TransformerConfig:
+def architecture_of(config: TransformerConfig) -> TransformerConfig:
     """The config without what changes no logits, only how a model is drawn, trained or computed."""
     attention = replace(
         config.attention,

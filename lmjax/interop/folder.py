@@ -13,7 +13,7 @@ from lmjax.models import TransformerConfig, abstract, draw_parameters
 from lmjax.parallel import Layout
 from lmjax.remote import local_copy
 from lmjax.runs.folder import RunFolder
-from lmjax.runs.trained_model import read_experiment, read_trained
+from lmjax.runs.trained_model import load_trained_model, read_experiment
 
 
 @preset
@@ -45,7 +45,7 @@ def read_params(
       A nested dictionary of float32 arrays.
 
     Raises:
-      UserError: see `huggingface.read` and `read_trained`; or a parameter has another shape.
+      UserError: see `huggingface.read` and `load_trained_model`; or a parameter has another shape.
     """
     folder = local_copy(path, "folder")
     theirs = model_folder(str(folder))
@@ -54,7 +54,7 @@ def read_params(
     if huggingface.is_model_folder(folder):
         params = huggingface.read(folder, layout)[2]
     else:
-        params = read_trained(folder, layout).params
+        params = load_trained_model(folder, layout).params
     return (
         params
         if not fresh

@@ -17,8 +17,8 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
 from lmjax.files import local_path
+from lmjax.interop.families import architecture_of as architecture_of
 from lmjax.interop.families import assumption as assumption
-from lmjax.interop.families import essence as essence
 from lmjax.interop.families import family_of as family_of
 from lmjax.interop.families import is_model_folder as is_model_folder
 from lmjax.interop.families import read_config as read_config

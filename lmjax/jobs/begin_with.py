@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from lmjax.config import UserError
-from lmjax.console import Stopwatch, Story
+from lmjax.console import RunLog, Stopwatch
 from lmjax.data.public_tokenizers import read_tokenizer
 from lmjax.data.tokenizers import Tokenizer
 from lmjax.interop.folder import model_folder, read_params, tokenizer_folder
-from lmjax.interop.huggingface import essence
+from lmjax.interop.huggingface import architecture_of
 from lmjax.interop.kept_files import keep
 from lmjax.launch import is_first
 from lmjax.remote import local_copy
@@ -22,7 +22,7 @@ def read_parameters(
     seed: int,
     tokenizer: Tokenizer | None,
     folder: RunFolder,
-    log: Story,
+    log: RunLog,
 ) -> dict | None:
     """Parameters of `source` for the learner's model; differences of the two are logged.
 
@@ -42,7 +42,7 @@ def read_parameters(
     watch = Stopwatch()
     params = read_params(source, learner.model, learner.layout, seed)
     log.fact("begins with", f"the parameters in {source}", watch.seconds())
-    theirs, ours = map(essence, (model_folder(source), learner.model))
+    theirs, ours = map(architecture_of, (model_folder(source), learner.model))
     for name, there, here in differences(theirs, ours):
         log.warn(f"model.{name} is {here} here; in {source} it is {there}")
     if tokenizer is None:

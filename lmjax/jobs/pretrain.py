@@ -4,14 +4,14 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 from lmjax.config import UserError, config
-from lmjax.console import Story
+from lmjax.console import RunLog
 from lmjax.data import Data
 from lmjax.evaluation.evaluator import Evaluator
 from lmjax.jobs.settings import Evaluation
 from lmjax.jobs.text import (
     check_special_tokens,
     prepare_text,
-    tell_rows,
+    print_rows,
     warn_of_answers,
     warn_of_losses,
 )
@@ -22,7 +22,7 @@ from lmjax.parallel import training_layout
 from lmjax.runs.folder import RunFolder
 from lmjax.training.feed import TextFeed
 from lmjax.training.gradients import count_microbatches
-from lmjax.training.schedules import Rate, count_full_batches, through
+from lmjax.training.schedules import Rate, count_full_batches, piecewise_linear
 
 
 @config
@@ -66,14 +66,14 @@ class Pretrain(TrainingJob):
         """Rows of the largest example."""
         return max(self.data.sizes)
 
-    def prepare(self, folder: RunFolder, log: Story, saved: dict[str, Any]) -> TextFeed:
+    def prepare(self, folder: RunFolder, log: RunLog, saved: dict[str, Any]) -> TextFeed:
         """See `TrainingJob.prepare`."""
         warn_of_answers(log, self.data, self.objective)
         prepared = prepare_text(self.data, folder.tokenizer, self.model.vocab_size, log, saved)
         plan, length = self.data.plan(self.seed), self.data.length
         feed = TextFeed(prepared, plan, self.objective, length, self.microbatch)
         check_special_tokens(feed)
-        tell_rows(log, feed)
+        print_rows(log, feed)
         warn_of_losses(log, prepared, self.objective.predicts_text)
         return feed
 
@@ -92,7 +92,7 @@ class Pretrain(TrainingJob):
 
     def embedding_gradient_rate(self) -> Rate | None:
         """See `TrainingJob.embedding_gradient_rate`."""
-        return through(points) if (points := self.embedding_gradient) else None
+        return piecewise_linear(points) if (points := self.embedding_gradient) else None
 
     def check_batches(self, done: int) -> None:
         """Raises UserError if an example after `done` steps does not divide among the devices.

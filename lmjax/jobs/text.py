@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from lmjax.config import UserError
-from lmjax.console import Stopwatch, Story
+from lmjax.console import RunLog, Stopwatch
 from lmjax.data import Data, JsonPrompts, PreparedData, prepare
 from lmjax.data.round_trip import LITTLE, percent
 from lmjax.evaluation.text_baselines import withheld
@@ -22,7 +22,7 @@ def prepare_text(
     data: Data,
     tokenizer_folder: Path,
     vocab_size: int,
-    log: Story,
+    log: RunLog,
     saved: dict[str, Any],
 ) -> PreparedData:
     """Tokenizer and token stores, made or found, with what is lost of the text logged.
@@ -91,7 +91,7 @@ def check_special_tokens(feed: TextFeed) -> None:
     feed.preparation(padding, padding, np.zeros(1, np.uint64))
 
 
-def tell_rows(log: Story, feed: TextFeed) -> None:
+def print_rows(log: RunLog, feed: TextFeed) -> None:
     """Logs how much of the rows is padding, and which documents have no room in one."""
     for name, reader in feed.loader.mixture.readers.items():
         if words := reader.note():
@@ -100,7 +100,7 @@ def tell_rows(log: Story, feed: TextFeed) -> None:
             log.warn(f"{name}: {words}")
 
 
-def warn_of_answers(log: Story, data: Data, objective: TextObjective) -> None:
+def warn_of_answers(log: RunLog, data: Data, objective: TextObjective) -> None:
     """Logs which objectives take the tokens around answers for text.
 
     It may be meant, as in a mixture of objectives, so it is no error.
@@ -117,7 +117,7 @@ def warn_of_answers(log: Story, data: Data, objective: TextObjective) -> None:
                 )
 
 
-def warn_of_losses(log: Story, prepared: PreparedData, predicts_text: bool) -> None:
+def warn_of_losses(log: RunLog, prepared: PreparedData, predicts_text: bool) -> None:
     """Logs which texts the tokens do not hold, and what that means for the run.
 
     Args:

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from lmjax.config import UserError, config
-from lmjax.console import Story, make_console
+from lmjax.console import RunLog, make_console
 from lmjax.evaluation.evaluator import Evaluator
 from lmjax.jobs.settings import Checkpoints, Log, at_least, may_change
 from lmjax.jobs.training_run import TrainingRun
@@ -65,7 +65,7 @@ class TrainingJob(abc.ABC):
         """The largest example of the run, in numpy, such as one of padding."""
 
     @abc.abstractmethod
-    def prepare(self, folder: RunFolder, log: Story, saved: dict[str, Any]) -> Feed:
+    def prepare(self, folder: RunFolder, log: RunLog, saved: dict[str, Any]) -> Feed:
         """The run's examples, made before the first step.
 
         Args:

@@ -24,18 +24,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from lmjax.config import UserError, fingerprint, to_json
-from lmjax.console import Stopwatch, Story, Table, make_console
+from lmjax.console import RunLog, Stopwatch, Table, make_console
 from lmjax.evaluation.evaluator import Context, Record
 from lmjax.jobs.begin_with import read_parameters
+from lmjax.jobs.messages import (
+    print_beginning,
+    print_continuation,
+    print_finished,
+    print_interruption,
+    print_results,
+)
 from lmjax.jobs.report import write_report
 from lmjax.jobs.results import Results
-from lmjax.jobs.telling import (
-    tell_beginning,
-    tell_continuation,
-    tell_finished,
-    tell_interruption,
-    tell_results,
-)
 from lmjax.launch import is_first
 from lmjax.objectives.example import count_tokens
 from lmjax.runs.checkpoints import Checkpointer
@@ -47,7 +47,7 @@ from lmjax.scaling.hardware import find_peak, peak_memory_in_use
 from lmjax.training.feed import Feed
 from lmjax.training.interruption import Interruption
 from lmjax.training.learner import Learner
-from lmjax.training.loop import Loop, Yardstick
+from lmjax.training.loop import Loop, PerformanceTarget
 from lmjax.training.placement import to_devices
 from lmjax.training.profiler import Profiler
 from lmjax.training.state import TrainState
@@ -66,7 +66,7 @@ class TrainingRun:
         """
         self.job, self.learner, self.folder = job, learner, folder
         self.parameters = count_parameters(job.model).total
-        self.log = Story(make_console())
+        self.log = RunLog(make_console())
         self.watch = Stopwatch()
         self.results = Results.from_json(folder.results())
 
@@ -76,10 +76,10 @@ class TrainingRun:
         with Checkpointer(
             self.folder.checkpoints, settings.keep, settings.keep_every, warn=self.log.warn
         ) as checkpointer:
-            tell_beginning(self.log, job, self.folder.location, self.parameters)
+            print_beginning(self.log, job, self.folder.location, self.parameters)
             if self.is_finished(checkpointer):
-                tell_finished(self.log, job.steps, self.folder.location)
-                tell_results(self.log, self.results, self.folder.location)
+                print_finished(self.log, job.steps, self.folder.location)
+                print_results(self.log, self.results, self.folder.location)
                 return
             checkpointer.check_folder()
             job.check_batches(checkpointer.latest() or 0)
@@ -92,7 +92,7 @@ class TrainingRun:
             if done < job.steps:
                 state, done, interruption = self.train(state, done, checkpointer, feed)
         if done < job.steps:
-            tell_interruption(self.log, done, job.steps)
+            print_interruption(self.log, done, job.steps)
             sys.exit(interruption.exit_code)
         self.finish(state, resumed=first > 0)
 
@@ -142,7 +142,7 @@ class TrainingRun:
             done = extra["step"]
             self.check_tokenizer(extra, feed)
             self.check_schedule(extra, done)
-            tell_continuation(self.log, self.job, extra, done)
+            print_continuation(self.log, self.job, extra, done)
         if is_first():
             self.folder.write_config(self.job)
             self.folder.write_json(ENVIRONMENT, environment)
@@ -205,7 +205,7 @@ class TrainingRun:
                 is_evaluation=self.is_evaluation,
                 save=lambda step, state: checkpointer.save(step, state, extra),
                 save_every=job.checkpoint.every,
-                yardstick=self.yardstick(),
+                target=self.target(),
                 log_every=job.log.every,
                 console=self.log.console,
                 check_save=checkpointer.check,
@@ -213,11 +213,11 @@ class TrainingRun:
             )
             return loop.run(state, done)
 
-    def yardstick(self) -> Yardstick:
+    def target(self) -> PerformanceTarget:
         """FLOPs of the model and the peak of the devices."""
         peak = find_peak()
         self.log.fact("peak", peak.note)
-        return Yardstick(self.job.flops_per_token(), peak.flops, peak_memory_in_use)
+        return PerformanceTarget(self.job.flops_per_token(), peak.flops, peak_memory_in_use)
 
     def open_metrics(self) -> MetricsWriter:
         """metrics.jsonl and its copies."""
@@ -268,4 +268,4 @@ class TrainingRun:
         )
         self.folder.write_json(RESULTS, self.results.to_json())
         write_report(self.folder)
-        tell_results(self.log, self.results, self.folder.location)
+        print_results(self.log, self.results, self.folder.location)

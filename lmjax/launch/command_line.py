@@ -59,7 +59,7 @@ def import_modules(names: Sequence[str]) -> None:
             ) from None
 
 
-def own_modules(config: Any) -> tuple[str, ...]:
+def user_modules(config: Any) -> tuple[str, ...]:
     """The modules outside this package that declare classes of a config: `import_modules` them.
 
     What was typed in a notebook is in none.

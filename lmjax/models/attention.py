@@ -169,7 +169,7 @@ class Attention(nnx.Module):
             rows, queries = (bias.shape[axis] > 1 for axis in (0, 2))
             axes = "batch" if rows else None, "heads", "seq" if queries else None, None
             bias = layout.reshard(bias, *axes)
-        keys, values = (spread_heads(layout, a, query.shape[2]) for a in (keys, values))
+        keys, values = (repeat_kv_heads(layout, a, query.shape[2]) for a in (keys, values))
         mask = mask.mapped(lambda a: a, lambda a: layout.reshard(a, "batch", None))  # whole rows
         if dropout is not None:
             # One global draw, so that every mesh drops the same probabilities.
@@ -202,7 +202,7 @@ def attended_keys(length: int, window: int | None, causal: bool) -> float:
     return one_side if causal else 2 * one_side
 
 
-def spread_heads(layout: Layout, x: jax.Array, num_heads: int) -> jax.Array:
+def repeat_kv_heads(layout: Layout, x: jax.Array, num_heads: int) -> jax.Array:
     """Keys or values as attention on this mesh needs them: whole rows, heads beside their queries.
 
     Where the key heads do not divide the tensor axis, each is repeated for its group of queries.

@@ -29,7 +29,7 @@ from lmjax.models.shrink import shrink_gradient
 from lmjax.models.stretches import Stretch, stretches
 from lmjax.parallel import Layout
 from pallas_kernels.attention import Mask
-from pallas_kernels.softcap import bend
+from pallas_kernels.softcap import softcap_scores
 
 VOCABULARY_MULTIPLE = 128
 MASKED_LOGIT = -1e30
@@ -376,6 +376,6 @@ class Transformer(Stack):
         )
         if self.head_bias is not None:
             logits = logits + self.head_bias[...]
-        logits, _ = bend(logits, self.config.logit_softcap)
+        logits, _ = softcap_scores(logits, self.config.logit_softcap)
         column = jax.lax.broadcasted_iota(jnp.int32, (1, 1, self.config.padded_vocab), 2)
         return jnp.where(column < self.config.vocab_size, logits, MASKED_LOGIT)

@@ -108,7 +108,7 @@ class TwoStreamAttention(Attention):
     ) -> tuple[Float[Array, "batch rows embed"], None]:
         """Attends to the first stream; see `Attention`. There is no cache."""
         types = tables.positions
-        query, content = self.query(x), part(self.layout, x, 0, types.shape[1])
+        query, content = self.query(x), sequence_slice(self.layout, x, 0, types.shape[1])
         keys, values = self.key(content), self.value(content)
         bias = self.relative(query, types)
         drop = (self.config.dropout, key) if key is not None and self.config.dropout else None
@@ -150,13 +150,13 @@ def sinusoids(positions: Int[Array, "positions"], width: int) -> Float[Array, "p
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=1)
 
 
-def part(layout: Layout, x: jax.Array, first: int, length: int) -> jax.Array:
+def sequence_slice(layout: Layout, x: jax.Array, first: int, length: int) -> jax.Array:
     """Rows of a sequence, cut over the mesh as whole sequences are."""
     x = layout.reshard(x, "batch", None, None)[:, first : first + length]
     return layout.reshard(x, "batch", "seq", None)
 
 
-def beside(layout: Layout, first: jax.Array, second: jax.Array) -> jax.Array:
+def concat_streams(layout: Layout, first: jax.Array, second: jax.Array) -> jax.Array:
     """Two sequences one after the other, cut over the mesh as one."""
     rest = (None,) * (first.ndim - 2)
     whole = [layout.reshard(a, "batch", None, *rest) for a in (first, second)]
@@ -209,14 +209,14 @@ class XLNet(Transformer):
         unknown = dropout(unknown, self.config.dropout, unknown_key)
         mask = Mask(
             causal=True,
-            query_segments=beside(layout, batch.segments, batch.segments),
+            query_segments=concat_streams(layout, batch.segments, batch.segments),
             key_segments=batch.segments,
-            query_ranks=beside(layout, batch.ranks, batch.ranks - 1),
+            query_ranks=concat_streams(layout, batch.ranks, batch.ranks - 1),
             key_ranks=batch.ranks,
         )
-        both = beside(layout, x, unknown)
+        both = concat_streams(layout, x, unknown)
         both, _ = self._run_blocks(both, mask, self.tables(batch), None, key)
-        return part(layout, both, length, length), None
+        return sequence_slice(layout, both, length, length), None
 
 
 # layers, hidden, heads

@@ -10,7 +10,7 @@ from lmjax.objectives.example import Example as Example
 from lmjax.objectives.example import TokenTargets as TokenTargets
 from lmjax.objectives.glm import glm_130b_objective as glm_130b_objective
 from lmjax.objectives.glm import glm_objective as glm_objective
-from lmjax.objectives.lexicon import Lexicon as Lexicon
+from lmjax.objectives.lexicon import TokenTable as TokenTable
 from lmjax.objectives.masked_lm import MaskedLM as MaskedLM
 from lmjax.objectives.mixed import Mixed as Mixed
 from lmjax.objectives.objective import Objective as Objective

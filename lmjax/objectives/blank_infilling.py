@@ -12,10 +12,10 @@ from lmjax.data.spans import RowSpans
 from lmjax.models.infill import BlankFormat
 from lmjax.models.transformer import TransformerConfig
 from lmjax.objectives.blanks import Blanks, Cut, DocumentBlank, TokenBlanks
-from lmjax.objectives.draws import Draws
+from lmjax.objectives.compatibility import require_causal
+from lmjax.objectives.draws import RandomStream
 from lmjax.objectives.example import Example
-from lmjax.objectives.fitting import require_causal
-from lmjax.objectives.lexicon import Lexicon
+from lmjax.objectives.lexicon import TokenTable
 from lmjax.objectives.objective import TextObjective
 from lmjax.objectives.rows import Rows, Sample, pieces, require_targets
 
@@ -120,7 +120,7 @@ class BlankInfilling(TextObjective):
         tokens: Int[np.ndarray, "rows row_length"],
         segments: Int[np.ndarray, "rows row_length"],
         seeds: UInt64[np.ndarray, "rows"],
-        lexicon: Lexicon,
+        lexicon: TokenTable,
         length: int,
         spans: RowSpans | None = None,
     ) -> Example:
@@ -144,7 +144,7 @@ class BlankInfilling(TextObjective):
                 for text, cut in self.answered(tokens[row], segments[row], found, answer, eop):
                     rows.add(row, fill_in(text, cut, answer, sop, eop))
                 continue
-            draws = Draws(seed)
+            draws = RandomStream(seed)
             for piece in pieces(tokens[row], segments[row], self.cross_documents, self.samples):
                 text, cut = self.blanks.fit(piece, rows.room(row), lexicon, draws)
                 if len(cut.spans):  # a text without blanks teaches nothing

@@ -12,8 +12,8 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from lmjax.config import UserError, config
-from lmjax.objectives.draws import Draws
-from lmjax.objectives.lexicon import Lexicon
+from lmjax.objectives.draws import RandomStream
+from lmjax.objectives.lexicon import TokenTable
 from lmjax.objectives.rows import RowPiece
 
 LONGEST = 39  # tokens of GLM's longest blank
@@ -40,7 +40,7 @@ class Blanks(abc.ABC):
     mask: str  # name of the token that stands for a blank
 
     @abc.abstractmethod
-    def choose(self, piece: RowPiece, lexicon: Lexicon, draws: Draws) -> Cut:
+    def choose(self, piece: RowPiece, lexicon: TokenTable, draws: RandomStream) -> Cut:
         """Blanks of one text, without overlap; none where it has no room for one."""
 
     @abc.abstractmethod
@@ -48,7 +48,7 @@ class Blanks(abc.ABC):
         """Tokens of text that nearly always have room in `length` together with what blanks add."""
 
     def fit(
-        self, piece: RowPiece, room: int, lexicon: Lexicon, draws: Draws
+        self, piece: RowPiece, room: int, lexicon: TokenTable, draws: RandomStream
     ) -> tuple[Int[np.ndarray, "text"], Cut]:
         """The beginning of a text that has room together with its blanks, and these.
 
@@ -84,13 +84,13 @@ class TokenBlanks(Blanks):
                 "above 0, and the longest at least 1"
             )
 
-    def choose(self, piece: RowPiece, lexicon: Lexicon, draws: Draws) -> Cut:
+    def choose(self, piece: RowPiece, lexicon: TokenTable, draws: RandomStream) -> Cut:
         """See `Blanks.choose`."""
         enough = (1 + ADDED) * len(piece.tokens)
         return self.fit(piece, enough, lexicon, draws)[1]
 
     def fit(
-        self, piece: RowPiece, room: int, lexicon: Lexicon, draws: Draws
+        self, piece: RowPiece, room: int, lexicon: TokenTable, draws: RandomStream
     ) -> tuple[Int[np.ndarray, "text"], Cut]:
         """The longest beginning of a text that has room together with its blanks, and these."""
         tokens, found = piece.tokens, [np.zeros((0, 2), np.int64)]
@@ -109,7 +109,7 @@ class TokenBlanks(Blanks):
         return tokens[:room], Cut(spans[draws.order(len(spans))])
 
     def spread(
-        self, edges: Int[np.ndarray, "edges"], room: int, draws: Draws
+        self, edges: Int[np.ndarray, "edges"], room: int, draws: RandomStream
     ) -> tuple[int, Int[np.ndarray, "blanks 2"]]:
         """Blanks of one document's beginning, as long as it has room together with them.
 
@@ -158,7 +158,7 @@ class SentenceBlanks(Blanks):
     def validate(self) -> None:
         _check_share(self.share)
 
-    def choose(self, piece: RowPiece, lexicon: Lexicon, draws: Draws) -> Cut:
+    def choose(self, piece: RowPiece, lexicon: TokenTable, draws: RandomStream) -> Cut:
         """See `Blanks.choose`."""
         spans = []
         for first, end in _texts(piece.tokens, lexicon):
@@ -193,7 +193,7 @@ class DocumentBlank(Blanks):
         if not 0 <= self.rest <= 1:
             raise UserError(f"rest={self.rest}: a probability lies between 0 and 1")
 
-    def choose(self, piece: RowPiece, lexicon: Lexicon, draws: Draws) -> Cut:
+    def choose(self, piece: RowPiece, lexicon: TokenTable, draws: RandomStream) -> Cut:
         """See `Blanks.choose`."""
         size = len(piece.tokens)
         least = max(1, int(self.shortest * size))
@@ -235,7 +235,7 @@ def _text_length(length: int, share: float, mean: float, longest: int) -> int:
     return max(filter(fits, range(2, length + 1)), default=2)
 
 
-def _texts(tokens: Int[np.ndarray, "piece"], lexicon: Lexicon) -> list[tuple[int, int]]:
+def _texts(tokens: Int[np.ndarray, "piece"], lexicon: TokenTable) -> list[tuple[int, int]]:
     """First and one past the last token of what stands between the marks of documents."""
     marks = [-1, *np.flatnonzero(lexicon.is_mark(tokens)).tolist(), len(tokens)]
     pairs = itertools.pairwise(marks)

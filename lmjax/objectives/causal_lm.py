@@ -8,9 +8,9 @@ from jaxtyping import Int, UInt64
 from lmjax.config import config
 from lmjax.models.batch import Batch
 from lmjax.models.transformer import TransformerConfig
+from lmjax.objectives.compatibility import require_causal
 from lmjax.objectives.example import Example, TokenTargets
-from lmjax.objectives.fitting import require_causal
-from lmjax.objectives.lexicon import Lexicon
+from lmjax.objectives.lexicon import TokenTable
 from lmjax.objectives.objective import TextObjective
 
 
@@ -32,7 +32,7 @@ class CausalLM(TextObjective):
         tokens: Int[np.ndarray, "rows row_length"],
         segments: Int[np.ndarray, "rows row_length"],
         seeds: UInt64[np.ndarray, "rows"],
-        lexicon: Lexicon | None = None,
+        lexicon: TokenTable | None = None,
         length: int | None = None,
     ) -> Example:
         """Shifts by one; a document's last target is the separator that begins the next.

@@ -9,7 +9,7 @@ BLOCK = 1024  # numbers made at a time
 MANTISSA = np.uint64(11)  # bits of 64 that a float64 has no room for
 
 
-class Draws:
+class RandomStream:
     """Random numbers in the order in which they are asked for, a function of the row's seed alone.
 
     Python's and numpy's generators may change from version to version, and with them the batches

@@ -15,7 +15,7 @@ SENTENCE_ENDS = (".", "?", "!", ";", ":", "。", "？", "！", "；", "：", "�
 
 
 @dataclasses.dataclass(frozen=True)
-class Lexicon:
+class TokenTable:
     """Ids of special tokens by name, and what kinds of text the others stand for.
 
     It is made once a run and travels to the processes that prepare batches.
@@ -41,7 +41,7 @@ class Lexicon:
     is_space: Bool[np.ndarray, "vocab"]
 
     @classmethod
-    def of(cls, tokenizer: Tokenizer) -> Lexicon:
+    def of(cls, tokenizer: Tokenizer) -> TokenTable:
         """Lexicon of a tokenizer."""
         hidden = set(tokenizer.special.values())
         texts = [
@@ -102,6 +102,6 @@ class AnyToken(dict):
 
 
 NO_WORDS = np.zeros(1, bool)
-SHAPES_ONLY = Lexicon(
+SHAPES_ONLY = TokenTable(
     AnyToken(), None, 0, np.zeros(1, np.int64), NO_WORDS, NO_WORDS, NO_WORDS, NO_WORDS
 )  # for rows of nothing but padding

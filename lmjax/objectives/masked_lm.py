@@ -14,10 +14,10 @@ from lmjax.config import UserError, config
 from lmjax.models.batch import Array
 from lmjax.models.infill import MaskFormat
 from lmjax.models.transformer import Transformer, TransformerConfig
-from lmjax.objectives.draws import Draws
+from lmjax.objectives.compatibility import require_encoder
+from lmjax.objectives.draws import RandomStream
 from lmjax.objectives.example import Example, TokenTargets
-from lmjax.objectives.fitting import require_encoder
-from lmjax.objectives.lexicon import Lexicon
+from lmjax.objectives.lexicon import TokenTable
 from lmjax.objectives.objective import TextObjective
 from lmjax.objectives.prediction import Sums, predict
 from lmjax.objectives.rows import Rows, Sample, pieces, require_targets
@@ -89,7 +89,7 @@ class MaskedLM(TextObjective):
         tokens: Int[np.ndarray, "rows row_length"],
         segments: Int[np.ndarray, "rows row_length"],
         seeds: UInt64[np.ndarray, "rows"],
-        lexicon: Lexicon,
+        lexicon: TokenTable,
         length: int,
     ) -> Example:
         """Puts texts together and hides tokens.
@@ -102,7 +102,7 @@ class MaskedLM(TextObjective):
         rows = Rows(len(tokens), length, "token_types")
         labels = np.full(len(tokens), NO_LABEL, np.int32)
         for row, seed in enumerate(seeds):
-            draws = Draws(seed)
+            draws = RandomStream(seed)
             if self.pair is None:
                 for piece in pieces(tokens[row], segments[row], self.cross_documents):
                     rows.add(row, self.hide(piece.tokens, lexicon, mask, draws))
@@ -127,9 +127,9 @@ class MaskedLM(TextObjective):
     def hide(
         self,
         tokens: Int[np.ndarray, "text"],
-        lexicon: Lexicon,
+        lexicon: TokenTable,
         mask: int,
-        draws: Draws,
+        draws: RandomStream,
         marks: tuple[int, ...] = (),
     ) -> Sample:
         """The text with some of its tokens hidden; never those that begin or end documents."""
@@ -145,8 +145,8 @@ class MaskedLM(TextObjective):
     def choose(
         self,
         tokens: Int[np.ndarray, "text"],
-        lexicon: Lexicon,
-        draws: Draws,
+        lexicon: TokenTable,
+        draws: RandomStream,
         marks: Bool[np.ndarray, "text"],
     ) -> Bool[np.ndarray, "text"]:
         """Mask of the tokens to be found again: words in random order, as long as there is room."""
@@ -167,8 +167,8 @@ class MaskedLM(TextObjective):
         tokens: Int[np.ndarray, "row_length"],
         segments: Int[np.ndarray, "row_length"],
         room: int,
-        lexicon: Lexicon,
-        draws: Draws,
+        lexicon: TokenTable,
+        draws: RandomStream,
     ) -> tuple[Int[np.ndarray, "first"], Int[np.ndarray, "second"], int] | None:
         """Two texts and their label; None where no document has two tokens.
 

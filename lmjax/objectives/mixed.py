@@ -12,9 +12,9 @@ from lmjax.config import UserError, config
 from lmjax.data.spans import RowSpans
 from lmjax.models.infill import InfillFormat, join_formats
 from lmjax.models.transformer import Transformer, TransformerConfig
-from lmjax.objectives.draws import Draws
+from lmjax.objectives.draws import RandomStream
 from lmjax.objectives.example import Example
-from lmjax.objectives.lexicon import Lexicon
+from lmjax.objectives.lexicon import TokenTable
 from lmjax.objectives.masked_lm import NO_LABEL
 from lmjax.objectives.objective import Sums, TextObjective
 
@@ -85,7 +85,7 @@ class Mixed(TextObjective):
     def choose(self, seeds: UInt64[np.ndarray, "rows"]) -> Int[np.ndarray, "rows"]:
         """The number of each row's objective."""
         cumulative = np.cumsum(self.weights) / sum(self.weights)
-        chosen = [Draws(seed, CHOICE).choices(cumulative, 1) for seed in seeds]
+        chosen = [RandomStream(seed, CHOICE).choices(cumulative, 1) for seed in seeds]
         return np.concatenate([np.zeros(0, np.int64), *chosen])
 
     def prepare(
@@ -93,7 +93,7 @@ class Mixed(TextObjective):
         tokens: Int[np.ndarray, "rows row_length"],
         segments: Int[np.ndarray, "rows row_length"],
         seeds: UInt64[np.ndarray, "rows"],
-        lexicon: Lexicon,
+        lexicon: TokenTable,
         length: int,
         spans: RowSpans | None = None,
     ) -> Example:

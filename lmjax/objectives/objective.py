@@ -15,7 +15,7 @@ from lmjax.config import config
 from lmjax.models.infill import InfillFormat
 from lmjax.models.transformer import Transformer, TransformerConfig
 from lmjax.objectives.example import Example
-from lmjax.objectives.lexicon import SHAPES_ONLY, Lexicon
+from lmjax.objectives.lexicon import SHAPES_ONLY, TokenTable
 from lmjax.objectives.prediction import Sums, predict
 
 Preparation = Callable[..., Example]  # of tokens, segments, seeds; `spans` where they are read
@@ -79,7 +79,7 @@ class TextObjective(Objective):
         tokens: Int[np.ndarray, "rows row_length"],
         segments: Int[np.ndarray, "rows row_length"],
         seeds: UInt64[np.ndarray, "rows"],
-        lexicon: Lexicon,
+        lexicon: TokenTable,
         length: int,
     ) -> Example:
         """Makes an example from stored tokens, on the host, in numpy.
@@ -96,7 +96,7 @@ class TextObjective(Objective):
             to predict.
         """
 
-    def preparation(self, lexicon: Lexicon | None, length: int) -> Preparation:
+    def preparation(self, lexicon: TokenTable | None, length: int) -> Preparation:
         """`prepare` with all but the rows given; it can be sent to other processes."""
         return functools.partial(self.prepare, lexicon=lexicon, length=length)
 

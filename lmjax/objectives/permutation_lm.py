@@ -7,9 +7,9 @@ from jaxtyping import Bool, Int, UInt64
 
 from lmjax.config import UserError, config
 from lmjax.models.transformer import TransformerConfig
-from lmjax.objectives.draws import Draws
+from lmjax.objectives.draws import RandomStream
 from lmjax.objectives.example import Example
-from lmjax.objectives.lexicon import Lexicon
+from lmjax.objectives.lexicon import TokenTable
 from lmjax.objectives.objective import TextObjective
 from lmjax.objectives.rows import Rows, Sample, pieces, require_targets
 
@@ -51,13 +51,13 @@ class PermutationLM(TextObjective):
         tokens: Int[np.ndarray, "rows row_length"],
         segments: Int[np.ndarray, "rows row_length"],
         seeds: UInt64[np.ndarray, "rows"],
-        lexicon: Lexicon,
+        lexicon: TokenTable,
         length: int,
     ) -> Example:
         """Chooses what is predicted, and its order."""
         rows = Rows(len(tokens), length, "ranks")
         for row, seed in enumerate(seeds):
-            draws = Draws(seed)
+            draws = RandomStream(seed)
             for piece in pieces(tokens[row], segments[row], self.cross_documents):
                 chosen = self.choose(len(piece.tokens), draws) & ~lexicon.is_mark(piece.tokens)
                 ranks = np.zeros(len(chosen), np.int64)
@@ -67,7 +67,7 @@ class PermutationLM(TextObjective):
         require_targets(rows.targets().weights, segments, "spans to predict")
         return rows.example()
 
-    def choose(self, size: int, draws: Draws) -> Bool[np.ndarray, "size"]:
+    def choose(self, size: int, draws: RandomStream) -> Bool[np.ndarray, "size"]:
         """Mask of a document's targets."""
         odds = 1 / np.arange(1, self.longest + 1)
         lengths = 1 + draws.choices(np.cumsum(odds / odds.sum()), size // self.context + 1)

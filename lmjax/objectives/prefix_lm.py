@@ -10,10 +10,10 @@ from jaxtyping import Int, UInt64
 from lmjax.config import config
 from lmjax.models.transformer import TransformerConfig
 from lmjax.objectives.causal_lm import CausalLM
-from lmjax.objectives.draws import Draws
+from lmjax.objectives.compatibility import require_causal
+from lmjax.objectives.draws import RandomStream
 from lmjax.objectives.example import Example, TokenTargets
-from lmjax.objectives.fitting import require_causal
-from lmjax.objectives.lexicon import Lexicon
+from lmjax.objectives.lexicon import TokenTable
 from lmjax.objectives.objective import TextObjective
 
 
@@ -40,7 +40,7 @@ class PrefixLM(TextObjective):
         tokens: Int[np.ndarray, "rows row_length"],
         segments: Int[np.ndarray, "rows row_length"],
         seeds: UInt64[np.ndarray, "rows"],
-        lexicon: Lexicon | None = None,
+        lexicon: TokenTable | None = None,
         length: int | None = None,
     ) -> Example:
         """As for `CausalLM`, with ranks, and without the weights of targets inside the prefix."""
@@ -51,7 +51,7 @@ class PrefixLM(TextObjective):
         for row, seed in enumerate(seeds):
             first = np.flatnonzero(batch.positions[row] == 0)
             sizes = np.diff([*first, len(index)])
-            drawn = Draws(seed).integers(1, sizes, len(sizes))
+            drawn = RandomStream(seed).integers(1, sizes, len(sizes))
             prefixes[row] = np.repeat(drawn, sizes)
         inside = (batch.positions < prefixes) & (batch.segments > 0)
         predicted = batch.positions >= prefixes - 1

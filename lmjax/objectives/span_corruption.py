@@ -8,10 +8,10 @@ from jaxtyping import Bool, Int, UInt64
 from lmjax.config import UserError, config
 from lmjax.models.infill import SentinelFormat
 from lmjax.models.transformer import TransformerConfig
-from lmjax.objectives.draws import Draws
+from lmjax.objectives.compatibility import require_encoder_decoder
+from lmjax.objectives.draws import RandomStream
 from lmjax.objectives.example import Example
-from lmjax.objectives.fitting import require_encoder_decoder
-from lmjax.objectives.lexicon import Lexicon
+from lmjax.objectives.lexicon import TokenTable
 from lmjax.objectives.objective import TextObjective
 from lmjax.objectives.rows import Rows, Sample, pieces, require_targets
 
@@ -77,7 +77,7 @@ class SpanCorruption(TextObjective):
         tokens: Int[np.ndarray, "rows row_length"],
         segments: Int[np.ndarray, "rows row_length"],
         seeds: UInt64[np.ndarray, "rows"],
-        lexicon: Lexicon,
+        lexicon: TokenTable,
         length: int,
     ) -> Example:
         """Leaves spans out.
@@ -92,7 +92,7 @@ class SpanCorruption(TextObjective):
         decoder = Rows(len(tokens), self.lengths(size)[1])
         start = lexicon.token(self.start)
         for row, seed in enumerate(seeds):
-            draws = Draws(seed)
+            draws = RandomStream(seed)
             for piece in pieces(tokens[row], segments[row], self.cross_documents):
                 text = piece.tokens
                 if not self.cross_documents:  # its end is written by what follows
@@ -113,7 +113,7 @@ class SpanCorruption(TextObjective):
         """See `Objective.infill_format`."""
         return SentinelFormat(self.sentinel, self.start)
 
-    def sentinels(self, lexicon: Lexicon, most: int) -> list[int]:
+    def sentinels(self, lexicon: TokenTable, most: int) -> list[int]:
         """Ids of the sentinels: as many as a text needs, or for documents as many as there are."""
         if self.cross_documents:
             return [lexicon.token(self.sentinel.format(number)) for number in range(most)]
@@ -122,7 +122,7 @@ class SpanCorruption(TextObjective):
             found.append(lexicon.token(self.sentinel.format(len(found))))
         return found
 
-    def choose(self, size: int, draws: Draws) -> Bool[np.ndarray, "size"]:
+    def choose(self, size: int, draws: RandomStream) -> Bool[np.ndarray, "size"]:
         """Mask of the tokens that are left out: text and spans in turn, beginning with text."""
         hidden, spans = self.counts(size)
         parts = [random_parts(total, spans, draws) for total in (size - hidden, hidden)]
@@ -134,7 +134,7 @@ class SpanCorruption(TextObjective):
         return self.z_loss, 0.0
 
 
-def random_parts(total: int, parts: int, draws: Draws) -> Int[np.ndarray, "parts"]:
+def random_parts(total: int, parts: int, draws: RandomStream) -> Int[np.ndarray, "parts"]:
     """A way to write `total` as a sum of that many numbers from 1 on; all ways are as likely."""
     cuts = 1 + np.sort(draws.order(total - 1)[: parts - 1])
     return np.diff([0, *cuts, total])

@@ -16,7 +16,7 @@ from lmjax.models.batch import Array
 from lmjax.models.infill import InfillFormat, join_formats
 from lmjax.models.transformer import Transformer, TransformerConfig
 from lmjax.objectives.example import Example
-from lmjax.objectives.lexicon import Lexicon
+from lmjax.objectives.lexicon import TokenTable
 from lmjax.objectives.objective import Objective, Sums, TextObjective
 
 
@@ -96,7 +96,7 @@ class WeightedSum(TextObjective):
         tokens: Int[np.ndarray, "rows row_length"],
         segments: Int[np.ndarray, "rows row_length"],
         seeds: UInt64[np.ndarray, "rows"],
-        lexicon: Lexicon,
+        lexicon: TokenTable,
         length: int,
         spans: RowSpans | None = None,
     ) -> Example:

@@ -19,7 +19,7 @@ NAMED = 5  # tokens that are told by name
 
 
 @dataclasses.dataclass(frozen=True)
-class Trained:
+class TrainedModel:
     """A model with its parameters on the devices.
 
     Attributes:
@@ -35,7 +35,9 @@ class Trained:
     objective: Objective | None = None
 
 
-def read_trained(folder: str | os.PathLike, layout: Layout, step: int | None = None) -> Trained:
+def load_trained_model(
+    folder: str | os.PathLike, layout: Layout, step: int | None = None
+) -> TrainedModel:
     """The model of a run, on the mesh that is set.
 
     Where the run keeps an average of the parameters, the average is taken.
@@ -62,7 +64,7 @@ def read_trained(folder: str | os.PathLike, layout: Layout, step: int | None = N
     if tokenizer is not None:
         _check_tokenizer(tokenizer, where, extra)
     objective = getattr(experiment, "objective", None)
-    return Trained(experiment.model, tree[entry], tokenizer, objective)
+    return TrainedModel(experiment.model, tree[entry], tokenizer, objective)
 
 
 def _check_tokenizer(tokenizer: Tokenizer, where: Path, extra: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ from lmjax.config import to_json
 from lmjax.data import Loader, PreparedData
 from lmjax.data.plan import Plan
 from lmjax.data.tokenizers import Tokenizer
-from lmjax.objectives import Example, Lexicon, TextObjective
+from lmjax.objectives import Example, TextObjective, TokenTable
 from lmjax.objectives.objective import Preparation
 
 
@@ -62,9 +62,9 @@ class TextFeed(Feed):
         return self.prepared.tokenizer
 
     @functools.cached_property
-    def lexicon(self) -> Lexicon:
+    def lexicon(self) -> TokenTable:
         """Special tokens, as the objective looks them up."""
-        return Lexicon.of(self.tokenizer)
+        return TokenTable.of(self.tokenizer)
 
     @functools.cached_property
     def preparation(self) -> Preparation:

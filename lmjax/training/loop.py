@@ -23,7 +23,7 @@ class Diverged(UserError):
 
 
 @dataclasses.dataclass(frozen=True)
-class Yardstick:
+class PerformanceTarget:
     """Reference values for the speed and the memory of a run.
 
     Attributes:
@@ -65,7 +65,7 @@ class Loop:
     is_evaluation: Callable[[int], bool]
     save: Callable[[int, TrainState], None]
     save_every: int
-    yardstick: Yardstick
+    target: PerformanceTarget
     log_every: int = 1
     console: Console | None = None
     check_save: Callable[[], None] = lambda: None
@@ -90,7 +90,7 @@ class Loop:
         # A run that goes on cuts the file back to the step of its checkpoint.
         clock = Clock()
         with Progress(done, self.steps, self.console) as progress, Interruption() as interruption:
-            ledger, first = _Ledger(self, clock, progress), done + 1
+            ledger, first = _PendingMetrics(self, clock, progress), done + 1
             for step in range(first, self.steps + 1):
                 with clock.paused(when=step == first):  # this call compiles
                     state, metrics, tokens = self.advance(state, step)
@@ -125,7 +125,7 @@ class Loop:
         return state, done, interruption
 
 
-class _Ledger:
+class _PendingMetrics:
     """Metrics that are still on the devices, and when their steps were done."""
 
     def __init__(self, loop: Loop, clock: Clock, progress: Progress) -> None:
@@ -162,14 +162,14 @@ class _Ledger:
         The model reads all tokens of a batch (`size`), and learns from those that have a weight.
         """
         record = {"step": step, "split": "train", "loss": metrics["loss"], **metrics}
-        yardstick = self.loop.yardstick
+        target = self.loop.target
         # The first step has begun at some moment of its compilation.
         if self.last is not None and seconds > self.last:
             taken = seconds - self.last
             record["tokens_per_second"] = round(metrics["tokens"] / taken, 1)
-            if yardstick.peak is not None:
-                record["mfu"] = round(size * yardstick.flops_per_token / taken / yardstick.peak, 4)
-        record["peak_memory"] = yardstick.memory()
+            if target.peak is not None:
+                record["mfu"] = round(size * target.flops_per_token / taken / target.peak, 4)
+        record["peak_memory"] = target.memory()
         self.last = seconds
         self.loop.write(record)
         self.progress.update(step, metrics["loss"], metrics["tokens"], seconds)

@@ -196,7 +196,7 @@ def count_full_batches(rate: Rate, table: tuple[tuple[int, int], ...]) -> Rate:
     return by_step
 
 
-def through(points: tuple[tuple[int, float], ...]) -> Rate:
+def piecewise_linear(points: tuple[tuple[int, float], ...]) -> Rate:
     """Straight lines from point to point: a value by step, flat before the first and from the last.
 
     Args:

@@ -17,7 +17,7 @@ from pallas_kernels.attention.scores import FORBIDDEN, group_bias, product
 from pallas_kernels.attention.streaming import streaming
 from pallas_kernels.attention.table import Implementation, Request
 from pallas_kernels.manual_axes import vary_alike
-from pallas_kernels.softcap import bend
+from pallas_kernels.softcap import softcap_scores
 
 BLOCKS = 16  # of queries; more would be slow to compile
 BLOCK_BYTES = 2**28  # of one block's scores
@@ -158,7 +158,7 @@ def _weights(bounds, scale: float, softcap: float | None, q, k, mask: Mask, bias
     the derivative of `bend`."""
     start, stop, first, end = bounds
     scores = scale * product("bngtd,bnsd->bngts", _rows(q, bounds), _keys(k, bounds))
-    scores, gain = bend(scores, softcap)
+    scores, gain = softcap_scores(scores, softcap)
     if bias is not None:
         part = _rows(bias, bounds) if bias.shape[3] > 1 else bias
         part = part[..., first:end] if bias.shape[4] > 1 else part
@@ -170,7 +170,7 @@ def _weights(bounds, scale: float, softcap: float | None, q, k, mask: Mask, bias
     top = jnp.max(scores, axis=-1, keepdims=True)
     weights = jnp.exp(scores - top)
     inverse = 1.0 / jnp.sum(weights, axis=-1, keepdims=True)
-    if mask.may_blind(start, stop, k.shape[2]):
+    if mask.may_have_fully_masked_rows(start, stop, k.shape[2]):
         inverse = jnp.where(top > FORBIDDEN / 2, inverse, 0.0)
     return weights, inverse, gain
 

@@ -99,12 +99,12 @@ class Mask:
         return mask
 
     @property
-    def everything(self) -> bool:
+    def is_full(self) -> bool:
         """Returns whether every query sees every key."""
         return not self.causal and self.window is None and self.query_segments is None
 
     @property
-    def forward(self) -> bool:
+    def causal_by_position(self) -> bool:
         """Returns whether no query sees a key at a later position."""
         return self.causal and self.query_ranks is None
 
@@ -133,10 +133,10 @@ class Mask:
         """
         distance = (self.offset + rows)[:, None] - keys[None, :]
         seen = jnp.ones(distance.shape, bool)
-        if self.forward:
+        if self.causal_by_position:
             seen &= distance >= 0
         if self.window is not None:
-            seen &= (distance if self.forward else jnp.abs(distance)) < self.window
+            seen &= (distance if self.causal_by_position else jnp.abs(distance)) < self.window
         seen = seen[None]
         if self.query_ranks is not None:
             seen &= self.key_ranks[:, None, :] <= self.query_ranks[:, :, None]
@@ -150,7 +150,7 @@ class Mask:
         if not isinstance(self.offset, int):
             return 0, key_length
         first, end = 0, key_length
-        if self.forward:
+        if self.causal_by_position:
             end = self.offset + stop
         elif self.window is not None:
             end = self.offset + stop - 1 + self.window
@@ -161,7 +161,7 @@ class Mask:
 
     def tile(self, rows: tuple[int, int], keys: tuple[int, int]) -> Tile:
         """Class of the tile of rows `rows[0]` to `rows[1]` and keys `keys[0]` to `keys[1]`."""
-        if self.everything:
+        if self.is_full:
             return Tile.FULL
         if not isinstance(self.offset, int):
             return Tile.PARTIAL
@@ -171,13 +171,13 @@ class Mask:
         nearest = self.offset + rows[0] - (keys[1] - 1)  # smallest i - j of the tile
         farthest = self.offset + rows[1] - 1 - keys[0]
         full = self.query_segments is None and self.query_ranks is None
-        if self.forward:
+        if self.causal_by_position:
             full &= nearest >= 0
         if self.window is not None:
-            full &= farthest < self.window and (self.forward or -nearest < self.window)
+            full &= farthest < self.window and (self.causal_by_position or -nearest < self.window)
         return Tile.FULL if full else Tile.PARTIAL
 
-    def may_blind(self, start: int, stop: int, key_length: int) -> bool:
+    def may_have_fully_masked_rows(self, start: int, stop: int, key_length: int) -> bool:
         """Returns whether some row from `start` to `stop` may see nothing, as far as is known."""
         if self.query_segments is not None or self.query_ranks is not None or key_length == 0:
             return True

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from pallas_kernels.attention.mask import Mask
 from pallas_kernels.attention.scores import FORBIDDEN, group_bias
 from pallas_kernels.attention.table import Implementation
-from pallas_kernels.softcap import bend
+from pallas_kernels.softcap import softcap_scores
 
 
 def reference(
@@ -32,7 +32,7 @@ def reference(
     kv_heads = k.shape[2]
     grouped = q.reshape(batch, query_length, kv_heads, heads // kv_heads, head_dim)
     scores = scale * jnp.einsum("btngd,bsnd->bngts", grouped.astype(exact), k.astype(exact))
-    scores, _ = bend(scores, softcap)
+    scores, _ = softcap_scores(scores, softcap)
     if bias is not None:
         scores += group_bias(bias, kv_heads).astype(exact)
     allowed = mask.dense(query_length, k.shape[1])[:, None]

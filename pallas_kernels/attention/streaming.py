@@ -23,7 +23,7 @@ from jaxtyping import Array, Bool, Float
 from pallas_kernels.attention.mask import Mask
 from pallas_kernels.attention.scores import FORBIDDEN, group_bias, product
 from pallas_kernels.manual_axes import vary_alike
-from pallas_kernels.softcap import bend
+from pallas_kernels.softcap import softcap_scores
 
 LARGEST_BLOCK, SMALLEST_BLOCK = 512, 128
 TILE_BYTES = 2**26  # of the scores of one tile, all batch entries and heads together
@@ -186,7 +186,7 @@ def _scores(plan: CallPlan, queries, k, mask: Mask, bias, query_at, key_at):
     """Scores of one tile with the forbidden ones at FORBIDDEN, which are allowed, and the
     derivative of `bend`."""
     scores = product("bngtd,bnsd->bngts", queries, _slice(k, 2, key_at, plan.key_block))
-    scores, gain = bend(scores * plan.scale, plan.softcap)
+    scores, gain = softcap_scores(scores * plan.scale, plan.softcap)
     if bias is not None:
         part = _slice(bias, 3, query_at, plan.query_block) if bias.shape[3] > 1 else bias
         part = _slice(part, 4, key_at, plan.key_block) if bias.shape[4] > 1 else part
@@ -207,7 +207,7 @@ def _key_blocks(plan: CallPlan, mask: Mask, query_at) -> tuple[Any, Any]:
     first, end = jnp.int32(0), jnp.int32(plan.key_length)
     start = mask.offset + query_at * plan.query_block
     stop = start + plan.query_block
-    if mask.forward:
+    if mask.causal_by_position:
         end = jnp.minimum(end, stop)
     elif mask.window is not None:
         end = jnp.minimum(end, stop - 1 + mask.window)

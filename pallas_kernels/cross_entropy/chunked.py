@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels.manual_axes import vary_alike
-from pallas_kernels.softcap import bend
+from pallas_kernels.softcap import softcap_scores
 
 CHUNK_BYTES = 2**26  # of the logits held at a time
 PADDING = -1e30  # logit of a row that is no word: its exponential is exactly zero
@@ -101,7 +101,7 @@ def _logits(hidden, head, words, static: tuple[float, float | None, bool]):
     """Logits of every row, those of the padding at PADDING, and the derivative of `bend`."""
     scale, softcap, _ = static
     logits = scale * jnp.einsum("td,vd->tv", hidden, head, preferred_element_type=jnp.float32)
-    logits, gain = bend(logits, softcap)
+    logits, gain = softcap_scores(logits, softcap)
     rows = jax.lax.broadcasted_iota(jnp.int32, (1, head.shape[0]), 1)
     return jnp.where(rows < words, logits, PADDING), gain
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from pallas_kernels.softcap import bend
+from pallas_kernels.softcap import softcap_scores
 
 
 def reference(
@@ -20,7 +20,7 @@ def reference(
 ) -> tuple[Float[Array, "batch seq"], Float[Array, "batch seq"], Float[Array, "batch seq"]]:
     """-log p(target), log Z and the largest logit, all float32."""
     logits = scale * jnp.einsum("btd,vd->btv", hidden, head, preferred_element_type=jnp.float32)
-    logits, _ = bend(logits, softcap)
+    logits, _ = softcap_scores(logits, softcap)
     words = jax.lax.broadcasted_iota(jnp.int32, (1, 1, head.shape[0]), 2)
     logits = jnp.where(words < vocabulary, logits, -1e30)
     log_z = jax.nn.logsumexp(logits, axis=-1)

@@ -14,7 +14,7 @@ from lmjax.data.tokenizers import CharacterTokenizer
 from lmjax.data.tokenizers.special_tokens import ExtendedTokenizer
 from lmjax.generation import Sampling, TextGenerator
 from lmjax.generation.beams import BeamSearch
-from lmjax.generation.fill import MaskGuessing
+from lmjax.generation.fill import MaskedTokenInfiller
 from lmjax.generation.generator import Generator
 from lmjax.models import AttentionConfig, FeedForwardConfig, TransformerConfig, initialize
 from lmjax.objectives import CausalLM
@@ -136,7 +136,7 @@ def test_a_guess_refuses_it():
     config = replace(MODEL, attention=replace(MODEL.attention, causal=False))
     tokenizer = CharacterTokenizer("".join(map(chr, range(32, 32 + VOCABULARY - 2))))
     tokenizer = ExtendedTokenizer(tokenizer, ("[MASK]",))
-    filling = MaskGuessing(cls=None, sep=None)
+    filling = MaskedTokenInfiller(cls=None, sep=None)
     _, params = initialize(config, training_layout(), jax.random.key(0))
     text = TextGenerator(Generator(config, params), tokenizer, filling)
     assert len(text.guess("a [MASK]", 2)[0]) == 2

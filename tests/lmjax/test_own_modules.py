@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lmjax.config import UserError
-from lmjax.launch import import_modules, own_modules
+from lmjax.launch import import_modules, user_modules
 from lmjax.training.optimizers import AdamW
 
 ROOT = Path(__file__).parents[2]
@@ -65,7 +65,7 @@ def test_the_program_takes_no_name_of_the_package(start, arguments):
 
 
 def test_classes_of_the_package_need_no_import():
-    assert own_modules(AdamW()) == ()
+    assert user_modules(AdamW()) == ()
 
 
 def test_a_module_that_is_not_there_is_told_with_the_place():

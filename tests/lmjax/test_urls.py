@@ -26,7 +26,7 @@ from lmjax.parallel import Mesh, training_layout
 from lmjax.runs.checkpoints import Checkpointer
 from lmjax.runs.folder import RunFolder
 from lmjax.runs.metrics import MetricsWriter, read_metrics
-from lmjax.runs.trained_model import read_trained
+from lmjax.runs.trained_model import load_trained_model
 
 URL = "gs://bucket/run"
 MODEL = TransformerConfig(
@@ -68,7 +68,7 @@ SERVES_URLS = {
     "Pretrain, output": lambda url: replace(debug, output=url),
     "Pretrain, begin_with": lambda url: replace(debug, begin_with=url),
     "read_metrics": read_metrics,
-    "read_trained": lambda url: read_trained(url, training_layout()),
+    "read_trained": lambda url: load_trained_model(url, training_layout()),
     "load": load,
     "convert, source": lambda url: convert(url, "model"),
     "convert, destination": lambda url: convert("model", url),

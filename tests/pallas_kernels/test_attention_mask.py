@@ -53,7 +53,7 @@ def test_key_range_and_blind_rows(mask, rows, length):
     seen = np.flatnonzero(allowed.any(axis=0))
     first, end = mask.key_range(start, stop, length)
     assert (first, end) == (seen[0], seen[-1] + 1) if seen.size else first == end
-    assert mask.may_blind(start, stop, length) == (not allowed.any(axis=1).all())
+    assert mask.may_have_fully_masked_rows(start, stop, length) == (not allowed.any(axis=1).all())
 
 
 def test_arrays_leave_tiles_undecided():
@@ -67,10 +67,10 @@ def test_arrays_leave_tiles_undecided():
     assert ranked.tile((4, 6), (4, 6)) is Tile.PARTIAL
     assert ranked.tile((0, 2), (4, 8)) is Tile.EMPTY
     assert ranked.key_range(0, 4, 8) == (0, 6)
-    assert ranked.may_blind(0, 4, 8)
+    assert ranked.may_have_fully_masked_rows(0, 4, 8)
     moved = Mask(causal=True, offset=jnp.int32(4))
     assert moved.tile((0, 4), (4, 8)) is Tile.PARTIAL
-    assert moved.may_blind(0, 4, 8)
+    assert moved.may_have_fully_masked_rows(0, 4, 8)
     assert Mask(offset=jnp.int32(4)).tile((0, 4), (4, 8)) is Tile.FULL
 
 

@@ -6,7 +6,7 @@ import pytest
 from lmjax.config import UserError
 from lmjax.data import Bytes, Characters, WithTokens, load_tokenizer
 from lmjax.data.tokenizers import Corpus
-from lmjax.objectives import Lexicon
+from lmjax.objectives import TokenTable
 
 NAMES = ("[MASK]", "<|startofpiece|>", "<|endofpiece|>")
 
@@ -64,7 +64,7 @@ def test_other_tokens_or_another_tokenizer_are_another_origin():
 
 
 def test_a_lexicon_knows_words_and_sentences_of_bytes():
-    lexicon = Lexicon.of(WithTokens(tokenizer=Bytes(), tokens=NAMES).build(Texts()))
+    lexicon = TokenTable.of(WithTokens(tokenizer=Bytes(), tokens=NAMES).build(Texts()))
     assert lexicon.words.tolist() == list(range(256))
     assert {chr(token) for token in lexicon.ends_sentence.nonzero()[0]} == set(".?!;:\n")
     text = np.array([256, *b"Two  words,\n one end", 256, 257])

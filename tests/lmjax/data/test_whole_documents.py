@@ -16,7 +16,7 @@ from lmjax.data.packing import best_fit
 from lmjax.data.plan import make_plan
 from lmjax.data.rows import Ring, WholeDocuments
 from lmjax.data.store import TokenStore
-from lmjax.objectives import BlankInfilling, DocumentBlank, Lexicon, Mixed, TokenBlanks
+from lmjax.objectives import BlankInfilling, DocumentBlank, Mixed, TokenBlanks, TokenTable
 from tests.lmjax.data.test_spans import EOP, MASK, TOKENIZER, prompts
 
 SEPARATOR = 7
@@ -291,7 +291,7 @@ def test_no_answer_is_lost_at_the_edge_of_a_row(tmp_path, kind):
     for name, rows in readers.items():
         place = rows.shuffle(np.arange(rows.count), 5, 0)
         seeds = np.arange(rows.count).astype(np.uint64)
-        lexicon = Lexicon.of(TOKENIZER)
+        lexicon = TokenTable.of(TOKENIZER)
         example = objective.prepare(*rows.read(*place), seeds, lexicon, length, rows.spans(*place))
         inputs, targets = example.inputs, example.targets
         whole[name] = collections.Counter()

@@ -21,12 +21,12 @@ from lmjax.objectives import (
     CausalLM,
     DocumentBlank,
     Example,
-    Lexicon,
     MaskedLM,
     Mixed,
     PermutationLM,
     PrefixLM,
     SpanCorruption,
+    TokenTable,
 )
 
 matplotlib.use("agg")
@@ -34,7 +34,7 @@ NAMES = ("[MASK]", "[gMASK]", "<|startofpiece|>", "<|endofpiece|>", "[CLS]", "[S
 TOKENIZER = ExtendedTokenizer(
     ByteTokenizer(), (*NAMES, *(f"<extra_id_{number}>" for number in range(9)))
 )
-LEXICON = Lexicon.of(TOKENIZER)
+LEXICON = TokenTable.of(TOKENIZER)
 LENGTH = 28
 BLANKS = BlankInfilling()
 OBJECTIVES = {

@@ -26,7 +26,7 @@ from lmjax.evaluation.baselines import ByteBigram
 from lmjax.evaluation.hidden_words import EXAMPLES, hide_words, recover
 from lmjax.evaluation.text_baselines import compare, text_notes, withheld
 from lmjax.generation import TextGenerator
-from lmjax.generation.fill import BlankFilling, Filled
+from lmjax.generation.fill import BlankInfiller, Filled
 
 BOOK = " ".join(f"Here the chapter number {word} begins anew." for word in "abcde")
 LETTER = "It is the one letter that was kept here."
@@ -57,7 +57,7 @@ class Same(TextGenerator):
 
     def __init__(self, word):
         tokenizer = ExtendedTokenizer(ByteTokenizer(), ("[MASK]",))
-        vars(self).update(word=word, tokenizer=tokenizer, filling=BlankFilling())  # it is frozen
+        vars(self).update(word=word, tokenizer=tokenizer, filling=BlankInfiller())  # it is frozen
 
     def fill(self, prompts, sampling, most):
         assert sampling.temperature == 0

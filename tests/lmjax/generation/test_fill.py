@@ -13,7 +13,7 @@ from lmjax.data.tokenizers import ByteTokenizer, CharacterTokenizer
 from lmjax.data.tokenizers.special_tokens import ExtendedTokenizer
 from lmjax.generation import Sampling, TextGenerator, load_run
 from lmjax.generation.__main__ import Generate
-from lmjax.generation.fill import BlankFilling, MaskGuessing, SentinelFilling, filling_of
+from lmjax.generation.fill import BlankInfiller, MaskedTokenInfiller, SentinelInfiller, infiller_of
 from lmjax.generation.generator import Generator
 from lmjax.launch import run
 from lmjax.models import (
@@ -115,7 +115,7 @@ def text_of(tokens):
 @pytest.mark.parametrize("beams", [None, 1])
 @pytest.mark.parametrize("model", [GLM, ROTARY], ids=["two tables", "rotary"])
 def test_every_blank_is_filled_as_by_a_loop_without_a_cache(model, beams):
-    generator, logits = made(model, BlankFilling())
+    generator, logits = made(model, BlankInfiller())
     # A space before a blank is the blank's; the tokenizer has one separator, the begin.
     context = [
         TOKENIZER.begin,
@@ -133,7 +133,7 @@ def test_every_blank_is_filled_as_by_a_loop_without_a_cache(model, beams):
 
 
 def test_the_rest_of_a_text_has_running_positions_where_the_model_has_them():
-    generator, logits = made(ROTARY, BlankFilling(run_on=("[gMASK]",)))
+    generator, logits = made(ROTARY, BlankInfiller(run_on=("[gMASK]",)))
     context = [TOKENIZER.begin, *TOKENIZER.encode("ab"), ID["[gMASK]"]]
     (span,) = by_hand(logits, context, 6, "[gMASK]", running=True)
     assert generator.fill(["ab [gMASK]"], GREEDY, 6)[0].text == "ab" + text_of(span)
@@ -142,14 +142,14 @@ def test_the_rest_of_a_text_has_running_positions_where_the_model_has_them():
 
 
 def test_prompts_with_different_blanks_do_not_change_each_other():
-    generator, _ = made(GLM, BlankFilling())
+    generator, _ = made(GLM, BlankInfiller())
     prompts = ["[MASK]", PROMPT, "something longer [MASK]"]
     alone = [generator.fill([prompt], GREEDY, 4)[0] for prompt in prompts]
     assert generator.fill(prompts, GREEDY, 4) == alone
 
 
 def test_samples_differ_and_come_again():
-    generator, _ = made(GLM, BlankFilling())
+    generator, _ = made(GLM, BlankInfiller())
     drawn = generator.fill([PROMPT], Sampling(seed=5), 6, samples=3)
     assert len({filled.text for filled in drawn}) == 3
     assert generator.fill([PROMPT], Sampling(seed=5), 6, samples=3) == drawn
@@ -158,7 +158,7 @@ def test_samples_differ_and_come_again():
 
 
 def test_sentinels_are_filled_as_by_a_loop_without_a_cache():
-    generator, logits = made(T5, SentinelFilling())
+    generator, logits = made(T5, SentinelInfiller())
     names = ("<extra_id_0>", "<extra_id_1>")
     source = [
         *TOKENIZER.encode("a"),
@@ -178,7 +178,7 @@ def test_sentinels_are_filled_as_by_a_loop_without_a_cache():
 
 
 def test_masks_are_guessed_from_all_of_the_text():
-    generator, logits = made(BERT, MaskGuessing())
+    generator, logits = made(BERT, MaskedTokenInfiller())
     tokens = np.array(
         [ID["[CLS]"], *TOKENIZER.encode("a"), ID["[MASK]"], *TOKENIZER.encode(" b"), ID["[SEP]"]]
     )
@@ -192,16 +192,16 @@ def test_masks_are_guessed_from_all_of_the_text():
 def test_what_is_trained_says_how_blanks_are_filled():
     blanks = BlankInfilling(), BlankInfilling(blanks=DocumentBlank(), running_positions=True)
     mixed = Mixed(objectives=blanks, weights=(1.0, 2.0))
-    filling = BlankFilling(("[MASK]", "[gMASK]"), rest=("[gMASK]",), run_on=("[gMASK]",))
-    assert filling_of(mixed) == filling
-    assert filling_of(SpanCorruption()) == SentinelFilling()
-    assert filling_of(MaskedLM()) == MaskGuessing(cls=None, sep=None)
-    assert filling_of(MaskedLM(pair="next sentence")) == MaskGuessing()
-    assert filling_of(CausalLM()) is filling_of(None) is None
+    filling = BlankInfiller(("[MASK]", "[gMASK]"), rest=("[gMASK]",), run_on=("[gMASK]",))
+    assert infiller_of(mixed) == filling
+    assert infiller_of(SpanCorruption()) == SentinelInfiller()
+    assert infiller_of(MaskedLM()) == MaskedTokenInfiller(cls=None, sep=None)
+    assert infiller_of(MaskedLM(pair="next sentence")) == MaskedTokenInfiller()
+    assert infiller_of(CausalLM()) is infiller_of(None) is None
 
 
 def test_mistakes_are_named():
-    generator, _ = made(GLM, BlankFilling())
+    generator, _ = made(GLM, BlankInfiller())
     with pytest.raises(UserError, match=r"has no blank.*put \[MASK\], \[gMASK\] where"):
         generator.fill(["nothing is missing"])
     # 1 + 24 tokens leave 49 - 25 places, of which each blank takes 2: the last is never read.
@@ -212,16 +212,16 @@ def test_mistakes_are_named():
     with pytest.raises(UserError, match="continues texts"):
         made(GLM, None)[0].fill([PROMPT])
     with pytest.raises(UserError, match="guesses masks"):
-        made(BERT, MaskGuessing())[0].fill([PROMPT])
+        made(BERT, MaskedTokenInfiller())[0].fill([PROMPT])
     with pytest.raises(UserError, match="no encoder"):
         generator.guess(PROMPT)
     longer = ExtendedTokenizer(TOKENIZER, ("[new]",))
-    generator, _ = made(BERT, MaskGuessing(mask="[new]"), longer)
+    generator, _ = made(BERT, MaskedTokenInfiller(mask="[new]"), longer)
     with pytest.raises(UserError, match=rf"tokens\[0, 2\] of the batch is {longer.vocab_size - 1}"):
         generator.guess("a [new] b")
 
 
-@pytest.mark.parametrize("filling", [BlankFilling(), SentinelFilling()], ids=["GLM", "T5"])
+@pytest.mark.parametrize("filling", [BlankInfiller(), SentinelInfiller()], ids=["GLM", "T5"])
 def test_a_tokenizer_without_the_tokens_is_told_how_to_get_them(filling):
     generator, _ = made(GLM, filling, ByteTokenizer())
     with pytest.raises(UserError, match=r"lacks .its special tokens: <.endoftext.>.*WithTokens"):

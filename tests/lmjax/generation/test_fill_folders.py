@@ -11,7 +11,7 @@ from flax import nnx
 from lmjax.config import replace
 from lmjax.data.public_tokenizers import read_tokenizer
 from lmjax.generation.__main__ import Generate
-from lmjax.generation.fill import filling_by
+from lmjax.generation.fill import infiller_by
 from lmjax.generation.run import load
 from lmjax.interop import huggingface
 from lmjax.interop.convert import convert
@@ -115,7 +115,7 @@ def test_a_prompt_is_read_as_by_the_authors_program(case, tmp_path):
     name, family = case.split(",")[0], re.match("glm-130b|chatglm|glm", case)[0].replace("-", "_")
     tokenizer = read_tokenizer(FOLDERS[name](tmp_path / "folder"))
     (infill,) = [known.infill for known in families() if known.name == family]
-    read = filling_by(infill).read(tokenizer, BLANKS[case][0])
+    read = infiller_by(infill).read(tokenizer, BLANKS[case][0])
     assert (read.texts, read.tokens) == taken_apart(tokenizer, case)
 
 

@@ -16,7 +16,7 @@ from lmjax.data.tokenizers import ByteTokenizer, CharacterTokenizer
 from lmjax.generation import Sampling, TextStream, load_model, load_run, prompt_tokens
 from lmjax.generation.__main__ import Generate, show_filled
 from lmjax.generation.chat import ChatTemplate, chat_template, fitting_template
-from lmjax.generation.fill import MaskGuessing
+from lmjax.generation.fill import MaskedTokenInfiller
 from lmjax.generation.messages import Message
 from lmjax.generation.run import chat_format
 from lmjax.interop import huggingface
@@ -276,7 +276,7 @@ def test_mistakes_end_with_a_message_and_code_2(trained, monkeypatch, capsys, ar
 
 def test_masks_are_not_drawn_or_searched_for(trained):
     """BERT's guesses are told as they are: settings of drawing and searching would do nothing."""
-    encoder = dataclasses.replace(load_run(trained[0]), filling=MaskGuessing())
+    encoder = dataclasses.replace(load_run(trained[0]), filling=MaskedTokenInfiller())
     for settings, names in [
         (Generate(prompt="[MASK]", beams=3, length_penalty=2.0), "beams, length_penalty: for"),
         (Generate(prompt="[MASK]", temperature=0.5, samples=2), "temperature, samples: for"),

@@ -22,7 +22,7 @@ from lmjax.interop.convert import convert, new_folder
 from lmjax.models import AttentionConfig, FeedForwardConfig, TransformerConfig, initialize
 from lmjax.parallel import Mesh, training_layout
 from lmjax.runs.checkpoints import Checkpointer
-from lmjax.runs.trained_model import read_trained
+from lmjax.runs.trained_model import load_trained_model
 from tests.parity_cases import parity_folder
 
 MODEL = TransformerConfig(
@@ -59,8 +59,10 @@ def run(tmp_path_factory):
 
 def assert_same_model(found, expected):
     """Equal configs and parameters of two run folders, but for rows that pad the vocabulary."""
-    found, expected = (read_trained(folder, training_layout()) for folder in (found, expected))
-    assert huggingface.essence(found.config) == huggingface.essence(expected.config)
+    found, expected = (
+        load_trained_model(folder, training_layout()) for folder in (found, expected)
+    )
+    assert huggingface.architecture_of(found.config) == huggingface.architecture_of(expected.config)
     for trained in (found, expected):
         table = trained.params["embedding"]
         table["table"] = np.asarray(table["table"])[: trained.config.vocab_size]
@@ -91,7 +93,7 @@ def test_a_run_goes_out_and_comes_back(one_device, run, tmp_path, capsys):
     assert json.loads((out / "generation_config.json").read_text())["eos_token_id"] == 256
     convert(out, back)
     assert_same_model(back, run)
-    tokenizer = read_trained(back, training_layout()).tokenizer
+    tokenizer = load_trained_model(back, training_layout()).tokenizer
     assert tokenizer.encode(TEXT) == list(TEXT.encode())
     assert (tokenizer.begin, tokenizer.end, tokenizer.decode(tokenizer.encode(TEXT))) == (
         *(256, 256),
@@ -147,7 +149,7 @@ def test_from_folder_to_folder_all_else_is_carried(one_device, tmp_path):
 def test_a_model_without_a_tokenizer_is_converted_and_it_is_said(one_device, tmp_path, capsys):
     convert(parity_folder("llama2_gqa"), tmp_path / "run")
     assert "no tokenizer was carried over, and text needs one" in capsys.readouterr().out
-    assert read_trained(tmp_path / "run", training_layout()).tokenizer is None
+    assert load_trained_model(tmp_path / "run", training_layout()).tokenizer is None
     convert(tmp_path / "run", tmp_path / "again")
     original = read_all(parity_folder("llama2_gqa"))
     for name, tensor in read_all(tmp_path / "again").items():

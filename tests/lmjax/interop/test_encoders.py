@@ -81,8 +81,8 @@ def test_hidden_states_are_theirs_and_are_written_again(one_device, tmp_path, na
     np.testing.assert_allclose(found, expected, rtol=0, atol=2e-5 * np.abs(expected).max())
 
     huggingface.write(tmp_path / "ours", config, params)
-    assert huggingface.essence(huggingface.read_config(tmp_path / "ours")[1]) == (
-        huggingface.essence(config)
+    assert huggingface.architecture_of(huggingface.read_config(tmp_path / "ours")[1]) == (
+        huggingface.architecture_of(config)
     )
     (named,) = json.loads((tmp_path / "ours" / "config.json").read_text())["architectures"]
     again = getattr(transformers, named).from_pretrained(tmp_path / "ours")

@@ -20,7 +20,7 @@ from lmjax.data.tokenizers import CharacterTokenizer
 from lmjax.data.tokenizers.special_tokens import ExtendedTokenizer
 from lmjax.generation import Generator, Message, Sampling, load
 from lmjax.generation.chat import chat_template, templates
-from lmjax.generation.fill import MaskGuessing, filling_by
+from lmjax.generation.fill import MaskedTokenInfiller, infiller_by
 from lmjax.generation.run import chat_format
 from lmjax.interop import huggingface
 from lmjax.interop.convert import convert
@@ -116,7 +116,7 @@ def test_it_is_talked_to_in_its_format(folder, tmp_path):
 def test_its_blanks_are_filled(folder):
     """With what the logits at its place make likeliest."""
     model = load(folder)
-    assert model.filling == MaskGuessing(mask="<|gap|>", cls=None, sep=None)
+    assert model.filling == MaskedTokenInfiller(mask="<|gap|>", cls=None, sep=None)
     read = model.filling.read(model.tokenizer, "ab<|gap|>")
     (position,) = read.positions
     assert read.tokens[position] == TOKENIZER.special["<|gap|>"]
@@ -176,7 +176,7 @@ def test_an_odd_depth_is_that_of_transformers(one_device, tmp_path, layers, stre
             parameter.add_(scale * torch.randn_like(parameter))
     theirs.save_pretrained(tmp_path / "theirs")
     config, graph, params = huggingface.read(tmp_path / "theirs", training_layout())
-    assert huggingface.essence(config) == huggingface.essence(tiny(layers))
+    assert huggingface.architecture_of(config) == huggingface.architecture_of(tiny(layers))
     assert len(config.stretches) == stretches  # of 5, two whole periods and the layer that is left
     rows = np.random.default_rng(layers).integers(0, config.vocab_size, (2, 12))
 
@@ -250,18 +250,18 @@ def test_mistakes_name_the_family():
     with pytest.raises(UserError, match="'llama2' of the family gpt_neo differs from another"):
         with_chat(ChatStyle("llama2", {"user": ("{content}",)}))
     with pytest.raises(UserError, match="it is one of BlankFormat, SentinelFormat, MaskFormat"):
-        filling_by(InfillFormat())
+        infiller_by(InfillFormat())
 
 
 def test_a_filling_may_be_ones_own():
     """A format that is derived from one of ours is read as that; a filling stays itself."""
 
-    class Own(MaskGuessing):
+    class Own(MaskedTokenInfiller):
         pass
 
     class Derived(MaskFormat):
         pass
 
-    assert filling_by(Own("[X]")) == Own("[X]")
-    assert filling_by(Derived("[X]")) == MaskGuessing("[X]")
-    assert filling_by(None) is None
+    assert infiller_by(Own("[X]")) == Own("[X]")
+    assert infiller_by(Derived("[X]")) == MaskedTokenInfiller("[X]")
+    assert infiller_by(None) is None

@@ -17,7 +17,7 @@ from lmjax.jobs.settings import Evaluation
 from lmjax.models import AttentionConfig, FeedForwardConfig, TransformerConfig
 from lmjax.parallel import Mesh, training_layout
 from lmjax.runs.folder import RunFolder
-from lmjax.runs.trained_model import read_trained
+from lmjax.runs.trained_model import load_trained_model
 from lmjax.training.optimizers import AdamW
 from lmjax.training.schedules import Constant
 
@@ -66,7 +66,7 @@ def public(first):
 def parameters(folder):
     """Those that count: public folders do not hold the padding of the vocabulary."""
     with jax.set_mesh(Mesh(fsdp=8).build()):
-        trained = read_trained(folder, training_layout())
+        trained = load_trained_model(folder, training_layout())
         params = jax.device_get(trained.params)
     params["embedding"]["table"] = params["embedding"]["table"][: trained.config.vocab_size]
     return params

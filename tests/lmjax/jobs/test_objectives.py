@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from lmjax.config import UserError, replace
-from lmjax.console import Story
+from lmjax.console import RunLog
 from lmjax.data import Bytes, Data, Domain, JsonPrompts, TextFiles, WithTokens
 from lmjax.jobs.pretrain import Pretrain
 from lmjax.jobs.settings import Checkpoints, Evaluation
@@ -126,7 +126,7 @@ def test_it_is_told_where_the_tokens_around_answers_are_text(case, place, tmp_pa
     }
     data = replace(experiment.data, train=domains[place])
     said = io.StringIO()
-    warn_of_answers(Story(Console(file=said)), data, objective)
+    warn_of_answers(RunLog(Console(file=said)), data, objective)
     if message is None or place == "nowhere":
         assert said.getvalue() == ""
         return

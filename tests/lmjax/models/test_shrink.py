@@ -14,7 +14,7 @@ from lmjax.objectives import CausalLM
 from lmjax.parallel import AXES, Mesh, training_layout
 from lmjax.training.learner import Learner
 from lmjax.training.optimizers import Optimizer
-from lmjax.training.schedules import through
+from lmjax.training.schedules import piecewise_linear
 from lmjax.training.state import TrainState
 
 MODEL = TransformerConfig(
@@ -92,7 +92,7 @@ def test_the_step_says_how_much_of_the_embeddings_gradient_is_left(shares, sizes
             rate=lambda step: 1.0,
             layout=layout,
             clip=None,
-            embedding_gradient=through(POINTS),
+            embedding_gradient=piecewise_linear(POINTS),
             **settings,
         )
         place = jax.NamedSharding(mesh, layout.spec("batch", "seq"))

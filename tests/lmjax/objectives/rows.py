@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from lmjax.data.spans import KINDS, RowSpans
-from lmjax.objectives import Lexicon
+from lmjax.objectives import TokenTable
 
 VOCABULARY, BEGIN, END = 500, 1, 2
 NAMES = ("[MASK]", "[sMASK]", "[gMASK]", "<|startofpiece|>", "<|endofpiece|>", "[dBLOCK]")
@@ -17,9 +17,9 @@ SPECIAL = dict(zip(NAMES, range(3, 12), strict=True))
 SPECIAL |= {f"<extra_id_{number}>": SENTINEL - number for number in range(100)}
 
 
-def lexicon(begin: int | None = BEGIN) -> Lexicon:
+def lexicon(begin: int | None = BEGIN) -> TokenTable:
     """Sentences end with multiples of 10, words begin with even numbers; 290 and on is space."""
-    return Lexicon(
+    return TokenTable(
         special=SPECIAL,
         begin=begin,
         end=END,

@@ -13,7 +13,7 @@ from lmjax.data.rows import Ring
 from lmjax.data.tokenizers import ByteTokenizer
 from lmjax.data.tokenizers.special_tokens import ExtendedTokenizer
 from lmjax.generation import Sampling, TextGenerator
-from lmjax.generation.fill import filling_of
+from lmjax.generation.fill import infiller_of
 from lmjax.generation.generator import Generator
 from lmjax.models import (
     AttentionConfig,
@@ -21,7 +21,7 @@ from lmjax.models import (
     FeedForwardConfig,
     TransformerConfig,
 )
-from lmjax.objectives import BlankInfilling, DocumentBlank, Lexicon, Mixed
+from lmjax.objectives import BlankInfilling, DocumentBlank, Mixed, TokenTable
 from lmjax.objectives.glm import glm_130b_objective
 from lmjax.parallel import generation_layout, training_layout
 from lmjax.training.learner import Learner
@@ -172,8 +172,8 @@ def test_other_tokens_around_the_answers_are_told(other):
 
 def test_what_stands_for_answers_can_be_filled_in():
     objective = BlankInfilling(blanks=DocumentBlank(), answers="[MASK]")
-    assert filling_of(objective).names(TOKENIZER) == ["[gMASK]", "[MASK]"]
-    assert filling_of(objective).rest == ("[gMASK]",)
+    assert infiller_of(objective).names(TOKENIZER) == ["[gMASK]", "[MASK]"]
+    assert infiller_of(objective).rest == ("[gMASK]",)
 
 
 def test_answers_need_a_token_of_their_own():
@@ -215,13 +215,13 @@ def asked(line):
 def prepared(store, size):
     """The store's one row as GLM-130B's objective has it."""
     rows, row = Ring(store, size), np.zeros(1, np.int64)
-    lexicon, seeds = Lexicon.of(TOKENIZER), np.zeros(1, np.uint64)
+    lexicon, seeds = TokenTable.of(TOKENIZER), np.zeros(1, np.uint64)
     return glm_130b_objective().prepare(*rows.read(row), seeds, lexicon, size, rows.spans(row))
 
 
 def test_training_reads_what_generation_builds(store):
     """Tokens and positions of each sample: those of its prompt filled with its answer."""
-    example, filling = prepared(store, 256), filling_of(glm_130b_objective())
+    example, filling = prepared(store, 256), infiller_of(glm_130b_objective())
     batch, targets = example.inputs, example.targets
     for number, line in enumerate(LINES, 1):
         prompt, answer = asked(line)
@@ -261,7 +261,7 @@ def test_a_model_that_has_learned_answers_fills_them_in(store, one_device):
         state, metrics = learner.compiled_step(state, example)
     assert float(metrics["loss"]) < 0.05
     generator = Generator(config, state.params, generation_layout())
-    generator = TextGenerator(generator, TOKENIZER, filling_of(objective))
+    generator = TextGenerator(generator, TOKENIZER, infiller_of(objective))
     prompts, answers = zip(*map(asked, LINES), strict=True)
     found = generator.fill(list(prompts), Sampling(temperature=0.0), 8)
     assert [filled.blanks for filled in found] == [[answer.strip()] for answer in answers]

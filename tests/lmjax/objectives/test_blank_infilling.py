@@ -13,7 +13,7 @@ from lmjax.config import UserError, replace
 from lmjax.objectives import BlankInfilling, DocumentBlank, Mixed, SentenceBlanks, TokenBlanks
 from lmjax.objectives.blank_infilling import fill_in
 from lmjax.objectives.blanks import Cut, length_probabilities
-from lmjax.objectives.draws import Draws
+from lmjax.objectives.draws import RandomStream
 from lmjax.objectives.rows import RowPiece
 from tests.lmjax.objectives.rows import (
     BEGIN,
@@ -168,7 +168,7 @@ def test_the_mask_is_part_a_whole_and_part_b_so_far(kind):
 def place_blanks(count, size=512):
     """Blanks of texts of words alone that have all the room, in the order of the text."""
     edges = np.arange(size + 1)
-    return [TokenBlanks().spread(edges, 3 * size, Draws(seed))[1] for seed in range(count)]
+    return [TokenBlanks().spread(edges, 3 * size, RandomStream(seed))[1] for seed in range(count)]
 
 
 def test_lengths_of_blanks_are_distributed_as_the_references():
@@ -210,7 +210,9 @@ def test_blanks_are_filled_in_random_order():
     piece = RowPiece(np.random.default_rng(0).choice(WORDS, 60), False, 1)
     orders = [
         tuple(np.argsort(cut.spans[:, 0]))
-        for cut in (TokenBlanks().choose(piece, LEXICON, Draws(seed)) for seed in range(3000))
+        for cut in (
+            TokenBlanks().choose(piece, LEXICON, RandomStream(seed)) for seed in range(3000)
+        )
         if len(cut.spans) == 3
     ]
     _, counts = np.unique(orders, axis=0, return_counts=True)
@@ -230,7 +232,7 @@ def test_blanks_of_whole_words_hold_the_share_of_the_words():
             for place in range(first, end)
             if place == first or (text[place] % 2 == 0 and text[place - 1] < 290)
         }
-        cut = blanks.choose(RowPiece(text, True, 2), LEXICON, Draws(seed))
+        cut = blanks.choose(RowPiece(text, True, 2), LEXICON, RandomStream(seed))
         assert {*cut.spans.ravel().tolist()} <= begins | {71, 133}
         for first, end in documents:
             words = sum(first <= place < end for place in begins)
@@ -247,7 +249,7 @@ def test_sentences_are_whole_and_reach_the_share():
     rng = np.random.default_rng(0)
     for seed in range(100):
         text = np.array([BEGIN, *rng.choice(WORDS, 60), END])
-        cut = SentenceBlanks().choose(RowPiece(text, True, 1), LEXICON, Draws(seed))
+        cut = SentenceBlanks().choose(RowPiece(text, True, 1), LEXICON, RandomStream(seed))
         lengths = cut.spans[:, 1] - cut.spans[:, 0]
         assert lengths.sum() >= int(0.15 * 62)
         assert lengths[:-1].sum() < int(0.15 * 62)
@@ -259,12 +261,12 @@ def test_sentences_are_whole_and_reach_the_share():
 
 def test_the_last_sentence_stays():
     text = np.array([BEGIN, 21, 22, 30, END])
-    assert not len(SentenceBlanks().choose(RowPiece(text, True, 1), LEXICON, Draws(0)).spans)
+    assert not len(SentenceBlanks().choose(RowPiece(text, True, 1), LEXICON, RandomStream(0)).spans)
 
 
 def test_lengths_of_a_documents_blank_are_uniform():
     piece = RowPiece(np.array([BEGIN, *WORDS[:19]]), False, 1)
-    cuts = [DocumentBlank().choose(piece, LEXICON, Draws(seed)) for seed in range(4000)]
+    cuts = [DocumentBlank().choose(piece, LEXICON, RandomStream(seed)) for seed in range(4000)]
     lengths = [np.ptp(cut.spans[0]) for cut in cuts]
     assert stats.chisquare(np.bincount(lengths, minlength=19)[10:]).pvalue > 1e-3
     rest = sum(cut.spans[0, 1] == 20 for cut in cuts)
@@ -276,9 +278,11 @@ def test_a_rest_is_closed_where_the_text_has_no_end_of_its_own():
     """A separator stands before documents, so the end of one that is whole needs a mark."""
     whole, going_on = (RowPiece(np.array([END, *WORDS[:9]]), closed, 1) for closed in (True, False))
     rest = DocumentBlank(rest=1.0)
-    assert not rest.choose(whole, LEXICON, Draws(0)).open
-    assert rest.choose(going_on, LEXICON, Draws(0)).open
-    assert rest.choose(RowPiece(np.array([*WORDS[:9], END]), True, 1), LEXICON, Draws(0)).open
+    assert not rest.choose(whole, LEXICON, RandomStream(0)).open
+    assert rest.choose(going_on, LEXICON, RandomStream(0)).open
+    assert rest.choose(
+        RowPiece(np.array([*WORDS[:9], END]), True, 1), LEXICON, RandomStream(0)
+    ).open
 
 
 def test_a_rest_over_several_documents_runs_across_them():
@@ -339,12 +343,12 @@ def test_the_beginning_that_has_room_is_the_longest(words, whole_words, share, s
     text = np.concatenate([[BEGIN, *rng.choice(WORDS, number), END] for number in words])
     blanks = TokenBlanks(share=share, mean=1.0, whole_words=whole_words)
     numbers = {
-        size: len(blanks.choose(RowPiece(text[:size], False, 4), LEXICON, Draws(seed)).spans)
+        size: len(blanks.choose(RowPiece(text[:size], False, 4), LEXICON, RandomStream(seed)).spans)
         for size in (word_edges(text) if whole_words else range(len(text) + 1))
     }
     for room in range(len(text) + 2 * numbers[len(text)] + 2):
         longest = max(size for size, number in numbers.items() if size + 2 * number <= room)
-        kept, cut = blanks.fit(RowPiece(text, False, 4), room, LEXICON, Draws(seed))
+        kept, cut = blanks.fit(RowPiece(text, False, 4), room, LEXICON, RandomStream(seed))
         np.testing.assert_array_equal(kept, text[:longest])
         assert len(cut.spans) == numbers[longest]
         assert (cut.spans <= longest).all()

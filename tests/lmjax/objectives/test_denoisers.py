@@ -23,7 +23,7 @@ from lmjax.objectives import (
     TextObjective,
 )
 from lmjax.objectives.causal_lm import positions_in_segments
-from lmjax.objectives.draws import Draws
+from lmjax.objectives.draws import RandomStream
 from lmjax.objectives.lexicon import SHAPES_ONLY
 from lmjax.objectives.span_corruption import random_parts
 from lmjax.parallel import training_layout
@@ -286,7 +286,7 @@ def test_what_the_decoder_writes_fills_what_the_encoder_reads(cross_documents, d
 
 def test_all_ways_to_cut_are_as_likely():
     """6 = three numbers from 1 on, in 10 ways; chi-square."""
-    found = [tuple(random_parts(6, 3, Draws(seed))) for seed in range(4000)]
+    found = [tuple(random_parts(6, 3, RandomStream(seed))) for seed in range(4000)]
     ways, counts = np.unique(found, axis=0, return_counts=True)
     assert len(ways) == 10 and (ways.sum(axis=1) == 6).all() and ways.min() == 1
     assert stats.chisquare(counts).pvalue > 1e-3

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lmjax.training.loop import Diverged, Loop, Yardstick
+from lmjax.training.loop import Diverged, Loop, PerformanceTarget
 from lmjax.training.state import TrainState
 
 
@@ -36,7 +36,7 @@ class Run:
                 "is_evaluation": lambda step: step % 4 == 0 or step == steps,
                 "save": self.save,
                 "save_every": 3,
-                "yardstick": Yardstick(10.0, 1e9, lambda: 123),
+                "yardstick": PerformanceTarget(10.0, 1e9, lambda: 123),
                 **settings,
             }
         )

@@ -6,16 +6,16 @@ from typing import Any
 import jax
 
 from lmjax.config import fingerprint, from_json
-from lmjax.console import Story
+from lmjax.console import RunLog
 from lmjax.jobs.results import Results
 from lmjax.jobs.settings import ROUNDING
-from lmjax.launch import own_modules
+from lmjax.launch import user_modules
 from lmjax.runs.changes import differences, is_below
 from lmjax.runs.environment import compare_environment
 from lmjax.runs.folder import CHECKPOINTS, CONFIG, METRICS, REPORT, TOKENIZER, RunFolder
 
 
-def tell_beginning(story: Story, job: Any, location: str, parameters: int) -> None:
+def print_beginning(story: RunLog, job: Any, location: str, parameters: int) -> None:
     """Prints the run's name, devices, model and steps.
 
     Args:
@@ -39,7 +39,7 @@ def tell_beginning(story: Story, job: Any, location: str, parameters: int) -> No
         story.fact(label, words)
 
 
-def tell_continuation(story: Story, job: Any, extra: dict[str, Any], done: int) -> None:
+def print_continuation(story: RunLog, job: Any, extra: dict[str, Any], done: int) -> None:
     """From where a run goes on, and whether its bits will be those of an unbroken one.
 
     Args:
@@ -61,14 +61,14 @@ def tell_continuation(story: Story, job: Any, extra: dict[str, Any], done: int) 
             story.warn(f"  {line}")
 
 
-def tell_interruption(story: Story, done: int, steps: int) -> None:
+def print_interruption(story: RunLog, done: int, steps: int) -> None:
     """Prints how to resume after Ctrl-C or SIGTERM."""
     story.console.print()
     story.fact("stopped", f"after step {done:,} of {steps:,}; its state is saved")
     story.fact("to go on", "give the same command again")
 
 
-def tell_finished(story: Story, steps: int, location: str) -> None:
+def print_finished(story: RunLog, steps: int, location: str) -> None:
     """Prints what can be done with a finished run."""
     story.fact("finished", f"all {steps:,} steps were done before")
     story.fact(
@@ -78,7 +78,7 @@ def tell_finished(story: Story, steps: int, location: str) -> None:
     )
 
 
-def tell_results(story: Story, results: Results, location: str) -> None:
+def print_results(story: RunLog, results: Results, location: str) -> None:
     """Prints the tables, and where everything is."""
     for table in results.tables:
         story.table(table)
@@ -95,6 +95,6 @@ def tell_results(story: Story, results: Results, location: str) -> None:
 
 def text_command(location: str) -> str:
     """Command that generates text from a run; it names the modules of the user's own classes."""
-    modules = own_modules(RunFolder(location).experiment())
+    modules = user_modules(RunFolder(location).experiment())
     imports = f" imports={','.join(modules)}" if modules else ""
     return f'python -m lmjax.generation {location}{imports} prompt="..."'
