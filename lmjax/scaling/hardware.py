@@ -92,7 +92,7 @@ CHIPS = {
 
 @dataclasses.dataclass(frozen=True)
 class Peak:
-    """The yardstick of a run.
+    """The peak that the speed of a run is compared with.
 
     Attributes:
       flops: FLOPs a second of all devices together; None where it is not known.

@@ -50,7 +50,7 @@ class Loop:
       is_evaluation: (step) -> whether to evaluate after it.
       save: (step, state) -> None; called every `save_every`, at the end, and on interruption. It
         may go on after it returns.
-      yardstick: for the MFU and the memory of each record.
+      target: for the MFU and the memory of each record.
       log_every: steps after which metrics are fetched from the devices, all at once.
       console: where progress is shown; None: the standard output.
       check_save: () -> None; called after every step: raises where the last save has failed.

@@ -36,7 +36,7 @@ class Run:
                 "is_evaluation": lambda step: step % 4 == 0 or step == steps,
                 "save": self.save,
                 "save_every": 3,
-                "yardstick": PerformanceTarget(10.0, 1e9, lambda: 123),
+                "target": PerformanceTarget(10.0, 1e9, lambda: 123),
                 **settings,
             }
         )
