@@ -5,7 +5,7 @@ import os
 
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Any value keeps `lmjax.launch` from starting every command of the tests twice.
+# Any value keeps `lmjax.launch` from changing the settings of malloc in the tests.
 os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
 # Tests compile far longer than they run.
 FLAGS = " --xla_backend_optimization_level=0"
