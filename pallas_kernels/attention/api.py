@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from pallas_kernels.attention.mask import Mask
@@ -21,7 +24,11 @@ def attention(
     softcap: float | None = None,
     dropout: tuple[float, Any] | None = None,
     implementation: str | None = None,
-) -> Float[Array, "batch query heads value_dim"]:
+    return_lse: bool = False,
+) -> (
+    Float[Array, "batch query heads value_dim"]
+    | tuple[Float[Array, "batch query heads value_dim"], Float[Array, "batch query heads"]]
+):
     """softmax(bend(q k^T scale) + bias) v over the pairs that the mask allows.
 
     Scaled dot-product attention (Vaswani et al. 2017, arXiv:1706.03762, equation 1). Query head h
@@ -35,6 +42,9 @@ def attention(
             not.
         dropout: (rate, key), zeroes weights at that rate and raises the others to match.
         implementation: one of `implementations()`; None takes the preferred one that can serve.
+        return_lse: whether to return (output, lse): the log of the sum of each query's exponentials
+            in float32, -inf where it sees nothing. `merge` puts attention to parts of the keys
+            together by it.
 
     Raises:
         ValueError: shapes that do not fit, or no implementation, or not the named one, can serve:
@@ -43,8 +53,27 @@ def attention(
     _check(q, k, v, bias)
     if scale is None:
         scale = q.shape[-1] ** -0.5
-    request = Request(q, k, v, mask, bias, scale, softcap, dropout)
+    request = Request(q, k, v, mask, bias, scale, softcap, dropout, return_lse)
     return choose(request, implementation).serve(**request.arguments())
+
+
+def merge(
+    parts: Sequence[
+        tuple[Float[Array, "batch query heads value_dim"], Float[Array, "batch query heads"]]
+    ],
+) -> tuple[Float[Array, "batch query heads value_dim"], Float[Array, "batch query heads"]]:
+    """Attention to all keys from attention to parts of them, each as (output, lse).
+
+    output = sum over parts of exp(lse_i - lse) output_i, with lse the log of the sum of exp(lse_i)
+    (Milakov and Gimelshein 2018, arXiv:1805.02867).
+    """
+    outputs, lses = (jnp.stack(arrays) for arrays in zip(*parts, strict=True))
+    # Of a row that sees nothing all are -inf, whose differences are no numbers.
+    seen = jnp.any(jnp.isfinite(lses), axis=0)
+    lse = jax.nn.logsumexp(jnp.where(seen, lses, 0.0), axis=0)
+    shares = jnp.where(seen, jnp.exp(lses - lse), 0.0)
+    merged = jnp.sum(shares[..., None] * outputs.astype(lse.dtype), axis=0)
+    return merged.astype(outputs.dtype), jnp.where(seen, lse, -jnp.inf)
 
 
 def _check(q, k, v, bias) -> None:

@@ -22,7 +22,11 @@ def reference(
     scale: float,
     softcap: float | None = None,
     dropout: tuple[float, PRNGKeyArray] | None = None,
-) -> Float[Array, "batch query heads value_dim"]:
+    return_lse: bool = False,
+) -> (
+    Float[Array, "batch query heads value_dim"]
+    | tuple[Float[Array, "batch query heads value_dim"], Float[Array, "batch query heads"]]
+):
     """softmax(bend(q k^T scale) + bias) v in float32 (float64 for float64), then back to q's dtype.
 
     Scaled dot-product attention of Vaswani et al. 2017 (arXiv:1706.03762), equation 1.
@@ -36,12 +40,17 @@ def reference(
     if bias is not None:
         scores += group_bias(bias, kv_heads).astype(exact)
     allowed = mask.dense(query_length, k.shape[1])[:, None]
-    weights = jax.nn.softmax(jnp.where(allowed, scores, FORBIDDEN), axis=-1)
+    scores = jnp.where(allowed, scores, FORBIDDEN)
+    weights = jax.nn.softmax(scores, axis=-1)
     weights = jnp.where(allowed, weights, 0.0)  # of a row that sees nothing the softmax is uniform
     if dropout is not None:
         weights = _drop(weights, *dropout)
     output = jnp.einsum("bngts,bsnd->btngd", weights, v.astype(exact))
-    return output.reshape(batch, query_length, heads, v.shape[-1]).astype(q.dtype)
+    output = output.reshape(batch, query_length, heads, v.shape[-1]).astype(q.dtype)
+    if not return_lse:
+        return output
+    lse = jnp.where(jnp.any(allowed, axis=-1), jax.nn.logsumexp(scores, axis=-1), -jnp.inf)
+    return output, jnp.moveaxis(lse, 3, 1).reshape(batch, query_length, heads)
 
 
 def _drop(weights, rate: float, key):
@@ -53,4 +62,4 @@ def _drop(weights, rate: float, key):
     return jnp.where(kept, weights / (1.0 - rate), 0.0)
 
 
-IMPLEMENTATION = Implementation("reference", reference, lambda request: None)
+IMPLEMENTATION = Implementation("reference", reference, lambda request: None, returns_lse=True)

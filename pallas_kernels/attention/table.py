@@ -13,7 +13,10 @@ from pallas_kernels.attention.mask import Mask
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """A call of `attention`; its attributes are the arguments of every implementation."""
+    """A call of `attention`; its attributes are the arguments of every implementation.
+
+    `return_lse` is handed on only where it is set, to implementations that do not refuse it.
+    """
 
     q: jax.Array
     k: jax.Array
@@ -23,10 +26,14 @@ class Request:
     scale: float
     softcap: float | None
     dropout: tuple[float, Any] | None
+    return_lse: bool = False
 
     def arguments(self) -> dict[str, Any]:
         """The arguments by name."""
-        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        named = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        if not self.return_lse:
+            del named["return_lse"]
+        return named
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,11 +45,19 @@ class Implementation:
         serve: takes the arguments of a `Request`, gives the result.
         refusal: the reason why it cannot serve a request, or None; asks nothing of the arrays but
             their types.
+        returns_lse: whether it serves requests with `return_lse`.
     """
 
     name: str
-    serve: Callable[..., jax.Array]
+    serve: Callable[..., jax.Array | tuple[jax.Array, jax.Array]]
     refusal: Callable[[Request], str | None]
+    returns_lse: bool = False
+
+    def refuses(self, request: Request) -> str | None:
+        """Reason why it cannot serve a request, or None if it can."""
+        if request.return_lse and not self.returns_lse:
+            return "it returns no log-sum-exp"
+        return self.refusal(request)
 
 
 _table: dict[str, Implementation] = {}
@@ -75,12 +90,12 @@ def choose(request: Request, name: str | None) -> Implementation:
             raise ValueError(
                 f"attention: implementation {name!r} is not one of {', '.join(_table)}"
             )
-        if (reason := _table[name].refusal(request)) is not None:
+        if (reason := _table[name].refuses(request)) is not None:
             raise ValueError(f"attention: implementation {name!r} cannot serve this call: {reason}")
         return _table[name]
     reasons = []
     for implementation in reversed(_table.values()):
-        if (reason := implementation.refusal(request)) is None:
+        if (reason := implementation.refuses(request)) is None:
             return implementation
         reasons.append(f"\n  {implementation.name}: {reason}")
     raise ValueError(f"attention: no implementation can serve this call:{''.join(reasons)}")
