@@ -132,6 +132,7 @@ def progress(what, done, total):
         os.kill(os.getpid(), getattr(signal, sys.argv[2]))
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of shells ignore it
     map_items(slowly, ITEMS, pathlib.Path(sys.argv[1]), three, int(sys.argv[3]), progress)
 """
 
