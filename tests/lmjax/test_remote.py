@@ -52,7 +52,8 @@ def caches(tmp_path, monkeypatch):
     fsspec.filesystem("memory").store.clear()
 
 
-@pytest.fixture(params=["memory", "late"])
+# The store that lists late is the harder one; the other is fsspec's own.
+@pytest.fixture(params=[pytest.param("memory", marks=pytest.mark.slow), "late"])
 def bucket(request, caches):
     """The URL of an empty place in each store."""
     return f"{request.param}://bucket/runs"
@@ -350,6 +351,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(caches, monkeypatch):
     assert differences(caches / "alone", url, 24) == []
 
 
+@pytest.mark.slow
 def test_processes_that_share_no_disk(caches):
     """Each with a cache of its own, as on a pod: one checkpoint, and the same bits after a kill."""
 
