@@ -83,11 +83,13 @@ class TrainingRun:
                 return
             checkpointer.check_folder()
             job.check_batches(checkpointer.latest() or 0)
-            compilation = self.compile_in_background()
+            trains = (checkpointer.latest() or 0) < job.steps
+            compilation = self.compile_in_background() if trains else None
             feed = job.prepare(self.folder, self.log, checkpointer.latest_extra())
             self.prepare_evaluators(feed)
             state, first = self.begin_or_resume(checkpointer, feed)
-            compilation.join()
+            if compilation is not None:
+                compilation.join()
             done = first
             if done < job.steps:
                 state, done, interruption = self.train(state, done, checkpointer, feed)
