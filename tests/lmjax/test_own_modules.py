@@ -14,7 +14,7 @@ from lmjax.training.optimizers import AdamW
 ROOT = Path(__file__).parents[2]
 PROGRAM = '''
 from lmjax.config import config, from_json, to_json
-from lmjax.launch import import_modules, own_modules
+from lmjax.launch import import_modules, user_modules
 from lmjax.training.optimizers import AdamW as Theirs, Optimizer
 
 
@@ -29,7 +29,7 @@ class Work:
 
 
 if __name__ == "__main__":
-    modules = own_modules(Work())
+    modules = user_modules(Work())
     import_modules(modules)  # declares the same classes once more
     print(*modules, [type(part).__module__ for part in from_json(to_json(Work())).optimizer])
 '''
