@@ -6,10 +6,11 @@ import pytest
 
 from tests import failing_disk
 
-SLOW = [pytest.param(work, marks=pytest.mark.slow) for work in ("replace", "stores", "prepare")]
+KINDS = "save", "replace", "stores", "prepare"
+SLOW = [pytest.param(work, marks=pytest.mark.slow) for work in KINDS]
 
 
-@pytest.mark.parametrize("work", ["save", "folder", *SLOW])
+@pytest.mark.parametrize("work", ["folder", *SLOW])
 def test_every_system_call_may_fail(work):
     if sys.platform != "linux" or failing_disk.compiler() is None:
         pytest.skip("needs Linux and a C compiler (cc), to stand before the C library")

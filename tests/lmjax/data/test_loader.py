@@ -157,6 +157,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_a_program_with_workers_ends_quietly(mixture, tmp_path):
     """No complaint about leaked shared memory, no process left behind."""
     path = tmp_path / "script.py"
