@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from lmjax.config import config
+from lmjax.config import UserError, config
 from lmjax.console import RunLog, Table
 from lmjax.training.feed import Feed
 from lmjax.training.learner import Learner
@@ -46,6 +46,11 @@ class Evaluator(abc.ABC):
 
     every: int | None = None  # steps between evaluations; None: at the end of the run alone
 
+    def validate(self) -> None:
+        """Raises UserError for an interval that is none."""
+        if self.every is not None and self.every < 1:
+            raise UserError(f"every={self.every}: it must be at least 1, or none")
+
     @property
     def name(self) -> str:
         """Name of the evaluator in messages."""
@@ -60,5 +65,5 @@ class Evaluator(abc.ABC):
         """
 
     def is_due(self, step: int, last: bool) -> bool:
-        """Returns whether to evaluate after `step` steps, the run's last ones or not."""
-        return last or (self.every is not None and step % self.every == 0)
+        """Returns whether the interval, if there is one, ends after `step` steps, or the run."""
+        return self.every is not None and (last or step % self.every == 0)

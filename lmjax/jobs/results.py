@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lmjax.console import Table
-from lmjax.evaluation.text_baselines import compare as compare
+from lmjax.evaluation.text_baselines import compare as compare  # its name before there were tables
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,6 +16,7 @@ import dataclasses
 import json
 import sys
 import threading
+from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -96,7 +97,7 @@ class TrainingRun:
         if done < job.steps:
             print_interruption(self.log, done, job.steps)
             sys.exit(interruption.exit_code)
-        self.finish(state, resumed=first > 0)
+        self.finish(state, first)
 
     def is_finished(self, checkpointer: Checkpointer) -> bool:
         """Returns whether the run came to its end before."""
@@ -232,42 +233,55 @@ class TrainingRun:
 
     def is_evaluation(self, step: int) -> bool:
         """Returns whether an evaluator with an interval is due after a step."""
-        return any(
-            evaluator.every is not None and evaluator.is_due(step, step == self.job.steps)
-            for evaluator, _ in self.evaluators
-        )
+        last = step == self.job.steps
+        return any(evaluator.is_due(step, last) for evaluator, _ in self.evaluators)
 
     def evaluate(self, step: int, state: TrainState) -> list[Record]:
         """Lines of metrics.jsonl by the evaluators with an interval; their tables are kept."""
         params, last = self.learner.evaluated(state), step == self.job.steps
-        records, tables = [], []
+        found = []
         for evaluator, evaluate in self.evaluators:
-            if evaluator.every is not None and evaluator.is_due(step, last):
-                for found in evaluate(step, params):
-                    if isinstance(found, Table):
-                        tables.append(found)
-                    else:
-                        records.append({"step": step, **found})
+            if evaluator.is_due(step, last):
+                found += evaluate(step, params)
+        records, tables = records_and_tables(found, step)
         if tables:
-            self.results = self.results.with_tables(tuple(tables), step)
+            self.results = self.results.with_tables(tables, step)
             if is_first() and not last:
                 self.folder.write_json(RESULTS, self.results.to_json())
         return records
 
-    def finish(self, state: TrainState, resumed: bool) -> None:
-        """Runs the evaluators of the end, and writes results.json and the report."""
-        step, params, tables = self.job.steps, self.learner.evaluated(state), []
+    def finish(self, state: TrainState, first: int) -> None:
+        """Runs the evaluators of the end, and writes results.json and the report.
+
+        Where no step was left when this process began, after `first` steps, no evaluator has run in
+        it: then all do, and lines that metrics.jsonl has already are not written again.
+        """
+        step, params, found = self.job.steps, self.learner.evaluated(state), []
         for evaluator, evaluate in self.evaluators:
-            if evaluator.every is None:
+            if evaluator.every is None or first >= step:
                 with self.log.phase(f"evaluating: {evaluator.name}"):
-                    tables += [found for found in evaluate(step, params)]
+                    found += evaluate(step, params)
         if not is_first():
             return
+        records, tables = records_and_tables(found, step)
+        written = {(line["step"], line["split"]) for line in self.folder.metrics()}
+        if new := [line for line in records if (step, line["split"]) not in written]:
+            with self.open_metrics() as metrics:
+                for line in new:
+                    metrics.write(line)
         self.results = dataclasses.replace(
-            self.results.with_tables(tuple(tables), step),
+            self.results.with_tables(tables, step),
             parameters=self.parameters,
-            seconds=None if resumed else round(self.watch.seconds(), 1),
+            seconds=None if first else round(self.watch.seconds(), 1),
         )
         self.folder.write_json(RESULTS, self.results.to_json())
         write_report(self.folder)
         print_results(self.log, self.results, self.folder.location)
+
+
+def records_and_tables(
+    found: Sequence[Record | Table], step: int
+) -> tuple[list[Record], tuple[Table, ...]]:
+    """Lines of metrics.jsonl, with their step, and tables among the results of evaluators."""
+    tables = tuple(one for one in found if isinstance(one, Table))
+    return [{"step": step, **one} for one in found if not isinstance(one, Table)], tables

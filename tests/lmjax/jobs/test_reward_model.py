@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 
+from lmjax.config import UserError, replace
 from lmjax.jobs.results import Results
 from lmjax.parallel import Mesh
 from lmjax.runs.checkpoints import Checkpointer
@@ -90,6 +91,31 @@ def arrays(folder):
         state, extra = Checkpointer(RunFolder(folder).checkpoints).restore(None, shapes)
     assert extra["step"] == state.step == 20
     return [np.asarray(a) for a in jax.tree.leaves((state.params, state.optimizer))]
+
+
+def test_an_evaluator_of_the_end_alone_gives_lines_and_tables(tmp_path):
+    """Also where the run was stopped between its last step and its results."""
+    job = replace(
+        experiment,
+        output=str(tmp_path / "run"),
+        steps=4,
+        evaluators=(reward_model.PairAccuracy(),),
+    )
+    folder = RunFolder(job.output)
+    job.run()
+    (record,) = [line for line in lines(folder.path) if line["split"] == "held_out/pairs"]
+    (table,) = Results.from_json(folder.results()).tables
+    assert record["step"] == 4 and table.rows == (("pairs", record["accuracy"]),)
+    before = lines(folder.path)
+    (folder.path / "results.json").unlink()
+    replace(job, evaluators=(reward_model.PairAccuracy(every=3),)).run()
+    assert Results.from_json(folder.results()).tables == (table,)
+    assert lines(folder.path) == before
+
+
+def test_an_interval_is_a_number_of_steps():
+    with pytest.raises(UserError, match="every=0: it must be at least 1"):
+        reward_model.PairAccuracy(every=0)
 
 
 def test_it_needs_nothing_of_pretraining():
