@@ -9,7 +9,11 @@ JAX reads its own settings from the environment as always, for instance JAX_PLAT
 JAX_NUM_CPU_DEVICES=8 for eight simulated devices.
 """
 
+import io
+import os
+import sys
 from collections.abc import Callable, Mapping
+from typing import TextIO
 
 from lmjax.config import UserError
 
@@ -32,6 +36,7 @@ def join_processes(environment: Mapping[str, str]) -> None:
         return
     import jax  # not needed for --help or a mistyped setting, so not imported before
 
+    _keep_stdout_clean()
     jax.distributed.initialize(**arguments)
 
 
@@ -64,6 +69,28 @@ def on_first(action: Callable[[], object]) -> None:
             failure = UserError("the first process has ended; it says why")
     if failure is not None:
         raise failure
+
+
+def _keep_stdout_clean() -> None:
+    """Sends to stderr what libraries in C++ print, so that stdout has what Python prints alone.
+
+    XLA's Gloo announces the connections between processes on stdout, among the text of a model.
+    """
+    if not _is_file_1(sys.stdout):
+        return  # a notebook, or a test that captures it
+    python = os.fdopen(os.dup(1), "wb")
+    sys.stdout.flush()
+    os.dup2(2, 1)
+    sys.stdout = io.TextIOWrapper(
+        python, sys.stdout.encoding, sys.stdout.errors, line_buffering=sys.stdout.line_buffering
+    )
+
+
+def _is_file_1(stream: TextIO) -> bool:
+    try:
+        return stream.fileno() == 1
+    except (OSError, ValueError, AttributeError):
+        return False
 
 
 def _in_cluster(environment: Mapping[str, str]) -> bool:
