@@ -7,7 +7,7 @@ import itertools
 import json
 import pathlib
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
@@ -204,11 +204,10 @@ def _batches(task: Task, skipped: _Skipped) -> Iterator[list[Document]]:
 
 def _encode(documents: list[Document], tokenizer: Tokenizer) -> Iterator[list[list[int]]]:
     """The tokens of each piece of each document."""
-    encoded = iter(
-        tokenizer.encode_batch([text for document in documents for text in _pieces(document)])
-    )
+    texts = [text for document in documents for text in _pieces(document)]
+    encoded = iter(tokenizer.encode_batch(texts))
     for document in documents:
-        yield [next(encoded) for _ in range(1 + 2 * len(document.spans))]
+        yield [next(encoded) for _ in range(_count_pieces(document))]
 
 
 def _framed(
@@ -222,18 +221,40 @@ def _framed(
     Raises:
       UserError: the tokenizer lacks these, or gives ids that it cannot have.
     """
-    ids, spans = [*tokenizer.opening, *pieces[0]], []
-    for number, span in enumerate(document.spans):
-        content, behind = pieces[2 * number + 1 : 2 * number + 3]
-        ids += _mark(document, span.opening, tokenizer)
-        spans.append((len(ids), len(ids) + len(content), KINDS.index(span.kind)))
-        ids += [*content, *_mark(document, span.closing, tokenizer), *behind]
-    ids += tokenizer.closing
+    if document.encode is not None:
+        ids, spans = _encoded(document, tokenizer)
+    else:
+        ids, spans = [*tokenizer.opening, *pieces[0]], []
+        for number, span in enumerate(document.spans):
+            content, behind = pieces[2 * number + 1 : 2 * number + 3]
+            ids += _mark(document, span.opening, tokenizer)
+            spans.append((len(ids), len(ids) + len(content), KINDS.index(span.kind)))
+            ids += [*content, *_mark(document, span.closing, tokenizer), *behind]
+        ids += tokenizer.closing
     try:
         return np.asarray(ids, token_type(tokenizer.vocab_size)), spans
     except OverflowError:
         wrong = next(token for token in ids if not 0 <= token < tokenizer.vocab_size)
         raise impossible(wrong, tokenizer) from None
+
+
+def _encoded(
+    document: Document, tokenizer: Tokenizer
+) -> tuple[Sequence[int], list[tuple[int, int, int]]]:
+    """The tokens and spans of a document that makes them itself.
+
+    Raises:
+      UserError: the tokenizer has not what it takes; with the document's name.
+    """
+    try:
+        ids, spans = document.encode(tokenizer)
+    except UserError as error:
+        raise UserError(f"{document.identity}: {error}") from None
+    return ids, [(first, end, KINDS.index(kind)) for first, end, kind in spans]
+
+
+def _count_pieces(document: Document) -> int:
+    return 0 if document.encode is not None else 1 + 2 * len(document.spans)
 
 
 def impossible(token: int, tokenizer: Tokenizer) -> UserError:
@@ -245,9 +266,13 @@ def impossible(token: int, tokenizer: Tokenizer) -> UserError:
 def _pieces(document: Document) -> list[str]:
     """The text, cut at the borders of its spans: before, in and between them, and behind.
 
+    Nothing of a document that makes its tokens itself.
+
     Raises:
       UserError: the spans overlap, fall, or reach beyond the text.
     """
+    if document.encode is not None:
+        return []
     edges = [0, *(edge for span in document.spans for edge in span[:2]), len(document.text)]
     if edges != sorted(edges):
         raise UserError(

@@ -1,0 +1,118 @@
+"""Conversations to train on, from files of instruction data."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from lmjax.config import UserError, config, replace
+from lmjax.data.chat.folder import FolderTemplate
+from lmjax.data.chat.messages import ChatFormat, Message, RenderedPiece, text_of
+from lmjax.data.chat.records import find_layout
+from lmjax.data.chat.templates import PLAIN, ChatTemplate
+from lmjax.data.documents import BadRecord, Document, HashFiles, digest
+from lmjax.data.sources import JsonRecords
+from lmjax.data.spans import SpanKind
+from lmjax.data.tokenizers import Tokenizer
+
+
+@config
+class Conversations(JsonRecords):
+    """Conversations in JSON lines, compressed or not, in the layouts of public instruction data.
+
+    Each line has one of these layouts: messages (role, content); conversations (from, value);
+    instruction, output and perhaps input; prompt and completion; a tree (message_tree_id, prompt
+    with replies), each path of which is a conversation; or text, which is learned whole.
+
+    Lines with the same first request are on the same side of the held-out split.
+    """
+
+    # The format that conversations are written in, for example chat_template("chatml").
+    template: ChatTemplate | FolderTemplate = PLAIN
+
+    def documents_of(self, record: dict[str, Any], identity: str) -> Iterator[Document]:
+        """See `JsonRecords.documents_of`."""
+        metadata, seen = self.metadata_of(record), []
+        for dialogue in find_layout(record).read(record):
+            if isinstance(dialogue, str):
+                if dialogue:
+                    yield Document(dialogue, identity, metadata=metadata)
+                continue
+            while dialogue and dialogue[-1].role != "assistant":
+                dialogue.pop()  # nothing is learned of it
+            if dialogue not in seen:
+                seen.append(dialogue)
+                yield make_document(dialogue, self.template, identity)._replace(metadata=metadata)
+
+    def fingerprint(self, hash_files: HashFiles | None = None) -> str:
+        """See `Source.fingerprint`; a folder's template counts as it is, wherever the folder is."""
+        if not isinstance(self.template, FolderTemplate):
+            return super().fingerprint(hash_files)
+        source = replace(self, template=PLAIN)
+        return digest(JsonRecords.fingerprint(source, hash_files), *self.template.identity())
+
+    def layout(self) -> str:
+        """Name of the layout of the first line.
+
+        Raises:
+          UserError: there is no line, or none that can be read.
+        """
+        for part in self.parts():
+            for record in self.records(part, lambda message: None):
+                return find_layout(record).name
+        raise UserError(f"there is no conversation in {self.path}")
+
+
+def make_document(messages: Sequence[Message], template: ChatFormat, identity: str) -> Document:
+    """A conversation as a document, with its replies as spans.
+
+    Args:
+      messages: the conversation.
+      template: the format that it is written in.
+      identity: of the document.
+
+    Raises:
+      BadRecord: it has no reply, or the format cannot express it.
+    """
+    if not any(message.role == "assistant" and message.content for message in messages):
+        raise BadRecord("the conversation has no message of an assistant, so there is no reply")
+    try:
+        pieces = template.render_replies(messages)
+    except UserError as error:
+        raise BadRecord(str(error)) from None
+    request = next((text_of(one) for one in messages if one.role == "user"), "")
+    return Document(
+        text="".join(piece.text for piece in pieces),
+        identity=identity,
+        group=request,
+        encode=functools.partial(_encode, template=template, pieces=pieces),
+    )
+
+
+def _encode(
+    tokenizer: Tokenizer, template: ChatFormat, pieces: Sequence[RenderedPiece]
+) -> tuple[list[int], list[tuple[int, int, SpanKind]]]:
+    """See `Document.encode`."""
+    tokens, replies = template.encode_replies(tokenizer, pieces)
+    return tokens, [(first, end, "assistant") for first, end in replies]
+
+
+def template_of(data: Any) -> ChatFormat | None:
+    """The format of the conversations in `data`, a `Data`; None where there are none.
+
+    Raises:
+      UserError: there are several.
+    """
+    sources = [source for domain in data.train for source in (domain.source, domain.evaluation)]
+    found = {
+        repr(template): template
+        for template in (getattr(source, "template", None) for source in sources)
+        if isinstance(template, ChatFormat)
+    }
+    if len(found) > 1:
+        raise UserError(
+            "the conversations of data.train have several templates; a model has one: set the same"
+            " for all of them"
+        )
+    return next(iter(found.values()), None)
