@@ -138,6 +138,17 @@ class Mixture:
         epochs = stage.used(rows) / self._rows
         return dict(zip(self.names, epochs.tolist(), strict=True))
 
+    def rows_of_epochs(self, name: str, epochs: float) -> int:
+        """Rows of training after which a source has been read so often, with the first weights.
+
+        Args:
+          name: of the source.
+          epochs: how often; a fraction is a part of it.
+        """
+        number, stage = self.names.index(name), self.stages[0]
+        wanted = math.ceil(epochs * self._sources[number].count)
+        return math.ceil(wanted * stage.period / int(stage.counts[number]))
+
 
 def shares(weights: dict[str, float]) -> dict[str, int]:
     """Rows of each source in a period: the largest remainders are rounded up.

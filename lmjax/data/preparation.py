@@ -14,7 +14,7 @@ from lmjax.data.hashes import FileHashes
 from lmjax.data.loader import Loader, Prepare
 from lmjax.data.mixture import Mixture
 from lmjax.data.plan import Plan, make_plan
-from lmjax.data.rows import Ring, WholeDocuments
+from lmjax.data.rows import Ring, RowReader, WholeDocuments
 from lmjax.data.store import FORMAT, TokenStore
 from lmjax.data.tokenize import build_stores
 from lmjax.data.tokenizers import (
@@ -184,14 +184,20 @@ class PreparedData:
         weights = named(tuple(domain.weight for domain in self.data.train))
         changes = [(int(plan.rows(s.first_step)[0]), named(s.weights)) for s in self.data.stages]
         readers = {
-            name: Ring(store, row_length, overlap)
-            if self.data.rows == "ring"
-            else WholeDocuments(store, row_length, room, self.data.long_documents)
+            name: self.reader(store, row_length, overlap, room)
             for name, store in self.train.items()
         }
         mixture = Mixture(readers, weights, tuple(changes))
         workers = self.data.workers
         return Loader(plan, mixture, prepare, host_index, host_count, workers, spans=spans)
+
+    def reader(
+        self, store: TokenStore, row_length: int, overlap: int = 1, room: int | None = None
+    ) -> RowReader:
+        """Rows of a store, as `data.rows` has them; see `loader`."""
+        if self.data.rows == "ring":
+            return Ring(store, row_length, overlap)
+        return WholeDocuments(store, row_length, room, self.data.long_documents)
 
     def skipped(self) -> dict[str, int]:
         """Numbers of pieces of input that were left out (on_error=skip), by the first's message."""

@@ -330,10 +330,10 @@ def _in_rows(
 
 
 class EvaluationRows:
-    """The rows of a held-out store in order: with an overlap of 1 each token is a target once."""
+    """The rows of a held-out store in order, each once."""
 
-    def __init__(self, store: TokenStore, row_length: int, overlap: int = 1):
-        self._rows = Ring(store, row_length, overlap)
+    def __init__(self, rows: RowReader):
+        self._rows = rows
 
     def __len__(self) -> int:
         return self._rows.count
@@ -343,7 +343,7 @@ class EvaluationRows:
     ) -> tuple[Int32[np.ndarray, "count row_length"], Int32[np.ndarray, "count row_length"]]:
         """Tokens and segment ids of `count` rows from `first`; rows after the last are filling."""
         row = np.arange(first, first + count)
-        tokens, segments = self._rows.read(np.minimum(row, len(self) - 1))
+        tokens, segments = self._rows.read(np.minimum(row, len(self) - 1), np.zeros_like(row))
         after = row >= len(self)
         tokens[after] = 0
         segments[after] = 0
@@ -351,4 +351,5 @@ class EvaluationRows:
 
     def spans(self, first: int, count: int) -> RowSpans:
         """The spans of what `read` gives."""
-        return self._rows.spans(np.arange(first, min(first + count, len(self))))
+        row = np.arange(first, min(first + count, len(self)))
+        return self._rows.spans(row, np.zeros_like(row))

@@ -11,7 +11,7 @@ import numpy as np
 
 from lmjax.config import UserError, config
 from lmjax.data.permutation import random_bits
-from lmjax.data.rows import EvaluationRows
+from lmjax.data.rows import EvaluationRows, Ring, RowReader
 from lmjax.data.store import TokenStore
 from lmjax.evaluation.evaluator import Context, Evaluate, Evaluator, Record
 from lmjax.objectives import Example, Sums, TextObjective, TokenTable
@@ -68,6 +68,8 @@ class HeldOutLoss(Evaluator):
             batch_size=feed.batch_size,
             tokens=self.tokens,
             lexicon=feed.lexicon,
+            # Bits per byte count each token once, which rows of whole documents may not.
+            reader=Ring if feed.objective.predicts_text else feed.prepared.reader,
         )
         evaluate = context.learner.compiled_evaluate
 
@@ -91,6 +93,7 @@ class HeldOut:
       batch_size: rows an example; the last one is filled up with rows that weigh nothing.
       tokens: evaluate on about the first so many of each set; None: on all.
       lexicon: of their tokenizer; None where the objective needs none.
+      reader: (store, row length, overlap of rows[, room for whole documents]) -> its rows.
     """
 
     stores: Mapping[str, TokenStore]
@@ -101,6 +104,7 @@ class HeldOut:
     batch_size: int
     tokens: int | None = None
     lexicon: TokenTable | None = None
+    reader: Callable[..., RowReader] = Ring
 
     def score(self, evaluate: Callable[[dict, Example], Sums], params: dict) -> dict[str, Score]:
         """The scores of these parameters by set.
@@ -139,7 +143,10 @@ class HeldOut:
     def _examples(self, store: TokenStore) -> Iterator[Example]:
         objective, length, size = self.objective, self.length, self.batch_size
         prepare = objective.preparation(self.lexicon, length)
-        rows = EvaluationRows(store, objective.row_length(length), objective.row_overlap(length))
+        settings = objective.row_length(length), objective.row_overlap(length)
+        if self.reader is not Ring:
+            settings = *settings, objective.row_room(length)
+        rows = EvaluationRows(self.reader(store, *settings))
         count = len(rows)
         if self.tokens is not None:
             count = min(count, max(1, self.tokens // length))

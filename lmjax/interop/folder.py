@@ -6,10 +6,13 @@ import os
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
-from lmjax.config import UserError, preset
+from lmjax.config import UserError, preset, replace
 from lmjax.interop import huggingface
 from lmjax.models import TransformerConfig, abstract, draw_parameters
+from lmjax.models.transformer import VOCABULARY_MULTIPLE
 from lmjax.parallel import Layout
 from lmjax.remote import local_copy
 from lmjax.runs.folder import RunFolder
@@ -31,7 +34,8 @@ def read_params(
     """The parameters in a folder, for a model whose parameters have the same shapes.
 
     Where the folder's model has no head of words, or no classifier of texts, and `config` has one,
-    it is drawn afresh.
+    it is drawn afresh. Where `config` has more tokens, each new one begins as the mean of the old
+    ones (Hewitt 2021, "Initializing new word embeddings for pretrained language models").
 
     Args:
       path: a run folder, of which the newest undamaged checkpoint is taken, or a folder that
@@ -49,17 +53,17 @@ def read_params(
     """
     folder = local_copy(path, "folder")
     theirs = model_folder(str(folder))
-    fresh = _fresh(theirs, config, layout)
-    _check_shapes(folder, theirs, config, layout, fresh)
+    old = min(theirs.vocab_size, config.vocab_size)
+    ours = replace(config, vocab_size=old) if old < config.vocab_size else config
+    fresh = _fresh(theirs, ours, layout)
+    _check_shapes(folder, theirs, ours, layout, fresh)
     if huggingface.is_model_folder(folder):
         params = huggingface.read(folder, layout)[2]
     else:
         params = load_trained_model(folder, layout).params
-    return (
-        params
-        if not fresh
-        else huggingface.nest(huggingface.by_path(params) | _drawn(fresh, config, layout, seed))
-    )
+    if fresh:
+        params = huggingface.nest(huggingface.by_path(params) | _drawn(fresh, ours, layout, seed))
+    return params if ours == config else _with_tokens(params, ours, config, layout)
 
 
 def tokenizer_folder(path: str | os.PathLike) -> Path:
@@ -88,6 +92,35 @@ def _drawn(
         return {name: drawn[name] for name in names}
 
     return draw(jax.random.key(seed))
+
+
+def _with_tokens(
+    params: dict, before: TransformerConfig, config: TransformerConfig, layout: Layout
+) -> dict:
+    """Parameters for more tokens than there were before, which begin as the mean of those."""
+    wanted = huggingface.by_path(abstract(config, layout)[1])
+    # Which axis is the vocabulary's, as seen by a change of its size.
+    larger = replace(before, vocab_size=before.vocab_size + VOCABULARY_MULTIPLE)
+    sizes, other = _shapes(before, layout), _shapes(larger, layout)
+
+    def grow(name: str, array: jax.Array) -> jax.Array:
+        axis = next(n for n, size in enumerate(sizes[name]) if size != other[name][n])
+        old = jax.lax.slice_in_dim(array, 0, before.vocab_size, axis=axis)
+        count = wanted[name].shape[axis] - before.vocab_size
+        mean = jnp.mean(old, axis=axis, keepdims=True)
+        return jnp.concatenate([old, jnp.repeat(mean, count, axis=axis)], axis=axis)
+
+    @jax.jit
+    def grown(params: dict) -> dict:
+        whole = {name: jax.reshard(a, PartitionSpec()) for name, a in params.items()}
+        return {
+            name: jax.reshard(grow(name, array), wanted[name].sharding.spec)
+            for name, array in whole.items()
+        }
+
+    flat = huggingface.by_path(params)
+    tables = {name: flat[name] for name in sizes if sizes[name] != other[name]}
+    return huggingface.nest(flat | grown(tables))
 
 
 def _shapes(config: TransformerConfig, layout: Layout) -> dict[str, tuple[int, ...]]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from lmjax.config import UserError
 from lmjax.console import RunLog, Stopwatch
 from lmjax.data.public_tokenizers import read_tokenizer
 from lmjax.data.tokenizers import Tokenizer
+from lmjax.data.tokenizers.special_tokens import ExtendedTokenizer
 from lmjax.interop.folder import model_folder, read_params, tokenizer_folder
 from lmjax.interop.huggingface import architecture_of
 from lmjax.interop.kept_files import keep
@@ -49,7 +52,7 @@ def read_parameters(
         return params
     where = tokenizer_folder(source)
     try:
-        alike = read_tokenizer(where).fingerprint == tokenizer.fingerprint
+        alike = read_tokenizer(where).fingerprint in _fingerprints(tokenizer)
     except UserError as error:
         log.warn(f"whether it knows the same tokens is not known: {error}")
         return params
@@ -61,3 +64,11 @@ def read_parameters(
     elif is_first():
         keep(local_copy(source, "begin_with"), folder.path)
     return params
+
+
+def _fingerprints(tokenizer: Tokenizer) -> Iterator[str]:
+    """Fingerprints of a tokenizer, and of those that it adds tokens to."""
+    yield tokenizer.fingerprint
+    while isinstance(tokenizer, ExtendedTokenizer):
+        tokenizer = tokenizer.inner
+        yield tokenizer.fingerprint

@@ -97,6 +97,18 @@ class TrainingJob(abc.ABC):
     def check_batches(self, done: int) -> None:  # noqa: B027 (nothing to check: all are alike)
         """Raises UserError if an example after `done` steps does not divide among the devices."""
 
+    def check_model(self) -> None:
+        """Raises UserError for a model that does not go with the other settings."""
+        self.objective.check(self.model)
+
+    def resolved(self) -> TrainingJob:
+        """The job with the settings that follow from files; a mesh is set.
+
+        Raises:
+          UserError: a file that is needed cannot be read.
+        """
+        return self
+
     def facts(self) -> Iterator[tuple[str, str]]:
         """Labels and words about the run, to be printed at its beginning."""
         yield "training", f"{self.steps:,} steps of {count_rows(self.example_shapes())} rows"
@@ -117,7 +129,7 @@ class TrainingJob(abc.ABC):
             raise UserError(f"gradient_clip={self.gradient_clip}: a norm is above 0, or none")
         if self.average is not None and not 0 < self.average < 1:
             raise UserError(f"average={self.average}: a decay lies between 0 and 1, or none")
-        self.objective.check(self.model)
+        self.check_model()
         if (rows := self.largest_batch()) % self.accumulation:
             raise UserError(
                 f"a batch of {rows} rows is no multiple of accumulation={self.accumulation}"
@@ -131,9 +143,10 @@ class TrainingJob(abc.ABC):
           SystemExit: after Ctrl-C or SIGTERM, with the code that shells expect.
         """
         with jax.set_mesh(self.mesh.build()):
-            learner = self.learner()
-            with lock_run_folder(self) as folder:
-                TrainingRun(self, learner, folder).run()
+            job = self.resolved()
+            learner = job.learner()
+            with lock_run_folder(job) as folder:
+                TrainingRun(job, learner, folder).run()
 
     def explain(self) -> None:
         """Prints the model's parameters, FLOPs and bytes layer by layer; makes nothing."""

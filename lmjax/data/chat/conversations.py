@@ -93,9 +93,17 @@ def make_document(messages: Sequence[Message], template: ChatFormat, identity: s
 def _encode(
     tokenizer: Tokenizer, template: ChatFormat, pieces: Sequence[RenderedPiece]
 ) -> tuple[list[int], list[tuple[int, int, SpanKind]]]:
-    """See `Document.encode`."""
+    """See `Document.encode`; what is between the replies is a user's, so that all is in spans."""
     tokens, replies = template.encode_replies(tokenizer, pieces)
-    return tokens, [(first, end, "assistant") for first, end in replies]
+    spans: list[tuple[int, int, SpanKind]] = []
+    before = 0
+    for first, end in [*replies, (len(tokens), len(tokens))]:
+        if before < first:
+            spans.append((before, first, "user"))
+        if first < end:
+            spans.append((first, end, "assistant"))
+        before = end
+    return tokens, spans
 
 
 def template_of(data: Any) -> ChatFormat | None:

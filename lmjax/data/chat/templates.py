@@ -216,6 +216,7 @@ def _special(tokenizer: Tokenizer, name: str) -> int:
     except KeyError:
         raise UserError(
             f"chat: the tokenizer has no special token {name!r}; the format is of another model"
+            " (to train one, data.tokenizer='WithTokens(tokens=(...))' adds such tokens)"
         ) from None
 
 

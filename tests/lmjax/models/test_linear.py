@@ -10,7 +10,6 @@ from lmjax.models.linear import in_parts
 SIZES = st.sampled_from([1, 2, 3, 7, 12, 16, 24, 97, 160])  # with and without 16 equal parts
 
 
-@pytest.mark.slow
 @given(SIZES, SIZES, st.integers(0, 2**31))
 def test_a_product_in_parts_is_the_product(inputs, outputs, seed):
     """Beside numpy in float64, within the rounding of as many additions of float32."""
