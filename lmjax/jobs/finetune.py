@@ -17,6 +17,7 @@ from lmjax.data import (
     TrainedBPE,
     WithTokens,
     prepare,
+    read_tokenizer,
 )
 from lmjax.data.chat.conversations import template_of
 from lmjax.data.chat.folder import FolderTemplate, read_templates, write_templates
@@ -126,9 +127,7 @@ class Finetune(TextJob):
         model = self.model
         if model is None:
             model = model_folder(self.begin_with)
-            if isinstance(tokenizer, WithTokens):
-                size = tokenizer.build(None).vocab_size
-                model = replace(model, vocab_size=max(size, model.vocab_size))
+            model = replace(model, vocab_size=max(model.vocab_size, _vocab_size(tokenizer)))
         return replace(self, model=model, data=replace(self.data, tokenizer=tokenizer))
 
 
@@ -139,6 +138,16 @@ def _tokenizer(given: TokenizerConfig, begin_with: str) -> TokenizerConfig:
     if given != LEARNT:
         return given
     return TokenizerFolder(path=str(tokenizer_folder(begin_with)))
+
+
+def _vocab_size(tokenizer: TokenizerConfig) -> int:
+    """Tokens of a folder's tokenizer with those that are added; 0 where none are."""
+    if not isinstance(tokenizer, WithTokens):
+        return 0
+    inner, added = tokenizer.tokenizer, len(tokenizer.tokens)
+    if isinstance(inner, TokenizerFolder):
+        return read_tokenizer(inner.path).vocab_size + added
+    return _vocab_size(inner) + added
 
 
 def _share_of_replies(store: TokenStore) -> float:

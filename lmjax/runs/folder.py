@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lmjax.config import UserError, from_json, to_json
-from lmjax.data.chat.folder import MAP_FILE, TEMPLATE_FILE, TEMPLATE_FOLDER
+from lmjax.data.chat.folder import MAP_FILE, TEMPLATE_FILE, TEMPLATE_FOLDER, TOKENIZER
 from lmjax.files import errors_told, write_atomically
 from lmjax.remote import local_copy
 from lmjax.runs.metrics import NAME as METRICS
@@ -17,7 +17,6 @@ from lmjax.runs.remote_run import RemoteRun
 CONFIG = "config.json"  # the experiment
 ENVIRONMENT = "environment.json"  # machine and versions
 CHECKPOINTS = "checkpoints"  # a folder for each step
-TOKENIZER = "tokenizer"
 PROFILE = "profile"  # traces of steps
 RESULTS, REPORT = "results.json", "report.html"  # of a finished run
 LOCK = ".lock"

@@ -18,6 +18,7 @@ from lmjax.remote import check_path, local_copy
 
 TEMPLATE_FILE, TEMPLATE_FOLDER = "chat_template.jinja", "additional_chat_templates"
 MAP_FILE = "special_tokens_map.json"
+TOKENIZER = "tokenizer"  # folder in a run's folder; a public model's has the files beside others
 DEFAULT, TOOL_USE = "default", "tool_use"  # names of templates that transformers takes by itself
 ROLES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")  # that every tokenizer knows
 
@@ -194,7 +195,8 @@ def _read_format(path: str, name: str | None) -> JinjaFormat:
       UserError: there is none of that name.
     """
     folder = local_copy(path, "path")
-    found = folder_format(folder, read_tokenizer(folder), name)
+    inner = folder / TOKENIZER
+    found = folder_format(folder, read_tokenizer(inner if inner.is_dir() else folder), name)
     if found is None:
         known = ", ".join(read_templates(folder)) or "none"
         raise UserError(
