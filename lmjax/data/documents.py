@@ -30,6 +30,7 @@ class Document(NamedTuple):
     group: str = ""
     spans: tuple[Span, ...] = ()  # answers or turns
     metadata: Mapping[str, Any] | None = None  # small JSON values: url, licence, score, language
+    labels: tuple[float, ...] = ()  # numbers to learn: classes, ranks, scores; as many in each
     # Makes its ids, all of them, where these are not those of its text, cut at its spans.
     encode: Encode | None = None
 

@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterator, Mapping
 
 import numpy as np
-from jaxtyping import Int32, Int64
+from jaxtyping import Float32, Int32, Int64
 
 from lmjax.config import UserError
 from lmjax.data.rows import RowReader
@@ -122,6 +122,17 @@ class Mixture:
             for here, rows, index, variant in self._by_source(row, seed)
         ]
         return join_spans(*zip(*found, strict=True))
+
+    def labels(
+        self, row: Int64[np.ndarray, "rows"], seed: int
+    ) -> Float32[np.ndarray, "rows slots labels"]:
+        """The labels of what `read` gives, of sources with as many each."""
+        found = [
+            (here, rows.labels(index, variant))
+            for here, rows, index, variant in self._by_source(row, seed)
+        ]
+        where, parts = zip(*found, strict=True)
+        return np.concatenate(parts)[np.argsort(np.concatenate(where))]
 
     def _by_source(
         self, row: Int64[np.ndarray, "rows"], seed: int

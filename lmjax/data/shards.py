@@ -132,7 +132,7 @@ def _keep_text(task: Task) -> list[bool]:
 
 
 class _Split:
-    """One split of a shard: tokens, text of its first documents, lengths, spans, a comparison."""
+    """One split of a shard: its tokens, and what is known of its documents."""
 
     def __init__(
         self,
@@ -147,6 +147,7 @@ class _Split:
         self._room = TEXT_BYTES if keeps_text else 0
         self._lengths: list[tuple[int, int]] = []
         self._spans: list[tuple[int, int, int]] = []
+        self._labels: list[tuple[float, ...]] = []
         self._size = 0  # tokens
         self._comparison = Comparison(tokenizer)
 
@@ -162,6 +163,12 @@ class _Split:
         self._spans += [(self._size + first, self._size + end, kind) for first, end, kind in spans]
         self._size += len(ids)
         self._metadata.add(document.metadata, document.identity)
+        self._labels.append(document.labels)
+        if len(document.labels) != len(self._labels[0]):
+            raise UserError(
+                f"{document.identity} has {len(document.labels)} labels, and others of the source "
+                f"have {len(self._labels[0])}"
+            )
         if self._comparison.goes_on:
             self._comparison.add(_pieces(document), pieces)
 
@@ -172,6 +179,9 @@ class _Split:
         spans = np.asarray(self._spans, np.int64).reshape(-1, 3)
         save_array(path.with_suffix(".spans.npy"), spans)
         save_array(path.with_suffix(".metadata.npy"), self._metadata.finish())
+        width = len(self._labels[0]) if self._labels else 0
+        labels = np.asarray(self._labels, np.float32).reshape(len(self._labels), width)
+        save_array(path.with_suffix(".labels.npy"), labels)
         path.with_suffix(".json").write_text(json.dumps(self._comparison.counts()), "utf-8")
 
 

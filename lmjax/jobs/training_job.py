@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 import jax
 
@@ -13,7 +13,7 @@ from lmjax.console import RunLog, make_console
 from lmjax.evaluation.evaluator import Evaluator
 from lmjax.jobs.settings import Checkpoints, Log, at_least, may_change
 from lmjax.jobs.training_run import TrainingRun
-from lmjax.models import TransformerConfig
+from lmjax.models import TransformerConfig, abstract
 from lmjax.objectives import Example, Objective
 from lmjax.objectives.example import batches, count_rows
 from lmjax.parallel import Mesh, axis_size, training_layout
@@ -28,6 +28,18 @@ from lmjax.training.learner import Learner
 from lmjax.training.optimizers import AdamW, Optimizer
 from lmjax.training.placement import abstract_example
 from lmjax.training.schedules import Cosine, Rate, Schedule
+
+
+class FrozenModel(NamedTuple):
+    """A model that is read in training.
+
+    Attributes:
+      config: of the model.
+      folder: run folder or public model folder that its parameters are read from.
+    """
+
+    config: TransformerConfig
+    folder: str
 
 
 @config
@@ -109,6 +121,10 @@ class TrainingJob(abc.ABC):
         """
         return self
 
+    def frozen_models(self) -> Mapping[str, FrozenModel]:
+        """Models that the objective reads and that are not trained, by its names for them."""
+        return {}
+
     def facts(self) -> Iterator[tuple[str, str]]:
         """Labels and words about the run, to be printed at its beginning."""
         yield "training", f"{self.steps:,} steps of {count_rows(self.example_shapes())} rows"
@@ -170,6 +186,10 @@ class TrainingJob(abc.ABC):
             zero=self.zero,
             average_decay=self.average,
             embedding_gradient=self.embedding_gradient_rate(),
+            frozen={
+                name: abstract(model.config, layout)[0]
+                for name, model in self.frozen_models().items()
+            },
         )
         learner.abstract()
         shards = axis_size(*layout.axes("batch"))

@@ -27,6 +27,7 @@ import numpy as np
 from lmjax.config import UserError, fingerprint, to_json
 from lmjax.console import RunLog, Stopwatch, Table, make_console
 from lmjax.evaluation.evaluator import Context, Record
+from lmjax.interop.folder import read_params
 from lmjax.jobs.begin_with import read_parameters
 from lmjax.jobs.messages import (
     print_beginning,
@@ -69,6 +70,7 @@ class TrainingRun:
         self.parameters = count_parameters(job.model).total
         self.log = RunLog(make_console())
         self.watch = Stopwatch()
+        self.frozen: dict[str, dict] | None = None  # parameters of `job.frozen_models`
         self.results = Results.from_json(folder.results())
 
     def run(self) -> None:
@@ -85,6 +87,7 @@ class TrainingRun:
             checkpointer.check_folder()
             job.check_batches(checkpointer.latest() or 0)
             trains = (checkpointer.latest() or 0) < job.steps
+            self.frozen = self.read_frozen()
             compilation = self.compile_in_background() if trains else None
             feed = job.prepare(self.folder, self.log, checkpointer.latest_extra())
             self.prepare_evaluators(feed)
@@ -113,15 +116,25 @@ class TrainingRun:
 
         def compile_step() -> None:
             with contextlib.suppress(Exception), jax.set_mesh(mesh):
-                self.learner.compile_step(example)
+                self.learner.compile_step(example, self.frozen)
 
         thread = threading.Thread(target=compile_step, name="compile the step")
         thread.start()
         return thread
 
+    def read_frozen(self) -> dict[str, dict] | None:
+        """Parameters of the models that are read and not trained; None where there are none."""
+        found = {}
+        for name, model in self.job.frozen_models().items():
+            watch = Stopwatch()
+            params = read_params(model.folder, model.config, self.learner.layout)
+            found[name] = params
+            self.log.fact(name, f"the parameters in {model.folder}, frozen", watch.seconds())
+        return found or None
+
     def prepare_evaluators(self, feed: Feed) -> None:
         """Prepares all evaluators."""
-        context = Context(self.learner, feed, self.folder.metrics, self.log)
+        context = Context(self.learner, feed, self.folder.metrics, self.log, self.frozen)
         self.evaluators = [
             (evaluator, evaluator.prepare(context)) for evaluator in self.job.all_evaluators()
         ]
@@ -181,7 +194,7 @@ class TrainingRun:
         self, state: TrainState, done: int, checkpointer: Checkpointer, feed: Feed
     ) -> tuple[TrainState, int, Interruption]:
         """Runs the loop; see `Loop.run`."""
-        job, learner = self.job, self.learner
+        job, learner, frozen = self.job, self.learner, self.frozen
         extra = {
             "experiment": json.loads(to_json(job)),
             "environment": describe_environment(),
@@ -195,7 +208,8 @@ class TrainingRun:
 
             def advance(state: TrainState, step: int) -> tuple[TrainState, dict, int]:
                 example = to_devices(next(examples), learner.layout, job.model.vocab_size)
-                return *learner.compiled_step(state, example), count_tokens(example)
+                given = (state, example) if frozen is None else (state, example, frozen)
+                return *learner.compiled_step(*given), count_tokens(example)
 
             if job.log.profile is not None:
                 profiler = opened.enter_context(Profiler(self.folder.profile, *job.log.profile))

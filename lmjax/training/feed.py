@@ -92,6 +92,7 @@ class TextFeed(Feed):
             jax.process_count(),
             self.objective.reads_spans,
             self.objective.row_room(self.length),
+            self.objective.slots,
         )
 
     @contextmanager

@@ -62,18 +62,18 @@ def _messages(role_key: str, text_key: str) -> Callable[[Any], list[Message]]:
             known = ", ".join(ROLE_NAMES)
             raise BadRecord(f"message {number} has the role {role!r}; known are {known}")
         metadata, tools = turn.get("metadata") or "", turn.get("tools") or ()
-        content = _text(turn[text_key], f"{text_key!r} of message {number}")
+        content = require_text(turn[text_key], f"{text_key!r} of message {number}")
         return Message(ROLE_NAMES[role], content, metadata=metadata, tools=tools)
 
     return read
 
 
-def _text(value: Any, name: str) -> str:
+def require_text(value: Any, name: str) -> str:
     """A text, or the texts of a list of parts (OpenAI's form), one after another."""
     if isinstance(value, list | tuple):
         kinds = {part.get("type") for part in value if isinstance(part, Mapping)}
         if kinds == {"text"}:
-            return "".join(_text(part.get("text"), name) for part in value)
+            return "".join(require_text(part.get("text"), name) for part in value)
     if not isinstance(value, str):
         raise BadRecord(f"{name} is {type(value).__name__}, not text")
     try:
@@ -99,12 +99,14 @@ def _with_system(record: Record, messages: list[Message]) -> list[Message]:
     system = record.get("system")
     if not system or messages[0].role == "system":
         return messages
-    return [Message("system", _text(system, "'system'")), *messages]
+    return [Message("system", require_text(system, "'system'")), *messages]
 
 
 def _read_instruction(record: Record) -> list[list[Message] | str]:
     """Self-Instruct's layout, with or without a context."""
-    texts = {key: _text(record.get(key) or "", repr(key)) for key in ("instruction", "input")}
+    texts = {
+        key: require_text(record.get(key) or "", repr(key)) for key in ("instruction", "input")
+    }
     request = Message("user", texts["instruction"], context=texts["input"])
     return [_with_system(record, [request, _reply(record, "output")])]
 
@@ -113,12 +115,12 @@ def _read_completion(record: Record) -> list[list[Message] | str]:
     """A prompt and what follows it; both may be messages, as TRL has them."""
     prompt, completion = record["prompt"], record["completion"]
     if isinstance(prompt, str):
-        return [[Message("user", _text(prompt, "'prompt'")), _reply(record, "completion")]]
+        return [[Message("user", require_text(prompt, "'prompt'")), _reply(record, "completion")]]
     return [ROLE_CONTENT([*prompt, *completion])]
 
 
 def _reply(record: Record, key: str) -> Message:
-    return Message("assistant", _text(record[key], repr(key)))
+    return Message("assistant", require_text(record[key], repr(key)))
 
 
 def _read_tree(record: Record) -> list[list[Message] | str]:
@@ -128,7 +130,7 @@ def _read_tree(record: Record) -> list[list[Message] | str]:
         role, text = (node.get(key) for key in ("role", "text"))
         if role not in ROLE_NAMES:
             raise BadRecord(f"a message of the tree has the role {role!r}; known are {ROLE_NAMES}")
-        path = (*before, Message(ROLE_NAMES[role], _text(text, "'text' of a message")))
+        path = (*before, Message(ROLE_NAMES[role], require_text(text, "'text' of a message")))
         replies = [reply for reply in node.get("replies") or () if not reply.get("deleted")]
         if not replies:
             yield list(path)
@@ -141,7 +143,7 @@ def _read_tree(record: Record) -> list[list[Message] | str]:
 
 
 def _read_text(record: Record) -> list[list[Message] | str]:
-    return [_text(record["text"], "'text'")]
+    return [require_text(record["text"], "'text'")]
 
 
 LAYOUTS = (
