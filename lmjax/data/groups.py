@@ -97,6 +97,10 @@ class Groups(RowReader):
         found[which, slot] = self.store.labels[document]
         return found
 
+    def documents(self, row: Int64[np.ndarray, "rows"]) -> Int64[np.ndarray, "documents"]:
+        """Numbers in the store of the documents of some rows, in order."""
+        return self._documents(row)[2]
+
     def note(self) -> str:
         """See `RowReader.note`."""
         return f"{self.count:,} groups of {self._sizes.mean():.3g} documents"

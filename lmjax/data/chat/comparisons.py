@@ -6,14 +6,12 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from lmjax.config import UserError, config, replace
+from lmjax.config import UserError, config
 from lmjax.data.chat.conversations import make_document
-from lmjax.data.chat.folder import FolderTemplate
 from lmjax.data.chat.messages import Message
 from lmjax.data.chat.records import ROLE_CONTENT, ROLE_NAMES, Record, require_text
-from lmjax.data.chat.templates import PLAIN, ChatTemplate
-from lmjax.data.documents import BadRecord, Document, HashFiles, digest
-from lmjax.data.sources import JsonRecords
+from lmjax.data.chat.templated import TemplatedRecords
+from lmjax.data.documents import BadRecord, Document
 
 # Labels of the documents of a comparison: number in it, rank (0 is the best, equal ones are ties),
 # and the margin by which the better one should win (the same for all; 0 where none is given).
@@ -30,7 +28,7 @@ class RankedAnswers(NamedTuple):
 
 
 @config
-class Comparisons(JsonRecords):
+class Comparisons(TemplatedRecords):
     """Answers that were compared, in JSON lines, compressed or not, in the layouts in use.
 
     Each line has one of these: chosen and rejected (texts as in hh-rlhf, or messages), perhaps with
@@ -39,9 +37,6 @@ class Comparisons(JsonRecords):
 
     Lines with the same first request are on the same side of the held-out split.
     """
-
-    # The format that conversations are written in, for example chat_template("chatml").
-    template: ChatTemplate | FolderTemplate = PLAIN
 
     def documents_of(self, record: dict[str, Any], identity: str) -> Iterator[Document]:
         """See `JsonRecords.documents_of`: the answers of each comparison, the best first."""
@@ -52,13 +47,6 @@ class Comparisons(JsonRecords):
                 document = make_document(messages, self.template, identity)
                 labels = float(number), float(rank), float(margin)
                 yield document._replace(metadata=metadata, labels=labels)
-
-    def fingerprint(self, hash_files: HashFiles | None = None) -> str:
-        """See `Source.fingerprint`; a folder's template counts as it is, wherever the folder is."""
-        if not isinstance(self.template, FolderTemplate):
-            return super().fingerprint(hash_files)
-        source = replace(self, template=PLAIN)
-        return digest(JsonRecords.fingerprint(source, hash_files), *self.template.identity())
 
     def layout(self) -> str:
         """Name of the layout of the first line.

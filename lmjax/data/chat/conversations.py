@@ -6,19 +6,17 @@ import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from lmjax.config import UserError, config, replace
-from lmjax.data.chat.folder import FolderTemplate
+from lmjax.config import UserError, config
 from lmjax.data.chat.messages import ChatFormat, Message, RenderedPiece, text_of
 from lmjax.data.chat.records import find_layout
-from lmjax.data.chat.templates import PLAIN, ChatTemplate
-from lmjax.data.documents import BadRecord, Document, HashFiles, digest
-from lmjax.data.sources import JsonRecords
+from lmjax.data.chat.templated import TemplatedRecords
+from lmjax.data.documents import BadRecord, Document
 from lmjax.data.spans import SpanKind
 from lmjax.data.tokenizers import Tokenizer
 
 
 @config
-class Conversations(JsonRecords):
+class Conversations(TemplatedRecords):
     """Conversations in JSON lines, compressed or not, in the layouts of public instruction data.
 
     Each line has one of these layouts: messages (role, content); conversations (from, value);
@@ -27,9 +25,6 @@ class Conversations(JsonRecords):
 
     Lines with the same first request are on the same side of the held-out split.
     """
-
-    # The format that conversations are written in, for example chat_template("chatml").
-    template: ChatTemplate | FolderTemplate = PLAIN
 
     def documents_of(self, record: dict[str, Any], identity: str) -> Iterator[Document]:
         """See `JsonRecords.documents_of`."""
@@ -44,13 +39,6 @@ class Conversations(JsonRecords):
             if dialogue not in seen:
                 seen.append(dialogue)
                 yield make_document(dialogue, self.template, identity)._replace(metadata=metadata)
-
-    def fingerprint(self, hash_files: HashFiles | None = None) -> str:
-        """See `Source.fingerprint`; a folder's template counts as it is, wherever the folder is."""
-        if not isinstance(self.template, FolderTemplate):
-            return super().fingerprint(hash_files)
-        source = replace(self, template=PLAIN)
-        return digest(JsonRecords.fingerprint(source, hash_files), *self.template.identity())
 
     def layout(self) -> str:
         """Name of the layout of the first line.
