@@ -111,7 +111,7 @@ class Mixture:
         """Tokens and segment ids of some rows of the training with this seed."""
         tokens = np.empty((len(row), self.row_length), np.int32)
         segments = np.empty_like(tokens)
-        for here, rows, index, variant in self._by_source(row, seed):
+        for here, rows, index, variant in self.by_source(row, seed):
             tokens[here], segments[here] = rows.read(index, variant)
         return tokens, segments
 
@@ -119,7 +119,7 @@ class Mixture:
         """The spans of what `read` gives."""
         found = [
             (here, rows.spans(index, variant))
-            for here, rows, index, variant in self._by_source(row, seed)
+            for here, rows, index, variant in self.by_source(row, seed)
         ]
         return join_spans(*zip(*found, strict=True))
 
@@ -129,12 +129,12 @@ class Mixture:
         """The labels of what `read` gives, of sources with as many each."""
         found = [
             (here, rows.labels(index, variant))
-            for here, rows, index, variant in self._by_source(row, seed)
+            for here, rows, index, variant in self.by_source(row, seed)
         ]
         where, parts = zip(*found, strict=True)
         return np.concatenate(parts)[np.argsort(np.concatenate(where))]
 
-    def _by_source(
+    def by_source(
         self, row: Int64[np.ndarray, "rows"], seed: int
     ) -> Iterator[tuple[Numbers, RowReader, Numbers, Numbers]]:
         """For each source: which rows are its, its reader, and what `RowReader.shuffle` gives."""

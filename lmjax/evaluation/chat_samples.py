@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from lmjax.config import UserError, config
 from lmjax.console import Table
-from lmjax.data.chat.conversations import template_of
 from lmjax.data.chat.messages import ChatFormat, Message
+from lmjax.data.chat.templated import template_of
 from lmjax.data.chat.templates import PLAIN
 from lmjax.evaluation.evaluator import Context, Evaluate, Evaluator
 from lmjax.evaluation.text_samples import describe_sampling

@@ -36,7 +36,7 @@ class Context:
 
     def sums(self, params: dict, example: Example) -> Sums:
         """Sums of the loss of an example that is on the devices, without dropout; compiled."""
-        given = (params, example) if self.frozen is None else (params, example, self.frozen)
+        given = (params, example, self.frozen) if self.learner.frozen else (params, example)
         return self.learner.compiled_evaluate(*given)
 
 

@@ -12,19 +12,14 @@ from lmjax.console import RunLog, make_console
 from lmjax.data import (
     Conversations,
     Data,
-    TokenizerConfig,
-    TokenizerFolder,
-    TrainedBPE,
-    WithTokens,
     prepare,
-    read_tokenizer,
 )
-from lmjax.data.chat.conversations import template_of
 from lmjax.data.chat.folder import FolderTemplate, read_templates, write_templates
+from lmjax.data.chat.templated import template_of
 from lmjax.data.spans import KINDS
 from lmjax.data.store import TokenStore
 from lmjax.evaluation.evaluator import Evaluator
-from lmjax.interop.folder import model_folder, tokenizer_folder
+from lmjax.jobs.begin_with import with_starting_model
 from lmjax.jobs.settings import ChatEvaluation
 from lmjax.jobs.text_job import TextJob
 from lmjax.launch import is_first
@@ -34,8 +29,6 @@ from lmjax.remote import local_copy
 from lmjax.runs.folder import RunFolder
 from lmjax.training.feed import TextFeed
 from lmjax.training.schedules import Cosine, Schedule
-
-LEARNT = TrainedBPE()  # the tokenizer of `Data` where none is given
 
 
 @config
@@ -86,7 +79,7 @@ class Finetune(TextJob):
 
         The steps of `epochs` need the number of rows, so that the text is tokenized here.
         """
-        job = self._with_model()
+        job = with_starting_model(self)
         if job.epochs is None:
             return job
         log = RunLog(make_console())
@@ -99,7 +92,7 @@ class Finetune(TextJob):
 
     def explain(self) -> None:
         """See `TrainingJob.explain`."""
-        super(Finetune, self._with_model()).explain()
+        super(Finetune, with_starting_model(self)).explain()
 
     def prepare(self, folder: RunFolder, log: RunLog, saved: dict[str, Any]) -> TextFeed:
         """See `TrainingJob.prepare`."""
@@ -115,39 +108,6 @@ class Finetune(TextJob):
         if isinstance(template, FolderTemplate) and is_first():
             write_templates(folder.path, read_templates(local_copy(template.path, "template.path")))
         return feed
-
-    def _with_model(self) -> Finetune:
-        """The job with the model and the tokenizer of `begin_with`, where none are given.
-
-        The model gets a row for each special token that the tokenizer adds.
-        """
-        if self.begin_with is None:
-            return self
-        tokenizer = _tokenizer(self.data.tokenizer, self.begin_with)
-        model = self.model
-        if model is None:
-            model = model_folder(self.begin_with)
-            model = replace(model, vocab_size=max(model.vocab_size, _vocab_size(tokenizer)))
-        return replace(self, model=model, data=replace(self.data, tokenizer=tokenizer))
-
-
-def _tokenizer(given: TokenizerConfig, begin_with: str) -> TokenizerConfig:
-    """The tokenizer of `begin_with` in place of the default, also inside `WithTokens`."""
-    if isinstance(given, WithTokens):
-        return replace(given, tokenizer=_tokenizer(given.tokenizer, begin_with))
-    if given != LEARNT:
-        return given
-    return TokenizerFolder(path=str(tokenizer_folder(begin_with)))
-
-
-def _vocab_size(tokenizer: TokenizerConfig) -> int:
-    """Tokens of a folder's tokenizer with those that are added; 0 where none are."""
-    if not isinstance(tokenizer, WithTokens):
-        return 0
-    inner, added = tokenizer.tokenizer, len(tokenizer.tokens)
-    if isinstance(inner, TokenizerFolder):
-        return read_tokenizer(inner.path).vocab_size + added
-    return _vocab_size(inner) + added
 
 
 def _share_of_replies(store: TokenStore) -> float:

@@ -8,7 +8,7 @@ import jax
 from lmjax.config import fingerprint, from_json
 from lmjax.console import RunLog
 from lmjax.data import Data
-from lmjax.data.chat.conversations import template_of
+from lmjax.data.chat.templated import template_of
 from lmjax.jobs.results import Results
 from lmjax.jobs.settings import ROUNDING
 from lmjax.launch import user_modules

@@ -15,7 +15,7 @@ from lmjax.jobs.settings import Checkpoints, Log, at_least, may_change
 from lmjax.jobs.training_run import TrainingRun
 from lmjax.models import TransformerConfig, abstract
 from lmjax.objectives import Example, Objective
-from lmjax.objectives.example import batches, count_rows
+from lmjax.objectives.example import batches, count_rows, count_tokens
 from lmjax.parallel import Mesh, axis_size, training_layout
 from lmjax.remote import check_path
 from lmjax.runs.folder import RunFolder
@@ -24,10 +24,12 @@ from lmjax.scaling.explain import layer_table, print_layers
 from lmjax.scaling.flops import training_flops_per_token
 from lmjax.training.feed import Feed
 from lmjax.training.gradients import Zero
-from lmjax.training.learner import Learner
+from lmjax.training.learner import Learner, Metrics
+from lmjax.training.loop import Advance
 from lmjax.training.optimizers import AdamW, Optimizer
-from lmjax.training.placement import abstract_example
+from lmjax.training.placement import abstract_example, to_devices
 from lmjax.training.schedules import Cosine, Rate, Schedule
+from lmjax.training.state import TrainState
 
 
 class FrozenModel(NamedTuple):
@@ -124,6 +126,29 @@ class TrainingJob(abc.ABC):
     def frozen_models(self) -> Mapping[str, FrozenModel]:
         """Models that the objective reads and that are not trained, by its names for them."""
         return {}
+
+    def advance(
+        self,
+        learner: Learner,
+        feed: Feed,
+        examples: Iterator[Any],
+        frozen: Mapping[str, dict] | None,
+    ) -> Advance:
+        """A step of the loop: here an update of the parameters by the next example.
+
+        Args:
+          learner: of this job.
+          feed: of this job.
+          examples: what the feed gives for the steps to come.
+          frozen: parameters of the models of `frozen_models`.
+        """
+        given = () if frozen is None else (frozen,)
+
+        def update(state: TrainState, step: int) -> tuple[TrainState, Metrics, int]:
+            example = to_devices(next(examples), learner.layout, self.model.vocab_size)
+            return *learner.compiled_step(state, example, *given), count_tokens(example)
+
+        return update
 
     def facts(self) -> Iterator[tuple[str, str]]:
         """Labels and words about the run, to be printed at its beginning."""

@@ -39,7 +39,6 @@ from lmjax.jobs.messages import (
 from lmjax.jobs.report import write_report
 from lmjax.jobs.results import Results
 from lmjax.launch import is_first
-from lmjax.objectives.example import count_tokens
 from lmjax.runs.checkpoints import Checkpointer
 from lmjax.runs.environment import describe_environment
 from lmjax.runs.folder import ENVIRONMENT, RESULTS, RunFolder
@@ -50,7 +49,6 @@ from lmjax.training.feed import Feed
 from lmjax.training.interruption import Interruption
 from lmjax.training.learner import Learner
 from lmjax.training.loop import Loop, PerformanceTarget
-from lmjax.training.placement import to_devices
 from lmjax.training.profiler import Profiler
 from lmjax.training.state import TrainState
 
@@ -116,7 +114,7 @@ class TrainingRun:
 
         def compile_step() -> None:
             with contextlib.suppress(Exception), jax.set_mesh(mesh):
-                self.learner.compile_step(example, self.frozen)
+                self.learner.compile_step(example, self.frozen if self.learner.frozen else None)
 
         thread = threading.Thread(target=compile_step, name="compile the step")
         thread.start()
@@ -194,7 +192,7 @@ class TrainingRun:
         self, state: TrainState, done: int, checkpointer: Checkpointer, feed: Feed
     ) -> tuple[TrainState, int, Interruption]:
         """Runs the loop; see `Loop.run`."""
-        job, learner, frozen = self.job, self.learner, self.frozen
+        job, learner = self.job, self.learner
         extra = {
             "experiment": json.loads(to_json(job)),
             "environment": describe_environment(),
@@ -206,11 +204,7 @@ class TrainingRun:
             metrics = opened.enter_context(self.open_metrics())
             metrics.truncate_after(done)
 
-            def advance(state: TrainState, step: int) -> tuple[TrainState, dict, int]:
-                example = to_devices(next(examples), learner.layout, job.model.vocab_size)
-                given = (state, example) if frozen is None else (state, example, frozen)
-                return *learner.compiled_step(*given), count_tokens(example)
-
+            advance = job.advance(learner, feed, examples, self.frozen)
             if job.log.profile is not None:
                 profiler = opened.enter_context(Profiler(self.folder.profile, *job.log.profile))
                 advance = profiler.traced(advance)

@@ -92,23 +92,3 @@ def _encode(
             spans.append((first, end, "assistant"))
         before = end
     return tokens, spans
-
-
-def template_of(data: Any) -> ChatFormat | None:
-    """The format of the conversations in `data`, a `Data`; None where there are none.
-
-    Raises:
-      UserError: there are several.
-    """
-    sources = [source for domain in data.train for source in (domain.source, domain.evaluation)]
-    found = {
-        repr(template): template
-        for template in (getattr(source, "template", None) for source in sources)
-        if isinstance(template, ChatFormat)
-    }
-    if len(found) > 1:
-        raise UserError(
-            "the conversations of data.train have several templates; a model has one: set the same"
-            " for all of them"
-        )
-    return next(iter(found.values()), None)

@@ -22,6 +22,7 @@ from lmjax.data.chat.templates import PLAIN
 from lmjax.generation.chat import chat_format
 from lmjax.generation.run import load_run
 from lmjax.interop.folder import read_params
+from lmjax.jobs.begin_with import with_starting_model
 from lmjax.jobs.finetune import Finetune
 from lmjax.jobs.pretrain import Pretrain
 from lmjax.jobs.settings import ChatEvaluation, Checkpoints, Evaluation
@@ -154,7 +155,7 @@ def test_new_tokens_begin_as_the_mean_of_the_old_ones(folder):
     job = finetune(folder, "tokens", data=replace(data, length=96), steps=1)
     with jax.set_mesh(Mesh(fsdp=8).build()):
         layout = training_layout()
-        assert job._with_model().model.vocab_size == 259
+        assert with_starting_model(job).model.vocab_size == 259
         for size in (259, 500):  # in the padding of the table, and beyond it
             grown = read_params(folder / "base", replace(MODEL, vocab_size=size), layout)
             before = read_params(folder / "base", MODEL, layout)
