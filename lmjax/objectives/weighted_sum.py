@@ -133,13 +133,18 @@ class WeightedSum(TextObjective):
     def loss(
         self, model: Transformer, example: Example, key: PRNGKeyArray | None, frozen: Any = None
     ) -> Sums:
-        """Sums of the terms; `extra` has the mean loss of each as "loss_1", "loss_2", ..."""
+        """Sums of the terms; `extra` has the mean loss of each as "loss_1", "loss_2", ...
+
+        So too the metrics of each: "cross_entropy_1", ..., as means over its own targets.
+        """
         loss, weight, extra = 0.0, 0.0, {}
         for number, objective in enumerate(self.objectives):
             term = example.targets[number]
             sums = objective.loss(model, Example(example.inputs[number], term.targets), key, frozen)
             scaled = sums.loss * term.scale[0]
-            extra[f"loss_{number + 1}"] = scaled / self.weights[number]
+            for name, value in {"loss": sums.loss, **sums.extra}.items():
+                mean = value * term.scale[0] / self.weights[number]
+                extra[f"{name}_{number + 1}"] = mean
             loss, weight = loss + scaled, weight + sums.weight
         return Sums(loss, weight, extra)
 
