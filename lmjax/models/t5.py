@@ -11,6 +11,7 @@ from lmjax.models.encoder_decoder import EncoderDecoderConfig
 from lmjax.models.family import ModelFamily, register
 from lmjax.models.feed_forward import Activation, FeedForwardConfig, GatedFeedForwardConfig
 from lmjax.models.gpt import size_of
+from lmjax.models.head_classes import T5_HEADS
 from lmjax.models.infill import SentinelFormat
 from lmjax.models.initializers import FanIn
 from lmjax.models.names import (
@@ -243,7 +244,7 @@ T5_FAMILY = ModelFamily(
     prefix="",
     tied=("lm_head.weight", "shared.weight"),
     buffers=(
-        r"(en|de)coder\.embed_tokens\.weight",  # the table again
+        r"(transformer\.)?(en|de)coder\.embed_tokens\.weight",  # the table again
         r".*EncDecAttention\.relative_attention_bias\.weight",  # which no version reads
     ),
     tied_without_head=True,
@@ -251,6 +252,7 @@ T5_FAMILY = ModelFamily(
         "dense_act_fn": tuple(ACTIVATIONS),
         "is_encoder_decoder": (True,),
     },
+    heads=T5_HEADS,
     read=read_t5,
     write=write_t5,
     infill=SentinelFormat(),
