@@ -8,10 +8,13 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
+from safetensors.numpy import save_file
 
 from lmjax.config import UserError, replace
 from lmjax.generation.prompts import left_padded
 from lmjax.interop import huggingface
+from lmjax.interop.convert import convert
+from lmjax.interop.folder import read_params
 from lmjax.models import (
     SpanHeadConfig,
     TextHeadConfig,
@@ -252,3 +255,55 @@ def test_what_transformers_cannot_have_is_said(one_device, tmp_path):
     path.write_text(json.dumps(settings | {"classifier_dropout": 2}))
     with pytest.raises(UserError, match="dropout=2"):
         huggingface.read_config(tmp_path)
+
+
+def paths(tree):
+    return {name: np.asarray(leaf) for name, leaf in huggingface.by_path(tree).items()}
+
+
+@pytest.mark.parametrize("name", ["BertForPreTraining", "BertForMaskedLM", "BertModel"])
+def test_fine_tuning_begins_with_the_pooler_of_a_bert(one_device, tmp_path, name):
+    """Whatever class the folder says; its other heads are left, and the last layer is fresh."""
+    model = make(name, tmp_path)
+    if name == "BertForMaskedLM":  # whose public files have one all the same
+        other = make("BertForPreTraining", tmp_path / "other").state_dict()
+        kept = {key: value.numpy().copy() for key, value in model.state_dict().items()}
+        poolers = {key: value.numpy() for key, value in other.items() if "pooler" in key}
+        save_file(kept | poolers, tmp_path / "model.safetensors", {"format": "pt"})
+        model = transformers.BertModel.from_pretrained(tmp_path)
+    base = huggingface.read_config(tmp_path)[1]
+    heads = TextHeadConfig(name="topic", token="first", pooler=True), TokenHeadConfig(name="tag")
+    config = replace(base, word_head=False, classifier=None, heads=heads)
+    params = paths(read_params(tmp_path, config, training_layout(), seed=1))
+    wanted = huggingface.by_path(abstract(config, training_layout())[1])
+    assert {k: v.shape for k, v in params.items()} == {k: v.shape for k, v in wanted.items()}
+    theirs = {key.removeprefix("bert."): value for key, value in model.state_dict().items()}
+    np.testing.assert_array_equal(
+        params["heads.topic.pooler.weight"].T, theirs["pooler.dense.weight"]
+    )
+    np.testing.assert_array_equal(params["heads.topic.pooler.bias"], theirs["pooler.dense.bias"])
+    np.testing.assert_array_equal(
+        params["embedding.table"][:61], theirs["embeddings.word_embeddings.weight"]
+    )
+    assert 0 < np.std(params["heads.topic.outputs.weight"]) < 0.03  # BERT's 0.02
+    # A run of ours has it in its classifier of pairs.
+    if name == "BertForPreTraining":
+        convert(tmp_path, tmp_path / "run")
+        ours = paths(read_params(tmp_path / "run", config, training_layout(), seed=1))
+        for key, value in params.items():
+            np.testing.assert_array_equal(ours[key], value, err_msg=key)
+
+
+def test_a_head_of_the_same_name_is_taken_or_does_not_fit(one_device, tmp_path):
+    make("GPT2ForSequenceClassification", tmp_path)
+    config, _, params = huggingface.read(tmp_path, training_layout())
+    found = read_params(tmp_path, config, training_layout())
+    jax.tree.map(np.testing.assert_array_equal, found, params)
+    (head,) = config.heads
+    other = replace(config, heads=(replace(head, outputs=5, labels=()),))
+    with pytest.raises(UserError, match=r"heads\.label\.outputs\.weight: \[24, 3\] there"):
+        read_params(tmp_path, other, training_layout())
+    fresh = replace(other, heads=(replace(other.heads[0], name="new"),))
+    found = read_params(tmp_path, fresh, training_layout())
+    assert found["heads"]["new"]["outputs"]["weight"].shape == (24, 5)
+    assert "label" not in found["heads"]
