@@ -20,7 +20,7 @@ from lmjax.models.stretches import pattern
 from lmjax.remote import local_copy
 
 # Ends of names of classes.
-HEADS = re.compile(r"((With)?LMHeadModel|DoubleHeadsModel|Model|For[A-Z]\w*)$")
+HEADS = re.compile(r"((With)?LMHeadModel|DoubleHeadsModel|(Encoder)?Model|For[A-Z]\w*)$")
 
 
 def is_model_folder(folder: str | os.PathLike) -> bool:
@@ -76,6 +76,9 @@ def family_for(settings: dict[str, Any]) -> ModelFamily:
             f"model_type={json.dumps(kind)} is not one of {kinds}; a family of your own is known"
             " once its module is imported (imports=...)"
         )
+    named = architectures(settings)
+    of_class = [f for f in found if f.architecture in named or head_class_of(f, settings)]
+    found = of_class or found
     usual = next((family for family in found if family.key is None), found[0])
     return next((family for family in found if family.key in settings), usual)
 
@@ -117,7 +120,9 @@ def assumption(folder: str | os.PathLike) -> str:
 
 
 def base_class(architecture: str) -> str:
-    """The class of a model without heads, from the one with a head of words."""
+    """The class of a model without heads, from the one with its usual heads."""
+    if architecture.endswith("EncoderModel"):
+        return architecture
     return HEADS.sub("", architecture) + "Model"
 
 
@@ -183,7 +188,8 @@ def family_of(config: TransformerConfig) -> tuple[ModelFamily, dict[str, Any]]:
         settings = family.write(whole)
         wanted = to_text(architecture_of(whole)).splitlines()
         try:
-            again = to_text(architecture_of(family.read(family.settings(settings)))).splitlines()
+            found = replace(family.read(family.settings(settings)), word_head=True)
+            again = to_text(architecture_of(found)).splitlines()
         except UserError:  # what this family cannot have
             continue
         if again == wanted:

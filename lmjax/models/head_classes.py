@@ -140,3 +140,6 @@ T5_HEADS = (
     ),
     ANSWERS,
 )
+T5_ENCODER_HEADS = (
+    HeadClass(TOKENS, TokenHeadConfig(), linear("classifier"), T5_DROPOUT, prefix="transformer."),
+)
