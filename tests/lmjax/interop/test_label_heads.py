@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 from lmjax.config import UserError, replace
 from lmjax.generation.prompts import left_padded
 from lmjax.interop import huggingface
-from lmjax.interop.convert import convert
+from lmjax.interop.convert import convert, head_notes
 from lmjax.interop.folder import read_params
 from lmjax.models import (
     SpanHeadConfig,
@@ -310,3 +310,18 @@ def test_a_head_of_the_same_name_is_taken_or_does_not_fit(one_device, tmp_path):
     found = read_params(tmp_path, fresh, training_layout())
     assert found["heads"]["new"]["outputs"]["weight"].shape == (24, 5)
     assert "label" not in found["heads"]
+
+
+def test_conversion_to_a_run_and_back(one_device, tmp_path, capsys):
+    """The same model, and a note on transformers' last token."""
+    model = make("GPT2ForSequenceClassification", tmp_path / "theirs")
+    convert(tmp_path / "theirs", tmp_path / "run")
+    assert "pad_token_id" not in capsys.readouterr().out
+    convert(tmp_path / "run", tmp_path / "ours")
+    told = " ".join(capsys.readouterr().out.split())
+    assert "set model.config.pad_token_id to a token that no text ends with" in told
+    again = type(model).from_pretrained(tmp_path / "ours").eval()
+    assert_close(their_outputs(again), their_outputs(model))  # of another kind of attention
+    assert again.config.id2label == model.config.id2label
+    config = replace(huggingface.read_config(tmp_path / "ours")[1], word_head=True)
+    assert "the head 'label' alone" in head_notes(config)[0]
