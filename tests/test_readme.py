@@ -88,3 +88,7 @@ def test_the_data_settings_are_allowed():
     names: dict[str, object] = {}
     exec("from lmjax.data import *\n" + block("Stage("), names)
     assert isinstance(names["data"], data.Data)
+
+
+def test_a_model_has_several_heads_on_labels(python):
+    python("-c", block("heads = ("))

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import functools
 import math
-import unicodedata
 from typing import TYPE_CHECKING
 
 import jax
@@ -13,6 +11,18 @@ from jaxtyping import Bool, Int
 
 from lmjax.config import UserError
 from lmjax.data.tokenizers import Tokenizer
+from lmjax.evaluation.drawing import (
+    GREY,
+    INK,
+    LETTER,
+    RULE,
+    SIZE,
+    draw_box,
+    draw_rules,
+    draw_text,
+    letters_of,
+    load_pyplot,
+)
 from lmjax.evaluation.example_stack import CONTEXT, PADDING, UNSEEN, WRITTEN, TokenStack, cross_mask
 from lmjax.models import Batch
 from lmjax.objectives import Example, TokenTargets
@@ -35,21 +45,12 @@ SHADES = {
     PADDING: ("#e2e2e2", "#e2e2e2"),
 }
 COLOURS = [shade for shades in SHADES.values() for shade in shades]
-TARGET, INK, GREY, FAINT, RULE = "#86d3b8", "#1a1a1a", "#555555", "#9a9a9a", "#d8d8d8"
+TARGET, FAINT = "#86d3b8", "#9a9a9a"
 WRITABLE = 80  # tokens; in longer rows the cells are too small for text
 CELL = 0.2  # inches, of a row with text
 LONG = 10.0  # inches, of a row without
-SIZE = 8.0  # points, of all text
-LETTER = 0.63 * SIZE / 72  # inches; letters all have this width, rounded up to pixels
 LINE_HEIGHT = 0.24  # inches, of running text
 NARROWEST = 8.5  # inches
-CHINESE = {  # fonts of Linux, macOS and Windows
-    "Noto Sans CJK SC",
-    "Noto Sans Mono CJK SC",
-    "WenQuanYi Micro Hei Mono",
-    "PingFang SC",
-    "Microsoft YaHei",
-}
 GAP = 0.36  # inches between the parts of the picture, which have a line of text above them
 
 
@@ -144,7 +145,7 @@ class Picture:
         self.height = top + GAP
 
     def _label_width(self, texts: list[str]) -> float:
-        return LETTER * (1 + max(map(_letters, texts))) if self.writable else LETTER * 8
+        return LETTER * (1 + max(map(letters_of, texts))) if self.writable else LETTER * 8
 
     def _head(self, stack: TokenStack) -> float:
         """Of what stands above a mask: a line that says what it is, the tokens, the numbers."""
@@ -153,7 +154,7 @@ class Picture:
 
     def draw(self, title: str) -> Figure:
         """Draws everything."""
-        pyplot = _pyplot()
+        pyplot = load_pyplot()
         self.figure = pyplot.figure(figsize=(self.width, self.height), facecolor="white")
         self.write(GAP, GAP / 2, title, weight="bold")
         self._legend()
@@ -206,8 +207,8 @@ class Picture:
         letters = int(size[0] / LETTER)
         axes, left = self.axes("legend", (GAP, 0.75 * GAP), size, (1, letters)), 0
         for colour, meaning in meanings:
-            _box(axes, (left, 0, 2, 0.8), colour)
-            _write(axes, (left + 2.2, 0), meaning, ha="left")
+            draw_box(axes, (left, 0, 2, 0.8), colour)
+            draw_text(axes, (left + 2.2, 0), meaning, ha="left")
             left += 5 + len(meaning)
 
     def _running_text(self, number: int, name: str) -> None:
@@ -217,8 +218,8 @@ class Picture:
         size = self.columns * LETTER, lines * LINE_HEIGHT
         axes = self.axes(name, (GAP, top), size, (lines, self.columns))
         for i, (line, column) in enumerate(self.positions[number].tolist()):
-            width = max(1, _letters(stack.texts[i]))
-            _box(axes, (column, line, width + 0.8, 0.86), COLOURS[stack.shades[i]])
+            width = max(1, letters_of(stack.texts[i]))
+            draw_box(axes, (column, line, width + 0.8, 0.86), COLOURS[stack.shades[i]])
             _token(axes, (column + (width - 0.2) / 2, line - 0.07), stack, i)
 
     def _mask(
@@ -239,7 +240,7 @@ class Picture:
         axes.imshow(values, colours, aspect="auto", interpolation="nearest", **limits)
         axes.spines[:].set(visible=True, color=RULE)
         if self.writable:
-            _rule(axes, *mask.shape)
+            draw_rules(axes, *mask.shape)
 
     def _keys(self, stack: TokenStack, at: tuple[float, float], title: str) -> None:
         """Above a mask: numbers and texts of its columns."""
@@ -250,11 +251,11 @@ class Picture:
             self.write(left - LETTER / 2, above + CELL / 2, name, ha="right", color=GREY)
             axes = self.axes(name, (left, above), size, (1, length))
             if self.writable:
-                _rule(axes, 1, length)
+                draw_rules(axes, 1, length)
                 digits = max(len(str(value)) for value in values.tolist())
                 fontsize = min(SIZE - 1, SIZE * CELL / LETTER / (digits + 0.5))
                 for column, value in enumerate(values.tolist()):
-                    _write(axes, (column, 0), str(value), fontsize=fontsize)
+                    draw_text(axes, (column, 0), str(value), fontsize=fontsize)
             else:
                 most = 1.5 * max(1, values.max())  # so that nothing is black
                 options = {"aspect": "auto", "interpolation": "nearest", "vmax": most}
@@ -264,7 +265,7 @@ class Picture:
             height = self._label_width(stack.texts)
             axes = self.axes("keys", (left, top - height), (size[0], height), (1, length))
             for i in range(length):
-                _box(axes, (i + 0.04, 0, 0.92, 1), COLOURS[stack.shades[i]])
+                draw_box(axes, (i + 0.04, 0, 0.92, 1), COLOURS[stack.shades[i]])
                 _token(axes, (i, 0.5 - LETTER / 2 / height), stack, i, rotation=90, va="bottom")
             top -= height
         self.write(left, top - GAP / 3, title, color=GREY)
@@ -277,7 +278,7 @@ class Picture:
         axes = self.axes("queries", at, size, (length, 1))
         if self.writable:
             for i in range(length):
-                _box(axes, (0, i + 0.04, 1, 0.92), COLOURS[stack.shades[i]])
+                draw_box(axes, (0, i + 0.04, 1, 0.92), COLOURS[stack.shades[i]])
                 _token(axes, (0.5 - LETTER / 2 / width, i), stack, i, ha="right")
         else:
             positions = range(0, length, 2 ** max(0, math.ceil(math.log2(length / 12))))
@@ -300,10 +301,10 @@ class Picture:
             for i, weight in enumerate(weights.tolist()):
                 colour = INK if weight else FAINT
                 if weight:
-                    _box(axes, (0, i + edge, 1, 1 - 2 * edge), TARGET)
+                    draw_box(axes, (0, i + edge, 1, 1 - 2 * edge), TARGET)
                 if self.writable:
                     text = stack.targets[i] if name == "target" else f"{weight:.3g}"
-                    _write(axes, (LETTER / 2 / width - 0.5, i), text, ha="left", color=colour)
+                    draw_text(axes, (LETTER / 2 / width - 0.5, i), text, ha="left", color=colour)
 
 
 def _wrap(texts: list[str], columns: int) -> Int[np.ndarray, "seq 2"]:
@@ -311,7 +312,7 @@ def _wrap(texts: list[str], columns: int) -> Int[np.ndarray, "seq 2"]:
     line = column = 0
     positions = []
     for text in texts:
-        width = 1 + max(1, _letters(text))
+        width = 1 + max(1, letters_of(text))
         if column and column + width > columns:
             line, column = line + 1, 0
         positions.append((line, column))
@@ -319,52 +320,8 @@ def _wrap(texts: list[str], columns: int) -> Int[np.ndarray, "seq 2"]:
     return np.array(positions)
 
 
-def _box(axes: Axes, box: tuple, colour: str) -> None:
-    """A filled box (left, top, width, height); a cell begins half a unit before its middle."""
-    from matplotlib.patches import Rectangle
-
-    left, top, width, height = box
-    corner = left - 0.5, top - 0.5
-    axes.add_patch(Rectangle(corner, width, height, facecolor=colour, linewidth=0))
-
-
-def _rule(axes: Axes, rows: int, columns: int) -> None:
-    """Fine lines between the cells."""
-    axes.hlines(np.arange(rows + 1) - 0.5, -0.5, columns - 0.5, color=RULE, linewidth=0.4)
-    axes.vlines(np.arange(columns + 1) - 0.5, -0.5, rows - 0.5, color=RULE, linewidth=0.4)
-
-
 def _token(axes: Axes, at: tuple, stack: TokenStack, i: int, **options) -> None:
     """A token's text, bold where it is a special one."""
     weight = "bold" if stack.is_special[i] else "normal"
     colour = FAINT if stack.shades[i] // 2 == PADDING else INK
-    _write(axes, at, stack.texts[i], weight=weight, color=colour, **options)
-
-
-def _letters(text: str) -> int:
-    """Of how many letters a text has the width; Chinese signs have that of two."""
-    return sum(1 + (unicodedata.east_asian_width(sign) in "WF") for sign in text)
-
-
-@functools.cache
-def _fonts() -> list[str]:
-    """One of equal widths, and for Chinese those that this machine has."""
-    from matplotlib import font_manager
-
-    return ["monospace", *sorted(CHINESE & set(font_manager.get_font_names()))]
-
-
-def _write(axes: Axes, at: tuple, text: str, **options) -> None:
-    """A text of letters of one width, as it stands."""
-    fixed = {"fontsize": SIZE, "color": INK, "ha": "center", "va": "center_baseline"}
-    axes.text(*at, text, **fixed | {"family": _fonts(), "parse_math": False} | options)
-
-
-def _pyplot():
-    try:
-        from matplotlib import pyplot
-    except ModuleNotFoundError:
-        raise UserError(
-            "drawing an example needs matplotlib: pip install 'lmjax[notebook]'"
-        ) from None
-    return pyplot
+    draw_text(axes, at, stack.texts[i], weight=weight, color=colour, **options)

@@ -252,7 +252,25 @@ def write_model(
         huggingface.write(
             folder, trained.config, trained.params, dtype, largest_file, report, extra=ends
         )
+    notes = notes + head_notes(trained.config)
     return notes + own_class_notes(folder) if is_first() else notes
+
+
+def head_notes(config: TransformerConfig) -> list[str]:
+    """Notes on what transformers makes of a model with a head on labels."""
+    notes = []
+    if config.heads and (config.word_head or config.classifier is not None):
+        notes.append(
+            f"the model has the head {config.heads[0].name!r} alone: no class of transformers has"
+            " heads of words or of sentence pairs beside one on labels"
+        )
+    causal = config.attention.causal and not isinstance(config, EncoderDecoderConfig)
+    if causal and any(head.of_texts for head in config.heads):
+        notes.append(
+            "transformers finds the last token of a text by its id of padding: to score rows of"
+            " several texts set model.config.pad_token_id to a token that no text ends with"
+        )
+    return notes
 
 
 def carry(source: Path, folder: Path) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -13,11 +14,13 @@ from lmjax.interop.tensor_files import TensorFiles
 from lmjax.interop.tensor_names import with_heads_of
 from lmjax.models import Normal, TransformerConfig
 from lmjax.models.family import ModelFamily, families
+from lmjax.models.head_classes import HeadClass
+from lmjax.models.label_heads import HeadConfig
 from lmjax.models.stretches import pattern
 from lmjax.remote import local_copy
 
 # Ends of names of classes.
-HEADS = re.compile(r"((With)?LMHeadModel|DoubleHeadsModel|Model|For[A-Z]\w*)$")
+HEADS = re.compile(r"((With)?LMHeadModel|DoubleHeadsModel|(Encoder)?Model|For[A-Z]\w*)$")
 
 
 def is_model_folder(folder: str | os.PathLike) -> bool:
@@ -33,7 +36,8 @@ def read_config(folder: str | os.PathLike) -> tuple[ModelFamily, TransformerConf
     """The family and the config of a folder's model; UserError as `huggingface.read`.
 
     Its heads are those that the weights hold, whatever config.json says of them: a folder without
-    a head of words is an encoder, a head that differs from the token table is not tied.
+    a head of words is an encoder, a head that differs from the token table is not tied. A class
+    with a head on labels has this one alone, and its own names of tensors (`of_labels`).
     """
     folder = local_copy(folder, "folder")
     path, settings = folder / "config.json", read_settings(folder)
@@ -42,6 +46,9 @@ def read_config(folder: str | os.PathLike) -> tuple[ModelFamily, TransformerConf
     try:
         family = family_for(settings)
         config = config_of(family, settings)
+        if kind := head_class_of(family, settings):
+            head = kind.read(family.settings(settings))
+            return of_labels(family, kind, head), replace(without_heads(config), heads=(head,))
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     try:
@@ -69,6 +76,9 @@ def family_for(settings: dict[str, Any]) -> ModelFamily:
             f"model_type={json.dumps(kind)} is not one of {kinds}; a family of your own is known"
             " once its module is imported (imports=...)"
         )
+    named = architectures(settings)
+    of_class = [f for f in found if f.architecture in named or head_class_of(f, settings)]
+    found = of_class or found
     usual = next((family for family in found if family.key is None), found[0])
     return next((family for family in found if family.key in settings), usual)
 
@@ -110,33 +120,84 @@ def assumption(folder: str | os.PathLike) -> str:
 
 
 def base_class(architecture: str) -> str:
-    """The class of a model without heads, from the one with a head of words."""
+    """The class of a model without heads, from the one with its usual heads."""
+    if architecture.endswith("EncoderModel"):
+        return architecture
     return HEADS.sub("", architecture) + "Model"
+
+
+def head_class_of(family: ModelFamily, settings: dict[str, Any]) -> HeadClass | None:
+    """The class with a head on labels that a config.json names."""
+    stem, named = HEADS.sub("", family.architecture), architectures(settings)
+    return next((kind for kind in family.heads if stem + kind.ending in named), None)
+
+
+def of_labels(family: ModelFamily, kind: HeadClass, head: HeadConfig) -> ModelFamily:
+    """The family as one class with a head on labels has it: its tensors, and the class's name."""
+    names = []
+    for line in family.names:
+        if line.ours[0].startswith(("head.", "head_", "classifier.")):
+            continue  # heads of other classes
+        if kind.prefix is not None:
+            theirs = kind.prefix + line.theirs.removeprefix(family.prefix)
+            line = dataclasses.replace(line, theirs=theirs)
+        names.append(line)
+    return dataclasses.replace(
+        family,
+        architecture=HEADS.sub("", family.architecture) + kind.ending,
+        names=(*names, *kind.tensors(head.name)),
+        prefix=family.prefix if kind.prefix is None else kind.prefix,
+    )
+
+
+def with_labels(
+    family: ModelFamily, config: TransformerConfig
+) -> tuple[ModelFamily, dict[str, Any]]:
+    """The family as `of_labels` for a config's head on labels, and what config.json says of it."""
+    if len(config.heads) > 1:
+        names = ", ".join(head.name for head in config.heads)
+        raise UserError(
+            f"transformers has models with one head on labels, this one has several ({names}):"
+            " write it once for each, with replace(config, heads=(head,))"
+        )
+    (head,) = config.heads
+    for kind in family.heads:
+        if kind.fits(head):
+            return of_labels(family, kind, head), kind.write(head)
+    known = ", ".join(to_text(kind.head).replace("\n", " ") for kind in family.heads) or "none"
+    raise UserError(
+        f"transformers has no {family.model_type} with the head {head.name!r}"
+        f" ({type(head).__name__.removesuffix('Config')}); it has these: {known}"
+    )
 
 
 def without_heads(config: TransformerConfig) -> TransformerConfig:
     """The model, of which hidden states are all that it gives."""
-    return replace(config, word_head=False, classifier=None)
+    return replace(config, word_head=False, classifier=None, heads=())
 
 
 def family_of(config: TransformerConfig) -> tuple[ModelFamily, dict[str, Any]]:
     """The family that a config belongs to, and its config.json.
 
     Raises:
-      UserError: none; says in what the nearest one differs.
+      UserError: none; says in what the nearest one differs. Or it has no class with the heads.
     """
-    whole = replace(config, word_head=True)
+    whole = replace(config, word_head=True, heads=())
     differences = {}
     for family in families():
         settings = family.write(whole)
         wanted = to_text(architecture_of(whole)).splitlines()
         try:
-            again = to_text(architecture_of(family.read(family.settings(settings)))).splitlines()
+            found = replace(family.read(family.settings(settings)), word_head=True)
+            again = to_text(architecture_of(found)).splitlines()
         except UserError:  # what this family cannot have
             continue
         if again == wanted:
+            if config.heads:
+                family, of_head = with_labels(family, config)
+                settings |= of_head | {"architectures": [family.architecture]}
             kind = {"architectures": [family.architecture], "model_type": family.model_type}
-            if not config.word_head:
+            if not config.heads and not config.word_head:
                 settings |= {"architectures": [base_class(family.architecture)]}
             return family, kind | settings
         differences[family.model_type] = [line for line in wanted if line not in again]

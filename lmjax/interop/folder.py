@@ -11,6 +11,8 @@ from jax.sharding import PartitionSpec
 
 from lmjax.config import UserError, preset, replace
 from lmjax.interop import huggingface
+from lmjax.interop.tensor_files import TensorFiles
+from lmjax.interop.tensor_names import Shapes, titles_of
 from lmjax.models import TransformerConfig, abstract, draw_parameters
 from lmjax.models.transformer import VOCABULARY_MULTIPLE
 from lmjax.parallel import Layout
@@ -33,9 +35,10 @@ def read_params(
 ) -> dict:
     """The parameters in a folder, for a model whose parameters have the same shapes.
 
-    Where the folder's model has no head of words, or no classifier of texts, and `config` has one,
-    it is drawn afresh. Where `config` has more tokens, each new one begins as the mean of the old
-    ones (Hewitt 2021, "Initializing new word embeddings for pretrained language models").
+    A head that `config` has and the folder's model lacks (of words, of rows, one of `heads` by its
+    name) is drawn afresh, but for a pooler that the folder has; one that `config` lacks is left.
+    Where `config` has more tokens, each new one begins as the mean of the old ones (Hewitt 2021,
+    "Initializing new word embeddings for pretrained language models").
 
     Args:
       path: a run folder, of which the newest undamaged checkpoint is taken, or a folder that
@@ -55,15 +58,21 @@ def read_params(
     theirs = model_folder(str(folder))
     old = min(theirs.vocab_size, config.vocab_size)
     ours = replace(config, vocab_size=old) if old < config.vocab_size else config
-    fresh = _fresh(theirs, ours, layout)
+    wanted = huggingface.by_path(abstract(ours, layout)[1])
+    fresh = {name for name in wanted if name.startswith(_lacking(theirs, ours))}
     _check_shapes(folder, theirs, ours, layout, fresh)
     if huggingface.is_model_folder(folder):
-        params = huggingface.read(folder, layout)[2]
+        params = huggingface.by_path(huggingface.read(folder, layout)[2])
+        params |= _public_poolers(folder, fresh, ours, wanted)
     else:
-        params = load_trained_model(folder, layout).params
-    if fresh:
-        params = huggingface.nest(huggingface.by_path(params) | _drawn(fresh, ours, layout, seed))
-    return params if ours == config else _with_tokens(params, ours, config, layout)
+        params = huggingface.by_path(load_trained_model(folder, layout).params)
+        params |= _own_poolers(params, fresh)
+    kept = {name: params[name] for name in wanted if name in params}
+    if missing := fresh - kept.keys():
+        kept |= _drawn(missing, ours, layout, seed)
+    if ours != config:
+        kept = _with_tokens(kept, ours, config, layout)
+    return huggingface.nest(kept)
 
 
 def tokenizer_folder(path: str | os.PathLike) -> Path:
@@ -72,13 +81,39 @@ def tokenizer_folder(path: str | os.PathLike) -> Path:
     return folder if huggingface.is_model_folder(folder) else RunFolder(folder).tokenizer
 
 
-def _fresh(theirs: TransformerConfig, ours: TransformerConfig, layout: Layout) -> set[str]:
-    """The parameters of heads that one model has and the other lacks altogether."""
-    parts = (
-        *(() if theirs.word_head else ("head.", "head_bias", "head_transform.")),
-        *(() if theirs.classifier is not None else ("classifier.",)),
+def _lacking(one: TransformerConfig, other: TransformerConfig) -> tuple[str, ...]:
+    """Prefixes of the parameters of heads that `one` lacks and `other` may have."""
+    names = {head.name for head in one.heads}
+    return (
+        *(() if one.word_head else ("head.", "head_bias", "head_transform.")),
+        *(() if one.classifier is not None else ("classifier.",)),
+        *(f"heads.{head.name}." for head in other.heads if head.name not in names),
     )
-    return {name for name in _shapes(ours, layout) if name.startswith(parts)}
+
+
+def _public_poolers(
+    folder: Path, fresh: set[str], config: TransformerConfig, wanted: Shapes
+) -> dict[str, jax.Array]:
+    """Poolers of fresh heads that a folder of transformers has, as BERT's whatever its heads."""
+    family, _ = huggingface.read_config(folder)
+    files, params = TensorFiles(folder), {}
+    for head in config.heads:
+        lines = [
+            line for kind in family.heads if kind.fits(head) for line in kind.tensors(head.name)
+        ]
+        for line in lines:
+            titles = titles_of(family, line.theirs)
+            title = next((title for title in titles if title in files.names), None)
+            if title and line.ours[0] in fresh and ".pooler." in line.ours[0]:
+                huggingface.put(params, wanted, line, None, files.read(title))
+    return params
+
+
+def _own_poolers(params: dict[str, jax.Array], fresh: set[str]) -> dict[str, jax.Array]:
+    """The pooler of a classifier of rows, for each fresh head that has one."""
+    poolers = [name for name in fresh if ".pooler." in name]
+    found = {name: f"classifier.pooler.{name.rpartition('.')[2]}" for name in poolers}
+    return {name: jnp.copy(params[own]) for name, own in found.items() if own in params}
 
 
 def _drawn(
@@ -95,8 +130,11 @@ def _drawn(
 
 
 def _with_tokens(
-    params: dict, before: TransformerConfig, config: TransformerConfig, layout: Layout
-) -> dict:
+    params: dict[str, jax.Array],
+    before: TransformerConfig,
+    config: TransformerConfig,
+    layout: Layout,
+) -> dict[str, jax.Array]:
     """Parameters for more tokens than there were before, which begin as the mean of those."""
     wanted = huggingface.by_path(abstract(config, layout)[1])
     # Which axis is the vocabulary's, as seen by a change of its size.
@@ -118,9 +156,7 @@ def _with_tokens(
             for name, array in whole.items()
         }
 
-    flat = huggingface.by_path(params)
-    tables = {name: flat[name] for name in sizes if sizes[name] != other[name]}
-    return huggingface.nest(flat | grown(tables))
+    return params | grown({name: params[name] for name in sizes if sizes[name] != other[name]})
 
 
 def _shapes(config: TransformerConfig, layout: Layout) -> dict[str, tuple[int, ...]]:
@@ -138,6 +174,7 @@ def _check_shapes(
 ) -> None:
     """Raises UserError where the parameters of two configs differ in name or shape."""
     found, wanted = _shapes(theirs, layout), _shapes(ours, layout)
+    found = {k: shape for k, shape in found.items() if not k.startswith(_lacking(ours, theirs))}
     differing = [
         f"    {name}: {_shown(found, name)} there, {_shown(wanted, name)} in the model"
         for name in sorted((found.keys() | wanted.keys()) - fresh)

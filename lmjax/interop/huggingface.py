@@ -16,6 +16,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
+from lmjax.config import replace
 from lmjax.files import local_path
 from lmjax.interop.families import architecture_of as architecture_of
 from lmjax.interop.families import assumption as assumption
@@ -117,7 +118,8 @@ def write(
 
     Args:
       folder: is made where it is not there; a model in it is replaced.
-      config: of the model.
+      config: of the model. One with a head on labels becomes the class of transformers with this
+        head alone, whatever other heads `params` has.
       params: float32, as `read` or `initialize` gives them.
       dtype: of the written tensors.
       largest_file: in bytes; what is more goes to several files with an index.
@@ -130,6 +132,10 @@ def write(
     folder = local_path(folder, "folder")
     family, settings = family_of(config)
     paths = by_path(params)
+    if config.heads:  # which are all that the class has
+        config = replace(config, word_head=False, classifier=None)
+        kept = by_path(abstract(config, training_layout())[1])
+        paths = {path: leaf for path, leaf in paths.items() if path in kept}
     entries = list(entries_of(family, config, paths))
     shapes = {}
     for name, layer in entries:

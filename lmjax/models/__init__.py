@@ -31,6 +31,10 @@ from lmjax.models.heads import HeadTransformConfig as HeadTransformConfig
 from lmjax.models.initializers import DeepNormXavier as DeepNormXavier
 from lmjax.models.initializers import FanIn as FanIn
 from lmjax.models.initializers import Normal as Normal
+from lmjax.models.label_heads import HeadConfig as HeadConfig
+from lmjax.models.label_heads import SpanHeadConfig as SpanHeadConfig
+from lmjax.models.label_heads import TextHeadConfig as TextHeadConfig
+from lmjax.models.label_heads import TokenHeadConfig as TokenHeadConfig
 from lmjax.models.llama import llama as llama
 from lmjax.models.llama import llama2 as llama2
 from lmjax.models.llama import skywork as skywork

@@ -114,6 +114,7 @@ BAICHUAN_FAMILY = dataclasses.replace(
     name="baichuan",
     model_type="baichuan",
     architecture="BaichuanForCausalLM",
+    heads=(),
     names=(
         *(
             name

@@ -9,6 +9,7 @@ from lmjax.models.attention import AttentionConfig
 from lmjax.models.family import ModelFamily, register
 from lmjax.models.feed_forward import FeedForwardConfig
 from lmjax.models.gpt import size_of
+from lmjax.models.head_classes import BERT_HEADS
 from lmjax.models.heads import ClassifierConfig, HeadTransformConfig
 from lmjax.models.infill import MaskFormat
 from lmjax.models.initializers import Normal
@@ -159,6 +160,7 @@ BERT_FAMILY = ModelFamily(
         "is_causal": (True, False),  # which is not obeyed
         "tie_word_embeddings": (True,),
     },
+    heads=BERT_HEADS,
     read=read_bert,
     write=write_bert,
     infill=MaskFormat(),

@@ -11,6 +11,7 @@ from lmjax.models.bloom import LAYER, SUBLAYERS
 from lmjax.models.family import ChatStyle, ModelFamily, register
 from lmjax.models.feed_forward import FeedForwardConfig
 from lmjax.models.gpt import size_of
+from lmjax.models.head_classes import GPT_HEADS
 from lmjax.models.initializers import Normal
 from lmjax.models.names import (
     ACTIVATIONS,
@@ -169,6 +170,7 @@ FALCON_FAMILY = ModelFamily(
         "parallel_attn": (True,),
         "apply_residual_connection_post_layernorm": (False,),
     },
+    heads=GPT_HEADS,
     read=read_falcon,
     write=write_falcon,
     defaults={

@@ -18,6 +18,7 @@ from typing import Any
 
 from lmjax.config import UserError
 from lmjax.config.declare import module_of
+from lmjax.models.head_classes import HeadClass
 from lmjax.models.infill import InfillFormat
 from lmjax.models.names import Name, Settings
 from lmjax.models.transformer import TransformerConfig
@@ -71,6 +72,7 @@ class ModelFamily:
       aliases: other names of keys, which transformers reads as well, and before the usual ones.
       former: names of keys from before transformers had the family, behind the usual ones.
       tied_without_head: whether a file without a head has it tied, whatever config.json says.
+      heads: the classes of transformers' for its models with a head on labels.
       chat: the formats of its chat models whose folders do not spell them out, the newest first.
       infill: how its models fill blanks; None: they continue texts.
     """
@@ -93,6 +95,7 @@ class ModelFamily:
     aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)
     former: Mapping[str, str] = dataclasses.field(default_factory=dict)
     tied_without_head: bool = False
+    heads: tuple[HeadClass, ...] = ()
     chat: tuple[ChatStyle, ...] = ()
     infill: InfillFormat | None = None
 

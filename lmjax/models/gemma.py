@@ -11,6 +11,7 @@ from lmjax.models.attention import AttentionConfig
 from lmjax.models.family import ChatStyle, register
 from lmjax.models.feed_forward import GatedFeedForwardConfig
 from lmjax.models.gpt import size_of
+from lmjax.models.head_classes import LLAMA_TOKENS, SCORE
 from lmjax.models.initializers import Normal
 from lmjax.models.layer_types import read_windows, write_windows
 from lmjax.models.llama import (
@@ -155,6 +156,7 @@ GEMMA_FAMILY = dataclasses.replace(
     name="gemma",
     model_type="gemma",
     architecture="GemmaForCausalLM",
+    heads=(SCORE, LLAMA_TOKENS),
     supported=LLAMA_SUPPORTED
     | {
         # What versions before 5 go by, and later ones do not.

@@ -8,6 +8,7 @@ from lmjax.config import UserError, preset, replace
 from lmjax.models.attention import AttentionConfig
 from lmjax.models.family import ModelFamily, register
 from lmjax.models.feed_forward import FeedForwardConfig
+from lmjax.models.head_classes import GPT_HEADS, SCORE
 from lmjax.models.initializers import Normal
 from lmjax.models.names import (
     ACTIVATIONS,
@@ -227,6 +228,7 @@ GPT1_FAMILY = ModelFamily(
     tied=("lm_head.weight", "transformer.tokens_embed.weight"),
     buffers=(r"(transformer\.)?h\.\d+\.attn\.bias", r"(transformer\.)?position_ids"),
     supported={"afn": tuple(GPT1_ACTIVATIONS), "is_causal": (True, False)},
+    heads=(SCORE,),
     read=read_gpt1,
     write=write_gpt1,
     defaults=GPT_DEFAULTS | {"afn": "gelu"},
@@ -252,6 +254,7 @@ GPT2_FAMILY = ModelFamily(
         "activation_function": tuple(ACTIVATIONS),
         "scale_attn_by_inverse_layer_idx": (False,),
     },
+    heads=GPT_HEADS,
     read=read_gpt2,
     write=write_gpt2,
     defaults=GPT_DEFAULTS

@@ -54,7 +54,10 @@ class Classifier(nnx.Module):
         return rows_product(self.classes, pooled).astype(jnp.float32)
 
 
-def rows_product(layer: LinearLayer, x: Float[Array, "batch in"]) -> Float[Array, "batch out"]:
-    """A dense layer on one vector a row, which no device has to share with others."""
+def rows_product(
+    layer: LinearLayer, x: Float[Array, "batch *texts in"]
+) -> Float[Array, "batch *texts out"]:
+    """A dense layer on one vector a row, or a few, which no device has to share with others."""
     weight = layer.layout.reshard(layer.weight[...].astype(layer.dtype), None, None)
-    return jnp.einsum("bi,io->bo", x, weight) + layer.bias[...].astype(layer.dtype)
+    out = jnp.einsum("b...i,io->b...o", x, weight)
+    return out if layer.bias is None else out + layer.bias[...].astype(layer.dtype)

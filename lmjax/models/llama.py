@@ -10,6 +10,7 @@ from lmjax.models.attention import AttentionConfig
 from lmjax.models.family import ChatStyle, ModelFamily, register
 from lmjax.models.feed_forward import GatedFeedForwardConfig
 from lmjax.models.gpt import size_of
+from lmjax.models.head_classes import LLAMA_HEADS
 from lmjax.models.initializers import Normal
 from lmjax.models.names import (
     ACTIVATIONS,
@@ -203,6 +204,7 @@ LLAMA_FAMILY = ModelFamily(
     tied=("lm_head.weight", "model.embed_tokens.weight"),
     buffers=(r".*rotary_emb\.inv_freq",),
     supported=LLAMA_SUPPORTED,
+    heads=LLAMA_HEADS,
     read=read_llama,
     write=write_llama,
     defaults=LLAMA_DEFAULTS,
@@ -213,6 +215,7 @@ SKYWORK_FAMILY = dataclasses.replace(
     name="skywork",
     model_type="skywork",
     architecture="SkyworkForCausalLM",
+    heads=(),
     chat=(),
 )
 register(LLAMA_FAMILY, SKYWORK_FAMILY)

@@ -9,6 +9,7 @@ from typing import Any
 from lmjax.config import UserError, preset, replace
 from lmjax.models.family import ChatStyle, register
 from lmjax.models.gpt import size_of
+from lmjax.models.head_classes import ANSWERS, LLAMA_TOKENS, SCORE
 from lmjax.models.llama import LLAMA_DEFAULTS, LLAMA_FAMILY, llama, read_llama, write_llama
 from lmjax.models.names import Settings
 from lmjax.models.transformer import TransformerConfig
@@ -66,6 +67,7 @@ MISTRAL_FAMILY = dataclasses.replace(
     name="mistral",
     model_type="mistral",
     architecture="MistralForCausalLM",
+    heads=(SCORE, LLAMA_TOKENS, ANSWERS),
     read=read_mistral,
     write=write_mistral,
     defaults=LLAMA_DEFAULTS

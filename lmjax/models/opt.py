@@ -9,6 +9,7 @@ from lmjax.models.attention import AttentionConfig
 from lmjax.models.family import ModelFamily, register
 from lmjax.models.feed_forward import FeedForwardConfig
 from lmjax.models.gpt import size_of
+from lmjax.models.head_classes import ANSWERS, SCORE
 from lmjax.models.initializers import Normal
 from lmjax.models.names import (
     ACTIVATIONS,
@@ -144,6 +145,7 @@ OPT_FAMILY = ModelFamily(
         "_remove_final_layer_norm": (False,),
         "layer_norm_elementwise_affine": (True,),
     },
+    heads=(SCORE, ANSWERS),
     read=read_opt,
     write=write_opt,
     defaults={

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from typing import Any
 
-from lmjax.config import UserError, preset, replace
+from lmjax.config import UserError, fields, preset, replace
 from lmjax.models.attention import AttentionConfig
 from lmjax.models.encoder_decoder import EncoderDecoderConfig
 from lmjax.models.family import ModelFamily, register
 from lmjax.models.feed_forward import Activation, FeedForwardConfig, GatedFeedForwardConfig
 from lmjax.models.gpt import size_of
+from lmjax.models.head_classes import T5_ENCODER_HEADS, T5_HEADS
 from lmjax.models.infill import SentinelFormat
 from lmjax.models.initializers import FanIn
 from lmjax.models.names import (
@@ -131,6 +133,20 @@ def read_t5(settings: Settings) -> EncoderDecoderConfig:
     )
 
 
+def read_t5_encoder(settings: Settings) -> TransformerConfig:
+    """The config of a T5's encoder alone, which predicts no words."""
+    both = read_t5(settings)
+    shared = {name: getattr(both, name) for name in fields(TransformerConfig)}
+    alone = shared | {
+        "num_layers": both.encoder_layers,
+        "attention": both.encoder.attention,
+        "word_head": False,
+        "tied_head": True,
+        "head_scale": 1.0,
+    }
+    return TransformerConfig(**alone)
+
+
 def read_feed_forward(settings: Settings) -> tuple[Activation, bool]:
     """The activation of the feed-forward layers, and whether they have gates.
 
@@ -243,7 +259,7 @@ T5_FAMILY = ModelFamily(
     prefix="",
     tied=("lm_head.weight", "shared.weight"),
     buffers=(
-        r"(en|de)coder\.embed_tokens\.weight",  # the table again
+        r"(transformer\.)?(en|de)coder\.embed_tokens\.weight",  # the table again
         r".*EncDecAttention\.relative_attention_bias\.weight",  # which no version reads
     ),
     tied_without_head=True,
@@ -251,6 +267,7 @@ T5_FAMILY = ModelFamily(
         "dense_act_fn": tuple(ACTIVATIONS),
         "is_encoder_decoder": (True,),
     },
+    heads=T5_HEADS,
     read=read_t5,
     write=write_t5,
     infill=SentinelFormat(),
@@ -270,4 +287,17 @@ T5_FAMILY = ModelFamily(
         "head_dim": "d_kv",
     },
 )
-register(T5_FAMILY)
+T5_ENCODER_FAMILY = dataclasses.replace(
+    T5_FAMILY,
+    name="t5_encoder",
+    architecture="T5EncoderModel",
+    names=(
+        Name("shared.weight", ("embedding.table",), VocabularyTable()),
+        *stack_names("encoder", "", feed_forward=1),
+    ),
+    heads=T5_ENCODER_HEADS,
+    supported=T5_FAMILY.supported | {"is_encoder_decoder": (True, False)},
+    read=read_t5_encoder,
+    infill=None,
+)
+register(T5_FAMILY, T5_ENCODER_FAMILY)

@@ -21,6 +21,7 @@ from lmjax.models.executor import Blocks, Executor, Remat, scan_blocks
 from lmjax.models.feed_forward import FeedForwardConfig
 from lmjax.models.heads import Classifier, ClassifierConfig, HeadTransform, HeadTransformConfig
 from lmjax.models.initializers import Initializer, Normal
+from lmjax.models.label_heads import HeadConfig, build_heads, check_heads, find_head, of_texts
 from lmjax.models.linear import Builder, dropout
 from lmjax.models.norms import LayerNormConfig, NormConfig
 from lmjax.models.positions import EmbeddingPositions, LearnedPositions, Pairs
@@ -61,6 +62,7 @@ class TransformerConfig:
     normalized_head: bool = False  # the head's rows have length 1 (NormHead of Baichuan 2)
     head_transform: HeadTransformConfig | None = None  # between the last block and the head
     classifier: ClassifierConfig | None = None  # of whole rows, beside the head
+    heads: tuple[HeadConfig, ...] = ()  # further heads by their names, each trained on labels
     head_scale: float = 1.0  # logits are multiplied by it
     logit_softcap: float | None = None  # logits are bent to lie within it (Gemma 2)
     dropout: float = 0.0  # of embeddings and sublayer outputs, in training
@@ -83,6 +85,7 @@ class TransformerConfig:
             raise UserError(f"logit_softcap={self.logit_softcap}: must be above 0, or none")
         if not 0 <= self.dropout < 1:
             raise UserError(f"dropout={self.dropout}: must be 0 or more, and below 1")
+        check_heads(self.heads)
 
     @property
     def padded_vocab(self) -> int:
@@ -113,7 +116,7 @@ class TransformerConfig:
           length: of the text, in tokens.
           source: tokens that an encoder reads beside it, where there is one.
         """
-        return 0.0 if path[0] == "classifier" else 1.0  # which looks at one token of a row
+        return 0.0 if path[0] == "classifier" or of_texts(self.heads, path) else 1.0
 
     def pairs(self, length: int, source: int) -> float:
         """Pairs of a query and a key in all layers, for each token of a text; see `uses`."""
@@ -299,6 +302,7 @@ class Transformer(Stack):
             )
         if config.classifier is not None:
             self.classifier = Classifier(config.classifier, builder)
+        self.heads = nnx.data(build_heads(config.heads, width, builder))
 
     def __call__(
         self, batch: Batch, cache: Cache | None = None, key: PRNGKeyArray | None = None
@@ -311,18 +315,15 @@ class Transformer(Stack):
           key: for dropout; None drops nothing.
 
         Returns:
-          What `head_input`, `logits` and `classes` read (hidden states after the final norm), and
-          the cache extended by the batch.
+          The hidden states after the final norm, which `head_input`, `logits`, `classes` and
+          `outputs` read, and the cache extended by the batch.
         """
-        config = self.config
         batch = jax.tree.map(jnp.asarray, batch)  # a debugger may hand over numpy
         embed_key, blocks_key = (None, None) if key is None else jax.random.split(key)
         with jax.named_scope("embedding"):
-            x = dropout(self.embed(batch), config.dropout, embed_key)
+            x = dropout(self.embed(batch), self.config.dropout, embed_key)
         x, cache = self.run(x, batch, cache, blocks_key)
-        if self.project_out is not None:
-            x = self.project_out(x)
-        return x * jnp.asarray(config.head_scale, x.dtype), cache
+        return x if self.project_out is None else self.project_out(x), cache
 
     def embed(self, batch: Batch) -> Float[Array, "batch seq embed"]:
         """Token embeddings plus whatever positions add to them."""
@@ -348,11 +349,24 @@ class Transformer(Stack):
         """Input of the head's product. UserError for a model without such a head."""
         if not self.config.word_head:
             raise UserError(NO_HEAD)
+        hidden = hidden * jnp.asarray(self.config.head_scale, hidden.dtype)
         return hidden if self.head_transform is None else self.head_transform(hidden)
 
     def classes(self, hidden: Float[Array, "batch seq width"]) -> Float[Array, "batch classes"]:
         """Float32 logits of each row's class, from its first token's hidden state."""
         return self.classifier(hidden)
+
+    def outputs(
+        self,
+        head: str,
+        hidden: Float[Array, "batch seq width"],
+        batch: Batch,
+        texts: int = 1,
+        key: PRNGKeyArray | None = None,
+    ) -> Float[Array, "batch rows outputs"]:
+        """Float32 outputs of the head of this name; see `LabelHead`. UserError if there is none."""
+        with jax.named_scope("head"):
+            return find_head(self.heads, head)(hidden, batch, texts, key)
 
     def head_table(self) -> Float[Array, "vocab width"]:
         """The head's rows in the compute dtype, sharded over the vocabulary alone."""

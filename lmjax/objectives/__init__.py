@@ -11,6 +11,12 @@ from lmjax.objectives.example import Example as Example
 from lmjax.objectives.example import TokenTargets as TokenTargets
 from lmjax.objectives.glm import glm_130b_objective as glm_130b_objective
 from lmjax.objectives.glm import glm_objective as glm_objective
+from lmjax.objectives.labels import Classification as Classification
+from lmjax.objectives.labels import LabelTargets as LabelTargets
+from lmjax.objectives.labels import MultiLabelClassification as MultiLabelClassification
+from lmjax.objectives.labels import Regression as Regression
+from lmjax.objectives.labels import SpanExtraction as SpanExtraction
+from lmjax.objectives.labels import SpanTargets as SpanTargets
 from lmjax.objectives.lexicon import TokenTable as TokenTable
 from lmjax.objectives.masked_lm import MaskedLM as MaskedLM
 from lmjax.objectives.mixed import Mixed as Mixed

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ from lmjax.objectives.draws import RandomStream
 from lmjax.objectives.example import Example, TokenTargets
 from lmjax.objectives.lexicon import TokenTable
 from lmjax.objectives.objective import TextObjective
-from lmjax.objectives.prediction import Sums, predict
+from lmjax.objectives.prediction import Sums, class_losses, predict
 from lmjax.objectives.rows import Rows, Sample, pieces, require_targets
 
 NO_LABEL = -1  # of rows without a pair
@@ -198,24 +198,18 @@ class MaskedLM(TextObjective):
         begin = draws.integer(0, max(0, len(other) - len(second)))
         return first, other[begin : begin + len(second)], 1
 
-    def loss(
-        self, model: Transformer, example: Example, key: PRNGKeyArray | None, frozen: Any = None
+    def loss_of_hidden(
+        self,
+        model: Transformer,
+        hidden: Float[Array, "batch seq width"],
+        example: Example,
+        key: PRNGKeyArray | None,
     ) -> Sums:
         """Cross-entropy of the hidden tokens in nats, and of the labels where there are any."""
-        hidden, _ = model(example.inputs, key=key)
         targets = example.targets
         sums = predict(model, hidden, targets)
         if targets.labels is None:
             return sums
         weights = jnp.sum(targets.weights, axis=1) * (targets.labels != NO_LABEL)
-        labels = jnp.sum(label_losses(model.classes(hidden), targets.labels) * weights)
+        labels = jnp.sum(class_losses(model.classes(hidden), targets.labels) * weights)
         return Sums(sums.loss + labels, sums.weight, sums.extra | {"label_cross_entropy": labels})
-
-
-def label_losses(
-    logits: Float[Array, "batch classes"], labels: Int[Array, "batch"]
-) -> Float[Array, "batch"]:
-    """Negative log-likelihood of each label in nats."""
-    classes = jax.lax.broadcasted_iota(jnp.int32, (1, logits.shape[1]), 1)
-    is_label = classes == labels[:, None]
-    return jax.nn.logsumexp(logits, axis=1) - jnp.sum(jnp.where(is_label, logits, 0), axis=1)

@@ -45,7 +45,7 @@ class Mixed(TextObjective):
         names = ", ".join(type(objective).__name__ for objective in self.objectives)
         if any(isinstance(objective, Mixed) for objective in self.objectives):
             raise UserError(f"{names} cannot be mixed: name the objectives of a mixture themselves")
-        losses = {(type(objective).loss, objective.regularisers()) for objective in self.objectives}
+        losses = {(type(o).loss, type(o).loss_of_hidden, o.regularisers()) for o in self.objectives}
         if len(losses) > 1:
             raise UserError(
                 f"{names} cannot be mixed: their losses differ (in kind, z_loss or max_z_loss)"

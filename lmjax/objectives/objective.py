@@ -7,25 +7,30 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt64
 
-from lmjax.config import config
+from lmjax.config import UserError, config
 from lmjax.models.infill import InfillFormat
 from lmjax.models.transformer import Transformer, TransformerConfig
 from lmjax.objectives.example import Example
 from lmjax.objectives.lexicon import SHAPES_ONLY, TokenTable
 from lmjax.objectives.prediction import Sums, predict
 
+HEAD = 0x4EAD
 Preparation = Callable[..., Example]  # of tokens, segments, seeds; `spans` where they are read
 
 
 @config
-class Objective(abc.ABC):
-    """Base of all objectives: the loss of a model on examples."""
+class Objective:
+    """Base of all objectives: the loss of a model on examples.
 
-    @abc.abstractmethod
+    One has `loss_of_hidden` where its loss is that of one forward pass, which several objectives of
+    a `WeightedSum` may share; otherwise `loss`.
+    """
+
     def loss(
         self, model: Transformer, example: Example, key: PRNGKeyArray | None, frozen: Any = None
     ) -> Sums:
@@ -41,6 +46,26 @@ class Objective(abc.ABC):
           The sums; those in `extra` are metrics of training by their names. Where an objective adds
           to the targets' cross-entropy, it names that "cross_entropy" there (see `Sums`).
         """
+        hidden, _ = model(example.inputs, key=key)
+        return self.loss_of_hidden(model, hidden, example, head_key(key))
+
+    def loss_of_hidden(
+        self,
+        model: Transformer,
+        hidden: Float[Array, "batch seq width"],
+        example: Example,
+        key: PRNGKeyArray | None,
+    ) -> Sums:
+        """Sums of the loss, from what the model gives for the example's inputs; see `loss`.
+
+        `key` is for dropout of what comes after the hidden states.
+
+        Raises:
+          UserError: the objective runs the model itself.
+        """
+        raise UserError(
+            f"{type(self).__name__} runs the model itself: it cannot share inputs with others"
+        )
 
     def normalise(self, example: Example) -> Example:
         """The example with what its loss needs to know of all its rows; here as it is.
@@ -57,12 +82,12 @@ class Objective(abc.ABC):
         """The form in which the model learns to fill blanks; None: it continues texts."""
         return None
 
-    def check(self, model: TransformerConfig) -> None:  # noqa: B027 (any model will do)
+    def check(self, model: TransformerConfig) -> None:
         """Raises UserError for a model that cannot be trained with this objective."""
 
 
 @config
-class TextObjective(Objective):
+class TextObjective(Objective, abc.ABC):
     """Base of the objectives that make their examples from rows of stored text."""
 
     @abc.abstractmethod
@@ -145,9 +170,17 @@ class TextObjective(Objective):
         """Weights of log(Z)^2 and of the largest logit's square in the loss of targets."""
         return 0.0, 0.0
 
-    def loss(
-        self, model: Transformer, example: Example, key: PRNGKeyArray | None, frozen: Any = None
+    def loss_of_hidden(
+        self,
+        model: Transformer,
+        hidden: Float[Array, "batch seq width"],
+        example: Example,
+        key: PRNGKeyArray | None,
     ) -> Sums:
-        """Cross-entropy of the targets in nats; see `Objective.loss`."""
-        hidden, _ = model(example.inputs, key=key)
+        """Cross-entropy of the targets in nats; see `Objective.loss_of_hidden`."""
         return predict(model, hidden, example.targets, *self.regularisers())
+
+
+def head_key(key: PRNGKeyArray | None) -> PRNGKeyArray | None:
+    """A key for dropout after the hidden states, apart from those that the model makes of `key`."""
+    return None if key is None else jax.random.fold_in(key, HEAD)

@@ -6,7 +6,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from lmjax.models.batch import Array as AnyArray
 from lmjax.models.transformer import Transformer
@@ -80,3 +80,12 @@ def head_factors(
     rest = (bias - rounded.astype(bias.dtype)).astype(table.dtype)
     table = jnp.concatenate([table, rounded[:, None], rest[:, None]], axis=1)
     return jnp.concatenate([hidden, jnp.ones_like(hidden[..., :2])], axis=2), table
+
+
+def class_losses(
+    logits: Float[Array, "*rows classes"], labels: Int[Array, "*rows"]
+) -> Float[Array, "*rows"]:
+    """Negative log-likelihood of each label in nats; a logit of -inf is of no class."""
+    classes = jnp.arange(logits.shape[-1], dtype=labels.dtype)
+    chosen = jnp.where(classes == labels[..., None], logits, 0)
+    return jax.nn.logsumexp(logits, axis=-1) - jnp.sum(chosen, axis=-1)

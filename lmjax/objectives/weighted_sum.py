@@ -12,12 +12,12 @@ from jaxtyping import Float, Int, PRNGKeyArray, UInt64
 
 from lmjax.config import UserError, config
 from lmjax.data.spans import RowSpans
-from lmjax.models.batch import Array
+from lmjax.models.batch import Array, Batch
 from lmjax.models.infill import InfillFormat, join_formats
 from lmjax.models.transformer import Transformer, TransformerConfig
 from lmjax.objectives.example import Example
 from lmjax.objectives.lexicon import TokenTable
-from lmjax.objectives.objective import Objective, Sums, TextObjective
+from lmjax.objectives.objective import Objective, Sums, TextObjective, head_key
 
 
 @jax.tree_util.register_dataclass
@@ -42,7 +42,10 @@ class WeightedSum(TextObjective):
     their weights in the whole batch). So PPO keeps to the pretraining text (PPO-ptx; Ouyang et al.
     2022, arXiv:2203.02155, equation 2). The mean is that of the whole batch, whatever microbatches
     it is computed in. `Example.inputs` and `Example.targets` are tuples with one element an
-    objective. "tokens" counts the targets of all.
+    objective. Where `Example.inputs` is one `Batch`, all objectives have the hidden states of one
+    forward pass over it, as several heads of one model, or GPT-1's labels with language modelling
+    as an auxiliary objective (Radford et al. 2018, section 3.2, weight 0.5). "tokens" counts the
+    targets of all.
     """
 
     objectives: tuple[Objective, ...]  # terms of the sum
@@ -133,19 +136,22 @@ class WeightedSum(TextObjective):
     def loss(
         self, model: Transformer, example: Example, key: PRNGKeyArray | None, frozen: Any = None
     ) -> Sums:
-        """Sums of the terms; `extra` has the mean loss of each as "loss_1", "loss_2", ...
-
-        So too the metrics of each: "cross_entropy_1", ..., as means over its own targets.
-        """
+        """Sums of the terms; `extra` has the means of each, such as "loss_1", "loss_2", ..."""
+        hidden = None
+        if isinstance(example.inputs, Batch):
+            hidden, _ = model(example.inputs, key=key)
         loss, weight, extra = 0.0, 0.0, {}
-        for number, objective in enumerate(self.objectives):
-            term = example.targets[number]
-            sums = objective.loss(model, Example(example.inputs[number], term.targets), key, frozen)
-            scaled = sums.loss * term.scale[0]
-            for name, value in {"loss": sums.loss, **sums.extra}.items():
-                mean = value * term.scale[0] / self.weights[number]
-                extra[f"{name}_{number + 1}"] = mean
-            loss, weight = loss + scaled, weight + sums.weight
+        for number, (objective, term) in enumerate(zip(self.objectives, split_example(example))):
+            own = Example(term.inputs, term.targets.targets)
+            if hidden is None:
+                sums = objective.loss(model, own, key, frozen)
+            else:
+                sums = objective.loss_of_hidden(model, hidden, own, head_key(key))
+            scale = term.targets.scale[0]
+            means = {"loss": sums.loss, **sums.extra}
+            means = {name: total * scale / self.weights[number] for name, total in means.items()}
+            extra |= {f"{name}_{number + 1}": mean for name, mean in means.items()}
+            loss, weight = loss + sums.loss * scale, weight + sums.weight
         return Sums(loss, weight, extra)
 
     def _text_objectives(self) -> tuple[TextObjective, ...]:
@@ -168,4 +174,6 @@ def join_examples(examples: list[Example]) -> Example:
 
 def split_example(example: Example) -> list[Example]:
     """An example of each objective from one of the sum."""
-    return [Example(*pair) for pair in zip(example.inputs, example.targets, strict=True)]
+    targets, inputs = example.targets, example.inputs
+    inputs = (inputs,) * len(targets) if isinstance(inputs, Batch) else inputs
+    return [Example(*pair) for pair in zip(inputs, targets, strict=True)]

@@ -1,13 +1,32 @@
 """Examples from the host's memory to the devices of the mesh."""
 
 import jax
-from jax.sharding import NamedSharding
+from jax.sharding import NamedSharding, PartitionSpec
 
+from lmjax.models import Batch
+from lmjax.models.batch import Array
 from lmjax.objectives import Example
-from lmjax.objectives.example import check_example
+from lmjax.objectives.example import batches, check_example
 from lmjax.parallel import Layout
 
 AXES = {1: ("batch",), 2: ("batch", "seq"), 3: ("batch", None, "seq")}  # by number of dimensions
+
+
+def spec_of(example: Example, array: Array, rows: int, layout: Layout) -> PartitionSpec:
+    """The spec of one of an example's arrays, which has `rows` rows on all processes.
+
+    An axis is cut as the sequence is where it has as many elements as a text of the example has
+    tokens: labels of whole texts are not.
+    """
+    lengths = {part.tokens.shape[-1] for batch in batches(example) for part in chain(batch)}
+    sizes = zip(AXES[array.ndim], array.shape, strict=True)
+    names = (None if name == "seq" and size not in lengths else name for name, size in sizes)
+    return layout.spec(*names, shape=(rows, *array.shape[1:]))
+
+
+def chain(batch: Batch) -> list[Batch]:
+    """A batch, and the one of its encoder."""
+    return [batch] if batch.encoder is None else [batch, batch.encoder]
 
 
 def to_devices(example: Example, layout: Layout, vocab_size: int) -> Example:
@@ -27,7 +46,7 @@ def to_devices(example: Example, layout: Layout, vocab_size: int) -> Example:
 
     def put(array):
         shape = (array.shape[0] * processes, *array.shape[1:])
-        spec = layout.spec(*AXES[array.ndim], shape=shape)
+        spec = spec_of(example, array, shape[0], layout)
         return jax.make_array_from_process_local_data(spec, array, shape)
 
     return jax.tree.map(put, example)
@@ -46,7 +65,7 @@ def abstract_example(example: Example, layout: Layout) -> Example:
     mesh = jax.sharding.get_abstract_mesh()
 
     def describe(array):
-        spec = layout.spec(*AXES[array.ndim], shape=array.shape)
+        spec = spec_of(example, array, array.shape[0], layout)
         return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=NamedSharding(mesh, spec))
 
     return jax.tree.map(describe, example)

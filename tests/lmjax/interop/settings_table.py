@@ -174,14 +174,18 @@ EVERY_REMARKS = {
     "quantization_config": "of weights that are no floating-point numbers",
     "transformers_weights": "names another file of weights",
     "is_causal": "makes an encoder of a decoder",
-    "classifier_dropout": "in the training of heads that are not read",
+    "classifier_dropout": "in the training of a head on labels, where it is obeyed",
+    "id2label": "obeyed where there is a head on labels: the names of its outputs",
+    "label2id": "the opposite of id2label",
+    "problem_type": "kept where there is a head on labels",
     "initializer_range": "how fresh weights are drawn",
     "dtype": "and torch_dtype: parameters are float32 here, and computed with in model.dtype",
     "architectures": "which heads there are; where weights lie beside config.json, they tell it",
     "model_type": "where it is missing, architectures or the other keys tell it",
     "bos_token_id": "see generation_config.json",
     "eos_token_id": "see generation_config.json",
-    "pad_token_id": "a row of the token table that transformers does not train further",
+    "pad_token_id": "a row of the token table that transformers does not train further; by it"
+    " transformers finds a text's last token, for a head on labels, which we find by its length",
 }
 SUMMARY = ("summary_type", "summary_use_proj", "summary_activation", "summary_proj_to_labels")
 GPT_IGNORED = {

@@ -32,6 +32,7 @@ BERT = {
 }
 LLAMA = BERT | {"num_key_value_heads": 1}
 XLNET = {"vocab_size": 61, "d_model": 24, "n_layer": 2, "n_head": 3, "d_inner": 40}
+T5 = {"vocab_size": 61, "d_model": 24, "d_kv": 8, "d_ff": 40, "num_layers": 2, "num_heads": 3}
 NO_ENDS = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": 0}
 # Classes, and the settings of a small model of each.
 ENCODERS = {
@@ -42,6 +43,7 @@ ENCODERS = {
     "LlamaForSequenceClassification": LLAMA,
     "MistralModel": LLAMA,
     "XLNetModel": XLNET,
+    "T5EncoderModel": T5,
 }
 TOKENS = np.random.default_rng(0).integers(0, 61, (2, 12)).astype(np.int32)
 

@@ -5,8 +5,7 @@ python -m tests.lmjax.jobs.reward_experiment output=runs/reward_model
 
 from lmjax.jobs.settings import Checkpoints
 from lmjax.launch import run
-from lmjax.models import AttentionConfig, FeedForwardConfig, TransformerConfig
-from lmjax.models.heads import ClassifierConfig
+from lmjax.models import AttentionConfig, FeedForwardConfig, TextHeadConfig, TransformerConfig
 from lmjax.training.schedules import Constant
 from tests.lmjax.jobs.reward_model import RewardModel
 
@@ -17,10 +16,10 @@ experiment = RewardModel(
         vocab_size=16,
         hidden=16,
         num_layers=1,
-        attention=AttentionConfig(num_heads=2, head_dim=8, causal=False),
+        attention=AttentionConfig(num_heads=2, head_dim=8),
         feed_forward=FeedForwardConfig(size=32),
         max_length=16,
-        classifier=ClassifierConfig(classes=1),
+        heads=(TextHeadConfig(name="reward", outputs=1),),
     ),
     schedule=Constant(peak=1e-2, warmup=2),
     checkpoint=Checkpoints(every=6),

@@ -30,7 +30,9 @@ class PairwiseRanking(Objective):
 
     def loss(self, model, example, key, frozen=None):
         """Sums over pairs, with the number of those ranked rightly."""
-        rewards = [model.classes(model(batch, key=key)[0])[:, 0] for batch in example.inputs]
+        hidden = [model(batch, key=key)[0] for batch in example.inputs]
+        outputs = [model.outputs("reward", *pair) for pair in zip(hidden, example.inputs)]
+        rewards = [numbers[:, 0, 0] for numbers in outputs]
         weights, difference = example.targets, rewards[0] - rewards[1]
         loss = jnp.sum(weights * jax.nn.softplus(-difference))
         return Sums(loss, jnp.sum(weights), {"accuracy": jnp.sum(weights * (difference > 0))})
