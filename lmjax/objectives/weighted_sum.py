@@ -135,7 +135,7 @@ class WeightedSum(TextObjective):
     ) -> Sums:
         """Sums of the terms; `extra` has the mean loss of each as "loss_1", "loss_2", ...
 
-        So too the metrics of each: "cross_entropy_1", ..., as means over its own targets.
+        The metrics of a term have its number too, and are means over its own targets.
         """
         loss, weight, extra = 0.0, 0.0, {}
         for number, objective in enumerate(self.objectives):
