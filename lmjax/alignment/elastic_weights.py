@@ -121,9 +121,9 @@ class ElasticWeights(Objective):
                     f"ElasticWeights reads the frozen model {name!r}, and there is none"
                 )
         sums = self.objective.loss(model, example, key, frozen)
-        of = nnx.state(model, nnx.Param)
+        params = nnx.state(model, nnx.Param)
         others = (nnx.state(frozen[name], nnx.Param) for name in ("anchor", "fisher"))
         # By the weight, so that of any number of microbatches each adds its share.
-        penalty = self.strength * quadratic_penalty(of, *others) * sums.weight
+        penalty = self.strength * quadratic_penalty(params, *others) * sums.weight
         extra = {"cross_entropy": sums.loss, **sums.extra, "elastic_penalty": penalty}
         return Sums(sums.loss + penalty, sums.weight, extra)

@@ -64,6 +64,6 @@ def require_shape(name: str, array: Shaped[Array, "..."], shape: tuple[int, ...]
 
 
 def whole_rows(array: Shaped[Array, "rows seq"]) -> Shaped[Array, "rows seq"]:
-    """The array with each row on one device, for what goes along rows one entry after another."""
+    """The array with each row on one device, as scans along rows need it."""
     rows, seq = (*jax.typeof(array).sharding.spec, None, None)[:2]
     return array if seq is None else jax.reshard(array, PartitionSpec(rows, None))

@@ -230,7 +230,9 @@ class KTO:
         require_positive(self, "beta", "desirable", "undesirable")
 
     def sums(self, answers: Answers, wanted: Bool[Array, "answers"], kl: Float[Array, ""]) -> Sums:
-        """Sums over the answers: weight (1 - sigmoid(beta (log-ratio - kl))), or with its negative.
+        """Sums over the answers: desirable (1 - sigmoid(beta (log-ratio - kl))) of those wanted.
+
+        Of the others: undesirable (1 - sigmoid(beta (kl - log-ratio))).
 
         `extra` has "reward", beta times the log-ratio, of each answer that is wanted less that of
         each that is not, and "kl".

@@ -40,7 +40,7 @@ def ranking_loss(
       Sums by prompts; `extra` has "accuracy", and "margin", the mean lead of the better answer.
 
     Raises:
-      UserError: a shape is not as above, were it one that could be broadcast.
+      UserError: a shape differs from those above, even if it could be broadcast.
     """
     prompts, answers = scores.shape
     require_shape("ranks", ranks, (prompts, answers))

@@ -136,7 +136,10 @@ class WeightedSum(TextObjective):
     def loss(
         self, model: Transformer, example: Example, key: PRNGKeyArray | None, frozen: Any = None
     ) -> Sums:
-        """Sums of the terms; `extra` has the means of each, such as "loss_1", "loss_2", ..."""
+        """Sums of the terms; `extra` has the mean loss of each as "loss_1", "loss_2", ...
+
+        The metrics of a term have its number too, and are means over its own targets.
+        """
         hidden = None
         if isinstance(example.inputs, Batch):
             hidden, _ = model(example.inputs, key=key)

@@ -222,11 +222,14 @@ def test_value_loss_is_that_of_the_loop(seed, clip):
             jax.tree.leaves(value_sums(*worse, mask, clip=clip)), jax.tree.leaves(found)
         ):
             np.testing.assert_array_equal(one, other)
+    slopes = value_slopes(np.where(mask, values, np.float32(np.nan)), old, returns, mask)
+    assert np.isfinite(slopes).all() and not np.asarray(slopes)[~mask].any()
     if clip is not None:
         assert abs(float(found.extra["value_clip_fraction"]) - clipped) <= 1  # a tie, rounded
 
 
 value_sums = jax.jit(clipped_value_sums, static_argnames="clip")
+value_slopes = jax.jit(jax.grad(lambda *given: clipped_value_sums(*given).loss))
 
 
 def test_an_answers_advantage_is_that_of_its_tokens():

@@ -2,8 +2,8 @@
 
     python -m pytest -m slow tests/lmjax/alignment/test_trl.py   (after pip install trl==1.16.0)
 
-The losses of its trainers are called on what stands for a model: an object that returns given
-log-probabilities. So what is compared is the formula alone, to 1e-5.
+The losses of its trainers are called with a fake model, which returns given log-probabilities. So
+the formula alone is compared, to 1e-5.
 """
 
 import collections
@@ -79,7 +79,7 @@ def trainer(**settings):
     )
 
 
-def stands_for_a_model(log_probs):
+def model_with(log_probs):
     """A function that returns log-probabilities of the next tokens, whatever it is given."""
     import torch
 
@@ -134,7 +134,7 @@ def test_dpo(name):
         "ref_chosen_logps": torch.tensor(reference[:half]),
         "ref_rejected_logps": torch.tensor(reference[half:]),
     }
-    expected = DPOTrainer._compute_loss(own, stands_for_a_model(log_probs), inputs, False)
+    expected = DPOTrainer._compute_loss(own, model_with(log_probs), inputs, False)
     sides = (answers_of(log_probs, mask, reference, s) for s in (slice(half), slice(half, None)))
     sums = DPO_LOSSES[name].sums(*sides)
     np.testing.assert_allclose(sums.loss / sums.weight, expected, rtol=1e-5)
@@ -172,7 +172,7 @@ def test_kto():
         "ref_logps": torch.tensor(reference),
         "ref_KL_logps": torch.tensor(other_reference),
     }
-    expected = KTOTrainer._compute_loss(own, stands_for_a_model(log_probs), inputs, False)
+    expected = KTOTrainer._compute_loss(own, model_with(log_probs), inputs, False)
     kl = kto_divergence(answers_of(others, other_mask, other_reference))
     sums = KTO(beta=0.3, desirable=1.33, undesirable=0.5).sums(
         answers_of(log_probs, mask, reference), jnp.asarray(wanted), kl
