@@ -20,7 +20,7 @@ from benchmarks.harness import save, table
 from experiments.quickstart import experiment as quickstart
 from lmjax.config import UserError, config, replace
 from lmjax.data import prepare
-from lmjax.data.rows import EvaluationRows
+from lmjax.data.rows import EvaluationRows, Ring
 from lmjax.jobs.pretrain import Pretrain
 from lmjax.launch import exit_on_user_error, from_command_line
 from lmjax.models import (
@@ -114,7 +114,7 @@ def variants(model: TransformerConfig, trained: int, context: int) -> dict[str, 
 def long_documents(settings: LengthExtrapolation, experiment: Pretrain) -> np.ndarray:
     """Tokens inside of held-out documents of code, [documents, longest context + 1]."""
     store = prepare(experiment.data, RunFolder(experiment.output).tokenizer).held_out["code"]
-    rows = EvaluationRows(store, max(settings.contexts) + 1)
+    rows = EvaluationRows(Ring(store, max(settings.contexts) + 1))
     tokens, segments = rows.read(0, len(rows))
     tokens = tokens[(segments == segments[:, :1]).all(axis=1)]
     if len(tokens) < settings.documents:

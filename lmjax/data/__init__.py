@@ -1,5 +1,8 @@
 """Text to batches: sources, tokenizers, the token store, mixtures, and the loader."""
 
+from lmjax.data.chat.conversations import Conversations
+from lmjax.data.chat.folder import FolderTemplate
+from lmjax.data.chat.templates import ChatTemplate, chat_template
 from lmjax.data.documents import Document, Source
 from lmjax.data.embedded import EmbeddedCorpus
 from lmjax.data.loader import Loader
@@ -30,11 +33,14 @@ __all__ = [
     "TFDS",
     "Bytes",
     "Characters",
+    "ChatTemplate",
+    "Conversations",
     "Data",
     "Document",
     "Domain",
     "EmbeddedCorpus",
     "EvaluationRows",
+    "FolderTemplate",
     "JsonLines",
     "JsonPrompts",
     "Loader",
@@ -56,6 +62,7 @@ __all__ = [
     "WithTokens",
     "add_words",
     "build_stores",
+    "chat_template",
     "load_tokenizer",
     "make_plan",
     "merge_tokenizers",

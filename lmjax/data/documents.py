@@ -6,9 +6,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from lmjax.config import config, fingerprint
-from lmjax.data.spans import Span
+from lmjax.data.spans import Span, SpanKind
+from lmjax.data.tokenizers import Tokenizer
 
 Split = Literal["all", "train", "held_out"]
+# Tokenizer -> the ids of a document, and its spans among them: first, one past the last, kind.
+Encode = Callable[[Tokenizer], tuple[Sequence[int], Sequence[tuple[int, int, SpanKind]]]]
+
+
+class BadRecord(ValueError):
+    """A record of a source that has not what it should have; the message says what."""
 
 
 class Document(NamedTuple):
@@ -23,6 +30,9 @@ class Document(NamedTuple):
     group: str = ""
     spans: tuple[Span, ...] = ()  # answers or turns
     metadata: Mapping[str, Any] | None = None  # small JSON values: url, licence, score, language
+    labels: tuple[float, ...] = ()  # numbers to learn: classes, ranks, scores; as many in each
+    # Makes its ids, all of them, where these are not those of its text, cut at its spans.
+    encode: Encode | None = None
 
 
 class Part(NamedTuple):

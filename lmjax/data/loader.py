@@ -13,7 +13,9 @@ from lmjax.data.permutation import random_bits
 from lmjax.data.plan import Plan
 
 Batch = TypeVar("Batch")
-Prepare = Callable[..., Batch]  # of tokens, segment ids and seeds, and `spans` where it reads them
+Prepare = Callable[
+    ..., Batch
+]  # of tokens, segment ids and seeds, and `spans` and `labels` where it reads them
 STEPS = 1 << 40  # more than anybody trains; grain wants a length
 SEEDS = 1 << 32  # sets the seeds of rows apart from those of the mixture's sources
 
@@ -35,6 +37,7 @@ class Loader(Generic[Batch]):
       workers: processes that make batches; 0 is a thread of this process.
       prefetch: batches that each worker makes in advance.
       spans: whether `prepare` gets `spans`, too: the answers and turns of the rows (`RowSpans`).
+      labels: whether `prepare` gets `labels`, too: those of the rows' documents.
     """
 
     plan: Plan
@@ -45,6 +48,7 @@ class Loader(Generic[Batch]):
     workers: int = 0
     prefetch: int = 2
     spans: bool = False
+    labels: bool = False
 
     def batch(self, step: int) -> Batch:
         """This host's share of the batch of a step."""
@@ -53,7 +57,11 @@ class Loader(Generic[Batch]):
         share = len(rows) // self.host_count
         rows = rows[self.host_index * share : (self.host_index + 1) * share]
         tokens, segments = self.mixture.read(rows, self.plan.seed)
-        further = {"spans": self.mixture.spans(rows, self.plan.seed)} if self.spans else {}
+        further = {
+            name: getattr(self.mixture, name)(rows, self.plan.seed)
+            for name in ("spans", "labels")
+            if getattr(self, name)
+        }
         return self.prepare(tokens, segments, random_bits(self.plan.seed, SEEDS, rows), **further)
 
     def iterate(self, first_step: int = 0) -> "Batches[Batch]":

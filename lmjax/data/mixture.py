@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterator, Mapping
 
 import numpy as np
-from jaxtyping import Int32, Int64
+from jaxtyping import Float32, Int32, Int64
 
 from lmjax.config import UserError
 from lmjax.data.rows import RowReader
@@ -111,7 +111,7 @@ class Mixture:
         """Tokens and segment ids of some rows of the training with this seed."""
         tokens = np.empty((len(row), self.row_length), np.int32)
         segments = np.empty_like(tokens)
-        for here, rows, index, variant in self._by_source(row, seed):
+        for here, rows, index, variant in self.by_source(row, seed):
             tokens[here], segments[here] = rows.read(index, variant)
         return tokens, segments
 
@@ -119,11 +119,22 @@ class Mixture:
         """The spans of what `read` gives."""
         found = [
             (here, rows.spans(index, variant))
-            for here, rows, index, variant in self._by_source(row, seed)
+            for here, rows, index, variant in self.by_source(row, seed)
         ]
         return join_spans(*zip(*found, strict=True))
 
-    def _by_source(
+    def labels(
+        self, row: Int64[np.ndarray, "rows"], seed: int
+    ) -> Float32[np.ndarray, "rows slots labels"]:
+        """The labels of what `read` gives, of sources with as many each."""
+        found = [
+            (here, rows.labels(index, variant))
+            for here, rows, index, variant in self.by_source(row, seed)
+        ]
+        where, parts = zip(*found, strict=True)
+        return np.concatenate(parts)[np.argsort(np.concatenate(where))]
+
+    def by_source(
         self, row: Int64[np.ndarray, "rows"], seed: int
     ) -> Iterator[tuple[Numbers, RowReader, Numbers, Numbers]]:
         """For each source: which rows are its, its reader, and what `RowReader.shuffle` gives."""
@@ -137,6 +148,17 @@ class Mixture:
         stage = [stage for stage in self.stages if stage.first_row <= rows][-1]
         epochs = stage.used(rows) / self._rows
         return dict(zip(self.names, epochs.tolist(), strict=True))
+
+    def rows_of_epochs(self, name: str, epochs: float) -> int:
+        """Rows of training after which a source has been read so often, with the first weights.
+
+        Args:
+          name: of the source.
+          epochs: how often; a fraction is a part of it.
+        """
+        number, stage = self.names.index(name), self.stages[0]
+        wanted = math.ceil(epochs * self._sources[number].count)
+        return math.ceil(wanted * stage.period / int(stage.counts[number]))
 
 
 def shares(weights: dict[str, float]) -> dict[str, int]:

@@ -10,11 +10,12 @@ from typing import Literal
 from lmjax.config import UserError, config, fingerprint
 from lmjax.data.cache import cache_errors_told, cache_folder, shared
 from lmjax.data.documents import Document, Part, Progress, Source, digest, in_split, silent
+from lmjax.data.groups import Groups
 from lmjax.data.hashes import FileHashes
 from lmjax.data.loader import Loader, Prepare
 from lmjax.data.mixture import Mixture
 from lmjax.data.plan import Plan, make_plan
-from lmjax.data.rows import Ring, WholeDocuments
+from lmjax.data.rows import Ring, RowReader, WholeDocuments
 from lmjax.data.store import FORMAT, TokenStore
 from lmjax.data.tokenize import build_stores
 from lmjax.data.tokenizers import (
@@ -70,9 +71,11 @@ class Data:
     length: int = 1024  # tokens that the model reads in a row
     batch_size: int = 16  # rows in a step, over all devices
     ramp: tuple[tuple[int, int], ...] = ()  # changes of batch_size: (step, rows from there on)
-    # what is a row: a stretch of all the text, with documents cut at its edges, or whole documents
-    rows: Literal["ring", "whole_documents"] = "ring"
-    # what to do with a document that is longer than a row of whole ones: cut it, or leave it out
+    # what is a row: a stretch of all the text, with documents cut at its edges, whole documents, or
+    # documents that belong together, each in a slot: compared answers, or one text with its labels
+    rows: Literal["ring", "whole_documents", "groups"] = "ring"
+    # what to do with a document that is longer than a row of whole ones, or than an answer may be:
+    # cut it, or leave it out
     long_documents: Literal["cut", "drop"] = "cut"
     workers: int = 0  # processes that prepare batches; 0 is a thread
     tokenize_workers: int = 0  # processes that tokenize; 0 uses this one
@@ -160,6 +163,7 @@ class PreparedData:
         host_count: int = 1,
         spans: bool = False,
         room: int | None = None,
+        slots: int | None = None,
     ) -> Loader:
         """The loader of the training rows.
 
@@ -172,6 +176,7 @@ class PreparedData:
             host_count: how many there are.
             spans: whether `prepare` reads answers and turns.
             room: how many of a row's tokens whole documents may fill, of the objective likewise.
+            slots: documents of a row of groups, whose labels `prepare` reads; None: it has none.
 
         Raises:
             UserError: no document has room in a row.
@@ -184,14 +189,28 @@ class PreparedData:
         weights = named(tuple(domain.weight for domain in self.data.train))
         changes = [(int(plan.rows(s.first_step)[0]), named(s.weights)) for s in self.data.stages]
         readers = {
-            name: Ring(store, row_length, overlap)
-            if self.data.rows == "ring"
-            else WholeDocuments(store, row_length, room, self.data.long_documents)
+            name: self.reader(store, row_length, overlap, room, slots)
             for name, store in self.train.items()
         }
         mixture = Mixture(readers, weights, tuple(changes))
         workers = self.data.workers
-        return Loader(plan, mixture, prepare, host_index, host_count, workers, spans=spans)
+        reads = {"spans": spans, "labels": slots is not None}
+        return Loader(plan, mixture, prepare, host_index, host_count, workers, **reads)
+
+    def reader(
+        self,
+        store: TokenStore,
+        row_length: int,
+        overlap: int = 1,
+        room: int | None = None,
+        slots: int | None = None,
+    ) -> RowReader:
+        """Rows of a store, as `data.rows` has them; see `loader`."""
+        if self.data.rows == "ring":
+            return Ring(store, row_length, overlap)
+        if self.data.rows == "groups":
+            return Groups(store, row_length, slots or 1, self.data.long_documents)
+        return WholeDocuments(store, row_length, room, self.data.long_documents)
 
     def skipped(self) -> dict[str, int]:
         """Numbers of pieces of input that were left out (on_error=skip), by the first's message."""

@@ -6,7 +6,7 @@ import abc
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Bool, Int32, Int64
+from jaxtyping import Bool, Float32, Int32, Int64
 
 from lmjax.config import UserError
 from lmjax.data.packing import best_fit
@@ -54,6 +54,19 @@ class RowReader(abc.ABC):
     @abc.abstractmethod
     def spans(self, row: Int64[np.ndarray, "rows"], variant: Int64[np.ndarray, "rows"]) -> RowSpans:
         """The spans of what `read` gives."""
+
+    def labels(
+        self, row: Int64[np.ndarray, "rows"], variant: Int64[np.ndarray, "rows"]
+    ) -> Float32[np.ndarray, "rows slots labels"]:
+        """Labels of the documents in what `read` gives; NaN where a slot has no document.
+
+        Raises:
+          UserError: these rows have no slots for documents.
+        """
+        raise UserError(
+            f"{self.store.folder}: rows of {type(self).__name__} do not tell the labels of their "
+            "documents; set data.rows=groups"
+        )
 
     def note(self) -> str:
         """Report of what is padding in the rows of an epoch; empty where hardly any is."""
@@ -330,10 +343,10 @@ def _in_rows(
 
 
 class EvaluationRows:
-    """The rows of a held-out store in order: with an overlap of 1 each token is a target once."""
+    """The rows of a held-out store in order, each once."""
 
-    def __init__(self, store: TokenStore, row_length: int, overlap: int = 1):
-        self._rows = Ring(store, row_length, overlap)
+    def __init__(self, rows: RowReader):
+        self._rows = rows
 
     def __len__(self) -> int:
         return self._rows.count
@@ -343,7 +356,7 @@ class EvaluationRows:
     ) -> tuple[Int32[np.ndarray, "count row_length"], Int32[np.ndarray, "count row_length"]]:
         """Tokens and segment ids of `count` rows from `first`; rows after the last are filling."""
         row = np.arange(first, first + count)
-        tokens, segments = self._rows.read(np.minimum(row, len(self) - 1))
+        tokens, segments = self._rows.read(np.minimum(row, len(self) - 1), np.zeros_like(row))
         after = row >= len(self)
         tokens[after] = 0
         segments[after] = 0
@@ -351,4 +364,11 @@ class EvaluationRows:
 
     def spans(self, first: int, count: int) -> RowSpans:
         """The spans of what `read` gives."""
-        return self._rows.spans(np.arange(first, min(first + count, len(self))))
+        row = np.arange(first, min(first + count, len(self)))
+        return self._rows.spans(row, np.zeros_like(row))
+
+    def labels(self, first: int, count: int) -> Float32[np.ndarray, "count slots labels"]:
+        """The labels of what `read` gives; NaN in filling."""
+        row = np.arange(first, first + count)
+        found = self._rows.labels(np.minimum(row, len(self) - 1), np.zeros_like(row))
+        return np.where((row >= len(self))[:, None, None], np.float32(np.nan), found)

@@ -7,7 +7,7 @@ import itertools
 import json
 import pathlib
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
@@ -132,7 +132,7 @@ def _keep_text(task: Task) -> list[bool]:
 
 
 class _Split:
-    """One split of a shard: tokens, text of its first documents, lengths, spans, a comparison."""
+    """One split of a shard: its tokens, and what is known of its documents."""
 
     def __init__(
         self,
@@ -147,6 +147,7 @@ class _Split:
         self._room = TEXT_BYTES if keeps_text else 0
         self._lengths: list[tuple[int, int]] = []
         self._spans: list[tuple[int, int, int]] = []
+        self._labels: list[tuple[float, ...]] = []
         self._size = 0  # tokens
         self._comparison = Comparison(tokenizer)
 
@@ -162,6 +163,12 @@ class _Split:
         self._spans += [(self._size + first, self._size + end, kind) for first, end, kind in spans]
         self._size += len(ids)
         self._metadata.add(document.metadata, document.identity)
+        self._labels.append(document.labels)
+        if len(document.labels) != len(self._labels[0]):
+            raise UserError(
+                f"{document.identity} has {len(document.labels)} labels, and others of the source "
+                f"have {len(self._labels[0])}"
+            )
         if self._comparison.goes_on:
             self._comparison.add(_pieces(document), pieces)
 
@@ -172,6 +179,9 @@ class _Split:
         spans = np.asarray(self._spans, np.int64).reshape(-1, 3)
         save_array(path.with_suffix(".spans.npy"), spans)
         save_array(path.with_suffix(".metadata.npy"), self._metadata.finish())
+        width = len(self._labels[0]) if self._labels else 0
+        labels = np.asarray(self._labels, np.float32).reshape(len(self._labels), width)
+        save_array(path.with_suffix(".labels.npy"), labels)
         path.with_suffix(".json").write_text(json.dumps(self._comparison.counts()), "utf-8")
 
 
@@ -204,11 +214,10 @@ def _batches(task: Task, skipped: _Skipped) -> Iterator[list[Document]]:
 
 def _encode(documents: list[Document], tokenizer: Tokenizer) -> Iterator[list[list[int]]]:
     """The tokens of each piece of each document."""
-    encoded = iter(
-        tokenizer.encode_batch([text for document in documents for text in _pieces(document)])
-    )
+    texts = [text for document in documents for text in _pieces(document)]
+    encoded = iter(tokenizer.encode_batch(texts))
     for document in documents:
-        yield [next(encoded) for _ in range(1 + 2 * len(document.spans))]
+        yield [next(encoded) for _ in range(_count_pieces(document))]
 
 
 def _framed(
@@ -222,18 +231,40 @@ def _framed(
     Raises:
       UserError: the tokenizer lacks these, or gives ids that it cannot have.
     """
-    ids, spans = [*tokenizer.opening, *pieces[0]], []
-    for number, span in enumerate(document.spans):
-        content, behind = pieces[2 * number + 1 : 2 * number + 3]
-        ids += _mark(document, span.opening, tokenizer)
-        spans.append((len(ids), len(ids) + len(content), KINDS.index(span.kind)))
-        ids += [*content, *_mark(document, span.closing, tokenizer), *behind]
-    ids += tokenizer.closing
+    if document.encode is not None:
+        ids, spans = _encoded(document, tokenizer)
+    else:
+        ids, spans = [*tokenizer.opening, *pieces[0]], []
+        for number, span in enumerate(document.spans):
+            content, behind = pieces[2 * number + 1 : 2 * number + 3]
+            ids += _mark(document, span.opening, tokenizer)
+            spans.append((len(ids), len(ids) + len(content), KINDS.index(span.kind)))
+            ids += [*content, *_mark(document, span.closing, tokenizer), *behind]
+        ids += tokenizer.closing
     try:
         return np.asarray(ids, token_type(tokenizer.vocab_size)), spans
     except OverflowError:
         wrong = next(token for token in ids if not 0 <= token < tokenizer.vocab_size)
         raise impossible(wrong, tokenizer) from None
+
+
+def _encoded(
+    document: Document, tokenizer: Tokenizer
+) -> tuple[Sequence[int], list[tuple[int, int, int]]]:
+    """The tokens and spans of a document that makes them itself.
+
+    Raises:
+      UserError: the tokenizer has not what it takes; with the document's name.
+    """
+    try:
+        ids, spans = document.encode(tokenizer)
+    except UserError as error:
+        raise UserError(f"{document.identity}: {error}") from None
+    return ids, [(first, end, KINDS.index(kind)) for first, end, kind in spans]
+
+
+def _count_pieces(document: Document) -> int:
+    return 0 if document.encode is not None else 1 + 2 * len(document.spans)
 
 
 def impossible(token: int, tokenizer: Tokenizer) -> UserError:
@@ -245,9 +276,13 @@ def impossible(token: int, tokenizer: Tokenizer) -> UserError:
 def _pieces(document: Document) -> list[str]:
     """The text, cut at the borders of its spans: before, in and between them, and behind.
 
+    Nothing of a document that makes its tokens itself.
+
     Raises:
       UserError: the spans overlap, fall, or reach beyond the text.
     """
+    if document.encode is not None:
+        return []
     edges = [0, *(edge for span in document.spans for edge in span[:2]), len(document.text)]
     if edges != sorted(edges):
         raise UserError(

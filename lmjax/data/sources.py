@@ -1,13 +1,14 @@
 """Documents from files: text in many layouts, and JSON lines."""
 
+import abc
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal
 
 from lmjax.config import UserError, config, fingerprint, replace, to_json
-from lmjax.data.documents import Document, HashFiles, OnSkip, Part, Source, digest
+from lmjax.data.documents import BadRecord, Document, HashFiles, OnSkip, Part, Source, digest
 from lmjax.data.files import (
     BYTE_ORDER_MARK,
     DamagedFile,
@@ -105,11 +106,10 @@ class TextFiles(Source):
 
 
 @config
-class JsonLines(Source):
-    """Files with a JSON object a line, one field of which is the text; compressed or not."""
+class JsonRecords(Source):
+    """Base of the sources that read files with a JSON object a line, compressed or not."""
 
     path: str | tuple[str, ...]  # path, URL or glob pattern, or several: "corpus/*.jsonl.zst"
-    field: str = "text"  # the field with the text
     on_error: Literal["raise", "skip"] = "raise"  # what to do about a line that is not as it should
     # Fields that are kept beside the tokens, where a line has them: ("url", "licence").
     metadata: tuple[str, ...] = ()
@@ -127,15 +127,40 @@ class JsonLines(Source):
         """See `Source.fingerprint`: what the files hold in their order, wherever they lie."""
         return _fingerprint(self, hash_files or FileHashes())
 
+    @abc.abstractmethod
+    def documents_of(self, record: dict[str, Any], identity: str) -> Iterator[Document]:
+        """The documents of a line.
+
+        Args:
+          record: the JSON object.
+          identity: of the documents.
+
+        Raises:
+          BadRecord: it has not what it should have.
+        """
+
     def read(self, part: Part, on_skip: OnSkip) -> Iterator[Document]:
         """See `Source.read`."""
+        for documents in self._lines(part, on_skip, self.documents_of):
+            yield from documents
+
+    def records(self, part: Part, on_skip: OnSkip) -> Iterator[dict[str, Any]]:
+        """The JSON objects of a part; see `read`."""
+        for records in self._lines(part, on_skip, lambda record, _: (record,)):
+            yield from records
+
+    def _lines(
+        self, part: Part, on_skip: OnSkip, use: Callable[[dict[str, Any], str], Iterable[Any]]
+    ) -> Iterator[tuple[Any, ...]]:
+        """Results of `use` for each line, all of them or none."""
         try:
             for piece in read_pieces(part, LINE):
                 if not piece.data.strip():
                     continue
                 try:
-                    document = self._document(part, piece)
-                except _BadLine as error:
+                    record = self._object(part, piece)
+                    found = tuple(use(record, f"{part.name}:{piece.offset}"))
+                except BadRecord as error:
                     message = f"{part.name}, line {line_number(part, piece)}: {error}"
                     if self.on_error == "raise":
                         raise UserError(
@@ -143,46 +168,52 @@ class JsonLines(Source):
                         ) from None
                     on_skip(message)
                     continue
-                if document is not None:
-                    yield document
+                yield found
         except DamagedFile as error:
             if self.on_error == "raise":
                 raise UserError(str(error)) from None
             on_skip(f"{error}; the rest of it is left out")
 
-    def _document(self, part: Part, piece: FilePiece) -> Document | None:
-        """Document of a line; None where it has no text."""
-        value = self._object(part, piece)
-        text, identity = self._text(value, self.field), f"{part.name}:{piece.offset}"
-        return Document(text, identity, metadata=self._metadata(value)) if text else None
-
-    def _metadata(self, value: dict[str, Any]) -> dict[str, Any] | None:
-        return {name: value[name] for name in self.metadata if name in value} or None
+    def metadata_of(self, record: dict[str, Any]) -> dict[str, Any] | None:
+        """Fields that are kept of a line beside its text; None for none."""
+        return {name: record[name] for name in self.metadata if name in record} or None
 
     def _object(self, part: Part, piece: FilePiece) -> dict[str, Any]:
         try:
             value = json.loads(piece.data.decode("utf-8"))
         except UnicodeDecodeError as error:
-            raise _BadLine(_not_utf8(part.name, piece, error)) from None
+            raise BadRecord(_not_utf8(part.name, piece, error)) from None
         except (ValueError, RecursionError) as error:
             start = piece.data[:60].decode("utf-8", "replace")
-            raise _BadLine(f"not JSON ({error}): {start!r}") from None
+            raise BadRecord(f"not JSON ({error}): {start!r}") from None
         if not isinstance(value, dict):
-            raise _BadLine(f"expected a JSON object, got {type(value).__name__}")
+            raise BadRecord(f"expected a JSON object, got {type(value).__name__}")
         return value
 
     def _text(self, value: dict[str, Any], field: str) -> str:
         if field not in value:
             names = ", ".join(map(repr, list(value)[:12])) or "none"
-            raise _BadLine(f"there is no field {field!r}; the fields are {names}")
+            raise BadRecord(f"there is no field {field!r}; the fields are {names}")
         text = value[field]
         if not isinstance(text, str):
-            raise _BadLine(f"field {field!r} is {type(text).__name__}, not text")
+            raise BadRecord(f"field {field!r} is {type(text).__name__}, not text")
         try:
             text.encode("utf-8")
         except UnicodeEncodeError:
-            raise _BadLine(f"field {field!r} holds half a surrogate pair") from None
+            raise BadRecord(f"field {field!r} holds half a surrogate pair") from None
         return text
+
+
+@config
+class JsonLines(JsonRecords):
+    """Files with a JSON object a line, one field of which is the text; compressed or not."""
+
+    field: str = "text"  # the field with the text
+
+    def documents_of(self, record: dict[str, Any], identity: str) -> Iterator[Document]:
+        """See `JsonRecords.documents_of`."""
+        if text := self._text(record, self.field):
+            yield Document(text, identity, metadata=self.metadata_of(record))
 
 
 @config
@@ -210,26 +241,26 @@ class JsonPrompts(JsonLines):
                     f"{one}={names[0]!r}, {other}={names[1]!r}: give two different names"
                 )
 
-    def _document(self, part: Part, piece: FilePiece) -> Document | None:
-        value = self._object(part, piece)
-        prompt, answer = self._text(value, self.field), self._text(value, self.answer)
+    def documents_of(self, record: dict[str, Any], identity: str) -> Iterator[Document]:
+        """See `JsonRecords.documents_of`."""
+        prompt, answer = self._text(record, self.field), self._text(record, self.answer)
         if not prompt or not answer:
-            return None
+            return
         before, *after = prompt.split(self.mask)
         if len(after) > 1:
-            raise _BadLine(
+            raise BadRecord(
                 f"field {self.field!r} has {self.mask} {len(after)} times; the one answer has one "
                 "place, or none for the prompt's end"
             )
         if before.endswith(" "):
             before, answer = before[:-1], " " + answer
         first, end = len(before), len(before) + len(answer)
-        return Document(
+        yield Document(
             text="".join([before, answer, *after]),
-            identity=f"{part.name}:{piece.offset}",
+            identity=identity,
             group=prompt,
             spans=(Span(first, end, "answer", self.mask, self.closing),),
-            metadata=self._metadata(value),
+            metadata=self.metadata_of(record),
         )
 
 
@@ -239,19 +270,15 @@ def _check_path(path: str | tuple[str, ...]) -> None:
         check_path(each, "path")
 
 
-def _fingerprint(source: TextFiles | JsonLines, hash_files: HashFiles) -> str:
+def _fingerprint(source: TextFiles | JsonRecords, hash_files: HashFiles) -> str:
     settings = fingerprint(replace(source, path=""))
-    if isinstance(source, JsonLines) and not source.metadata:
+    if isinstance(source, JsonRecords) and not source.metadata:
         # As before there was this setting, so that runs from then know their text.
         values = json.loads(to_json(replace(source, path="")))
         del values["metadata"]
         text = json.dumps(values, sort_keys=True, separators=(",", ":"))
         settings = hashlib.sha256(text.encode()).hexdigest()[:12]
     return digest(settings, *hash_files(find_files(source.path)))
-
-
-class _BadLine(Exception):
-    """A line that cannot be used; the message says why."""
 
 
 def _not_utf8(name: str, piece: FilePiece, error: UnicodeDecodeError) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Bool, Int64
 
 SpanKind = Literal["answer", "system", "user", "assistant", "tool"]
 KINDS: tuple[SpanKind, ...] = get_args(SpanKind)  # stores have their numbers: add at the end
@@ -58,6 +58,22 @@ class RowSpans:
         here = slice(*np.searchsorted(self.row, [row, row + 1]))
         found = np.stack([self.first[here], self.end[here]], axis=1)
         return found[self.kind[here] == KINDS.index(kind)]
+
+    def of_kind(self, kind: SpanKind) -> RowSpans:
+        """The spans of one kind."""
+        return self.select(self.kind == KINDS.index(kind))
+
+    def select(self, wanted: Bool[np.ndarray, "spans"]) -> RowSpans:
+        """Some of the spans, in the same rows."""
+        return RowSpans(self.row[wanted], self.first[wanted], self.end[wanted], self.kind[wanted])
+
+    def mask(self, shape: tuple[int, int]) -> Bool[np.ndarray, "rows row_length"]:
+        """Mask of the tokens of rows of this shape that are in a span."""
+        found = np.zeros(shape, bool)
+        low = np.clip(self.first, 0, shape[1])
+        span, token = count_up(low, np.clip(self.end, low, shape[1]))
+        found[self.row[span], token] = True
+        return found
 
     def take(self, rows: Int64[np.ndarray, "taken"]) -> RowSpans:
         """The spans of some rows, which are numbered anew."""

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int64, UInt
+from jaxtyping import Float32, Int64, UInt
 
 from lmjax.config import UserError
 from lmjax.data.metadata import MetadataReader
@@ -23,6 +23,7 @@ TOKENS_FILE = "tokens.bin"
 OFFSETS_FILE = "documents.npy"
 BYTES_FILE = "document_bytes.npy"
 SPANS_FILE = "spans.npy"
+LABELS_FILE = "labels.npy"
 METADATA_FILE = "metadata.bin"
 METADATA_BLOCKS_FILE = "metadata.npy"  # first document and first byte of each of its blocks
 TEXT_FILE = "text.bin"
@@ -65,6 +66,7 @@ class TokenStore:
       document_bytes: UTF-8 bytes of each document's text.
       spans: of each answer or turn its first token, one past its last, and the number of its kind
         (`lmjax.data.spans.KINDS`); rising, without overlap.
+      labels: numbers to learn of each document; no column where its source has none.
       manifest: counts and fingerprints.
     """
 
@@ -98,6 +100,11 @@ class TokenStore:
         self.spans: Int64[np.ndarray, "3 spans"] = np.zeros((3, 0), np.int64)
         if SPANS_FILE in self.manifest.sizes:
             self.spans = np.asarray(np.load(self.folder / SPANS_FILE, mmap_mode="r"))
+        self.labels: Float32[np.ndarray, "documents labels"] = np.zeros(
+            (self.manifest.documents, 0), np.float32
+        )
+        if LABELS_FILE in self.manifest.sizes:
+            self.labels = np.asarray(np.load(self.folder / LABELS_FILE, mmap_mode="r"))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return TokenStore, (str(self.folder),)

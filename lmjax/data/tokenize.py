@@ -33,6 +33,7 @@ from lmjax.data.shards import (
 from lmjax.data.store import (
     BYTES_FILE,
     FORMAT,
+    LABELS_FILE,
     MANIFEST_FILE,
     METADATA_BLOCKS_FILE,
     METADATA_FILE,
@@ -85,7 +86,7 @@ def build_stores(
     names = split_names(held_out)
     with cache_errors_told(folder):
         if not folder.exists():  # it is complete: a cache of others may be read-only
-            key = [FORMAT, SHARD, SHARDS, fingerprint, tokenizer.fingerprint, held_out]
+            key = [FORMAT, SHARD, SHARDS, LABELS_FILE, fingerprint, tokenizer.fingerprint, held_out]
             with _work_folder(folder, key, progress) as work:
                 if work is not None:
                     shards = make_shards(source, tokenizer, work, held_out, workers, progress)
@@ -181,6 +182,7 @@ def _merge(shards: list[pathlib.Path], folder: pathlib.Path, made_from: _MadeFro
     save_array(folder / OFFSETS_FILE, offsets)
     save_array(folder / BYTES_FILE, lengths[:, 1])
     _merge_spans([shard / f"{name}.spans.npy" for shard in shards], folder, parts)
+    _merge_labels([shard / f"{name}.labels.npy" for shard in shards], folder)
     _merge_metadata([shard / f"{name}.metadata" for shard in shards], folder)
     _merge_texts([shard / f"{name}.text" for shard in shards], folder, parts)
     # One token may be both what ends documents and what stands for the unknown.
@@ -263,6 +265,20 @@ def _merge_spans(
     if len(spans := np.concatenate(found)):
         # Searched by their borders: each column lies together.
         save_array(folder / SPANS_FILE, np.ascontiguousarray(spans.T))
+
+
+def _merge_labels(paths: list[pathlib.Path], folder: pathlib.Path) -> None:
+    """Joins the labels of all shards; no file where documents have none.
+
+    Raises:
+      UserError: documents of two shards have different numbers of them.
+    """
+    parts = [part for part in map(np.load, paths) if len(part)]
+    widths = {part.shape[1] for part in parts}
+    if len(widths) > 1:
+        raise UserError(f"documents of one source have {' and '.join(map(str, widths))} labels")
+    if widths - {0}:
+        save_array(folder / LABELS_FILE, np.concatenate(parts))
 
 
 def _merge_metadata(paths: list[pathlib.Path], folder: pathlib.Path) -> None:

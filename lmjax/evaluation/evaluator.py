@@ -9,6 +9,7 @@ from typing import Any
 
 from lmjax.config import UserError, config
 from lmjax.console import RunLog, Table
+from lmjax.objectives import Example, Sums
 from lmjax.training.feed import Feed
 from lmjax.training.learner import Learner
 
@@ -24,12 +25,19 @@ class Context:
       feed: the training data.
       records: () -> the lines of metrics.jsonl so far, in the run's first process.
       log: for warnings and progress.
+      frozen: parameters of the models that the objective reads beside the trained one, by name.
     """
 
     learner: Learner
     feed: Feed
     records: Callable[[], list[Record]]
     log: RunLog
+    frozen: dict[str, dict] | None = None
+
+    def sums(self, params: dict, example: Example) -> Sums:
+        """Sums of the loss of an example that is on the devices, without dropout; compiled."""
+        given = (params, example, self.frozen) if self.learner.frozen else (params, example)
+        return self.learner.compiled_evaluate(*given)
 
 
 # (steps done, parameters) -> lines of metrics.jsonl, each with its "split", and tables.

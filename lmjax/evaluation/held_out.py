@@ -11,7 +11,7 @@ import numpy as np
 
 from lmjax.config import UserError, config
 from lmjax.data.permutation import random_bits
-from lmjax.data.rows import EvaluationRows
+from lmjax.data.rows import EvaluationRows, Ring, RowReader
 from lmjax.data.store import TokenStore
 from lmjax.evaluation.evaluator import Context, Evaluate, Evaluator, Record
 from lmjax.objectives import Example, Sums, TextObjective, TokenTable
@@ -31,12 +31,14 @@ class Score:
         where the objective does not predict all of the text, or the tokens do not hold it.
       tokens: number of tokens that were predicted.
       withheld: why there are no bits per byte, where the tokens are the reason; otherwise empty.
+      measures: further means over the targets, by name.
     """
 
     loss: float
     bits_per_byte: float | None
     tokens: int
     withheld: str = ""
+    measures: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     def record(self, name: str) -> Record:
         """A line of metrics.jsonl for the set of that name, without its step."""
@@ -45,6 +47,7 @@ class Score:
             "loss": self.loss,
             **({} if self.bits_per_byte is None else {"bits_per_byte": self.bits_per_byte}),
             **({"withheld": self.withheld} if self.withheld else {}),
+            **self.measures,
             "tokens": self.tokens,
         }
 
@@ -68,8 +71,10 @@ class HeldOutLoss(Evaluator):
             batch_size=feed.batch_size,
             tokens=self.tokens,
             lexicon=feed.lexicon,
+            # Bits per byte count each token once, which rows of whole documents may not.
+            reader=Ring if feed.objective.predicts_text else feed.prepared.reader,
         )
-        evaluate = context.learner.compiled_evaluate
+        evaluate = context.sums
 
         def run(step: int, params: dict) -> tuple[Record, ...]:
             scores = sets.score(evaluate, params)
@@ -91,6 +96,7 @@ class HeldOut:
       batch_size: rows an example; the last one is filled up with rows that weigh nothing.
       tokens: evaluate on about the first so many of each set; None: on all.
       lexicon: of their tokenizer; None where the objective needs none.
+      reader: (store, row length, overlap[, room of whole documents, slots]) -> its rows.
     """
 
     stores: Mapping[str, TokenStore]
@@ -101,6 +107,7 @@ class HeldOut:
     batch_size: int
     tokens: int | None = None
     lexicon: TokenTable | None = None
+    reader: Callable[..., RowReader] = Ring
 
     def score(self, evaluate: Callable[[dict, Example], Sums], params: dict) -> dict[str, Score]:
         """The scores of these parameters by set.
@@ -123,14 +130,14 @@ class HeldOut:
     def _score(self, name: str, store: TokenStore, evaluate: Callable, params: dict) -> Score:
         sums = [evaluate(params, example) for example in self._examples(store)]
         # Added up on the host in float64, after all examples have been sent off.
-        pairs = jax.device_get(
-            [(part.weight, part.extra.get("cross_entropy", part.loss)) for part in sums]
-        )
-        tokens, nats = (sum(map(float, column)) for column in zip(*pairs, strict=True))
+        found = jax.device_get([{"loss": p.loss, "weight": p.weight, **p.extra} for p in sums])
+        total = {name: sum(float(part[name]) for part in found) for name in found[0]}
+        tokens, nats = total.pop("weight"), total.pop("cross_entropy", total["loss"])
         if not tokens:
             raise UserError(f"the held-out set {name} holds nothing to predict")
         if not self.objective.predicts_text:
-            return Score(nats / tokens, None, round(tokens))
+            measures = {name: value / tokens for name, value in total.items() if name != "loss"}
+            return Score(nats / tokens, None, round(tokens), measures=measures)
         if reason := store.not_comparable():
             return Score(nats / tokens, None, round(tokens), reason)
         text_bytes = store.text_bytes * tokens / store.manifest.tokens
@@ -139,7 +146,10 @@ class HeldOut:
     def _examples(self, store: TokenStore) -> Iterator[Example]:
         objective, length, size = self.objective, self.length, self.batch_size
         prepare = objective.preparation(self.lexicon, length)
-        rows = EvaluationRows(store, objective.row_length(length), objective.row_overlap(length))
+        settings = objective.row_length(length), objective.row_overlap(length)
+        if self.reader is not Ring:
+            settings = *settings, objective.row_room(length), objective.slots
+        rows = EvaluationRows(self.reader(store, *settings))
         count = len(rows)
         if self.tokens is not None:
             count = min(count, max(1, self.tokens // length))
@@ -152,5 +162,7 @@ class HeldOut:
             further = {}
             if objective.reads_spans:
                 further["spans"] = rows.spans(first, size).take(np.arange(size)[mine])
+            if objective.slots is not None:
+                further["labels"] = rows.labels(first, size)[mine]
             example = prepare(tokens[mine], segments[mine], seeds[mine], **further)
             yield to_devices(example, self.layout, self.vocab_size)

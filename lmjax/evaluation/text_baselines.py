@@ -21,8 +21,8 @@ CAPTION = (
     "has it, of long ones the first 16 MB."
 )
 LOSS_CAPTION = (
-    "Nats per hidden token of text that was held out of training. It compares models with this "
-    "objective and this tokenizer alone; less is better."
+    "Nats per predicted token of documents that were held out of training. It compares models with "
+    "this objective and this tokenizer alone; less is better."
 )
 
 

@@ -18,10 +18,11 @@ from typing import Literal
 import jax
 
 from lmjax.config import UserError, config
+from lmjax.data.chat.messages import Message
 from lmjax.generation.beams import check_search
+from lmjax.generation.chat import chat_format, check_chat
 from lmjax.generation.fill import MaskedTokenInfiller
-from lmjax.generation.messages import Message
-from lmjax.generation.run import chat_format, check_chat, load, tell
+from lmjax.generation.run import load, tell
 from lmjax.generation.sampling import Sampling
 from lmjax.generation.text import TextGenerator
 from lmjax.interop.kept_files import read_recommended

@@ -1,264 +1,70 @@
-"""Chat formats written down as data: those of models whose folders do not spell them out.
-
-The families of `lmjax.models` hold them; see `lmjax.models.family.ChatStyle`.
-"""
+"""Chat formats of models: which one a folder's model was trained with."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
-from typing import Any
+import os
+from pathlib import Path
 
-from lmjax.config import UserError, config, fields, preset
-from lmjax.data.tokenizers import TextPiece, Tokenizer
-from lmjax.generation.messages import ROLES, ChatFormat, Message
-from lmjax.models import TransformerConfig
-from lmjax.models.family import ChatStyle, ModelFamily, families
+from lmjax.config import UserError
+from lmjax.data.chat.folder import folder_format, read_templates
+from lmjax.data.chat.messages import ChatFormat, Message
+from lmjax.data.chat.templated import template_of
+from lmjax.data.chat.templates import PLAIN, chat_template, fitting_template, templates
+from lmjax.data.tokenizers import Tokenizer
+from lmjax.interop import huggingface
+from lmjax.remote import local_copy
+from lmjax.runs.trained_model import read_experiment
 
-SLOTS = {"content": "", "metadata": "", "round": 1, "system": ""}
-
-
-@config
-class ChatTemplate(ChatFormat):
-    """Template that turns a conversation into tokens.
-
-    A role is a tuple of parts, each encoded by itself. A part is a special token or text with
-    slots: {content}, {metadata}, {round} (1 at the first user message), and in a user's part
-    {system}, if the system text goes into the first user message. No text of a message can become
-    a special token. Where roles are plain text (falcon, chatglm2, plain) a message can imitate one.
-    """
-
-    special: tuple[str, ...] = ()  # parts that are special tokens
-    start: tuple[str, ...] = ()  # parts before the first message
-    system: tuple[str, ...] = ()  # parts of a system message; none: there is no such role
-    user: tuple[str, ...] = ("{content}",)  # parts of a user message
-    assistant: tuple[str, ...] = ("{content}",)  # parts of a reply; a prompt ends before its slots
-    observation: tuple[str, ...] = ()  # parts of a tool's result; none: there is no such role
-    default_system: str = ""  # system text where the conversation does not begin with one
-    tools: str = ""  # system text with slots {content} and {tools}, a JSON list; empty: no tools
-    joined: bool = False  # texts that meet are encoded together, also across messages
-    strip: bool = False  # drop white space around messages
-    # what begins and ends an assistant's thoughts; kept are those behind the last user message
-    thoughts: tuple[str, str] | None = None
-    stop: tuple[str, ...] = ()  # special tokens that end a reply, besides the end of a document
-    stop_strings: tuple[str, ...] = ()  # texts that end a reply
-    forbidden: tuple[str, ...] = ()  # what no message may hold, as it would imitate a role
-
-    def validate(self) -> None:
-        """Raise UserError for a slot that there is not."""
-        parts = [part for role in ROLES for part in getattr(self, role)]
-        for part, slots in [(p, SLOTS) for p in parts] + [(self.tools, {"content": 0, "tools": 0})]:
-            try:
-                part.format(**slots)
-            except (KeyError, IndexError, ValueError) as error:
-                known = ", ".join(f"{{{name}}}" for name in slots)
-                raise UserError(
-                    f"chat template: {part!r} is wrong ({error}); slots: {known}"
-                ) from None
-
-    @property
-    def title(self) -> str:
-        """See `ChatFormat`."""
-        return next((name for name, known in templates().items() if known == self), "of your own")
-
-    def render(self, messages: Sequence[Message], reply: bool = True) -> list[TextPiece]:
-        """See `ChatFormat.render`; UserError also for a forbidden text."""
-        if not messages:
-            raise UserError("chat: the conversation holds no message")
-        if self.default_system and messages[0].role != "system":
-            messages = [Message("system", self.default_system), *messages]
-        pieces = self._fill(self.start)
-        in_user = any("{system}" in part for part in self.user)
-        system, number = "", 0
-        last = max((n for n, message in enumerate(messages) if message.role == "user"), default=-1)
-        for index, message in enumerate(messages):
-            content = self._content(message)
-            if self.thoughts and message.role == "assistant":
-                content = self._thoughtful(content, index > last, index == len(messages) - 1)
-            if message.role == "system" and in_user:
-                system += "".join(piece.text for piece in self._fill(self.system, content=content))
-                continue
-            number += message.role == "user"
-            pieces += self._fill(
-                getattr(self, message.role),
-                content=content,
-                metadata=message.metadata,
-                round=number,
-                system=system,
-            )
-            if message.role == "user":
-                system = ""
-        if system:
-            raise UserError("chat: this format needs a user message behind the system message")
-        if reply:
-            pieces += self._fill(self._opening())
-        return _join(pieces) if self.joined else pieces
-
-    def encode(
-        self, tokenizer: Tokenizer, messages: Sequence[Message], reply: bool = True
-    ) -> list[int]:
-        """See `ChatFormat.encode`; each piece is encoded by itself."""
-        tokens: list[int] = []
-        for piece in self.render(messages, reply):
-            if piece.special:
-                tokens.append(_special(tokenizer, piece.text))
-            else:
-                tokens += tokenizer.encode(piece.text)
-        return tokens
-
-    def stop_tokens(self, tokenizer: Tokenizer) -> list[int]:
-        """The tokens that end a reply. UserError if the tokenizer lacks one."""
-        return sorted({tokenizer.end, *(_special(tokenizer, name) for name in self.stop)})
-
-    def read_reply(self, text: str) -> Message:
-        """See `ChatFormat.read_reply`; with its metadata where the format has them."""
-        if any("{metadata}" in part for part in self.assistant):
-            metadata, _, text = text.partition("\n")
-            return Message("assistant", text.strip(), metadata.strip())
-        return super().read_reply(text)
-
-    def _content(self, message: Message) -> str:
-        """A message's text, with its tools; UserError for what the format cannot express."""
-        parts = getattr(self, message.role) if message.role in ROLES else ()
-        if not parts:
-            known = ", ".join(role for role in ROLES if getattr(self, role))
-            raise UserError(f"chat: no role {message.role!r} in this format, only {known}")
-        if message.metadata and not any("{metadata}" in part for part in parts):
-            raise UserError(f"chat: this format has no place for metadata ({message.metadata!r})")
-        if message.calls:
-            raise UserError("chat: this format has no place for calls of tools")
-        if "\n" in message.metadata:
-            raise UserError(f"chat: metadata is one line, not {message.metadata!r}")
-        for text in self.forbidden:
-            if text in message.content:
-                raise UserError(f"chat: a message holds {text!r}, which marks roles in this format")
-        content = message.content.strip() if self.strip else message.content
-        if not message.tools:
-            return content
-        if not self.tools or message.role != "system":
-            raise UserError(f"chat: a {message.role} message has no place for tools in this format")
-        tools = json.dumps(list(message.tools), ensure_ascii=False, indent=4)
-        return self.tools.format(content=content, tools=tools)
-
-    def _thoughtful(self, reply: str, kept: bool, last: bool) -> str:
-        """A reply without its thoughts, or with them as the format has them, none for the last."""
-        begin, end = self.thoughts
-        thought, found, answer = reply.rpartition(end)
-        thought = thought.rpartition(begin)[2].strip("\n")
-        if kept and (thought or last):
-            return f"{begin}\n{thought}\n{end}\n\n" + answer.lstrip("\n")
-        return answer.lstrip("\n") if found else answer
-
-    def _fill(self, parts: Sequence[str], **slots: Any) -> list[TextPiece]:
-        filled = [TextPiece(part.format(**SLOTS | slots), part in self.special) for part in parts]
-        return [piece for piece in filled if piece.text]
-
-    def _opening(self) -> list[str]:
-        """The assistant's parts before the first one with a slot."""
-        slot = next((n for n, part in enumerate(self.assistant) if "{" in part), None)
-        return list(self.assistant[:slot])
+__all__ = ["ChatFormat", "Message", "chat_format", "chat_template", "check_chat"]
 
 
-def _join(pieces: Sequence[TextPiece]) -> list[TextPiece]:
-    joined: list[TextPiece] = []
-    for piece in pieces:
-        if joined and not piece.special and not joined[-1].special:
-            joined[-1] = TextPiece(joined[-1].text + piece.text, False)
-        else:
-            joined.append(piece)
-    return joined
-
-
-def _special(tokenizer: Tokenizer, name: str) -> int:
-    try:
-        return tokenizer.special[name]
-    except KeyError:
-        raise UserError(
-            f"chat: the tokenizer has no special token {name!r}; the format is of another model"
-        ) from None
-
-
-PLAIN = ChatTemplate(
-    system=("{content}\n\n",),
-    user=("User: {content}\n\n",),
-    assistant=("Assistant:", " {content}\n\n"),
-    joined=True,
-    stop_strings=("\n\nUser:",),
-)
-
-
-def templates() -> dict[str, ChatTemplate]:
-    """The chat formats that are known by name: plain, and those of the registered families.
-
-    Raises:
-      UserError: a family's format is none, or two formats have one name.
-    """
-    found = {"plain": PLAIN}
-    for family in families():
-        for style in family.chat:
-            made = _template(family, style)
-            if found.setdefault(style.name, made) != made:
-                raise UserError(
-                    f"the chat format {style.name!r} of the family {family.name} differs from"
-                    " another one of that name; give it a name of its own"
-                )
-    return found
-
-
-def _template(family: ModelFamily, style: ChatStyle) -> ChatTemplate:
-    try:
-        return ChatTemplate(**style.template)
-    except (TypeError, UserError) as error:
-        raise UserError(
-            f"the chat format {style.name!r} of the family {family.name}: {error}; its fields are"
-            f" those of ChatTemplate: {', '.join(fields(ChatTemplate))}"
-        ) from None
-
-
-@preset
-def chat_template(name: str) -> ChatTemplate:
-    """A published chat format, by name; a format itself is given back as it is.
-
-    plain is ours, for models trained on text alone. The others: chatml is the first Qwen's, falcon
-    that of Falcon-7B and 40B, mistral that of Mistral-7B-Instruct v0.1 and v0.2, baichuan that of
-    Baichuan-13B; the rest bear their models' names.
-
-    Raises:
-      UserError: an unknown name.
-    """
-    if isinstance(name, ChatFormat):
-        return name
-    known = templates()
-    if name not in known:
-        raise UserError(f"there is no chat template {name!r}, only {', '.join(known)}")
-    return known[name]
-
-
-def fitting_template(
-    model_type: str, tokenizer: Tokenizer, config: TransformerConfig | None = None
-) -> str:
-    """The name of the chat format that a public model was trained with.
-
-    That is the first one of its families all of whose special tokens the tokenizer has.
+def chat_format(folder: str | os.PathLike, tokenizer: Tokenizer, name: str = "true") -> ChatFormat:
+    """Chat format of a folder's model.
 
     Args:
-      model_type: of its config.json.
-      tokenizer: the model's.
-      config: the model's; None: any of the families' models.
+      folder: a run folder or a public model's.
+      tokenizer: the folder's.
+      name: "true": the folder's own template; where it has none, the format of the conversations
+        that a run was trained on, or that is known for the public models of its family; for a run
+        that has read texts alone, plain. Else the name of one of the folder's templates, or of one
+        of ours.
 
     Raises:
-      UserError: there is none, or the families' models were trained in many formats.
+      UserError: a public model whose format is not known, a damaged template, or no such name.
     """
-    known, likely = templates(), ""
-    styles = [style for f in families() if f.model_type == model_type for style in f.chat]
-    for style in styles:
-        if style.when is not None and config is not None and not style.when(config):
-            continue
-        if {*known[style.name].special, *style.tokens} <= tokenizer.special.keys():
-            if not style.of:
-                return style.name
-            likely = f" ({style.name} if it is {style.of})"
-    raise UserError(
-        f"no chat format is known for a {model_type} model with this tokenizer; give the name of"
-        f" one{likely}: {', '.join(known)}"
-    )
+    folder = local_copy(folder, "folder")
+    found = folder_format(folder, tokenizer, None if name == "true" else name)
+    if found is not None:
+        return found
+    if name != "true":
+        check_chat(folder, name)
+        return chat_template(name)
+    if several := read_templates(folder):
+        raise UserError(
+            f"chat=true: {folder} has several chat templates; give the name of one:"
+            f" {', '.join(several)}"
+        )
+    try:
+        return _trained_format(folder, tokenizer)
+    except UserError as error:
+        raise UserError(f"chat=true: {folder} has no chat template, and {error}") from None
+
+
+def check_chat(folder: str | os.PathLike, name: str) -> None:
+    """Raises UserError for a name of a chat format that neither the folder nor we have."""
+    theirs = read_templates(local_copy(folder, "folder"))
+    if name != "true" and name not in theirs and name not in (ours := templates()):
+        known = ", ".join([*theirs, *ours])
+        raise UserError(f"chat: there is no chat template {name!r}, only {known}")
+
+
+def _trained_format(folder: Path, tokenizer: Tokenizer) -> ChatFormat:
+    """The format that a model without a template in its folder was trained with."""
+    if huggingface.is_model_folder(folder):
+        family, config = huggingface.read_config(folder)
+        return chat_template(fitting_template(family.model_type, tokenizer, config))
+    experiment = read_experiment(folder)
+    if (family := getattr(experiment, "family", None)) is not None:  # of `ConvertedModel`
+        return chat_template(fitting_template(family, tokenizer, experiment.model))
+    data = getattr(experiment, "data", None)
+    return (None if data is None else template_of(data)) or PLAIN

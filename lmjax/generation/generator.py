@@ -38,10 +38,12 @@ class Continuation:
       tokens: without the prompt and without the stop token.
       log_probabilities: natural logarithm of the probability of each token in the model's own
         distribution: at temperature 1, without penalty, before any filter.
+      stop: the stop token that ended it; None where it was cut off.
     """
 
     tokens: list[int]
     log_probabilities: list[float]
+    stop: int | None = None
 
 
 class Generator:
@@ -112,12 +114,15 @@ class Generator:
         See `stream`, which this is all of at once.
         """
         found = [Continuation([], []) for _ in range(len(prompts) * samples)]
+        stops: dict[int, int] = {}
         settings = sampling, max_tokens, stop_tokens, max_tokens, samples
         for part in self._parts(prompts, *settings, sources):
-            for row, new in zip(found, part):
+            for number, (row, new) in enumerate(zip(found, part, strict=True)):
                 row.tokens.extend(new.tokens)
                 row.log_probabilities.extend(new.log_probabilities)
-        return found
+                if new.stop is not None:
+                    stops[number] = new.stop
+        return [dataclasses.replace(row, stop=stops.get(n)) for n, row in enumerate(found)]
 
     def stream(
         self,
@@ -188,9 +193,12 @@ class Generator:
             tokens = np.asarray(decoding.tokens)[:, done:count]
             log_probabilities = np.asarray(decoding.log_probabilities)[:, done:count]
             require_numbers(log_probabilities[~ended])
-            part, ended = new_tokens(tokens, done, budget, ended, stop_tokens)
+            part, stops, ended = new_tokens(tokens, done, budget, ended, stop_tokens)
             rows = log_probabilities.tolist()
-            yield [Continuation(new, row[: len(new)]) for new, row in zip(part, rows)]
+            yield [
+                Continuation(new, row[: len(new)], stop)
+                for new, row, stop in zip(part, rows, stops, strict=True)
+            ]
             if ended.all():
                 return
             begin, done = time.monotonic(), count
@@ -226,8 +234,8 @@ def new_tokens(
     budget: Int[np.ndarray, "batch"],
     ended: Bool[np.ndarray, "batch"],
     stop_tokens: Sequence[int],
-) -> tuple[list[list[int]], Bool[np.ndarray, "batch"]]:
-    """New tokens of each row, and which rows have ended.
+) -> tuple[list[list[int]], list[int | None], Bool[np.ndarray, "batch"]]:
+    """New tokens of each row, the stop tokens among what follows them, and which rows have ended.
 
     Args:
       columns: the newest columns of decoded tokens.
@@ -237,13 +245,16 @@ def new_tokens(
       stop_tokens: ids that end a row, and are no part of it.
     """
     part: list[list[int]] = []
+    stops: list[int | None] = []
     ended = ended.copy()
     for row, tokens in enumerate(columns.tolist()):
         if ended[row]:
             part.append([])
+            stops.append(None)
             continue
         kept = tokens[: budget[row] - seen]
         stop = next((i for i, token in enumerate(kept) if token in stop_tokens), None)
         ended[row] = stop is not None or seen + len(kept) >= budget[row]
         part.append(kept[:stop])
-    return part, ended
+        stops.append(None if stop is None else kept[stop])
+    return part, stops, ended

@@ -10,29 +10,19 @@ import jax
 
 from lmjax.config import UserError, replace
 from lmjax.data.public_tokenizers import read_tokenizer
-from lmjax.data.tokenizers import Tokenizer
-from lmjax.generation.chat import chat_template, fitting_template, templates
 from lmjax.generation.fill import infiller_by, infiller_of
 from lmjax.generation.generator import Generator
-from lmjax.generation.jinja_format import JinjaFormat
-from lmjax.generation.messages import ChatFormat
 from lmjax.generation.text import TextGenerator
 from lmjax.generation.weights import layers_apart
 from lmjax.interop import huggingface
 from lmjax.interop.huggingface import Dtype
-from lmjax.interop.kept_files import (
-    DEFAULT,
-    TOOL_USE,
-    read_end_ids,
-    read_special_names,
-    read_templates,
-)
+from lmjax.interop.kept_files import read_end_ids
 from lmjax.launch import is_first
 from lmjax.models import TransformerConfig
 from lmjax.models.transformer import NO_HEAD
 from lmjax.parallel import Layout, generation_layout
 from lmjax.remote import local_copy
-from lmjax.runs.trained_model import beyond_table, load_trained_model, read_experiment
+from lmjax.runs.trained_model import beyond_table, load_trained_model
 
 
 def load(
@@ -137,65 +127,3 @@ def tell(note: str) -> None:
     """Writes what the user should know, once for all processes."""
     if is_first():
         print(f"note: {note}", file=sys.stderr, flush=True)
-
-
-def chat_format(folder: str | os.PathLike, tokenizer: Tokenizer, name: str = "true") -> ChatFormat:
-    """Chat format of a folder's model.
-
-    Args:
-      folder: a run folder or a public model's.
-      tokenizer: the folder's.
-      name: "true": the folder's own template; where it has none, the format that is known for the
-        public models of its family; for a run, which has read texts, plain. Else the name of one of
-        the folder's templates, or of one of ours.
-
-    Raises:
-      UserError: a public model whose format is not known, a damaged template, or no such name.
-    """
-    folder = local_copy(folder, "folder")
-    templates = read_templates(folder)
-    with_tools = templates.get(TOOL_USE) if name == "true" else None
-    name_there = DEFAULT if name == "true" else name
-    if name_there in templates:
-        template, special = templates[name_there], tokenizer.special
-        names = {token: name for name, token in special.items()}
-        tokens = {"bos_token": names.get(tokenizer.begin), "eos_token": names.get(tokenizer.end)}
-        tokens |= read_special_names(folder)
-        return JinjaFormat(
-            source=template.source,
-            title=f"{template.file} of the folder",
-            special=frozenset(special),
-            tokens={role: token for role, token in tokens.items() if token is not None},
-            with_tools=None if with_tools is None else with_tools.source,
-        )
-    if name != "true":
-        check_chat(folder, name)
-        return chat_template(name)
-    if templates:
-        raise UserError(
-            f"chat=true: {folder} has several chat templates; give the name of one:"
-            f" {', '.join(templates)}"
-        )
-    kind, config = kind_of(folder)
-    try:
-        fitting = "plain" if kind is None else fitting_template(kind, tokenizer, config)
-        return chat_template(fitting)
-    except UserError as error:
-        raise UserError(f"chat=true: {folder} has no chat template, and {error}") from None
-
-
-def check_chat(folder: str | os.PathLike, name: str) -> None:
-    """Raises UserError for a name of a chat format that neither the folder nor we have."""
-    theirs = read_templates(local_copy(folder, "folder"))
-    if name != "true" and name not in theirs and name not in (ours := templates()):
-        known = ", ".join([*theirs, *ours])
-        raise UserError(f"chat: there is no chat template {name!r}, only {known}")
-
-
-def kind_of(folder: Path) -> tuple[str | None, TransformerConfig]:
-    """The model_type of a folder's public model, None for one trained here; and its config."""
-    if huggingface.is_model_folder(folder):
-        family, config = huggingface.read_config(folder)
-        return family.model_type, config
-    experiment = read_experiment(folder)
-    return getattr(experiment, "family", None), experiment.model  # of `ConvertedModel`

@@ -11,6 +11,7 @@ import numpy as np
 from flax import nnx
 
 from lmjax.config import UserError, replace
+from lmjax.data.chat.messages import ChatFormat, Message
 from lmjax.data.tokenizers import Tokenizer, cut_at_names
 from lmjax.generation.beams import BeamSearch
 from lmjax.generation.fill import (
@@ -22,7 +23,6 @@ from lmjax.generation.fill import (
     write_blanks,
 )
 from lmjax.generation.generator import Generator, require_numbers
-from lmjax.generation.messages import ChatFormat, Message
 from lmjax.generation.sampling import Sampling
 from lmjax.generation.stream import TextStream, pieces, whole_texts
 from lmjax.models import abstract, check_tokens, plain_batch

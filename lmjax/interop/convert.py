@@ -13,17 +13,13 @@ from rich.console import Console
 
 from lmjax.config import UserError, config
 from lmjax.console import ByteBar, make_console
+from lmjax.data.chat.folder import TEMPLATE_FOLDER, read_templates, write_templates
 from lmjax.data.public_tokenizers import read_tokenizer
 from lmjax.data.tokenizers import Tokenizer
 from lmjax.files import errors_told, local_path
 from lmjax.interop import huggingface
 from lmjax.interop.huggingface import Dtype
-from lmjax.interop.kept_files import (
-    TEMPLATE_FOLDER,
-    keep,
-    read_templates,
-    write_templates,
-)
+from lmjax.interop.kept_files import keep
 from lmjax.interop.tensor_files import LARGEST_FILE
 from lmjax.interop.tokenizer_files import end_ids, own_class_notes, public_files
 from lmjax.launch import is_first, on_first

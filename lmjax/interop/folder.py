@@ -7,12 +7,14 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
-from lmjax.config import UserError, preset
+from lmjax.config import UserError, preset, replace
 from lmjax.interop import huggingface
 from lmjax.interop.tensor_files import TensorFiles
 from lmjax.interop.tensor_names import Shapes, titles_of
 from lmjax.models import TransformerConfig, abstract, draw_parameters
+from lmjax.models.transformer import VOCABULARY_MULTIPLE
 from lmjax.parallel import Layout
 from lmjax.remote import local_copy
 from lmjax.runs.folder import RunFolder
@@ -35,6 +37,8 @@ def read_params(
 
     A head that `config` has and the folder's model lacks (of words, of rows, one of `heads` by its
     name) is drawn afresh, but for a pooler that the folder has; one that `config` lacks is left.
+    Where `config` has more tokens, each new one begins as the mean of the old ones (Hewitt 2021,
+    "Initializing new word embeddings for pretrained language models").
 
     Args:
       path: a run folder, of which the newest undamaged checkpoint is taken, or a folder that
@@ -52,19 +56,22 @@ def read_params(
     """
     folder = local_copy(path, "folder")
     theirs = model_folder(str(folder))
-    wanted = huggingface.by_path(abstract(config, layout)[1])
-    fresh = {name for name in wanted if name.startswith(_lacking(theirs, config))}
-    _check_shapes(folder, theirs, config, layout, fresh)
+    old = min(theirs.vocab_size, config.vocab_size)
+    ours = replace(config, vocab_size=old) if old < config.vocab_size else config
+    wanted = huggingface.by_path(abstract(ours, layout)[1])
+    fresh = {name for name in wanted if name.startswith(_lacking(theirs, ours))}
+    _check_shapes(folder, theirs, ours, layout, fresh)
     if huggingface.is_model_folder(folder):
         params = huggingface.by_path(huggingface.read(folder, layout)[2])
-        params |= _public_poolers(folder, fresh, config, wanted)
+        params |= _public_poolers(folder, fresh, ours, wanted)
     else:
         params = huggingface.by_path(load_trained_model(folder, layout).params)
         params |= _own_poolers(params, fresh)
     kept = {name: params[name] for name in wanted if name in params}
     if missing := fresh - kept.keys():
-        kept |= _drawn(missing, config, layout, seed)
-    return huggingface.nest(kept)
+        kept |= _drawn(missing, ours, layout, seed)
+    params = huggingface.nest(kept)
+    return params if ours == config else _with_tokens(params, ours, config, layout)
 
 
 def tokenizer_folder(path: str | os.PathLike) -> Path:
@@ -119,6 +126,35 @@ def _drawn(
         return {name: drawn[name] for name in names}
 
     return draw(jax.random.key(seed))
+
+
+def _with_tokens(
+    params: dict, before: TransformerConfig, config: TransformerConfig, layout: Layout
+) -> dict:
+    """Parameters for more tokens than there were before, which begin as the mean of those."""
+    wanted = huggingface.by_path(abstract(config, layout)[1])
+    # Which axis is the vocabulary's, as seen by a change of its size.
+    larger = replace(before, vocab_size=before.vocab_size + VOCABULARY_MULTIPLE)
+    sizes, other = _shapes(before, layout), _shapes(larger, layout)
+
+    def grow(name: str, array: jax.Array) -> jax.Array:
+        axis = next(n for n, size in enumerate(sizes[name]) if size != other[name][n])
+        old = jax.lax.slice_in_dim(array, 0, before.vocab_size, axis=axis)
+        count = wanted[name].shape[axis] - before.vocab_size
+        mean = jnp.mean(old, axis=axis, keepdims=True)
+        return jnp.concatenate([old, jnp.repeat(mean, count, axis=axis)], axis=axis)
+
+    @jax.jit
+    def grown(params: dict) -> dict:
+        whole = {name: jax.reshard(a, PartitionSpec()) for name, a in params.items()}
+        return {
+            name: jax.reshard(grow(name, array), wanted[name].sharding.spec)
+            for name, array in whole.items()
+        }
+
+    flat = huggingface.by_path(params)
+    tables = {name: flat[name] for name in sizes if sizes[name] != other[name]}
+    return huggingface.nest(flat | grown(tables))
 
 
 def _shapes(config: TransformerConfig, layout: Layout) -> dict[str, tuple[int, ...]]:

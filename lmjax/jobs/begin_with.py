@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from lmjax.config import UserError
+from collections.abc import Iterator
+from typing import Any
+
+from lmjax.config import UserError, replace
 from lmjax.console import RunLog, Stopwatch
+from lmjax.data import TokenizerConfig, TokenizerFolder, TrainedBPE, WithTokens
 from lmjax.data.public_tokenizers import read_tokenizer
 from lmjax.data.tokenizers import Tokenizer
+from lmjax.data.tokenizers.special_tokens import ExtendedTokenizer
 from lmjax.interop.folder import model_folder, read_params, tokenizer_folder
 from lmjax.interop.huggingface import architecture_of
 from lmjax.interop.kept_files import keep
@@ -14,6 +19,8 @@ from lmjax.remote import local_copy
 from lmjax.runs.changes import differences
 from lmjax.runs.folder import RunFolder
 from lmjax.training.learner import Learner
+
+LEARNT = TrainedBPE()  # the tokenizer of `Data` where none is given
 
 
 def read_parameters(
@@ -49,7 +56,7 @@ def read_parameters(
         return params
     where = tokenizer_folder(source)
     try:
-        alike = read_tokenizer(where).fingerprint == tokenizer.fingerprint
+        alike = read_tokenizer(where).fingerprint in _fingerprints(tokenizer)
     except UserError as error:
         log.warn(f"whether it knows the same tokens is not known: {error}")
         return params
@@ -61,3 +68,50 @@ def read_parameters(
     elif is_first():
         keep(local_copy(source, "begin_with"), folder.path)
     return params
+
+
+def _fingerprints(tokenizer: Tokenizer) -> Iterator[str]:
+    """Fingerprints of a tokenizer, and of those that it adds tokens to."""
+    yield tokenizer.fingerprint
+    while isinstance(tokenizer, ExtendedTokenizer):
+        tokenizer = tokenizer.inner
+        yield tokenizer.fingerprint
+
+
+def with_starting_model(job: Any) -> Any:
+    """A job with the model and the tokenizer of `begin_with`, where none are given.
+
+    The model gets a row for each special token that the tokenizer adds.
+
+    Args:
+      job: a config with `begin_with`, `model` (None: none is given) and `data`.
+
+    Raises:
+      UserError: there is no model, or no tokenizer, in the folder.
+    """
+    if job.begin_with is None:
+        return job
+    tokenizer, model = _tokenizer(job.data.tokenizer, job.begin_with), job.model
+    if model is None:
+        model = model_folder(job.begin_with)
+        model = replace(model, vocab_size=max(model.vocab_size, _vocab_size(tokenizer)))
+    return replace(job, model=model, data=replace(job.data, tokenizer=tokenizer))
+
+
+def _tokenizer(given: TokenizerConfig, begin_with: str) -> TokenizerConfig:
+    """The tokenizer of `begin_with` in place of the default, also inside `WithTokens`."""
+    if isinstance(given, WithTokens):
+        return replace(given, tokenizer=_tokenizer(given.tokenizer, begin_with))
+    if given != LEARNT:
+        return given
+    return TokenizerFolder(path=str(tokenizer_folder(begin_with)))
+
+
+def _vocab_size(tokenizer: TokenizerConfig) -> int:
+    """Tokens of a folder's tokenizer with those that are added; 0 where none are."""
+    if not isinstance(tokenizer, WithTokens):
+        return 0
+    inner, added = tokenizer.tokenizer, len(tokenizer.tokens)
+    if isinstance(inner, TokenizerFolder):
+        return read_tokenizer(inner.path).vocab_size + added
+    return _vocab_size(inner) + added

@@ -7,6 +7,8 @@ import jax
 
 from lmjax.config import fingerprint, from_json
 from lmjax.console import RunLog
+from lmjax.data import Data
+from lmjax.data.chat.templated import template_of
 from lmjax.jobs.results import Results
 from lmjax.jobs.settings import ROUNDING
 from lmjax.launch import user_modules
@@ -95,6 +97,10 @@ def print_results(story: RunLog, results: Results, location: str) -> None:
 
 def text_command(location: str) -> str:
     """Command that generates text from a run; it names the modules of the user's own classes."""
-    modules = user_modules(RunFolder(location).experiment())
+    experiment = RunFolder(location).experiment()
+    modules, data = user_modules(experiment), getattr(experiment, "data", None)
     imports = f" imports={','.join(modules)}" if modules else ""
-    return f'python -m lmjax.generation {location}{imports} prompt="..."'
+    chats = isinstance(data, Data) and template_of(data) is not None
+    return f"python -m lmjax.generation {location}{imports} " + (
+        "chat=true" if chats else 'prompt="..."'
+    )

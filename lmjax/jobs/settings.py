@@ -3,6 +3,7 @@
 import re
 
 from lmjax.config import UserError, config
+from lmjax.evaluation.chat_samples import ChatSamples
 from lmjax.evaluation.evaluator import Evaluator
 from lmjax.evaluation.held_out import HeldOutLoss
 from lmjax.evaluation.hidden_words import HiddenWords
@@ -57,6 +58,23 @@ class Evaluation:
             TextBaselines(tokens=self.tokens),
             HiddenWords(),
             TextSamples(prompts=self.prompts, length=self.sample_length, sampling=self.sampling),
+        )
+
+
+@config
+class ChatEvaluation(Evaluation):
+    """Measures on held-out conversations during the run, and replies at its end."""
+
+    prompts: tuple[str, ...] = ()  # requests of a user that the trained model replies to
+    sample_length: int = 80  # most tokens of a reply
+
+    def evaluators(self) -> tuple[Evaluator, ...]:
+        """The evaluators with these settings."""
+        length, sampling = self.sample_length, self.sampling
+        return (
+            HeldOutLoss(every=self.every, tokens=self.tokens),
+            TextBaselines(tokens=self.tokens),
+            ChatSamples(requests=self.prompts, length=length, sampling=sampling),
         )
 
 

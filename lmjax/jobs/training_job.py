@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 import jax
 
@@ -13,9 +13,9 @@ from lmjax.console import RunLog, make_console
 from lmjax.evaluation.evaluator import Evaluator
 from lmjax.jobs.settings import Checkpoints, Log, at_least, may_change
 from lmjax.jobs.training_run import TrainingRun
-from lmjax.models import TransformerConfig
+from lmjax.models import TransformerConfig, abstract
 from lmjax.objectives import Example, Objective
-from lmjax.objectives.example import batches, count_rows
+from lmjax.objectives.example import batches, count_rows, count_tokens
 from lmjax.parallel import Mesh, axis_size, training_layout
 from lmjax.remote import check_path
 from lmjax.runs.folder import RunFolder
@@ -24,10 +24,24 @@ from lmjax.scaling.explain import layer_table, print_layers
 from lmjax.scaling.flops import training_flops_per_token
 from lmjax.training.feed import Feed
 from lmjax.training.gradients import Zero
-from lmjax.training.learner import Learner
+from lmjax.training.learner import Learner, Metrics
+from lmjax.training.loop import Advance
 from lmjax.training.optimizers import AdamW, Optimizer
-from lmjax.training.placement import abstract_example
+from lmjax.training.placement import abstract_example, to_devices
 from lmjax.training.schedules import Cosine, Rate, Schedule
+from lmjax.training.state import TrainState
+
+
+class FrozenModel(NamedTuple):
+    """A model that is read in training.
+
+    Attributes:
+      config: of the model.
+      folder: run folder or public model folder that its parameters are read from.
+    """
+
+    config: TransformerConfig
+    folder: str
 
 
 @config
@@ -97,6 +111,45 @@ class TrainingJob(abc.ABC):
     def check_batches(self, done: int) -> None:  # noqa: B027 (nothing to check: all are alike)
         """Raises UserError if an example after `done` steps does not divide among the devices."""
 
+    def check_model(self) -> None:
+        """Raises UserError for a model that does not go with the other settings."""
+        self.objective.check(self.model)
+
+    def resolved(self) -> TrainingJob:
+        """The job with the settings that follow from files; a mesh is set.
+
+        Raises:
+          UserError: a file that is needed cannot be read.
+        """
+        return self
+
+    def frozen_models(self) -> Mapping[str, FrozenModel]:
+        """Models that the objective reads and that are not trained, by its names for them."""
+        return {}
+
+    def advance(
+        self,
+        learner: Learner,
+        feed: Feed,
+        examples: Iterator[Any],
+        frozen: Mapping[str, dict] | None,
+    ) -> Advance:
+        """A step of the loop: here an update of the parameters by the next example.
+
+        Args:
+          learner: of this job.
+          feed: of this job.
+          examples: what the feed gives for the steps to come.
+          frozen: parameters of the models of `frozen_models`.
+        """
+        given = () if frozen is None else (frozen,)
+
+        def update(state: TrainState, step: int) -> tuple[TrainState, Metrics, int]:
+            example = to_devices(next(examples), learner.layout, self.model.vocab_size)
+            return *learner.compiled_step(state, example, *given), count_tokens(example)
+
+        return update
+
     def facts(self) -> Iterator[tuple[str, str]]:
         """Labels and words about the run, to be printed at its beginning."""
         yield "training", f"{self.steps:,} steps of {count_rows(self.example_shapes())} rows"
@@ -117,7 +170,7 @@ class TrainingJob(abc.ABC):
             raise UserError(f"gradient_clip={self.gradient_clip}: a norm is above 0, or none")
         if self.average is not None and not 0 < self.average < 1:
             raise UserError(f"average={self.average}: a decay lies between 0 and 1, or none")
-        self.objective.check(self.model)
+        self.check_model()
         if (rows := self.largest_batch()) % self.accumulation:
             raise UserError(
                 f"a batch of {rows} rows is no multiple of accumulation={self.accumulation}"
@@ -131,9 +184,10 @@ class TrainingJob(abc.ABC):
           SystemExit: after Ctrl-C or SIGTERM, with the code that shells expect.
         """
         with jax.set_mesh(self.mesh.build()):
-            learner = self.learner()
-            with lock_run_folder(self) as folder:
-                TrainingRun(self, learner, folder).run()
+            job = self.resolved()
+            learner = job.learner()
+            with lock_run_folder(job) as folder:
+                TrainingRun(job, learner, folder).run()
 
     def explain(self) -> None:
         """Prints the model's parameters, FLOPs and bytes layer by layer; makes nothing."""
@@ -157,6 +211,10 @@ class TrainingJob(abc.ABC):
             zero=self.zero,
             average_decay=self.average,
             embedding_gradient=self.embedding_gradient_rate(),
+            frozen={
+                name: abstract(model.config, layout)[0]
+                for name, model in self.frozen_models().items()
+            },
         )
         learner.abstract()
         shards = axis_size(*layout.axes("batch"))

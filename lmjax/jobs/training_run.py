@@ -27,6 +27,7 @@ import numpy as np
 from lmjax.config import UserError, fingerprint, to_json
 from lmjax.console import RunLog, Stopwatch, Table, make_console
 from lmjax.evaluation.evaluator import Context, Record
+from lmjax.interop.folder import read_params
 from lmjax.jobs.begin_with import read_parameters
 from lmjax.jobs.messages import (
     print_beginning,
@@ -38,7 +39,6 @@ from lmjax.jobs.messages import (
 from lmjax.jobs.report import write_report
 from lmjax.jobs.results import Results
 from lmjax.launch import is_first
-from lmjax.objectives.example import count_tokens
 from lmjax.runs.checkpoints import Checkpointer
 from lmjax.runs.environment import describe_environment
 from lmjax.runs.folder import ENVIRONMENT, RESULTS, RunFolder
@@ -49,7 +49,6 @@ from lmjax.training.feed import Feed
 from lmjax.training.interruption import Interruption
 from lmjax.training.learner import Learner
 from lmjax.training.loop import Loop, PerformanceTarget
-from lmjax.training.placement import to_devices
 from lmjax.training.profiler import Profiler
 from lmjax.training.state import TrainState
 
@@ -69,6 +68,7 @@ class TrainingRun:
         self.parameters = count_parameters(job.model).total
         self.log = RunLog(make_console())
         self.watch = Stopwatch()
+        self.frozen: dict[str, dict] | None = None  # parameters of `job.frozen_models`
         self.results = Results.from_json(folder.results())
 
     def run(self) -> None:
@@ -85,6 +85,7 @@ class TrainingRun:
             checkpointer.check_folder()
             job.check_batches(checkpointer.latest() or 0)
             trains = (checkpointer.latest() or 0) < job.steps
+            self.frozen = self.read_frozen()
             compilation = self.compile_in_background() if trains else None
             feed = job.prepare(self.folder, self.log, checkpointer.latest_extra())
             self.prepare_evaluators(feed)
@@ -113,15 +114,25 @@ class TrainingRun:
 
         def compile_step() -> None:
             with contextlib.suppress(Exception), jax.set_mesh(mesh):
-                self.learner.compile_step(example)
+                self.learner.compile_step(example, self.frozen if self.learner.frozen else None)
 
         thread = threading.Thread(target=compile_step, name="compile the step")
         thread.start()
         return thread
 
+    def read_frozen(self) -> dict[str, dict] | None:
+        """Parameters of the models that are read and not trained; None where there are none."""
+        found = {}
+        for name, model in self.job.frozen_models().items():
+            watch = Stopwatch()
+            params = read_params(model.folder, model.config, self.learner.layout)
+            found[name] = params
+            self.log.fact(name, f"the parameters in {model.folder}, frozen", watch.seconds())
+        return found or None
+
     def prepare_evaluators(self, feed: Feed) -> None:
         """Prepares all evaluators."""
-        context = Context(self.learner, feed, self.folder.metrics, self.log)
+        context = Context(self.learner, feed, self.folder.metrics, self.log, self.frozen)
         self.evaluators = [
             (evaluator, evaluator.prepare(context)) for evaluator in self.job.all_evaluators()
         ]
@@ -193,10 +204,7 @@ class TrainingRun:
             metrics = opened.enter_context(self.open_metrics())
             metrics.truncate_after(done)
 
-            def advance(state: TrainState, step: int) -> tuple[TrainState, dict, int]:
-                example = to_devices(next(examples), learner.layout, job.model.vocab_size)
-                return *learner.compiled_step(state, example), count_tokens(example)
-
+            advance = job.advance(learner, feed, examples, self.frozen)
             if job.log.profile is not None:
                 profiler = opened.enter_context(Profiler(self.folder.profile, *job.log.profile))
                 advance = profiler.traced(advance)

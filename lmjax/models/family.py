@@ -30,7 +30,7 @@ class ChatStyle:
 
     Attributes:
       name: of the format, as in `chat=NAME` on a command line.
-      template: fields of `lmjax.generation.chat.ChatTemplate`.
+      template: fields of `lmjax.data.chat.templates.ChatTemplate`.
       tokens: special tokens that the tokenizers of just these models have, besides those of the
         template.
       when: the configs of these models; None: any.

@@ -6,6 +6,7 @@ from lmjax.objectives.blanks import DocumentBlank as DocumentBlank
 from lmjax.objectives.blanks import SentenceBlanks as SentenceBlanks
 from lmjax.objectives.blanks import TokenBlanks as TokenBlanks
 from lmjax.objectives.causal_lm import CausalLM as CausalLM
+from lmjax.objectives.chat_lm import ChatLM as ChatLM
 from lmjax.objectives.example import Example as Example
 from lmjax.objectives.example import TokenTargets as TokenTargets
 from lmjax.objectives.glm import glm_130b_objective as glm_130b_objective

@@ -142,6 +142,14 @@ class TextObjective(Objective, abc.ABC):
         return False
 
     @property
+    def slots(self) -> int | None:
+        """Documents of a row (data.rows=groups), with their labels; None: rows are text.
+
+        With a number, `prepare` takes `labels`: those of the documents, [rows, slots, labels].
+        """
+        return None
+
+    @property
     def predicts_text(self) -> bool:
         """Returns whether each token is predicted once, from those before it.
 

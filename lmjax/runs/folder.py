@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lmjax.config import UserError, from_json, to_json
+from lmjax.data.chat.folder import MAP_FILE, TEMPLATE_FILE, TEMPLATE_FOLDER, TOKENIZER
 from lmjax.files import errors_told, write_atomically
 from lmjax.remote import local_copy
 from lmjax.runs.metrics import NAME as METRICS
@@ -16,13 +17,10 @@ from lmjax.runs.remote_run import RemoteRun
 CONFIG = "config.json"  # the experiment
 ENVIRONMENT = "environment.json"  # machine and versions
 CHECKPOINTS = "checkpoints"  # a folder for each step
-TOKENIZER = "tokenizer"
 PROFILE = "profile"  # traces of steps
 RESULTS, REPORT = "results.json", "report.html"  # of a finished run
 LOCK = ".lock"
-# What a run keeps of a public model's folder, in the files of that.
-TEMPLATE_FILE, TEMPLATE_FOLDER = "chat_template.jinja", "additional_chat_templates"
-GENERATION_FILE, MAP_FILE = "generation_config.json", "special_tokens_map.json"
+GENERATION_FILE = "generation_config.json"  # as a public model's folder has it
 FILES = (
     *(CONFIG, ENVIRONMENT, METRICS, RESULTS, REPORT, LOCK),
     *(TEMPLATE_FILE, GENERATION_FILE, MAP_FILE),

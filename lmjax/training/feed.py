@@ -5,16 +5,19 @@ from __future__ import annotations
 import abc
 import dataclasses
 import functools
+import itertools
 import json
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
 from lmjax.config import to_json
 from lmjax.data import Loader, PreparedData
+from lmjax.data.mixture import Mixture
 from lmjax.data.plan import Plan
+from lmjax.data.store import TokenStore
 from lmjax.data.tokenizers import Tokenizer
 from lmjax.objectives import Example, TextObjective, TokenTable
 from lmjax.objectives.objective import Preparation
@@ -92,6 +95,7 @@ class TextFeed(Feed):
             jax.process_count(),
             self.objective.reads_spans,
             self.objective.row_room(self.length),
+            self.objective.slots,
         )
 
     @contextmanager
@@ -99,3 +103,75 @@ class TextFeed(Feed):
         """See `Feed.examples`."""
         with self.loader.iterate(done) as batches:
             yield (example for _, example in batches)
+
+
+class Request(NamedTuple):
+    """Beginning of a text that a model is to go on from.
+
+    Attributes:
+      tokens: of the text.
+      text: that the tokens were made of.
+      metadata: further fields of its line.
+    """
+
+    tokens: list[int]
+    text: str
+    metadata: dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class RequestFeed(Feed):
+    """Requests of stored texts, the same ones of a step in every process.
+
+    Attributes:
+      prepared: tokenizer and token stores, whose documents are requests.
+      plan: which requests a step takes.
+      length: most tokens of a request; of longer ones the last are taken.
+    """
+
+    prepared: PreparedData
+    plan: Plan
+    length: int
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Tokenizer of the text."""
+        return self.prepared.tokenizer
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """See `TextFeed.identity`."""
+        return {
+            "plan": json.loads(to_json(self.plan)),
+            "tokenizer": self.tokenizer.fingerprint,
+            "text": self.prepared.fingerprints,
+        }
+
+    @functools.cached_property
+    def mixture(self) -> Mixture:
+        """Order of the requests."""
+        return self.prepared.loader(self.plan, tuple, self.length, slots=1).mixture
+
+    def requests(self, step: int) -> list[Request]:
+        """The requests of a step, counted from 0."""
+        rows = self.plan.rows(step)
+        found: list[Request | None] = [None] * len(rows)
+        for here, reader, index, _ in self.mixture.by_source(rows, self.plan.seed):
+            for row, document in zip(here, reader.documents(index), strict=True):
+                found[row] = self._request(reader.store, int(document))
+        return found
+
+    def held_out(self, name: str, count: int) -> list[Request]:
+        """The first requests of a held-out set."""
+        store = self.prepared.held_out[name]
+        return [self._request(store, n) for n in range(min(count, store.manifest.documents))]
+
+    def _request(self, store: TokenStore, document: int) -> Request:
+        begin, end = store.offsets[document : document + 2]
+        tokens = store.tokens[max(begin, end - self.length) : end].tolist()
+        return Request(tokens, self.tokenizer.decode(tokens), store.metadata(document))
+
+    @contextmanager
+    def examples(self, done: int) -> Iterator[Iterator[list[Request]]]:
+        """See `Feed.examples`: the requests of each step."""
+        yield map(self.requests, itertools.count(done))

@@ -168,13 +168,14 @@ class Learner:
         """`step`, compiled; it takes over (donates) the state that it is given."""
         return jax.jit(self.step, donate_argnums=0)
 
-    def compile_step(self, example: Example) -> None:
+    def compile_step(self, example: Example, frozen: Mapping[str, dict] | None = None) -> None:
         """Compiles `compiled_step` for states of this learner and examples of these shapes.
 
         Its first call then finds the program. May run in a thread, with the mesh set there too.
 
         Args:
           example: arrays or shapes, with specs of the mesh that is set.
+          frozen: likewise; see `step`.
         """
         mesh = jax.sharding.get_mesh()
 
@@ -182,7 +183,8 @@ class Learner:
             spec = a.sharding.spec if a.sharding else PartitionSpec()  # numbers lie everywhere
             return jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=NamedSharding(mesh, spec))
 
-        self.compiled_step.lower(*jax.tree.map(on_mesh, (self.abstract(), example))).compile()
+        given = (self.abstract(), example) if frozen is None else (self.abstract(), example, frozen)
+        self.compiled_step.lower(*jax.tree.map(on_mesh, given)).compile()
 
     @functools.cached_property
     def compiled_evaluate(self) -> Callable[..., Sums]:

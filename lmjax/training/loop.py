@@ -16,6 +16,8 @@ from lmjax.training.progress import Clock, Progress
 from lmjax.training.state import TrainState
 
 Record = dict[str, Any]  # one line of metrics.jsonl
+# (state, step) -> (state after that step, metrics, tokens that the model read).
+Advance = Callable[[TrainState, int], tuple[TrainState, Metrics, int]]
 
 
 class Diverged(UserError):
@@ -42,8 +44,8 @@ class Loop:
     """The loop from the first step of a run to its last.
 
     Attributes:
-      advance: (state, step) -> (state after that step, metrics, tokens that the model read). It
-        takes over the state and may return before the devices are done.
+      advance: a step of the run. It takes over the state and may return before the devices are
+        done.
       steps: number of steps of the whole run.
       write: takes a record for metrics.jsonl; the line is in the file when it returns.
       evaluate: (step, state) -> records of evaluations.
@@ -58,7 +60,7 @@ class Loop:
       finite: metrics that must be finite; training stops where one is not.
     """
 
-    advance: Callable[[TrainState, int], tuple[TrainState, Metrics, int]]
+    advance: Advance
     steps: int
     write: Callable[[Record], None]
     evaluate: Callable[[int, TrainState], list[Record]]

@@ -27,6 +27,7 @@ def cross_entropy(
     scale: float = 1.0,
     softcap: float | None = None,
     largest: bool = False,
+    mean: bool = False,
     chunk: int | None = None,
     implementation: str | None = None,
 ) -> tuple[Float[Array, "batch seq"], ...]:
@@ -41,6 +42,7 @@ def cross_entropy(
         vocabulary: number of words; rows of `head` from there on are padding and have no part.
         softcap: bends logits, softcap tanh(logits / softcap); None does not.
         largest: give the largest logit as well; its gradient goes to the word that has it.
+        mean: give the mean logit under the softmax as well; log Z less it is the entropy in nats.
         chunk: tokens, on one device, whose logits are held at a time; None holds all if they are
             few, else as many as fit 64 MiB. Held chunk by chunk, logits are computed again in
             the backward pass.
@@ -48,7 +50,7 @@ def cross_entropy(
 
     Returns:
         Float32 arrays: -log p(target); log Z, the logarithm of the softmax's denominator; and, if
-        asked for, each token's largest logit.
+        asked for, each token's largest logit, then the mean logit.
     """
     if not 0 < vocabulary <= head.shape[0]:
         raise ValueError(
@@ -63,14 +65,14 @@ def cross_entropy(
         terms = reference(
             hidden, head, targets, vocabulary=vocabulary, scale=scale, softcap=softcap
         )
-        return terms if largest else terms[:2]
+        return *terms[:2], *terms[2:3] * largest, *terms[3:] * mean
 
     tokens, rows = _spec(hidden)[:2], _spec(head)[0]
     axes = rows if isinstance(rows, tuple) else () if rows is None else (rows,)
 
     def local(hidden, head, targets):
         first = jax.lax.axis_index(axes) * head.shape[0] if axes else 0
-        log_part, label, *top = vocabulary_terms(
+        log_part, label, *more = vocabulary_terms(
             hidden,
             head,
             targets - first,
@@ -78,17 +80,23 @@ def cross_entropy(
             scale=scale,
             softcap=softcap,
             largest=largest,
+            mean=mean,
             chunk=chunk,
         )
         log_z = _combine(log_part, axes)
         label = jax.lax.psum(label, axes) if axes else label
-        return log_z - label, log_z, *(_largest(a, axes) for a in top)
+        terms = [log_z - label, log_z]
+        if largest:
+            terms.append(_largest(more[0], axes))
+        if mean:
+            terms.append(_mean(more[-1], log_part - log_z, axes))
+        return tuple(terms)
 
     if tokens == (None, None) and not axes:
         return local(hidden, head, targets)
     spec = PartitionSpec(*tokens)
     targets = jax.reshard(targets, spec)
-    out_specs = (spec,) * (3 if largest else 2)
+    out_specs = (spec,) * (2 + largest + mean)
     return jax.shard_map(local, out_specs=out_specs)(hidden, head, targets)
 
 
@@ -107,6 +115,11 @@ def _largest(top, axes: tuple[str, ...]):
     mine = top == jax.lax.pmax(jax.lax.stop_gradient(top), axes)
     shards = jax.lax.psum(mine.astype(top.dtype), axes)
     return jax.lax.psum(jnp.where(mine, top, 0.0), axes) / shards
+
+
+def _mean(mean, log_share, axes: tuple[str, ...]):
+    """The mean over the mesh axes, each shard weighted by its share of the softmax."""
+    return jax.lax.psum(jnp.exp(log_share) * mean, axes) if axes else mean
 
 
 def _spec(array) -> tuple:

@@ -325,6 +325,7 @@ def start(*settings, devices=1, **environment):
     )
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_same_bits(caches, monkeypatch):
     """kill -9 behind a checkpoint, and the same command again: its own lock does not hold it."""
     monkeypatch.syspath_prepend(str(ROOT))

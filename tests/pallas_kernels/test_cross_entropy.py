@@ -171,6 +171,72 @@ def test_the_largest_logit_of_a_cut_vocabulary(name):
     check_largest(found, hidden, head, gradients[0])
 
 
+def entropy_and_gradients(name, hidden, head, targets, gradient, softcap=None):
+    """Entropy of each token's distribution, and its gradients by hidden and head."""
+
+    def apply(hidden, head):
+        _, log_z, mean = IMPLEMENTATIONS[name](
+            hidden, head, targets, vocabulary=VOCABULARY, scale=0.7, softcap=softcap, mean=True
+        )
+        return log_z - mean
+
+    value, pull = jax.vjp(apply, hidden, head)
+    return value, *pull(gradient)
+
+
+def check_entropy(found, hidden, head, gradient, softcap=None):
+    """Against -sum p log p in float64, whose derivative by a logit is -p (log p + entropy)."""
+    hidden, rows = hidden.astype(np.float64), head[:VOCABULARY].astype(np.float64)
+    logits, gain = 0.7 * hidden @ rows.T, 1.0
+    if softcap is not None:
+        logits = softcap * np.tanh(logits / softcap)
+        gain = 1 - (logits / softcap) ** 2
+    log_p = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+    entropy = -(np.exp(log_p) * log_p).sum(axis=-1)
+    d_logits = -0.7 * gain * np.exp(log_p) * (log_p + entropy[..., None]) * gradient[..., None]
+    d_head = np.zeros(head.shape)
+    d_head[:VOCABULARY] = np.einsum("btv,btd->vd", d_logits, hidden)
+    for one, other in zip(found, (entropy, d_logits @ rows, d_head)):
+        # float32 differences of numbers of the size of log Z, about 10.
+        np.testing.assert_allclose(one, other, rtol=0, atol=1e-5 * max(1, np.abs(other).max()))
+
+
+@pytest.mark.parametrize("softcap", [None, 2.0])
+@pytest.mark.parametrize("name", IMPLEMENTATIONS)
+def test_the_mean_logit_gives_the_entropy(name, softcap):
+    hidden, head, targets, gradients = arrays()
+    found = jax.jit(functools.partial(entropy_and_gradients, name, softcap=softcap))(
+        hidden, head, targets, gradients[0]
+    )
+    check_entropy(found, hidden, head, gradients[0], softcap)
+
+
+@pytest.mark.skipif(jax.device_count() < 8, reason="needs 8 devices, real or simulated")
+@pytest.mark.parametrize("name", ["reference", "whole", "chunks"])
+def test_the_entropy_of_a_cut_vocabulary(name):
+    hidden, head, targets, gradients = arrays()
+    spec = P("fsdp", None)
+    with jax.set_mesh(jax.make_mesh((1, 8), ("fsdp", "tensor"))):
+        found = jax.jit(functools.partial(entropy_and_gradients, name))(
+            jax.reshard(hidden, P("fsdp", None, None)),
+            jax.reshard(head, P("tensor", None)),  # of the last eighth, no row is a word
+            jax.reshard(targets, spec),
+            jax.reshard(gradients[0], spec),
+        )
+    check_entropy(found, hidden, head, gradients[0])
+
+
+def test_both_extra_results_come_in_order():
+    given = [jnp.asarray(a) for a in arrays()[:3]]
+    results = {
+        name: function(*given, vocabulary=VOCABULARY, largest=True, mean=True)
+        for name, function in IMPLEMENTATIONS.items()
+    }
+    for found in results.values():
+        for one, other in zip(found, results["reference"], strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-5)
+
+
 MESHES = {
     "fsdp_tensor": ((2, 2, 1, 2), P(("data", "fsdp"), None, None)),
     "fsdp_context_tensor": ((1, 2, 2, 2), P("fsdp", "context", None)),

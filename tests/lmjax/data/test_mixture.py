@@ -78,7 +78,7 @@ def test_rows_are_the_tokens_of_the_ring(tmp_path_factory, lengths, row_length, 
 @given(lengths=LENGTHS, row_length=st.integers(2, 40))
 def test_evaluation_rows_predict_every_token_once(tmp_path_factory, lengths, row_length):
     store = make_store(tmp_path_factory.mktemp("evaluation"), lengths)
-    rows = EvaluationRows(store, row_length)
+    rows = EvaluationRows(Ring(store, row_length))
     tokens, segments = rows.read(0, len(rows) + 2)
     targets = tokens[:, 1:][segments[:, 1:] > 0]
     # In order; the end of the last document is the separator with which the store begins.

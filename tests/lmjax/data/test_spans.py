@@ -169,7 +169,7 @@ def test_a_loader_hands_the_spans_of_each_host_s_rows_over(tmp_path, workers):
 
 
 def test_evaluation_rows_have_their_spans(tmp_path):
-    rows = EvaluationRows(prompts(tmp_path / "one", [(3, 4, 1)] * 5), 16)
+    rows = EvaluationRows(Ring(prompts(tmp_path / "one", [(3, 4, 1)] * 5), 16))
     (tokens, _), spans = rows.read(1, len(rows) + 1), rows.spans(1, len(rows) + 1)
     assert spans.row.max() == len(rows) - 2  # none in filling
     for row in range(len(rows) + 1):

@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 
 from lmjax.config import UserError, config, to_json
+from lmjax.data.chat.messages import Message
+from lmjax.data.chat.templates import ChatTemplate, chat_template, fitting_template
 from lmjax.data.tokenizers import ByteTokenizer, CharacterTokenizer
 from lmjax.generation import Sampling, TextStream, load_model, load_run, prompt_tokens
 from lmjax.generation.__main__ import Generate, show_filled
-from lmjax.generation.chat import ChatTemplate, chat_template, fitting_template
+from lmjax.generation.chat import chat_format
 from lmjax.generation.fill import MaskedTokenInfiller
-from lmjax.generation.messages import Message
-from lmjax.generation.run import chat_format
 from lmjax.interop import huggingface
 from lmjax.launch import run
 from lmjax.models import AttentionConfig, FeedForwardConfig, TransformerConfig, initialize

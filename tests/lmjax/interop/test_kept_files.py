@@ -6,25 +6,18 @@ import jax
 import pytest
 
 from lmjax.config import UserError
+from lmjax.data.chat.folder import Template, read_special_names, read_templates, write_templates
 from lmjax.data.public_tokenizers import read_tokenizer
 from lmjax.data.tokenizers import load_tokenizer
 from lmjax.generation import Message, chat_format
 from lmjax.interop import huggingface
 from lmjax.interop.convert import convert
-from lmjax.interop.kept_files import (
-    KEPT,
-    Template,
-    keep,
-    read_end_ids,
-    read_special_names,
-    read_templates,
-    write_templates,
-)
+from lmjax.interop.kept_files import KEPT, keep, read_end_ids
 from lmjax.models import AttentionConfig, FeedForwardConfig, TransformerConfig, initialize
 from lmjax.parallel import training_layout
 from lmjax.runs.folder import RunFolder
-from tests.lmjax.generation.chat_families import FAMILIES, WEATHER
-from tests.lmjax.generation.chat_folders import build, write_folder
+from tests.lmjax.data.chat.chat_families import FAMILIES, WEATHER
+from tests.lmjax.data.chat.chat_folders import build, write_folder
 
 TALK = [
     Message("user", "Hello"),

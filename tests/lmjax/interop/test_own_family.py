@@ -16,12 +16,12 @@ from safetensors.numpy import load_file
 
 from lmjax import models
 from lmjax.config import UserError, declare, replace
+from lmjax.data.chat.templates import chat_template, templates
 from lmjax.data.tokenizers import CharacterTokenizer
 from lmjax.data.tokenizers.special_tokens import ExtendedTokenizer
 from lmjax.generation import Generator, Message, Sampling, load
-from lmjax.generation.chat import chat_template, templates
+from lmjax.generation.chat import chat_format
 from lmjax.generation.fill import MaskedTokenInfiller, infiller_by
-from lmjax.generation.run import chat_format
 from lmjax.interop import huggingface
 from lmjax.interop.convert import convert
 from lmjax.models import family as registry
@@ -132,6 +132,7 @@ def test_its_blanks_are_filled(folder):
     np.testing.assert_allclose([share for _, share in found], expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_command_lines_know_it_by_its_module(folder, tmp_path):
     """Converted and asked in new processes; without the module the folder's kind is not known."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_NUM_CPU_DEVICES": "1"}

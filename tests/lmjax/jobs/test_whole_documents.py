@@ -69,6 +69,7 @@ def losses(experiment):
         return [(entry["split"], entry["step"], entry["loss"]) for entry in map(json.loads, file)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_a_run_on_whole_documents_goes_on_bit_for_bit(name, tmp_path, capsys):
     whole = small(tmp_path, OBJECTIVES[name])

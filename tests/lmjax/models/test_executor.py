@@ -194,6 +194,7 @@ def gpipe(blocks, x, mask, tables, cache, microbatches=4):
     return piped(blocks.params, x, mask, tables), None
 
 
+@pytest.mark.slow
 def test_a_pipeline_takes_the_place_of_the_scan():
     """Stages of two layers each, one with a window: loss and gradients of one device's scan."""
     config = TransformerConfig(

@@ -93,6 +93,7 @@ def loss_and_gradients(config):
     return jax.device_get(jax.value_and_grad(run)(params, placed(training_layout())))
 
 
+@pytest.mark.slow
 def test_training_is_that_of_layers_apart(one_device):
     """Scanned in stretches, recomputed, cut over a mesh: as in a plain Python loop.
 

@@ -235,6 +235,7 @@ def test_training_reads_what_generation_builds(store):
         np.testing.assert_array_equal(targets.tokens[0, here & (targets.weights[0] > 0)], wanted)
 
 
+@pytest.mark.slow
 def test_a_model_that_has_learned_answers_fills_them_in(store, one_device):
     """Prompts learned by heart, with the answer at their end and in their middle."""
     objective, length = glm_130b_objective(), 160

@@ -161,6 +161,7 @@ def test_a_weighted_sum_is_the_sum_of_the_means():
     assert np.dot(WEIGHTS, means) == pytest.approx(float(loss), rel=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("empty", [0, 1])
 def test_a_term_without_targets_takes_nothing_from_the_others(empty):
     terms = [rows(0), rows(1)]

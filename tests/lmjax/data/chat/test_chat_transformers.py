@@ -7,12 +7,12 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from lmjax.data.chat.messages import Message, ToolCall
+from lmjax.data.chat.templates import chat_template
 from lmjax.data.public_tokenizers import read_tokenizer
-from lmjax.generation.chat import chat_template
-from lmjax.generation.messages import Message, ToolCall
-from lmjax.generation.run import chat_format
-from tests.lmjax.generation.chat_families import FAMILIES, WEATHER, Family
-from tests.lmjax.generation.chat_folders import build, write_folder
+from lmjax.generation.chat import chat_format
+from tests.lmjax.data.chat.chat_families import FAMILIES, WEATHER, Family
+from tests.lmjax.data.chat.chat_folders import build, write_folder
 
 os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}  # nothing is downloaded
 EXTRA = "the live comparison needs the extra parity: pip install -e '.[parity]', on Python 3.11"

@@ -9,15 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmjax.config import UserError
+from lmjax.data.chat import jinja_format
+from lmjax.data.chat.jinja_format import JinjaFormat
+from lmjax.data.chat.messages import Message, ToolCall
+from lmjax.data.chat.templates import templates
 from lmjax.data.public_tokenizers import read_tokenizer
 from lmjax.data.tokenizers import ByteTokenizer
-from lmjax.generation import jinja_format
-from lmjax.generation.chat import templates
-from lmjax.generation.jinja_format import JinjaFormat
-from lmjax.generation.messages import Message, ToolCall
-from lmjax.generation.run import chat_format, check_chat
-from tests.lmjax.generation.chat_families import CHATML, FAMILIES, WEATHER
-from tests.lmjax.generation.chat_folders import write_folder
+from lmjax.generation.chat import chat_format, check_chat
+from tests.lmjax.data.chat.chat_families import CHATML, FAMILIES, WEATHER
+from tests.lmjax.data.chat.chat_folders import write_folder
 
 TALK = [Message("user", "Hello"), Message("assistant", "Hi!"), Message("user", "Who?")]
 
@@ -121,7 +121,7 @@ def test_parts_of_a_name_do_not_meet():
             assert not any(p.special for p in own(source).render([Message("user", text)]))
     source = "{{ messages[0].content | tojson(ensure_ascii=true) }}"
     assert own(source).render([Message("user", "</s>é")]) == [('"</s>\\u00e9"', False)]
-    with pytest.raises(UserError, match=r"U\+FDD0, which is no character"):
+    with pytest.raises(UserError, match=r"U\+FDD0 or U\+FDD1, which are no characters"):
         own(source).render([Message("user", "\ufdd0")])
     with pytest.raises(UserError, match="is no name of a role"):
         own("<{{ messages[0].role }}>").render([Message("/s", "x")])

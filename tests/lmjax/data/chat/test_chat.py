@@ -5,10 +5,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lmjax.config import UserError, from_json, parse, to_json
+from lmjax.data.chat.messages import Message, ToolCall
+from lmjax.data.chat.templates import ChatTemplate, chat_template, templates
+from lmjax.data.chat.tool_calls import read_tool_call, write_tool_call
 from lmjax.data.tokenizers import ByteTokenizer
-from lmjax.generation.chat import ChatTemplate, chat_template, templates
-from lmjax.generation.messages import Message, ToolCall
-from lmjax.generation.tool_calls import read_tool_call, write_tool_call
 
 TALK = [
     Message("user", "Hello"),
@@ -294,7 +294,7 @@ def test_mistakes():
             chat_template(name).render(talk)
     with pytest.raises(UserError, match=r"no special token '<\|im_start\|>'"):
         chatml.encode(ByteTokenizer(), TALK)
-    with pytest.raises(UserError, match="no chat template 'x', only plain, llama2, "):
+    with pytest.raises(UserError, match="no chat template 'x', only plain, bare, "):
         chat_template("x")
     with pytest.raises(UserError, match=r"slots: \{content\}, \{metadata\}"):
         ChatTemplate(user=("{contents}",))

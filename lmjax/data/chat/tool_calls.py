@@ -8,7 +8,7 @@ import keyword
 from typing import Any
 
 from lmjax.config import UserError
-from lmjax.generation.messages import Message, ToolCall
+from lmjax.data.chat.messages import Message, ToolCall
 
 FENCE = "```"
 INTERPRETER = "interpreter"  # the metadata of ChatGLM3's messages that hold a program

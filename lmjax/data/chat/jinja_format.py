@@ -7,16 +7,23 @@ import datetime
 import functools
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, ClassVar
 
 from lmjax.config import UserError
+from lmjax.data.chat.messages import (
+    ChatFormat,
+    Message,
+    RenderedPiece,
+    join_texts,
+    text_of,
+)
 from lmjax.data.tokenizers import TextPiece, Tokenizer, cut_at_names, name_pattern
-from lmjax.generation.messages import ChatFormat, Message
 
 # Stands in the text of messages where no special token may be read; no text has this code point.
 MARK = "\ufdd0"
+END = "\ufdd1"  # stands after the text of a message where its end is looked for
 SAFE_JINJA = (3, 1, 6)  # older sandboxes can be left
 PROBE = "Replyprobe"  # an assistant's text that templates write as it is
 PROBES = Message("user", "First"), Message("assistant", PROBE), Message("user", "Second")
@@ -52,20 +59,60 @@ class JinjaFormat(ChatFormat):
 
     def render(self, messages: Sequence[Message], reply: bool = True) -> list[TextPiece]:
         """See `ChatFormat.render`."""
-        pieces: list[TextPiece] = []
-        for part in self._text(messages, reply).split(MARK):  # no special token goes across a mark
-            for piece in cut_at_names(part, self.special):
-                if pieces and not (piece.special or pieces[-1].special):
-                    pieces[-1] = TextPiece(pieces[-1].text + piece.text, False)
-                else:
-                    pieces.append(piece)
-        return pieces
+        return join_texts(self._pieces(self._text(messages, reply)))
 
-    def encode(
-        self, tokenizer: Tokenizer, messages: Sequence[Message], reply: bool = True
-    ) -> list[int]:
-        """See `ChatFormat.encode`."""
-        return tokenizer.encode_pieces(self.render(messages, reply))
+    def render_replies(self, messages: Sequence[Message]) -> list[RenderedPiece]:
+        """See `ChatFormat.render_replies`.
+
+        A reply begins where the template, asked for one, ends what comes before it, or where the
+        whole conversation differs from that. It ends with the special token after its text.
+        """
+        text = self._text(messages, reply=False, ends=True)
+        plain = self._text(messages, reply=False).replace(MARK, "")
+        if text.replace(END, "").replace(MARK, "") != plain:
+            raise UserError(f"chat: {self.title} does not show where its replies are")
+        pieces, before = [], 0
+        for first, end in self._replies(text, messages):
+            for begin, stop, reply in ((before, first, False), (first, end, True)):
+                found = self._pieces(text[begin:stop].replace(END, ""))
+                pieces += [RenderedPiece(*piece, reply) for piece in join_texts(found)]
+            before = end
+        found = self._pieces(text[before:].replace(END, ""))
+        return pieces + [RenderedPiece(*piece, False) for piece in join_texts(found)]
+
+    def _replies(self, text: str, messages: Sequence[Message]) -> Iterator[tuple[int, int]]:
+        """First character and one past the last of each reply in a rendered conversation."""
+        before = 0  # characters up to the end of the message before
+        for number, message in enumerate(messages):
+            if message.role == "assistant" and number:
+                asked, answered = (
+                    self._text(messages[:count], reply, ends=True).rpartition(END)[2]
+                    for count, reply in ((number, True), (number + 1, False))
+                )
+                following = text[before:]
+                first = before + _common(asked, following)
+                if message.content:
+                    end = text.find(END, before)
+                    end += len(self._reply_end.match(text, end).group())
+                else:  # it calls tools alone
+                    end = before + _common(answered, following)
+                yield first, end
+            if message.content:
+                before = 1 + text.find(END, before)
+
+    @functools.cached_property
+    def _reply_end(self) -> re.Pattern[str]:
+        """Pattern of the end of a reply's text, with what ends it: a special token, or a text."""
+        names, texts = map(name_pattern, (self.special, self.stop_strings))
+        return re.compile(rf"{END}(?:{texts}|\s*(?:{names})?)")
+
+    def _pieces(self, text: str) -> list[TextPiece]:
+        """A text cut at special tokens, none of which goes across a mark."""
+        return [piece for part in text.split(MARK) for piece in cut_at_names(part, self.special)]
+
+    def _tokens(self, tokenizer: Tokenizer, pieces: Sequence[TextPiece]) -> list[int]:
+        """See `ChatFormat._tokens`."""
+        return tokenizer.encode_pieces(join_texts(pieces))
 
     def stop_tokens(self, tokenizer: Tokenizer) -> list[int]:
         """The tokenizer's end, and what the template writes right behind a reply."""
@@ -105,14 +152,17 @@ class JinjaFormat(ChatFormat):
 
     # ---- text ----------------------------------------------------------------------------------
 
-    def _text(self, messages: Sequence[Message], reply: bool) -> str:
-        """The rendered conversation, with a mark wherever messages would forge a special token."""
+    def _text(self, messages: Sequence[Message], reply: bool, ends: bool = False) -> str:
+        """The rendered conversation, with a mark wherever messages would forge a special token.
+
+        With `ends` there is an `END` after the text of each message, before white space.
+        """
         if not messages:
             raise UserError("chat: the conversation holds no message")
         tools = [tool for message in messages for tool in message.tools]
         bare = [message for message in messages if message.content or not message.tools]
         variables = {
-            "messages": [self._entry(message) for message in bare],
+            "messages": [self._entry(message, ends) for message in bare],
             "tools": self._marked(tools) or None,
             "documents": None,
             "add_generation_prompt": reply,
@@ -125,12 +175,17 @@ class JinjaFormat(ChatFormat):
         except Exception as error:  # whatever a foreign template does wrong
             raise UserError(f"chat: {self.title} fails: {error or type(error).__name__}") from None
 
-    def _entry(self, message: Message) -> dict[str, Any]:
+    def _entry(self, message: Message, end: bool = False) -> dict[str, Any]:
         """A message as templates read it."""
         if not message.role.isidentifier():
             raise UserError(f"chat: {message.role!r} is no name of a role")
         role = self._tool_role if message.role == "observation" else message.role
-        entry: dict[str, Any] = {"role": role, "content": self._marked(message.content)}
+        content = text_of(message)
+        said = content.rstrip()
+        marked = self._marked(content)
+        if end and content:
+            marked = self._marked(said) + END + self._marked(content[len(said) :])
+        entry: dict[str, Any] = {"role": role, "content": marked}
         if message.metadata:
             entry["metadata"] = self._marked(message.metadata)
         if message.calls:
@@ -163,8 +218,8 @@ class JinjaFormat(ChatFormat):
         return MARK * value.startswith(tails) + self._inside(value) + MARK * value.endswith(heads)
 
     def _inside(self, text: str) -> str:
-        if MARK in text:
-            raise UserError("chat: a text holds U+FDD0, which is no character")
+        if MARK in text or END in text:
+            raise UserError("chat: a text holds U+FDD0 or U+FDD1, which are no characters")
         return self._starts.sub(rf"\1{MARK}", text)
 
     @functools.cached_property
@@ -188,6 +243,12 @@ class JinjaFormat(ChatFormat):
             raise UserError(
                 f"chat: {self.title} is no template: {error.message} (line {error.lineno})"
             ) from None
+
+
+def _common(one: str, other: str) -> int:
+    """Length of the beginning that two texts share."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((n for n, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
 @functools.cache
@@ -267,7 +328,10 @@ def _to_json(
         separators=separators,
         sort_keys=sort_keys,
     )
-    return text.replace(json.dumps(MARK)[1:-1], MARK) if ensure_ascii else text
+    if ensure_ascii:
+        for mark in (MARK, END):
+            text = text.replace(json.dumps(mark)[1:-1], mark)
+    return text
 
 
 def _refuse(message: str) -> None:

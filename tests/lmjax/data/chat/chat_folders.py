@@ -13,7 +13,7 @@ from tokenizers import (
     trainers,
 )
 
-from tests.lmjax.generation.chat_families import Family
+from tests.lmjax.data.chat.chat_families import Family
 
 LEARNT = [
     "system user assistant tool model You are a helpful assistant. Be brief and kind.\n",

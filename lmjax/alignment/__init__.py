@@ -1,0 +1,54 @@
+"""Alignment: preferences, rewards, advantages and policy losses, as functions of arrays."""
+
+from lmjax.alignment.advantages import discounted_returns as discounted_returns
+from lmjax.alignment.advantages import generalized_advantages as generalized_advantages
+from lmjax.alignment.advantages import group_relative as group_relative
+from lmjax.alignment.advantages import leave_one_out as leave_one_out
+from lmjax.alignment.advantages import reinforce_plus_plus as reinforce_plus_plus
+from lmjax.alignment.advantages import whiten as whiten
+from lmjax.alignment.elastic_weights import ElasticWeights as ElasticWeights
+from lmjax.alignment.elastic_weights import diagonal_fisher as diagonal_fisher
+from lmjax.alignment.elastic_weights import quadratic_penalty as quadratic_penalty
+from lmjax.alignment.elastic_weights import sampled_loss as sampled_loss
+from lmjax.alignment.kl import AdaptiveKL as AdaptiveKL
+from lmjax.alignment.kl import FixedKL as FixedKL
+from lmjax.alignment.kl import KLControl as KLControl
+from lmjax.alignment.kl import k1 as k1
+from lmjax.alignment.kl import k2 as k2
+from lmjax.alignment.kl import k3 as k3
+from lmjax.alignment.log_probabilities import log_probabilities as log_probabilities
+from lmjax.alignment.log_probabilities import (
+    log_probabilities_and_entropy as log_probabilities_and_entropy,
+)
+from lmjax.alignment.log_probabilities import sum_rows as sum_rows
+from lmjax.alignment.log_probabilities import sum_segments as sum_segments
+from lmjax.alignment.masks import answer_mask as answer_mask
+from lmjax.alignment.masks import masked_mean as masked_mean
+from lmjax.alignment.masks import spread as spread
+from lmjax.alignment.policy_losses import AnswerMean as AnswerMean
+from lmjax.alignment.policy_losses import FixedLengthMean as FixedLengthMean
+from lmjax.alignment.policy_losses import TokenAverage as TokenAverage
+from lmjax.alignment.policy_losses import TokenMean as TokenMean
+from lmjax.alignment.policy_losses import clipped_policy_losses as clipped_policy_losses
+from lmjax.alignment.policy_losses import clipped_value_sums as clipped_value_sums
+from lmjax.alignment.policy_objective import ClippedPolicy as ClippedPolicy
+from lmjax.alignment.policy_objective import SampledTargets as SampledTargets
+from lmjax.alignment.preference_objective import PairTargets as PairTargets
+from lmjax.alignment.preference_objective import PreferencePairs as PreferencePairs
+from lmjax.alignment.preference_objective import score as score
+from lmjax.alignment.preferences import DPO as DPO
+from lmjax.alignment.preferences import IPO as IPO
+from lmjax.alignment.preferences import KTO as KTO
+from lmjax.alignment.preferences import ORPO as ORPO
+from lmjax.alignment.preferences import Answers as Answers
+from lmjax.alignment.preferences import HingeDPO as HingeDPO
+from lmjax.alignment.preferences import PreferenceLoss as PreferenceLoss
+from lmjax.alignment.preferences import SimPO as SimPO
+from lmjax.alignment.preferences import kto_divergence as kto_divergence
+from lmjax.alignment.ranking import LARGE_MARGINS as LARGE_MARGINS
+from lmjax.alignment.ranking import SMALL_MARGINS as SMALL_MARGINS
+from lmjax.alignment.ranking import grade_margins as grade_margins
+from lmjax.alignment.ranking import pair_loss as pair_loss
+from lmjax.alignment.ranking import ranking_loss as ranking_loss
+from lmjax.alignment.rewards import gated_rewards as gated_rewards
+from lmjax.alignment.rewards import token_rewards as token_rewards

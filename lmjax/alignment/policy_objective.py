@@ -1,0 +1,154 @@
+"""Policy gradients as an objective: what the learner minimises on answers of a policy."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
+
+from lmjax.alignment.kl import k3
+from lmjax.alignment.log_probabilities import log_probabilities_and_entropy
+from lmjax.alignment.masks import keep
+from lmjax.alignment.policy_losses import TokenAverage, TokenMean, clipped_policy_losses
+from lmjax.config import UserError, config
+from lmjax.models.batch import Array as AnyArray
+from lmjax.models.transformer import Transformer, TransformerConfig
+from lmjax.objectives.compatibility import require_causal
+from lmjax.objectives.example import Example, TokenTargets
+from lmjax.objectives.objective import Objective
+from lmjax.objectives.prediction import Sums
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class SampledTargets:
+    """Answers that a policy wrote, with what was found out about them since.
+
+    Attributes:
+      answers: the next token at each position; the weight is 1 for those that the policy wrote, as
+        `answer_mask` says, and 0 for prompts, padding and what tools wrote. `normalise` of the
+        objective makes other weights of them.
+      log_probs: of those tokens under the policy that sampled, computed as the objective computes
+        them: by `log_probabilities` at the temperature of sampling.
+      advantages: of those tokens.
+      reference: log-probabilities under the reference policy; None where the loss has no such term.
+    """
+
+    answers: TokenTargets
+    log_probs: Float[AnyArray, "*batch seq"]
+    advantages: Float[AnyArray, "*batch seq"]
+    reference: Float[AnyArray, "*batch seq"] | None = None
+
+
+@config
+class ClippedPolicy(Objective):
+    """PPO's policy loss, and that of GRPO and its kin, which differ in their settings alone.
+
+    PPO: GAE's advantages of rewards that have the divergence in them. GRPO: `group_relative`
+    advantages, average=AnswerMean, kl=0.04. DAPO: clip_high=0.28. Dr. GRPO: `scaled=False`,
+    average=FixedLengthMean.
+
+    PPO-ptx, which also learns from pretraining text (Ouyang et al. 2022, eq. 2), is the sum
+
+        WeightedSum(objectives=(ClippedPolicy(), CausalLM()), weights=(1.0, 27.8))
+
+    of which an example has the answers and, in inputs and targets of their own, rows of text.
+
+    Dropout is off: with it the policy would differ from the one that sampled before any update.
+    """
+
+    clip: float = 0.2  # how far the ratio of probabilities may fall
+    clip_high: float | None = None  # how far it may rise; none: as far (DAPO: 0.28)
+    dual_clip: float | None = None  # bound at negative advantages, times the advantage; none: no
+    average: TokenAverage = TokenMean()  # over the tokens of a batch
+    kl: float = 0.0  # weight of k3, the divergence from the reference, in the loss (GRPO: 0.04)
+    entropy: float = 0.0  # weight of the bonus for the mean entropy of tokens
+    temperature: float = 1.0  # of sampling
+
+    def validate(self) -> None:
+        """Raises UserError for numbers that cannot be meant."""
+        if not 0 < self.clip < 1:
+            raise UserError(f"clip={self.clip}: must be above 0, and below 1")
+        if self.clip_high is not None and self.clip_high <= 0:
+            raise UserError(f"clip_high={self.clip_high}: must be above 0, or none")
+        if self.dual_clip is not None and self.dual_clip <= 1:
+            raise UserError(f"dual_clip={self.dual_clip}: must be above 1, or none")
+        if self.temperature <= 0:
+            raise UserError(f"temperature={self.temperature}: must be above 0")
+        if min(self.kl, self.entropy) < 0:
+            raise UserError(f"kl={self.kl} and entropy={self.entropy}: must be 0 or more")
+
+    def check(self, model: TransformerConfig) -> None:
+        """Raises UserError for an encoder."""
+        require_causal(self, model)
+
+    def weight(self, example: Example) -> Float[Array, ""]:
+        """Number of tokens that the policy wrote."""
+        return jnp.sum(_mask(example.targets).astype(jnp.float32))
+
+    def normalise(self, example: Example) -> Example:
+        """The example with each token's weight in the average over all rows."""
+        targets = example.targets
+        weights = self.average.weights(_mask(targets))
+        answers = dataclasses.replace(targets.answers, weights=weights)
+        return Example(example.inputs, dataclasses.replace(targets, answers=answers))
+
+    def loss(
+        self, model: Transformer, example: Example, key: PRNGKeyArray | None, frozen: Any = None
+    ) -> Sums:
+        """Sums over the tokens that the policy wrote; see `sums`."""
+        hidden, _ = model(example.inputs)
+        tokens = example.targets.answers.tokens
+        return self.sums(
+            *log_probabilities_and_entropy(model, hidden, tokens, self.temperature),
+            example.targets,
+        )
+
+    def sums(
+        self,
+        log_probs: Float[Array, "rows seq"],
+        entropies: Float[Array, "rows seq"],
+        targets: SampledTargets,
+    ) -> Sums:
+        """Policy loss and divergence by the average's weights, less the entropy of tokens.
+
+        `extra` has, as means over tokens, "entropy", "clip_fraction", "approximate_kl" (from the
+        policy that sampled) and, with a reference, "kl"; and "policy_loss", as it is averaged.
+
+        Args:
+          log_probs: of the tokens under the policy that is trained.
+          entropies: of its distributions.
+          targets: of an example that went through `normalise`.
+        """
+        mask, weights = _mask(targets), targets.answers.weights
+        losses, metrics = clipped_policy_losses(
+            log_probs,
+            targets.log_probs,
+            targets.advantages,
+            mask,
+            clip=self.clip,
+            clip_high=self.clip_high,
+            dual_clip=self.dual_clip,
+        )
+        metrics["entropy"] = keep(entropies, mask)
+        loss = policy_loss = jnp.sum(losses * weights)
+        if targets.reference is not None:
+            reference = jax.lax.stop_gradient(keep(targets.reference, mask))
+            metrics["kl"] = k3(keep(log_probs, mask), reference)
+            loss = loss + self.kl * jnp.sum(metrics["kl"] * weights)
+        elif self.kl:
+            raise UserError(
+                f"kl={self.kl}, and the targets have no log-probabilities of a reference"
+            )
+        extra = {name: jnp.sum(values) for name, values in metrics.items()}
+        loss = loss - self.entropy * extra["entropy"]
+        extra["policy_loss"] = policy_loss
+        return Sums(loss, jnp.sum(mask.astype(jnp.float32)), jax.lax.stop_gradient(extra))
+
+
+def _mask(targets: SampledTargets) -> Bool[Array, "rows seq"]:
+    """Marks the tokens that the policy wrote."""
+    return jnp.asarray(targets.answers.weights) > 0

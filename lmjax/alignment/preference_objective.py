@@ -1,0 +1,87 @@
+"""Preferences as an objective: what the learner minimises on pairs of answers."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from lmjax.alignment.log_probabilities import log_probabilities, sum_rows
+from lmjax.alignment.preferences import DPO, Answers, PreferenceLoss
+from lmjax.config import config
+from lmjax.models.batch import Array as AnyArray
+from lmjax.models.batch import Batch
+from lmjax.models.transformer import Transformer, TransformerConfig
+from lmjax.objectives.compatibility import require_causal
+from lmjax.objectives.example import Example, TokenTargets
+from lmjax.objectives.objective import Objective
+from lmjax.objectives.prediction import Sums
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class PairTargets:
+    """Targets of pairs of answers; a pair has the same row in both.
+
+    Attributes:
+      chosen, rejected: the next token at each position of the better and of the worse answers, with
+        weight 1 for the tokens of the answer and 0 for the others (`answer_mask`).
+      reference: log-probabilities of both under the reference policy, chosen first. None: it is
+        among the frozen models, or the loss reads none.
+    """
+
+    chosen: TokenTargets
+    rejected: TokenTargets
+    reference: Float[AnyArray, "*batch 2"] | None = None
+
+
+@config
+class PreferencePairs(Objective):
+    """A policy trained on pairs of a better and a worse answer.
+
+    `Example.inputs` are two batches: the rows with the chosen answers and those with the rejected
+    ones. The reference policy is the frozen model "reference", or its log-probabilities are in the
+    targets. Dropout is off, as it would make policy and reference differ before any update.
+    """
+
+    preference: PreferenceLoss = DPO()  # the loss of a pair
+
+    def check(self, model: TransformerConfig) -> None:
+        """Raises UserError for an encoder."""
+        require_causal(self, model)
+
+    def weight(self, example: Example) -> Float[Array, ""]:
+        """Number of pairs with two answers."""
+        targets = example.targets
+        chosen, rejected = (
+            jnp.any(jnp.asarray(side.weights) > 0, axis=1)
+            for side in (targets.chosen, targets.rejected)
+        )
+        return jnp.sum((chosen & rejected).astype(jnp.float32))
+
+    def loss(
+        self, model: Transformer, example: Example, key: PRNGKeyArray | None, frozen: Any = None
+    ) -> Sums:
+        """Sums over the pairs; see `PreferenceLoss.sums`."""
+        targets, answers = example.targets, []
+        for number, (batch, side) in enumerate(
+            zip(example.inputs, (targets.chosen, targets.rejected), strict=True)
+        ):
+            reference = None
+            if self.preference.reads_reference and targets.reference is not None:
+                reference = targets.reference[:, number]
+            elif self.preference.reads_reference and frozen and "reference" in frozen:
+                reference = score(frozen["reference"], batch, side).log_probs
+            answers.append(dataclasses.replace(score(model, batch, side), reference=reference))
+        return self.preference.sums(*answers)
+
+
+def score(model: Transformer, batch: Batch, targets: TokenTargets) -> Answers:
+    """Log-probability of each row's answer under a model without dropout, and its length."""
+    hidden, _ = model(batch)
+    mask = targets.weights > 0
+    log_probs = sum_rows(log_probabilities(model, hidden, targets.tokens), mask)
+    return Answers(log_probs, jnp.sum(mask.astype(jnp.float32), axis=1))

@@ -1,0 +1,91 @@
+"""Rewards of replies: numbers that a policy is trained to raise."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from lmjax.config import UserError, config
+
+
+class Reply(NamedTuple):
+    """A reply to a request.
+
+    Attributes:
+      request: text of the request, as the model reads it.
+      text: of the reply, without what ends it.
+      ended: whether the model ended it; else it was cut off.
+      metadata: fields of the request's line.
+      tokens: of the request and the reply, with the token that ends it.
+    """
+
+    request: str
+    text: str
+    ended: bool
+    metadata: dict[str, Any]
+    tokens: list[int]
+
+
+@config
+class Reward(abc.ABC):
+    """Base of the rewards; one of your own is a class with a method.
+
+    @config
+    class RightAnswer(Reward):
+        '''1 for a reply that ends with the answer of the request's line.'''
+
+        def score(self, replies):
+            return [float(r.text.endswith(r.metadata["answer"])) for r in replies]
+    """
+
+    weight: float = 1.0  # of the reward in the sum of all
+
+    @property
+    def name(self) -> str:
+        """Name of the reward among the metrics."""
+        return type(self).__name__
+
+    @abc.abstractmethod
+    def score(self, replies: Sequence[Reply]) -> Sequence[float]:
+        """Number for each reply, finite; the more, the better."""
+
+
+@config
+class CutOff(Reward):
+    """-1 for a reply that is cut off before its end, and 0 for one that ends."""
+
+    def score(self, replies: Sequence[Reply]) -> list[float]:
+        """See `Reward.score`."""
+        return [float(reply.ended) - 1 for reply in replies]
+
+
+def total_rewards(
+    rewards: Sequence[Reward], replies: Sequence[Reply]
+) -> tuple[Float[np.ndarray, "replies"], dict[str, float]]:
+    """Weighted sum of all rewards of each reply, and the mean of each reward by its name.
+
+    Raises:
+      UserError: a reward gives another number of scores than there are replies, or one that is not
+        finite.
+    """
+    total, means = np.zeros(len(replies)), {}
+    for reward in rewards:
+        scores = np.asarray(reward.score(replies), np.float64)
+        if scores.shape != (len(replies),):
+            raise UserError(
+                f"reward {reward.name} gives scores of the shape {scores.shape} for "
+                f"{len(replies)} replies"
+            )
+        if not np.isfinite(scores).all():
+            number = int(np.flatnonzero(~np.isfinite(scores))[0])
+            raise UserError(
+                f"reward {reward.name} gives {scores[number]} for the reply "
+                f"{replies[number].text[:60]!r}"
+            )
+        total += reward.weight * scores
+        means[reward.name] = float(scores.mean())
+    return total, means

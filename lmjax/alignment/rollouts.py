@@ -1,0 +1,172 @@
+"""Rollouts: replies that a policy samples, and the examples that it learns from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from flax import nnx
+from jaxtyping import Float, Int
+
+from lmjax.alignment.log_probabilities import log_probabilities
+from lmjax.alignment.policy_objective import SampledTargets
+from lmjax.alignment.reward_functions import Reply
+from lmjax.config import replace
+from lmjax.data.chat.templated import template_of
+from lmjax.generation.generator import Continuation, Generator
+from lmjax.generation.sampling import Sampling
+from lmjax.models import Batch, TransformerConfig, abstract
+from lmjax.objectives import Example, TokenTargets
+from lmjax.parallel import Layout
+from lmjax.training.feed import Request, RequestFeed
+from lmjax.training.placement import to_devices
+
+
+class Rollout(NamedTuple):
+    """A request, what the policy wrote, and the reply that this is."""
+
+    request: Request
+    continuation: Continuation
+    reply: Reply
+
+
+class RolloutRows(NamedTuple):
+    """Requests and replies as rows of tokens, from the left; lengths say what is what.
+
+    Attributes:
+      tokens: of the request, of its reply with the token that ends it, and padding.
+      request_lengths: tokens of each request.
+      reply_lengths: tokens of each reply, its end included.
+    """
+
+    tokens: Int[np.ndarray, "rows length"]
+    request_lengths: Int[np.ndarray, "rows"]
+    reply_lengths: Int[np.ndarray, "rows"]
+
+
+def sample_replies(
+    model: TransformerConfig,
+    params: dict,
+    feed: RequestFeed,
+    requests: Sequence[Request],
+    sampling: Sampling,
+    length: int,
+    seed: int,
+) -> list[Rollout]:
+    """Samples a reply to each request, every one with a seed of its own.
+
+    Args:
+      model: config of the policy.
+      params: its parameters.
+      feed: gives tokenizer and chat format.
+      requests: one after another; one that is there several times gets several replies.
+      sampling: how tokens are drawn.
+      length: most tokens of a reply, the one that ends it included.
+      seed: of the first reply.
+    """
+    tokenizer, template = feed.tokenizer, template_of(feed.prepared.data)
+    stops = [tokenizer.end] if template is None else template.stop_tokens(tokenizer)
+    generator = Generator(model, params)
+    prompts = [request.tokens for request in requests]
+    settings = replace(sampling, seed=seed), length, stops
+    found = []
+    for request, new in zip(requests, generator.continuations(prompts, *settings), strict=True):
+        end = [] if new.stop is None else [new.stop]
+        text = tokenizer.decode(new.tokens)
+        tokens = [*request.tokens, *new.tokens, *end]
+        reply = Reply(request.text, text, bool(end), request.metadata, tokens)
+        found.append(Rollout(request, new, reply))
+    return found
+
+
+def make_rows(rollouts: Sequence[Rollout], length: int) -> RolloutRows:
+    """Rows of `length` tokens, one for each rollout."""
+    tokens = np.zeros((len(rollouts), length), np.int32)
+    for row, rollout in zip(tokens, rollouts, strict=True):
+        written = rollout.reply.tokens[:length]
+        row[: len(written)] = written
+    sizes = np.array([len(one.reply.tokens) for one in rollouts], np.int32)
+    requests = np.array([len(one.request.tokens) for one in rollouts], np.int32)
+    return RolloutRows(tokens, requests, np.minimum(sizes, length) - requests)
+
+
+def make_example(
+    rows: RolloutRows,
+    policy: Float[np.ndarray, "rows length"],
+    reference: Float[np.ndarray, "rows length"],
+    advantages: Float[np.ndarray, "rows"],
+) -> Example:
+    """Example for `ClippedPolicy`.
+
+    Args:
+      rows: requests and replies.
+      policy: log-probability of the next token at each position under the policy that sampled.
+      reference: likewise under the reference.
+      advantages: of each reply, given to all of its tokens.
+    """
+    batch, targets = inputs_of(rows)
+    shape = rows.tokens.shape
+    each = np.broadcast_to(np.asarray(advantages, np.float32)[:, None], shape)
+    return Example(batch, SampledTargets(targets, policy, np.ascontiguousarray(each), reference))
+
+
+def inputs_of(rows: RolloutRows) -> tuple[Batch, TokenTargets]:
+    """Inputs, and the next token at each position with weight 1 where the policy wrote it."""
+    index = np.arange(rows.tokens.shape[1], dtype=np.int32)
+    first, end = rows.request_lengths, rows.request_lengths + rows.reply_lengths
+    batch = Batch(
+        tokens=rows.tokens,
+        positions=np.broadcast_to(index, rows.tokens.shape).copy(),
+        segments=(index < end[:, None]).astype(np.int32),
+    )
+    following = np.roll(rows.tokens, -1, axis=1)
+    following[:, -1] = 0
+    written = (index + 1 >= first[:, None]) & (index + 1 < end[:, None])
+    return batch, TokenTargets(following, written.astype(np.float32))
+
+
+class Scorer:
+    """Log-probabilities of sampled tokens, as the objective computes them."""
+
+    def __init__(self, model: TransformerConfig, layout: Layout, temperature: float):
+        self.vocab_size, self.layout = model.vocab_size, layout
+        graph, _ = abstract(model, layout)
+
+        @jax.jit
+        def compute(params: dict, example: Example) -> jax.Array:
+            policy = nnx.merge(graph, params)
+            hidden, _ = policy(example.inputs)
+            return log_probabilities(policy, hidden, example.targets.tokens, temperature)
+
+        self._compute = compute
+
+    def score(self, params: dict, rows: RolloutRows, most: int) -> Float[np.ndarray, "rows length"]:
+        """Log-probability of the next token at each position, `most` rows at a time."""
+        example = Example(*inputs_of(rows))
+        found = []
+        for first in range(0, len(rows.tokens), most):
+            part = jax.tree.map(lambda a, first=first: a[first : first + most], example)
+            found.append(self._compute(params, to_devices(part, self.layout, self.vocab_size)))
+        return np.concatenate(jax.device_get(found))
+
+
+def sampler_gap(
+    rollouts: Sequence[Rollout],
+    rows: RolloutRows,
+    policy: Float[np.ndarray, "rows length"],
+    sampling: Sampling,
+) -> float:
+    """Largest difference of the sampler's own log-probabilities from those that are trained with.
+
+    NaN where they are of another temperature, at which the sampler does not give them.
+    """
+    if sampling.temperature != 1:
+        return float("nan")
+    gap = 0.0
+    for row, (one, first) in enumerate(zip(rollouts, rows.request_lengths, strict=True)):
+        own = np.array(one.continuation.log_probabilities)
+        if len(own):
+            gap = max(gap, np.abs(policy[row, first - 1 : first - 1 + len(own)] - own).max())
+    return float(gap)

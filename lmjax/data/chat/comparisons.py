@@ -1,0 +1,199 @@
+"""Comparisons of answers to one request, from files of preference data."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from lmjax.config import UserError, config
+from lmjax.data.chat.conversations import make_document
+from lmjax.data.chat.messages import Message
+from lmjax.data.chat.records import ROLE_CONTENT, ROLE_NAMES, Record, require_text
+from lmjax.data.chat.templated import TemplatedRecords
+from lmjax.data.documents import BadRecord, Document
+
+# Labels of the documents of a comparison: number in it, rank (0 is the best, equal ones are ties),
+# and the margin by which the better one should win (the same for all; 0 where none is given).
+LABELS = ("number", "rank", "margin")
+TURN = re.compile(r"\n\nHuman:|\n\nAssistant:")  # of hh-rlhf's transcripts
+
+
+class RankedAnswers(NamedTuple):
+    """Conversations that differ in their last reply, with the rank of each, and a margin."""
+
+    conversations: list[list[Message]]
+    ranks: list[float]
+    margin: float = 0.0
+
+
+@config
+class Comparisons(TemplatedRecords):
+    """Answers that were compared, in JSON lines, compressed or not, in the layouts in use.
+
+    Each line has one of these: chosen and rejected (texts as in hh-rlhf, or messages), perhaps with
+    prompt and margin; prompt, answers and ranks, or scores; instruction and completions
+    (UltraFeedback); prompt, completion and label (KTO); or a tree with ranks (OpenAssistant).
+
+    Lines with the same first request are on the same side of the held-out split.
+    """
+
+    def documents_of(self, record: dict[str, Any], identity: str) -> Iterator[Document]:
+        """See `JsonRecords.documents_of`: the answers of each comparison, the best first."""
+        metadata = self.metadata_of(record)
+        for conversations, ranks, margin in read_comparisons(record):
+            ordered = sorted(zip(ranks, conversations, strict=True), key=lambda pair: pair[0])
+            for number, (rank, messages) in enumerate(ordered):
+                document = make_document(messages, self.template, identity)
+                labels = float(number), float(rank), float(margin)
+                yield document._replace(metadata=metadata, labels=labels)
+
+    def layout(self) -> str:
+        """Name of the layout of the first line.
+
+        Raises:
+          UserError: there is no line, or none that can be read.
+        """
+        for part in self.parts():
+            for record in self.records(part, lambda message: None):
+                return _find(record)[0]
+        raise UserError(f"there is no comparison in {self.path}")
+
+
+def read_comparisons(record: Record) -> list[RankedAnswers]:
+    """The comparisons of a line.
+
+    Raises:
+      BadRecord: it has none of the known layouts, or not what its layout should have.
+    """
+    found = _find(record)[2](record)
+    for conversations, ranks, _ in found:
+        if len(conversations) != len(ranks):
+            raise BadRecord(f"{len(conversations)} answers have {len(ranks)} ranks or scores")
+        if not conversations:
+            raise BadRecord("the comparison has no answer")
+        if any(rank != rank for rank in ranks):
+            raise BadRecord("a rank or a score is NaN")
+    return found
+
+
+def _find(record: Record) -> tuple[str, tuple[str, ...], Callable[[Record], list[RankedAnswers]]]:
+    for layout in LAYOUTS:
+        if all(record.get(key) is not None for key in layout[1]):
+            return layout
+    names = ", ".join(map(repr, list(record)[:12])) or "none"
+    known = "; ".join(f"{name} has {' and '.join(keys)}" for name, keys, _ in LAYOUTS)
+    raise BadRecord(f"no layout of comparisons has the keys {names}. Known are: {known}")
+
+
+def _read_pair(record: Record) -> list[RankedAnswers]:
+    prompt = _request(record["prompt"]) if record.get("prompt") is not None else []
+    sides = [_conversation(prompt, record[key], key) for key in ("chosen", "rejected")]
+    return [RankedAnswers(sides, [0, 1], _margin(record))]
+
+
+def _margin(record: Record) -> float:
+    margin = record.get("margin") or 0
+    if not isinstance(margin, int | float):
+        raise BadRecord(f"'margin' is {margin!r}, not a number")
+    return float(margin)
+
+
+def _request(prompt: Any) -> list[Message]:
+    """The messages of a prompt, which may be a text."""
+    if isinstance(prompt, str):
+        return [Message("user", require_text(prompt, "'prompt'"))]
+    return ROLE_CONTENT(prompt)
+
+
+def _conversation(prompt: Sequence[Message], answer: Any, key: str) -> list[Message]:
+    """A whole conversation, whether its answer repeats the prompt or not."""
+    if isinstance(answer, str):
+        answer = require_text(answer, repr(key))
+        if not prompt:
+            return _transcript(answer, key)
+        return [*prompt, Message("assistant", answer)]
+    messages = ROLE_CONTENT(answer)
+    repeats = messages[: len(prompt)] == list(prompt)
+    return messages if repeats and len(messages) > len(prompt) else [*prompt, *messages]
+
+
+def _transcript(text: str, key: str) -> list[Message]:
+    """The messages of a text with turns of Human and Assistant (hh-rlhf)."""
+    begin, *texts = TURN.split(text)
+    roles = ["user" if "Human" in mark else "assistant" for mark in TURN.findall(text)]
+    if begin.strip() or not texts:
+        raise BadRecord(
+            f"{key!r} is a text without a prompt, and does not begin with a turn of 'Human:'"
+        )
+    return [Message(role, text.strip()) for role, text in zip(roles, texts, strict=True)]
+
+
+def _read_ranked(record: Record) -> list[RankedAnswers]:
+    prompt, answers = _request(record["prompt"]), record["answers"]
+    if not isinstance(answers, list | tuple):
+        raise BadRecord("'answers' should be a list")
+    conversations = [_conversation(prompt, answer, "answers") for answer in answers]
+    return [RankedAnswers(conversations, _ranks(record), _margin(record))]
+
+
+def _ranks(record: Record) -> list[float]:
+    """Ranks, of which 0 is the best, from ranks or from scores, of which the highest is best."""
+    given = record.get("ranks", record.get("scores"))
+    if not isinstance(given, list | tuple) or not all(isinstance(n, int | float) for n in given):
+        raise BadRecord("'ranks' or 'scores' should be a list of numbers, one for each answer")
+    return [float(n) if "ranks" in record else -float(n) for n in given]
+
+
+def _read_completions(record: Record) -> list[RankedAnswers]:
+    """UltraFeedback's layout."""
+    prompt, ranks, conversations = _request(record["instruction"]), [], []
+    for completion in record["completions"]:
+        try:
+            answer, value = completion["response"], float(completion["overall_score"])
+        except (KeyError, TypeError, ValueError):
+            raise BadRecord("a completion should have 'response' and 'overall_score'") from None
+        conversations.append(_conversation(prompt, answer, "response"))
+        ranks.append(-value)
+    return [RankedAnswers(conversations, ranks)]
+
+
+def _read_label(record: Record) -> list[RankedAnswers]:
+    """KTO's layout: an answer that is wanted, or not."""
+    if not isinstance(record["label"], bool):
+        raise BadRecord(f"'label' is {record['label']!r}, not true or false")
+    conversation = _conversation(_request(record["prompt"]), record["completion"], "completion")
+    return [RankedAnswers([conversation], [0.0 if record["label"] else 1.0])]
+
+
+def _read_tree(record: Record) -> list[RankedAnswers]:
+    """OpenAssistant's layout: the ranked replies to each message of a tree."""
+    found: list[RankedAnswers] = []
+
+    def walk(node: Mapping[str, Any], before: tuple[Message, ...]) -> None:
+        role = ROLE_NAMES.get(node.get("role"))
+        if role is None:
+            raise BadRecord(f"a message of the tree has the role {node.get('role')!r}")
+        path = (*before, Message(role, require_text(node.get("text"), "'text' of a message")))
+        replies = [reply for reply in node.get("replies") or () if not reply.get("deleted")]
+        ranked = [reply for reply in replies if reply.get("rank") is not None]
+        if role == "user" and len(ranked) > 1:
+            answers = [
+                [*path, Message("assistant", require_text(reply.get("text"), "'text'"))]
+                for reply in ranked
+            ]
+            found.append(RankedAnswers(answers, [float(reply["rank"]) for reply in ranked]))
+        for reply in replies:
+            walk(reply, path)
+
+    walk(record["prompt"], ())
+    return found
+
+
+LAYOUTS = (
+    ("pairs", ("chosen", "rejected"), _read_pair),
+    ("ranked answers", ("prompt", "answers"), _read_ranked),
+    ("UltraFeedback", ("instruction", "completions"), _read_completions),
+    ("answers with a label (KTO)", ("prompt", "completion", "label"), _read_label),
+    ("a tree with ranks", ("message_tree_id", "prompt"), _read_tree),
+)

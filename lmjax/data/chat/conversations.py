@@ -1,0 +1,94 @@
+"""Conversations to train on, from files of instruction data."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from lmjax.config import UserError, config
+from lmjax.data.chat.messages import ChatFormat, Message, RenderedPiece, text_of
+from lmjax.data.chat.records import find_layout
+from lmjax.data.chat.templated import TemplatedRecords
+from lmjax.data.documents import BadRecord, Document
+from lmjax.data.spans import SpanKind
+from lmjax.data.tokenizers import Tokenizer
+
+
+@config
+class Conversations(TemplatedRecords):
+    """Conversations in JSON lines, compressed or not, in the layouts of public instruction data.
+
+    Each line has one of these layouts: messages (role, content); conversations (from, value);
+    instruction, output and perhaps input; prompt and completion; a tree (message_tree_id, prompt
+    with replies), each path of which is a conversation; or text, which is learned whole.
+
+    Lines with the same first request are on the same side of the held-out split.
+    """
+
+    def documents_of(self, record: dict[str, Any], identity: str) -> Iterator[Document]:
+        """See `JsonRecords.documents_of`."""
+        metadata, seen = self.metadata_of(record), []
+        for dialogue in find_layout(record).read(record):
+            if isinstance(dialogue, str):
+                if dialogue:
+                    yield Document(dialogue, identity, metadata=metadata)
+                continue
+            while dialogue and dialogue[-1].role != "assistant":
+                dialogue.pop()  # nothing is learned of it
+            if dialogue not in seen:
+                seen.append(dialogue)
+                yield make_document(dialogue, self.template, identity)._replace(metadata=metadata)
+
+    def layout(self) -> str:
+        """Name of the layout of the first line.
+
+        Raises:
+          UserError: there is no line, or none that can be read.
+        """
+        for part in self.parts():
+            for record in self.records(part, lambda message: None):
+                return find_layout(record).name
+        raise UserError(f"there is no conversation in {self.path}")
+
+
+def make_document(messages: Sequence[Message], template: ChatFormat, identity: str) -> Document:
+    """A conversation as a document, with its replies as spans.
+
+    Args:
+      messages: the conversation.
+      template: the format that it is written in.
+      identity: of the document.
+
+    Raises:
+      BadRecord: it has no reply, or the format cannot express it.
+    """
+    if not any(message.role == "assistant" and message.content for message in messages):
+        raise BadRecord("the conversation has no message of an assistant, so there is no reply")
+    try:
+        pieces = template.render_replies(messages)
+    except UserError as error:
+        raise BadRecord(str(error)) from None
+    request = next((text_of(one) for one in messages if one.role == "user"), "")
+    return Document(
+        text="".join(piece.text for piece in pieces),
+        identity=identity,
+        group=request,
+        encode=functools.partial(_encode, template=template, pieces=pieces),
+    )
+
+
+def _encode(
+    tokenizer: Tokenizer, template: ChatFormat, pieces: Sequence[RenderedPiece]
+) -> tuple[list[int], list[tuple[int, int, SpanKind]]]:
+    """See `Document.encode`; what is between the replies is a user's, so that all is in spans."""
+    tokens, replies = template.encode_replies(tokenizer, pieces)
+    spans: list[tuple[int, int, SpanKind]] = []
+    before = 0
+    for first, end in [*replies, (len(tokens), len(tokens))]:
+        if before < first:
+            spans.append((before, first, "user"))
+        if first < end:
+            spans.append((first, end, "assistant"))
+        before = end
+    return tokens, spans

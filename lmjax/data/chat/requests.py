@@ -1,0 +1,61 @@
+"""Requests that a model is to answer, from files of prompts."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from lmjax.config import UserError, config
+from lmjax.data.chat.messages import ChatFormat, Message
+from lmjax.data.chat.records import ROLE_CONTENT, require_text
+from lmjax.data.chat.templated import TemplatedRecords
+from lmjax.data.documents import BadRecord, Document
+from lmjax.data.spans import SpanKind
+from lmjax.data.tokenizers import Tokenizer
+
+
+@config
+class Requests(TemplatedRecords):
+    """Requests in JSON lines, compressed or not: prompt, a text or messages, or messages.
+
+    A reply at the end of the messages is left out. Fields of `metadata`, such as the right answer,
+    are what a reward can read beside request and reply.
+    """
+
+    def documents_of(self, record: dict[str, Any], identity: str) -> Iterator[Document]:
+        """See `JsonRecords.documents_of`."""
+        messages = _messages(record)
+        while messages and messages[-1].role == "assistant":
+            messages.pop()
+        if not messages:
+            raise BadRecord("there is no message to reply to")
+        try:
+            pieces = self.template.render(messages)
+        except UserError as error:
+            raise BadRecord(str(error)) from None
+        text = "".join(piece.text for piece in pieces)
+        yield Document(
+            text=text,
+            identity=identity,
+            metadata=self.metadata_of(record),
+            labels=(0.0,),  # a group of its own
+            encode=functools.partial(_encode, template=self.template, messages=messages),
+        )
+
+
+def _messages(record: dict[str, Any]) -> list[Message]:
+    for key in ("prompt", "messages"):
+        if (given := record.get(key)) is not None:
+            if isinstance(given, str):
+                return [Message("user", require_text(given, repr(key)))]
+            return ROLE_CONTENT(given)
+    names = ", ".join(map(repr, list(record)[:12])) or "none"
+    raise BadRecord(f"a request has the key 'prompt' or 'messages'; the keys are {names}")
+
+
+def _encode(
+    tokenizer: Tokenizer, template: ChatFormat, messages: Sequence[Message]
+) -> tuple[list[int], list[tuple[int, int, SpanKind]]]:
+    """See `Document.encode`: the tokens that a model is given to reply."""
+    return template.encode(tokenizer, messages), []

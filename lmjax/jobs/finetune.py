@@ -1,0 +1,116 @@
+"""Supervised fine-tuning: from a pretrained model and conversations to a model that replies."""
+
+from __future__ import annotations
+
+import tempfile
+from typing import Any
+
+import numpy as np
+
+from lmjax.config import UserError, config, replace
+from lmjax.console import RunLog, make_console
+from lmjax.data import (
+    Conversations,
+    Data,
+    prepare,
+)
+from lmjax.data.chat.folder import FolderTemplate, read_templates, write_templates
+from lmjax.data.chat.templated import template_of
+from lmjax.data.spans import KINDS
+from lmjax.data.store import TokenStore
+from lmjax.evaluation.evaluator import Evaluator
+from lmjax.jobs.begin_with import with_starting_model
+from lmjax.jobs.settings import ChatEvaluation
+from lmjax.jobs.text_job import TextJob
+from lmjax.launch import is_first
+from lmjax.models import TransformerConfig
+from lmjax.objectives import ChatLM, TextObjective
+from lmjax.remote import local_copy
+from lmjax.runs.folder import RunFolder
+from lmjax.training.feed import TextFeed
+from lmjax.training.schedules import Cosine, Schedule
+
+
+@config
+class Finetune(TextJob):
+    """Train a pretrained model on conversations, to write the replies in them.
+
+    Unless they are given, the model and its tokenizer are those of `begin_with`, and the number of
+    steps follows from `epochs`.
+    """
+
+    steps: int | None = None  # updates of the parameters; None: what `epochs` takes
+    epochs: float | None = None  # times that the first domain of data.train is read
+    model: TransformerConfig | None = None  # what is trained; None: the model of begin_with
+    objective: TextObjective = ChatLM()  # what it is trained to do
+    data: Data  # conversations, perhaps with text, in rows of whole documents
+    schedule: Schedule = Cosine(peak=2e-5, warmup=0)  # the learning rate
+    evaluation: ChatEvaluation = ChatEvaluation()  # on conversations that were held out
+
+    def validate(self) -> None:
+        """Raises UserError for settings that do not go together."""
+        if self.steps is None and self.epochs is None:
+            raise UserError("give the length of the training: steps, or epochs")
+        if self.epochs is not None and self.epochs <= 0:
+            raise UserError(f"epochs={self.epochs}: it must be above 0")
+        if self.epochs is not None and (self.data.stages or self.data.ramp):
+            raise UserError("epochs are counted where data has no stages and no ramp: give steps")
+        if self.model is None and self.begin_with is None:
+            raise UserError("begin_with: give the folder of the model to fine-tune")
+        if self.objective.reads_spans and self.data.rows != "whole_documents":
+            raise UserError(
+                f"data.rows={self.data.rows} cuts conversations at the edges of rows: set "
+                "data.rows=whole_documents"
+            )
+        template_of(self.data)
+        super().validate()
+
+    def check_model(self) -> None:
+        """See `TrainingJob.check_model`; a model that is not read yet is checked then."""
+        if self.model is not None:
+            super().check_model()
+
+    def all_evaluators(self) -> tuple[Evaluator, ...]:
+        """Those of `evaluation`, and further ones."""
+        return (*self.evaluation.evaluators(), *self.evaluators)
+
+    def resolved(self) -> Finetune:
+        """See `TrainingJob.resolved`: with the model and the tokenizer of `begin_with`, and steps.
+
+        The steps of `epochs` need the number of rows, so that the text is tokenized here.
+        """
+        job = with_starting_model(self)
+        if job.epochs is None:
+            return job
+        log = RunLog(make_console())
+        with tempfile.TemporaryDirectory() as folder, log.phase("reading the text") as report:
+            prepared = prepare(job.data, folder, report)
+            plan, length = job.data.plan(job.seed), job.data.length
+            feed = TextFeed(prepared, plan, job.objective, length, job.largest_batch())
+            rows = feed.loader.mixture.rows_of_epochs(job.data.train[0].name, job.epochs)
+        return replace(job, steps=-(-rows // job.data.batch_size))
+
+    def explain(self) -> None:
+        """See `TrainingJob.explain`."""
+        super(Finetune, with_starting_model(self)).explain()
+
+    def prepare(self, folder: RunFolder, log: RunLog, saved: dict[str, Any]) -> TextFeed:
+        """See `TrainingJob.prepare`."""
+        for domain in self.data.train:
+            if isinstance(source := domain.source, Conversations):
+                title = source.template.title
+                log.fact("format", f"{domain.name}: {source.layout()}, written as {title}")
+        feed = super().prepare(folder, log, saved)
+        for name, store in feed.prepared.train.items():
+            if share := _share_of_replies(store):
+                log.fact("replies", f"{name}: {share:.1%} of the tokens")
+        template = template_of(self.data)
+        if isinstance(template, FolderTemplate) and is_first():
+            write_templates(folder.path, read_templates(local_copy(template.path, "template.path")))
+        return feed
+
+
+def _share_of_replies(store: TokenStore) -> float:
+    """Share of a store's tokens that are replies."""
+    first, end, kind = store.spans
+    return float(np.sum((end - first)[kind == KINDS.index("assistant")])) / store.manifest.tokens

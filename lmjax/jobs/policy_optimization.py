@@ -1,0 +1,221 @@
+"""Reinforcement learning: a policy learns from rewards of its own replies (GRPO, RLOO, ...)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from lmjax.alignment import ClippedPolicy, group_relative, leave_one_out, reinforce_plus_plus
+from lmjax.alignment.reply_rewards import ReplyRewards
+from lmjax.alignment.reward_functions import Reward, total_rewards
+from lmjax.alignment.rollouts import (
+    RolloutRows,
+    Scorer,
+    make_example,
+    make_rows,
+    sample_replies,
+    sampler_gap,
+)
+from lmjax.config import UserError, config
+from lmjax.console import RunLog
+from lmjax.data import Data
+from lmjax.data.permutation import random_bits
+from lmjax.evaluation.evaluator import Evaluator
+from lmjax.generation.sampling import Sampling
+from lmjax.jobs.begin_with import with_starting_model
+from lmjax.jobs.text import prepare_text
+from lmjax.jobs.training_job import FrozenModel, TrainingJob
+from lmjax.models import TransformerConfig
+from lmjax.objectives import Example
+from lmjax.runs.folder import RunFolder
+from lmjax.training.feed import Request, RequestFeed
+from lmjax.training.learner import Learner, Metrics
+from lmjax.training.loop import Advance
+from lmjax.training.placement import to_devices
+from lmjax.training.schedules import Rate
+from lmjax.training.state import TrainState
+
+REFERENCE = "reference"
+ADVANTAGES = {
+    "group_relative": group_relative,
+    "leave_one_out": leave_one_out,
+    "reinforce_plus_plus": reinforce_plus_plus,
+}
+
+
+@config
+class PolicyOptimization(TrainingJob):
+    """Train a policy by the rewards of replies that it samples itself.
+
+    Each step replies to `data.batch_size` requests, `samples` times each, and makes `updates`
+    updates of `epochs` passes over the replies. The policy begins as `begin_with`, which is also
+    the reference that it is held to.
+    """
+
+    model: TransformerConfig | None = None  # what is trained; None: the model of begin_with
+    objective: ClippedPolicy = ClippedPolicy()  # what an update minimises
+    data: Data  # requests; data.length is the most tokens of one
+    rewards: tuple[Reward, ...]  # what the replies are worth: the sum
+    samples: int = 4  # replies to each request
+    reply_length: int = 128  # most tokens of a reply
+    sampling: Sampling = Sampling()  # how replies are drawn: the temperature alone may be set
+    # of a reply: its reward beside those of the other replies to the request
+    advantage: Literal["group_relative", "leave_one_out", "reinforce_plus_plus"] = "group_relative"
+    epochs: int = 1  # passes over the replies of a step
+    updates: int = 1  # updates in a pass, each with a part of the replies
+    evaluate_every: int = 50  # steps between rewards of replies to held-out requests
+    evaluate_requests: int = 64  # most of them, of each set
+
+    def validate(self) -> None:
+        """Raises UserError for settings that do not go together."""
+        if not self.rewards:
+            raise UserError("rewards: give at least one")
+        for name in ("samples", "reply_length", "epochs", "updates"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name}={getattr(self, name)}: must be at least 1")
+        if self.begin_with is None:
+            raise UserError("begin_with: the policy, and the reference that it is held to")
+        if self.sampling != Sampling(temperature=self.sampling.temperature):
+            raise UserError(
+                "sampling: the temperature alone may be set; other filters draw from another "
+                "distribution than the one that is trained"
+            )
+        if self.objective.temperature != self.sampling.temperature:
+            raise UserError(
+                f"objective.temperature={self.objective.temperature} and sampling.temperature="
+                f"{self.sampling.temperature} must be the same"
+            )
+        if self.data.rows != "groups" or self.data.ramp:
+            raise UserError("requests are read with data.rows=groups, and without a ramp")
+        if self.replies % self.updates:
+            raise UserError(
+                f"{self.replies} replies of a step do not divide into updates={self.updates}"
+            )
+        super().validate()
+
+    def check_model(self) -> None:
+        """See `TrainingJob.check_model`; a model that is not read yet is checked then."""
+        if self.model is None:
+            return
+        longest = self.model.max_length
+        if longest is not None and self.length > longest:
+            raise UserError(
+                f"data.length={self.data.length} and reply_length={self.reply_length} are more "
+                f"than model.max_length={longest}"
+            )
+        super().check_model()
+
+    @property
+    def replies(self) -> int:
+        """Replies of a step."""
+        return self.data.batch_size * self.samples
+
+    @property
+    def length(self) -> int:
+        """Tokens of a row: of a request and its reply, with the token that ends it."""
+        return self.data.length + self.reply_length
+
+    def resolved(self) -> PolicyOptimization:
+        """See `TrainingJob.resolved`: with the model and the tokenizer of `begin_with`."""
+        return with_starting_model(self)
+
+    def frozen_models(self) -> dict[str, FrozenModel]:
+        """See `TrainingJob.frozen_models`: the reference."""
+        return {REFERENCE: FrozenModel(self.model, self.begin_with)}
+
+    def example_shapes(self) -> Example:
+        """See `TrainingJob.example_shapes`."""
+        count = self.replies // self.updates
+        nothing = np.zeros((count, self.length), np.float32)
+        rows = RolloutRows(nothing.astype(np.int32), *np.zeros((2, count), np.int32))
+        return make_example(rows, nothing, nothing, nothing[:, 0])
+
+    def all_evaluators(self) -> tuple[Evaluator, ...]:
+        """Rewards of replies to held-out requests, and further ones."""
+        rewards = ReplyRewards(
+            every=self.evaluate_every,
+            rewards=self.rewards,
+            requests=self.evaluate_requests,
+            length=self.reply_length,
+            sampling=self.sampling,
+        )
+        return (rewards, *self.evaluators)
+
+    def rate(self, steps: int) -> Rate:
+        """See `TrainingJob.rate`: all updates of a step have its rate."""
+        by_step, each = self.schedule.build(steps), self.epochs * self.updates
+        return lambda update: by_step(update // each)
+
+    def facts(self) -> Iterator[tuple[str, str]]:
+        """See `TrainingJob.facts`."""
+        yield (
+            "training",
+            f"{self.steps:,} steps of {self.data.batch_size} requests x {self.samples} replies, "
+            f"{self.epochs * self.updates} updates each",
+        )
+
+    def prepare(self, folder: RunFolder, log: RunLog, saved: dict[str, Any]) -> RequestFeed:
+        """See `TrainingJob.prepare`."""
+        prepared = prepare_text(self.data, folder.tokenizer, self.model.vocab_size, log, saved)
+        return RequestFeed(prepared, self.data.plan(self.seed), self.data.length)
+
+    def learner(self) -> Learner:
+        """See `TrainingJob.learner`; the reference's log-probabilities are in the examples."""
+        return dataclasses.replace(super().learner(), frozen={})
+
+    def advance(
+        self,
+        learner: Learner,
+        feed: RequestFeed,
+        examples: Iterator[list[Request]],
+        frozen: Mapping[str, dict] | None,
+    ) -> Advance:
+        """See `TrainingJob.advance`: replies, rewards, and the updates by them."""
+        scorer = Scorer(self.model, learner.layout, self.objective.temperature)
+
+        def improve(state: TrainState, step: int) -> tuple[TrainState, Metrics, int]:
+            requests = [one for one in next(examples) for _ in range(self.samples)]
+            settings = self.sampling, self.reply_length
+            seed = random_bits(self.seed, step).item() % 2**31
+            found = sample_replies(self.model, state.params, feed, requests, *settings, seed)
+            rewards, means = total_rewards(self.rewards, [one.reply for one in found])
+            rows = make_rows(found, self.length)
+            log_probs = [
+                scorer.score(params, rows, self.microbatch)
+                for params in (state.params, frozen[REFERENCE])
+            ]
+            example = make_example(rows, *log_probs, self.advantages(rewards))
+            state, metrics = self._updates(learner, state, example, step)
+            further = {"reward": rewards.mean(), **{f"reward_{k}": v for k, v in means.items()}}
+            further["reply_tokens"] = rows.reply_lengths.mean()
+            further["ended"] = np.mean([one.reply.ended for one in found])
+            further["sampler_gap"] = sampler_gap(found, rows, log_probs[0], self.sampling)
+            metrics |= {name: jnp.float32(value) for name, value in further.items()}
+            return state, metrics, rows.tokens.size
+
+        return improve
+
+    def advantages(self, rewards: Float[np.ndarray, "replies"]) -> Float[np.ndarray, "replies"]:
+        """Advantage of each reply, of those of a request one after another."""
+        groups = jnp.asarray(rewards.reshape(-1, self.samples), jnp.float32)
+        return np.asarray(ADVANTAGES[self.advantage](groups)).reshape(-1)
+
+    def _updates(
+        self, learner: Learner, state: TrainState, example: Example, step: int
+    ) -> tuple[TrainState, Metrics]:
+        """All updates of a step, and the means of their metrics."""
+        found = []
+        for epoch in range(self.epochs):
+            order = np.argsort(random_bits(self.seed, step, epoch, np.arange(self.replies)))
+            for part in np.split(order, self.updates):
+                rows = jax.tree.map(lambda a, part=part: a[part], example)
+                on_devices = to_devices(rows, learner.layout, self.model.vocab_size)
+                state, metrics = learner.compiled_step(state, on_devices)
+                found.append(metrics)
+        return state, jax.tree.map(lambda *values: sum(values) / len(values), *found)

@@ -1,0 +1,202 @@
+"""Learning from rewards of a policy's own replies."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from lmjax.alignment import ClippedPolicy
+from lmjax.alignment.reward_functions import CutOff, Reply, Reward, total_rewards
+from lmjax.config import UserError, config, replace
+from lmjax.console import RunLog, make_console
+from lmjax.data import Bytes, Data, Domain, TextFiles
+from lmjax.data.chat.requests import Requests
+from lmjax.generation.sampling import Sampling
+from lmjax.jobs.policy_optimization import PolicyOptimization
+from lmjax.jobs.pretrain import Pretrain
+from lmjax.jobs.settings import Checkpoints, Evaluation
+from lmjax.models import AttentionConfig, FeedForwardConfig, TransformerConfig
+from lmjax.runs.folder import RunFolder
+from lmjax.runs.metrics import read_metrics
+from lmjax.training.optimizers import AdamW
+from lmjax.training.schedules import Constant
+from tests.compilations import counted_compilations
+
+MODEL = TransformerConfig(
+    vocab_size=257,
+    hidden=16,
+    num_layers=1,
+    max_length=48,
+    attention=AttentionConfig(num_heads=4, head_dim=4),
+    feed_forward=FeedForwardConfig(size=32),
+    dropout=0.1,
+)
+
+
+@config
+class SmallLetters(Reward):
+    """Share of small letters in a reply."""
+
+    def score(self, replies):
+        return [sum(map(str.islower, r.text)) / max(1, len(r.text)) for r in replies]
+
+
+@config
+class Broken(Reward):
+    """NaN for every reply."""
+
+    def score(self, replies):
+        return [float("nan")] * len(replies)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder with a pretrained run, and requests."""
+    folder = tmp_path_factory.mktemp("policy")
+    (folder / "corpus.txt").write_text("".join(f"line {n} and {n * n}\n" for n in range(300)))
+    Pretrain(
+        output=str(folder / "base"),
+        steps=1,
+        model=MODEL,
+        data=Data(
+            train=(Domain(name="lines", source=TextFiles(path=str(folder / "corpus.txt"))),),
+            tokenizer=Bytes(),
+            held_out=0.0,
+            length=32,
+            batch_size=8,
+            cache=str(folder / "cache"),
+        ),
+        schedule=Constant(peak=1e-2, warmup=0),
+        evaluation=Evaluation(prompts=()),
+    ).run()
+    records = [{"prompt": f"{n}?", "answer": str(n)} for n in range(40)]
+    (folder / "requests.jsonl").write_text("\n".join(map(json.dumps, records)))
+    return folder
+
+
+def optimization(folder, name, **settings):
+    source = Requests(path=str(folder / "requests.jsonl"), metadata=("answer",))
+    data = Data(
+        train=(Domain(name="asks", source=source),),
+        held_out=0.2,
+        length=32,
+        batch_size=4,
+        rows="groups",
+        cache=str(folder / "cache"),
+    )
+    defaults = {
+        "output": str(folder / name),
+        "steps": 6,
+        "begin_with": str(folder / "base"),
+        "data": data,
+        "rewards": (SmallLetters(),),
+        "samples": 4,
+        "reply_length": 6,
+        "updates": 2,
+        "optimizer": AdamW(),
+        "objective": ClippedPolicy(kl=0.01),
+        "schedule": Constant(peak=3e-2, warmup=0),
+        "evaluate_every": 3,
+        "evaluate_requests": 8,
+        "checkpoint": Checkpoints(every=3),
+    }
+    return PolicyOptimization(**(defaults | settings))
+
+
+def lines(job, split):
+    return [line for line in read_metrics(job.output) if line["split"] == split]
+
+
+@pytest.fixture(scope="module")
+def whole(folder):
+    """A run of six steps."""
+    job = optimization(folder, "whole")
+    job.run()
+    return job
+
+
+def test_the_reward_rises(whole):
+    """By more than twice its standard error, from the first evaluation to the last."""
+    _, last = (line["reward"] for line in lines(whole, "held_out/asks"))
+    [rewards] = [t for t in RunFolder(whole.output).results()["tables"] if t["title"] == "Rewards"]
+    [(_, reward, error)] = rewards["rows"]
+    assert reward == last
+    begin = lines(whole, "train")[0]["reward"]
+    assert last - begin > 2 * error > 0
+
+
+def test_before_the_first_update_the_policy_is_the_one_that_sampled(folder):
+    """With dropout in the model: the ratio is 1, and the divergence from the reference 0."""
+    job = optimization(folder, "first", steps=1, updates=1)
+    job.run()
+    [line] = lines(job, "train")
+    # Both are squares of differences between two programs, which round in float32.
+    assert max(line["approximate_kl"], line["kl"]) < 1e-10
+    assert line["clip_fraction"] == 0
+    # The sampler's own, with a cache and layers apart, to float32's rounding.
+    assert line["sampler_gap"] < 1e-4
+
+
+def test_a_run_goes_on_bit_for_bit_rollouts_included(whole, folder):
+    parts = optimization(folder, "parts", steps=3)
+    parts.run()
+    replace(parts, steps=6).run()
+    found, expected = (
+        [(m["step"], m["split"], m["reward"], m.get("loss")) for m in read_metrics(job.output)]
+        for job in (parts, whole)
+    )
+    assert found == expected
+    assert len(found) == 8
+
+
+def test_nothing_is_compiled_after_the_second_step(folder):
+    """Counted from the second step's end: rollouts, scores, rewards, updates."""
+    counts = []
+
+    class Counting(SmallLetters):
+        """Notes how much has been compiled whenever replies are scored."""
+
+        def score(self, replies):
+            counts.append(len(found))
+            return super().score(replies)
+
+    job = optimization(folder, "count", steps=5, evaluate_every=100, evaluate_requests=4)
+    with counted_compilations() as found:
+        replace(job, rewards=(config(Counting)(),)).run()
+    assert counts[2] == counts[4]
+
+
+def test_mistakes(folder):
+    job = optimization(folder, "mistakes")
+    for message, settings in {
+        "give at least one": {"rewards": ()},
+        "the temperature alone may be set": {"sampling": Sampling(top_k=5)},
+        "must be the same": {"sampling": Sampling(temperature=0.5)},
+        "do not divide into updates=3": {"updates": 3},
+        "samples=0": {"samples": 0},
+        "read with data.rows=groups": {"data": replace(job.data, rows="ring")},
+        "begin_with: the policy": {"begin_with": None},
+        "are more than model.max_length=48": {"model": MODEL, "reply_length": 17},
+    }.items():
+        with pytest.raises(UserError, match=message):
+            replace(job, **settings)
+    with pytest.raises(UserError, match="reward Broken gives nan for the reply"):
+        replace(job, rewards=(Broken(),)).run()
+    assert not (folder / "mistakes").exists()
+
+
+def test_rewards_are_summed_by_weight():
+    replies = [Reply("a", "bb", True, {}, []), Reply("a", "BB", False, {}, [])]
+    total, means = total_rewards((SmallLetters(weight=2.0), CutOff(weight=0.5)), replies)
+    np.testing.assert_array_equal(total, [2.0, -0.5])
+    assert means == {"SmallLetters": 0.5, "CutOff": -0.5}
+
+
+def test_a_request_keeps_the_fields_that_rewards_read(folder):
+    job = optimization(folder, "fields")
+    with jax.set_mesh(job.mesh.build()):
+        resolved = job.resolved()
+        feed = resolved.prepare(RunFolder(folder / "unused"), RunLog(make_console()), {})
+        for request in feed.requests(0):
+            assert request.text == f"User: {request.metadata['answer']}?\n\nAssistant:"
