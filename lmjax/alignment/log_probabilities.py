@@ -51,7 +51,7 @@ def log_probabilities_and_entropy(
 
 
 def _terms(model, hidden, tokens, temperature: float, entropy: bool):
-    """What `cross_entropy` gives for the logits over the temperature."""
+    """Terms of `cross_entropy` for the logits over the temperature."""
     if not 0 < temperature < float("inf"):
         raise UserError(f"temperature={temperature}: must be above 0")
     softcap = model.config.logit_softcap

@@ -18,7 +18,7 @@ from lmjax.objectives.prediction import Sums
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Answers:
-    """What losses of preferences read of answers.
+    """Answers as the losses of preferences read them.
 
     Attributes:
       log_probs: log-probability of each answer under the policy, summed over its tokens.

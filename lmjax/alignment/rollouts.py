@@ -20,14 +20,14 @@ from lmjax.generation.sampling import Sampling
 from lmjax.models import Batch, TransformerConfig, abstract
 from lmjax.objectives import Example, TokenTargets
 from lmjax.parallel import Layout
-from lmjax.training.feed import Request, RequestFeed
+from lmjax.training.feed import RequestFeed, RolloutRequest
 from lmjax.training.placement import to_devices
 
 
 class Rollout(NamedTuple):
     """A request, what the policy wrote, and the reply that this is."""
 
-    request: Request
+    request: RolloutRequest
     continuation: Continuation
     reply: Reply
 
@@ -50,7 +50,7 @@ def sample_replies(
     model: TransformerConfig,
     params: dict,
     feed: RequestFeed,
-    requests: Sequence[Request],
+    requests: Sequence[RolloutRequest],
     sampling: Sampling,
     length: int,
     seed: int,

@@ -70,8 +70,9 @@ def read_params(
     kept = {name: params[name] for name in wanted if name in params}
     if missing := fresh - kept.keys():
         kept |= _drawn(missing, ours, layout, seed)
-    params = huggingface.nest(kept)
-    return params if ours == config else _with_tokens(params, ours, config, layout)
+    if ours != config:
+        kept = _with_tokens(kept, ours, config, layout)
+    return huggingface.nest(kept)
 
 
 def tokenizer_folder(path: str | os.PathLike) -> Path:
@@ -129,8 +130,11 @@ def _drawn(
 
 
 def _with_tokens(
-    params: dict, before: TransformerConfig, config: TransformerConfig, layout: Layout
-) -> dict:
+    params: dict[str, jax.Array],
+    before: TransformerConfig,
+    config: TransformerConfig,
+    layout: Layout,
+) -> dict[str, jax.Array]:
     """Parameters for more tokens than there were before, which begin as the mean of those."""
     wanted = huggingface.by_path(abstract(config, layout)[1])
     # Which axis is the vocabulary's, as seen by a change of its size.
@@ -152,9 +156,7 @@ def _with_tokens(
             for name, array in whole.items()
         }
 
-    flat = huggingface.by_path(params)
-    tables = {name: flat[name] for name in sizes if sizes[name] != other[name]}
-    return huggingface.nest(flat | grown(tables))
+    return params | grown({name: params[name] for name in sizes if sizes[name] != other[name]})
 
 
 def _shapes(config: TransformerConfig, layout: Layout) -> dict[str, tuple[int, ...]]:

@@ -34,7 +34,7 @@ from lmjax.jobs.training_job import FrozenModel, TrainingJob
 from lmjax.models import TransformerConfig
 from lmjax.objectives import Example
 from lmjax.runs.folder import RunFolder
-from lmjax.training.feed import Request, RequestFeed
+from lmjax.training.feed import RequestFeed, RolloutRequest
 from lmjax.training.learner import Learner, Metrics
 from lmjax.training.loop import Advance
 from lmjax.training.placement import to_devices
@@ -173,7 +173,7 @@ class PolicyOptimization(TrainingJob):
         self,
         learner: Learner,
         feed: RequestFeed,
-        examples: Iterator[list[Request]],
+        examples: Iterator[list[RolloutRequest]],
         frozen: Mapping[str, dict] | None,
     ) -> Advance:
         """See `TrainingJob.advance`: replies, rewards, and the updates by them."""

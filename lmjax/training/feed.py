@@ -105,7 +105,7 @@ class TextFeed(Feed):
             yield (example for _, example in batches)
 
 
-class Request(NamedTuple):
+class RolloutRequest(NamedTuple):
     """Beginning of a text that a model is to go on from.
 
     Attributes:
@@ -152,26 +152,26 @@ class RequestFeed(Feed):
         """Order of the requests."""
         return self.prepared.loader(self.plan, tuple, self.length, slots=1).mixture
 
-    def requests(self, step: int) -> list[Request]:
+    def requests(self, step: int) -> list[RolloutRequest]:
         """The requests of a step, counted from 0."""
         rows = self.plan.rows(step)
-        found: list[Request | None] = [None] * len(rows)
+        found: list[RolloutRequest | None] = [None] * len(rows)
         for here, reader, index, _ in self.mixture.by_source(rows, self.plan.seed):
             for row, document in zip(here, reader.documents(index), strict=True):
                 found[row] = self._request(reader.store, int(document))
         return found
 
-    def held_out(self, name: str, count: int) -> list[Request]:
+    def held_out(self, name: str, count: int) -> list[RolloutRequest]:
         """The first requests of a held-out set."""
         store = self.prepared.held_out[name]
         return [self._request(store, n) for n in range(min(count, store.manifest.documents))]
 
-    def _request(self, store: TokenStore, document: int) -> Request:
+    def _request(self, store: TokenStore, document: int) -> RolloutRequest:
         begin, end = store.offsets[document : document + 2]
         tokens = store.tokens[max(begin, end - self.length) : end].tolist()
-        return Request(tokens, self.tokenizer.decode(tokens), store.metadata(document))
+        return RolloutRequest(tokens, self.tokenizer.decode(tokens), store.metadata(document))
 
     @contextmanager
-    def examples(self, done: int) -> Iterator[Iterator[list[Request]]]:
+    def examples(self, done: int) -> Iterator[Iterator[list[RolloutRequest]]]:
         """See `Feed.examples`: the requests of each step."""
         yield map(self.requests, itertools.count(done))
