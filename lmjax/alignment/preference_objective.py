@@ -7,17 +7,26 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+import numpy as np
+from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt64
 
+from lmjax.alignment.comparison_rows import (
+    RANK,
+    ComparisonObjective,
+    answer_targets,
+    label_column,
+    slot_batches,
+)
 from lmjax.alignment.log_probabilities import log_probabilities, sum_rows
 from lmjax.alignment.preferences import DPO, Answers, PreferenceLoss
-from lmjax.config import config
+from lmjax.config import UserError, config
+from lmjax.data.spans import RowSpans
 from lmjax.models.batch import Array as AnyArray
 from lmjax.models.batch import Batch
 from lmjax.models.transformer import Transformer, TransformerConfig
 from lmjax.objectives.compatibility import require_causal
 from lmjax.objectives.example import Example, TokenTargets
-from lmjax.objectives.objective import Objective
+from lmjax.objectives.lexicon import TokenTable
 from lmjax.objectives.prediction import Sums
 
 
@@ -39,8 +48,8 @@ class PairTargets:
 
 
 @config
-class PreferencePairs(Objective):
-    """A policy trained on pairs of a better and a worse answer.
+class PreferencePairs(ComparisonObjective):
+    """A policy trained on pairs of a better and a worse answer (data.rows=groups).
 
     `Example.inputs` are two batches: the rows with the chosen answers and those with the rejected
     ones. The reference policy is the frozen model "reference", or its log-probabilities are in the
@@ -48,6 +57,28 @@ class PreferencePairs(Objective):
     """
 
     preference: PreferenceLoss = DPO()  # the loss of a pair
+
+    def validate(self) -> None:
+        """Raises UserError for other than two answers."""
+        if self.answers != 2:
+            raise UserError(f"answers={self.answers}: a pair has 2")
+
+    def prepare(
+        self,
+        tokens: Int[np.ndarray, "rows row_length"],
+        segments: Int[np.ndarray, "rows row_length"],
+        seeds: UInt64[np.ndarray, "rows"],
+        lexicon: TokenTable | None = None,
+        length: int | None = None,
+        spans: RowSpans | None = None,
+        labels: Float[np.ndarray, "rows slots labels"] | None = None,
+    ) -> Example:
+        """See `TextObjective.prepare`; pairs of one rank have no weight."""
+        ranks = label_column(labels, len(tokens), 2, RANK)
+        is_pair = (ranks[:, 0] < ranks[:, 1]).astype(np.float32)[:, None]
+        sides = answer_targets(tokens, segments, spans, 2)
+        chosen, rejected = (TokenTargets(s.tokens, s.weights * is_pair) for s in sides)
+        return Example(slot_batches(tokens, segments, 2), PairTargets(chosen, rejected))
 
     def check(self, model: TransformerConfig) -> None:
         """Raises UserError for an encoder."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from lmjax.config import UserError, replace
@@ -15,6 +15,7 @@ from lmjax.interop.folder import model_folder, read_params, tokenizer_folder
 from lmjax.interop.huggingface import architecture_of
 from lmjax.interop.kept_files import keep
 from lmjax.launch import is_first
+from lmjax.models import TransformerConfig
 from lmjax.remote import local_copy
 from lmjax.runs.changes import differences
 from lmjax.runs.folder import RunFolder
@@ -78,13 +79,16 @@ def _fingerprints(tokenizer: Tokenizer) -> Iterator[str]:
         yield tokenizer.fingerprint
 
 
-def with_starting_model(job: Any) -> Any:
+def with_starting_model(
+    job: Any, adapt: Callable[[TransformerConfig], TransformerConfig] = lambda model: model
+) -> Any:
     """A job with the model and the tokenizer of `begin_with`, where none are given.
 
     The model gets a row for each special token that the tokenizer adds.
 
     Args:
       job: a config with `begin_with`, `model` (None: none is given) and `data`.
+      adapt: makes the model that is trained of the one in the folder.
 
     Raises:
       UserError: there is no model, or no tokenizer, in the folder.
@@ -94,7 +98,8 @@ def with_starting_model(job: Any) -> Any:
     tokenizer, model = _tokenizer(job.data.tokenizer, job.begin_with), job.model
     if model is None:
         model = model_folder(job.begin_with)
-        model = replace(model, vocab_size=max(model.vocab_size, _vocab_size(tokenizer)))
+        size = max(model.vocab_size, _vocab_size(tokenizer))
+        model = adapt(replace(model, vocab_size=size))
     return replace(job, model=model, data=replace(job.data, tokenizer=tokenizer))
 
 

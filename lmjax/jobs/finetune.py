@@ -14,6 +14,7 @@ from lmjax.data import (
     Data,
     prepare,
 )
+from lmjax.data.chat.comparisons import Comparisons
 from lmjax.data.chat.folder import FolderTemplate, read_templates, write_templates
 from lmjax.data.chat.templated import template_of
 from lmjax.data.spans import KINDS
@@ -57,9 +58,12 @@ class Finetune(TextJob):
             raise UserError("epochs are counted where data has no stages and no ramp: give steps")
         if self.model is None and self.begin_with is None:
             raise UserError("begin_with: give the folder of the model to fine-tune")
-        if self.objective.reads_spans and self.data.rows != "whole_documents":
+        rows = self.data.rows
+        if self.objective.slots is not None and rows != "groups":
+            raise UserError(f"data.rows={rows}: answers are compared with data.rows=groups")
+        if self.objective.slots is None and rows != "whole_documents":
             raise UserError(
-                f"data.rows={self.data.rows} cuts conversations at the edges of rows: set "
+                f"data.rows={rows} cuts conversations at the edges of rows: set "
                 "data.rows=whole_documents"
             )
         template_of(self.data)
@@ -79,7 +83,7 @@ class Finetune(TextJob):
 
         The steps of `epochs` need the number of rows, so that the text is tokenized here.
         """
-        job = with_starting_model(self)
+        job = self.with_model()
         if job.epochs is None:
             return job
         log = RunLog(make_console())
@@ -92,12 +96,12 @@ class Finetune(TextJob):
 
     def explain(self) -> None:
         """See `TrainingJob.explain`."""
-        super(Finetune, with_starting_model(self)).explain()
+        super(Finetune, self.with_model()).explain()
 
     def prepare(self, folder: RunFolder, log: RunLog, saved: dict[str, Any]) -> TextFeed:
         """See `TrainingJob.prepare`."""
         for domain in self.data.train:
-            if isinstance(source := domain.source, Conversations):
+            if isinstance(source := domain.source, Conversations | Comparisons):
                 title = source.template.title
                 log.fact("format", f"{domain.name}: {source.layout()}, written as {title}")
         feed = super().prepare(folder, log, saved)
@@ -108,6 +112,10 @@ class Finetune(TextJob):
         if isinstance(template, FolderTemplate) and is_first():
             write_templates(folder.path, read_templates(local_copy(template.path, "template.path")))
         return feed
+
+    def with_model(self) -> Finetune:
+        """The job with the model and the tokenizer of `begin_with`, where none are given."""
+        return with_starting_model(self)
 
 
 def _share_of_replies(store: TokenStore) -> float:

@@ -36,7 +36,7 @@ class TextJob(TrainingJob):
             raise UserError(
                 f"data.length={self.data.length} is longer than model.max_length={longest}"
             )
-        if not self.model.word_head:
+        if self.objective.predicts_words and not self.model.word_head:
             raise UserError(NO_HEAD)
         super().check_model()
 

@@ -150,6 +150,11 @@ class TextObjective(Objective, abc.ABC):
         return None
 
     @property
+    def predicts_words(self) -> bool:
+        """Returns whether the model's head of words is read."""
+        return True
+
+    @property
     def predicts_text(self) -> bool:
         """Returns whether each token is predicted once, from those before it.
 

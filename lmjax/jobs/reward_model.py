@@ -1,0 +1,41 @@
+"""Reward models: from a fine-tuned model and comparisons of answers to a score of an answer."""
+
+from __future__ import annotations
+
+from lmjax.alignment.comparison_accuracy import ComparisonAccuracy
+from lmjax.alignment.reward_ranking import RewardRanking
+from lmjax.config import config, replace
+from lmjax.data import Data
+from lmjax.evaluation.evaluator import Evaluator
+from lmjax.evaluation.held_out import HeldOutLoss
+from lmjax.jobs.begin_with import with_starting_model
+from lmjax.jobs.finetune import Finetune
+from lmjax.models import TextHeadConfig, TransformerConfig
+from lmjax.training.schedules import Cosine, Schedule
+
+
+@config
+class RewardModel(Finetune):
+    """Train a model to score answers as people rank them.
+
+    Unless it is given, the model is that of `begin_with`, with one number at the last token in
+    place of its head of words.
+    """
+
+    objective: RewardRanking = RewardRanking()  # what it is trained to do
+    data: Data  # comparisons, with data.rows=groups
+    schedule: Schedule = Cosine(peak=9e-6, warmup=0)  # the learning rate (InstructGPT)
+
+    def all_evaluators(self) -> tuple[Evaluator, ...]:
+        """Loss and accuracy on held-out comparisons, and further ones."""
+        every, tokens = self.evaluation.every, self.evaluation.tokens
+        return (HeldOutLoss(every=every, tokens=tokens), ComparisonAccuracy(), *self.evaluators)
+
+    def with_model(self) -> RewardModel:
+        """See `Finetune.with_model`."""
+        head = TextHeadConfig(name=self.objective.head, outputs=1, bias=False)
+
+        def with_head(model: TransformerConfig) -> TransformerConfig:
+            return replace(model, word_head=False, heads=(head,))
+
+        return with_starting_model(self, with_head)
