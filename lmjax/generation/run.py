@@ -19,6 +19,7 @@ from lmjax.generation.messages import ChatFormat
 from lmjax.generation.text import TextGenerator
 from lmjax.generation.weights import layers_apart
 from lmjax.interop import huggingface
+from lmjax.interop.adapter_folder import base_folder, is_adapter_folder, read_adapted, text_folder
 from lmjax.interop.huggingface import Dtype
 from lmjax.interop.kept_files import (
     DEFAULT,
@@ -43,7 +44,7 @@ def load(
     The folder may be a URL: what is there is copied to the cache folder first.
     """
     folder = local_copy(folder, "folder")
-    if not huggingface.is_model_folder(folder):
+    if not (is_adapter_folder(folder) or huggingface.is_model_folder(folder)):
         return load_run(folder, layout, dtype=dtype)
     try:
         return load_model(folder, layout, dtype)
@@ -59,7 +60,8 @@ def load_model(
     """The model of a folder that transformers reads, with its tokenizer, on the mesh that is set.
 
     Args:
-      folder: config.json, safetensors, and a tokenizer (see `read_tokenizer`).
+      folder: config.json, safetensors, and a tokenizer (see `read_tokenizer`); or PEFT's adapters
+        for such a model.
       layout: how the model is cut over the mesh; None is `generation_layout()`.
       dtype: what is computed in; None: float32.
 
@@ -68,16 +70,25 @@ def load_model(
     """
     layout = generation_layout() if layout is None else layout
     folder = local_copy(folder, "folder")
-    tokenizer = read_tokenizer(folder)
-    family, config = huggingface.read_config(folder)
+    tokenizer = read_tokenizer(text_folder(folder))
+    adapters, base = is_adapter_folder(folder), model_of(folder)
+    family, config = huggingface.read_config(base)
     if not config.word_head:
         raise UserError(f"{folder}: {NO_HEAD}")
-    _, params = huggingface.read_params(folder, family, config, layout, apart=layers_apart())
+    if adapters:
+        config, _, params = read_adapted(folder, layout)
+    else:
+        _, params = huggingface.read_params(folder, family, config, layout, apart=layers_apart())
     if unused := beyond_table(tokenizer, config.vocab_size):
         tell(f"{folder}: {unused}")
     filling = infiller_by(family.infill)
     generator = Generator(computed_in(config, dtype), params, layout)
-    return TextGenerator(generator, tokenizer, filling, ends_of(folder, config))
+    return TextGenerator(generator, tokenizer, filling, ends_of(text_folder(folder), config))
+
+
+def model_of(folder: Path) -> Path:
+    """The folder with the weights: of adapters, that of their model."""
+    return base_folder(folder) if is_adapter_folder(folder) else folder
 
 
 def load_run(
@@ -152,7 +163,7 @@ def chat_format(folder: str | os.PathLike, tokenizer: Tokenizer, name: str = "tr
     Raises:
       UserError: a public model whose format is not known, a damaged template, or no such name.
     """
-    folder = local_copy(folder, "folder")
+    folder = text_folder(folder)
     templates = read_templates(folder)
     with_tools = templates.get(TOOL_USE) if name == "true" else None
     name_there = DEFAULT if name == "true" else name
@@ -186,7 +197,7 @@ def chat_format(folder: str | os.PathLike, tokenizer: Tokenizer, name: str = "tr
 
 def check_chat(folder: str | os.PathLike, name: str) -> None:
     """Raises UserError for a name of a chat format that neither the folder nor we have."""
-    theirs = read_templates(local_copy(folder, "folder"))
+    theirs = read_templates(text_folder(folder))
     if name != "true" and name not in theirs and name not in (ours := templates()):
         known = ", ".join([*theirs, *ours])
         raise UserError(f"chat: there is no chat template {name!r}, only {known}")
@@ -194,6 +205,7 @@ def check_chat(folder: str | os.PathLike, name: str) -> None:
 
 def kind_of(folder: Path) -> tuple[str | None, TransformerConfig]:
     """The model_type of a folder's public model, None for one trained here; and its config."""
+    folder = model_of(folder)
     if huggingface.is_model_folder(folder):
         family, config = huggingface.read_config(folder)
         return family.model_type, config

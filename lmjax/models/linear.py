@@ -130,8 +130,8 @@ def in_parts(x: Float[Array, "1 in"], weight: Float[Array, "in out"]) -> Float[A
 
 
 def dropout(
-    x: Float[Array, "batch seq embed"], rate: float, key: PRNGKeyArray | None
-) -> Float[Array, "batch seq embed"]:
+    x: Float[Array, "batch seq *features"], rate: float, key: PRNGKeyArray | None
+) -> Float[Array, "batch seq *features"]:
     """Zeroes a share `rate` of x and scales up the rest; x itself without a key.
 
     Each device draws its own part of one global mask, so that any mesh drops the same places.

@@ -238,5 +238,10 @@ def _merge(trained: dict, rest: dict) -> dict:
     if not rest:
         return trained
     new, old = (traverse_util.flatten_dict(part, sep=".") for part in (trained, rest))
-    halves = {path: jnp.concatenate([old[path], new[path]]) for path in new.keys() & old.keys()}
+    halves = {path: _concatenate(old[path], new[path]) for path in new.keys() & old.keys()}
     return traverse_util.unflatten_dict(old | new | halves, sep=".")
+
+
+def _concatenate(rest: jax.Array, trained: jax.Array) -> jax.Array:
+    """Both parts of a stack, cut over the mesh as the second, which may be gathered (ZeRO 1, 2)."""
+    return jnp.concatenate([jax.reshard(rest, jax.typeof(trained).sharding.spec), trained])

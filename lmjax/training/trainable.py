@@ -1,4 +1,4 @@
-"""What fine-tuning trains: all parameters, the last blocks, biases, some by name, adapters alone.
+"""Choices of what fine-tuning trains: all, the last blocks, biases, some by name, adapters alone.
 
 What is not trained has neither gradients nor optimizer state, and no weight decay.
 """
@@ -70,8 +70,8 @@ class LastBlocks(Trainable):
     """Train the last blocks and what follows them: final norm, untied head, classifier.
 
     Parameters of blocks are stacked over layers: gradients, updates and the optimizer's state are
-    those of the last layers alone, and backward ends at the first of them. Of an encoder and a
-    decoder, the blocks are the decoder's.
+    those of the last layers alone, and backward ends at the first of them. While a step runs, both
+    parts of a stack are copies. Of an encoder and a decoder, the blocks are the decoder's.
     """
 
     count: int = 1  # blocks that are trained
