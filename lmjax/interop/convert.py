@@ -41,7 +41,7 @@ from lmjax.remote import Objects, copy_path, is_url, local_copy, send_folder
 from lmjax.runs.checkpoints import Checkpointer
 from lmjax.runs.folder import RunFolder
 from lmjax.runs.trained_model import TrainedModel, beyond_table, load_trained_model, read_experiment
-from lmjax.training.trainable import Adapters
+from lmjax.training.trainable import Adapters, parameter_paths
 
 # Endings of files that hold weights, in whatever format, and of what belongs to them.
 WEIGHTS = (
@@ -134,12 +134,16 @@ def convert_adapters(
     """
     source = local_copy(source, "source")
     console = make_console() if console is None else console
+    config = model_folder(str(source))
+    if config.lora is None:
+        raise UserError(f"{source}: the model has no adapters (model.lora)")
     experiment = None if is_adapter_folder(source) else read_experiment(source)
-    trainable = getattr(experiment, "trainable", None)
-    if not isinstance(trainable, Adapters | None):
+    trainable = getattr(experiment, "trainable", None) or Adapters()
+    rest = [p for p in parameter_paths(config, training_layout()) if ".adapter." not in p]
+    if more := list(filter(trainable.trains, rest)):
         raise UserError(
-            f"{source} trained more than adapters, {type(trainable).__name__}: without it they are"
-            " not the model; to=huggingface writes the whole model"
+            f"{source} trained more than adapters, such as {more[0]}: without it they are not the"
+            " model; to=huggingface writes the whole model"
         )
     trained, _ = read(source, step, console)
     base = base_of(source, trained.config)
