@@ -1,5 +1,7 @@
 """Choices of what is trained: only that changes, as where all is; memory; any mesh."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,11 +15,13 @@ from lmjax.models import (
     FeedForwardConfig,
     LoRA,
     TransformerConfig,
+    abstract,
     llama,
 )
 from lmjax.objectives import CausalLM
 from lmjax.parallel import Mesh, training_layout
 from lmjax.training.learner import Learner
+from lmjax.training.matrices import as_matrices
 from lmjax.training.optimizers import Adafactor, AdamW, Muon
 from lmjax.training.placement import abstract_example, to_devices
 from lmjax.training.trainable import Adapters, AllParameters, Biases, LastBlocks, Matching
@@ -267,3 +271,14 @@ def test_what_nothing_fits_is_refused(one_device):
         (Adapters(), ADAPTED),
     ):
         trainable.check(model, training_layout())
+
+
+def test_an_adapters_matrices_are_inputs_by_outputs(one_device):
+    """Also of the layer whose inputs are heads: optimizers look at whole matrices."""
+    _, shapes = abstract(ADAPTED, training_layout())
+    for path, leaf in jax.tree.leaves_with_path(shapes):
+        names = [key.key for key in path]
+        if "adapter" in names:
+            matrices = jax.eval_shape(functools.partial(as_matrices, path), leaf)
+            assert matrices.shape[1 if names[-2] == "b" else 2] == 2, names
+            assert matrices.ndim == 3
