@@ -11,8 +11,9 @@ from lmjax.data.chat.messages import ChatFormat, Message
 from lmjax.data.chat.templated import template_of
 from lmjax.data.chat.templates import PLAIN, chat_template, fitting_template, templates
 from lmjax.data.tokenizers import Tokenizer
+from lmjax.generation.run import model_of
 from lmjax.interop import huggingface
-from lmjax.remote import local_copy
+from lmjax.interop.adapter_folder import text_folder
 from lmjax.runs.trained_model import read_experiment
 
 __all__ = ["ChatFormat", "Message", "chat_format", "chat_template", "check_chat"]
@@ -32,7 +33,7 @@ def chat_format(folder: str | os.PathLike, tokenizer: Tokenizer, name: str = "tr
     Raises:
       UserError: a public model whose format is not known, a damaged template, or no such name.
     """
-    folder = local_copy(folder, "folder")
+    folder = text_folder(folder)
     found = folder_format(folder, tokenizer, None if name == "true" else name)
     if found is not None:
         return found
@@ -52,7 +53,7 @@ def chat_format(folder: str | os.PathLike, tokenizer: Tokenizer, name: str = "tr
 
 def check_chat(folder: str | os.PathLike, name: str) -> None:
     """Raises UserError for a name of a chat format that neither the folder nor we have."""
-    theirs = read_templates(local_copy(folder, "folder"))
+    theirs = read_templates(text_folder(folder))
     if name != "true" and name not in theirs and name not in (ours := templates()):
         known = ", ".join([*theirs, *ours])
         raise UserError(f"chat: there is no chat template {name!r}, only {known}")
@@ -60,6 +61,7 @@ def check_chat(folder: str | os.PathLike, name: str) -> None:
 
 def _trained_format(folder: Path, tokenizer: Tokenizer) -> ChatFormat:
     """The format that a model without a template in its folder was trained with."""
+    folder = model_of(folder)
     if huggingface.is_model_folder(folder):
         family, config = huggingface.read_config(folder)
         return chat_template(fitting_template(family.model_type, tokenizer, config))

@@ -24,7 +24,7 @@ from lmjax.generation.prompts import (
 )
 from lmjax.generation.sampling import Sampling
 from lmjax.generation.weights import decoding_weights, layers_apart, stacked
-from lmjax.models import TransformerConfig
+from lmjax.models import TransformerConfig, merge_adapters
 from lmjax.parallel import Layout, generation_layout
 
 PACE = 0.2  # seconds between two pieces of a stream
@@ -67,12 +67,13 @@ class Generator:
         """Takes parameters as `initialize`, a checkpoint or `interop` gives them.
 
         Args:
-          config: the model.
+          config: the model; its adapters, where it has some, are merged into the weights.
           params: its parameters, cut over the mesh in any way, stacked or layer by layer.
           layout: how to cut batches, activations and parameters; None is `generation_layout()`.
           unstack: keep the parameters of each layer apart and compile each layer by itself; None:
             see `layers_apart`.
         """
+        params, config = merge_adapters(params, config)
         self.config = config
         unstack = layers_apart() if unstack is None else unstack
         self.layout = generation_layout() if layout is None else layout

@@ -15,6 +15,7 @@ from lmjax.generation.generator import Generator
 from lmjax.generation.text import TextGenerator
 from lmjax.generation.weights import layers_apart
 from lmjax.interop import huggingface
+from lmjax.interop.adapter_folder import base_folder, is_adapter_folder, read_adapted, text_folder
 from lmjax.interop.huggingface import Dtype
 from lmjax.interop.kept_files import read_end_ids
 from lmjax.launch import is_first
@@ -33,7 +34,7 @@ def load(
     The folder may be a URL: what is there is copied to the cache folder first.
     """
     folder = local_copy(folder, "folder")
-    if not huggingface.is_model_folder(folder):
+    if not (is_adapter_folder(folder) or huggingface.is_model_folder(folder)):
         return load_run(folder, layout, dtype=dtype)
     try:
         return load_model(folder, layout, dtype)
@@ -49,7 +50,8 @@ def load_model(
     """The model of a folder that transformers reads, with its tokenizer, on the mesh that is set.
 
     Args:
-      folder: config.json, safetensors, and a tokenizer (see `read_tokenizer`).
+      folder: config.json, safetensors, and a tokenizer (see `read_tokenizer`); or PEFT's adapters
+        for such a model.
       layout: how the model is cut over the mesh; None is `generation_layout()`.
       dtype: what is computed in; None: float32.
 
@@ -58,16 +60,25 @@ def load_model(
     """
     layout = generation_layout() if layout is None else layout
     folder = local_copy(folder, "folder")
-    tokenizer = read_tokenizer(folder)
-    family, config = huggingface.read_config(folder)
+    tokenizer = read_tokenizer(text_folder(folder))
+    adapters, base = is_adapter_folder(folder), model_of(folder)
+    family, config = huggingface.read_config(base)
     if not config.word_head:
         raise UserError(f"{folder}: {NO_HEAD}")
-    _, params = huggingface.read_params(folder, family, config, layout, apart=layers_apart())
+    if adapters:
+        config, _, params = read_adapted(folder, layout)
+    else:
+        _, params = huggingface.read_params(folder, family, config, layout, apart=layers_apart())
     if unused := beyond_table(tokenizer, config.vocab_size):
         tell(f"{folder}: {unused}")
     filling = infiller_by(family.infill)
     generator = Generator(computed_in(config, dtype), params, layout)
-    return TextGenerator(generator, tokenizer, filling, ends_of(folder, config))
+    return TextGenerator(generator, tokenizer, filling, ends_of(text_folder(folder), config))
+
+
+def model_of(folder: Path) -> Path:
+    """The folder with the weights: of adapters, that of their model."""
+    return base_folder(folder) if is_adapter_folder(folder) else folder
 
 
 def load_run(

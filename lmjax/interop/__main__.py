@@ -3,6 +3,7 @@
 python -m lmjax.interop runs/quickstart models/quickstart
 python -m lmjax.interop models/Mistral-7B-v0.1 runs/mistral mesh.tensor=8
 python -m lmjax.interop models/opt-13b models/opt-13b-half to=huggingface dtype=bfloat16
+python -m lmjax.interop runs/instructions adapters/instructions to=peft
 """
 
 from typing import Literal
@@ -10,7 +11,7 @@ from typing import Literal
 import jax
 
 from lmjax.config import UserError, config
-from lmjax.interop.convert import convert
+from lmjax.interop.convert import convert, convert_adapters
 from lmjax.launch import import_modules, run
 from lmjax.parallel import Mesh
 from lmjax.remote import check_path
@@ -20,10 +21,12 @@ from lmjax.remote import check_path
 class Convert:
     """A model in another form."""
 
-    source: str | None = None  # a run folder, or a model folder: config.json and tensor files
+    # a run folder, or a model folder: config.json and tensor files, or PEFT's of adapters
+    source: str | None = None
     destination: str | None = None  # is made: it must not exist, or be empty
-    # a folder that transformers loads, or a run folder; none: what the source is not
-    to: Literal["huggingface", "run"] | None = None
+    # a folder that transformers loads, one of adapters alone that PEFT loads, or a run folder;
+    # none: a run becomes one for transformers, all else a run
+    to: Literal["huggingface", "peft", "run"] | None = None
     step: int | None = None  # which checkpoint of a run; none: the newest
     # of the tensors for transformers; none: as in the source folder, float32 from a run
     dtype: Literal["float32", "bfloat16"] | None = None
@@ -52,6 +55,11 @@ class Convert:
             )
         import_modules(self.imports)
         with jax.set_mesh(self.mesh.build()):
+            if self.to == "peft":
+                if self.dtype not in (None, "float32"):
+                    raise UserError(f"dtype={self.dtype}: adapters are float32")
+                convert_adapters(self.source, self.destination, step=self.step)
+                return
             convert(
                 self.source,
                 self.destination,

@@ -18,6 +18,14 @@ from lmjax.data.public_tokenizers import read_tokenizer
 from lmjax.data.tokenizers import Tokenizer
 from lmjax.files import errors_told, local_path
 from lmjax.interop import huggingface
+from lmjax.interop.adapter_folder import (
+    base_folder,
+    is_adapter_folder,
+    read_adapted,
+    text_folder,
+    write_adapters,
+)
+from lmjax.interop.folder import model_folder, same_adapters
 from lmjax.interop.huggingface import Dtype
 from lmjax.interop.kept_files import keep
 from lmjax.interop.tensor_files import LARGEST_FILE
@@ -29,6 +37,7 @@ from lmjax.remote import Objects, copy_path, is_url, local_copy, send_folder
 from lmjax.runs.checkpoints import Checkpointer
 from lmjax.runs.folder import RunFolder
 from lmjax.runs.trained_model import TrainedModel, beyond_table, load_trained_model, read_experiment
+from lmjax.training.trainable import Adapters, parameter_paths
 
 # Endings of files that hold weights, in whatever format, and of what belongs to them.
 WEIGHTS = (
@@ -61,7 +70,8 @@ def convert(
     tensor by tensor from file to file. The destination appears when it is complete.
 
     Args:
-      source: a run folder, or a model folder: config.json and safetensors or PyTorch's .bin files.
+      source: a run folder, or a model folder: config.json and safetensors or PyTorch's .bin files;
+        or a folder of PEFT's adapters, which are merged where a model folder is written.
       destination: must not exist, or be empty.
       to_run: whether it becomes a run folder; None: if the source is none.
       step: which checkpoint of a run; None: the newest undamaged one.
@@ -75,14 +85,15 @@ def convert(
     """
     source = local_copy(source, "source")
     console = make_console() if console is None else console
-    public = huggingface.is_model_folder(source)
+    adapters = is_adapter_folder(source)
+    public = adapters or huggingface.is_model_folder(source)
     to_run = public if to_run is None else to_run
     if to_run and dtype not in (None, "float32"):
         raise UserError(f"dtype={dtype}: the parameters in a run folder are float32")
     if public and step is not None:
         raise UserError(f"step={step}: {source} is a model folder and has no checkpoints")
     with new_folder_anywhere(destination, to_run) as folder:
-        if public and not to_run:
+        if public and not (to_run or adapters):
             if not is_first():
                 return  # from file to file there is nothing to gather
             with ByteBar("copying", console) as report:
@@ -98,6 +109,67 @@ def convert(
     for note in notes:
         console.print(f"note: {note}", soft_wrap=True)
     console.print(f"written: {destination}", soft_wrap=True)
+
+
+def convert_adapters(
+    source: str | os.PathLike,
+    destination: str | os.PathLike,
+    step: int | None = None,
+    console: Console | None = None,
+) -> None:
+    """Writes the adapters of a run alone, as a folder that PEFT loads.
+
+    Args:
+      source: a run folder whose adapters were trained, and nothing else.
+      destination: see `convert`.
+      step: see `convert`.
+      console: see `convert`.
+
+    Raises:
+      UserError: there are no adapters, more than they were trained, or PEFT cannot have them.
+    """
+    source = local_copy(source, "source")
+    console = make_console() if console is None else console
+    config = model_folder(str(source))
+    if config.lora is None:
+        raise UserError(f"{source}: the model has no adapters (model.lora)")
+    experiment = None if is_adapter_folder(source) else read_experiment(source)
+    trainable = getattr(experiment, "trainable", None) or Adapters()
+    rest = [p for p in parameter_paths(config, training_layout()) if ".adapter." not in p]
+    if more := list(filter(trainable.trains, rest)):
+        raise UserError(
+            f"{source} trained more than adapters, such as {more[0]}: without it they are not the"
+            " model; to=huggingface writes the whole model"
+        )
+    trained, _ = read(source, step, console)
+    base = base_of(source, trained.config)
+    with new_folder_anywhere(destination, index=False) as folder:
+        write_adapters(folder, trained.config, trained.params, base)
+    if base is None:
+        console.print(
+            "note: adapter_config.json names no base_model_name_or_path, because the run did not"
+            " begin with a model folder",
+            soft_wrap=True,
+        )
+    console.print(f"written: {destination}", soft_wrap=True)
+
+
+def base_of(source: Path, config: TransformerConfig) -> str | None:
+    """The model folder that a run's adapters belong to; None: it is none, or is not known."""
+    if huggingface.is_model_folder(source):
+        return str(source)
+    if is_adapter_folder(source):
+        return str(base_folder(source))
+    experiment = read_experiment(source)
+    before = getattr(experiment, "begin_with", None) or getattr(experiment, "source", None)
+    if before is None:
+        return None
+    before = local_copy(before, "begin_with")
+    if huggingface.is_model_folder(before):
+        return str(before)
+    if not before.is_dir() or not same_adapters(model_folder(str(before)).lora, config.lora):
+        return None  # other adapters were merged into the weights
+    return base_of(before, config)
 
 
 @contextmanager
@@ -182,11 +254,13 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 
 def read(source: Path, step: int | None, console: Console) -> tuple[TrainedModel, list[str]]:
-    """The model of a folder of either kind, and what the user should know."""
-    if huggingface.is_model_folder(source):
+    """The model of a folder of any kind, and what the user should know."""
+    adapters = is_adapter_folder(source)
+    if adapters or huggingface.is_model_folder(source):
+        reader = read_adapted if adapters else huggingface.read
         with ByteBar("reading", console) as report:
-            config, _, params = huggingface.read(source, training_layout(), report)
-        tokenizer, notes = find_tokenizer(source)
+            config, _, params = reader(source, training_layout(), report)
+        tokenizer, notes = find_tokenizer(text_folder(source))
         trained = TrainedModel(config, params, tokenizer)
     else:
         console.print("reading the checkpoint")
@@ -222,6 +296,8 @@ def write_run(folder: RunFolder, trained: TrainedModel, source: Path, console: C
 
 def family_of(source: Path) -> str | None:
     """The model_type of a public model, also where its run folder is the source."""
+    if is_adapter_folder(source):
+        source = base_folder(source)
     if huggingface.is_model_folder(source):
         return huggingface.read_config(source)[0].model_type
     experiment = read_experiment(source)

@@ -209,7 +209,10 @@ def family_of(config: TransformerConfig) -> tuple[ModelFamily, dict[str, Any]]:
 
 
 def architecture_of(config: TransformerConfig) -> TransformerConfig:
-    """The config without what changes no logits, only how a model is drawn, trained or computed."""
+    """The config without what changes no logits, only how a model is drawn, trained or computed.
+
+    Adapters are left out too: they belong to no family.
+    """
     attention = replace(
         config.attention,
         implementation=None,
@@ -222,6 +225,7 @@ def architecture_of(config: TransformerConfig) -> TransformerConfig:
         # Where there is no table of positions, how long a text may be changes no number.
         max_length=config.max_length if config.positions is not None else None,
         attention=attention,
+        lora=None,
         dropout=0.0,
         initializer=Normal(),
         dtype="float32",

@@ -10,10 +10,10 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from lmjax.config import UserError, preset, replace
-from lmjax.interop import huggingface
+from lmjax.interop import adapter_folder, huggingface
 from lmjax.interop.tensor_files import TensorFiles
 from lmjax.interop.tensor_names import Shapes, titles_of
-from lmjax.models import TransformerConfig, abstract, draw_parameters
+from lmjax.models import LoRA, TransformerConfig, abstract, draw_parameters, merge_adapters
 from lmjax.models.transformer import VOCABULARY_MULTIPLE
 from lmjax.parallel import Layout
 from lmjax.remote import local_copy
@@ -23,8 +23,10 @@ from lmjax.runs.trained_model import load_trained_model, read_experiment
 
 @preset
 def model_folder(path: str) -> TransformerConfig:
-    """The config of the model in a run folder, or in a folder that transformers reads."""
+    """The config of the model in a run folder, or in one that transformers or PEFT reads."""
     folder = local_copy(path, "folder")
+    if adapter_folder.is_adapter_folder(folder):
+        return adapter_folder.read_adapted_config(folder)
     if huggingface.is_model_folder(folder):
         return huggingface.read_config(folder)[1]
     return read_experiment(folder).model
@@ -37,16 +39,18 @@ def read_params(
 
     A head that `config` has and the folder's model lacks (of words, of rows, one of `heads` by its
     name) is drawn afresh, but for a pooler that the folder has; one that `config` lacks is left.
-    Where `config` has more tokens, each new one begins as the mean of the old ones (Hewitt 2021,
-    "Initializing new word embeddings for pretrained language models").
+    Adapters in the folder go on where `config` has the same ones; otherwise they are merged into
+    the weights, and those of `config` are drawn afresh. Where `config` has more tokens, each new
+    one begins as the mean of the old ones (Hewitt 2021, "Initializing new word embeddings for
+    pretrained language models").
 
     Args:
       path: a run folder, of which the newest undamaged checkpoint is taken, or a folder that
-        transformers reads.
+        transformers reads, or one of adapters whose model is another folder here.
       config: the model that they are for. It may differ in what changes no shape, such as windows
         or the scaling of rotary positions.
       layout: how they are cut over the mesh that is set.
-      seed: what a fresh head is drawn from.
+      seed: what a fresh head and fresh adapters are drawn from.
 
     Returns:
       A nested dictionary of float32 arrays.
@@ -55,19 +59,23 @@ def read_params(
       UserError: see `huggingface.read` and `load_trained_model`; or a parameter has another shape.
     """
     folder = local_copy(path, "folder")
-    theirs = model_folder(str(folder))
+    theirs = whole = model_folder(str(folder))
+    if merges := not same_adapters(theirs.lora, config.lora):
+        theirs = replace(theirs, lora=None)
     old = min(theirs.vocab_size, config.vocab_size)
     ours = replace(config, vocab_size=old) if old < config.vocab_size else config
     wanted = huggingface.by_path(abstract(ours, layout)[1])
-    fresh = {name for name in wanted if name.startswith(_lacking(theirs, ours))}
+    fresh = _fresh(theirs, ours, wanted)
     _check_shapes(folder, theirs, ours, layout, fresh)
+    params = _read_as_they_are(folder, layout)
+    if merges:
+        params, _ = merge_adapters(params, whole)
+    found = huggingface.by_path(params)
     if huggingface.is_model_folder(folder):
-        params = huggingface.by_path(huggingface.read(folder, layout)[2])
-        params |= _public_poolers(folder, fresh, ours, wanted)
+        found |= _public_poolers(folder, fresh, ours, wanted)
     else:
-        params = huggingface.by_path(load_trained_model(folder, layout).params)
-        params |= _own_poolers(params, fresh)
-    kept = {name: params[name] for name in wanted if name in params}
+        found |= _own_poolers(found, fresh)
+    kept = {name: found[name] for name in wanted if name in found}
     if missing := fresh - kept.keys():
         kept |= _drawn(missing, ours, layout, seed)
     if ours != config:
@@ -75,10 +83,34 @@ def read_params(
     return huggingface.nest(kept)
 
 
+def _read_as_they_are(folder: Path, layout: Layout) -> dict:
+    """The parameters of a folder of any kind, with its adapters."""
+    if adapter_folder.is_adapter_folder(folder):
+        return adapter_folder.read_adapted(folder, layout)[2]
+    if huggingface.is_model_folder(folder):
+        return huggingface.read(folder, layout)[2]
+    return load_trained_model(folder, layout).params
+
+
+def same_adapters(theirs: LoRA | None, ours: LoRA | None) -> bool:
+    """Returns whether adapters of one config mean the same in the other, apart from dropout."""
+    if theirs is None or ours is None:
+        return theirs is ours
+    return replace(theirs, dropout=0.0) == replace(ours, dropout=0.0)
+
+
 def tokenizer_folder(path: str | os.PathLike) -> Path:
-    """Path of the tokenizer of a run folder, or of a folder that transformers reads."""
+    """Path of the tokenizer of a run folder, or of a folder that transformers or PEFT reads."""
     folder = local_copy(path, "folder")
+    if adapter_folder.is_adapter_folder(folder):
+        return adapter_folder.text_folder(folder)
     return folder if huggingface.is_model_folder(folder) else RunFolder(folder).tokenizer
+
+
+def _fresh(theirs: TransformerConfig, ours: TransformerConfig, wanted: Shapes) -> set[str]:
+    """The parameters of heads and adapters that one model has and the other lacks altogether."""
+    lacking, adapters = _lacking(theirs, ours), "adapter" if theirs.lora is None else None
+    return {name for name in wanted if name.startswith(lacking) or adapters in name.split(".")}
 
 
 def _lacking(one: TransformerConfig, other: TransformerConfig) -> tuple[str, ...]:

@@ -35,7 +35,7 @@ from lmjax.interop.tensor_files import (
 )
 from lmjax.interop.tensor_names import Shapes, entries_of, find_tensors, theirs
 from lmjax.launch import is_first
-from lmjax.models import TransformerConfig, abstract
+from lmjax.models import TransformerConfig, abstract, merge_adapters
 from lmjax.models.family import ModelFamily
 from lmjax.models.names import Name
 from lmjax.parallel import Layout, training_layout
@@ -110,7 +110,7 @@ def write(
     report: Report = report_nothing,
     extra: Mapping[str, Any] = MappingProxyType({}),
 ) -> None:
-    """Writes config.json and safetensors, which transformers loads.
+    """Writes config.json and safetensors, which transformers loads; adapters are merged.
 
     Tensors are gathered and written one by one; config.json comes last. A mesh must be set, the
     one that the parameters lie on; with several processes all of them call this, and the first one
@@ -130,6 +130,7 @@ def write(
       UserError: no family of Hugging Face's can express the config.
     """
     folder = local_path(folder, "folder")
+    params, config = merge_adapters(params, config)
     family, settings = family_of(config)
     paths = by_path(params)
     if config.heads:  # which are all that the class has

@@ -22,6 +22,7 @@ FILE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 TORCH_FILE = "pytorch_model.bin"
 TORCH_INDEX = "pytorch_model.bin.index.json"
+FILES = ((FILE, INDEX), (TORCH_FILE, TORCH_INDEX))
 FLOATS = {
     "F64": np.dtype(np.float64),
     "F32": np.dtype(np.float32),
@@ -55,15 +56,19 @@ class TensorFiles:
     one by one.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, files: tuple[tuple[str, str], ...] = FILES):
         """Looks at what is in the files of `folder`.
+
+        Args:
+          folder: where they are.
+          files: names of one file with all tensors, and of the index of several, for each kind.
 
         Raises:
           UserError: there are none, one is damaged or missing, or lacks what the index says; two
             hold a tensor of one name that is not the same; a PyTorch file, and torch is not
             installed.
         """
-        self.folder = folder
+        self.folder, self._kinds = folder, files
         self._stored: dict[str, Stored] = {}
         names, listed, index = self._files()
         for name in names:
@@ -80,15 +85,14 @@ class TensorFiles:
 
     def _files(self) -> tuple[list[str], dict[str, str], str]:
         """Names of the files, which tensor lies where as far as an index says it, and its name."""
-        for file, index in ((FILE, INDEX), (TORCH_FILE, TORCH_INDEX)):
+        for file, index in self._kinds:
             if (self.folder / file).is_file():  # the index of an earlier save may lie beside it
                 return [file], {}, ""
             if (self.folder / index).is_file():
                 listed = self._read_index(self.folder / index)
                 return sorted(set(listed.values())), listed, index
-        raise UserError(
-            f"{self.folder} holds no weights: none of {FILE}, {INDEX}, {TORCH_FILE}, {TORCH_INDEX}"
-        )
+        names = ", ".join(name for kind in self._kinds for name in kind)
+        raise UserError(f"{self.folder} holds no weights: none of {names}")
 
     def _read_index(self, path: Path) -> dict[str, str]:
         try:

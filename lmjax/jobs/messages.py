@@ -15,6 +15,7 @@ from lmjax.launch import user_modules
 from lmjax.runs.changes import differences, is_below
 from lmjax.runs.environment import compare_environment
 from lmjax.runs.folder import CHECKPOINTS, CONFIG, METRICS, REPORT, TOKENIZER, RunFolder
+from lmjax.scaling.flops import count_trained
 
 
 def print_beginning(story: RunLog, job: Any, location: str, parameters: int) -> None:
@@ -39,6 +40,17 @@ def print_beginning(story: RunLog, job: Any, location: str, parameters: int) -> 
         story.fact("average", f"of the parameters, decay {job.average}: it is evaluated")
     for label, words in job.facts():
         story.fact(label, words)
+
+
+def print_trained(story: RunLog, job: Any, parameters: int) -> None:
+    """Prints how many of the parameters are trained, where it is not all of them."""
+    trained = count_trained(job.model, job.trained().share)
+    if trained < parameters:
+        story.fact(
+            "trained",
+            f"{trained:,} of {parameters:,} parameters, {trained / parameters:.2%}"
+            f" ({type(job.trained()).__name__})",
+        )
 
 
 def print_continuation(story: RunLog, job: Any, extra: dict[str, Any], done: int) -> None:

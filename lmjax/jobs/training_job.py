@@ -30,6 +30,7 @@ from lmjax.training.optimizers import AdamW, Optimizer
 from lmjax.training.placement import abstract_example, to_devices
 from lmjax.training.schedules import Cosine, Rate, Schedule
 from lmjax.training.state import TrainState
+from lmjax.training.trainable import Adapters, AllParameters, Trainable
 
 
 class FrozenModel(NamedTuple):
@@ -60,6 +61,8 @@ class TrainingJob(abc.ABC):
     # run folder or public model folder whose parameters are trained further; None: random ones
     begin_with: str | None = None
     objective: Objective  # what it is trained to do
+    # which parameters are trained; none: adapters where the model has some (model.lora), else all
+    trainable: Trainable | None = None
     optimizer: Optimizer = AdamW()  # turns gradients into updates
     schedule: Schedule = Cosine()  # the learning rate
     gradient_clip: float | None = 1.0  # largest norm of the gradient; None: no limit
@@ -199,7 +202,8 @@ class TrainingJob(abc.ABC):
         Raises:
           UserError: the model or the batch does not divide the mesh, or the schedule the steps.
         """
-        layout = training_layout()
+        layout, trained = training_layout(), self.trained()
+        trained.check(self.model, layout)
         learner = Learner(
             model=self.model,
             objective=self.objective,
@@ -215,6 +219,8 @@ class TrainingJob(abc.ABC):
                 name: abstract(model.config, layout)[0]
                 for name, model in self.frozen_models().items()
             },
+            trainable=trained.trains,
+            last_blocks=trained.last_blocks,
         )
         learner.abstract()
         shards = axis_size(*layout.axes("batch"))
@@ -225,6 +231,12 @@ class TrainingJob(abc.ABC):
             )
         self.abstract_example()
         return learner
+
+    def trained(self) -> Trainable:
+        """The choice of parameters that are trained."""
+        if self.trainable is not None:
+            return self.trainable
+        return AllParameters() if self.model.lora is None else Adapters()
 
     def abstract_example(self) -> Example:
         """The largest example as shapes with shardings, on the mesh that is set."""
@@ -244,7 +256,7 @@ class TrainingJob(abc.ABC):
 
         The examples say how long each of the two is (T5's decoder reads less than its encoder).
         """
-        return training_flops_per_token(self.model, *self._lengths())
+        return training_flops_per_token(self.model, *self._lengths(), self.trained().share)
 
     def _lengths(self) -> tuple[int, int | None]:
         """Tokens of a row, and of what an encoder reads for it."""

@@ -35,6 +35,7 @@ from lmjax.jobs.messages import (
     print_finished,
     print_interruption,
     print_results,
+    print_trained,
 )
 from lmjax.jobs.report import write_report
 from lmjax.jobs.results import Results
@@ -78,6 +79,7 @@ class TrainingRun:
             self.folder.checkpoints, settings.keep, settings.keep_every, warn=self.log.warn
         ) as checkpointer:
             print_beginning(self.log, job, self.folder.location, self.parameters)
+            print_trained(self.log, job, self.parameters)
             if self.is_finished(checkpointer):
                 print_finished(self.log, job.steps, self.folder.location)
                 print_results(self.log, self.results, self.folder.location)

@@ -38,6 +38,7 @@ from lmjax.models.label_heads import TokenHeadConfig as TokenHeadConfig
 from lmjax.models.llama import llama as llama
 from lmjax.models.llama import llama2 as llama2
 from lmjax.models.llama import skywork as skywork
+from lmjax.models.lora import LoRA as LoRA
 from lmjax.models.mistral import mistral as mistral
 from lmjax.models.norms import LayerNormConfig as LayerNormConfig
 from lmjax.models.norms import RMSNormConfig as RMSNormConfig
@@ -46,6 +47,7 @@ from lmjax.models.palm import palm as palm
 from lmjax.models.parameters import abstract as abstract
 from lmjax.models.parameters import draw_parameters as draw_parameters
 from lmjax.models.parameters import initialize as initialize
+from lmjax.models.parameters import merge_adapters as merge_adapters
 from lmjax.models.positions import ALiBi as ALiBi
 from lmjax.models.positions import BlockPositions as BlockPositions
 from lmjax.models.positions import LearnedPositions as LearnedPositions

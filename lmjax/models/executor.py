@@ -18,6 +18,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Key, PRNGKeyArray
 
 from lmjax.models.cache import Cache, LayerCache
+from lmjax.models.lora import give_keys
 from lmjax.models.stretches import Stretch, stretches
 from pallas_kernels.attention import Mask
 
@@ -53,6 +54,16 @@ class Blocks:
         """The layers, cut into what is scanned."""
         return stretches(self.windows, scanned=self.unroll != 0)
 
+    def cut(self, first: int) -> tuple[Blocks, Blocks]:
+        """The blocks before number `first`, through whose parameters no gradient goes, the rest."""
+
+        def part(layers: slice) -> Blocks:
+            params, keys = jax.tree.map(lambda a: a[layers], (self.params, self.keys))
+            return dataclasses.replace(self, params=params, keys=keys, windows=self.windows[layers])
+
+        frozen, trained = part(slice(first)), part(slice(first, None))
+        return dataclasses.replace(frozen, params=jax.lax.stop_gradient(frozen.params)), trained
+
     def apply(
         self,
         params: Any,
@@ -63,7 +74,9 @@ class Blocks:
         key: PRNGKeyArray | None,
     ) -> tuple[Float[Array, "batch seq embed"], LayerCache | None]:
         """One block with these parameters; `mask` has its window already."""
-        return nnx.merge(self.graph, params)(x, mask, tables, cache, key)
+        block = nnx.merge(self.graph, params)
+        give_keys(block, key)
+        return block(x, mask, tables, cache, key)
 
 
 # (blocks, x, mask, tables, cache) -> (x, cache), as `scan_blocks`.
@@ -113,7 +126,7 @@ def scan_blocks(
 def _scan_stretch(
     blocks: Blocks, layers: Any, x: jax.Array, masks: list, tables: Any, caches: list
 ):
-    """Runs what `layers` holds, parameters and keys by period and by layer of a period."""
+    """Runs what `layers` holds, parameters and keys as `Stretch.cut` gives them."""
     unroll, periods = blocks.unroll, jax.tree.leaves(layers)[0].shape[0]
 
     def run(carry, inputs):
@@ -121,10 +134,10 @@ def _scan_stretch(
         (params, key), index = inputs
         caches = [c if c is None else dataclasses.replace(c, period=index) for c in caches]
         for i, mask in enumerate(masks):
-            own = jax.tree.map(lambda a, i=i: a[i], params)
-            x, caches[i] = blocks.apply(
-                own, x, mask, tables, caches[i], None if key is None else key[i]
-            )
+            own = params, key
+            if len(masks) > 1:
+                own = jax.tree.map(lambda a, i=i: a[i], own)
+            x, caches[i] = blocks.apply(own[0], x, mask, tables, caches[i], own[1])
         return (x, caches), None
 
     if blocks.remat != "none" and caches[0] is None:

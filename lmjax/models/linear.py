@@ -15,6 +15,7 @@ from lmjax.models.initializers import Initializer, Kind
 from lmjax.parallel import Layout
 
 Axes = tuple[tuple[str | None, int], ...]
+Draw = jax.nn.initializers.Initializer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,15 +30,17 @@ class Builder:
     rngs: nnx.Rngs
 
     def linear(
-        self, inputs: Axes, outputs: Axes, *, bias: bool, kind: Kind = "weight"
+        self, inputs: Axes, outputs: Axes, *, bias: bool, kind: Kind | Draw = "weight"
     ) -> LinearLayer:
-        """A dense layer; `kind` says how its weight is drawn."""
+        """A dense layer; `kind` says how its weight is drawn, or draws it."""
         return LinearLayer(inputs, outputs, bias=bias, kind=kind, builder=self)
 
-    def parameter(self, axes: Axes, kind: Kind, fan_in: int) -> nnx.Param:
+    def parameter(self, axes: Axes, kind: Kind | Draw, fan_in: int) -> nnx.Param:
         """A float32 matrix over named axes, born where the layout wants it."""
         names, shape = zip(*axes)
-        draw = self.initializer.draw(kind, self.num_layers, fan_in)
+        draw = kind
+        if isinstance(kind, str):
+            draw = self.initializer.draw(kind, self.num_layers, fan_in)
         return nnx.Param(
             draw(self.rngs.params(), shape, jnp.float32),
             out_sharding=self.layout.spec(*names, shape=shape),
@@ -51,12 +54,15 @@ class LinearLayer(nnx.Module):
     in forward, and once more in backward.
     """
 
-    def __init__(self, inputs: Axes, outputs: Axes, *, bias: bool, kind: Kind, builder: Builder):
+    def __init__(
+        self, inputs: Axes, outputs: Axes, *, bias: bool, kind: Kind | Draw, builder: Builder
+    ):
         self.inputs, self.outputs = inputs, outputs
         self.dtype, self.layout = builder.dtype, builder.layout
         fan_in = math.prod(size for _, size in inputs)
         self.weight = builder.parameter(inputs + outputs, kind, fan_in)
         self.bias = nnx.data(None)
+        self.adapter = nnx.data(None)  # of low rank, see `lmjax.models.lora`
         if bias:
             names, shape = zip(*outputs)
             self.bias = nnx.Param(
@@ -65,19 +71,24 @@ class LinearLayer(nnx.Module):
 
     def __call__(self, x: Float[Array, "batch seq *inputs"]) -> Float[Array, "batch seq *outputs"]:
         names = tuple(name for name, _ in self.inputs + self.outputs)
-        weight, names = self.weight[...].astype(self.dtype), self.layout.gathered(*names)
+        names = self.layout.gathered(*names)
 
         def product(x, weight):
-            return self._product(x, self.layout.reshard(weight, *names))
+            return self._product(x, self.layout.reshard(weight.astype(self.dtype), *names))
 
-        if jax.typeof(weight).sharding.spec != self.layout.spec(*names, shape=weight.shape):
-            # Backward gathers it once more: the whole weights of all layers are not kept for it.
-            product = jax.checkpoint(product, prevent_cse=False)
-        out = product(x, weight)
+        # Backward casts and gathers it once more: no copies of all layers' weights are kept for it.
+        out = jax.checkpoint(product, prevent_cse=False)(x, self.weight[...])
         if self.bias is not None:
             names = self.layout.gathered(*(name for name, _ in self.outputs))
             out = out + self.layout.reshard(self.bias[...].astype(self.dtype), *names)
+        if self.adapter is not None:
+            out = (out + self.adapter(x)).astype(self.dtype)
         return out
+
+    def adapted_weight(self) -> Float[Array, "*inputs_and_outputs"]:
+        """The weight in float32, with what an adapter adds to it, less its dropout."""
+        weight = self.weight[...]
+        return weight if self.adapter is None else weight + self.adapter.delta()
 
     def _product(self, x: jax.Array, weight: jax.Array) -> jax.Array:
         batch, seq = x.shape[:2]
@@ -119,8 +130,8 @@ def in_parts(x: Float[Array, "1 in"], weight: Float[Array, "in out"]) -> Float[A
 
 
 def dropout(
-    x: Float[Array, "batch seq embed"], rate: float, key: PRNGKeyArray | None
-) -> Float[Array, "batch seq embed"]:
+    x: Float[Array, "batch seq *features"], rate: float, key: PRNGKeyArray | None
+) -> Float[Array, "batch seq *features"]:
     """Zeroes a share `rate` of x and scales up the rest; x itself without a key.
 
     Each device draws its own part of one global mask, so that any mesh drops the same places.

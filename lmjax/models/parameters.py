@@ -8,7 +8,9 @@ import jax
 from flax import nnx
 from jaxtyping import PRNGKeyArray
 
+from lmjax.config import replace
 from lmjax.models.executor import Executor, scan_blocks
+from lmjax.models.lora import merged
 from lmjax.models.transformer import TransformerConfig
 from lmjax.parallel import Layout
 
@@ -57,3 +59,16 @@ def initialize(
 def draw_parameters(config: TransformerConfig, layout: Layout, key: PRNGKeyArray) -> dict:
     """Parameters as a plain nested dict of sharded float32 arrays, drawn from `key`; traceable."""
     return nnx.to_pure_dict(nnx.state(config.build(layout, nnx.Rngs(key))))
+
+
+def merge_adapters(params: dict, config: TransformerConfig) -> tuple[dict, TransformerConfig]:
+    """The same model without adapters: what they add is in the weights, rounded to float32.
+
+    Args:
+      params: blocks stacked over layers; they are not given up.
+      config: of the model; without adapters, all stays as it is.
+    """
+    if config.lora is None:
+        return params, config
+    without = jax.jit(functools.partial(merged, scale=config.lora.scale))(params)
+    return without, replace(config, lora=None)

@@ -25,8 +25,13 @@ class Stretch(NamedTuple):
         return len(self.windows) * self.periods
 
     def cut(self, stack: jax.Array, first: int) -> jax.Array:
-        """Its layers out of a stack of all, of which `first` is its first, by period."""
+        """Its layers out of a stack of all, of which `first` is its first.
+
+        By period, and by layer of a period where that has several.
+        """
         own = stack[first : first + self.layers]
+        if len(self.windows) == 1:  # what backward reads of it is then no copy
+            return own
         return own.reshape(self.periods, len(self.windows), *stack.shape[1:])
 
 

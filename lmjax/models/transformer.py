@@ -23,6 +23,7 @@ from lmjax.models.heads import Classifier, ClassifierConfig, HeadTransform, Head
 from lmjax.models.initializers import Initializer, Normal
 from lmjax.models.label_heads import HeadConfig, build_heads, check_heads, find_head, of_texts
 from lmjax.models.linear import Builder, dropout
+from lmjax.models.lora import LoRA, add_adapters, check_layers
 from lmjax.models.norms import LayerNormConfig, NormConfig
 from lmjax.models.positions import EmbeddingPositions, LearnedPositions, Pairs
 from lmjax.models.residual import Arrangement, PreNorm
@@ -65,6 +66,7 @@ class TransformerConfig:
     heads: tuple[HeadConfig, ...] = ()  # further heads by their names, each trained on labels
     head_scale: float = 1.0  # logits are multiplied by it
     logit_softcap: float | None = None  # logits are bent to lie within it (Gemma 2)
+    lora: LoRA | None = None
     dropout: float = 0.0  # of embeddings and sublayer outputs, in training
     initializer: Initializer = Normal()
     dtype: Literal["float32", "bfloat16"] = "float32"  # of computation; parameters are float32
@@ -181,6 +183,8 @@ class Stack(nnx.Module):
         self, config: TransformerConfig, builder: Builder, executor: Executor = scan_blocks
     ):
         self.config, self.layout, self.executor = config, builder.layout, executor
+        # How many blocks, from the first on, the training step has no gradients of.
+        self.frozen_blocks = 0
         attention = config.attention
         learned = attention.position_rule.build(attention.num_heads, builder)
         self.attention_positions = nnx.data(learned)
@@ -197,7 +201,10 @@ class Stack(nnx.Module):
         @nnx.split_rngs(splits=count)
         @nnx.vmap(in_axes=0, out_axes=0, transform_metadata={nnx.PARTITION_NAME: layers})
         def make(rngs):
-            return self.block(self.config, dataclasses.replace(builder, rngs=rngs))
+            own = dataclasses.replace(builder, rngs=rngs)
+            block = self.block(self.config, own)
+            add_adapters(block, self.config.lora, own)
+            return block
 
         blocks = make(builder.rngs)
         if layers is not None:  # which vmap knows nothing of
@@ -253,7 +260,11 @@ class Stack(nnx.Module):
         config = self.config
         keys = None if key is None else jax.random.split(key, config.num_layers)
         blocks = Blocks(graph, params, keys, config.windows, config.remat, config.unroll)
-        return self.executor(blocks, x, mask, tables, cache)
+        if not self.frozen_blocks:
+            return self.executor(blocks, x, mask, tables, cache)
+        for part in blocks.cut(self.frozen_blocks):
+            x, _ = self.executor(part, x, mask, tables, None)
+        return x, None
 
 
 class Transformer(Stack):
@@ -291,6 +302,7 @@ class Transformer(Stack):
             self.embedding_norm = config.embedding_norm.build(config.hidden)
 
         super().__init__(config, builder, executor)
+        check_layers(config.lora, self.blocks)
         self.head = nnx.data(None)
         if config.word_head and not config.tied_head:
             self.head = Embedding("vocab", rows, width, "head", builder)

@@ -122,7 +122,7 @@ class TwoStreamAttention(Attention):
         length, streams = types.shape[1], query.shape[1] // types.shape[1]
         layout, wide = self.layout, query.astype(jnp.float32)
         query = layout.reshard(wide, "batch", None, "heads", None)
-        weight = layout.reshard(self.position.weight[...], None, "heads", None)
+        weight = layout.reshard(self.position.adapted_weight(), None, "heads", None)
         distances = sinusoids(length - jnp.arange(2 * length), weight.shape[0])
         keys = jnp.einsum("pe,ehd->phd", distances, weight)
         scores = jnp.einsum("bihd,phd->bhip", query + self.position_bias[...], keys)

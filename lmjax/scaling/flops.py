@@ -20,12 +20,16 @@ import contextlib
 import dataclasses
 import functools
 import math
+from collections.abc import Callable
 
 import jax
 
 from lmjax.models import TransformerConfig, abstract
 from lmjax.models.attention import attended_keys as attended_keys
 from lmjax.parallel import Mesh, training_layout
+
+# (path of a parameter, blocks of the model) -> part of it that is trained, 0 to 1.
+Share = Callable[[str, int], float]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,6 +91,12 @@ def _role(config: TransformerConfig, names: tuple[str, ...]) -> str:
     return "embedding" if names[-1] == "table" else "other"
 
 
+def count_trained(config: TransformerConfig, share: Share) -> int:
+    """Number of a model's parameters that are trained."""
+    found = parameters(config)
+    return round(sum(p.size * share(".".join(p.path), config.num_layers) for p in found))
+
+
 @functools.cache
 def count_parameters(config: TransformerConfig) -> ParameterCount:
     """Counts a model's parameters; see `parameters`."""
@@ -121,10 +131,33 @@ def forward_flops_per_token(
 
 
 def training_flops_per_token(
-    config: TransformerConfig, length: int, source_length: int | None = None
+    config: TransformerConfig,
+    length: int,
+    source_length: int | None = None,
+    share: Share | None = None,
 ) -> float:
-    """Model FLOPs of one token in training: forward, and backward for twice as much."""
-    return 3 * forward_flops_per_token(config, length, source_length)
+    """Model FLOPs of one token in training: forward, and backward for twice as much.
+
+    Args:
+      config: see `forward_flops_per_token`, as for the lengths.
+      length: of a sequence, in tokens.
+      source_length: tokens that an encoder reads for each sequence; None: as many.
+      share: part of each parameter that is trained, 0 to 1; None: all. What is not trained has no
+        gradient of its own, a third of what a weight costs; of blocks before the first trained one
+        backward is left out altogether, but for attention's scores and sums.
+    """
+    whole = 3 * forward_flops_per_token(config, length, source_length)
+    if share is None:
+        return whole
+    source, layers = length if source_length is None else source_length, config.num_layers
+    without = _tied_head(config) * (1 - share("embedding.table", layers))
+    for weight in parameters(config):
+        if weight.role == "product":
+            uses = config.uses(weight.path, length, source)
+            trained = share(".".join(weight.path), layers)
+            saved = 2 if 0 < trained < 1 else 1
+            without += weight.size * uses * saved * (1 - trained)
+    return whole - 2 * without
 
 
 def cache_bytes_per_token(config: TransformerConfig) -> int:

@@ -46,6 +46,8 @@ class Learner:
         the model; that of a tied head stays whole. None: 1.
       trainable: path of a parameter, as "blocks.attention.query.weight" -> whether it is trained;
         None: all are. The others have no optimizer state.
+      last_blocks: number of layers, the last ones, that are trained of a parameter of the blocks;
+        None: all.
       frozen: structure of each model that the objective reads beside the trained one, by name.
     """
 
@@ -60,6 +62,7 @@ class Learner:
     average_decay: float | None = None
     embedding_gradient: Rate | None = None
     trainable: Callable[[str], bool] | None = None
+    last_blocks: int | None = None
     frozen: Mapping[str, nnx.GraphDef] = dataclasses.field(default_factory=dict)
 
     @functools.cached_property
@@ -75,7 +78,8 @@ class Learner:
           UserError: the optimizer does not fit the parameters or the mesh.
         """
         _, shapes = abstract(self.model, self.layout)
-        return self.optimizer.build(self.rate, self._split(shapes)[0])
+        trained = jax.eval_shape(lambda params: self._split(params)[0], shapes)
+        return self.optimizer.build(self.rate, trained)
 
     def init(self, seed: int, params: dict | None = None) -> TrainState:
         """State before the first step; every array is made on its own devices.
@@ -144,6 +148,7 @@ class Learner:
         def loss(trained: dict, example: Example, key: jax.Array, frozen: Any) -> Sums:
             model = nnx.merge(self.graph, _merge(trained, rest))
             model.embedding_gradient = factor
+            model.frozen_blocks = self._frozen_blocks
             return self._loss(model, example, key, frozen)
 
         return accumulated(
@@ -216,15 +221,29 @@ class Learner:
         """The parameters that are trained, and the rest."""
         if self.trainable is None:
             return params, {}
-        flat = traverse_util.flatten_dict(params, sep=".")
+        flat, first = traverse_util.flatten_dict(params, sep="."), self._frozen_blocks
         trained = {path: leaf for path, leaf in flat.items() if self.trainable(path)}
         rest = {path: leaf for path, leaf in flat.items() if path not in trained}
+        for path, leaf in trained.items():
+            if first and path.startswith("blocks."):
+                rest[path], trained[path] = leaf[:first], leaf[first:]
         return tuple(traverse_util.unflatten_dict(part, sep=".") for part in (trained, rest))
+
+    @property
+    def _frozen_blocks(self) -> int:
+        """Number of blocks before those that are trained."""
+        return 0 if self.last_blocks is None else self.model.num_layers - self.last_blocks
 
 
 def _merge(trained: dict, rest: dict) -> dict:
-    """Both parts of the parameters in one nested dictionary."""
+    """Both parts of the parameters in one nested dictionary; of one in both, rest comes first."""
     if not rest:
         return trained
-    flat = [traverse_util.flatten_dict(part, sep=".") for part in (trained, rest)]
-    return traverse_util.unflatten_dict(flat[0] | flat[1], sep=".")
+    new, old = (traverse_util.flatten_dict(part, sep=".") for part in (trained, rest))
+    halves = {path: _concatenate(old[path], new[path]) for path in new.keys() & old.keys()}
+    return traverse_util.unflatten_dict(old | new | halves, sep=".")
+
+
+def _concatenate(rest: jax.Array, trained: jax.Array) -> jax.Array:
+    """Both parts of a stack, cut over the mesh as the second, which may be gathered (ZeRO 1, 2)."""
+    return jnp.concatenate([jax.reshard(rest, jax.typeof(trained).sharding.spec), trained])

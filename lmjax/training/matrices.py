@@ -55,7 +55,8 @@ def as_matrices(path: Path, leaf: Array) -> Array:
         leaf = leaf[None]
     if not is_matrix(path):
         return leaf.reshape(leaf.shape[0], -1)
-    if _names(path)[-2:] == ["output", "weight"]:  # heads and head_dim are its inputs
+    names = [name for name in _names(path) if name not in ("adapter", "a")]
+    if names[-2:] == ["output", "weight"]:  # heads and head_dim are its inputs, and its adapter's
         return leaf.reshape(leaf.shape[0], -1, leaf.shape[-1])
     return leaf.reshape(*leaf.shape[:2], -1)
 

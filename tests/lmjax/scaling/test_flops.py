@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
+from flax import nnx, traverse_util
 
 from lmjax.config import replace
 from lmjax.data import Data, Domain, TextFiles
@@ -16,6 +16,7 @@ from lmjax.models import (
     EncoderDecoderConfig,
     FeedForwardConfig,
     GatedFeedForwardConfig,
+    LoRA,
     TransformerConfig,
     abstract,
     gpt1,
@@ -31,9 +32,11 @@ from lmjax.parallel import Mesh, training_layout
 from lmjax.scaling.flops import (
     attended_keys,
     count_parameters,
+    count_trained,
     forward_flops_per_token,
     training_flops_per_token,
 )
+from lmjax.training.trainable import Adapters, LastBlocks
 
 LENGTH = 64
 PLAIN = TransformerConfig(
@@ -186,6 +189,38 @@ def test_two_streams_are_the_products_in_their_program(one_device):
     distances, types = 2 * 2 * LENGTH * 64 * 64, 2 * (2 * 2 * LENGTH) * 2 * 64
     counted = 2 * LENGTH * forward_flops_per_token(config, LENGTH)
     assert walked == counted + 3 * (distances + types)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_training_adapters_is_the_products_in_its_program(one_device, tied):
+    """But for A x, which backward computes once more."""
+    config = replace(PLAIN, tied_head=tied, lora=LoRA(rank=4, layers=("query", "down")))
+    logits, shapes = forward(config)
+    flat = traverse_util.flatten_dict(shapes, sep=".")
+    adapters = {path: leaf for path, leaf in flat.items() if ".adapter." in path}
+
+    def loss(adapters, flat):
+        params = traverse_util.unflatten_dict(flat | adapters, sep=".")
+        return jnp.sum(jnp.square(logits(params)))
+
+    walked = products_in(jax.make_jaxpr(jax.grad(loss))(adapters, flat).jaxpr)
+    again = 2 * sum(leaf.size for path, leaf in adapters.items() if ".a." in path)
+    counted = training_flops_per_token(config, LENGTH, share=Adapters().share)
+    assert walked == 2 * LENGTH * (counted + again)
+    assert counted < 0.75 * training_flops_per_token(config, LENGTH)
+    sizes = sum(leaf.size for leaf in adapters.values())
+    assert count_trained(config, Adapters().share) == sizes
+
+
+def test_blocks_before_the_last_ones_have_no_backward():
+    """Of 4 blocks 3 go without: 4 of their 6 FLOPs a weight; the tied head has no gradient."""
+    count, share = count_parameters(PLAIN), LastBlocks(count=1).share
+    head = PLAIN.vocab_size * PLAIN.hidden
+    blocks = count.products - head
+    saved = training_flops_per_token(PLAIN, LENGTH) - training_flops_per_token(
+        PLAIN, LENGTH, share=share
+    )
+    assert saved == 4 * blocks * 3 / 4 + 2 * head
 
 
 def test_forward_is_what_xla_counts(one_device):

@@ -1,0 +1,198 @@
+"""Runs with adapters: begun with another model, gone on with, merged, converted, decoded."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx, traverse_util
+
+from lmjax.config import UserError, replace
+from lmjax.data import Bytes, Data, Domain, TextFiles
+from lmjax.generation.run import load
+from lmjax.generation.sampling import Sampling
+from lmjax.interop.__main__ import Convert
+from lmjax.interop.convert import convert, convert_adapters
+from lmjax.interop.folder import read_params
+from lmjax.jobs.pretrain import Pretrain
+from lmjax.jobs.settings import Evaluation
+from lmjax.models import (
+    AttentionConfig,
+    FeedForwardConfig,
+    LoRA,
+    TransformerConfig,
+    abstract,
+    plain_batch,
+)
+from lmjax.parallel import Mesh, training_layout
+from lmjax.runs.trained_model import load_trained_model
+from lmjax.training.schedules import Constant
+from lmjax.training.trainable import LastBlocks, Matching
+
+TOKENS = np.random.default_rng(0).integers(0, 257, (8, 16)).astype(np.int32)
+ADAPTED = LoRA(rank=2, alpha=6.0, layers=("attention.*", "up"))
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """A run of two steps without adapters; nothing of what follows changes it."""
+    folder = tmp_path_factory.mktemp("base")
+    (folder / "corpus.txt").write_text("".join(f"line {n} and {n * n}\n" for n in range(300)))
+    experiment = Pretrain(
+        output=str(folder / "run"),
+        steps=2,
+        model=TransformerConfig(
+            vocab_size=257,
+            hidden=16,
+            num_layers=2,
+            max_length=32,
+            attention=AttentionConfig(num_heads=4, head_dim=4),
+            feed_forward=FeedForwardConfig(size=32),
+        ),
+        data=Data(
+            train=(Domain(name="lines", source=TextFiles(path=str(folder / "corpus.txt"))),),
+            tokenizer=Bytes(),
+            held_out=0.0,
+            length=32,
+            batch_size=8,
+            cache=str(folder / "cache"),
+        ),
+        schedule=Constant(peak=1e-2, warmup=0),
+        mesh=Mesh(fsdp=8),
+        evaluation=Evaluation(prompts=()),
+    )
+    experiment.run()
+    return experiment
+
+
+@pytest.fixture(scope="module")
+def public(base):
+    """The same model as a folder that transformers reads."""
+    with jax.set_mesh(Mesh(fsdp=8).build()):
+        convert(base.output, f"{base.output}_public")
+    return f"{base.output}_public"
+
+
+@pytest.fixture(scope="module")
+def tuned(base, public):
+    """A run that trained adapters, begun with the public folder."""
+    experiment = replace(
+        base,
+        output=f"{base.output}_tuned",
+        steps=4,
+        model=replace(base.model, lora=ADAPTED),
+        begin_with=public,
+        mesh=Mesh(fsdp=4, tensor=2),
+    )
+    experiment.run()
+    return experiment
+
+
+def parameters(folder):
+    with jax.set_mesh(Mesh(fsdp=1).build(jax.devices()[:1])):
+        params = jax.device_get(load_trained_model(folder, training_layout()).params)
+    params["embedding"]["table"] = params["embedding"]["table"][:257]
+    return traverse_util.flatten_dict(params, sep=".")
+
+
+def logits(config, params):
+    graph, _ = abstract(config, training_layout())
+
+    def run(params, batch):
+        model = nnx.merge(graph, params)
+        return model.logits(model(batch)[0])
+
+    return np.asarray(jax.jit(run)(params, plain_batch(TOKENS)))[..., :257]
+
+
+def of_run(folder):
+    trained = load_trained_model(folder, training_layout())
+    return logits(trained.config, trained.params)
+
+
+def test_adapters_alone_are_trained(base, tuned, capsys):
+    """The other parameters keep every bit of the public folder's."""
+    before, after = parameters(base.output), parameters(tuned.output)
+    for path, leaf in after.items():
+        if ".adapter." in path:
+            assert leaf.any()
+        else:
+            np.testing.assert_array_equal(leaf, before[path], err_msg=path)
+    tuned.run()
+    adapters = sum(leaf.size for path, leaf in after.items() if ".adapter." in path)
+    every = sum(leaf.size for leaf in after.values())
+    told = " ".join(capsys.readouterr().out.split())
+    assert f"trained {adapters:,} of {every:,} parameters" in told
+
+
+def test_what_begins_with_adapters_begins_as_they_ended(one_device, base, tuned):
+    """With the same ones, with others, and without: 1e-5 of logits of about 1."""
+    expected = of_run(tuned.output)
+    assert np.abs(expected - of_run(base.output)).max() > 1e-2
+    layout = training_layout()
+    for lora in (ADAPTED, replace(ADAPTED, dropout=0.5), LoRA(), replace(ADAPTED, alpha=1.0), None):
+        config = replace(base.model, lora=lora)
+        params = read_params(tuned.output, config, layout, seed=3)
+        np.testing.assert_allclose(logits(config, params), expected, rtol=0, atol=1e-5)
+        paths = traverse_util.flatten_dict(params, sep=".")
+        drawn = [leaf for path, leaf in paths.items() if path.endswith(".adapter.b.weight")]
+        same = lora is not None and lora.layers == ADAPTED.layers and lora.alpha == ADAPTED.alpha
+        assert all(bool(np.any(leaf)) == same for leaf in drawn)
+
+
+def test_it_is_decoded_and_converted(one_device, tuned, tmp_path):
+    """The same words from the run, and from the model folder, in which nothing is of adapters."""
+    convert(tuned.output, tmp_path / "public")
+    convert(tmp_path / "public", tmp_path / "back")
+    np.testing.assert_allclose(of_run(tmp_path / "back"), of_run(tuned.output), rtol=0, atol=1e-5)
+    texts = [
+        load(folder).generate(["line 1"], Sampling(temperature=0), max_tokens=12)
+        for folder in (tuned.output, tmp_path / "public")
+    ]
+    assert texts[0] == texts[1]
+
+
+def test_adapters_are_written_alone(one_device, public, tuned, tmp_path):
+    """And read with the folder that the run began with: the same logits, and words."""
+    Convert(source=tuned.output, destination=str(tmp_path / "peft"), to="peft").run()
+    written = json.loads((tmp_path / "peft" / "adapter_config.json").read_text())
+    assert written["base_model_name_or_path"] == public
+    convert(tmp_path / "peft", tmp_path / "run")
+    np.testing.assert_allclose(of_run(tmp_path / "run"), of_run(tuned.output), rtol=0, atol=1e-5)
+    texts = [
+        load(folder).generate(["line 1"], Sampling(temperature=0), max_tokens=12)
+        for folder in (tuned.output, tmp_path / "peft")
+    ]
+    assert texts[0] == texts[1]
+    with pytest.raises(UserError, match="the model has no adapters"):
+        convert_adapters(public, tmp_path / "none")
+
+
+def test_more_than_adapters_is_no_folder_of_adapters(base, tmp_path):
+    both = replace(
+        base,
+        output=str(tmp_path / "run"),
+        steps=1,
+        model=replace(base.model, lora=ADAPTED),
+        trainable=Matching(patterns=("adapter.*", "bias")),
+    )
+    both.run()
+    with pytest.raises(UserError, match=r"more than adapters, such as .*bias"):
+        Convert(source=both.output, destination=str(tmp_path / "peft"), to="peft").run()
+
+
+def test_it_goes_on_after_an_interruption(base, tuned, tmp_path):
+    """Two steps, then two more from the checkpoint: the bits of four in one go."""
+    half = replace(tuned, output=str(tmp_path / "run"), steps=2)
+    half.run()
+    replace(half, steps=4).run()
+    for path, leaf in parameters(tuned.output).items():
+        np.testing.assert_array_equal(parameters(half.output)[path], leaf, err_msg=path)
+
+
+def test_a_choice_that_fits_nothing_is_refused(base):
+    with jax.sharding.use_abstract_mesh(base.mesh.abstract(8)):
+        with pytest.raises(UserError, match="the model has 2 blocks"):
+            replace(base, trainable=LastBlocks(count=3)).learner()
+        with pytest.raises(UserError, match="'quary' is for no dense layer"):
+            replace(base, model=replace(base.model, lora=LoRA(layers=("quary",)))).learner()
