@@ -13,7 +13,7 @@ from lmjax.evaluation.evaluator import Context, Evaluate, Evaluator
 from lmjax.evaluation.text_baselines import last_scores
 from lmjax.launch import is_first
 
-COLUMNS = ("held-out comparisons", "by length", "model", "standard error", "comparisons")
+COLUMNS = ("held-out comparisons", "by length", "model", "standard error")
 CAPTION = (
     "Share of held-out comparisons in which the better answer has the higher score. By length: the "
     "better of taking always the longer answer, and always the shorter one."
@@ -36,9 +36,9 @@ class ComparisonAccuracy(Evaluator):
             counts = last_scores(context.records(), step, "tokens")
             rows = []
             for name, accuracy in found.items():
-                count = counts[name]
+                count = int(counts[name])
                 error = math.sqrt(accuracy * (1 - accuracy) / count)
-                rows.append((name, by_length[name], accuracy, error, count))
+                rows.append((f"{name}, {count:,}", by_length[name], accuracy, error))
             return (Table("Comparisons", COLUMNS, tuple(rows), CAPTION),)
 
         return evaluate

@@ -36,7 +36,7 @@ class RankTargets:
       margins: by which a better answer should win, the same for all of a comparison.
     """
 
-    ranks: Float[AnyArray, "*batch answers"]
+    ranks: Int[AnyArray, "*batch answers"]
     real: Float[AnyArray, "*batch answers"]
     margins: Float[AnyArray, "*batch answers"]
 
@@ -88,7 +88,8 @@ class RewardRanking(ComparisonObjective):
         margins = label_column(labels, rows, slots, MARGIN)
         real = ~np.isnan(ranks)
         targets = RankTargets(
-            np.where(real, ranks, 0).astype(np.float32),
+            # The number of better answers: data may rank by any numbers.
+            (ranks[:, None, :] < ranks[:, :, None]).sum(axis=2).astype(np.int32),
             real.astype(np.float32),
             np.where(real, margins, 0).astype(np.float32),
         )
@@ -97,7 +98,7 @@ class RewardRanking(ComparisonObjective):
     def weight(self, example: Example) -> Float[Array, ""]:
         """Number of comparisons with a pair of different ranks."""
         targets = example.targets
-        scores = jnp.zeros_like(jnp.asarray(targets.ranks))
+        scores = jnp.zeros_like(jnp.asarray(targets.real))
         return ranking_loss(scores, targets.ranks, targets.real > 0).weight
 
     def loss(

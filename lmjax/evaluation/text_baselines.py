@@ -59,7 +59,7 @@ class TextBaselines(Evaluator):
 def last_scores(records: list[Record], step: int, measure: str) -> dict[str, float]:
     """Values of a measure after a step, by held-out set."""
     return {
-        record["split"].removeprefix(HELD_OUT): record[measure]
+        record["split"].removeprefix(HELD_OUT): float(record[measure])
         for record in records
         if record["step"] == step and record["split"].startswith(HELD_OUT) and measure in record
     }

@@ -102,14 +102,19 @@ def print_results(story: RunLog, results: Results, location: str) -> None:
             (REPORT, "curves, settings and samples on one page"),
             (METRICS, "every number, a JSON object a line"),
             (f"{CHECKPOINTS}/  {TOKENIZER}/  {CONFIG}", "the model, and all that made it"),
-            (text_command(location), "text from the model"),
+            *(((command, "text from the model"),) if (command := text_command(location)) else ()),
         ),
     )
 
 
 def text_command(location: str) -> str:
-    """Command that generates text from a run; it names the modules of the user's own classes."""
+    """Command that generates text from a run; it names the modules of the user's own classes.
+
+    Empty where the model has no head of words.
+    """
     experiment = RunFolder(location).experiment()
+    if not experiment.model.word_head:
+        return ""
     modules, data = user_modules(experiment), getattr(experiment, "data", None)
     imports = f" imports={','.join(modules)}" if modules else ""
     chats = isinstance(data, Data) and template_of(data) is not None

@@ -1,0 +1,257 @@
+"""Jobs on compared answers: a reward model, and a policy that learns without one."""
+
+import json
+import math
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from lmjax.alignment import DPO, ORPO, SimPO
+from lmjax.alignment.comparison_accuracy import length_accuracy
+from lmjax.alignment.preference_objective import PreferencePairs
+from lmjax.alignment.reward_ranking import RewardRanking
+from lmjax.config import UserError, replace
+from lmjax.data import Bytes, Data, Domain, TextFiles, build_stores
+from lmjax.data.chat.comparisons import Comparisons
+from lmjax.data.tokenizers import ByteTokenizer
+from lmjax.jobs.preference_optimization import PreferenceOptimization
+from lmjax.jobs.pretrain import Pretrain
+from lmjax.jobs.reward_model import RewardModel
+from lmjax.jobs.settings import ChatEvaluation, Checkpoints, Evaluation
+from lmjax.models import (
+    AttentionConfig,
+    FeedForwardConfig,
+    TextHeadConfig,
+    TransformerConfig,
+    plain_batch,
+)
+from lmjax.parallel import Mesh, training_layout
+from lmjax.runs.folder import RunFolder
+from lmjax.runs.metrics import read_metrics
+from lmjax.training.learner import Learner
+from lmjax.training.optimizers import AdamW
+from lmjax.training.placement import to_devices
+from lmjax.training.schedules import Constant
+
+LENGTH = 32
+MODEL = TransformerConfig(
+    vocab_size=257,
+    hidden=16,
+    num_layers=1,
+    max_length=LENGTH,
+    attention=AttentionConfig(num_heads=4, head_dim=4),
+    feed_forward=FeedForwardConfig(size=32),
+    dropout=0.1,
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder with a pretrained run, and comparisons in which small letters win."""
+    folder = tmp_path_factory.mktemp("comparisons")
+    (folder / "corpus.txt").write_text("".join(f"line {n} and {n * n}\n" for n in range(300)))
+    Pretrain(
+        output=str(folder / "base"),
+        steps=1,
+        model=MODEL,
+        data=Data(
+            train=(Domain(name="lines", source=TextFiles(path=str(folder / "corpus.txt"))),),
+            tokenizer=Bytes(),
+            held_out=0.0,
+            length=LENGTH,
+            batch_size=8,
+            cache=str(folder / "cache"),
+        ),
+        schedule=Constant(peak=1e-2, warmup=0),
+        evaluation=Evaluation(prompts=()),
+    ).run()
+    generator = np.random.default_rng(0)
+    records = []
+    for n in range(120):
+        word = "".join(generator.choice(list("abcdef"), 4))
+        records.append({"prompt": f"{n}", "chosen": word, "rejected": word.upper()})
+    (folder / "pairs.jsonl").write_text("\n".join(map(json.dumps, records)))
+    return folder
+
+
+def job_of(kind, folder, name, **settings):
+    source = Comparisons(path=str(folder / "pairs.jsonl"))
+    data = Data(
+        train=(Domain(name="pairs", source=source),),
+        held_out=0.3,
+        length=LENGTH,
+        batch_size=16,
+        rows="groups",
+        cache=str(folder / "cache"),
+    )
+    defaults = {
+        "output": str(folder / name),
+        "steps": 8,
+        "begin_with": str(folder / "base"),
+        "data": data,
+        "schedule": Constant(peak=1e-2, warmup=0),
+        "evaluation": ChatEvaluation(every=4),
+        "checkpoint": Checkpoints(every=4),
+    }
+    return kind(**(defaults | settings))
+
+
+def numbers(job):
+    return [(m["split"], m["step"], m["loss"], m["accuracy"]) for m in read_metrics(job.output)]
+
+
+KINDS = {"reward": RewardModel, "preferences": PreferenceOptimization}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_it_learns_which_answer_is_better_and_goes_on_bit_for_bit(name, folder):
+    whole = job_of(KINDS[name], folder, f"{name}-whole")
+    whole.run()
+    found = numbers(whole)
+    *_, (split, step, loss, accuracy) = found
+    assert (split, step) == ("held_out/pairs", 8)
+    assert accuracy > 0.8
+    assert loss < math.log(2)
+    [table] = RunFolder(whole.output).results()["tables"]
+    [(title, by_length, model, error)] = table["rows"]
+    count = int(title.removeprefix("pairs, "))
+    assert (by_length, model) == (0.5, accuracy)  # answers of one length
+    assert error == pytest.approx(math.sqrt(model * (1 - model) / count))
+    parts = job_of(KINDS[name], folder, f"{name}-parts", steps=4)
+    parts.run()
+    replace(parts, steps=8).run()
+    assert numbers(parts) == found
+
+
+def test_before_the_first_update_the_loss_of_dpo_is_log_2(folder):
+    """With dropout in the model: to float32's rounding of sums over an answer."""
+    job = job_of(PreferenceOptimization, folder, "first", steps=1)
+    job.run()
+    loss = next(m["loss"] for m in read_metrics(job.output) if m["split"] == "train")
+    assert loss == pytest.approx(math.log(2), abs=1e-5)
+
+
+@pytest.mark.parametrize("loss", [SimPO(), ORPO()])
+def test_losses_without_a_reference_need_none(loss, folder):
+    job = job_of(PreferenceOptimization, folder, type(loss).__name__, steps=1)
+    job = replace(job, objective=PreferencePairs(preference=loss))
+    assert job.frozen_models() == {}
+    job.run()
+
+
+def test_the_reward_model_has_one_number_in_place_of_words(folder):
+    job = job_of(RewardModel, folder, "head")
+    model = job.with_model().model
+    assert not model.word_head
+    assert [(head.name, head.outputs) for head in model.heads] == [("reward", 1)]
+
+
+# ---- the objective -------------------------------------------------------------------------------
+
+TOKENS = np.random.default_rng(1).integers(1, 256, (8, 4, LENGTH)).astype(np.int32)
+SIZES = np.random.default_rng(2).integers(3, LENGTH, (8, 4))
+RANKS = np.array([[0, 1, 2, 3], [0, 0, 1, 1], [0, 1, np.nan, np.nan], [0, 0, 0, 0]] * 2)
+
+
+def ranked(tokens=TOKENS, order=slice(None)):
+    """An example of four answers to each of eight requests."""
+    inside = np.arange(LENGTH) < SIZES[..., None]
+    segments = np.where(inside & ~np.isnan(RANKS)[..., None], 1 + np.arange(4)[:, None], 0)
+    labels = np.stack([np.arange(4) + 0 * RANKS, RANKS, 0 * RANKS + 0.5], axis=2)
+    return RewardRanking(answers=4).prepare(
+        np.where(inside, tokens, 0).reshape(8, -1)[order].astype(np.int32),
+        segments.reshape(8, -1)[order].astype(np.int32),
+        np.zeros(8, np.uint64),
+        labels=labels[order].astype(np.float32),
+    )
+
+
+def reward_learner(**settings):
+    head = TextHeadConfig(name="reward", outputs=1, bias=False)
+    model = replace(MODEL, word_head=False, heads=(head,), dropout=0.0)
+    objective = RewardRanking(answers=4)
+    return Learner(model, objective, AdamW(), lambda step: 1e-2, training_layout(), **settings)
+
+
+def gradients(shape, **settings):
+    """Loss, weight and gradients on a mesh."""
+    devices = jax.devices()[: math.prod(shape.values())]
+    with jax.set_mesh(Mesh(**shape).build(devices)):
+        learner = reward_learner(**settings)
+        state = learner.init(seed=0)
+        example = to_devices(ranked(), learner.layout, 257)
+        found, sums = jax.jit(learner.gradients)(state, example, state.key)
+        return float(sums.loss), float(sums.weight), jax.device_get(found)
+
+
+def test_all_pairs_of_a_request_are_those_of_a_loop(one_device):
+    """Scores of single answers, without padding; ties are no pairs. To float32's rounding."""
+    learner = reward_learner()
+    state = learner.init(seed=0)
+    model = nnx.merge(learner.graph, state.params)
+
+    def score(tokens):
+        batch = plain_batch(tokens[None].astype(np.int32))
+        return float(model.outputs("reward", model(batch)[0], batch)[0, 0, 0])
+
+    total, weight = 0.0, 0
+    for row in range(8):
+        scores = [score(TOKENS[row, n, : SIZES[row, n]]) for n in range(4)]
+        losses = [
+            math.log1p(math.exp(-(scores[a] - scores[b] - 0.5)))
+            for a in range(4)
+            for b in range(4)
+            if RANKS[row, a] < RANKS[row, b]
+        ]
+        total += np.mean(losses) if losses else 0.0
+        weight += bool(losses)
+    example = to_devices(ranked(), learner.layout, 257)
+    sums = learner.evaluate(state.params, example)
+    assert float(sums.weight) == weight == 6
+    assert float(sums.loss) == pytest.approx(total, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("shape", "settings"),
+    [({"fsdp": 1}, {"microbatch": 2}), ({"data": 2, "fsdp": 2, "tensor": 2}, {})],
+    ids=["accumulated", "mesh"],
+)
+def test_any_mesh_and_accumulation_gives_the_gradients_of_one_device(shape, settings):
+    """To 1e-6 of the largest gradient: the same sums in another order."""
+    one, other = gradients({"fsdp": 1}), gradients(shape, **settings)
+    assert one[1] == other[1]
+    assert one[0] == pytest.approx(other[0], rel=1e-6)
+    scale = max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(one[2]))
+    for a, b in zip(jax.tree.leaves(one[2]), jax.tree.leaves(other[2]), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-6 * scale)
+
+
+def test_length_alone(tmp_path):
+    """Four pairs differ in rank: in two the better is longer, in one shorter, in one as long."""
+    records = [
+        {"prompt": "a", "answers": ["12345", "123", "123"], "ranks": [0, 1, 1]},
+        {"prompt": "b", "chosen": "12", "rejected": "123456789"},
+        {"prompt": "c", "chosen": "12", "rejected": "34"},
+    ]
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("\n".join(map(json.dumps, records)))
+    source = Comparisons(path=str(path))
+    [store] = build_stores(source, ByteTokenizer(), tmp_path / "store").values()
+    assert length_accuracy(store) == (2 + 0 + 0.5) / 4
+
+
+def test_mistakes(folder):
+    job = job_of(PreferenceOptimization, folder, "mistakes")
+    for message, settings in {
+        "answers are compared with data.rows=groups": {
+            "data": replace(job.data, rows="whole_documents")
+        },
+    }.items():
+        with pytest.raises(UserError, match=message):
+            replace(job, **settings)
+    with pytest.raises(UserError, match="a pair has 2"):
+        PreferencePairs(preference=DPO(), answers=3)
+    with pytest.raises(UserError, match="reads a TextHead with one output of the name 'reward'"):
+        replace(job_of(RewardModel, folder, "mistakes"), model=MODEL)
