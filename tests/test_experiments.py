@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from lmjax.config import replace
-from lmjax.jobs.pretrain import Pretrain
+from lmjax.jobs.text_job import TextJob
 from lmjax.parallel import Mesh
 
 FOLDER = Path(__file__).parents[1] / "experiments"
@@ -21,7 +21,13 @@ MESHES = {
 
 
 def load(name):
-    return importlib.import_module(f"experiments.{name}").experiment
+    """The experiment; one that begins with another's run has the other's model."""
+    experiment = importlib.import_module(f"experiments.{name}").experiment
+    if experiment.model is None:
+        base = Path(experiment.begin_with)
+        assert str(base.parent) == "runs"
+        return replace(experiment, model=load(base.name).model)
+    return experiment
 
 
 def traced(experiment, mesh, devices):
@@ -53,7 +59,7 @@ def test_docstring_says_command_and_hardware(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_has_the_settings_that_all_share(name):
     experiment = load(name)
-    assert isinstance(experiment, Pretrain)
+    assert isinstance(experiment, TextJob)
     assert experiment.output == f"runs/{name}"
     assert (experiment.steps > 0, experiment.seed) == (True, 0)
 

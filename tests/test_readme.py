@@ -92,3 +92,8 @@ def test_the_data_settings_are_allowed():
 
 def test_a_model_has_several_heads_on_labels(python):
     python("-c", block("heads = ("))
+
+
+def test_the_steps_to_an_assistant_are_configs(python):
+    """Built and validated: no file is read before they run."""
+    python("-c", block("PolicyOptimization("))

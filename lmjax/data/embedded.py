@@ -113,14 +113,25 @@ def _source(name: str) -> str:
 
 
 @functools.cache  # read twice, for the tokenizer and for the tokens, and parsing takes seconds
-def _docstrings(name: str) -> str:
-    """The docstrings of a module, each under its qualified name; found without importing it."""
+def docstrings(name: str) -> tuple[tuple[str, str], ...]:
+    """Qualified name with signature, and docstring, of all that a module documents.
+
+    Found without importing it.
+
+    Args:
+      name: of the module's file, as in `EmbeddedCorpus.parts`.
+    """
     try:
         tree = ast.parse(_source(name))
     except (SyntaxError, ValueError):
-        return ""
+        return ()
     module = name.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
-    sections = list(_sections(tree, module))
+    return tuple(_sections(tree, module))
+
+
+def _docstrings(name: str) -> str:
+    """The docstrings of a module as a text."""
+    sections = ["\n\n".join(section) for section in docstrings(name)]
     return "\n\n".join(sections) + "\n" if sections else ""
 
 
@@ -136,10 +147,10 @@ def _paragraphs(text: str) -> Iterator[str]:
             yield sentences
 
 
-def _sections(node: ast.AST, name: str) -> Iterator[str]:
+def _sections(node: ast.AST, name: str) -> Iterator[tuple[str, str]]:
     text = ast.get_docstring(node)
     if text:
-        yield f"{name}{_signature(node)}\n\n{text}"
+        yield f"{name}{_signature(node)}", text
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             yield from _sections(child, f"{name}.{child.name}")

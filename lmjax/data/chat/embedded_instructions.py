@@ -1,0 +1,50 @@
+"""Instructions that need no download: questions about Python's own library, and their answers."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterator
+
+from lmjax.config import config, fingerprint
+from lmjax.data.chat.conversations import make_document
+from lmjax.data.chat.messages import Message
+from lmjax.data.chat.templates import PLAIN, ChatTemplate
+from lmjax.data.documents import Document, HashFiles, OnSkip, Part, Source, digest
+from lmjax.data.embedded import EMPTY_LINE, TOPIC, EmbeddedCorpus, docstrings
+
+LONGEST = 300  # characters of an answer; longer ones are left out
+VERSION = "1"  # to be raised when other questions are made of the same files
+
+
+@config
+class EmbeddedInstructions(Source):
+    """Questions and answers made of the docstrings of Python's standard library, both ways.
+
+    "What does textwrap.dedent(text) do?" is answered by the docstring's first paragraph, and "What
+    does this?" with that paragraph by the name and signature. Those of a module are on one side of
+    the held-out split.
+    """
+
+    template: ChatTemplate = PLAIN  # the format that they are written in
+
+    def parts(self) -> tuple[Part, ...]:
+        """See `Source.parts`: the modules of the library."""
+        return tuple(p for p in EmbeddedCorpus().parts() if not p.name.startswith(TOPIC))
+
+    def fingerprint(self, hash_files: HashFiles | None = None) -> str:
+        """See `Source.fingerprint`."""
+        return digest(VERSION, fingerprint(self), platform.python_version(), str(self.parts()))
+
+    def read(self, part: Part, on_skip: OnSkip) -> Iterator[Document]:
+        """See `Source.read`."""
+        for name, text in docstrings(part.name):
+            answer = " ".join(EMPTY_LINE.split(text.strip())[0].split())
+            if not answer or len(answer) > LONGEST:
+                continue
+            for question, reply in (
+                (f"What does {name} do?", answer),
+                (f"What does this? {answer}", name),
+            ):
+                talk = [Message("user", question), Message("assistant", reply)]
+                document = make_document(talk, self.template, f"{part.name}, {name}")
+                yield document._replace(group=part.name)
