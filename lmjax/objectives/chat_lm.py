@@ -56,8 +56,9 @@ class ChatLM(CausalLM):
             learned = last_of_segments(replies, segments) if self.loss_on == "last" else replies
             learned = learned.mask(tokens.shape)
         # A conversation's first token, and what follows its last one, are nobody's to write.
+        within = inside[:, :-1] & (segments[:, 1:] == segments[:, :-1])
         text = ~inside[:, 1:] & ~inside[:, :-1]
-        weights = example.targets.weights * (learned[:, 1:] & inside[:, :-1] | text)
+        weights = example.targets.weights * (learned[:, 1:] & within | text)
         return dataclasses.replace(
             example, targets=TokenTargets(example.targets.tokens, weights.astype(np.float32))
         )
