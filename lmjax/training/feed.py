@@ -42,27 +42,45 @@ class Feed(abc.ABC):
 
 
 @dataclasses.dataclass(frozen=True)
-class TextFeed(Feed):
-    """Rows of stored text, prepared by an objective.
+class StoreFeed(Feed):
+    """Base of the feeds that read token stores.
 
     Attributes:
       prepared: tokenizer and token stores.
       plan: which rows a step takes.
-      objective: makes examples of the rows.
-      length: tokens that the model reads in a row.
-      batch_size: rows that are computed at once, in evaluations too.
     """
 
     prepared: PreparedData
     plan: Plan
-    objective: TextObjective
-    length: int
-    batch_size: int
 
     @property
     def tokenizer(self) -> Tokenizer:
         """Tokenizer of the text."""
         return self.prepared.tokenizer
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Fingerprints of tokenizer and text, and the plan."""
+        return {
+            "plan": json.loads(to_json(self.plan)),
+            "tokenizer": self.tokenizer.fingerprint,
+            "text": self.prepared.fingerprints,
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class TextFeed(StoreFeed):
+    """Rows of stored text, prepared by an objective.
+
+    Attributes:
+      objective: makes examples of the rows.
+      length: tokens that the model reads in a row.
+      batch_size: rows that are computed at once, in evaluations too.
+    """
+
+    objective: TextObjective
+    length: int
+    batch_size: int
 
     @functools.cached_property
     def lexicon(self) -> TokenTable:
@@ -73,15 +91,6 @@ class TextFeed(Feed):
     def preparation(self) -> Preparation:
         """Makes an example of rows."""
         return self.objective.preparation(self.lexicon, self.length)
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """Fingerprints of tokenizer and text, and the plan."""
-        return {
-            "plan": json.loads(to_json(self.plan)),
-            "tokenizer": self.tokenizer.fingerprint,
-            "text": self.prepared.fingerprints,
-        }
 
     @functools.cached_property
     def loader(self) -> Loader:
@@ -120,32 +129,14 @@ class RolloutRequest(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class RequestFeed(Feed):
+class RequestFeed(StoreFeed):
     """Requests of stored texts, the same ones of a step in every process.
 
     Attributes:
-      prepared: tokenizer and token stores, whose documents are requests.
-      plan: which requests a step takes.
       length: most tokens of a request; of longer ones the last are taken.
     """
 
-    prepared: PreparedData
-    plan: Plan
     length: int
-
-    @property
-    def tokenizer(self) -> Tokenizer:
-        """Tokenizer of the text."""
-        return self.prepared.tokenizer
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """See `TextFeed.identity`."""
-        return {
-            "plan": json.loads(to_json(self.plan)),
-            "tokenizer": self.tokenizer.fingerprint,
-            "text": self.prepared.fingerprints,
-        }
 
     @functools.cached_property
     def mixture(self) -> Mixture:
