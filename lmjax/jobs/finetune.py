@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from lmjax.alignment.comparison_accuracy import require_pairs
 from lmjax.config import UserError, config, replace
 from lmjax.console import RunLog, make_console
 from lmjax.data import (
@@ -105,6 +106,10 @@ class Finetune(TextJob):
                 title = source.template.title
                 log.fact("format", f"{domain.name}: {source.layout()}, written as {title}")
         feed = super().prepare(folder, log, saved)
+        if (slots := self.objective.slots) is not None:
+            require_pairs(feed.prepared.train, slots)
+            held_out = feed.prepared.held_out.items()
+            require_pairs({f"held-out {name}": store for name, store in held_out}, slots)
         for name, store in feed.prepared.train.items():
             if share := _share_of_replies(store):
                 log.fact("replies", f"{name}: {share:.1%} of the tokens")
