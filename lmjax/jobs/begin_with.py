@@ -53,6 +53,10 @@ def read_parameters(
     before = model_folder(source)
     theirs, ours = map(architecture_of, (before, learner.model))
     _warn_of_frozen_tokens(before.vocab_size, learner, log)
+    names = [{head.name for head in model.heads} for model in (theirs, ours)]
+    if fresh := names[1] - names[0]:
+        log.fact("afresh", f"the head {', '.join(sorted(fresh))}, which {source} lacks")
+    theirs, ours = (_with_heads(model, names[0] & names[1]) for model in (theirs, ours))
     for name, there, here in differences(theirs, ours):
         log.warn(f"model.{name} is {here} here; in {source} it is {there}")
     if tokenizer is None:
@@ -71,6 +75,11 @@ def read_parameters(
     elif is_first():
         keep(local_copy(source, "begin_with"), folder.path)
     return params
+
+
+def _with_heads(model: TransformerConfig, names: set[str]) -> TransformerConfig:
+    """A model with those of its heads on labels that have these names."""
+    return replace(model, heads=tuple(head for head in model.heads if head.name in names))
 
 
 def _warn_of_frozen_tokens(known: int, learner: Learner, log: RunLog) -> None:
