@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Mapping
 
 import numpy as np
+from jaxtyping import Int64
 
-from lmjax.config import config
+from lmjax.config import UserError, config
 from lmjax.console import Table
 from lmjax.data.store import TokenStore
 from lmjax.evaluation.evaluator import Context, Evaluate, Evaluator
@@ -50,14 +52,44 @@ def length_accuracy(store: TokenStore) -> float:
     The first label of a document is its number in its comparison, the second its rank. Answers of
     one length are decided by half.
     """
-    number, rank = store.labels[:, 0], store.labels[:, 1]
-    group, sizes = np.cumsum(number == 0), np.diff(store.offsets)
-    longer, pairs = 0.0, 0
-    for apart in range(1, int(number.max(initial=0)) + 1):
-        same = (group[apart:] == group[:-apart]) & (rank[apart:] != rank[:-apart])
-        # The one that comes first is the better one.
-        lead = (sizes[:-apart] - sizes[apart:])[same]
+    sizes, longer, pairs = np.diff(store.offsets), 0.0, 0
+    for better, worse in pairs_of(store):
+        lead = sizes[better] - sizes[worse]
         longer += float(np.sum(lead > 0) + 0.5 * np.sum(lead == 0))
         pairs += len(lead)
     share = longer / max(pairs, 1)
     return max(share, 1 - share)
+
+
+def pairs_of(
+    store: TokenStore, slots: int | None = None
+) -> Iterator[tuple[Int64[np.ndarray, "pairs"], Int64[np.ndarray, "pairs"]]]:
+    """Pairs of answers of one comparison with different ranks: the better one, the worse one.
+
+    Args:
+      store: of comparisons, in each of which the best answer comes first.
+      slots: answers of a comparison that are read; None: all.
+    """
+    number, rank = store.labels[:, 0], store.labels[:, 1]
+    group = np.cumsum(number == 0)
+    read = number < (slots or np.inf)
+    for apart in range(1, int(number.max(initial=0)) + 1):
+        same = (group[apart:] == group[:-apart]) & (rank[apart:] != rank[:-apart]) & read[apart:]
+        better = np.flatnonzero(same)
+        yield better, better + apart
+
+
+def require_pairs(stores: Mapping[str, TokenStore], slots: int) -> None:
+    """Raises UserError for comparisons of which none says that an answer is better than another.
+
+    Args:
+      stores: by what users know them as.
+      slots: answers of a comparison that are read.
+    """
+    for name, store in stores.items():
+        # What is in no groups is refused where its rows are made.
+        if store.labels.shape[1] and not any(len(better) for better, _ in pairs_of(store, slots)):
+            raise UserError(
+                f"{name}: none of its comparisons says that an answer is better than another "
+                f"(each has one answer, or ties, among its first {slots})"
+            )

@@ -9,11 +9,18 @@ from lmjax.config import UserError
 from lmjax.data.chat.folder import folder_format, read_templates
 from lmjax.data.chat.messages import ChatFormat, Message
 from lmjax.data.chat.templated import template_of
-from lmjax.data.chat.templates import PLAIN, chat_template, fitting_template, templates
+from lmjax.data.chat.templates import (
+    PLAIN,
+    ChatTemplate,
+    chat_template,
+    fitting_template,
+    templates,
+)
 from lmjax.data.tokenizers import Tokenizer
 from lmjax.generation.run import model_of
 from lmjax.interop import huggingface
 from lmjax.interop.adapter_folder import text_folder
+from lmjax.runs.folder import RunFolder
 from lmjax.runs.trained_model import read_experiment
 
 __all__ = ["ChatFormat", "Message", "chat_format", "chat_template", "check_chat"]
@@ -25,15 +32,17 @@ def chat_format(folder: str | os.PathLike, tokenizer: Tokenizer, name: str = "tr
     Args:
       folder: a run folder or a public model's.
       tokenizer: the folder's.
-      name: "true": the folder's own template; where it has none, the format of the conversations
-        that a run was trained on, or that is known for the public models of its family; for a run
-        that has read texts alone, plain. Else the name of one of the folder's templates, or of one
-        of ours.
+      name: "true": the format of the conversations that a run was trained on, where it is one of
+        ours; else the folder's own template; where it has none, the format that is known for the
+        public models of its family; for a run that has read texts alone, plain. Else the name of
+        one of the folder's templates, or of one of ours.
 
     Raises:
       UserError: a public model whose format is not known, a damaged template, or no such name.
     """
     folder = text_folder(folder)
+    if name == "true" and isinstance(ours := _own_format(folder), ChatTemplate):
+        return ours  # the folder's template may be that of the model that the run began with
     found = folder_format(folder, tokenizer, None if name == "true" else name)
     if found is not None:
         return found
@@ -68,5 +77,12 @@ def _trained_format(folder: Path, tokenizer: Tokenizer) -> ChatFormat:
     experiment = read_experiment(folder)
     if (family := getattr(experiment, "family", None)) is not None:  # of `ConvertedModel`
         return chat_template(fitting_template(family, tokenizer, experiment.model))
-    data = getattr(experiment, "data", None)
-    return (None if data is None else template_of(data)) or PLAIN
+    return _own_format(folder) or PLAIN
+
+
+def _own_format(folder: Path) -> ChatFormat | None:
+    """The format of the conversations that a run was trained on; None where there are none."""
+    if not RunFolder(folder).config.is_file() or huggingface.is_model_folder(folder):
+        return None
+    data = getattr(read_experiment(folder), "data", None)
+    return None if data is None else template_of(data)

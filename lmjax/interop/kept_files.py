@@ -77,6 +77,8 @@ def keep(
 ) -> dict[str, Any]:
     """Writes into `folder` what a model folder or a run folder says, in the files of `KEPT`.
 
+    Chat templates that are in `folder` already are left as they are.
+
     Args:
       source: either kind of folder.
       folder: where to write.
@@ -86,7 +88,8 @@ def keep(
       What generation_config.json holds.
     """
     templates = read_templates(source)
-    write_templates(folder, templates)
+    if not read_templates(folder):
+        write_templates(folder, templates)
     if templates and (names := read_special_names(source)):
         write_json(folder / MAP_FILE, names)
     if settings := {**usual, **read_generation_config(source)}:

@@ -50,7 +50,13 @@ def read_parameters(
     watch = Stopwatch()
     params = read_params(source, learner.model, learner.layout, seed)
     log.fact("begins with", f"the parameters in {source}", watch.seconds())
-    theirs, ours = map(architecture_of, (model_folder(source), learner.model))
+    before = model_folder(source)
+    theirs, ours = map(architecture_of, (before, learner.model))
+    _warn_of_frozen_tokens(before.vocab_size, learner, log)
+    names = [{head.name for head in model.heads} for model in (theirs, ours)]
+    if fresh := names[1] - names[0]:
+        log.fact("afresh", f"the head {', '.join(sorted(fresh))}, which {source} lacks")
+    theirs, ours = (_with_heads(model, names[0] & names[1]) for model in (theirs, ours))
     for name, there, here in differences(theirs, ours):
         log.warn(f"model.{name} is {here} here; in {source} it is {there}")
     if tokenizer is None:
@@ -69,6 +75,23 @@ def read_parameters(
     elif is_first():
         keep(local_copy(source, "begin_with"), folder.path)
     return params
+
+
+def _with_heads(model: TransformerConfig, names: set[str]) -> TransformerConfig:
+    """A model with those of its heads on labels that have these names."""
+    return replace(model, heads=tuple(head for head in model.heads if head.name in names))
+
+
+def _warn_of_frozen_tokens(known: int, learner: Learner, log: RunLog) -> None:
+    """Logs that new tokens keep one vector, the mean of the old ones, and so stay one token."""
+    new, trains = learner.model.vocab_size - known, learner.trainable
+    if new > 0 and trains is not None and not trains("embedding.table"):
+        log.warn(
+            f"{new} tokens are new to the model and begin alike; `trainable` leaves them so, and "
+            "the model cannot tell them apart: train the embedding too, and the head where it is "
+            'another table, as trainable=Matching trainable.patterns=\'("*.adapter.*", '
+            '"embedding.*")\''
+        )
 
 
 def _fingerprints(tokenizer: Tokenizer) -> Iterator[str]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from lmjax.alignment.comparison_accuracy import require_pairs
 from lmjax.config import UserError, config, replace
 from lmjax.console import RunLog, make_console
 from lmjax.data import (
@@ -15,8 +16,18 @@ from lmjax.data import (
     prepare,
 )
 from lmjax.data.chat.comparisons import Comparisons
-from lmjax.data.chat.folder import FolderTemplate, read_templates, write_templates
+from lmjax.data.chat.folder import (
+    DEFAULT,
+    TEMPLATE_FILE,
+    FolderTemplate,
+    Template,
+    read_templates,
+    write_templates,
+)
+from lmjax.data.chat.jinja_source import jinja_source
+from lmjax.data.chat.messages import ChatFormat
 from lmjax.data.chat.templated import template_of
+from lmjax.data.chat.templates import ChatTemplate
 from lmjax.data.spans import KINDS
 from lmjax.data.store import TokenStore
 from lmjax.evaluation.evaluator import Evaluator
@@ -105,17 +116,28 @@ class Finetune(TextJob):
                 title = source.template.title
                 log.fact("format", f"{domain.name}: {source.layout()}, written as {title}")
         feed = super().prepare(folder, log, saved)
+        if (slots := self.objective.slots) is not None:
+            require_pairs(feed.prepared.train, slots)
+            held_out = feed.prepared.held_out.items()
+            require_pairs({f"held-out {name}": store for name, store in held_out}, slots)
         for name, store in feed.prepared.train.items():
             if share := _share_of_replies(store):
                 log.fact("replies", f"{name}: {share:.1%} of the tokens")
-        template = template_of(self.data)
-        if isinstance(template, FolderTemplate) and is_first():
-            write_templates(folder.path, read_templates(local_copy(template.path, "template.path")))
+        if is_first():
+            write_templates(folder.path, _templates(template_of(self.data)))
         return feed
 
     def with_model(self) -> Finetune:
         """The job with the model and the tokenizer of `begin_with`, where none are given."""
         return with_starting_model(self)
+
+
+def _templates(template: ChatFormat | None) -> dict[str, Template]:
+    """A format as the templates of a folder; none where it cannot be written so."""
+    if isinstance(template, FolderTemplate):
+        return read_templates(local_copy(template.path, "template.path"))
+    source = jinja_source(template) if isinstance(template, ChatTemplate) else None
+    return {} if source is None else {DEFAULT: Template(source, TEMPLATE_FILE)}
 
 
 def _share_of_replies(store: TokenStore) -> float:

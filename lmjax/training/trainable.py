@@ -1,4 +1,4 @@
-"""Choices of what fine-tuning trains: all, the last blocks, biases, some by name, adapters alone.
+"""Choices of what fine-tuning trains: all, the last blocks, biases, some by name, adapters.
 
 What is not trained has neither gradients nor optimizer state, and no weight decay.
 """
@@ -15,7 +15,8 @@ from lmjax.models.lora import fits
 from lmjax.parallel import Layout
 
 # Parameters after the blocks: what the last blocks give, these read.
-AFTER_BLOCKS = ("final_norm", "project_out", "head", "head_transform", "head_bias", "classifier")
+LABELS = ("classifier", "heads")  # on labels; fresh ones learn nothing unless they are trained
+AFTER_BLOCKS = ("final_norm", "project_out", "head", "head_transform", "head_bias", *LABELS)
 
 
 @config
@@ -67,7 +68,7 @@ class AllParameters(Trainable):
 
 @config
 class LastBlocks(Trainable):
-    """Train the last blocks and what follows them: final norm, untied head, classifier.
+    """Train the last blocks and what follows them: final norm, untied head, heads on labels.
 
     Parameters of blocks are stacked over layers: gradients, updates and the optimizer's state are
     those of the last layers alone, and backward ends at the first of them. While a step runs, both
@@ -100,11 +101,12 @@ class LastBlocks(Trainable):
 
 @config
 class Biases(Trainable):
-    """Train the biases, norms' too, and the classifier (BitFit; Zaken et al. 2021, 2106.10199)."""
+    """Train the biases, norms' too, and heads on labels (BitFit; Zaken et al. 2021, 2106.10199)."""
 
     def trains(self, path: str) -> bool:
         """See `Trainable.trains`."""
-        return path.rpartition(".")[2] in ("bias", "head_bias") or fits(path, "classifier.*")
+        is_bias = path.rpartition(".")[2] in ("bias", "head_bias")
+        return is_bias or path.partition(".")[0] in LABELS
 
 
 @config
@@ -132,11 +134,12 @@ class Matching(Trainable):
 
 @config
 class Adapters(Trainable):
-    """Train the adapters alone, which `model.lora` puts beside dense layers."""
+    """Train the adapters, which `model.lora` puts beside dense layers, and `model.heads`."""
 
     def trains(self, path: str) -> bool:
         """See `Trainable.trains`."""
-        return "adapter" in path.split(".")
+        first, *others = path.split(".")
+        return first == "heads" or "adapter" in others
 
     def check(self, model: TransformerConfig, layout: Layout) -> None:
         """Raises UserError for a model without adapters."""

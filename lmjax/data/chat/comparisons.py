@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from lmjax.config import UserError, config
 from lmjax.data.chat.conversations import make_document
 from lmjax.data.chat.messages import Message
-from lmjax.data.chat.records import ROLE_CONTENT, ROLE_NAMES, Record, require_text
+from lmjax.data.chat.records import (
+    ROLE_CONTENT,
+    Record,
+    read_node,
+    read_request,
+    require_number,
+    require_text,
+)
 from lmjax.data.chat.templated import TemplatedRecords
 from lmjax.data.documents import BadRecord, Document
 
@@ -43,10 +50,12 @@ class Comparisons(TemplatedRecords):
         metadata = self.metadata_of(record)
         for conversations, ranks, margin in read_comparisons(record):
             ordered = sorted(zip(ranks, conversations, strict=True), key=lambda pair: pair[0])
-            for number, (rank, messages) in enumerate(ordered):
-                document = make_document(messages, self.template, identity)
+            documents = [make_document(talk, self.template, identity) for _, talk in ordered]
+            # A comparison is on one side of the held-out split, also where requests differ.
+            group = documents[0].group or documents[0].text
+            for number, ((rank, _), document) in enumerate(zip(ordered, documents, strict=True)):
                 labels = float(number), float(rank), float(margin)
-                yield document._replace(metadata=metadata, labels=labels)
+                yield document._replace(metadata=metadata, labels=labels, group=group)
 
     def layout(self) -> str:
         """Name of the layout of the first line.
@@ -72,8 +81,8 @@ def read_comparisons(record: Record) -> list[RankedAnswers]:
             raise BadRecord(f"{len(conversations)} answers have {len(ranks)} ranks or scores")
         if not conversations:
             raise BadRecord("the comparison has no answer")
-        if any(rank != rank for rank in ranks):
-            raise BadRecord("a rank or a score is NaN")
+        if any(messages[-1].role != "assistant" for messages in conversations):
+            raise BadRecord("a conversation does not end with a reply, which is what is compared")
     return found
 
 
@@ -87,23 +96,13 @@ def _find(record: Record) -> tuple[str, tuple[str, ...], Callable[[Record], list
 
 
 def _read_pair(record: Record) -> list[RankedAnswers]:
-    prompt = _request(record["prompt"]) if record.get("prompt") is not None else []
+    prompt = read_request(record["prompt"]) if record.get("prompt") is not None else []
     sides = [_conversation(prompt, record[key], key) for key in ("chosen", "rejected")]
     return [RankedAnswers(sides, [0, 1], _margin(record))]
 
 
 def _margin(record: Record) -> float:
-    margin = record.get("margin") or 0
-    if not isinstance(margin, int | float):
-        raise BadRecord(f"'margin' is {margin!r}, not a number")
-    return float(margin)
-
-
-def _request(prompt: Any) -> list[Message]:
-    """The messages of a prompt, which may be a text."""
-    if isinstance(prompt, str):
-        return [Message("user", require_text(prompt, "'prompt'"))]
-    return ROLE_CONTENT(prompt)
+    return require_number(record.get("margin") or 0, "'margin'")
 
 
 def _conversation(prompt: Sequence[Message], answer: Any, key: str) -> list[Message]:
@@ -130,7 +129,7 @@ def _transcript(text: str, key: str) -> list[Message]:
 
 
 def _read_ranked(record: Record) -> list[RankedAnswers]:
-    prompt, answers = _request(record["prompt"]), record["answers"]
+    prompt, answers = read_request(record["prompt"]), record["answers"]
     if not isinstance(answers, list | tuple):
         raise BadRecord("'answers' should be a list")
     conversations = [_conversation(prompt, answer, "answers") for answer in answers]
@@ -140,21 +139,25 @@ def _read_ranked(record: Record) -> list[RankedAnswers]:
 def _ranks(record: Record) -> list[float]:
     """Ranks, of which 0 is the best, from ranks or from scores, of which the highest is best."""
     given = record.get("ranks", record.get("scores"))
-    if not isinstance(given, list | tuple) or not all(isinstance(n, int | float) for n in given):
+    if not isinstance(given, list | tuple):
         raise BadRecord("'ranks' or 'scores' should be a list of numbers, one for each answer")
-    return [float(n) if "ranks" in record else -float(n) for n in given]
+    ranks = [require_number(number, "a rank or a score") for number in given]
+    return ranks if "ranks" in record else [-rank for rank in ranks]
 
 
 def _read_completions(record: Record) -> list[RankedAnswers]:
     """UltraFeedback's layout."""
-    prompt, ranks, conversations = _request(record["instruction"]), [], []
-    for completion in record["completions"]:
+    prompt, ranks, conversations = read_request(record["instruction"]), [], []
+    given = record["completions"]
+    if not isinstance(given, list | tuple):
+        raise BadRecord("'completions' should be a list")
+    for completion in given:
         try:
-            answer, value = completion["response"], float(completion["overall_score"])
-        except (KeyError, TypeError, ValueError):
+            answer, value = completion["response"], completion["overall_score"]
+        except (KeyError, TypeError):
             raise BadRecord("a completion should have 'response' and 'overall_score'") from None
         conversations.append(_conversation(prompt, answer, "response"))
-        ranks.append(-value)
+        ranks.append(-require_number(value, "'overall_score'"))
     return [RankedAnswers(conversations, ranks)]
 
 
@@ -162,7 +165,7 @@ def _read_label(record: Record) -> list[RankedAnswers]:
     """KTO's layout: an answer that is wanted, or not."""
     if not isinstance(record["label"], bool):
         raise BadRecord(f"'label' is {record['label']!r}, not true or false")
-    conversation = _conversation(_request(record["prompt"]), record["completion"], "completion")
+    conversation = _conversation(read_request(record["prompt"]), record["completion"], "completion")
     return [RankedAnswers([conversation], [0.0 if record["label"] else 1.0])]
 
 
@@ -170,19 +173,14 @@ def _read_tree(record: Record) -> list[RankedAnswers]:
     """OpenAssistant's layout: the ranked replies to each message of a tree."""
     found: list[RankedAnswers] = []
 
-    def walk(node: Mapping[str, Any], before: tuple[Message, ...]) -> None:
-        role = ROLE_NAMES.get(node.get("role"))
-        if role is None:
-            raise BadRecord(f"a message of the tree has the role {node.get('role')!r}")
-        path = (*before, Message(role, require_text(node.get("text"), "'text' of a message")))
-        replies = [reply for reply in node.get("replies") or () if not reply.get("deleted")]
+    def walk(node: Any, before: tuple[Message, ...]) -> None:
+        message, replies = read_node(node)
+        path = (*before, message)
         ranked = [reply for reply in replies if reply.get("rank") is not None]
-        if role == "user" and len(ranked) > 1:
-            answers = [
-                [*path, Message("assistant", require_text(reply.get("text"), "'text'"))]
-                for reply in ranked
-            ]
-            found.append(RankedAnswers(answers, [float(reply["rank"]) for reply in ranked]))
+        if message.role == "user" and len(ranked) > 1:
+            answers = [[*path, read_node(reply)[0]] for reply in ranked]
+            ranks = [require_number(reply["rank"], "'rank' of a message") for reply in ranked]
+            found.append(RankedAnswers(answers, ranks))
         for reply in replies:
             walk(reply, path)
 

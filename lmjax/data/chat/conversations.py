@@ -63,7 +63,7 @@ def make_document(messages: Sequence[Message], template: ChatFormat, identity: s
     Raises:
       BadRecord: it has no reply, or the format cannot express it.
     """
-    if not any(message.role == "assistant" and message.content for message in messages):
+    if not any(one.role == "assistant" and (one.content or one.calls) for one in messages):
         raise BadRecord("the conversation has no message of an assistant, so there is no reply")
     try:
         pieces = template.render_replies(messages)

@@ -236,9 +236,9 @@ class JinjaFormat(ChatFormat):
         return tuple(heads), tuple(tails)
 
     def _compiled(self, source: str) -> Any:
-        jinja2, environment = _environment()
+        jinja2, _ = _environment()
         try:
-            return environment.from_string(source)
+            return _template(source)
         except jinja2.TemplateSyntaxError as error:
             raise UserError(
                 f"chat: {self.title} is no template: {error.message} (line {error.lineno})"
@@ -249,6 +249,12 @@ def _common(one: str, other: str) -> int:
     """Length of the beginning that two texts share."""
     pairs = enumerate(zip(one, other, strict=False))
     return next((n for n, (a, b) in pairs if a != b), min(len(one), len(other)))
+
+
+@functools.lru_cache(64)
+def _template(source: str) -> Any:
+    """A compiled template: compiling takes far longer than a conversation does."""
+    return _environment()[1].from_string(source)
 
 
 @functools.cache

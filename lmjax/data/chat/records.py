@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from lmjax.data.chat.messages import Message
+from lmjax.data.chat.messages import Message, ToolCall
 from lmjax.data.documents import BadRecord
 
 # Names of roles in public data sets, and ours.
@@ -15,6 +16,8 @@ ROLE_NAMES = {
     **dict.fromkeys(("assistant", "gpt", "bot", "chatbot", "model"), "assistant"),
     **dict.fromkeys(("observation", "tool", "function"), "observation"),
 }
+CALL_KEYS = ("name", "arguments")
+LARGEST = 3.4e38  # what float32 holds
 Record = Mapping[str, Any]
 
 
@@ -57,22 +60,70 @@ def _messages(role_key: str, text_key: str) -> Callable[[Any], list[Message]]:
     def _message(turn: Any, number: int) -> Message:
         if not isinstance(turn, Mapping) or not {role_key, text_key} <= turn.keys():
             raise BadRecord(f"message {number} should have {role_key!r} and {text_key!r}")
-        role = turn[role_key]
-        if role not in ROLE_NAMES:
-            known = ", ".join(ROLE_NAMES)
-            raise BadRecord(f"message {number} has the role {role!r}; known are {known}")
-        metadata, tools = turn.get("metadata") or "", turn.get("tools") or ()
-        content = require_text(turn[text_key], f"{text_key!r} of message {number}")
-        return Message(ROLE_NAMES[role], content, metadata=metadata, tools=tools)
+        role = read_role(turn[role_key], f"message {number}")
+        calls = _read_calls(turn.get("tool_calls"), f"'tool_calls' of message {number}")
+        text = "" if calls and turn[text_key] is None else turn[text_key]
+        content = require_text(text, f"{text_key!r} of message {number}")
+        metadata = require_text(turn.get("metadata") or "", f"'metadata' of message {number}")
+        tools = _require_objects(turn.get("tools") or (), f"'tools' of message {number}")
+        return Message(role, content, metadata=metadata, tools=tools, calls=calls)
 
     return read
+
+
+def read_role(value: Any, name: str) -> str:
+    """Our name of a role.
+
+    Raises:
+      BadRecord: no such role is known.
+    """
+    if not isinstance(value, str) or value not in ROLE_NAMES:
+        raise BadRecord(f"{name} has the role {value!r}; known are {', '.join(ROLE_NAMES)}")
+    return ROLE_NAMES[value]
+
+
+def _require_objects(value: Any, name: str) -> tuple[Mapping[str, Any], ...]:
+    if not isinstance(value, list | tuple) or not all(isinstance(v, Mapping) for v in value):
+        raise BadRecord(f"{name} should be a list of JSON objects")
+    return tuple(value)
+
+
+def _read_calls(value: Any, name: str) -> tuple[ToolCall, ...]:
+    """Calls of tools in OpenAI's form, whose arguments are an object, or one written as a text."""
+    calls = []
+    for entry in _require_objects(value or (), name):
+        call = entry.get("function", entry)
+        called, given = (call.get(key) if isinstance(call, Mapping) else None for key in CALL_KEYS)
+        try:
+            arguments = json.loads(given) if isinstance(given, str) else given
+        except (ValueError, RecursionError):
+            arguments = None
+        if not isinstance(called, str) or not isinstance(arguments, dict):
+            raise BadRecord(f"{name}: a call should have a name, and arguments as a JSON object")
+        calls.append(ToolCall(called, arguments))
+    return tuple(calls)
+
+
+def require_number(value: Any, name: str) -> float:
+    """A finite number.
+
+    Raises:
+      BadRecord: it is none, or has no room in float32, in which labels are kept.
+    """
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        raise BadRecord(f"{name} is {str(value)[:40]!r}, not a number") from None
+    if not abs(number) < LARGEST:
+        raise BadRecord(f"{name} is {number}, not a finite number")
+    return number
 
 
 def require_text(value: Any, name: str) -> str:
     """A text, or the texts of a list of parts (OpenAI's form), one after another."""
     if isinstance(value, list | tuple):
-        kinds = {part.get("type") for part in value if isinstance(part, Mapping)}
-        if kinds == {"text"}:
+        kinds = [part.get("type") if isinstance(part, Mapping) else None for part in value]
+        if kinds and all(kind == "text" for kind in kinds):
             return "".join(require_text(part.get("text"), name) for part in value)
     if not isinstance(value, str):
         raise BadRecord(f"{name} is {type(value).__name__}, not text")
@@ -112,11 +163,18 @@ def _read_instruction(record: Record) -> list[list[Message] | str]:
 
 
 def _read_completion(record: Record) -> list[list[Message] | str]:
-    """A prompt and what follows it; both may be messages, as TRL has them."""
-    prompt, completion = record["prompt"], record["completion"]
+    """A prompt and what follows it; each may be messages, as TRL has them."""
+    completion = record["completion"]
+    if isinstance(completion, str):
+        return [[*read_request(record["prompt"]), _reply(record, "completion")]]
+    return [[*read_request(record["prompt"]), *ROLE_CONTENT(completion)]]
+
+
+def read_request(prompt: Any) -> list[Message]:
+    """The messages of a prompt, which may be a text."""
     if isinstance(prompt, str):
-        return [[Message("user", require_text(prompt, "'prompt'")), _reply(record, "completion")]]
-    return [ROLE_CONTENT([*prompt, *completion])]
+        return [Message("user", require_text(prompt, "'prompt'"))]
+    return ROLE_CONTENT(prompt)
 
 
 def _reply(record: Record, key: str) -> Message:
@@ -127,19 +185,28 @@ def _read_tree(record: Record) -> list[list[Message] | str]:
     """OpenAssistant's layout: every way from the first message to a last one is a dialogue."""
 
     def walk(node: Any, before: tuple[Message, ...]) -> Iterator[list[Message]]:
-        role, text = (node.get(key) for key in ("role", "text"))
-        if role not in ROLE_NAMES:
-            raise BadRecord(f"a message of the tree has the role {role!r}; known are {ROLE_NAMES}")
-        path = (*before, Message(ROLE_NAMES[role], require_text(text, "'text' of a message")))
-        replies = [reply for reply in node.get("replies") or () if not reply.get("deleted")]
+        message, replies = read_node(node)
+        path = (*before, message)
         if not replies:
             yield list(path)
         for reply in replies:
             yield from walk(reply, path)
 
-    if not isinstance(record["prompt"], Mapping):
-        raise BadRecord("'prompt' of a tree should be its first message")
     return list(walk(record["prompt"], ()))
+
+
+def read_node(node: Any) -> tuple[Message, list[Mapping[str, Any]]]:
+    """A message of OpenAssistant's trees, and the replies to it that were not deleted.
+
+    Raises:
+      BadRecord: it is none.
+    """
+    if not isinstance(node, Mapping):
+        raise BadRecord(f"a message of the tree is {type(node).__name__}, not a JSON object")
+    role = read_role(node.get("role"), "a message of the tree")
+    replies = _require_objects(node.get("replies") or (), "'replies' of a message")
+    message = Message(role, require_text(node.get("text"), "'text' of a message"))
+    return message, [reply for reply in replies if not reply.get("deleted")]
 
 
 def _read_text(record: Record) -> list[list[Message] | str]:

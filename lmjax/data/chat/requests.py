@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from lmjax.config import UserError, config
-from lmjax.data.chat.messages import ChatFormat, Message
-from lmjax.data.chat.records import ROLE_CONTENT, require_text
+from lmjax.data.chat.messages import ChatFormat, Message, text_of
+from lmjax.data.chat.records import read_request
 from lmjax.data.chat.templated import TemplatedRecords
 from lmjax.data.documents import BadRecord, Document
 from lmjax.data.spans import SpanKind
@@ -21,6 +21,8 @@ class Requests(TemplatedRecords):
 
     A reply at the end of the messages is left out. Fields of `metadata`, such as the right answer,
     are what a reward can read beside request and reply.
+
+    Lines with the same first request are on the same side of the held-out split.
     """
 
     def documents_of(self, record: dict[str, Any], identity: str) -> Iterator[Document]:
@@ -38,6 +40,7 @@ class Requests(TemplatedRecords):
         yield Document(
             text=text,
             identity=identity,
+            group=next((text_of(one) for one in messages if one.role == "user"), ""),
             metadata=self.metadata_of(record),
             labels=(0.0,),  # a group of its own
             encode=functools.partial(_encode, template=self.template, messages=messages),
@@ -47,9 +50,7 @@ class Requests(TemplatedRecords):
 def _messages(record: dict[str, Any]) -> list[Message]:
     for key in ("prompt", "messages"):
         if (given := record.get(key)) is not None:
-            if isinstance(given, str):
-                return [Message("user", require_text(given, repr(key)))]
-            return ROLE_CONTENT(given)
+            return read_request(given)
     names = ", ".join(map(repr, list(record)[:12])) or "none"
     raise BadRecord(f"a request has the key 'prompt' or 'messages'; the keys are {names}")
 

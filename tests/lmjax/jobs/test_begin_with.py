@@ -1,5 +1,6 @@
 """A run that begins with the parameters of another model."""
 
+import dataclasses
 import shutil
 
 import jax
@@ -7,11 +8,13 @@ import numpy as np
 import pytest
 
 from lmjax.config import UserError, replace
+from lmjax.console import RunLog, make_console
 from lmjax.data import Bytes, Characters, Data, Domain, TextFiles
 from lmjax.data.public_tokenizers import TokenizerFolder
 from lmjax.interop.convert import convert
 from lmjax.interop.folder import model_folder
 from lmjax.interop.kept_files import read_end_ids
+from lmjax.jobs.begin_with import _warn_of_frozen_tokens
 from lmjax.jobs.pretrain import Pretrain
 from lmjax.jobs.settings import Evaluation
 from lmjax.models import AttentionConfig, FeedForwardConfig, TransformerConfig
@@ -20,6 +23,7 @@ from lmjax.runs.folder import RunFolder
 from lmjax.runs.trained_model import load_trained_model
 from lmjax.training.optimizers import AdamW
 from lmjax.training.schedules import Constant
+from lmjax.training.trainable import Adapters
 
 
 @pytest.fixture(scope="module")
@@ -156,3 +160,17 @@ def test_a_folder_that_is_none(first, tmp_path):
     lost = replace(first, output=str(tmp_path / "run"), begin_with=str(tmp_path / "nothing"))
     with pytest.raises(UserError, match="there is no such folder"):
         lost.run()
+
+
+def test_new_tokens_that_stay_alike_are_told(first, capsys):
+    """Adapters leave the embedding, in which all new tokens are one vector."""
+    with jax.set_mesh(Mesh(fsdp=8).build()):
+        learner = first.learner()
+    adapted = dataclasses.replace(learner, trainable=Adapters().trains)
+    grown = dataclasses.replace(adapted, model=replace(first.model, vocab_size=259))
+    log = RunLog(make_console())
+    _warn_of_frozen_tokens(257, adapted, log)
+    _warn_of_frozen_tokens(257, dataclasses.replace(grown, trainable=learner.trainable), log)
+    assert "new to the model" not in capsys.readouterr().out
+    _warn_of_frozen_tokens(257, grown, log)
+    assert "2 tokens are new to the model and begin alike" in capsys.readouterr().out

@@ -106,9 +106,12 @@ KINDS = {"reward": RewardModel, "preferences": PreferenceOptimization}
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_it_learns_which_answer_is_better_and_goes_on_bit_for_bit(name, folder):
+def test_it_learns_which_answer_is_better_and_goes_on_bit_for_bit(name, folder, capsys):
     whole = job_of(KINDS[name], folder, f"{name}-whole")
     whole.run()
+    told = capsys.readouterr().out
+    assert "model.heads" not in told
+    assert ("the head reward" in told) == (name == "reward")
     found = numbers(whole)
     *_, (split, step, loss, accuracy) = found
     assert (split, step) == ("held_out/pairs", 8)

@@ -1,6 +1,7 @@
 """Fine-tuning on conversations: what a run needs, leaves behind, and refuses."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -18,9 +19,11 @@ from lmjax.data import (
     WithTokens,
     chat_template,
 )
+from lmjax.data.chat.messages import Message
 from lmjax.data.chat.templates import PLAIN
 from lmjax.generation.chat import chat_format
 from lmjax.generation.run import load_run
+from lmjax.interop.convert import convert
 from lmjax.interop.folder import read_params
 from lmjax.jobs.begin_with import with_starting_model
 from lmjax.jobs.finetune import Finetune
@@ -168,6 +171,22 @@ def test_new_tokens_begin_as_the_mean_of_the_old_ones(folder):
         model = load_run(job.output)
         assert chat_format(job.output, model.tokenizer).title == "chatml"
         assert [model.tokenizer.special[name] for name in MARKS] == [257, 258]
+
+
+def test_the_format_of_the_conversations_replaces_that_of_the_model_before(folder, tmp_path):
+    """In the run and in a folder for transformers, also where the base has a template."""
+    shutil.copytree(folder / "base", tmp_path / "base")
+    (tmp_path / "base/chat_template.jinja").write_text("{{ 'of another model' }}")
+    job = finetune(folder, "other", begin_with=str(tmp_path / "base"), steps=1)
+    replace(job, output=str(tmp_path / "run")).run()
+    talk = [Message("user", "7 + 1?"), Message("assistant", "8"), Message("user", "And 2?")]
+    with jax.set_mesh(Mesh(fsdp=1).build(jax.devices()[:1])):
+        convert(tmp_path / "run", tmp_path / "model")
+        model = load_run(tmp_path / "run")
+        assert chat_format(tmp_path / "run", model.tokenizer) == PLAIN
+        public = chat_format(tmp_path / "model", model.tokenizer)
+    assert public.encode(model.tokenizer, talk) == PLAIN.encode(model.tokenizer, talk)
+    assert public.stop_strings == PLAIN.stop_strings
 
 
 def test_mistakes_are_told_before_anything_is_made(folder):

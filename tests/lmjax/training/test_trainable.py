@@ -14,6 +14,7 @@ from lmjax.models import (
     ClassifierConfig,
     FeedForwardConfig,
     LoRA,
+    TextHeadConfig,
     TransformerConfig,
     abstract,
     llama,
@@ -24,7 +25,14 @@ from lmjax.training.learner import Learner
 from lmjax.training.matrices import as_matrices
 from lmjax.training.optimizers import Adafactor, AdamW, Muon
 from lmjax.training.placement import abstract_example, to_devices
-from lmjax.training.trainable import Adapters, AllParameters, Biases, LastBlocks, Matching
+from lmjax.training.trainable import (
+    Adapters,
+    AllParameters,
+    Biases,
+    LastBlocks,
+    Matching,
+    parameter_paths,
+)
 from tests.lmjax.models.adapted import with_random_b
 
 BASE = TransformerConfig(
@@ -282,3 +290,11 @@ def test_an_adapters_matrices_are_inputs_by_outputs(one_device):
             matrices = jax.eval_shape(functools.partial(as_matrices, path), leaf)
             assert matrices.shape[1 if names[-2] == "b" else 2] == 2, names
             assert matrices.ndim == 3
+
+
+@pytest.mark.parametrize("trainable", [Adapters(), LastBlocks(), Biases()])
+def test_heads_on_labels_are_trained_with_what_feeds_them(one_device, trainable):
+    """A reward model's head is drawn afresh: one that is frozen would never learn to read."""
+    model = replace(ADAPTED, heads=(TextHeadConfig(name="reward", outputs=1, bias=False),))
+    paths = parameter_paths(model, training_layout())
+    assert [trainable.trains(p) for p in paths if p.startswith("heads.")] == [True]

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from lmjax.alignment.comparison_accuracy import require_pairs
 from lmjax.config import UserError
 from lmjax.data import ChatTemplate, TextFiles, build_stores
 from lmjax.data.chat.comparisons import Comparisons
@@ -98,7 +99,27 @@ BAD = {
     "does not begin with a turn of 'Human:'": {"chosen": "x", "rejected": "y"},
     "2 answers have 3 ranks": {"prompt": "a", "answers": ["x", "y"], "ranks": [1, 2, 3]},
     "should be a list of numbers": {"prompt": "a", "answers": ["x"], "ranks": "1"},
-    "is NaN": {"prompt": "a", "answers": ["x"], "scores": [float("nan")]},
+    "score is nan, not a finite": {"prompt": "a", "answers": ["x"], "scores": [float("nan")]},
+    "rank or a score is 'a'": {"prompt": "a", "answers": ["x"], "ranks": ["a"]},
+    "score is '1000000000": {"prompt": "a", "answers": ["x"], "scores": [10**400]},
+    "score is 1e+39, not a finite": {"prompt": "a", "answers": ["x"], "scores": [1e39]},
+    "'margin' is nan": {"prompt": "a", "chosen": "b", "rejected": "c", "margin": float("nan")},
+    "not end with a reply": {"chosen": messages("a", "b", "c"), "rejected": messages("a", "d")},
+    "'completions' should be a list": {"instruction": "a", "completions": 5},
+    "'overall_score' is 'N/A'": {
+        "instruction": "a",
+        "completions": [{"response": "x", "overall_score": "N/A"}],
+    },
+    "is list, not a JSON object": {"message_tree_id": "1", "prompt": []},
+    "should be a list of JSON objects": {
+        "message_tree_id": "1",
+        "prompt": {"role": "prompter", "text": "a", "replies": [5]},
+    },
+    "has the role ['x']": {
+        "prompt": [{"role": ["x"], "content": "a"}],
+        "chosen": "",
+        "rejected": "",
+    },
     "no answer": {"prompt": "a", "answers": [], "ranks": []},
     "'label' is 1, not true or false": {"prompt": "a", "completion": "b", "label": 1},
     "'margin' is 'big'": {"prompt": "a", "chosen": "b", "rejected": "c", "margin": "big"},
@@ -111,6 +132,16 @@ def test_a_bad_line_is_named(message, tmp_path):
         found(tmp_path, PAIRS["texts"], BAD[message])
     assert f"{tmp_path}/pairs.jsonl, line 2: " in str(error.value)
     assert message in str(error.value)
+
+
+def test_a_comparison_is_on_one_side_of_the_held_out_split(tmp_path):
+    """Also where the two sides have different requests, or none."""
+    asked = {"chosen": messages("a?", "yes"), "rejected": messages("b?", "no")}
+    begun = [[{"role": "assistant", "content": text}] for text in ("yes", "no")]
+    unasked = {"chosen": begun[0], "rejected": begun[1]}
+    for record in (asked, unasked):
+        groups = {document.group for document in source_of(tmp_path, record).documents()}
+        assert len(groups) == 1 and "" not in groups
 
 
 # ---- rows ----------------------------------------------------------------------------------------
@@ -169,6 +200,14 @@ def test_too_long_and_too_many_answers_are_told(store):
     assert decoded(tokens[0]) == "<a>x.<a>yy."
     with pytest.raises(UserError, match=r"no group of documents in .* with 2 tokens a document"):
         Groups(store, 6, slots=3, long="drop")
+
+
+def test_comparisons_without_a_better_answer_are_refused(tmp_path):
+    ties = {"prompt": "a", "answers": ["x", "yy", "z"], "ranks": [1, 1, 2]}
+    store = stored(tmp_path, ties, {"prompt": "b", "completion": "c", "label": True})
+    require_pairs({"pairs": store}, slots=3)
+    with pytest.raises(UserError, match="held-out pairs: none of its comparisons says"):
+        require_pairs({"held-out pairs": store}, slots=2)
 
 
 def test_an_epoch_has_every_comparison_once(store):

@@ -45,6 +45,10 @@ LINES = {
         "prompt": [{"role": role, "content": text} for role, text in TURNS[:3]],
         "completion": [{"role": "assistant", "content": "Yes."}],
     },
+    "prompt of messages, completion of text": {
+        "prompt": [{"role": role, "content": text} for role, text in TURNS[:3]],
+        "completion": "Yes.",
+    },
 }
 
 
@@ -105,6 +109,36 @@ BAD = {
     "message 0 should have 'role' and 'content'": {"messages": [{"role": "user"}]},
     "'content' of message 0 is int, not text": {"messages": [{"role": "user", "content": 3}]},
     "no message of an assistant": {"messages": [{"role": "user", "content": "Hi"}]},
+    "message 0 has the role ['user']": {"messages": [{"role": ["user"], "content": ""}]},
+    "'metadata' of message 0 is int": {
+        "messages": [{"role": "user", "content": "", "metadata": 5}]
+    },
+    "'tools' of message 0 should be": {"messages": [{"role": "user", "content": "", "tools": "x"}]},
+    "'content' of message 0 is list": {
+        "messages": [{"role": "user", "content": [{"type": ["text"], "text": "x"}]}]
+    },
+    "no list of messages": {"prompt": 5, "completion": "x"},
+    "is list, not a JSON object": {"message_tree_id": "1", "prompt": []},
+    "the tree has the role ['z']": {"message_tree_id": "1", "prompt": {"role": ["z"], "text": "a"}},
+    "'replies' of a message should be": {
+        "message_tree_id": "1",
+        "prompt": {"role": "user", "text": "a", "replies": [5]},
+    },
+    "no place for calls of tools": {
+        "messages": [
+            {"role": "user", "content": "a"},
+            {
+                "role": "assistant",
+                "content": None,
+                "tool_calls": [{"function": {"name": "f", "arguments": '{"x": 1}'}}],
+            },
+        ]
+    },
+    "arguments as a JSON object": {
+        "messages": [
+            {"role": "assistant", "content": "", "tool_calls": [{"name": "f", "arguments": "x"}]}
+        ]
+    },
     "no role 'observation' in this format": {
         "messages": [{"role": "tool", "content": "1"}, {"role": "assistant", "content": "1"}]
     },
