@@ -96,7 +96,7 @@ class HeldOut:
       batch_size: rows an example; the last one is filled up with rows that weigh nothing.
       tokens: evaluate on about the first so many of each set; None: on all.
       lexicon: of their tokenizer; None where the objective needs none.
-      reader: (store, row length, overlap[, room of whole documents, slots]) -> its rows.
+      reader: (store, row length, overlap[, room, slots, keeps_begin]) -> its rows.
     """
 
     stores: Mapping[str, TokenStore]
@@ -148,7 +148,8 @@ class HeldOut:
         prepare = objective.preparation(self.lexicon, length)
         settings = objective.row_length(length), objective.row_overlap(length)
         if self.reader is not Ring:
-            settings = *settings, objective.row_room(length), objective.slots
+            further = objective.row_room(length), objective.slots, objective.keeps_begin
+            settings = *settings, *further
         rows = EvaluationRows(self.reader(store, *settings))
         count = len(rows)
         if self.tokens is not None:

@@ -96,6 +96,7 @@ class TextFeed(Feed):
             self.objective.reads_spans,
             self.objective.row_room(self.length),
             self.objective.slots,
+            self.objective.keeps_begin,
         )
 
     @contextmanager
