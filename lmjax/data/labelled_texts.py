@@ -6,7 +6,7 @@ import csv
 import functools
 import io
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal
 
 from lmjax.config import UserError, config, replace
@@ -68,7 +68,7 @@ class LabelledTexts(JsonRecords):
             found |= {name for names in lines for name in names}
         if not found:
             raise UserError(f"there is no text with a label in {self.path}")
-        return tuple(sorted(found, key=int if all(map(_is_whole, found)) else str))
+        return _sorted(found)
 
     def read(self, part: Part, on_skip: OnSkip) -> Iterator[Document]:
         """See `Source.read`; where `labels` are not given all files are read for them first."""
@@ -195,6 +195,23 @@ class LabelledTable(LabelledTexts):
             raise UserError(message)
         on_skip(f"{message}; all of it is left out")
         return None
+
+
+def common_names(sources: Sequence[LabelledTexts]) -> tuple[str, ...]:
+    """Names of the classes of several sources: those that some give, or all that are found.
+
+    Raises:
+      UserError: two give different ones, or a source cannot be read.
+    """
+    given = dict.fromkeys(source.labels for source in sources if source.labels)
+    if len(given) > 1:
+        one, other, *_ = given
+        raise UserError(f"the sources have different labels: {one} and {other}")
+    return next(iter(given), ()) or _sorted({n for source in sources for n in source.names()})
+
+
+def _sorted(names: set[str]) -> tuple[str, ...]:
+    return tuple(sorted(names, key=int if all(map(_is_whole, names)) else str))
 
 
 def _is_whole(name: str) -> bool:
