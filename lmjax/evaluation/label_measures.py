@@ -30,7 +30,7 @@ CAPTION = (
     "Share of held-out texts whose class is right (accuracy, with its standard error); the mean F1 "
     "of the classes; and the accuracy of the class that is commonest in training. More is better."
 )
-MISTAKES = ("label, and predicted class", "texts", "share of the label's texts")
+MISTAKES = ("label, predicted class, texts", "share of the label's texts")
 MISTAKES_CAPTION = "The mistakes that are most frequent on held-out texts."
 NUMBER_COLUMNS = (SETS, "the mean", "model")
 NUMBER_CAPTION = (
@@ -97,7 +97,7 @@ def confusions_of(
         label, other = divmod(int(index), len(names))
         if wrong[label, other]:
             share = float(wrong[label, other] / matrix[label].sum())
-            rows.append((f"{names[label]}: {names[other]}", int(wrong[label, other]), share))
+            rows.append((f"{names[label]}: {names[other]}, {wrong[label, other]:,}", share))
     return Table(title, MISTAKES, tuple(rows), MISTAKES_CAPTION)
 
 

@@ -211,4 +211,4 @@ def test_of_many_classes_the_most_frequent_mistakes_are_shown():
     matrix[3, 5], matrix[0, 1] = 4, 2
     names = tuple("abcdefghijklmn")
     table = confusions_of(matrix, names, "Confusion")
-    assert table.rows == (("d: f", 4, 0.5), ("a: b", 2, 2 / 3))
+    assert table.rows == (("d: f, 4", 0.5), ("a: b, 2", 2 / 3))
