@@ -5,6 +5,7 @@ from lmjax.data.chat.folder import FolderTemplate
 from lmjax.data.chat.templates import ChatTemplate, chat_template
 from lmjax.data.documents import Document, Source
 from lmjax.data.embedded import EmbeddedCorpus
+from lmjax.data.labelled_texts import LabelledTable, LabelledTexts
 from lmjax.data.loader import Loader
 from lmjax.data.mixture import Mixture
 from lmjax.data.plan import Plan, make_plan
@@ -43,6 +44,8 @@ __all__ = [
     "FolderTemplate",
     "JsonLines",
     "JsonPrompts",
+    "LabelledTable",
+    "LabelledTexts",
     "Loader",
     "Mixture",
     "Plan",

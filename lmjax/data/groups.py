@@ -16,11 +16,19 @@ class Groups(RowReader):
     """Rows with a group of documents each, every document in a slot of its own.
 
     The first label of a document is its number in its group, and 0 begins one. Documents fill their
-    slots from the left; of one that is too long the last tokens are taken, or its whole group is
-    left out. Documents beyond the slots are left out.
+    slots from the left; of one that is too long the last tokens are taken, or the first ones and
+    the last one, which may close it, or its whole group is left out. Documents beyond the slots are
+    left out.
     """
 
-    def __init__(self, store: TokenStore, row_length: int, slots: int, long: Long = "cut"):
+    def __init__(
+        self,
+        store: TokenStore,
+        row_length: int,
+        slots: int,
+        long: Long = "cut",
+        keeps_begin: bool = False,
+    ):
         """Finds the groups.
 
         Args:
@@ -28,6 +36,7 @@ class Groups(RowReader):
           row_length: tokens in a row, a multiple of `slots`.
           slots: most documents of a group.
           long: what becomes of documents that are longer than a slot.
+          keeps_begin: whether a cut leaves the beginning of a document, and not its end.
 
         Raises:
           UserError: the documents are in no groups, or no group is left.
@@ -38,7 +47,7 @@ class Groups(RowReader):
                 "none. Take a source of comparisons, or of texts with labels"
             )
         self.store, self.row_length, self.slots, self._long = store, row_length, slots, long
-        self.slot = row_length // slots
+        self.slot, self._keeps_begin = row_length // slots, keeps_begin
         begins = np.flatnonzero(store.labels[:, 0] == 0)
         sizes = np.diff(np.append(begins, store.manifest.documents))
         is_long = np.diff(store.offsets) > self.slot
@@ -65,17 +74,21 @@ class Groups(RowReader):
         self, row: Int64[np.ndarray, "rows"], variant: Int64[np.ndarray, "rows"]
     ) -> tuple[Int32[np.ndarray, "rows row_length"], Int32[np.ndarray, "rows row_length"]]:
         """See `RowReader.read`; segments are the numbers of slots from 1."""
-        which, slot, _, begin, end = self._documents(row)
+        which, slot, document, begin, end = self._documents(row)
         tokens = np.zeros((len(row), self.row_length), np.int32)
         segments = np.zeros_like(tokens)
         piece, token = count_up(begin, end)
         filled = which[piece], token + (slot * self.slot - begin)[piece]
         tokens[filled] = self.store.tokens[token]
         segments[filled] = slot[piece] + 1
+        if self._keeps_begin:
+            last = self.store.offsets[document + 1] - 1
+            cut = end <= last
+            tokens[which[cut], (slot[cut] + 1) * self.slot - 1] = self.store.tokens[last[cut]]
         return tokens, segments
 
     def spans(self, row: Int64[np.ndarray, "rows"], variant: Int64[np.ndarray, "rows"]) -> RowSpans:
-        """See `RowReader.spans`; what begins before a cut begins with the slot."""
+        """See `RowReader.spans`; what a cut goes through begins, or ends, with the slot."""
         first, end, kind = self.store.spans
         which, slot, _, begin, stop = self._documents(row)
         low, high = np.searchsorted(end, begin, "right"), np.searchsorted(first, stop)
@@ -84,7 +97,7 @@ class Groups(RowReader):
         return RowSpans(
             which[piece],
             np.maximum(first[index], begin[piece]) + shift,
-            end[index] + shift,
+            np.minimum(end[index], stop[piece]) + shift,
             kind[index],
         )
 
@@ -108,7 +121,8 @@ class Groups(RowReader):
     def warning(self) -> str:
         """See `RowReader.warning`: groups with documents that are too long, or too many."""
         groups, long, large = self._counts
-        done = "cut at their beginning" if self._long == "cut" else "left out"
+        cut = "cut at their end" if self._keeps_begin else "cut at their beginning"
+        done = cut if self._long == "cut" else "left out"
         words = []
         if long:
             words.append(
@@ -134,6 +148,9 @@ class Groups(RowReader):
         """Documents of the rows, in order: row, slot, number, first token, one past the last."""
         begins = self._begins[row]
         which, document = count_up(begins, begins + self._sizes[row])
-        end = self.store.offsets[document + 1]
-        begin = np.maximum(self.store.offsets[document], end - self.slot)
+        begin, end = self.store.offsets[document], self.store.offsets[document + 1]
+        if self._keeps_begin:
+            end = np.minimum(end, begin + self.slot)
+        else:
+            begin = np.maximum(begin, end - self.slot)
         return which, document - begins[which], document, begin, end

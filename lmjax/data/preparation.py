@@ -164,6 +164,7 @@ class PreparedData:
         spans: bool = False,
         room: int | None = None,
         slots: int | None = None,
+        keeps_begin: bool = False,
     ) -> Loader:
         """The loader of the training rows.
 
@@ -177,6 +178,7 @@ class PreparedData:
             spans: whether `prepare` reads answers and turns.
             room: how many of a row's tokens whole documents may fill, of the objective likewise.
             slots: documents of a row of groups, whose labels `prepare` reads; None: it has none.
+            keeps_begin: whether a document of a group that is too long keeps its beginning.
 
         Raises:
             UserError: no document has room in a row.
@@ -189,7 +191,7 @@ class PreparedData:
         weights = named(tuple(domain.weight for domain in self.data.train))
         changes = [(int(plan.rows(s.first_step)[0]), named(s.weights)) for s in self.data.stages]
         readers = {
-            name: self.reader(store, row_length, overlap, room, slots)
+            name: self.reader(store, row_length, overlap, room, slots, keeps_begin)
             for name, store in self.train.items()
         }
         mixture = Mixture(readers, weights, tuple(changes))
@@ -204,12 +206,13 @@ class PreparedData:
         overlap: int = 1,
         room: int | None = None,
         slots: int | None = None,
+        keeps_begin: bool = False,
     ) -> RowReader:
         """Rows of a store, as `data.rows` has them; see `loader`."""
         if self.data.rows == "ring":
             return Ring(store, row_length, overlap)
         if self.data.rows == "groups":
-            return Groups(store, row_length, slots or 1, self.data.long_documents)
+            return Groups(store, row_length, slots or 1, self.data.long_documents, keeps_begin)
         return WholeDocuments(store, row_length, room, self.data.long_documents)
 
     def skipped(self) -> dict[str, int]:

@@ -161,18 +161,22 @@ class JsonRecords(Source):
                     record = self._object(part, piece)
                     found = tuple(use(record, f"{part.name}:{piece.offset}"))
                 except BadRecord as error:
-                    message = f"{part.name}, line {line_number(part, piece)}: {error}"
-                    if self.on_error == "raise":
-                        raise UserError(
-                            f"{message}\n(on_error=skip leaves such lines out and counts them)"
-                        ) from None
-                    on_skip(message)
+                    self._leave_out(part, line_number(part, piece), error, on_skip)
                     continue
                 yield found
         except DamagedFile as error:
             if self.on_error == "raise":
                 raise UserError(str(error)) from None
             on_skip(f"{error}; the rest of it is left out")
+
+    def _leave_out(self, part: Part, line: int, error: BadRecord, on_skip: OnSkip) -> None:
+        """Tells that a line is left out; UserError where the source says to stop there."""
+        message = f"{part.name}, line {line}: {error}"
+        if self.on_error == "raise":
+            raise UserError(
+                f"{message}\n(on_error=skip leaves such lines out and counts them)"
+            ) from None
+        on_skip(message)
 
     def metadata_of(self, record: dict[str, Any]) -> dict[str, Any] | None:
         """Fields that are kept of a line beside its text; None for none."""

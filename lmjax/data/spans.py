@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple, get_args
 import numpy as np
 from jaxtyping import Bool, Int64
 
-SpanKind = Literal["answer", "system", "user", "assistant", "tool"]
+SpanKind = Literal["answer", "system", "user", "assistant", "tool", "second"]
 KINDS: tuple[SpanKind, ...] = get_args(SpanKind)  # stores have their numbers: add at the end
 
 
@@ -22,7 +22,7 @@ class Span(NamedTuple):
 
     first: int  # character of the text at which it begins
     end: int  # one past its last character
-    kind: SpanKind  # an answer, or the role of who speaks
+    kind: SpanKind  # an answer, the role of who speaks, or the second text of a pair
     opening: str = ""  # name of the special token that is put before its tokens; empty: none
     closing: str = ""  # of the one behind them
 

@@ -61,19 +61,7 @@ class HeldOutLoss(Evaluator):
 
     def prepare(self, context: Context) -> Evaluate:
         """See `Evaluator.prepare`; the feed is a `TextFeed`."""
-        feed, learner = context.feed, context.learner
-        sets = HeldOut(
-            stores=feed.prepared.held_out,
-            objective=feed.objective,
-            layout=learner.layout,
-            length=feed.length,
-            vocab_size=learner.model.vocab_size,
-            batch_size=feed.batch_size,
-            tokens=self.tokens,
-            lexicon=feed.lexicon,
-            # Bits per byte count each token once, which rows of whole documents may not.
-            reader=Ring if feed.objective.predicts_text else feed.prepared.reader,
-        )
+        sets = HeldOut.of(context, self.tokens)
         evaluate = context.sums
 
         def run(step: int, params: dict) -> tuple[Record, ...]:
@@ -96,7 +84,7 @@ class HeldOut:
       batch_size: rows an example; the last one is filled up with rows that weigh nothing.
       tokens: evaluate on about the first so many of each set; None: on all.
       lexicon: of their tokenizer; None where the objective needs none.
-      reader: (store, row length, overlap[, room of whole documents, slots]) -> its rows.
+      reader: (store, row length, overlap[, room, slots, keeps_begin]) -> its rows.
     """
 
     stores: Mapping[str, TokenStore]
@@ -108,6 +96,23 @@ class HeldOut:
     tokens: int | None = None
     lexicon: TokenTable | None = None
     reader: Callable[..., RowReader] = Ring
+
+    @classmethod
+    def of(cls, context: Context, tokens: int | None = None) -> HeldOut:
+        """The held-out sets of a run whose feed is a `TextFeed`; see `tokens`."""
+        feed, learner = context.feed, context.learner
+        return cls(
+            stores=feed.prepared.held_out,
+            objective=feed.objective,
+            layout=learner.layout,
+            length=feed.length,
+            vocab_size=learner.model.vocab_size,
+            batch_size=feed.batch_size,
+            tokens=tokens,
+            lexicon=feed.lexicon,
+            # Bits per byte count each token once, which rows of whole documents may not.
+            reader=Ring if feed.objective.predicts_text else feed.prepared.reader,
+        )
 
     def score(self, evaluate: Callable[[dict, Example], Sums], params: dict) -> dict[str, Score]:
         """The scores of these parameters by set.
@@ -128,7 +133,7 @@ class HeldOut:
         }
 
     def _score(self, name: str, store: TokenStore, evaluate: Callable, params: dict) -> Score:
-        sums = [evaluate(params, example) for example in self._examples(store)]
+        sums = [evaluate(params, example) for example in self.examples(store)]
         # Added up on the host in float64, after all examples have been sent off.
         found = jax.device_get([{"loss": p.loss, "weight": p.weight, **p.extra} for p in sums])
         total = {name: sum(float(part[name]) for part in found) for name in found[0]}
@@ -143,12 +148,14 @@ class HeldOut:
         text_bytes = store.text_bytes * tokens / store.manifest.tokens
         return Score(nats / tokens, nats / math.log(2) / text_bytes, round(tokens))
 
-    def _examples(self, store: TokenStore) -> Iterator[Example]:
+    def examples(self, store: TokenStore) -> Iterator[Example]:
+        """Examples of a set, on the devices; UserError for tokens that the model does not have."""
         objective, length, size = self.objective, self.length, self.batch_size
         prepare = objective.preparation(self.lexicon, length)
         settings = objective.row_length(length), objective.row_overlap(length)
         if self.reader is not Ring:
-            settings = *settings, objective.row_room(length), objective.slots
+            further = objective.row_room(length), objective.slots, objective.keeps_begin
+            settings = *settings, *further
         rows = EvaluationRows(self.reader(store, *settings))
         count = len(rows)
         if self.tokens is not None:

@@ -71,7 +71,8 @@ class Finetune(TextJob):
             raise UserError("begin_with: give the folder of the model to fine-tune")
         rows = self.data.rows
         if self.objective.slots is not None and rows != "groups":
-            raise UserError(f"data.rows={rows}: answers are compared with data.rows=groups")
+            name = type(self.objective).__name__
+            raise UserError(f"data.rows={rows}: {name} reads data.rows=groups")
         if self.objective.slots is None and rows != "whole_documents":
             raise UserError(
                 f"data.rows={rows} cuts conversations at the edges of rows: set "

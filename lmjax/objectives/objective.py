@@ -150,6 +150,14 @@ class TextObjective(Objective, abc.ABC):
         return None
 
     @property
+    def keeps_begin(self) -> bool:
+        """Returns whether a document that is longer than its slot keeps its beginning, not its end.
+
+        Its last token, which may close it, stays too.
+        """
+        return False
+
+    @property
     def predicts_words(self) -> bool:
         """Returns whether the model's head of words is read."""
         return True

@@ -105,6 +105,7 @@ class TextFeed(StoreFeed):
             self.objective.reads_spans,
             self.objective.row_room(self.length),
             self.objective.slots,
+            self.objective.keeps_begin,
         )
 
     @contextmanager

@@ -248,7 +248,7 @@ def test_length_alone(tmp_path):
 def test_mistakes(folder):
     job = job_of(PreferenceOptimization, folder, "mistakes")
     for message, settings in {
-        "answers are compared with data.rows=groups": {
+        "PreferencePairs reads data.rows=groups": {
             "data": replace(job.data, rows="whole_documents")
         },
     }.items():

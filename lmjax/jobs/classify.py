@@ -1,0 +1,111 @@
+"""Classification of texts: from a pretrained model and labelled texts to a classifier."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lmjax.config import UserError, config, replace
+from lmjax.console import RunLog
+from lmjax.data import Data, Domain, LabelledTexts, Source
+from lmjax.data.labelled_texts import common_names
+from lmjax.evaluation.evaluator import Evaluator
+from lmjax.evaluation.held_out import HeldOutLoss
+from lmjax.evaluation.label_measures import ClassMeasures, NumberMeasures
+from lmjax.jobs.begin_with import with_starting_model
+from lmjax.jobs.finetune import Finetune
+from lmjax.models import TextHeadConfig, TransformerConfig
+from lmjax.objectives import Regression, TextLabels
+from lmjax.runs.folder import RunFolder
+from lmjax.training.feed import TextFeed
+from lmjax.training.schedules import Cosine, Schedule
+
+
+@config
+class Classify(Finetune):
+    """Train a pretrained model to tell the class of texts, or a number of each.
+
+    Unless it is given, the model is that of `begin_with`, with a head of texts in place of its
+    other heads: on the last token of a causal model; on the first token of an encoder, with a
+    pooler. The head keeps the names of the classes. Numbers are learnt with kind=number of the
+    sources and objective.objective=Regression.
+    """
+
+    objective: TextLabels = TextLabels()  # what it is trained to do
+    data: Data  # labelled texts, with data.rows=groups
+    schedule: Schedule = Cosine(peak=2e-5, warmup=0)  # the learning rate (BERT)
+
+    def validate(self) -> None:
+        """Raises UserError for texts without labels, or labels of another kind."""
+        kind = "number" if self.is_regression else "class"
+        for source in self.sources():
+            if not isinstance(source, LabelledTexts):
+                raise UserError(
+                    f"data.train: {type(source).__name__} has no labels; take LabelledTexts, or"
+                    " LabelledTable"
+                )
+            if source.kind != kind:
+                name = type(self.objective.objective).__name__
+                raise UserError(
+                    f"objective.objective={name} learns kind={kind} of a source; there is"
+                    f" kind={source.kind}"
+                )
+        super().validate()
+
+    @property
+    def is_regression(self) -> bool:
+        """Returns whether numbers are learnt, and not classes."""
+        return isinstance(self.objective.objective, Regression)
+
+    def sources(self) -> tuple[Source, ...]:
+        """Sources of all texts."""
+        pairs = ((domain.source, domain.evaluation) for domain in self.data.train)
+        return tuple(source for pair in pairs for source in pair if source is not None)
+
+    def all_evaluators(self) -> tuple[Evaluator, ...]:
+        """Loss, accuracy and confusions on held-out texts, or errors; and further ones."""
+        every, tokens = self.evaluation.every, self.evaluation.tokens
+        measures = NumberMeasures() if self.is_regression else ClassMeasures(tokens=tokens)
+        return (HeldOutLoss(every=every, tokens=tokens), measures, *self.evaluators)
+
+    def with_model(self) -> Classify:
+        """See `Finetune.with_model`; all sources get the names of the classes."""
+        head_name, names = self.objective.objective.head, common_names(self.sources())
+        outputs = 1 if self.is_regression else len(names)
+
+        def named(source: LabelledTexts | None) -> LabelledTexts | None:
+            return None if source is None else replace(source, labels=names)
+
+        def with_names(domain: Domain) -> Domain:
+            source, evaluation = named(domain.source), named(domain.evaluation)
+            return replace(domain, source=source, evaluation=evaluation)
+
+        def with_head(model: TransformerConfig) -> TransformerConfig:
+            causal = model.attention.causal
+            head = TextHeadConfig(
+                name=head_name,
+                outputs=outputs,
+                labels=names,
+                token="last" if causal else "first",
+                pooler=not causal,
+                bias=not causal,
+                dropout=0.0 if causal else model.dropout,
+                problem="regression" if self.is_regression else None,
+            )
+            return replace(model, word_head=False, classifier=None, heads=(head,))
+
+        data = replace(self.data, train=tuple(map(with_names, self.data.train)))
+        job = with_starting_model(replace(self, data=data), with_head)
+        head = job.objective.objective.head_of(job.model)
+        if head.outputs != outputs or (head.labels and head.labels != names):
+            raise UserError(
+                f"the head {head.name!r} of model.heads has {head.outputs} outputs"
+                f" {head.labels or ''}; the texts have {outputs} classes: {', '.join(names)}"
+            )
+        return job
+
+    def prepare(self, folder: RunFolder, log: RunLog, saved: dict[str, Any]) -> TextFeed:
+        """See `TrainingJob.prepare`."""
+        if names := common_names(self.sources()):
+            more = f", ... ({len(names)})" if len(names) > 12 else ""
+            log.fact("classes", ", ".join(names[:12]) + more)
+        return super().prepare(folder, log, saved)

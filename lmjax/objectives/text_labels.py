@@ -1,0 +1,120 @@
+"""Examples of labelled texts for the objectives on labels: one text a row, with its label."""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt64
+
+from lmjax.config import UserError, config
+from lmjax.data.spans import RowSpans
+from lmjax.models.batch import Batch
+from lmjax.models.encoder_decoder import EncoderDecoderConfig
+from lmjax.models.transformer import Transformer, TransformerConfig
+from lmjax.objectives.example import Example
+from lmjax.objectives.labels import Classification, LabelObjective, LabelTargets, Regression
+from lmjax.objectives.lexicon import TokenTable
+from lmjax.objectives.objective import TextObjective
+from lmjax.objectives.prediction import Sums
+
+LABEL = 1  # column of the labels of a document; the first is its number in its group
+
+
+@config
+class TextLabels(TextObjective):
+    """Class or number of each text of `lmjax.data.LabelledTexts` (data.rows=groups).
+
+    A row is one text, or a pair, whose second text has token type 1 (Devlin et al. 2019,
+    arXiv:1810.04805, section 3). A text that is too long keeps its beginning.
+    """
+
+    objective: LabelObjective = Classification()  # the loss; its head is one of texts
+
+    def validate(self) -> None:
+        """Raises UserError for an objective on other labels."""
+        if not isinstance(self.objective, Classification | Regression):
+            raise UserError(
+                f"objective.objective={type(self.objective).__name__}: a text has one class"
+                " (Classification), or one number (Regression)"
+            )
+
+    def check(self, model: TransformerConfig) -> None:
+        """Raises UserError for a model without the head, or that has an encoder and a decoder."""
+        if isinstance(model, EncoderDecoderConfig):
+            raise UserError(
+                "TextLabels gives nothing to the encoder that this model has beside its decoder;"
+                " take an encoder, such as model=bert, or a causal model"
+            )
+        self.objective.check(model)
+        head = self.objective.head_of(model)
+        if not head.of_texts:
+            raise UserError(f"objective=TextLabels: the head {head.name!r} is not one of texts")
+        if isinstance(self.objective, Regression) and head.outputs != 1:
+            raise UserError(
+                f"the head {head.name!r} has {head.outputs} outputs; a text has one number"
+            )
+
+    @property
+    def slots(self) -> int:
+        """See `TextObjective.slots`."""
+        return 1
+
+    @property
+    def keeps_begin(self) -> bool:
+        """See `TextObjective.keeps_begin`."""
+        return True
+
+    @property
+    def reads_spans(self) -> bool:
+        """See `TextObjective.reads_spans`: the second texts of pairs."""
+        return True
+
+    @property
+    def predicts_words(self) -> bool:
+        """See `TextObjective.predicts_words`."""
+        return False
+
+    def row_length(self, length: int) -> int:
+        """See `TextObjective.row_length`."""
+        return length
+
+    def prepare(
+        self,
+        tokens: Int[np.ndarray, "rows row_length"],
+        segments: Int[np.ndarray, "rows row_length"],
+        seeds: UInt64[np.ndarray, "rows"],
+        lexicon: TokenTable | None = None,
+        length: int | None = None,
+        spans: RowSpans | None = None,
+        labels: Float[np.ndarray, "rows 1 labels"] | None = None,
+    ) -> Example:
+        """See `TextObjective.prepare`; the targets are `LabelTargets` with one text a row."""
+        second = np.zeros(tokens.shape, bool)
+        if spans is not None:
+            second = spans.of_kind("second").mask(tokens.shape)
+        positions = np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int32), tokens.shape)
+        batch = Batch(
+            tokens=tokens.astype(np.int32),
+            positions=positions.copy(),
+            segments=(segments > 0).astype(np.int32),
+            token_types=second.astype(np.int32),
+        )
+        if labels is None:
+            labels = np.full((len(tokens), 1, LABEL + 1), np.nan, np.float32)
+        label = labels[:, :, LABEL]
+        there = ~np.isnan(label)
+        value = np.where(there, label, 0)
+        if isinstance(self.objective, Regression):
+            value = value[..., None].astype(np.float32)
+        else:
+            value = value.astype(np.int32)
+        return Example(batch, LabelTargets(value, there.astype(np.float32)))
+
+    def loss_of_hidden(
+        self,
+        model: Transformer,
+        hidden: Float[Array, "batch seq width"],
+        example: Example,
+        key: PRNGKeyArray | None,
+    ) -> Sums:
+        """Sums of `objective` over the texts; see `Objective.loss_of_hidden`."""
+        return self.objective.loss_of_hidden(model, hidden, example, key)
