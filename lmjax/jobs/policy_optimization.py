@@ -13,7 +13,8 @@ from jaxtyping import Float
 
 from lmjax.alignment import ClippedPolicy, group_relative, leave_one_out, reinforce_plus_plus
 from lmjax.alignment.reply_rewards import ReplyRewards
-from lmjax.alignment.reward_functions import Reward, total_rewards
+from lmjax.alignment.reward_functions import Reward, make_ready, total_rewards
+from lmjax.alignment.rollout_feed import RolloutFeed
 from lmjax.alignment.rollouts import (
     RolloutRows,
     Scorer,
@@ -34,7 +35,7 @@ from lmjax.jobs.training_job import FrozenModel, TrainingJob
 from lmjax.models import TransformerConfig
 from lmjax.objectives import Example
 from lmjax.runs.folder import RunFolder
-from lmjax.training.feed import RequestFeed, RolloutRequest
+from lmjax.training.feed import RolloutRequest
 from lmjax.training.learner import Learner, Metrics
 from lmjax.training.loop import Advance
 from lmjax.training.placement import to_devices
@@ -140,7 +141,6 @@ class PolicyOptimization(TrainingJob):
         """Rewards of replies to held-out requests, and further ones."""
         rewards = ReplyRewards(
             every=self.evaluate_every,
-            rewards=self.rewards,
             requests=self.evaluate_requests,
             length=self.reply_length,
             sampling=self.sampling,
@@ -160,10 +160,11 @@ class PolicyOptimization(TrainingJob):
             f"{self.epochs * self.updates} updates each",
         )
 
-    def prepare(self, folder: RunFolder, log: RunLog, saved: dict[str, Any]) -> RequestFeed:
+    def prepare(self, folder: RunFolder, log: RunLog, saved: dict[str, Any]) -> RolloutFeed:
         """See `TrainingJob.prepare`."""
         prepared = prepare_text(self.data, folder.tokenizer, self.model.vocab_size, log, saved)
-        return RequestFeed(prepared, self.data.plan(self.seed), self.data.length)
+        rewards = make_ready(self.rewards, prepared.tokenizer, self.length, self.begin_with)
+        return RolloutFeed(prepared, self.data.plan(self.seed), self.data.length, rewards)
 
     def learner(self) -> Learner:
         """See `TrainingJob.learner`; the reference's log-probabilities are in the examples."""
@@ -172,7 +173,7 @@ class PolicyOptimization(TrainingJob):
     def advance(
         self,
         learner: Learner,
-        feed: RequestFeed,
+        feed: RolloutFeed,
         examples: Iterator[list[RolloutRequest]],
         frozen: Mapping[str, dict] | None,
     ) -> Advance:
@@ -184,7 +185,7 @@ class PolicyOptimization(TrainingJob):
             settings = self.sampling, self.reply_length
             seed = random_bits(self.seed, step).item() % 2**31
             found = sample_replies(self.model, state.params, feed, requests, *settings, seed)
-            rewards, means = total_rewards(self.rewards, [one.reply for one in found])
+            rewards, means = total_rewards(feed.rewards, [one.reply for one in found])
             rows = make_rows(found, self.length)
             log_probs = [
                 scorer.score(params, rows, self.microbatch)
