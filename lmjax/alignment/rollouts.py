@@ -6,13 +6,17 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Float, Int
 
+from lmjax.alignment.kl import k1
 from lmjax.alignment.log_probabilities import log_probabilities
+from lmjax.alignment.masks import keep
 from lmjax.alignment.policy_objective import SampledTargets
 from lmjax.alignment.reward_functions import Reply
+from lmjax.alignment.rewards import token_rewards
 from lmjax.config import replace
 from lmjax.data.chat.templated import template_of
 from lmjax.generation.generator import Continuation, Generator
@@ -125,6 +129,34 @@ def inputs_of(rows: RolloutRows) -> tuple[Batch, TokenTargets]:
     following[:, -1] = 0
     written = (index + 1 >= first[:, None]) & (index + 1 < end[:, None])
     return batch, TokenTargets(following, written.astype(np.float32))
+
+
+def divergence_rewards(
+    rows: RolloutRows,
+    scores: Float[np.ndarray, "rows"],
+    policy: Float[np.ndarray, "rows length"],
+    reference: Float[np.ndarray, "rows length"],
+    beta: Float[jax.Array, ""],
+) -> tuple[Float[jax.Array, "rows length"], Float[jax.Array, ""]]:
+    """Rewards of the tokens of replies, and the mean over replies of their divergence in nats.
+
+    Each token costs beta times k1, log(policy / reference) of it, and the last one has the score,
+    be it the token that ends the reply or that at which it was cut off; see `token_rewards`.
+
+    Args:
+      rows: requests and replies.
+      scores: of the replies.
+      policy, reference: log-probability of the next token at each position.
+      beta: price of a nat.
+    """
+    mask = inputs_of(rows)[1].weights > 0
+    return _token_rewards(scores.astype(np.float32), policy, reference, mask, beta)
+
+
+@jax.jit
+def _token_rewards(scores, policy, reference, mask, beta):
+    kl = keep(k1(policy, reference), mask)
+    return token_rewards(scores, kl, mask, beta), jnp.mean(jnp.sum(kl, axis=1))
 
 
 class Scorer:

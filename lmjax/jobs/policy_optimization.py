@@ -11,13 +11,20 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from lmjax.alignment import ClippedPolicy, group_relative, leave_one_out, reinforce_plus_plus
+from lmjax.alignment import (
+    ClippedPolicy,
+    KLControl,
+    group_relative,
+    leave_one_out,
+    reinforce_plus_plus,
+)
 from lmjax.alignment.reply_rewards import ReplyRewards
 from lmjax.alignment.reward_functions import Reward, make_ready, total_rewards
 from lmjax.alignment.rollout_feed import RolloutFeed
 from lmjax.alignment.rollouts import (
     RolloutRows,
     Scorer,
+    divergence_rewards,
     make_example,
     make_rows,
     sample_replies,
@@ -35,6 +42,7 @@ from lmjax.jobs.training_job import FrozenModel, TrainingJob
 from lmjax.models import TransformerConfig
 from lmjax.objectives import Example
 from lmjax.runs.folder import RunFolder
+from lmjax.runs.metrics import read_metrics
 from lmjax.training.feed import RolloutRequest
 from lmjax.training.learner import Learner, Metrics
 from lmjax.training.loop import Advance
@@ -43,6 +51,7 @@ from lmjax.training.schedules import Rate
 from lmjax.training.state import TrainState
 
 REFERENCE = "reference"
+BETA, REPLY_KL = "beta", "reply_kl"  # price of a nat, and nats of a reply, among the metrics
 ADVANTAGES = {
     "group_relative": group_relative,
     "leave_one_out": leave_one_out,
@@ -63,6 +72,9 @@ class PolicyOptimization(TrainingJob):
     objective: ClippedPolicy = ClippedPolicy()  # what an update minimises
     data: Data  # requests; data.length is the most tokens of one
     rewards: tuple[Reward, ...]  # what the replies are worth: the sum
+    # price of the divergence from the reference, taken off the reward token by token (InstructGPT);
+    # none: the divergence is in the loss alone (objective.kl)
+    reward_kl: KLControl | None = None
     samples: int = 4  # replies to each request
     reply_length: int = 128  # most tokens of a reply
     sampling: Sampling = Sampling()  # how replies are drawn: the temperature alone may be set
@@ -91,6 +103,11 @@ class PolicyOptimization(TrainingJob):
             raise UserError(
                 f"objective.temperature={self.objective.temperature} and sampling.temperature="
                 f"{self.sampling.temperature} must be the same"
+            )
+        if self.reward_kl is not None and self.objective.kl:
+            raise UserError(
+                f"objective.kl={self.objective.kl} and reward_kl: the divergence would count "
+                "twice; set one of them"
             )
         if self.data.rows != "groups" or self.data.ramp:
             raise UserError("requests are read with data.rows=groups, and without a ramp")
@@ -179,25 +196,30 @@ class PolicyOptimization(TrainingJob):
     ) -> Advance:
         """See `TrainingJob.advance`: replies, rewards, and the updates by them."""
         scorer = Scorer(self.model, learner.layout, self.objective.temperature)
+        before: Metrics = {}  # what the step before says of the divergence
 
         def improve(state: TrainState, step: int) -> tuple[TrainState, Metrics, int]:
             requests = [one for one in next(examples) for _ in range(self.samples)]
             settings = self.sampling, self.reply_length
             seed = random_bits(self.seed, step).item() % 2**31
             found = sample_replies(self.model, state.params, feed, requests, *settings, seed)
-            rewards, means = total_rewards(feed.rewards, [one.reply for one in found])
+            scores, means = total_rewards(feed.rewards, [one.reply for one in found])
             rows = make_rows(found, self.length)
             log_probs = [
                 scorer.score(params, rows, self.microbatch)
                 for params in (state.params, frozen[REFERENCE])
             ]
-            example = make_example(rows, *log_probs, self.advantages(rewards))
+            beta = self._beta(step, before)
+            rewards, reply_kl = divergence_rewards(rows, scores, *log_probs, beta)
+            advantages = self.advantages(np.asarray(rewards).sum(axis=1))
+            example = make_example(rows, *log_probs, advantages)
             state, metrics = self._updates(learner, state, example, step)
-            further = {"reward": rewards.mean(), **{f"reward_{k}": v for k, v in means.items()}}
+            further = {"reward": scores.mean(), **{f"reward_{k}": v for k, v in means.items()}}
             further["reply_tokens"] = rows.reply_lengths.mean()
             further["ended"] = np.mean([one.reply.ended for one in found])
             further["sampler_gap"] = sampler_gap(found, rows, log_probs[0], self.sampling)
-            metrics |= {name: jnp.float32(value) for name, value in further.items()}
+            before.update({BETA: beta, REPLY_KL: reply_kl})
+            metrics |= {k: jnp.float32(v) for k, v in (further | before).items()}
             return state, metrics, rows.tokens.size
 
         return improve
@@ -206,6 +228,24 @@ class PolicyOptimization(TrainingJob):
         """Advantage of each reply, of those of a request one after another."""
         groups = jnp.asarray(rewards.reshape(-1, self.samples), jnp.float32)
         return np.asarray(ADVANTAGES[self.advantage](groups)).reshape(-1)
+
+    def _beta(self, step: int, before: Metrics) -> Float[jax.Array, ""]:
+        """Price of a nat of divergence in the reward of a step.
+
+        Args:
+          step: counted from 1.
+          before: metrics of the step before; empty at the first one of this process. They are read
+            from metrics.jsonl then, whose nine digits give back every bit of a float32.
+        """
+        if self.reward_kl is None or step == 1:
+            return jnp.float32(0.0 if self.reward_kl is None else self.reward_kl.beta)
+        if not before:
+            lines = (line for line in read_metrics(self.output) if line["split"] == "train")
+            before = next((line for line in lines if line["step"] == step - 1), {})
+            if BETA not in before:
+                raise UserError(f"{self.output}: metrics.jsonl lacks {BETA} of step {step - 1}")
+        beta, kl = (jnp.float32(before[name]) for name in (BETA, REPLY_KL))
+        return jnp.float32(self.reward_kl.update(beta, kl, self.replies))
 
     def _updates(
         self, learner: Learner, state: TrainState, example: Example, step: int

@@ -1,0 +1,152 @@
+"""The recipe of InstructGPT: divergence in the reward, a critic, pretraining text."""
+
+import itertools
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lmjax.alignment import AdaptiveKL, ClippedPolicy, FixedKL
+from lmjax.alignment.reward_functions import Reward
+from lmjax.alignment.rollouts import RolloutRows, divergence_rewards
+from lmjax.config import UserError, config, replace
+from lmjax.data import Bytes, Data, Domain, TextFiles
+from lmjax.data.chat.requests import Requests
+from lmjax.jobs.policy_optimization import PolicyOptimization
+from lmjax.jobs.pretrain import Pretrain
+from lmjax.jobs.settings import Checkpoints, Evaluation
+from lmjax.models import AttentionConfig, FeedForwardConfig, TransformerConfig
+from lmjax.runs.metrics import read_metrics
+from lmjax.training.schedules import Constant
+
+MODEL = TransformerConfig(
+    vocab_size=257,
+    hidden=16,
+    num_layers=1,
+    max_length=48,
+    attention=AttentionConfig(num_heads=4, head_dim=4),
+    feed_forward=FeedForwardConfig(size=32),
+    dropout=0.1,
+)
+
+
+@config
+class LowercaseShare(Reward):
+    """Share of small letters in a reply."""
+
+    def score(self, replies):
+        return [sum(map(str.islower, r.text)) / max(1, len(r.text)) for r in replies]
+
+
+def lines_of(folder):
+    """Domain of a text of numbered lines."""
+    return (Domain(name="lines", source=TextFiles(path=str(folder / "corpus.txt"))),)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder with a pretrained run, and requests."""
+    folder = tmp_path_factory.mktemp("critic")
+    (folder / "corpus.txt").write_text("".join(f"line {n} and {n * n}\n" for n in range(300)))
+    Pretrain(
+        output=str(folder / "base"),
+        steps=1,
+        model=MODEL,
+        data=Data(
+            train=lines_of(folder),
+            tokenizer=Bytes(),
+            held_out=0.0,
+            length=32,
+            batch_size=8,
+            cache=str(folder / "cache"),
+        ),
+        schedule=Constant(peak=1e-2, warmup=0),
+        evaluation=Evaluation(prompts=()),
+    ).run()
+    records = [{"prompt": f"{n}?"} for n in range(40)]
+    (folder / "requests.jsonl").write_text("\n".join(map(json.dumps, records)))
+    return folder
+
+
+def optimization(folder, name, **settings):
+    data = Data(
+        train=(Domain(name="asks", source=Requests(path=str(folder / "requests.jsonl"))),),
+        held_out=0.2,
+        length=32,
+        batch_size=4,
+        rows="groups",
+        cache=str(folder / "cache"),
+    )
+    defaults = {
+        "output": str(folder / name),
+        "steps": 4,
+        "begin_with": str(folder / "base"),
+        "data": data,
+        "rewards": (LowercaseShare(),),
+        "samples": 2,
+        "reply_length": 6,
+        "reward_kl": AdaptiveKL(beta=0.1, target=0.01, horizon=20),
+        "schedule": Constant(peak=3e-2, warmup=0),
+        "evaluate_every": 100,
+        "evaluate_requests": 2,
+        "checkpoint": Checkpoints(every=2),
+    }
+    return PolicyOptimization(**(defaults | settings))
+
+
+def numbers(job):
+    """All lines of a run but for times."""
+    timing = ("tokens_per_second", "mfu", "peak_memory")
+    return [
+        {name: value for name, value in line.items() if name not in timing}
+        for line in read_metrics(job.output)
+    ]
+
+
+def in_halves(job):
+    """The lines of a job that is stopped in the middle."""
+    half = replace(job, output=f"{job.output}-halves", steps=job.steps // 2)
+    half.run()
+    replace(half, steps=job.steps).run()
+    return numbers(half)
+
+
+def test_the_price_of_divergence_goes_on_bit_for_bit(folder):
+    job = optimization(folder, "adaptive")
+    job.run()
+    train = [line for line in numbers(job) if line["split"] == "train"]
+    assert train[0]["beta"] == pytest.approx(0.1)
+    # The rule in float64, to rounding in float32.
+    for before, line in itertools.pairwise(train):
+        error = np.clip(before["reply_kl"] / 0.01 - 1, -0.2, 0.2)
+        assert line["beta"] == pytest.approx(before["beta"] * (1 + error * 8 / 20), rel=1e-6)
+    assert len({line["beta"] for line in train}) == 4
+    # The halves have a held-out line of their own end; each line of training is the same.
+    assert [line for line in in_halves(job) if line["split"] == "train"] == train
+
+
+def test_rewards_of_tokens_are_those_of_a_loop():
+    """The score at the last token of a reply, whatever stands in requests and padding."""
+    generator = np.random.default_rng(0)
+    policy, reference = generator.normal(size=(2, 3, 8)).astype(np.float32)
+    scores = np.array([1.0, 0.0, -2.0])
+    requests, replies = np.array([2, 3, 1], np.int32), np.array([3, 5, 1], np.int32)
+    rows = RolloutRows(np.full((3, 8), 5, np.int32), requests, replies)
+    expected, total = np.zeros((3, 8)), 0.0
+    real = np.zeros((3, 8), bool)
+    for row in range(3):
+        for token in range(requests[row], requests[row] + replies[row]):
+            kl = float(policy[row, token - 1]) - float(reference[row, token - 1])
+            expected[row, token - 1], total = -0.5 * kl, total + kl / 3
+            real[row, token - 1] = True
+        expected[row, token - 1] += scores[row]
+    spoilt = (np.where(real, a, np.float32(np.nan)) for a in (policy, reference))
+    found, kl = divergence_rewards(rows, scores, *spoilt, jnp.float32(0.5))
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
+    assert float(kl) == pytest.approx(total, abs=1e-6)
+
+
+def test_mistakes(folder):
+    with pytest.raises(UserError, match="the divergence would count twice"):
+        optimization(folder, "bad", reward_kl=FixedKL(), objective=ClippedPolicy(kl=0.04))
