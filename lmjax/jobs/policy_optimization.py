@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
 import jax
@@ -18,6 +18,7 @@ from lmjax.alignment import (
     leave_one_out,
     reinforce_plus_plus,
 )
+from lmjax.alignment.critic import HEAD, critic_advantages, critic_step, has_critic
 from lmjax.alignment.reply_rewards import ReplyRewards
 from lmjax.alignment.reward_functions import Reward, make_ready, total_rewards
 from lmjax.alignment.rollout_feed import RolloutFeed
@@ -25,22 +26,25 @@ from lmjax.alignment.rollouts import (
     RolloutRows,
     Scorer,
     divergence_rewards,
+    inputs_of,
     make_example,
     make_rows,
     sample_replies,
     sampler_gap,
 )
-from lmjax.config import UserError, config
+from lmjax.config import UserError, config, replace
 from lmjax.console import RunLog
 from lmjax.data import Data
 from lmjax.data.permutation import random_bits
 from lmjax.evaluation.evaluator import Evaluator
 from lmjax.generation.sampling import Sampling
 from lmjax.jobs.begin_with import with_starting_model
+from lmjax.jobs.settings import at_least
 from lmjax.jobs.text import prepare_text
 from lmjax.jobs.training_job import FrozenModel, TrainingJob
 from lmjax.models import TransformerConfig
 from lmjax.objectives import Example
+from lmjax.parallel import Layout
 from lmjax.runs.folder import RunFolder
 from lmjax.runs.metrics import read_metrics
 from lmjax.training.feed import RolloutRequest
@@ -78,8 +82,13 @@ class PolicyOptimization(TrainingJob):
     samples: int = 4  # replies to each request
     reply_length: int = 128  # most tokens of a reply
     sampling: Sampling = Sampling()  # how replies are drawn: the temperature alone may be set
-    # of a reply: its reward beside those of the other replies to the request
-    advantage: Literal["group_relative", "leave_one_out", "reinforce_plus_plus"] = "group_relative"
+    # of a reply: its reward compared with those of the other replies to the request; gae: of each
+    # token, by a critic, a head on the policy's own model (PPO)
+    advantage: Literal["group_relative", "leave_one_out", "reinforce_plus_plus", "gae"] = (
+        "group_relative"
+    )
+    decay: float = 0.95  # lambda of gae: 1 trusts the rewards alone, 0 the next value
+    value_warmup: int = 0  # first steps, in which the critic's head alone is trained
     epochs: int = 1  # passes over the replies of a step
     updates: int = 1  # updates in a pass, each with a part of the replies
     evaluate_every: int = 50  # steps between rewards of replies to held-out requests
@@ -109,6 +118,11 @@ class PolicyOptimization(TrainingJob):
                 f"objective.kl={self.objective.kl} and reward_kl: the divergence would count "
                 "twice; set one of them"
             )
+        if not 0 <= self.decay <= 1:
+            raise UserError(f"decay={self.decay}: must be between 0 and 1")
+        at_least(0, self, "value_warmup")
+        if self.value_warmup and not self.has_critic:
+            raise UserError(f"value_warmup={self.value_warmup}: advantage=gae alone has a critic")
         if self.data.rows != "groups" or self.data.ramp:
             raise UserError("requests are read with data.rows=groups, and without a ramp")
         if self.replies % self.updates:
@@ -121,6 +135,13 @@ class PolicyOptimization(TrainingJob):
         """See `TrainingJob.check_model`; a model that is not read yet is checked then."""
         if self.model is None:
             return
+        if self.has_critic and not has_critic(self.model):
+            raise UserError(
+                "advantage=gae reads a TokenHead with one output of the name 'value'; model.heads "
+                "has none"
+            )
+        if self.has_critic and not self.trained().trains("heads.value.outputs.weight"):
+            raise UserError("trainable: the critic of advantage=gae, heads.value, is not trained")
         longest = self.model.max_length
         if longest is not None and self.length > longest:
             raise UserError(
@@ -128,6 +149,11 @@ class PolicyOptimization(TrainingJob):
                 f"than model.max_length={longest}"
             )
         super().check_model()
+
+    @property
+    def has_critic(self) -> bool:
+        """Whether the policy's model gives tokens a value."""
+        return self.advantage == "gae"
 
     @property
     def replies(self) -> int:
@@ -140,8 +166,16 @@ class PolicyOptimization(TrainingJob):
         return self.data.length + self.reply_length
 
     def resolved(self) -> PolicyOptimization:
-        """See `TrainingJob.resolved`: with the model and the tokenizer of `begin_with`."""
-        return with_starting_model(self)
+        """See `TrainingJob.resolved`: with the model and the tokenizer of `begin_with`.
+
+        The model has a critic where the advantage needs one.
+        """
+
+        def with_critic(model: TransformerConfig) -> TransformerConfig:
+            lacks = self.has_critic and not has_critic(model)
+            return replace(model, heads=(*model.heads, HEAD)) if lacks else model
+
+        return with_starting_model(self, with_critic)
 
     def frozen_models(self) -> dict[str, FrozenModel]:
         """See `TrainingJob.frozen_models`: the reference."""
@@ -152,7 +186,8 @@ class PolicyOptimization(TrainingJob):
         count = self.replies // self.updates
         nothing = np.zeros((count, self.length), np.float32)
         rows = RolloutRows(nothing.astype(np.int32), *np.zeros((2, count), np.int32))
-        return make_example(rows, nothing, nothing, nothing[:, 0])
+        critic = (nothing, nothing) if self.has_critic else None
+        return make_example(rows, nothing, nothing, nothing, critic)
 
     def all_evaluators(self) -> tuple[Evaluator, ...]:
         """Rewards of replies to held-out requests, and further ones."""
@@ -195,7 +230,9 @@ class PolicyOptimization(TrainingJob):
         frozen: Mapping[str, dict] | None,
     ) -> Advance:
         """See `TrainingJob.advance`: replies, rewards, and the updates by them."""
-        scorer = Scorer(self.model, learner.layout, self.objective.temperature)
+        model, temperature = self.model, self.objective.temperature
+        scorer = Scorer(model, learner.layout, temperature, self.has_critic)
+        warm_up = critic_step(learner, self.objective) if self.value_warmup else None
         before: Metrics = {}  # what the step before says of the divergence
 
         def improve(state: TrainState, step: int) -> tuple[TrainState, Metrics, int]:
@@ -205,15 +242,17 @@ class PolicyOptimization(TrainingJob):
             found = sample_replies(self.model, state.params, feed, requests, *settings, seed)
             scores, means = total_rewards(feed.rewards, [one.reply for one in found])
             rows = make_rows(found, self.length)
-            log_probs = [
+            policy, reference = (
                 scorer.score(params, rows, self.microbatch)
                 for params in (state.params, frozen[REFERENCE])
-            ]
+            )
+            log_probs = policy.log_probs, reference.log_probs
             beta = self._beta(step, before)
             rewards, reply_kl = divergence_rewards(rows, scores, *log_probs, beta)
-            advantages = self.advantages(np.asarray(rewards).sum(axis=1))
-            example = make_example(rows, *log_probs, advantages)
-            state, metrics = self._updates(learner, state, example, step)
+            advantages, critic = self.advantages(rows, np.asarray(rewards), policy.values)
+            example = make_example(rows, *log_probs, advantages, critic)
+            update = learner.compiled_step if step > self.value_warmup else warm_up
+            state, metrics = self._updates(update, learner.layout, state, example, step)
             further = {"reward": scores.mean(), **{f"reward_{k}": v for k, v in means.items()}}
             further["reply_tokens"] = rows.reply_lengths.mean()
             further["ended"] = np.mean([one.reply.ended for one in found])
@@ -224,10 +263,27 @@ class PolicyOptimization(TrainingJob):
 
         return improve
 
-    def advantages(self, rewards: Float[np.ndarray, "replies"]) -> Float[np.ndarray, "replies"]:
-        """Advantage of each reply, of those of a request one after another."""
-        groups = jnp.asarray(rewards.reshape(-1, self.samples), jnp.float32)
-        return np.asarray(ADVANTAGES[self.advantage](groups)).reshape(-1)
+    def advantages(
+        self,
+        rows: RolloutRows,
+        rewards: Float[np.ndarray, "replies length"],
+        values: Float[np.ndarray, "replies length"] | None,
+    ) -> tuple[Float[np.ndarray, "replies length"], tuple[np.ndarray, np.ndarray] | None]:
+        """Advantages of tokens, and the critic's values with what they should be.
+
+        Args:
+          rows: requests and replies, those of a request one after another.
+          rewards: of their tokens.
+          values: of the critic; None where there is none.
+        """
+        if self.has_critic:
+            mask = inputs_of(rows)[1].weights > 0
+            found = critic_advantages(rewards, values, mask, self.decay)
+            advantages, returns = jax.device_get(found)
+            return advantages, (values, returns)
+        groups = jnp.asarray(rewards.sum(axis=1).reshape(-1, self.samples), jnp.float32)
+        each = np.asarray(ADVANTAGES[self.advantage](groups)).reshape(-1, 1)
+        return np.broadcast_to(each, rewards.shape).copy(), None
 
     def _beta(self, step: int, before: Metrics) -> Float[jax.Array, ""]:
         """Price of a nat of divergence in the reward of a step.
@@ -248,7 +304,12 @@ class PolicyOptimization(TrainingJob):
         return jnp.float32(self.reward_kl.update(beta, kl, self.replies))
 
     def _updates(
-        self, learner: Learner, state: TrainState, example: Example, step: int
+        self,
+        update: Callable[[TrainState, Example], tuple[TrainState, Metrics]],
+        layout: Layout,
+        state: TrainState,
+        example: Example,
+        step: int,
     ) -> tuple[TrainState, Metrics]:
         """All updates of a step, and the means of their metrics."""
         found = []
@@ -256,7 +317,6 @@ class PolicyOptimization(TrainingJob):
             order = np.argsort(random_bits(self.seed, step, epoch, np.arange(self.replies)))
             for part in np.split(order, self.updates):
                 rows = jax.tree.map(lambda a, part=part: a[part], example)
-                on_devices = to_devices(rows, learner.layout, self.model.vocab_size)
-                state, metrics = learner.compiled_step(state, on_devices)
+                state, metrics = update(state, to_devices(rows, layout, self.model.vocab_size))
                 found.append(metrics)
         return state, jax.tree.map(lambda *values: sum(values) / len(values), *found)

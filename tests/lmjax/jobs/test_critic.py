@@ -3,20 +3,25 @@
 import itertools
 import json
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import traverse_util
 
 from lmjax.alignment import AdaptiveKL, ClippedPolicy, FixedKL
+from lmjax.alignment.critic import critic_advantages
 from lmjax.alignment.reward_functions import Reward
 from lmjax.alignment.rollouts import RolloutRows, divergence_rewards
 from lmjax.config import UserError, config, replace
 from lmjax.data import Bytes, Data, Domain, TextFiles
 from lmjax.data.chat.requests import Requests
+from lmjax.interop.folder import model_folder, read_params
 from lmjax.jobs.policy_optimization import PolicyOptimization
 from lmjax.jobs.pretrain import Pretrain
 from lmjax.jobs.settings import Checkpoints, Evaluation
 from lmjax.models import AttentionConfig, FeedForwardConfig, TransformerConfig
+from lmjax.parallel import Mesh, training_layout
 from lmjax.runs.metrics import read_metrics
 from lmjax.training.schedules import Constant
 
@@ -147,6 +152,71 @@ def test_rewards_of_tokens_are_those_of_a_loop():
     assert float(kl) == pytest.approx(total, abs=1e-6)
 
 
+def params_of(job):
+    """Parameters at the end of a run, by path."""
+    with jax.set_mesh(Mesh(fsdp=1).build(jax.devices()[:1])):
+        layout = training_layout()
+        config = model_folder(job.output)
+        flat = traverse_util.flatten_dict(read_params(job.output, config, layout), sep=".")
+        return {path: np.asarray(leaf) for path, leaf in flat.items()}
+
+
+def test_ppo_with_a_critic_goes_on_bit_for_bit(folder):
+    """The first step trains the critic alone, the others both."""
+    critic = {"advantage": "gae", "value_warmup": 1, "samples": 4, "updates": 2}
+    job = optimization(folder, "critic", reward_kl=FixedKL(), **critic)
+    job.run()
+    found = numbers(job)
+    assert "policy_loss" not in found[0] and "policy_loss" in found[1]
+    assert all(line["value_loss"] > 0 for line in found if line["split"] == "train")
+    assert found[1]["approximate_kl"] > 0
+    train = [line for line in found if line["split"] == "train"]
+    assert [line for line in in_halves(job) if line["split"] == "train"] == train
+
+
+def test_warm_up_leaves_the_policy_as_it_is(folder):
+    """Bit for bit, weight decay included; the critic's head learns."""
+    job = optimization(folder, "alone", steps=1, advantage="gae", value_warmup=1)
+    job.run()
+    base, found = params_of(replace(job, output=job.begin_with)), params_of(job)
+    assert found.keys() - base.keys() == {"heads.value.outputs.weight", "heads.value.outputs.bias"}
+    for path, leaf in base.items():
+        np.testing.assert_array_equal(found[path], leaf, err_msg=path)
+    [line] = [line for line in numbers(job) if line["split"] == "train"]
+    assert line["gradient_norm"] > 0 and found["heads.value.outputs.bias"] != 0
+
+
+def test_advantages_of_tokens_are_those_of_a_loop():
+    """In float64, over the real tokens of all rows; to float32's rounding."""
+    generator = np.random.default_rng(0)
+    rewards, values = generator.normal(size=(2, 4, 9)).astype(np.float32)
+    mask = np.zeros((4, 9), bool)
+    for row, (begin, end) in enumerate([(2, 6), (0, 9), (5, 6), (3, 8)]):
+        mask[row, begin:end] = True
+    advantages = np.zeros((4, 9))
+    for row in range(4):
+        following = value = 0.0
+        for token in reversed(np.flatnonzero(mask[row])):
+            delta = float(rewards[row, token]) + value - float(values[row, token])
+            following, value = delta + 0.9 * following, float(values[row, token])
+            advantages[row, token] = following
+    spoilt = (np.where(mask, a, np.float32(np.nan)) for a in (rewards, values))
+    found, returns = critic_advantages(*spoilt, mask, 0.9)
+    real = advantages[mask]
+    np.testing.assert_allclose(
+        np.asarray(found)[mask], (real - real.mean()) / real.std(), atol=1e-5
+    )
+    np.testing.assert_allclose(np.asarray(returns)[mask], real + values[mask], atol=1e-5)
+    assert not np.asarray(found)[~mask].any()
+
+
 def test_mistakes(folder):
+    for message, settings in {
+        "advantage=gae alone has a critic": {"value_warmup": 3},
+        "decay=1.5": {"decay": 1.5},
+        "reads a TokenHead with one output": {"advantage": "gae", "model": MODEL},
+    }.items():
+        with pytest.raises(UserError, match=message):
+            optimization(folder, "bad", **settings)
     with pytest.raises(UserError, match="the divergence would count twice"):
         optimization(folder, "bad", reward_kl=FixedKL(), objective=ClippedPolicy(kl=0.04))
