@@ -43,11 +43,13 @@ from lmjax.jobs.settings import at_least
 from lmjax.jobs.text import prepare_text
 from lmjax.jobs.training_job import FrozenModel, TrainingJob
 from lmjax.models import TransformerConfig
-from lmjax.objectives import Example
-from lmjax.parallel import Layout
+from lmjax.objectives import CausalLM, Example, WeightedSum
+from lmjax.objectives.example import count_tokens
+from lmjax.objectives.weighted_sum import join_examples
+from lmjax.parallel import Layout, axis_size
 from lmjax.runs.folder import RunFolder
 from lmjax.runs.metrics import read_metrics
-from lmjax.training.feed import RolloutRequest
+from lmjax.training.feed import RolloutRequest, TextFeed
 from lmjax.training.learner import Learner, Metrics
 from lmjax.training.loop import Advance
 from lmjax.training.placement import to_devices
@@ -89,6 +91,10 @@ class PolicyOptimization(TrainingJob):
     )
     decay: float = 0.95  # lambda of gae: 1 trusts the rewards alone, 0 the next value
     value_warmup: int = 0  # first steps, in which the critic's head alone is trained
+    # text that is learnt in the same updates, its rows split among those of a pass (PPO-ptx); its
+    # tokenizer is that of data
+    pretraining: Data | None = None
+    pretraining_weight: float = 27.8  # of its mean loss of a token, the policy's has weight 1
     epochs: int = 1  # passes over the replies of a step
     updates: int = 1  # updates in a pass, each with a part of the replies
     evaluate_every: int = 50  # steps between rewards of replies to held-out requests
@@ -129,7 +135,21 @@ class PolicyOptimization(TrainingJob):
             raise UserError(
                 f"{self.replies} replies of a step do not divide into updates={self.updates}"
             )
+        self._check_pretraining()
         super().validate()
+
+    def _check_pretraining(self) -> None:
+        """Raises UserError for pretraining text that does not go together with the updates."""
+        if (text := self.pretraining) is None:
+            return
+        if self.pretraining_weight <= 0:
+            raise UserError(f"pretraining_weight={self.pretraining_weight}: must be above 0")
+        parts = self.updates * self.accumulation
+        if text.ramp or text.batch_size % parts:
+            raise UserError(
+                f"pretraining.batch_size={text.batch_size} must divide into updates={self.updates} "
+                f"x accumulation={self.accumulation} parts, without a ramp"
+            )
 
     def check_model(self) -> None:
         """See `TrainingJob.check_model`; a model that is not read yet is checked then."""
@@ -148,6 +168,13 @@ class PolicyOptimization(TrainingJob):
                 f"data.length={self.data.length} and reply_length={self.reply_length} are more "
                 f"than model.max_length={longest}"
             )
+        if self.pretraining is not None:
+            CausalLM().check(self.model)
+            if longest is not None and self.pretraining.length > longest:
+                raise UserError(
+                    f"pretraining.length={self.pretraining.length} is more than model.max_length="
+                    f"{longest}"
+                )
         super().check_model()
 
     @property
@@ -175,7 +202,10 @@ class PolicyOptimization(TrainingJob):
             lacks = self.has_critic and not has_critic(model)
             return replace(model, heads=(*model.heads, HEAD)) if lacks else model
 
-        return with_starting_model(self, with_critic)
+        job = with_starting_model(self, with_critic)
+        if self.pretraining is None:
+            return job
+        return replace(job, pretraining=replace(job.pretraining, tokenizer=job.data.tokenizer))
 
     def frozen_models(self) -> dict[str, FrozenModel]:
         """See `TrainingJob.frozen_models`: the reference."""
@@ -187,7 +217,11 @@ class PolicyOptimization(TrainingJob):
         nothing = np.zeros((count, self.length), np.float32)
         rows = RolloutRows(nothing.astype(np.int32), *np.zeros((2, count), np.int32))
         critic = (nothing, nothing) if self.has_critic else None
-        return make_example(rows, nothing, nothing, nothing, critic)
+        example = make_example(rows, nothing, nothing, nothing, critic)
+        if (text := self.pretraining) is None:
+            return example
+        rows = text.batch_size // self.updates
+        return join_examples([example, CausalLM().shapes(rows, text.length)])
 
     def all_evaluators(self) -> tuple[Evaluator, ...]:
         """Rewards of replies to held-out requests, and further ones."""
@@ -216,17 +250,34 @@ class PolicyOptimization(TrainingJob):
         """See `TrainingJob.prepare`."""
         prepared = prepare_text(self.data, folder.tokenizer, self.model.vocab_size, log, saved)
         rewards = make_ready(self.rewards, prepared.tokenizer, self.length, self.begin_with)
-        return RolloutFeed(prepared, self.data.plan(self.seed), self.data.length, rewards)
+        plan, text = self.data.plan(self.seed), self.pretraining
+        if text is not None:
+            before = saved and {"step": saved["step"], **saved.get("pretraining", {})}
+            stored = prepare_text(text, folder.tokenizer, self.model.vocab_size, log, before)
+            rows = text.batch_size // (self.updates * self.accumulation)
+            text = TextFeed(stored, text.plan(self.seed), CausalLM(), text.length, rows)
+        return RolloutFeed(prepared, plan, self.data.length, rewards, text)
 
     def learner(self) -> Learner:
         """See `TrainingJob.learner`; the reference's log-probabilities are in the examples."""
-        return dataclasses.replace(super().learner(), frozen={})
+        learner = dataclasses.replace(super().learner(), frozen={})
+        if self.pretraining is None:
+            return learner
+        rows = self.pretraining.batch_size // (self.updates * self.accumulation)
+        if rows % (shards := axis_size(*learner.layout.axes("batch"))):
+            raise UserError(
+                f"pretraining.batch_size={self.pretraining.batch_size}: the {rows} rows of a part "
+                f"do not divide among mesh.data x mesh.fsdp = {shards} devices"
+            )
+        weights = 1.0, self.pretraining_weight
+        both = WeightedSum(objectives=(self.objective, CausalLM()), weights=weights)
+        return dataclasses.replace(learner, objective=both)
 
     def advance(
         self,
         learner: Learner,
         feed: RolloutFeed,
-        examples: Iterator[list[RolloutRequest]],
+        examples: Iterator[tuple[list[RolloutRequest], Example | None]],
         frozen: Mapping[str, dict] | None,
     ) -> Advance:
         """See `TrainingJob.advance`: replies, rewards, and the updates by them."""
@@ -236,7 +287,8 @@ class PolicyOptimization(TrainingJob):
         before: Metrics = {}  # what the step before says of the divergence
 
         def improve(state: TrainState, step: int) -> tuple[TrainState, Metrics, int]:
-            requests = [one for one in next(examples) for _ in range(self.samples)]
+            asked, text = next(examples)
+            requests = [one for one in asked for _ in range(self.samples)]
             settings = self.sampling, self.reply_length
             seed = random_bits(self.seed, step).item() % 2**31
             found = sample_replies(self.model, state.params, feed, requests, *settings, seed)
@@ -251,15 +303,18 @@ class PolicyOptimization(TrainingJob):
             rewards, reply_kl = divergence_rewards(rows, scores, *log_probs, beta)
             advantages, critic = self.advantages(rows, np.asarray(rewards), policy.values)
             example = make_example(rows, *log_probs, advantages, critic)
-            update = learner.compiled_step if step > self.value_warmup else warm_up
-            state, metrics = self._updates(update, learner.layout, state, example, step)
+            update = learner.compiled_step
+            if step <= self.value_warmup:
+                update, text = warm_up, None
+            state, metrics = self._updates(update, learner.layout, state, example, text, step)
             further = {"reward": scores.mean(), **{f"reward_{k}": v for k, v in means.items()}}
             further["reply_tokens"] = rows.reply_lengths.mean()
             further["ended"] = np.mean([one.reply.ended for one in found])
             further["sampler_gap"] = sampler_gap(found, rows, log_probs[0], self.sampling)
             before.update({BETA: beta, REPLY_KL: reply_kl})
             metrics |= {k: jnp.float32(v) for k, v in (further | before).items()}
-            return state, metrics, rows.tokens.size
+            more = 0 if text is None else count_tokens(text)
+            return state, metrics, rows.tokens.size + more
 
         return improve
 
@@ -309,14 +364,18 @@ class PolicyOptimization(TrainingJob):
         layout: Layout,
         state: TrainState,
         example: Example,
+        text: Example | None,
         step: int,
     ) -> tuple[TrainState, Metrics]:
-        """All updates of a step, and the means of their metrics."""
+        """All updates of a step, each with its rows of text, and the means of their metrics."""
         found = []
         for epoch in range(self.epochs):
             order = np.argsort(random_bits(self.seed, step, epoch, np.arange(self.replies)))
-            for part in np.split(order, self.updates):
+            for number, part in enumerate(np.split(order, self.updates)):
                 rows = jax.tree.map(lambda a, part=part: a[part], example)
+                if text is not None:
+                    own = jax.tree.map(lambda a, n=number: np.split(a, self.updates)[n], text)
+                    rows = join_examples([rows, own])
                 state, metrics = update(state, to_devices(rows, layout, self.model.vocab_size))
                 found.append(metrics)
         return state, jax.tree.map(lambda *values: sum(values) / len(values), *found)

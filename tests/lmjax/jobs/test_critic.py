@@ -152,6 +152,30 @@ def test_rewards_of_tokens_are_those_of_a_loop():
     assert float(kl) == pytest.approx(total, abs=1e-6)
 
 
+def test_pretraining_text_goes_on_bit_for_bit(folder):
+    """Beside a critic that warms up, in two updates of a step."""
+    text = Data(
+        train=lines_of(folder), held_out=0.0, length=24, batch_size=16, cache=str(folder / "cache")
+    )
+    job = optimization(
+        folder,
+        "text",
+        advantage="gae",
+        value_warmup=1,
+        samples=4,
+        updates=2,
+        pretraining=text,
+        checkpoint=Checkpoints(every=1),
+    )
+    job.run()
+    first, *train = [line for line in numbers(job) if line["split"] == "train"]
+    assert "loss_2" not in first
+    for line in train:  # the weighted sum, to rounding in float32
+        assert line["loss"] == pytest.approx(line["loss_1"] + 27.8 * line["loss_2"], rel=1e-5)
+    assert train[-1]["loss_2"] < train[0]["loss_2"] < 1.1 * np.log(257)
+    assert [line for line in in_halves(job) if line["split"] == "train"] == [first, *train]
+
+
 def params_of(job):
     """Parameters at the end of a run, by path."""
     with jax.set_mesh(Mesh(fsdp=1).build(jax.devices()[:1])):
@@ -211,7 +235,16 @@ def test_advantages_of_tokens_are_those_of_a_loop():
 
 
 def test_mistakes(folder):
+    text = Data(train=lines_of(folder), length=24, batch_size=7)
     for message, settings in {
+        "batch_size=7 must divide into updates=2 x accumulation=1": {
+            "pretraining": text,
+            "updates": 2,
+        },
+        "pretraining.length=64 is more than model.max_length=48": {
+            "pretraining": replace(text, length=64),
+            "model": MODEL,
+        },
         "advantage=gae alone has a critic": {"value_warmup": 3},
         "decay=1.5": {"decay": 1.5},
         "reads a TokenHead with one output": {"advantage": "gae", "model": MODEL},
