@@ -9,18 +9,22 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from lmjax.alignment import AdaptiveKL, ClippedPolicy, FixedKL
+from lmjax.alignment import AdaptiveKL, ClippedPolicy, FixedKL, SampledTargets
 from lmjax.alignment.critic import critic_advantages
+from lmjax.alignment.model_reward import ModelReward
 from lmjax.alignment.reward_functions import Reward
 from lmjax.alignment.rollouts import RolloutRows, divergence_rewards
 from lmjax.config import UserError, config, replace
 from lmjax.data import Bytes, Data, Domain, TextFiles
+from lmjax.data.chat.comparisons import Comparisons
 from lmjax.data.chat.requests import Requests
 from lmjax.interop.folder import model_folder, read_params
 from lmjax.jobs.policy_optimization import PolicyOptimization
 from lmjax.jobs.pretrain import Pretrain
+from lmjax.jobs.reward_model import RewardModel
 from lmjax.jobs.settings import Checkpoints, Evaluation
 from lmjax.models import AttentionConfig, FeedForwardConfig, TransformerConfig
+from lmjax.objectives import TokenTargets
 from lmjax.parallel import Mesh, training_layout
 from lmjax.runs.metrics import read_metrics
 from lmjax.training.schedules import Constant
@@ -232,6 +236,46 @@ def test_advantages_of_tokens_are_those_of_a_loop():
     )
     np.testing.assert_allclose(np.asarray(returns)[mask], real + values[mask], atol=1e-5)
     assert not np.asarray(found)[~mask].any()
+
+
+def test_a_reward_model_scores_in_the_job(folder):
+    """The reward of training and of held-out requests has its name."""
+    records = [{"prompt": f"{n}", "chosen": "abc", "rejected": "ABC"} for n in range(40)]
+    (folder / "pairs.jsonl").write_text("\n".join(map(json.dumps, records)))
+    source = Comparisons(path=str(folder / "pairs.jsonl"))
+    RewardModel(
+        output=str(folder / "judge"),
+        steps=1,
+        begin_with=str(folder / "base"),
+        data=Data(
+            train=(Domain(name="pairs", source=source),),
+            length=32,
+            batch_size=8,
+            rows="groups",
+            cache=str(folder / "cache"),
+        ),
+    ).run()
+    judge = ModelReward(folder=str(folder / "judge"), weight=2.0)
+    job = optimization(folder, "judged", steps=1, rewards=(judge,))
+    job.run()
+    for line in numbers(job):
+        assert line["reward"] == pytest.approx(2 * line["reward_ModelReward"], rel=1e-6)
+        assert line["reward"] != 0
+
+
+def test_the_loss_of_the_critic_is_that_of_numpy():
+    """To float32's rounding; what stands outside of the replies does not count."""
+    generator = np.random.default_rng(0)
+    values, old, returns = generator.normal(size=(3, 3, 5)).astype(np.float32)
+    mask = np.array([[0, 1, 1, 0, 0], [1, 1, 1, 1, 0], [0, 0, 0, 0, 1]], np.float32)
+    near = np.clip(values, old - 0.3, old + 0.3)
+    expected = (np.maximum((values - returns) ** 2, (near - returns) ** 2) * mask).sum() / 2
+    answers = TokenTargets(np.zeros((3, 5), np.int32), mask)
+    spoilt = (np.where(mask > 0, a, np.float32(np.nan)) for a in (old, returns))
+    targets = SampledTargets(answers, values, values, None, *map(jnp.asarray, spoilt))
+    sums = ClippedPolicy(value_clip=0.3).critic_sums(jnp.asarray(values), targets)
+    assert float(sums.loss) == pytest.approx(expected, rel=1e-5)
+    assert float(sums.weight) == 7
 
 
 def test_mistakes(folder):
