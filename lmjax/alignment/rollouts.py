@@ -162,7 +162,7 @@ def _token_rewards(scores, policy, reference, mask, beta):
 
 
 class Scores(NamedTuple):
-    """What a model says of sampled tokens.
+    """Log-probabilities of sampled tokens, and values of a critic.
 
     Attributes:
       log_probs: log-probability of the next token at each position.

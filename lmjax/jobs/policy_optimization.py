@@ -179,7 +179,7 @@ class PolicyOptimization(TrainingJob):
 
     @property
     def has_critic(self) -> bool:
-        """Whether the policy's model gives tokens a value."""
+        """Returns whether the policy's model gives tokens a value."""
         return self.advantage == "gae"
 
     @property
