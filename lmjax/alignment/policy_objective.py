@@ -12,14 +12,22 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray
 from lmjax.alignment.kl import k3
 from lmjax.alignment.log_probabilities import log_probabilities_and_entropy
 from lmjax.alignment.masks import keep
-from lmjax.alignment.policy_losses import TokenAverage, TokenMean, clipped_policy_losses
+from lmjax.alignment.policy_losses import (
+    TokenAverage,
+    TokenMean,
+    clipped_policy_losses,
+    clipped_value_sums,
+)
 from lmjax.config import UserError, config
 from lmjax.models.batch import Array as AnyArray
+from lmjax.models.batch import Batch
 from lmjax.models.transformer import Transformer, TransformerConfig
 from lmjax.objectives.compatibility import require_causal
 from lmjax.objectives.example import Example, TokenTargets
 from lmjax.objectives.objective import Objective
 from lmjax.objectives.prediction import Sums
+
+VALUE = "value"  # name of the head of a critic
 
 
 @jax.tree_util.register_dataclass
@@ -35,12 +43,16 @@ class SampledTargets:
         them: by `log_probabilities` at the temperature of sampling.
       advantages: of those tokens.
       reference: log-probabilities under the reference policy; None where the loss has no such term.
+      values: of the critic when the advantages were made; None where there is no critic.
+      returns: what its values should be.
     """
 
     answers: TokenTargets
     log_probs: Float[AnyArray, "*batch seq"]
     advantages: Float[AnyArray, "*batch seq"]
     reference: Float[AnyArray, "*batch seq"] | None = None
+    values: Float[AnyArray, "*batch seq"] | None = None
+    returns: Float[AnyArray, "*batch seq"] | None = None
 
 
 @config
@@ -57,6 +69,9 @@ class ClippedPolicy(Objective):
 
     of which an example has the answers and, in inputs and targets of their own, rows of text.
 
+    With `returns` in the targets, a critic learns too: a head of tokens of the policy's own model,
+    so that its loss trains the trunk that both read (InstructGPT's is a model of its own).
+
     Dropout is off: with it the policy would differ from the one that sampled before any update.
     """
 
@@ -66,6 +81,8 @@ class ClippedPolicy(Objective):
     average: TokenAverage = TokenMean()  # over the tokens of a batch
     kl: float = 0.0  # weight of k3, the divergence from the reference, in the loss (GRPO: 0.04)
     entropy: float = 0.0  # weight of the bonus for the mean entropy of tokens
+    value: float = 0.5  # weight of the critic's loss, where there is a critic
+    value_clip: float | None = 0.2  # how far a value may move in a step; none: any way
     temperature: float = 1.0  # of sampling
 
     def validate(self) -> None:
@@ -78,8 +95,11 @@ class ClippedPolicy(Objective):
             raise UserError(f"dual_clip={self.dual_clip}: must be above 1, or none")
         if self.temperature <= 0:
             raise UserError(f"temperature={self.temperature}: must be above 0")
-        if min(self.kl, self.entropy) < 0:
-            raise UserError(f"kl={self.kl} and entropy={self.entropy}: must be 0 or more")
+        for name in ("kl", "entropy", "value"):
+            if (weight := getattr(self, name)) < 0:
+                raise UserError(f"{name}={weight}: must be 0 or more")
+        if self.value_clip is not None and self.value_clip <= 0:
+            raise UserError(f"value_clip={self.value_clip}: must be above 0, or none")
 
     def check(self, model: TransformerConfig) -> None:
         """Raises UserError for an encoder."""
@@ -99,13 +119,32 @@ class ClippedPolicy(Objective):
     def loss(
         self, model: Transformer, example: Example, key: PRNGKeyArray | None, frozen: Any = None
     ) -> Sums:
-        """Sums over the tokens that the policy wrote; see `sums`."""
+        """Sums over the tokens that the policy wrote; see `sums` and `critic_sums`."""
         hidden, _ = model(example.inputs)
         tokens = example.targets.answers.tokens
-        return self.sums(
+        sums = self.sums(
             *log_probabilities_and_entropy(model, hidden, tokens, self.temperature),
             example.targets,
         )
+        if example.targets.returns is None:
+            return sums
+        critic = self.critic_sums(values_of(model, hidden, example.inputs), example.targets)
+        loss = sums.loss + self.value * critic.loss
+        return Sums(loss, sums.weight, sums.extra | critic.extra)
+
+    def critic_sums(self, values: Float[Array, "rows seq"], targets: SampledTargets) -> Sums:
+        """Clipped loss of the critic over the tokens that the policy wrote, each weighing alike.
+
+        `extra` has "value_loss", "value_error" and "value_clip_fraction", as means over tokens.
+
+        Args:
+          values: of the critic that is trained.
+          targets: with `values` and `returns`.
+        """
+        old, returns, mask = targets.values, targets.returns, _mask(targets)
+        sums = clipped_value_sums(values, old, returns, mask, self.value_clip)
+        extra = sums.extra | {"value_loss": jax.lax.stop_gradient(sums.loss)}
+        return Sums(sums.loss, sums.weight, extra)
 
     def sums(
         self,
@@ -147,6 +186,13 @@ class ClippedPolicy(Objective):
         loss = loss - self.entropy * extra["entropy"]
         extra["policy_loss"] = policy_loss
         return Sums(loss, jnp.sum(mask.astype(jnp.float32)), jax.lax.stop_gradient(extra))
+
+
+def values_of(
+    model: Transformer, hidden: Float[Array, "rows seq width"], batch: Batch
+) -> Float[Array, "rows seq"]:
+    """The critic's value at each position: what is to come from the next token on."""
+    return model.outputs(VALUE, hidden, batch)[..., 0]
 
 
 def _mask(targets: SampledTargets) -> Bool[Array, "rows seq"]:

@@ -6,14 +6,14 @@ import math
 
 import numpy as np
 
-from lmjax.alignment.reward_functions import Reward, total_rewards
+from lmjax.alignment.reward_functions import total_rewards
+from lmjax.alignment.rollout_feed import RolloutFeed
 from lmjax.alignment.rollouts import sample_replies
 from lmjax.config import config
 from lmjax.console import Table
 from lmjax.evaluation.evaluator import Context, Evaluate, Evaluator, Record
 from lmjax.evaluation.text_samples import describe_sampling
 from lmjax.generation.sampling import Sampling
-from lmjax.training.feed import RequestFeed
 
 COLUMNS = ("requests", "reward", "standard error")
 SHOWN = 3  # replies of each set
@@ -25,14 +25,13 @@ class ReplyRewards(Evaluator):
     """Mean reward of replies to held-out requests, the same draws each time."""
 
     every: int | None = 50  # steps between evaluations; the end always has one
-    rewards: tuple[Reward, ...]  # whose sum is measured
     requests: int = 64  # most of each set
     length: int = 128  # most tokens of a reply
     sampling: Sampling = Sampling()  # how replies are drawn
 
     def prepare(self, context: Context) -> Evaluate:
-        """See `Evaluator.prepare`; the feed is a `RequestFeed`."""
-        feed: RequestFeed = context.feed
+        """See `Evaluator.prepare`; the feed, a `RolloutFeed`, has the rewards."""
+        feed: RolloutFeed = context.feed
         sets = {name: feed.held_out(name, self.requests) for name in feed.prepared.held_out}
         model = context.learner.model
 
@@ -41,7 +40,7 @@ class ReplyRewards(Evaluator):
             for name, requests in sets.items():
                 settings = requests, self.sampling, self.length, SEED
                 found = [one.reply for one in sample_replies(model, params, feed, *settings)]
-                rewards, means = total_rewards(self.rewards, found)
+                rewards, means = total_rewards(feed.rewards, found)
                 error = float(np.std(rewards)) / math.sqrt(len(rewards))
                 reward = float(rewards.mean())
                 further = {f"reward_{one}": mean for one, mean in means.items()}

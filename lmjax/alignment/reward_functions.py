@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 
 from lmjax.config import UserError, config
+from lmjax.data.tokenizers import Tokenizer
 
 
 class Reply(NamedTuple):
@@ -28,6 +29,23 @@ class Reply(NamedTuple):
     ended: bool
     metadata: dict[str, Any]
     tokens: list[int]
+
+
+Score = Callable[[Sequence[Reply]], Sequence[float]]
+
+
+class ReadyReward(NamedTuple):
+    """A reward that has read what it needs.
+
+    Attributes:
+      name: of the reward among the metrics.
+      weight: of the reward in the sum of all.
+      score: number for each reply.
+    """
+
+    name: str
+    weight: float
+    score: Score
 
 
 @config
@@ -53,6 +71,19 @@ class Reward(abc.ABC):
     def score(self, replies: Sequence[Reply]) -> Sequence[float]:
         """Number for each reply, finite; the more, the better."""
 
+    def prepare(self, tokenizer: Tokenizer, length: int, policy: str) -> Score:
+        """Reads once what `score` needs in a run; most rewards need nothing. A mesh is set.
+
+        Args:
+          tokenizer: of the policy.
+          length: most tokens of a request and its reply.
+          policy: folder that the policy begins as, for messages.
+
+        Returns:
+          `score`, or what takes its part in the run.
+        """
+        return self.score
+
 
 @config
 class CutOff(Reward):
@@ -63,8 +94,17 @@ class CutOff(Reward):
         return [float(reply.ended) - 1 for reply in replies]
 
 
+def make_ready(
+    rewards: Sequence[Reward], tokenizer: Tokenizer, length: int, policy: str
+) -> tuple[ReadyReward, ...]:
+    """Prepares all rewards; see `Reward.prepare`."""
+    return tuple(
+        ReadyReward(one.name, one.weight, one.prepare(tokenizer, length, policy)) for one in rewards
+    )
+
+
 def total_rewards(
-    rewards: Sequence[Reward], replies: Sequence[Reply]
+    rewards: Sequence[Reward | ReadyReward], replies: Sequence[Reply]
 ) -> tuple[Float[np.ndarray, "replies"], dict[str, float]]:
     """Weighted sum of all rewards of each reply, and the mean of each reward by its name.
 

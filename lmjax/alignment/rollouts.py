@@ -6,18 +6,23 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Float, Int
 
+from lmjax.alignment.kl import k1
 from lmjax.alignment.log_probabilities import log_probabilities
-from lmjax.alignment.policy_objective import SampledTargets
+from lmjax.alignment.masks import keep
+from lmjax.alignment.policy_objective import SampledTargets, values_of
 from lmjax.alignment.reward_functions import Reply
+from lmjax.alignment.rewards import token_rewards
 from lmjax.config import replace
 from lmjax.data.chat.templated import template_of
 from lmjax.generation.generator import Continuation, Generator
 from lmjax.generation.sampling import Sampling
 from lmjax.models import Batch, TransformerConfig, abstract
+from lmjax.models.batch import Array as AnyArray
 from lmjax.objectives import Example, TokenTargets
 from lmjax.parallel import Layout
 from lmjax.training.feed import RequestFeed, RolloutRequest
@@ -96,7 +101,8 @@ def make_example(
     rows: RolloutRows,
     policy: Float[np.ndarray, "rows length"],
     reference: Float[np.ndarray, "rows length"],
-    advantages: Float[np.ndarray, "rows"],
+    advantages: Float[np.ndarray, "rows length"],
+    critic: tuple[Float[np.ndarray, "rows length"], Float[np.ndarray, "rows length"]] | None = None,
 ) -> Example:
     """Example for `ClippedPolicy`.
 
@@ -104,12 +110,12 @@ def make_example(
       rows: requests and replies.
       policy: log-probability of the next token at each position under the policy that sampled.
       reference: likewise under the reference.
-      advantages: of each reply, given to all of its tokens.
+      advantages: of the next token at each position.
+      critic: values and returns there; None without a critic.
     """
     batch, targets = inputs_of(rows)
-    shape = rows.tokens.shape
-    each = np.broadcast_to(np.asarray(advantages, np.float32)[:, None], shape)
-    return Example(batch, SampledTargets(targets, policy, np.ascontiguousarray(each), reference))
+    found = SampledTargets(targets, policy, advantages, reference, *(critic or (None, None)))
+    return Example(batch, found)
 
 
 def inputs_of(rows: RolloutRows) -> tuple[Batch, TokenTargets]:
@@ -127,29 +133,71 @@ def inputs_of(rows: RolloutRows) -> tuple[Batch, TokenTargets]:
     return batch, TokenTargets(following, written.astype(np.float32))
 
 
-class Scorer:
-    """Log-probabilities of sampled tokens, as the objective computes them."""
+def divergence_rewards(
+    rows: RolloutRows,
+    scores: Float[np.ndarray, "rows"],
+    policy: Float[np.ndarray, "rows length"],
+    reference: Float[np.ndarray, "rows length"],
+    beta: Float[jax.Array, ""],
+) -> tuple[Float[jax.Array, "rows length"], Float[jax.Array, ""]]:
+    """Rewards of the tokens of replies, and the mean over replies of their divergence in nats.
 
-    def __init__(self, model: TransformerConfig, layout: Layout, temperature: float):
+    Each token costs beta times k1, log(policy / reference) of it, and the last one has the score,
+    be it the token that ends the reply or that at which it was cut off; see `token_rewards`.
+
+    Args:
+      rows: requests and replies.
+      scores: of the replies.
+      policy, reference: log-probability of the next token at each position.
+      beta: price of a nat.
+    """
+    mask = inputs_of(rows)[1].weights > 0
+    return _token_rewards(scores.astype(np.float32), policy, reference, mask, beta)
+
+
+@jax.jit
+def _token_rewards(scores, policy, reference, mask, beta):
+    kl = keep(k1(policy, reference), mask)
+    return token_rewards(scores, kl, mask, beta), jnp.mean(jnp.sum(kl, axis=1))
+
+
+class Scores(NamedTuple):
+    """Log-probabilities of sampled tokens, and values of a critic.
+
+    Attributes:
+      log_probs: log-probability of the next token at each position.
+      values: of its critic there; None where it has none.
+    """
+
+    log_probs: Float[AnyArray, "rows length"]
+    values: Float[AnyArray, "rows length"] | None
+
+
+class Scorer:
+    """Log-probabilities and values of sampled tokens, as the objective computes them."""
+
+    def __init__(self, model: TransformerConfig, layout: Layout, temperature: float, critic: bool):
         self.vocab_size, self.layout = model.vocab_size, layout
         graph, _ = abstract(model, layout)
 
         @jax.jit
-        def compute(params: dict, example: Example) -> jax.Array:
+        def compute(params: dict, example: Example) -> Scores:
             policy = nnx.merge(graph, params)
             hidden, _ = policy(example.inputs)
-            return log_probabilities(policy, hidden, example.targets.tokens, temperature)
+            values = values_of(policy, hidden, example.inputs) if critic else None
+            tokens = example.targets.tokens
+            return Scores(log_probabilities(policy, hidden, tokens, temperature), values)
 
         self._compute = compute
 
-    def score(self, params: dict, rows: RolloutRows, most: int) -> Float[np.ndarray, "rows length"]:
-        """Log-probability of the next token at each position, `most` rows at a time."""
+    def score(self, params: dict, rows: RolloutRows, most: int) -> Scores:
+        """Scores of the next token at each position in numpy, `most` rows at a time."""
         example = Example(*inputs_of(rows))
         found = []
         for first in range(0, len(rows.tokens), most):
             part = jax.tree.map(lambda a, first=first: a[first : first + most], example)
             found.append(self._compute(params, to_devices(part, self.layout, self.vocab_size)))
-        return np.concatenate(jax.device_get(found))
+        return jax.tree.map(lambda *parts: np.concatenate(parts), *jax.device_get(found))
 
 
 def sampler_gap(

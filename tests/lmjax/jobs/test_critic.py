@@ -1,0 +1,299 @@
+"""The recipe of InstructGPT: divergence in the reward, a critic, pretraining text."""
+
+import itertools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import traverse_util
+
+from lmjax.alignment import AdaptiveKL, ClippedPolicy, FixedKL, SampledTargets
+from lmjax.alignment.critic import critic_advantages
+from lmjax.alignment.model_reward import ModelReward
+from lmjax.alignment.reward_functions import Reward
+from lmjax.alignment.rollouts import RolloutRows, divergence_rewards
+from lmjax.config import UserError, config, replace
+from lmjax.data import Bytes, Data, Domain, TextFiles
+from lmjax.data.chat.comparisons import Comparisons
+from lmjax.data.chat.requests import Requests
+from lmjax.interop.folder import model_folder, read_params
+from lmjax.jobs.policy_optimization import PolicyOptimization
+from lmjax.jobs.pretrain import Pretrain
+from lmjax.jobs.reward_model import RewardModel
+from lmjax.jobs.settings import Checkpoints, Evaluation
+from lmjax.models import AttentionConfig, FeedForwardConfig, TransformerConfig
+from lmjax.objectives import TokenTargets
+from lmjax.parallel import Mesh, training_layout
+from lmjax.runs.metrics import read_metrics
+from lmjax.training.schedules import Constant
+
+MODEL = TransformerConfig(
+    vocab_size=257,
+    hidden=16,
+    num_layers=1,
+    max_length=48,
+    attention=AttentionConfig(num_heads=4, head_dim=4),
+    feed_forward=FeedForwardConfig(size=32),
+    dropout=0.1,
+)
+
+
+@config
+class LowercaseShare(Reward):
+    """Share of small letters in a reply."""
+
+    def score(self, replies):
+        return [sum(map(str.islower, r.text)) / max(1, len(r.text)) for r in replies]
+
+
+def lines_of(folder):
+    """Domain of a text of numbered lines."""
+    return (Domain(name="lines", source=TextFiles(path=str(folder / "corpus.txt"))),)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder with a pretrained run, and requests."""
+    folder = tmp_path_factory.mktemp("critic")
+    (folder / "corpus.txt").write_text("".join(f"line {n} and {n * n}\n" for n in range(300)))
+    Pretrain(
+        output=str(folder / "base"),
+        steps=1,
+        model=MODEL,
+        data=Data(
+            train=lines_of(folder),
+            tokenizer=Bytes(),
+            held_out=0.0,
+            length=32,
+            batch_size=8,
+            cache=str(folder / "cache"),
+        ),
+        schedule=Constant(peak=1e-2, warmup=0),
+        evaluation=Evaluation(prompts=()),
+    ).run()
+    records = [{"prompt": f"{n}?"} for n in range(40)]
+    (folder / "requests.jsonl").write_text("\n".join(map(json.dumps, records)))
+    return folder
+
+
+def optimization(folder, name, **settings):
+    data = Data(
+        train=(Domain(name="asks", source=Requests(path=str(folder / "requests.jsonl"))),),
+        held_out=0.2,
+        length=32,
+        batch_size=4,
+        rows="groups",
+        cache=str(folder / "cache"),
+    )
+    defaults = {
+        "output": str(folder / name),
+        "steps": 4,
+        "begin_with": str(folder / "base"),
+        "data": data,
+        "rewards": (LowercaseShare(),),
+        "samples": 2,
+        "reply_length": 6,
+        "reward_kl": AdaptiveKL(beta=0.1, target=0.01, horizon=20),
+        "schedule": Constant(peak=3e-2, warmup=0),
+        "evaluate_every": 100,
+        "evaluate_requests": 2,
+        "checkpoint": Checkpoints(every=2),
+    }
+    return PolicyOptimization(**(defaults | settings))
+
+
+def numbers(job):
+    """All lines of a run but for times."""
+    timing = ("tokens_per_second", "mfu", "peak_memory")
+    return [
+        {name: value for name, value in line.items() if name not in timing}
+        for line in read_metrics(job.output)
+    ]
+
+
+def in_halves(job):
+    """The lines of a job that is stopped in the middle."""
+    half = replace(job, output=f"{job.output}-halves", steps=job.steps // 2)
+    half.run()
+    replace(half, steps=job.steps).run()
+    return numbers(half)
+
+
+def test_the_price_of_divergence_goes_on_bit_for_bit(folder):
+    job = optimization(folder, "adaptive")
+    job.run()
+    train = [line for line in numbers(job) if line["split"] == "train"]
+    assert train[0]["beta"] == pytest.approx(0.1)
+    # The rule in float64, to rounding in float32.
+    for before, line in itertools.pairwise(train):
+        error = np.clip(before["reply_kl"] / 0.01 - 1, -0.2, 0.2)
+        assert line["beta"] == pytest.approx(before["beta"] * (1 + error * 8 / 20), rel=1e-6)
+    assert len({line["beta"] for line in train}) == 4
+    # The halves have a held-out line of their own end; each line of training is the same.
+    assert [line for line in in_halves(job) if line["split"] == "train"] == train
+
+
+def test_rewards_of_tokens_are_those_of_a_loop():
+    """The score at the last token of a reply, whatever stands in requests and padding."""
+    generator = np.random.default_rng(0)
+    policy, reference = generator.normal(size=(2, 3, 8)).astype(np.float32)
+    scores = np.array([1.0, 0.0, -2.0])
+    requests, replies = np.array([2, 3, 1], np.int32), np.array([3, 5, 1], np.int32)
+    rows = RolloutRows(np.full((3, 8), 5, np.int32), requests, replies)
+    expected, total = np.zeros((3, 8)), 0.0
+    real = np.zeros((3, 8), bool)
+    for row in range(3):
+        for token in range(requests[row], requests[row] + replies[row]):
+            kl = float(policy[row, token - 1]) - float(reference[row, token - 1])
+            expected[row, token - 1], total = -0.5 * kl, total + kl / 3
+            real[row, token - 1] = True
+        expected[row, token - 1] += scores[row]
+    spoilt = (np.where(real, a, np.float32(np.nan)) for a in (policy, reference))
+    found, kl = divergence_rewards(rows, scores, *spoilt, jnp.float32(0.5))
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
+    assert float(kl) == pytest.approx(total, abs=1e-6)
+
+
+def test_pretraining_text_goes_on_bit_for_bit(folder):
+    """Beside a critic that warms up, in two updates of a step."""
+    text = Data(
+        train=lines_of(folder), held_out=0.0, length=24, batch_size=16, cache=str(folder / "cache")
+    )
+    job = optimization(
+        folder,
+        "text",
+        advantage="gae",
+        value_warmup=1,
+        samples=4,
+        updates=2,
+        pretraining=text,
+        checkpoint=Checkpoints(every=1),
+    )
+    job.run()
+    first, *train = [line for line in numbers(job) if line["split"] == "train"]
+    assert "loss_2" not in first
+    for line in train:  # the weighted sum, to rounding in float32
+        assert line["loss"] == pytest.approx(line["loss_1"] + 27.8 * line["loss_2"], rel=1e-5)
+    assert train[-1]["loss_2"] < train[0]["loss_2"] < 1.1 * np.log(257)
+    assert [line for line in in_halves(job) if line["split"] == "train"] == [first, *train]
+
+
+def params_of(job):
+    """Parameters at the end of a run, by path."""
+    with jax.set_mesh(Mesh(fsdp=1).build(jax.devices()[:1])):
+        layout = training_layout()
+        config = model_folder(job.output)
+        flat = traverse_util.flatten_dict(read_params(job.output, config, layout), sep=".")
+        return {path: np.asarray(leaf) for path, leaf in flat.items()}
+
+
+def test_ppo_with_a_critic_goes_on_bit_for_bit(folder):
+    """The first step trains the critic alone, the others both."""
+    critic = {"advantage": "gae", "value_warmup": 1, "samples": 4, "updates": 2}
+    job = optimization(folder, "critic", reward_kl=FixedKL(), **critic)
+    job.run()
+    found = numbers(job)
+    assert "policy_loss" not in found[0] and "policy_loss" in found[1]
+    assert all(line["value_loss"] > 0 for line in found if line["split"] == "train")
+    assert found[1]["approximate_kl"] > 0
+    train = [line for line in found if line["split"] == "train"]
+    assert [line for line in in_halves(job) if line["split"] == "train"] == train
+
+
+def test_warm_up_leaves_the_policy_as_it_is(folder):
+    """Bit for bit, weight decay included; the critic's head learns."""
+    job = optimization(folder, "alone", steps=1, advantage="gae", value_warmup=1)
+    job.run()
+    base, found = params_of(replace(job, output=job.begin_with)), params_of(job)
+    assert found.keys() - base.keys() == {"heads.value.outputs.weight", "heads.value.outputs.bias"}
+    for path, leaf in base.items():
+        np.testing.assert_array_equal(found[path], leaf, err_msg=path)
+    [line] = [line for line in numbers(job) if line["split"] == "train"]
+    assert line["gradient_norm"] > 0 and found["heads.value.outputs.bias"] != 0
+
+
+def test_advantages_of_tokens_are_those_of_a_loop():
+    """In float64, over the real tokens of all rows; to float32's rounding."""
+    generator = np.random.default_rng(0)
+    rewards, values = generator.normal(size=(2, 4, 9)).astype(np.float32)
+    mask = np.zeros((4, 9), bool)
+    for row, (begin, end) in enumerate([(2, 6), (0, 9), (5, 6), (3, 8)]):
+        mask[row, begin:end] = True
+    advantages = np.zeros((4, 9))
+    for row in range(4):
+        following = value = 0.0
+        for token in reversed(np.flatnonzero(mask[row])):
+            delta = float(rewards[row, token]) + value - float(values[row, token])
+            following, value = delta + 0.9 * following, float(values[row, token])
+            advantages[row, token] = following
+    spoilt = (np.where(mask, a, np.float32(np.nan)) for a in (rewards, values))
+    found, returns = critic_advantages(*spoilt, mask, 0.9)
+    real = advantages[mask]
+    np.testing.assert_allclose(
+        np.asarray(found)[mask], (real - real.mean()) / real.std(), atol=1e-5
+    )
+    np.testing.assert_allclose(np.asarray(returns)[mask], real + values[mask], atol=1e-5)
+    assert not np.asarray(found)[~mask].any()
+
+
+def test_a_reward_model_scores_in_the_job(folder):
+    """The reward of training and of held-out requests has its name."""
+    records = [{"prompt": f"{n}", "chosen": "abc", "rejected": "ABC"} for n in range(40)]
+    (folder / "pairs.jsonl").write_text("\n".join(map(json.dumps, records)))
+    source = Comparisons(path=str(folder / "pairs.jsonl"))
+    RewardModel(
+        output=str(folder / "judge"),
+        steps=1,
+        begin_with=str(folder / "base"),
+        data=Data(
+            train=(Domain(name="pairs", source=source),),
+            length=32,
+            batch_size=8,
+            rows="groups",
+            cache=str(folder / "cache"),
+        ),
+    ).run()
+    judge = ModelReward(folder=str(folder / "judge"), weight=2.0)
+    job = optimization(folder, "judged", steps=1, rewards=(judge,))
+    job.run()
+    for line in numbers(job):
+        assert line["reward"] == pytest.approx(2 * line["reward_ModelReward"], rel=1e-6)
+        assert line["reward"] != 0
+
+
+def test_the_loss_of_the_critic_is_that_of_numpy():
+    """To float32's rounding; what stands outside of the replies does not count."""
+    generator = np.random.default_rng(0)
+    values, old, returns = generator.normal(size=(3, 3, 5)).astype(np.float32)
+    mask = np.array([[0, 1, 1, 0, 0], [1, 1, 1, 1, 0], [0, 0, 0, 0, 1]], np.float32)
+    near = np.clip(values, old - 0.3, old + 0.3)
+    expected = (np.maximum((values - returns) ** 2, (near - returns) ** 2) * mask).sum() / 2
+    answers = TokenTargets(np.zeros((3, 5), np.int32), mask)
+    spoilt = (np.where(mask > 0, a, np.float32(np.nan)) for a in (old, returns))
+    targets = SampledTargets(answers, values, values, None, *map(jnp.asarray, spoilt))
+    sums = ClippedPolicy(value_clip=0.3).critic_sums(jnp.asarray(values), targets)
+    assert float(sums.loss) == pytest.approx(expected, rel=1e-5)
+    assert float(sums.weight) == 7
+
+
+def test_mistakes(folder):
+    text = Data(train=lines_of(folder), length=24, batch_size=7)
+    for message, settings in {
+        "batch_size=7 must divide into updates=2 x accumulation=1": {
+            "pretraining": text,
+            "updates": 2,
+        },
+        "pretraining.length=64 is more than model.max_length=48": {
+            "pretraining": replace(text, length=64),
+            "model": MODEL,
+        },
+        "advantage=gae alone has a critic": {"value_warmup": 3},
+        "decay=1.5": {"decay": 1.5},
+        "reads a TokenHead with one output": {"advantage": "gae", "model": MODEL},
+    }.items():
+        with pytest.raises(UserError, match=message):
+            optimization(folder, "bad", **settings)
+    with pytest.raises(UserError, match="the divergence would count twice"):
+        optimization(folder, "bad", reward_kl=FixedKL(), objective=ClippedPolicy(kl=0.04))
