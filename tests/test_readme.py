@@ -72,7 +72,7 @@ assert len(rows[0].tokens) == len(rows[0].log_probabilities) > 0
 def test_an_own_family_is_known(python):
     """By its model_type and by its chat format."""
     checks = """
-from lmjax.data.chat.templates import chat_template
+from lmjax.data.chat.catalogue import chat_template
 from lmjax.interop.families import family_for
 from lmjax.models import llama
 settings = LLAMA_FAMILY.write(llama()) | {"model_type": "tiny_llama"}

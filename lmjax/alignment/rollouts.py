@@ -216,5 +216,5 @@ def sampler_gap(
     for row, (one, first) in enumerate(zip(rollouts, rows.request_lengths, strict=True)):
         own = np.array(one.continuation.log_probabilities)
         if len(own):
-            gap = max(gap, np.abs(policy[row, first - 1 : first - 1 + len(own)] - own).max())
+            gap = max(gap, np.max(np.abs(policy[row, first - 1 : first - 1 + len(own)] - own)))
     return float(gap)

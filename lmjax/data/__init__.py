@@ -1,8 +1,11 @@
 """Text to batches: sources, tokenizers, the token store, mixtures, and the loader."""
 
+import importlib
+from typing import Any
+
 from lmjax.data.chat.conversations import Conversations
 from lmjax.data.chat.folder import FolderTemplate
-from lmjax.data.chat.templates import ChatTemplate, chat_template
+from lmjax.data.chat.templates import ChatTemplate
 from lmjax.data.documents import Document, Source
 from lmjax.data.embedded import EmbeddedCorpus
 from lmjax.data.labelled_texts import LabelledTable, LabelledTexts
@@ -74,3 +77,10 @@ __all__ = [
     "prepare",
     "read_tokenizer",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """`chat_template`, when it is first asked for: it knows all models, and they bring jax."""
+    if name != "chat_template":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return importlib.import_module("lmjax.data.chat.catalogue").chat_template

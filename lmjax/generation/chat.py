@@ -6,16 +6,11 @@ import os
 from pathlib import Path
 
 from lmjax.config import UserError
+from lmjax.data.chat.catalogue import chat_template, fitting_template, templates
 from lmjax.data.chat.folder import folder_format, read_templates
 from lmjax.data.chat.messages import ChatFormat, Message
 from lmjax.data.chat.templated import template_of
-from lmjax.data.chat.templates import (
-    PLAIN,
-    ChatTemplate,
-    chat_template,
-    fitting_template,
-    templates,
-)
+from lmjax.data.chat.templates import PLAIN, ChatTemplate
 from lmjax.data.tokenizers import Tokenizer
 from lmjax.generation.run import model_of
 from lmjax.interop import huggingface

@@ -196,7 +196,15 @@ class PolicyOptimization(TrainingJob):
         """See `TrainingJob.resolved`: with the model and the tokenizer of `begin_with`.
 
         The model has a critic where the advantage needs one.
+
+        Raises:
+          UserError: also for several processes, whose replies are not gathered yet.
         """
+        if (processes := jax.process_count()) > 1:
+            raise UserError(
+                f"PolicyOptimization works in one process with any number of devices, and there are"
+                f" {processes}"
+            )
 
         def with_critic(model: TransformerConfig) -> TransformerConfig:
             lacks = self.has_critic and not has_critic(model)

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from lmjax.config import UserError, config, to_json
+from lmjax.data.chat.catalogue import chat_template, fitting_template
 from lmjax.data.chat.messages import Message
-from lmjax.data.chat.templates import ChatTemplate, chat_template, fitting_template
+from lmjax.data.chat.templates import ChatTemplate
 from lmjax.data.tokenizers import ByteTokenizer, CharacterTokenizer
 from lmjax.generation import Sampling, TextStream, load_model, load_run, prompt_tokens
 from lmjax.generation.__main__ import Generate, show_filled

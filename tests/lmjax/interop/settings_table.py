@@ -512,7 +512,9 @@ TOKENIZERS, FAMILY_TOKENIZERS, FOLDER_TOKENS = (
     f"tests/lmjax/data/test_{name}.py"
     for name in ("public_tokenizers", "family_tokenizers", "folder_tokens")
 )
-ENDS, TEMPLATES = (f"tests/lmjax/generation/test_{name}.py" for name in ("ends", "jinja_format"))
+ENDS, TEMPLATES = (
+    f"tests/lmjax/{name}.py" for name in ("generation/test_ends", "data/chat/test_jinja_format")
+)
 # Of the other files: the setting, what becomes of it, how it is meant, and the test that shows it.
 OTHERS = {
     "tokenizer_config.json": (

@@ -16,7 +16,7 @@ from safetensors.numpy import load_file
 
 from lmjax import models
 from lmjax.config import UserError, declare, replace
-from lmjax.data.chat.templates import chat_template, templates
+from lmjax.data.chat.catalogue import chat_template, templates
 from lmjax.data.tokenizers import CharacterTokenizer
 from lmjax.data.tokenizers.special_tokens import ExtendedTokenizer
 from lmjax.generation import Generator, Message, Sampling, load

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from lmjax.data.chat.catalogue import chat_template
 from lmjax.data.chat.messages import Message, ToolCall
-from lmjax.data.chat.templates import chat_template
 from lmjax.data.public_tokenizers import read_tokenizer
 from lmjax.generation.chat import chat_format
 from tests.lmjax.data.chat.chat_families import FAMILIES, WEATHER, Family

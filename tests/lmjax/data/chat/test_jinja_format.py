@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from lmjax.config import UserError
 from lmjax.data.chat import jinja_format
+from lmjax.data.chat.catalogue import templates
 from lmjax.data.chat.jinja_format import JinjaFormat
 from lmjax.data.chat.messages import Message, ToolCall
-from lmjax.data.chat.templates import templates
 from lmjax.data.public_tokenizers import read_tokenizer
 from lmjax.data.tokenizers import ByteTokenizer
 from lmjax.generation.chat import chat_format, check_chat

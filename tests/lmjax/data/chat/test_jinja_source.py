@@ -5,10 +5,11 @@ import itertools
 import pytest
 
 from lmjax.config import UserError
+from lmjax.data.chat.catalogue import templates
 from lmjax.data.chat.jinja_format import JinjaFormat
 from lmjax.data.chat.jinja_source import jinja_source
 from lmjax.data.chat.messages import Message
-from lmjax.data.chat.templates import ChatTemplate, templates
+from lmjax.data.chat.templates import ChatTemplate
 
 OWN = ChatTemplate(
     special=("<s>",),

@@ -5,10 +5,11 @@ from typing import ClassVar
 import pytest
 
 from lmjax.config import UserError
+from lmjax.data.chat.catalogue import templates
 from lmjax.data.chat.folder import folder_format
 from lmjax.data.chat.jinja_format import JinjaFormat
 from lmjax.data.chat.messages import Message
-from lmjax.data.chat.templates import ChatTemplate, templates
+from lmjax.data.chat.templates import ChatTemplate
 from lmjax.data.public_tokenizers import read_tokenizer
 from lmjax.data.tokenizers import ByteTokenizer
 from tests.lmjax.data.chat.chat_families import FAMILIES
