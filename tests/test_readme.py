@@ -97,3 +97,8 @@ def test_a_model_has_several_heads_on_labels(python):
 def test_the_steps_to_an_assistant_are_configs(python):
     """Built and validated: no file is read before they run."""
     python("-c", block("PolicyOptimization("))
+
+
+def test_a_classifier_is_a_config(python):
+    """Built and validated, likewise."""
+    python("-c", block("Classify("))

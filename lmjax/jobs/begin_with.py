@@ -8,17 +8,20 @@ from typing import Any
 from lmjax.config import UserError, replace
 from lmjax.console import RunLog, Stopwatch
 from lmjax.data import TokenizerConfig, TokenizerFolder, TrainedBPE, WithTokens
+from lmjax.data.chat.folder import FolderTemplate, read_templates
+from lmjax.data.chat.templated import template_of
 from lmjax.data.public_tokenizers import read_tokenizer
 from lmjax.data.tokenizers import Tokenizer
 from lmjax.data.tokenizers.special_tokens import ExtendedTokenizer
 from lmjax.interop.folder import model_folder, read_params, tokenizer_folder
-from lmjax.interop.huggingface import architecture_of
+from lmjax.interop.huggingface import architecture_of, is_model_folder
 from lmjax.interop.kept_files import keep
 from lmjax.launch import is_first
 from lmjax.models import TransformerConfig
 from lmjax.remote import local_copy
 from lmjax.runs.changes import differences
 from lmjax.runs.folder import RunFolder
+from lmjax.runs.trained_model import read_experiment
 from lmjax.training.learner import Learner
 
 LEARNT = TrainedBPE()  # the tokenizer of `Data` where none is given
@@ -118,9 +121,13 @@ def with_starting_model(
     """
     if job.begin_with is None:
         return job
-    tokenizer, model = _tokenizer(job.data.tokenizer, job.begin_with), job.model
+    try:
+        tokenizer, model = _tokenizer(job.data.tokenizer, job.begin_with), job.model
+        found = model_folder(job.begin_with) if model is None else model
+    except UserError as error:
+        raise UserError(f"begin_with: {error}") from None
     if model is None:
-        model = model_folder(job.begin_with)
+        model = found
         size = max(model.vocab_size, _vocab_size(tokenizer))
         model = adapt(replace(model, vocab_size=size))
     return replace(job, model=model, data=replace(job.data, tokenizer=tokenizer))
@@ -143,3 +150,27 @@ def _vocab_size(tokenizer: TokenizerConfig) -> int:
     if isinstance(inner, TokenizerFolder):
         return read_tokenizer(inner.path).vocab_size + added
     return _vocab_size(inner) + added
+
+
+def warn_of_format(job: Any, log: RunLog) -> None:
+    """Logs that the model of `begin_with` was trained in another chat format than the job's data.
+
+    Args:
+      job: a config with `begin_with` and `data`.
+      log: for the warning.
+    """
+    ours = template_of(job.data)
+    if job.begin_with is None or ours is None or isinstance(ours, FolderTemplate):
+        return
+    folder = local_copy(job.begin_with, "begin_with")
+    if is_model_folder(folder):
+        theirs = "a chat template of its own" if read_templates(folder) else ""
+    else:
+        data = getattr(read_experiment(folder), "data", None)
+        before = template_of(data) if data is not None else None
+        theirs = f"the chat format {before.title}" if before not in (None, ours) else ""
+    if theirs:
+        log.warn(
+            f"{job.begin_with} has {theirs}, and the text here is written as {ours.title}: give the"
+            " sources in data.train the model's template, unless it shall learn another one"
+        )

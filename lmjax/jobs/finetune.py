@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from lmjax.alignment.comparison_accuracy import require_pairs
+from lmjax.alignment.comparison_rows import ComparisonObjective
 from lmjax.config import UserError, config, replace
 from lmjax.console import RunLog, make_console
 from lmjax.data import (
@@ -31,7 +32,7 @@ from lmjax.data.chat.templates import ChatTemplate
 from lmjax.data.spans import KINDS
 from lmjax.data.store import TokenStore
 from lmjax.evaluation.evaluator import Evaluator
-from lmjax.jobs.begin_with import with_starting_model
+from lmjax.jobs.begin_with import warn_of_format, with_starting_model
 from lmjax.jobs.settings import ChatEvaluation
 from lmjax.jobs.text_job import TextJob
 from lmjax.launch import is_first
@@ -112,12 +113,14 @@ class Finetune(TextJob):
 
     def prepare(self, folder: RunFolder, log: RunLog, saved: dict[str, Any]) -> TextFeed:
         """See `TrainingJob.prepare`."""
+        warn_of_format(self, log)
         for domain in self.data.train:
             if isinstance(source := domain.source, Conversations | Comparisons):
                 title = source.template.title
                 log.fact("format", f"{domain.name}: {source.layout()}, written as {title}")
         feed = super().prepare(folder, log, saved)
-        if (slots := self.objective.slots) is not None:
+        if isinstance(self.objective, ComparisonObjective):
+            slots = self.objective.answers
             require_pairs(feed.prepared.train, slots)
             held_out = feed.prepared.held_out.items()
             require_pairs({f"held-out {name}": store for name, store in held_out}, slots)

@@ -38,7 +38,7 @@ from lmjax.data import Data
 from lmjax.data.permutation import random_bits
 from lmjax.evaluation.evaluator import Evaluator
 from lmjax.generation.sampling import Sampling
-from lmjax.jobs.begin_with import with_starting_model
+from lmjax.jobs.begin_with import warn_of_format, with_starting_model
 from lmjax.jobs.settings import at_least
 from lmjax.jobs.text import prepare_text
 from lmjax.jobs.training_job import FrozenModel, TrainingJob
@@ -256,6 +256,7 @@ class PolicyOptimization(TrainingJob):
 
     def prepare(self, folder: RunFolder, log: RunLog, saved: dict[str, Any]) -> RolloutFeed:
         """See `TrainingJob.prepare`."""
+        warn_of_format(self, log)
         prepared = prepare_text(self.data, folder.tokenizer, self.model.vocab_size, log, saved)
         rewards = make_ready(self.rewards, prepared.tokenizer, self.length, self.begin_with)
         plan, text = self.data.plan(self.seed), self.pretraining

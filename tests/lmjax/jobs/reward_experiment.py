@@ -7,9 +7,9 @@ from lmjax.jobs.settings import Checkpoints
 from lmjax.launch import run
 from lmjax.models import AttentionConfig, FeedForwardConfig, TextHeadConfig, TransformerConfig
 from lmjax.training.schedules import Constant
-from tests.lmjax.jobs.reward_model import RewardModel
+from tests.lmjax.jobs.reward_model import ToyRewardModel
 
-experiment = RewardModel(
+experiment = ToyRewardModel(
     output="runs/reward_model",
     steps=20,
     model=TransformerConfig(

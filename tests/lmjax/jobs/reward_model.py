@@ -65,7 +65,7 @@ class Preferences(Feed):
 
 
 @config
-class RewardModel(TrainingJob):
+class ToyRewardModel(TrainingJob):
     """Train a model to rank texts as people do."""
 
     objective: Objective = PairwiseRanking()  # what it is trained to do

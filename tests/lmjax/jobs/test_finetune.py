@@ -25,7 +25,7 @@ from lmjax.generation.chat import chat_format
 from lmjax.generation.run import load_run
 from lmjax.interop.convert import convert
 from lmjax.interop.folder import read_params
-from lmjax.jobs.begin_with import with_starting_model
+from lmjax.jobs.begin_with import warn_of_format, with_starting_model
 from lmjax.jobs.finetune import Finetune
 from lmjax.jobs.pretrain import Pretrain
 from lmjax.jobs.settings import ChatEvaluation, Checkpoints, Evaluation
@@ -226,3 +226,16 @@ def test_mistakes_are_told_before_anything_is_made(folder):
         with pytest.raises(UserError, match=message):
             replace(job, **settings).run()
     assert not (folder / "mistakes").exists()
+
+
+def test_another_format_than_the_models_is_told(whole, folder, capsys):
+    job = finetune(folder, "other", steps=1, begin_with=whole.output)
+    source = talks(folder, template=chat_template("alpaca"))
+    data = replace(job.data, length=96, train=(Domain(name="talk", source=source),))
+    with jax.set_mesh(job.mesh.build()):
+        warn_of_format(replace(job, data=data), RunLog(make_console()))
+        said = " ".join(capsys.readouterr().out.split())
+        assert f"{whole.output} has the chat format plain, and the text here is written as" in said
+        warn_of_format(job, RunLog(make_console()))
+        warn_of_format(finetune(folder, "base"), RunLog(make_console()))
+        assert capsys.readouterr().out == ""
