@@ -121,6 +121,7 @@ def in_halves(job):
     return numbers(half)
 
 
+@pytest.mark.slow
 def test_the_price_of_divergence_goes_on_bit_for_bit(folder):
     job = optimization(folder, "adaptive")
     job.run()
@@ -156,6 +157,7 @@ def test_rewards_of_tokens_are_those_of_a_loop():
     assert float(kl) == pytest.approx(total, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_pretraining_text_goes_on_bit_for_bit(folder):
     """Beside a critic that warms up, in two updates of a step."""
     text = Data(
