@@ -11,11 +11,7 @@ from lmjax.alignment.comparison_accuracy import require_pairs
 from lmjax.alignment.comparison_rows import ComparisonObjective
 from lmjax.config import UserError, config, replace
 from lmjax.console import RunLog, make_console
-from lmjax.data import (
-    Conversations,
-    Data,
-    prepare,
-)
+from lmjax.data import Conversations, Data, prepare
 from lmjax.data.chat.comparisons import Comparisons
 from lmjax.data.chat.folder import (
     DEFAULT,

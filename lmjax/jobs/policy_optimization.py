@@ -104,9 +104,7 @@ class PolicyOptimization(TrainingJob):
         """Raises UserError for settings that do not go together."""
         if not self.rewards:
             raise UserError("rewards: give at least one")
-        for name in ("samples", "reply_length", "epochs", "updates"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name}={getattr(self, name)}: must be at least 1")
+        at_least(1, self, "samples", "reply_length", "epochs", "updates")
         if self.begin_with is None:
             raise UserError("begin_with: the policy, and the reference that it is held to")
         if self.sampling != Sampling(temperature=self.sampling.temperature):

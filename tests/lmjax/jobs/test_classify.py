@@ -9,11 +9,10 @@ import pytest
 from flax import nnx
 
 from lmjax.config import UserError, replace
-from lmjax.data import Bytes, Data, Domain, LabelledTexts, TextFiles
+from lmjax.data import Data, Domain, LabelledTexts, TextFiles
 from lmjax.evaluation.label_measures import confusions_of, count_classes
 from lmjax.jobs.classify import Classify
-from lmjax.jobs.pretrain import Pretrain
-from lmjax.jobs.settings import ChatEvaluation, Checkpoints, Evaluation
+from lmjax.jobs.settings import ChatEvaluation, Checkpoints
 from lmjax.models import (
     AttentionConfig,
     FeedForwardConfig,
@@ -27,6 +26,7 @@ from lmjax.runs.folder import RunFolder
 from lmjax.runs.metrics import read_metrics
 from lmjax.training.placement import to_devices
 from lmjax.training.schedules import Constant
+from tests.lmjax.jobs.base_run import pretrain_base
 from tests.lmjax.objectives.test_text_labels import MODEL as HEADED
 from tests.lmjax.objectives.test_text_labels import rows_of
 
@@ -47,22 +47,7 @@ NAMES = ("capital", "digit", "small")
 def folder(tmp_path_factory):
     """A folder with a pretrained run, and texts whose class is the kind of their characters."""
     folder = tmp_path_factory.mktemp("classify")
-    (folder / "corpus.txt").write_text("".join(f"line {n} and {n * n}\n" for n in range(300)))
-    Pretrain(
-        output=str(folder / "base"),
-        steps=1,
-        model=MODEL,
-        data=Data(
-            train=(Domain(name="lines", source=TextFiles(path=str(folder / "corpus.txt"))),),
-            tokenizer=Bytes(),
-            held_out=0.0,
-            length=LENGTH,
-            batch_size=8,
-            cache=str(folder / "cache"),
-        ),
-        schedule=Constant(peak=1e-2, warmup=0),
-        evaluation=Evaluation(prompts=()),
-    ).run()
+    pretrain_base(folder, MODEL)
     draw = np.random.default_rng(0)
     letters = dict(zip(NAMES, ("ABCDEF", "012345", "abcdef"), strict=True))
     records = []

@@ -13,13 +13,12 @@ from lmjax.alignment.comparison_accuracy import length_accuracy
 from lmjax.alignment.preference_objective import PreferencePairs
 from lmjax.alignment.reward_ranking import RewardRanking
 from lmjax.config import UserError, replace
-from lmjax.data import Bytes, Data, Domain, TextFiles, build_stores
+from lmjax.data import Data, Domain, build_stores
 from lmjax.data.chat.comparisons import Comparisons
 from lmjax.data.tokenizers import ByteTokenizer
 from lmjax.jobs.preference_optimization import PreferenceOptimization
-from lmjax.jobs.pretrain import Pretrain
 from lmjax.jobs.reward_model import RewardModel
-from lmjax.jobs.settings import ChatEvaluation, Checkpoints, Evaluation
+from lmjax.jobs.settings import ChatEvaluation, Checkpoints
 from lmjax.models import (
     AttentionConfig,
     FeedForwardConfig,
@@ -34,6 +33,7 @@ from lmjax.training.learner import Learner
 from lmjax.training.optimizers import AdamW
 from lmjax.training.placement import to_devices
 from lmjax.training.schedules import Constant
+from tests.lmjax.jobs.base_run import pretrain_base
 
 LENGTH = 32
 MODEL = TransformerConfig(
@@ -51,22 +51,7 @@ MODEL = TransformerConfig(
 def folder(tmp_path_factory):
     """A folder with a pretrained run, and comparisons in which small letters win."""
     folder = tmp_path_factory.mktemp("comparisons")
-    (folder / "corpus.txt").write_text("".join(f"line {n} and {n * n}\n" for n in range(300)))
-    Pretrain(
-        output=str(folder / "base"),
-        steps=1,
-        model=MODEL,
-        data=Data(
-            train=(Domain(name="lines", source=TextFiles(path=str(folder / "corpus.txt"))),),
-            tokenizer=Bytes(),
-            held_out=0.0,
-            length=LENGTH,
-            batch_size=8,
-            cache=str(folder / "cache"),
-        ),
-        schedule=Constant(peak=1e-2, warmup=0),
-        evaluation=Evaluation(prompts=()),
-    ).run()
+    pretrain_base(folder, MODEL)
     generator = np.random.default_rng(0)
     records = []
     for n in range(120):

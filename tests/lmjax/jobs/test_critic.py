@@ -15,19 +15,19 @@ from lmjax.alignment.model_reward import ModelReward
 from lmjax.alignment.reward_functions import Reward
 from lmjax.alignment.rollouts import RolloutRows, divergence_rewards
 from lmjax.config import UserError, config, replace
-from lmjax.data import Bytes, Data, Domain, TextFiles
+from lmjax.data import Data, Domain, TextFiles
 from lmjax.data.chat.comparisons import Comparisons
 from lmjax.data.chat.requests import Requests
 from lmjax.interop.folder import model_folder, read_params
 from lmjax.jobs.policy_optimization import PolicyOptimization
-from lmjax.jobs.pretrain import Pretrain
 from lmjax.jobs.reward_model import RewardModel
-from lmjax.jobs.settings import Checkpoints, Evaluation
+from lmjax.jobs.settings import Checkpoints
 from lmjax.models import AttentionConfig, FeedForwardConfig, TransformerConfig
 from lmjax.objectives import TokenTargets
 from lmjax.parallel import Mesh, training_layout
 from lmjax.runs.metrics import read_metrics
 from lmjax.training.schedules import Constant
+from tests.lmjax.jobs.base_run import pretrain_base
 
 MODEL = TransformerConfig(
     vocab_size=257,
@@ -57,22 +57,7 @@ def lines_of(folder):
 def folder(tmp_path_factory):
     """A folder with a pretrained run, and requests."""
     folder = tmp_path_factory.mktemp("critic")
-    (folder / "corpus.txt").write_text("".join(f"line {n} and {n * n}\n" for n in range(300)))
-    Pretrain(
-        output=str(folder / "base"),
-        steps=1,
-        model=MODEL,
-        data=Data(
-            train=lines_of(folder),
-            tokenizer=Bytes(),
-            held_out=0.0,
-            length=32,
-            batch_size=8,
-            cache=str(folder / "cache"),
-        ),
-        schedule=Constant(peak=1e-2, warmup=0),
-        evaluation=Evaluation(prompts=()),
-    ).run()
+    pretrain_base(folder, MODEL)
     records = [{"prompt": f"{n}?"} for n in range(40)]
     (folder / "requests.jsonl").write_text("\n".join(map(json.dumps, records)))
     return folder

@@ -10,7 +10,6 @@ import pytest
 from lmjax.config import UserError, replace
 from lmjax.console import RunLog, make_console
 from lmjax.data import (
-    Bytes,
     Conversations,
     Data,
     Domain,
@@ -27,13 +26,13 @@ from lmjax.interop.convert import convert
 from lmjax.interop.folder import read_params
 from lmjax.jobs.begin_with import warn_of_format, with_starting_model
 from lmjax.jobs.finetune import Finetune
-from lmjax.jobs.pretrain import Pretrain
-from lmjax.jobs.settings import ChatEvaluation, Checkpoints, Evaluation
+from lmjax.jobs.settings import ChatEvaluation, Checkpoints
 from lmjax.models import AttentionConfig, FeedForwardConfig, TransformerConfig
 from lmjax.parallel import Mesh, training_layout
 from lmjax.runs.folder import RunFolder
 from lmjax.runs.metrics import read_metrics
 from lmjax.training.schedules import Constant
+from tests.lmjax.jobs.base_run import pretrain_base
 
 MODEL = TransformerConfig(
     vocab_size=257,
@@ -50,22 +49,7 @@ MARKS = ("<|im_start|>", "<|im_end|>")
 def folder(tmp_path_factory):
     """A folder with a pretrained run, and conversations."""
     folder = tmp_path_factory.mktemp("finetune")
-    (folder / "corpus.txt").write_text("".join(f"line {n} and {n * n}\n" for n in range(300)))
-    Pretrain(
-        output=str(folder / "base"),
-        steps=1,
-        model=MODEL,
-        data=Data(
-            train=(Domain(name="lines", source=TextFiles(path=str(folder / "corpus.txt"))),),
-            tokenizer=Bytes(),
-            held_out=0.0,
-            length=32,
-            batch_size=8,
-            cache=str(folder / "cache"),
-        ),
-        schedule=Constant(peak=1e-2, warmup=0),
-        evaluation=Evaluation(prompts=()),
-    ).run()
+    pretrain_base(folder, MODEL)
     records = [{"prompt": f"{n} + 1?", "completion": f"{n + 1}"} for n in range(160)]
     (folder / "talks.jsonl").write_text("\n".join(map(json.dumps, records)))
     return folder

@@ -10,18 +10,18 @@ from lmjax.alignment import ClippedPolicy
 from lmjax.alignment.reward_functions import CutOff, Reply, Reward, total_rewards
 from lmjax.config import UserError, config, replace
 from lmjax.console import RunLog, make_console
-from lmjax.data import Bytes, Data, Domain, TextFiles
+from lmjax.data import Data, Domain
 from lmjax.data.chat.requests import Requests
 from lmjax.generation.sampling import Sampling
 from lmjax.jobs.policy_optimization import PolicyOptimization
-from lmjax.jobs.pretrain import Pretrain
-from lmjax.jobs.settings import Checkpoints, Evaluation
+from lmjax.jobs.settings import Checkpoints
 from lmjax.models import AttentionConfig, FeedForwardConfig, TransformerConfig
 from lmjax.runs.folder import RunFolder
 from lmjax.runs.metrics import read_metrics
 from lmjax.training.optimizers import AdamW
 from lmjax.training.schedules import Constant
 from tests.compilations import counted_compilations
+from tests.lmjax.jobs.base_run import pretrain_base
 
 MODEL = TransformerConfig(
     vocab_size=257,
@@ -54,22 +54,7 @@ class Broken(Reward):
 def folder(tmp_path_factory):
     """A folder with a pretrained run, and requests."""
     folder = tmp_path_factory.mktemp("policy")
-    (folder / "corpus.txt").write_text("".join(f"line {n} and {n * n}\n" for n in range(300)))
-    Pretrain(
-        output=str(folder / "base"),
-        steps=1,
-        model=MODEL,
-        data=Data(
-            train=(Domain(name="lines", source=TextFiles(path=str(folder / "corpus.txt"))),),
-            tokenizer=Bytes(),
-            held_out=0.0,
-            length=32,
-            batch_size=8,
-            cache=str(folder / "cache"),
-        ),
-        schedule=Constant(peak=1e-2, warmup=0),
-        evaluation=Evaluation(prompts=()),
-    ).run()
+    pretrain_base(folder, MODEL)
     records = [{"prompt": f"{n}?", "answer": str(n)} for n in range(40)]
     (folder / "requests.jsonl").write_text("\n".join(map(json.dumps, records)))
     return folder
