@@ -14,7 +14,7 @@ from lmjax.config import UserError, config
 from lmjax.data.public_tokenizers import read_tokenizer
 from lmjax.data.tokenizers import Tokenizer
 from lmjax.interop.folder import model_folder, read_params, tokenizer_folder
-from lmjax.models import Batch, HeadConfig, TextHeadConfig, TransformerConfig, abstract
+from lmjax.models import Batch, TextHeadConfig, TransformerConfig, abstract
 from lmjax.objectives import Example
 from lmjax.parallel import axis_size, training_layout
 from lmjax.remote import check_path
@@ -43,21 +43,9 @@ class ModelReward(Reward):
         Raises:
           UserError: the reward model cannot read what the policy writes.
         """
-        model = model_folder(self.folder)
-        whose = f"the reward model in {self.folder} and the policy in {policy}"
-        if read_tokenizer(tokenizer_folder(self.folder)).fingerprint != tokenizer.fingerprint:
-            raise UserError(f"{whose} have different tokenizers")
-        if model.max_length is not None and model.max_length < length:
-            raise UserError(
-                f"{whose}: the one reads at most {model.max_length} tokens, a request and a reply "
-                f"of the other have up to {length}"
-            )
-        if not any(_is_score(head, self.head) for head in model.heads):
-            names = ", ".join(repr(head.name) for head in model.heads) or "none"
-            raise UserError(
-                f"{whose}: the one has no TextHead with one output of the name {self.head!r}; its "
-                f"heads: {names}"
-            )
+        model = check_reader(self.folder, "reward model", tokenizer, length, policy)
+        whose = f"the reward model in {self.folder} and the policy in {policy}: the one"
+        find_score(model, self.head, whose)
         return self._scorer(model)
 
     def score(self, replies: Sequence[Reply]) -> list[float]:
@@ -112,6 +100,40 @@ def padded_rows(texts: Sequence[Sequence[int]], rows: int, longest: int | None) 
     return Batch(tokens=tokens, positions=positions, segments=segments)
 
 
-def _is_score(head: HeadConfig, name: str) -> bool:
-    """Returns whether a head gives a score of a text under this name."""
-    return isinstance(head, TextHeadConfig) and (head.name, head.outputs) == (name, 1)
+def check_reader(
+    folder: str, kind: str, tokenizer: Tokenizer, length: int, policy: str
+) -> TransformerConfig:
+    """The model in a folder, which can read what a policy writes.
+
+    Args:
+      folder: run folder or public model folder of the model.
+      kind: of the model, for messages.
+      tokenizer, length, policy: see `Reward.prepare`.
+
+    Raises:
+      UserError: it cannot.
+    """
+    model, whose = model_folder(folder), f"the {kind} in {folder} and the policy in {policy}"
+    if read_tokenizer(tokenizer_folder(folder)).fingerprint != tokenizer.fingerprint:
+        raise UserError(f"{whose} have different tokenizers")
+    if model.max_length is not None and model.max_length < length:
+        raise UserError(
+            f"{whose}: the one reads at most {model.max_length} tokens, a request and a reply "
+            f"of the other have up to {length}"
+        )
+    return model
+
+
+def find_score(model: TransformerConfig, name: str, whose: str) -> TextHeadConfig:
+    """The head of a model that gives a score of a text under a name.
+
+    Raises:
+      UserError: it has none; the message begins with `whose`.
+    """
+    for head in model.heads:
+        if isinstance(head, TextHeadConfig) and (head.name, head.outputs) == (name, 1):
+            return head
+    names = ", ".join(repr(head.name) for head in model.heads) or "none"
+    raise UserError(
+        f"{whose} has no TextHead with one output of the name {name!r}; its heads: {names}"
+    )

@@ -11,9 +11,11 @@ from flax import traverse_util
 
 from lmjax.alignment import AdaptiveKL, ClippedPolicy, FixedKL, SampledTargets
 from lmjax.alignment.critic import critic_advantages
+from lmjax.alignment.gated_reward import GatedReward
 from lmjax.alignment.model_reward import ModelReward
-from lmjax.alignment.reward_functions import Reward
-from lmjax.alignment.rollouts import RolloutRows, divergence_rewards
+from lmjax.alignment.reward_functions import Reply, Reward
+from lmjax.alignment.rollouts import RolloutRows, ValueScorer, divergence_rewards
+from lmjax.alignment.value_network import ValueNetwork
 from lmjax.config import UserError, config, replace
 from lmjax.data import Data, Domain, TextFiles
 from lmjax.data.chat.comparisons import Comparisons
@@ -22,9 +24,11 @@ from lmjax.interop.folder import model_folder, read_params
 from lmjax.jobs.policy_optimization import PolicyOptimization
 from lmjax.jobs.reward_model import RewardModel
 from lmjax.jobs.settings import Checkpoints
-from lmjax.models import AttentionConfig, FeedForwardConfig, TransformerConfig
+from lmjax.models import AttentionConfig, FeedForwardConfig, TransformerConfig, abstract
 from lmjax.objectives import TokenTargets
 from lmjax.parallel import Mesh, training_layout
+from lmjax.runs.checkpoints import Checkpointer
+from lmjax.runs.folder import RunFolder
 from lmjax.runs.metrics import read_metrics
 from lmjax.training.schedules import Constant
 from tests.lmjax.jobs.base_run import pretrain_base
@@ -225,8 +229,9 @@ def test_advantages_of_tokens_are_those_of_a_loop():
     assert not np.asarray(found)[~mask].any()
 
 
-def test_a_reward_model_scores_in_the_job(folder):
-    """The reward of training and of held-out requests has its name."""
+@pytest.fixture(scope="module")
+def judge(folder):
+    """The run folder of a reward model."""
     records = [{"prompt": f"{n}", "chosen": "abc", "rejected": "ABC"} for n in range(40)]
     (folder / "pairs.jsonl").write_text("\n".join(map(json.dumps, records)))
     source = Comparisons(path=str(folder / "pairs.jsonl"))
@@ -242,12 +247,86 @@ def test_a_reward_model_scores_in_the_job(folder):
             cache=str(folder / "cache"),
         ),
     ).run()
-    judge = ModelReward(folder=str(folder / "judge"), weight=2.0)
-    job = optimization(folder, "judged", steps=1, rewards=(judge,))
+    return str(folder / "judge")
+
+
+def test_a_reward_model_scores_in_the_job(folder, judge):
+    """The reward of training and of held-out requests has its name."""
+    reward = ModelReward(folder=judge, weight=2.0)
+    job = optimization(folder, "judged", steps=1, rewards=(reward,))
     job.run()
     for line in numbers(job):
         assert line["reward"] == pytest.approx(2 * line["reward_ModelReward"], rel=1e-6)
         assert line["reward"] != 0
+
+
+def test_a_value_network_begins_as_the_reward_model(judge, one_device):
+    """Its value at a token is the score of the text up to there; to float32's rounding."""
+    network, layout = ValueNetwork(folder=judge), training_layout()
+    tokens = np.random.default_rng(0).integers(1, 256, (2, 12)).astype(np.int32)
+    rows = RolloutRows(tokens, np.full(2, 3, np.int32), np.full(2, 9, np.int32))
+    values = ValueScorer(network.model, layout).score(network.params(layout), rows, 2)
+    for end in (1, 5, 12):
+        replies = [Reply("", "", True, {}, row[:end].tolist()) for row in tokens]
+        expected = ModelReward(folder=judge).score(replies)
+        np.testing.assert_allclose(values[:, end - 1], expected, rtol=0, atol=1e-5)
+    assert np.std(values) > 1e-3
+
+
+def test_a_value_network_warms_up_alone_and_goes_on_bit_for_bit(folder, judge):
+    """The policy is the base until then, bit for bit; the critic has learnt meanwhile."""
+    network = ValueNetwork(folder=judge, schedule=Constant(peak=1e-2, warmup=0))
+    settings = {"advantage": "gae", "value_network": network, "value_warmup": 2, "samples": 4}
+    job = optimization(folder, "network", reward_kl=FixedKL(), updates=2, **settings)
+    half = replace(job, output=f"{job.output}-halves", steps=2)
+    half.run()
+    base, found = params_of(replace(job, output=job.begin_with)), params_of(half)
+    assert found.keys() == base.keys()
+    for path, leaf in base.items():
+        np.testing.assert_array_equal(found[path], leaf, err_msg=path)
+    replace(half, steps=4).run()
+    job.run()
+    train, parts = (
+        [line for line in numbers(one) if line["split"] == "train"] for one in (job, half)
+    )
+    assert parts == train
+    assert ["policy_loss" in line for line in train] == [False, False, True, True]
+    assert all(line["value_loss"] > 0 for line in train)
+    assert train[2]["approximate_kl"] >= 0 and train[2]["value_gradient_norm"] > 0
+    begun, learnt = (
+        critic_params(*pair) for pair in ((folder / "network-halves", 2), (folder / "network", 4))
+    )
+    assert any(np.any(begun[path] != learnt[path]) for path in begun)
+
+
+def critic_params(folder, step):
+    """The value network's parameters in a checkpoint, by path."""
+    with jax.set_mesh(Mesh(fsdp=1).build(jax.devices()[:1])):
+        model = RunFolder(folder).experiment().value_network.model
+        shapes = abstract(model, training_layout())[1]
+        checkpointer = Checkpointer(RunFolder(folder).checkpoints)
+        tree, _ = checkpointer.restore(step, {"critic": {"params": shapes}})
+        flat = traverse_util.flatten_dict(tree["critic"]["params"], sep=".")
+        return {path: np.asarray(leaf) for path, leaf in flat.items()}
+
+
+def test_the_gate_in_the_job(folder, judge):
+    """Rewards of a step are whitened before the divergence is taken off, and reported as found."""
+    (folder / "tagged.jsonl").write_text(
+        "\n".join(json.dumps({"prompt": f"{n}?", "safety": n % 2 == 0}) for n in range(40))
+    )
+    source = Requests(path=str(folder / "tagged.jsonl"), metadata=("safety",))
+    job = optimization(folder, "gated", steps=1, whiten_rewards=True)
+    domains = (Domain(name="asks", source=source),)
+    gate = GatedReward(
+        helpful=ModelReward(folder=judge), safety=ModelReward(folder=judge), tag="safety"
+    )
+    job = replace(job, data=replace(job.data, train=domains), rewards=(gate,))
+    job.run()
+    line = numbers(job)[0]
+    assert line["reward"] == pytest.approx(line["reward_GatedReward"], rel=1e-6)
+    with pytest.raises(UserError, match="has safety=None, not true or false"):
+        replace(job, output=f"{job.output}-bad", data=optimization(folder, "x").data).run()
 
 
 def test_the_loss_of_the_critic_is_that_of_numpy():
