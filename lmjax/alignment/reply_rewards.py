@@ -41,7 +41,7 @@ class ReplyRewards(Evaluator):
             generator = Generator(model, params)
             for name, requests in sets.items():
                 settings = requests, self.sampling, self.length, SEED
-                rollouts = sample_replies(generator, feed.tokenizer, feed.stops, *settings)
+                rollouts = sample_replies(generator, feed.tokenizer, feed.template, *settings)
                 found = [one.reply for one in rollouts]
                 rewards, means = total_rewards(feed.rewards, found)
                 error = float(np.std(rewards)) / math.sqrt(len(rewards))

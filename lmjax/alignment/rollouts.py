@@ -18,9 +18,11 @@ from lmjax.alignment.policy_objective import SampledTargets, values_of
 from lmjax.alignment.reward_functions import Reply
 from lmjax.alignment.rewards import token_rewards
 from lmjax.config import replace
+from lmjax.data.chat.messages import ChatFormat
 from lmjax.data.tokenizers import Tokenizer
 from lmjax.generation.generator import Continuation, Generator
 from lmjax.generation.sampling import Sampling
+from lmjax.generation.stream import TextStream
 from lmjax.models import Batch, TransformerConfig, abstract
 from lmjax.models.batch import Array as AnyArray
 from lmjax.objectives import Example, TokenTargets
@@ -54,7 +56,7 @@ class RolloutRows(NamedTuple):
 def sample_replies(
     generator: Generator,
     tokenizer: Tokenizer,
-    stops: Sequence[int],
+    template: ChatFormat | None,
     requests: Sequence[RolloutRequest],
     sampling: Sampling,
     length: int,
@@ -66,7 +68,7 @@ def sample_replies(
     Args:
       generator: the policy.
       tokenizer: of the policy.
-      stops: tokens that end a reply.
+      template: chat format of the requests, which says what ends a reply; None: the end of a text.
       requests: texts to go on from.
       sampling: how tokens are drawn.
       length: most tokens of a reply, the one that ends it included.
@@ -74,16 +76,37 @@ def sample_replies(
       samples: replies to each request, which follow one another.
     """
     prompts = [request.tokens for request in requests]
+    stops = [tokenizer.end] if template is None else template.stop_tokens(tokenizer)
+    strings = () if template is None else template.stop_strings
     settings = replace(sampling, seed=seed), length, stops, samples
     asked = [request for request in requests for _ in range(samples)]
     found = []
     for request, new in zip(asked, generator.continuations(prompts, *settings), strict=True):
+        new, text, ended = _until_string(new, tokenizer, strings)
         end = [] if new.stop is None else [new.stop]
-        text = tokenizer.decode(new.tokens)
         tokens = [*request.tokens, *new.tokens, *end]
-        reply = Reply(request.text, text, bool(end), request.metadata, tokens)
+        reply = Reply(request.text, text, ended, request.metadata, tokens)
         found.append(Rollout(request, new, reply))
     return found
+
+
+def _until_string(
+    new: Continuation, tokenizer: Tokenizer, strings: Sequence[str]
+) -> tuple[Continuation, str, bool]:
+    """A continuation up to the token that completes a stop string, its text, and if it has ended.
+
+    The text ends before the string.
+    """
+    text = tokenizer.decode(new.tokens)
+    if not any(string in text for string in strings):
+        return new, text, new.stop is not None
+    stream, text, count = TextStream(tokenizer, strings, at_start=True), "", 0
+    while not stream.stopped and count < len(new.tokens):
+        text += stream.add(new.tokens[count : count + 1])
+        count += 1
+    if not stream.stopped:
+        return new, text + stream.rest(), new.stop is not None
+    return Continuation(new.tokens[:count], new.log_probabilities[:count]), text, True
 
 
 def make_rows(rollouts: Sequence[Rollout], length: int) -> RolloutRows:

@@ -90,7 +90,7 @@ class PolicyStep:
         found = sample_replies(
             Generator(job.model, state.params),
             self.feed.tokenizer,
-            self.feed.stops,
+            self.feed.template,
             requests,
             job.sampling,
             job.reply_length,

@@ -15,6 +15,7 @@ import jax
 
 from lmjax.config import to_json
 from lmjax.data import Loader, PreparedData
+from lmjax.data.chat.messages import ChatFormat
 from lmjax.data.chat.templated import template_of
 from lmjax.data.mixture import Mixture
 from lmjax.data.plan import Plan
@@ -141,10 +142,9 @@ class RequestFeed(StoreFeed):
     length: int
 
     @functools.cached_property
-    def stops(self) -> list[int]:
-        """Tokens that end a reply: those of the requests' chat format, or the end of a text."""
-        template = template_of(self.prepared.data)
-        return [self.tokenizer.end] if template is None else template.stop_tokens(self.tokenizer)
+    def template(self) -> ChatFormat | None:
+        """Chat format of the requests; None: they are no conversations."""
+        return template_of(self.prepared.data)
 
     @functools.cached_property
     def mixture(self) -> Mixture:

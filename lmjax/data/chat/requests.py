@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from lmjax.config import UserError, config
 from lmjax.data.chat.messages import ChatFormat, Message, text_of
@@ -13,6 +13,18 @@ from lmjax.data.chat.templated import TemplatedRecords
 from lmjax.data.documents import BadRecord, Document
 from lmjax.data.spans import SpanKind
 from lmjax.data.tokenizers import Tokenizer
+
+
+class Dialogue(NamedTuple):
+    """Messages that are to be replied to.
+
+    Attributes:
+      messages: of the request.
+      metadata: fields of its line that are kept.
+    """
+
+    messages: list[Message]
+    metadata: dict[str, Any]
 
 
 @config
@@ -28,17 +40,8 @@ class Requests(TemplatedRecords):
     def documents_of(self, record: dict[str, Any], identity: str) -> Iterator[Document]:
         """See `JsonRecords.documents_of`."""
         messages = _messages(record)
-        while messages and messages[-1].role == "assistant":
-            messages.pop()
-        if not messages:
-            raise BadRecord("there is no message to reply to")
-        try:
-            pieces = self.template.render(messages)
-        except UserError as error:
-            raise BadRecord(str(error)) from None
-        text = "".join(piece.text for piece in pieces)
         yield Document(
-            text=text,
+            text=self._render(messages),
             identity=identity,
             group=next((text_of(one) for one in messages if one.role == "user"), ""),
             metadata=self.metadata_of(record),
@@ -46,11 +49,39 @@ class Requests(TemplatedRecords):
             encode=functools.partial(_encode, template=self.template, messages=messages),
         )
 
+    def dialogues(self) -> Iterator[Dialogue]:
+        """The messages of each line."""
+
+        def dialogue(record: dict[str, Any], _: str) -> tuple[Dialogue]:
+            messages = _messages(record)
+            self._render(messages)
+            return (Dialogue(messages, self.metadata_of(record) or {}),)
+
+        for part in self.parts():
+            for found in self._lines(part, lambda message: None, dialogue):
+                yield from found
+
+    def _render(self, messages: Sequence[Message]) -> str:
+        """The text of a request.
+
+        Raises:
+          BadRecord: the format cannot express it.
+        """
+        try:
+            return "".join(piece.text for piece in self.template.render(messages))
+        except UserError as error:
+            raise BadRecord(str(error)) from None
+
 
 def _messages(record: dict[str, Any]) -> list[Message]:
     for key in ("prompt", "messages"):
         if (given := record.get(key)) is not None:
-            return read_request(given)
+            messages = read_request(given)
+            while messages and messages[-1].role == "assistant":
+                messages.pop()
+            if not messages:
+                raise BadRecord("there is no message to reply to")
+            return messages
     names = ", ".join(map(repr, list(record)[:12])) or "none"
     raise BadRecord(f"a request has the key 'prompt' or 'messages'; the keys are {names}")
 
