@@ -2,7 +2,9 @@
 
 import itertools
 import json
+import shutil
 
+import fsspec
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,6 +22,7 @@ from lmjax.config import UserError, config, replace
 from lmjax.data import Data, Domain, TextFiles
 from lmjax.data.chat.comparisons import Comparisons
 from lmjax.data.chat.requests import Requests
+from lmjax.generation.sampling import Sampling
 from lmjax.interop.folder import model_folder, read_params
 from lmjax.jobs.policy_optimization import PolicyOptimization
 from lmjax.jobs.reward_model import RewardModel
@@ -31,6 +34,7 @@ from lmjax.runs.checkpoints import Checkpointer
 from lmjax.runs.folder import RunFolder
 from lmjax.runs.metrics import read_metrics
 from lmjax.training.schedules import Constant
+from tests import object_store
 from tests.lmjax.jobs.base_run import pretrain_base
 
 MODEL = TransformerConfig(
@@ -123,6 +127,36 @@ def test_the_price_of_divergence_goes_on_bit_for_bit(folder):
     assert len({line["beta"] for line in train}) == 4
     # The halves have a held-out line of their own end; each line of training is the same.
     assert [line for line in in_halves(job) if line["split"] == "train"] == train
+
+
+@pytest.mark.parametrize("store", ["memory", "late"])
+def test_the_price_of_divergence_goes_on_in_a_store(folder, store, tmp_path, monkeypatch):
+    """From the metrics in the store, where no copy is left on this machine."""
+    monkeypatch.setenv("LMJAX_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv(object_store.FOLDER, str(tmp_path))
+    warm = {"sampling": Sampling(temperature=0.5), "objective": ClippedPolicy(temperature=0.5)}
+    url = f"{store}://bucket/policy"
+    job = optimization(folder, "-", output=url, steps=1, checkpoint=Checkpoints(every=1), **warm)
+    try:
+        job.run()
+        shutil.rmtree(tmp_path / "cache")
+        replace(job, steps=2).run()
+        first, second = [line for line in numbers(job) if line["split"] == "train"]
+    finally:
+        fsspec.filesystem("memory").store.clear()
+    error = np.clip(first["reply_kl"] / 0.01 - 1, -0.2, 0.2)
+    assert second["beta"] == pytest.approx(first["beta"] * (1 + error * 8 / 20), rel=1e-6)
+    assert second["beta"] != first["beta"]
+    assert "sampler_gap" not in first  # the sampler gives none at this temperature
+
+
+def test_a_run_without_a_price_to_go_on_from_is_told(folder):
+    job = optimization(folder, "lost", steps=1, checkpoint=Checkpoints(every=1))
+    job.run()
+    metrics = RunFolder(job.output).path / "metrics.jsonl"
+    metrics.write_text(metrics.read_text().replace('"beta"', '"other"'))
+    with pytest.raises(UserError, match=r"metrics\.jsonl lacks beta of step 1"):
+        replace(job, steps=2).run()
 
 
 def test_rewards_of_tokens_are_those_of_a_loop():
