@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 from flax import nnx
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
 from lmjax.alignment.reward_functions import Reply, Reward, Score
@@ -18,7 +19,7 @@ from lmjax.models import Batch, TextHeadConfig, TransformerConfig, abstract
 from lmjax.objectives import Example
 from lmjax.parallel import axis_size, training_layout
 from lmjax.remote import check_path
-from lmjax.training.placement import to_devices
+from lmjax.training.placement import own_rows, to_devices
 
 SHORTEST = 16  # tokens of the rows of short replies
 
@@ -63,14 +64,15 @@ class ModelReward(Reward):
         def compute(params: dict, batch: Batch) -> Float[Array, "rows"]:
             judge = nnx.merge(graph, params)
             hidden, _ = judge(batch)
-            return judge.outputs(self.head, hidden, batch)[:, 0, 0]
+            scores = judge.outputs(self.head, hidden, batch)[:, 0, 0]
+            return jax.reshard(scores, PartitionSpec())  # each process reads all of them
 
         def score(replies: Sequence[Reply]) -> list[float]:
             found = []
             for first in range(0, len(replies), self.batch_size):
                 part = [reply.tokens for reply in replies[first : first + self.batch_size]]
                 batch = padded_rows(part, -(-len(part) // shards) * shards, model.max_length)
-                example = to_devices(Example(batch, ()), layout, model.vocab_size)
+                example = to_devices(own_rows(Example(batch, ())), layout, model.vocab_size)
                 scores = jax.device_get(compute(params, example.inputs))
                 found += scores[: len(part)].tolist()
             return found

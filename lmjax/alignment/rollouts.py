@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import PartitionSpec
 from jaxtyping import Float, Int
 
 from lmjax.alignment.kl import k1
@@ -28,7 +29,7 @@ from lmjax.models.batch import Array as AnyArray
 from lmjax.objectives import Example, TokenTargets
 from lmjax.parallel import Layout
 from lmjax.training.feed import RolloutRequest
-from lmjax.training.placement import to_devices
+from lmjax.training.placement import own_rows, to_devices
 
 
 class Rollout(NamedTuple):
@@ -209,7 +210,7 @@ class Scorer:
             hidden, _ = policy(example.inputs)
             values = values_of(policy, hidden, example.inputs) if critic else None
             tokens = example.targets.tokens
-            return Scores(log_probabilities(policy, hidden, tokens, temperature), values)
+            return _whole(Scores(log_probabilities(policy, hidden, tokens, temperature), values))
 
         self._compute = compute
 
@@ -229,7 +230,7 @@ class ValueScorer:
         def compute(params: dict, example: Example) -> Float[jax.Array, "rows length"]:
             critic = nnx.merge(graph, params)
             hidden, _ = critic(example.inputs)
-            return values_of(critic, hidden, example.inputs)
+            return _whole(values_of(critic, hidden, example.inputs))
 
         self._compute = compute
 
@@ -251,8 +252,13 @@ def _in_parts(
     found = []
     for first in range(0, len(rows.tokens), most):
         part = jax.tree.map(lambda a, first=first: a[first : first + most], example)
-        found.append(compute(params, to_devices(part, layout, vocab_size)))
+        found.append(compute(params, to_devices(own_rows(part), layout, vocab_size)))
     return jax.tree.map(lambda *parts: np.concatenate(parts), *jax.device_get(found))
+
+
+def _whole(scores: Any) -> Any:
+    """Scores with all rows on every device, so that each process can read them."""
+    return jax.tree.map(lambda a: jax.reshard(a, PartitionSpec()), scores)
 
 
 def sampler_gap(

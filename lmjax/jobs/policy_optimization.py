@@ -7,7 +7,6 @@ import functools
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
-import jax
 import numpy as np
 
 from lmjax.alignment import ClippedPolicy, KLControl
@@ -17,7 +16,7 @@ from lmjax.alignment.reward_functions import Reward, make_ready
 from lmjax.alignment.rollout_feed import RolloutFeed
 from lmjax.alignment.rollouts import RolloutRows, make_example
 from lmjax.alignment.value_network import ActorCriticLearner, ValueLoss, ValueNetwork
-from lmjax.config import UserError, config, replace
+from lmjax.config import config, replace
 from lmjax.console import RunLog
 from lmjax.data import Data
 from lmjax.evaluation.evaluator import Evaluator
@@ -115,15 +114,7 @@ class PolicyOptimization(TrainingJob):
         """See `TrainingJob.resolved`: with the model and the tokenizer of `begin_with`.
 
         The model has a critic where the advantage needs one.
-
-        Raises:
-          UserError: also for several processes, whose replies are not gathered yet.
         """
-        if (processes := jax.process_count()) > 1:
-            raise UserError(
-                f"PolicyOptimization works in one process with any number of devices, and there are"
-                f" {processes}"
-            )
 
         def with_critic(model: TransformerConfig) -> TransformerConfig:
             lacks = self.has_value_head and not has_critic(model)

@@ -36,7 +36,7 @@ from lmjax.objectives.example import count_tokens
 from lmjax.objectives.weighted_sum import join_examples
 from lmjax.training.feed import RolloutRequest
 from lmjax.training.learner import Learner, Metrics
-from lmjax.training.placement import to_devices
+from lmjax.training.placement import own_rows, to_devices
 from lmjax.training.state import TrainState
 
 BETA, REPLY_KL = "beta", "reply_kl"  # price of a nat, and nats of a reply, among the metrics
@@ -196,7 +196,8 @@ class PolicyStep:
         return join_states(policy, critic), metrics
 
     def on_devices(self, rows: Example, text: Example | None) -> Example:
-        """Replies, and perhaps rows of text, on the devices."""
+        """Replies, and perhaps this process's rows of text, on the devices."""
+        rows = own_rows(rows)
         example = rows if text is None else join_examples([rows, text])
         return to_devices(example, self.layout, self.job.model.vocab_size)
 

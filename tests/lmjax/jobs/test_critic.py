@@ -337,13 +337,29 @@ def test_a_value_network_warms_up_alone_and_goes_on_bit_for_bit(folder, judge):
             assert all(jax.tree.leaves(changed["heads"]) + jax.tree.leaves(changed["blocks"]))
 
 
+def test_whitened_rewards_have_no_scale(folder):
+    """The divergence beside them has one; means are reported as the rewards are."""
+    lines = {}
+    for weight in (1.0, 64.0):
+        settings = {"advantage": "leave_one_out", "whiten_rewards": True, "samples": 4}
+        rewards = (LowercaseShare(weight=weight),)
+        job = optimization(folder, f"white-{weight}", steps=2, rewards=rewards, **settings)
+        job.run()
+        lines[weight] = [line for line in numbers(job) if line["split"] == "train"]
+    for small, large in zip(lines[1.0], lines[64.0], strict=True):
+        assert large["reward"] == pytest.approx(64 * small["reward"], rel=1e-4)
+        # What is added to the variance, 1e-8, counts in the sixth digit of the smaller ones.
+        assert large["gradient_norm"] == pytest.approx(small["gradient_norm"], rel=1e-4)
+    assert lines[1.0][0]["gradient_norm"] > 0
+
+
 def test_the_gate_in_the_job(folder, judge):
-    """Rewards of a step are whitened before the divergence is taken off, and reported as found."""
+    """A request's line says whether it was written to provoke unsafe replies."""
     (folder / "tagged.jsonl").write_text(
         "\n".join(json.dumps({"prompt": f"{n}?", "safety": n % 2 == 0}) for n in range(40))
     )
     source = Requests(path=str(folder / "tagged.jsonl"), metadata=("safety",))
-    job = optimization(folder, "gated", steps=1, whiten_rewards=True)
+    job = optimization(folder, "gated", steps=1)
     domains = (Domain(name="asks", source=source),)
     gate = GatedReward(
         helpful=ModelReward(folder=judge), safety=ModelReward(folder=judge), tag="safety"
@@ -382,7 +398,11 @@ def test_mistakes(folder):
             "pretraining": replace(text, length=64),
             "model": MODEL,
         },
-        "advantage=gae alone has a critic": {"value_warmup": 3},
+        "value_warmup=3: advantage=gae alone has a critic": {"value_warmup": 3},
+        "value_network=ValueNetwork: advantage=gae alone": {
+            "value_network": ValueNetwork(folder="judge")
+        },
+        "samples=1: advantage=group_relative compares": {"samples": 1},
         "decay=1.5": {"decay": 1.5},
         "reads a TokenHead with one output": {"advantage": "gae", "model": MODEL},
     }.items():

@@ -11,9 +11,11 @@ from lmjax.alignment.reward_functions import CutOff, Reply, Reward, total_reward
 from lmjax.config import UserError, config, replace
 from lmjax.console import RunLog, make_console
 from lmjax.data import Data, Domain
+from lmjax.data.chat.comparisons import Comparisons
 from lmjax.data.chat.requests import Requests
 from lmjax.generation.sampling import Sampling
 from lmjax.jobs.policy_optimization import PolicyOptimization
+from lmjax.jobs.reward_model import RewardModel
 from lmjax.jobs.settings import Checkpoints
 from lmjax.models import AttentionConfig, FeedForwardConfig, TransformerConfig
 from lmjax.runs.folder import RunFolder
@@ -22,6 +24,7 @@ from lmjax.training.optimizers import AdamW
 from lmjax.training.schedules import Constant
 from tests.compilations import counted_compilations
 from tests.lmjax.jobs.base_run import pretrain_base
+from tests.lmjax.jobs.test_several_processes import outcome, pair, start
 
 MODEL = TransformerConfig(
     vocab_size=257,
@@ -185,3 +188,46 @@ def test_a_request_keeps_the_fields_that_rewards_read(folder):
         feed = resolved.prepare(RunFolder(folder / "unused"), RunLog(make_console()), {})
         for request in feed.requests(0):
             assert request.text == f"User: {request.metadata['answer']}?\n\nAssistant:"
+
+
+@pytest.mark.slow
+def test_two_processes_learn_as_one(folder):
+    """With a critic of its own: to 1e-4, as sums over devices are taken in another order."""
+    (folder / "pairs.jsonl").write_text(
+        "\n".join(json.dumps({"prompt": f"{n}", "chosen": "1", "rejected": "a"}) for n in range(40))
+    )
+    pairs = Domain(name="pairs", source=Comparisons(path=str(folder / "pairs.jsonl")))
+    data = optimization(folder, "unused").data
+    RewardModel(
+        output=str(folder / "judge"),
+        steps=1,
+        begin_with=str(folder / "base"),
+        data=replace(data, train=(pairs,), batch_size=8),
+    ).run()
+
+    def start_policy(name, devices, **environment):
+        words = {
+            "output": folder / name,
+            "begin_with": folder / "base",
+            "data.train.0.source.path": folder / "requests.jsonl",
+            "data.cache": folder / f"cache-{name}",
+            "mesh.fsdp": 2,
+            "mesh.tensor": 2,
+            "rewards": f'(ModelReward(folder="{folder}/judge"),)',
+            "advantage": "gae",
+            "value_network": f'ValueNetwork(folder="{folder}/judge")',
+            "value_warmup": 1,
+        }
+        settings = [f"{key}={value}" for key, value in words.items()]
+        command = "tests.lmjax.jobs.policy_experiment", *settings
+        return start(*command, devices=devices, **environment)
+
+    outcome(*pair(start_policy, "two"))
+    outcome(start_policy("one", devices=4))
+    one, two = (read_metrics(folder / name) for name in ("one", "two"))
+    assert len(one) == len(two) == 4
+    timing = {"tokens_per_second", "mfu", "peak_memory"}
+    for left, right in zip(one, two, strict=True):
+        assert left.keys() == right.keys() and left["split"] == right["split"]
+        for name in left.keys() - timing - {"split"}:
+            assert right[name] == pytest.approx(left[name], rel=1e-4, abs=1e-6), name
