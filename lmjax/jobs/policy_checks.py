@@ -37,6 +37,8 @@ def check_settings(job: Any) -> None:
             f"objective.kl={job.objective.kl} and reward_kl: the divergence would count "
             "twice; set one of them"
         )
+    if job.stop_kl is not None and job.stop_kl <= 0:
+        raise UserError(f"stop_kl={job.stop_kl}: must be above 0, or none")
     _check_critic(job)
     if job.data.rows != "groups" or job.data.ramp:
         raise UserError("requests are read with data.rows=groups, and without a ramp")

@@ -76,6 +76,9 @@ class PolicyOptimization(TrainingJob):
     pretraining_weight: float = 27.8  # of its mean loss of a token, the policy's has weight 1
     epochs: int = 1  # passes over the replies of a step
     updates: int = 1  # updates in a pass, each with a part of the replies
+    # divergence in nats of a token from the policy that sampled, after which no further update of a
+    # step is made; none: all are. The learning rate goes by the updates that are made
+    stop_kl: float | None = None
     evaluate_every: int = 50  # steps between rewards of replies to held-out requests
     evaluate_requests: int = 64  # most of them, of each set
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -40,6 +40,7 @@ from lmjax.training.placement import own_rows, to_devices
 from lmjax.training.state import TrainState
 
 BETA, REPLY_KL = "beta", "reply_kl"  # price of a nat, and nats of a reply, among the metrics
+LEFT = "approximate_kl"  # of the policy that sampled, in nats of a token
 VALUE_METRICS = ("value_loss", "value_error", "value_clip_fraction")
 ADVANTAGES = {
     "group_relative": group_relative,
@@ -166,6 +167,7 @@ class PolicyStep:
     ) -> tuple[TrainState, Metrics]:
         """All updates of a step, each with its rows of text, and the means of their metrics."""
         job, found = self.job, []
+        warms_up = step <= job.value_warmup
         for epoch in range(job.epochs):
             order = np.argsort(random_bits(job.seed, step, epoch, np.arange(job.replies)))
             for number, part in enumerate(np.split(order, job.updates)):
@@ -173,9 +175,16 @@ class PolicyStep:
                 own = None
                 if text is not None:
                     own = jax.tree.map(lambda a, n=number: np.split(a, job.updates)[n], text)
-                state, metrics = self.update(state, rows, own, step <= job.value_warmup)
+                state, metrics = self.update(state, rows, own, warms_up)
                 found.append(metrics)
-        return state, jax.tree.map(lambda *values: sum(values) / len(values), *found)
+                if not warms_up and self.has_left(metrics):
+                    return state, mean_metrics(found)
+        return state, mean_metrics(found)
+
+    def has_left(self, metrics: Metrics) -> bool:
+        """Returns whether an update found the policy too far from the one that sampled."""
+        limit = self.job.stop_kl
+        return limit is not None and float(metrics[LEFT]) > limit
 
     def update(
         self, state: TrainState, rows: Example, text: Example | None, warms_up: bool
@@ -210,3 +219,9 @@ class PolicyStep:
                 f"{self.job.reply_length} tokens; a longer one lets them end, and the reward CutOff"
                 " makes them shorter"
             )
+
+
+def mean_metrics(found: Sequence[Metrics]) -> Metrics:
+    """Means of the metrics of some updates, and their number."""
+    means = jax.tree.map(lambda *values: sum(values) / len(values), *found)
+    return means | {"updates": jnp.float32(len(found))}

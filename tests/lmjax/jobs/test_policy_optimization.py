@@ -138,6 +138,19 @@ def test_a_run_goes_on_bit_for_bit_rollouts_included(whole, folder):
     assert len(found) == 8
 
 
+def test_updates_end_where_the_policy_has_left_the_one_that_sampled(folder):
+    """It is the one that sampled before the first update, and not before the second."""
+    counts = {}
+    for stop_kl in (1e-6, 1e6):
+        settings = {"steps": 1, "samples": 8, "updates": 4, "stop_kl": stop_kl}
+        job = optimization(folder, f"stop-{stop_kl}", **settings)
+        job.run()
+        [line] = lines(job, "train")
+        counts[stop_kl] = line["updates"]
+        assert line["approximate_kl"] > 1e-6
+    assert counts == {1e-6: 2, 1e6: 4}
+
+
 def test_nothing_is_compiled_after_the_second_step(folder):
     """Counted from the second step's end: rollouts, scores, rewards, updates."""
     counts = []
@@ -163,6 +176,7 @@ def test_mistakes(folder):
         "must be the same": {"sampling": Sampling(temperature=0.5)},
         "do not divide into updates=3": {"updates": 3},
         "samples=0": {"samples": 0},
+        "stop_kl=0.0": {"stop_kl": 0.0},
         "read with data.rows=groups": {"data": replace(job.data, rows="ring")},
         "begin_with: the policy": {"begin_with": None},
         "are more than model.max_length=48": {"model": MODEL, "reply_length": 17},
