@@ -1,9 +1,12 @@
-"""Replies as they are sampled: what ends them."""
+"""Replies as they are sampled: what ends them, and what their tokens are worth."""
 
+import jax.numpy as jnp
+import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmjax.alignment.rollouts import sample_replies
+from lmjax.alignment.rollouts import RolloutRows, divergence_rewards, sample_replies
 from lmjax.data.chat.templates import PLAIN
 from lmjax.data.tokenizers import ByteTokenizer
 from lmjax.generation.generator import Continuation
@@ -57,3 +60,24 @@ def test_other_replies_end_with_their_token_or_are_cut_off(texts):
             end = [ByteTokenizer().end] * ended
             assert found.reply.tokens == [1, 2, *text.encode(), *end]
             assert found.reply.metadata == {"n": 1}
+
+
+def test_rewards_of_tokens_are_those_of_a_loop():
+    """The score at the last token of a reply, whatever stands in requests and padding."""
+    generator = np.random.default_rng(0)
+    policy, reference = generator.normal(size=(2, 3, 8)).astype(np.float32)
+    scores = np.array([1.0, 0.0, -2.0])
+    requests, replies = np.array([2, 3, 1], np.int32), np.array([3, 5, 1], np.int32)
+    rows = RolloutRows(np.full((3, 8), 5, np.int32), requests, replies)
+    expected, total = np.zeros((3, 8)), 0.0
+    real = np.zeros((3, 8), bool)
+    for row in range(3):
+        for token in range(requests[row], requests[row] + replies[row]):
+            kl = float(policy[row, token - 1]) - float(reference[row, token - 1])
+            expected[row, token - 1], total = -0.5 * kl, total + kl / 3
+            real[row, token - 1] = True
+        expected[row, token - 1] += scores[row]
+    spoilt = (np.where(real, a, np.float32(np.nan)) for a in (policy, reference))
+    found, kl = divergence_rewards(rows, scores, *spoilt, jnp.float32(0.5))
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
+    assert float(kl) == pytest.approx(total, abs=1e-6)

@@ -6,17 +6,15 @@ import shutil
 
 import fsspec
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import traverse_util
 
-from lmjax.alignment import AdaptiveKL, ClippedPolicy, FixedKL, SampledTargets
-from lmjax.alignment.critic import critic_advantages
+from lmjax.alignment import AdaptiveKL, ClippedPolicy, FixedKL
 from lmjax.alignment.gated_reward import GatedReward
 from lmjax.alignment.model_reward import ModelReward
 from lmjax.alignment.reward_functions import Reply, Reward
-from lmjax.alignment.rollouts import RolloutRows, ValueScorer, divergence_rewards
+from lmjax.alignment.rollouts import RolloutRows, ValueScorer
 from lmjax.alignment.value_network import ValueNetwork
 from lmjax.config import UserError, config, replace
 from lmjax.data import Data, Domain, TextFiles
@@ -28,7 +26,6 @@ from lmjax.jobs.policy_optimization import PolicyOptimization
 from lmjax.jobs.reward_model import RewardModel
 from lmjax.jobs.settings import Checkpoints
 from lmjax.models import AttentionConfig, FeedForwardConfig, TransformerConfig
-from lmjax.objectives import TokenTargets
 from lmjax.parallel import Mesh, training_layout
 from lmjax.runs.checkpoints import Checkpointer
 from lmjax.runs.folder import RunFolder
@@ -159,27 +156,6 @@ def test_a_run_without_a_price_to_go_on_from_is_told(folder):
         replace(job, steps=2).run()
 
 
-def test_rewards_of_tokens_are_those_of_a_loop():
-    """The score at the last token of a reply, whatever stands in requests and padding."""
-    generator = np.random.default_rng(0)
-    policy, reference = generator.normal(size=(2, 3, 8)).astype(np.float32)
-    scores = np.array([1.0, 0.0, -2.0])
-    requests, replies = np.array([2, 3, 1], np.int32), np.array([3, 5, 1], np.int32)
-    rows = RolloutRows(np.full((3, 8), 5, np.int32), requests, replies)
-    expected, total = np.zeros((3, 8)), 0.0
-    real = np.zeros((3, 8), bool)
-    for row in range(3):
-        for token in range(requests[row], requests[row] + replies[row]):
-            kl = float(policy[row, token - 1]) - float(reference[row, token - 1])
-            expected[row, token - 1], total = -0.5 * kl, total + kl / 3
-            real[row, token - 1] = True
-        expected[row, token - 1] += scores[row]
-    spoilt = (np.where(real, a, np.float32(np.nan)) for a in (policy, reference))
-    found, kl = divergence_rewards(rows, scores, *spoilt, jnp.float32(0.5))
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
-    assert float(kl) == pytest.approx(total, abs=1e-6)
-
-
 @pytest.mark.slow
 def test_pretraining_text_goes_on_bit_for_bit(folder):
     """Beside a critic that warms up, in two updates of a step."""
@@ -237,30 +213,6 @@ def test_warm_up_leaves_the_policy_as_it_is(folder):
         np.testing.assert_array_equal(found[path], leaf, err_msg=path)
     [line] = [line for line in numbers(job) if line["split"] == "train"]
     assert line["gradient_norm"] > 0 and found["heads.value.outputs.bias"] != 0
-
-
-def test_advantages_of_tokens_are_those_of_a_loop():
-    """In float64, over the real tokens of all rows; to float32's rounding."""
-    generator = np.random.default_rng(0)
-    rewards, values = generator.normal(size=(2, 4, 9)).astype(np.float32)
-    mask = np.zeros((4, 9), bool)
-    for row, (begin, end) in enumerate([(2, 6), (0, 9), (5, 6), (3, 8)]):
-        mask[row, begin:end] = True
-    advantages = np.zeros((4, 9))
-    for row in range(4):
-        following = value = 0.0
-        for token in reversed(np.flatnonzero(mask[row])):
-            delta = float(rewards[row, token]) + value - float(values[row, token])
-            following, value = delta + 0.9 * following, float(values[row, token])
-            advantages[row, token] = following
-    spoilt = (np.where(mask, a, np.float32(np.nan)) for a in (rewards, values))
-    found, returns = critic_advantages(*spoilt, mask, 0.9)
-    real = advantages[mask]
-    np.testing.assert_allclose(
-        np.asarray(found)[mask], (real - real.mean()) / real.std(), atol=1e-5
-    )
-    np.testing.assert_allclose(np.asarray(returns)[mask], real + values[mask], atol=1e-5)
-    assert not np.asarray(found)[~mask].any()
 
 
 @pytest.fixture(scope="module")
@@ -370,21 +322,6 @@ def test_the_gate_in_the_job(folder, judge):
     assert line["reward"] == pytest.approx(line["reward_GatedReward"], rel=1e-6)
     with pytest.raises(UserError, match="has safety=None, not true or false"):
         replace(job, output=f"{job.output}-bad", data=optimization(folder, "x").data).run()
-
-
-def test_the_loss_of_the_critic_is_that_of_numpy():
-    """To float32's rounding; what stands outside of the replies does not count."""
-    generator = np.random.default_rng(0)
-    values, old, returns = generator.normal(size=(3, 3, 5)).astype(np.float32)
-    mask = np.array([[0, 1, 1, 0, 0], [1, 1, 1, 1, 0], [0, 0, 0, 0, 1]], np.float32)
-    near = np.clip(values, old - 0.3, old + 0.3)
-    expected = (np.maximum((values - returns) ** 2, (near - returns) ** 2) * mask).sum() / 2
-    answers = TokenTargets(np.zeros((3, 5), np.int32), mask)
-    spoilt = (np.where(mask > 0, a, np.float32(np.nan)) for a in (old, returns))
-    targets = SampledTargets(answers, values, values, None, *map(jnp.asarray, spoilt))
-    sums = ClippedPolicy(value_clip=0.3).critic_sums(jnp.asarray(values), targets)
-    assert float(sums.loss) == pytest.approx(expected, rel=1e-5)
-    assert float(sums.weight) == 7
 
 
 def test_mistakes(folder):
