@@ -99,10 +99,13 @@ class CutOff(Reward):
 def make_ready(
     rewards: Sequence[Reward], tokenizer: Tokenizer, length: int, policy: str
 ) -> tuple[ReadyReward, ...]:
-    """Prepares all rewards; see `Reward.prepare`."""
-    return tuple(
-        ReadyReward(one.name, one.weight, one.prepare(tokenizer, length, policy)) for one in rewards
-    )
+    """Prepares all rewards; see `Reward.prepare`. Those of one name are numbered from 2 on."""
+    found: list[ReadyReward] = []
+    for number, one in enumerate(rewards):
+        before = sum(other.name == one.name for other in rewards[:number])
+        name = f"{one.name}_{before + 1}" if before else one.name
+        found.append(ReadyReward(name, one.weight, one.prepare(tokenizer, length, policy)))
+    return tuple(found)
 
 
 def total_rewards(

@@ -38,6 +38,7 @@ from lmjax.files import errors_told, write_atomically
 from lmjax.generation.run import load
 from lmjax.generation.sampling import Sampling
 from lmjax.generation.text import TextGenerator
+from lmjax.jobs.begin_with import warn_of_template
 from lmjax.jobs.results import Results
 from lmjax.jobs.settings import at_least
 from lmjax.launch import import_modules, run
@@ -171,6 +172,8 @@ class BestOfNRun:
           UserError: they do not fit each other.
         """
         job = self.job
+        remedy = "give requests.template that of the model"
+        warn_of_template(job.policy, self.template, self.log, remedy)
         self.text: TextGenerator = load(job.policy)
         longest = self.text.generator.config.max_length
         if longest is not None and self.length > longest:

@@ -9,7 +9,7 @@ from lmjax.alignment.candidates import divergence_of_best
 from lmjax.alignment.ghost_attention import GhostAttention
 from lmjax.alignment.reward_functions import Reward
 from lmjax.config import UserError, config, replace
-from lmjax.data import Conversations, Data, Domain
+from lmjax.data import Conversations, Data, Domain, chat_template
 from lmjax.data.chat.comparisons import Comparisons
 from lmjax.data.chat.requests import Requests
 from lmjax.generation.sampling import Sampling
@@ -262,6 +262,14 @@ def test_mistakes(folder, whole):
     with pytest.raises(UserError, match="replies to other requests than"):
         job.run()
     RunFolder(whole.output).write_config(whole)
+
+
+def test_another_format_than_the_policys_is_told(folder, whole, capsys):
+    requests = replace(whole.requests, template=chat_template("alpaca"))
+    with pytest.raises(UserError, match="all 12 requests are longer"):
+        best(folder, "format", requests=requests, request_length=3).run()
+    told = capsys.readouterr().out
+    assert "sft has the chat format plain, and the text here is written as alpaca" in told
 
 
 def test_a_damaged_file_is_told(folder, whole):

@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 
 from lmjax.alignment import ClippedPolicy
-from lmjax.alignment.reward_functions import CutOff, Reply, Reward, total_rewards
+from lmjax.alignment.reward_functions import CutOff, Reply, Reward, make_ready, total_rewards
 from lmjax.config import UserError, config, replace
 from lmjax.console import RunLog, make_console
 from lmjax.data import Data, Domain
 from lmjax.data.chat.comparisons import Comparisons
 from lmjax.data.chat.requests import Requests
+from lmjax.data.tokenizers import ByteTokenizer
 from lmjax.generation.sampling import Sampling
 from lmjax.jobs.policy_optimization import PolicyOptimization
 from lmjax.jobs.reward_model import RewardModel
@@ -193,6 +194,15 @@ def test_rewards_are_summed_by_weight():
     total, means = total_rewards((SmallLetters(weight=2.0), CutOff(weight=0.5)), replies)
     np.testing.assert_array_equal(total, [2.0, -0.5])
     assert means == {"SmallLetters": 0.5, "CutOff": -0.5}
+
+
+def test_rewards_of_one_name_are_told_apart():
+    rewards = SmallLetters(), CutOff(), SmallLetters(weight=3.0), SmallLetters()
+    ready = make_ready(rewards, ByteTokenizer(), 48, "policy")
+    names = ["SmallLetters", "CutOff", "SmallLetters_2", "SmallLetters_3"]
+    assert [one.name for one in ready] == names
+    total, means = total_rewards(ready, [Reply("a", "bb", False, {}, [])])
+    assert list(means) == names and total == [1 - 1 + 3 + 1]
 
 
 def test_a_request_keeps_the_fields_that_rewards_read(folder):
