@@ -11,7 +11,15 @@ import jax
 from rich.console import Console
 from rich.filesize import decimal
 from rich.padding import Padding
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table as RichTable
 from rich.text import Text
 
@@ -182,6 +190,9 @@ class ByteBar:
     Use as a context manager round one phase, and call it with the bytes done and all bytes.
     """
 
+    column: type[ProgressColumn] = DownloadColumn  # numbers beside the bar
+    words: Callable[[int], str] = staticmethod(decimal)  # for a number, on plain lines
+
     def __init__(self, what: str, console: Console) -> None:
         """`what` is being done."""
         self._what, self._console = what, console
@@ -189,7 +200,7 @@ class ByteBar:
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=28, style="grey37", complete_style="cyan"),
-            DownloadColumn(),
+            self.column(),
             TimeRemainingColumn(),
             console=console,
             transient=True,
@@ -212,7 +223,14 @@ class ByteBar:
             self._bar.update(self._task, completed=done, total=total)
         elif part > self._told:
             self._told = part
-            self._console.print(f"{self._what}  {decimal(done)} of {decimal(total)}")
+            self._console.print(f"{self._what}  {self.words(done)} of {self.words(total)}")
+
+
+class CountBar(ByteBar):
+    """A `ByteBar` of things that are counted."""
+
+    column = MofNCompleteColumn
+    words = staticmethod("{:,}".format)
 
 
 def duration(seconds: float) -> str:

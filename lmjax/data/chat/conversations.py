@@ -40,6 +40,13 @@ class Conversations(TemplatedRecords):
                 seen.append(dialogue)
                 yield make_document(dialogue, self.template, identity)._replace(metadata=metadata)
 
+    def dialogues(self) -> Iterator[list[Message]]:
+        """The conversations of all lines; those of plain text are left out."""
+        for part in self.parts():
+            for record in self.records(part, lambda message: None):
+                found = find_layout(record).read(record)
+                yield from (one for one in found if not isinstance(one, str))
+
     def layout(self) -> str:
         """Name of the layout of the first line.
 
