@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from lmjax.config import UserError, config
@@ -27,11 +27,7 @@ class Requests(TemplatedRecords):
 
     def documents_of(self, record: dict[str, Any], identity: str) -> Iterator[Document]:
         """See `JsonRecords.documents_of`."""
-        messages = _messages(record)
-        while messages and messages[-1].role == "assistant":
-            messages.pop()
-        if not messages:
-            raise BadRecord("there is no message to reply to")
+        messages = read_messages(record)
         try:
             pieces = self.template.render(messages)
         except UserError as error:
@@ -47,10 +43,20 @@ class Requests(TemplatedRecords):
         )
 
 
-def _messages(record: dict[str, Any]) -> list[Message]:
+def read_messages(record: Mapping[str, Any]) -> list[Message]:
+    """The messages of a line that are to be replied to.
+
+    Raises:
+      BadRecord: there are none.
+    """
     for key in ("prompt", "messages"):
         if (given := record.get(key)) is not None:
-            return read_request(given)
+            messages = read_request(given)
+            while messages and messages[-1].role == "assistant":
+                messages.pop()
+            if not messages:
+                raise BadRecord("there is no message to reply to")
+            return messages
     names = ", ".join(map(repr, list(record)[:12])) or "none"
     raise BadRecord(f"a request has the key 'prompt' or 'messages'; the keys are {names}")
 
