@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Literal
+from urllib.parse import quote
 
 import jax
 
@@ -161,7 +162,8 @@ def _tell_start(
             "answers", f"{settings.model} writes {settings.samples} to each of {len(missing):,}"
         )
     log.fact("judgements", f"{settings.output}/NAME/{NAME}, and {FILES[settings.task]} of it")
-    query = "" if settings.annotator is None else f"?annotator={settings.annotator}"
+    name = settings.annotator
+    query = "" if name is None else f"?annotator={quote(annotator_name(name))}"
     log.fact("page", f"http://127.0.0.1:{port}/{query}   Ctrl-C ends it; nothing is lost")
 
 

@@ -62,7 +62,7 @@ def cohens_kappa(one: Sequence[Hashable], other: Sequence[Hashable]) -> float:
     return (equal * count - expected) / (count**2 - expected)
 
 
-def kendalls_tau(one: Sequence[float], other: Sequence[float]) -> float:
+def kendalls_tau(one: Sequence[int], other: Sequence[int]) -> float:
     """Kendall's tau-b of two rankings with ties (Kendall 1945).
 
     (C - D) / sqrt((n - ties of one) (n - ties of the other)), where C and D are the pairs that are
@@ -76,7 +76,7 @@ def kendalls_tau(one: Sequence[float], other: Sequence[float]) -> float:
     return sum(a * b for a, b in pairs) / math.sqrt(untied) if untied else math.nan
 
 
-def agreement(rankings: Sequence[tuple[Sequence[float], Sequence[float]]]) -> Agreement:
+def agreement(rankings: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Agreement:
     """Agreement of two annotators, from the ranks that they give to the answers of each item.
 
     Each pair of answers counts in both orders, so that kappa does not depend on the order in which
@@ -101,13 +101,13 @@ def agreement(rankings: Sequence[tuple[Sequence[float], Sequence[float]]]) -> Ag
     )
 
 
-def _signs(ranks: Sequence[float]) -> Iterator[int]:
+def _signs(ranks: Sequence[int]) -> Iterator[int]:
     """Of each pair of answers: 1 if the first is better, -1 if the second is, 0 for a tie."""
     for one, other in itertools.combinations(ranks, 2):
         yield (one < other) - (one > other)
 
 
-def shared_rankings(one: Journal, other: Journal) -> list[tuple[list[float], list[float]]]:
+def shared_rankings(one: Journal, other: Journal) -> list[tuple[list[int], list[int]]]:
     """The ranks that two annotators give to the same answers, of each item that both have."""
     ranked = [
         {record["item"]: record for record in journal.holding["rank"] if "ranks" in record}

@@ -215,6 +215,6 @@ def _draft(record: Mapping[str, Any] | None, order: Sequence[int]) -> dict[str, 
 def _text(message: Message) -> str:
     """A message as it is shown, the tools that it calls with it."""
     calls = [
-        f"{call.name}({json.dumps(call.arguments, ensure_ascii=False)})" for call in message.calls
+        f"{one.name}({json.dumps(one.arguments, ensure_ascii=False)})" for one in message.calls
     ]
     return "\n".join(filter(None, [text_of(message), *calls]))

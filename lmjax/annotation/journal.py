@@ -43,6 +43,7 @@ class Journal:
         self._log = JsonLog(folder / NAME)
         self.path = self._log.path
         self.holding: dict[str, list[dict[str, Any]]] = {task: [] for task in FILES}
+        self._behind: set[str] = set()  # tasks whose file of what holds could not be written
         for number, record in enumerate(self._log.records, start=1):
             self._count(record, number)
 
@@ -68,12 +69,16 @@ class Journal:
         task = record["task"]
         self._count(dict(record), self.turn)
         path = self.folder / FILES[task]
+        if record["event"] == "skipped":
+            return
         with errors_told(f"the judgement is on disk, but {path} cannot be written"):
-            if record["event"] == EVENTS[task] and len(self._judged(task)) > 1:
-                with path.open("ab") as file:
-                    file.write(encode_line(record))
-            elif record["event"] != "skipped":
+            if record["event"] == "undone" or task in self._behind:
                 self._write(task)
+                return
+            self._behind.add(task)
+            with path.open("ab") as file:
+                file.write(encode_line(record))
+            self._behind.discard(task)
 
     def complete(self) -> None:
         """Writes the files of what holds anew where a kill has left them behind.
@@ -92,12 +97,14 @@ class Journal:
         return [record for record in self.holding[task] if record["event"] == EVENTS[task]]
 
     def _write(self, task: str) -> None:
+        self._behind.add(task)
         path, judged = self.folder / FILES[task], self._judged(task)
-        if not judged:
+        if judged:
+            with replacing(path) as unfinished:
+                unfinished.write_bytes(encode_lines(judged))
+        else:
             path.unlink(missing_ok=True)  # an empty file would be refused as data
-            return
-        with replacing(path) as unfinished:
-            unfinished.write_bytes(encode_lines(judged))
+        self._behind.discard(task)
 
     def _count(self, record: dict[str, Any], number: int) -> None:
         """Adds to `holding`, or takes away."""
