@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import urllib.request
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import pytest
 from lmjax.annotation.__main__ import Annotate
 from lmjax.annotation.server import listen
 from lmjax.config import UserError
+from lmjax.data.chat.comparisons import Comparisons
 from lmjax.data.chat.messages import Message
 from lmjax.data.chat.templates import PLAIN
 from lmjax.generation import Sampling, load
@@ -207,3 +209,27 @@ def test_a_kill_loses_nothing_and_ctrl_c_ends_well(tmp_path):
     assert second.process.returncode == 0, told
     assert "?annotator=ada" in told and "ada, bo: 1 items, 6 pairs" in told
     assert len(read_lines(tmp_path / "out/ada/comparisons.jsonl")) == 1
+
+
+@pytest.mark.slow
+def test_the_whole_way_with_a_model(model, tmp_path):
+    """The page is there before the answers; what it shows is what the model wrote."""
+    prompts = write_lines(tmp_path / "prompts.jsonl", PROMPTS)
+    page = Served(model, str(prompts), f"output={tmp_path / 'out'}", "max_tokens=6")
+    try:
+        begin = time.monotonic()
+        while (state := page.ask("state?annotator=ada"))["waiting"]:
+            assert time.monotonic() - begin < 120
+            time.sleep(0.2)
+        answers = state["item"]["answers"]
+        given = {"annotator": "ada", "turn": 0, "item": state["item"]["id"], "event": "ranked"}
+        page.ask("judgements", given | {"ranks": [*range(len(answers))]})
+    finally:
+        told = page.end(signal.SIGINT)
+    assert page.process.returncode == 0 and "4 to each of 2 prompts" in told
+    (line,) = read_lines(tmp_path / "out/ada/comparisons.jsonl")
+    assert [line["answers"][number] for number in line["shown"]] == answers
+    (first, *_) = read_lines(tmp_path / "out/answers.jsonl")
+    assert (line["prompt"], line["answers"]) == ("one", first["answers"])
+    (document, *_) = Comparisons(path=str(tmp_path / "out/*/comparisons.jsonl")).documents()
+    assert answers[0] in document.text
