@@ -16,7 +16,7 @@ from urllib.parse import quote
 import jax
 
 from lmjax.annotation.agreement import agreement_table
-from lmjax.annotation.answers import Answers, AnswerSampler
+from lmjax.annotation.answers import AnswerSampler, ItemAnswers
 from lmjax.annotation.desk import Desk
 from lmjax.annotation.items import FEWEST, AnnotationItem, read_items
 from lmjax.annotation.journal import FILES, NAME, annotator_name, read_journals
@@ -101,7 +101,7 @@ class Annotate(Sampling):
                         answers.write_missing(stop)
 
                 serve(make_app(desk, self.annotator), listener, work)
-                _tell_end(folder)
+                _tell_end(folder, sum(not answers.comparable(item) for item in items))
 
     def _prepare(self) -> tuple[list[AnnotationItem], AnswerSampler | None]:
         """The items, and the model that answers them where one is needed."""
@@ -123,12 +123,12 @@ class Annotate(Sampling):
 
     def _answers(
         self, items: list[AnnotationItem], folder: Path, sampler: AnswerSampler | None
-    ) -> Answers:
+    ) -> ItemAnswers:
         if sampler is None:
-            return Answers([] if self.task == "write" else items, folder)
+            return ItemAnswers([] if self.task == "write" else items, folder)
         names = (*fields(Sampling), "model", "samples", "max_tokens", "chat")
         drawn_with = {name: getattr(self, name) for name in names}
-        return Answers(items, folder, sampler.sample, drawn_with)
+        return ItemAnswers(items, folder, sampler.sample, drawn_with)
 
 
 @contextmanager
@@ -152,25 +152,27 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def _tell_start(
-    settings: Annotate, items: list[AnnotationItem], answers: Answers, port: int
+    settings: Annotate, items: list[AnnotationItem], answers: ItemAnswers, port: int
 ) -> None:
     log = RunLog(make_console())
     log.title("Annotation", "rank answers" if settings.task == "rank" else "write answers")
     log.fact("prompts", f"{len(items):,} from {settings.prompts}")
     if missing := answers.missing():
-        log.fact(
-            "answers", f"{settings.model} writes {settings.samples} to each of {len(missing):,}"
-        )
+        words = f"{settings.samples} to each of {len(missing):,} prompts, by {settings.model}"
+        log.fact("answers", words)
     log.fact("judgements", f"{settings.output}/NAME/{NAME}, and {FILES[settings.task]} of it")
     name = settings.annotator
     query = "" if name is None else f"?annotator={quote(annotator_name(name))}"
     log.fact("page", f"http://127.0.0.1:{port}/{query}   Ctrl-C ends it; nothing is lost")
 
 
-def _tell_end(folder: Path) -> None:
-    """Agreement, where several annotators have ranked the same."""
+def _tell_end(folder: Path, alike: int) -> None:
+    """Agreement, where several annotators have ranked the same, and the items that none could."""
+    log = RunLog(make_console())
+    if alike:
+        log.fact("not shown", f"{alike:,} prompts, to which all answers of the model are the same")
     if (table := agreement_table(read_journals(folder))) is not None:
-        RunLog(make_console()).table(table)
+        log.table(table)
 
 
 if __name__ == "__main__":

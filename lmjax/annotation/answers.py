@@ -59,7 +59,7 @@ class AnswerSampler:
         return [self.template.read_reply(text).content for text in drawn]
 
 
-class Answers:
+class ItemAnswers:
     """The answers to each item, the same for all annotators.
 
     Sampled ones are kept in answers.jsonl, each with how it was drawn, so that a second start shows

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lmjax.annotation.answers import Answers
+from lmjax.annotation.answers import ItemAnswers
 from lmjax.annotation.items import AnnotationItem
 from lmjax.annotation.journal import EVENTS, FILES, Journal, Task, annotator_name
 from lmjax.config import UserError
@@ -32,7 +32,7 @@ class Desk:
     def __init__(
         self,
         items: Sequence[AnnotationItem],
-        answers: Answers,
+        answers: ItemAnswers,
         folder: Path,
         task: Task = "rank",
         seed: int = 0,
@@ -152,7 +152,7 @@ class Desk:
         item: AnnotationItem | None,
         given: Mapping[str, Any],
     ) -> dict[str, Any]:
-        """What every event has."""
+        """The part of a line that every event has."""
         event, kept = given.get("event"), {"task": self.task, "event": given.get("event")}
         if event not in (EVENTS[self.task], "skipped", "undone"):
             raise UserError(f"event={event!r}: known here are {EVENTS[self.task]}, skipped, undone")

@@ -133,7 +133,7 @@ def annotator_name(given: str) -> str:
 
 
 def read_journals(folder: Path) -> dict[str, Journal]:
-    """What all annotators have judged, by their names.
+    """Reads the journals of all annotators, by their names.
 
     Raises:
       UserError: the folder cannot be read, or one of its files.

@@ -148,7 +148,7 @@ def _answer(values: dict[str, Any], status: int = 200) -> JSONResponse:
 
 
 async def _answered(find: Callable[[], dict[str, Any]]) -> JSONResponse:
-    """What `find` gives, or what is wrong; not in the thread that serves, as it may wait."""
+    """Answers with what `find` gives, or with its error; in a thread of its own: it may wait."""
     try:
         return _answer(await run_in_threadpool(find))
     except StaleRequest:

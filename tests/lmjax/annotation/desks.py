@@ -4,7 +4,7 @@ import json
 import threading
 from contextlib import contextmanager, suppress
 
-from lmjax.annotation.answers import Answers
+from lmjax.annotation.answers import ItemAnswers
 from lmjax.annotation.desk import Desk
 from lmjax.annotation.items import read_items
 from lmjax.annotation.server import listen, make_app, serve
@@ -26,7 +26,7 @@ def make_desk(folder, lines=LINES, task="rank", seed=0):
     """A desk over `lines` with answers, whose judgements are in folder/out."""
     folder.mkdir(exist_ok=True)
     items = read_items(str(write_lines(folder / "prompts.jsonl", lines)), lambda item: None)
-    return Desk(items, Answers(items, folder / "out"), folder / "out", task, seed)
+    return Desk(items, ItemAnswers(items, folder / "out"), folder / "out", task, seed)
 
 
 def read_lines(path):

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmjax.annotation.answers import Answers
+from lmjax.annotation.answers import ItemAnswers
 from lmjax.annotation.desk import Desk, StaleRequest
 from lmjax.annotation.items import read_items
 from lmjax.config import UserError
@@ -269,7 +269,7 @@ def drawn(item):
 
 def sampled_desk(folder, sample, sampled_by):
     items = read_items(prompts(folder, *ASKED), accept)
-    answers = Answers(items, folder / "out", sample, sampled_by)
+    answers = ItemAnswers(items, folder / "out", sample, sampled_by)
     return Desk(items, answers, folder / "out"), answers
 
 

@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from lmjax.annotation.answers import Answers
+from lmjax.annotation.answers import ItemAnswers
 from lmjax.annotation.desk import Desk
 from lmjax.annotation.items import read_items
 from tests.lmjax.annotation.desks import LINES, judge, make_desk, read_lines, served, write_lines
@@ -311,7 +311,7 @@ def test_a_server_that_is_gone_loses_no_text(opened, tmp_path):
 def test_answers_appear_when_the_model_has_written_them(opened, tmp_path):
     path = write_lines(tmp_path / "prompts.jsonl", [{"prompt": "p"}])
     items = read_items(str(path), lambda item: None)
-    answers = Answers(items, tmp_path / "out", lambda item: ["one", "two"], {})
+    answers = ItemAnswers(items, tmp_path / "out", lambda item: ["one", "two"], {})
     with served(Desk(items, answers, tmp_path / "out")) as url:
         page = opened(url + "?annotator=ada")
         page.get_by_text("The model is writing").wait_for()
