@@ -46,6 +46,7 @@ class Annotate(Sampling):
     annotator: str | None = None  # name; none: the page asks, or has it from ?annotator=NAME
     samples: int = 4  # answers that the model writes to a prompt
     max_tokens: int = 200  # most tokens of an answer
+    seed: int = 0  # of the answers, and of the order in which an annotator sees them
     # chat format: true, the folder's own or its family's; or the name of one, as in
     # lmjax.generation
     chat: str = "true"

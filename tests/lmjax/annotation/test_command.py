@@ -28,12 +28,12 @@ from tests.lmjax.annotation.desks import LINES, read_lines, write_lines
 from tests.lmjax.jobs.base_run import pretrain_base
 
 ROOT = Path(__file__).parents[3]
-MODEL = TransformerConfig(
+MODEL = TransformerConfig(  # the one of tests/lmjax/jobs/test_finetune.py: compiled once
     vocab_size=257,
     hidden=16,
     num_layers=1,
-    max_length=64,
-    attention=AttentionConfig(num_heads=2, head_dim=8),
+    max_length=96,
+    attention=AttentionConfig(num_heads=4, head_dim=4),
     feed_forward=FeedForwardConfig(size=32),
 )
 PROMPTS = ({"prompt": "one"}, {"prompt": "two"}, LINES[1])

@@ -122,8 +122,8 @@ def test_answers_are_ranked_by_dragging(opened, tmp_path):
 
 
 def test_a_drag_goes_beyond_the_screen(opened, tmp_path):
-    """At the edge the page moves on: from the last of twenty answers to the first."""
-    lines = [{"prompt": LONG, "answers": [f"{n} {LONG}" for n in range(20)]}]
+    """At the edge the page moves on: from the last of eight answers to the first."""
+    lines = [{"prompt": LONG, "answers": [f"{n} {LONG}" for n in range(8)]}]
     with served(make_desk(tmp_path, lines)) as url:
         page = opened(url + "?annotator=ada", viewport={"width": 900, "height": 600})
         *others, last = (tier[0] for tier in shown(page))
