@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from lmjax.config import UserError, config
@@ -49,14 +49,14 @@ class Requests(TemplatedRecords, RequestSource):
 
     def documents_of(self, record: dict[str, Any], identity: str) -> Iterator[Document]:
         """See `JsonRecords.documents_of`."""
-        document = make_request(_messages(record), self.template, identity)
+        document = make_request(read_messages(record), self.template, identity)
         yield document._replace(metadata=self.metadata_of(record))
 
     def dialogues(self) -> Iterator[Dialogue]:
         """See `RequestSource.dialogues`: those of all lines."""
 
         def dialogue(record: dict[str, Any], identity: str) -> tuple[Dialogue]:
-            messages = _messages(record)
+            messages = read_messages(record)
             make_request(messages, self.template, identity)  # the format can express it
             return (Dialogue(messages, self.metadata_of(record) or {}),)
 
@@ -89,7 +89,12 @@ def make_request(messages: Sequence[Message], template: ChatFormat, identity: st
     )
 
 
-def _messages(record: dict[str, Any]) -> list[Message]:
+def read_messages(record: Mapping[str, Any]) -> list[Message]:
+    """The messages of a line that are to be replied to.
+
+    Raises:
+      BadRecord: there are none.
+    """
     for key in ("prompt", "messages"):
         if (given := record.get(key)) is not None:
             messages = read_request(given)
