@@ -1,6 +1,7 @@
 """Best of n: the best replies are kept, after a kill too, and other commands read the lines."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from lmjax.alignment.candidates import divergence_of_best
 from lmjax.alignment.ghost_attention import GhostAttention
 from lmjax.alignment.reward_functions import Reward
-from lmjax.config import UserError, config, replace
+from lmjax.config import UserError, config, replace, to_json
 from lmjax.data import Conversations, Data, Domain, chat_template
 from lmjax.data.chat.comparisons import Comparisons
 from lmjax.data.chat.requests import Requests
@@ -18,8 +19,10 @@ from lmjax.jobs.finetune import Finetune
 from lmjax.jobs.settings import ChatEvaluation
 from lmjax.models import AttentionConfig, FeedForwardConfig, TransformerConfig
 from lmjax.parallel import Mesh
+from lmjax.remote import Objects
 from lmjax.runs.folder import RunFolder
 from lmjax.training.schedules import Constant
+from tests import object_store
 from tests.lmjax.jobs.base_run import pretrain_base
 
 MODEL = TransformerConfig(
@@ -183,6 +186,26 @@ def test_after_a_kill_it_goes_on_to_the_same_bytes(folder, whole):
     assert made.stat().st_mtime_ns == before
     again.run()  # nothing is left to do
     assert contents(job) == contents(whole)
+
+
+def test_it_goes_on_in_a_store(folder, whole, tmp_path, monkeypatch):
+    """What a killed command has sent there is not made again, and the bytes are the same."""
+    monkeypatch.setenv("LMJAX_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv(object_store.FOLDER, str(tmp_path))
+    job = best(folder, "-", output="late://bucket/best", rewards=(StopsLater(),))
+    with pytest.raises(KeyboardInterrupt):
+        job.run()
+    shutil.rmtree(tmp_path / "cache")
+    first = contents(job)
+    assert list(first) == ["00000000.jsonl"]
+    objects = Objects(job.output, write=True)
+    objects.write("config.json", to_json(again := replace(job, rewards=whole.rewards)).encode())
+    again.run()
+    assert contents(job) == contents(whole)
+    for _ in range(object_store.LATE):
+        objects.listed()
+    path = f"{job.output}/replies/*.jsonl"
+    assert len(list(Conversations(path=path).documents())) == len(lines_of(whole))
 
 
 def test_earlier_rounds_are_candidates_too(folder, whole):
