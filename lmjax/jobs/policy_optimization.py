@@ -105,6 +105,8 @@ class PolicyOptimization(TrainingJob):
         if not self.rewards:
             raise UserError("rewards: give at least one")
         at_least(1, self, "samples", "reply_length", "epochs", "updates")
+        if self.elastic is not None:
+            raise UserError("elastic: a policy is held by objective.kl, reward_kl and pretraining")
         if self.begin_with is None:
             raise UserError("begin_with: the policy, and the reference that it is held to")
         if self.sampling != Sampling(temperature=self.sampling.temperature):
