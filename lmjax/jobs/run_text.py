@@ -26,7 +26,8 @@ def text_of_run(folder: str) -> tuple[Data, TextObjective] | None:
       folder: run folder, or public model folder.
 
     Returns:
-      None where the folder does not know its text, or the objective makes no examples of text.
+      None where the folder does not know its text, or the objective makes no examples of text, or
+      its loss reads further models.
 
     Raises:
       UserError: no such folder.
@@ -38,7 +39,7 @@ def text_of_run(folder: str) -> tuple[Data, TextObjective] | None:
     data, objective = (getattr(experiment, name, None) for name in ("data", "objective"))
     if not isinstance(data, Data) or not isinstance(objective, TextObjective):
         return None
-    return data, objective
+    return None if experiment.frozen_models() else (data, objective)
 
 
 def read_text(

@@ -1,5 +1,7 @@
 """Going on with new data: Fisher information, the elastic penalty, averages, transfer."""
 
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,8 +9,10 @@ import pytest
 from flax import nnx
 
 from lmjax.config import UserError, replace
-from lmjax.console import RunLog, make_console
+from lmjax.console import RunLog, Table, make_console
 from lmjax.data import Bytes, Data, Domain, TextFiles
+from lmjax.evaluation.transfer import ScoreMatrix
+from lmjax.generation.run import load_run
 from lmjax.interop.fisher_folder import read_fisher
 from lmjax.interop.folder import read_params
 from lmjax.interop.huggingface import by_path
@@ -16,8 +20,11 @@ from lmjax.jobs.fisher import Fisher
 from lmjax.jobs.pretrain import Pretrain
 from lmjax.jobs.run_text import read_text, text_of_run
 from lmjax.jobs.settings import Checkpoints, ElasticPenalty, Evaluation
+from lmjax.jobs.transfer import TransferReport
+from lmjax.jobs.weight_average import WeightAverage
 from lmjax.models import AttentionConfig, FeedForwardConfig, LoRA, TransformerConfig, abstract
 from lmjax.parallel import Mesh, training_layout
+from lmjax.runs.folder import RunFolder
 from lmjax.runs.metrics import read_metrics
 from lmjax.training.schedules import Constant
 from tests.lmjax.jobs.base_run import pretrain_base
@@ -187,3 +194,79 @@ def test_settings_that_do_not_go_together(folder):
         further(folder, "adapted", model=adapted, elastic=elastic(folder, 1.0)).run()
     with pytest.raises(UserError, match="Which folders"):
         Fisher().run()
+
+
+def test_averages_of_weights_and_their_scores(folder, layout, capsys):
+    """At alpha 0 and 1 the two models bit for bit; 0.5 is their mean; scores are the runs' own."""
+    tuned = further(folder, "tuned")
+    tuned.run()
+    names = str(folder / "base"), tuned.output
+    for alpha in (0.0, 0.5, 1.0):
+        alphas = (0.0, 1.0) if alpha == 0.5 else ()
+        output = str(folder / f"mean{alpha}")
+        settings = {"start": names[0], "tuned": names[1], "alpha": alpha, "alphas": alphas}
+        WeightAverage(output=output, mesh=Mesh(fsdp=4, tensor=2), **settings).run()
+    start, end = (read_params(name, MODEL, layout) for name in names)
+    zero, half, one = (read_params(folder / f"mean{a}", MODEL, layout) for a in (0.0, 0.5, 1.0))
+    jax.tree.map(np.testing.assert_array_equal, zero, start)
+    jax.tree.map(np.testing.assert_array_equal, one, end)
+    mean = jax.tree.map(lambda a, b: (np.asarray(a) + np.asarray(b)) / 2, start, end)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7), half, mean)
+
+    [table] = RunFolder(folder / "mean0.5").results()["tables"]
+    assert table["columns"] == ["held-out set", "alpha 0", "alpha 1"]
+    [score] = [m for m in read_metrics(tuned.output) if m["split"] != "train" and m["step"] == 4]
+    assert table["rows"][0][0] == "new"
+    assert table["rows"][0][2] == pytest.approx(score["bits_per_byte"], rel=1e-5)
+    run = load_run(folder / "mean0.5")
+    assert run.tokenizer.kind == "bytes"
+    with pytest.raises(UserError, match="a share is between 0 and 1"):
+        WeightAverage(alphas=(0.5, 1.1))
+
+
+def test_transfer_of_a_matrix_that_is_written_out():
+    """Three tasks, accuracies: the numbers below are computed by hand from the definitions."""
+    scores = np.array([[0.9, 0.5, 0.3], [0.8, 0.9, 0.4], [0.6, 0.7, 0.8]])
+    matrix = ScoreMatrix(scores, (0, 1, 2), np.array([0.1, 0.2, 0.25]), True)
+    assert matrix.average() == pytest.approx((0.6 + 0.7 + 0.8) / 3)
+    assert matrix.backward_transfer() == pytest.approx(((0.6 - 0.9) + (0.7 - 0.9)) / 2)
+    assert matrix.forward_transfer() == pytest.approx(((0.5 - 0.2) + (0.4 - 0.25)) / 2)
+    losses = ScoreMatrix(-scores, (0, 1, 2), -np.array([0.1, 0.2, 0.25]), False)
+    assert losses.backward_transfer() == pytest.approx(matrix.backward_transfer())
+    assert losses.forward_transfer() == pytest.approx(matrix.forward_transfer())
+    alone = ScoreMatrix(scores[:1, :1], (0,), np.array([0.1]), True)
+    assert (alone.backward_transfer(), alone.forward_transfer()) == (None, None)
+    gaps = ScoreMatrix(np.array([[np.nan, 1.0], [2.0, 3.0]]), (1, 0), np.array([0.0, 0.0]), True)
+    assert (gaps.backward_transfer(), gaps.forward_transfer()) == (2.0, None)
+
+
+def test_the_matrix_of_runs(folder, layout):
+    """Its cells are the losses that the runs themselves have measured."""
+    old = TextFiles(path=str(folder / "corpus.txt"), split="line")
+    first = further(folder, "first", begin_with=None)
+    first = replace(first, data=replace(first.data, train=(Domain(name="old", source=old),)))
+    first.run()
+    second = further(folder, "second", begin_with=first.output)
+    replay = Domain(name="old", source=old, weight=0.25)
+    both = replace(second.data, train=(*second.data.train, replay))
+    second = replace(second, data=both)
+    second.run()
+    output = folder / "transfer"
+    TransferReport(runs=(first.output, second.output), output=str(output)).run()
+    tables = [Table.from_json(table) for table in RunFolder(output).results()["tables"]]
+    bits, transfer = tables
+    assert bits.columns == ("held-out set", "random", "first", "second")
+    cells = bits.by_row()
+    assert list(cells) == ["old", "new"]
+    for job in (first, second):
+        for line in read_metrics(job.output):
+            if line["step"] == 4 and line["split"] != "train":
+                own = cells[line["split"].removeprefix("held_out/")][Path(job.output).name]
+                assert own == pytest.approx(line["bits_per_byte"], rel=1e-5)
+    gains = transfer.by_row()["bits per byte"]
+    old, new = cells["old"], cells["new"]
+    assert gains["backward transfer"] == pytest.approx(old["first"] - old["second"])
+    assert gains["forward transfer"] == pytest.approx(new["random"] - new["first"])
+    assert "Backward transfer" in (output / "report.html").read_text()
+    with pytest.raises(UserError, match="folder of another run"):
+        TransferReport(runs=(first.output,), output=first.output).run()
