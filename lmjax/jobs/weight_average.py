@@ -40,7 +40,7 @@ class AveragedModel(ConvertedModel):
     """An average of two models: what the config.json of its run folder says."""
 
     start: str  # the folder that has the share 1 - alpha; `source` has the share alpha
-    alpha: float
+    alpha: float  # the share of `source`
     objective: TextObjective | None = None  # what the model of `source` was trained to do
 
 
