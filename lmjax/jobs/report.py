@@ -105,12 +105,12 @@ def _finite_cell(cell: Cell) -> Cell:
 
 def _summary(results: Results, environment: dict[str, Any], train: list[dict]) -> str:
     tokens = sum(record.get("tokens", 0) for record in train)
-    words = [f"{len(train):,} steps on {tokens / 1e6:,.2f} million tokens"] if train else []
+    words = [f"{len(train):,} steps on {tokens / 1e6:,.2f} million tokens"]
     if results.parameters:
         words.insert(0, f"{results.parameters / 1e6:,.2f} million parameters")
     if "devices" in environment:
         words.append(f"on {environment['devices']} x {environment['device']}")
-    return ", ".join(words) + "." if words else ""
+    return ", ".join(words) + "."
 
 
 def _tiles(results: Results, train: list[dict]) -> list[tuple[str, str]]:
