@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import abc
+import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -11,6 +13,8 @@ from jaxtyping import Float
 
 from lmjax.config import UserError, config
 from lmjax.data.tokenizers import Tokenizer
+
+WORD = re.compile(r"[^\W_]+")
 
 
 class Reply(NamedTuple):
@@ -92,6 +96,38 @@ class CutOff(Reward):
     def score(self, replies: Sequence[Reply]) -> list[float]:
         """See `Reward.score`."""
         return [float(reply.ended) - 1 for reply in replies]
+
+
+@config
+class SharedWords(Reward):
+    """F1 between the words of a reply and those of the right answer, from 0 to 1.
+
+    A word is a run of letters and digits, in any case; one that is written several times counts as
+    often (Rajpurkar et al. 2016, arXiv:1606.05250).
+    """
+
+    answer: str = "answer"  # field of the request's line that holds the right answer
+
+    def score(self, replies: Sequence[Reply]) -> list[float]:
+        """See `Reward.score`. UserError: a request lacks the field, or it holds no text."""
+        return [_shared(reply.text, self._answer(reply)) for reply in replies]
+
+    def _answer(self, reply: Reply) -> str:
+        found = reply.metadata.get(self.answer)
+        if not isinstance(found, str):
+            known = ", ".join(map(repr, reply.metadata)) or "none"
+            raise UserError(
+                f"{self.name} reads the field {self.answer!r} of a request, a text; its fields are "
+                f"{known} (the source's `metadata` names those that are read)"
+            )
+        return found
+
+
+def _shared(text: str, answer: str) -> float:
+    """F1 of the words of two texts."""
+    found, wanted = (Counter(WORD.findall(one.lower())) for one in (text, answer))
+    size = found.total() + wanted.total()
+    return 2 * (found & wanted).total() / size if size else 0.0
 
 
 def make_ready(

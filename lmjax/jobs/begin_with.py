@@ -127,7 +127,7 @@ def with_starting_model(
     if job.begin_with is None:
         return job
     try:
-        tokenizer, model = _tokenizer(job.data.tokenizer, job.begin_with), job.model
+        tokenizer, model = tokenizer_of(job.data.tokenizer, job.begin_with), job.model
         found = model_folder(job.begin_with) if model is None else model
     except UserError as error:
         raise UserError(f"begin_with: {error}") from None
@@ -138,10 +138,14 @@ def with_starting_model(
     return replace(job, model=model, data=replace(job.data, tokenizer=tokenizer))
 
 
-def _tokenizer(given: TokenizerConfig, begin_with: str) -> TokenizerConfig:
-    """The tokenizer of `begin_with` in place of the default, also inside `WithTokens`."""
+def tokenizer_of(given: TokenizerConfig, begin_with: str) -> TokenizerConfig:
+    """The tokenizer of a folder in place of the default, also inside `WithTokens`.
+
+    Raises:
+      UserError: there is none in the folder.
+    """
     if isinstance(given, WithTokens):
-        return replace(given, tokenizer=_tokenizer(given.tokenizer, begin_with))
+        return replace(given, tokenizer=tokenizer_of(given.tokenizer, begin_with))
     if given != LEARNT:
         return given
     return TokenizerFolder(path=str(tokenizer_folder(begin_with)))

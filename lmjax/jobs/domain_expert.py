@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
-
-import jax
 
 from lmjax.config import UserError, config, replace
 from lmjax.console import RunLog, make_console
 from lmjax.data import Conversations, Data, Domain, Source, TextFiles, TokenizerFolder
 from lmjax.data.chat.embedded_instructions import EmbeddedInstructions
 from lmjax.interop.folder import tokenizer_folder
+from lmjax.jobs.chain import Chain
 from lmjax.jobs.finetune import Finetune
+from lmjax.jobs.job import Job
 from lmjax.jobs.pretrain import Pretrain
 from lmjax.jobs.settings import ChatEvaluation, Checkpoints, at_least
-from lmjax.jobs.training_job import TrainingJob
-from lmjax.jobs.transfer import transfer_tables, write_tables
+from lmjax.jobs.transfer import TransferReport
 from lmjax.parallel import Mesh
 from lmjax.remote import check_path, is_url
 from lmjax.runs.folder import RunFolder
@@ -28,7 +26,7 @@ FEW = 100  # files, of which a part that is held out would be too few
 
 
 @config
-class DomainExpert:
+class DomainExpert(Job):
     """Continued pretraining on a folder of texts, then instructions, and a report of both.
 
     The first run goes on as the one that it begins with: its objective and optimizer, its learning
@@ -38,7 +36,7 @@ class DomainExpert:
     """
 
     path: str | None = None  # folder of UTF-8 texts, or pattern of files: "manuals/**/*.txt"
-    output: str = "runs/domain"  # folder of the report, with the two runs in text/ and chat/
+    output: str = "runs/domain"  # folder of the report, with the runs in text/ and chat/
     begin_with: str = "runs/quickstart"  # run of Pretrain
     name: str | None = None  # of the text in the report; none: that of the folder
     # what is a document, of which a part is held out; none: a file where there are 100 or more
@@ -64,20 +62,26 @@ class DomainExpert:
             raise UserError(f"replay={self.replay}: a share of the rows is 0 or more, and below 1")
 
     def run(self) -> None:
-        """Trains, or goes on training, and writes the report.
+        """See `Job.run`.
 
         Raises:
-          UserError: there is no text, or `begin_with` is no run of `Pretrain`.
-          SystemExit: after Ctrl-C or SIGTERM; the same command goes on.
+          UserError: also where there is no text, or `begin_with` is no run of `Pretrain`.
         """
-        runs = self.runs()
-        run_in_order(runs)
-        folders = (self.begin_with, *(job.output for job in runs))
-        with jax.set_mesh(self.mesh.build()):
-            write_tables(self, self.output, transfer_tables(folders, self.tokens))
+        self.chain().run()
 
-    def runs(self) -> tuple[TrainingJob, ...]:
-        """The runs, each of which begins with the one before."""
+    def chain(self) -> Chain:
+        """The jobs, each of which begins with the one before, and the report on them."""
+        text, chat = self._runs()
+        transfer = TransferReport(
+            output="{output}/transfer",
+            runs=(self.begin_with, text.output, chat.output),
+            tokens=self.tokens,
+            mesh=self.mesh,
+        )
+        return Chain(output=self.output, jobs=(text, chat, transfer))
+
+    def _runs(self) -> tuple[Pretrain, Finetune]:
+        """The two runs of training."""
         if self.path is None:
             raise UserError(
                 "Which texts? For instance: python -m experiments.domain path=my/folder"
@@ -85,7 +89,8 @@ class DomainExpert:
         before = RunFolder(self.begin_with).experiment()
         if not isinstance(before, Pretrain):
             raise UserError(
-                f"begin_with={self.begin_with}: it is a run of {type(before).__name__};"
+                f"begin_with={self.begin_with}: it is a run of {type(before).__name__}; give one of "
+                "Pretrain, whose text and learning rate are known"
             )
         if not before.data.held_out:
             raise UserError(
@@ -113,7 +118,7 @@ class DomainExpert:
         new = Domain(name=name, source=self._source(), weight=1 - self.replay)
         return replace(
             before,
-            output=os.path.join(self.output, "text"),
+            output="{output}/text",
             begin_with=self.begin_with,
             steps=self.steps,
             schedule=self.schedule or before.schedule,
@@ -131,8 +136,8 @@ class DomainExpert:
         if self.instructions is not None:
             source = Conversations(path=self.instructions)
         return Finetune(
-            output=os.path.join(self.output, "chat"),
-            begin_with=os.path.join(self.output, "text"),
+            output="{output}/chat",
+            begin_with="{output}/text",
             steps=self.instruction_steps,
             data=replace(
                 self._data(before),
@@ -162,9 +167,3 @@ class DomainExpert:
             split = "file" if files >= FEW else "paragraph"
             RunLog(make_console()).fact("documents", f"each {split} of {files:,} files")
         return replace(source, split=split)
-
-
-def run_in_order(jobs: Sequence[TrainingJob]) -> None:
-    """Runs jobs one after another; those that have ended say so, and the others go on."""
-    for job in jobs:
-        job.run()

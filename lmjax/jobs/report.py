@@ -15,6 +15,10 @@ from lmjax.launch import run
 from lmjax.runs.folder import CONFIG, REPORT, RunFolder
 
 TEMPLATE = Path(__file__).with_name("report.html")
+OUTPUT = "{output}"  # in the settings of a chain's jobs: the chain's folder
+NOT_DRAWN = {"step", "split", "tokens", "peak_memory"}
+# What every run measures, whose curves the page names itself.
+EVERY_RUN = {"loss", "learning_rate", "gradient_norm", "tokens_per_second", "mfu"} | NOT_DRAWN
 POINTS = 1500  # at most so many points a curve; more are averaged in groups
 
 
@@ -37,35 +41,72 @@ def fill(template: str, values: dict[str, Any]) -> str:
 
 def content(folder: RunFolder) -> dict[str, Any]:
     """Everything that the page shows."""
-    results = Results.from_json(folder.results())
-    records = folder.metrics()
-    train = [record for record in records if record["split"] == "train"]
-    held_out: dict[str, list[dict]] = {}
-    for record in records:
-        if record["split"] != "train":
-            name = "held-out " + record["split"].removeprefix("held_out/")
-            held_out.setdefault(name, []).append(_finite(record))
+    runs = _runs(folder)
+    alone = runs.get("")
     return {
         "name": folder.path.name,
-        "summary": _summary(results, folder.environment(), train),
-        "tiles": _tiles(results, train),
-        "tables": [_shown(table) for table in results.tables],
-        "train": thinned(train, POINTS),
-        "held_out": held_out,
+        "summary": _summary(*alone) if alone else f"{len(runs)} jobs, one after another.",
+        "tiles": _tiles(*alone) if alone else [],
+        "runs": [_run(title, *found) for title, found in runs.items()],
         "config": folder.read_json(CONFIG),
         "settings_words": "The whole experiment, as config.json in the run folder holds it.",
         "environment": folder.environment() | _traced(folder),
     }
 
 
+def _runs(folder: RunFolder) -> dict[str, tuple[RunFolder, Results, list[dict]]]:
+    """The runs of a page, with results and metrics: those of a chain's jobs, or the folder's own.
+
+    A chain's are where they were made, or below the chain's folder if it was moved.
+    """
+    outputs = [job["output"] for job in folder.read_json(CONFIG).get("jobs", ())]
+    folders = [RunFolder(one.replace(OUTPUT, str(folder.path))) for one in outputs]
+    begun = {f"{n}. {one.path.name}": one for n, one in enumerate(folders, 1) if one.has_begun()}
+    found = {"": folder} if not outputs else begun
+    return {
+        title: (one, Results.from_json(one.results()), one.metrics())
+        for title, one in found.items()
+    }
+
+
+def _run(title: str, folder: RunFolder, results: Results, records: list[dict]) -> dict[str, Any]:
+    """Tables and curves of a run."""
+    held_out: dict[str, list[dict]] = {}
+    for record in records:
+        if record["split"] != "train":
+            name = "held-out " + record["split"].removeprefix("held_out/")
+            held_out.setdefault(name, []).append(_finite(record))
+    train = thinned(_train(records), POINTS)
+    return {
+        "title": title,
+        "summary": _summary(folder, results, records),
+        "tables": [_shown(table) for table in results.tables],
+        "train": train,
+        "held_out": held_out,
+        "measures": _measures(train),
+    }
+
+
+def _train(records: list[dict]) -> list[dict]:
+    return [record for record in records if record["split"] == "train"]
+
+
+def _measures(train: list[dict]) -> list[str]:
+    """Names of what a job measures at its steps, beside what every run has."""
+    names = dict.fromkeys(name for record in train for name in record)
+    return [name for name in names if name not in EVERY_RUN]
+
+
 def thinned(records: list[dict], points: int) -> list[dict]:
     """At most `points` records: neighbours in groups of one size, their numbers averaged.
 
-    A group stands at its last step. Numbers that are not finite are left out of the mean.
+    A group has its last step. Numbers that are not finite are left out of the mean.
     """
     size = max(1, math.ceil(len(records) / points))
     groups = [records[start : start + size] for start in range(0, len(records), size)]
-    shown = ("loss", "gradient_norm", "learning_rate", "tokens_per_second", "mfu")
+    numbers = (int, float)
+    given = dict.fromkeys(k for r in records for k, v in r.items() if isinstance(v, numbers))
+    shown = [name for name in given if name not in NOT_DRAWN]
     result = []
     for group in groups:
         mean: dict[str, Any] = {"step": group[-1]["step"]}
@@ -103,7 +144,10 @@ def _finite_cell(cell: Cell) -> Cell:
     return None if isinstance(cell, float) and not math.isfinite(cell) else cell
 
 
-def _summary(results: Results, environment: dict[str, Any], train: list[dict]) -> str:
+def _summary(folder: RunFolder, results: Results, records: list[dict]) -> str:
+    environment, train = folder.environment(), _train(records)
+    if not train:
+        return ""
     tokens = sum(record.get("tokens", 0) for record in train)
     words = [f"{len(train):,} steps on {tokens / 1e6:,.2f} million tokens"]
     if results.parameters:
@@ -113,8 +157,8 @@ def _summary(results: Results, environment: dict[str, Any], train: list[dict]) -
     return ", ".join(words) + "."
 
 
-def _tiles(results: Results, train: list[dict]) -> list[tuple[str, str]]:
-    tiles = []
+def _tiles(folder: RunFolder, results: Results, records: list[dict]) -> list[tuple[str, str]]:
+    train, tiles = _train(records), []
     for table in results.tables:
         values = [row[-1] for row in table.rows if row[-1] is not None]
         if values and not table.is_text:

@@ -12,6 +12,7 @@ from flax import nnx
 from lmjax.config import UserError, config
 from lmjax.console import RunLog, make_console
 from lmjax.evaluation.evaluator import Evaluator
+from lmjax.jobs.job import Job
 from lmjax.jobs.settings import Checkpoints, ElasticPenalty, Log, at_least, may_change
 from lmjax.jobs.training_run import TrainingRun
 from lmjax.models import TransformerConfig, abstract
@@ -48,7 +49,7 @@ class FrozenModel(NamedTuple):
 
 
 @config
-class TrainingJob(abc.ABC):
+class TrainingJob(Job):
     """Train a model on examples, from random parameters or from those of another model.
 
     A job of one's own says what its examples are: `example_shapes`, `prepare`, and the `objective`
@@ -114,7 +115,7 @@ class TrainingJob(abc.ABC):
         """Factor of the embeddings' gradient by step; see `Learner.embedding_gradient`."""
         return None
 
-    def check_batches(self, done: int) -> None:  # noqa: B027 (nothing to check: all are alike)
+    def check_batches(self, done: int) -> None:
         """Raises UserError if an example after `done` steps does not divide among the devices."""
 
     def check_model(self) -> None:

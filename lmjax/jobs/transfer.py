@@ -1,25 +1,26 @@
 """Scores of runs on each other's held-out text: what was learnt, kept and forgotten.
 
-python -m lmjax.jobs.transfer runs=runs/quickstart,runs/instruct output=runs/transfer
+python -m lmjax.jobs.transfer runs=runs/quickstart,runs/instruct
 """
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import jax
 
 from lmjax.config import UserError, config
 from lmjax.console import RunLog, Table, make_console
 from lmjax.jobs.held_out_tasks import matrix_of, score_on, score_tables, starting_model, tasks_of
+from lmjax.jobs.job import Job
 from lmjax.jobs.report import write_report
 from lmjax.jobs.results import Results
 from lmjax.jobs.settings import at_least
+from lmjax.jobs.side_by_side import label
 from lmjax.launch import import_modules, is_first, run
 from lmjax.models import initialize
 from lmjax.parallel import Mesh, training_layout
 from lmjax.remote import check_path
-from lmjax.runs.folder import REPORT, RESULTS, RunFolder
+from lmjax.runs.folder import RESULTS
+from lmjax.runs.lock import lock_run_folder
 
 RANDOM = "random"  # the column of a model that has learnt nothing
 CAPTION = (
@@ -35,7 +36,7 @@ TRANSFER_CAPTION = (
 
 
 @config
-class TransferReport:
+class TransferReport(Job):
     """The matrix of scores on every task after every stage, and what was transferred.
 
     The stages are runs, each of which began with the one before. The tasks are their held-out sets;
@@ -43,10 +44,10 @@ class TransferReport:
     Each model reads the text in its own tokens.
     """
 
+    output: str = "runs/transfer"  # folder of the report
     runs: tuple[
         str, ...
     ] = ()  # run folders in the order of training; the first may be a public one
-    output: str | None = None  # folder of the report
     tokens: int | None = None  # about how many tokens of each set to score; none: all
     mesh: Mesh = Mesh()  # how the devices are arranged
     imports: tuple[str, ...] = ()  # modules of your own whose classes the runs have
@@ -54,25 +55,36 @@ class TransferReport:
     def validate(self) -> None:
         """Raises UserError for numbers that cannot be meant, or folders named twice."""
         at_least(1, self, "tokens")
-        check_path(self.output or "", "output", write=True)
-        names = [Path(folder).name for folder in self.runs]
+        check_path(self.output, "output", write=True)
+        names = [label(folder) for folder in self.runs]
         if len(set(names)) < len(names) or RANDOM in names:
             raise UserError(f"runs={','.join(self.runs)}: their folders must have different names")
 
-    def run(self) -> None:
-        """Scores all models, and writes results.json and report.html.
+    def may_change(self, setting: str) -> bool:
+        """See `TrainingJob.may_change`."""
+        return setting == "output"
 
-        Raises:
-          UserError: no folders are named, or one cannot be read or written.
-        """
-        if not self.runs or self.output is None:
+    def run(self) -> None:
+        """See `Job.run`; writes results.json and report.html."""
+        if not self.runs:
             raise UserError(
-                "Which folders? For instance: python -m lmjax.jobs.transfer "
-                "runs=runs/quickstart,runs/instruct output=runs/transfer"
+                "Which runs? For instance: "
+                "python -m lmjax.jobs.transfer runs=runs/quickstart,runs/instruct"
             )
         import_modules(self.imports)
-        with jax.set_mesh(self.mesh.build()):
-            write_tables(self, self.output, transfer_tables(self.runs, self.tokens))
+        log = RunLog(make_console())
+        with jax.set_mesh(self.mesh.build()), lock_run_folder(self) as folder:
+            log.title(folder.path.name, folder.location)
+            results = Results.from_json(folder.results())
+            if not results.step:
+                results = Results(step=1, tables=transfer_tables(self.runs, self.tokens))
+                if is_first():
+                    folder.write_config(self)
+                    folder.write_json(RESULTS, results.to_json())
+                    write_report(folder)
+            for table in results.tables:
+                log.table(table)
+            log.files(folder.path, [("the report", str(folder.report))])
 
 
 def transfer_tables(runs: tuple[str, ...], tokens: int | None = None) -> tuple[Table, ...]:
@@ -94,7 +106,7 @@ def transfer_tables(runs: tuple[str, ...], tokens: int | None = None) -> tuple[T
             if not scores:
                 _, nothing = initialize(model, training_layout(), jax.random.key(0))
                 scores[RANDOM] = score_on(tasks, model, nothing, folder, tokens, log)
-            scores[Path(folder).name] = score_on(tasks, model, params, folder, tokens, log)
+            scores[label(folder)] = score_on(tasks, model, params, folder, tokens, log)
     tables = score_tables(scores, CAPTION)
     rows = []
     for table in tables:
@@ -103,30 +115,6 @@ def transfer_tables(runs: tuple[str, ...], tokens: int | None = None) -> tuple[T
         rows.append((table.title.lower(), *gains))
     columns = ("measure", "average at the end", "forward transfer", "backward transfer")
     return (*tables, Table("Backward transfer", columns, tuple(rows), TRANSFER_CAPTION))
-
-
-def write_tables(settings: object, output: str, tables: tuple[Table, ...]) -> None:
-    """Writes a folder with a report that has these tables, and prints them.
-
-    Args:
-      settings: the config that made them, which becomes config.json.
-      output: the folder; one that has a report of the same config class is written anew.
-      tables: of the report.
-
-    Raises:
-      UserError: the folder holds something else, or cannot be written.
-    """
-    log, folder = RunLog(make_console()), RunFolder(output)
-    if folder.config.is_file() and type(folder.experiment()) is not type(settings):
-        raise UserError(f"output={output}: it is the folder of another run; choose another one")
-    if is_first():
-        folder.path.mkdir(parents=True, exist_ok=True)
-        folder.write_config(settings)
-        folder.write_json(RESULTS, Results(tables=tables).to_json())
-        write_report(folder)
-    for table in tables:
-        log.table(table)
-    log.files(folder.location, ((REPORT, "all of it on one page"),))
 
 
 if __name__ == "__main__":

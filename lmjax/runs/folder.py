@@ -71,6 +71,10 @@ class RunFolder:
         """The page for people."""
         return self.path / REPORT
 
+    def has_begun(self) -> bool:
+        """Returns whether there is a run in the folder."""
+        return self.config.is_file()
+
     def experiment(self) -> Any:
         """The experiment of config.json. UserError where there is none or it does not load."""
         with errors_told("cannot read the run"):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import abc
 import platform
 from collections.abc import Iterator
 
 from lmjax.config import config, fingerprint
 from lmjax.data.chat.conversations import make_document
 from lmjax.data.chat.messages import Message
+from lmjax.data.chat.requests import make_request
 from lmjax.data.chat.templates import PLAIN, ChatTemplate
 from lmjax.data.documents import Document, HashFiles, OnSkip, Part, Source, digest
 from lmjax.data.embedded import EMPTY_LINE, TOPIC, EmbeddedCorpus, docstrings
@@ -17,8 +19,8 @@ VERSION = "1"  # to be raised when other questions are made of the same files
 
 
 @config
-class EmbeddedInstructions(Source):
-    """Questions and answers made of the docstrings of Python's standard library, both ways.
+class EmbeddedQuestions(Source, abc.ABC):
+    """Base of the sources of questions made of the docstrings of Python's standard library.
 
     "What does textwrap.dedent(text) do?" is answered by the docstring's first paragraph, and "What
     does this?" with that paragraph by the name and signature. Those of a module are on one side of
@@ -45,6 +47,29 @@ class EmbeddedInstructions(Source):
                 (f"What does {name} do?", answer),
                 (f"What does this? {answer}", name),
             ):
-                talk = [Message("user", question), Message("assistant", reply)]
-                document = make_document(talk, self.template, f"{part.name}, {name}")
+                document = self.document_of(question, reply, f"{part.name}, {name}")
                 yield document._replace(group=part.name)
+
+    @abc.abstractmethod
+    def document_of(self, question: str, answer: str, identity: str) -> Document:
+        """A document about a question and its answer."""
+
+
+@config
+class EmbeddedInstructions(EmbeddedQuestions):
+    """Questions about Python's standard library with their answers, to learn from."""
+
+    def document_of(self, question: str, answer: str, identity: str) -> Document:
+        """See `EmbeddedQuestions.document_of`: a conversation."""
+        talk = [Message("user", question), Message("assistant", answer)]
+        return make_document(talk, self.template, identity)
+
+
+@config
+class EmbeddedRequests(EmbeddedQuestions):
+    """Questions about Python's standard library, to reply to; the answer is in the metadata."""
+
+    def document_of(self, question: str, answer: str, identity: str) -> Document:
+        """See `EmbeddedQuestions.document_of`: a request."""
+        document = make_request([Message("user", question)], self.template, identity)
+        return document._replace(metadata={"answer": answer})

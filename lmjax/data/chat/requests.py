@@ -32,19 +32,32 @@ class Requests(TemplatedRecords):
             messages.pop()
         if not messages:
             raise BadRecord("there is no message to reply to")
-        try:
-            pieces = self.template.render(messages)
-        except UserError as error:
-            raise BadRecord(str(error)) from None
-        text = "".join(piece.text for piece in pieces)
-        yield Document(
-            text=text,
-            identity=identity,
-            group=next((text_of(one) for one in messages if one.role == "user"), ""),
-            metadata=self.metadata_of(record),
-            labels=(0.0,),  # a group of its own
-            encode=functools.partial(_encode, template=self.template, messages=messages),
-        )
+        document = make_request(messages, self.template, identity)
+        yield document._replace(metadata=self.metadata_of(record))
+
+
+def make_request(messages: Sequence[Message], template: ChatFormat, identity: str) -> Document:
+    """Messages that a model is to reply to, as a document.
+
+    Args:
+      messages: the last of them is no assistant's.
+      template: the format that they are written in.
+      identity: of the document.
+
+    Raises:
+      BadRecord: the format cannot express them.
+    """
+    try:
+        pieces = template.render(messages)
+    except UserError as error:
+        raise BadRecord(str(error)) from None
+    return Document(
+        text="".join(piece.text for piece in pieces),
+        identity=identity,
+        group=next((text_of(one) for one in messages if one.role == "user"), ""),
+        labels=(0.0,),  # a group of its own
+        encode=functools.partial(_encode, template=template, messages=messages),
+    )
 
 
 def _messages(record: dict[str, Any]) -> list[Message]:

@@ -268,5 +268,5 @@ def test_the_matrix_of_runs(folder, layout):
     assert gains["backward transfer"] == pytest.approx(old["first"] - old["second"])
     assert gains["forward transfer"] == pytest.approx(new["random"] - new["first"])
     assert "Backward transfer" in (output / "report.html").read_text()
-    with pytest.raises(UserError, match="folder of another run"):
+    with pytest.raises(UserError, match="output"):
         TransferReport(runs=(first.output,), output=first.output).run()

@@ -54,7 +54,9 @@ def expert(folder, **settings):
 def test_an_expert_of_a_folder(folder):
     job = expert(folder, tokens=2000)
     job.run()
-    tables = {table["title"]: table for table in RunFolder(job.output).results()["tables"]}
+    tables = {
+        table["title"]: table for table in RunFolder(f"{job.output}/transfer").results()["tables"]
+    }
     bits = tables["Bits per byte"]
     assert bits["columns"] == ["held-out set", "random", "base", "text", "chat"]
     assert [row[0] for row in bits["rows"]] == ["lines", "manual"]
@@ -62,6 +64,7 @@ def test_an_expert_of_a_folder(folder):
     assert text < base < random
     [(name, _, _, before, chat)] = tables["Nats per predicted token"]["rows"]
     assert name == "instructions" and chat < before
+    assert "Backward transfer" in RunFolder(job.output).report.read_text()
     gains = {row[0]: row[1:] for row in tables["Backward transfer"]["rows"]}
     assert gains["bits per byte"][1] == pytest.approx(random - base)
     steps = [m["step"] for m in read_metrics(f"{job.output}/text") if m["split"] == "train"]
@@ -70,14 +73,16 @@ def test_an_expert_of_a_folder(folder):
 
 
 def test_a_share_of_old_text_is_replayed(folder):
-    text, chat = expert(folder).runs()
+    text, chat, transfer = expert(folder).chain().jobs
     weights = {domain.name: domain.weight for domain in text.data.train}
     assert weights == {"manual": 0.75, "lines": 0.25}
     assert text.data.train[0].source.split == "paragraph"  # of two files none can be held out
     assert text.schedule == RunFolder(folder / "base").experiment().schedule
     assert chat.begin_with == text.output
+    assert transfer.runs == (str(folder / "base"), text.output, chat.output)
     assert chat.data.held_out == text.data.held_out
-    alone, _ = expert(folder, replay=0.0, schedule=Constant(peak=1e-4), split="file").runs()
+    alone = expert(folder, replay=0.0, schedule=Constant(peak=1e-4), split="file")
+    alone = alone.chain().jobs[0]
     assert [domain.name for domain in alone.data.train] == ["manual"]
     assert (alone.schedule.peak, alone.data.train[0].source.split) == (1e-4, "file")
 

@@ -63,8 +63,9 @@ def page_data(folder):
 def test_the_page_holds_the_run(folder):
     data, _ = page_data(folder)
     assert data["name"] == "my <run>"
-    assert [record["step"] for record in data["train"]] == [1, 2, 3]
-    assert data["held_out"] == {
+    [run] = data["runs"]
+    assert [record["step"] for record in run["train"]] == [1, 2, 3]
+    assert run["held_out"] == {
         "held-out books": [
             {"step": 2, "split": "held_out/books", "loss": 3.0, "bits_per_byte": 1.5}
         ]
@@ -79,14 +80,16 @@ def test_the_page_fetches_nothing_and_runs_only_its_own_script(folder):
     assert page.fetched == []
     assert len(page.scripts) == 2
     assert "alert" not in page.scripts[1]
-    assert data["tables"][0]["rows"] == [[HOSTILE, HOSTILE]]
+    assert data["runs"][0]["tables"][0]["rows"] == [[HOSTILE, HOSTILE]]
 
 
 def test_results_reach_the_page(folder):
     table = scores(("books", 2.5, 1.25))
     folder.write_json("results.json", Results(3, tables=(table,)).to_json())
     data, _ = page_data(folder)
-    assert data["tables"] == [{**json.loads(json.dumps(table.to_json())), "is_text": False}]
+    assert data["runs"][0]["tables"] == [
+        {**json.loads(json.dumps(table.to_json())), "is_text": False}
+    ]
     assert ["bits per byte", "1.250"] in data["tiles"]
 
 
@@ -99,13 +102,15 @@ def test_a_mean_says_which_domains_it_is_of(folder):
         table = scores(*(rows[name] for name in names))
         folder.write_json("results.json", Results(3, tables=(table,)).to_json())
         data, _ = page_data(folder)
-        assert [words, "1.250"] in data["tiles"] and data["tables"][0]["notes"] == ["lost"]
+        assert [words, "1.250"] in data["tiles"] and data["runs"][0]["tables"][0]["notes"] == [
+            "lost"
+        ]
 
 
 def test_results_of_another_build_are_no_error(folder):
     """Those from before there were tables have none."""
     folder.write_json("results.json", {"step": 3, "bits_per_byte": {"books": {"model": 1.0}}})
-    assert page_data(folder)[0]["tables"] == []
+    assert page_data(folder)[0]["runs"][0]["tables"] == []
 
 
 def test_numbers_that_are_none_become_null():
