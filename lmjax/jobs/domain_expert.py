@@ -89,8 +89,8 @@ class DomainExpert(Job):
         before = RunFolder(self.begin_with).experiment()
         if not isinstance(before, Pretrain):
             raise UserError(
-                f"begin_with={self.begin_with}: it is a run of {type(before).__name__}; give one of "
-                "Pretrain, whose text and learning rate are known"
+                f"begin_with={self.begin_with}: it is a run of {type(before).__name__}; give one "
+                "of Pretrain, whose text and learning rate are known"
             )
         if not before.data.held_out:
             raise UserError(
