@@ -6,10 +6,6 @@ from lmjax.alignment.advantages import group_relative as group_relative
 from lmjax.alignment.advantages import leave_one_out as leave_one_out
 from lmjax.alignment.advantages import reinforce_plus_plus as reinforce_plus_plus
 from lmjax.alignment.advantages import whiten as whiten
-from lmjax.alignment.elastic_weights import ElasticWeights as ElasticWeights
-from lmjax.alignment.elastic_weights import diagonal_fisher as diagonal_fisher
-from lmjax.alignment.elastic_weights import quadratic_penalty as quadratic_penalty
-from lmjax.alignment.elastic_weights import sampled_loss as sampled_loss
 from lmjax.alignment.kl import AdaptiveKL as AdaptiveKL
 from lmjax.alignment.kl import FixedKL as FixedKL
 from lmjax.alignment.kl import KLControl as KLControl

@@ -16,6 +16,7 @@ from lmjax.data.store import TokenStore
 from lmjax.evaluation.evaluator import Context, Evaluate, Evaluator, Record
 from lmjax.objectives import Example, Sums, TextObjective, TokenTable
 from lmjax.parallel import Layout
+from lmjax.training.feed import TextFeed
 from lmjax.training.placement import to_devices
 
 HELD_OUT = "held_out/"  # before the name of a set, as the split of its metrics
@@ -100,13 +101,20 @@ class HeldOut:
     @classmethod
     def of(cls, context: Context, tokens: int | None = None) -> HeldOut:
         """The held-out sets of a run whose feed is a `TextFeed`; see `tokens`."""
-        feed, learner = context.feed, context.learner
+        learner = context.learner
+        return cls.of_feed(context.feed, learner.layout, learner.model.vocab_size, tokens)
+
+    @classmethod
+    def of_feed(
+        cls, feed: TextFeed, layout: Layout, vocab_size: int, tokens: int | None = None
+    ) -> HeldOut:
+        """The held-out sets of a feed, for a model with so many tokens; see the attributes."""
         return cls(
             stores=feed.prepared.held_out,
             objective=feed.objective,
-            layout=learner.layout,
+            layout=layout,
             length=feed.length,
-            vocab_size=learner.model.vocab_size,
+            vocab_size=vocab_size,
             batch_size=feed.batch_size,
             tokens=tokens,
             lexicon=feed.lexicon,

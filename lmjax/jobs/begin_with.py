@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import contextlib
+from collections.abc import Callable
 from typing import Any
 
 from lmjax.config import UserError, replace
@@ -12,8 +13,9 @@ from lmjax.data.chat.folder import FolderTemplate, read_templates
 from lmjax.data.chat.messages import ChatFormat
 from lmjax.data.chat.templated import template_of
 from lmjax.data.public_tokenizers import read_tokenizer
-from lmjax.data.tokenizers import Tokenizer
+from lmjax.data.tokenizers import Tokenizer, old_pieces
 from lmjax.data.tokenizers.special_tokens import ExtendedTokenizer
+from lmjax.data.tokenizers.subwords import SentencePieceTokenizer
 from lmjax.interop.folder import model_folder, read_params, tokenizer_folder
 from lmjax.interop.huggingface import architecture_of, is_model_folder
 from lmjax.interop.kept_files import keep
@@ -67,7 +69,7 @@ def read_parameters(
         return params
     where = tokenizer_folder(source)
     try:
-        alike = read_tokenizer(where).fingerprint in _fingerprints(tokenizer)
+        alike = _keeps_tokens(read_tokenizer(where), tokenizer)
     except UserError as error:
         log.warn(f"whether it knows the same tokens is not known: {error}")
         return params
@@ -98,12 +100,15 @@ def _warn_of_frozen_tokens(known: int, learner: Learner, log: RunLog) -> None:
         )
 
 
-def _fingerprints(tokenizer: Tokenizer) -> Iterator[str]:
-    """Fingerprints of a tokenizer, and of those that it adds tokens to."""
-    yield tokenizer.fingerprint
-    while isinstance(tokenizer, ExtendedTokenizer):
+def _keeps_tokens(before: Tokenizer, tokenizer: Tokenizer) -> bool:
+    """Returns whether a tokenizer is another one, perhaps with more tokens behind its ids."""
+    while isinstance(tokenizer, ExtendedTokenizer) and tokenizer.fingerprint != before.fingerprint:
         tokenizer = tokenizer.inner
-        yield tokenizer.fingerprint
+    if isinstance(before, SentencePieceTokenizer) and isinstance(tokenizer, SentencePieceTokenizer):
+        with contextlib.suppress(UserError):
+            old_pieces(before, tokenizer)
+            return True
+    return tokenizer.fingerprint == before.fingerprint
 
 
 def with_starting_model(

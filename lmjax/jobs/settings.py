@@ -10,6 +10,7 @@ from lmjax.evaluation.hidden_words import HiddenWords
 from lmjax.evaluation.text_baselines import TextBaselines
 from lmjax.evaluation.text_samples import TextSamples
 from lmjax.generation.sampling import Sampling
+from lmjax.remote import check_path
 from lmjax.runs.changes import is_below
 
 # How the same work is done, with the same bits.
@@ -89,6 +90,25 @@ class Checkpoints:
     def validate(self) -> None:
         """Raises UserError for numbers that cannot be meant."""
         at_least(1, self, "every", "keep", "keep_every")
+
+
+@config
+class ElasticPenalty:
+    """Elastic weight consolidation (EWC): a price for leaving what earlier tasks need.
+
+    strength / 2 times the sum over all parameters of Fisher information times squared distance from
+    the model that it is of (Kirkpatrick et al. 2017, arXiv:1612.00796). It is added to the mean
+    loss of a token, whatever the objective.
+    """
+
+    folder: str  # that model with its Fisher information: what python -m lmjax.jobs.fisher writes
+    strength: float = 1000.0  # lambda: found by a sweep, about 1e2 to 1e5
+
+    def validate(self) -> None:
+        """Raises UserError for a strength that is not above 0."""
+        check_path(self.folder, "folder")
+        if self.strength <= 0:
+            raise UserError(f"strength={self.strength}: must be above 0")
 
 
 @config

@@ -7,17 +7,19 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
+from flax import nnx
 
 from lmjax.config import UserError, config
 from lmjax.console import RunLog, make_console
 from lmjax.evaluation.evaluator import Evaluator
 from lmjax.jobs.job import Job
-from lmjax.jobs.settings import Checkpoints, Log, at_least, may_change
+from lmjax.jobs.settings import Checkpoints, ElasticPenalty, Log, at_least, may_change
 from lmjax.jobs.training_run import TrainingRun
 from lmjax.models import TransformerConfig, abstract
 from lmjax.objectives import Example, Objective
+from lmjax.objectives.elastic_weights import ANCHOR, FISHER, ElasticWeights
 from lmjax.objectives.example import batches, count_rows, count_tokens
-from lmjax.parallel import Mesh, axis_size, training_layout
+from lmjax.parallel import Layout, Mesh, axis_size, training_layout
 from lmjax.remote import check_path
 from lmjax.runs.folder import RunFolder
 from lmjax.runs.lock import lock_run_folder
@@ -66,6 +68,7 @@ class TrainingJob(Job):
     trainable: Trainable | None = None
     optimizer: Optimizer = AdamW()  # turns gradients into updates
     schedule: Schedule = Cosine()  # the learning rate
+    elastic: ElasticPenalty | None = None  # what keeps parameters near those of earlier tasks
     gradient_clip: float | None = 1.0  # largest norm of the gradient; None: no limit
     mesh: Mesh = Mesh()  # how the devices are arranged
     zero: Zero = 3  # ZeRO stage: when parameters sharded over mesh.fsdp are gathered
@@ -207,7 +210,7 @@ class TrainingJob(Job):
         trained.check(self.model, layout)
         learner = Learner(
             model=self.model,
-            objective=self.objective,
+            objective=self._penalised(),
             optimizer=self.optimizer,
             rate=self.rate(self.steps),
             layout=layout,
@@ -216,10 +219,7 @@ class TrainingJob(Job):
             zero=self.zero,
             average_decay=self.average,
             embedding_gradient=self.embedding_gradient_rate(),
-            frozen={
-                name: abstract(model.config, layout)[0]
-                for name, model in self.frozen_models().items()
-            },
+            frozen=self._frozen_structures(layout),
             trainable=trained.trains,
             last_blocks=trained.last_blocks,
         )
@@ -232,6 +232,23 @@ class TrainingJob(Job):
             )
         self.abstract_example()
         return learner
+
+    def _penalised(self) -> Objective:
+        """The objective with the penalty of `elastic`."""
+        if self.elastic is None:
+            return self.objective
+        if self.model.lora is not None:
+            raise UserError(
+                "elastic: it keeps weights near others, and adapters (model.lora) do not move them"
+            )
+        return ElasticWeights(objective=self.objective, strength=self.elastic.strength)
+
+    def _frozen_structures(self, layout: Layout) -> dict[str, nnx.GraphDef]:
+        """Structure of each model that the loss reads and that is not trained."""
+        models = {name: model.config for name, model in self.frozen_models().items()}
+        if self.elastic is not None:
+            models |= dict.fromkeys((ANCHOR, FISHER), self.model)
+        return {name: abstract(model, layout)[0] for name, model in models.items()}
 
     def trained(self) -> Trainable:
         """The choice of parameters that are trained."""

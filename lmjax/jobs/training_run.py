@@ -27,6 +27,7 @@ import numpy as np
 from lmjax.config import UserError, fingerprint, to_json
 from lmjax.console import RunLog, Stopwatch, Table, make_console
 from lmjax.evaluation.evaluator import Context, Record
+from lmjax.interop.fisher_folder import read_fisher
 from lmjax.interop.folder import read_params
 from lmjax.jobs.begin_with import read_parameters
 from lmjax.jobs.messages import (
@@ -40,6 +41,7 @@ from lmjax.jobs.messages import (
 from lmjax.jobs.report import write_report
 from lmjax.jobs.results import Results
 from lmjax.launch import is_first
+from lmjax.objectives.elastic_weights import ANCHOR, FISHER
 from lmjax.runs.checkpoints import Checkpointer
 from lmjax.runs.environment import describe_environment
 from lmjax.runs.folder import ENVIRONMENT, RESULTS, RunFolder
@@ -130,6 +132,12 @@ class TrainingRun:
             params = read_params(model.folder, model.config, self.learner.layout)
             found[name] = params
             self.log.fact(name, f"the parameters in {model.folder}, frozen", watch.seconds())
+        if (elastic := self.job.elastic) is not None:
+            watch = Stopwatch()
+            read = read_fisher(elastic.folder, self.job.model, self.learner.layout)
+            found[ANCHOR], found[FISHER] = read
+            words = f"{elastic.folder}, with strength {elastic.strength:g}"
+            self.log.fact("kept near", words, watch.seconds())
         return found or None
 
     def prepare_evaluators(self, feed: Feed) -> None:

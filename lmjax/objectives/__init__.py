@@ -7,6 +7,11 @@ from lmjax.objectives.blanks import SentenceBlanks as SentenceBlanks
 from lmjax.objectives.blanks import TokenBlanks as TokenBlanks
 from lmjax.objectives.causal_lm import CausalLM as CausalLM
 from lmjax.objectives.chat_lm import ChatLM as ChatLM
+from lmjax.objectives.elastic_weights import ElasticWeights as ElasticWeights
+from lmjax.objectives.elastic_weights import diagonal_fisher as diagonal_fisher
+from lmjax.objectives.elastic_weights import fisher_sums as fisher_sums
+from lmjax.objectives.elastic_weights import quadratic_penalty as quadratic_penalty
+from lmjax.objectives.elastic_weights import sampled_loss as sampled_loss
 from lmjax.objectives.example import Example as Example
 from lmjax.objectives.example import TokenTargets as TokenTargets
 from lmjax.objectives.glm import glm_130b_objective as glm_130b_objective

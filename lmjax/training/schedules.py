@@ -6,6 +6,7 @@ function takes the 0-based step that a training state holds, t = step + 1; a fra
 """
 
 import abc
+import itertools
 from collections.abc import Callable
 from typing import Literal
 
@@ -168,6 +169,40 @@ class WarmupStableDecay(Schedule):
             elif self.shape == "sqrt":
                 done = jnp.sqrt(done)
             return self.peak * _warm(step, self.warmup) * (1 - (1 - self.final) * done)
+
+        return rate
+
+
+@config
+class Restarts(Schedule):
+    """Another schedule, begun anew at some steps: re-warmed and decayed again (arXiv 1608.03983).
+
+    For text that comes in one run after other text, as data.stages has it.
+    """
+
+    schedule: Schedule  # of each stretch, which is a run of its own for it
+    first_steps: tuple[int, ...]  # 0-based steps at which it begins anew, such as those of stages
+
+    def validate(self) -> None:
+        """Raises UserError for steps that do not rise."""
+        steps = list(self.first_steps)
+        if not steps or steps != sorted(set(steps)) or steps[0] < 1:
+            raise UserError(f"Restarts.first_steps={steps}: one step or more, which rise from 1")
+
+    def build(self, steps: int) -> Rate:
+        """See `Schedule.build`."""
+        if self.first_steps[-1] >= steps:
+            raise UserError(
+                f"Restarts.first_steps={list(self.first_steps)}: the run has {steps} steps"
+            )
+        edges = (0, *self.first_steps, steps)
+        rates = [self.schedule.build(end - first) for first, end in itertools.pairwise(edges)]
+
+        def rate(step):
+            found = rates[0](step)
+            for first, later in zip(self.first_steps, rates[1:], strict=True):
+                found = jnp.where(step >= first, later(jnp.maximum(step - first, 0)), found)
+            return found
 
         return rate
 

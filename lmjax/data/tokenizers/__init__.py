@@ -20,7 +20,12 @@ from lmjax.data.tokenizers.base import (
 )
 from lmjax.data.tokenizers.special_tokens import WithTokens
 from lmjax.data.tokenizers.subwords import SentencePiece, TrainedBPE
-from lmjax.data.tokenizers.vocabulary import add_words, merge_tokenizers, old_pieces
+from lmjax.data.tokenizers.vocabulary import (
+    MergedVocabulary,
+    add_words,
+    merge_tokenizers,
+    old_pieces,
+)
 
 __all__ = [
     "SEPARATOR",
@@ -31,6 +36,7 @@ __all__ = [
     "Characters",
     "Corpus",
     "Ends",
+    "MergedVocabulary",
     "SentencePiece",
     "TextPiece",
     "Tokenizer",

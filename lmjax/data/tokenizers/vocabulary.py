@@ -5,10 +5,33 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from lmjax.config import UserError
-from lmjax.data.tokenizers.subwords import MODEL_FILE, SentencePieceTokenizer
+from lmjax.config import UserError, config
+from lmjax.data.tokenizers.base import Corpus, Tokenizer, TokenizerConfig
+from lmjax.data.tokenizers.subwords import MODEL_FILE, SentencePieceTokenizer, TrainedBPE
 
 RESERVED = re.compile(r"<reserved_\d+>|<\|[^|]+\|>")  # names of role tokens
+
+
+@config
+class MergedVocabulary(TokenizerConfig):
+    """A SentencePiece tokenizer that keeps its ids, and tokens learnt from the text behind them.
+
+    So a model learns a language that its tokenizer spells in bytes (`merge_tokenizers`).
+    """
+
+    tokenizer: TokenizerConfig  # whose ids all stay, such as LLaMA's SentencePiece model
+    learnt: TrainedBPE = TrainedBPE(vocab_size=20_000)  # of the text; those that are there are left
+    vocab_size: int  # most tokens in all: the last ones that were learnt are left out
+
+    def build(self, corpus: Corpus) -> Tokenizer:
+        """See `TokenizerConfig.build`."""
+        old = self.tokenizer.build(corpus)
+        if not isinstance(old, SentencePieceTokenizer):
+            raise UserError(
+                f"tokenizer={type(self.tokenizer).__name__}: only a SentencePiece model can be "
+                "extended by tokens that are learnt"
+            )
+        return merge_tokenizers(old, self.learnt.build(corpus), self.vocab_size)
 
 
 def add_words(tokenizer: SentencePieceTokenizer, words: Iterable[str]) -> SentencePieceTokenizer:
@@ -40,21 +63,26 @@ def add_words(tokenizer: SentencePieceTokenizer, words: Iterable[str]) -> Senten
 
 
 def merge_tokenizers(
-    tokenizer: SentencePieceTokenizer, other: SentencePieceTokenizer
+    tokenizer: SentencePieceTokenizer, other: SentencePieceTokenizer, most: int | None = None
 ) -> SentencePieceTokenizer:
     """The tokenizer with the other one's tokens behind its own, less those that it has.
+
+    With `most`, it has no more tokens than that.
 
     This is how Chinese-LLaMA joined its own vocabulary to LLaMA's (arXiv:2304.08177); there every
     new piece has score 0, here the new ones keep their order behind the old.
 
     Raises:
-      UserError: one of them is no byte-pair encoding.
+      UserError: one of them is no byte-pair encoding, or there is no room for a token.
     """
     model = _byte_pairs(tokenizer)
     known = {piece.piece for piece in model.pieces}
     added = [piece for piece in _byte_pairs(other).pieces if piece.type == piece.NORMAL]
     added.sort(key=lambda piece: -piece.score)
-    return _append(tokenizer, model, [p.piece for p in added if p.piece not in known])
+    room = None if most is None else most - len(known)
+    if room is not None and room < 1:
+        raise UserError(f"vocab_size={most}: the old tokenizer has {len(known)} tokens already")
+    return _append(tokenizer, model, [p.piece for p in added if p.piece not in known][:room])
 
 
 def old_pieces(old: SentencePieceTokenizer, new: SentencePieceTokenizer) -> list[list[int]]:

@@ -13,18 +13,23 @@ from lmjax.alignment import (
     DPO,
     AnswerMean,
     ClippedPolicy,
-    ElasticWeights,
     PairTargets,
     PreferencePairs,
     SampledTargets,
     log_probabilities,
-    quadratic_penalty,
     score,
 )
 from lmjax.config import UserError
 from lmjax.models import AttentionConfig, FeedForwardConfig, TransformerConfig, abstract
 from lmjax.models.batch import Batch
-from lmjax.objectives import CausalLM, Example, TokenTargets, WeightedSum
+from lmjax.objectives import (
+    CausalLM,
+    ElasticWeights,
+    Example,
+    TokenTargets,
+    WeightedSum,
+    quadratic_penalty,
+)
 from lmjax.objectives.weighted_sum import join_examples
 from lmjax.parallel import Mesh, training_layout
 from lmjax.training.learner import Learner

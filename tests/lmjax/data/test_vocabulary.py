@@ -7,8 +7,8 @@ import sentencepiece
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from lmjax.config import UserError
-from lmjax.data.tokenizers import Corpus, load_tokenizer
+from lmjax.config import UserError, replace
+from lmjax.data.tokenizers import Bytes, Corpus, MergedVocabulary, SentencePiece, load_tokenizer
 from lmjax.data.tokenizers.subwords import MODEL_FILE, SentencePieceTokenizer, TrainedBPE
 from lmjax.data.tokenizers.vocabulary import add_words, merge_tokenizers, old_pieces
 
@@ -132,3 +132,29 @@ def test_mistakes(english):
         add_words(unigram, ["a"])
     with pytest.raises(UserError, match="byte-pair"):
         merge_tokenizers(english, unigram)
+
+
+def test_a_vocabulary_learnt_from_the_text(english, tmp_path):
+    """Old ids stay, new tokens come from the text, and there are no more than were asked for."""
+    (tmp_path / "old.model").write_bytes(english.files()[MODEL_FILE])
+
+    class Texts(Corpus):
+        def sample(self, size):
+            return iter(CHINESE)
+
+        def everything(self):
+            return iter(CHINESE)
+
+    old = SentencePiece(path=str(tmp_path / "old.model"))
+    learnt = TrainedBPE(vocab_size=290)
+    merged = MergedVocabulary(tokenizer=old, learnt=learnt, vocab_size=326)
+    new = merged.build(Texts())
+    assert new.vocab_size == 326
+    assert new.encode(ENGLISH[0]) == english.encode(ENGLISH[0])
+    assert len(new.encode(CHINESE[0])) < len(english.encode(CHINESE[0])) / 3
+    assert new.decode(new.encode(CHINESE[0])) == CHINESE[0]
+    assert len(old_pieces(english, new)) == 326 - english.vocab_size
+    with pytest.raises(UserError, match="vocab_size=300: the old tokenizer has 310 tokens already"):
+        replace(merged, vocab_size=300).build(Texts())
+    with pytest.raises(UserError, match="tokenizer=Bytes: only a SentencePiece model"):
+        replace(merged, tokenizer=Bytes()).build(Texts())

@@ -361,3 +361,30 @@ def test_recipes_and_objectives_know_the_sizes_of_their_models():
         assert set(sizes_of(preset)) == sizes - unpublished, preset
         for size in sizes_of(preset):
             preset(size)
+
+
+def test_chinese_llama():
+    """Cui et al. 2023: the shares of trained parameters are those of the paper's table."""
+    stages = [
+        importlib.import_module(f"experiments.{name}").experiment
+        for name in ("chinese_llama_7b_embeddings", "chinese_llama_7b")
+    ]
+    assert [(s.steps, s.schedule.peak) for s in stages] == [(3000, 2e-4), (6000, 1e-4)]
+    assert all((s.data.batch_size, s.data.length) == (1024, 512) for s in stages)
+    assert all(s.model.vocab_size == 49_953 for s in stages)
+
+    paths = jax.tree_util.tree_leaves_with_path
+
+    def trained(stage):
+        """Trained and all parameters, without the rows that fill up the vocabulary."""
+        with jax.sharding.use_abstract_mesh(stage.mesh.abstract(stage.mesh.fsdp)):
+            leaves = paths(stage.learner().abstract().params)
+        padding = 2 * (stage.model.padded_vocab - 49_953) * 4096
+        sizes = {".".join(key.key for key in path): leaf.size for path, leaf in leaves}
+        chosen = [size for name, size in sizes.items() if stage.trained().trains(name)]
+        return sum(chosen) - padding, sum(sizes.values()) - padding
+
+    tables, whole = trained(stages[0])
+    assert tables == 2 * 49_953 * 4096
+    assert round(tables / 2 / whole, 4) == 0.0297  # of one table, which alone was trained there
+    assert round(np.divide(*trained(stages[1])), 4) == 0.0606

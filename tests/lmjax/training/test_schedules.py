@@ -14,6 +14,7 @@ from lmjax.training.schedules import (
     Cosine,
     InverseSquareRoot,
     Linear,
+    Restarts,
     WarmupStableDecay,
     count_full_batches,
 )
@@ -189,3 +190,19 @@ def test_every_schedule_rises_then_falls_without_jumps_and_ends_where_it_says(ca
 def test_a_schedule_that_cannot_be_says_why(make, says):
     with pytest.raises(UserError, match=says):
         make()
+
+
+def test_a_schedule_begins_anew():
+    """Each stretch is a run of its own: against the schedule built for it alone."""
+    inner = Cosine(peak=3e-3, warmup=3, final=0.1)
+    rate = values(Restarts(schedule=inner, first_steps=(10, 25)), 40)
+    for first, end in ((0, 10), (10, 25), (25, 40)):
+        alone = values(inner, end - first)
+        np.testing.assert_allclose(rate[first:end], alone, rtol=TOLERANCE)
+    assert rate[9] == pytest.approx(3e-4) and rate[10] == pytest.approx(1e-3)
+    with pytest.raises(UserError, match="the run has 25 steps"):
+        Restarts(schedule=inner, first_steps=(10, 25)).build(25)
+    with pytest.raises(UserError, match="which rise from 1"):
+        Restarts(schedule=inner, first_steps=(10, 10))
+    with pytest.raises(UserError, match="warmup=3 is longer than the run of 2 steps"):
+        Restarts(schedule=inner, first_steps=(10, 12)).build(40)

@@ -1,4 +1,4 @@
-"""Elastic weight consolidation: training on that keeps the parameters that old tasks need.
+"""Elastic weight consolidation: training that keeps the parameters which old tasks need.
 
 Kirkpatrick et al. 2017 (arXiv:1612.00796).
 """
@@ -20,6 +20,8 @@ from lmjax.objectives.example import Example, TokenTargets
 from lmjax.objectives.objective import Objective
 from lmjax.objectives.prediction import Sums, predict
 
+ANCHOR, FISHER = "anchor", "fisher"  # names of the frozen models
+
 # (parameters, example, key) -> summed negative log-likelihood of labels drawn by the key from the
 # model's own predictions, and what to divide by.
 SampledLoss = Callable[[Any, Any, PRNGKeyArray], Sums]
@@ -30,6 +32,16 @@ def diagonal_fisher(loss: SampledLoss, params: Any, examples: Any, key: PRNGKeyA
 
     Mean of the squared gradients. The labels must be drawn from the model: those of the data would
     give the empirical Fisher, which is another matrix (Kunstner et al. 2019, arXiv:1905.12558).
+    The arguments are those of `fisher_sums`.
+    """
+    squares, weight = fisher_sums(loss, params, examples, key)
+    return jax.tree.map(lambda a: a / jnp.where(weight > 0, weight, 1), squares)
+
+
+def fisher_sums(
+    loss: SampledLoss, params: Any, examples: Any, key: PRNGKeyArray
+) -> tuple[Any, Float[Array, ""]]:
+    """Sum of the squared gradients, and of the weights that its mean is taken by.
 
     Args:
       loss: see `sampled_loss`.
@@ -53,8 +65,8 @@ def diagonal_fisher(loss: SampledLoss, params: Any, examples: Any, key: PRNGKeyA
 
     keys = jax.random.split(key, jax.tree.leaves(examples)[0].shape[0])
     start = jax.tree.map(jnp.zeros_like, params), jnp.zeros((), jnp.float32)
-    (squares, weight), _ = jax.lax.scan(add, start, (examples, keys))
-    return jax.tree.map(lambda a: a / jnp.where(weight > 0, weight, 1), squares)
+    total, _ = jax.lax.scan(add, start, (examples, keys))
+    return total
 
 
 def sampled_loss(model: Transformer, example: Example, key: PRNGKeyArray) -> Sums:
@@ -64,7 +76,8 @@ def sampled_loss(model: Transformer, example: Example, key: PRNGKeyArray) -> Sum
     """
     hidden, _ = model(example.inputs)
     logits = jax.lax.stop_gradient(model.logits(hidden))
-    drawn = jnp.argmax(logits + jax.random.gumbel(key, logits.shape), axis=2)
+    noise = jax.reshard(jax.random.gumbel(key, logits.shape), jax.typeof(logits).sharding.spec)
+    drawn = jnp.argmax(logits + noise, axis=2)
     weights = (example.targets.weights > 0).astype(jnp.float32)
     return predict(model, hidden, TokenTargets(drawn.astype(jnp.int32), weights))
 
@@ -115,15 +128,19 @@ class ElasticWeights(Objective):
         Raises:
           UserError: a frozen model is missing.
         """
-        for name in ("anchor", "fisher"):
+        for name in (ANCHOR, FISHER):
             if name not in (frozen or {}):
                 raise UserError(
                     f"ElasticWeights reads the frozen model {name!r}, and there is none"
                 )
         sums = self.objective.loss(model, example, key, frozen)
-        params = nnx.state(model, nnx.Param)
-        others = (nnx.state(frozen[name], nnx.Param) for name in ("anchor", "fisher"))
+        anchor, fisher = (nnx.state(frozen[name], nnx.Param) for name in (ANCHOR, FISHER))
+        params = jax.tree.map(  # ZeRO 1 and 2 have gathered them
+            lambda p, a: jax.reshard(p, jax.typeof(a).sharding.spec),
+            nnx.state(model, nnx.Param),
+            anchor,
+        )
         # By the weight, so that of any number of microbatches each adds its share.
-        penalty = self.strength * quadratic_penalty(params, *others) * sums.weight
+        penalty = self.strength * quadratic_penalty(params, anchor, fisher) * sums.weight
         extra = {"cross_entropy": sums.loss, **sums.extra, "elastic_penalty": penalty}
         return Sums(sums.loss + penalty, sums.weight, extra)

@@ -8,11 +8,17 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from lmjax.alignment import diagonal_fisher, quadratic_penalty, sampled_loss
 from lmjax.models import AttentionConfig, FeedForwardConfig, TransformerConfig
 from lmjax.models.batch import Batch
 from lmjax.models.initializers import Normal
-from lmjax.objectives import Example, Sums, TokenTargets
+from lmjax.objectives import (
+    Example,
+    Sums,
+    TokenTargets,
+    diagonal_fisher,
+    quadratic_penalty,
+    sampled_loss,
+)
 from lmjax.parallel import training_layout
 
 

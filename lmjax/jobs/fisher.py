@@ -1,0 +1,151 @@
+"""Fisher information of a trained model, by which later training knows what the model needs.
+
+python -m lmjax.jobs.fisher runs/quickstart runs/quickstart_fisher
+python -m experiments.instruct elastic=ElasticPenalty elastic.folder=runs/quickstart_fisher
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from lmjax.config import UserError, config, replace
+from lmjax.console import RunLog, Stopwatch, make_console
+from lmjax.data import Data
+from lmjax.interop.convert import new_folder_anywhere
+from lmjax.interop.fisher_folder import FisherInformation, read_fisher, write_fisher
+from lmjax.interop.folder import model_folder, read_params
+from lmjax.jobs.run_text import read_text, text_of_run
+from lmjax.jobs.settings import at_least
+from lmjax.launch import import_modules, run
+from lmjax.models import TransformerConfig, abstract
+from lmjax.objectives import CausalLM, Example, TextObjective, fisher_sums, sampled_loss
+from lmjax.objectives.example import TokenTargets
+from lmjax.parallel import Layout, Mesh, axis_size, training_layout
+from lmjax.remote import check_path
+from lmjax.training.placement import to_devices
+
+# (running sums, parameters, example, key) -> sums with those of the example's rows
+Add = Callable[[tuple[dict, jax.Array], dict, Example, jax.Array], tuple[dict, jax.Array]]
+
+
+@config
+class Fisher:
+    """The diagonal of a model's Fisher information, by labels that it draws itself.
+
+    It is that of one token, in the mean over rows of the text that the model was trained on
+    (Kirkpatrick et al. 2017, arXiv:1612.00796).
+    """
+
+    source: str | None = None  # run folder or public model folder
+    output: str | None = None  # is made: it must not exist, or be empty
+    rows: int = 512  # rows of training text that gradients are taken of
+    data: Data | None = None  # the text; none: what the run was trained on
+    objective: TextObjective | None = None  # makes examples of it; none: that of the run
+    # folder of such information of the tasks before, which is added: one penalty then holds what
+    # all of them need, near the newest model (Huszar 2018, arXiv:1712.03847)
+    before: str | None = None
+    seed: int = 0  # of the order of the rows, and of the labels
+    mesh: Mesh = Mesh()  # how the devices are arranged
+    imports: tuple[str, ...] = ()  # modules of your own whose classes the run has
+
+    def validate(self) -> None:
+        """Raises UserError for numbers that cannot be meant."""
+        at_least(1, self, "rows")
+        at_least(0, self, "seed")
+        for name in ("source", "before"):
+            check_path(getattr(self, name) or "", name)
+        check_path(self.output or "", "output", write=True)
+
+    def run(self) -> None:
+        """Computes and writes.
+
+        Raises:
+          UserError: no folders are named, or one cannot be read or written.
+        """
+        if self.source is None or self.output is None:
+            raise UserError(
+                "Which folders? For instance: "
+                "python -m lmjax.jobs.fisher runs/quickstart runs/quickstart_fisher"
+            )
+        import_modules(self.imports)
+        log, watch = RunLog(make_console()), Stopwatch()
+        with (
+            jax.set_mesh(self.mesh.build()),
+            new_folder_anywhere(self.output, index=True) as folder,
+        ):
+            model = replace(model_folder(self.source), lora=None)
+            layout = training_layout()
+            params = read_params(self.source, model, layout)
+            fisher, rows = self.diagonal(model, params, layout, log)
+            if self.before is not None:
+                _, before = read_fisher(self.before, model, layout)
+                fisher = jax.tree.map(jnp.add, fisher, before)
+            settings = {"source": self.source, "seed": self.seed, "before": self.before}
+            made = FisherInformation(model=model, rows=rows, **settings)
+            write_fisher(folder, made, params, fisher)
+        log.fact("Fisher", f"{self.output}, of {rows:,} rows of text", watch.seconds())
+
+    def diagonal(
+        self, model: TransformerConfig, params: dict, layout: Layout, log: RunLog
+    ) -> tuple[dict, int]:
+        """The Fisher information, sharded as the parameters are, and the number of rows."""
+        known = text_of_run(self.source)
+        if known is None and self.data is None:
+            raise UserError(f"{self.source} does not say what text it was trained on: give data")
+        text = known or (None, CausalLM())
+        data, objective = self.data or text[0], self.objective or text[1]
+        feed = read_text(data, objective, self.source, model, log, self.seed)
+        total = jax.tree.map(jnp.zeros_like, params), jnp.zeros((), jnp.float32)
+        add, key, rows, number = adder(model, layout), jax.random.key(self.seed), 0, 0
+        with log.phase("Fisher information") as report, feed.examples(0) as examples:
+            while rows < self.rows:
+                report("Fisher information", rows, self.rows)
+                example = next(examples)
+                check_targets(example, objective)
+                rows += len(example.inputs.tokens) * jax.process_count()
+                example = to_devices(example, layout, model.vocab_size)
+                total = add(total, params, example, jax.random.fold_in(key, number))
+                number += 1
+        squares, weight = total
+        return jax.tree.map(lambda a: a / jnp.where(weight > 0, weight, 1), squares), rows
+
+
+def adder(model: TransformerConfig, layout: Layout) -> Add:
+    """The function, compiled, that adds the squared gradients of an example's rows.
+
+    They are taken of one row at a time on each of the devices that share a batch: of as many rows,
+    one gradient.
+    """
+    graph, shards = abstract(model, layout)[0], axis_size(*layout.axes("batch"))
+
+    def split(a: jax.Array) -> jax.Array:  # strided, so that no row changes its device
+        return jnp.moveaxis(a.reshape(shards, -1, *a.shape[1:]), 1, 0)
+
+    def loss(params: dict, example: Example, key: jax.Array) -> Any:
+        return sampled_loss(nnx.merge(graph, params), example, key)
+
+    @jax.jit
+    def add(total, params, example, key):
+        return jax.tree.map(
+            jnp.add, total, fisher_sums(loss, params, jax.tree.map(split, example), key)
+        )
+
+    return add
+
+
+def check_targets(example: Example, objective: TextObjective) -> None:
+    """Raises UserError for an objective that predicts something else than tokens."""
+    if not isinstance(example.targets, TokenTargets):
+        raise UserError(
+            f"{type(objective).__name__} does not predict tokens: labels are drawn of tokens alone;"
+            " give an objective such as CausalLM"
+        )
+
+
+if __name__ == "__main__":
+    run(Fisher(), positional=("source", "output"))
