@@ -29,6 +29,11 @@ class ComparisonObjective(TextObjective, abc.ABC):
         return self.answers
 
     @property
+    def counts(self) -> str:
+        """See `Objective.counts`."""
+        return "comparisons"
+
+    @property
     def reads_spans(self) -> bool:
         """See `TextObjective.reads_spans`."""
         return True

@@ -99,6 +99,11 @@ class ElasticWeights(Objective):
         """See `Objective.infill_format`."""
         return self.objective.infill_format()
 
+    @property
+    def counts(self) -> str:
+        """See `Objective.counts`: that of the objective."""
+        return self.objective.counts
+
     def normalise(self, example: Example) -> Example:
         """See `Objective.normalise`."""
         return self.objective.normalise(example)

@@ -29,9 +29,10 @@ class Score:
       loss: nats per predicted token, without regularisers.
       bits_per_byte: bits for the text, its ends of documents included, per byte of UTF-8; None
         where the objective does not predict all of the text, or the tokens do not hold it.
-      tokens: number of tokens that were predicted.
+      tokens: number of tokens that were predicted, or of what the objective counts.
       withheld: why there are no bits per byte, where the tokens are the reason; otherwise empty.
       measures: further means over the targets, by name.
+      counts: what `tokens` counts.
     """
 
     loss: float
@@ -39,6 +40,7 @@ class Score:
     tokens: int
     withheld: str = ""
     measures: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    counts: str = "tokens"
 
     def record(self, name: str) -> Record:
         """A line of metrics.jsonl for the set of that name, without its step."""
@@ -48,7 +50,7 @@ class Score:
             **({} if self.bits_per_byte is None else {"bits_per_byte": self.bits_per_byte}),
             **({"withheld": self.withheld} if self.withheld else {}),
             **self.measures,
-            "tokens": self.tokens,
+            self.counts: self.tokens,
         }
 
 
@@ -142,7 +144,8 @@ class HeldOut:
             raise UserError(f"the held-out set {name} holds nothing to predict")
         if not self.objective.predicts_text:
             measures = {name: value / tokens for name, value in total.items() if name != "loss"}
-            return Score(nats / tokens, None, round(tokens), measures=measures)
+            further = {"measures": measures, "counts": self.objective.counts}
+            return Score(nats / tokens, None, round(tokens), **further)
         if reason := store.not_comparable():
             return Score(nats / tokens, None, round(tokens), reason)
         text_bytes = store.text_bytes * tokens / store.manifest.tokens

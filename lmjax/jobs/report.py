@@ -120,8 +120,8 @@ def _tiles(results: Results, train: list[dict]) -> list[tuple[str, str]]:
         if values and not table.is_text:
             name = table.title.lower() + _rows(len(values), len(table.rows))
             tiles.append((name, f"{sum(values) / len(values):.3f}"))
-    if train:
-        recent = [record["loss"] for record in train[-max(1, len(train) // 50) :]]
+    if losses := [record["loss"] for record in train if "loss" in record]:
+        recent = losses[-max(1, len(losses) // 50) :]
         tiles.append(("training loss at the end", f"{sum(recent) / len(recent):.3f}"))
     speeds = sorted(
         record["tokens_per_second"] for record in train if "tokens_per_second" in record

@@ -74,6 +74,11 @@ class Objective:
         """
         return example
 
+    @property
+    def counts(self) -> str:
+        """Name of what the targets' weights count, in the metrics too."""
+        return "tokens"
+
     def weight(self, example: Example) -> Float[Array, ""]:
         """Sum of the weights of the targets: `Sums.weight`, known before the model has run."""
         return jnp.sum(example.targets.weights)

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 
 from lmjax.models import TransformerConfig, abstract, draw_parameters
 from lmjax.objectives import Example, Objective, Sums
-from lmjax.objectives.example import count_rows
+from lmjax.objectives.example import count_real_tokens, count_rows
 from lmjax.parallel import Layout
 from lmjax.training.gradients import Zero, accumulated, count_microbatches
 from lmjax.training.optimizers import Optimizer, clip_by_global_norm
@@ -125,11 +125,14 @@ class Learner:
         average = state.average
         if self.average_decay is not None:
             average = optax.incremental_update(params, average, 1 - self.average_decay)
+        counts = self.objective.counts
         metrics = {
             "loss": sums.loss / weight,
             "gradient_norm": norm,
             "learning_rate": jnp.asarray(self.rate(state.step), jnp.float32),
-            "tokens": sums.weight,
+            # Rows of comparisons have few targets: the speed is that of the tokens that are read.
+            **({} if counts == "tokens" else {"tokens": count_real_tokens(example)}),
+            counts: sums.weight,
             **{name: value / weight for name, value in sums.extra.items()},
         }
         return TrainState(params, optimizer, average, state.step + 1, state.key), metrics

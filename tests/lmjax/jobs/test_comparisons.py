@@ -105,6 +105,14 @@ def test_it_learns_which_answer_is_better_and_goes_on_bit_for_bit(name, folder, 
     [table] = RunFolder(whole.output).results()["tables"]
     [(title, by_length, model, error)] = table["rows"]
     count = int(title.removeprefix("pairs, "))
+    first, held_out = (
+        next(m for m in read_metrics(whole.output) if m["split"] == split)
+        for split in ("train", "held_out/pairs")
+    )
+    assert held_out["comparisons"] == count
+    assert first["comparisons"] == 16
+    # Tokens are those that are read, without the padding of 16 pairs of rows.
+    assert 16 * 2 * 8 < first["tokens"] < 16 * 2 * LENGTH
     assert (by_length, model) == (0.5, accuracy)  # answers of one length
     assert error == pytest.approx(math.sqrt(model * (1 - model) / count))
     parts = job_of(KINDS[name], folder, f"{name}-parts", steps=4)
