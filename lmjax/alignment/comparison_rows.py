@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import abc
+from collections.abc import Mapping
 
 import numpy as np
 from jaxtyping import Float, Int
 
+from lmjax.alignment.comparison_accuracy import require_pairs
 from lmjax.config import config
 from lmjax.data.spans import RowSpans
+from lmjax.data.store import TokenStore
 from lmjax.models.batch import Batch
 from lmjax.objectives import TextObjective, TokenTargets
 from lmjax.objectives.chat_lm import last_of_segments
@@ -32,6 +35,14 @@ class ComparisonObjective(TextObjective, abc.ABC):
     def counts(self) -> str:
         """See `Objective.counts`."""
         return "comparisons"
+
+    def check_stores(self, stores: Mapping[str, TokenStore]) -> None:
+        """Raises UserError for comparisons that teach nothing, here those without pairs.
+
+        Args:
+          stores: by what users know them as.
+        """
+        require_pairs(stores, self.answers)
 
     @property
     def reads_spans(self) -> bool:

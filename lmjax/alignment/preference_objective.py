@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 from typing import Any
 
@@ -29,6 +30,8 @@ from lmjax.objectives.example import Example, TokenTargets
 from lmjax.objectives.lexicon import TokenTable
 from lmjax.objectives.prediction import Sums
 
+REFERENCE = "reference"  # name of the frozen model
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +51,22 @@ class PairTargets:
 
 
 @config
-class PreferencePairs(ComparisonObjective):
+class PreferenceObjective(ComparisonObjective, abc.ABC):
+    """Base of the objectives that train a policy on comparisons, without a reward model."""
+
+    @property
+    def reads_reference(self) -> bool:
+        """Returns whether the loss compares with a reference policy."""
+        return True
+
+    @property
+    def keeps_reference(self) -> bool:
+        """Returns whether the reference must be at hand in training, as a frozen model."""
+        return False
+
+
+@config
+class PreferencePairs(PreferenceObjective):
     """A policy trained on pairs of a better and a worse answer (data.rows=groups).
 
     `Example.inputs` are two batches: the rows with the chosen answers and those with the rejected
@@ -57,6 +75,11 @@ class PreferencePairs(ComparisonObjective):
     """
 
     preference: PreferenceLoss = DPO()  # the loss of a pair
+
+    @property
+    def reads_reference(self) -> bool:
+        """See `PreferenceObjective.reads_reference`."""
+        return self.preference.reads_reference
 
     def validate(self) -> None:
         """Raises UserError for other than two answers."""

@@ -2,37 +2,51 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from lmjax.alignment.comparison_accuracy import ComparisonAccuracy
-from lmjax.alignment.preference_objective import PreferencePairs
+from lmjax.alignment.labelled_answers import LabelledAnswers, count_labels
+from lmjax.alignment.preference_objective import REFERENCE, PreferenceObjective, PreferencePairs
 from lmjax.config import config
+from lmjax.console import RunLog
 from lmjax.data import Data
 from lmjax.evaluation.evaluator import Evaluator
 from lmjax.evaluation.held_out import HeldOutLoss
 from lmjax.jobs.finetune import Finetune
 from lmjax.jobs.training_job import FrozenModel
+from lmjax.runs.folder import RunFolder
+from lmjax.training.feed import TextFeed
 from lmjax.training.schedules import Cosine, Schedule
-
-REFERENCE = "reference"
 
 
 @config
 class PreferenceOptimization(Finetune):
-    """Train a model to prefer better answers to worse ones: DPO, IPO, SimPO, ORPO.
+    """Train a model to prefer better answers to worse ones: DPO, IPO, SimPO, ORPO, KTO.
 
     The reference policy of the losses that have one is the model of `begin_with`.
     """
 
-    objective: PreferencePairs = PreferencePairs()  # what it is trained to do
+    objective: PreferenceObjective = PreferencePairs()  # what it is trained to do
     data: Data  # comparisons, with data.rows=groups
     schedule: Schedule = Cosine(peak=1e-6, warmup=0)  # the learning rate
 
     def frozen_models(self) -> dict[str, FrozenModel]:
         """See `TrainingJob.frozen_models`: the reference."""
-        if not self.objective.preference.reads_reference:
+        if not self.objective.reads_reference:
             return {}
         return {REFERENCE: FrozenModel(self.model, self.begin_with)}
+
+    def prepare(self, folder: RunFolder, log: RunLog, saved: dict[str, Any]) -> TextFeed:
+        """See `TrainingJob.prepare`."""
+        feed = super().prepare(folder, log, saved)
+        if isinstance(self.objective, LabelledAnswers):
+            for name, store in feed.prepared.train.items():
+                wanted, others = count_labels(store)
+                log.fact("answers", f"{name}: {wanted:,} are wanted, {others:,} are not")
+        return feed
 
     def all_evaluators(self) -> tuple[Evaluator, ...]:
         """Loss and accuracy on held-out comparisons, and further ones."""
         every, tokens = self.evaluation.every, self.evaluation.tokens
-        return (HeldOutLoss(every=every, tokens=tokens), ComparisonAccuracy(), *self.evaluators)
+        accuracy = (ComparisonAccuracy(),) if isinstance(self.objective, PreferencePairs) else ()
+        return (HeldOutLoss(every=every, tokens=tokens), *accuracy, *self.evaluators)

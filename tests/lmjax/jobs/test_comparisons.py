@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from lmjax.alignment import DPO, ORPO, SimPO
+from lmjax.alignment import DPO, ORPO, LabelledAnswers, SimPO
 from lmjax.alignment.comparison_accuracy import length_accuracy
 from lmjax.alignment.preference_objective import PreferencePairs
 from lmjax.alignment.reward_ranking import RewardRanking
@@ -254,3 +254,53 @@ def test_mistakes(folder):
         PreferencePairs(preference=DPO(), answers=3)
     with pytest.raises(UserError, match="reads a TextHead with one output of the name 'reward'"):
         replace(job_of(RewardModel, folder, "mistakes"), model=MODEL)
+
+
+# ---- answers with labels -------------------------------------------------------------------------
+
+
+def labelled_job(folder, name, answers, **settings):
+    """A job of KTO: on single answers with labels, or on pairs."""
+    job = job_of(PreferenceOptimization, folder, name, **settings)
+    if answers == 1:
+        pairs = [json.loads(line) for line in (folder / "pairs.jsonl").read_text().splitlines()]
+        lines = [
+            {"prompt": pair["prompt"], "completion": pair[side], "label": side == "chosen"}
+            for number, pair in enumerate(pairs)
+            for side in [("chosen", "rejected")[number % 2]]
+        ]
+        path = folder / "labels.jsonl"
+        path.write_text("\n".join(map(json.dumps, lines)))
+        domain = Domain(name="labels", source=Comparisons(path=str(path)))
+        job = replace(job, data=replace(job.data, train=(domain,)))
+    return replace(job, objective=LabelledAnswers(answers=answers))
+
+
+@pytest.mark.parametrize("answers", [1, 2])
+def test_answers_with_labels_are_learnt_and_go_on_bit_for_bit(answers, folder, capsys):
+    whole = labelled_job(folder, f"kto-{answers}", answers)
+    whole.run()
+    assert "are wanted" in capsys.readouterr().out
+    found = read_metrics(whole.output)
+    first, last = (
+        next(m for m in lines if m["split"].startswith("held_out"))
+        for lines in (found, found[::-1])
+    )
+    assert last["reward"] > 0.1 and last["loss"] < first["loss"]
+    train = [m for m in found if m["split"] == "train"]
+    assert train[0]["answers"] == 16 * answers
+    # Policy and reference are one: sigmoid(0), and no divergence; to the rounding of sums.
+    assert train[0]["loss"] == pytest.approx(0.5, abs=1e-5)
+    assert train[0]["kl"] == pytest.approx(0, abs=1e-5)
+    parts = labelled_job(folder, f"kto-{answers}-parts", answers, steps=4)
+    parts.run()
+    replace(parts, steps=8).run()
+    names = ("split", "step", "loss", "reward", "kl")
+    both = [[[m[n] for n in names] for m in read_metrics(j.output)] for j in (whole, parts)]
+    assert both[0] == both[1]
+
+
+def test_pairs_need_two_answers(folder):
+    job = job_of(PreferenceOptimization, folder, "kto-mistake")
+    with pytest.raises(UserError, match=r"set objective.answers=2"):
+        replace(job, objective=LabelledAnswers()).run()
