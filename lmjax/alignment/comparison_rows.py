@@ -16,7 +16,8 @@ from lmjax.models.batch import Batch
 from lmjax.objectives import TextObjective, TokenTargets
 from lmjax.objectives.chat_lm import last_of_segments
 
-RANK, MARGIN = 1, 2  # columns of the labels of compared answers
+# Columns of the labels of compared answers; the last one is not of their source, but a reference's.
+RANK, MARGIN, REFERENCE_LOG_PROB = 1, 2, 3
 Tokens = Int[np.ndarray, "rows row_length"]
 
 
@@ -93,6 +94,6 @@ def label_column(
     labels: Float[np.ndarray, "rows slots labels"] | None, rows: int, slots: int, column: int
 ) -> Float[np.ndarray, "rows slots"]:
     """One label of every document of the rows; NaN where there is none."""
-    if labels is None:
+    if labels is None or column >= labels.shape[2]:
         return np.full((rows, slots), np.nan, np.float32)
     return labels[:, :, column]

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt64
 
 from lmjax.alignment.comparison_rows import (
     RANK,
+    REFERENCE_LOG_PROB,
     ComparisonObjective,
     answer_targets,
     label_column,
@@ -41,8 +42,8 @@ class PairTargets:
     Attributes:
       chosen, rejected: the next token at each position of the better and of the worse answers, with
         weight 1 for the tokens of the answer and 0 for the others (`answer_mask`).
-      reference: log-probabilities of both under the reference policy, chosen first. None: it is
-        among the frozen models, or the loss reads none.
+      reference: log-probabilities of both under the reference policy, chosen first, read where it
+        is not among the frozen models. None: the loss reads none.
     """
 
     chosen: TokenTargets
@@ -101,7 +102,11 @@ class PreferencePairs(PreferenceObjective):
         is_pair = (ranks[:, 0] < ranks[:, 1]).astype(np.float32)[:, None]
         sides = answer_targets(tokens, segments, spans, 2)
         chosen, rejected = (TokenTargets(s.tokens, s.weights * is_pair) for s in sides)
-        return Example(slot_batches(tokens, segments, 2), PairTargets(chosen, rejected))
+        reference = None
+        if self.reads_reference:
+            reference = label_column(labels, len(tokens), 2, REFERENCE_LOG_PROB)
+        targets = PairTargets(chosen, rejected, reference)
+        return Example(slot_batches(tokens, segments, 2), targets)
 
     def check(self, model: TransformerConfig) -> None:
         """Raises UserError for an encoder."""
@@ -125,10 +130,10 @@ class PreferencePairs(PreferenceObjective):
             zip(example.inputs, (targets.chosen, targets.rejected), strict=True)
         ):
             reference = None
-            if self.preference.reads_reference and targets.reference is not None:
+            if self.reads_reference and frozen and REFERENCE in frozen:
+                reference = score(frozen[REFERENCE], batch, side).log_probs
+            elif self.reads_reference and targets.reference is not None:
                 reference = targets.reference[:, number]
-            elif self.preference.reads_reference and frozen and "reference" in frozen:
-                reference = score(frozen["reference"], batch, side).log_probs
             answers.append(dataclasses.replace(score(model, batch, side), reference=reference))
         return self.preference.sums(*answers)
 

@@ -151,15 +151,20 @@ class HeldOut:
         text_bytes = store.text_bytes * tokens / store.manifest.tokens
         return Score(nats / tokens, nats / math.log(2) / text_bytes, round(tokens))
 
-    def examples(self, store: TokenStore) -> Iterator[Example]:
-        """Examples of a set, on the devices; UserError for tokens that the model does not have."""
-        objective, length, size = self.objective, self.length, self.batch_size
-        prepare = objective.preparation(self.lexicon, length)
+    def rows(self, store: TokenStore) -> RowReader:
+        """Rows of a set, as the objective reads them."""
+        objective, length = self.objective, self.length
         settings = objective.row_length(length), objective.row_overlap(length)
         if self.reader is not Ring:
             further = objective.row_room(length), objective.slots, objective.keeps_begin
             settings = *settings, *further
-        rows = EvaluationRows(self.reader(store, *settings))
+        return self.reader(store, *settings)
+
+    def examples(self, store: TokenStore) -> Iterator[Example]:
+        """Examples of a set, on the devices; UserError for tokens that the model does not have."""
+        objective, length, size = self.objective, self.length, self.batch_size
+        prepare = objective.preparation(self.lexicon, length)
+        rows = EvaluationRows(self.rows(store))
         count = len(rows)
         if self.tokens is not None:
             count = min(count, max(1, self.tokens // length))
