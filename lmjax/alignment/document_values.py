@@ -17,7 +17,7 @@ from lmjax.objectives import Example
 def values_of_documents(
     sets: HeldOut, store: TokenStore, compute: Callable[[Example], Float[Array, "rows slots"]]
 ) -> Float[np.ndarray, "documents"]:
-    """A number of each document of a store of groups; NaN where no row holds the document.
+    """A number of each document of a store of groups; NaN where no row that is read holds it.
 
     Args:
       sets: how rows are read and put on the devices; on several processes all of them compute.
@@ -25,7 +25,7 @@ def values_of_documents(
       compute: compiled; gives a number of each slot, the same in all processes (`everywhere`).
     """
     reader = sets.rows(store)
-    rows = np.arange(reader.count)
+    rows = np.arange(sets.count_rows(reader))
     # All examples are sent off before the first result is waited for.
     found = jax.device_get([compute(example) for example in sets.examples(store)])
     is_there = ~np.isnan(reader.labels(rows, np.zeros_like(rows))[:, :, 0])

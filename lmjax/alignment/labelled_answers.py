@@ -28,7 +28,7 @@ from lmjax.objectives.prediction import Sums
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class LabelTargets:
+class AnswerLabels:
     """Targets of answers that are wanted or not.
 
     Attributes:
@@ -95,14 +95,14 @@ class LabelledAnswers(PreferenceObjective):
             for n, side in enumerate(sides)
         )
         wanted = np.nan_to_num(wanted).astype(np.float32)
-        return Example(slot_batches(tokens, segments, slots), LabelTargets(answers, wanted))
+        return Example(slot_batches(tokens, segments, slots), AnswerLabels(answers, wanted))
 
     def check_stores(self, stores: Mapping[str, TokenStore]) -> None:
         """See `ComparisonObjective.check_stores`."""
         for name, store in stores.items():
             if not store.labels.shape[1]:  # refused where its rows are made
                 continue
-            if (most := int(store.labels[:, 0].max(initial=0)) + 1) > self.answers:
+            if (most := int(np.max(store.labels[:, 0], initial=0)) + 1) > self.answers:
                 raise UserError(
                     f"{name}: its comparisons have up to {most} answers, and objective.answers="
                     f"{self.answers} reads only the best of each: set objective.answers={most}"
@@ -141,7 +141,7 @@ class LabelledAnswers(PreferenceObjective):
         if targets.kl is None:
             kl = divergence_of(self.batch_sums(model, example, frozen))
         else:
-            kl = jnp.max(targets.kl)
+            kl = targets.kl[0]  # of all rows
         wanted = model.layout.reshard(targets.wanted, "batch", None)
         for number, (batch, side) in enumerate(zip(example.inputs, targets.answers)):
             answers = self._answers(model, batch, side, frozen)
@@ -178,7 +178,9 @@ def count_labels(store: TokenStore) -> tuple[int, int]:
     """Numbers of the store's answers that are wanted, and that are not."""
     number = store.labels[:, 0].astype(np.int64)
     group = np.cumsum(number == 0) - 1
-    ranks = np.full((int(group.max(initial=-1)) + 1, int(number.max(initial=0)) + 1), np.nan)
+    ranks = np.full(
+        (int(np.max(group, initial=-1)) + 1, int(np.max(number, initial=0)) + 1), np.nan
+    )
     ranks[group, number] = store.labels[:, RANK]
     wanted = wanted_of(ranks)
     return int(np.sum(wanted == 1)), int(np.sum(wanted == 0))

@@ -160,14 +160,17 @@ class HeldOut:
             settings = *settings, *further
         return self.reader(store, *settings)
 
+    def count_rows(self, reader: RowReader) -> int:
+        """Number of a set's rows that are evaluated."""
+        most = reader.count if self.tokens is None else max(1, self.tokens // self.length)
+        return min(reader.count, most)
+
     def examples(self, store: TokenStore) -> Iterator[Example]:
         """Examples of a set, on the devices; UserError for tokens that the model does not have."""
         objective, length, size = self.objective, self.length, self.batch_size
         prepare = objective.preparation(self.lexicon, length)
-        rows = EvaluationRows(self.rows(store))
-        count = len(rows)
-        if self.tokens is not None:
-            count = min(count, max(1, self.tokens // length))
+        reader = self.rows(store)
+        rows, count = EvaluationRows(reader), self.count_rows(reader)
         for first in range(0, count, size):
             tokens, segments = rows.read(first, size)
             tokens[count - first :] = segments[count - first :] = 0

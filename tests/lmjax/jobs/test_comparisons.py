@@ -13,7 +13,7 @@ from lmjax.alignment.comparison_accuracy import length_accuracy
 from lmjax.alignment.preference_objective import PreferencePairs
 from lmjax.alignment.reward_ranking import RewardRanking
 from lmjax.config import UserError, replace
-from lmjax.data import Data, Domain, build_stores
+from lmjax.data import DamagedTexts, Data, Domain, TextFiles, build_stores
 from lmjax.data.chat.comparisons import Comparisons
 from lmjax.data.tokenizers import ByteTokenizer
 from lmjax.jobs.preference_optimization import PreferenceOptimization
@@ -29,6 +29,7 @@ from lmjax.models import (
 from lmjax.parallel import Mesh, training_layout
 from lmjax.runs.folder import RunFolder
 from lmjax.runs.metrics import read_metrics
+from lmjax.runs.trained_model import load_trained_model
 from lmjax.training.learner import Learner
 from lmjax.training.optimizers import AdamW
 from lmjax.training.placement import to_devices
@@ -102,7 +103,11 @@ def test_it_learns_which_answer_is_better_and_goes_on_bit_for_bit(name, folder, 
     assert (split, step) == ("held_out/pairs", 8)
     assert accuracy > 0.8
     assert loss < math.log(2)
-    [table] = RunFolder(whole.output).results()["tables"]
+    table, *further = RunFolder(whole.output).results()["tables"]
+    titles = ["Calibration", "Length"] if name == "reward" else []
+    assert [one["title"] for one in further] == titles
+    for one in further:  # the scores of the report are those of the metrics
+        assert one["rows"][-1][3] == pytest.approx(accuracy) or one["title"] == "Length"
     [(title, by_length, model, error)] = table["rows"]
     count = int(title.removeprefix("pairs, "))
     first, held_out = (
@@ -127,6 +132,26 @@ def test_before_the_first_update_the_loss_of_dpo_is_log_2(folder):
     job.run()
     loss = next(m["loss"] for m in read_metrics(job.output) if m["split"] == "train")
     assert loss == pytest.approx(math.log(2), abs=1e-5)
+
+
+def test_a_reward_model_begins_with_another_one_and_its_head(folder, capsys):
+    """First trained on text beside damaged text; a step without a change has its numbers."""
+    texts = TextFiles(path=str(folder / "corpus.txt"), split="line")
+    cheap = Domain(name="cheap", source=DamagedTexts(source=texts, words=8))
+    first = job_of(RewardModel, folder, "cheap", steps=2)
+    first = replace(first, data=replace(first.data, train=(cheap,)))
+    first.run()
+    assert "afresh" in capsys.readouterr().out
+    begun = {"begin_with": first.output, "schedule": Constant(peak=1e-9, warmup=0), "steps": 1}
+    job_of(RewardModel, folder, "people", **begun).run()
+    assert "afresh" not in capsys.readouterr().out
+    with jax.set_mesh(Mesh(fsdp=1).build(jax.devices()[:1])):
+        before, after = (
+            load_trained_model(folder / name, training_layout()).params["heads"]["reward"]
+            for name in ("cheap", "people")
+        )
+    for one, other in zip(*map(jax.tree.leaves, (before, after)), strict=True):
+        np.testing.assert_allclose(one, other, rtol=0, atol=1e-8)
 
 
 @pytest.mark.parametrize("loss", [SimPO(), ORPO()])
