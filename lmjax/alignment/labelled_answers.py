@@ -130,7 +130,7 @@ class LabelledAnswers(PreferenceObjective):
 
     def with_batch_sums(self, example: Example, sums: Sums) -> Example:
         """See `Objective.with_batch_sums`."""
-        kl = jnp.zeros_like(example.targets.wanted[:, 0]) + divergence_of(sums)
+        kl = jnp.broadcast_to(divergence_of(sums), example.targets.wanted.shape[:1])
         return dataclasses.replace(example, targets=dataclasses.replace(example.targets, kl=kl))
 
     def loss(
@@ -178,9 +178,8 @@ def count_labels(store: TokenStore) -> tuple[int, int]:
     """Numbers of the store's answers that are wanted, and that are not."""
     number = store.labels[:, 0].astype(np.int64)
     group = np.cumsum(number == 0) - 1
-    ranks = np.full(
-        (int(np.max(group, initial=-1)) + 1, int(np.max(number, initial=0)) + 1), np.nan
-    )
+    shape = np.max(group, initial=-1) + 1, np.max(number, initial=0) + 1
+    ranks = np.full(shape, np.nan)
     ranks[group, number] = store.labels[:, RANK]
     wanted = wanted_of(ranks)
     return int(np.sum(wanted == 1)), int(np.sum(wanted == 0))

@@ -14,16 +14,21 @@ from lmjax.data.tokenizers import ByteTokenizer
 
 
 @given(st.text(), st.floats(0.01, 1))
-def test_a_damaged_text_has_the_same_words_and_gaps(text, share):
+def test_a_damaged_text_has_the_same_letters(text, share):
     damaged = damage(text, share)
-    assert len(damaged) == len(text)
-    words, others = WORD.findall(text), WORD.findall(damaged)
     assert collections.Counter(damaged) == collections.Counter(text)
+    assert damage(text, share) == damaged
+
+
+@given(st.text(st.characters(max_codepoint=0x2E7F)), st.floats(0.01, 1))
+def test_a_damaged_text_has_the_same_words_and_gaps(text, share):
+    """Of Chinese signs beside letters two words may become one."""
+    damaged = damage(text, share)
+    words, others = WORD.findall(text), WORD.findall(damaged)
     assert WORD.split(damaged) == WORD.split(text)
     assert collections.Counter(words) == collections.Counter(others)
     moved = sum(one != other for one, other in zip(words, others, strict=True))
     assert moved <= max(2, round(share * len(words)))
-    assert damage(text, share) == damaged
 
 
 def test_different_words_change_places():
