@@ -17,8 +17,11 @@ from lmjax.models import LoRA, TransformerConfig, abstract, draw_parameters, mer
 from lmjax.models.transformer import VOCABULARY_MULTIPLE
 from lmjax.parallel import Layout
 from lmjax.remote import local_copy
-from lmjax.runs.folder import RunFolder
+from lmjax.runs.checkpoints import Checkpointer
+from lmjax.runs.folder import CHECKPOINTS, RunFolder
 from lmjax.runs.trained_model import load_trained_model, read_experiment
+
+WEIGHTS = (".safetensors", ".bin", ".json")  # suffixes of a public folder's weights and settings
 
 
 @preset
@@ -81,6 +84,29 @@ def read_params(
     if ours != config:
         kept = _with_tokens(kept, ours, config, layout)
     return huggingface.nest(kept)
+
+
+def files_of_parameters(path: str | os.PathLike) -> list[Path]:
+    """Files that say what the parameters in a folder are: its weights and settings.
+
+    Args:
+      path: as in `read_params`. Of adapters the files of their model are among them.
+
+    Raises:
+      UserError: it is no folder of a model.
+    """
+    folder = local_copy(path, "folder")
+    if adapter_folder.is_adapter_folder(folder):
+        below = files_of_parameters(adapter_folder.base_folder(folder))
+        return [*sorted(folder.glob("adapter_*")), *below]
+    if huggingface.is_model_folder(folder):
+        return sorted(file for file in folder.iterdir() if file.suffix in WEIGHTS)
+    run = RunFolder(folder)
+    step = Checkpointer(run.checkpoints).latest()
+    if step is None:
+        raise UserError(f"{folder} holds no checkpoint yet: nothing has been saved there")
+    saved = (run.path / CHECKPOINTS / str(step)).rglob("*")
+    return [run.config, *sorted(file for file in saved if file.is_file())]
 
 
 def _read_as_they_are(folder: Path, layout: Layout) -> dict:

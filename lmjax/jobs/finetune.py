@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from lmjax.alignment.comparison_accuracy import require_pairs
 from lmjax.alignment.comparison_rows import ComparisonObjective
 from lmjax.config import UserError, config, replace
 from lmjax.console import RunLog, make_console
@@ -116,10 +115,9 @@ class Finetune(TextJob):
                 log.fact("format", f"{domain.name}: {source.layout()}, written as {title}")
         feed = super().prepare(folder, log, saved)
         if isinstance(self.objective, ComparisonObjective):
-            slots = self.objective.answers
-            require_pairs(feed.prepared.train, slots)
             held_out = feed.prepared.held_out.items()
-            require_pairs({f"held-out {name}": store for name, store in held_out}, slots)
+            held_out = {f"held-out {name}": store for name, store in held_out}
+            self.objective.check_stores(feed.prepared.train | held_out)
         for name, store in feed.prepared.train.items():
             if share := _share_of_replies(store):
                 log.fact("replies", f"{name}: {share:.1%} of the tokens")

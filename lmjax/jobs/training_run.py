@@ -231,6 +231,7 @@ class TrainingRun:
                 console=self.log.console,
                 check_save=checkpointer.check,
                 end_save=checkpointer.wait,
+                counts=job.objective.counts,
             )
             return loop.run(state, done)
 

@@ -74,6 +74,23 @@ class Objective:
         """
         return example
 
+    def batch_sums(self, model: Transformer, example: Example, frozen: Any = None) -> Any:
+        """Sums over rows on which the loss of every row of a batch depends; None: on nothing so.
+
+        Called after `normalise`, without gradients, where a batch is divided into microbatches: on
+        each of these, and the sums are added up. Otherwise `loss` has all rows at hand.
+        """
+        return None
+
+    def with_batch_sums(self, example: Example, sums: Any) -> Example:
+        """The example with the sums of the whole batch, as arrays whose first axis is the rows."""
+        return example
+
+    @property
+    def counts(self) -> str:
+        """Name of what the targets' weights count, in the metrics too."""
+        return "tokens"
+
     def weight(self, example: Example) -> Float[Array, ""]:
         """Sum of the weights of the targets: `Sums.weight`, known before the model has run."""
         return jnp.sum(example.targets.weights)

@@ -108,8 +108,10 @@ def count_parameters(config: TransformerConfig) -> ParameterCount:
 
 
 def _tied_head(config: TransformerConfig) -> int:
-    """Numbers of a head that is the token table."""
-    return config.vocab_size * (config.embedding_size or config.hidden) if config.tied_head else 0
+    """Numbers of a head of words that is the token table."""
+    if not (config.tied_head and config.word_head):
+        return 0
+    return config.vocab_size * (config.embedding_size or config.hidden)
 
 
 def forward_flops_per_token(
