@@ -13,6 +13,7 @@ from lmjax.evaluation.held_out import HeldOutLoss
 from lmjax.evaluation.label_measures import ClassMeasures, NumberMeasures
 from lmjax.jobs.begin_with import with_starting_model
 from lmjax.jobs.finetune import Finetune
+from lmjax.jobs.tag_coverage import coverage_of
 from lmjax.models import TextHeadConfig, TransformerConfig
 from lmjax.objectives import Regression, TextLabels
 from lmjax.runs.folder import RunFolder
@@ -65,7 +66,8 @@ class Classify(Finetune):
         """Loss, accuracy and confusions on held-out texts, or errors; and further ones."""
         every, tokens = self.evaluation.every, self.evaluation.tokens
         measures = NumberMeasures() if self.is_regression else ClassMeasures(tokens=tokens)
-        return (HeldOutLoss(every=every, tokens=tokens), measures, *self.evaluators)
+        loss = HeldOutLoss(every=every, tokens=tokens)
+        return (loss, measures, *coverage_of(self.data), *self.evaluators)
 
     def with_model(self) -> Classify:
         """See `Finetune.with_model`; all sources get the names of the classes."""
