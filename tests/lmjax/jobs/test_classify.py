@@ -86,9 +86,16 @@ def tables_of(job):
     return {table["title"]: table["rows"] for table in RunFolder(job.output).results()["tables"]}
 
 
-def test_it_learns_the_classes_and_reports_them(folder):
+@pytest.fixture(scope="module")
+def classes(folder):
+    """A classifier of the three classes."""
     job = job_of(folder, "classes")
     job.run()
+    return job
+
+
+def test_it_learns_the_classes_and_reports_them(folder, classes):
+    job = classes
     *_, record = read_metrics(job.output)
     assert (record["split"], record["step"]) == ("held_out/texts", 20)
     assert record["accuracy"] > 0.9
@@ -202,16 +209,14 @@ def test_of_many_classes_the_most_frequent_mistakes_are_shown():
     assert len(confusions_of(np.eye(201, dtype=int), ("x",) * 201, "Confusion")) == 1
 
 
-def test_a_teacher_labels_texts_that_it_is_sure_of(folder, capsys):
+def test_a_teacher_labels_texts_that_it_is_sure_of(folder, classes, capsys):
     """Against a loop over single texts; the lines are read as labelled texts again."""
-    teacher = job_of(folder, "teacher", steps=20)
-    teacher.run()
     draw = np.random.default_rng(7)
     texts = ["".join(draw.choice(list("ABCDEF012345"), draw.integers(1, 9))) for _ in range(30)]
     texts += ["abcdef" * 6, "  "]  # longer than a row; blank
     path, output = folder / "unlabelled.jsonl", folder / "weak.jsonl"
     path.write_text("\n".join(json.dumps({"body": text}) for text in texts))
-    settings = {"teacher": str(folder / "teacher"), "texts": str(path), "field": "body"}
+    settings = {"teacher": classes.output, "texts": str(path), "field": "body"}
     weak = WeakLabels(**settings, output=str(output), confidence=0.8, batch_size=8)
     weak.run()
     assert "of 31 texts are written" in capsys.readouterr().out
@@ -228,13 +233,13 @@ def test_a_teacher_labels_texts_that_it_is_sure_of(folder, capsys):
     assert [document.text for document in again] == [line["text"] for line in found]
     with pytest.raises(UserError, match="is there already"):
         weak.run()
-    with pytest.raises(UserError, match="no head that tell"):
-        WeakLabels(**settings | {"teacher": str(folder / "base")}, output=str(folder / "x")).run()
-    with pytest.raises(UserError, match="there is no text in the field 'body'"):
+    for wrong, message in (
+        ({"teacher": str(folder / "base")}, "no head that tell"),
+        ({"texts": str(folder / "blank.jsonl")}, "there is no text in the field 'body'"),
+    ):
         (folder / "blank.jsonl").write_text('{"body": " "}')
-        WeakLabels(
-            **settings | {"texts": str(folder / "blank.jsonl")}, output=str(folder / "x")
-        ).run()
+        with pytest.raises(UserError, match=message):
+            WeakLabels(**settings | wrong, output=str(folder / "x")).run()
     assert not (folder / "x").exists()
 
 
@@ -251,7 +256,8 @@ def test_augmented_training_learns_too_and_goes_on_bit_for_bit(folder):
     parts = job_of(folder, "augmented_parts", **settings | {"steps": 10})
     parts.run()
     replace(parts, steps=20).run()
-    assert [(m["step"], m["loss"]) for m in read_metrics(parts.output)] == lines
+    found = [(m["step"], m["loss"]) for m in read_metrics(parts.output)]
+    assert [line for line in found if line in lines] == lines  # and held-out ones of step 3
     experiment = RunFolder(whole.output).experiment()
     assert experiment.objective.augmentation.special == (256,)
     with pytest.raises(UserError, match=r"augmentation\.mask='\[MASK\]' is no special token"):

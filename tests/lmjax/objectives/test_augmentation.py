@@ -12,6 +12,7 @@ from lmjax.config import UserError, replace
 from lmjax.models import Batch, initialize
 from lmjax.objectives import Augmentation, TextLabels
 from lmjax.objectives.augmentation import shortened, swapped
+from lmjax.objectives.text_labels import FILLER
 from lmjax.parallel import Mesh, training_layout
 from lmjax.training.learner import Learner
 from lmjax.training.optimizers import AdamW
@@ -201,6 +202,30 @@ def test_only_training_sees_it(one_device):
     assert sums(strong, False) == sums(None, False)
     assert sums(Augmentation(special=SPECIAL), True) == sums(None, True)
     assert sums(strong, True) != sums(None, True)
+
+
+def test_the_step_reads_the_masked_model(one_device):
+    """Its parameters come in beside the state; without anything hidden they change nothing."""
+    encoder = replace(MODEL, heads=(), word_head=True, token_types=None)
+    encoder = replace(encoder, attention=replace(encoder.attention, causal=False))
+    layout = training_layout()
+    graph, params = initialize(encoder, layout, jax.random.key(9))
+    batch = batch_of()
+    labels = np.tile(np.array([0.0, 1.0], np.float32), (4, 1, 1))
+    losses = []
+    for share in (0.5, 1e-9):
+        augmentation = Augmentation(refill=share, refill_with="folder", mask_id=2, special=SPECIAL)
+        objective = TextLabels(augmentation=augmentation)
+        arguments = CAUSAL, objective, AdamW(), lambda step: 0.0, layout
+        learner = Learner(*arguments, frozen={FILLER: graph})
+        seeds = np.zeros(4, np.uint64)
+        example = objective.prepare(batch.tokens, batch.segments, seeds, labels=labels)
+        example = to_devices(example, layout, 257)
+        frozen = {FILLER: params}
+        plain = learner.compiled_evaluate(learner.init(0).params, example, frozen)
+        losses.append(float(learner.compiled_step(learner.init(0), example, frozen)[1]["loss"]))
+    assert losses[1] == pytest.approx(float(plain.loss / plain.weight), rel=1e-6)
+    assert abs(losses[0] - losses[1]) > 1e-4
 
 
 @pytest.mark.parametrize(
