@@ -25,6 +25,7 @@ from rich.text import Text
 
 LABEL = 12  # width of the names on the left
 SAMPLE_LINES = 8  # of each sample; the report has all of it
+PICTURE = 12  # most rows of a matrix that the terminal shows
 PLAIN_LINES = 4  # lines of a conversion's phase where there is no terminal
 
 
@@ -47,6 +48,8 @@ class Table:
       caption: what is measured, and how.
       more_is_better: of numbers, whether the largest of a row is the best; None: neither.
       notes: remarks on rows, a line each.
+      picture: cells between the first and the last column are shares of a square matrix, which the
+        report draws, and the terminal leaves out where it is large.
     """
 
     title: str
@@ -55,6 +58,7 @@ class Table:
     caption: str = ""
     more_is_better: bool | None = None
     notes: tuple[str, ...] = ()
+    picture: bool = False
 
     @property
     def is_text(self) -> bool:
@@ -126,6 +130,8 @@ class RunLog:
 
     def table(self, table: Table) -> None:
         """Prints a table: numbers in columns, texts one below another."""
+        if table.picture and len(table.rows) > PICTURE:
+            return
         direction = {True: "more is better", False: "less is better", None: ""}
         self.heading(
             table.title, table.caption if table.is_text else direction[table.more_is_better]

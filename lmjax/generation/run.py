@@ -89,7 +89,8 @@ def load_run(
 ) -> TextGenerator:
     """The model of a training run, with its tokenizer, on the mesh that is set.
 
-    Where the run keeps an average of the parameters, the average is taken.
+    Where the run keeps an average of the parameters, the average is taken; where it keeps the best
+    checkpoint (checkpoint.best), that one is.
 
         with jax.set_mesh(Mesh().build()):
             print(load_run("runs/quickstart").generate(["The list"])[0])
@@ -97,7 +98,7 @@ def load_run(
     Args:
       folder: what a training run wrote: config.json, checkpoints/, tokenizer/. It may go on.
       layout: how the model is cut over the mesh; None is `generation_layout()`.
-      step: which checkpoint; None is the newest undamaged one.
+      step: which checkpoint; None is the best one, or else the newest undamaged one.
       dtype: what is computed in; None: what the run was trained in, but float32 on a CPU.
 
     Raises:

@@ -48,8 +48,9 @@ def read_params(
     pretrained language models").
 
     Args:
-      path: a run folder, of which the newest undamaged checkpoint is taken, or a folder that
-        transformers reads, or one of adapters whose model is another folder here.
+      path: a run folder, whose best checkpoint (checkpoint.best) is taken, or else the newest
+        undamaged one; or a folder that transformers reads, or one of adapters whose model is
+        another folder here.
       config: the model that they are for. It may differ in what changes no shape, such as windows
         or the scaling of rotary positions.
       layout: how they are cut over the mesh that is set.

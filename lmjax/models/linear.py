@@ -130,13 +130,15 @@ def in_parts(x: Float[Array, "1 in"], weight: Float[Array, "in out"]) -> Float[A
 
 
 def dropout(
-    x: Float[Array, "batch seq *features"], rate: float, key: PRNGKeyArray | None
+    x: Float[Array, "batch seq *features"],
+    rate: float | Float[Array, ""],
+    key: PRNGKeyArray | None,
 ) -> Float[Array, "batch seq *features"]:
     """Zeroes a share `rate` of x and scales up the rest; x itself without a key.
 
     Each device draws its own part of one global mask, so that any mesh drops the same places.
     """
-    if key is None or rate == 0:
+    if key is None or (not isinstance(rate, jax.Array) and rate == 0):
         return x
     keep = jax.random.bernoulli(key, 1 - rate, x.shape, out_sharding=jax.typeof(x).sharding)
-    return jnp.where(keep, x / (1 - rate), jnp.zeros_like(x))
+    return jnp.where(keep, (x / (1 - rate)).astype(x.dtype), jnp.zeros_like(x))

@@ -1,5 +1,6 @@
 """Objectives: text to examples on the host, examples to losses on devices."""
 
+from lmjax.objectives.augmentation import Augmentation as Augmentation
 from lmjax.objectives.blank_infilling import BlankInfilling as BlankInfilling
 from lmjax.objectives.blanks import Blanks as Blanks
 from lmjax.objectives.blanks import DocumentBlank as DocumentBlank

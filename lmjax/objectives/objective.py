@@ -17,7 +17,7 @@ from lmjax.models.infill import InfillFormat
 from lmjax.models.transformer import Transformer, TransformerConfig
 from lmjax.objectives.example import Example
 from lmjax.objectives.lexicon import SHAPES_ONLY, TokenTable
-from lmjax.objectives.prediction import Sums, predict
+from lmjax.objectives.prediction import Regularisers, Sums, predict
 
 HEAD = 0x4EAD
 Preparation = Callable[..., Example]  # of tokens, segments, seeds; `spans` where they are read
@@ -196,9 +196,9 @@ class TextObjective(Objective, abc.ABC):
         """
         return (type(self).__name__,)
 
-    def regularisers(self) -> tuple[float, float]:
-        """Weights of log(Z)^2 and of the largest logit's square in the loss of targets."""
-        return 0.0, 0.0
+    def regularisers(self) -> Regularisers:
+        """Regularisers of the loss of targets."""
+        return Regularisers()
 
     def loss_of_hidden(
         self,
@@ -208,7 +208,7 @@ class TextObjective(Objective, abc.ABC):
         key: PRNGKeyArray | None,
     ) -> Sums:
         """Cross-entropy of the targets in nats; see `Objective.loss_of_hidden`."""
-        return predict(model, hidden, example.targets, *self.regularisers())
+        return predict(model, hidden, example.targets, self.regularisers())
 
 
 def head_key(key: PRNGKeyArray | None) -> PRNGKeyArray | None:

@@ -59,6 +59,8 @@ class Loop:
       check_save: () -> None; called after every step: raises where the last save has failed.
       end_save: () -> None; called after the last step: returns when the last save is complete.
       counts: metric that says of how many targets a step's loss is.
+      choose: (step, records) -> whether to save the state of an evaluation, as it is the best.
+      is_over: () -> whether training ends after an evaluation, before its last step.
       finite: metrics that must be finite; training stops where one is not.
     """
 
@@ -75,6 +77,8 @@ class Loop:
     check_save: Callable[[], None] = lambda: None
     end_save: Callable[[], None] = lambda: None
     counts: str = "tokens"
+    choose: Callable[[int, list[Record]], bool] = lambda step, records: False
+    is_over: Callable[[], bool] = lambda: False
     finite: tuple[str, ...] = ("loss", "gradient_norm")
 
     def run(self, state: TrainState, done: int) -> tuple[TrainState, int, Interruption]:
@@ -112,12 +116,10 @@ class Loop:
                         raise _diverged(step, "parameters are not finite")
                     if evaluating:
                         with progress.doing("evaluating"):
-                            for record in self.evaluate(step, state):
-                                self.write(record)
-                                progress.say(_held_out_line(record))
-                                if not math.isfinite(record.get("loss", 0.0)):
-                                    what = f"loss on {record['split']} is {record['loss']}"
-                                    raise _diverged(step, what)
+                            records = self._evaluate(step, state, progress)
+                        is_best = self.choose(step, records)
+                        stopping = stopping or self.is_over()
+                        saving = saving or is_best or stopping
                     if saving:
                         with progress.doing("saving"):
                             self.save(step, state)
@@ -128,6 +130,16 @@ class Loop:
             with progress.doing("writing the checkpoint"):
                 self.end_save()
         return state, done, interruption
+
+    def _evaluate(self, step: int, state: TrainState, progress: Progress) -> list[Record]:
+        """Records of the evaluations after a step, which are in the file then."""
+        records = self.evaluate(step, state)
+        for record in records:
+            self.write(record)
+            progress.say(_held_out_line(record))
+            if not math.isfinite(record.get("loss", 0.0)):
+                raise _diverged(step, f"loss on {record['split']} is {record['loss']}")
+        return records
 
 
 class _PendingMetrics:
