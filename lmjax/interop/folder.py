@@ -48,9 +48,9 @@ def read_params(
     name) is drawn afresh, but for a pooler that the folder has; one that `config` lacks is left.
     Adapters in the folder go on where `config` has the same ones; otherwise they are merged into
     the weights, and those of `config` are drawn afresh. Weights that `config` keeps in few bits
-    (`LoRA.base`) are made of float ones, unless the folder has them just so. Where `config` has more tokens, each new
-    one begins as the mean of the old ones (Hewitt 2021, "Initializing new word embeddings for
-    pretrained language models").
+    (`LoRA.base`) are made of float ones, unless the folder has them just so. Where `config` has
+    more tokens, each new one begins as the mean of the old ones (Hewitt 2021, "Initializing new
+    word embeddings for pretrained language models").
 
     Args:
       path: a run folder, of which the newest undamaged checkpoint is taken, or a folder that

@@ -14,7 +14,7 @@ from lmjax.models.executor import Executor, scan_blocks
 from lmjax.models.lora import merged
 from lmjax.models.quantized import QuantizedWeight, Stored, WeightCode, divided
 from lmjax.models.transformer import TransformerConfig
-from lmjax.parallel import Layout, Mesh, training_layout
+from lmjax.parallel import Layout
 
 
 def abstract(
@@ -135,7 +135,6 @@ def _quantized_weights(config: TransformerConfig) -> dict[tuple[str, ...], Quant
     """The weights that are kept in few bits by path, all of them in blocks; see `LoRA.base`."""
     if config.lora is None or config.lora.base is None:
         return {}
-    with jax.sharding.use_abstract_mesh(Mesh(fsdp=1).abstract(1)):
-        model = nnx.merge(*abstract(config, training_layout()))
-    found = nnx.iter_modules(model)
+    # Cut over no mesh, so that any fits.
+    found = nnx.iter_modules(nnx.merge(*abstract(config, Layout(rules=()))))
     return {path: module for path, module in found if isinstance(module, QuantizedWeight)}

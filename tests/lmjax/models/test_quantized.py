@@ -27,7 +27,6 @@ from lmjax.models import (
     merge_adapters,
     plain_batch,
     with_base,
-    xlnet,
 )
 from lmjax.models.quantized import NF4_VALUES, from_bytes, to_bytes
 from lmjax.parallel import Mesh, training_layout
