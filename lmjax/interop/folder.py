@@ -21,6 +21,7 @@ from lmjax.models import (
     merge_adapters,
     with_base,
 )
+from lmjax.models.quantized import WeightCode
 from lmjax.models.transformer import VOCABULARY_MULTIPLE
 from lmjax.parallel import Layout
 from lmjax.remote import local_copy
@@ -70,9 +71,12 @@ def read_params(
     theirs = whole = model_folder(str(folder))
     goes_on = same_adapters(theirs.lora, config.lora)
     base = None if config.lora is None else config.lora.base
+    keep = None  # how a public model's weights are kept as they are read
     if base is not None and not (goes_on and theirs.lora.base == base):
         plain = replace(config, lora=replace(config.lora, base=None))
-        return with_base(read_params(path, plain, layout, seed), plain, base)[0]
+        if theirs.lora is not None or not huggingface.is_model_folder(folder):
+            return with_base(read_params(path, plain, layout, seed), plain, base)[0]
+        config, keep = plain, base
     if not goes_on:
         theirs = replace(theirs, lora=None)
     elif theirs.lora is not None:
@@ -82,7 +86,7 @@ def read_params(
     wanted = huggingface.by_path(abstract(ours, layout)[1])
     fresh = _fresh(theirs, ours, wanted)
     _check_shapes(folder, theirs, ours, layout, fresh)
-    params = _read_as_they_are(folder, layout)
+    params = _read_as_they_are(folder, layout, keep)
     if not goes_on:
         params, _ = merge_adapters(params, whole)
     elif whole.lora is not None:
@@ -92,7 +96,7 @@ def read_params(
         found |= _public_poolers(folder, fresh, ours, wanted)
     else:
         found |= _own_poolers(found, fresh)
-    kept = {name: found[name] for name in wanted if name in found}
+    kept = {name: found[name] for name in found if wanted.keys() & {name, name.rpartition(".")[0]}}
     if missing := fresh - kept.keys():
         kept |= _drawn(missing, ours, layout, seed)
     if ours != config:
@@ -100,12 +104,13 @@ def read_params(
     return huggingface.nest(kept)
 
 
-def _read_as_they_are(folder: Path, layout: Layout) -> dict:
-    """The parameters of a folder of any kind, with its adapters."""
+def _read_as_they_are(folder: Path, layout: Layout, keep: WeightCode | None = None) -> dict:
+    """The parameters of a folder of any kind, with its adapters; `keep`: of transformers' alone."""
     if adapter_folder.is_adapter_folder(folder):
         return adapter_folder.read_adapted(folder, layout)[2]
     if huggingface.is_model_folder(folder):
-        return huggingface.read(folder, layout)[2]
+        family, config = huggingface.read_config(folder)
+        return huggingface.read_params(folder, family, config, layout, keep=keep)[1]
     return load_trained_model(folder, layout).params
 
 

@@ -48,6 +48,7 @@ from lmjax.models.parameters import abstract as abstract
 from lmjax.models.parameters import draw_parameters as draw_parameters
 from lmjax.models.parameters import initialize as initialize
 from lmjax.models.parameters import merge_adapters as merge_adapters
+from lmjax.models.parameters import quantized_weights as quantized_weights
 from lmjax.models.parameters import with_base as with_base
 from lmjax.models.positions import ALiBi as ALiBi
 from lmjax.models.positions import BlockPositions as BlockPositions

@@ -12,7 +12,7 @@ from jaxtyping import PRNGKeyArray
 from lmjax.config import replace
 from lmjax.models.executor import Executor, scan_blocks
 from lmjax.models.lora import merged
-from lmjax.models.quantized import QuantizedWeight, Stored, WeightCode, divided
+from lmjax.models.quantized import QuantizedWeight, Stored, WeightCode, encoded
 from lmjax.models.transformer import TransformerConfig
 from lmjax.parallel import Layout
 
@@ -95,7 +95,7 @@ def with_base(
     flat = traverse_util.flatten_dict(params)
     # First what is kept of each weight becomes the weight, then the weight what shall be kept.
     for model, step in ((before, _decoded), (after, _encoded)):
-        for path, weight in _quantized_weights(model).items():
+        for path, weight in quantized_weights(model).items():
             mine = {name: leaf for name, leaf in flat.items() if name[: len(path)] == path}
             rest = {name: leaf for name, leaf in flat.items() if name not in mine}
             flat = rest | step(mine, path, weight)
@@ -116,11 +116,9 @@ def _decoded(mine: dict, path: tuple[str, ...], weight: QuantizedWeight) -> dict
 
 def _encoded(mine: dict, path: tuple[str, ...], weight: QuantizedWeight) -> dict:
     """What is kept of the parameter at `path`, by path, cut over the mesh as that is."""
-    spec = PartitionSpec(*jax.typeof(mine[path]).sharding.spec[1:])
 
     def encode(one: jax.Array) -> Stored:
-        stored = weight.code.encode(_whole(one), weight.axis)
-        return {name: jax.reshard(a, divided(a.shape, spec)) for name, a in stored.items()}
+        return encoded(one, weight.code, weight.axis)
 
     stored = jax.jit(lambda layers: jax.lax.map(encode, layers))(mine[path])
     return {(*path, name): leaf for name, leaf in stored.items()}
@@ -131,7 +129,7 @@ def _whole(a: jax.Array) -> jax.Array:
 
 
 @functools.lru_cache(maxsize=32)
-def _quantized_weights(config: TransformerConfig) -> dict[tuple[str, ...], QuantizedWeight]:
+def quantized_weights(config: TransformerConfig) -> dict[tuple[str, ...], QuantizedWeight]:
     """The weights that are kept in few bits by path, all of them in blocks; see `LoRA.base`."""
     if config.lora is None or config.lora.base is None:
         return {}

@@ -137,7 +137,7 @@ class QuantizedWeight(nnx.Module):
         self.names, self.code, self.layout = names, code, layout
         self.axis = names.index("embed") if "embed" in names else len(names) - 1
         self.size = weight.shape[self.axis]
-        stored = code.encode(jax.reshard(weight, PartitionSpec(*(None,) * weight.ndim)), self.axis)
+        stored = encoded(weight, code, self.axis)
         for name, array in stored.items():
             setattr(self, name, nnx.Param(array, out_sharding=self._spec(array.shape)))
         self.parts = tuple(stored)
@@ -161,6 +161,14 @@ class QuantizedWeight(nnx.Module):
         """Spec of an array, with `names` in place of those of the weight's axes."""
         names = self.names if names is None else names
         return divided(shape, self.layout.spec(*names))
+
+
+def encoded(weight: Float[Array, "*axes"], code: WeightCode, axis: int) -> Stored:
+    """What is kept of a weight, cut over the mesh as that is; traceable."""
+    spec = jax.typeof(weight).sharding.spec
+    whole = jax.reshard(weight, PartitionSpec(*(None,) * weight.ndim))
+    stored = code.encode(whole, axis).items()
+    return {name: jax.reshard(a, divided(a.shape, spec)) for name, a in stored}
 
 
 def divided(shape: tuple[int, ...], spec: PartitionSpec) -> PartitionSpec:

@@ -141,6 +141,15 @@ def test_it_is_decoded_and_converted(tuned, tmp_path):
         for folder in (tuned.output, tmp_path / "public")
     ]
     assert texts[0] == texts[1]
+    kept = {}
+    for lora in (LORA, replace(LORA, base=None)):  # read so, or made so of all that was read
+        config = replace(MODEL, lora=lora)
+        kept[lora] = read_params(tmp_path / "public", config, training_layout())
+    expected = with_base(kept[lora], config, LORA.base)[0]
+    shapes = abstract(replace(MODEL, lora=LORA), training_layout())[1]
+    for path, leaf in flat(kept[LORA]).items():
+        np.testing.assert_array_equal(leaf, flat(expected)[path], err_msg=path)
+    jax.tree.map(lambda a, b: a.sharding.spec == b.sharding.spec or 1 / 0, kept[LORA], shapes)
     convert_adapters(tuned.output, tmp_path / "adapters")
     assert (tmp_path / "adapters" / "adapter_model.safetensors").exists()
 
