@@ -130,7 +130,8 @@ def text_command(location: str) -> str:
         return ""
     modules, data = user_modules(experiment), getattr(experiment, "data", None)
     imports = f" imports={','.join(modules)}" if modules else ""
-    chats = isinstance(data, Data) and template_of(data) is not None
+    fills = experiment.objective.infill_format() is not None
+    chats = not fills and isinstance(data, Data) and template_of(data) is not None
     return f"python -m lmjax.generation {location}{imports} " + (
         "chat=true" if chats else 'prompt="..."'
     )

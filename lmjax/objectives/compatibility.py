@@ -12,7 +12,8 @@ def require_causal(objective: Objective, model: TransformerConfig) -> None:
     if isinstance(model, EncoderDecoderConfig):
         raise UserError(
             f"{name} gives nothing to the encoder that this model has beside its decoder; such a "
-            "model is trained with objective=SpanCorruption"
+            "model is trained with objective=SpanCorruption, and fine-tuned with "
+            "objective=SequenceToSequence"
         )
     if not model.attention.causal:
         raise UserError(
