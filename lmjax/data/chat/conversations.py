@@ -53,19 +53,17 @@ class ClassFormat:
     """The format of the conversations of one class."""
 
     name: str  # of the class, as the lines have it
-    template: (
-        ChatTemplate  # such as chat_template("openchat") with "GPT3" in place of "GPT4 Correct"
-    )
+    template: ChatTemplate  # such as OpenChat's with "GPT3" in place of "GPT4 Correct"
 
 
 @config
 class ConditionedConversations(Conversations):
-    """Conversations that tell their class by their format, so that the model learns to tell it.
+    """Conversations whose format depends on their class, so that a model is conditioned on it.
 
-    OpenChat conditions on the quality of its sources so, beside weighing them in the loss
-    (`LossWeights`): one class is asked for by "GPT4 User", the other by "GPT3 User" (Wang et al.
-    2023, arXiv:2309.11235, section 3.2). The trained model talks in `template`, the format of the
-    class that is wanted, in which lines of further classes are written too.
+    OpenChat conditions on the quality of its sources, beside weighing them in the loss
+    (`LossWeights`): one class has "GPT4 User", the other "GPT3 User" (Wang et al. 2023,
+    arXiv:2309.11235, section 3.2). The trained model talks in `template`, the format of the class
+    that is wanted, in which lines of further classes are written too.
     """
 
     condition: str = "source"  # the field with the class
