@@ -3,7 +3,11 @@
 import importlib
 from typing import Any
 
-from lmjax.data.chat.conversations import Conversations
+from lmjax.data.chat.conversations import (
+    ClassFormat,
+    ConditionedConversations,
+    Conversations,
+)
 from lmjax.data.chat.folder import FolderTemplate
 from lmjax.data.chat.templates import ChatTemplate
 from lmjax.data.chat.tfds_conversations import TFDSConversations
@@ -41,6 +45,8 @@ __all__ = [
     "Bytes",
     "Characters",
     "ChatTemplate",
+    "ClassFormat",
+    "ConditionedConversations",
     "Conversations",
     "DamagedTexts",
     "Data",
