@@ -60,12 +60,6 @@ class RewardBenchmark:
     seed: int = 0  # of the training
     json: str = ""  # file for the results
 
-    def validate(self) -> None:
-        """Raises UserError for a folder without the files."""
-        for name in NAMES:
-            if not path_of(self.folder, name).is_file():
-                raise UserError(f"folder={self.folder!r} has no {path_of('', name)}")
-
 
 def path_of(folder: str, name: str) -> Path:
     """File of one half of hh-rlhf's base set."""
@@ -74,9 +68,11 @@ def path_of(folder: str, name: str) -> Path:
 
 def data_of(settings: RewardBenchmark, **further) -> Data:
     """Both sets; half of the prompts of each are held out, the same ones in both runs."""
+    paths = {name: str(path_of(settings.folder, name)) for name in NAMES}
+    # A few answers are empty.
     domains = (
-        Domain(name=name, source=Comparisons(path=str(path_of(settings.folder, name))))
-        for name in NAMES
+        Domain(name=name, source=Comparisons(path=path, on_error="skip"))
+        for name, path in paths.items()
     )
     return Data(train=tuple(domains), held_out=0.5, length=settings.length, **further)
 
@@ -201,7 +197,10 @@ def compare(settings: RewardBenchmark, folder: str) -> tuple[dict[str, Leads], n
 
 
 def main(settings: RewardBenchmark) -> None:
-    """Trains, prints and saves the comparison."""
+    """Trains, prints and saves the comparison. UserError for a folder without the files."""
+    for name in NAMES:
+        if not path_of(settings.folder, name).is_file():
+            raise UserError(f"folder={settings.folder!r} has no {path_of('', name)}")
     begin = time.perf_counter()
     reader(settings).run()
     job = ranker(settings)
