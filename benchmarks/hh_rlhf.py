@@ -187,7 +187,10 @@ def compare(settings: RewardBenchmark, folder: str) -> tuple[dict[str, Leads], n
     prepared, facts = prepare(experiment.data, run.tokenizer), {"parameters": parameters}
     tokenizer, stores = prepared.tokenizer, prepared.held_out
     train, held_out = (joined(part, tokenizer) for part in (prepared.train, stores))
-    found = {"by length": leads_of_length(train, held_out)}
+    # Each set with its own sign: longer answers are the helpful ones, shorter the harmless ones.
+    pairs = ((texts_of(prepared.train[name], tokenizer), stores[name]) for name in stores)
+    lengths = [leads_of_length(texts, texts_of(store, tokenizer)) for texts, store in pairs]
+    found = {"by length": np.concatenate(lengths)}
     if settings.python:
         leads, facts["strength"] = leads_of_words(settings.python, train, held_out)
         found["by words"] = leads
