@@ -40,6 +40,7 @@ from lmjax.training.schedules import Cosine
 
 NAMES = ("helpful", "harmless")
 LARGEST, GOAL = 30_000_000, 0.62  # parameters, accuracy
+REPLY = "\n\nAssistant:"  # before a reply, in the plain format
 SEED = 0  # of the bootstrap
 Leads = Float[np.ndarray, "pairs"]
 
@@ -120,11 +121,12 @@ def ranker(settings: RewardBenchmark) -> RewardModel:
 
 
 def texts_of(store: TokenStore, tokenizer: Tokenizer) -> dict[str, list[str]]:
-    """Texts of the better and the worse conversation of each pair."""
+    """Last replies of the better and the worse conversation of each pair."""
     found = {"better": [], "worse": []}
     for pair in pairs_of(store):
         for side, documents in zip(found, pair, strict=True):
-            found[side] += [store.text(document, tokenizer) for document in documents.tolist()]
+            texts = (store.text(document, tokenizer) for document in documents.tolist())
+            found[side] += [text.rpartition(REPLY)[2] for text in texts]
     return found
 
 
@@ -167,7 +169,7 @@ def interval(values: Float[np.ndarray, "pairs"], resamples: int) -> tuple[float,
 
 
 def joined(stores: dict[str, TokenStore], tokenizer: Tokenizer) -> dict[str, list[str]]:
-    """Texts of all sets, one after another."""
+    """Replies of all sets, one after another."""
     parts = [texts_of(store, tokenizer) for store in stores.values()]
     return {side: [text for part in parts for text in part[side]] for side in parts[0]}
 
