@@ -11,12 +11,21 @@ import jax
 from rich.console import Console
 from rich.filesize import decimal
 from rich.padding import Padding
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table as RichTable
 from rich.text import Text
 
 LABEL = 12  # width of the names on the left
 SAMPLE_LINES = 8  # of each sample; the report has all of it
+PICTURE = 12  # most rows of a matrix that the terminal shows
 PLAIN_LINES = 4  # lines of a conversion's phase where there is no terminal
 
 
@@ -39,6 +48,8 @@ class Table:
       caption: what is measured, and how.
       more_is_better: of numbers, whether the largest of a row is the best; None: neither.
       notes: remarks on rows, a line each.
+      picture: cells between the first and the last column are shares of a square matrix, which the
+        report draws, and the terminal leaves out where it is large.
     """
 
     title: str
@@ -47,6 +58,7 @@ class Table:
     caption: str = ""
     more_is_better: bool | None = None
     notes: tuple[str, ...] = ()
+    picture: bool = False
 
     @property
     def is_text(self) -> bool:
@@ -118,6 +130,8 @@ class RunLog:
 
     def table(self, table: Table) -> None:
         """Prints a table: numbers in columns, texts one below another."""
+        if table.picture and len(table.rows) > PICTURE:
+            return
         direction = {True: "more is better", False: "less is better", None: ""}
         self.heading(
             table.title, table.caption if table.is_text else direction[table.more_is_better]
@@ -182,6 +196,9 @@ class ByteBar:
     Use as a context manager round one phase, and call it with the bytes done and all bytes.
     """
 
+    column: type[ProgressColumn] = DownloadColumn  # numbers beside the bar
+    words: Callable[[int], str] = staticmethod(decimal)  # for a number, on plain lines
+
     def __init__(self, what: str, console: Console) -> None:
         """`what` is being done."""
         self._what, self._console = what, console
@@ -189,7 +206,7 @@ class ByteBar:
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=28, style="grey37", complete_style="cyan"),
-            DownloadColumn(),
+            self.column(),
             TimeRemainingColumn(),
             console=console,
             transient=True,
@@ -212,7 +229,14 @@ class ByteBar:
             self._bar.update(self._task, completed=done, total=total)
         elif part > self._told:
             self._told = part
-            self._console.print(f"{self._what}  {decimal(done)} of {decimal(total)}")
+            self._console.print(f"{self._what}  {self.words(done)} of {self.words(total)}")
+
+
+class CountBar(ByteBar):
+    """A `ByteBar` of things that are counted."""
+
+    column = MofNCompleteColumn
+    words = staticmethod("{:,}".format)
 
 
 def duration(seconds: float) -> str:

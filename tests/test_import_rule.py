@@ -11,6 +11,7 @@ ROOT = Path(__file__).parents[1]
 # From the top of the house down. A line may import those after it.
 ORDER = [
     "jobs",
+    "annotation",
     "serving",
     "alignment",
     "compression",

@@ -12,6 +12,7 @@ from lmjax.alignment.kl import KLControl as KLControl
 from lmjax.alignment.kl import k1 as k1
 from lmjax.alignment.kl import k2 as k2
 from lmjax.alignment.kl import k3 as k3
+from lmjax.alignment.labelled_answers import LabelledAnswers as LabelledAnswers
 from lmjax.alignment.log_probabilities import log_probabilities as log_probabilities
 from lmjax.alignment.log_probabilities import (
     log_probabilities_and_entropy as log_probabilities_and_entropy,

@@ -35,7 +35,7 @@ class ComparisonAccuracy(Evaluator):
             if not is_first():
                 return ()
             found = last_scores(context.records(), step, "accuracy")
-            counts = last_scores(context.records(), step, "tokens")
+            counts = last_scores(context.records(), step, "comparisons")
             rows = []
             for name, accuracy in found.items():
                 count = int(counts[name])

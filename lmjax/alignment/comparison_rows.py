@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import abc
+from collections.abc import Mapping
 
 import numpy as np
 from jaxtyping import Float, Int
 
+from lmjax.alignment.comparison_accuracy import require_pairs
 from lmjax.config import config
 from lmjax.data.spans import RowSpans
+from lmjax.data.store import TokenStore
 from lmjax.models.batch import Batch
 from lmjax.objectives import TextObjective, TokenTargets
 from lmjax.objectives.chat_lm import last_of_segments
 
-RANK, MARGIN = 1, 2  # columns of the labels of compared answers
+# Columns of the labels of compared answers; the last one is not of their source, but a reference's.
+RANK, MARGIN, REFERENCE_LOG_PROB = 1, 2, 3
 Tokens = Int[np.ndarray, "rows row_length"]
 
 
@@ -27,6 +31,19 @@ class ComparisonObjective(TextObjective, abc.ABC):
     def slots(self) -> int:
         """See `TextObjective.slots`."""
         return self.answers
+
+    @property
+    def counts(self) -> str:
+        """See `Objective.counts`."""
+        return "comparisons"
+
+    def check_stores(self, stores: Mapping[str, TokenStore]) -> None:
+        """Raises UserError for comparisons that teach nothing, here those without pairs.
+
+        Args:
+          stores: by what users know them as.
+        """
+        require_pairs(stores, self.answers)
 
     @property
     def reads_spans(self) -> bool:
@@ -77,6 +94,6 @@ def label_column(
     labels: Float[np.ndarray, "rows slots labels"] | None, rows: int, slots: int, column: int
 ) -> Float[np.ndarray, "rows slots"]:
     """One label of every document of the rows; NaN where there is none."""
-    if labels is None:
+    if labels is None or column >= labels.shape[2]:
         return np.full((rows, slots), np.nan, np.float32)
     return labels[:, :, column]

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 from flax import nnx
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
 from lmjax.alignment.reward_functions import Reply, Reward, Score
@@ -14,11 +15,11 @@ from lmjax.config import UserError, config
 from lmjax.data.public_tokenizers import read_tokenizer
 from lmjax.data.tokenizers import Tokenizer
 from lmjax.interop.folder import model_folder, read_params, tokenizer_folder
-from lmjax.models import Batch, HeadConfig, TextHeadConfig, TransformerConfig, abstract
+from lmjax.models import Batch, TextHeadConfig, TransformerConfig, abstract
 from lmjax.objectives import Example
 from lmjax.parallel import axis_size, training_layout
 from lmjax.remote import check_path
-from lmjax.training.placement import to_devices
+from lmjax.training.placement import own_rows, to_devices
 
 SHORTEST = 16  # tokens of the rows of short replies
 
@@ -43,21 +44,9 @@ class ModelReward(Reward):
         Raises:
           UserError: the reward model cannot read what the policy writes.
         """
-        model = model_folder(self.folder)
-        whose = f"the reward model in {self.folder} and the policy in {policy}"
-        if read_tokenizer(tokenizer_folder(self.folder)).fingerprint != tokenizer.fingerprint:
-            raise UserError(f"{whose} have different tokenizers")
-        if model.max_length is not None and model.max_length < length:
-            raise UserError(
-                f"{whose}: the one reads at most {model.max_length} tokens, a request and a reply "
-                f"of the other have up to {length}"
-            )
-        if not any(_is_score(head, self.head) for head in model.heads):
-            names = ", ".join(repr(head.name) for head in model.heads) or "none"
-            raise UserError(
-                f"{whose}: the one has no TextHead with one output of the name {self.head!r}; its "
-                f"heads: {names}"
-            )
+        model = check_reader(self.folder, "reward model", tokenizer, length, policy)
+        whose = f"the reward model in {self.folder} and the policy in {policy}: the one"
+        find_score(model, self.head, whose)
         return self._scorer(model)
 
     def score(self, replies: Sequence[Reply]) -> list[float]:
@@ -75,14 +64,15 @@ class ModelReward(Reward):
         def compute(params: dict, batch: Batch) -> Float[Array, "rows"]:
             judge = nnx.merge(graph, params)
             hidden, _ = judge(batch)
-            return judge.outputs(self.head, hidden, batch)[:, 0, 0]
+            scores = judge.outputs(self.head, hidden, batch)[:, 0, 0]
+            return jax.reshard(scores, PartitionSpec())  # each process reads all of them
 
         def score(replies: Sequence[Reply]) -> list[float]:
             found = []
             for first in range(0, len(replies), self.batch_size):
                 part = [reply.tokens for reply in replies[first : first + self.batch_size]]
                 batch = padded_rows(part, -(-len(part) // shards) * shards, model.max_length)
-                example = to_devices(Example(batch, ()), layout, model.vocab_size)
+                example = to_devices(own_rows(Example(batch, ())), layout, model.vocab_size)
                 scores = jax.device_get(compute(params, example.inputs))
                 found += scores[: len(part)].tolist()
             return found
@@ -112,6 +102,40 @@ def padded_rows(texts: Sequence[Sequence[int]], rows: int, longest: int | None) 
     return Batch(tokens=tokens, positions=positions, segments=segments)
 
 
-def _is_score(head: HeadConfig, name: str) -> bool:
-    """Returns whether a head gives a score of a text under this name."""
-    return isinstance(head, TextHeadConfig) and (head.name, head.outputs) == (name, 1)
+def check_reader(
+    folder: str, kind: str, tokenizer: Tokenizer, length: int, policy: str
+) -> TransformerConfig:
+    """The model in a folder, which can read what a policy writes.
+
+    Args:
+      folder: run folder or public model folder of the model.
+      kind: of the model, for messages.
+      tokenizer, length, policy: see `Reward.prepare`.
+
+    Raises:
+      UserError: it cannot.
+    """
+    model, whose = model_folder(folder), f"the {kind} in {folder} and the policy in {policy}"
+    if read_tokenizer(tokenizer_folder(folder)).fingerprint != tokenizer.fingerprint:
+        raise UserError(f"{whose} have different tokenizers")
+    if model.max_length is not None and model.max_length < length:
+        raise UserError(
+            f"{whose}: the one reads at most {model.max_length} tokens, a request and a reply "
+            f"of the other have up to {length}"
+        )
+    return model
+
+
+def find_score(model: TransformerConfig, name: str, whose: str) -> TextHeadConfig:
+    """The head of a model that gives a score of a text under a name.
+
+    Raises:
+      UserError: it has none; the message begins with `whose`.
+    """
+    for head in model.heads:
+        if isinstance(head, TextHeadConfig) and (head.name, head.outputs) == (name, 1):
+            return head
+    names = ", ".join(repr(head.name) for head in model.heads) or "none"
+    raise UserError(
+        f"{whose} has no TextHead with one output of the name {name!r}; its heads: {names}"
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 from typing import Any
 
@@ -12,6 +13,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt64
 
 from lmjax.alignment.comparison_rows import (
     RANK,
+    REFERENCE_LOG_PROB,
     ComparisonObjective,
     answer_targets,
     label_column,
@@ -29,6 +31,8 @@ from lmjax.objectives.example import Example, TokenTargets
 from lmjax.objectives.lexicon import TokenTable
 from lmjax.objectives.prediction import Sums
 
+REFERENCE = "reference"  # name of the frozen model
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -38,8 +42,8 @@ class PairTargets:
     Attributes:
       chosen, rejected: the next token at each position of the better and of the worse answers, with
         weight 1 for the tokens of the answer and 0 for the others (`answer_mask`).
-      reference: log-probabilities of both under the reference policy, chosen first. None: it is
-        among the frozen models, or the loss reads none.
+      reference: log-probabilities of both under the reference policy, chosen first, read where it
+        is not among the frozen models. None: the loss reads none.
     """
 
     chosen: TokenTargets
@@ -48,7 +52,22 @@ class PairTargets:
 
 
 @config
-class PreferencePairs(ComparisonObjective):
+class PreferenceObjective(ComparisonObjective, abc.ABC):
+    """Base of the objectives that train a policy on comparisons, without a reward model."""
+
+    @property
+    def reads_reference(self) -> bool:
+        """Returns whether the loss compares with a reference policy."""
+        return True
+
+    @property
+    def keeps_reference(self) -> bool:
+        """Returns whether the reference must be at hand in training, as a frozen model."""
+        return False
+
+
+@config
+class PreferencePairs(PreferenceObjective):
     """A policy trained on pairs of a better and a worse answer (data.rows=groups).
 
     `Example.inputs` are two batches: the rows with the chosen answers and those with the rejected
@@ -57,6 +76,11 @@ class PreferencePairs(ComparisonObjective):
     """
 
     preference: PreferenceLoss = DPO()  # the loss of a pair
+
+    @property
+    def reads_reference(self) -> bool:
+        """See `PreferenceObjective.reads_reference`."""
+        return self.preference.reads_reference
 
     def validate(self) -> None:
         """Raises UserError for other than two answers."""
@@ -78,7 +102,11 @@ class PreferencePairs(ComparisonObjective):
         is_pair = (ranks[:, 0] < ranks[:, 1]).astype(np.float32)[:, None]
         sides = answer_targets(tokens, segments, spans, 2)
         chosen, rejected = (TokenTargets(s.tokens, s.weights * is_pair) for s in sides)
-        return Example(slot_batches(tokens, segments, 2), PairTargets(chosen, rejected))
+        reference = None
+        if self.reads_reference:
+            reference = label_column(labels, len(tokens), 2, REFERENCE_LOG_PROB)
+        targets = PairTargets(chosen, rejected, reference)
+        return Example(slot_batches(tokens, segments, 2), targets)
 
     def check(self, model: TransformerConfig) -> None:
         """Raises UserError for an encoder."""
@@ -102,10 +130,10 @@ class PreferencePairs(ComparisonObjective):
             zip(example.inputs, (targets.chosen, targets.rejected), strict=True)
         ):
             reference = None
-            if self.preference.reads_reference and targets.reference is not None:
+            if self.reads_reference and frozen and REFERENCE in frozen:
+                reference = score(frozen[REFERENCE], batch, side).log_probs
+            elif self.reads_reference and targets.reference is not None:
                 reference = targets.reference[:, number]
-            elif self.preference.reads_reference and frozen and "reference" in frozen:
-                reference = score(frozen["reference"], batch, side).log_probs
             answers.append(dataclasses.replace(score(model, batch, side), reference=reference))
         return self.preference.sums(*answers)
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from lmjax.alignment.masks import keep, masked_mean, require_shape
+from lmjax.alignment.masks import keep, require_shape
 from lmjax.config import UserError, config
 from lmjax.objectives.prediction import Sums
 
@@ -219,7 +219,10 @@ class ORPO(PreferenceLoss):
 
 @config
 class KTO:
-    """Kahneman-Tversky optimisation of single answers (Ethayarajh et al. 2024, 2402.01306)."""
+    """Kahneman-Tversky optimisation of single answers (Ethayarajh et al. 2024, 2402.01306).
+
+    The objective that trains with it is `LabelledAnswers`.
+    """
 
     beta: float = 0.1  # how strongly the policy is held to the reference
     desirable: float = 1.0  # weight of answers that are wanted
@@ -262,9 +265,20 @@ def kto_divergence(answers: Answers) -> Float[Array, ""]:
       answers: of the whole batch, each to another's prompt (the paper's z_0). It must be known
         before the batch is divided into microbatches.
     """
-    real = answers.real
-    mean = masked_mean(answers.within(real).log_ratio, real)
+    return divergence_of(log_ratio_sums(answers))
+
+
+def divergence_of(sums: Sums) -> Float[Array, ""]:
+    """Divergence of sums of log-ratios: their mean, at least 0; no gradient passes through it."""
+    mean = sums.loss / jnp.where(sums.weight > 0, sums.weight, 1)
     return jax.lax.stop_gradient(jnp.maximum(mean, 0))
+
+
+def log_ratio_sums(answers: Answers) -> Sums:
+    """Sum of log(policy / reference) over the answers that are real, and their number."""
+    real = answers.real
+    log_ratio = keep(answers.within(real).log_ratio, real)
+    return Sums(jnp.sum(log_ratio), jnp.sum(real.astype(log_ratio.dtype)), {})
 
 
 def require_positive(loss: PreferenceLoss | KTO, *names: str) -> None:

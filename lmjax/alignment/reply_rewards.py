@@ -13,6 +13,7 @@ from lmjax.config import config
 from lmjax.console import Table
 from lmjax.evaluation.evaluator import Context, Evaluate, Evaluator, Record
 from lmjax.evaluation.text_samples import describe_sampling
+from lmjax.generation.generator import Generator
 from lmjax.generation.sampling import Sampling
 
 COLUMNS = ("requests", "reward", "standard error")
@@ -37,9 +38,11 @@ class ReplyRewards(Evaluator):
 
         def evaluate(step: int, params: dict) -> tuple[Record | Table, ...]:
             records, rows, samples = [], [], []
+            generator = Generator(model, params)
             for name, requests in sets.items():
                 settings = requests, self.sampling, self.length, SEED
-                found = [one.reply for one in sample_replies(model, params, feed, *settings)]
+                rollouts = sample_replies(generator, feed.tokenizer, feed.template, *settings)
+                found = [one.reply for one in rollouts]
                 rewards, means = total_rewards(feed.rewards, found)
                 error = float(np.std(rewards)) / math.sqrt(len(rewards))
                 reward = float(rewards.mean())

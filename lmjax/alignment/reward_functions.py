@@ -8,7 +8,9 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jaxtyping import Float
 
 from lmjax.config import UserError, config
@@ -133,10 +135,13 @@ def _shared(text: str, answer: str) -> float:
 def make_ready(
     rewards: Sequence[Reward], tokenizer: Tokenizer, length: int, policy: str
 ) -> tuple[ReadyReward, ...]:
-    """Prepares all rewards; see `Reward.prepare`."""
-    return tuple(
-        ReadyReward(one.name, one.weight, one.prepare(tokenizer, length, policy)) for one in rewards
-    )
+    """Prepares all rewards; see `Reward.prepare`. Those of one name are numbered from 2 on."""
+    found: list[ReadyReward] = []
+    for number, one in enumerate(rewards):
+        before = sum(other.name == one.name for other in rewards[:number])
+        name = f"{one.name}_{before + 1}" if before else one.name
+        found.append(ReadyReward(name, one.weight, one.prepare(tokenizer, length, policy)))
+    return tuple(found)
 
 
 def total_rewards(
@@ -144,13 +149,15 @@ def total_rewards(
 ) -> tuple[Float[np.ndarray, "replies"], dict[str, float]]:
     """Weighted sum of all rewards of each reply, and the mean of each reward by its name.
 
+    Of several processes, all score the replies, and the scores of the first one count.
+
     Raises:
       UserError: a reward gives another number of scores than there are replies, or one that is not
         finite.
     """
     total, means = np.zeros(len(replies)), {}
     for reward in rewards:
-        scores = np.asarray(reward.score(replies), np.float64)
+        scores = _agreed(np.asarray(reward.score(replies), np.float64))
         if scores.shape != (len(replies),):
             raise UserError(
                 f"reward {reward.name} gives scores of the shape {scores.shape} for "
@@ -165,3 +172,10 @@ def total_rewards(
         total += reward.weight * scores
         means[reward.name] = float(scores.mean())
     return total, means
+
+
+def _agreed(scores: np.ndarray) -> np.ndarray:
+    """The scores of the first process: those of a function may differ from process to process."""
+    if jax.process_count() == 1:
+        return scores
+    return np.asarray(multihost_utils.broadcast_one_to_all(scores.astype(np.float32)), np.float64)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,10 +20,12 @@ class RolloutFeed(RequestFeed):
     Attributes:
       rewards: whose sum a reply is worth.
       pretraining: text that is learnt beside the replies; None: there is none.
+      before: metrics of the step that the run goes on after; empty where it begins.
     """
 
     rewards: tuple[ReadyReward, ...]
     pretraining: TextFeed | None = None
+    before: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def identity(self) -> dict[str, Any]:

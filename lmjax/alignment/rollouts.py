@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import PartitionSpec
 from jaxtyping import Float, Int
 
 from lmjax.alignment.kl import k1
@@ -18,15 +19,17 @@ from lmjax.alignment.policy_objective import SampledTargets, values_of
 from lmjax.alignment.reward_functions import Reply
 from lmjax.alignment.rewards import token_rewards
 from lmjax.config import replace
-from lmjax.data.chat.templated import template_of
+from lmjax.data.chat.messages import ChatFormat
+from lmjax.data.tokenizers import Tokenizer
 from lmjax.generation.generator import Continuation, Generator
 from lmjax.generation.sampling import Sampling
+from lmjax.generation.stream import TextStream
 from lmjax.models import Batch, TransformerConfig, abstract
 from lmjax.models.batch import Array as AnyArray
 from lmjax.objectives import Example, TokenTargets
 from lmjax.parallel import Layout
-from lmjax.training.feed import RequestFeed, RolloutRequest
-from lmjax.training.placement import to_devices
+from lmjax.training.feed import RolloutRequest
+from lmjax.training.placement import own_rows, to_devices
 
 
 class Rollout(NamedTuple):
@@ -52,38 +55,59 @@ class RolloutRows(NamedTuple):
 
 
 def sample_replies(
-    model: TransformerConfig,
-    params: dict,
-    feed: RequestFeed,
+    generator: Generator,
+    tokenizer: Tokenizer,
+    template: ChatFormat | None,
     requests: Sequence[RolloutRequest],
     sampling: Sampling,
     length: int,
     seed: int,
+    samples: int = 1,
 ) -> list[Rollout]:
-    """Samples a reply to each request, every one with a seed of its own.
+    """Samples replies to each request, every one with a seed of its own.
 
     Args:
-      model: config of the policy.
-      params: its parameters.
-      feed: gives tokenizer and chat format.
-      requests: one after another; one that is there several times gets several replies.
+      generator: the policy.
+      tokenizer: of the policy.
+      template: chat format of the requests, which says what ends a reply; None: the end of a text.
+      requests: texts to go on from.
       sampling: how tokens are drawn.
       length: most tokens of a reply, the one that ends it included.
-      seed: of the first reply.
+      seed: of the first reply; each has the next one.
+      samples: replies to each request, which follow one another.
     """
-    tokenizer, template = feed.tokenizer, template_of(feed.prepared.data)
-    stops = [tokenizer.end] if template is None else template.stop_tokens(tokenizer)
-    generator = Generator(model, params)
     prompts = [request.tokens for request in requests]
-    settings = replace(sampling, seed=seed), length, stops
+    stops = [tokenizer.end] if template is None else template.stop_tokens(tokenizer)
+    strings = () if template is None else template.stop_strings
+    settings = replace(sampling, seed=seed), length, stops, samples
+    asked = [request for request in requests for _ in range(samples)]
     found = []
-    for request, new in zip(requests, generator.continuations(prompts, *settings), strict=True):
+    for request, new in zip(asked, generator.continuations(prompts, *settings), strict=True):
+        new, text, ended = _until_string(new, tokenizer, strings)
         end = [] if new.stop is None else [new.stop]
-        text = tokenizer.decode(new.tokens)
         tokens = [*request.tokens, *new.tokens, *end]
-        reply = Reply(request.text, text, bool(end), request.metadata, tokens)
+        reply = Reply(request.text, text, ended, request.metadata, tokens)
         found.append(Rollout(request, new, reply))
     return found
+
+
+def _until_string(
+    new: Continuation, tokenizer: Tokenizer, strings: Sequence[str]
+) -> tuple[Continuation, str, bool]:
+    """A continuation up to the token that completes a stop string, its text, and if it has ended.
+
+    The text ends before the string.
+    """
+    text = tokenizer.decode(new.tokens)
+    if not any(string in text for string in strings):
+        return new, text, new.stop is not None
+    stream, text, count = TextStream(tokenizer, strings, at_start=True), "", 0
+    while not stream.stopped and count < len(new.tokens):
+        text += stream.add(new.tokens[count : count + 1])
+        count += 1
+    if not stream.stopped:
+        return new, text + stream.rest(), new.stop is not None
+    return Continuation(new.tokens[:count], new.log_probabilities[:count]), text, True
 
 
 def make_rows(rollouts: Sequence[Rollout], length: int) -> RolloutRows:
@@ -186,32 +210,64 @@ class Scorer:
             hidden, _ = policy(example.inputs)
             values = values_of(policy, hidden, example.inputs) if critic else None
             tokens = example.targets.tokens
-            return Scores(log_probabilities(policy, hidden, tokens, temperature), values)
+            return _whole(Scores(log_probabilities(policy, hidden, tokens, temperature), values))
 
         self._compute = compute
 
     def score(self, params: dict, rows: RolloutRows, most: int) -> Scores:
         """Scores of the next token at each position in numpy, `most` rows at a time."""
-        example = Example(*inputs_of(rows))
-        found = []
-        for first in range(0, len(rows.tokens), most):
-            part = jax.tree.map(lambda a, first=first: a[first : first + most], example)
-            found.append(self._compute(params, to_devices(part, self.layout, self.vocab_size)))
-        return jax.tree.map(lambda *parts: np.concatenate(parts), *jax.device_get(found))
+        return _in_parts(self._compute, params, rows, most, self.layout, self.vocab_size)
+
+
+class ValueScorer:
+    """Values of sampled tokens under a critic that is a model of its own."""
+
+    def __init__(self, model: TransformerConfig, layout: Layout):
+        self.vocab_size, self.layout = model.vocab_size, layout
+        graph, _ = abstract(model, layout)
+
+        @jax.jit
+        def compute(params: dict, example: Example) -> Float[jax.Array, "rows length"]:
+            critic = nnx.merge(graph, params)
+            hidden, _ = critic(example.inputs)
+            return _whole(values_of(critic, hidden, example.inputs))
+
+        self._compute = compute
+
+    def score(self, params: dict, rows: RolloutRows, most: int) -> Float[np.ndarray, "rows length"]:
+        """Value at each position in numpy, `most` rows at a time."""
+        return _in_parts(self._compute, params, rows, most, self.layout, self.vocab_size)
+
+
+def _in_parts(
+    compute: Callable[[dict, Example], Any],
+    params: dict,
+    rows: RolloutRows,
+    most: int,
+    layout: Layout,
+    vocab_size: int,
+) -> Any:
+    """Results of `compute` in numpy, `most` rows at a time."""
+    example = Example(*inputs_of(rows))
+    found = []
+    for first in range(0, len(rows.tokens), most):
+        part = jax.tree.map(lambda a, first=first: a[first : first + most], example)
+        found.append(compute(params, to_devices(own_rows(part), layout, vocab_size)))
+    return jax.tree.map(lambda *parts: np.concatenate(parts), *jax.device_get(found))
+
+
+def _whole(scores: Any) -> Any:
+    """Scores with all rows on every device, so that each process can read them."""
+    return jax.tree.map(lambda a: jax.reshard(a, PartitionSpec()), scores)
 
 
 def sampler_gap(
-    rollouts: Sequence[Rollout],
-    rows: RolloutRows,
-    policy: Float[np.ndarray, "rows length"],
-    sampling: Sampling,
+    rollouts: Sequence[Rollout], rows: RolloutRows, policy: Float[np.ndarray, "rows length"]
 ) -> float:
     """Largest difference of the sampler's own log-probabilities from those that are trained with.
 
-    NaN where they are of another temperature, at which the sampler does not give them.
+    The sampler's are those of temperature 1; so must the others be.
     """
-    if sampling.temperature != 1:
-        return float("nan")
     gap = 0.0
     for row, (one, first) in enumerate(zip(rollouts, rows.request_lengths, strict=True)):
         own = np.array(one.continuation.log_probabilities)

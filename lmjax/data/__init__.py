@@ -6,6 +6,8 @@ from typing import Any
 from lmjax.data.chat.conversations import Conversations
 from lmjax.data.chat.folder import FolderTemplate
 from lmjax.data.chat.templates import ChatTemplate
+from lmjax.data.chat.tfds_conversations import TFDSConversations
+from lmjax.data.damaged_texts import DamagedTexts
 from lmjax.data.documents import Document, Source
 from lmjax.data.embedded import EmbeddedCorpus
 from lmjax.data.labelled_texts import LabelledTable, LabelledTexts
@@ -39,6 +41,7 @@ __all__ = [
     "Characters",
     "ChatTemplate",
     "Conversations",
+    "DamagedTexts",
     "Data",
     "Document",
     "Domain",
@@ -58,6 +61,7 @@ __all__ = [
     "SentencePiece",
     "Source",
     "Stage",
+    "TFDSConversations",
     "TextFiles",
     "TokenStore",
     "Tokenizer",

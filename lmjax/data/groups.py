@@ -28,6 +28,7 @@ class Groups(RowReader):
         slots: int,
         long: Long = "cut",
         keeps_begin: bool = False,
+        repeats: Int64[np.ndarray, "documents"] | None = None,
     ):
         """Finds the groups.
 
@@ -37,6 +38,8 @@ class Groups(RowReader):
           slots: most documents of a group.
           long: what becomes of documents that are longer than a slot.
           keeps_begin: whether a cut leaves the beginning of a document, and not its end.
+          repeats: how often the group of each document is read in an epoch, by its first document;
+            None: once.
 
         Raises:
           UserError: the documents are in no groups, or no group is left.
@@ -55,6 +58,9 @@ class Groups(RowReader):
         keep = np.ones(len(begins), bool) if long == "cut" else ~long_groups
         self._begins, self._sizes = begins[keep], np.minimum(sizes[keep], slots)
         self._counts = len(begins), int(long_groups.sum()), int((sizes > slots).sum())
+        if repeats is not None:
+            times = repeats[self._begins]
+            self._begins, self._sizes = (np.repeat(a, times) for a in (self._begins, self._sizes))
         self.count = len(self._begins)
         if not self.count:
             raise UserError(

@@ -1,6 +1,7 @@
 """From the data settings of an experiment to its tokenizer, its token stores and its loader."""
 
 import dataclasses
+import functools
 import itertools
 import os
 import pathlib
@@ -8,11 +9,13 @@ from collections.abc import Iterator, Mapping
 from typing import Literal
 
 from lmjax.config import UserError, config, fingerprint
+from lmjax.data.balance import Coverage, TagBalance
 from lmjax.data.cache import cache_errors_told, cache_folder, shared
 from lmjax.data.documents import Document, Part, Progress, Source, digest, in_split, silent
 from lmjax.data.groups import Groups
 from lmjax.data.hashes import FileHashes
 from lmjax.data.loader import Loader, Prepare
+from lmjax.data.loss_weights import LossWeights
 from lmjax.data.mixture import Mixture
 from lmjax.data.plan import Plan, make_plan
 from lmjax.data.rows import Ring, RowReader, WholeDocuments
@@ -44,8 +47,17 @@ class Domain:
     source: Source  # the text
     weight: float = 1.0  # relative share of the training rows; 0 in every stage: evaluated only
     evaluation: Source | None = None  # held-out text, in place of a part of `source`
+    balance: TagBalance | None = None  # reads documents of rare tags more often in training
+    loss_weights: LossWeights | None = None  # of conversations in the training loss
 
     def validate(self) -> None:
+        for name in ("balance", "loss_weights"):
+            chosen, kept = getattr(self, name), getattr(self.source, "metadata", ())
+            if chosen is not None and chosen.field not in kept:
+                raise UserError(
+                    f"{self.name}: {name}.field={chosen.field} is not kept of the lines; set"
+                    f" source.metadata={(*kept, chosen.field)}"
+                )
         if self.weight < 0:
             raise UserError(f"the weight of {self.name} is {self.weight}; it cannot be negative")
         if self.weight == 0 and self.evaluation is not None:
@@ -91,6 +103,7 @@ class Data:
         if not names or len(set(names)) < len(names):
             raise UserError(f"data.train needs domains of different names, got {names}")
         self._check_stages()
+        self._check_rows()
         if not any(domain.weight for domain in self.train):
             raise UserError("every domain of data.train has weight 0; there is nothing to train on")
         if not 0 <= self.held_out < 1:
@@ -101,6 +114,16 @@ class Data:
         for name in ("workers", "tokenize_workers"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name} is {getattr(self, name)}; it cannot be negative")
+
+    def _check_rows(self) -> None:
+        for domain in self.train:
+            if domain.loss_weights is not None and self.rows != "whole_documents":
+                raise UserError(f"{domain.name}: loss_weights need data.rows=whole_documents")
+            if domain.balance is not None and self.rows == "ring":
+                raise UserError(
+                    f"{domain.name}: balance needs data.rows=whole_documents, or groups; a row of"
+                    " data.rows=ring is no set of documents"
+                )
 
     def _check_stages(self) -> None:
         steps = [stage.first_step for stage in self.stages]
@@ -191,7 +214,7 @@ class PreparedData:
         weights = named(tuple(domain.weight for domain in self.data.train))
         changes = [(int(plan.rows(s.first_step)[0]), named(s.weights)) for s in self.data.stages]
         readers = {
-            name: self.reader(store, row_length, overlap, room, slots, keeps_begin)
+            name: self.reader(store, row_length, overlap, room, slots, keeps_begin, name)
             for name, store in self.train.items()
         }
         mixture = Mixture(readers, weights, tuple(changes))
@@ -207,13 +230,34 @@ class PreparedData:
         room: int | None = None,
         slots: int | None = None,
         keeps_begin: bool = False,
+        name: str | None = None,
     ) -> RowReader:
-        """Rows of a store, as `data.rows` has them; see `loader`."""
+        """Rows of a store, as `data.rows` has them; see `loader`.
+
+        The rows of the domain of a `name` have its balance and its weights in the loss.
+        """
         if self.data.rows == "ring":
             return Ring(store, row_length, overlap)
+        long, tags = self.data.long_documents, self.coverage.get(name)
+        times = None if tags is None else tags.repeats
         if self.data.rows == "groups":
-            return Groups(store, row_length, slots or 1, self.data.long_documents, keeps_begin)
-        return WholeDocuments(store, row_length, room, self.data.long_documents)
+            return Groups(store, row_length, slots or 1, long, keeps_begin, times)
+        chosen = next((d.loss_weights for d in self.data.train if d.name == name), None)
+        weights = None if chosen is None else chosen.of_documents(store)
+        return WholeDocuments(store, row_length, room, long, times, weights)
+
+    @functools.cached_property
+    def coverage(self) -> dict[str, Coverage]:
+        """Tags of the training documents of each domain that is balanced.
+
+        Raises:
+            UserError: a taxonomy cannot be read, or a document has a tag that is not in it.
+        """
+        return {
+            domain.name: domain.balance.of_store(self.train[domain.name])
+            for domain in self.data.train
+            if domain.balance is not None and domain.name in self.train
+        }
 
     def skipped(self) -> dict[str, int]:
         """Numbers of pieces of input that were left out (on_error=skip), by the first's message."""
@@ -279,6 +323,7 @@ def _identify(data: Data, hash_files: FileHashes) -> Fingerprints:
             for name in ("source", "evaluation")
             if (source := getattr(domain, name)) is not None
         }
+        | ({} if domain.balance is None else domain.balance.marks())
         for domain in data.train
     }
 

@@ -175,7 +175,13 @@ class WholeDocuments(RowReader):
     """
 
     def __init__(
-        self, store: TokenStore, row_length: int, room: int | None = None, long: Long = "cut"
+        self,
+        store: TokenStore,
+        row_length: int,
+        room: int | None = None,
+        long: Long = "cut",
+        repeats: Int64[np.ndarray, "documents"] | None = None,
+        weights: Float32[np.ndarray, "documents"] | None = None,
     ):
         """Plans the rows.
 
@@ -184,6 +190,8 @@ class WholeDocuments(RowReader):
           row_length: tokens in a row.
           room: how many of them documents may fill; None: all.
           long: what becomes of documents that have no room.
+          repeats: how often each document is read in an epoch; None: once.
+          weights: of the documents in the loss, told with their spans; None: 1.
 
         Raises:
           UserError: a row has no room, or no document fits.
@@ -194,15 +202,21 @@ class WholeDocuments(RowReader):
             raise UserError(f"rows have room for {self.room} tokens; they need at least 2")
         self._separator = store.manifest.separator
         most = self.room - (self._separator is not None)
-        sizes = np.diff(store.offsets)
+        sizes, self._weights = np.diff(store.offsets), weights
+        # What is planned are readings, of which a document may have several in an epoch.
+        self._read = None if repeats is None else np.repeat(np.arange(len(sizes)), repeats)
+        if repeats is not None:
+            sizes = sizes[self._read]
+        self._readings, total = len(sizes), int(sizes.sum())
         too_long = np.flatnonzero(sizes > most)
         rest, self._filled = np.zeros_like(too_long), np.zeros_like(too_long)
         if long == "cut":
             self._filled = -((most - sizes[too_long]) // (self.room - 1))  # rows
             rest = sizes[too_long] - self._filled * (self.room - 1)
         self._long, self._long_tokens = long, int(sizes[too_long].sum())
+        self._long_share = self._long_tokens / max(total, 1)
         self._too_long, self._filled_ends = too_long, np.cumsum(self._filled)
-        used = store.manifest.tokens - self._long_tokens + int(rest.sum())
+        used = total - self._long_tokens + int(rest.sum())
         used += int(self._filled.sum()) * self.room
         # Whole documents are of the kind of their size, rests of the kinds behind those.
         self._kinds = most + 1
@@ -267,6 +281,7 @@ class WholeDocuments(RowReader):
             np.maximum(first[index], begin[piece]) + shift,
             end[index] + shift,
             kind[index],
+            None if self._weights is None else self._weights[document[piece]],
         )
 
     def note(self) -> str:
@@ -277,11 +292,10 @@ class WholeDocuments(RowReader):
         """See `RowReader.warning`: documents that are longer than a row."""
         if not len(self._too_long):
             return ""
-        documents, tokens = self.store.manifest.documents, self.store.manifest.tokens
         done = "cut" if self._long == "cut" else "left out (long_documents=drop)"
         return (
-            f"{len(self._too_long):,} of {documents:,} documents, with "
-            f"{self._long_tokens / tokens:.1%} of the tokens, have no room in a row of "
+            f"{len(self._too_long):,} of {self._readings:,} documents, with "
+            f"{self._long_share:.1%} of the tokens, have no room in a row of "
             f"{self.room:,} tokens and are {done}"
         )
 
@@ -297,12 +311,13 @@ class WholeDocuments(RowReader):
         is_packed = row < self._packing.rows
         packed, filled = np.flatnonzero(is_packed), np.flatnonzero(~is_packed)
         which, document, size = self._packed(row[packed], variant[packed])
+        document = self._document(document)
         begin = self.store.offsets[document + 1] - size
         # Rows that a part of one document fills.
         number = row[filled] - self._packing.rows
         kind = np.searchsorted(self._filled_ends, number, side="right")
         part = number - (self._filled_ends - self._filled)[kind]
-        long = self._too_long[kind]
+        long = self._document(self._too_long[kind])
         found = [
             (packed[which], filled),
             (document, long),
@@ -313,12 +328,16 @@ class WholeDocuments(RowReader):
         order = np.argsort(columns[0], kind="stable")
         return tuple(column[order] for column in columns)
 
+    def _document(self, reading: Int64[np.ndarray, "pieces"]) -> Int64[np.ndarray, "pieces"]:
+        """The document of each reading of an epoch."""
+        return reading if self._read is None else self._read[reading]
+
     def _packed(
         self, row: Int64[np.ndarray, "rows"], variant: Int64[np.ndarray, "rows"]
     ) -> tuple[
         Int64[np.ndarray, "pieces"], Int64[np.ndarray, "pieces"], Int64[np.ndarray, "pieces"]
     ]:
-        """Row, document and number of tokens of what stands in packed rows."""
+        """Row, reading and number of tokens of what stands in packed rows."""
         plan = self._packing
         group = np.searchsorted(plan.ends, row, side="right")
         inside = row - np.append(0, plan.ends)[group]

@@ -141,18 +141,27 @@ class JsonRecords(Source):
 
     def read(self, part: Part, on_skip: OnSkip) -> Iterator[Document]:
         """See `Source.read`."""
-        for documents in self._lines(part, on_skip, self.documents_of):
+        for documents in self.lines(part, on_skip, self.documents_of):
             yield from documents
 
     def records(self, part: Part, on_skip: OnSkip) -> Iterator[dict[str, Any]]:
         """The JSON objects of a part; see `read`."""
-        for records in self._lines(part, on_skip, lambda record, _: (record,)):
+        for records in self.lines(part, on_skip, lambda record, _: (record,)):
             yield from records
 
-    def _lines(
+    def lines(
         self, part: Part, on_skip: OnSkip, use: Callable[[dict[str, Any], str], Iterable[Any]]
     ) -> Iterator[tuple[Any, ...]]:
-        """Results of `use` for each line, all of them or none."""
+        """Results of `use` for each line, all of them or none.
+
+        Args:
+          part: of the source.
+          on_skip: is told about each line that is left out.
+          use: JSON object, identity -> results; its BadRecord becomes a message with the line.
+
+        Raises:
+          UserError: a line that `use` refuses, where the source says to stop there.
+        """
         try:
             for piece in read_pieces(part, LINE):
                 if not piece.data.strip():

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
-from jaxtyping import Bool, Int64
+from jaxtyping import Bool, Float32, Int64
 
 SpanKind = Literal["answer", "system", "user", "assistant", "tool", "second"]
 KINDS: tuple[SpanKind, ...] = get_args(SpanKind)  # stores have their numbers: add at the end
@@ -41,12 +41,14 @@ class RowSpans:
       first: its first token; what opens it is not counted.
       end: one past its last token; what closes it is not counted.
       kind: its number in `KINDS`.
+      weight: of the loss of its document (`LossWeights`); None: all have 1.
     """
 
     row: Int64[np.ndarray, "spans"]
     first: Int64[np.ndarray, "spans"]
     end: Int64[np.ndarray, "spans"]
     kind: Int64[np.ndarray, "spans"]
+    weight: Float32[np.ndarray, "spans"] | None = None
 
     @classmethod
     def none(cls) -> RowSpans:
@@ -65,7 +67,7 @@ class RowSpans:
 
     def select(self, wanted: Bool[np.ndarray, "spans"]) -> RowSpans:
         """Some of the spans, in the same rows."""
-        return RowSpans(self.row[wanted], self.first[wanted], self.end[wanted], self.kind[wanted])
+        return self._map(lambda column: column[wanted])
 
     def mask(self, shape: tuple[int, int]) -> Bool[np.ndarray, "rows row_length"]:
         """Mask of the tokens of rows of this shape that are in a span."""
@@ -79,7 +81,21 @@ class RowSpans:
         """The spans of some rows, which are numbered anew."""
         low, high = (np.searchsorted(self.row, rows, side) for side in ("left", "right"))
         number, index = count_up(low, high)
-        return RowSpans(number, self.first[index], self.end[index], self.kind[index])
+        return dataclasses.replace(self._map(lambda column: column[index]), row=number)
+
+    def weights(self, shape: tuple[int, int]) -> Float32[np.ndarray, "rows row_length"]:
+        """Weights of the tokens of rows of this shape in the loss; 1 of those in no span."""
+        found = np.ones(shape, np.float32)
+        if self.weight is not None:
+            low = np.clip(self.first, 0, shape[1])
+            span, token = count_up(low, np.clip(self.end, low, shape[1]))
+            found[self.row[span], token] = self.weight[span]
+        return found
+
+    def _map(self, function: Callable[[np.ndarray], np.ndarray]) -> RowSpans:
+        """The spans with all their columns changed."""
+        columns = self.row, self.first, self.end, self.kind, self.weight
+        return RowSpans(*(None if column is None else function(column) for column in columns))
 
 
 def count_up(
@@ -101,4 +117,9 @@ def join_spans(rows: Sequence[Int64[np.ndarray, "_"]], parts: Sequence[RowSpans]
         np.concatenate([getattr(part, name) for part in parts])[order]
         for name in ("first", "end", "kind")
     )
-    return RowSpans(row[order], *columns)
+    weight = None
+    if any(part.weight is not None for part in parts):
+        ones = [np.ones(len(part.row), np.float32) for part in parts]
+        given = [one if p.weight is None else p.weight for p, one in zip(parts, ones, strict=True)]
+        weight = np.concatenate(given)[order]
+    return RowSpans(row[order], *columns, weight)

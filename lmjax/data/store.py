@@ -66,16 +66,22 @@ class TokenStore:
       document_bytes: UTF-8 bytes of each document's text.
       spans: of each answer or turn its first token, one past its last, and the number of its kind
         (`lmjax.data.spans.KINDS`); rising, without overlap.
-      labels: numbers to learn of each document; no column where its source has none.
+      labels: numbers to learn of each document; no column where its source has none. A further
+        column may be in a file of its own, as what another model says of the documents.
       manifest: counts and fingerprints.
     """
 
-    def __init__(self, folder: str | os.PathLike):
+    def __init__(self, folder: str | os.PathLike, further_labels: str | None = None):
         """Maps the store in `folder`.
+
+        Args:
+            folder: with the store's files.
+            further_labels: a file of numpy's with one more label of each document.
 
         Raises:
             UserError: there is none, it is of another format, or its files were cut.
         """
+        self._further_labels = further_labels
         self.folder = local_path(folder, "folder")
         self.manifest = _read_manifest(self.folder)
         for name, size in self.manifest.sizes.items():
@@ -105,9 +111,11 @@ class TokenStore:
         )
         if LABELS_FILE in self.manifest.sizes:
             self.labels = np.asarray(np.load(self.folder / LABELS_FILE, mmap_mode="r"))
+        if further_labels is not None:
+            self.labels = np.column_stack([self.labels, np.load(further_labels)])
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return TokenStore, (str(self.folder),)
+        return TokenStore, (str(self.folder), self._further_labels)
 
     def __repr__(self) -> str:
         return f"TokenStore({str(self.folder)!r})"

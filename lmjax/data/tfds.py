@@ -1,5 +1,6 @@
 """Documents from any TensorFlow Datasets builder, read without TensorFlow."""
 
+import abc
 import os
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -17,22 +18,31 @@ VARIABLE = "TFDS_DATA_DIR"  # of TFDS: where data sets lie unless `data_dir` say
 
 
 @config
-class TFDS(Source):
-    """A TensorFlow Datasets builder by name, prepared beforehand as array_record files.
+class TFDSExamples(Source, abc.ABC):
+    """Base of the sources that read a TensorFlow Datasets builder, prepared as array_record files.
 
-    A feature that is a list of texts (paragraphs, turns) makes one document of each example, with
-    blank lines between them.
+    A source says what the documents of an example are: `documents_of`.
     """
 
     name: str  # "wiki40b/en", "lm1b:1.1.0"
     split: str = "train"  # TFDS split, a slice of one, or several: "train[:10%]", "train+test"
-    field: str = "text"  # the feature with the text, or the texts; "answers/text" inside another
     data_dir: str = ""  # where prepared data sets lie; empty is TFDS's own default
     download: bool = False  # download and prepare it when it is not there yet
 
     def validate(self) -> None:
         """Raises UserError for a URL: array_record files are read from this machine alone."""
         local_path(self.data_dir, "data_dir")
+
+    @abc.abstractmethod
+    def documents_of(self, example: Any, identity: str) -> Iterator[Document]:
+        """The documents of an example. UserError: it has not what it should have."""
+
+    def settings(self) -> tuple[str, ...]:
+        """Settings that the documents depend on, beside the examples; for the fingerprint."""
+        return ()
+
+    def check_features(self, features: Any) -> None:
+        """Raises UserError where examples with these features cannot be read."""
 
     def parts(self) -> tuple[Part, ...]:
         count = len(self._open())
@@ -46,7 +56,7 @@ class TFDS(Source):
         info = self._builder().info
         files = [str(path) for path in info.splits[self.split].filepaths]
         hashes = (hash_files or FileHashes())(files)
-        return digest(info.full_name, self.split, self.field, *hashes)
+        return digest(info.full_name, self.split, *self.settings(), *hashes)
 
     def read(self, part: Part, on_skip: OnSkip) -> Iterator[Document]:
         """See `Source.read`."""
@@ -57,14 +67,12 @@ class TFDS(Source):
                 example = examples[index]
             except (OSError, RuntimeError, IndexError) as error:  # array_record's are of any kind
                 raise UserError(f"{identity} cannot be read: {error}") from None
-            text = _text(_value(example, self.field), identity)
-            if text:
-                yield Document(text, identity)
+            yield from self.documents_of(example, identity)
 
     def _open(self) -> Any:
         """The examples, by index."""
         builder = self._builder()
-        self._check_field(builder.info.features)
+        self.check_features(builder.info.features)
         try:
             examples = builder.as_data_source(self.split)
         except NotImplementedError:
@@ -81,25 +89,6 @@ class TFDS(Source):
                 f"again as array_record:\n{self._command()}"
             )
         return examples
-
-    def _check_field(self, features: Any) -> None:
-        """Raises UserError where the field is no text, nor a list of texts."""
-        found = dict(_leaves(features))
-        texts = ", ".join(repr(name) for name, leaf in found.items() if _is_text(leaf)) or "none"
-        if self.field not in found:
-            inner = [name for name in found if name.startswith(f"{self.field}/")]
-            others = inner or found
-            raise UserError(
-                f"TFDS {self.name!r} has no feature {self.field!r}; it has "
-                f"{', '.join(map(repr, others))}, of which texts are {texts}"
-            )
-        leaf = found[self.field]
-        if not _is_text(leaf):
-            kind = f"{type(leaf).__name__} of {np.dtype(leaf.np_dtype)}, shape {leaf.shape}"
-            raise UserError(
-                f"feature {self.field!r} of TFDS {self.name!r} is neither a text nor a list of "
-                f"texts, but {kind}; texts are {texts}"
-            )
 
     def _builder(self) -> Any:
         try:
@@ -147,6 +136,68 @@ class TFDS(Source):
             f"tfds.builder({self.name!r}{folder}, file_format='array_record')"
             '.download_and_prepare()"'
         )
+
+
+@config
+class TFDS(TFDSExamples):
+    """A TensorFlow Datasets builder by name, prepared beforehand as array_record files.
+
+    A feature that is a list of texts (paragraphs, turns) makes one document of each example, with
+    blank lines between them.
+    """
+
+    field: str = "text"  # the feature with the text, or the texts; "answers/text" inside another
+
+    def settings(self) -> tuple[str, ...]:
+        """See `TFDSExamples.settings`."""
+        return (self.field,)
+
+    def documents_of(self, example: Any, identity: str) -> Iterator[Document]:
+        """See `TFDSExamples.documents_of`."""
+        if text := _text(_value(example, self.field), identity):
+            yield Document(text, identity)
+
+    def check_features(self, features: Any) -> None:
+        """Raises UserError where the field is no text, nor a list of texts."""
+        found = dict(_leaves(features))
+        texts = ", ".join(repr(name) for name, leaf in found.items() if _is_text(leaf)) or "none"
+        if self.field not in found:
+            inner = [name for name in found if name.startswith(f"{self.field}/")]
+            others = inner or found
+            raise UserError(
+                f"TFDS {self.name!r} has no feature {self.field!r}; it has "
+                f"{', '.join(map(repr, others))}, of which texts are {texts}"
+            )
+        leaf = found[self.field]
+        if not _is_text(leaf):
+            kind = f"{type(leaf).__name__} of {np.dtype(leaf.np_dtype)}, shape {leaf.shape}"
+            raise UserError(
+                f"feature {self.field!r} of TFDS {self.name!r} is neither a text nor a list of "
+                f"texts, but {kind}; texts are {texts}"
+            )
+
+
+def plain_values(value: Any, identity: str) -> Any:
+    """An example as JSON values: texts, numbers, lists and objects.
+
+    A list of objects, which TFDS gives as an object of lists, becomes a list of objects again.
+
+    Raises:
+      UserError: a text is not UTF-8.
+    """
+    if isinstance(value, Mapping):
+        found = {name: plain_values(each, identity) for name, each in value.items()}
+        lengths = {len(each) if isinstance(each, list) else -1 for each in found.values()}
+        if len(lengths) == 1 and lengths != {-1}:
+            return [dict(zip(found, row, strict=True)) for row in zip(*found.values(), strict=True)]
+        return found
+    if isinstance(value, str | bytes):
+        return _text(value, identity)
+    if isinstance(value, np.generic):
+        return plain_values(value.item(), identity)
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    return [plain_values(each, identity) for each in value]
 
 
 def _leaves(features: Any, path: str = "") -> Iterator[tuple[str, Any]]:

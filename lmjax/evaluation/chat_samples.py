@@ -9,6 +9,7 @@ from lmjax.data.chat.templated import template_of
 from lmjax.data.chat.templates import PLAIN
 from lmjax.evaluation.evaluator import Context, Evaluate, Evaluator
 from lmjax.evaluation.text_samples import describe_sampling
+from lmjax.generation.fill import AutoregressiveInfiller, infiller_of
 from lmjax.generation.generator import Generator
 from lmjax.generation.sampling import Sampling
 from lmjax.generation.text import TextGenerator
@@ -19,7 +20,11 @@ COLUMNS = ("request", "reply")
 
 @config
 class ChatSamples(Evaluator):
-    """Replies that the model writes, in the format of the conversations that it is trained on."""
+    """Replies that the model writes, in the format of the conversations that it is trained on.
+
+    Where the model fills blanks, requests are texts with blanks, and replies those texts filled; a
+    model of an encoder and a decoder may reply to texts without any.
+    """
 
     requests: tuple[str, ...] = ()  # of a user, each the first message of a conversation
     length: int = 80  # most tokens of a reply
@@ -32,23 +37,31 @@ class ChatSamples(Evaluator):
           UserError: a request leaves no room for a reply.
         """
         feed: TextFeed = context.feed
-        template = template_of(feed.prepared.data) or PLAIN
-        model = context.learner.model
+        given, model = template_of(feed.prepared.data), context.learner.model
+        template, filling = given or PLAIN, infiller_of(feed.objective, given)
         for request in self.requests:
-            self._check(request, feed, template, model.max_length)
+            if isinstance(filling, AutoregressiveInfiller):
+                filling.share(filling.read(feed.tokenizer, request), model.max_length)
+            else:
+                self._check(request, feed, template, model.max_length)
 
         def evaluate(step: int, params: dict) -> tuple[Table, ...]:
             if not self.requests:
                 return ()
-            generator = TextGenerator(Generator(model, params), feed.tokenizer)
-            rows = []
-            for request in self.requests:
-                asked = [Message("user", request)]
-                reply = generator.reply(template, asked, self.sampling, self.length)
-                rows.append((request, "".join(reply)))
-            return (Table("Replies", COLUMNS, tuple(rows), describe_sampling(self.sampling)),)
+            generator = TextGenerator(Generator(model, params), feed.tokenizer, filling)
+            if isinstance(filling, AutoregressiveInfiller):
+                filled = generator.fill(self.requests, self.sampling, self.length)
+                replies = [text.text for text in filled]
+            else:
+                replies = [self._reply(generator, template, text) for text in self.requests]
+            rows = tuple(zip(self.requests, replies, strict=True))
+            return (Table("Replies", COLUMNS, rows, describe_sampling(self.sampling)),)
 
         return evaluate
+
+    def _reply(self, generator: TextGenerator, template: ChatFormat, request: str) -> str:
+        asked = [Message("user", request)]
+        return "".join(generator.reply(template, asked, self.sampling, self.length))
 
     def _check(self, request: str, feed: TextFeed, template: ChatFormat, room: int | None) -> None:
         length = len(template.encode(feed.tokenizer, [Message("user", request)]))

@@ -84,7 +84,8 @@ def confusion_table(
         (name, *(float(share) if counts.any() else None for share in shares), score)
         for name, counts, shares, score in zip(names, matrix, _shares(matrix), scores, strict=True)
     ]
-    return Table(title, ("class", *(f"as {name}" for name in names), "F1"), tuple(rows), CAPTION)
+    columns = "class", *(f"as {name}" for name in names), "F1"
+    return Table(title, columns, tuple(rows), CAPTION, picture=True)
 
 
 def draw_confusion(matrix: Int[np.ndarray, "classes classes"], names: Sequence[str]) -> Figure:

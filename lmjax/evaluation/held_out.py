@@ -30,9 +30,10 @@ class Score:
       loss: nats per predicted token, without regularisers.
       bits_per_byte: bits for the text, its ends of documents included, per byte of UTF-8; None
         where the objective does not predict all of the text, or the tokens do not hold it.
-      tokens: number of tokens that were predicted.
+      tokens: number of tokens that were predicted, or of what the objective counts.
       withheld: why there are no bits per byte, where the tokens are the reason; otherwise empty.
       measures: further means over the targets, by name.
+      counts: what `tokens` counts.
     """
 
     loss: float
@@ -40,6 +41,7 @@ class Score:
     tokens: int
     withheld: str = ""
     measures: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    counts: str = "tokens"
 
     def record(self, name: str) -> Record:
         """A line of metrics.jsonl for the set of that name, without its step."""
@@ -49,7 +51,7 @@ class Score:
             **({} if self.bits_per_byte is None else {"bits_per_byte": self.bits_per_byte}),
             **({"withheld": self.withheld} if self.withheld else {}),
             **self.measures,
-            "tokens": self.tokens,
+            self.counts: self.tokens,
         }
 
 
@@ -150,24 +152,33 @@ class HeldOut:
             raise UserError(f"the held-out set {name} holds nothing to predict")
         if not self.objective.predicts_text:
             measures = {name: value / tokens for name, value in total.items() if name != "loss"}
-            return Score(nats / tokens, None, round(tokens), measures=measures)
+            further = {"measures": measures, "counts": self.objective.counts}
+            return Score(nats / tokens, None, round(tokens), **further)
         if reason := store.not_comparable():
             return Score(nats / tokens, None, round(tokens), reason)
         text_bytes = store.text_bytes * tokens / store.manifest.tokens
         return Score(nats / tokens, nats / math.log(2) / text_bytes, round(tokens))
 
-    def examples(self, store: TokenStore) -> Iterator[Example]:
-        """Examples of a set, on the devices; UserError for tokens that the model does not have."""
-        objective, length, size = self.objective, self.length, self.batch_size
-        prepare = objective.preparation(self.lexicon, length)
+    def rows(self, store: TokenStore) -> RowReader:
+        """Rows of a set, as the objective reads them."""
+        objective, length = self.objective, self.length
         settings = objective.row_length(length), objective.row_overlap(length)
         if self.reader is not Ring:
             further = objective.row_room(length), objective.slots, objective.keeps_begin
             settings = *settings, *further
-        rows = EvaluationRows(self.reader(store, *settings))
-        count = len(rows)
-        if self.tokens is not None:
-            count = min(count, max(1, self.tokens // length))
+        return self.reader(store, *settings)
+
+    def count_rows(self, reader: RowReader) -> int:
+        """Number of a set's rows that are evaluated."""
+        most = reader.count if self.tokens is None else max(1, self.tokens // self.length)
+        return min(reader.count, most)
+
+    def examples(self, store: TokenStore) -> Iterator[Example]:
+        """Examples of a set, on the devices; UserError for tokens that the model does not have."""
+        objective, length, size = self.objective, self.length, self.batch_size
+        prepare = objective.preparation(self.lexicon, length)
+        reader = self.rows(store)
+        rows, count = EvaluationRows(reader), self.count_rows(reader)
         for first in range(0, count, size):
             tokens, segments = rows.read(first, size)
             tokens[count - first :] = segments[count - first :] = 0

@@ -50,7 +50,8 @@ class HiddenWords(Evaluator):
         filling = infiller_of(feed.objective)
 
         def evaluate(step: int, params: dict) -> tuple[Table, ...]:
-            if not isinstance(filling, AutoregressiveInfiller):
+            fills = isinstance(filling, AutoregressiveInfiller)
+            if not (fills and filling.names(feed.tokenizer)):
                 return ()
             generator = TextGenerator(Generator(model, params), feed.tokenizer, filling)
             rows, examples = recover(generator, feed.prepared)

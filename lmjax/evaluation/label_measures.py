@@ -25,6 +25,7 @@ from lmjax.objectives.text_labels import LABEL
 
 SETS = "held-out texts"
 LARGEST = 12  # most classes whose whole matrix is shown, and most mistakes that are
+DRAWN = 200  # most classes of a matrix that is drawn
 COLUMNS = (SETS, "commonest class", "macro F1", "standard error", "accuracy")
 CAPTION = (
     "Share of held-out texts whose class is right (accuracy, with its standard error); the mean F1 "
@@ -67,7 +68,7 @@ class ClassMeasures(Evaluator):
                 guess = float(matrix[common].sum() / max(texts, 1))
                 rows.append((f"{name}, {texts:,}", guess, macro_f1(matrix), error, right))
                 title = "Confusion" if len(sets.stores) == 1 else f"Confusion, {name}"
-                confusions.append(confusions_of(matrix, names, title))
+                confusions += confusions_of(matrix, names, title)
             return (Table("Classification", COLUMNS, tuple(rows), CAPTION), *confusions)
 
         return evaluate
@@ -87,10 +88,14 @@ def count_classes(
 
 def confusions_of(
     matrix: Int[np.ndarray, "classes classes"], names: tuple[str, ...], title: str
-) -> Table:
-    """The matrix as a table; of many classes, the most frequent mistakes."""
+) -> tuple[Table, ...]:
+    """The matrix as a table, a picture in the report; before many classes, the commonest mistakes.
+
+    More classes than a picture has room for have the mistakes alone.
+    """
+    whole = confusion_table(matrix, names, title)
     if len(names) <= LARGEST:
-        return confusion_table(matrix, names, title)
+        return (whole,)
     wrong = matrix - np.diag(np.diag(matrix))
     rows = []
     for index in np.argsort(-wrong, axis=None, kind="stable")[:LARGEST]:
@@ -98,7 +103,8 @@ def confusions_of(
         if wrong[label, other]:
             share = float(wrong[label, other] / matrix[label].sum())
             rows.append((f"{names[label]}: {names[other]}, {wrong[label, other]:,}", share))
-    return Table(title, MISTAKES, tuple(rows), MISTAKES_CAPTION)
+    mistakes = Table(f"{title}: mistakes", MISTAKES, tuple(rows), MISTAKES_CAPTION)
+    return (mistakes, whole) if len(names) <= DRAWN else (mistakes,)
 
 
 @config

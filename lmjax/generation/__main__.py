@@ -8,6 +8,7 @@ python -m lmjax.generation models/Qwen-7B-Chat chat=true
 python -m lmjax.generation models/Qwen3-8B prompt="<|im_start|>user" special=true
 python -m lmjax.generation runs/quickstart_glm prompt="The [MASK] module provides [MASK]."
 python -m lmjax.generation models/t5-base prompt="The <extra_id_0> module provides <extra_id_1>."
+python -m lmjax.generation models/t5-base prompt="translate English to German: That is good."
 """
 
 import json
@@ -41,7 +42,7 @@ class Generate(Sampling):
 
     model: str | None = None  # the run folder, or the model folder
     # the text to continue; empty: the beginning of a document. For GLM, T5 and BERT a text with
-    # blanks: [MASK] or [gMASK], <extra_id_0>, [MASK]
+    # blanks: [MASK] or [gMASK], <extra_id_0>, [MASK]; for T5 also a request, which it replies to
     prompt: str = ""
     max_tokens: int = 200  # most tokens; of a blank, where blanks are filled
     # the text ends before the first of these strings, or of these special tokens

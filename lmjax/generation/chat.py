@@ -9,10 +9,9 @@ from lmjax.config import UserError
 from lmjax.data.chat.catalogue import chat_template, fitting_template, templates
 from lmjax.data.chat.folder import folder_format, read_templates
 from lmjax.data.chat.messages import ChatFormat, Message
-from lmjax.data.chat.templated import template_of
 from lmjax.data.chat.templates import PLAIN, ChatTemplate
 from lmjax.data.tokenizers import Tokenizer
-from lmjax.generation.run import model_of
+from lmjax.generation.run import model_of, template_of_run
 from lmjax.interop import huggingface
 from lmjax.interop.adapter_folder import text_folder
 from lmjax.runs.folder import RunFolder
@@ -79,5 +78,4 @@ def _own_format(folder: Path) -> ChatFormat | None:
     """The format of the conversations that a run was trained on; None where there are none."""
     if not RunFolder(folder).config.is_file() or huggingface.is_model_folder(folder):
         return None
-    data = getattr(read_experiment(folder), "data", None)
-    return None if data is None else template_of(data)
+    return template_of_run(folder)

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Sequence
 
 from lmjax.config import UserError
+from lmjax.data.chat.messages import ChatFormat, Message
 from lmjax.data.tokenizers import Tokenizer
 from lmjax.generation.prompts import Prompt
 from lmjax.models import blank_row
@@ -156,12 +157,36 @@ class BlankInfiller(BlankFormat, AutoregressiveInfiller):
         return len(blanked.tokens)
 
 
+@dataclasses.dataclass(frozen=True)
 class SentinelInfiller(SentinelFormat, AutoregressiveInfiller):
-    """T5's way: an encoder reads the text, the decoder is given each sentinel and goes on."""
+    """T5's way: an encoder reads the text, the decoder is given each sentinel and goes on.
+
+    Where the model replies to texts, one without a sentinel is a request, and the text that it is
+    filled to is the reply alone.
+
+    Attributes:
+      template: the chat format that requests are written in; None: they are read as they are.
+    """
+
+    template: ChatFormat | None = None
+
+    def read(self, tokenizer: Tokenizer, prompt: str) -> InfillPrompt:
+        """See `Infiller.read`; UserError also for an empty request."""
+        if not self.replies or any(name in prompt for name in self.names(tokenizer)):
+            return super().read(tokenizer, prompt)
+        if not prompt:
+            raise UserError("prompt: give the text that the model's encoder is to read")
+        if self.template is None:
+            tokens = tokenizer.encode(prompt)
+        else:
+            tokens = self.template.encode(tokenizer, [Message("user", prompt)])
+        tokens += [tokenizer.end] * (tokens[-1:] != [tokenizer.end])
+        return InfillPrompt(["", ""], [""], tokens, [len(tokens)])
 
     def names(self, tokenizer: Tokenizer) -> list[str]:
-        """See `Infiller.names`."""
-        token(tokenizer, self.sentinel.format(0))
+        """See `Infiller.names`; there may be none where the model replies."""
+        if not self.replies:
+            token(tokenizer, self.sentinel.format(0))
         numbers = range(len(tokenizer.special))
         names = [self.sentinel.format(number) for number in numbers]
         return [name for name in names if name in tokenizer.special]
@@ -182,12 +207,14 @@ class SentinelInfiller(SentinelFormat, AutoregressiveInfiller):
         """See `AutoregressiveInfiller.prompt`."""
         tokens = [token(tokenizer, self.start)]
         for name, span in zip(blanked.names, [*spans, ()]):
-            tokens += [tokenizer.special[name], *span]
+            tokens += [*([tokenizer.special[name]] if name else []), *span]
         return tokens, blanked.tokens
 
     def stop_tokens(self, tokenizer: Tokenizer) -> list[int]:
-        """Any sentinel, and the end of the text."""
-        return [*map(tokenizer.special.__getitem__, self.names(tokenizer)), tokenizer.end]
+        """Any sentinel, the end of the text, and what ends a reply."""
+        ends = [] if self.template is None else self.template.stop_tokens(tokenizer)
+        sentinels = map(tokenizer.special.__getitem__, self.names(tokenizer))
+        return [*dict.fromkeys((*sentinels, tokenizer.end, *ends))]
 
     def beginning(self, blanked: InfillPrompt) -> int:
         """The token that the decoder begins with."""
@@ -233,9 +260,15 @@ def infiller_by(infill: InfillFormat | Infiller | None) -> Infiller | None:
     return kind(**{field.name: getattr(infill, field.name) for field in dataclasses.fields(infill)})
 
 
-def infiller_of(objective: Objective | None) -> Infiller | None:
-    """The filling of blanks that a model learned by its objective; None: it continues texts."""
-    return None if objective is None else infiller_by(objective.infill_format())
+def infiller_of(objective: Objective | None, template: ChatFormat | None = None) -> Infiller | None:
+    """The filling of blanks that a model learned by its objective; None: it continues texts.
+
+    `template` is the chat format that the requests of its training were written in.
+    """
+    filling = None if objective is None else infiller_by(objective.infill_format())
+    if isinstance(filling, SentinelInfiller) and filling.replies:
+        filling = dataclasses.replace(filling, template=template)
+    return filling
 
 
 # (prompts, what encoders read, number of the blank in each text) -> tokens of each blank

@@ -9,6 +9,8 @@ from pathlib import Path
 import jax
 
 from lmjax.config import UserError, replace
+from lmjax.data.chat.messages import ChatFormat
+from lmjax.data.chat.templated import template_of
 from lmjax.data.public_tokenizers import read_tokenizer
 from lmjax.generation.fill import infiller_by, infiller_of
 from lmjax.generation.generator import Generator
@@ -23,7 +25,7 @@ from lmjax.models import TransformerConfig
 from lmjax.models.transformer import NO_HEAD
 from lmjax.parallel import Layout, generation_layout
 from lmjax.remote import local_copy
-from lmjax.runs.trained_model import beyond_table, load_trained_model
+from lmjax.runs.trained_model import beyond_table, load_trained_model, read_experiment
 
 
 def load(
@@ -89,7 +91,8 @@ def load_run(
 ) -> TextGenerator:
     """The model of a training run, with its tokenizer, on the mesh that is set.
 
-    Where the run keeps an average of the parameters, the average is taken.
+    Where the run keeps an average of the parameters, the average is taken; where it keeps the best
+    checkpoint (checkpoint.best), that one is.
 
         with jax.set_mesh(Mesh().build()):
             print(load_run("runs/quickstart").generate(["The list"])[0])
@@ -97,7 +100,7 @@ def load_run(
     Args:
       folder: what a training run wrote: config.json, checkpoints/, tokenizer/. It may go on.
       layout: how the model is cut over the mesh; None is `generation_layout()`.
-      step: which checkpoint; None is the newest undamaged one.
+      step: which checkpoint; None is the best one, or else the newest undamaged one.
       dtype: what is computed in; None: what the run was trained in, but float32 on a CPU.
 
     Raises:
@@ -111,8 +114,14 @@ def load_run(
     if unused := beyond_table(trained.tokenizer, trained.config.vocab_size):
         tell(f"{folder}: {unused}")
     generator = Generator(computed_in(trained.config, dtype), trained.params, layout)
-    filling = infiller_of(trained.objective)
+    filling = infiller_of(trained.objective, template_of_run(folder))
     return TextGenerator(generator, trained.tokenizer, filling, ends_of(folder, trained.config))
+
+
+def template_of_run(folder: Path) -> ChatFormat | None:
+    """The chat format of the conversations that a run was trained on; None: there were none."""
+    data = getattr(read_experiment(folder), "data", None)
+    return None if data is None else template_of(data)
 
 
 def computed_in(config: TransformerConfig, dtype: Dtype | None) -> TransformerConfig:

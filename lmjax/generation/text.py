@@ -121,6 +121,25 @@ class TextGenerator:
         ends = sorted({*template.stop_tokens(self.tokenizer), *self.ends})
         return self._stream(row, text, sampling, max_tokens, ends)
 
+    def replies(
+        self,
+        template: ChatFormat,
+        messages: Sequence[Message],
+        sampling: Sampling | None = None,
+        max_tokens: int = 100,
+        samples: int = 1,
+    ) -> list[str]:
+        """Several of the assistant's next messages; see `reply`.
+
+        Number i draws with seed `sampling.seed + i`.
+        """
+        row = template.encode(self.tokenizer, messages)
+        ends = sorted({*template.stop_tokens(self.tokenizer), *self.ends})
+        stop = template.stop_strings
+        streams = [TextStream(self.tokenizer, stop, at_start=True) for _ in range(samples)]
+        parts = self.generator.stream([row], sampling, max_tokens, ends, INTERVAL, samples)
+        return whole_texts(parts, streams)
+
     def _stream(self, row, text, sampling, max_tokens, stop_tokens) -> Iterator[str]:
         return pieces(self.generator.stream([row], sampling, max_tokens, stop_tokens), text)
 

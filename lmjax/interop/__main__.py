@@ -27,7 +27,7 @@ class Convert:
     # a folder that transformers loads, one of adapters alone that PEFT loads, or a run folder;
     # none: a run becomes one for transformers, all else a run
     to: Literal["huggingface", "peft", "run"] | None = None
-    step: int | None = None  # which checkpoint of a run; none: the newest
+    step: int | None = None  # which checkpoint of a run; none: the best one, or else the newest
     # of the tensors for transformers; none: as in the source folder, float32 from a run
     dtype: Literal["float32", "bfloat16"] | None = None
     # GB (10^9 bytes) in the largest file for transformers; a larger tensor has a file alone

@@ -29,7 +29,7 @@ from lmjax.launch import is_first
 from lmjax.models import LoRA, TransformerConfig, abstract
 from lmjax.models.family import ModelFamily
 from lmjax.models.names import Grouped, Matrix, Name, Shape, Transform
-from lmjax.parallel import Layout
+from lmjax.parallel import Layout, training_layout
 from lmjax.remote import local_copy
 
 CONFIG = "adapter_config.json"
@@ -214,6 +214,9 @@ def write_adapters(
         raise UserError("the model has no adapters")
     family, _ = family_of(config)
     leaves, tensors, ranks = huggingface.by_path(params), {}, {}
+    # Of float weights, also where the base is kept in few bits.
+    plain = replace(config, lora=replace(config.lora, base=None))
+    shapes = huggingface.by_path(abstract(plain, training_layout())[1])
     adapted = {path.partition(".adapter.")[0] for path in leaves if ".adapter." in path}
     lines = [line for line in _lines(family, config) if adapted & set(line.layers)]
     if lost := adapted - {layer for line in lines for layer in line.layers}:
@@ -221,7 +224,7 @@ def write_adapters(
             f"PEFT has no adapters for {', '.join(sorted(lost))} of {family.model_type}"
         )
     for line in lines:
-        for layer, (a, b) in enumerate(_written(line, leaves, config)):
+        for layer, (a, b) in enumerate(_written(line, leaves, shapes, config)):
             title = theirs(line.name, layer, config).removesuffix(".weight")
             if not config.word_head:
                 title = title.removeprefix(family.prefix)
@@ -240,7 +243,7 @@ def write_adapters(
 
 
 def _written(
-    line: TheirLayer, leaves: dict, config: TransformerConfig
+    line: TheirLayer, leaves: dict, shapes: Shapes, config: TransformerConfig
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Their A and B of each block."""
 
@@ -260,7 +263,7 @@ def _written(
         a = np.concatenate([part[layer].reshape(-1, rank).T for part in own])
         parts, row = [], 0
         for path in line.layers:
-            outputs = leaves[f"{path}.weight"].shape[1 + line.inputs :]
+            outputs = shapes[f"{path}.weight"].shape[1 + line.inputs :]
             parts.append(np.zeros((len(a), *outputs), np.float32))
             if path in every_b:
                 parts[-1][row : row + rank] = every_b[path][layer]

@@ -227,6 +227,8 @@ def architecture_of(config: TransformerConfig) -> TransformerConfig:
         attention=attention,
         lora=None,
         dropout=0.0,
+        top_dropout=None,
+        embedding_noise=0.0,
         initializer=Normal(),
         dtype="float32",
         remat="none",

@@ -13,12 +13,23 @@ from lmjax.config import UserError, preset, replace
 from lmjax.interop import adapter_folder, huggingface
 from lmjax.interop.tensor_files import TensorFiles
 from lmjax.interop.tensor_names import Shapes, titles_of
-from lmjax.models import LoRA, TransformerConfig, abstract, draw_parameters, merge_adapters
+from lmjax.models import (
+    LoRA,
+    TransformerConfig,
+    abstract,
+    draw_parameters,
+    merge_adapters,
+    with_base,
+)
+from lmjax.models.quantized import WeightCode
 from lmjax.models.transformer import VOCABULARY_MULTIPLE
 from lmjax.parallel import Layout
 from lmjax.remote import local_copy
-from lmjax.runs.folder import RunFolder
-from lmjax.runs.trained_model import load_trained_model, read_experiment
+from lmjax.runs.checkpoints import Checkpointer
+from lmjax.runs.folder import CHECKPOINTS, RunFolder
+from lmjax.runs.trained_model import best_step, load_trained_model, read_experiment
+
+WEIGHTS = (".safetensors", ".bin", ".json")  # suffixes of a public folder's weights and settings
 
 
 @preset
@@ -40,42 +51,56 @@ def read_params(
     A head that `config` has and the folder's model lacks (of words, of rows, one of `heads` by its
     name) is drawn afresh, but for a pooler that the folder has; one that `config` lacks is left.
     Adapters in the folder go on where `config` has the same ones; otherwise they are merged into
-    the weights, and those of `config` are drawn afresh. Where `config` has more tokens, each new
-    one begins as the mean of the old ones (Hewitt 2021, "Initializing new word embeddings for
-    pretrained language models").
+    the weights, and those of `config` are drawn afresh. Weights that `config` keeps in few bits
+    (`LoRA.base`) are made of float ones, unless the folder has them just so. Where `config` has
+    more tokens, each new one begins as the mean of the old ones (Hewitt 2021, "Initializing new
+    word embeddings for pretrained language models").
 
     Args:
-      path: a run folder, of which the newest undamaged checkpoint is taken, or a folder that
-        transformers reads, or one of adapters whose model is another folder here.
+      path: a run folder, whose best checkpoint (checkpoint.best) is taken, or else the newest
+        undamaged one; or a folder that transformers reads, or one of adapters whose model is
+        another folder here.
       config: the model that they are for. It may differ in what changes no shape, such as windows
         or the scaling of rotary positions.
       layout: how they are cut over the mesh that is set.
       seed: what a fresh head and fresh adapters are drawn from.
 
     Returns:
-      A nested dictionary of float32 arrays.
+      A nested dictionary of float32 arrays, and integers where `config` keeps weights so.
 
     Raises:
       UserError: see `huggingface.read` and `load_trained_model`; or a parameter has another shape.
     """
     folder = local_copy(path, "folder")
     theirs = whole = model_folder(str(folder))
-    if merges := not same_adapters(theirs.lora, config.lora):
+    goes_on = same_adapters(theirs.lora, config.lora)
+    base = None if config.lora is None else config.lora.base
+    keep = None  # how a public model's weights are kept as they are read
+    if base is not None and not (goes_on and theirs.lora.base == base):
+        plain = replace(config, lora=replace(config.lora, base=None))
+        if theirs.lora is not None or not huggingface.is_model_folder(folder):
+            return with_base(read_params(path, plain, layout, seed), plain, base)[0]
+        config, keep = plain, base
+    if not goes_on:
         theirs = replace(theirs, lora=None)
+    elif theirs.lora is not None:
+        theirs = replace(theirs, lora=replace(theirs.lora, base=base))
     old = min(theirs.vocab_size, config.vocab_size)
     ours = replace(config, vocab_size=old) if old < config.vocab_size else config
     wanted = huggingface.by_path(abstract(ours, layout)[1])
     fresh = _fresh(theirs, ours, wanted)
     _check_shapes(folder, theirs, ours, layout, fresh)
-    params = _read_as_they_are(folder, layout)
-    if merges:
+    params = _read_as_they_are(folder, layout, keep)
+    if not goes_on:
         params, _ = merge_adapters(params, whole)
+    elif whole.lora is not None:
+        params, _ = with_base(params, whole, base)
     found = huggingface.by_path(params)
     if huggingface.is_model_folder(folder):
         found |= _public_poolers(folder, fresh, ours, wanted)
     else:
         found |= _own_poolers(found, fresh)
-    kept = {name: found[name] for name in wanted if name in found}
+    kept = {name: found[name] for name in found if wanted.keys() & {name, name.rpartition(".")[0]}}
     if missing := fresh - kept.keys():
         kept |= _drawn(missing, ours, layout, seed)
     if ours != config:
@@ -83,20 +108,48 @@ def read_params(
     return huggingface.nest(kept)
 
 
-def _read_as_they_are(folder: Path, layout: Layout) -> dict:
-    """The parameters of a folder of any kind, with its adapters."""
+def files_of_parameters(path: str | os.PathLike) -> list[Path]:
+    """Files that say what the parameters in a folder are: its weights and settings.
+
+    Args:
+      path: as in `read_params`. Of adapters the files of their model are among them.
+
+    Raises:
+      UserError: it is no folder of a model.
+    """
+    folder = local_copy(path, "folder")
+    if adapter_folder.is_adapter_folder(folder):
+        below = files_of_parameters(adapter_folder.base_folder(folder))
+        return [*sorted(folder.glob("adapter_*")), *below]
+    if huggingface.is_model_folder(folder):
+        return sorted(file for file in folder.iterdir() if file.suffix in WEIGHTS)
+    run = RunFolder(folder)
+    checkpointer = Checkpointer(run.checkpoints)
+    step = best_step(checkpointer) or checkpointer.latest()
+    if step is None:
+        raise UserError(f"{folder} holds no checkpoint yet: nothing has been saved there")
+    saved = (run.path / CHECKPOINTS / str(step)).rglob("*")
+    return [run.config, *sorted(file for file in saved if file.is_file())]
+
+
+def _read_as_they_are(folder: Path, layout: Layout, keep: WeightCode | None = None) -> dict:
+    """The parameters of a folder of any kind, with its adapters; `keep`: of transformers' alone."""
     if adapter_folder.is_adapter_folder(folder):
         return adapter_folder.read_adapted(folder, layout)[2]
     if huggingface.is_model_folder(folder):
-        return huggingface.read(folder, layout)[2]
+        family, config = huggingface.read_config(folder)
+        return huggingface.read_params(folder, family, config, layout, keep=keep)[1]
     return load_trained_model(folder, layout).params
 
 
 def same_adapters(theirs: LoRA | None, ours: LoRA | None) -> bool:
-    """Returns whether adapters of one config mean the same in the other, apart from dropout."""
+    """Returns whether adapters of one config mean the same in the other.
+
+    Their dropout, and how the weights beside them are kept, make no difference.
+    """
     if theirs is None or ours is None:
         return theirs is ours
-    return replace(theirs, dropout=0.0) == replace(ours, dropout=0.0)
+    return replace(theirs, dropout=0.0, base=None) == replace(ours, dropout=0.0, base=None)
 
 
 def tokenizer_folder(path: str | os.PathLike) -> Path:

@@ -35,9 +35,10 @@ from lmjax.interop.tensor_files import (
 )
 from lmjax.interop.tensor_names import Shapes, entries_of, find_tensors, theirs
 from lmjax.launch import is_first
-from lmjax.models import TransformerConfig, abstract, merge_adapters
+from lmjax.models import LoRA, TransformerConfig, abstract, merge_adapters, quantized_weights
 from lmjax.models.family import ModelFamily
 from lmjax.models.names import Name
+from lmjax.models.quantized import QuantizedWeight, WeightCode, encoded
 from lmjax.parallel import Layout, training_layout
 from lmjax.remote import local_copy
 
@@ -79,11 +80,13 @@ def read_params(
     layout: Layout,
     report: Report = report_nothing,
     apart: bool = False,
+    keep: WeightCode | None = None,
 ) -> tuple[nnx.GraphDef, dict]:
     """The structure and the parameters of a folder's model, whose config was read before.
 
     See `read`; `family` and `config` are what `read_config` gives. `apart` keeps the parameters of
-    each block apart, in a list, instead of stacking them.
+    each block apart, in a list, instead of stacking them. With `keep` the weights of the blocks are
+    kept so (`LoRA.base`), and a device has no more than one of them in float32 at a time.
     """
     files = TensorFiles(Path(folder))
     graph, shapes = abstract(config, layout)
@@ -91,8 +94,14 @@ def read_params(
     found = find_tensors(family, config, paths, files)
     total, done = sum(size_of(files.shape(title)) for *_, title in found), 0
     params: dict[str, jax.Array] = {}
+    weights: dict[str, QuantizedWeight] = {}
+    kept: Shapes = {}
+    if keep is not None:
+        small = replace(config, lora=LoRA(base=keep, layers=("*",)))
+        weights = {".".join(path): weight for path, weight in quantized_weights(small).items()}
+        kept = by_path(abstract(small, layout)[1])
     for name, layer, title in found:
-        put(params, paths, name, layer, files.read(title), apart)
+        put(params, kept | paths, name, layer, files.read(title), apart, weights)
         done += size_of(files.shape(title))
         report(done, total)
     tree = nest(params)
@@ -233,10 +242,12 @@ def put(
     layer: int | None,
     tensor: np.ndarray,
     apart: bool = False,
+    weights: Mapping[str, QuantizedWeight] = MappingProxyType({}),
 ) -> None:
     """Puts one of their tensors into `params`, which are made as they are needed.
 
     With `apart` a parameter of block 3 is called `blocks.3....`, and is not stacked on the others.
+    Of those in `weights`, what is to be kept is put.
     """
     inner = [shapes[path].shape[layer is not None :] for path in name.ours]
     for path, part in zip(name.ours, name.transform.read(tensor, inner), strict=True):
@@ -251,11 +262,21 @@ def put(
             path = f"blocks.{layer}.{block}"
             params[path] = part.astype(shape.dtype)
         else:
-            if path not in params:
-                params[path] = jnp.zeros(shape.shape, shape.dtype, out_sharding=spec)
-            params[path] = put_layer(params[path], part, layer)
+            parts = {path: part}
+            if (weight := weights.get(path)) is not None:
+                stored = encode_layer(part.astype(shape.dtype), weight.code, weight.axis)
+                parts = {f"{path}.{name}": array for name, array in stored.items()}
+            for path, part in parts.items():
+                if path not in params:
+                    like = shapes[path]
+                    spec = like.sharding.spec
+                    params[path] = jnp.zeros(like.shape, like.dtype, out_sharding=spec)
+                params[path] = put_layer(params[path], part, layer)
         # Waits, so that the host's copies do not pile up behind slow devices.
         params[path].block_until_ready()
+
+
+encode_layer = jax.jit(encoded, static_argnums=(1, 2))
 
 
 def whole_lines(tensor: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

@@ -10,6 +10,7 @@ from lmjax.config import UserError, replace
 from lmjax.console import RunLog, Stopwatch
 from lmjax.data import TokenizerConfig, TokenizerFolder, TrainedBPE, WithTokens
 from lmjax.data.chat.folder import FolderTemplate, read_templates
+from lmjax.data.chat.messages import ChatFormat
 from lmjax.data.chat.templated import template_of
 from lmjax.data.public_tokenizers import read_tokenizer
 from lmjax.data.tokenizers import Tokenizer, old_pieces
@@ -168,10 +169,25 @@ def warn_of_format(job: Any, log: RunLog) -> None:
       job: a config with `begin_with` and `data`.
       log: for the warning.
     """
-    ours = template_of(job.data)
-    if job.begin_with is None or ours is None or isinstance(ours, FolderTemplate):
+    if job.begin_with is not None:
+        remedy = (
+            "give the sources in data.train the model's template, unless it shall learn another"
+        )
+        warn_of_template(job.begin_with, template_of(job.data), log, f"{remedy} one")
+
+
+def warn_of_template(source: str, ours: ChatFormat | None, log: RunLog, remedy: str) -> None:
+    """Logs that a model was trained in another chat format than that of some text.
+
+    Args:
+      source: run folder or public model folder of the model.
+      ours: format of the text; None where it has none.
+      log: for the warning.
+      remedy: last words of the warning.
+    """
+    if ours is None or isinstance(ours, FolderTemplate):
         return
-    folder = local_copy(job.begin_with, "begin_with")
+    folder = local_copy(source, "begin_with")
     if is_model_folder(folder):
         theirs = "a chat template of its own" if read_templates(folder) else ""
     else:
@@ -179,7 +195,4 @@ def warn_of_format(job: Any, log: RunLog) -> None:
         before = template_of(data) if data is not None else None
         theirs = f"the chat format {before.title}" if before not in (None, ours) else ""
     if theirs:
-        log.warn(
-            f"{job.begin_with} has {theirs}, and the text here is written as {ours.title}: give the"
-            " sources in data.train the model's template, unless it shall learn another one"
-        )
+        log.warn(f"{source} has {theirs}, and the text here is written as {ours.title}: {remedy}")

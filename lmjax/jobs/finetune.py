@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from lmjax.alignment.comparison_accuracy import require_pairs
 from lmjax.alignment.comparison_rows import ComparisonObjective
 from lmjax.config import UserError, config, replace
 from lmjax.console import RunLog, make_console
@@ -25,11 +24,13 @@ from lmjax.data.chat.jinja_source import jinja_source
 from lmjax.data.chat.messages import ChatFormat
 from lmjax.data.chat.templated import template_of
 from lmjax.data.chat.templates import ChatTemplate
+from lmjax.data.chat.tfds_conversations import TFDSConversations
 from lmjax.data.spans import KINDS
 from lmjax.data.store import TokenStore
 from lmjax.evaluation.evaluator import Evaluator
 from lmjax.jobs.begin_with import warn_of_format, with_starting_model
 from lmjax.jobs.settings import ChatEvaluation
+from lmjax.jobs.tag_coverage import coverage_of, tell_coverage
 from lmjax.jobs.text_job import TextJob
 from lmjax.launch import is_first
 from lmjax.models import TransformerConfig
@@ -38,6 +39,8 @@ from lmjax.remote import local_copy
 from lmjax.runs.folder import RunFolder
 from lmjax.training.feed import TextFeed
 from lmjax.training.schedules import Cosine, Schedule
+
+WRITTEN = Conversations, TFDSConversations, Comparisons  # sources of texts in a chat format
 
 
 @config
@@ -75,6 +78,10 @@ class Finetune(TextJob):
                 f"data.rows={rows} cuts conversations at the edges of rows: set "
                 "data.rows=whole_documents"
             )
+        weighted = [domain.name for domain in self.data.train if domain.loss_weights is not None]
+        if weighted and not isinstance(self.objective, ChatLM):
+            name = type(self.objective).__name__
+            raise UserError(f"{weighted[0]}: loss_weights are read by ChatLM, not by {name}")
         template_of(self.data)
         super().validate()
 
@@ -85,7 +92,7 @@ class Finetune(TextJob):
 
     def all_evaluators(self) -> tuple[Evaluator, ...]:
         """Those of `evaluation`, and further ones."""
-        return (*self.evaluation.evaluators(), *self.evaluators)
+        return (*self.evaluation.evaluators(), *coverage_of(self.data), *self.evaluators)
 
     def resolved(self) -> Finetune:
         """See `TrainingJob.resolved`: with the model and the tokenizer of `begin_with`, and steps.
@@ -111,15 +118,15 @@ class Finetune(TextJob):
         """See `TrainingJob.prepare`."""
         warn_of_format(self, log)
         for domain in self.data.train:
-            if isinstance(source := domain.source, Conversations | Comparisons):
+            if isinstance(source := domain.source, WRITTEN):
                 title = source.template.title
                 log.fact("format", f"{domain.name}: {source.layout()}, written as {title}")
         feed = super().prepare(folder, log, saved)
         if isinstance(self.objective, ComparisonObjective):
-            slots = self.objective.answers
-            require_pairs(feed.prepared.train, slots)
             held_out = feed.prepared.held_out.items()
-            require_pairs({f"held-out {name}": store for name, store in held_out}, slots)
+            held_out = {f"held-out {name}": store for name, store in held_out}
+            self.objective.check_stores(feed.prepared.train | held_out)
+        tell_coverage(log, feed.prepared)
         for name, store in feed.prepared.train.items():
             if share := _share_of_replies(store):
                 log.fact("replies", f"{name}: {share:.1%} of the tokens")

@@ -9,6 +9,7 @@ from lmjax.config import fingerprint, from_json
 from lmjax.console import RunLog
 from lmjax.data import Data
 from lmjax.data.chat.templated import template_of
+from lmjax.jobs.best import Selection
 from lmjax.jobs.results import Results
 from lmjax.jobs.settings import ROUNDING
 from lmjax.launch import user_modules
@@ -40,6 +41,9 @@ def print_beginning(story: RunLog, job: Any, location: str, parameters: int) -> 
         story.fact("average", f"of the parameters, decay {job.average}: it is evaluated")
     for label, words in job.facts():
         story.fact(label, words)
+    if (best := job.checkpoint.best) is not None:
+        end = f", and the end after {best.patience} evaluations without a better one"
+        story.fact("best", f"the checkpoint with the {best.words}{end if best.patience else ''}")
 
 
 def print_trained(story: RunLog, job: Any, parameters: int) -> None:
@@ -82,8 +86,17 @@ def print_interruption(story: RunLog, done: int, steps: int) -> None:
     story.fact("to go on", "give the same command again")
 
 
-def print_finished(story: RunLog, steps: int, location: str) -> None:
+def print_finished(story: RunLog, steps: int, location: str, selection: Selection) -> None:
     """Prints what can be done with a finished run."""
+    if selection.is_over:
+        best = selection.best
+        story.fact(
+            "finished",
+            f"training ended early, {best.since} evaluations after the best one, of step"
+            f" {best.step:,}",
+        )
+        story.fact("to go on", "raise checkpoint.best.patience=")
+        return
     story.fact("finished", f"all {steps:,} steps were done before")
     story.fact(
         "to go on",
@@ -117,7 +130,8 @@ def text_command(location: str) -> str:
         return ""
     modules, data = user_modules(experiment), getattr(experiment, "data", None)
     imports = f" imports={','.join(modules)}" if modules else ""
-    chats = isinstance(data, Data) and template_of(data) is not None
+    fills = experiment.objective.infill_format() is not None
+    chats = not fills and isinstance(data, Data) and template_of(data) is not None
     return f"python -m lmjax.generation {location}{imports} " + (
         "chat=true" if chats else 'prompt="..."'
     )

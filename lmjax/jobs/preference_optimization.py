@@ -2,37 +2,73 @@
 
 from __future__ import annotations
 
+from typing import Any, Literal
+
 from lmjax.alignment.comparison_accuracy import ComparisonAccuracy
-from lmjax.alignment.preference_objective import PreferencePairs
-from lmjax.config import config
+from lmjax.alignment.labelled_answers import LabelledAnswers, count_labels
+from lmjax.alignment.preference_objective import REFERENCE, PreferenceObjective, PreferencePairs
+from lmjax.alignment.reference_cache import with_reference
+from lmjax.config import UserError, config
+from lmjax.console import RunLog
 from lmjax.data import Data
 from lmjax.evaluation.evaluator import Evaluator
 from lmjax.evaluation.held_out import HeldOutLoss
 from lmjax.jobs.finetune import Finetune
 from lmjax.jobs.training_job import FrozenModel
+from lmjax.parallel import training_layout
+from lmjax.runs.folder import RunFolder
+from lmjax.training.feed import TextFeed
 from lmjax.training.schedules import Cosine, Schedule
-
-REFERENCE = "reference"
 
 
 @config
 class PreferenceOptimization(Finetune):
-    """Train a model to prefer better answers to worse ones: DPO, IPO, SimPO, ORPO.
+    """Train a model to prefer better answers to worse ones: DPO, IPO, SimPO, ORPO, KTO.
 
-    The reference policy of the losses that have one is the model of `begin_with`.
+    The reference policy of the losses that have one is the model of `begin_with`. What it says of
+    the answers is computed before the first step, once for all runs, and it is in memory in
+    training only for objectives that need it there (`LabelledAnswers`), or with
+    reference=in_memory.
     """
 
-    objective: PreferencePairs = PreferencePairs()  # what it is trained to do
+    objective: PreferenceObjective = PreferencePairs()  # what it is trained to do
     data: Data  # comparisons, with data.rows=groups
     schedule: Schedule = Cosine(peak=1e-6, warmup=0)  # the learning rate
+    # log-probabilities of the reference: computed once and kept in data.cache, or in every step
+    reference: Literal["cached", "in_memory"] = "cached"
+
+    def validate(self) -> None:
+        """Raises UserError for settings that do not go together."""
+        super().validate()
+        if self.objective.reads_reference and self.begin_with is None:
+            raise UserError("begin_with: give the folder of the reference policy, which is trained")
 
     def frozen_models(self) -> dict[str, FrozenModel]:
-        """See `TrainingJob.frozen_models`: the reference."""
-        if not self.objective.preference.reads_reference:
+        """See `TrainingJob.frozen_models`: the reference, unless what it says is cached."""
+        if not self.objective.reads_reference or self.caches_reference:
             return {}
         return {REFERENCE: FrozenModel(self.model, self.begin_with)}
+
+    @property
+    def caches_reference(self) -> bool:
+        """Returns whether the reference scores the answers before the first step."""
+        objective = self.objective
+        needed = objective.reads_reference and not objective.keeps_reference
+        return needed and self.reference == "cached"
+
+    def prepare(self, folder: RunFolder, log: RunLog, saved: dict[str, Any]) -> TextFeed:
+        """See `TrainingJob.prepare`."""
+        feed = super().prepare(folder, log, saved)
+        if isinstance(self.objective, LabelledAnswers):
+            for name, store in feed.prepared.train.items():
+                wanted, others = count_labels(store)
+                log.fact("answers", f"{name}: {wanted:,} are wanted, {others:,} are not")
+        if self.caches_reference:
+            feed = with_reference(feed, self.model, self.begin_with, training_layout(), log)
+        return feed
 
     def all_evaluators(self) -> tuple[Evaluator, ...]:
         """Loss and accuracy on held-out comparisons, and further ones."""
         every, tokens = self.evaluation.every, self.evaluation.tokens
-        return (HeldOutLoss(every=every, tokens=tokens), ComparisonAccuracy(), *self.evaluators)
+        accuracy = (ComparisonAccuracy(),) if isinstance(self.objective, PreferencePairs) else ()
+        return (HeldOutLoss(every=every, tokens=tokens), *accuracy, *self.evaluators)

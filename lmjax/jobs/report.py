@@ -164,8 +164,8 @@ def _tiles(folder: RunFolder, results: Results, records: list[dict]) -> list[tup
         if values and not table.is_text:
             name = table.title.lower() + _rows(len(values), len(table.rows))
             tiles.append((name, f"{sum(values) / len(values):.3f}"))
-    if train:
-        recent = [record["loss"] for record in train[-max(1, len(train) // 50) :]]
+    if losses := [record["loss"] for record in train if "loss" in record]:
+        recent = losses[-max(1, len(losses) // 50) :]
         tiles.append(("training loss at the end", f"{sum(recent) / len(recent):.3f}"))
     speeds = sorted(
         record["tokens_per_second"] for record in train if "tokens_per_second" in record

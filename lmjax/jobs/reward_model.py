@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from lmjax.alignment.comparison_accuracy import ComparisonAccuracy
 from lmjax.alignment.reward_ranking import RewardRanking
+from lmjax.alignment.reward_report import RewardReport
 from lmjax.config import config, replace
 from lmjax.data import Data
 from lmjax.evaluation.evaluator import Evaluator
@@ -27,9 +28,10 @@ class RewardModel(Finetune):
     schedule: Schedule = Cosine(peak=9e-6, warmup=0)  # the learning rate (InstructGPT)
 
     def all_evaluators(self) -> tuple[Evaluator, ...]:
-        """Loss and accuracy on held-out comparisons, and further ones."""
+        """Loss, accuracy, calibration and bias on held-out comparisons, and further ones."""
         every, tokens = self.evaluation.every, self.evaluation.tokens
-        return (HeldOutLoss(every=every, tokens=tokens), ComparisonAccuracy(), *self.evaluators)
+        measured = HeldOutLoss(every=every, tokens=tokens), ComparisonAccuracy()
+        return (*measured, RewardReport(tokens=tokens), *self.evaluators)
 
     def with_model(self) -> RewardModel:
         """See `Finetune.with_model`."""

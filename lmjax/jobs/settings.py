@@ -10,6 +10,7 @@ from lmjax.evaluation.hidden_words import HiddenWords
 from lmjax.evaluation.text_baselines import TextBaselines
 from lmjax.evaluation.text_samples import TextSamples
 from lmjax.generation.sampling import Sampling
+from lmjax.jobs.best import BestCheckpoint
 from lmjax.remote import check_path
 from lmjax.runs.changes import is_below
 
@@ -86,6 +87,8 @@ class Checkpoints:
     every: int = 500  # steps between checkpoints; the end and an interruption make one too
     keep: int = 3  # newest checkpoints that stay
     keep_every: int | None = None  # those of multiples of this step stay for ever; None: none do
+    # the one with the best evaluation stays too, and is the run's model; none: the newest one is
+    best: BestCheckpoint | None = None
 
     def validate(self) -> None:
         """Raises UserError for numbers that cannot be meant."""

@@ -17,10 +17,12 @@ from lmjax.alignment.win_rates import win_rate
 from lmjax.config import UserError, config, replace
 from lmjax.console import RunLog, Table, make_console
 from lmjax.data import Data
+from lmjax.data.chat.templated import template_of
 from lmjax.data.public_tokenizers import read_tokenizer
 from lmjax.evaluation.text_samples import describe_sampling
+from lmjax.generation.run import load
 from lmjax.generation.sampling import Sampling
-from lmjax.interop.folder import model_folder, read_params, tokenizer_folder
+from lmjax.interop.folder import model_folder, tokenizer_folder
 from lmjax.jobs.begin_with import tokenizer_of
 from lmjax.jobs.job import Job
 from lmjax.jobs.report import write_report
@@ -28,12 +30,12 @@ from lmjax.jobs.results import Results
 from lmjax.jobs.settings import at_least
 from lmjax.jobs.text import prepare_text
 from lmjax.launch import is_first
-from lmjax.parallel import Mesh, generation_layout
+from lmjax.parallel import Mesh
 from lmjax.runs.folder import RESULTS, RunFolder
 from lmjax.runs.lock import lock_run_folder
 from lmjax.training.feed import RequestFeed, RolloutRequest
 
-REPLIES = "replies.jsonl"  # every request with the reply of each model
+ANSWERS = "replies.jsonl"  # every request with the reply of each model
 SHOWN = 8  # requests in the report
 SEED = 1 << 21  # of the first reply; those of training have other ones
 INTERVAL = "With ends of its 95% interval; ties count half."
@@ -102,7 +104,7 @@ class SideBySide(Job):
             for judge in judges
         }
         if is_first():
-            folder.write(REPLIES, "".join(_lines(asked, replies)))
+            folder.write(ANSWERS, "".join(_lines(asked, replies)))
         for name, of_models in scores.items():
             yield _mean_scores(name, of_models)
             yield _win_rates(name, of_models)
@@ -136,10 +138,10 @@ class SideBySide(Job):
         self, folder: str, feed: RequestFeed, asked: Sequence[RolloutRequest]
     ) -> list[Reply]:
         """Replies of the model in a folder."""
-        model = model_folder(folder)
-        params = read_params(folder, model, generation_layout())
+        generator = load(folder).generator
+        formats = feed.tokenizer, template_of(feed.prepared.data)
         settings = self.sampling, self.reply_length, SEED
-        return [one.reply for one in sample_replies(model, params, feed, asked, *settings)]
+        return [one.reply for one in sample_replies(generator, *formats, asked, *settings)]
 
 
 def label(folder: str) -> str:

@@ -33,7 +33,7 @@ from lmjax.training.optimizers import AdamW, Optimizer
 from lmjax.training.placement import abstract_example, to_devices
 from lmjax.training.schedules import Cosine, Rate, Schedule
 from lmjax.training.state import TrainState
-from lmjax.training.trainable import Adapters, AllParameters, Trainable
+from lmjax.training.trainable import Adapters, AllParameters, Trainable, check_base
 
 
 class FrozenModel(NamedTuple):
@@ -208,6 +208,12 @@ class TrainingJob(Job):
         """
         layout, trained = training_layout(), self.trained()
         trained.check(self.model, layout)
+        check_base(trained, self.model, layout)
+        if self.average is not None and self.model.lora is not None and self.model.lora.base:
+            raise UserError(
+                f"average={self.average}: parameters that model.lora.base keeps in few bits have no"
+                " average; set average=none"
+            )
         learner = Learner(
             model=self.model,
             objective=self._penalised(),

@@ -30,6 +30,7 @@ from lmjax.evaluation.evaluator import Context, Record
 from lmjax.interop.fisher_folder import read_fisher
 from lmjax.interop.folder import read_params
 from lmjax.jobs.begin_with import read_parameters
+from lmjax.jobs.best import Selection
 from lmjax.jobs.messages import (
     print_beginning,
     print_continuation,
@@ -42,7 +43,7 @@ from lmjax.jobs.report import write_report
 from lmjax.jobs.results import Results
 from lmjax.launch import is_first
 from lmjax.objectives.elastic_weights import ANCHOR, FISHER
-from lmjax.runs.checkpoints import Checkpointer
+from lmjax.runs.checkpoints import BEST, Checkpointer
 from lmjax.runs.environment import describe_environment
 from lmjax.runs.folder import ENVIRONMENT, RESULTS, RunFolder
 from lmjax.runs.metrics import MetricsWriter
@@ -82,13 +83,14 @@ class TrainingRun:
         ) as checkpointer:
             print_beginning(self.log, job, self.folder.location, self.parameters)
             print_trained(self.log, job, self.parameters)
+            self.choose_from(checkpointer, checkpointer.latest_extra())
             if self.is_finished(checkpointer):
-                print_finished(self.log, job.steps, self.folder.location)
+                print_finished(self.log, job.steps, self.folder.location, self.selection)
                 print_results(self.log, self.results, self.folder.location)
                 return
             checkpointer.check_folder()
             job.check_batches(checkpointer.latest() or 0)
-            trains = (checkpointer.latest() or 0) < job.steps
+            trains = not self.is_over(checkpointer.latest() or 0)
             self.frozen = self.read_frozen()
             compilation = self.compile_in_background() if trains else None
             feed = job.prepare(self.folder, self.log, checkpointer.latest_extra())
@@ -97,17 +99,40 @@ class TrainingRun:
             if compilation is not None:
                 compilation.join()
             done = first
-            if done < job.steps:
+            if not self.is_over(done):
                 state, done, interruption = self.train(state, done, checkpointer, feed)
-        if done < job.steps:
-            print_interruption(self.log, done, job.steps)
-            sys.exit(interruption.exit_code)
-        self.finish(state, first)
+            if not self.is_over(done):
+                print_interruption(self.log, done, job.steps)
+                sys.exit(interruption.exit_code)
+            measured, params = self.chosen(state, done, checkpointer)
+        del state
+        self.finish(params, measured, first, done)
+
+    def choose_from(self, checkpointer: Checkpointer, extra: dict[str, Any]) -> None:
+        """Goes on with the choice of the best checkpoint where a checkpoint has left it."""
+        self.selection = Selection(self.job.checkpoint.best, extra, checkpointer.steps())
+        if self.selection.settings and BEST in extra and self.selection.best is None:
+            self.log.warn("The best checkpoint is chosen anew: it is gone, or was chosen otherwise")
+
+    def is_over(self, done: int) -> bool:
+        """Returns whether no step is left to train, after `done` of them."""
+        return done >= self.job.steps or self.selection.is_over
 
     def is_finished(self, checkpointer: Checkpointer) -> bool:
         """Returns whether the run came to its end before."""
-        steps = self.job.steps
-        return self.results.step >= steps and (checkpointer.latest() or 0) >= steps
+        done = checkpointer.latest() or 0
+        return self.is_over(done) and self.results.step >= min(done, self.job.steps)
+
+    def chosen(self, state: TrainState, done: int, checkpointer: Checkpointer) -> tuple[int, dict]:
+        """The parameters that the run ends with, the best or the last, and the step they are of."""
+        best = self.selection.best
+        if best is None or best.step == done:
+            return done, self.learner.evaluated(state)
+        entry = "params" if self.job.average is None else "average"
+        restored, _ = checkpointer.restore(
+            best.step, {entry: getattr(self.learner.abstract(), entry)}
+        )
+        return best.step, restored[entry]
 
     def compile_in_background(self) -> threading.Thread:
         """Starts to compile the step; an error is left to the first step, which meets it again.
@@ -146,6 +171,8 @@ class TrainingRun:
         self.evaluators = [
             (evaluator, evaluator.prepare(context)) for evaluator in self.job.all_evaluators()
         ]
+        if self.selection.settings and all(one.every is None for one, _ in self.evaluators):
+            raise UserError("checkpoint.best: no evaluator has an interval, so nothing is compared")
 
     def begin_or_resume(self, checkpointer: Checkpointer, feed: Feed) -> tuple[TrainState, int]:
         """The state to train from and the number of steps done."""
@@ -164,6 +191,7 @@ class TrainingRun:
         else:
             state, extra = restored
             done = extra["step"]
+            self.choose_from(checkpointer, extra)
             self.check_tokenizer(extra, feed)
             self.check_schedule(extra, done)
             print_continuation(self.log, self.job, extra, done)
@@ -224,13 +252,18 @@ class TrainingRun:
                 write=metrics.write,
                 evaluate=self.evaluate,
                 is_evaluation=self.is_evaluation,
-                save=lambda step, state: checkpointer.save(step, state, extra),
+                save=lambda step, state: checkpointer.save(
+                    step, state, extra | self.selection.extra
+                ),
                 save_every=job.checkpoint.every,
                 target=self.target(),
                 log_every=job.log.every,
                 console=self.log.console,
                 check_save=checkpointer.check,
                 end_save=checkpointer.wait,
+                counts=job.objective.counts,
+                choose=self.choose,
+                is_over=lambda: self.selection.is_over,
             )
             return loop.run(state, done)
 
@@ -264,19 +297,35 @@ class TrainingRun:
         records, tables = records_and_tables(found, step)
         if tables:
             self.results = self.results.with_tables(tables, step)
-            if is_first() and not last:
-                self.folder.write_json(RESULTS, self.results.to_json())
         return records
 
-    def finish(self, state: TrainState, first: int) -> None:
+    def choose(self, step: int, records: list[Record]) -> bool:
+        """Returns whether an evaluation is the best so far, and writes new tables.
+
+        Those of the last step are written by `finish` alone, with the others of the end: a run that
+        has results of its last step is finished.
+        """
+        is_best = self.selection.update(step, records)
+        if is_first() and self.results.step == step and not self.is_over(step):
+            self.folder.write_json(RESULTS, self.results.to_json())
+        return is_best
+
+    def finish(self, params: dict, step: int, first: int, done: int) -> None:
         """Runs the evaluators of the end, and writes results.json and the report.
 
-        Where no step was left when this process began, after `first` steps, no evaluator has run in
-        it: then all do, and lines that metrics.jsonl has already are not written again.
+        Where no step was left when this process began, no evaluator has run in it; where the best
+        parameters are not the last, they ran on others last. Then all run, and lines that
+        metrics.jsonl has already are not written again.
+
+        Args:
+          params: that the run ends with.
+          step: updates that they have seen.
+          first: updates of the run before this process, and
+          done: after it.
         """
-        step, params, found = self.job.steps, self.learner.evaluated(state), []
+        found = []
         for evaluator, evaluate in self.evaluators:
-            if evaluator.every is None or first >= step:
+            if evaluator.every is None or first == done or step < done:
                 with self.log.phase(f"evaluating: {evaluator.name}"):
                     found += evaluate(step, params)
         if not is_first():
@@ -288,7 +337,7 @@ class TrainingRun:
                 for line in new:
                     metrics.write(line)
         self.results = dataclasses.replace(
-            self.results.with_tables(tables, step),
+            self.results.with_tables((*self.selection.tables(), *tables), done),
             parameters=self.parameters,
             seconds=None if first else round(self.watch.seconds(), 1),
         )

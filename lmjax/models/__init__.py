@@ -48,10 +48,14 @@ from lmjax.models.parameters import abstract as abstract
 from lmjax.models.parameters import draw_parameters as draw_parameters
 from lmjax.models.parameters import initialize as initialize
 from lmjax.models.parameters import merge_adapters as merge_adapters
+from lmjax.models.parameters import quantized_weights as quantized_weights
+from lmjax.models.parameters import with_base as with_base
 from lmjax.models.positions import ALiBi as ALiBi
 from lmjax.models.positions import BlockPositions as BlockPositions
 from lmjax.models.positions import LearnedPositions as LearnedPositions
 from lmjax.models.positions import RelativeBuckets as RelativeBuckets
+from lmjax.models.quantized import NF4 as NF4
+from lmjax.models.quantized import ScaledInt8 as ScaledInt8
 from lmjax.models.qwen import qwen as qwen
 from lmjax.models.residual import DeepNorm as DeepNorm
 from lmjax.models.residual import Parallel as Parallel

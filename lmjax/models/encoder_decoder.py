@@ -131,7 +131,7 @@ class DecoderBlock(Block):
         key: PRNGKeyArray | None,
     ) -> tuple[Float[Array, "batch seq embed"], LayerCache | None]:
         """The block's output and the cache with its keys and values."""
-        keys, rate = (None,) * 5 if key is None else jax.random.split(key, 5), self.config.dropout
+        keys, rate = (None,) * 5 if key is None else jax.random.split(key, 5), self.dropout
         attended, cache = self.attention(self.attention_norm(x), mask, tables, cache, keys[0])
         x = x + dropout(attended, rate, keys[1])
         memory = tables.memory
@@ -191,7 +191,7 @@ class EncoderDecoder(Transformer):
     ) -> Float[Array, "batch source embed"]:
         """Output of the encoder for its batch."""
         embed_key, key = (None, None) if key is None else jax.random.split(key)
-        x = dropout(self.embed(batch), self.config.dropout, embed_key)
+        x = dropout(self.embed(batch, embed_key), self.config.dropout, embed_key)
         return self.encoder.run(x, batch, key=key)[0]
 
     def source(self, states: Float[Array, "batch source embed"], batch: Batch) -> EncoderCache:

@@ -40,6 +40,7 @@ class Blocks:
       windows: of each layer's attention; None: a layer without one.
       remat: what backward recomputes.
       unroll: layers per step of a scan; 0: a plain Python loop.
+      dropout: of each layer, where it is not the block's own.
     """
 
     graph: nnx.GraphDef
@@ -48,6 +49,7 @@ class Blocks:
     windows: tuple[int | None, ...]
     remat: Remat = "none"
     unroll: int = 1
+    dropout: Float[Array, "layers"] | None = None
 
     @property
     def stretches(self) -> tuple[Stretch, ...]:
@@ -58,8 +60,12 @@ class Blocks:
         """The blocks before number `first`, through whose parameters no gradient goes, the rest."""
 
         def part(layers: slice) -> Blocks:
-            params, keys = jax.tree.map(lambda a: a[layers], (self.params, self.keys))
-            return dataclasses.replace(self, params=params, keys=keys, windows=self.windows[layers])
+            own = self.params, self.keys, self.dropout
+            params, keys, rates = jax.tree.map(lambda a: a[layers], own)
+            windows = self.windows[layers]
+            return dataclasses.replace(
+                self, params=params, keys=keys, windows=windows, dropout=rates
+            )
 
         frozen, trained = part(slice(first)), part(slice(first, None))
         return dataclasses.replace(frozen, params=jax.lax.stop_gradient(frozen.params)), trained
@@ -72,10 +78,13 @@ class Blocks:
         tables: Any,
         cache: LayerCache | None,
         key: PRNGKeyArray | None,
+        rate: Float[Array, ""] | None = None,
     ) -> tuple[Float[Array, "batch seq embed"], LayerCache | None]:
-        """One block with these parameters; `mask` has its window already."""
+        """One block with these parameters; `mask` has its window, `rate` is its dropout."""
         block = nnx.merge(self.graph, params)
         give_keys(block, key)
+        if rate is not None:
+            block.layer_dropout = rate
         return block(x, mask, tables, cache, key)
 
 
@@ -108,7 +117,7 @@ def scan_blocks(
     first, pattern_index, extended = 0, 0, []
     for stretch in blocks.stretches:
         cut = functools.partial(stretch.cut, first=first)
-        layers = jax.tree.map(cut, (blocks.params, blocks.keys))
+        layers = jax.tree.map(cut, (blocks.params, blocks.keys, blocks.dropout))
         period = len(stretch.windows)
         masks = [dataclasses.replace(mask, window=window) for window in stretch.windows]
         own = [None] * period
@@ -126,18 +135,18 @@ def scan_blocks(
 def _scan_stretch(
     blocks: Blocks, layers: Any, x: jax.Array, masks: list, tables: Any, caches: list
 ):
-    """Runs what `layers` holds, parameters and keys as `Stretch.cut` gives them."""
+    """Runs what `layers` holds: parameters, keys, dropout as `Stretch.cut` gives them."""
     unroll, periods = blocks.unroll, jax.tree.leaves(layers)[0].shape[0]
 
     def run(carry, inputs):
         x, caches = carry
-        (params, key), index = inputs
+        stacked, index = inputs
         caches = [c if c is None else dataclasses.replace(c, period=index) for c in caches]
         for i, mask in enumerate(masks):
-            own = params, key
+            params, *drawn = stacked
             if len(masks) > 1:
-                own = jax.tree.map(lambda a, i=i: a[i], own)
-            x, caches[i] = blocks.apply(own[0], x, mask, tables, caches[i], own[1])
+                params, *drawn = jax.tree.map(lambda a, i=i: a[i], stacked)
+            x, caches[i] = blocks.apply(params, x, mask, tables, caches[i], *drawn)
         return (x, caches), None
 
     if blocks.remat != "none" and caches[0] is None:

@@ -40,10 +40,13 @@ class SentinelFormat(InfillFormat):
     Attributes:
       sentinel: name of the tokens for blanks, from number 0 on.
       start: token that the decoder begins with.
+      replies: whether the decoder replies to a text without sentinels, as after training on several
+        tasks, each a text and what is to be written (section 2.4).
     """
 
     sentinel: str = "<extra_id_{}>"
     start: str = "<pad>"
+    replies: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

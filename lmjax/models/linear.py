@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from lmjax.models.initializers import Initializer, Kind
+from lmjax.models.quantized import QuantizedWeight, Stored
 from lmjax.parallel import Layout
 
 Axes = tuple[tuple[str | None, int], ...]
@@ -51,7 +52,7 @@ class LinearLayer(nnx.Module):
     """y = x . weight + bias over named axes, e.g. (embed,) -> (heads, head_dim).
 
     The weight lies sharded over `fsdp` and is gathered where it is used, in the compute dtype: once
-    in forward, and once more in backward.
+    in forward, and once more in backward. One that is kept in few bits is gathered in these.
     """
 
     def __init__(
@@ -60,7 +61,7 @@ class LinearLayer(nnx.Module):
         self.inputs, self.outputs = inputs, outputs
         self.dtype, self.layout = builder.dtype, builder.layout
         fan_in = math.prod(size for _, size in inputs)
-        self.weight = builder.parameter(inputs + outputs, kind, fan_in)
+        self.weight: nnx.Param | QuantizedWeight = builder.parameter(inputs + outputs, kind, fan_in)
         self.bias = nnx.data(None)
         self.adapter = nnx.data(None)  # of low rank, see `lmjax.models.lora`
         if bias:
@@ -70,14 +71,13 @@ class LinearLayer(nnx.Module):
             )
 
     def __call__(self, x: Float[Array, "batch seq *inputs"]) -> Float[Array, "batch seq *outputs"]:
-        names = tuple(name for name, _ in self.inputs + self.outputs)
-        names = self.layout.gathered(*names)
+        def product(x, stored):
+            return self._product(x, self._gathered(stored))
 
-        def product(x, weight):
-            return self._product(x, self.layout.reshard(weight.astype(self.dtype), *names))
-
+        weight = self.weight
+        stored = weight.stored() if isinstance(weight, QuantizedWeight) else weight[...]
         # Backward casts and gathers it once more: no copies of all layers' weights are kept for it.
-        out = jax.checkpoint(product, prevent_cse=False)(x, self.weight[...])
+        out = jax.checkpoint(product, prevent_cse=False)(x, stored)
         if self.bias is not None:
             names = self.layout.gathered(*(name for name, _ in self.outputs))
             out = out + self.layout.reshard(self.bias[...].astype(self.dtype), *names)
@@ -87,8 +87,19 @@ class LinearLayer(nnx.Module):
 
     def adapted_weight(self) -> Float[Array, "*inputs_and_outputs"]:
         """The weight in float32, with what an adapter adds to it, less its dropout."""
-        weight = self.weight[...]
+        weight = self.weight
+        if isinstance(weight, QuantizedWeight):
+            weight = self.layout.reshard(weight.read(weight.stored()), *weight.names)
+        else:
+            weight = weight[...]
         return weight if self.adapter is None else weight + self.adapter.delta()
+
+    def _gathered(self, stored: jax.Array | Stored) -> jax.Array:
+        """The weight as it is multiplied with: in the compute dtype, whole along `embed`."""
+        if isinstance(self.weight, QuantizedWeight):
+            return self.weight.read(stored).astype(self.dtype)
+        names = self.layout.gathered(*(name for name, _ in self.inputs + self.outputs))
+        return self.layout.reshard(stored.astype(self.dtype), *names)
 
     def _product(self, x: jax.Array, weight: jax.Array) -> jax.Array:
         batch, seq = x.shape[:2]
@@ -130,13 +141,15 @@ def in_parts(x: Float[Array, "1 in"], weight: Float[Array, "in out"]) -> Float[A
 
 
 def dropout(
-    x: Float[Array, "batch seq *features"], rate: float, key: PRNGKeyArray | None
+    x: Float[Array, "batch seq *features"],
+    rate: float | Float[Array, ""],
+    key: PRNGKeyArray | None,
 ) -> Float[Array, "batch seq *features"]:
     """Zeroes a share `rate` of x and scales up the rest; x itself without a key.
 
     Each device draws its own part of one global mask, so that any mesh drops the same places.
     """
-    if key is None or rate == 0:
+    if key is None or (not isinstance(rate, jax.Array) and rate == 0):
         return x
     keep = jax.random.bernoulli(key, 1 - rate, x.shape, out_sharding=jax.typeof(x).sharding)
-    return jnp.where(keep, x / (1 - rate), jnp.zeros_like(x))
+    return jnp.where(keep, (x / (1 - rate)).astype(x.dtype), jnp.zeros_like(x))

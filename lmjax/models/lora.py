@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from lmjax.config import UserError, config
 from lmjax.models.linear import Builder, LinearLayer, dropout
+from lmjax.models.quantized import QuantizedWeight, WeightCode
 
 # What is folded into a block's key for its adapters: the block splits the key itself.
 KEY = 0x10CA
@@ -30,6 +31,9 @@ class LoRA:
     # dense layers of the blocks by their last names or dotted paths, such as query,
     # cross_attention.value, feed_forward.*; * is all of them
     layers: tuple[str, ...] = ("query", "value")
+    # how the weights of all dense layers of the blocks are kept, which are then trained no more
+    # (QLoRA): NF4, ScaledInt8; none: in float32
+    base: WeightCode | None = None
 
     def validate(self) -> None:
         """Raises UserError for numbers that cannot be meant, or where no layer is named."""
@@ -113,6 +117,9 @@ def add_adapters(block: nnx.Module, lora: LoRA | None, builder: Builder) -> None
     if lora is None:
         return
     for path, layer in dense_layers(block).items():
+        if lora.base is not None:
+            axes = layer.inputs + layer.outputs
+            layer.weight = QuantizedWeight(layer.weight[...], axes, lora.base, layer.layout)
         if lora.adapts(path):
             layer.adapter = Adapter(lora, layer, builder)
 

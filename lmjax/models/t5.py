@@ -270,7 +270,7 @@ T5_FAMILY = ModelFamily(
     heads=T5_HEADS,
     read=read_t5,
     write=write_t5,
-    infill=SentinelFormat(),
+    infill=SentinelFormat(replies=True),
     defaults={
         "num_decoder_layers": None,
         "relative_attention_num_buckets": 32,

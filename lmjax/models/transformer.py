@@ -17,6 +17,7 @@ from lmjax.models.attention import AttentionConfig, Tables, attended_keys
 from lmjax.models.batch import Batch
 from lmjax.models.cache import Cache, LayerCache
 from lmjax.models.embedding import Embedding
+from lmjax.models.embedding_noise import with_noise
 from lmjax.models.executor import Blocks, Executor, Remat, scan_blocks
 from lmjax.models.feed_forward import FeedForwardConfig
 from lmjax.models.heads import Classifier, ClassifierConfig, HeadTransform, HeadTransformConfig
@@ -68,6 +69,12 @@ class TransformerConfig:
     logit_softcap: float | None = None  # logits are bent to lie within it (Gemma 2)
     lora: LoRA | None = None
     dropout: float = 0.0  # of embeddings and sublayer outputs, in training
+    # of the last block's sublayer outputs: from `dropout` in the first block it rises evenly by
+    # layer (LIMA: 0.3 over dropout=0.0); none: it is the same everywhere
+    top_dropout: float | None = None
+    # amplitude of uniform noise on token embeddings in training, over sqrt(length x width) (NEFTune
+    # takes 5 to 15)
+    embedding_noise: float = 0.0
     initializer: Initializer = Normal()
     dtype: Literal["float32", "bfloat16"] = "float32"  # of computation; parameters are float32
     remat: Remat = "none"  # what backward recomputes: nothing, all but matrix products, all
@@ -85,8 +92,11 @@ class TransformerConfig:
             )
         if self.logit_softcap is not None and self.logit_softcap <= 0:
             raise UserError(f"logit_softcap={self.logit_softcap}: must be above 0, or none")
-        if not 0 <= self.dropout < 1:
-            raise UserError(f"dropout={self.dropout}: must be 0 or more, and below 1")
+        for name in ("dropout", "top_dropout"):
+            if (share := getattr(self, name)) is not None and not 0 <= share < 1:
+                raise UserError(f"{name}={share}: must be 0 or more, and below 1")
+        if self.embedding_noise < 0:
+            raise UserError(f"embedding_noise={self.embedding_noise}: must be 0 or more")
         check_heads(self.heads)
 
     @property
@@ -140,6 +150,7 @@ class Block(nnx.Module):
 
     def __init__(self, config: TransformerConfig, builder: Builder):
         self.config = config
+        self.layer_dropout = nnx.data(None)  # a number of the layer's own, where they differ
         self.attention = config.attention.build(builder)
         self.feed_forward = config.feed_forward.build(builder)
         for name in config.arrangement.norms:
@@ -160,13 +171,18 @@ class Block(nnx.Module):
             nonlocal cache
             with jax.named_scope("attention"):
                 out, cache = self.attention(x, mask, tables, cache, keys[0])
-                return dropout(out, self.config.dropout, keys[1])
+                return dropout(out, self.dropout, keys[1])
 
         def feed_forward(x):
             with jax.named_scope("feed_forward"):
-                return dropout(self.feed_forward(x), self.config.dropout, keys[2])
+                return dropout(self.feed_forward(x), self.dropout, keys[2])
 
         return self.config.arrangement.apply(x, self.norms, attention, feed_forward), cache
+
+    @property
+    def dropout(self) -> float | Float[Array, ""]:
+        """Dropout of the sublayers' outputs."""
+        return self.config.dropout if self.layer_dropout is None else self.layer_dropout
 
     @property
     def norms(self) -> dict[str, nnx.Module]:
@@ -259,12 +275,20 @@ class Stack(nnx.Module):
         graph, params = nnx.split(self.blocks)
         config = self.config
         keys = None if key is None else jax.random.split(key, config.num_layers)
-        blocks = Blocks(graph, params, keys, config.windows, config.remat, config.unroll)
+        rates = None if key is None else self._dropout_rates()
+        blocks = Blocks(graph, params, keys, config.windows, config.remat, config.unroll, rates)
         if not self.frozen_blocks:
             return self.executor(blocks, x, mask, tables, cache)
         for part in blocks.cut(self.frozen_blocks):
             x, _ = self.executor(part, x, mask, tables, None)
         return x, None
+
+    def _dropout_rates(self) -> Float[Array, "layers"] | None:
+        """Dropout by layer, where it rises (LIMA: Zhou et al. 2023, arXiv:2305.11206)."""
+        low, high = self.config.dropout, self.config.top_dropout
+        if high is None:
+            return None
+        return jnp.linspace(low, high, self.config.num_layers)
 
 
 class Transformer(Stack):
@@ -333,14 +357,17 @@ class Transformer(Stack):
         batch = jax.tree.map(jnp.asarray, batch)  # a debugger may hand over numpy
         embed_key, blocks_key = (None, None) if key is None else jax.random.split(key)
         with jax.named_scope("embedding"):
-            x = dropout(self.embed(batch), self.config.dropout, embed_key)
+            x = dropout(self.embed(batch, embed_key), self.config.dropout, embed_key)
         x, cache = self.run(x, batch, cache, blocks_key)
         return x if self.project_out is None else self.project_out(x), cache
 
-    def embed(self, batch: Batch) -> Float[Array, "batch seq embed"]:
-        """Token embeddings plus whatever positions add to them."""
+    def embed(
+        self, batch: Batch, key: PRNGKeyArray | None = None
+    ) -> Float[Array, "batch seq embed"]:
+        """Token embeddings, with noise by `key`, plus whatever positions add to them."""
         config = self.config
         x = self.embedding(batch.tokens)
+        x = with_noise(x, batch.segments, config.embedding_noise, key)
         if self.embedding_gradient is not None:
             x = shrink_gradient(x, self.embedding_gradient)
         x = x * config.embedding_scale

@@ -1,5 +1,6 @@
 """Objectives: text to examples on the host, examples to losses on devices."""
 
+from lmjax.objectives.augmentation import Augmentation as Augmentation
 from lmjax.objectives.blank_infilling import BlankInfilling as BlankInfilling
 from lmjax.objectives.blanks import Blanks as Blanks
 from lmjax.objectives.blanks import DocumentBlank as DocumentBlank
@@ -30,6 +31,7 @@ from lmjax.objectives.objective import TextObjective as TextObjective
 from lmjax.objectives.permutation_lm import PermutationLM as PermutationLM
 from lmjax.objectives.prediction import Sums as Sums
 from lmjax.objectives.prefix_lm import PrefixLM as PrefixLM
+from lmjax.objectives.sequence_to_sequence import SequenceToSequence as SequenceToSequence
 from lmjax.objectives.span_corruption import SpanCorruption as SpanCorruption
 from lmjax.objectives.text_labels import TextLabels as TextLabels
 from lmjax.objectives.weighted_sum import WeightedSum as WeightedSum

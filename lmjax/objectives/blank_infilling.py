@@ -12,11 +12,12 @@ from lmjax.data.spans import RowSpans
 from lmjax.models.infill import BlankFormat
 from lmjax.models.transformer import TransformerConfig
 from lmjax.objectives.blanks import Blanks, Cut, DocumentBlank, TokenBlanks
-from lmjax.objectives.compatibility import require_causal
+from lmjax.objectives.compatibility import require_causal, require_linear_head
 from lmjax.objectives.draws import RandomStream
 from lmjax.objectives.example import Example
 from lmjax.objectives.lexicon import TokenTable
 from lmjax.objectives.objective import TextObjective
+from lmjax.objectives.prediction import Regularisers, check_smoothing
 from lmjax.objectives.rows import Rows, Sample, pieces, require_targets
 
 
@@ -49,9 +50,11 @@ class BlankInfilling(TextObjective):
     block_mask: str = "[dBLOCK]"  # token that hides inputs of part B
     block_mask_share: float = 0.0  # of part B's inputs that are hidden (GLM 10B: 0.1)
     answers: str | None = None  # token that stands for the answer to a prompt; none: all is text
+    label_smoothing: float = 0.0  # share of the target that the whole vocabulary gets
 
     def validate(self) -> None:
         """Raises UserError for numbers that cannot be meant."""
+        check_smoothing(self.label_smoothing)
         if self.samples < 1:
             raise UserError(f"samples={self.samples}: a row has at least one")
         if not 0 <= self.block_mask_share < 1:
@@ -112,8 +115,13 @@ class BlankInfilling(TextObjective):
         return self.blanks.text_length(length // self.samples)
 
     def check(self, model: TransformerConfig) -> None:
-        """Raises UserError for an encoder."""
+        """Raises UserError for an encoder, or a head that the loss does not fit."""
         require_causal(self, model)
+        require_linear_head(self, model)
+
+    def regularisers(self) -> Regularisers:
+        """See `TextObjective.regularisers`."""
+        return Regularisers(label_smoothing=self.label_smoothing)
 
     def prepare(
         self,

@@ -8,10 +8,11 @@ from jaxtyping import Int, UInt64
 from lmjax.config import config
 from lmjax.models.batch import Batch
 from lmjax.models.transformer import TransformerConfig
-from lmjax.objectives.compatibility import require_causal
+from lmjax.objectives.compatibility import require_causal, require_linear_head
 from lmjax.objectives.example import Example, TokenTargets
 from lmjax.objectives.lexicon import TokenTable
 from lmjax.objectives.objective import TextObjective
+from lmjax.objectives.prediction import Regularisers, check_smoothing
 
 
 @config
@@ -22,6 +23,11 @@ class CausalLM(TextObjective):
     cross_documents: bool = False
     z_loss: float = 0.0  # weight of log(Z)^2, which keeps the softmax normalised (PaLM: 1e-4)
     max_z_loss: float = 0.0  # weight of the largest logit's square (Baichuan 2: 2e-4)
+    label_smoothing: float = 0.0  # share of the target that the whole vocabulary gets
+
+    def validate(self) -> None:
+        """Raises UserError for a share that is none."""
+        check_smoothing(self.label_smoothing)
 
     def row_length(self, length: int) -> int:
         """One more than the inputs: the last is only a target."""
@@ -52,17 +58,18 @@ class CausalLM(TextObjective):
         return Example(batch, TokenTargets(tokens[:, 1:].astype(np.int32), weights))
 
     def check(self, model: TransformerConfig) -> None:
-        """Raises UserError for an encoder."""
+        """Raises UserError for an encoder, or a head that the loss does not fit."""
         require_causal(self, model)
+        require_linear_head(self, model)
 
     @property
     def predicts_text(self) -> bool:
         """See `TextObjective.predicts_text`."""
         return True
 
-    def regularisers(self) -> tuple[float, float]:
+    def regularisers(self) -> Regularisers:
         """See `TextObjective.regularisers`."""
-        return self.z_loss, self.max_z_loss
+        return Regularisers(self.z_loss, self.max_z_loss, self.label_smoothing)
 
 
 def positions_in_segments(segments: Int[np.ndarray, "rows seq"]) -> Int[np.ndarray, "rows seq"]:

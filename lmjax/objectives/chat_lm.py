@@ -20,7 +20,8 @@ class ChatLM(CausalLM):
     """Next-token prediction on the replies of conversations, each with the token that ends it.
 
     Documents that are no conversations are learned whole. Rows of whole documents
-    (data.rows=whole_documents) keep every conversation in one piece.
+    (data.rows=whole_documents) keep every conversation in one piece. Conversations may have weights
+    (`LossWeights`), by which each of their tokens counts in the loss and in what it is divided by.
     """
 
     # which replies: each of the assistant, the last of a conversation, or all messages of everyone
@@ -59,6 +60,7 @@ class ChatLM(CausalLM):
         within = inside[:, :-1] & (segments[:, 1:] == segments[:, :-1])
         text = ~inside[:, 1:] & ~inside[:, :-1]
         weights = example.targets.weights * (learned[:, 1:] & within | text)
+        weights = weights * spans.weights(tokens.shape)[:, 1:]
         return dataclasses.replace(
             example, targets=TokenTargets(example.targets.tokens, weights.astype(np.float32))
         )

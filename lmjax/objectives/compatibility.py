@@ -3,7 +3,7 @@
 from lmjax.config import UserError
 from lmjax.models.encoder_decoder import EncoderDecoderConfig
 from lmjax.models.transformer import TransformerConfig
-from lmjax.objectives.objective import Objective
+from lmjax.objectives.objective import Objective, TextObjective
 
 
 def require_causal(objective: Objective, model: TransformerConfig) -> None:
@@ -12,7 +12,8 @@ def require_causal(objective: Objective, model: TransformerConfig) -> None:
     if isinstance(model, EncoderDecoderConfig):
         raise UserError(
             f"{name} gives nothing to the encoder that this model has beside its decoder; such a "
-            "model is trained with objective=SpanCorruption"
+            "model is trained with objective=SpanCorruption, and fine-tuned with "
+            "objective=SequenceToSequence"
         )
     if not model.attention.causal:
         raise UserError(
@@ -29,6 +30,16 @@ def require_encoder(objective: Objective, model: TransformerConfig) -> None:
             "model.attention.causal=False, as in model=bert. A causal model is trained with "
             "CausalLM, PrefixLM or BlankInfilling, one with an encoder and a decoder with "
             "SpanCorruption"
+        )
+
+
+def require_linear_head(objective: TextObjective, model: TransformerConfig) -> None:
+    """Raises UserError for label smoothing of a model whose logits are bent."""
+    if objective.regularisers().label_smoothing and model.logit_softcap is not None:
+        raise UserError(
+            f"{type(objective).__name__}: label_smoothing takes the mean of logits that are a"
+            f" product, and model.logit_softcap={model.logit_softcap} bends them: set one of both"
+            " to 0 or none"
         )
 
 

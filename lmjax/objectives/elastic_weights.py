@@ -112,9 +112,22 @@ class ElasticWeights(Objective):
         """See `Objective.infill_format`."""
         return self.objective.infill_format()
 
+    @property
+    def counts(self) -> str:
+        """See `Objective.counts`: that of the objective."""
+        return self.objective.counts
+
     def normalise(self, example: Example) -> Example:
         """See `Objective.normalise`."""
         return self.objective.normalise(example)
+
+    def batch_sums(self, model: Transformer, example: Example, frozen: Any = None) -> Any:
+        """See `Objective.batch_sums`."""
+        return self.objective.batch_sums(model, example, frozen)
+
+    def with_batch_sums(self, example: Example, sums: Any) -> Example:
+        """See `Objective.with_batch_sums`."""
+        return self.objective.with_batch_sums(example, sums)
 
     def weight(self, example: Example) -> Float[Array, ""]:
         """See `Objective.weight`."""

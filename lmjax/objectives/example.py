@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
@@ -52,6 +53,11 @@ def count_rows(example: Example) -> int:
 def count_tokens(example: Example) -> int:
     """Tokens that the model reads, padding included; of an encoder and a decoder the decoder's."""
     return sum(batch.tokens.size for batch in batches(example))
+
+
+def count_real_tokens(example: Example) -> Float[Array, ""]:
+    """Tokens that the model reads, without padding; of an encoder and a decoder the decoder's."""
+    return sum(jnp.sum((batch.segments > 0).astype(jnp.float32)) for batch in batches(example))
 
 
 def batches(example: Example) -> list[Batch]:

@@ -16,7 +16,7 @@ from lmjax.models.label_heads import HeadConfig, SpanHeadConfig, TextHeadConfig,
 from lmjax.models.transformer import Transformer, TransformerConfig
 from lmjax.objectives.example import Example
 from lmjax.objectives.objective import Objective
-from lmjax.objectives.prediction import Sums, class_losses
+from lmjax.objectives.prediction import Sums, check_smoothing, class_losses
 
 
 @jax.tree_util.register_dataclass
@@ -96,10 +96,7 @@ class Classification(LabelObjective):
 
     def validate(self) -> None:
         """Raise UserError for a share that is none."""
-        if not 0 <= self.label_smoothing < 1:
-            raise UserError(
-                f"label_smoothing={self.label_smoothing}: must be 0 or more, and below 1"
-            )
+        check_smoothing(self.label_smoothing)
 
     def loss_of_hidden(
         self,

@@ -48,7 +48,8 @@ class Mixed(TextObjective):
         losses = {(type(o).loss, type(o).loss_of_hidden, o.regularisers()) for o in self.objectives}
         if len(losses) > 1:
             raise UserError(
-                f"{names} cannot be mixed: their losses differ (in kind, z_loss or max_z_loss)"
+                f"{names} cannot be mixed: their losses differ (in kind, z_loss, max_z_loss or"
+                " label_smoothing)"
             )
 
     def row_length(self, length: int) -> int:

@@ -17,7 +17,7 @@ from lmjax.models.infill import InfillFormat
 from lmjax.models.transformer import Transformer, TransformerConfig
 from lmjax.objectives.example import Example
 from lmjax.objectives.lexicon import SHAPES_ONLY, TokenTable
-from lmjax.objectives.prediction import Sums, predict
+from lmjax.objectives.prediction import Regularisers, Sums, predict
 
 HEAD = 0x4EAD
 Preparation = Callable[..., Example]  # of tokens, segments, seeds; `spans` where they are read
@@ -73,6 +73,23 @@ class Objective:
         Called once a step, on the devices, before the rows are divided into microbatches.
         """
         return example
+
+    def batch_sums(self, model: Transformer, example: Example, frozen: Any = None) -> Any:
+        """Sums over rows on which the loss of every row of a batch depends; None: on nothing so.
+
+        Called after `normalise`, without gradients, where a batch is divided into microbatches: on
+        each of these, and the sums are added up. Otherwise `loss` has all rows at hand.
+        """
+        return None
+
+    def with_batch_sums(self, example: Example, sums: Any) -> Example:
+        """The example with the sums of the whole batch, as arrays whose first axis is the rows."""
+        return example
+
+    @property
+    def counts(self) -> str:
+        """Name of what the targets' weights count, in the metrics too."""
+        return "tokens"
 
     def weight(self, example: Example) -> Float[Array, ""]:
         """Sum of the weights of the targets: `Sums.weight`, known before the model has run."""
@@ -179,9 +196,9 @@ class TextObjective(Objective, abc.ABC):
         """
         return (type(self).__name__,)
 
-    def regularisers(self) -> tuple[float, float]:
-        """Weights of log(Z)^2 and of the largest logit's square in the loss of targets."""
-        return 0.0, 0.0
+    def regularisers(self) -> Regularisers:
+        """Regularisers of the loss of targets."""
+        return Regularisers()
 
     def loss_of_hidden(
         self,
@@ -191,7 +208,7 @@ class TextObjective(Objective, abc.ABC):
         key: PRNGKeyArray | None,
     ) -> Sums:
         """Cross-entropy of the targets in nats; see `Objective.loss_of_hidden`."""
-        return predict(model, hidden, example.targets, *self.regularisers())
+        return predict(model, hidden, example.targets, self.regularisers())
 
 
 def head_key(key: PRNGKeyArray | None) -> PRNGKeyArray | None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from lmjax.config import UserError
 from lmjax.models.batch import Array as AnyArray
 from lmjax.models.transformer import Transformer
 from lmjax.objectives.example import TokenTargets
@@ -31,24 +33,51 @@ class Sums:
     extra: dict[str, Float[AnyArray, ""]]
 
 
+def check_smoothing(share: float) -> None:
+    """Raises UserError for a label smoothing that is no share."""
+    if not 0 <= share < 1:
+        raise UserError(f"label_smoothing={share}: must be 0 or more, and below 1")
+
+
+class Regularisers(NamedTuple):
+    """Regularisers of the loss of tokens.
+
+    Attributes:
+      z_loss: weight of log(Z)^2.
+      max_z_loss: weight of the largest logit's square.
+      label_smoothing: share of the target that all tokens of the vocabulary get.
+    """
+
+    z_loss: float = 0.0
+    max_z_loss: float = 0.0
+    label_smoothing: float = 0.0
+
+
+NONE = Regularisers()
+
+
 def predict(
     model: Transformer,
     hidden: Float[Array, "batch seq width"],
     targets: TokenTargets,
-    z_loss: float = 0.0,
-    max_z_loss: float = 0.0,
+    regularisers: Regularisers = NONE,
 ) -> Sums:
     """Cross-entropy in nats, plus z_loss log(Z)^2 and max_z_loss (largest logit)^2, by weights.
+
+    With label smoothing the target is 1 - label_smoothing for the token, and label_smoothing
+    divided equally among the vocabulary (Szegedy et al. 2016, arXiv:1512.00567, section 7).
 
     Args:
       model: gives its head.
       hidden: output of the model's last layer.
       targets: tokens to predict, and their weights.
-      z_loss, max_z_loss: weights of the regularisers.
+      regularisers: their weights.
     """
+    z_loss, max_z_loss, smoothing = regularisers
     with jax.named_scope("head"):
+        factors = head_factors(model, hidden)
         nll, log_z, *largest = cross_entropy(
-            *head_factors(model, hidden),
+            *factors,
             targets.tokens,
             vocabulary=model.config.vocab_size,
             softcap=model.config.logit_softcap,
@@ -57,11 +86,24 @@ def predict(
     weights = targets.weights
     cross_entropy_sum = jnp.sum(nll * weights)
     loss = cross_entropy_sum
+    if smoothing:
+        even = log_z - mean_logit(*factors, model.config.vocab_size)
+        loss = (1 - smoothing) * loss + smoothing * jnp.sum(even * weights)
     if z_loss:
         loss = loss + z_loss * jnp.sum(jnp.square(log_z) * weights)
     for logit in largest:
         loss = loss + max_z_loss * jnp.sum(jnp.square(logit) * weights)
     return Sums(loss, jnp.sum(weights), {"cross_entropy": cross_entropy_sum})
+
+
+def mean_logit(
+    hidden: Float[Array, "batch seq inner"], table: Float[Array, "rows inner"], vocabulary: int
+) -> Float[Array, "batch seq"]:
+    """Mean over the vocabulary of the logits hidden . table, which is linear in them: no logits."""
+    rows = jax.lax.broadcasted_iota(jnp.int32, (table.shape[0], 1), 0)
+    known = jnp.where(rows < vocabulary, table.astype(jnp.float32), 0)
+    mean = jnp.sum(known, axis=0) / vocabulary
+    return jnp.sum(hidden.astype(jnp.float32) * mean, axis=2)
 
 
 def head_factors(

@@ -15,6 +15,7 @@ from lmjax.objectives.draws import RandomStream
 from lmjax.objectives.example import Example, TokenTargets
 from lmjax.objectives.lexicon import TokenTable
 from lmjax.objectives.objective import TextObjective
+from lmjax.objectives.prediction import Regularisers
 
 
 @config
@@ -61,6 +62,6 @@ class PrefixLM(TextObjective):
             dataclasses.replace(batch, ranks=ranks), TokenTargets(targets.tokens, weights)
         )
 
-    def regularisers(self) -> tuple[float, float]:
+    def regularisers(self) -> Regularisers:
         """See `TextObjective.regularisers`."""
-        return self.z_loss, 0.0
+        return Regularisers(self.z_loss)

@@ -8,11 +8,12 @@ from jaxtyping import Bool, Int, UInt64
 from lmjax.config import UserError, config
 from lmjax.models.infill import SentinelFormat
 from lmjax.models.transformer import TransformerConfig
-from lmjax.objectives.compatibility import require_encoder_decoder
+from lmjax.objectives.compatibility import require_encoder_decoder, require_linear_head
 from lmjax.objectives.draws import RandomStream
 from lmjax.objectives.example import Example
 from lmjax.objectives.lexicon import TokenTable
 from lmjax.objectives.objective import TextObjective
+from lmjax.objectives.prediction import Regularisers, check_smoothing
 from lmjax.objectives.rows import Rows, Sample, pieces, require_targets
 
 
@@ -31,8 +32,10 @@ class SpanCorruption(TextObjective):
     sentinel: str = "<extra_id_{}>"  # name of the tokens for spans, from number 0 on
     start: str = "<pad>"  # token that the decoder begins with
     z_loss: float = 0.0  # weight of log(Z)^2, which keeps the softmax normalised
+    label_smoothing: float = 0.0  # share of the target that the whole vocabulary gets
 
     def validate(self) -> None:
+        check_smoothing(self.label_smoothing)
         if not 0 < self.share < 1 or self.mean < 1:
             raise UserError(
                 f"share={self.share}, mean={self.mean}: a share lies between 0 and 1, and spans "
@@ -71,6 +74,7 @@ class SpanCorruption(TextObjective):
     def check(self, model: TransformerConfig) -> None:
         """Raises UserError for a model without an encoder beside its decoder."""
         require_encoder_decoder(self, model)
+        require_linear_head(self, model)
 
     def prepare(
         self,
@@ -129,9 +133,9 @@ class SpanCorruption(TextObjective):
         lengths = np.stack(parts, axis=1).ravel()
         return np.repeat(np.arange(2 * spans) % 2 == 1, lengths)
 
-    def regularisers(self) -> tuple[float, float]:
+    def regularisers(self) -> Regularisers:
         """See `TextObjective.regularisers`."""
-        return self.z_loss, 0.0
+        return Regularisers(self.z_loss, label_smoothing=self.label_smoothing)
 
 
 def random_parts(total: int, parts: int, draws: RandomStream) -> Int[np.ndarray, "parts"]:

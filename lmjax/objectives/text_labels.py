@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+from typing import Any
+
+import jax
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt64
 
@@ -10,12 +14,15 @@ from lmjax.data.spans import RowSpans
 from lmjax.models.batch import Batch
 from lmjax.models.encoder_decoder import EncoderDecoderConfig
 from lmjax.models.transformer import Transformer, TransformerConfig
+from lmjax.objectives.augmentation import Augmentation
 from lmjax.objectives.example import Example
 from lmjax.objectives.labels import Classification, LabelObjective, LabelTargets, Regression
 from lmjax.objectives.lexicon import TokenTable
 from lmjax.objectives.objective import TextObjective
 from lmjax.objectives.prediction import Sums
 
+AUGMENTED = 0xA06  # what is folded into the key of a step for its changes of the texts
+FILLER = "filler"  # name of the frozen model that fills what augmentation hides
 LABEL = 1  # column of the labels of a document; the first is its number in its group
 
 
@@ -28,6 +35,7 @@ class TextLabels(TextObjective):
     """
 
     objective: LabelObjective = Classification()  # the loss; its head is one of texts
+    augmentation: Augmentation | None = None  # changes of the texts in training
 
     def validate(self) -> None:
         """Raises UserError for an objective on other labels."""
@@ -108,6 +116,19 @@ class TextLabels(TextObjective):
         else:
             value = value.astype(np.int32)
         return Example(batch, LabelTargets(value, there.astype(np.float32)))
+
+    def loss(
+        self, model: Transformer, example: Example, key: PRNGKeyArray | None, frozen: Any = None
+    ) -> Sums:
+        """See `Objective.loss`; in training, where there is a key, of texts that are changed.
+
+        The frozen model "filler" fills what is hidden of them.
+        """
+        if key is not None and self.augmentation is not None:
+            own, filler = jax.random.fold_in(key, AUGMENTED), (frozen or {}).get(FILLER)
+            inputs = self.augmentation.apply(model, example.inputs, own, filler)
+            example = dataclasses.replace(example, inputs=inputs)
+        return super().loss(model, example, key, frozen)
 
     def loss_of_hidden(
         self,

@@ -39,6 +39,7 @@ from lmjax.runs.trees import by_name, entry_of, is_key, shape_with_sharding
 
 ARRAYS = "arrays"  # what Orbax writes, inside a checkpoint
 SAVING, REMOVING = ".saving-", ".removing-"  # names of folders that are no checkpoints
+BEST = "best"  # in `extra`: the best evaluation so far, {"step": ...} and what chose it
 MARGIN = 1 << 20  # bytes that a checkpoint may take beside its arrays
 PATIENCE = 10.0  # seconds that a save is waited for before that is said; then twice as many
 
@@ -144,7 +145,8 @@ class Checkpointer:
         Args:
           step: names the checkpoint.
           tree: arrays on any mesh, typed random keys among them.
-          extra: what else it takes to go on, as JSON; `step` is added.
+          extra: what else it takes to go on, as JSON; `step` is added. The checkpoint of the step
+            in its `BEST` stays, as long as the newest checkpoint names it.
 
         Raises:
           UserError: it cannot be written, or the one before could not. Nothing of that checkpoint
@@ -278,7 +280,7 @@ class Checkpointer:
                 manifest.write(saving, shapes, extra, *elsewhere)
                 self._give_name(step)
                 self._send(step, *elsewhere)
-                self._remove_superseded(step)
+                self._remove_superseded(step, extra.get(BEST, {}).get("step"))
             elif self._apart:
                 send_part(self.remote, step, saving, jax.process_index())
                 self._clear(saving)
@@ -318,7 +320,7 @@ class Checkpointer:
         if replaced:
             self._clear(old)
 
-    def _remove_superseded(self, newest: int) -> None:
+    def _remove_superseded(self, newest: int, best: int | None) -> None:
         """Removes what the keep policy gives up; checkpoints after `newest` are not its business.
 
         The new one is complete by now: where old ones cannot be removed, that is only said.
@@ -329,7 +331,7 @@ class Checkpointer:
             self.warn(f"Old checkpoints stay: {error}")
             return
         for step in before[: -self.keep]:
-            if self.keep_every is None or step % self.keep_every:
+            if step != best and (self.keep_every is None or step % self.keep_every):
                 self._remove(step)
 
     def _remove(self, step: int) -> None:

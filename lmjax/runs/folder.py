@@ -18,6 +18,7 @@ CONFIG = "config.json"  # the experiment
 ENVIRONMENT = "environment.json"  # machine and versions
 CHECKPOINTS = "checkpoints"  # a folder for each step
 PROFILE = "profile"  # traces of steps
+REPLIES = "replies"  # JSON lines of replies that were sampled
 RESULTS, REPORT = "results.json", "report.html"  # of a finished run
 LOCK = ".lock"
 GENERATION_FILE = "generation_config.json"  # as a public model's folder has it
@@ -65,6 +66,11 @@ class RunFolder:
         """The newest trace for https://ui.perfetto.dev, from the folder; None where none is."""
         found = sorted(self.profile.glob("plugins/profile/*/perfetto_trace.json.gz"))
         return found[-1].relative_to(self.path) if found else None
+
+    @property
+    def replies(self) -> Path:
+        """Folder of the replies that were sampled."""
+        return self.path / REPLIES
 
     @property
     def report(self) -> Path:

@@ -28,7 +28,8 @@ def lock_run_folder(experiment: Any, warn: Callable[[str], None] = _say) -> Iter
     """Creates or resumes the run folder `experiment.output`, and holds its lock.
 
     A folder that this call has made is removed again when a UserError ends it before there is a
-    checkpoint: nothing half-written is left behind. Of several processes the first one does it all.
+    checkpoint, or a file of replies: nothing half-written is left behind. Of several processes the
+    first one does it all.
 
     Args:
         experiment: a config with `output`, and `may_change` that says which settings may.
@@ -50,9 +51,14 @@ def lock_run_folder(experiment: Any, warn: Callable[[str], None] = _say) -> Iter
             yield folder
         except UserError:
             with suppress(UserError, OSError):  # of a disk that cannot be used, nothing is removed
-                if any(fresh) and not Checkpointer(folder.checkpoints).steps():
+                if any(fresh) and not _has_work(folder):
                     folder.remove()
             raise
+
+
+def _has_work(folder: RunFolder) -> bool:
+    """Returns whether a command could go on from what is in the folder."""
+    return any(folder.replies.glob("*.jsonl")) or bool(Checkpointer(folder.checkpoints).steps())
 
 
 def _on_this_machine(output: str, held: ExitStack, warn: Callable[[str], None]) -> str | Path:

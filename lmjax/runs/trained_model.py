@@ -12,7 +12,7 @@ from lmjax.data.tokenizers import Tokenizer, load_tokenizer
 from lmjax.models import TransformerConfig, abstract
 from lmjax.objectives import Objective
 from lmjax.parallel import Layout
-from lmjax.runs.checkpoints import Checkpointer
+from lmjax.runs.checkpoints import BEST, Checkpointer
 from lmjax.runs.folder import RunFolder
 
 NAMED = 5  # tokens that are told by name
@@ -40,12 +40,13 @@ def load_trained_model(
 ) -> TrainedModel:
     """The model of a run, on the mesh that is set.
 
-    Where the run keeps an average of the parameters, the average is taken.
+    Where the run keeps an average of the parameters, the average is taken; where it keeps the best
+    checkpoint (checkpoint.best), that one is.
 
     Args:
       folder: what a training run wrote: config.json, checkpoints/, tokenizer/. It may go on.
       layout: how the model is cut over the mesh.
-      step: which checkpoint; None is the newest undamaged one.
+      step: which checkpoint; None is the best one, or else the newest undamaged one.
 
     Raises:
       UserError: not a run folder, no checkpoint, a damaged one, or a tokenizer that does not fit.
@@ -55,7 +56,8 @@ def load_trained_model(
     tokenizer = load_tokenizer(where) if where.is_dir() else None
     entry = "params" if getattr(experiment, "average", None) is None else "average"
     _, shapes = abstract(experiment.model, layout)
-    restored = Checkpointer(run.checkpoints).restore(step, {entry: shapes})
+    checkpointer, wanted = Checkpointer(run.checkpoints), {entry: shapes}
+    restored = checkpointer.restore(best_step(checkpointer) if step is None else step, wanted)
     if restored is None:
         raise UserError(f"{folder} holds no checkpoint yet: nothing has been saved there")
     tree, extra = restored
@@ -65,6 +67,12 @@ def load_trained_model(
         _check_tokenizer(tokenizer, where, extra)
     objective = getattr(experiment, "objective", None)
     return TrainedModel(experiment.model, tree[entry], tokenizer, objective)
+
+
+def best_step(checkpointer: Checkpointer) -> int | None:
+    """The best checkpoint, where the newest one names one that is there; None: there is no best."""
+    best = checkpointer.latest_extra().get(BEST)
+    return best["step"] if best is not None and best["step"] in checkpointer.steps() else None
 
 
 def _check_tokenizer(tokenizer: Tokenizer, where: Path, extra: dict[str, Any]) -> None:

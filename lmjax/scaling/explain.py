@@ -53,7 +53,7 @@ def layer_table(
         times = 2.0 * config.uses(parameter.path, length, source) if used else 0.0
         size = parameter.size
         lines.append(Line(".".join(parameter.path), shape, layers, size, times * size))
-    if config.tied_head:
+    if config.tied_head and config.word_head:
         shape = (config.vocab_size, config.embedding_size or config.hidden)
         lines.append(Line("head, the embedding", shape, None, 0, 2.0 * shape[0] * shape[1]))
     rest = forward_flops_per_token(config, length, source_length)

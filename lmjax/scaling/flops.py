@@ -24,6 +24,7 @@ from collections.abc import Callable
 
 import jax
 
+from lmjax.config import replace
 from lmjax.models import TransformerConfig, abstract
 from lmjax.models.attention import attended_keys as attended_keys
 from lmjax.parallel import Mesh, training_layout
@@ -70,7 +71,12 @@ class Parameter:
 
 @functools.cache
 def parameters(config: TransformerConfig) -> tuple[Parameter, ...]:
-    """A model's parameters, by tracing it on the mesh that is set, if any; allocates nothing."""
+    """A model's parameters, by tracing it on the mesh that is set, if any; allocates nothing.
+
+    Weights that are kept in few bits count as the numbers that they are made into.
+    """
+    if config.lora is not None:
+        config = replace(config, lora=replace(config.lora, base=None))
     unset = jax.sharding.get_abstract_mesh().empty
     mesh = jax.sharding.use_abstract_mesh(Mesh(fsdp=1).abstract(1))
     with mesh if unset else contextlib.nullcontext():
@@ -108,8 +114,10 @@ def count_parameters(config: TransformerConfig) -> ParameterCount:
 
 
 def _tied_head(config: TransformerConfig) -> int:
-    """Numbers of a head that is the token table."""
-    return config.vocab_size * (config.embedding_size or config.hidden) if config.tied_head else 0
+    """Numbers of a head of words that is the token table."""
+    if not (config.tied_head and config.word_head):
+        return 0
+    return config.vocab_size * (config.embedding_size or config.hidden)
 
 
 def forward_flops_per_token(

@@ -15,6 +15,8 @@ import jax
 
 from lmjax.config import to_json
 from lmjax.data import Loader, PreparedData
+from lmjax.data.chat.messages import ChatFormat
+from lmjax.data.chat.templated import template_of
 from lmjax.data.mixture import Mixture
 from lmjax.data.plan import Plan
 from lmjax.data.store import TokenStore
@@ -138,6 +140,11 @@ class RequestFeed(StoreFeed):
     """
 
     length: int
+
+    @functools.cached_property
+    def template(self) -> ChatFormat | None:
+        """Chat format of the requests; None: they are no conversations."""
+        return template_of(self.prepared.data)
 
     @functools.cached_property
     def mixture(self) -> Mixture:

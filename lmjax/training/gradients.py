@@ -57,19 +57,33 @@ def accumulated(
         found, sums = gradients(example, key)
         return (_scatter(found, params) if zero == 2 else found), sums
 
-    def add(total, inputs):
-        return jax.tree.map(jnp.add, total, microbatch(*inputs)), None
+    parts = divided(example, microbatches), jax.random.split(key, microbatches)
+    found, sums = summed(lambda part: microbatch(*part), parts)
+    return _scatter(found, params), sums
+
+
+def divided(example: Example, microbatches: int) -> Example:
+    """The example with an axis of microbatches before that of their rows."""
 
     def split(a: jax.Array) -> jax.Array:  # strided, so that no row changes its device
         return jnp.moveaxis(a.reshape(-1, microbatches, *a.shape[1:]), 1, 0)
 
-    parts = jax.tree.map(split, example), jax.random.split(key, microbatches)
-    shapes = jax.eval_shape(microbatch, *jax.tree.map(lambda a: a[0], parts))
+    return jax.tree.map(split, example)
+
+
+def summed(function: Callable[[Any], Any], parts: Any) -> Any:
+    """Sums of what a function gives for each part of the first axis, one after another."""
+
+    def add(total, part):
+        return jax.tree.map(jnp.add, total, function(part)), None
+
+    shapes = jax.eval_shape(function, jax.tree.map(lambda a: a[0], parts))
+    if not jax.tree.leaves(shapes):
+        return shapes
     total = jax.tree.map(
         lambda a: jnp.zeros(a.shape, a.dtype, out_sharding=a.sharding.spec), shapes
     )
-    (found, sums), _ = jax.lax.scan(add, total, parts)
-    return _scatter(found, params), sums
+    return jax.lax.scan(add, total, parts)[0]
 
 
 def count_microbatches(rows: int, most: int | None, layout: Layout) -> int:

@@ -16,9 +16,15 @@ from jaxtyping import Array, Float
 
 from lmjax.models import TransformerConfig, abstract, draw_parameters
 from lmjax.objectives import Example, Objective, Sums
-from lmjax.objectives.example import count_rows
+from lmjax.objectives.example import count_real_tokens, count_rows
 from lmjax.parallel import Layout
-from lmjax.training.gradients import Zero, accumulated, count_microbatches
+from lmjax.training.gradients import (
+    Zero,
+    accumulated,
+    count_microbatches,
+    divided,
+    summed,
+)
 from lmjax.training.optimizers import Optimizer, clip_by_global_norm
 from lmjax.training.schedules import Rate
 from lmjax.training.state import TrainState
@@ -125,11 +131,14 @@ class Learner:
         average = state.average
         if self.average_decay is not None:
             average = optax.incremental_update(params, average, 1 - self.average_decay)
+        counts = self.objective.counts
         metrics = {
             "loss": sums.loss / weight,
             "gradient_norm": norm,
             "learning_rate": jnp.asarray(self.rate(state.step), jnp.float32),
-            "tokens": sums.weight,
+            # Rows of comparisons have few targets: the speed is that of the tokens that are read.
+            **({} if counts == "tokens" else {"tokens": count_real_tokens(example)}),
+            counts: sums.weight,
             **{name: value / weight for name, value in sums.extra.items()},
         }
         return TrainState(params, optimizer, average, state.step + 1, state.key), metrics
@@ -151,15 +160,11 @@ class Learner:
             model.frozen_blocks = self._frozen_blocks
             return self._loss(model, example, key, frozen)
 
-        return accumulated(
-            loss,
-            trained,
-            self.objective.normalise(example),
-            key,
-            frozen,
-            microbatches=count_microbatches(count_rows(example), self.microbatch, self.layout),
-            zero=self.zero,
-        )
+        microbatches = count_microbatches(count_rows(example), self.microbatch, self.layout)
+        example = self.objective.normalise(example)
+        if microbatches > 1:
+            example = self._with_batch_sums(state.params, example, frozen, microbatches)
+        return accumulated(loss, trained, example, key, frozen, microbatches, self.zero)
 
     def evaluate(
         self, params: dict, example: Example, frozen: Mapping[str, dict] | None = None
@@ -201,9 +206,25 @@ class Learner:
         return state.params if self.average_decay is None else state.average
 
     def _loss(self, model: nnx.Module, example: Example, key: jax.Array | None, frozen) -> Sums:
-        models = {name: nnx.merge(self.frozen[name], frozen[name]) for name in self.frozen}
         with jax.named_scope(type(self.objective).__name__):
-            return self.objective.loss(model, example, key, models or None)
+            return self.objective.loss(model, example, key, self._frozen_models(frozen))
+
+    def _frozen_models(self, frozen: Mapping[str, dict] | None) -> dict[str, nnx.Module] | None:
+        """The models that the objective reads beside the trained one."""
+        models = {name: nnx.merge(self.frozen[name], frozen[name]) for name in self.frozen}
+        return models or None
+
+    def _with_batch_sums(
+        self, params: dict, example: Example, frozen: Mapping[str, dict] | None, microbatches: int
+    ) -> Example:
+        """The example with what the loss of a microbatch needs to know of the others."""
+
+        def sums(part: Example) -> Any:
+            models = self._frozen_models(frozen)
+            return self.objective.batch_sums(nnx.merge(self.graph, params), part, models)
+
+        found = summed(sums, divided(example, microbatches))
+        return example if found is None else self.objective.with_batch_sums(example, found)
 
     def _init(self, seed: int, params: dict | None) -> TrainState:
         draw_key, key = jax.random.split(jax.random.key(seed))

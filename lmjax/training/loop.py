@@ -16,6 +16,7 @@ from lmjax.training.progress import Clock, Progress
 from lmjax.training.state import TrainState
 
 Record = dict[str, Any]  # one line of metrics.jsonl
+WITHOUT_TARGETS = ("gradient_norm", "learning_rate", "tokens")  # metrics that are no means of them
 # (state, step) -> (state after that step, metrics, tokens that the model read).
 Advance = Callable[[TrainState, int], tuple[TrainState, Metrics, int]]
 
@@ -57,6 +58,9 @@ class Loop:
       console: where progress is shown; None: the standard output.
       check_save: () -> None; called after every step: raises where the last save has failed.
       end_save: () -> None; called after the last step: returns when the last save is complete.
+      counts: metric that says of how many targets a step's loss is.
+      choose: (step, records) -> whether to save the state of an evaluation, as it is the best.
+      is_over: () -> whether training ends after an evaluation, before its last step.
       finite: metrics that must be finite; training stops where one is not.
     """
 
@@ -72,6 +76,9 @@ class Loop:
     console: Console | None = None
     check_save: Callable[[], None] = lambda: None
     end_save: Callable[[], None] = lambda: None
+    counts: str = "tokens"
+    choose: Callable[[int, list[Record]], bool] = lambda step, records: False
+    is_over: Callable[[], bool] = lambda: False
     finite: tuple[str, ...] = ("loss", "gradient_norm")
 
     def run(self, state: TrainState, done: int) -> tuple[TrainState, int, Interruption]:
@@ -109,12 +116,10 @@ class Loop:
                         raise _diverged(step, "parameters are not finite")
                     if evaluating:
                         with progress.doing("evaluating"):
-                            for record in self.evaluate(step, state):
-                                self.write(record)
-                                progress.say(_held_out_line(record))
-                                if not math.isfinite(record.get("loss", 0.0)):
-                                    what = f"loss on {record['split']} is {record['loss']}"
-                                    raise _diverged(step, what)
+                            records = self._evaluate(step, state, progress)
+                        is_best = self.choose(step, records)
+                        stopping = stopping or self.is_over()
+                        saving = saving or is_best or stopping
                     if saving:
                         with progress.doing("saving"):
                             self.save(step, state)
@@ -126,6 +131,16 @@ class Loop:
                 self.end_save()
         return state, done, interruption
 
+    def _evaluate(self, step: int, state: TrainState, progress: Progress) -> list[Record]:
+        """Records of the evaluations after a step, which are in the file then."""
+        records = self.evaluate(step, state)
+        for record in records:
+            self.write(record)
+            progress.say(_held_out_line(record))
+            if not math.isfinite(record.get("loss", 0.0)):
+                raise _diverged(step, f"loss on {record['split']} is {record['loss']}")
+        return records
+
 
 class _PendingMetrics:
     """Metrics that are still on the devices, and when their steps were done."""
@@ -135,6 +150,7 @@ class _PendingMetrics:
         self.waiting: list[tuple[int, int, Metrics]] = []
         self.finished: list[tuple[int, int, Metrics, float]] = []
         self.last: float | None = None  # when the step before was done
+        self.told = False  # whether a batch without targets was told of
 
     def add(self, step: int, metrics: Metrics, size: int) -> None:
         """Takes the metrics of a step that has just been dispatched, and its batch's tokens."""
@@ -161,10 +177,16 @@ class _PendingMetrics:
     def write(self, step: int, size: int, metrics: dict[str, float], seconds: float) -> None:
         """One line of metrics.jsonl, and the live one.
 
-        The model reads all tokens of a batch (`size`), and learns from those that have a weight.
+        The model reads all tokens of a batch (`size`), and learns from those that have a weight. A
+        batch in which none has a weight has no loss.
         """
-        record = {"step": step, "split": "train", "loss": metrics["loss"], **metrics}
-        target = self.loop.target
+        target, shown = self.loop.target, metrics
+        if not metrics[self.loop.counts]:
+            kept = (*WITHOUT_TARGETS, self.loop.counts)
+            shown = {name: metrics[name] for name in kept if name in metrics}
+            self.tell_of_no_targets(step)
+        first = {"loss": metrics["loss"]} if "loss" in shown else {}
+        record = {"step": step, "split": "train", **first, **shown}
         # The first step has begun at some moment of its compilation.
         if self.last is not None and seconds > self.last:
             taken = seconds - self.last
@@ -174,10 +196,19 @@ class _PendingMetrics:
         record["peak_memory"] = target.memory()
         self.last = seconds
         self.loop.write(record)
-        self.progress.update(step, metrics["loss"], metrics["tokens"], seconds)
+        self.progress.update(step, shown.get("loss"), metrics["tokens"], seconds)
         for name in self.loop.finite:
             if not math.isfinite(metrics[name]):
                 raise _diverged(step, f"{name.replace('_', ' ')} is {metrics[name]}")
+
+    def tell_of_no_targets(self, step: int) -> None:
+        """Prints, the first time, that a batch had nothing to learn from."""
+        if not self.told:
+            self.progress.say(
+                f"step {step:>7,}  the batch has nothing to learn from, such as a reply: there is "
+                "no loss in metrics.jsonl, here and in later such steps"
+            )
+        self.told = True
 
 
 @jax.jit

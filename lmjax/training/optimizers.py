@@ -9,7 +9,7 @@ matrix (Adafactor, Muon) looks at each layer's alone, as [inputs, outputs].
 """
 
 import abc
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -50,12 +50,18 @@ class Optimizer(abc.ABC):
 
 @config
 class AdamW(Optimizer):
-    """Adam with decoupled weight decay (arXiv 1711.05101)."""
+    """Adam with decoupled weight decay (arXiv 1711.05101).
+
+    Decay to the start pulls each matrix to its value before the first step, as L2-SP does (Li et
+    al. 2018, arXiv:1802.01483), decoupled from Adam's moments: W - rate weight_decay (W - W_0). The
+    state then holds W_0 too.
+    """
 
     b1: float = 0.9  # decay of the mean of gradients
     b2: float = 0.95  # decay of the mean of squared gradients
     epsilon: float = 1e-8  # added to the root of the mean square
     weight_decay: float = 0.1  # of matrices, times the learning rate
+    decay_to: Literal["zero", "start"] = "zero"  # where decay pulls them: 0, or their first value
 
     def validate(self) -> None:
         """Raises UserError for numbers with which the method is undefined."""
@@ -65,13 +71,11 @@ class AdamW(Optimizer):
 
     def build(self, schedule: Rate, params: PyTree) -> optax.GradientTransformation:
         """See `Optimizer.build`."""
-        return optax.adamw(
-            schedule,
-            b1=self.b1,
-            b2=self.b2,
-            eps=self.epsilon,
-            weight_decay=self.weight_decay,
-            mask=decayed(params),
+        decay = optax.add_decayed_weights if self.decay_to == "zero" else add_decay_to_start
+        return optax.chain(
+            optax.scale_by_adam(b1=self.b1, b2=self.b2, eps=self.epsilon),
+            decay(self.weight_decay, mask=decayed(params)),
+            optax.scale_by_learning_rate(schedule),
         )
 
 
@@ -198,6 +202,32 @@ class Muon(Optimizer):
             return max(1.0, outputs / inputs) ** 0.5
         # An orthogonal matrix has root mean square 1 / sqrt(longer side).
         return self.match_rms * max(inputs, outputs) ** 0.5
+
+
+class _StartState(NamedTuple):
+    """Parameters before the first step, of those that decay."""
+
+    start: PyTree
+
+
+def add_decay_to_start(rate: float, mask: PyTree[bool]) -> optax.GradientTransformation:
+    """Adds rate (W - W_0) to the updates, W_0 being the parameters that `init` is given.
+
+    Args:
+      rate: weight of the difference.
+      mask: the parameters that it acts on.
+    """
+
+    def init(params: PyTree) -> _StartState:
+        return _StartState(jax.tree.map(jnp.copy, params))
+
+    def update(updates: PyTree, state: _StartState, params: PyTree) -> tuple[PyTree, _StartState]:
+        def pulled(update: Array, leaf: Array, start: Array) -> Array:
+            return update + rate * (leaf - start)
+
+        return jax.tree.map(pulled, updates, params, state.start), state
+
+    return optax.masked(optax.GradientTransformation(init, update), mask)
 
 
 def clip_by_global_norm(

@@ -52,6 +52,17 @@ def to_devices(example: Example, layout: Layout, vocab_size: int) -> Example:
     return jax.tree.map(put, example)
 
 
+def own_rows(example: Example) -> Example:
+    """This process's share of the rows of an example that all processes have, for `to_devices`."""
+    count, index = jax.process_count(), jax.process_index()
+
+    def share(array):
+        rows = len(array) // count
+        return array[index * rows : (index + 1) * rows]
+
+    return jax.tree.map(share, example)
+
+
 def abstract_example(example: Example, layout: Layout) -> Example:
     """Shapes and shardings of `to_devices`, on the abstract mesh that is set.
 

@@ -82,19 +82,19 @@ class Progress:
     def __exit__(self, *error) -> None:
         self._bar.stop()
 
-    def update(self, step: int, loss: float, tokens: float, seconds: float) -> None:
+    def update(self, step: int, loss: float | None, tokens: float, seconds: float) -> None:
         """Shows that `step` steps are done.
 
         Args:
             step: steps done in the whole run, 1 after the first one.
-            loss: of this step.
+            loss: of this step; None: it had nothing to learn from.
             tokens: that this step learnt from.
             seconds: the training clock when the step was done.
         """
         self._tokens += tokens
         self._recent.append((step, self._tokens, seconds))
         speed, left = self._speed()
-        numbers = f"loss {loss:.4f}  {speed}  {left}"
+        numbers = f"loss {'–' if loss is None else f'{loss:.4f}'}  {speed}  {left}"
         if self.live:
             self._bar.update(
                 self._task, completed=step, description=f"step {step:,}", numbers=numbers

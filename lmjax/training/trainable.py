@@ -57,6 +57,20 @@ def parameter_paths(model: TransformerConfig, layout: Layout) -> list[str]:
     return list(traverse_util.flatten_dict(abstract(model, layout)[1], sep="."))
 
 
+def check_base(trainable: Trainable, model: TransformerConfig, layout: Layout) -> None:
+    """Raises UserError where weights would be trained that are kept in few bits (`LoRA.base`)."""
+    if model.lora is None or model.lora.base is None:
+        return
+    parts = [(path, path.split(".")) for path in parameter_paths(model, layout)]
+    kept = [path for path, names in parts if "weight" in names[:-1] and trainable.trains(path)]
+    if kept:
+        raise UserError(
+            f"trainable={type(trainable).__name__} trains {kept[0].rpartition('.')[0]}, which "
+            f"model.lora.base={type(model.lora.base).__name__} keeps in few bits, as what is not "
+            "trained: train the adapters (trainable=Adapters), or set model.lora.base=none"
+        )
+
+
 @config
 class AllParameters(Trainable):
     """Train every parameter."""

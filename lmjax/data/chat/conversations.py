@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from lmjax.config import UserError, config
@@ -28,17 +28,15 @@ class Conversations(TemplatedRecords):
 
     def documents_of(self, record: dict[str, Any], identity: str) -> Iterator[Document]:
         """See `JsonRecords.documents_of`."""
-        metadata, seen = self.metadata_of(record), []
-        for dialogue in find_layout(record).read(record):
-            if isinstance(dialogue, str):
-                if dialogue:
-                    yield Document(dialogue, identity, metadata=metadata)
-                continue
-            while dialogue and dialogue[-1].role != "assistant":
-                dialogue.pop()  # nothing is learned of it
-            if dialogue not in seen:
-                seen.append(dialogue)
-                yield make_document(dialogue, self.template, identity)._replace(metadata=metadata)
+        for document in make_documents(record, self.template, identity):
+            yield document._replace(metadata=self.metadata_of(record))
+
+    def dialogues(self) -> Iterator[list[Message]]:
+        """The conversations of all lines; those of plain text are left out."""
+        for part in self.parts():
+            for record in self.records(part, lambda message: None):
+                found = find_layout(record).read(record)
+                yield from (one for one in found if not isinstance(one, str))
 
     def layout(self) -> str:
         """Name of the layout of the first line.
@@ -50,6 +48,27 @@ class Conversations(TemplatedRecords):
             for record in self.records(part, lambda message: None):
                 return find_layout(record).name
         raise UserError(f"there is no conversation in {self.path}")
+
+
+def make_documents(
+    record: Mapping[str, Any], template: ChatFormat, identity: str
+) -> Iterator[Document]:
+    """The conversations of a record of one of the known layouts, or its text, as documents.
+
+    Raises:
+      BadRecord: it has none of the layouts, or not what its layout should have.
+    """
+    seen = []
+    for dialogue in find_layout(record).read(record):
+        if isinstance(dialogue, str):
+            if dialogue:
+                yield Document(dialogue, identity)
+            continue
+        while dialogue and dialogue[-1].role != "assistant":
+            dialogue.pop()  # nothing is learned of it
+        if dialogue not in seen:
+            seen.append(dialogue)
+            yield make_document(dialogue, template, identity)
 
 
 def make_document(messages: Sequence[Message], template: ChatFormat, identity: str) -> Document:

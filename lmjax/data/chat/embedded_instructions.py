@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import abc
+import itertools
 import platform
 from collections.abc import Iterator
 
-from lmjax.config import config, fingerprint
+from lmjax.config import UserError, config, fingerprint
 from lmjax.data.chat.conversations import make_document
 from lmjax.data.chat.messages import Message
-from lmjax.data.chat.requests import make_request
+from lmjax.data.chat.requests import Dialogue, RequestSource, make_request
 from lmjax.data.chat.templates import PLAIN, ChatTemplate
-from lmjax.data.documents import Document, HashFiles, OnSkip, Part, Source, digest
+from lmjax.data.documents import Document, HashFiles, OnSkip, Part, Source, digest, is_held_out
 from lmjax.data.embedded import EMPTY_LINE, TOPIC, EmbeddedCorpus, docstrings
 
 LONGEST = 300  # characters of an answer; longer ones are left out
@@ -39,16 +40,8 @@ class EmbeddedQuestions(Source, abc.ABC):
 
     def read(self, part: Part, on_skip: OnSkip) -> Iterator[Document]:
         """See `Source.read`."""
-        for name, text in docstrings(part.name):
-            answer = " ".join(EMPTY_LINE.split(text.strip())[0].split())
-            if not answer or len(answer) > LONGEST:
-                continue
-            for question, reply in (
-                (f"What does {name} do?", answer),
-                (f"What does this? {answer}", name),
-            ):
-                document = self.document_of(question, reply, f"{part.name}, {name}")
-                yield document._replace(group=part.name)
+        for question, answer, identity in questions_of(part.name):
+            yield self.document_of(question, answer, identity)._replace(group=part.name)
 
     @abc.abstractmethod
     def document_of(self, question: str, answer: str, identity: str) -> Document:
@@ -66,10 +59,46 @@ class EmbeddedInstructions(EmbeddedQuestions):
 
 
 @config
-class EmbeddedRequests(EmbeddedQuestions):
+class EmbeddedRequests(EmbeddedQuestions, RequestSource):
     """Questions about Python's standard library, to reply to; the answer is in the metadata."""
+
+    # what `dialogues` gives: each so many-th question, of modules that data.held_out, of this
+    # share, does not hold out
+    every: int = 1
+    held_out: float = 0.0
+
+    def validate(self) -> None:
+        """Raises UserError for a share that is none."""
+        if self.every < 1 or not 0 <= self.held_out < 1:
+            raise UserError(
+                f"every={self.every} and held_out={self.held_out}: give at least 1, and a share "
+                "from 0 to below 1"
+            )
 
     def document_of(self, question: str, answer: str, identity: str) -> Document:
         """See `EmbeddedQuestions.document_of`: a request."""
         document = make_request([Message("user", question)], self.template, identity)
         return document._replace(metadata={"answer": answer})
+
+    def dialogues(self) -> Iterator[Dialogue]:
+        """See `RequestSource.dialogues`."""
+        found = (
+            Dialogue([Message("user", question)], {"answer": answer})
+            for part in self.parts()
+            if not is_held_out(Document("", part.name, group=part.name), self.held_out)
+            for question, answer, _ in questions_of(part.name)
+        )
+        return itertools.islice(found, 0, None, self.every)
+
+
+def questions_of(module: str) -> Iterator[tuple[str, str, str]]:
+    """Questions about a module, their answers, and what each is about.
+
+    Args:
+      module: name of its file, as in `EmbeddedCorpus.parts`.
+    """
+    for name, text in docstrings(module):
+        answer = " ".join(EMPTY_LINE.split(text.strip())[0].split())
+        if answer and len(answer) <= LONGEST:
+            yield f"What does {name} do?", answer, f"{module}, {name}"
+            yield f"What does this? {answer}", name, f"{module}, {name}"

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from lmjax.data.chat.messages import Message, ToolCall
+from lmjax.data.chat.messages import Message, ToolCall, text_of
 from lmjax.data.documents import BadRecord
 
 # Names of roles in public data sets, and ours.
@@ -135,6 +135,20 @@ def require_text(value: Any, name: str) -> str:
 
 
 ROLE_CONTENT, FROM_VALUE = _messages("role", "content"), _messages("from", "value")
+
+
+def message_record(message: Message) -> dict[str, Any]:
+    """A message as JSON values, which `ROLE_CONTENT` reads."""
+    record: dict[str, Any] = {"role": message.role, "content": text_of(message)}
+    if message.metadata:
+        record["metadata"] = message.metadata
+    if message.tools:
+        record["tools"] = [dict(tool) for tool in message.tools]
+    if message.calls:
+        record["tool_calls"] = [
+            {"function": {"name": call.name, "arguments": call.arguments}} for call in message.calls
+        ]
+    return record
 
 
 def _read_messages(record: Record) -> list[list[Message] | str]:

@@ -2,21 +2,43 @@
 
 from __future__ import annotations
 
+import abc
 import functools
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from lmjax.config import UserError, config
 from lmjax.data.chat.messages import ChatFormat, Message, text_of
 from lmjax.data.chat.records import read_request
 from lmjax.data.chat.templated import TemplatedRecords
-from lmjax.data.documents import BadRecord, Document
+from lmjax.data.documents import BadRecord, Document, Source
 from lmjax.data.spans import SpanKind
 from lmjax.data.tokenizers import Tokenizer
 
 
+class Dialogue(NamedTuple):
+    """Messages that are to be replied to.
+
+    Attributes:
+      messages: of the request.
+      metadata: fields of its line that are kept.
+    """
+
+    messages: list[Message]
+    metadata: dict[str, Any]
+
+
 @config
-class Requests(TemplatedRecords):
+class RequestSource(Source, abc.ABC):
+    """Base of the sources of requests that are written in a chat format."""
+
+    @abc.abstractmethod
+    def dialogues(self) -> Iterator[Dialogue]:
+        """The messages of each request."""
+
+
+@config
+class Requests(TemplatedRecords, RequestSource):
     """Requests in JSON lines, compressed or not: prompt, a text or messages, or messages.
 
     A reply at the end of the messages is left out. Fields of `metadata`, such as the right answer,
@@ -27,13 +49,20 @@ class Requests(TemplatedRecords):
 
     def documents_of(self, record: dict[str, Any], identity: str) -> Iterator[Document]:
         """See `JsonRecords.documents_of`."""
-        messages = _messages(record)
-        while messages and messages[-1].role == "assistant":
-            messages.pop()
-        if not messages:
-            raise BadRecord("there is no message to reply to")
-        document = make_request(messages, self.template, identity)
+        document = make_request(read_messages(record), self.template, identity)
         yield document._replace(metadata=self.metadata_of(record))
+
+    def dialogues(self) -> Iterator[Dialogue]:
+        """See `RequestSource.dialogues`: those of all lines."""
+
+        def dialogue(record: dict[str, Any], identity: str) -> tuple[Dialogue]:
+            messages = read_messages(record)
+            make_request(messages, self.template, identity)  # the format can express it
+            return (Dialogue(messages, self.metadata_of(record) or {}),)
+
+        for part in self.parts():
+            for found in self._lines(part, lambda message: None, dialogue):
+                yield from found
 
 
 def make_request(messages: Sequence[Message], template: ChatFormat, identity: str) -> Document:
@@ -60,10 +89,20 @@ def make_request(messages: Sequence[Message], template: ChatFormat, identity: st
     )
 
 
-def _messages(record: dict[str, Any]) -> list[Message]:
+def read_messages(record: Mapping[str, Any]) -> list[Message]:
+    """The messages of a line that are to be replied to.
+
+    Raises:
+      BadRecord: there are none.
+    """
     for key in ("prompt", "messages"):
         if (given := record.get(key)) is not None:
-            return read_request(given)
+            messages = read_request(given)
+            while messages and messages[-1].role == "assistant":
+                messages.pop()
+            if not messages:
+                raise BadRecord("there is no message to reply to")
+            return messages
     names = ", ".join(map(repr, list(record)[:12])) or "none"
     raise BadRecord(f"a request has the key 'prompt' or 'messages'; the keys are {names}")
 

@@ -3,10 +3,13 @@
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
+from lmjax.alignment import gated_rewards, whiten
+from lmjax.alignment.gated_reward import GatedReward
 from lmjax.alignment.model_reward import ModelReward
 from lmjax.alignment.reward_functions import Reply, total_rewards
 from lmjax.config import UserError, replace
@@ -102,6 +105,42 @@ def test_it_is_a_reward_by_itself_too(folder, one_device):
     total, means = total_rewards((reward,), replies)
     np.testing.assert_allclose(total, 2 * np.array(reward.score(replies)))
     assert means.keys() == {"ModelReward"}
+
+
+def test_the_gate_chooses_and_whitening_follows(monkeypatch):
+    """The functions of LLaMA 2's gate on the sigmoids of the same scores, to float32's rounding."""
+    generator = np.random.default_rng(0)
+    helpful, safety = 3 * generator.normal(size=(2, 40))
+    helpful[0], safety[0] = 30.0, 2.0  # a log-odds that is limited
+    tagged = generator.random(40) < 0.3
+    replies = [Reply("", "", True, {"unsafe": bool(tag)}, []) for tag in tagged]
+    found = {"helpful": helpful, "safety": safety}
+    monkeypatch.setattr(ModelReward, "score", lambda self, _: found[self.folder].tolist())
+    gate = GatedReward(
+        helpful=ModelReward(folder="helpful"), safety=ModelReward(folder="safety"), tag="unsafe"
+    )
+    scores = np.asarray(gate.score(replies), np.float32)
+    unsafe = 1 / (1 + np.exp(-safety)) < 0.15
+    assert 0 < unsafe.sum() < 40 and 0 < tagged.sum() < 40
+    chosen = np.where(tagged | unsafe, safety, helpful)
+    np.testing.assert_allclose(scores[1:], chosen[1:], rtol=1e-6)
+    probabilities = (jax.nn.sigmoid(jnp.asarray(a, jnp.float32)) for a in (helpful, safety))
+    expected = gated_rewards(*probabilities, jnp.asarray(tagged))
+    white = whiten(jnp.asarray(scores), jnp.ones(40, bool))
+    np.testing.assert_allclose(white, expected, atol=2e-3)  # 1 - sigmoid loses digits
+    found["safety"] = np.full(40, np.nan)
+    with pytest.raises(UserError, match="reward GatedReward gives nan"):
+        total_rewards((gate,), replies)
+
+
+def test_the_gate_refuses_what_it_cannot_read():
+    judge = ModelReward(folder="judge")
+    with pytest.raises(UserError, match=r"threshold=1.0: must be above 0"):
+        GatedReward(helpful=judge, safety=judge, threshold=1.0)
+    with pytest.raises(UserError, match="has unsafe='no', not true or false"):
+        GatedReward(helpful=judge, safety=judge, tag="unsafe")._is_tagged(
+            Reply("ask", "", True, {"unsafe": "no"}, [])
+        )
 
 
 def test_mistakes_name_both_folders(folder, one_device):

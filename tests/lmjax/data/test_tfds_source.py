@@ -10,8 +10,10 @@ import sys
 import pytest
 
 from lmjax.config import UserError, replace
+from lmjax.data import ChatTemplate, Conversations, TFDSConversations
 from lmjax.data import tfds as module
 from lmjax.data.tfds import TFDS
+from lmjax.data.tokenizers import ByteTokenizer
 
 BUILDER = '''
 import numpy as np
@@ -308,3 +310,86 @@ def _root():
     import lmjax
 
     return pathlib.Path(lmjax.__file__).parents[1]
+
+
+TALKS = '''
+import numpy as np
+import tensorflow_datasets as tfds
+
+class Talks(tfds.core.GeneratorBasedBuilder):
+    """Conversations, in messages; and what has no layout."""
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _info(self):
+        f = tfds.features
+        return self.dataset_info_from_configs(features=f.FeaturesDict({
+            "messages": f.Sequence({"role": f.Text(), "content": f.Text()}),
+            "source": f.Text(), "reward": np.float64,
+        }))
+
+    def _split_generators(self, dl_manager):
+        return {"train": self._generate_examples(6), "empty": self._generate_examples(1, False)}
+
+    def _generate_examples(self, count, filled=True):
+        for n in range(count):
+            turns = [("user", f"\\u00e9 {n}?"), ("assistant", "1"), ("user", "so?")]
+            turns = [*turns, ("assistant", "2")][: 2 + n % 2 * 2] if filled else []
+            messages = [{"role": role, "content": content} for role, content in turns]
+            yield n, {"messages": messages, "source": f"s{n}", "reward": n / 4}
+'''
+
+
+@pytest.fixture(scope="module")
+def talks(tmp_path_factory):
+    root = tmp_path_factory.mktemp("talks")
+    package = root / "lmjax_test_talks"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "talks.py").write_text(TALKS)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(root))
+        builder = importlib.import_module("lmjax_test_talks.talks").Talks
+    builder(data_dir=root / "data", file_format="array_record").download_and_prepare()
+    return str(root / "data")
+
+
+def test_conversations_of_a_builder_are_those_of_lines(talks, tmp_path):
+    """The same documents, tokens and spans as of JSON lines with the same fields."""
+    metadata = "source", "reward"
+    source = TFDSConversations(name="talks", data_dir=talks, metadata=metadata)
+    assert source.layout() == "a list of messages"
+    found = sorted(source.documents(), key=lambda document: document.metadata["source"])
+    path = tmp_path / "talks.jsonl"
+    with open(path, "w") as file:
+        for n in range(6):
+            turns = [
+                ("user", f"\u00e9 {n}?"),
+                ("assistant", "1"),
+                ("user", "so?"),
+                ("assistant", "2"),
+            ]
+            messages = [{"role": r, "content": c} for r, c in turns[: 2 + n % 2 * 2]]
+            record = {"messages": messages, "source": f"s{n}", "reward": n / 4}
+            print(json.dumps(record), file=file)
+    expected = list(Conversations(path=str(path), metadata=metadata).documents())
+    tokenizer = ByteTokenizer()
+    for one, other in zip(found, expected, strict=True):
+        assert (one.text, one.group, one.metadata) == (other.text, other.group, other.metadata)
+        assert one.encode(tokenizer) == other.encode(tokenizer)
+
+
+def test_conversations_that_are_none_are_named(talks, folder):
+    empty = TFDSConversations(name="talks", data_dir=talks, split="empty")
+    with pytest.raises(UserError, match="talks empty example 0: the conversation is empty"):
+        list(empty.documents())
+    plain = TFDSConversations(name="sentences", data_dir=folder)
+    assert plain.layout() == "plain text"
+
+
+def test_conversations_are_known_by_their_format_too(talks, tmp_path):
+    source = TFDSConversations(name="talks", data_dir=talks)
+    shutil.copytree(talks, tmp_path / "copy")
+    assert replace(source, data_dir=str(tmp_path / "copy")).fingerprint() == source.fingerprint()
+    other = replace(source, template=ChatTemplate(user=("<{content}>",), assistant=("{content}",)))
+    assert other.fingerprint() != source.fingerprint()

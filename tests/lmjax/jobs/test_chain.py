@@ -14,7 +14,7 @@ from lmjax.jobs.chain import Chain
 from lmjax.jobs.job import Job
 from lmjax.jobs.pretrain import Pretrain
 from lmjax.jobs.settings import Checkpoints, Evaluation
-from lmjax.jobs.side_by_side import REPLIES, SideBySide
+from lmjax.jobs.side_by_side import ANSWERS, SideBySide
 from lmjax.models import AttentionConfig, FeedForwardConfig, TransformerConfig
 from lmjax.runs.folder import RunFolder
 from lmjax.runs.metrics import read_metrics
@@ -165,7 +165,7 @@ def test_after_an_interruption_it_goes_on(whole, texts, tmp_path):
     job.run()
     for name in ("first", "second"):
         assert losses(tmp_path / "chain" / name) == losses(f"{whole.output}/{name}")
-    replies = [(RunFolder(o).path / "compared" / REPLIES) for o in (whole.output, job.output)]
+    replies = [(RunFolder(o).path / "compared" / ANSWERS) for o in (whole.output, job.output)]
     answers = [[json.loads(x)["answers"] for x in one.read_text().splitlines()] for one in replies]
     assert answers[0] == answers[1]
 
@@ -180,7 +180,7 @@ def test_a_finished_chain_trains_nothing(whole, capsys):
 def test_the_scores_are_those_of_the_replies(whole):
     """Computed again from the file of replies."""
     folder = RunFolder(f"{whole.output}/compared")
-    lines = [json.loads(line) for line in (folder.path / REPLIES).read_text().splitlines()]
+    lines = [json.loads(line) for line in (folder.path / ANSWERS).read_text().splitlines()]
     scores = [[sum(c in "aeiou" for c in text) for text in line["answers"]] for line in lines]
     tables = {table["title"]: table["rows"] for table in folder.results()["tables"]}
     means = [sum(column) / len(column) for column in zip(*scores, strict=True)]

@@ -13,13 +13,14 @@ from lmjax.data import Data, Domain, LabelledTexts, TextFiles
 from lmjax.evaluation.label_measures import confusions_of, count_classes
 from lmjax.jobs.classify import Classify
 from lmjax.jobs.settings import ChatEvaluation, Checkpoints
+from lmjax.jobs.weak_labels import Teacher, WeakLabels
 from lmjax.models import (
     AttentionConfig,
     FeedForwardConfig,
     TransformerConfig,
     initialize,
 )
-from lmjax.objectives import Classification, Regression, TextLabels
+from lmjax.objectives import Augmentation, Classification, Regression, TextLabels
 from lmjax.objectives.labels import outputs_for
 from lmjax.parallel import Mesh, training_layout
 from lmjax.runs.folder import RunFolder
@@ -85,9 +86,16 @@ def tables_of(job):
     return {table["title"]: table["rows"] for table in RunFolder(job.output).results()["tables"]}
 
 
-def test_it_learns_the_classes_and_reports_them(folder):
+@pytest.fixture(scope="module")
+def classes(folder):
+    """A classifier of the three classes."""
     job = job_of(folder, "classes")
     job.run()
+    return job
+
+
+def test_it_learns_the_classes_and_reports_them(folder, classes):
+    job = classes
     *_, record = read_metrics(job.output)
     assert (record["split"], record["step"]) == ("held_out/texts", 20)
     assert record["accuracy"] > 0.9
@@ -195,5 +203,63 @@ def test_of_many_classes_the_most_frequent_mistakes_are_shown():
     matrix = np.diag(np.arange(1, 15))
     matrix[3, 5], matrix[0, 1] = 4, 2
     names = tuple("abcdefghijklmn")
-    table = confusions_of(matrix, names, "Confusion")
+    table, whole = confusions_of(matrix, names, "Confusion")
     assert table.rows == (("d: f, 4", 0.5), ("a: b, 2", 2 / 3))
+    assert whole.picture and len(whole.rows) == 14 and whole.rows[3][6] == 0.5
+    assert len(confusions_of(np.eye(201, dtype=int), ("x",) * 201, "Confusion")) == 1
+
+
+def test_a_teacher_labels_texts_that_it_is_sure_of(folder, classes, capsys):
+    """Against a loop over single texts; the lines are read as labelled texts again."""
+    draw = np.random.default_rng(7)
+    texts = ["".join(draw.choice(list("ABCDEF012345"), draw.integers(1, 9))) for _ in range(30)]
+    texts += ["abcdef" * 6, "  "]  # longer than a row; blank
+    path, output = folder / "unlabelled.jsonl", folder / "weak.jsonl"
+    path.write_text("\n".join(json.dumps({"body": text}) for text in texts))
+    settings = {"teacher": classes.output, "texts": str(path), "field": "body"}
+    weak = WeakLabels(**settings, output=str(output), confidence=0.8, batch_size=8)
+    weak.run()
+    assert "of 31 texts are written" in capsys.readouterr().out
+    found = [json.loads(line) for line in output.read_text().splitlines()]
+    with jax.set_mesh(Mesh(fsdp=1).build(jax.devices()[:1])):
+        model = Teacher(replace(weak, batch_size=1))
+        alone = [next(model.label(iter([text]))) for text in texts[:-1]]
+    expected = [one for one in alone if one.confidence >= 0.8]
+    assert 5 < len(expected) < 31
+    assert [(line["text"], line["label"]) for line in found] == [one[:2] for one in expected]
+    for line, one in zip(found, expected, strict=True):  # rounding of float32 by batch size
+        assert line["confidence"] == pytest.approx(one.confidence, abs=1e-5)
+    again = list(LabelledTexts(path=str(output)).documents())
+    assert [document.text for document in again] == [line["text"] for line in found]
+    with pytest.raises(UserError, match="is there already"):
+        weak.run()
+    for wrong, message in (
+        ({"teacher": str(folder / "base")}, "no head that tell"),
+        ({"texts": str(folder / "blank.jsonl")}, "there is no text in the field 'body'"),
+    ):
+        (folder / "blank.jsonl").write_text('{"body": " "}')
+        with pytest.raises(UserError, match=message):
+            WeakLabels(**settings | wrong, output=str(folder / "x")).run()
+    assert not (folder / "x").exists()
+
+
+def test_augmented_training_learns_too_and_goes_on_bit_for_bit(folder):
+    augmentation = Augmentation(deletion=0.1, swap=0.2, synonyms=0.1)
+    settings = {
+        "objective": TextLabels(augmentation=augmentation),
+        "checkpoint": Checkpoints(every=10),
+    }
+    whole = job_of(folder, "augmented", **settings)
+    whole.run()
+    lines = [(m["step"], m["loss"]) for m in read_metrics(whole.output)]
+    assert lines != [(m["step"], m["loss"]) for m in read_metrics(str(folder / "classes"))]
+    parts = job_of(folder, "augmented_parts", **settings | {"steps": 10})
+    parts.run()
+    replace(parts, steps=20).run()
+    found = [(m["step"], m["loss"]) for m in read_metrics(parts.output)]
+    assert [line for line in found if line in lines] == lines  # and held-out ones of step 3
+    experiment = RunFolder(whole.output).experiment()
+    assert experiment.objective.augmentation.special == (256,)
+    with pytest.raises(UserError, match=r"augmentation\.mask='\[MASK\]' is no special token"):
+        refill = Augmentation(refill=0.1, refill_with=str(folder / "base"))
+        job_of(folder, "refill", objective=TextLabels(augmentation=refill)).with_model()

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from lmjax.alignment import DPO, ORPO, SimPO
+from lmjax.alignment import DPO, ORPO, LabelledAnswers, SimPO
 from lmjax.alignment.comparison_accuracy import length_accuracy
 from lmjax.alignment.preference_objective import PreferencePairs
 from lmjax.alignment.reward_ranking import RewardRanking
 from lmjax.config import UserError, replace
-from lmjax.data import Data, Domain, build_stores
+from lmjax.data import DamagedTexts, Data, Domain, TextFiles, build_stores
 from lmjax.data.chat.comparisons import Comparisons
 from lmjax.data.tokenizers import ByteTokenizer
 from lmjax.jobs.preference_optimization import PreferenceOptimization
@@ -29,6 +29,7 @@ from lmjax.models import (
 from lmjax.parallel import Mesh, training_layout
 from lmjax.runs.folder import RunFolder
 from lmjax.runs.metrics import read_metrics
+from lmjax.runs.trained_model import load_trained_model
 from lmjax.training.learner import Learner
 from lmjax.training.optimizers import AdamW
 from lmjax.training.placement import to_devices
@@ -102,9 +103,21 @@ def test_it_learns_which_answer_is_better_and_goes_on_bit_for_bit(name, folder, 
     assert (split, step) == ("held_out/pairs", 8)
     assert accuracy > 0.8
     assert loss < math.log(2)
-    [table] = RunFolder(whole.output).results()["tables"]
+    table, *further = RunFolder(whole.output).results()["tables"]
+    titles = ["Calibration", "Length"] if name == "reward" else []
+    assert [one["title"] for one in further] == titles
+    for one in further:  # the scores of the report are those of the metrics
+        assert one["rows"][-1][3] == pytest.approx(accuracy) or one["title"] == "Length"
     [(title, by_length, model, error)] = table["rows"]
     count = int(title.removeprefix("pairs, "))
+    first, held_out = (
+        next(m for m in read_metrics(whole.output) if m["split"] == split)
+        for split in ("train", "held_out/pairs")
+    )
+    assert held_out["comparisons"] == count
+    assert first["comparisons"] == 16
+    # Tokens are those that are read, without the padding of 16 pairs of rows.
+    assert 16 * 2 * 8 < first["tokens"] < 16 * 2 * LENGTH
     assert (by_length, model) == (0.5, accuracy)  # answers of one length
     assert error == pytest.approx(math.sqrt(model * (1 - model) / count))
     parts = job_of(KINDS[name], folder, f"{name}-parts", steps=4)
@@ -119,6 +132,26 @@ def test_before_the_first_update_the_loss_of_dpo_is_log_2(folder):
     job.run()
     loss = next(m["loss"] for m in read_metrics(job.output) if m["split"] == "train")
     assert loss == pytest.approx(math.log(2), abs=1e-5)
+
+
+def test_a_reward_model_begins_with_another_one_and_its_head(folder, capsys):
+    """First trained on text beside damaged text; a step without a change has its numbers."""
+    texts = TextFiles(path=str(folder / "corpus.txt"), split="line")
+    cheap = Domain(name="cheap", source=DamagedTexts(source=texts, words=8))
+    first = job_of(RewardModel, folder, "cheap", steps=2)
+    first = replace(first, data=replace(first.data, train=(cheap,)))
+    first.run()
+    assert "afresh" in capsys.readouterr().out
+    begun = {"begin_with": first.output, "schedule": Constant(peak=1e-9, warmup=0), "steps": 1}
+    job_of(RewardModel, folder, "people", **begun).run()
+    assert "afresh" not in capsys.readouterr().out
+    with jax.set_mesh(Mesh(fsdp=1).build(jax.devices()[:1])):
+        before, after = (
+            load_trained_model(folder / name, training_layout()).params["heads"]["reward"]
+            for name in ("cheap", "people")
+        )
+    for one, other in zip(*map(jax.tree.leaves, (before, after)), strict=True):
+        np.testing.assert_allclose(one, other, rtol=0, atol=1e-8)
 
 
 @pytest.mark.parametrize("loss", [SimPO(), ORPO()])
@@ -246,3 +279,50 @@ def test_mistakes(folder):
         PreferencePairs(preference=DPO(), answers=3)
     with pytest.raises(UserError, match="reads a TextHead with one output of the name 'reward'"):
         replace(job_of(RewardModel, folder, "mistakes"), model=MODEL)
+
+
+# ---- answers with labels -------------------------------------------------------------------------
+
+
+def labelled_job(folder, name, answers, **settings):
+    """A job of KTO: on single answers with labels, or on pairs."""
+    job = job_of(PreferenceOptimization, folder, name, **settings)
+    if answers == 1:
+        pairs = [json.loads(line) for line in (folder / "pairs.jsonl").read_text().splitlines()]
+        lines = [
+            {"prompt": pair["prompt"], "completion": pair[side], "label": side == "chosen"}
+            for number, pair in enumerate(pairs)
+            for side in [("chosen", "rejected")[number % 2]]
+        ]
+        path = folder / "labels.jsonl"
+        path.write_text("\n".join(map(json.dumps, lines)))
+        domain = Domain(name="labels", source=Comparisons(path=str(path)))
+        job = replace(job, data=replace(job.data, train=(domain,)))
+    return replace(job, objective=LabelledAnswers(answers=answers))
+
+
+@pytest.mark.parametrize("answers", [1, 2])
+def test_answers_with_labels_are_learnt_and_go_on_bit_for_bit(answers, folder, capsys):
+    whole = labelled_job(folder, f"kto-{answers}", answers)
+    whole.run()
+    assert "are wanted" in capsys.readouterr().out
+    found = read_metrics(whole.output)
+    first, *_, last = (m for m in found if m["split"].startswith("held_out"))
+    assert last["reward"] > 0.1 and last["loss"] < first["loss"]
+    train = [m for m in found if m["split"] == "train"]
+    assert train[0]["answers"] == 16 * answers
+    # Policy and reference are one: sigmoid(0), and no divergence; to the rounding of sums.
+    assert train[0]["loss"] == pytest.approx(0.5, abs=1e-5)
+    assert train[0]["kl"] == pytest.approx(0, abs=1e-5)
+    parts = labelled_job(folder, f"kto-{answers}-parts", answers, steps=4)
+    parts.run()
+    replace(parts, steps=8).run()
+    names = ("split", "step", "loss", "reward", "kl")
+    both = [[[m[n] for n in names] for m in read_metrics(j.output)] for j in (whole, parts)]
+    assert both[0] == both[1]
+
+
+def test_pairs_need_two_answers(folder):
+    job = job_of(PreferenceOptimization, folder, "kto-mistake")
+    with pytest.raises(UserError, match=r"set objective.answers=2"):
+        replace(job, objective=LabelledAnswers()).run()

@@ -2,31 +2,36 @@
 
 import itertools
 import json
+import shutil
 
+import fsspec
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import traverse_util
 
-from lmjax.alignment import AdaptiveKL, ClippedPolicy, FixedKL, SampledTargets
-from lmjax.alignment.critic import critic_advantages
+from lmjax.alignment import AdaptiveKL, ClippedPolicy, FixedKL
+from lmjax.alignment.gated_reward import GatedReward
 from lmjax.alignment.model_reward import ModelReward
-from lmjax.alignment.reward_functions import Reward
-from lmjax.alignment.rollouts import RolloutRows, divergence_rewards
+from lmjax.alignment.reward_functions import Reply, Reward
+from lmjax.alignment.rollouts import RolloutRows, ValueScorer
+from lmjax.alignment.value_network import ValueNetwork
 from lmjax.config import UserError, config, replace
 from lmjax.data import Data, Domain, TextFiles
 from lmjax.data.chat.comparisons import Comparisons
 from lmjax.data.chat.requests import Requests
+from lmjax.generation.sampling import Sampling
 from lmjax.interop.folder import model_folder, read_params
 from lmjax.jobs.policy_optimization import PolicyOptimization
 from lmjax.jobs.reward_model import RewardModel
 from lmjax.jobs.settings import Checkpoints
 from lmjax.models import AttentionConfig, FeedForwardConfig, TransformerConfig
-from lmjax.objectives import TokenTargets
 from lmjax.parallel import Mesh, training_layout
+from lmjax.runs.checkpoints import Checkpointer
+from lmjax.runs.folder import RunFolder
 from lmjax.runs.metrics import read_metrics
 from lmjax.training.schedules import Constant
+from tests import object_store
 from tests.lmjax.jobs.base_run import pretrain_base
 
 MODEL = TransformerConfig(
@@ -121,25 +126,34 @@ def test_the_price_of_divergence_goes_on_bit_for_bit(folder):
     assert [line for line in in_halves(job) if line["split"] == "train"] == train
 
 
-def test_rewards_of_tokens_are_those_of_a_loop():
-    """The score at the last token of a reply, whatever stands in requests and padding."""
-    generator = np.random.default_rng(0)
-    policy, reference = generator.normal(size=(2, 3, 8)).astype(np.float32)
-    scores = np.array([1.0, 0.0, -2.0])
-    requests, replies = np.array([2, 3, 1], np.int32), np.array([3, 5, 1], np.int32)
-    rows = RolloutRows(np.full((3, 8), 5, np.int32), requests, replies)
-    expected, total = np.zeros((3, 8)), 0.0
-    real = np.zeros((3, 8), bool)
-    for row in range(3):
-        for token in range(requests[row], requests[row] + replies[row]):
-            kl = float(policy[row, token - 1]) - float(reference[row, token - 1])
-            expected[row, token - 1], total = -0.5 * kl, total + kl / 3
-            real[row, token - 1] = True
-        expected[row, token - 1] += scores[row]
-    spoilt = (np.where(real, a, np.float32(np.nan)) for a in (policy, reference))
-    found, kl = divergence_rewards(rows, scores, *spoilt, jnp.float32(0.5))
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
-    assert float(kl) == pytest.approx(total, abs=1e-6)
+@pytest.mark.parametrize("store", ["memory", "late"])
+def test_the_price_of_divergence_goes_on_in_a_store(folder, store, tmp_path, monkeypatch):
+    """From the metrics in the store, where no copy is left on this machine."""
+    monkeypatch.setenv("LMJAX_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv(object_store.FOLDER, str(tmp_path))
+    warm = {"sampling": Sampling(temperature=0.5), "objective": ClippedPolicy(temperature=0.5)}
+    url = f"{store}://bucket/policy"
+    job = optimization(folder, "-", output=url, steps=1, checkpoint=Checkpoints(every=1), **warm)
+    try:
+        job.run()
+        shutil.rmtree(tmp_path / "cache")
+        replace(job, steps=2).run()
+        first, second = [line for line in numbers(job) if line["split"] == "train"]
+    finally:
+        fsspec.filesystem("memory").store.clear()
+    error = np.clip(first["reply_kl"] / 0.01 - 1, -0.2, 0.2)
+    assert second["beta"] == pytest.approx(first["beta"] * (1 + error * 8 / 20), rel=1e-6)
+    assert second["beta"] != first["beta"]
+    assert "sampler_gap" not in first  # the sampler gives none at this temperature
+
+
+def test_a_run_without_a_price_to_go_on_from_is_told(folder):
+    job = optimization(folder, "lost", steps=1, checkpoint=Checkpoints(every=1))
+    job.run()
+    metrics = RunFolder(job.output).path / "metrics.jsonl"
+    metrics.write_text(metrics.read_text().replace('"beta"', '"other"'))
+    with pytest.raises(UserError, match=r"metrics\.jsonl lacks beta of step 1"):
+        replace(job, steps=2).run()
 
 
 @pytest.mark.slow
@@ -201,32 +215,9 @@ def test_warm_up_leaves_the_policy_as_it_is(folder):
     assert line["gradient_norm"] > 0 and found["heads.value.outputs.bias"] != 0
 
 
-def test_advantages_of_tokens_are_those_of_a_loop():
-    """In float64, over the real tokens of all rows; to float32's rounding."""
-    generator = np.random.default_rng(0)
-    rewards, values = generator.normal(size=(2, 4, 9)).astype(np.float32)
-    mask = np.zeros((4, 9), bool)
-    for row, (begin, end) in enumerate([(2, 6), (0, 9), (5, 6), (3, 8)]):
-        mask[row, begin:end] = True
-    advantages = np.zeros((4, 9))
-    for row in range(4):
-        following = value = 0.0
-        for token in reversed(np.flatnonzero(mask[row])):
-            delta = float(rewards[row, token]) + value - float(values[row, token])
-            following, value = delta + 0.9 * following, float(values[row, token])
-            advantages[row, token] = following
-    spoilt = (np.where(mask, a, np.float32(np.nan)) for a in (rewards, values))
-    found, returns = critic_advantages(*spoilt, mask, 0.9)
-    real = advantages[mask]
-    np.testing.assert_allclose(
-        np.asarray(found)[mask], (real - real.mean()) / real.std(), atol=1e-5
-    )
-    np.testing.assert_allclose(np.asarray(returns)[mask], real + values[mask], atol=1e-5)
-    assert not np.asarray(found)[~mask].any()
-
-
-def test_a_reward_model_scores_in_the_job(folder):
-    """The reward of training and of held-out requests has its name."""
+@pytest.fixture(scope="module")
+def judge(folder):
+    """The run folder of a reward model."""
     records = [{"prompt": f"{n}", "chosen": "abc", "rejected": "ABC"} for n in range(40)]
     (folder / "pairs.jsonl").write_text("\n".join(map(json.dumps, records)))
     source = Comparisons(path=str(folder / "pairs.jsonl"))
@@ -242,27 +233,95 @@ def test_a_reward_model_scores_in_the_job(folder):
             cache=str(folder / "cache"),
         ),
     ).run()
-    judge = ModelReward(folder=str(folder / "judge"), weight=2.0)
-    job = optimization(folder, "judged", steps=1, rewards=(judge,))
+    return str(folder / "judge")
+
+
+def test_a_reward_model_scores_in_the_job(folder, judge):
+    """The reward of training and of held-out requests has its name."""
+    reward = ModelReward(folder=judge, weight=2.0)
+    job = optimization(folder, "judged", steps=1, rewards=(reward,))
     job.run()
     for line in numbers(job):
         assert line["reward"] == pytest.approx(2 * line["reward_ModelReward"], rel=1e-6)
         assert line["reward"] != 0
 
 
-def test_the_loss_of_the_critic_is_that_of_numpy():
-    """To float32's rounding; what stands outside of the replies does not count."""
-    generator = np.random.default_rng(0)
-    values, old, returns = generator.normal(size=(3, 3, 5)).astype(np.float32)
-    mask = np.array([[0, 1, 1, 0, 0], [1, 1, 1, 1, 0], [0, 0, 0, 0, 1]], np.float32)
-    near = np.clip(values, old - 0.3, old + 0.3)
-    expected = (np.maximum((values - returns) ** 2, (near - returns) ** 2) * mask).sum() / 2
-    answers = TokenTargets(np.zeros((3, 5), np.int32), mask)
-    spoilt = (np.where(mask > 0, a, np.float32(np.nan)) for a in (old, returns))
-    targets = SampledTargets(answers, values, values, None, *map(jnp.asarray, spoilt))
-    sums = ClippedPolicy(value_clip=0.3).critic_sums(jnp.asarray(values), targets)
-    assert float(sums.loss) == pytest.approx(expected, rel=1e-5)
-    assert float(sums.weight) == 7
+def test_a_value_network_begins_as_the_reward_model(judge, one_device):
+    """Its value at a token is the score of the text up to there; to float32's rounding."""
+    network, layout = ValueNetwork(folder=judge), training_layout()
+    tokens = np.random.default_rng(0).integers(1, 256, (2, 12)).astype(np.int32)
+    rows = RolloutRows(tokens, np.full(2, 3, np.int32), np.full(2, 9, np.int32))
+    values = ValueScorer(network.model, layout).score(network.params(layout), rows, 2)
+    for end in (1, 5, 12):
+        replies = [Reply("", "", True, {}, row[:end].tolist()) for row in tokens]
+        expected = ModelReward(folder=judge).score(replies)
+        np.testing.assert_allclose(values[:, end - 1], expected, rtol=0, atol=1e-5)
+    assert np.std(values) > 1e-3
+
+
+def test_a_value_network_warms_up_alone_and_goes_on_bit_for_bit(folder, judge):
+    """The policy is the base until then, bit for bit; the critic has learnt meanwhile."""
+    network = ValueNetwork(folder=judge, schedule=Constant(peak=1e-2, warmup=0))
+    settings = {"advantage": "gae", "value_network": network, "value_warmup": 2, "samples": 4}
+    job = optimization(folder, "network", reward_kl=FixedKL(), updates=2, **settings)
+    half = replace(job, output=f"{job.output}-halves", steps=2)
+    half.run()
+    base, found = params_of(replace(job, output=job.begin_with)), params_of(half)
+    assert found.keys() == base.keys()
+    for path, leaf in base.items():
+        np.testing.assert_array_equal(found[path], leaf, err_msg=path)
+    replace(half, steps=4).run()
+    job.run()
+    train, parts = (
+        [line for line in numbers(one) if line["split"] == "train"] for one in (job, half)
+    )
+    assert parts == train
+    assert ["policy_loss" in line for line in train] == [False, False, True, True]
+    assert all(line["value_loss"] > 0 for line in train)
+    assert train[2]["approximate_kl"] >= 0 and train[2]["value_gradient_norm"] > 0
+    with jax.set_mesh(job.mesh.build()):
+        learner = job.resolved().learner()
+        checkpointer = Checkpointer(RunFolder(job.output).checkpoints)
+        states = [checkpointer.restore(step, learner.abstract())[0] for step in (2, 4)]
+        found = [learner.critic_params(), *(state.critic.params for state in states)]
+        for before, after in itertools.pairwise(map(jax.device_get, found)):
+            changed = jax.tree.map(lambda x, y: bool((x != y).any()), before, after)
+            assert all(jax.tree.leaves(changed["heads"]) + jax.tree.leaves(changed["blocks"]))
+
+
+def test_whitened_rewards_have_no_scale(folder):
+    """The divergence beside them has one; means are reported as the rewards are."""
+    lines = {}
+    for weight in (1.0, 64.0):
+        settings = {"advantage": "leave_one_out", "whiten_rewards": True, "samples": 4}
+        rewards = (LowercaseShare(weight=weight),)
+        job = optimization(folder, f"white-{weight}", steps=2, rewards=rewards, **settings)
+        job.run()
+        lines[weight] = [line for line in numbers(job) if line["split"] == "train"]
+    for small, large in zip(lines[1.0], lines[64.0], strict=True):
+        assert large["reward"] == pytest.approx(64 * small["reward"], rel=1e-4)
+        # What is added to the variance, 1e-8, counts in the sixth digit of the smaller ones.
+        assert large["gradient_norm"] == pytest.approx(small["gradient_norm"], rel=1e-4)
+    assert lines[1.0][0]["gradient_norm"] > 0
+
+
+def test_the_gate_in_the_job(folder, judge):
+    """A request's line says whether it was written to provoke unsafe replies."""
+    (folder / "tagged.jsonl").write_text(
+        "\n".join(json.dumps({"prompt": f"{n}?", "safety": n % 2 == 0}) for n in range(40))
+    )
+    source = Requests(path=str(folder / "tagged.jsonl"), metadata=("safety",))
+    job = optimization(folder, "gated", steps=1)
+    domains = (Domain(name="asks", source=source),)
+    gate = GatedReward(
+        helpful=ModelReward(folder=judge), safety=ModelReward(folder=judge), tag="safety"
+    )
+    job = replace(job, data=replace(job.data, train=domains), rewards=(gate,))
+    job.run()
+    line = numbers(job)[0]
+    assert line["reward"] == pytest.approx(line["reward_GatedReward"], rel=1e-6)
+    with pytest.raises(UserError, match="has safety=None, not true or false"):
+        replace(job, output=f"{job.output}-bad", data=optimization(folder, "x").data).run()
 
 
 def test_mistakes(folder):
@@ -276,7 +335,11 @@ def test_mistakes(folder):
             "pretraining": replace(text, length=64),
             "model": MODEL,
         },
-        "advantage=gae alone has a critic": {"value_warmup": 3},
+        "value_warmup=3: advantage=gae alone has a critic": {"value_warmup": 3},
+        "value_network=ValueNetwork: advantage=gae alone": {
+            "value_network": ValueNetwork(folder="judge")
+        },
+        "samples=1: advantage=group_relative compares": {"samples": 1},
         "decay=1.5": {"decay": 1.5},
         "reads a TokenHead with one output": {"advantage": "gae", "model": MODEL},
     }.items():

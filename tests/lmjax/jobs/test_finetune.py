@@ -18,8 +18,10 @@ from lmjax.data import (
     WithTokens,
     chat_template,
 )
+from lmjax.data.balance import TagBalance
 from lmjax.data.chat.messages import Message
 from lmjax.data.chat.templates import PLAIN
+from lmjax.data.loss_weights import LossWeights
 from lmjax.generation.chat import chat_format
 from lmjax.generation.run import load_run
 from lmjax.interop.convert import convert
@@ -28,6 +30,7 @@ from lmjax.jobs.begin_with import warn_of_format, with_starting_model
 from lmjax.jobs.finetune import Finetune
 from lmjax.jobs.settings import ChatEvaluation, Checkpoints
 from lmjax.models import AttentionConfig, FeedForwardConfig, TransformerConfig
+from lmjax.objectives import CausalLM
 from lmjax.parallel import Mesh, training_layout
 from lmjax.runs.folder import RunFolder
 from lmjax.runs.metrics import read_metrics
@@ -223,3 +226,36 @@ def test_another_format_than_the_models_is_told(whole, folder, capsys):
         warn_of_format(job, RunLog(make_console()))
         warn_of_format(finetune(folder, "base"), RunLog(make_console()))
         assert capsys.readouterr().out == ""
+
+
+def test_tags_and_weights_are_read_and_reported(folder, capsys):
+    """A rare tag is read more often; conversations of weight 0 teach nothing."""
+    tags = ["often", "often", "often", "rare"]
+    records = [
+        {"prompt": f"{n} + 1?", "completion": f"{n + 1}", "tags": tags[n % 4]} for n in range(80)
+    ]
+    (folder / "tagged.jsonl").write_text("\n".join(map(json.dumps, records)))
+    source = Conversations(path=str(folder / "tagged.jsonl"), metadata=("tags",))
+    domain = Domain(
+        name="tagged",
+        source=source,
+        balance=TagBalance(exponent=0.0),
+        loss_weights=LossWeights(field="tags", weights=(("rare", 1.0),), other=0.0),
+    )
+    job = finetune(folder, "tags", steps=2, begin_with=str(folder / "base"))
+    job = replace(job, data=replace(job.data, train=(domain,)))
+    job.run()
+    [table] = [
+        table
+        for table in RunFolder(job.output).results()["tables"]
+        if table["title"] == "Tags of tagged"
+    ]
+    before, read = zip(*[row[1:] for row in table["rows"]], strict=True)
+    assert [row[0].partition(",")[0] for row in table["rows"]] == ["often", "rare"]
+    assert read == pytest.approx((0.5, 0.5), abs=0.02) and before[1] < 0.4
+    assert "tagged: often" in capsys.readouterr().out
+    rows = [line for line in read_metrics(job.output) if line["split"] == "train"]
+    # Half of the readings weigh; each reply and its end have 2 or 3 tokens, and 8 rows about 40.
+    assert all(0 < line["tokens"] < 40 * 3 for line in rows)
+    with pytest.raises(UserError, match="loss_weights are read by ChatLM, not by CausalLM"):
+        replace(job, objective=CausalLM())

@@ -7,13 +7,16 @@ import numpy as np
 import pytest
 
 from lmjax.alignment import ClippedPolicy
-from lmjax.alignment.reward_functions import CutOff, Reply, Reward, total_rewards
+from lmjax.alignment.reward_functions import CutOff, Reply, Reward, make_ready, total_rewards
 from lmjax.config import UserError, config, replace
 from lmjax.console import RunLog, make_console
 from lmjax.data import Data, Domain
+from lmjax.data.chat.comparisons import Comparisons
 from lmjax.data.chat.requests import Requests
+from lmjax.data.tokenizers import ByteTokenizer
 from lmjax.generation.sampling import Sampling
 from lmjax.jobs.policy_optimization import PolicyOptimization
+from lmjax.jobs.reward_model import RewardModel
 from lmjax.jobs.settings import Checkpoints
 from lmjax.models import AttentionConfig, FeedForwardConfig, TransformerConfig
 from lmjax.runs.folder import RunFolder
@@ -22,6 +25,7 @@ from lmjax.training.optimizers import AdamW
 from lmjax.training.schedules import Constant
 from tests.compilations import counted_compilations
 from tests.lmjax.jobs.base_run import pretrain_base
+from tests.lmjax.jobs.test_several_processes import outcome, pair, start
 
 MODEL = TransformerConfig(
     vocab_size=257,
@@ -135,6 +139,19 @@ def test_a_run_goes_on_bit_for_bit_rollouts_included(whole, folder):
     assert len(found) == 8
 
 
+def test_updates_end_where_the_policy_has_left_the_one_that_sampled(folder):
+    """It is the one that sampled before the first update, and not before the second."""
+    counts = {}
+    for stop_kl in (1e-6, 1e6):
+        settings = {"steps": 1, "samples": 8, "updates": 4, "stop_kl": stop_kl}
+        job = optimization(folder, f"stop-{stop_kl}", **settings)
+        job.run()
+        [line] = lines(job, "train")
+        counts[stop_kl] = line["updates"]
+        assert line["approximate_kl"] > 1e-6
+    assert counts == {1e-6: 2, 1e6: 4}
+
+
 def test_nothing_is_compiled_after_the_second_step(folder):
     """Counted from the second step's end: rollouts, scores, rewards, updates."""
     counts = []
@@ -160,6 +177,7 @@ def test_mistakes(folder):
         "must be the same": {"sampling": Sampling(temperature=0.5)},
         "do not divide into updates=3": {"updates": 3},
         "samples=0": {"samples": 0},
+        "stop_kl=0.0": {"stop_kl": 0.0},
         "read with data.rows=groups": {"data": replace(job.data, rows="ring")},
         "begin_with: the policy": {"begin_with": None},
         "are more than model.max_length=48": {"model": MODEL, "reply_length": 17},
@@ -178,6 +196,15 @@ def test_rewards_are_summed_by_weight():
     assert means == {"SmallLetters": 0.5, "CutOff": -0.5}
 
 
+def test_rewards_of_one_name_are_told_apart():
+    rewards = SmallLetters(), CutOff(), SmallLetters(weight=3.0), SmallLetters()
+    ready = make_ready(rewards, ByteTokenizer(), 48, "policy")
+    names = ["SmallLetters", "CutOff", "SmallLetters_2", "SmallLetters_3"]
+    assert [one.name for one in ready] == names
+    total, means = total_rewards(ready, [Reply("a", "bb", False, {}, [])])
+    assert list(means) == names and total == [1 - 1 + 3 + 1]
+
+
 def test_a_request_keeps_the_fields_that_rewards_read(folder):
     job = optimization(folder, "fields")
     with jax.set_mesh(job.mesh.build()):
@@ -185,3 +212,46 @@ def test_a_request_keeps_the_fields_that_rewards_read(folder):
         feed = resolved.prepare(RunFolder(folder / "unused"), RunLog(make_console()), {})
         for request in feed.requests(0):
             assert request.text == f"User: {request.metadata['answer']}?\n\nAssistant:"
+
+
+@pytest.mark.slow
+def test_two_processes_learn_as_one(folder):
+    """With a critic of its own: to 1e-4, as sums over devices are taken in another order."""
+    (folder / "pairs.jsonl").write_text(
+        "\n".join(json.dumps({"prompt": f"{n}", "chosen": "1", "rejected": "a"}) for n in range(40))
+    )
+    pairs = Domain(name="pairs", source=Comparisons(path=str(folder / "pairs.jsonl")))
+    data = optimization(folder, "unused").data
+    RewardModel(
+        output=str(folder / "judge"),
+        steps=1,
+        begin_with=str(folder / "base"),
+        data=replace(data, train=(pairs,), batch_size=8),
+    ).run()
+
+    def start_policy(name, devices, **environment):
+        words = {
+            "output": folder / name,
+            "begin_with": folder / "base",
+            "data.train.0.source.path": folder / "requests.jsonl",
+            "data.cache": folder / f"cache-{name}",
+            "mesh.fsdp": 2,
+            "mesh.tensor": 2,
+            "rewards": f'(ModelReward(folder="{folder}/judge"),)',
+            "advantage": "gae",
+            "value_network": f'ValueNetwork(folder="{folder}/judge")',
+            "value_warmup": 1,
+        }
+        settings = [f"{key}={value}" for key, value in words.items()]
+        command = "tests.lmjax.jobs.policy_experiment", *settings
+        return start(*command, devices=devices, **environment)
+
+    outcome(*pair(start_policy, "two"))
+    outcome(start_policy("one", devices=4))
+    one, two = (read_metrics(folder / name) for name in ("one", "two"))
+    assert len(one) == len(two) == 4
+    timing = {"tokens_per_second", "mfu", "peak_memory"}
+    for left, right in zip(one, two, strict=True):
+        assert left.keys() == right.keys() and left["split"] == right["split"]
+        for name in left.keys() - timing - {"split"}:
+            assert right[name] == pytest.approx(left[name], rel=1e-4, abs=1e-6), name

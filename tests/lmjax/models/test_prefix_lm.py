@@ -82,7 +82,7 @@ def reaching(name):
         def gradients(batch):
             def outputs(embedded):
                 model = nnx.merge(graph, params)
-                model.embed = lambda batch: embedded
+                model.embed = lambda batch, key=None: embedded
                 return jnp.sum(jnp.sin(model(batch)[0][0]), axis=-1)
 
             return jax.jacrev(outputs)(nnx.merge(graph, params).embed(batch))[:, 0]

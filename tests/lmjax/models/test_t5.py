@@ -195,7 +195,7 @@ def test_nothing_leaks(one_device):
     def output(both, place):
         model = nnx.merge(graph, params)
         # The encoder's batch has no encoder of its own.
-        model.embed = lambda batch: both[0] if batch.encoder is None else both[1]
+        model.embed = lambda batch, key=None: both[0] if batch.encoder is None else both[1]
         return jnp.sum(jnp.sin(model(batch)[0][0, place]))
 
     found = jax.jit(jax.vmap(jax.grad(output), in_axes=(None, 0)))(embeddings(), jnp.arange(8))

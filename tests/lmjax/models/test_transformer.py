@@ -98,7 +98,7 @@ def test_no_gradient_reaches_a_token_from_its_past(one_device, config):
     def output(embedded, place):
         model = nnx.merge(graph, params)
         # The same tokens, their embeddings replaced by ones that can be differentiated.
-        model.embed = lambda batch: embedded
+        model.embed = lambda batch, key=None: embedded
         hidden, _ = model(batch)
         return jnp.sum(jnp.sin(hidden[0, place]))
 

@@ -102,7 +102,7 @@ def test_nothing_leaks(one_device):
 
     def outputs(embedded):
         model = nnx.merge(graph, params)
-        model.embed = lambda batch: embedded
+        model.embed = lambda batch, key=None: embedded
         return jnp.sum(jnp.sin(model(batch)[0][0]), axis=-1)
 
     embedded = nnx.merge(graph, params).embed(batch)

@@ -2,10 +2,12 @@
 
 import jax
 import numpy as np
+import pytest
 from flax import nnx
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lmjax.config import UserError
 from lmjax.models import AttentionConfig, FeedForwardConfig, TransformerConfig, initialize
 from lmjax.objectives import CausalLM
 from lmjax.objectives.causal_lm import positions_in_segments
@@ -44,8 +46,14 @@ def test_positions_count_from_each_documents_start(lengths):
     np.testing.assert_array_equal(positions_in_segments(segments)[0], expected)
 
 
-def test_the_loss_is_the_formula_on_the_models_own_logits(one_device):
-    """Softly capped logits, the head's scale and rows of length 1, both auxiliary losses."""
+@pytest.mark.parametrize(
+    ("softcap", "smoothing"), [(2.0, 0.0), (None, 0.1)], ids=["softcap", "label smoothing"]
+)
+def test_the_loss_is_the_formula_on_the_models_own_logits(one_device, softcap, smoothing):
+    """Softly capped logits, the head's scale and rows of length 1, both auxiliary losses.
+
+    With label smoothing the cross-entropy is that of the whole target distribution, written out.
+    """
     config = TransformerConfig(
         vocab_size=50,
         hidden=16,
@@ -56,9 +64,9 @@ def test_the_loss_is_the_formula_on_the_models_own_logits(one_device):
         tied_head=False,
         normalized_head=True,
         head_scale=3.0,
-        logit_softcap=2.0,
+        logit_softcap=softcap,
     )
-    objective = CausalLM(z_loss=0.1, max_z_loss=0.2)
+    objective = CausalLM(z_loss=0.1, max_z_loss=0.2, label_smoothing=smoothing)
     graph, params = initialize(config, training_layout(), jax.random.key(0))
     tokens = np.random.default_rng(0).integers(0, 50, (2, 9)).astype(np.int32)
     segments = np.array([[1] * 9, [1] * 6 + [0] * 3], np.int32)
@@ -70,9 +78,20 @@ def test_the_loss_is_the_formula_on_the_models_own_logits(one_device):
     targets = example.targets
     log_z = np.log(np.exp(logits).sum(-1))
     nll = log_z - np.take_along_axis(logits, targets.tokens[..., None], -1)[..., 0]
-    each = nll + 0.1 * log_z**2 + 0.2 * logits.max(-1) ** 2
+    wanted = smoothing / 50 + (1 - smoothing) * (np.arange(50) == targets.tokens[..., None])
+    smooth = -(wanted * (logits - log_z[..., None])).sum(-1)
+    each = smooth + 0.1 * log_z**2 + 0.2 * logits.max(-1) ** 2
     assert sums.weight == 8 + 5
     np.testing.assert_allclose(sums.loss, (each * targets.weights).sum(), rtol=1e-6)
     np.testing.assert_allclose(
         sums.extra["cross_entropy"], (nll * targets.weights).sum(), rtol=1e-6
     )
+
+
+def test_label_smoothing_needs_logits_that_are_a_product():
+    model = TransformerConfig(logit_softcap=30.0)
+    with pytest.raises(UserError, match=r"logit_softcap=30\.0 bends them"):
+        CausalLM(label_smoothing=0.1).check(model)
+    CausalLM().check(model)
+    with pytest.raises(UserError, match="below 1"):
+        CausalLM(label_smoothing=1.0)

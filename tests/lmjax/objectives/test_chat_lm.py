@@ -1,5 +1,6 @@
 """The loss on replies: what is learned of a row, and packed conversations beside single ones."""
 
+import dataclasses
 import json
 
 import jax
@@ -8,12 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lmjax.config import UserError
 from lmjax.data import ChatTemplate, Conversations, WholeDocuments, build_stores
+from lmjax.data.loss_weights import LossWeights
 from lmjax.data.spans import KINDS, RowSpans
 from lmjax.data.tokenizers import ByteTokenizer
 from lmjax.models import AttentionConfig, FeedForwardConfig, TransformerConfig
 from lmjax.objectives import CausalLM, ChatLM
 from lmjax.objectives.chat_lm import last_of_segments
+from lmjax.objectives.example import TokenTargets
 from lmjax.parallel import Mesh, training_layout
 from lmjax.training.learner import Learner
 from lmjax.training.optimizers import AdamW
@@ -39,10 +43,10 @@ def talk(turns):
     return {"messages": messages}
 
 
-def stored(folder, records):
+def stored(folder, records, **settings):
     path = folder / "talks.jsonl"
     path.write_text("\n".join(map(json.dumps, records)))
-    source = Conversations(path=str(path), template=TEMPLATE)
+    source = Conversations(path=str(path), template=TEMPLATE, **settings)
     return build_stores(source, ByteTokenizer(), folder / "store")["all"]
 
 
@@ -188,12 +192,49 @@ def gradients(example, mesh, rows=8, **settings):
 def test_packed_conversations_are_single_ones(tmp_path, shape, settings):
     """To 1e-6 of the largest gradient: the same sums in another order."""
     store = stored(tmp_path, map(talk, TALKS))
-    packed = WholeDocuments(store, LENGTH + 1)
+    compare_packed(store, shape, settings)
+
+
+def test_packed_conversations_keep_their_weights(tmp_path):
+    """Each weighs as in a loop that multiplies the targets of its own row by its weight."""
+    sources = [("good", "poor", "other")[n % 3] for n in range(len(TALKS))]
+    records = [talk(t) | {"source": s} for t, s in zip(TALKS, sources, strict=True)]
+    store = stored(tmp_path, records, metadata=("source",))
+    chosen = LossWeights(field="source", weights=(("good", 1.0), ("poor", 0.125)), other=0.5)
+    weights = chosen.of_documents(store)
+    known = {"good": 1.0, "poor": 0.125, "other": 0.5}
+    assert weights.tolist() == [known[source] for source in sources]
+    compare_packed(store, {"fsdp": 1}, {"microbatch": 4}, weights)
+
+
+def test_weights_of_numbers_and_what_is_none(tmp_path):
+    records = [talk(["a", "b"]) | {"reward": reward} for reward in (0.25, 2)] + [talk(["c", "d"])]
+    store = stored(tmp_path, records, metadata=("reward",))
+    assert LossWeights(field="reward", other=1.0).of_documents(store).tolist() == [0.25, 2, 1]
+    with pytest.raises(UserError, match="conversation 2 has reward=None, which is not a number"):
+        LossWeights(field="reward").of_documents(store)
+    with pytest.raises(UserError, match=r"reward=0\.25, which is not one of good;"):
+        LossWeights(field="reward", weights=(("good", 1.0),)).of_documents(store)
+    with pytest.raises(UserError, match="has the weight 0"):
+        LossWeights(field="none", other=0.0).of_documents(store)
+    for wrong in ({"weights": (("a", -1.0),)}, {"weights": (("a", 1.0),) * 2}, {"other": -0.5}):
+        with pytest.raises(UserError):
+            LossWeights(field="source", **wrong)
+
+
+def compare_packed(store, shape, settings, weights=None):
+    """Compares packed rows with one conversation a row."""
+    packed = WholeDocuments(store, LENGTH + 1, weights=weights)
     assert packed.count < len(TALKS)
     mesh = Mesh(**shape).build(jax.devices()[: np.prod(list(shape.values()))])
-    single = gradients(alone(store), Mesh(fsdp=1).build(jax.devices()[:1]), rows=len(TALKS))
+    example = alone(store)
+    if weights is not None:
+        targets = example.targets
+        targets = TokenTargets(targets.tokens, targets.weights * weights[:, None])
+        example = dataclasses.replace(example, targets=targets)
+    single = gradients(example, Mesh(fsdp=1).build(jax.devices()[:1]), rows=len(TALKS))
     found = gradients(example_of(ChatLM(), packed, range(packed.count)), mesh, **settings)
-    assert found[1] == single[1]
+    assert found[1] == pytest.approx(single[1], rel=1e-6)
     np.testing.assert_allclose(found[0], single[0], rtol=1e-6)
     scale = max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(single[2]))
     for a, b in zip(jax.tree.leaves(found[2]), jax.tree.leaves(single[2]), strict=True):

@@ -29,6 +29,7 @@ from lmjax.models import (
 )
 from lmjax.objectives import SpanCorruption
 from lmjax.parallel import Mesh, training_layout
+from lmjax.scaling.explain import layer_table
 from lmjax.scaling.flops import (
     attended_keys,
     count_parameters,
@@ -75,6 +76,14 @@ def test_parameter_kinds():
     assert untied.embeddings == tied.embeddings == head + LENGTH * 96
     padded, exact = (count_parameters(replace(GATED, vocab_size=size)) for size in (255, 256))
     assert exact.total - padded.total == 2 * 96  # one row of the table and one of the head
+
+
+def test_a_model_without_a_head_of_words_costs_none():
+    """Also where the head would be the table of tokens, as in a reward model made of GPT-2."""
+    words, none = PLAIN, replace(PLAIN, word_head=False)
+    head = 2 * 256 * 96
+    assert forward_flops_per_token(words, 32) - forward_flops_per_token(none, 32) == head
+    assert not any(line.name.startswith("head") for line in layer_table(none, 32))
 
 
 def products_in(jaxpr):

@@ -128,6 +128,15 @@ def test_losses_are_written_to_the_last_bit():
             assert jnp.float32(record["loss"]) == jnp.float32(1.0 / record["step"])
 
 
+def test_a_step_without_targets_has_no_loss_and_is_told_of_once(capsys):
+    run = Run(6, bad={step: {"loss": 0.0, "tokens": 0.0} for step in (2, 5)})
+    run.loop.run(state_after(0), 0)
+    train = [record for record in run.records if record["split"] == "train"]
+    assert [record["step"] for record in train if "loss" not in record] == [2, 5]
+    assert all("nan" not in str(record).lower() for record in train)
+    assert capsys.readouterr().out.count("nothing to learn from") == 1
+
+
 def test_utilisation_is_the_rate_times_flops_over_the_peak():
     run = Run(6)
     run.loop.run(state_after(0), 0)

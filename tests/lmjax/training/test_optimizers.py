@@ -43,7 +43,13 @@ SPECS = {
     "head": {"table": P("tensor", "fsdp")},
 }
 IS_SHAPE = {"is_leaf": lambda leaf: isinstance(leaf, tuple)}
-ALL = (AdamW(), Lion(), Adafactor(smallest_factored=4, momentum=0.9, weight_decay=0.1), Muon())
+ALL = (
+    AdamW(),
+    AdamW(decay_to="start"),
+    Lion(),
+    Adafactor(smallest_factored=4, momentum=0.9, weight_decay=0.1),
+    Muon(),
+)
 
 
 def rate(step):
@@ -100,21 +106,40 @@ def test_only_matrices_decay():
         decayed({"blocks": {"gate": np.zeros(3)}})
 
 
-def test_adamw_is_its_formula():
+@pytest.mark.parametrize("to_start", [False, True], ids=["to zero", "to the start"])
+def test_adamw_is_its_formula(to_start):
     params, gradients = draw(0), [draw(seed) for seed in range(1, 6)]
-    got = run(AdamW(b1=0.8, b2=0.9, epsilon=1e-3, weight_decay=0.2), params, gradients)
+    decay_to = "start" if to_start else "zero"
+    optimizer = AdamW(b1=0.8, b2=0.9, epsilon=1e-3, weight_decay=0.2, decay_to=decay_to)
+    got = run(optimizer, params, gradients)
 
     def formula(decay, leaf, *gradients):
+        start = leaf * to_start
         leaf, mean, square = leaf.astype(np.float64), 0.0, 0.0
         for t, gradient in enumerate(gradients, start=1):
             mean = 0.8 * mean + 0.2 * gradient
             square = 0.9 * square + 0.1 * gradient.astype(np.float64) ** 2
             step = (mean / (1 - 0.8**t)) / (np.sqrt(square / (1 - 0.9**t)) + 1e-3)
-            leaf = leaf - rate(t - 1) * (step + 0.2 * decay * leaf)
+            leaf = leaf - rate(t - 1) * (step + 0.2 * decay * (leaf - start))
         return leaf
 
     # float32 against float64
     assert_close(got, jax.tree.map(formula, decayed(params), params, *gradients), 2e-6)
+
+
+def test_decay_to_the_start_returns_there_without_gradients():
+    """Closed form: W - W_0 shrinks by 1 - rate weight_decay each step, of matrices alone."""
+    start, moved = draw(0), draw(1)
+    init, step = compiled(AdamW(weight_decay=0.5, decay_to="start"), start)
+    state, params = init(start), moved
+    for _ in range(3):
+        params, state = step(params, state, jax.tree.map(np.zeros_like, start))
+
+    def expected(decay, first, moved):
+        kept = np.prod([1 - 0.5 * rate(step) for step in range(3)])
+        return first + (moved - first) * kept if decay else moved
+
+    assert_close(params, jax.tree.map(expected, decayed(start), start, moved), 2e-6)
 
 
 def test_lion_is_its_formula():

@@ -10,6 +10,7 @@ from flax import traverse_util
 
 from lmjax.config import UserError, replace
 from lmjax.models import (
+    NF4,
     AttentionConfig,
     ClassifierConfig,
     FeedForwardConfig,
@@ -255,6 +256,31 @@ def test_memory_of_adapters(one_device, dtype):
     moments = sum(leaf.size for leaf in jax.tree.leaves(state.optimizer))
     adapters = 8 * 2 * (256 * 8 + 8 * 256)  # query and value
     assert moments == 2 * adapters + 2  # and two counts of steps
+
+
+@pytest.mark.parametrize("remat", ["none", "full"])
+def test_memory_of_a_base_in_few_bits(one_device, remat):
+    """Beside the parameters no more than over a float base, but for one block's float weights."""
+    model = replace(
+        BASE,
+        vocab_size=1000,
+        hidden=256,
+        num_layers=8,
+        attention=AttentionConfig(num_heads=4, head_dim=64),
+        feed_forward=FeedForwardConfig(size=1024),
+        remat=remat,
+    )
+    row = abstract_example(CausalLM().shapes(1, 16), training_layout())
+    sizes, peaks = [], []
+    for base in (None, NF4()):
+        learner = learner_of(replace(model, lora=LoRA(base=base)), Adapters())
+        state = learner.abstract()
+        leaves = jax.tree.leaves(state.params)
+        sizes.append(sum(leaf.size * leaf.dtype.itemsize for leaf in leaves))
+        peaks.append(peak(learner.step, state, row, donate_argnums=0))
+    block = 4 * 256 * (4 * 256 + 2 * 1024)
+    assert sizes[1] < sizes[0] - 8 * block * (1 - 4.7 / 32)  # 4 cells of 64 have a second scale
+    assert peaks[1] - sizes[1] <= peaks[0] - sizes[0] + block
 
 
 def test_what_nothing_fits_is_refused(one_device):

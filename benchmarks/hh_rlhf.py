@@ -1,0 +1,231 @@
+"""A small reward model on hh-rlhf, beside the lengths and the words of the answers.
+
+python -m benchmarks.hh_rlhf folder=hh-rlhf python=PYTHON [json=FILE]
+
+`folder` holds helpful-base-test.jsonl.gz and harmless-base-test.jsonl.gz, the test.jsonl.gz of
+https://github.com/anthropics/hh-rlhf under these names. Half of the prompts train a model, first to
+continue the conversations, then to rank their answers; the pairs of the other half are what all
+sides are compared on. `python` is an interpreter with scikit-learn, for the words. A run that was
+stopped goes on in its `output` folder.
+"""
+
+import json
+import tempfile
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+from jaxtyping import Float
+
+from benchmarks.harness import Worker, save, table
+from lmjax.alignment.comparison_accuracy import pairs_of
+from lmjax.alignment.model_reward import ModelReward
+from lmjax.alignment.pair_measures import won
+from lmjax.alignment.reward_functions import Reply
+from lmjax.config import UserError, config
+from lmjax.data import Data, Domain, TokenStore, prepare
+from lmjax.data.chat.comparisons import Comparisons
+from lmjax.data.tokenizers import Tokenizer
+from lmjax.jobs.pretrain import Pretrain
+from lmjax.jobs.reward_model import RewardModel
+from lmjax.jobs.settings import ChatEvaluation, Checkpoints, Evaluation
+from lmjax.launch import exit_on_user_error, from_command_line
+from lmjax.models import AttentionConfig, FeedForwardConfig, TransformerConfig
+from lmjax.parallel import Mesh
+from lmjax.runs.folder import RunFolder
+from lmjax.scaling.flops import count_parameters
+from lmjax.training.optimizers import AdamW
+from lmjax.training.schedules import Cosine
+
+NAMES = ("helpful", "harmless")
+LARGEST, GOAL = 30_000_000, 0.62  # parameters, accuracy
+SEED = 0  # of the bootstrap
+Leads = Float[np.ndarray, "pairs"]
+
+
+@config
+class RewardBenchmark:
+    """Trains the reward model, and compares it on the other half of the prompts."""
+
+    folder: str = ""  # of hh-rlhf
+    python: str = ""  # interpreter with scikit-learn; empty: the words are left out
+    output: str = "runs/hh_rlhf"  # folder of both runs
+    width: int = 128  # of the model
+    layers: int = 4  # of the model
+    length: int = 256  # tokens of a conversation, the last ones of a longer one
+    reading: int = 600  # steps in which it learns to continue conversations, of 16 rows
+    ranking: int = 220  # steps in which it learns to rank answers, of 32 pairs: 3 epochs
+    resamples: int = 10_000  # of the bootstrap
+    seed: int = 0  # of the training
+    json: str = ""  # file for the results
+
+    def validate(self) -> None:
+        """Raises UserError for a folder without the files."""
+        for name in NAMES:
+            if not path_of(self.folder, name).is_file():
+                raise UserError(f"folder={self.folder!r} has no {path_of('', name)}")
+
+
+def path_of(folder: str, name: str) -> Path:
+    """File of one half of hh-rlhf's base set."""
+    return Path(folder) / f"{name}-base-test.jsonl.gz"
+
+
+def data_of(settings: RewardBenchmark, **further) -> Data:
+    """Both sets; half of the prompts of each are held out, the same ones in both runs."""
+    domains = (
+        Domain(name=name, source=Comparisons(path=str(path_of(settings.folder, name))))
+        for name in NAMES
+    )
+    return Data(train=tuple(domains), held_out=0.5, length=settings.length, **further)
+
+
+def reader(settings: RewardBenchmark) -> Pretrain:
+    """The language model of the conversations that train the reward model."""
+    width = settings.width
+    model = TransformerConfig(
+        vocab_size=8192,
+        hidden=width,
+        num_layers=settings.layers,
+        max_length=settings.length,
+        attention=AttentionConfig(num_heads=width // 32, head_dim=32),
+        feed_forward=FeedForwardConfig(size=4 * width),
+        dropout=0.1,
+        unroll=settings.layers,
+    )
+    return Pretrain(
+        output=f"{settings.output}/reader",
+        steps=settings.reading,
+        seed=settings.seed,
+        model=model,
+        data=data_of(settings, batch_size=16),
+        optimizer=AdamW(weight_decay=0.1),
+        schedule=Cosine(peak=2e-3, warmup=settings.reading // 20, final=0.1),
+        evaluation=Evaluation(every=settings.reading, tokens=50_000),
+        checkpoint=Checkpoints(every=200, keep=1),
+    )
+
+
+def ranker(settings: RewardBenchmark) -> RewardModel:
+    """The reward model."""
+    return RewardModel(
+        output=f"{settings.output}/ranker",
+        steps=settings.ranking,
+        seed=settings.seed,
+        begin_with=f"{settings.output}/reader",
+        data=data_of(settings, batch_size=32, rows="groups"),
+        optimizer=AdamW(weight_decay=0.1),
+        schedule=Cosine(peak=3e-4, warmup=settings.ranking // 20, final=0.1),
+        average=0.98,
+        evaluation=ChatEvaluation(every=settings.ranking),
+        checkpoint=Checkpoints(every=100, keep=1),
+    )
+
+
+def texts_of(store: TokenStore, tokenizer: Tokenizer) -> dict[str, list[str]]:
+    """Texts of the better and the worse conversation of each pair."""
+    found = {"better": [], "worse": []}
+    for pair in pairs_of(store):
+        for side, documents in zip(found, pair, strict=True):
+            found[side] += [store.text(document, tokenizer) for document in documents.tolist()]
+    return found
+
+
+def leads_of_model(folder: str, store: TokenStore, length: int) -> Leads:
+    """Scores of the better conversations less those of the worse ones."""
+    edges = zip(store.offsets[:-1].tolist(), store.offsets[1:].tolist(), strict=True)
+    tokens = [store.tokens[max(first, end - length) : end].tolist() for first, end in edges]
+    replies = [Reply("", "", True, {}, ids) for ids in tokens]
+    with jax.set_mesh(Mesh(fsdp=1).build(jax.devices()[:1])):
+        scores = np.array(ModelReward(folder=folder).score(replies))
+    return np.concatenate([scores[better] - scores[worse] for better, worse in pairs_of(store)])
+
+
+def leads_of_length(train: dict[str, list[str]], held_out: dict[str, list[str]]) -> Leads:
+    """Differences of characters, with the sign that is right more often in training."""
+
+    def longer(texts: dict[str, list[str]]) -> Leads:
+        sizes = [np.array([len(text) for text in texts[side]], float) for side in texts]
+        return sizes[0] - sizes[1]
+
+    return longer(held_out) * (1 if won(longer(train)) >= 0.5 else -1)
+
+
+def leads_of_words(python: str, train: dict, held_out: dict) -> tuple[Leads, float]:
+    """Leads by logistic regression on words, and the strength of its regularisation."""
+    with tempfile.TemporaryDirectory() as folder, Worker("benchmarks.hh_rlhf_words", python) as one:
+        path = Path(folder) / "texts.json"
+        path.write_text(json.dumps({"train": train, "held_out": held_out}), "utf-8")
+        found = one.ask("fit", path=str(path))
+    return np.array(found["leads"]), found["strength"]
+
+
+def interval(values: Float[np.ndarray, "pairs"], resamples: int) -> tuple[float, float]:
+    """Bounds of the mean that hold it in 95 of 100 cases, by the bootstrap over pairs."""
+    generator = np.random.default_rng(SEED)
+    count = len(values)
+    means = [values[generator.integers(count, size=count)].mean() for _ in range(resamples)]
+    low, high = np.quantile(means, (0.025, 0.975))
+    return float(low), float(high)
+
+
+def joined(stores: dict[str, TokenStore], tokenizer: Tokenizer) -> dict[str, list[str]]:
+    """Texts of all sets, one after another."""
+    parts = [texts_of(store, tokenizer) for store in stores.values()]
+    return {side: [text for part in parts for text in part[side]] for side in parts[0]}
+
+
+def compare(settings: RewardBenchmark, folder: str) -> tuple[dict[str, Leads], np.ndarray, dict]:
+    """Leads of the better held-out conversations by all sides, the set of each pair, and facts.
+
+    Args:
+      settings: of the benchmark.
+      folder: run folder of the reward model.
+    """
+    run = RunFolder(folder)
+    experiment = run.experiment()
+    parameters = count_parameters(experiment.model).total
+    if parameters > LARGEST:
+        raise UserError(f"the model has {parameters:,} parameters; {LARGEST:,} are allowed")
+    prepared, facts = prepare(experiment.data, run.tokenizer), {"parameters": parameters}
+    tokenizer, stores = prepared.tokenizer, prepared.held_out
+    train, held_out = (joined(part, tokenizer) for part in (prepared.train, stores))
+    found = {"by length": leads_of_length(train, held_out)}
+    if settings.python:
+        leads, facts["strength"] = leads_of_words(settings.python, train, held_out)
+        found["by words"] = leads
+    parts = [leads_of_model(folder, store, settings.length) for store in stores.values()]
+    found["reward model"] = np.concatenate(parts)
+    return found, np.repeat(list(stores), [len(part) for part in parts]), facts
+
+
+def main(settings: RewardBenchmark) -> None:
+    """Trains, prints and saves the comparison."""
+    begin = time.perf_counter()
+    reader(settings).run()
+    job = ranker(settings)
+    job.run()
+    seconds = time.perf_counter() - begin
+    found, sets, facts = compare(settings, job.output)
+    rights = {name: np.heaviside(leads, 0.5) for name, leads in found.items()}
+    model, rows, results = rights["reward model"], [], {}
+    for name, right in rights.items():
+        bounds = interval(right, settings.resamples)
+        ahead = interval(model - right, settings.resamples)
+        by_set = {one: float(right[sets == one].mean()) for one in NAMES}
+        rows.append([name, float(right.mean()), *bounds, *by_set.values(), *ahead])
+        results[name] = {"accuracy": float(right.mean()), "interval": bounds, "sets": by_set}
+        results[name]["model_ahead"] = [float((model - right).mean()), *ahead]
+    columns = ["", "accuracy", "from", "to", *NAMES, "model ahead from", "to"]
+    print("\n" + table(columns, rows))
+    print(
+        f"\n{len(model):,} pairs, {facts['parameters']:,} parameters, {seconds:,.0f} s of training"
+    )
+    facts |= {"pairs": len(model), "seconds": seconds, "goal": GOAL}
+    save(settings.json, "hh_rlhf", results=results, **facts)
+
+
+if __name__ == "__main__":
+    with exit_on_user_error():
+        main(from_command_line(RewardBenchmark()))

@@ -1,0 +1,227 @@
+"""A step of reinforcement learning: replies, their rewards, and the updates by them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from lmjax.alignment import group_relative, leave_one_out, reinforce_plus_plus, whiten
+from lmjax.alignment.critic import critic_advantages, critic_step
+from lmjax.alignment.reward_functions import total_rewards
+from lmjax.alignment.rollout_feed import RolloutFeed
+from lmjax.alignment.rollouts import (
+    RolloutRows,
+    Scorer,
+    ValueScorer,
+    divergence_rewards,
+    inputs_of,
+    make_example,
+    make_rows,
+    sample_replies,
+    sampler_gap,
+)
+from lmjax.alignment.value_network import join_states, split_states
+from lmjax.config import UserError
+from lmjax.data.permutation import random_bits
+from lmjax.generation.generator import Generator
+from lmjax.generation.run import tell
+from lmjax.objectives import Example
+from lmjax.objectives.example import count_tokens
+from lmjax.objectives.weighted_sum import join_examples
+from lmjax.training.feed import RolloutRequest
+from lmjax.training.learner import Learner, Metrics
+from lmjax.training.placement import own_rows, to_devices
+from lmjax.training.state import TrainState
+
+BETA, REPLY_KL = "beta", "reply_kl"  # price of a nat, and nats of a reply, among the metrics
+LEFT = "approximate_kl"  # of the policy that sampled, in nats of a token
+VALUE_METRICS = ("value_loss", "value_error", "value_clip_fraction")
+ADVANTAGES = {
+    "group_relative": group_relative,
+    "leave_one_out": leave_one_out,
+    "reinforce_plus_plus": reinforce_plus_plus,
+}
+Numbers = Float[np.ndarray, "replies length"]
+
+
+class PolicyStep:
+    """The steps of a `PolicyOptimization`: a function of the state and the step, for the loop."""
+
+    def __init__(
+        self,
+        job: Any,
+        learner: Learner,
+        feed: RolloutFeed,
+        examples: Iterator[tuple[list[RolloutRequest], Example | None]],
+        reference: dict,
+    ) -> None:
+        """A mesh must be set, that of the learner.
+
+        Args:
+          job: the settings, a `PolicyOptimization`, whose module imports this one.
+          learner: of the job.
+          feed: tokenizer, rewards, and metrics of the step before.
+          examples: requests of the steps to come, each with its rows of text.
+          reference: parameters of the model that the policy is held to.
+        """
+        self.job, self.feed, self.examples, self.reference = job, feed, examples, reference
+        self.layout, self.before = learner.layout, dict(feed.before)
+        self.policy, self.critic = learner, None
+        if job.value_network is not None:
+            self.policy, self.critic = learner.policy, learner.critic
+            self.value_scorer = ValueScorer(self.critic.model, self.layout)
+        temperature = job.objective.temperature
+        self.scorer = Scorer(job.model, self.layout, temperature, job.has_value_head)
+        self.warm_up = None
+        if job.value_warmup and self.critic is None:
+            self.warm_up = critic_step(learner, job.objective)
+        self.told = False
+
+    def __call__(self, state: TrainState, step: int) -> tuple[TrainState, Metrics, int]:
+        """See `lmjax.training.loop.Advance`."""
+        job = self.job
+        requests, text = next(self.examples)
+        seed = random_bits(job.seed, step).item() % 2**31
+        found = sample_replies(
+            Generator(job.model, state.params),
+            self.feed.tokenizer,
+            self.feed.template,
+            requests,
+            job.sampling,
+            job.reply_length,
+            seed,
+            job.samples,
+        )
+        scores, means = total_rewards(self.feed.rewards, [one.reply for one in found])
+        further = {"reward": scores.mean(), **{f"reward_{k}": v for k, v in means.items()}}
+        if job.whiten_rewards:
+            every = jnp.ones(scores.shape, bool)
+            scores = np.asarray(whiten(jnp.asarray(scores, jnp.float32), every))
+        rows = make_rows(found, job.length)
+        policy = self.scorer.score(state.params, rows, job.microbatch)
+        reference = self.scorer.score(self.reference, rows, job.microbatch)
+        log_probs = policy.log_probs, reference.log_probs
+        beta = self.beta(step)
+        rewards, reply_kl = divergence_rewards(rows, scores, *log_probs, beta)
+        values = policy.values
+        if self.critic is not None:
+            values = self.value_scorer.score(state.critic.params, rows, job.microbatch)
+        advantages, critic = self.advantages(rows, np.asarray(rewards), values)
+        example = make_example(rows, *log_probs, advantages, critic)
+        if step <= job.value_warmup:
+            text = None
+        state, metrics = self.updates(state, example, text, step)
+        further["reply_tokens"] = rows.reply_lengths.mean()
+        further["ended"] = np.mean([one.reply.ended for one in found])
+        if job.sampling.temperature == 1:
+            further["sampler_gap"] = sampler_gap(found, rows, log_probs[0])
+        self.before = {BETA: beta, REPLY_KL: reply_kl}
+        self.tell_cut_off(further["ended"], step)
+        metrics |= {k: jnp.float32(v) for k, v in (further | self.before).items()}
+        return state, metrics, rows.tokens.size + (0 if text is None else count_tokens(text))
+
+    def advantages(
+        self, rows: RolloutRows, rewards: Numbers, values: Numbers | None
+    ) -> tuple[Numbers, tuple[Numbers, Numbers] | None]:
+        """Advantages of tokens, and the critic's values with what they should be.
+
+        Args:
+          rows: requests and replies, those of a request one after another.
+          rewards: of their tokens.
+          values: of the critic; None where there is none.
+        """
+        if self.job.has_critic:
+            mask = inputs_of(rows)[1].weights > 0
+            found = critic_advantages(rewards, values, mask, self.job.decay)
+            advantages, returns = jax.device_get(found)
+            return advantages, (values, returns)
+        groups = jnp.asarray(rewards.sum(axis=1).reshape(-1, self.job.samples), jnp.float32)
+        each = np.asarray(ADVANTAGES[self.job.advantage](groups)).reshape(-1, 1)
+        return np.broadcast_to(each, rewards.shape).copy(), None
+
+    def beta(self, step: int) -> Float[jax.Array, ""]:
+        """Price of a nat of divergence in the reward of a step, counted from 1.
+
+        At the first step of this process, the metrics of the step before are those that the run
+        has written, whose nine digits give back every bit of a float32.
+        """
+        control = self.job.reward_kl
+        if control is None or step == 1:
+            return jnp.float32(0.0 if control is None else control.beta)
+        if BETA not in self.before:
+            raise UserError(
+                f"{self.job.output}: metrics.jsonl lacks {BETA} of step {step - 1}, from which "
+                "reward_kl goes on"
+            )
+        beta, kl = (jnp.float32(self.before[name]) for name in (BETA, REPLY_KL))
+        return jnp.float32(control.update(beta, kl, self.job.replies))
+
+    def updates(
+        self, state: TrainState, example: Example, text: Example | None, step: int
+    ) -> tuple[TrainState, Metrics]:
+        """All updates of a step, each with its rows of text, and the means of their metrics."""
+        job, found = self.job, []
+        warms_up = step <= job.value_warmup
+        for epoch in range(job.epochs):
+            order = np.argsort(random_bits(job.seed, step, epoch, np.arange(job.replies)))
+            for number, part in enumerate(np.split(order, job.updates)):
+                rows = jax.tree.map(lambda a, part=part: a[part], example)
+                own = None
+                if text is not None:
+                    own = jax.tree.map(lambda a, n=number: np.split(a, job.updates)[n], text)
+                state, metrics = self.update(state, rows, own, warms_up)
+                found.append(metrics)
+                if not warms_up and self.has_left(metrics):
+                    return state, mean_metrics(found)
+        return state, mean_metrics(found)
+
+    def has_left(self, metrics: Metrics) -> bool:
+        """Returns whether an update found the policy too far from the one that sampled."""
+        limit = self.job.stop_kl
+        return limit is not None and float(metrics[LEFT]) > limit
+
+    def update(
+        self, state: TrainState, rows: Example, text: Example | None, warms_up: bool
+    ) -> tuple[TrainState, Metrics]:
+        """One update, of the critic alone while it warms up."""
+        if self.critic is None:
+            step = self.warm_up if warms_up else self.policy.compiled_step
+            return step(state, self.on_devices(rows, text))
+        policy, critic = split_states(state)
+        critic, learnt = self.critic.compiled_step(critic, self.on_devices(rows, None))
+        if warms_up:
+            return join_states(policy, critic), learnt
+        targets = dataclasses.replace(rows.targets, values=None, returns=None)
+        rows = self.on_devices(Example(rows.inputs, targets), text)
+        policy, metrics = self.policy.compiled_step(policy, rows)
+        metrics |= {name: learnt[name] for name in VALUE_METRICS}
+        metrics["value_gradient_norm"] = learnt["gradient_norm"]
+        return join_states(policy, critic), metrics
+
+    def on_devices(self, rows: Example, text: Example | None) -> Example:
+        """Replies, and perhaps this process's rows of text, on the devices."""
+        rows = own_rows(rows)
+        example = rows if text is None else join_examples([rows, text])
+        return to_devices(example, self.layout, self.job.model.vocab_size)
+
+    def tell_cut_off(self, ended: float, step: int) -> None:
+        """Tells once that no reply of a step has come to its end."""
+        if not (ended or self.told):
+            self.told = True
+            tell(
+                f"step {step}: all {self.job.replies} replies were cut off after reply_length="
+                f"{self.job.reply_length} tokens; a longer one lets them end, and the reward CutOff"
+                " makes them shorter"
+            )
+
+
+def mean_metrics(found: Sequence[Metrics]) -> Metrics:
+    """Means of the metrics of some updates, and their number."""
+    means = jax.tree.map(lambda *values: sum(values) / len(values), *found)
+    return means | {"updates": jnp.float32(len(found))}

@@ -1,0 +1,168 @@
+"""Adapters over a base of few bits: trained, gone on with, merged, converted, and refused."""
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx, traverse_util
+
+from lmjax.config import UserError, replace
+from lmjax.generation.run import load
+from lmjax.generation.sampling import Sampling
+from lmjax.interop.convert import convert, convert_adapters
+from lmjax.interop.folder import read_params
+from lmjax.jobs.settings import Checkpoints
+from lmjax.models import (
+    NF4,
+    AttentionConfig,
+    FeedForwardConfig,
+    LoRA,
+    ScaledInt8,
+    TransformerConfig,
+    abstract,
+    merge_adapters,
+    plain_batch,
+    with_base,
+)
+from lmjax.parallel import Mesh, training_layout
+from lmjax.runs.folder import RunFolder
+from lmjax.runs.metrics import read_metrics
+from lmjax.runs.trained_model import load_trained_model
+from lmjax.training.trainable import AllParameters, Biases, Matching
+from tests.lmjax.jobs.base_run import pretrain_base
+
+MODEL = TransformerConfig(
+    vocab_size=257,
+    hidden=16,
+    num_layers=2,
+    max_length=32,
+    attention=AttentionConfig(num_heads=4, head_dim=4),
+    feed_forward=FeedForwardConfig(size=32),
+)
+LORA = LoRA(rank=2, alpha=6.0, layers=("*",), base=NF4(block=8))
+TOKENS = np.random.default_rng(0).integers(0, 257, (8, 16)).astype(np.int32)
+
+
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory):
+    """A run of four steps that began with a float one, on a mesh, in two parts."""
+    folder = tmp_path_factory.mktemp("quantized")
+    pretrain_base(folder, MODEL)
+    before = RunFolder(folder / "base").experiment()
+    job = replace(
+        before,
+        output=str(folder / "tuned"),
+        steps=2,
+        begin_with=before.output,
+        model=replace(MODEL, lora=LORA),
+        mesh=Mesh(fsdp=4, tensor=2),
+        checkpoint=Checkpoints(every=2),
+    )
+    job.run()
+    job = replace(job, steps=4)
+    job.run()
+    return job
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_mesh():
+    """One device, set for this module's tests."""
+    with jax.set_mesh(Mesh(fsdp=1).build(jax.devices()[:1])) as mesh:
+        yield mesh
+
+
+def params_of(folder):
+    return load_trained_model(folder, training_layout()).params
+
+
+def flat(params):
+    return traverse_util.flatten_dict(jax.device_get(params), sep=".")
+
+
+def logits(config, params):
+    graph, _ = abstract(config, training_layout())
+
+    def run(params, batch):
+        model = nnx.merge(graph, params)
+        return model.logits(model(batch)[0])
+
+    return np.asarray(jax.jit(run)(params, plain_batch(TOKENS)))[..., :257]
+
+
+def test_the_base_stays_and_adapters_learn(tuned):
+    """What is kept of the base is that of the folder it began with, to the last bit."""
+    after = flat(params_of(tuned.output))
+    plain = replace(MODEL, lora=replace(LORA, base=None))
+    before = read_params(tuned.begin_with, plain, training_layout())
+    kept = flat(with_base(before, plain, LORA.base)[0])
+    assert after.keys() == kept.keys()
+    assert after["blocks.attention.query.weight.codes"].dtype == np.uint8
+    for path, leaf in after.items():
+        if ".adapter." in path:
+            assert leaf.any()
+        else:
+            np.testing.assert_array_equal(leaf, kept[path], err_msg=path)
+
+
+def test_an_unbroken_run_has_the_same_bits(tuned, tmp_path):
+    whole = replace(tuned, output=str(tmp_path / "whole"))
+    whole.run()
+    for path, leaf in flat(params_of(whole.output)).items():
+        np.testing.assert_array_equal(leaf, flat(params_of(tuned.output))[path], err_msg=path)
+    losses = [[m["loss"] for m in read_metrics(job.output)] for job in (whole, tuned)]
+    assert losses[0] == losses[1]
+
+
+def test_what_begins_with_it_begins_as_it_ended(tuned):
+    """With the same base, with another, in float32, and without adapters: bits, or near them."""
+    params = params_of(tuned.output)
+    expected = logits(tuned.model, params)
+    layout = training_layout()
+    same = read_params(tuned.output, tuned.model, layout)
+    for path, leaf in flat(params).items():
+        np.testing.assert_array_equal(flat(same)[path], leaf)
+    for lora in (replace(LORA, base=None), None):
+        config = replace(MODEL, lora=lora)
+        found = logits(config, read_params(tuned.output, config, layout))
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+    config = replace(MODEL, lora=replace(LORA, base=ScaledInt8(block=8)))
+    found = read_params(tuned.output, config, layout)
+    assert found["blocks"]["feed_forward"]["up"]["weight"]["codes"].dtype == np.int8
+    np.testing.assert_allclose(logits(config, found), expected, rtol=0, atol=0.1)
+
+
+def test_it_is_decoded_and_converted(tuned, tmp_path):
+    """The model folder has the float weights with what the adapters add; PEFT's has these alone."""
+    convert(tuned.output, tmp_path / "public")
+    merged, config = merge_adapters(params_of(tuned.output), tuned.model)
+    back = read_params(tmp_path / "public", config, training_layout())
+    np.testing.assert_allclose(logits(config, back), logits(config, merged), rtol=0, atol=1e-5)
+    texts = [
+        load(folder).generate(["line 1"], Sampling(temperature=0), max_tokens=8)
+        for folder in (tuned.output, tmp_path / "public")
+    ]
+    assert texts[0] == texts[1]
+    kept = {}
+    for lora in (LORA, replace(LORA, base=None)):  # read so, or made so of all that was read
+        config = replace(MODEL, lora=lora)
+        kept[lora] = read_params(tmp_path / "public", config, training_layout())
+    expected = with_base(kept[lora], config, LORA.base)[0]
+    shapes = abstract(replace(MODEL, lora=LORA), training_layout())[1]
+    for path, leaf in flat(kept[LORA]).items():
+        np.testing.assert_array_equal(leaf, flat(expected)[path], err_msg=path)
+    jax.tree.map(lambda a, b: a.sharding.spec == b.sharding.spec or 1 / 0, kept[LORA], shapes)
+    convert_adapters(tuned.output, tmp_path / "adapters")
+    assert (tmp_path / "adapters" / "adapter_model.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"trainable": AllParameters()}, "AllParameters trains blocks.*NF4 keeps in few bits"),
+        ({"trainable": Matching(patterns=("up.*",))}, "Matching trains blocks.feed_forward.up"),
+        ({"average": 0.9}, "average=0.9: parameters that model.lora.base keeps"),
+    ],
+)
+def test_what_is_kept_in_few_bits_is_not_trained(tuned, settings, words):
+    with pytest.raises(UserError, match=words):
+        replace(tuned, **settings).learner()
+    replace(tuned, trainable=Biases()).learner()
