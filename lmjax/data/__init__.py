@@ -14,6 +14,7 @@ from lmjax.data.mixture import Mixture
 from lmjax.data.plan import Plan, make_plan
 from lmjax.data.preparation import Data, Domain, PreparedData, Stage, prepare
 from lmjax.data.public_tokenizers import TokenizerFolder, read_tokenizer
+from lmjax.data.request_rows import RequestRows
 from lmjax.data.rows import EvaluationRows, Ring, RowReader, WholeDocuments
 from lmjax.data.sources import JsonLines, JsonPrompts, TextFiles
 from lmjax.data.store import TokenStore, open_store
@@ -53,6 +54,7 @@ __all__ = [
     "Mixture",
     "Plan",
     "PreparedData",
+    "RequestRows",
     "Ring",
     "RowReader",
     "SentencePiece",

@@ -15,6 +15,7 @@ from lmjax.data.hashes import FileHashes
 from lmjax.data.loader import Loader, Prepare
 from lmjax.data.mixture import Mixture
 from lmjax.data.plan import Plan, make_plan
+from lmjax.data.request_rows import RequestRows
 from lmjax.data.rows import Ring, RowReader, WholeDocuments
 from lmjax.data.store import FORMAT, TokenStore
 from lmjax.data.tokenize import build_stores
@@ -165,6 +166,7 @@ class PreparedData:
         room: int | None = None,
         slots: int | None = None,
         keeps_begin: bool = False,
+        replies_apart: bool = False,
     ) -> Loader:
         """The loader of the training rows.
 
@@ -179,6 +181,7 @@ class PreparedData:
             room: how many of a row's tokens whole documents may fill, of the objective likewise.
             slots: documents of a row of groups, whose labels `prepare` reads; None: it has none.
             keeps_begin: whether a document of a group that is too long keeps its beginning.
+            replies_apart: whether requests and replies have a room of their own each.
 
         Raises:
             UserError: no document has room in a row.
@@ -191,7 +194,7 @@ class PreparedData:
         weights = named(tuple(domain.weight for domain in self.data.train))
         changes = [(int(plan.rows(s.first_step)[0]), named(s.weights)) for s in self.data.stages]
         readers = {
-            name: self.reader(store, row_length, overlap, room, slots, keeps_begin)
+            name: self.reader(store, row_length, overlap, room, slots, keeps_begin, replies_apart)
             for name, store in self.train.items()
         }
         mixture = Mixture(readers, weights, tuple(changes))
@@ -207,12 +210,15 @@ class PreparedData:
         room: int | None = None,
         slots: int | None = None,
         keeps_begin: bool = False,
+        replies_apart: bool = False,
     ) -> RowReader:
         """Rows of a store, as `data.rows` has them; see `loader`."""
         if self.data.rows == "ring":
             return Ring(store, row_length, overlap)
         if self.data.rows == "groups":
             return Groups(store, row_length, slots or 1, self.data.long_documents, keeps_begin)
+        if replies_apart:
+            return RequestRows(store, row_length, room, self.data.long_documents)
         return WholeDocuments(store, row_length, room, self.data.long_documents)
 
     def skipped(self) -> dict[str, int]:

@@ -194,7 +194,7 @@ class WholeDocuments(RowReader):
             raise UserError(f"rows have room for {self.room} tokens; they need at least 2")
         self._separator = store.manifest.separator
         most = self.room - (self._separator is not None)
-        sizes = np.diff(store.offsets)
+        sizes = self._sizes(store, most)
         too_long = np.flatnonzero(sizes > most)
         rest, self._filled = np.zeros_like(too_long), np.zeros_like(too_long)
         if long == "cut":
@@ -284,6 +284,10 @@ class WholeDocuments(RowReader):
             f"{self._long_tokens / tokens:.1%} of the tokens, have no room in a row of "
             f"{self.room:,} tokens and are {done}"
         )
+
+    def _sizes(self, store: TokenStore, most: int) -> Int64[np.ndarray, "documents"]:
+        """Room that each document takes in a row; of more than `most` it is too long."""
+        return np.diff(store.offsets)
 
     def _documents(
         self, row: Int64[np.ndarray, "rows"], variant: Int64[np.ndarray, "rows"]

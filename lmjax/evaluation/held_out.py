@@ -154,8 +154,8 @@ class HeldOut:
         prepare = objective.preparation(self.lexicon, length)
         settings = objective.row_length(length), objective.row_overlap(length)
         if self.reader is not Ring:
-            further = objective.row_room(length), objective.slots, objective.keeps_begin
-            settings = *settings, *further
+            further = objective.slots, objective.keeps_begin, objective.replies_apart
+            settings = *settings, objective.row_room(length), *further
         rows = EvaluationRows(self.reader(store, *settings))
         count = len(rows)
         if self.tokens is not None:

@@ -50,7 +50,7 @@ class WeightCode(abc.ABC):
 
 @config
 class ScaledInt8(WeightCode):
-    """8-bit integers: the scale times n / 127, rounded; of zero mean error, half a step at most."""
+    """8-bit integers n for scale n / 127, the nearest of them."""
 
     block: int = 256  # neighbouring numbers that share a scale
 

@@ -158,6 +158,11 @@ class TextObjective(Objective, abc.ABC):
         return False
 
     @property
+    def replies_apart(self) -> bool:
+        """Returns whether requests and replies have room in a row apart, `row_room` each."""
+        return False
+
+    @property
     def predicts_words(self) -> bool:
         """Returns whether the model's head of words is read."""
         return True

@@ -106,6 +106,7 @@ class TextFeed(StoreFeed):
             self.objective.row_room(self.length),
             self.objective.slots,
             self.objective.keeps_begin,
+            self.objective.replies_apart,
         )
 
     @contextmanager
