@@ -36,7 +36,7 @@ class WeightCode(abc.ABC):
 
     @abc.abstractmethod
     def encode(self, weight: Float[Array, "*axes"], axis: int) -> Stored:
-        """What is kept of a weight; traceable.
+        """Arrays that are kept of a weight; traceable.
 
         Args:
           weight: whole on every device along `axis`.
@@ -45,7 +45,7 @@ class WeightCode(abc.ABC):
 
     @abc.abstractmethod
     def decode(self, stored: Stored, axis: int, size: int) -> Float[Array, "*axes"]:
-        """The weight in float32 of what is kept of it, with `size` numbers along `axis`."""
+        """The weight in float32 of the arrays of `encode`, with `size` numbers along `axis`."""
 
 
 @config
@@ -120,7 +120,7 @@ NF4_VALUES = normal_quantiles()
 
 
 class QuantizedWeight(nnx.Module):
-    """What is kept of a dense layer's weight, and the weight made of it.
+    """Arrays that are kept of a dense layer's weight, and the weight made of them.
 
     Blocks run along the axis `embed`, which no device holds a part of where a weight is used. The
     arrays are cut over the mesh as the weight is, where their sizes divide.
@@ -164,7 +164,7 @@ class QuantizedWeight(nnx.Module):
 
 
 def encoded(weight: Float[Array, "*axes"], code: WeightCode, axis: int) -> Stored:
-    """What is kept of a weight, cut over the mesh as that is; traceable."""
+    """Arrays that are kept of a weight, cut over the mesh as that is; traceable."""
     spec = jax.typeof(weight).sharding.spec
     whole = jax.reshard(weight, PartitionSpec(*(None,) * weight.ndim))
     stored = code.encode(whole, axis).items()
