@@ -100,7 +100,8 @@ class NF4(WeightCode):
         if not self.double:
             return stored["scales"]
         differences = from_int8(stored["scales"], stored["scale_scales"], axis, SECOND_BLOCK)
-        return jnp.maximum(differences + stored["scale_mean"], 0)
+        scales = differences + stored["scale_mean"]
+        return jnp.where(scales < 0, 0, scales)
 
 
 def normal_quantiles() -> Float[np.ndarray, "values"]:
@@ -200,8 +201,11 @@ def blocks(array: Num[Array, "*axes"], axis: int, block: int) -> Num[Array, "*bl
 
 
 def largest(blocked: Float[Array, "*blocked"], axis: int) -> Float[Array, "*blocks"]:
-    """Largest absolute value along an axis."""
-    return jnp.max(jnp.abs(blocked), axis=axis)
+    """Largest absolute value along an axis; NaN where a value is not finite."""
+    absolute = jnp.abs(blocked)
+    # The maximum alone may pass over NaN.
+    finite = jnp.isfinite(jnp.sum(absolute, axis=axis))
+    return jnp.where(finite, jnp.max(absolute, axis=axis), jnp.nan)
 
 
 def spread(

@@ -173,6 +173,20 @@ def test_the_error_of_a_block_is_bounded(name, size):
     assert root < (0.01 if isinstance(code, ScaledInt8) else 0.11)
 
 
+@pytest.mark.parametrize("name", CODES)
+@pytest.mark.parametrize("wrong", [np.nan, np.inf])
+def test_what_is_no_number_is_not_lost(name, wrong):
+    """All of its block is NaN, and with scales in 8 bits the whole weight."""
+    code, weight = CODES[name], np.ones((8192, 2), np.float32)
+    weight[5000, 1] = wrong
+    found = np.asarray(code.decode(code.encode(jnp.asarray(weight), 0), 0, 8192))
+    first = 5000 // code.block * code.block
+    assert np.isnan(found[first : first + code.block, 1]).all()
+    assert np.isnan(found).all() == (code == NF4())
+    if code != NF4():
+        assert np.isnan(found).sum() == code.block
+
+
 # ---- models ------------------------------------------------------------------------------------
 
 
