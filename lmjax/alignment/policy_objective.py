@@ -70,7 +70,8 @@ class ClippedPolicy(Objective):
     of which an example has the answers and, in inputs and targets of their own, rows of text.
 
     With `returns` in the targets, a critic learns too: a head of tokens of the policy's own model,
-    so that its loss trains the trunk that both read (InstructGPT's is a model of its own).
+    so that its loss trains the trunk that both read. InstructGPT's critic is a model of its own
+    (`ValueNetwork`), and these targets have no `returns` then.
 
     Dropout is off: with it the policy would differ from the one that sampled before any update.
     """

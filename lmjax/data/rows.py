@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import dataclasses
 from typing import Literal
 
 import numpy as np
@@ -15,6 +16,27 @@ from lmjax.data.spans import RowSpans, count_up
 from lmjax.data.store import TokenStore
 
 Long = Literal["cut", "drop"]
+
+
+@dataclasses.dataclass(frozen=True)
+class RowFormat:
+    """What an objective reads in a row.
+
+    Attributes:
+      length: tokens of the store.
+      overlap: tokens at the end of a row of text that the next one has too.
+      room: how many of its tokens whole documents may fill; None: all.
+      slots: documents of a row of groups, whose labels are read; None: rows are text.
+      keeps_begin: whether a document that is longer than its slot keeps its beginning, not its end.
+      reads_spans: whether answers and turns are read.
+    """
+
+    length: int
+    overlap: int = 1
+    room: int | None = None
+    slots: int | None = None
+    keeps_begin: bool = False
+    reads_spans: bool = False
 
 
 class RowReader(abc.ABC):

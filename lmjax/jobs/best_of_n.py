@@ -6,6 +6,7 @@ python -m lmjax.jobs.best_of_n policy=runs/sft 'requests=Requests(path="asks.jso
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 from lmjax.alignment.candidates import (
     KEYS,
@@ -42,7 +44,7 @@ from lmjax.jobs.begin_with import warn_of_template
 from lmjax.jobs.job import Job
 from lmjax.jobs.results import Results
 from lmjax.jobs.settings import at_least
-from lmjax.launch import import_modules, run
+from lmjax.launch import import_modules, on_first, run
 from lmjax.parallel import Mesh
 from lmjax.remote import check_path
 from lmjax.runs.folder import REPLIES, RESULTS, RunFolder
@@ -110,8 +112,6 @@ class BestOfN(Job):
         for name in ("policy", "requests", "rewards"):
             if not getattr(self, name):
                 raise UserError(f"{name}: give it; see python -m lmjax.jobs.best_of_n --help")
-        if (processes := jax.process_count()) > 1:
-            raise UserError(f"BestOfN works in one process, and there are {processes}")
         import_modules(self.imports)
         with jax.set_mesh(self.mesh.build()), lock_run_folder(self) as folder:
             BestOfNRun(self, folder).run()
@@ -133,19 +133,18 @@ class BestOfNRun:
         dialogues = self.dialogues()
         parts = range(0, len(dialogues), job.batch_size)
         paths = {first: self.folder.replies / f"{first:08}.jsonl" for first in parts}
-        if not all(path.is_file() for path in paths.values()):
+        done = dict(zip(parts, known_to_all([path.is_file() for path in paths.values()])))
+        if not all(done.values()):
             self.prepare(dialogues)
-        lines: list[Line] = []
         with CountBar("requests", self.log.console) as bar:
             for first, path in paths.items():
                 part = dialogues[first : first + job.batch_size]
-                if path.is_file():
-                    self.check(path, part)
+                if done[first]:
+                    on_first(functools.partial(self.check, path, part))
                 else:
-                    self.write(path, self.replied(part, first))
-                lines += read_lines(path)
+                    on_first(functools.partial(self.write, path, self.replied(part, first)))
                 bar(first + len(part), len(dialogues))
-        self.report(lines, len(dialogues))
+        on_first(lambda: self.report(list(paths.values()), len(dialogues)))
 
     def dialogues(self) -> list[Dialogue]:
         """All requests, as they are trained on.
@@ -267,12 +266,13 @@ class BestOfNRun:
                 "choose another output"
             )
 
-    def report(self, lines: Sequence[Line], requests: int) -> None:
+    def report(self, paths: Sequence[Path], requests: int) -> None:
         """Prints and keeps the mean rewards of all sampled replies, and of the best ones.
 
         Raises:
           UserError: there is no line.
         """
+        lines = [line for path in paths for line in read_lines(path)]
         if not lines:
             raise UserError(
                 f"none of the {requests} requests has a reply: all were cut off after reply_length="
@@ -300,6 +300,13 @@ class BestOfNRun:
                 (RESULTS, "the numbers above"),
             ),
         )
+
+
+def known_to_all(facts: Sequence[bool]) -> list[bool]:
+    """Facts of the first process: the others may see its files later, or not at all."""
+    if jax.process_count() == 1:
+        return list(facts)
+    return np.asarray(multihost_utils.broadcast_one_to_all(np.array(facts))).tolist()
 
 
 def read_lines(path: Path) -> list[Line]:

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt64
 
 from lmjax.config import UserError, config
+from lmjax.data.rows import RowFormat
 from lmjax.models.infill import InfillFormat
 from lmjax.models.transformer import Transformer, TransformerConfig
 from lmjax.objectives.example import Example
@@ -152,6 +153,17 @@ class TextObjective(Objective, abc.ABC):
         """Tokens of whole documents that a row nearly always has room for."""
         row_length = self.row_length(length)
         return min(row_length, row_length - self.row_overlap(length) + 1)
+
+    def row_format(self, length: int) -> RowFormat:
+        """What rows of `length` inputs are made of; all of it, for those that make the rows."""
+        return RowFormat(
+            length=self.row_length(length),
+            overlap=self.row_overlap(length),
+            room=self.row_room(length),
+            slots=self.slots,
+            keeps_begin=self.keeps_begin,
+            reads_spans=self.reads_spans,
+        )
 
     @property
     def reads_spans(self) -> bool:

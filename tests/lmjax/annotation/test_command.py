@@ -1,5 +1,6 @@
 """The command: its settings, its mistakes, a model that answers, and a kill."""
 
+import fcntl
 import json
 import os
 import re
@@ -138,8 +139,6 @@ def test_a_busy_port_is_told(settings):
 
 
 def test_a_folder_that_is_in_use_is_told(settings):
-    import fcntl
-
     folder = Path(settings["output"])
     folder.mkdir()
     write_lines(Path(settings["prompts"]), LINES)

@@ -24,6 +24,7 @@ from lmjax.runs.folder import RunFolder
 from lmjax.training.schedules import Constant
 from tests import object_store
 from tests.lmjax.jobs.base_run import pretrain_base
+from tests.lmjax.jobs.test_several_processes import outcome, pair, start
 
 MODEL = TransformerConfig(
     vocab_size=257,
@@ -239,6 +240,34 @@ def test_ghost_attention_repeats_the_instruction_while_sampling_alone(folder):
     assert set(ASKED) == {turns.format(f"{INSTRUCTION}\n\n")}
     text = next(Conversations(path=f"{job.output}/replies/*.jsonl").documents()).text
     assert text == turns.format("") + f" {line['messages'][-1]['content']}\n\n"
+
+
+@pytest.mark.slow
+def test_two_processes_write_the_bytes_of_one(folder):
+    def command(name, devices, **environment):
+        words = {
+            "output": folder / name,
+            "policy": folder / "sft",
+            "requests": f'Requests(path="{folder}/asks.jsonl")',
+            "rewards": "(CutOff(),)",
+            "request_length": 72,
+            "reply_length": 12,
+            "samples": 4,
+            "batch_size": 8,
+            "mesh.fsdp": 2,
+            "mesh.tensor": 2,
+        }
+        settings = [f"{key}={value}" for key, value in words.items()]
+        return start("lmjax.jobs.best_of_n", *settings, devices=devices, **environment)
+
+    printed = outcome(*pair(command, "two"))
+    outcome(command("one", devices=4))
+    found = [
+        {path.name: path.read_bytes() for path in (folder / name / "replies").iterdir()}
+        for name in ("one", "two")
+    ]
+    assert found[0] == found[1] and len(found[0]) == 2
+    assert "Best of n" in printed[0] and printed[1] == ""
 
 
 @pytest.mark.parametrize("samples", [2, 4, 16])
