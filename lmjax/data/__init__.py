@@ -20,6 +20,7 @@ from lmjax.data.mixture import Mixture
 from lmjax.data.plan import Plan, make_plan
 from lmjax.data.preparation import PreparedData, prepare
 from lmjax.data.public_tokenizers import TokenizerFolder, read_tokenizer
+from lmjax.data.request_rows import RequestRows
 from lmjax.data.rows import EvaluationRows, Ring, RowReader, WholeDocuments
 from lmjax.data.settings import Data, Domain, Stage
 from lmjax.data.sources import JsonLines, JsonPrompts, TextFiles
@@ -63,6 +64,7 @@ __all__ = [
     "Mixture",
     "Plan",
     "PreparedData",
+    "RequestRows",
     "Ring",
     "RowReader",
     "SentencePiece",

@@ -14,6 +14,7 @@ from lmjax.data.hashes import FileHashes
 from lmjax.data.loader import Loader, Prepare
 from lmjax.data.mixture import Mixture
 from lmjax.data.plan import Plan
+from lmjax.data.request_rows import RequestRows
 from lmjax.data.rows import Ring, RowFormat, RowReader, WholeDocuments
 from lmjax.data.run_tokenizer import run_tokenizer
 from lmjax.data.settings import Data, Fingerprints
@@ -87,7 +88,8 @@ class PreparedData:
             return Groups(store, rows.length, rows.slots or 1, long, rows.keeps_begin, times)
         chosen = next((d.loss_weights for d in self.data.train if d.name == name), None)
         weights = None if chosen is None else chosen.of_documents(store)
-        return WholeDocuments(store, rows.length, rows.room, long, times, weights)
+        whole = RequestRows if rows.replies_apart else WholeDocuments
+        return whole(store, rows.length, rows.room, long, times, weights)
 
     @functools.cached_property
     def coverage(self) -> dict[str, Coverage]:

@@ -163,6 +163,7 @@ class TextObjective(Objective, abc.ABC):
             slots=self.slots,
             keeps_begin=self.keeps_begin,
             reads_spans=self.reads_spans,
+            replies_apart=self.replies_apart,
         )
 
     @property
@@ -184,6 +185,11 @@ class TextObjective(Objective, abc.ABC):
 
         Its last token, which may close it, stays too.
         """
+        return False
+
+    @property
+    def replies_apart(self) -> bool:
+        """Returns whether requests and replies have room in a row apart, `row_room` each."""
         return False
 
     @property
