@@ -110,7 +110,7 @@ def test_the_reward_rises(whole):
     """By more than twice its standard error, from the first evaluation to the last."""
     _, last = (line["reward"] for line in lines(whole, "held_out/asks"))
     [rewards] = [t for t in RunFolder(whole.output).results()["tables"] if t["title"] == "Rewards"]
-    [(_, reward, error)] = rewards["rows"]
+    [(_, error, reward)] = rewards["rows"]
     assert reward == last
     begin = lines(whole, "train")[0]["reward"]
     assert last - begin > 2 * error > 0
