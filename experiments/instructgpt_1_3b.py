@@ -2,14 +2,13 @@
 
 python -m experiments.instructgpt_1_3b
 
-8 A100 80 GB, about 20 hours at 45 % of their peak without the sampling: PPO-ptx reads 4.2 B tokens of
-text, and most of the rest is the critic of 6.7 B. It has
-not been run to its end with this code.
+8 A100 80 GB, about a day at 45 % of their peak without the sampling: PPO-ptx reads 4.2 B tokens of
+text, and most of the rest is the critic of 6.7 B. It has not been run to its end with this code.
 
 The recipe is `instructgpt` (Ouyang et al. 2022, arXiv:2203.02155), whose docstring says what of it
-is published. GPT-3 is not public: the chain begins with runs/gpt3_1.3B, which gpt3_recipe("1.3B") trains, and
-runs/gpt3_6.7B for the reward model.
-With OPT, models/opt-..., set begin_with and model of jobs 0, 1 and 3.
+is published. GPT-3 is not public: runs/gpt3_1_3b, and for the reward model runs/gpt3_6_7b, are
+pretrained before, by `gpt3_recipe` of lmjax/jobs/recipes.py. To take OPT, set begin_with and model
+of jobs 0, 1 and 3.
 
 data/demonstrations.jsonl has a prompt and a completion a line, data/rankings.jsonl a prompt, up to
 nine answers and their ranks, data/prompts.jsonl prompts alone; OpenAI's are not public, and those

@@ -157,7 +157,7 @@ def _demonstrated(size: str, name: str, rate: float) -> Finetune:
     """Fine-tuning of InstructGPT on demonstrations."""
     return Finetune(
         output=f"{{output}}/{name}",
-        begin_with=f"runs/gpt3_{size}",
+        begin_with=f"runs/gpt3_{size.lower().replace('.', '_')}",
         epochs=16,
         model=replace(for_accelerators(gpt3(size)), dropout=0.2),
         data=mixture(2048, 8, DEMONSTRATIONS),
@@ -220,8 +220,9 @@ def llama2_chat(size: str, output: str, mesh: Mesh, accumulation: int) -> Chain:
     with new comparisons by people: this is one of them; `jobs.3.earlier` takes replies of those
     before. Only its 70B samples, and the smaller ones learn from those replies too: set
     jobs.3.policy to a 70B. Fine-tuning on best replies has the rate of fine-tuning, and one epoch;
-    the critic begins as the helpful model and has the policy's rate; both are chosen. Steps of the
-    reward models' warm-up are 3 % of an epoch of all the paper's comparisons. PPO makes 400 steps,
+    the critic begins as the helpful model and has the policy's rate; comparisons are cut to 2,048
+    tokens; all this is chosen. Steps of the reward models' warm-up are 3 % of an epoch of all the
+    paper's comparisons. PPO makes 400 steps,
     of which the one with the best reward on held-out requests is kept.
 
     Args:
@@ -273,7 +274,7 @@ def _judge(name: str, weights: dict[str, float], rate: float, accumulation: int)
         output=f"{{output}}/{name}",
         begin_with="{output}/sft",
         epochs=1,
-        data=groups(4096, 512, *domains),
+        data=groups(2048, 512, *domains),
         optimizer=LLAMA2_ADAM,
         schedule=Cosine(peak=rate, warmup=171, final=0.1),
         accumulation=accumulation,
