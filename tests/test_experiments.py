@@ -23,6 +23,7 @@ from lmjax.jobs import begin_with
 from lmjax.jobs.chain import Chain
 from lmjax.jobs.finetune import Finetune
 from lmjax.jobs.training_job import TrainingJob
+from lmjax.models import bert
 from lmjax.objectives import Example
 from lmjax.parallel import Mesh
 
@@ -32,12 +33,16 @@ MESHES = {
     "one device": (Mesh(), 1),
     "fsdp=4 tensor=2": (Mesh(fsdp=4, tensor=2), 8),
 }
-PUBLIC = {}  # models of public folders, where jobs do not give them
+PUBLIC = {"models/bert-base-uncased": bert()}  # of folders, where jobs do not give the model
 STEPS = 1000  # of a job whose data would say how many
 
 
 def load(name):
     return importlib.import_module(f"experiments.{name}").experiment
+
+
+# They differ from another experiment in the sizes of the models alone.
+SLOW = {"instructgpt_1_3b", "instructgpt_6b", "llama2_chat_7b", "llama2_chat_13b"}
 
 
 def jobs_of(name):
@@ -48,13 +53,12 @@ def jobs_of(name):
 
 
 JOBS = {output: job for name in NAMES for output, job in jobs_of(name).items()}
-# Jobs of chains, of which there are many, are traced on the mesh with more to go wrong.
-CASES = [
-    (output, mesh)
+OUTPUTS = [
+    pytest.param(output, marks=[pytest.mark.slow] if output.split("/")[1] in SLOW else [])
     for output in JOBS
-    for mesh in MESHES
-    if output.count("/") == 1 or mesh != "one device"
 ]
+ALONE = [output for output in JOBS if output.count("/") == 1]  # of jobs that are no chain's
+LARGE = "fsdp=4 tensor=2"  # the mesh with more to go wrong
 
 
 def model_in(folder):
@@ -138,10 +142,19 @@ def test_has_the_settings_that_all_share(output):
     assert (job.steps > 0, job.seed) == (True, 0)
 
 
-@pytest.mark.parametrize(("output", "mesh"), CASES)
-def test_step_traces(output, mesh):
+@pytest.mark.parametrize("output", OUTPUTS)
+def test_step_traces(output):
+    check_step(output, LARGE)
+
+
+@pytest.mark.parametrize("output", ALONE)
+def test_step_traces_on_one_device(output):
+    check_step(output, "one device")
+
+
+def check_step(output, mesh):
+    """A step gives back what it was given, lying where it lay: it can be donated and repeated."""
     for before, after, metrics in traced(output, mesh).values():
-        # A step gives back what it was given, lying where it lay: it can be donated and repeated.
         assert jax.tree.structure(after) == jax.tree.structure(before)
         found = [[*map(described, jax.tree.leaves(state))] for state in (before, after)]
         assert found[1] == found[0]
@@ -149,9 +162,9 @@ def test_step_traces(output, mesh):
         assert {"loss", "gradient_norm", "learning_rate", "tokens"} <= metrics.keys()
 
 
-@pytest.mark.parametrize("output", JOBS)
+@pytest.mark.parametrize("output", OUTPUTS)
 def test_parameters_are_cut_over_the_mesh(output):
-    for state, _, _ in traced(output, "fsdp=4 tensor=2").values():
+    for state, _, _ in traced(output, LARGE).values():
         leaves = jax.tree.leaves(state.params)
         whole = sum(leaf.size for leaf in leaves)
         part = sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) for leaf in leaves)
