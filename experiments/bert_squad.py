@@ -13,7 +13,8 @@ have 512, and of the few paragraphs that are longer the beginning is read. BERT'
 in models/bert-base-uncased. SQuAD is public, a JSON document; of each of its files,
 
 jq -c '.data[].paragraphs[] | .context as $c | .qas[] | {question, context: $c, answers: {text:
-[.answers[].text], answer_start: [.answers[].answer_start]}}' train-v1.1.json > data/squad_train.jsonl
+[.answers[].text], answer_start: [.answers[].answer_start]}}' train-v1.1.json \\
+    > data/squad_train.jsonl
 
 makes a line for each question. SQuAD 2.0's questions without an answer are learnt too.
 """

@@ -185,7 +185,7 @@ def _ranked(begin_with: str, accumulation: int) -> RewardModel:
 
 
 def _start(size: str, rate: float) -> Finetune:
-    """What PPO begins with: demonstrations and pretraining text."""
+    """The start of PPO: demonstrations and pretraining text."""
     text = domain("text", TEXT, weight=0.1)
     return replace(
         _demonstrated(size, "start", rate),
