@@ -16,7 +16,7 @@ from lmjax.evaluation.text_samples import describe_sampling
 from lmjax.generation.generator import Generator
 from lmjax.generation.sampling import Sampling
 
-COLUMNS = ("requests", "reward", "standard error")
+COLUMNS = ("requests", "standard error", "reward")
 SHOWN = 3  # replies of each set
 SEED = 1 << 20  # of the first reply; those of training have other ones
 
@@ -48,7 +48,7 @@ class ReplyRewards(Evaluator):
                 reward = float(rewards.mean())
                 further = {f"reward_{one}": mean for one, mean in means.items()}
                 records.append({"split": f"held_out/{name}", "reward": reward, **further})
-                rows.append((name, reward, error))
+                rows.append((name, error, reward))
                 samples += [(one.request, one.text) for one in found[:SHOWN]]
             drawn = describe_sampling(self.sampling)
             return (

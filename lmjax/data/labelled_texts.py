@@ -64,7 +64,7 @@ class LabelledTexts(JsonRecords):
             return self.labels
         found = set()
         for part in self.parts():
-            lines = self._lines(part, lambda message: None, lambda record, _: (self._name(record),))
+            lines = self.lines(part, lambda message: None, lambda record, _: (self._name(record),))
             found |= {name for names in lines for name in names}
         if not found:
             raise UserError(f"there is no text with a label in {self.path}")

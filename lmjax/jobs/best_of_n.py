@@ -51,7 +51,7 @@ from lmjax.runs.folder import REPLIES, RESULTS, RunFolder
 from lmjax.runs.lock import lock_run_folder
 from lmjax.training.feed import RolloutRequest
 
-COLUMNS = ("replies", "reward", "standard error")
+COLUMNS = ("replies", "standard error", "reward")
 
 
 @config
@@ -331,7 +331,7 @@ def summary(lines: Sequence[Line], samples: int) -> Table:
         "the best": [max(line["scores"]) for line in lines],
     }
     rows = tuple(
-        (name, float(np.mean(each)), float(np.std(each)) / math.sqrt(len(each)))
+        (name, float(np.std(each)) / math.sqrt(len(each)), float(np.mean(each)))
         for name, each in found.items()
         if each
     )

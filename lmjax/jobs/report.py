@@ -92,9 +92,15 @@ def _train(records: list[dict]) -> list[dict]:
 
 
 def _measures(train: list[dict]) -> list[str]:
-    """Names of what a job measures at its steps, beside what every run has."""
+    """Names of what a job measures at its steps, beside what every run has.
+
+    One that has always the same value as another, such as the loss, is left out.
+    """
     names = dict.fromkeys(name for record in train for name in record)
-    return [name for name in names if name not in EVERY_RUN]
+    kept: dict[tuple, str] = {}
+    for name in ("loss", *(name for name in names if name not in EVERY_RUN)):
+        kept.setdefault(tuple(record.get(name) for record in train), name)
+    return [name for name in kept.values() if name not in EVERY_RUN]
 
 
 def thinned(records: list[dict], points: int) -> list[dict]:

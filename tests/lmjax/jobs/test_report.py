@@ -128,3 +128,14 @@ def test_thinned_keeps_the_mean_and_the_last_step():
         {"step": 9, "loss": 8.0},
         {"step": 10, "loss": 10.0},
     ]
+
+
+def test_what_a_job_measures_has_curves_unless_it_is_a_copy(folder):
+    lines = [
+        {"step": n, "split": "train", "loss": n, "cross_entropy": n, "reward": n * n, "mfu": 0.5}
+        for n in (1, 2, 3)
+    ]
+    (folder.path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    data, _ = page_data(folder)
+    assert data["runs"][0]["measures"] == ["reward"]
+    assert [record["reward"] for record in data["runs"][0]["train"]] == [1, 4, 9]
