@@ -110,8 +110,8 @@ def test_measures_of_known_logits(tmp_path, one_device):
     assert found == ([["1867", "It"], ["cat"], []], ["1867", "cat", ""])
 
 
-def _groups(store, length, overlap, room, slots, keeps_begin):
-    return Groups(store, length, slots, keeps_begin=keeps_begin)
+def _groups(store, rows):
+    return Groups(store, rows.length, rows.slots, keeps_begin=rows.keeps_begin)
 
 
 def job_of(folder, **fields):
