@@ -21,7 +21,7 @@ from lmjax.data.plan import Plan, make_plan
 from lmjax.data.preparation import PreparedData, prepare
 from lmjax.data.public_tokenizers import TokenizerFolder, read_tokenizer
 from lmjax.data.request_rows import RequestRows
-from lmjax.data.rows import EvaluationRows, Ring, RowReader, WholeDocuments
+from lmjax.data.rows import EvaluationRows, Ring, RowReader
 from lmjax.data.settings import Data, Domain, Stage
 from lmjax.data.sources import JsonLines, JsonPrompts, TextFiles
 from lmjax.data.store import TokenStore, open_store
@@ -40,6 +40,7 @@ from lmjax.data.tokenizers import (
     merge_tokenizers,
     old_pieces,
 )
+from lmjax.data.whole_documents import WholeDocuments
 
 __all__ = [
     "TFDS",

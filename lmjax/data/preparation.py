@@ -15,12 +15,13 @@ from lmjax.data.loader import Loader, Prepare
 from lmjax.data.mixture import Mixture
 from lmjax.data.plan import Plan
 from lmjax.data.request_rows import RequestRows
-from lmjax.data.rows import Ring, RowFormat, RowReader, WholeDocuments
+from lmjax.data.rows import Ring, RowFormat, RowReader
 from lmjax.data.run_tokenizer import run_tokenizer
 from lmjax.data.settings import Data, Fingerprints
 from lmjax.data.store import FORMAT, TokenStore
 from lmjax.data.tokenize import build_stores
 from lmjax.data.tokenizers import Tokenizer
+from lmjax.data.whole_documents import WholeDocuments
 
 
 @dataclasses.dataclass(frozen=True)

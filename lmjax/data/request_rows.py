@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float32, Int64
 
-from lmjax.data.rows import Long, WholeDocuments
+from lmjax.data.rows import Long
 from lmjax.data.spans import KINDS
 from lmjax.data.store import TokenStore
+from lmjax.data.whole_documents import WholeDocuments
 
 
 class RequestRows(WholeDocuments):

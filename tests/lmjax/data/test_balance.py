@@ -12,8 +12,9 @@ from lmjax.config import UserError
 from lmjax.data import Conversations, Data, Domain, build_stores, prepare
 from lmjax.data.balance import TagBalance, document_shares, read_taxonomy, repeats
 from lmjax.data.groups import Groups
-from lmjax.data.rows import RowFormat, WholeDocuments
+from lmjax.data.rows import RowFormat
 from lmjax.data.tokenizers import Bytes, ByteTokenizer
+from lmjax.data.whole_documents import WholeDocuments
 from lmjax.jobs.tag_coverage import tables_of
 from tests.lmjax.data.test_whole_documents import Store
 

@@ -5,8 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmjax.data.request_rows import RequestRows
-from lmjax.data.rows import WholeDocuments
 from lmjax.data.spans import KINDS
+from lmjax.data.whole_documents import WholeDocuments
 from tests.lmjax.data.test_whole_documents import SEPARATOR, Store
 
 ROOM = 12

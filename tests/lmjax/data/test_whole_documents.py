@@ -14,8 +14,9 @@ from lmjax.data.loader import Loader
 from lmjax.data.mixture import Mixture
 from lmjax.data.packing import best_fit
 from lmjax.data.plan import make_plan
-from lmjax.data.rows import Ring, WholeDocuments
+from lmjax.data.rows import Ring
 from lmjax.data.store import TokenStore
+from lmjax.data.whole_documents import WholeDocuments
 from lmjax.objectives import BlankInfilling, DocumentBlank, Mixed, TokenBlanks, TokenTable
 from tests.lmjax.data.test_spans import EOP, MASK, TOKENIZER, prompts
 
