@@ -1,5 +1,13 @@
-"""Every experiment's training step, traced on meshes that need no devices."""
+"""Every experiment's training step, traced on meshes that need no devices.
 
+An experiment is a training job, a chain of jobs of which each training job is checked, or a job of
+another kind, which has no step. No folder is read: the model in one that a job begins with is that
+of the experiment or earlier job whose output it is, or of a public folder in `PUBLIC`.
+"""
+
+import contextlib
+import dataclasses
+import functools
 import importlib
 import math
 from pathlib import Path
@@ -8,37 +16,101 @@ import jax
 import pytest
 from jax.sharding import PartitionSpec
 
+from lmjax.alignment import value_network
+from lmjax.alignment.value_network import ActorCriticLearner
 from lmjax.config import replace
-from lmjax.jobs.text_job import TextJob
+from lmjax.jobs import begin_with
+from lmjax.jobs.chain import Chain
+from lmjax.jobs.finetune import Finetune
+from lmjax.jobs.training_job import TrainingJob
+from lmjax.models import bert
+from lmjax.objectives import Example
 from lmjax.parallel import Mesh
 
 FOLDER = Path(__file__).parents[1] / "experiments"
-SEVERAL_RUNS = {"assistant", "domain"}  # experiments that are no single run
-ALL_NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem != "__init__")
-NAMES = [name for name in ALL_NAMES if name not in SEVERAL_RUNS]
+NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem != "__init__")
 MESHES = {
     "one device": (Mesh(), 1),
     "fsdp=4 tensor=2": (Mesh(fsdp=4, tensor=2), 8),
 }
+PUBLIC = {"models/bert-base-uncased": bert()}  # of folders, where jobs do not give the model
+STEPS = 1000  # of a job whose data would say how many
 
 
 def load(name):
-    """The experiment; one that begins with another's run has the other's model."""
-    experiment = importlib.import_module(f"experiments.{name}").experiment
-    if experiment.model is None:
-        base = Path(experiment.begin_with)
-        assert str(base.parent) == "runs"
-        return replace(experiment, model=load(base.name).model)
-    return experiment
+    return importlib.import_module(f"experiments.{name}").experiment
 
 
-def traced(experiment, mesh, devices):
-    """The state and metrics after a step, as shapes with shardings."""
-    experiment = replace(experiment, mesh=mesh)
-    with jax.sharding.use_abstract_mesh(mesh.abstract(devices)):
-        learner = experiment.learner()
-        state = learner.abstract()
-        return state, *jax.eval_shape(learner.step, state, experiment.abstract_example())
+# They differ from another experiment in the sizes of the models alone.
+SLOW = {"instructgpt_1_3b", "instructgpt_6b", "llama2_chat_7b", "llama2_chat_13b"}
+
+
+def jobs_of(name):
+    """The training jobs of an experiment by their outputs, as they are run."""
+    experiment = load(name)
+    jobs = experiment.resolved_jobs() if isinstance(experiment, Chain) else (experiment,)
+    return {str(job.output): job for job in jobs if isinstance(job, TrainingJob)}
+
+
+JOBS = {output: job for name in NAMES for output, job in jobs_of(name).items()}
+OUTPUTS = [
+    pytest.param(output, marks=[pytest.mark.slow] if output.split("/")[1] in SLOW else [])
+    for output in JOBS
+]
+ALONE = [output for output in JOBS if output.count("/") == 1]  # of jobs that are no chain's
+LARGE = "fsdp=4 tensor=2"  # the mesh with more to go wrong
+
+
+def model_in(folder):
+    """The model that a folder would have."""
+    return PUBLIC[folder] if folder in PUBLIC else settled(str(folder)).model
+
+
+@contextlib.contextmanager
+def without_folders():
+    """Models of folders come from `model_in`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(begin_with, "model_folder", model_in)
+        patch.setattr(begin_with, "tokenizer_folder", Path)
+        patch.setattr(value_network, "model_folder", model_in)
+        yield
+
+
+@functools.cache
+def settled(output):
+    """A job with the settings that follow from folders, and steps in place of epochs."""
+    job = JOBS[output]
+    with without_folders():
+        if not isinstance(job, Finetune):
+            return job.resolved()
+        job = job.with_model()
+    return replace(job, steps=STEPS, epochs=None) if job.steps is None else job
+
+
+def learners_of(job):
+    """The learner of a job with its example, and that of a value network."""
+    learner, example = job.learner(), job.abstract_example()
+    if not isinstance(learner, ActorCriticLearner):
+        return {"model": (learner, example)}
+    replies = example
+    if job.pretraining is not None:
+        replies = Example(example.inputs[0], example.targets[0])
+    targets = replies.targets
+    values = dataclasses.replace(targets, values=targets.log_probs, returns=targets.log_probs)
+    critic = learner.critic, Example(replies.inputs, values)
+    return {"model": (learner.policy, example), "critic": critic}
+
+
+@functools.cache
+def traced(output, mesh):
+    """The state before and after a step, and its metrics, as shapes with shardings, by learner."""
+    mesh, devices = MESHES[mesh]
+    job, found = replace(settled(output), mesh=mesh), {}
+    with jax.sharding.use_abstract_mesh(mesh.abstract(devices)), without_folders():
+        for name, (learner, example) in learners_of(job).items():
+            state = learner.abstract()
+            found[name] = state, *jax.eval_shape(learner.step, state, example)
+    return found
 
 
 def described(leaf):
@@ -51,7 +123,7 @@ def test_there_are_experiments():
     assert {"quickstart", "debug", "shakespeare_char", "gpt2_124m", "llama_1b"} <= set(NAMES)
 
 
-@pytest.mark.parametrize("name", ALL_NAMES)
+@pytest.mark.parametrize("name", NAMES)
 def test_docstring_says_command_and_hardware(name):
     words = importlib.import_module(f"experiments.{name}").__doc__
     assert f"python -m experiments.{name}" in words
@@ -59,30 +131,42 @@ def test_docstring_says_command_and_hardware(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_has_the_settings_that_all_share(name):
-    experiment = load(name)
-    assert isinstance(experiment, TextJob)
-    assert experiment.output == f"runs/{name}"
-    assert (experiment.steps > 0, experiment.seed) == (True, 0)
+def test_has_the_output_that_it_is_called_by(name):
+    assert load(name).output == f"runs/{name}"
+    assert all(output.split("/")[:2] == ["runs", name] for output in jobs_of(name))
 
 
-@pytest.mark.parametrize("mesh", MESHES)
-@pytest.mark.parametrize("name", NAMES)
-def test_step_traces(name, mesh):
-    before, after, metrics = traced(load(name), *MESHES[mesh])
-    # A step gives back what it was given, lying where it lay: it can be donated and repeated.
-    assert jax.tree.structure(after) == jax.tree.structure(before)
-    assert [*map(described, jax.tree.leaves(after))] == [*map(described, jax.tree.leaves(before))]
-    assert all(metric.shape == () for metric in metrics.values())
-    assert {"loss", "gradient_norm", "learning_rate", "tokens"} <= metrics.keys()
+@pytest.mark.parametrize("output", JOBS)
+def test_has_the_settings_that_all_share(output):
+    job = settled(output)
+    assert (job.steps > 0, job.seed) == (True, 0)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_parameters_are_cut_over_the_mesh(name):
-    state, _, _ = traced(load(name), *MESHES["fsdp=4 tensor=2"])
-    whole = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    part = sum(
-        math.prod(leaf.sharding.shard_shape(leaf.shape)) for leaf in jax.tree.leaves(state.params)
-    )
-    # An eighth, and what norms and biases add that every device holds.
-    assert whole / 8 <= part < whole / 5
+@pytest.mark.parametrize("output", OUTPUTS)
+def test_step_traces(output):
+    check_step(output, LARGE)
+
+
+@pytest.mark.parametrize("output", ALONE)
+def test_step_traces_on_one_device(output):
+    check_step(output, "one device")
+
+
+def check_step(output, mesh):
+    """A step gives back what it was given, lying where it lay: it can be donated and repeated."""
+    for before, after, metrics in traced(output, mesh).values():
+        assert jax.tree.structure(after) == jax.tree.structure(before)
+        found = [[*map(described, jax.tree.leaves(state))] for state in (before, after)]
+        assert found[1] == found[0]
+        assert all(metric.shape == () for metric in metrics.values())
+        assert {"loss", "gradient_norm", "learning_rate", "tokens"} <= metrics.keys()
+
+
+@pytest.mark.parametrize("output", OUTPUTS)
+def test_parameters_are_cut_over_the_mesh(output):
+    for state, _, _ in traced(output, LARGE).values():
+        leaves = jax.tree.leaves(state.params)
+        whole = sum(leaf.size for leaf in leaves)
+        part = sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) for leaf in leaves)
+        # An eighth, and what norms and biases add that every device holds.
+        assert whole / 8 <= part < whole / 5

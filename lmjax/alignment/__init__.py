@@ -7,6 +7,7 @@ from lmjax.alignment.advantages import leave_one_out as leave_one_out
 from lmjax.alignment.advantages import reinforce_plus_plus as reinforce_plus_plus
 from lmjax.alignment.advantages import whiten as whiten
 from lmjax.alignment.kl import AdaptiveKL as AdaptiveKL
+from lmjax.alignment.kl import FallingKL as FallingKL
 from lmjax.alignment.kl import FixedKL as FixedKL
 from lmjax.alignment.kl import KLControl as KLControl
 from lmjax.alignment.kl import k1 as k1

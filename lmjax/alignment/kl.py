@@ -100,3 +100,26 @@ class AdaptiveKL(KLControl):
         """beta (1 + error episodes / horizon), with the error limited to 20%."""
         error = jnp.clip(kl / self.target - 1, -0.2, 0.2)
         return beta * (1 + error * episodes / self.horizon)
+
+
+@config
+class FallingKL(KLControl):
+    """Multiplies beta by the same factor at each step, down to a last one."""
+
+    final: float = 0.005  # the last beta (Baichuan 2: from 0.2 to 0.005)
+    steps: int = 350  # after which it is reached
+
+    def validate(self) -> None:
+        """Raises UserError for a beta that does not fall, or in no step."""
+        super().validate()
+        if not 0 < self.final <= self.beta:
+            raise UserError(f"final={self.final}: must be above 0, and at most beta={self.beta}")
+        if self.steps < 1:
+            raise UserError(f"steps={self.steps}: must be at least 1")
+
+    def update(
+        self, beta: Float[Array, ""], kl: Float[Array, ""], episodes: int
+    ) -> Float[Array, ""]:
+        """beta times the factor, at least `final`."""
+        factor = (self.final / self.beta) ** (1 / self.steps)
+        return jnp.maximum(beta * factor, self.final)

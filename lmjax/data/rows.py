@@ -19,7 +19,7 @@ Long = Literal["cut", "drop"]
 
 @dataclasses.dataclass(frozen=True)
 class RowFormat:
-    """What an objective reads in a row.
+    """Format of the rows that an objective reads.
 
     Attributes:
       length: tokens of the store.

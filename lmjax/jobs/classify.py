@@ -97,7 +97,8 @@ class Classify(Finetune):
                 dropout=0.0 if causal else model.dropout,
                 problem="regression" if self.is_regression else None,
             )
-            return replace(model, word_head=False, classifier=None, heads=(head,))
+            keeps = self.objective.words > 0
+            return replace(model, word_head=keeps, classifier=None, heads=(head,))
 
         data = replace(self.data, train=tuple(map(with_names, self.data.train)))
         job = with_starting_model(replace(self, data=data), with_head)

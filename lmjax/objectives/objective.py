@@ -155,7 +155,7 @@ class TextObjective(Objective, abc.ABC):
         return min(row_length, row_length - self.row_overlap(length) + 1)
 
     def row_format(self, length: int) -> RowFormat:
-        """What rows of `length` inputs are made of; all of it, for those that make the rows."""
+        """Format of the rows of the store that `length` inputs are made of."""
         return RowFormat(
             length=self.row_length(length),
             overlap=self.row_overlap(length),

@@ -44,7 +44,7 @@ class SpanCorruption(TextObjective):
         if "{}" not in self.sentinel:
             raise UserError(f"sentinel={self.sentinel!r} needs {{}} where the number stands")
 
-    def counts(self, size: int) -> tuple[int, int]:
+    def amounts(self, size: int) -> tuple[int, int]:
         """Tokens that are left out of `size`, and spans they lie in; some of each if it can be."""
         hidden = min(max(round(self.share * size), 1), size - 1)
         spans = max(round(hidden / self.mean), 1)
@@ -52,7 +52,7 @@ class SpanCorruption(TextObjective):
 
     def lengths(self, size: int) -> tuple[int, int]:
         """Tokens of the encoder and of the decoder for `size` tokens of text."""
-        hidden, spans = self.counts(size)
+        hidden, spans = self.amounts(size)
         return size - hidden + spans + 1, hidden + spans + 1
 
     def row_length(self, length: int) -> int:
@@ -90,7 +90,7 @@ class SpanCorruption(TextObjective):
           UserError: the tokenizer lacks a sentinel.
         """
         size = tokens.shape[1]
-        most = self.counts(size)[1] if self.cross_documents else size // 2
+        most = self.amounts(size)[1] if self.cross_documents else size // 2
         sentinels = np.array(self.sentinels(lexicon, most))
         encoder = Rows(len(tokens), length)
         decoder = Rows(len(tokens), self.lengths(size)[1])
@@ -102,7 +102,7 @@ class SpanCorruption(TextObjective):
                 if not self.cross_documents:  # its end is written by what follows
                     text = text[: len(text) - int(text[-1] == lexicon.end)]
                 text = text[: self.fitting(len(text), encoder.room(row), decoder.room(row))]
-                if len(text) < 2 or self.counts(len(text))[1] > len(sentinels):
+                if len(text) < 2 or self.amounts(len(text))[1] > len(sentinels):
                     continue
                 is_hidden = self.choose(len(text), draws)
                 inputs = leave_out(text, is_hidden, sentinels, lexicon.end)
@@ -128,7 +128,7 @@ class SpanCorruption(TextObjective):
 
     def choose(self, size: int, draws: RandomStream) -> Bool[np.ndarray, "size"]:
         """Mask of the tokens that are left out: text and spans in turn, beginning with text."""
-        hidden, spans = self.counts(size)
+        hidden, spans = self.amounts(size)
         parts = [random_parts(total, spans, draws) for total in (size - hidden, hidden)]
         lengths = np.stack(parts, axis=1).ravel()
         return np.repeat(np.arange(2 * spans) % 2 == 1, lengths)

@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt64
 
@@ -15,11 +16,12 @@ from lmjax.models.batch import Batch
 from lmjax.models.encoder_decoder import EncoderDecoderConfig
 from lmjax.models.transformer import Transformer, TransformerConfig
 from lmjax.objectives.augmentation import Augmentation
-from lmjax.objectives.example import Example
+from lmjax.objectives.compatibility import require_causal, require_linear_head
+from lmjax.objectives.example import Example, TokenTargets
 from lmjax.objectives.labels import Classification, LabelObjective, LabelTargets, Regression
 from lmjax.objectives.lexicon import TokenTable
 from lmjax.objectives.objective import TextObjective
-from lmjax.objectives.prediction import Sums
+from lmjax.objectives.prediction import Sums, predict
 
 AUGMENTED = 0xA06  # what is folded into the key of a step for its changes of the texts
 FILLER = "filler"  # name of the frozen model that fills what augmentation hides
@@ -36,9 +38,13 @@ class TextLabels(TextObjective):
 
     objective: LabelObjective = Classification()  # the loss; its head is one of texts
     augmentation: Augmentation | None = None  # changes of the texts in training
+    # weight of the texts' own mean loss of a token, which the head of words learns too (GPT-1: 0.5)
+    words: float = 0.0
 
     def validate(self) -> None:
-        """Raises UserError for an objective on other labels."""
+        """Raises UserError for an objective on other labels, or a weight below 0."""
+        if self.words < 0:
+            raise UserError(f"words={self.words}: a weight is 0 or more")
         if not isinstance(self.objective, Classification | Regression):
             raise UserError(
                 f"objective.objective={type(self.objective).__name__}: a text has one class"
@@ -53,6 +59,9 @@ class TextLabels(TextObjective):
                 " take an encoder, such as model=bert, or a causal model"
             )
         self.objective.check(model)
+        if self.words:
+            require_causal(self, model)
+            require_linear_head(self, model)
         head = self.objective.head_of(model)
         if not head.of_texts:
             raise UserError(f"objective=TextLabels: the head {head.name!r} is not one of texts")
@@ -79,7 +88,7 @@ class TextLabels(TextObjective):
     @property
     def predicts_words(self) -> bool:
         """See `TextObjective.predicts_words`."""
-        return False
+        return self.words > 0
 
     def row_length(self, length: int) -> int:
         """See `TextObjective.row_length`."""
@@ -137,5 +146,27 @@ class TextLabels(TextObjective):
         example: Example,
         key: PRNGKeyArray | None,
     ) -> Sums:
-        """Sums of `objective` over the texts; see `Objective.loss_of_hidden`."""
-        return self.objective.loss_of_hidden(model, hidden, example, key)
+        """Sums of `objective` over the texts, and of their words; see `Objective.loss_of_hidden`.
+
+        The loss of a text's words is their mean, as in the authors' code of GPT-1 (Radford et al.
+        2018, section 3.2, an auxiliary objective of weight 0.5), so that each text weighs alike.
+        """
+        sums = self.objective.loss_of_hidden(model, hidden, example, key)
+        if not self.words:
+            return sums
+        targets = _following(model, example)
+        words = predict(model, hidden, targets).loss
+        # Held-out texts are scored by their labels.
+        extra = {"cross_entropy": sums.loss, **sums.extra, "words_loss": words}
+        return Sums(sums.loss + self.words * words, sums.weight, extra)
+
+
+def _following(model: Transformer, example: Example) -> TokenTargets:
+    """The next token at each position of a text that has a label; the weights of a text are 1."""
+    layout, inputs = model.layout, example.inputs
+    tokens, segments = (layout.reshard(a, "batch", None) for a in (inputs.tokens, inputs.segments))
+    labelled = layout.reshard(example.targets.weights, "batch", None)
+    there = (segments[:, 1:] > 0).astype(jnp.float32)
+    weights = labelled * there / jnp.maximum(jnp.sum(there, axis=1, keepdims=True), 1)
+    found = (jnp.pad(tokens[:, 1:], ((0, 0), (0, 1))), jnp.pad(weights, ((0, 0), (0, 1))))
+    return TokenTargets(*(layout.reshard(a, "batch", "seq") for a in found))

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from lmjax.alignment import (
     AdaptiveKL,
+    FallingKL,
     FixedKL,
     gated_rewards,
     k1,
@@ -154,7 +155,21 @@ def test_beta_follows_the_divergence(kl, factor):
     assert FixedKL(beta=0.2).update(beta, jnp.float32(kl), 512) == beta
 
 
+def test_beta_falls_by_a_factor():
+    """To the closed form 0.2 (0.005 / 0.2)^(step / 8), within float32's rounding of eight steps."""
+    control, beta, found = FallingKL(beta=0.2, final=0.005, steps=8), jnp.float32(0.2), []
+    for _ in range(12):
+        found.append(float(beta))
+        beta = control.update(beta, jnp.float32(3.0), episodes=512)
+    expected = [0.2 * 0.025 ** (min(step, 8) / 8) for step in range(12)]
+    np.testing.assert_allclose(found, expected, rtol=2e-6)
+
+
 def test_prices_that_cannot_be_meant():
+    with pytest.raises(UserError, match=r"final=0.3: must be above 0, and at most beta=0.2"):
+        FallingKL(beta=0.2, final=0.3)
+    with pytest.raises(UserError, match=r"steps=0: must be at least 1"):
+        FallingKL(beta=0.2, steps=0)
     with pytest.raises(UserError, match=r"beta=-0.1: must be 0 or more"):
         FixedKL(beta=-0.1)
     with pytest.raises(UserError, match=r"target=0.0: must be above 0"):

@@ -116,6 +116,13 @@ def test_it_learns_the_classes_and_reports_them(folder, classes):
     assert "Classification" in (folder / "classes" / "report.html").read_text("utf-8")
 
 
+def test_the_head_of_words_stays_where_words_are_learnt_too(folder):
+    plain = job_of(folder, "plain").with_model().model
+    words = job_of(folder, "words", objective=TextLabels(words=0.5)).with_model().model
+    assert (plain.word_head, words.word_head) == (False, True)
+    assert plain.heads == words.heads
+
+
 def test_numbers_are_learnt_beside_their_mean(folder):
     """The number is the length of the text, which a sum over its bytes can tell."""
     job = job_of(

@@ -242,7 +242,7 @@ def test_t5s_arithmetic():
     objective = SpanCorruption()
     assert objective.row_length(512) == 568
     assert objective.lengths(568) == (512, 114)
-    assert objective.counts(568) == (85, 28)
+    assert objective.amounts(568) == (85, 28)
     for length in range(8, 600, 17):
         size = objective.row_length(length)
         assert objective.lengths(size)[0] <= length < objective.lengths(size + 1)[0]
@@ -279,7 +279,7 @@ def test_what_the_decoder_writes_fills_what_the_encoder_reads(cross_documents, d
             text = [word for token in inputs for word in spans.get(token, [token])]
             assert " ".join(map(str, text)) in stored
             hidden = sum(map(len, spans.values()))
-            assert (hidden, len(spans)) == objective.counts(len(text))
+            assert (hidden, len(spans)) == objective.amounts(len(text))
             assert hidden == max(1, min(round(0.15 * len(text)), len(text) - 1))
     assert ((example.targets.weights > 0) == (batch.segments > 0)).all()
 

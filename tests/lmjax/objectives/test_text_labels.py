@@ -106,8 +106,8 @@ def ids_of(text):
     return [END, *text.encode()][:LENGTH]
 
 
-def learner_of(objective, attention=MODEL.attention, **fields):
-    model = replace(MODEL, attention=attention)
+def learner_of(objective, attention=MODEL.attention, word_head=False, **fields):
+    model = replace(MODEL, attention=attention, word_head=word_head)
     return Learner(model, objective, AdamW(), lambda step: 1e-2, training_layout(), **fields)
 
 
@@ -133,24 +133,49 @@ def test_losses_are_those_of_single_texts(kind, objective, one_device):
     assert float(sums.loss) == pytest.approx(total, rel=1e-5)
 
 
-def gradients(shape, **fields):
+def test_words_are_learnt_beside_labels(one_device):
+    """The label's loss and half the mean loss of a text's tokens, by a loop. To float32."""
+    learner = learner_of(TextLabels(words=0.5), word_head=True)
+    state = learner.init(seed=0)
+    model = nnx.merge(learner.graph, state.params)
+    values, total, words = [None, *CLASSES[1:]], 0.0, 0.0
+    for text, value in list(zip(TEXTS, values, strict=True))[1:]:
+        ids = ids_of(text)
+        batch = plain_batch(np.array([ids], np.int32))
+        hidden, _ = model(batch)
+        out = np.asarray(model.outputs("label", hidden, batch)[0, 0], np.float64)
+        total += np.log(np.exp(out).sum()) - out[value]
+        logits = np.asarray(model.logits(hidden), np.float64)[0, :, :257]
+        each = [np.log(np.exp(row).sum()) - row[after] for row, after in zip(logits, ids[1:])]
+        words += np.mean(each)
+    example = to_devices(rows_of(learner.objective, values), learner.layout, 257)
+    sums = learner.evaluate(state.params, example)
+    assert float(sums.weight) == len(TEXTS) - 1
+    assert float(sums.loss) == pytest.approx(total + 0.5 * words, rel=1e-5)
+    assert float(sums.extra["cross_entropy"]) == pytest.approx(total, rel=1e-5)
+    assert float(sums.extra["words_loss"]) == pytest.approx(words, rel=1e-5)
+
+
+def gradients(shape, words, **fields):
     devices = jax.devices()[: math.prod(shape.values())]
     with jax.set_mesh(Mesh(**shape).build(devices)):
-        learner = learner_of(TextLabels(), CAUSAL["encoder"], **fields)
+        kind = CAUSAL["causal" if words else "encoder"]
+        learner = learner_of(TextLabels(words=words), kind, words > 0, **fields)
         state = learner.init(seed=0)
         example = to_devices(rows_of(learner.objective, [*CLASSES[:-1], None]), learner.layout, 257)
         found, sums = jax.jit(learner.gradients)(state, example, state.key)
         return float(sums.loss), float(sums.weight), jax.device_get(found)
 
 
+@pytest.mark.parametrize("words", [0.0, 0.5])
 @pytest.mark.parametrize(
     ("shape", "fields"),
-    [({"fsdp": 1}, {"microbatch": 2}), ({"data": 2, "fsdp": 2, "tensor": 2}, {})],
+    [({"fsdp": 1}, {"microbatch": 2}), ({"fsdp": 2, "context": 2, "tensor": 2}, {})],
     ids=["accumulated", "mesh"],
 )
-def test_any_mesh_and_accumulation_gives_the_gradients_of_one_device(shape, fields):
+def test_any_mesh_and_accumulation_gives_the_gradients_of_one_device(shape, fields, words):
     """To 1e-6 of the largest gradient: the same sums in another order."""
-    one, other = gradients({"fsdp": 1}), gradients(shape, **fields)
+    one, other = gradients({"fsdp": 1}, words), gradients(shape, words, **fields)
     assert one[1] == other[1] == 7
     assert one[0] == pytest.approx(other[0], rel=1e-6)
     scale = max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(one[2]))
@@ -161,6 +186,10 @@ def test_any_mesh_and_accumulation_gives_the_gradients_of_one_device(shape, fiel
 def test_models_and_objectives_that_do_not_fit():
     with pytest.raises(UserError, match="MultiLabelClassification: a text has one class"):
         TextLabels(objective=MultiLabelClassification())
+    with pytest.raises(UserError, match=r"words=-0.5: a weight is 0 or more"):
+        TextLabels(words=-0.5)
+    with pytest.raises(UserError, match=r"TextLabels needs a model whose tokens do not see"):
+        TextLabels(words=0.5).check(replace(MODEL, attention=CAUSAL["encoder"]))
     for objective, message in (
         (Classification(head="tag"), "the head 'tag' is not one of texts"),
         (Classification(head="topic"), "trains a head of the name 'topic'"),
