@@ -61,7 +61,7 @@ class Requests(TemplatedRecords, RequestSource):
             return (Dialogue(messages, self.metadata_of(record) or {}),)
 
         for part in self.parts():
-            for found in self._lines(part, lambda message: None, dialogue):
+            for found in self.lines(part, lambda message: None, dialogue):
                 yield from found
 
 
