@@ -15,7 +15,6 @@ import gzip
 import json
 import random
 import re
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
@@ -281,21 +280,25 @@ def quantiles(values: np.ndarray) -> list[float]:
     return [float(value) for value in np.quantile(values, (0.025, 0.975))]
 
 
+def seconds_of(folder: str) -> float | None:
+    """Seconds that a run took; None where it was stopped in between."""
+    return RunFolder(folder).results()["seconds"]
+
+
 def main(settings: ClassificationBenchmark) -> None:
     """Trains, prints and saves the comparison."""
     settings.check_folder()
     sets = {name: parts_of(Path(settings.folder), name) for name in SETS}
     job = pretraining(settings, write_texts(settings, sets))
-    begin = time.perf_counter()
     job.run()
-    seconds = {"pretraining": time.perf_counter() - begin}
+    seconds = {"pretraining": seconds_of(job.output)}
     results, rows = {}, []
     for name in settings.sets:
-        parts, begin = sets[name], time.perf_counter()
+        parts = sets[name]
         trained = parts["train"] + (parts["validation"] if settings.on == "test" else [])
         tuned = tuning(settings, name, len(trained))
         tuned.run()
-        seconds[name] = time.perf_counter() - begin
+        seconds[name] = seconds_of(tuned.output)
         texts, labels = zip(*parts[settings.on], strict=True)
         names = {label: n for n, label in enumerate(sorted({label for _, label in trained}))}
         found, chosen = {"model": by_model(settings, tuned.output, texts)}, {}
@@ -313,7 +316,7 @@ def main(settings: ClassificationBenchmark) -> None:
     columns = ["", "value", "from", "to", "model ahead by", "from", "to"]
     parameters = count_parameters(RunFolder(job.output).experiment().model).total
     print("\n" + table(columns, rows))
-    print(f"\n{parameters:,} parameters, {sum(seconds.values()):,.0f} s of training")
+    print(f"\n{parameters:,} parameters; seconds of training: {seconds}")
     facts = {"parameters": parameters, "seconds": seconds, "on": settings.on}
     save(settings.json, "classification", results=results, **facts)
 

@@ -29,9 +29,10 @@ def block(words: str) -> str:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A folder that has `squared.py`."""
+    """A folder that has `squared.py`, and `mine.py` with the steps to an assistant."""
     folder = tmp_path_factory.mktemp("readme")
     (folder / "squared.py").write_text(block("class SquaredReLU"), "utf-8")
+    (folder / "mine.py").write_text(block("PolicyOptimization("), "utf-8")
     return folder
 
 
@@ -104,14 +105,13 @@ def test_a_model_has_several_heads_on_labels(python):
 
 def test_the_steps_to_an_assistant_are_configs(python):
     """Built and validated: no file is read before they run."""
-    python("-c", block("PolicyOptimization(") + block("class Brief"))
+    python("-c", "from mine import *\n" + block("class Brief"))
 
 
 @pytest.mark.slow  # three trainings compile
 @pytest.mark.usefixtures("told")
 def test_the_steps_to_an_assistant_run(python, folder):
     """On lines as the README shows them, many times, and a small model."""
-    (folder / "mine.py").write_text(block("PolicyOptimization("), "utf-8")
     names = ("talks", "pairs", "asks")
     shown = re.search(r"^```\n(\{.*?)^```", README, re.M | re.S)[1].splitlines()
     for name, line in zip(names, shown, strict=True):
