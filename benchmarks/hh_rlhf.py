@@ -40,6 +40,7 @@ from lmjax.training.schedules import Cosine
 
 NAMES = ("helpful", "harmless")
 LARGEST, GOAL = 30_000_000, 0.62  # parameters, accuracy
+REPLY = "\n\nAssistant:"  # before a reply, in the plain format
 SEED = 0  # of the bootstrap
 Leads = Float[np.ndarray, "pairs"]
 
@@ -60,12 +61,6 @@ class RewardBenchmark:
     seed: int = 0  # of the training
     json: str = ""  # file for the results
 
-    def validate(self) -> None:
-        """Raises UserError for a folder without the files."""
-        for name in NAMES:
-            if not path_of(self.folder, name).is_file():
-                raise UserError(f"folder={self.folder!r} has no {path_of('', name)}")
-
 
 def path_of(folder: str, name: str) -> Path:
     """File of one half of hh-rlhf's base set."""
@@ -74,9 +69,11 @@ def path_of(folder: str, name: str) -> Path:
 
 def data_of(settings: RewardBenchmark, **further) -> Data:
     """Both sets; half of the prompts of each are held out, the same ones in both runs."""
+    paths = {name: str(path_of(settings.folder, name)) for name in NAMES}
+    # A few answers are empty.
     domains = (
-        Domain(name=name, source=Comparisons(path=str(path_of(settings.folder, name))))
-        for name in NAMES
+        Domain(name=name, source=Comparisons(path=path, on_error="skip"))
+        for name, path in paths.items()
     )
     return Data(train=tuple(domains), held_out=0.5, length=settings.length, **further)
 
@@ -124,11 +121,12 @@ def ranker(settings: RewardBenchmark) -> RewardModel:
 
 
 def texts_of(store: TokenStore, tokenizer: Tokenizer) -> dict[str, list[str]]:
-    """Texts of the better and the worse conversation of each pair."""
+    """Last replies of the better and the worse conversation of each pair."""
     found = {"better": [], "worse": []}
     for pair in pairs_of(store):
         for side, documents in zip(found, pair, strict=True):
-            found[side] += [store.text(document, tokenizer) for document in documents.tolist()]
+            texts = (store.text(document, tokenizer) for document in documents.tolist())
+            found[side] += [text.rpartition(REPLY)[2] for text in texts]
     return found
 
 
@@ -171,7 +169,7 @@ def interval(values: Float[np.ndarray, "pairs"], resamples: int) -> tuple[float,
 
 
 def joined(stores: dict[str, TokenStore], tokenizer: Tokenizer) -> dict[str, list[str]]:
-    """Texts of all sets, one after another."""
+    """Replies of all sets, one after another."""
     parts = [texts_of(store, tokenizer) for store in stores.values()]
     return {side: [text for part in parts for text in part[side]] for side in parts[0]}
 
@@ -191,7 +189,10 @@ def compare(settings: RewardBenchmark, folder: str) -> tuple[dict[str, Leads], n
     prepared, facts = prepare(experiment.data, run.tokenizer), {"parameters": parameters}
     tokenizer, stores = prepared.tokenizer, prepared.held_out
     train, held_out = (joined(part, tokenizer) for part in (prepared.train, stores))
-    found = {"by length": leads_of_length(train, held_out)}
+    # Each set with its own sign: longer answers are the helpful ones, shorter the harmless ones.
+    pairs = ((texts_of(prepared.train[name], tokenizer), stores[name]) for name in stores)
+    lengths = [leads_of_length(texts, texts_of(store, tokenizer)) for texts, store in pairs]
+    found = {"by length": np.concatenate(lengths)}
     if settings.python:
         leads, facts["strength"] = leads_of_words(settings.python, train, held_out)
         found["by words"] = leads
@@ -201,7 +202,10 @@ def compare(settings: RewardBenchmark, folder: str) -> tuple[dict[str, Leads], n
 
 
 def main(settings: RewardBenchmark) -> None:
-    """Trains, prints and saves the comparison."""
+    """Trains, prints and saves the comparison. UserError for a folder without the files."""
+    for name in NAMES:
+        if not path_of(settings.folder, name).is_file():
+            raise UserError(f"folder={settings.folder!r} has no {path_of('', name)}")
     begin = time.perf_counter()
     reader(settings).run()
     job = ranker(settings)

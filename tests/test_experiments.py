@@ -13,7 +13,7 @@ from lmjax.jobs.text_job import TextJob
 from lmjax.parallel import Mesh
 
 FOLDER = Path(__file__).parents[1] / "experiments"
-SEVERAL_RUNS = {"domain"}  # experiments that are no single run
+SEVERAL_RUNS = {"assistant", "domain"}  # experiments that are no single run
 ALL_NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem != "__init__")
 NAMES = [name for name in ALL_NAMES if name not in SEVERAL_RUNS]
 MESHES = {

@@ -76,7 +76,7 @@ def critic_step(
       policy: its objective; the settings of the critic's loss are taken from it.
     """
     settings = {name: getattr(policy, name) for name in fields(ClippedPolicy)}
-    alone = dataclasses.replace(learner, objective=CriticAlone(**settings))
+    alone = dataclasses.replace(learner, objective=CriticAlone(**settings), frozen={})
 
     def head_of(new: Any, old: Any) -> Any:
         """The tree `old` with the head of values of `new`: weights decay without a gradient too."""

@@ -13,6 +13,8 @@ from lmjax.data.store import TokenStore
 from lmjax.evaluation.held_out import HeldOut
 from lmjax.objectives import Example
 
+IN_FLIGHT = 2  # examples that the devices have before them
+
 
 def values_of_documents(
     sets: HeldOut, store: TokenStore, compute: Callable[[Example], Float[Array, "rows slots"]]
@@ -26,8 +28,12 @@ def values_of_documents(
     """
     reader = sets.rows(store)
     rows = np.arange(sets.count_rows(reader))
-    # All examples are sent off before the first result is waited for.
-    found = jax.device_get([compute(example) for example in sets.examples(store)])
+    found, pending = [], []
+    for example in sets.examples(store):
+        pending.append(compute(example))
+        if len(pending) > IN_FLIGHT:  # examples of a large set have no room all at once
+            found.append(jax.device_get(pending.pop(0)))
+    found += jax.device_get(pending)
     is_there = ~np.isnan(reader.labels(rows, np.zeros_like(rows))[:, :, 0])
     values = np.full(store.manifest.documents, np.nan, np.float32)
     values[reader.documents(rows)] = np.concatenate(found)[: len(rows)][is_there]

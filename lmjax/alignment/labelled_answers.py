@@ -102,7 +102,7 @@ class LabelledAnswers(PreferenceObjective):
         for name, store in stores.items():
             if not store.labels.shape[1]:  # refused where its rows are made
                 continue
-            if (most := int(np.max(store.labels[:, 0], initial=0)) + 1) > self.answers:
+            if (most := most_answers(store)) > self.answers:
                 raise UserError(
                     f"{name}: its comparisons have up to {most} answers, and objective.answers="
                     f"{self.answers} reads only the best of each: set objective.answers={most}"
@@ -172,6 +172,11 @@ def wanted_of(
     alone = is_real.sum(axis=1, keepdims=True) == 1
     wanted = np.where(alone, ranks <= 0, ranks == best)
     return np.where(is_real & (alone | (best < worst)), wanted, np.nan)
+
+
+def most_answers(store: TokenStore) -> int:
+    """Answers of the comparison that has most of them."""
+    return int(np.max(store.labels[:, 0], initial=0)) + 1
 
 
 def count_labels(store: TokenStore) -> tuple[int, int]:

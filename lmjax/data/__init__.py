@@ -3,7 +3,11 @@
 import importlib
 from typing import Any
 
-from lmjax.data.chat.conversations import Conversations
+from lmjax.data.chat.conversations import (
+    ClassFormat,
+    ConditionedConversations,
+    Conversations,
+)
 from lmjax.data.chat.folder import FolderTemplate
 from lmjax.data.chat.templates import ChatTemplate
 from lmjax.data.chat.tfds_conversations import TFDSConversations
@@ -14,9 +18,11 @@ from lmjax.data.labelled_texts import LabelledTable, LabelledTexts
 from lmjax.data.loader import Loader
 from lmjax.data.mixture import Mixture
 from lmjax.data.plan import Plan, make_plan
-from lmjax.data.preparation import Data, Domain, PreparedData, Stage, prepare
+from lmjax.data.preparation import PreparedData, prepare
 from lmjax.data.public_tokenizers import TokenizerFolder, read_tokenizer
+from lmjax.data.request_rows import RequestRows
 from lmjax.data.rows import EvaluationRows, Ring, RowReader, WholeDocuments
+from lmjax.data.settings import Data, Domain, Stage
 from lmjax.data.sources import JsonLines, JsonPrompts, TextFiles
 from lmjax.data.store import TokenStore, open_store
 from lmjax.data.tfds import TFDS
@@ -40,6 +46,8 @@ __all__ = [
     "Bytes",
     "Characters",
     "ChatTemplate",
+    "ClassFormat",
+    "ConditionedConversations",
     "Conversations",
     "DamagedTexts",
     "Data",
@@ -56,6 +64,7 @@ __all__ = [
     "Mixture",
     "Plan",
     "PreparedData",
+    "RequestRows",
     "Ring",
     "RowReader",
     "SentencePiece",

@@ -183,6 +183,7 @@ def _leaves(node: Any, path: Path) -> Iterator[Path]:
 def _paths(value: Any, known: Tags | None, document: str) -> tuple[Path, ...]:
     """The paths of the tags of a document, each once."""
     tags = value if isinstance(value, list) else [] if value is None else [value]
+    tags = [str(tag) if isinstance(tag, int) else tag for tag in tags]  # as of classes
     if not all(isinstance(tag, str) and tag for tag in tags):
         raise UserError(f"{document} has the tags {value!r}; a tag is a name")
     found = [(tag,) if known is None else known.find(tag, document) for tag in tags]

@@ -2,158 +2,25 @@
 
 import dataclasses
 import functools
-import itertools
 import os
 import pathlib
-from collections.abc import Iterator, Mapping
-from typing import Literal
 
-from lmjax.config import UserError, config, fingerprint
-from lmjax.data.balance import Coverage, TagBalance
-from lmjax.data.cache import cache_errors_told, cache_folder, shared
-from lmjax.data.documents import Document, Part, Progress, Source, digest, in_split, silent
+from lmjax.config import UserError
+from lmjax.data.balance import Coverage
+from lmjax.data.cache import cache_folder, shared
+from lmjax.data.documents import Progress, Source, digest, silent
 from lmjax.data.groups import Groups
 from lmjax.data.hashes import FileHashes
 from lmjax.data.loader import Loader, Prepare
-from lmjax.data.loss_weights import LossWeights
 from lmjax.data.mixture import Mixture
-from lmjax.data.plan import Plan, make_plan
-from lmjax.data.rows import Ring, RowReader, WholeDocuments
+from lmjax.data.plan import Plan
+from lmjax.data.request_rows import RequestRows
+from lmjax.data.rows import Ring, RowFormat, RowReader, WholeDocuments
+from lmjax.data.run_tokenizer import run_tokenizer
+from lmjax.data.settings import Data, Fingerprints
 from lmjax.data.store import FORMAT, TokenStore
 from lmjax.data.tokenize import build_stores
-from lmjax.data.tokenizers import (
-    SETTINGS_FILE,
-    Corpus,
-    Tokenizer,
-    TokenizerConfig,
-    load_tokenizer,
-)
-from lmjax.data.tokenizers.subwords import TrainedBPE
-from lmjax.files import errors_told, write_atomically
-from lmjax.remote import check_path
-
-TOGETHER = 64  # parts of a source that are read side by side for the tokenizer
-SURPLUS = 4  # times as much text is opened as the tokenizer learns from
-ORIGIN_FILE = "origin.txt"
-
-Fingerprints = Mapping[str, Mapping[str, str]]  # by domain, of its "source" and "evaluation"
-
-
-@config
-class Domain:
-    """Text of one kind: trained on with its weight, and evaluated by its name."""
-
-    name: str  # under which its held-out loss is reported
-    source: Source  # the text
-    weight: float = 1.0  # relative share of the training rows; 0 in every stage: evaluated only
-    evaluation: Source | None = None  # held-out text, in place of a part of `source`
-    balance: TagBalance | None = None  # reads documents of rare tags more often in training
-    loss_weights: LossWeights | None = None  # of conversations in the training loss
-
-    def validate(self) -> None:
-        for name in ("balance", "loss_weights"):
-            chosen, kept = getattr(self, name), getattr(self.source, "metadata", ())
-            if chosen is not None and chosen.field not in kept:
-                raise UserError(
-                    f"{self.name}: {name}.field={chosen.field} is not kept of the lines; set"
-                    f" source.metadata={(*kept, chosen.field)}"
-                )
-        if self.weight < 0:
-            raise UserError(f"the weight of {self.name} is {self.weight}; it cannot be negative")
-        if self.weight == 0 and self.evaluation is not None:
-            raise UserError(f"{self.name} has weight 0: give what is evaluated as its source")
-
-
-@config
-class Stage:
-    """From `first_step` on, the domains have these weights."""
-
-    first_step: int  # 0-based step
-    weights: tuple[float, ...]  # of the domains of data.train, in their order
-
-
-@config
-class Data:
-    """Text to train on, its tokenizer, and the rows of a step."""
-
-    train: tuple[Domain, ...]  # the mixture
-    stages: tuple[Stage, ...] = ()  # changes of its weights
-    tokenizer: TokenizerConfig = TrainedBPE()  # made once, then kept with the run
-    held_out: float = 0.05  # fraction of each source's documents that is evaluated, not trained on
-    length: int = 1024  # tokens that the model reads in a row
-    batch_size: int = 16  # rows in a step, over all devices
-    ramp: tuple[tuple[int, int], ...] = ()  # changes of batch_size: (step, rows from there on)
-    # what is a row: a stretch of all the text, with documents cut at its edges, whole documents, or
-    # documents that belong together, each in a slot: compared answers, or one text with its labels
-    rows: Literal["ring", "whole_documents", "groups"] = "ring"
-    # what to do with a document that is longer than a row of whole ones, or than an answer may be:
-    # cut it, or leave it out
-    long_documents: Literal["cut", "drop"] = "cut"
-    workers: int = 0  # processes that prepare batches; 0 is a thread
-    tokenize_workers: int = 0  # processes that tokenize; 0 uses this one
-    # folder for tokens; empty is $LMJAX_CACHE, or ~/.cache/lmjax; machines share those at a URL
-    cache: str = ""
-    # what to do when a run goes on and its text is another one: stop, or say so and train on it
-    on_change: Literal["raise", "warn"] = "raise"
-
-    def validate(self) -> None:
-        """Raises UserError for data that cannot be trained on."""
-        check_path(self.cache, "cache", write=True)
-        names = [domain.name for domain in self.train]
-        if not names or len(set(names)) < len(names):
-            raise UserError(f"data.train needs domains of different names, got {names}")
-        self._check_stages()
-        self._check_rows()
-        if not any(domain.weight for domain in self.train):
-            raise UserError("every domain of data.train has weight 0; there is nothing to train on")
-        if not 0 <= self.held_out < 1:
-            raise UserError(f"held_out is {self.held_out}; it must be at least 0 and below 1")
-        for name in ("length", "batch_size"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        for name in ("workers", "tokenize_workers"):
-            if getattr(self, name) < 0:
-                raise UserError(f"{name} is {getattr(self, name)}; it cannot be negative")
-
-    def _check_rows(self) -> None:
-        for domain in self.train:
-            if domain.loss_weights is not None and self.rows != "whole_documents":
-                raise UserError(f"{domain.name}: loss_weights need data.rows=whole_documents")
-            if domain.balance is not None and self.rows == "ring":
-                raise UserError(
-                    f"{domain.name}: balance needs data.rows=whole_documents, or groups; a row of"
-                    " data.rows=ring is no set of documents"
-                )
-
-    def _check_stages(self) -> None:
-        steps = [stage.first_step for stage in self.stages]
-        if steps != sorted(set(steps)) or any(step < 1 for step in steps):
-            raise UserError(f"the first steps of data.stages must rise from 1, got {steps}")
-        for stage in self.stages:
-            if len(stage.weights) != len(self.train):
-                raise UserError(
-                    f"a stage of data.stages has {len(stage.weights)} weights, but there are "
-                    f"{len(self.train)} domains"
-                )
-            if min(stage.weights) < 0 or not any(stage.weights):
-                raise UserError(
-                    f"the weights of a stage are {stage.weights}; none can be negative, and not "
-                    "all 0"
-                )
-
-    def is_trained(self, domain: Domain) -> bool:
-        """Returns whether the domain has a weight in any stage."""
-        number = self.train.index(domain)
-        return bool(domain.weight) or any(stage.weights[number] for stage in self.stages)
-
-    @property
-    def sizes(self) -> tuple[int, ...]:
-        """The rows of a step, first and after each change."""
-        return (self.batch_size, *(rows for _, rows in self.ramp))
-
-    def plan(self, seed: int) -> Plan:
-        """The data plan of a run that begins with these settings."""
-        return make_plan(seed, self.batch_size, self.ramp)
+from lmjax.data.tokenizers import Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,28 +47,18 @@ class PreparedData:
         self,
         plan: Plan,
         prepare: Prepare,
-        row_length: int,
-        overlap: int = 1,
+        rows: RowFormat,
         host_index: int = 0,
         host_count: int = 1,
-        spans: bool = False,
-        room: int | None = None,
-        slots: int | None = None,
-        keeps_begin: bool = False,
     ) -> Loader:
         """The loader of the training rows.
 
         Args:
             plan: which rows each step takes, `data.plan(seed)` at first.
             prepare: of the objective.
-            row_length: tokens of the store that a row takes, of the objective for `data.length`.
-            overlap: how many of them the next row takes too, of the objective likewise.
+            rows: what it reads in a row, of the objective for `data.length`.
             host_index: number of this process among those that train together.
             host_count: how many there are.
-            spans: whether `prepare` reads answers and turns.
-            room: how many of a row's tokens whole documents may fill, of the objective likewise.
-            slots: documents of a row of groups, whose labels `prepare` reads; None: it has none.
-            keeps_begin: whether a document of a group that is too long keeps its beginning.
 
         Raises:
             UserError: no document has room in a row.
@@ -213,38 +70,26 @@ class PreparedData:
 
         weights = named(tuple(domain.weight for domain in self.data.train))
         changes = [(int(plan.rows(s.first_step)[0]), named(s.weights)) for s in self.data.stages]
-        readers = {
-            name: self.reader(store, row_length, overlap, room, slots, keeps_begin, name)
-            for name, store in self.train.items()
-        }
+        readers = {name: self.reader(store, rows, name) for name, store in self.train.items()}
         mixture = Mixture(readers, weights, tuple(changes))
-        workers = self.data.workers
-        reads = {"spans": spans, "labels": slots is not None}
-        return Loader(plan, mixture, prepare, host_index, host_count, workers, **reads)
+        reads = {"spans": rows.reads_spans, "labels": rows.slots is not None}
+        return Loader(plan, mixture, prepare, host_index, host_count, self.data.workers, **reads)
 
-    def reader(
-        self,
-        store: TokenStore,
-        row_length: int,
-        overlap: int = 1,
-        room: int | None = None,
-        slots: int | None = None,
-        keeps_begin: bool = False,
-        name: str | None = None,
-    ) -> RowReader:
+    def reader(self, store: TokenStore, rows: RowFormat, name: str | None = None) -> RowReader:
         """Rows of a store, as `data.rows` has them; see `loader`.
 
         The rows of the domain of a `name` have its balance and its weights in the loss.
         """
         if self.data.rows == "ring":
-            return Ring(store, row_length, overlap)
+            return Ring(store, rows.length, rows.overlap)
         long, tags = self.data.long_documents, self.coverage.get(name)
         times = None if tags is None else tags.repeats
         if self.data.rows == "groups":
-            return Groups(store, row_length, slots or 1, long, keeps_begin, times)
+            return Groups(store, rows.length, rows.slots or 1, long, rows.keeps_begin, times)
         chosen = next((d.loss_weights for d in self.data.train if d.name == name), None)
         weights = None if chosen is None else chosen.of_documents(store)
-        return WholeDocuments(store, row_length, room, long, times, weights)
+        whole = RequestRows if rows.replies_apart else WholeDocuments
+        return whole(store, rows.length, rows.room, long, times, weights)
 
     @functools.cached_property
     def coverage(self) -> dict[str, Coverage]:
@@ -295,11 +140,11 @@ def prepare(
     hash_files = FileHashes(cache_folder(data.cache) / "hashes", progress)
     found = _identify(data, hash_files)
     warnings = _changes(data, found, before)
-    tokenizer, more = _tokenizer(data, pathlib.Path(tokenizer_folder), found, progress)
+    tokenizer, more = run_tokenizer(data, pathlib.Path(tokenizer_folder), found, progress)
     train: dict[str, TokenStore] = {}
     held_out: dict[str, TokenStore] = {}
     for domain in data.train:
-        marks, fraction = found[domain.name], _held_out(data, domain)
+        marks, fraction = found[domain.name], data.held_out_of(domain)
         made_with = tokenizer, hash_files, progress
         stores = _stores(data, domain.source, marks["source"], fraction, *made_with)
         if domain.evaluation is not None:
@@ -351,10 +196,6 @@ def _changes(data: Data, found: Fingerprints, before: Fingerprints | None) -> tu
     return (words,)
 
 
-def _held_out(data: Data, domain: Domain) -> float:
-    return data.held_out if data.is_trained(domain) and domain.evaluation is None else 0.0
-
-
 def _stores(
     data: Data,
     source: Source,
@@ -370,113 +211,3 @@ def _stores(
     made_with = progress, mark, hash_files
     with shared(data.cache, "tokens", folder):
         return build_stores(source, tokenizer, folder, fraction, workers, *made_with)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Texts(Corpus):
-    """The text that a tokenizer learns from."""
-
-    data: Data
-    progress: Progress
-
-    def sample(self, size: int) -> Iterator[str]:
-        """A share of `size` from each domain that is trained on, in proportion to its weight."""
-        domains = [domain for domain in self.data.train if domain.weight]
-        total = sum(domain.weight for domain in domains)
-        for number, domain in enumerate(domains):
-            self.progress("reading text for the tokenizer", number, len(domains))
-            yield from self._spread(domain, int(size * domain.weight / total))
-
-    def _spread(self, domain: Domain, size: int) -> Iterator[str]:
-        """Training documents from all over a source.
-
-        Where there is far more text than is wanted, only some parts are opened. They are read side
-        by side, a limited number at a time, a document of each in turn.
-        """
-        parts = domain.source.parts()
-        surplus = sum(part.size for part in parts) // (SURPLUS * max(size, 1))
-        parts = parts[:: max(1, min(surplus, len(parts) // TOGETHER))]
-        groups = -(-len(parts) // TOGETHER)
-        for group in range(groups):
-            left = size / groups
-            for document in self._in_turn(domain, parts[group::groups]):
-                if left <= 0:
-                    break
-                left -= len(document.text.encode("utf-8"))
-                yield document.text
-
-    def _in_turn(self, domain: Domain, parts: tuple[Part, ...]) -> Iterator[Document]:
-        fraction = _held_out(self.data, domain)
-        readers = [domain.source.read(part, lambda message: None) for part in parts]
-        for turn in itertools.zip_longest(*readers):
-            for document in turn:
-                if document is not None and in_split(document, "train", fraction):
-                    yield document
-
-    def everything(self) -> Iterator[str]:
-        for domain in self.data.train:
-            for source in filter(None, (domain.source, domain.evaluation)):
-                for document in source.documents():
-                    yield document.text
-
-
-def _tokenizer(
-    data: Data, folder: pathlib.Path, fingerprints: Fingerprints, progress: Progress
-) -> tuple[Tokenizer, tuple[str, ...]]:
-    """The run's tokenizer: of the run folder, of the cache, or made now; and what to warn of."""
-    origin = _origin(data, fingerprints)
-    path = folder / ORIGIN_FILE
-    with errors_told(f"cannot use the tokenizer in {folder}"):
-        if (folder / SETTINGS_FILE).exists():
-            found = path.read_text(encoding="utf-8") if path.exists() else ""
-            return load_tokenizer(folder), _other_origin(data, folder, found, origin)
-    cached = cache_folder(data.cache) / "tokenizers" / origin
-    with cache_errors_told(cached), shared(data.cache, "tokenizers", cached):
-        if (cached / SETTINGS_FILE).exists():
-            try:
-                tokenizer = load_tokenizer(cached)
-            except UserError as error:
-                raise UserError(f"{error}; delete {cached}, and it is made again") from None
-        else:
-            cached.parent.mkdir(parents=True, exist_ok=True)  # not only when it has been made
-            progress("making the tokenizer", 0, 1)
-            tokenizer = data.tokenizer.build(_Texts(data, progress))
-            tokenizer.save(cached)
-            progress("making the tokenizer", 1, 1)
-    with errors_told(f"cannot keep the tokenizer in {folder}"):
-        folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, origin)
-        tokenizer.save(folder)
-    return tokenizer, ()
-
-
-def _other_origin(data: Data, folder: pathlib.Path, found: str, origin: str) -> tuple[str, ...]:
-    """Warnings where the folder's tokenizer was made from something else.
-
-    Raises:
-        UserError: it was made by other settings, or from other text and `data.on_change` says so.
-    """
-    if found == origin:
-        return ()
-    of_text = "-" in origin
-    if of_text and len(found) == len(digest()):  # from when text was known by the time of its files
-        return ()
-    same_settings = of_text and found.partition("-")[0] == origin.partition("-")[0]
-    if same_settings and data.on_change == "warn":
-        return (f"the tokenizer in {folder} was made from the text before, and stays",)
-    raise UserError(
-        f"the tokenizer in {folder} was made from other text or other settings than this "
-        "experiment's; the run cannot go on with another one. Give another output folder, or put "
-        "the text and settings back"
-        + (" (data.on_change=warn goes on with other text)" if same_settings else "")
-    )
-
-
-def _origin(data: Data, found: Fingerprints) -> str:
-    """A fingerprint of all that decides about the tokenizer; of settings and of text where both."""
-    own = data.tokenizer.origin()
-    if own is not None:
-        return digest(own)
-    shares = [f"{domain.weight} {_held_out(data, domain)}" for domain in data.train]
-    marks = [mark for domain in data.train for mark in found[domain.name].values()]
-    return f"{digest(fingerprint(data.tokenizer), *shares)}-{digest(*marks)}"

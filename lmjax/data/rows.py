@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import dataclasses
 from typing import Literal
 
 import numpy as np
@@ -15,6 +16,29 @@ from lmjax.data.spans import RowSpans, count_up
 from lmjax.data.store import TokenStore
 
 Long = Literal["cut", "drop"]
+
+
+@dataclasses.dataclass(frozen=True)
+class RowFormat:
+    """What an objective reads in a row.
+
+    Attributes:
+      length: tokens of the store.
+      overlap: tokens at the end of a row of text that the next one has too.
+      room: how many of its tokens whole documents may fill; None: all.
+      slots: documents of a row of groups, whose labels are read; None: rows are text.
+      keeps_begin: whether a document that is longer than its slot keeps its beginning, not its end.
+      reads_spans: whether answers and turns are read.
+      replies_apart: whether requests and replies have `room` each, not both together.
+    """
+
+    length: int
+    overlap: int = 1
+    room: int | None = None
+    slots: int | None = None
+    keeps_begin: bool = False
+    reads_spans: bool = False
+    replies_apart: bool = False
 
 
 class RowReader(abc.ABC):
@@ -202,7 +226,7 @@ class WholeDocuments(RowReader):
             raise UserError(f"rows have room for {self.room} tokens; they need at least 2")
         self._separator = store.manifest.separator
         most = self.room - (self._separator is not None)
-        sizes, self._weights = np.diff(store.offsets), weights
+        sizes, self._weights = self._sizes(store, most), weights
         # What is planned are readings, of which a document may have several in an epoch.
         self._read = None if repeats is None else np.repeat(np.arange(len(sizes)), repeats)
         if repeats is not None:
@@ -298,6 +322,10 @@ class WholeDocuments(RowReader):
             f"{self._long_share:.1%} of the tokens, have no room in a row of "
             f"{self.room:,} tokens and are {done}"
         )
+
+    def _sizes(self, store: TokenStore, most: int) -> Int64[np.ndarray, "documents"]:
+        """Room that each document takes in a row; of more than `most` it is too long."""
+        return np.diff(store.offsets)
 
     def _documents(
         self, row: Int64[np.ndarray, "rows"], variant: Int64[np.ndarray, "rows"]

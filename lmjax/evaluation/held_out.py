@@ -11,7 +11,7 @@ import numpy as np
 
 from lmjax.config import UserError, config
 from lmjax.data.permutation import random_bits
-from lmjax.data.rows import EvaluationRows, Ring, RowReader
+from lmjax.data.rows import EvaluationRows, Ring, RowFormat, RowReader
 from lmjax.data.store import TokenStore
 from lmjax.evaluation.evaluator import Context, Evaluate, Evaluator, Record
 from lmjax.objectives import Example, Sums, TextObjective, TokenTable
@@ -20,6 +20,11 @@ from lmjax.training.feed import TextFeed
 from lmjax.training.placement import to_devices
 
 HELD_OUT = "held_out/"  # before the name of a set, as the split of its metrics
+
+
+def ring(store: TokenStore, rows: RowFormat) -> Ring:
+    """Rows in which each token of a store is a target once."""
+    return Ring(store, rows.length, rows.overlap)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +92,7 @@ class HeldOut:
       batch_size: rows an example; the last one is filled up with rows that weigh nothing.
       tokens: evaluate on about the first so many of each set; None: on all.
       lexicon: of their tokenizer; None where the objective needs none.
-      reader: (store, row length, overlap[, room, slots, keeps_begin]) -> its rows.
+      reader: makes rows of a store, as the objective reads them.
     """
 
     stores: Mapping[str, TokenStore]
@@ -98,7 +103,7 @@ class HeldOut:
     batch_size: int
     tokens: int | None = None
     lexicon: TokenTable | None = None
-    reader: Callable[..., RowReader] = Ring
+    reader: Callable[[TokenStore, RowFormat], RowReader] = ring
 
     @classmethod
     def of(cls, context: Context, tokens: int | None = None) -> HeldOut:
@@ -121,7 +126,7 @@ class HeldOut:
             tokens=tokens,
             lexicon=feed.lexicon,
             # Bits per byte count each token once, which rows of whole documents may not.
-            reader=Ring if feed.objective.predicts_text else feed.prepared.reader,
+            reader=ring if feed.objective.predicts_text else feed.prepared.reader,
         )
 
     def score(self, evaluate: Callable[[dict, Example], Sums], params: dict) -> dict[str, Score]:
@@ -161,12 +166,7 @@ class HeldOut:
 
     def rows(self, store: TokenStore) -> RowReader:
         """Rows of a set, as the objective reads them."""
-        objective, length = self.objective, self.length
-        settings = objective.row_length(length), objective.row_overlap(length)
-        if self.reader is not Ring:
-            further = objective.row_room(length), objective.slots, objective.keeps_begin
-            settings = *settings, *further
-        return self.reader(store, *settings)
+        return self.reader(store, self.objective.row_format(self.length))
 
     def count_rows(self, reader: RowReader) -> int:
         """Number of a set's rows that are evaluated."""

@@ -19,6 +19,7 @@ from lmjax.data import Data
 from lmjax.interop.convert import new_folder_anywhere
 from lmjax.interop.fisher_folder import FisherInformation, read_fisher, write_fisher
 from lmjax.interop.folder import model_folder, read_params
+from lmjax.jobs.job import Job
 from lmjax.jobs.run_text import read_text, text_of_run
 from lmjax.jobs.settings import at_least
 from lmjax.launch import import_modules, run
@@ -27,6 +28,7 @@ from lmjax.objectives import CausalLM, Example, TextObjective, fisher_sums, samp
 from lmjax.objectives.example import TokenTargets
 from lmjax.parallel import Layout, Mesh, axis_size, training_layout
 from lmjax.remote import check_path
+from lmjax.runs.folder import RunFolder
 from lmjax.training.placement import to_devices
 
 # (running sums, parameters, example, key) -> sums with those of the example's rows
@@ -34,7 +36,7 @@ Add = Callable[[tuple[dict, jax.Array], dict, Example, jax.Array], tuple[dict, j
 
 
 @config
-class Fisher:
+class Fisher(Job):
     """The diagonal of a model's Fisher information, by labels that it draws itself.
 
     It is that of one token, in the mean over rows of the text that the model was trained on
@@ -42,8 +44,8 @@ class Fisher:
     """
 
     source: str | None = None  # run folder or public model folder
-    output: str | None = None  # is made: it must not exist, or be empty
-    rows: int = 512  # rows of training text that gradients are taken of
+    output: str = ""  # folder that is made: it must not exist, or be empty
+    rows: int = 512  # rows of training text that gradients are taken of, in whole batches
     data: Data | None = None  # the text; none: what the run was trained on
     objective: TextObjective | None = None  # makes examples of it; none: that of the run
     # folder of such information of the tasks before, which is added: one penalty then holds what
@@ -59,21 +61,20 @@ class Fisher:
         at_least(0, self, "seed")
         for name in ("source", "before"):
             check_path(getattr(self, name) or "", name)
-        check_path(self.output or "", "output", write=True)
+        check_path(self.output, "output", write=True)
 
     def run(self) -> None:
-        """Computes and writes.
-
-        Raises:
-          UserError: no folders are named, or one cannot be read or written.
-        """
-        if self.source is None or self.output is None:
+        """See `Job.run`; computes and writes."""
+        if self.source is None or not self.output:
             raise UserError(
                 "Which folders? For instance: "
                 "python -m lmjax.jobs.fisher runs/quickstart runs/quickstart_fisher"
             )
         import_modules(self.imports)
         log, watch = RunLog(make_console()), Stopwatch()
+        if self.is_finished():
+            log.fact("Fisher", f"{self.output} has been made before")
+            return
         with (
             jax.set_mesh(self.mesh.build()),
             new_folder_anywhere(self.output, index=True) as folder,
@@ -81,19 +82,27 @@ class Fisher:
             model = replace(model_folder(self.source), lora=None)
             layout = training_layout()
             params = read_params(self.source, model, layout)
-            fisher, rows = self.diagonal(model, params, layout, log)
+            fisher = self.diagonal(model, params, layout, log)
             if self.before is not None:
                 _, before = read_fisher(self.before, model, layout)
                 fisher = jax.tree.map(jnp.add, fisher, before)
-            settings = {"source": self.source, "seed": self.seed, "before": self.before}
-            made = FisherInformation(model=model, rows=rows, **settings)
-            write_fisher(folder, made, params, fisher)
-        log.fact("Fisher", f"{self.output}, of {rows:,} rows of text", watch.seconds())
+            write_fisher(folder, FisherInformation(model=model, **self.settings()), params, fisher)
+        log.fact("Fisher", f"{self.output}, of {self.rows:,} rows of text", watch.seconds())
 
-    def diagonal(
-        self, model: TransformerConfig, params: dict, layout: Layout, log: RunLog
-    ) -> tuple[dict, int]:
-        """The Fisher information, sharded as the parameters are, and the number of rows."""
+    def settings(self) -> dict[str, Any]:
+        """Settings that the folder keeps."""
+        return {name: getattr(self, name) for name in ("source", "rows", "seed", "before")}
+
+    def is_finished(self) -> bool:
+        """Returns whether the folder holds what these settings make."""
+        folder = RunFolder(self.output)
+        made = folder.experiment() if folder.config.is_file() else None
+        return isinstance(made, FisherInformation) and self.settings() == {
+            name: getattr(made, name) for name in self.settings()
+        }
+
+    def diagonal(self, model: TransformerConfig, params: dict, layout: Layout, log: RunLog) -> dict:
+        """The Fisher information, sharded as the parameters are."""
         known = text_of_run(self.source)
         if known is None and self.data is None:
             raise UserError(f"{self.source} does not say what text it was trained on: give data")
@@ -112,7 +121,7 @@ class Fisher:
                 total = add(total, params, example, jax.random.fold_in(key, number))
                 number += 1
         squares, weight = total
-        return jax.tree.map(lambda a: a / jnp.where(weight > 0, weight, 1), squares), rows
+        return jax.tree.map(lambda a: a / jnp.where(weight > 0, weight, 1), squares)
 
 
 def adder(model: TransformerConfig, layout: Layout) -> Add:

@@ -20,8 +20,6 @@ def check_settings(job: Any) -> None:
     if not job.rewards:
         raise UserError("rewards: give at least one")
     at_least(1, job, "samples", "reply_length", "epochs", "updates")
-    if job.elastic is not None:
-        raise UserError("elastic: a policy is held by objective.kl, reward_kl and pretraining")
     if job.begin_with is None:
         raise UserError("begin_with: the policy, and the reference that it is held to")
     if job.sampling != Sampling(temperature=job.sampling.temperature):

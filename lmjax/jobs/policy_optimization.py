@@ -23,7 +23,7 @@ from lmjax.evaluation.evaluator import Evaluator
 from lmjax.generation.sampling import Sampling
 from lmjax.jobs.begin_with import warn_of_format, with_starting_model
 from lmjax.jobs.policy_checks import check_policy, check_settings
-from lmjax.jobs.policy_step import PolicyStep
+from lmjax.jobs.policy_step import REFERENCE, PolicyStep
 from lmjax.jobs.pretraining_text import prepare_pretraining, with_pretraining
 from lmjax.jobs.text import prepare_text
 from lmjax.jobs.training_job import FrozenModel, TrainingJob
@@ -35,8 +35,6 @@ from lmjax.training.feed import RolloutRequest
 from lmjax.training.learner import Learner
 from lmjax.training.loop import Advance
 from lmjax.training.schedules import Rate
-
-REFERENCE = "reference"
 
 
 @config
@@ -186,8 +184,10 @@ class PolicyOptimization(TrainingJob):
 
     def learner(self) -> Learner:
         """See `TrainingJob.learner`; the reference's log-probabilities are in the examples."""
-        learner = dataclasses.replace(super().learner(), frozen={})
-        learner = dataclasses.replace(learner, objective=with_pretraining(self, learner))
+        learner = super().learner()
+        frozen = {name: graph for name, graph in learner.frozen.items() if name != REFERENCE}
+        objective = self.penalised(with_pretraining(self, learner))
+        learner = dataclasses.replace(learner, frozen=frozen, objective=objective)
         if self.value_network is None:
             return learner
         network, shared = self.value_network, ("layout", "clip", "zero")
@@ -211,4 +211,4 @@ class PolicyOptimization(TrainingJob):
         frozen: Mapping[str, dict] | None,
     ) -> Advance:
         """See `TrainingJob.advance`: replies, rewards, and the updates by them."""
-        return PolicyStep(self, learner, feed, examples, frozen[REFERENCE])
+        return PolicyStep(self, learner, feed, examples, frozen)

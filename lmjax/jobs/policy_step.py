@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -40,6 +40,7 @@ from lmjax.training.placement import own_rows, to_devices
 from lmjax.training.state import TrainState
 
 BETA, REPLY_KL = "beta", "reply_kl"  # price of a nat, and nats of a reply, among the metrics
+REFERENCE = "reference"  # the frozen model that the policy is held to
 LEFT = "approximate_kl"  # of the policy that sampled, in nats of a token
 VALUE_METRICS = ("value_loss", "value_error", "value_clip_fraction")
 ADVANTAGES = {
@@ -59,7 +60,7 @@ class PolicyStep:
         learner: Learner,
         feed: RolloutFeed,
         examples: Iterator[tuple[list[RolloutRequest], Example | None]],
-        reference: dict,
+        frozen: Mapping[str, dict],
     ) -> None:
         """A mesh must be set, that of the learner.
 
@@ -68,9 +69,10 @@ class PolicyStep:
           learner: of the job.
           feed: tokenizer, rewards, and metrics of the step before.
           examples: requests of the steps to come, each with its rows of text.
-          reference: parameters of the model that the policy is held to.
+          frozen: parameters of the model that the policy is held to, and of those of `elastic`.
         """
-        self.job, self.feed, self.examples, self.reference = job, feed, examples, reference
+        self.job, self.feed, self.examples, self.reference = job, feed, examples, frozen[REFERENCE]
+        self.frozen = (frozen,) if learner.frozen else ()  # what the loss of an update reads
         self.layout, self.before = learner.layout, dict(feed.before)
         self.policy, self.critic = learner, None
         if job.value_network is not None:
@@ -191,15 +193,17 @@ class PolicyStep:
     ) -> tuple[TrainState, Metrics]:
         """One update, of the critic alone while it warms up."""
         if self.critic is None:
-            step = self.warm_up if warms_up else self.policy.compiled_step
-            return step(state, self.on_devices(rows, text))
+            example = self.on_devices(rows, text)
+            if warms_up:
+                return self.warm_up(state, example)
+            return self.policy.compiled_step(state, example, *self.frozen)
         policy, critic = split_states(state)
         critic, learnt = self.critic.compiled_step(critic, self.on_devices(rows, None))
         if warms_up:
             return join_states(policy, critic), learnt
         targets = dataclasses.replace(rows.targets, values=None, returns=None)
         rows = self.on_devices(Example(rows.inputs, targets), text)
-        policy, metrics = self.policy.compiled_step(policy, rows)
+        policy, metrics = self.policy.compiled_step(policy, rows, *self.frozen)
         metrics |= {name: learnt[name] for name in VALUE_METRICS}
         metrics["value_gradient_norm"] = learnt["gradient_norm"]
         return join_states(policy, critic), metrics

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from lmjax.alignment.comparison_accuracy import ComparisonAccuracy
-from lmjax.alignment.labelled_answers import LabelledAnswers, count_labels
+from lmjax.alignment.labelled_answers import LabelledAnswers, count_labels, most_answers
 from lmjax.alignment.preference_objective import REFERENCE, PreferenceObjective, PreferencePairs
 from lmjax.alignment.reference_cache import with_reference
 from lmjax.config import UserError, config
 from lmjax.console import RunLog
 from lmjax.data import Data
+from lmjax.data.store import TokenStore
 from lmjax.evaluation.evaluator import Evaluator
 from lmjax.evaluation.held_out import HeldOutLoss
 from lmjax.jobs.finetune import Finetune
@@ -60,12 +62,22 @@ class PreferenceOptimization(Finetune):
         """See `TrainingJob.prepare`."""
         feed = super().prepare(folder, log, saved)
         if isinstance(self.objective, LabelledAnswers):
-            for name, store in feed.prepared.train.items():
-                wanted, others = count_labels(store)
-                log.fact("answers", f"{name}: {wanted:,} are wanted, {others:,} are not")
+            self.tell_of_labels(feed.prepared.train, log)
         if self.caches_reference:
             feed = with_reference(feed, self.model, self.begin_with, training_layout(), log)
         return feed
+
+    def tell_of_labels(self, stores: Mapping[str, TokenStore], log: RunLog) -> None:
+        """Logs how many answers are wanted, and whether slots are empty in all comparisons."""
+        for name, store in stores.items():
+            wanted, others = count_labels(store)
+            log.fact("answers", f"{name}: {wanted:,} are wanted, {others:,} are not")
+        slots, most = self.objective.answers, max(map(most_answers, stores.values()))
+        if most < slots:
+            log.warn(
+                f"objective.answers={slots}, and no comparison has more than {most}: the others "
+                f"are padding, which objective.answers={most} saves"
+            )
 
     def all_evaluators(self) -> tuple[Evaluator, ...]:
         """Loss and accuracy on held-out comparisons, and further ones."""

@@ -20,7 +20,8 @@ class RewardModel(Finetune):
     """Train a model to score answers as people rank them.
 
     Unless it is given, the model is that of `begin_with`, with one number at the last token in
-    place of its head of words.
+    place of its head of words. Another reward model keeps its head: it may have been trained on
+    comparisons that cost nothing (`DamagedTexts`), or on ranked pages of the web.
     """
 
     objective: RewardRanking = RewardRanking()  # what it is trained to do

@@ -39,7 +39,8 @@ def text_of_run(folder: str) -> tuple[Data, TextObjective] | None:
     data, objective = (getattr(experiment, name, None) for name in ("data", "objective"))
     if not isinstance(data, Data) or not isinstance(objective, TextObjective):
         return None
-    return None if experiment.frozen_models() else (data, objective)
+    reads_more = experiment.frozen_models() or getattr(objective, "reads_reference", False)
+    return None if reads_more else (data, objective)
 
 
 def read_text(

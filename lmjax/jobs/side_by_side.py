@@ -110,7 +110,7 @@ class SideBySide(Job):
             yield _win_rates(name, of_models)
         shown = list(range(0, len(asked), max(1, len(asked) // SHOWN)))[:SHOWN]
         rows = tuple(
-            (asked[n].text, *(f"\n\n{label(m)}: {replies[m][n].text}" for m in self.models))
+            (asked[n].text, *(f"\n{label(m)}: {_on_a_line(replies[m][n])}" for m in self.models))
             for n in shown
         )
         columns = ("request", *map(label, self.models))
@@ -147,6 +147,10 @@ class SideBySide(Job):
 def label(folder: str) -> str:
     """Last part of a model's path."""
     return PurePath(folder).name or folder
+
+
+def _on_a_line(reply: Reply) -> str:
+    return " ".join(reply.text.split())
 
 
 def _mean_scores(judge: str, scores: dict[str, Float[np.ndarray, "requests"]]) -> Table:

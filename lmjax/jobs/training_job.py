@@ -216,7 +216,7 @@ class TrainingJob(Job):
             )
         learner = Learner(
             model=self.model,
-            objective=self._penalised(),
+            objective=self.penalised(self.objective),
             optimizer=self.optimizer,
             rate=self.rate(self.steps),
             layout=layout,
@@ -239,15 +239,19 @@ class TrainingJob(Job):
         self.abstract_example()
         return learner
 
-    def _penalised(self) -> Objective:
-        """The objective with the penalty of `elastic`."""
+    def penalised(self, objective: Objective) -> Objective:
+        """An objective with the penalty of `elastic`, if there is one.
+
+        Raises:
+          UserError: the model has adapters, which do not move the weights that are to be kept.
+        """
         if self.elastic is None:
-            return self.objective
+            return objective
         if self.model.lora is not None:
             raise UserError(
                 "elastic: it keeps weights near others, and adapters (model.lora) do not move them"
             )
-        return ElasticWeights(objective=self.objective, strength=self.elastic.strength)
+        return ElasticWeights(objective=objective, strength=self.elastic.strength)
 
     def _frozen_structures(self, layout: Layout) -> dict[str, nnx.GraphDef]:
         """Structure of each model that the loss reads and that is not trained."""

@@ -115,7 +115,7 @@ def _decoded(mine: dict, path: tuple[str, ...], weight: QuantizedWeight) -> dict
 
 
 def _encoded(mine: dict, path: tuple[str, ...], weight: QuantizedWeight) -> dict:
-    """What is kept of the parameter at `path`, by path, cut over the mesh as that is."""
+    """Arrays that are kept of the parameter at `path`, by path, cut over the mesh as that is."""
 
     def encode(one: jax.Array) -> Stored:
         return encoded(one, weight.code, weight.axis)

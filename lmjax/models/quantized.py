@@ -36,7 +36,7 @@ class WeightCode(abc.ABC):
 
     @abc.abstractmethod
     def encode(self, weight: Float[Array, "*axes"], axis: int) -> Stored:
-        """What is kept of a weight; traceable.
+        """Arrays that are kept of a weight; traceable.
 
         Args:
           weight: whole on every device along `axis`.
@@ -45,12 +45,12 @@ class WeightCode(abc.ABC):
 
     @abc.abstractmethod
     def decode(self, stored: Stored, axis: int, size: int) -> Float[Array, "*axes"]:
-        """The weight in float32 of what is kept of it, with `size` numbers along `axis`."""
+        """The weight in float32 of the arrays of `encode`, with `size` numbers along `axis`."""
 
 
 @config
 class ScaledInt8(WeightCode):
-    """8-bit integers: the scale times n / 127, rounded; of zero mean error, half a step at most."""
+    """8-bit integers n for scale n / 127, the nearest of them."""
 
     block: int = 256  # neighbouring numbers that share a scale
 
@@ -100,7 +100,8 @@ class NF4(WeightCode):
         if not self.double:
             return stored["scales"]
         differences = from_int8(stored["scales"], stored["scale_scales"], axis, SECOND_BLOCK)
-        return jnp.maximum(differences + stored["scale_mean"], 0)
+        scales = differences + stored["scale_mean"]
+        return jnp.where(scales < 0, 0, scales)
 
 
 def normal_quantiles() -> Float[np.ndarray, "values"]:
@@ -120,7 +121,7 @@ NF4_VALUES = normal_quantiles()
 
 
 class QuantizedWeight(nnx.Module):
-    """What is kept of a dense layer's weight, and the weight made of it.
+    """Arrays that are kept of a dense layer's weight, and the weight made of them.
 
     Blocks run along the axis `embed`, which no device holds a part of where a weight is used. The
     arrays are cut over the mesh as the weight is, where their sizes divide.
@@ -164,7 +165,7 @@ class QuantizedWeight(nnx.Module):
 
 
 def encoded(weight: Float[Array, "*axes"], code: WeightCode, axis: int) -> Stored:
-    """What is kept of a weight, cut over the mesh as that is; traceable."""
+    """Arrays that are kept of a weight, cut over the mesh as that is; traceable."""
     spec = jax.typeof(weight).sharding.spec
     whole = jax.reshard(weight, PartitionSpec(*(None,) * weight.ndim))
     stored = code.encode(whole, axis).items()
@@ -200,8 +201,11 @@ def blocks(array: Num[Array, "*axes"], axis: int, block: int) -> Num[Array, "*bl
 
 
 def largest(blocked: Float[Array, "*blocked"], axis: int) -> Float[Array, "*blocks"]:
-    """Largest absolute value along an axis."""
-    return jnp.max(jnp.abs(blocked), axis=axis)
+    """Largest absolute value along an axis; NaN where a value is not finite."""
+    absolute = jnp.abs(blocked)
+    # The maximum alone may pass over NaN.
+    finite = jnp.isfinite(jnp.sum(absolute, axis=axis))
+    return jnp.where(finite, jnp.max(absolute, axis=axis), jnp.nan)
 
 
 def spread(

@@ -35,9 +35,8 @@ class Augmentation:
     refill: float = 0.0  # share that is hidden, and filled with what the masked model draws
     refill_with: str | None = None  # folder of that model, an encoder with the same tokenizer
     mask: str = "[MASK]"  # its special token for what is hidden
-    # Ids of special tokens, and of the mask; a job fills them in from its tokenizer.
-    special: tuple[int, ...] = ()
-    mask_id: int | None = None
+    special: tuple[int, ...] = ()  # their ids; a job fills them in from its tokenizer
+    mask_id: int | None = None  # id of the mask, likewise
 
     def validate(self) -> None:
         """Raises UserError for numbers that cannot be meant."""

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt64
 
 from lmjax.config import UserError, config
+from lmjax.data.rows import RowFormat
 from lmjax.models.infill import InfillFormat
 from lmjax.models.transformer import Transformer, TransformerConfig
 from lmjax.objectives.example import Example
@@ -153,6 +154,18 @@ class TextObjective(Objective, abc.ABC):
         row_length = self.row_length(length)
         return min(row_length, row_length - self.row_overlap(length) + 1)
 
+    def row_format(self, length: int) -> RowFormat:
+        """What rows of `length` inputs are made of; all of it, for those that make the rows."""
+        return RowFormat(
+            length=self.row_length(length),
+            overlap=self.row_overlap(length),
+            room=self.row_room(length),
+            slots=self.slots,
+            keeps_begin=self.keeps_begin,
+            reads_spans=self.reads_spans,
+            replies_apart=self.replies_apart,
+        )
+
     @property
     def reads_spans(self) -> bool:
         """Returns whether `prepare` takes `spans`: answers and turns of the rows (`RowSpans`)."""
@@ -172,6 +185,11 @@ class TextObjective(Objective, abc.ABC):
 
         Its last token, which may close it, stays too.
         """
+        return False
+
+    @property
+    def replies_apart(self) -> bool:
+        """Returns whether requests and replies have room in a row apart, `row_room` each."""
         return False
 
     @property

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 from jaxtyping import Int, UInt64
 
-from lmjax.config import config
+from lmjax.config import UserError, config
 from lmjax.data.spans import RowSpans
 from lmjax.models.infill import SentinelFormat
 from lmjax.models.transformer import TransformerConfig
@@ -29,7 +29,8 @@ class SequenceToSequence(TextObjective):
     reads all that comes before, and the tokenizer's end. Texts without a reply are left out; of a
     conversation that the edge of a row cuts, the part counts in which its last reply begins.
 
-    A row has room for conversations of `length` tokens in all, which both sides then hold.
+    A row has several conversations, as long as both sides have room for `length` tokens
+    (data.rows=whole_documents).
     """
 
     start: str = "<pad>"  # token that the decoder begins with
@@ -39,8 +40,17 @@ class SequenceToSequence(TextObjective):
         """See `TextObjective.reads_spans`: replies are spans."""
         return True
 
+    @property
+    def replies_apart(self) -> bool:
+        """See `TextObjective.replies_apart`."""
+        return True
+
     def row_length(self, length: int) -> int:
-        """See `TextObjective.row_length`."""
+        """See `TextObjective.row_length`: the encoder's tokens and the decoder's."""
+        return 2 * length
+
+    def row_room(self, length: int) -> int:
+        """See `TextObjective.row_room`: that of either."""
         return length
 
     def check(self, model: TransformerConfig) -> None:
@@ -60,13 +70,22 @@ class SequenceToSequence(TextObjective):
         length: int,
         spans: RowSpans | None = None,
     ) -> Example:
-        """See `TextObjective.prepare`; each conversation is a segment of its own on both sides."""
+        """See `TextObjective.prepare`; each conversation is a segment of its own on both sides.
+
+        Raises:
+          UserError: the rows are not planned so that both sides have room.
+        """
         encoder, decoder = Rows(len(tokens), length), Rows(len(tokens), length)
         start = lexicon.token(self.start)
         replies = RowSpans.none() if spans is None else spans.of_kind("assistant")
         for row, (request, reply) in pairs(tokens, segments, replies):
             if request[-1] != lexicon.end:
                 request = np.append(request, lexicon.end)
+            if len(request) > encoder.room(row) or len(reply) > decoder.room(row):
+                raise UserError(
+                    "SequenceToSequence: requests and replies have no room in their rows; it reads "
+                    "rows of whole conversations, data.rows=whole_documents"
+                )
             encoder.add(row, Sample(request, request, np.zeros(len(request))))
             shifted = np.append(start, reply[:-1])
             decoder.add(row, Sample(shifted, reply, np.ones(len(reply))))

@@ -19,6 +19,7 @@ from lmjax.data.chat.messages import ChatFormat
 from lmjax.data.chat.templated import template_of
 from lmjax.data.mixture import Mixture
 from lmjax.data.plan import Plan
+from lmjax.data.rows import RowFormat
 from lmjax.data.store import TokenStore
 from lmjax.data.tokenizers import Tokenizer
 from lmjax.objectives import Example, TextObjective, TokenTable
@@ -100,14 +101,9 @@ class TextFeed(StoreFeed):
         return self.prepared.loader(
             self.plan,
             self.preparation,
-            self.objective.row_length(self.length),
-            self.objective.row_overlap(self.length),
+            self.objective.row_format(self.length),
             jax.process_index(),
             jax.process_count(),
-            self.objective.reads_spans,
-            self.objective.row_room(self.length),
-            self.objective.slots,
-            self.objective.keeps_begin,
         )
 
     @contextmanager
@@ -149,7 +145,7 @@ class RequestFeed(StoreFeed):
     @functools.cached_property
     def mixture(self) -> Mixture:
         """Order of the requests."""
-        return self.prepared.loader(self.plan, tuple, self.length, slots=1).mixture
+        return self.prepared.loader(self.plan, tuple, RowFormat(self.length, slots=1)).mixture
 
     def requests(self, step: int) -> list[RolloutRequest]:
         """The requests of a step, counted from 0."""

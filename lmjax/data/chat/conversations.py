@@ -10,6 +10,7 @@ from lmjax.config import UserError, config
 from lmjax.data.chat.messages import ChatFormat, Message, RenderedPiece, text_of
 from lmjax.data.chat.records import find_layout
 from lmjax.data.chat.templated import TemplatedRecords
+from lmjax.data.chat.templates import ChatTemplate
 from lmjax.data.documents import BadRecord, Document
 from lmjax.data.spans import SpanKind
 from lmjax.data.tokenizers import Tokenizer
@@ -28,7 +29,7 @@ class Conversations(TemplatedRecords):
 
     def documents_of(self, record: dict[str, Any], identity: str) -> Iterator[Document]:
         """See `JsonRecords.documents_of`."""
-        for document in make_documents(record, self.template, identity):
+        for document in make_documents(record, self.format_of(record), identity):
             yield document._replace(metadata=self.metadata_of(record))
 
     def dialogues(self) -> Iterator[list[Message]]:
@@ -37,6 +38,10 @@ class Conversations(TemplatedRecords):
             for record in self.records(part, lambda message: None):
                 found = find_layout(record).read(record)
                 yield from (one for one in found if not isinstance(one, str))
+
+    def format_of(self, record: dict[str, Any]) -> ChatFormat:
+        """The format that a line is written in."""
+        return self.template
 
     def layout(self) -> str:
         """Name of the layout of the first line.
@@ -48,6 +53,41 @@ class Conversations(TemplatedRecords):
             for record in self.records(part, lambda message: None):
                 return find_layout(record).name
         raise UserError(f"there is no conversation in {self.path}")
+
+
+@config
+class ClassFormat:
+    """The format of the conversations of one class."""
+
+    name: str  # of the class, as the lines have it
+    template: ChatTemplate  # such as OpenChat's with "GPT3" in place of "GPT4 Correct"
+
+
+@config
+class ConditionedConversations(Conversations):
+    """Conversations whose format depends on their class, so that a model is conditioned on it.
+
+    OpenChat conditions on the quality of its sources, beside weighing them in the loss
+    (`LossWeights`): one class has "GPT4 User", the other "GPT3 User" (Wang et al. 2023,
+    arXiv:2309.11235, section 3.2). The trained model talks in `template`, the format of the class
+    that is wanted, in which lines of further classes are written too.
+    """
+
+    condition: str = "source"  # the field with the class
+    formats: tuple[ClassFormat, ...] = ()  # of the classes that have one of their own
+
+    def validate(self) -> None:
+        """Raises UserError for a class that has several formats, or none that has one."""
+        super().validate()
+        names = [one.name for one in self.formats]
+        if not names or len(set(names)) < len(names):
+            raise UserError(f"formats of the classes {names}: give each class one, of one at least")
+
+    def format_of(self, record: dict[str, Any]) -> ChatFormat:
+        """See `Conversations.format_of`."""
+        found = {one.name: one.template for one in self.formats}
+        value = record.get(self.condition)
+        return found.get(value, self.template) if isinstance(value, str) else self.template
 
 
 def make_documents(

@@ -62,9 +62,8 @@ class EmbeddedInstructions(EmbeddedQuestions):
 class EmbeddedRequests(EmbeddedQuestions, RequestSource):
     """Questions about Python's standard library, to reply to; the answer is in the metadata."""
 
-    # what `dialogues` gives: each so many-th question, of modules that data.held_out, of this
-    # share, does not hold out
-    every: int = 1
+    every: int = 1  # `dialogues` gives each so many-th question
+    # `dialogues` leaves out the modules that data.held_out, of this share, holds out
     held_out: float = 0.0
 
     def validate(self) -> None:

@@ -12,7 +12,7 @@ from lmjax.config import UserError
 from lmjax.data import Conversations, Data, Domain, build_stores, prepare
 from lmjax.data.balance import TagBalance, document_shares, read_taxonomy, repeats
 from lmjax.data.groups import Groups
-from lmjax.data.rows import WholeDocuments
+from lmjax.data.rows import RowFormat, WholeDocuments
 from lmjax.data.tokenizers import Bytes, ByteTokenizer
 from lmjax.jobs.tag_coverage import tables_of
 from tests.lmjax.data.test_whole_documents import Store
@@ -159,7 +159,7 @@ def test_prepared_data_have_their_coverage(folder):
     assert read.max() - read.min() < before.max() - before.min()
     assert last.notes == ("1 of 6 have no document.",)
     counts = collections.Counter()
-    reader = prepared.reader(prepared.train["talk"], 65, name="talk")
+    reader = prepared.reader(prepared.train["talk"], RowFormat(65), "talk")
     for row in range(reader.count):
         document = reader._documents(np.array([row]), np.zeros(1, np.int64))[1]
         counts.update(document.tolist())

@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 
 from lmjax.config import UserError, replace
-from lmjax.data import preparation
+from lmjax.data import run_tokenizer
 from lmjax.data.cache import cache_folder
-from lmjax.data.preparation import Data, Domain, Stage, prepare
+from lmjax.data.preparation import prepare
+from lmjax.data.rows import RowFormat
+from lmjax.data.settings import Data, Domain, Stage
 from lmjax.data.sources import JsonLines, JsonPrompts, TextFiles
 from lmjax.data.tokenizers import Bytes, Characters, load_tokenizer
 from lmjax.data.tokenizers.special_tokens import WithTokens
@@ -77,7 +79,9 @@ def test_stores_by_domain(data, tmp_path):
 
 
 def test_loader_mixes_with_the_weights(data, tmp_path):
-    loader = prepare(data, tmp_path / "run").loader(data.plan(1), lambda *given: given, 17)
+    loader = prepare(data, tmp_path / "run").loader(
+        data.plan(1), lambda *given: given, RowFormat(17)
+    )
     source, _ = loader.mixture.locate(np.arange(40))
     assert np.bincount(source).tolist() == [30, 10]
     tokens, segments, seeds = loader.batch(5)
@@ -87,7 +91,9 @@ def test_loader_mixes_with_the_weights(data, tmp_path):
 def test_a_loader_of_overlapping_rows_goes_through_an_epoch_in_more_of_them(data, tmp_path):
     ready = prepare(data, tmp_path / "run")
     apart, overlapping = (
-        ready.loader(data.plan(1), lambda *given: given, 17, overlap).mixture.epochs(4000)
+        ready.loader(data.plan(1), lambda *given: given, RowFormat(17, overlap)).mixture.epochs(
+            4000
+        )
         for overlap in (1, 9)
     )
     # Every 8 tokens instead of 16; whole rows are counted.
@@ -107,7 +113,7 @@ def test_a_second_stage_has_its_own_weights_and_may_bring_a_domain(data, tmp_pat
     assert 0 < ready.held_out["new"].manifest.documents < 100
     # With a ramp before it and rows left out, the stage begins at its step all the same.
     plan = replace(data, ramp=((1, 8),)).plan(1).skipping(1, 1)
-    mixture = ready.loader(plan, lambda *given: given, 17).mixture
+    mixture = ready.loader(plan, lambda *given: given, RowFormat(17)).mixture
     assert plan.rows(3)[0] == 4 + 2 * 8 + 8
     for step, shares in ((1, [6, 2]), (2, [6, 2]), (3, [0, 2, 6]), (9, [0, 2, 6])):
         source, _ = mixture.locate(plan.rows(step))
@@ -118,9 +124,9 @@ def test_tokenizer_is_kept_with_the_run_and_learns_from_training_text_alone(data
     ready = prepare(data, tmp_path / "run")
     saved = load_tokenizer(tmp_path / "run")
     assert saved.fingerprint == ready.tokenizer.fingerprint
-    sample = list(preparation._Texts(data, lambda *progress: None).sample(10**9))
+    sample = list(run_tokenizer._Texts(data, lambda *progress: None).sample(10**9))
     assert set(sample) == {*texts(ready.train["poems"]), *texts(ready.train["prose"])}
-    share = list(preparation._Texts(data, lambda *progress: None).sample(4000))
+    share = list(run_tokenizer._Texts(data, lambda *progress: None).sample(4000))
     poems = sum(len(text) for text in share if text.startswith("poem"))
     prose = sum(len(text) for text in share if text.startswith("prose"))
     # 3000 and 1000 bytes, each exceeded by less than one document of at most 40.

@@ -18,7 +18,7 @@ from lmjax.data import (
     TextFiles,
     TokenizerFolder,
     TrainedBPE,
-    preparation,
+    run_tokenizer,
 )
 from lmjax.data import files as data_files
 from lmjax.data.hashes import FileHashes
@@ -122,7 +122,7 @@ def test_tokens_at_a_url_are_made_by_one_machine_for_all(bucket, tmp_path, monke
     def never(*arguments):
         raise AssertionError("was made again")
 
-    monkeypatch.setattr(preparation, "_Texts", never)
+    monkeypatch.setattr(run_tokenizer, "_Texts", never)
     monkeypatch.setattr("lmjax.data.tokenize.make_shards", never)
     second = prepare(shared, tmp_path / "2")
     for found in (first, second):

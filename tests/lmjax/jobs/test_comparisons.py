@@ -305,7 +305,8 @@ def labelled_job(folder, name, answers, **settings):
 def test_answers_with_labels_are_learnt_and_go_on_bit_for_bit(answers, folder, capsys):
     whole = labelled_job(folder, f"kto-{answers}", answers)
     whole.run()
-    assert "are wanted" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "are wanted" in told and "are padding" not in told
     found = read_metrics(whole.output)
     first, *_, last = (m for m in found if m["split"].startswith("held_out"))
     assert last["reward"] > 0.1 and last["loss"] < first["loss"]
@@ -320,6 +321,12 @@ def test_answers_with_labels_are_learnt_and_go_on_bit_for_bit(answers, folder, c
     names = ("split", "step", "loss", "reward", "kl")
     both = [[[m[n] for n in names] for m in read_metrics(j.output)] for j in (whole, parts)]
     assert both[0] == both[1]
+
+
+def test_slots_that_no_answer_fills_are_told_of(folder, capsys):
+    job = labelled_job(folder, "kto-padding", 1, steps=1)
+    replace(job, objective=LabelledAnswers(answers=2)).run()
+    assert "objective.answers=2, and no comparison has more than 1" in capsys.readouterr().out
 
 
 def test_pairs_need_two_answers(folder):

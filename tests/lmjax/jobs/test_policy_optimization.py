@@ -15,9 +15,10 @@ from lmjax.data.chat.comparisons import Comparisons
 from lmjax.data.chat.requests import Requests
 from lmjax.data.tokenizers import ByteTokenizer
 from lmjax.generation.sampling import Sampling
+from lmjax.jobs.fisher import Fisher
 from lmjax.jobs.policy_optimization import PolicyOptimization
 from lmjax.jobs.reward_model import RewardModel
-from lmjax.jobs.settings import Checkpoints
+from lmjax.jobs.settings import Checkpoints, ElasticPenalty
 from lmjax.models import AttentionConfig, FeedForwardConfig, TransformerConfig
 from lmjax.runs.folder import RunFolder
 from lmjax.runs.metrics import read_metrics
@@ -150,6 +151,21 @@ def test_updates_end_where_the_policy_has_left_the_one_that_sampled(folder):
         counts[stop_kl] = line["updates"]
         assert line["approximate_kl"] > 1e-6
     assert counts == {1e-6: 2, 1e6: 4}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("settings", [{}, {"advantage": "gae", "value_warmup": 1}])
+def test_a_policy_is_held_by_what_an_older_task_needs(folder, settings):
+    """With an elastic penalty, which the critic's new head and its warm-up do not have."""
+    fisher = folder / "fisher"
+    Fisher(source=str(folder / "base"), output=str(fisher), rows=8).run()
+    elastic = ElasticPenalty(folder=str(fisher), strength=1e5)
+    name = settings.get("advantage", "held")
+    job = optimization(folder, name, steps=2, elastic=elastic, **settings)
+    job.run()
+    first, second = lines(job, "train")
+    assert second["elastic_penalty"] > 0
+    assert ("elastic_penalty" in first) == (not settings)
 
 
 def test_nothing_is_compiled_after_the_second_step(folder):

@@ -1,5 +1,6 @@
 """Weights in 4 and 8 bits: NF4's values, bounds of the error, bytes, products, and gradients."""
 
+import dataclasses
 import math
 
 import jax
@@ -172,6 +173,20 @@ def test_the_error_of_a_block_is_bounded(name, size):
     assert root < (0.01 if isinstance(code, ScaledInt8) else 0.11)
 
 
+@pytest.mark.parametrize("name", CODES)
+@pytest.mark.parametrize("wrong", [np.nan, np.inf])
+def test_what_is_no_number_is_not_lost(name, wrong):
+    """All of its block is NaN, and with scales in 8 bits the whole weight."""
+    code, weight = CODES[name], np.ones((8192, 2), np.float32)
+    weight[5000, 1] = wrong
+    found = np.asarray(code.decode(code.encode(jnp.asarray(weight), 0), 0, 8192))
+    first = 5000 // code.block * code.block
+    assert np.isnan(found[first : first + code.block, 1]).all()
+    assert np.isnan(found).all() == (code == NF4())
+    if code != NF4():
+        assert np.isnan(found).sum() == code.block
+
+
 # ---- models ------------------------------------------------------------------------------------
 
 
@@ -183,7 +198,7 @@ def with_codes(code, model=MODEL, seed=0):
 
 
 @pytest.mark.parametrize("name", CODES)
-def test_products_are_those_with_the_weights_made_float(name):
+def test_products_and_merging_are_those_with_the_weights_made_float(name):
     """The same bits where nothing is added in another order; else 1e-5 of logits of about 1."""
     params, config, before = with_codes(CODES[name])
     assert config == with_code(CODES[name])
@@ -198,13 +213,9 @@ def test_products_are_those_with_the_weights_made_float(name):
         else:
             assert not np.array_equal(flat(as_float)[path], leaf)
             assert path not in flat(params)
-
-
-@pytest.mark.parametrize("name", CODES)
-def test_merging_adds_the_adapters_to_the_float_weights(name):
-    params, config, _ = with_codes(CODES[name])
+    # Merging gives the float weights plus the adapters.
     merged, without = merge_adapters(params, config)
-    expected, plain = merge_adapters(*with_base(params, config, None))
+    expected, plain = merge_adapters(as_float, MODEL)
     assert without == plain == replace(MODEL, lora=None)
     jax.tree.map(np.testing.assert_array_equal, merged, expected)
     np.testing.assert_allclose(logits(without, merged), logits(config, params), rtol=0, atol=1e-5)
@@ -284,8 +295,8 @@ def _alike(array, shape):
     assert array.sharding.spec == shape.sharding.spec
 
 
-def test_other_models_have_bases_too():
-    """An encoder and a decoder, whose layers are of both stacks; XLNet's position layer."""
+def test_both_stacks_of_an_encoder_and_a_decoder_have_bases():
+    """Those of an encoder and a decoder, in both stacks."""
     fields = {name: getattr(MODEL, name) for name in ("vocab_size", "hidden", "num_layers")}
     both = EncoderDecoderConfig(
         **fields,
@@ -300,16 +311,11 @@ def test_other_models_have_bases_too():
     kept = [path for path in flat(params) if path.endswith("weight.codes")]
     assert any(path.startswith("encoder.blocks.") for path in kept)
     assert any("cross_attention" in path for path in kept)
-    batch = replace_encoder(plain_batch(TOKENS))
+    batch = plain_batch(TOKENS)
+    batch = dataclasses.replace(batch, encoder=batch)
     value = jax.jit(loss_of(config))(params, batch)
     as_float, without = with_base(params, config, None)
     np.testing.assert_allclose(value, jax.jit(loss_of(without))(as_float, batch), rtol=1e-5)
-
-
-def replace_encoder(batch):
-    import dataclasses
-
-    return dataclasses.replace(batch, encoder=batch)
 
 
 def test_a_block_of_one_number_is_refused():

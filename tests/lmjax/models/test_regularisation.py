@@ -63,6 +63,8 @@ def test_dropout_rises_by_layer_as_in_a_loop_over_uniform_blocks(one_device, unr
         windowed = dataclasses.replace(mask, window=MODEL.windows[layer])
         x, _ = block(x, windowed, tables, None, keys[layer])
     np.testing.assert_allclose(got, model.final_norm(x), rtol=0, atol=1e-5)
+    model.frozen_blocks = 2  # which runs them in two parts
+    np.testing.assert_allclose(model(batch, key=key)[0], got, rtol=0, atol=1e-5)
 
 
 def test_equal_ends_are_one_dropout_and_none_changes_nothing(one_device):

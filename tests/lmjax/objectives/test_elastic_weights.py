@@ -12,7 +12,9 @@ from lmjax.models import AttentionConfig, FeedForwardConfig, TransformerConfig
 from lmjax.models.batch import Batch
 from lmjax.models.initializers import Normal
 from lmjax.objectives import (
+    ElasticWeights,
     Example,
+    Objective,
     Sums,
     TokenTargets,
     diagonal_fisher,
@@ -20,6 +22,12 @@ from lmjax.objectives import (
     sampled_loss,
 )
 from lmjax.parallel import training_layout
+
+
+def test_the_penalty_leaves_nothing_of_its_objective_out():
+    """Whatever an objective may say, the one with the penalty passes on; its loss is its own."""
+    said = {name for name in vars(Objective) if not name.startswith("_")}
+    assert said - vars(ElasticWeights).keys() == {"loss_of_hidden"}
 
 
 def softmax_loss(logits, example, key):

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lmjax.config import UserError, replace
-from lmjax.data import ChatTemplate, Conversations, WholeDocuments, build_stores
+from lmjax.data import ChatTemplate, Conversations, RequestRows, build_stores
 from lmjax.data.spans import KINDS, RowSpans
 from lmjax.data.tokenizers import ByteTokenizer
 from lmjax.data.tokenizers.special_tokens import ExtendedTokenizer
@@ -75,7 +75,7 @@ def test_a_row_written_out(tmp_path):
     turns = [("user", "ab"), ("assistant", "c"), ("user", "d"), ("assistant", "ef")]
     messages = [{"role": role, "content": content} for role, content in turns]
     records = [{"messages": messages}, *records_of([("g", "hi")]), {"text": "jk"}]
-    rows = WholeDocuments(stored(tmp_path, records, user=("q:{content}",)), LENGTH)
+    rows = RequestRows(stored(tmp_path, records, user=("q:{content}",)), 2 * LENGTH, LENGTH)
     assert rows.count == 1
     example = example_of(*read(rows, [0]))
     decoder, targets = example.inputs, example.targets
@@ -160,7 +160,7 @@ def gradients(example, mesh, rows=8, **settings):
 def test_packed_pairs_are_single_ones(tmp_path):
     """On a mesh, accumulated: to 1e-6 of the largest gradient, the same sums in another order."""
     store = stored(tmp_path, records_of(PAIRS))
-    packed = WholeDocuments(store, LENGTH)
+    packed = RequestRows(store, 2 * LENGTH, LENGTH)
     assert packed.count < len(PAIRS)
     single = gradients(alone(store), Mesh(fsdp=1).build(jax.devices()[:1]), rows=len(PAIRS))
     example = example_of(*read(packed, range(packed.count)))
@@ -207,7 +207,7 @@ def test_the_loss_is_that_of_transformers(tmp_path, one_device):
     layout = training_layout()
     config, _, params = huggingface.read(tmp_path / "t5", layout)
     store = stored(tmp_path, records_of(PAIRS))
-    packed = WholeDocuments(store, LENGTH)
+    packed = RequestRows(store, 2 * LENGTH, LENGTH)
     example = example_of(*read(packed, range(packed.count)))
     learner = Learner(config, OBJECTIVE, AdamW(), lambda step: 1e-2, layout)
     sums = jax.jit(learner.evaluate)(params, to_devices(example, layout, config.vocab_size))

@@ -6,10 +6,12 @@ import json
 import numpy as np
 import pytest
 
-from lmjax.config import UserError, replace
+from lmjax.config import UserError, from_json, replace, to_json
 from lmjax.data import (
     Bytes,
     ChatTemplate,
+    ClassFormat,
+    ConditionedConversations,
     Conversations,
     Data,
     Domain,
@@ -249,3 +251,25 @@ def test_a_folder_without_a_template_is_refused(tmp_path):
     )
     with pytest.raises(UserError, match=r"no chat template .other. .it has default"):
         list(source.documents())
+
+
+def test_classes_are_told_by_their_format(tmp_path):
+    """Lines of a class with a format have it, all others the model's; it survives JSON."""
+    good = ChatTemplate(user=("GPT4 User: {content}|",), assistant=("GPT4 Assistant: {content}|",))
+    poor = ChatTemplate(user=("GPT3 User: {content}|",), assistant=("GPT3 Assistant: {content}|",))
+    sources = {"source": "gpt-4"}, {"source": "gpt-3.5"}, {"source": 3}, {}
+    lines = [{"prompt": "a", "completion": "b"} | source for source in sources]
+    source = ConditionedConversations(
+        path=written(tmp_path, *lines),
+        template=good,
+        condition="source",
+        formats=(ClassFormat(name="gpt-3.5", template=poor),),
+    )
+    found = [document.text for document in source.documents()]
+    expected = [f"GPT{n} User: a|GPT{n} Assistant: b|" for n in (4, 3, 4, 4)]
+    assert found == expected
+    assert from_json(to_json(source)) == source
+    other = replace(source, formats=(ClassFormat(name="gpt-3.5", template=good),))
+    assert other.fingerprint() != source.fingerprint()
+    with pytest.raises(UserError, match="give each class one"):
+        replace(source, formats=source.formats * 2)
