@@ -68,10 +68,10 @@ class ClassificationBenchmark:
     vocabulary: int = 8192  # tokens
     dropout: float = 0.1  # of the model
     length: int = 48  # tokens of a text, the first ones of a longer one
-    pretraining: int = 3000  # steps in which it learns to find hidden words, of 32 rows
+    pretraining: int = 2000  # steps in which it learns to find hidden words, of 32 rows
     peak: float = 1e-2  # highest rate of pretraining
-    epochs: float = 8.0  # of fine-tuning
-    rate: float = 5e-4  # highest rate of fine-tuning
+    epochs: float = 6.0  # of fine-tuning
+    rate: float = 1e-3  # highest rate of fine-tuning
     average: float | None = 0.99  # decay of the average of the parameters that is the classifier
     resamples: int = 2_000  # of the bootstrap
     seed: int = 0  # of the training
@@ -94,7 +94,7 @@ def polarity_of(folder: Path) -> tuple[Pairs, Pairs]:
     pairs = [
         (normal(line), name)
         for name in ("neg", "pos")
-        for line in (folder / f"rt-polarity.{name}").read_text("latin-1").splitlines()
+        for line in (folder / f"rt-polarity.{name}").read_text("cp1252").split("\n")
         if line.strip()
     ]
     return divided(pairs)
