@@ -119,13 +119,13 @@ def test_the_steps_to_an_assistant_run(python, folder):
         lines = [line.replace(old, f"{old} {n}") for n in range(60)]
         (folder / f"{name}.jsonl").write_text("\n".join(lines), "utf-8")
     small = [
-        *("jobs.0.begin_with=runs/squared", "jobs.0.epochs=null", "jobs.0.steps=2"),
-        *("jobs.1.epochs=null", "jobs.1.steps=2", "jobs.2.steps=2", "jobs.2.reply_length=4"),
+        *("jobs.0.begin_with=runs/squared", "jobs.0.epochs=none", "jobs.0.steps=2"),
+        *("jobs.1.epochs=none", "jobs.1.steps=2", "jobs.2.steps=2", "jobs.2.reply_length=4"),
         *("jobs.2.samples=2", "jobs.2.evaluate_requests=2"),
         *(
             f"jobs.{n}.data.{setting}"
             for n in range(3)
-            for setting in ("length=128", "batch_size=2")
+            for setting in ("length=120", "batch_size=2")
         ),
     ]
     command = "import runpy, squared; runpy.run_module('mine', run_name='__main__', alter_sys=True)"
