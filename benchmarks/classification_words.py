@@ -7,7 +7,7 @@ from typing import Any
 
 from benchmarks.harness import serve
 
-STRENGTHS = (1.0, 3.0, 10.0, 30.0)  # inverse of the regularisation
+STRENGTHS = (1.0, 3.0, 10.0, 30.0, 100.0)  # inverse of the regularisation
 LONGEST = (1, 2)  # words of a feature: single ones, or pairs of neighbours too
 PARTS = 3  # of the training texts, for the choice among them
 WORD = r"(?u)\w+|[^\w\s]"
