@@ -78,8 +78,9 @@ class RunFolder:
         return self.path / REPORT
 
     def has_begun(self) -> bool:
-        """Returns whether there is a run in the folder."""
-        return self.config.is_file()
+        """Returns whether there is a run in the folder. UserError: it cannot be looked at."""
+        with errors_told("cannot read the run"):
+            return self.config.is_file()
 
     def experiment(self) -> Any:
         """The experiment of config.json. UserError where there is none or it does not load."""

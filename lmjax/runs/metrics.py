@@ -124,15 +124,17 @@ def read_metrics(folder: Path | str) -> list[dict[str, Any]]:
     """The records of a run folder in their order; half a line at the end is left out.
 
     Raises:
-      UserError: the file has a line inside it that is no record.
+      UserError: the file cannot be read, or has a line inside it that is no record.
     """
     path = local_copy(folder, "folder") / NAME
+    with errors_told(f"cannot read {path}"):
+        is_there = path.is_file()
     return [
         {
             name: NOT_FINITE.get(value, value) if isinstance(value, str) else value
             for name, value in record.items()
         }
-        for _, record in (_records(path) if path.is_file() else ())
+        for _, record in (_records(path) if is_there else ())
     ]
 
 

@@ -144,7 +144,7 @@ def test_the_fisher_of_a_run_row_by_row(folder, layout):
         expected = by_path(total)[name] / weight
         # Sums of float32 squares in another order.
         np.testing.assert_allclose(one, expected, rtol=2e-4, atol=1e-6 * expected.max() + 1e-12)
-    assert max(float(one.max()) for one in jax.tree.leaves(found)) > 0
+    assert any(np.any(np.asarray(one) > 0) for one in jax.tree.leaves(found))
 
 
 @pytest.mark.slow

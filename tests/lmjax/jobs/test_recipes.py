@@ -217,9 +217,9 @@ def test_clipping_and_losses_of_their_own():
     assert shrunk.pop("glm_130b") == ((0, 0.1),)
     assert set(shrunk.values()) == {()}
     weights = {name: recipe.objective.regularisers() for name, recipe in FLAGSHIPS.items()}
-    assert weights.pop("palm_540b") == weights.pop("falcon_40b") == (1e-4, 0.0)
-    assert weights.pop("baichuan2_13b") == (0.0, 2e-4)
-    assert set(weights.values()) == {(0.0, 0.0)}
+    assert weights.pop("palm_540b") == weights.pop("falcon_40b") == (1e-4, 0.0, 0.0)
+    assert weights.pop("baichuan2_13b") == (0.0, 2e-4, 0.0)
+    assert set(weights.values()) == {(0.0, 0.0, 0.0)}
 
 
 def test_skywork_and_its_second_stage():

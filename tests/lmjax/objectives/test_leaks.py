@@ -160,7 +160,7 @@ def test_gradients_are_zero_where_a_target_must_not_look(name, one_device, monke
     def losses(moves, places):
         """Of one target a row; `moves` are added to the embeddings."""
 
-        def embed(model, inputs):
+        def embed(model, inputs, key=None):
             is_encoder = has_encoder and inputs.tokens.shape == batch.encoder.tokens.shape
             return plain_embed(model, inputs) + moves["encoder" if is_encoder else "decoder"]
 
