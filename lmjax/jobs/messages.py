@@ -123,14 +123,14 @@ def print_results(story: RunLog, results: Results, location: str) -> None:
 def text_command(location: str) -> str:
     """Command that generates text from a run; it names the modules of the user's own classes.
 
-    Empty where the model has no head of words.
+    Empty where the model has no head of words, or is an encoder that does not fill blanks.
     """
     experiment = RunFolder(location).experiment()
-    if not experiment.model.word_head:
+    fills = experiment.objective.infill_format() is not None
+    if not experiment.model.word_head or not (fills or experiment.model.attention.causal):
         return ""
     modules, data = user_modules(experiment), getattr(experiment, "data", None)
     imports = f" imports={','.join(modules)}" if modules else ""
-    fills = experiment.objective.infill_format() is not None
     chats = not fills and isinstance(data, Data) and template_of(data) is not None
     return f"python -m lmjax.generation {location}{imports} " + (
         "chat=true" if chats else 'prompt="..."'
