@@ -37,8 +37,8 @@ def print_beginning(story: RunLog, job: Any, location: str, parameters: int) -> 
     )
     layers, hidden = job.model.num_layers, job.model.hidden
     story.fact("model", f"{layers} layers x {hidden}, {parameters / 1e6:,.2f} M parameters")
-    if job.average is not None:
-        story.fact("average", f"of the parameters, decay {job.average}: it is evaluated")
+    if job.ema_decay is not None:
+        story.fact("average", f"of the parameters, decay {job.ema_decay}: it is evaluated")
     for label, words in job.facts():
         story.fact(label, words)
     if (best := job.checkpoint.best) is not None:

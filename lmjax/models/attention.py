@@ -48,7 +48,7 @@ class AttentionConfig:
     scale: float | None = None  # of the scores; none: 1 / sqrt(head_dim)
     softcap: float | None = None  # scores are bent to lie within it, as softcap tanh(s / softcap)
     # Queries at positions i beyond this length are multiplied by log i / log length (LogN, Qwen).
-    log_length: int | None = None
+    logn_length: int | None = None
     dropout: float = 0.0  # share of attention probabilities dropped in training
     # name of a kernel: reference, chunked, cudnn or a registered one; none: the best that can serve
     implementation: str | None = None
@@ -95,9 +95,9 @@ class AttentionConfig:
     def tables(self, batch: Batch, lengths: Int[Array, "batch"]) -> Tables:
         """Tables of positions for all layers; see `AttentionPositions.tables`."""
         scale = None
-        if self.log_length is not None:
-            positions = jnp.maximum(batch.positions + 1, self.log_length).astype(jnp.float32)
-            scale = (jnp.log(positions) / math.log(self.log_length))[..., None, None]
+        if self.logn_length is not None:
+            positions = jnp.maximum(batch.positions + 1, self.logn_length).astype(jnp.float32)
+            scale = (jnp.log(positions) / math.log(self.logn_length))[..., None, None]
         return Tables(self.position_rule.tables(batch, lengths, self.head_dim), scale)
 
 
