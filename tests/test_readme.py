@@ -111,18 +111,24 @@ def test_a_classifier_is_a_config(python):
     python("-c", block("Classify("))
 
 
-def test_an_own_attention_kernel_is_preferred_where_it_can_serve(python):
-    """Equal to the reference to 1e-5, sums in float32 in another order; grouped heads go on."""
+def test_an_own_attention_kernel_is_one_of_the_implementations(python):
+    """Equal to the reference to 1e-5, summed in another order; grouped heads are refused."""
     checks = """
-from pallas_kernels.attention import Mask, attention, implementations
+from pallas_kernels.attention import CannotServe, Mask, attention, implementations
 q, k, v = jax.random.normal(jax.random.key(0), (3, 2, 5, 4, 8))
 mask = Mask(causal=True)
-given = jax.jit(attention)(q, k, v, mask)
-own = jax.jit(lambda: attention(q, k, v, mask, implementation="plain"))()
-assert implementations()[-1] == "plain" and (given == own).all()
-reference = attention(q, k, v, mask, implementation="reference")
-assert jnp.abs(given - reference).max() < 1e-5
-attention(q, k[:, :, :2], v[:, :, :2], mask)
+given, reference = (
+    attention(q, k, v, mask, implementation=name) for name in ("plain", "reference")
+)
+assert jnp.abs(given - reference).max() < 1e-5 and implementations()[-1] == "plain"
+grouped = q, k[:, :, :2], v[:, :, :2], mask
+attention(*grouped)
+try:
+    attention(*grouped, implementation="plain")
+except CannotServe as error:
+    assert "grouped" in str(error)
+else:
+    raise AssertionError
 """
     python("-c", block("register(Implementation") + checks)
 
