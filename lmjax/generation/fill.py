@@ -244,7 +244,7 @@ FILLINGS: dict[type[InfillFormat], type[Infiller]] = {
 
 
 def infiller_by(infill: InfillFormat | Infiller | None) -> Infiller | None:
-    """Filling of blanks by this format; None for no format. an `Infiller` stays itself.
+    """Filling of blanks by this format; None for no format. An `Infiller` stays itself.
 
     Raises:
       UserError: the format is neither one that is known here nor an `Infiller`.
