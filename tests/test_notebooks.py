@@ -12,6 +12,7 @@ from IPython.core.inputtransformer2 import TransformerManager
 NOTEBOOKS = sorted(Path(__file__).parents[1].joinpath("notebooks").glob("*.ipynb"))
 # How many devices each runs on, how many pictures it makes, and something that it prints.
 EXPECTED = {
+    "assistant": (1, 2, "What does os.path.join(a, *p) do?"),
     "glm": (1, 9, "outputs change exactly where the mask says: True"),
     "quickstart": (1, 2, "The list"),
     "tpu_vm": (4, 1, "10 steps, of which the last had a loss of"),

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from lmjax import data
+from lmjax.runs.metrics import read_metrics
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
@@ -33,10 +34,17 @@ def block(words: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def python(tmp_path_factory):
-    """Runs Python in a folder that has `squared.py`, and fails unless it does well."""
+def folder(tmp_path_factory):
+    """A folder that has `squared.py`, and `mine.py` with the steps to an assistant."""
     folder = tmp_path_factory.mktemp("readme")
     (folder / "squared.py").write_text(block("class SquaredReLU"), "utf-8")
+    (folder / "mine.py").write_text(block("PolicyOptimization("), "utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def python(folder):
+    """Runs Python in that folder, and fails unless it does well."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_NUM_CPU_DEVICES": "1"}
 
     def python(*arguments: str) -> str:
@@ -103,7 +111,33 @@ def test_a_model_has_several_heads_on_labels(python):
 
 def test_the_steps_to_an_assistant_are_configs(python):
     """Built and validated: no file is read before they run."""
-    python("-c", block("PolicyOptimization("))
+    python("-c", "from mine import *\n" + block("class Brief"))
+
+
+@pytest.mark.slow  # three trainings compile
+@pytest.mark.usefixtures("told")
+def test_the_steps_to_an_assistant_run(python, folder):
+    """On lines as the README shows them, many times, and a small model."""
+    names = ("talks", "pairs", "asks")
+    shown = re.search(r"^```\n(\{.*?)^```", README, re.M | re.S)[1].splitlines()
+    for name, line in zip(names, shown, strict=True):
+        old = "Hello" if name == "talks" else "Name a"
+        lines = [line.replace(old, f"{old} {n}") for n in range(60)]
+        (folder / f"{name}.jsonl").write_text("\n".join(lines), "utf-8")
+    small = [
+        *("jobs.0.begin_with=runs/squared", "jobs.0.epochs=none", "jobs.0.steps=2"),
+        *("jobs.1.epochs=none", "jobs.1.steps=2", "jobs.2.steps=2", "jobs.2.reply_length=4"),
+        *("jobs.2.samples=2", "jobs.2.evaluate_requests=2"),
+        *(
+            f"jobs.{n}.data.{setting}"
+            for n in range(3)
+            for setting in ("length=120", "batch_size=2")
+        ),
+    ]
+    command = "import runpy, squared; runpy.run_module('mine', run_name='__main__', alter_sys=True)"
+    python("-c", command, *small)
+    records = read_metrics(folder / "runs" / "mine" / "policy")
+    assert {"reward", "reply_kl"} <= records[-1].keys() | records[0].keys()
 
 
 def test_a_classifier_is_a_config(python):

@@ -152,10 +152,10 @@ class LabelledTable(LabelledTexts):
         """See `Source.parts`: a file each."""
         return file_parts(find_files(self.path), divide=False)
 
-    def _lines(
+    def lines(
         self, part: Part, on_skip: OnSkip, use: Callable[[dict[str, Any], str], Iterable[Any]]
     ) -> Iterator[tuple[Any, ...]]:
-        """See `JsonRecords._lines`."""
+        """See `JsonRecords.lines`."""
         if (text := self._content(part, on_skip)) is None:
             return
         style = {"delimiter": self.delimiter, "strict": True}
