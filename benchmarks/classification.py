@@ -72,7 +72,7 @@ class ClassificationBenchmark:
     peak: float = 1e-2  # highest rate of pretraining
     epochs: float = 6.0  # of fine-tuning
     rate: float = 1e-3  # highest rate of fine-tuning
-    average: float | None = 0.99  # decay of the average of the parameters that is the classifier
+    ema_decay: float | None = 0.99  # decay of the average of the parameters that is the classifier
     resamples: int = 2_000  # of the bootstrap
     seed: int = 0  # of the training
     json: str = ""  # file for the results
@@ -221,7 +221,7 @@ def tuning(settings: ClassificationBenchmark, name: str, count: int) -> Classify
         ),
         optimizer=AdamW(weight_decay=0.1),
         schedule=Cosine(peak=settings.rate, warmup=steps // 10),
-        average=settings.average,
+        ema_decay=settings.ema_decay,
         evaluation=ChatEvaluation(every=END),
         checkpoint=Checkpoints(every=500, keep=1),
     )

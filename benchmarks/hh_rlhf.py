@@ -114,7 +114,7 @@ def ranker(settings: RewardBenchmark) -> RewardModel:
         data=data_of(settings, batch_size=32, rows="groups"),
         optimizer=AdamW(weight_decay=0.1),
         schedule=Cosine(peak=3e-4, warmup=settings.ranking // 20, final=0.1),
-        average=0.98,
+        ema_decay=0.98,
         evaluation=ChatEvaluation(every=settings.ranking),
         checkpoint=Checkpoints(every=100, keep=1),
     )

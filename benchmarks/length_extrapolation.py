@@ -105,7 +105,7 @@ def variants(model: TransformerConfig, trained: int, context: int) -> dict[str, 
         "linear": attention(positions=Rotary(scaling=LinearScaling(factor=factor))),
         "NTK": attention(positions=Rotary(scaling=NTKScaling(factor=factor))),
         "dynamic NTK": attention(positions=dynamic),
-        "dynamic NTK, LogN": attention(positions=dynamic, log_length=trained),
+        "dynamic NTK, LogN": attention(positions=dynamic, logn_length=trained),
         "YaRN": attention(positions=Rotary(scaling=YaRNScaling(factor=factor, length=trained))),
         f"window of {trained}": attention(windows=(trained,)),
     }

@@ -1,5 +1,6 @@
 """What the README shows of Python runs as it stands there."""
 
+import importlib
 import os
 import re
 import shlex
@@ -15,6 +16,11 @@ from lmjax.runs.metrics import read_metrics
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
 BLOCKS = re.findall(r"^```python\n(.*?)^```", README, re.M | re.S)
+# Rows of the table of parts: what, its base class, what to define.
+PARTS = [
+    line.strip("| ").split(" | ")
+    for line in README.partition("| what | base class |")[2].partition("\n\n")[0].splitlines()[2:]
+]
 SMALL = (
     *("steps=2", "schedule.warmup=1", "model.num_layers=1", "data.length=16"),
     *("data.batch_size=2", "evaluation.tokens=100", "evaluation.sample_length=2"),
@@ -137,3 +143,43 @@ def test_the_steps_to_an_assistant_run(python, folder):
 def test_a_classifier_is_a_config(python):
     """Built and validated, likewise."""
     python("-c", block("Classify("))
+
+
+def test_an_own_attention_kernel_is_one_of_the_implementations(python):
+    """Equal to the reference to 1e-5, summed in another order; grouped heads are refused."""
+    checks = """
+from pallas_kernels.attention import CannotServe, Mask, attention, implementations
+q, k, v = jax.random.normal(jax.random.key(0), (3, 2, 5, 4, 8))
+mask = Mask(causal=True)
+given, reference = (
+    attention(q, k, v, mask, implementation=name) for name in ("plain", "reference")
+)
+assert jnp.abs(given - reference).max() < 1e-5 and implementations()[-1] == "plain"
+grouped = q, k[:, :, :2], v[:, :, :2], mask
+attention(*grouped)
+try:
+    attention(*grouped, implementation="plain")
+except CannotServe as error:
+    assert "grouped" in str(error)
+else:
+    raise AssertionError
+"""
+    python("-c", block("register(Implementation") + checks)
+
+
+@pytest.mark.parametrize("row", PARTS, ids=lambda row: row[0])
+def test_the_base_class_of_every_part_has_what_is_to_be_defined(row):
+    """The classes of the table's second column, and the methods and fields of its third."""
+    _, bases, methods = row
+    modules = re.findall(r"`((?:lmjax|pallas_kernels)[\w.]*)\.(\w+)`", bases)
+    classes = [getattr(importlib.import_module(module), name) for module, name in modules]
+    others = re.findall(r"`([A-Z]\w+)`", bases)
+    home = modules[0][0] if modules else "lmjax.models.family"
+    classes += [getattr(importlib.import_module(home), name) for name in others]
+    assert classes
+    for name in re.findall(r"`([a-z_]+)`", methods.partition("Used")[0]):
+        assert any(hasattr(one, name) or name in one.__annotations__ for one in classes), name
+
+
+def test_the_table_of_parts_is_found():
+    assert len(PARTS) > 15

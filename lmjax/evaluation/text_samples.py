@@ -27,10 +27,17 @@ class TextSamples(Evaluator):
         """See `Evaluator.prepare`; the feed is a `TextFeed`.
 
         Raises:
-          UserError: a prompt leaves no room for an answer, or its blanks cannot be filled.
+          UserError: the model cannot continue a prompt, a prompt leaves no room for an answer, or
+            its blanks cannot be filled.
         """
         feed: TextFeed = context.feed
         model, filling = context.learner.model, infiller_of(feed.objective)
+        if self.prompts and filling is None and not model.attention.causal:
+            raise UserError(
+                "evaluation.prompts: the model is an encoder (model.attention.causal=False), which"
+                " continues no text, and its objective names no blanks that it fills"
+                f" ({type(feed.objective).__name__}.infill_format): set evaluation.prompts=()"
+            )
         for prompt in self.prompts:
             _check_prompt(prompt, feed, filling, model)
 

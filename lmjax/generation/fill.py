@@ -244,10 +244,10 @@ FILLINGS: dict[type[InfillFormat], type[Infiller]] = {
 
 
 def infiller_by(infill: InfillFormat | Infiller | None) -> Infiller | None:
-    """Filling of blanks by this format; None for no format. A filling of one's own stays itself.
+    """Filling of blanks by this format; None for no format. An `Infiller` stays itself.
 
     Raises:
-      UserError: the format is neither one that is known here nor a filling.
+      UserError: the format is neither one that is known here nor an `Infiller`.
     """
     if infill is None or isinstance(infill, Infiller):
         return infill
@@ -255,7 +255,7 @@ def infiller_by(infill: InfillFormat | Infiller | None) -> Infiller | None:
     if kind is None:
         raise UserError(
             f"infill={infill}: it is one of {', '.join(known.__name__ for known in FILLINGS)}, or"
-            " a Filling of your own (lmjax/generation/fill.py)"
+            " an Infiller of your own (lmjax/generation/fill.py)"
         )
     return kind(**{field.name: getattr(infill, field.name) for field in dataclasses.fields(infill)})
 

@@ -138,7 +138,7 @@ def instructgpt(size: str, output: str, mesh: Mesh, accumulation: int) -> Chain:
         updates=8,
         optimizer=ADAM,
         schedule=Constant(peak=rate, warmup=10),
-        average=0.992,
+        ema_decay=0.992,
         accumulation=accumulation,
         evaluate_every=25,
         checkpoint=Checkpoints(every=25),

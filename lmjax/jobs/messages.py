@@ -37,8 +37,8 @@ def print_beginning(story: RunLog, job: Any, location: str, parameters: int) -> 
     )
     layers, hidden = job.model.num_layers, job.model.hidden
     story.fact("model", f"{layers} layers x {hidden}, {parameters / 1e6:,.2f} M parameters")
-    if job.average is not None:
-        story.fact("average", f"of the parameters, decay {job.average}: it is evaluated")
+    if job.ema_decay is not None:
+        story.fact("average", f"of the parameters, decay {job.ema_decay}: it is evaluated")
     for label, words in job.facts():
         story.fact(label, words)
     if (best := job.checkpoint.best) is not None:
@@ -123,14 +123,14 @@ def print_results(story: RunLog, results: Results, location: str) -> None:
 def text_command(location: str) -> str:
     """Command that generates text from a run; it names the modules of the user's own classes.
 
-    Empty where the model has no head of words.
+    Empty where the model has no head of words, or is an encoder that does not fill blanks.
     """
     experiment = RunFolder(location).experiment()
-    if not experiment.model.word_head:
+    fills = experiment.objective.infill_format() is not None
+    if not experiment.model.word_head or not (fills or experiment.model.attention.causal):
         return ""
     modules, data = user_modules(experiment), getattr(experiment, "data", None)
     imports = f" imports={','.join(modules)}" if modules else ""
-    fills = experiment.objective.infill_format() is not None
     chats = not fills and isinstance(data, Data) and template_of(data) is not None
     return f"python -m lmjax.generation {location}{imports} " + (
         "chat=true" if chats else 'prompt="..."'

@@ -49,8 +49,8 @@ def check_settings(job: Any) -> None:
 
 def _check_critic(job: Any) -> None:
     """Raises UserError for advantages that cannot be had."""
-    if not 0 <= job.decay <= 1:
-        raise UserError(f"decay={job.decay}: must be between 0 and 1")
+    if not 0 <= job.gae_lambda <= 1:
+        raise UserError(f"gae_lambda={job.gae_lambda}: must be between 0 and 1")
     at_least(0, job, "value_warmup")
     for name in ("value_warmup", "value_network"):
         if (value := getattr(job, name)) and not job.has_critic:

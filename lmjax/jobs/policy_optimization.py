@@ -64,7 +64,7 @@ class PolicyOptimization(TrainingJob):
     advantage: Literal["group_relative", "leave_one_out", "reinforce_plus_plus", "gae"] = (
         "group_relative"
     )
-    decay: float = 0.95  # lambda of gae: 1 trusts the rewards alone, 0 the next value
+    gae_lambda: float = 0.95  # for advantage=gae: 1 trusts the rewards alone, 0 the next value
     # the critic of gae, which begins as a reward model; none: a head on the policy's own model
     value_network: ValueNetwork | None = None
     value_warmup: int = 0  # first steps, in which the critic alone is trained, or its head

@@ -140,7 +140,7 @@ class PolicyStep:
         """
         if self.job.has_critic:
             mask = inputs_of(rows)[1].weights > 0
-            found = critic_advantages(rewards, values, mask, self.job.decay)
+            found = critic_advantages(rewards, values, mask, self.job.gae_lambda)
             advantages, returns = jax.device_get(found)
             return advantages, (values, returns)
         groups = jnp.asarray(rewards.sum(axis=1).reshape(-1, self.job.samples), jnp.float32)

@@ -74,7 +74,8 @@ class TrainingJob(Job):
     zero: Zero = 3  # ZeRO stage: when parameters sharded over mesh.fsdp are gathered
     # parts that a batch is computed in, to save memory; of a smaller batch, fewer
     accumulation: int = 1
-    average: float | None = None  # decay of an average of the parameters, which is then evaluated
+    # decay of an exponential moving average of the parameters, which is then evaluated; none: none
+    ema_decay: float | None = None
     evaluators: tuple[Evaluator, ...] = ()  # measures and samples of the model
     checkpoint: Checkpoints = Checkpoints()  # what is kept to go on from
     log: Log = Log()  # of metrics
@@ -175,8 +176,8 @@ class TrainingJob(Job):
         at_least(0, self, "seed")
         if self.gradient_clip is not None and self.gradient_clip <= 0:
             raise UserError(f"gradient_clip={self.gradient_clip}: a norm is above 0, or none")
-        if self.average is not None and not 0 < self.average < 1:
-            raise UserError(f"average={self.average}: a decay lies between 0 and 1, or none")
+        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+            raise UserError(f"ema_decay={self.ema_decay}: a decay lies between 0 and 1, or none")
         self.check_model()
         if (rows := self.largest_batch()) % self.accumulation:
             raise UserError(
@@ -209,10 +210,10 @@ class TrainingJob(Job):
         layout, trained = training_layout(), self.trained()
         trained.check(self.model, layout)
         check_base(trained, self.model, layout)
-        if self.average is not None and self.model.lora is not None and self.model.lora.base:
+        if self.ema_decay is not None and self.model.lora is not None and self.model.lora.base:
             raise UserError(
-                f"average={self.average}: parameters that model.lora.base keeps in few bits have no"
-                " average; set average=none"
+                f"ema_decay={self.ema_decay}: parameters that model.lora.base keeps in few bits"
+                " have no average; set ema_decay=none"
             )
         learner = Learner(
             model=self.model,
@@ -223,7 +224,7 @@ class TrainingJob(Job):
             clip=self.gradient_clip,
             microbatch=self.microbatch,
             zero=self.zero,
-            average_decay=self.average,
+            average_decay=self.ema_decay,
             embedding_gradient=self.embedding_gradient_rate(),
             frozen=self._frozen_structures(layout),
             trainable=trained.trains,

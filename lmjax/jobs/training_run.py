@@ -128,7 +128,7 @@ class TrainingRun:
         best = self.selection.best
         if best is None or best.step == done:
             return done, self.learner.evaluated(state)
-        entry = "params" if self.job.average is None else "average"
+        entry = "params" if self.job.ema_decay is None else "average"
         restored, _ = checkpointer.restore(
             best.step, {entry: getattr(self.learner.abstract(), entry)}
         )

@@ -19,7 +19,7 @@ from lmjax.models.linear import Builder
 from lmjax.models.norms import NormConfig
 from lmjax.models.positions import AttentionPositions, Bias
 from lmjax.parallel import Layout
-from pallas_kernels.attention import Mask
+from pallas_kernels.attention import CannotServe, Mask, implementations
 from pallas_kernels.attention import attention as attention_kernel
 
 
@@ -48,9 +48,10 @@ class AttentionConfig:
     scale: float | None = None  # of the scores; none: 1 / sqrt(head_dim)
     softcap: float | None = None  # scores are bent to lie within it, as softcap tanh(s / softcap)
     # Queries at positions i beyond this length are multiplied by log i / log length (LogN, Qwen).
-    log_length: int | None = None
+    logn_length: int | None = None
     dropout: float = 0.0  # share of attention probabilities dropped in training
-    implementation: str | None = None  # attention kernel; None: the best that can serve
+    # name of a kernel: reference, chunked, cudnn or a registered one; none: the best that can serve
+    implementation: str | None = None
 
     def validate(self) -> None:
         """Raise UserError for numbers that cannot be meant, and heads that cannot be grouped."""
@@ -70,6 +71,12 @@ class AttentionConfig:
             raise UserError(f"attention.softcap={self.softcap}: must be above 0, or none")
         if not 0 <= self.dropout < 1:
             raise UserError(f"attention.dropout={self.dropout}: must be 0 or more, and below 1")
+        if self.implementation not in (None, *(known := implementations())):
+            raise UserError(
+                f"attention.implementation={self.implementation}: must be one of"
+                f" {', '.join(known)}, or none; one of your own is known once the module that"
+                " registers it is imported"
+            )
 
     @property
     def kv_heads(self) -> int:
@@ -88,9 +95,9 @@ class AttentionConfig:
     def tables(self, batch: Batch, lengths: Int[Array, "batch"]) -> Tables:
         """Tables of positions for all layers; see `AttentionPositions.tables`."""
         scale = None
-        if self.log_length is not None:
-            positions = jnp.maximum(batch.positions + 1, self.log_length).astype(jnp.float32)
-            scale = (jnp.log(positions) / math.log(self.log_length))[..., None, None]
+        if self.logn_length is not None:
+            positions = jnp.maximum(batch.positions + 1, self.logn_length).astype(jnp.float32)
+            scale = (jnp.log(positions) / math.log(self.logn_length))[..., None, None]
         return Tables(self.position_rule.tables(batch, lengths, self.head_dim), scale)
 
 
@@ -157,10 +164,14 @@ class Attention(nnx.Module):
         bias: Bias | None = None,
         dropout: Any = None,
     ) -> Float[Array, "batch seq heads value_dim"]:
-        """Runs the kernel on each device's own rows, heads and queries."""
+        """Runs the kernel on each device's own rows, heads and queries.
+
+        Raises:
+          UserError: the implementation that the config names cannot serve, or none can.
+        """
         layout = self.layout
         kernel = functools.partial(
-            attention_kernel,
+            _attention,
             scale=self.config.scale,
             softcap=self.config.softcap,
             implementation=self.config.implementation,
@@ -186,6 +197,14 @@ class Attention(nnx.Module):
         if all(entry is None for entry in spec):
             return local(query, keys, values, mask, bias)
         return jax.shard_map(local, out_specs=spec)(query, keys, values, mask, bias)
+
+
+def _attention(*arrays: Any, **settings: Any) -> jax.Array:
+    """Runs the kernel; a refusal is an error in the user's settings."""
+    try:
+        return attention_kernel(*arrays, **settings)
+    except CannotServe as error:
+        raise UserError(str(error)) from None
 
 
 def attended_keys(length: int, window: int | None, causal: bool) -> float:

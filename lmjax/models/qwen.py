@@ -65,7 +65,7 @@ def qwen(size: str = "7B") -> TransformerConfig:
             positions=Rotary(
                 base=base, scaling=DynamicNTKScaling(length=length) if stretched else None
             ),
-            log_length=length if stretched else None,
+            logn_length=length if stretched else None,
         ),
         feed_forward=GatedFeedForwardConfig(size=mlp),
         initializer=Normal(std=0.02, scale_residual=True),
@@ -90,7 +90,7 @@ def read_qwen(settings: Settings) -> TransformerConfig:
             num_kv_heads=heads,
             head_dim=settings.get("kv_channels") or hidden // heads,
             positions=Rotary(base=float(settings.get("rotary_emb_base", 10_000)), scaling=scaling),
-            log_length=length if settings.get("use_logn_attn") else None,
+            logn_length=length if settings.get("use_logn_attn") else None,
             dropout=settings.get("attn_dropout_prob", 0.0),
         ),
         feed_forward=GatedFeedForwardConfig(size=settings["intermediate_size"] // 2),
@@ -105,7 +105,7 @@ def write_qwen(config: TransformerConfig) -> dict[str, Any]:
     attention = config.attention
     scaling = getattr(attention.positions, "scaling", None)
     dynamic = isinstance(scaling, DynamicNTKScaling)
-    length = scaling.length if dynamic else attention.log_length
+    length = scaling.length if dynamic else attention.logn_length
     return {
         "vocab_size": config.vocab_size,
         "hidden_size": config.hidden,
@@ -115,7 +115,7 @@ def write_qwen(config: TransformerConfig) -> dict[str, Any]:
         "max_position_embeddings": config.max_length,
         "seq_length": length or config.max_length,
         "use_dynamic_ntk": dynamic,
-        "use_logn_attn": attention.log_length is not None,
+        "use_logn_attn": attention.logn_length is not None,
         "rotary_emb_base": getattr(attention.positions, "base", 10_000.0),
         "rotary_pct": 1.0,
         "intermediate_size": 2 * config.feed_forward.size,

@@ -1,4 +1,4 @@
-"""Residual layouts: the order of norms, sublayers and additions in a block."""
+"""Arrangements of a block: pre-norm, post-norm, parallel and others."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ Sublayer = Callable[[jax.Array], jax.Array]
 
 @config
 class Arrangement(abc.ABC):
-    """Base of the arrangements."""
+    """Base of the arrangements: the order of norms, sublayers and additions in a block."""
 
-    final_norm: ClassVar[bool] = False
+    final_norm: ClassVar[bool] = False  # whether a norm follows the last block
 
     @property
     def norms(self) -> tuple[str, ...]:
@@ -32,7 +32,14 @@ class Arrangement(abc.ABC):
         attention: Sublayer,
         feed_forward: Sublayer,
     ) -> jax.Array:
-        """One block's step of the residual stream."""
+        """The output of one block.
+
+        Args:
+          x: the residual stream [batch, seq, embed].
+          norms: the layers named by `norms`, each a function of activations.
+          attention: the attention sublayer, without norm and addition.
+          feed_forward: the feed-forward sublayer, likewise.
+        """
 
 
 @config

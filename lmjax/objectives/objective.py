@@ -106,7 +106,12 @@ class Objective:
 
 @config
 class TextObjective(Objective, abc.ABC):
-    """Base of the objectives that make their examples from rows of stored text."""
+    """Base of the objectives that make their examples from rows of stored text.
+
+    A subclass defines `row_length` and `prepare`, and raises UserError in `check` for models that
+    it cannot train. One whose model sees both sides of a token (attention.causal=False) says in
+    `infill_format` how the model fills blanks; without it the trained model generates nothing.
+    """
 
     @abc.abstractmethod
     def row_length(self, length: int) -> int:
@@ -131,7 +136,8 @@ class TextObjective(Objective, abc.ABC):
           tokens: consecutive tokens of the store.
           segments: number of the document in the row that each token is of, from 1; 0 is padding.
           seeds: one a row, for random choices; a function of the data plan alone.
-          lexicon: ids of special tokens, and the text that the others stand for.
+          lexicon: ids of special tokens (`lexicon.token("[MASK]")`), and the text that the others
+            stand for.
           length: tokens that the model reads in a row; `tokens` has `row_length(length)`.
 
         Raises:

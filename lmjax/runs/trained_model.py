@@ -54,7 +54,7 @@ def load_trained_model(
     run = RunFolder(folder)
     experiment, where = read_experiment(run), run.tokenizer
     tokenizer = load_tokenizer(where) if where.is_dir() else None
-    entry = "params" if getattr(experiment, "average", None) is None else "average"
+    entry = "params" if getattr(experiment, "ema_decay", None) is None else "average"
     _, shapes = abstract(experiment.model, layout)
     checkpointer, wanted = Checkpointer(run.checkpoints), {entry: shapes}
     restored = checkpointer.restore(best_step(checkpointer) if step is None else step, wanted)

@@ -255,7 +255,7 @@ def _check(schedule: Schedule, steps: int | None = None) -> None:
     if steps is not None and schedule.warmup > steps:
         raise UserError(
             f"{name}.warmup={schedule.warmup} is longer than the run of {steps} steps:"
-            " lower the one or raise the other"
+            " lower warmup or raise steps"
         )
 
 

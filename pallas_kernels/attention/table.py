@@ -60,6 +60,10 @@ class Implementation:
         return self.refusal(request)
 
 
+class CannotServe(ValueError):
+    """Refusal of a call: by the implementation that it names, or by all of them."""
+
+
 _table: dict[str, Implementation] = {}
 
 
@@ -83,7 +87,8 @@ def choose(request: Request, name: str | None) -> Implementation:
     """The implementation of a name, or the preferred one of those that can serve.
 
     Raises:
-        ValueError: the named one cannot serve, or none can; with the reasons.
+        ValueError: there is none of that name.
+        CannotServe: the named one cannot serve, or none can; with the reasons.
     """
     if name is not None:
         if name not in _table:
@@ -91,11 +96,13 @@ def choose(request: Request, name: str | None) -> Implementation:
                 f"attention: implementation {name!r} is not one of {', '.join(_table)}"
             )
         if (reason := _table[name].refuses(request)) is not None:
-            raise ValueError(f"attention: implementation {name!r} cannot serve this call: {reason}")
+            raise CannotServe(
+                f"attention: implementation {name!r} cannot serve this call: {reason}"
+            )
         return _table[name]
     reasons = []
     for implementation in reversed(_table.values()):
         if (reason := implementation.refuses(request)) is None:
             return implementation
         reasons.append(f"\n  {implementation.name}: {reason}")
-    raise ValueError(f"attention: no implementation can serve this call:{''.join(reasons)}")
+    raise CannotServe(f"attention: no implementation can serve this call:{''.join(reasons)}")

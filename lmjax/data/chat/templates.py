@@ -56,7 +56,7 @@ class ChatTemplate(ChatFormat):
     @property
     def title(self) -> str:
         """See `ChatFormat`."""
-        return _names.get(self, "of your own")
+        return _names.get(self, "your own template")
 
     def render(self, messages: Sequence[Message], reply: bool = True) -> list[TextPiece]:
         """See `ChatFormat.render`; UserError also for a forbidden text."""

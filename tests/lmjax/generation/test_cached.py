@@ -66,9 +66,9 @@ def shrunk(config):
         head_dim=HEAD_DIM,
         windows=tuple(window and 5 for window in attention.windows),
     )
-    if attention.log_length is not None:
+    if attention.logn_length is not None:
         rotary = replace(attention.positions, scaling=DynamicNTKScaling(length=STRETCHED))
-        attention = replace(attention, log_length=STRETCHED, positions=rotary)
+        attention = replace(attention, logn_length=STRETCHED, positions=rotary)
     return replace(
         config,
         vocab_size=VOCABULARY,
@@ -130,7 +130,7 @@ def test_cached_is_uncached(computed, data):
     """
     config, prefill, step, whole = computed
     length = st.integers(1, PADDED)
-    if config.attention.log_length is not None:
+    if config.attention.logn_length is not None:
         # Qwen's base follows from a text's length when it was first read: here the prompt's and
         # the whole text's give the same one, 1 or 3 times as far.
         length = st.integers(1, STRETCHED - NEW) | st.integers(STRETCHED + 1, PADDED)

@@ -45,7 +45,7 @@ class TinyRun:
     """What generation needs to know of an experiment."""
 
     model: TransformerConfig = MODEL  # what was trained
-    average: float | None = None  # decay of an average of the parameters
+    ema_decay: float | None = None  # decay of an average of the parameters
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ def write_run(folder, experiment, tokenizer):
     (folder / "config.json").write_text(to_json(experiment))
     tokenizer.save(folder / "tokenizer")
     _, params = initialize(experiment.model, generation_layout(), jax.random.key(3))
-    average = None if experiment.average is None else jax.tree.map(lambda a: a + 1, params)
+    average = None if experiment.ema_decay is None else jax.tree.map(lambda a: a + 1, params)
     tree = {"params": params, "average": average, "step": jnp.int32(7)}
     with Checkpointer(folder / "checkpoints") as checkpointer:
         checkpointer.save(7, tree, {"tokenizer": tokenizer.fingerprint})
@@ -90,7 +90,7 @@ def test_a_run_has_its_model_and_tokenizer(trained):
 
 
 def test_the_average_is_taken_where_there_is_one(mesh, tmp_path):
-    params = write_run(tmp_path, TinyRun(average=0.9), ByteTokenizer())
+    params = write_run(tmp_path, TinyRun(ema_decay=0.9), ByteTokenizer())
     loaded = load_run(tmp_path).generator.params
     assert (loaded["final_norm"]["bias"] == params["final_norm"]["bias"] + 1).all()
 

@@ -89,7 +89,7 @@ def test_it_begins_with_the_very_parameters(first, public, kind, tmp_path, capsy
         begin_with=folder,
         schedule=Constant(peak=1e-30, warmup=0),
         mesh=Mesh(fsdp=4, tensor=2),
-        average=0.5,
+        ema_decay=0.5,
     )
     still.run()
     found, expected = parameters(still.output), parameters(first.output)

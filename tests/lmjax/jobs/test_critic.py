@@ -340,7 +340,7 @@ def test_mistakes(folder):
             "value_network": ValueNetwork(folder="judge")
         },
         "samples=1: advantage=group_relative compares": {"samples": 1},
-        "decay=1.5": {"decay": 1.5},
+        "gae_lambda=1.5": {"gae_lambda": 1.5},
         "reads a TokenHead with one output": {"advantage": "gae", "model": MODEL},
     }.items():
         with pytest.raises(UserError, match=message):

@@ -7,15 +7,17 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from lmjax.config import UserError, replace
+from lmjax.config import UserError, config, replace
 from lmjax.console import RunLog
 from lmjax.data import Bytes, Data, Domain, JsonPrompts, TextFiles, WithTokens
+from lmjax.jobs.messages import text_command
 from lmjax.jobs.pretrain import Pretrain
 from lmjax.jobs.settings import Checkpoints, Evaluation
 from lmjax.jobs.text import warn_of_answers
 from lmjax.models import AttentionConfig, FeedForwardConfig, TransformerConfig
 from lmjax.objectives import BlankInfilling, CausalLM, DocumentBlank, MaskedLM, Mixed
 from lmjax.parallel import Mesh
+from lmjax.runs.folder import RunFolder
 from lmjax.training.schedules import Constant
 
 NAMES = ("[MASK]", "[gMASK]", "<|startofpiece|>", "<|endofpiece|>")
@@ -133,6 +135,27 @@ def test_it_is_told_where_the_tokens_around_answers_are_text(case, place, tmp_pa
     (line,) = said.getvalue().splitlines()
     assert line.startswith(f"  prompts: {message}")
     assert "objective=BlankInfilling, answers='[MASK]', eop='<|endofpiece|>'; with JsonL" in line
+
+
+@config
+class Unfilled(MaskedLM):
+    """A masked objective that does not say how its model fills blanks."""
+
+    def infill_format(self):
+        return None
+
+
+def test_an_encoder_that_fills_no_blanks_is_given_no_prompts(tmp_path):
+    experiment = replace(small(tmp_path, "masked"), objective=Unfilled())
+    asked = replace(experiment, evaluation=replace(experiment.evaluation, prompts=("line",)))
+    with pytest.raises(UserError, match=r"Unfilled\.infill_format\): set evaluation\.prompts="):
+        asked.run()
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+    folder = RunFolder(tmp_path)
+    folder.write_config(experiment)
+    assert text_command(str(tmp_path)) == ""
+    folder.write_config(replace(experiment, objective=MaskedLM()))
+    assert text_command(str(tmp_path)).startswith("python -m lmjax.generation")
 
 
 def test_mistakes_are_told_before_training(tmp_path):

@@ -57,7 +57,7 @@ def small(folder):
         ),
         schedule=Cosine(peak=1e-2, warmup=2),
         mesh=Mesh(fsdp=8),
-        average=0.9,
+        ema_decay=0.9,
         evaluation=Evaluation(every=4, prompts=("line 7", ""), sample_length=4),
         checkpoint=Checkpoints(every=3),
     )
@@ -186,7 +186,7 @@ def test_a_run_goes_on_on_another_mesh(finished, copied, capsys):
 
 
 def test_more_steps_where_the_schedule_allows(fresh):
-    constant = replace(fresh, schedule=Constant(peak=1e-2, warmup=2), average=None)
+    constant = replace(fresh, schedule=Constant(peak=1e-2, warmup=2), ema_decay=None)
     replace(constant, steps=4).run()
     replace(constant, steps=6).run()
     assert [record["step"] for record in records(fresh.output) if record["split"] == "train"] == [
@@ -253,7 +253,7 @@ def test_what_does_not_divide_is_said_before_anything_is_made(fresh, changes, wo
     [
         ({"steps": 0}, "steps=0"),
         ({"seed": -1}, "seed=-1"),
-        ({"average": 1.0}, "average=1.0"),
+        ({"ema_decay": 1.0}, "ema_decay=1.0"),
         ({"gradient_clip": 0.0}, "gradient_clip=0.0"),
         ({"embedding_gradient": ((3, 0.1), (3, 1.0))}, r"must rise from 0 on, got \[3, 3\]"),
         ({"embedding_gradient": ((0, -0.1),)}, "a factor is 0 or more"),

@@ -159,7 +159,7 @@ def test_it_is_decoded_and_converted(tuned, tmp_path):
     [
         ({"trainable": AllParameters()}, "AllParameters trains blocks.*NF4 keeps in few bits"),
         ({"trainable": Matching(patterns=("up.*",))}, "Matching trains blocks.feed_forward.up"),
-        ({"average": 0.9}, "average=0.9: parameters that model.lora.base keeps"),
+        ({"ema_decay": 0.9}, "ema_decay=0.9: parameters that model.lora.base keeps"),
     ],
 )
 def test_what_is_kept_in_few_bits_is_not_trained(tuned, settings, words):

@@ -69,7 +69,7 @@ def plain_qwen(config):
     attention = replace(
         config.attention,
         positions=replace(config.attention.positions, scaling=None),
-        log_length=None,
+        logn_length=None,
     )
     return replace(config, attention=attention)
 

@@ -274,3 +274,12 @@ def test_a_table_of_positions_needs_a_longest_text():
 def test_numbers_that_cannot_be_meant(part, changes, message):
     with pytest.raises(UserError, match=re.escape(message)):
         replace(part, **changes)
+
+
+def test_an_attention_kernel_that_cannot_serve_is_the_users_to_change(one_device):
+    with pytest.raises(UserError, match=r"implementation=fast: must be one of reference, chunked"):
+        replace(SMALL.attention, implementation="fast")
+    config = replace(SMALL, attention=replace(SMALL.attention, implementation="cudnn"))
+    graph, params = make(config)
+    with pytest.raises(UserError, match="'cudnn' cannot serve this call: it needs an NVIDIA GPU"):
+        nnx.merge(graph, params)(plain_batch(np.zeros((1, 4), np.int32)))
