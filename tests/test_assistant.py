@@ -20,7 +20,7 @@ SHORTER = [
 TARGET = assistant.experiment.jobs[4].reward_kl.target
 
 
-@pytest.mark.slow  # about four minutes alone: six jobs, each compiled
+@pytest.mark.slow  # ten minutes beside another worker: six jobs, each compiled
 def test_the_reward_rises_while_the_divergence_is_kept(tmp_path):
     """By more than both intervals, under the reward model and on requests that were held out."""
     job = parse(assistant.experiment, [f"output={tmp_path}/assistant", *SHORTER])
