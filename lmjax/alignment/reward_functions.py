@@ -8,13 +8,12 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from jaxtyping import Float
 
 from lmjax.config import UserError, config
 from lmjax.data.tokenizers import Tokenizer
+from lmjax.launch import from_first
 
 WORD = re.compile(r"[^\W_]+")
 
@@ -157,7 +156,8 @@ def total_rewards(
     """
     total, means = np.zeros(len(replies)), {}
     for reward in rewards:
-        scores = _agreed(np.asarray(reward.score(replies), np.float64))
+        # Those of a function may differ from process to process.
+        scores = from_first(np.asarray(reward.score(replies), np.float64))
         if scores.shape != (len(replies),):
             raise UserError(
                 f"reward {reward.name} gives scores of the shape {scores.shape} for "
@@ -172,10 +172,3 @@ def total_rewards(
         total += reward.weight * scores
         means[reward.name] = float(scores.mean())
     return total, means
-
-
-def _agreed(scores: np.ndarray) -> np.ndarray:
-    """The scores of the first process: those of a function may differ from process to process."""
-    if jax.process_count() == 1:
-        return scores
-    return np.asarray(multihost_utils.broadcast_one_to_all(scores.astype(np.float32)), np.float64)

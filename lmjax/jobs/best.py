@@ -11,12 +11,12 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
-import jax
 import numpy as np
 
 from lmjax.config import UserError, config
 from lmjax.console import Table
 from lmjax.evaluation.held_out import HELD_OUT
+from lmjax.launch import from_first, on_first
 from lmjax.runs.checkpoints import BEST
 
 LOWER = "loss", "bits_per_byte"  # measures of which it is known that less is better
@@ -174,15 +174,17 @@ class Selection:
 
 
 def _of_first_process(find: Callable[[], float | None]) -> float | None:
-    """A number of the run's first process, whose evaluations count, in all of them."""
-    if jax.process_count() == 1:
-        return find()
-    from jax.experimental import multihost_utils
+    """A number of the run's first process, whose evaluations count, in all of them.
 
-    mine = np.full(2, np.nan, np.float64)
-    if jax.process_index() == 0 and (found := find()) is not None:
-        mine[:] = found, 1.0
-    # As bits: float64 would be rounded on the devices, and with it what a resumed run compares.
-    bits = multihost_utils.broadcast_one_to_all(mine.view(np.uint32))
-    value, there = np.asarray(bits).view(np.float64)
+    Raises:
+      UserError: the first process cannot find it.
+    """
+    mine = np.full(2, np.nan)
+
+    def look() -> None:
+        if (found := find()) is not None:
+            mine[:] = found, 1.0
+
+    on_first(look)
+    value, there = from_first(mine)
     return None if math.isnan(there) else float(value)

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
 from lmjax.alignment.candidates import (
     KEYS,
@@ -44,7 +43,7 @@ from lmjax.jobs.begin_with import warn_of_template
 from lmjax.jobs.job import Job
 from lmjax.jobs.results import Results
 from lmjax.jobs.settings import at_least
-from lmjax.launch import import_modules, on_first, run
+from lmjax.launch import from_first, import_modules, on_first, run
 from lmjax.parallel import Mesh
 from lmjax.remote import check_path
 from lmjax.runs.folder import REPLIES, RESULTS, RunFolder
@@ -99,7 +98,7 @@ class BestOfN(Job):
             )
 
     def may_change(self, setting: str) -> bool:
-        """Returns whether the command may go on with another value of a setting."""
+        """See `Job.may_change`."""
         return setting in ("output", "imports") or setting.startswith("mesh.")
 
     def run(self) -> None:
@@ -133,7 +132,9 @@ class BestOfNRun:
         dialogues = self.dialogues()
         parts = range(0, len(dialogues), job.batch_size)
         paths = {first: self.folder.replies / f"{first:08}.jsonl" for first in parts}
-        done = dict(zip(parts, known_to_all([path.is_file() for path in paths.values()])))
+        # The others may see the files of the first process later, or not at all.
+        is_there = np.array([path.is_file() for path in paths.values()])
+        done = dict(zip(parts, from_first(is_there).tolist()))
         if not all(done.values()):
             self.prepare(dialogues)
         with CountBar("requests", self.log.console) as bar:
@@ -300,13 +301,6 @@ class BestOfNRun:
                 (RESULTS, "the numbers above"),
             ),
         )
-
-
-def known_to_all(facts: Sequence[bool]) -> list[bool]:
-    """Facts of the first process: the others may see its files later, or not at all."""
-    if jax.process_count() == 1:
-        return list(facts)
-    return np.asarray(multihost_utils.broadcast_one_to_all(np.array(facts))).tolist()
 
 
 def read_lines(path: Path) -> list[Line]:

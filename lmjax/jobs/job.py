@@ -16,6 +16,13 @@ class Job(abc.ABC):
 
     output: str  # folder of what it makes; the same command continues there
 
+    def may_change(self, setting: str) -> bool:
+        """Returns whether the job may go on with another value of a setting (a dotted name).
+
+        By default its folder may be moved, and all else makes another job.
+        """
+        return setting == "output"
+
     @abc.abstractmethod
     def run(self) -> None:
         """Does the work, or what is left of it.

@@ -68,10 +68,6 @@ class SideBySide(Job):
         if self.data.rows != "groups":
             raise UserError(f"data.rows={self.data.rows}: requests are read with data.rows=groups")
 
-    def may_change(self, setting: str) -> bool:
-        """See `TrainingJob.may_change`: a comparison by other settings is another one."""
-        return False
-
     def run(self) -> None:
         """See `Job.run`."""
         log = RunLog(make_console())

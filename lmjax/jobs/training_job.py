@@ -163,7 +163,7 @@ class TrainingJob(Job):
         yield "training", f"{self.steps:,} steps of {count_rows(self.example_shapes())} rows"
 
     def may_change(self, setting: str) -> bool:
-        """Returns whether a run may go on with another value of a setting (a dotted name)."""
+        """See `Job.may_change`."""
         return may_change(setting)
 
     # ---- the same for all jobs -----------------------------------------------------------------

@@ -60,10 +60,6 @@ class TransferReport(Job):
         if len(set(names)) < len(names) or RANDOM in names:
             raise UserError(f"runs={','.join(self.runs)}: their folders must have different names")
 
-    def may_change(self, setting: str) -> bool:
-        """See `TrainingJob.may_change`."""
-        return setting == "output"
-
     def run(self) -> None:
         """See `Job.run`; writes results.json and report.html."""
         if not self.runs:

@@ -9,13 +9,18 @@ JAX reads its own settings from the environment as always, for instance JAX_PLAT
 JAX_NUM_CPU_DEVICES=8 for eight simulated devices.
 """
 
+from __future__ import annotations
+
 import io
 import os
 import sys
 from collections.abc import Callable, Mapping
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from lmjax.config import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 def join_processes(environment: Mapping[str, str]) -> None:
@@ -69,6 +74,24 @@ def on_first(action: Callable[[], object]) -> None:
             failure = UserError("the first process has ended; it says why")
     if failure is not None:
         raise failure
+
+
+def from_first(values: np.ndarray) -> np.ndarray:
+    """An array of the first process, bit for bit, in all of them.
+
+    Args:
+        values: of this process, with the same shape and dtype in all of them.
+    """
+    import jax
+    import numpy as np
+    from jax.experimental import multihost_utils
+
+    if jax.process_count() == 1:
+        return values
+    # As bytes: what has 64 bits would be rounded on the devices.
+    data = np.frombuffer(values.tobytes(), np.uint8)
+    found = np.asarray(multihost_utils.broadcast_one_to_all(data)).astype(np.uint8)
+    return np.frombuffer(found.tobytes(), values.dtype).reshape(values.shape)
 
 
 def _keep_stdout_clean() -> None:

@@ -20,8 +20,8 @@ from lmjax.objectives.compatibility import require_causal, require_linear_head
 from lmjax.objectives.example import Example, TokenTargets
 from lmjax.objectives.labels import Classification, LabelObjective, LabelTargets, Regression
 from lmjax.objectives.lexicon import TokenTable
-from lmjax.objectives.objective import TextObjective
 from lmjax.objectives.prediction import Sums, predict
+from lmjax.objectives.single_text import SingleTextObjective
 
 AUGMENTED = 0xA06  # what is folded into the key of a step for its changes of the texts
 FILLER = "filler"  # name of the frozen model that fills what augmentation hides
@@ -29,7 +29,7 @@ LABEL = 1  # column of the labels of a document; the first is its number in its 
 
 
 @config
-class TextLabels(TextObjective):
+class TextLabels(SingleTextObjective):
     """Class or number of each text of `lmjax.data.LabelledTexts` (data.rows=groups).
 
     A row is one text, or a pair, whose second text has token type 1 (Devlin et al. 2019,
@@ -71,28 +71,9 @@ class TextLabels(TextObjective):
             )
 
     @property
-    def slots(self) -> int:
-        """See `TextObjective.slots`."""
-        return 1
-
-    @property
-    def keeps_begin(self) -> bool:
-        """See `TextObjective.keeps_begin`."""
-        return True
-
-    @property
-    def reads_spans(self) -> bool:
-        """See `TextObjective.reads_spans`: the second texts of pairs."""
-        return True
-
-    @property
     def predicts_words(self) -> bool:
         """See `TextObjective.predicts_words`."""
         return self.words > 0
-
-    def row_length(self, length: int) -> int:
-        """See `TextObjective.row_length`."""
-        return length
 
     def prepare(
         self,

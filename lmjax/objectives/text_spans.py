@@ -13,14 +13,14 @@ from lmjax.models.transformer import Transformer, TransformerConfig
 from lmjax.objectives.example import Example
 from lmjax.objectives.labels import SpanExtraction, SpanTargets
 from lmjax.objectives.lexicon import TokenTable
-from lmjax.objectives.objective import TextObjective
 from lmjax.objectives.prediction import Sums
+from lmjax.objectives.single_text import SingleTextObjective
 
 ANSWERED = 1  # column of the labels of a question: whether it has an answer
 
 
 @config
-class TextSpans(TextObjective):
+class TextSpans(SingleTextObjective):
     """The span of each context that answers a question, of `lmjax.data.Questions`.
 
     A row is a question and its context, which has token type 1. A context that is too long keeps
@@ -39,28 +39,9 @@ class TextSpans(TextObjective):
         self.objective.check(model)
 
     @property
-    def slots(self) -> int:
-        """See `TextObjective.slots`."""
-        return 1
-
-    @property
-    def keeps_begin(self) -> bool:
-        """See `TextObjective.keeps_begin`."""
-        return True
-
-    @property
-    def reads_spans(self) -> bool:
-        """See `TextObjective.reads_spans`: contexts and answers."""
-        return True
-
-    @property
     def predicts_words(self) -> bool:
         """See `TextObjective.predicts_words`."""
         return False
-
-    def row_length(self, length: int) -> int:
-        """See `TextObjective.row_length`."""
-        return length
 
     def prepare(
         self,
