@@ -17,9 +17,16 @@ from lmjax.models.batch import Batch
 from lmjax.models.cache import LayerCache
 from lmjax.models.linear import Builder
 from lmjax.models.norms import NormConfig
-from lmjax.models.positions import AttentionPositions, Bias
+from lmjax.models.positions import AttentionPositions
 from lmjax.parallel import Layout
-from pallas_kernels.attention import CannotServe, Mask, implementations
+from pallas_kernels.attention import (
+    Bias,
+    CannotServe,
+    DistanceBias,
+    Dropout,
+    Mask,
+    implementations,
+)
 from pallas_kernels.attention import attention as attention_kernel
 
 
@@ -176,27 +183,35 @@ class Attention(nnx.Module):
             softcap=self.config.softcap,
             implementation=self.config.implementation,
         )
-        if bias is not None:
+        if isinstance(bias, DistanceBias):
+            bias = jax.tree.map(lambda a: layout.reshard(a, "heads", *(None,) * (a.ndim - 1)), bias)
+        elif bias is not None:
             rows, queries = (bias.shape[axis] > 1 for axis in (0, 2))
             axes = "batch" if rows else None, "heads", "seq" if queries else None, None
             bias = layout.reshard(bias, *axes)
         keys, values = (repeat_kv_heads(layout, a, query.shape[2]) for a in (keys, values))
         mask = mask.mapped(lambda a: a, lambda a: layout.reshard(a, "batch", None))  # whole rows
         if dropout is not None:
-            # One global draw, so that every mesh drops the same probabilities.
-            return kernel(query, keys, values, mask, bias, dropout=dropout)
+            dropout = self.draw(query.shape, *dropout)
         spec = layout.spec("batch", "seq", "heads", None, shape=query.shape)
         context = layout.axes("seq")
 
-        def local(query, keys, values, mask, bias):
+        def local(query, keys, values, mask, bias, dropout):
             if context:
                 first = jax.lax.axis_index(context) * query.shape[1]
                 mask = dataclasses.replace(mask, offset=mask.offset + first)
-            return kernel(query, keys, values, mask, bias)
+            return kernel(query, keys, values, mask, bias, dropout=dropout)
 
         if all(entry is None for entry in spec):
-            return local(query, keys, values, mask, bias)
-        return jax.shard_map(local, out_specs=spec)(query, keys, values, mask, bias)
+            return local(query, keys, values, mask, bias, dropout)
+        return jax.shard_map(local, out_specs=spec)(query, keys, values, mask, bias, dropout)
+
+    def draw(self, shape: tuple[int, ...], rate: float, key: PRNGKeyArray) -> Dropout:
+        """Dropout for queries of a shape: one draw for the whole mesh."""
+        batch, length, heads, _ = shape
+        rows = batch, heads, length
+        spec = self.layout.spec("batch", "heads", "seq", shape=rows)
+        return Dropout.draw(rate, key, rows, spec)
 
 
 def _attention(*arrays: Any, **settings: Any) -> jax.Array:

@@ -165,18 +165,6 @@ class Cache:
             )
         return dataclasses.replace(self, **found, empty=False)
 
-    def queries(self, new: int) -> tuple[Int[Array, "#batch new"], int]:
-        """Indices of the incoming tokens among the keys of a layer without a window.
-
-        Returns:
-          The indices, and how many keys there are: those that `LayerCache.extend` gives.
-        """
-        if self.empty:
-            return jnp.arange(new)[None], new
-        if new == 1:
-            return self.incoming.before[:, None], self.capacity
-        return self.capacity + jnp.arange(new)[None], self.capacity + new
-
     def mask(self, mask: Mask, number: int, new: int) -> Mask:
         """`mask` with the keys that `LayerCache.extend` gives to the queries of `new` tokens.
 

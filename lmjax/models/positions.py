@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import abc
-import math
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +14,7 @@ from lmjax.config import UserError, config
 from lmjax.models.batch import Batch
 from lmjax.models.embedding import Embedding
 from lmjax.models.linear import Builder
+from pallas_kernels.attention import BucketBias, DistanceBias, LinearBias
 
 
 @config
@@ -86,25 +86,6 @@ def within_blocks(batch: Batch) -> Int[Array, "batch seq"]:
     return batch.block_positions
 
 
-class Pairs(NamedTuple):
-    """The queries and keys of a batch of rows.
-
-    Attributes:
-      num_heads: of the queries.
-      queries: index of each among the keys, the last one highest; of each row where they differ.
-      keys: how many there are.
-      causal: whether queries see no later keys.
-    """
-
-    num_heads: int
-    queries: Int[Array, "#batch query"]
-    keys: int
-    causal: bool
-
-
-Bias = Float[Array, "#batch heads #queries #keys"]
-
-
 @config
 class AttentionPositions:
     """Base of the positions that act in attention: on queries and keys, or on their scores."""
@@ -131,7 +112,7 @@ class AttentionPositions:
         """Module of the positions' learned parameters, one for all layers; None: there are none."""
         return None
 
-    def bias(self, learned: nnx.Module | None, pairs: Pairs) -> Bias | None:
+    def bias(self, learned: nnx.Module | None, num_heads: int, causal: bool) -> DistanceBias | None:
         """Bias that is added to the scores of every layer; None: none."""
         return None
 
@@ -146,11 +127,9 @@ class ALiBi(AttentionPositions):
 
     biased: ClassVar[bool] = True
 
-    def bias(self, learned: None, pairs: Pairs) -> Bias:
-        """slope (j - last query): what all scores of a query have in common does not matter."""
-        last = pairs.queries[:, -1, None, None, None]
-        distance = (jnp.arange(pairs.keys) - last).astype(jnp.float32)
-        return alibi_slopes(pairs.num_heads)[:, None, None] * distance
+    def bias(self, learned: None, num_heads: int, causal: bool) -> LinearBias:
+        """See `AttentionPositions.bias`."""
+        return LinearBias(alibi_slopes(num_heads))
 
 
 def alibi_slopes(num_heads: int) -> Float[np.ndarray, "heads"]:
@@ -187,35 +166,14 @@ class RelativeBuckets(AttentionPositions):
         """See `AttentionPositions.build`."""
         return BucketTable(self, num_heads, builder)
 
-    def bias(self, learned: BucketTable, pairs: Pairs) -> Bias:
+    def bias(self, learned: BucketTable, num_heads: int, causal: bool) -> BucketBias:
         """See `AttentionPositions.bias`."""
-        distance = jnp.arange(pairs.keys) - pairs.queries[:, :, None]
-        return learned(self.bucket(distance, pairs.causal))
-
-    def bucket(self, distance: Int[Array, "..."], causal: bool) -> Int[Array, "..."]:
-        """The bucket of each distance, which is above 0 for keys behind the query."""
-        count = self.buckets if causal else self.buckets // 2
-        behind = 0 if causal else jnp.where(distance > 0, count, 0)
-        distance = jnp.maximum(-distance, 0) if causal else jnp.abs(distance)
-        exact = count // 2
-        growth = (count - exact) / math.log(self.max_distance / exact)
-        far = exact + jnp.log(jnp.maximum(distance, exact) / exact) * growth
-        far = jnp.minimum(far.astype(jnp.int32), count - 1)
-        return behind + jnp.where(distance < exact, distance, far)
+        return BucketBias(jnp.swapaxes(learned.table[...], 0, 1), self.max_distance, causal)
 
 
 class BucketTable(nnx.Module):
     """The numbers of `RelativeBuckets`."""
 
     def __init__(self, config: RelativeBuckets, num_heads: int, builder: Builder):
-        self.layout = builder.layout
         axes = ((None, config.buckets), ("heads", num_heads))
         self.table = builder.parameter(axes, "relative", fan_in=builder.hidden)
-
-    def __call__(self, buckets: Int[Array, "#batch queries keys"]) -> Bias:
-        """The number of each head for each pair."""
-        table = jnp.swapaxes(self.table[...], 0, 1)
-        shape = (table.shape[0], *buckets.shape)
-        rows = "batch" if buckets.shape[0] > 1 else None
-        spec = self.layout.spec("heads", rows, None, None, shape=shape)
-        return jnp.swapaxes(table.at[:, buckets].get(out_sharding=spec), 0, 1)

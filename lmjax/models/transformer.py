@@ -26,7 +26,7 @@ from lmjax.models.label_heads import HeadConfig, build_heads, check_heads, find_
 from lmjax.models.linear import Builder, dropout
 from lmjax.models.lora import LoRA, add_adapters, check_layers
 from lmjax.models.norms import LayerNormConfig, NormConfig
-from lmjax.models.positions import EmbeddingPositions, LearnedPositions, Pairs
+from lmjax.models.positions import EmbeddingPositions, LearnedPositions
 from lmjax.models.residual import Arrangement, PreNorm
 from lmjax.models.shrink import shrink_gradient
 from lmjax.models.stretches import Stretch, stretches
@@ -233,17 +233,16 @@ class Stack(nnx.Module):
 
     def tables(self, batch: Batch, cache: Cache | None = None) -> Tables:
         """Tables of the positions of a batch for all layers; with a cache, of its next tokens."""
-        attention, length = self.config.attention, batch.tokens.shape[1]
-        lengths, queries, keys = (
-            jnp.max(batch.positions, axis=1) + 1,
-            jnp.arange(length)[None],
-            length,
-        )
+        attention, lengths = self.config.attention, jnp.max(batch.positions, axis=1) + 1
         if cache is not None:
-            lengths, (queries, keys) = cache.prompt_lengths, cache.queries(length)
-        tables = attention.tables(batch, lengths)
-        pairs = Pairs(attention.num_heads, queries, keys, attention.causal)
-        return tables._replace(bias=attention.position_rule.bias(self.attention_positions, pairs))
+            lengths = cache.prompt_lengths
+        bias = attention.position_rule.bias(
+            self.attention_positions, attention.num_heads, attention.causal
+        )
+        one_token = cache is not None and not cache.empty and batch.tokens.shape[1] == 1
+        if bias is not None and one_token:  # in each row at an index of its own
+            bias = bias.between(cache.incoming.before[:, None], jnp.arange(cache.capacity))
+        return attention.tables(batch, lengths)._replace(bias=bias)
 
     def run(
         self,

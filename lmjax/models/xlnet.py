@@ -33,12 +33,11 @@ from lmjax.models.names import (
     norm,
 )
 from lmjax.models.norms import LayerNormConfig
-from lmjax.models.positions import Bias
 from lmjax.models.residual import PostNorm
 from lmjax.models.rotary import rotary_frequencies
 from lmjax.models.transformer import Transformer, TransformerConfig
 from lmjax.parallel import Layout
-from pallas_kernels.attention import Mask
+from pallas_kernels.attention import Bias, Mask
 
 
 @config

@@ -2,19 +2,29 @@
 
 from pallas_kernels.attention import chunked, cudnn, reference
 from pallas_kernels.attention.api import attention, merge
+from pallas_kernels.attention.bias import Bias, BucketBias, DistanceBias, LinearBias
+from pallas_kernels.attention.dropout import Dropout
 from pallas_kernels.attention.mask import Mask, Tile
 from pallas_kernels.attention.table import CannotServe, Implementation, implementations, register
+from pallas_kernels.attention.tiles import tiles, visited
 
 for _module in (reference, chunked, cudnn):  # the last one that can serve is preferred
     register(_module.IMPLEMENTATION)
 
 __all__ = [
+    "Bias",
+    "BucketBias",
     "CannotServe",
+    "DistanceBias",
+    "Dropout",
     "Implementation",
+    "LinearBias",
     "Mask",
     "Tile",
     "attention",
     "implementations",
     "merge",
     "register",
+    "tiles",
+    "visited",
 ]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from pallas_kernels.attention.bias import Bias, DistanceBias
+from pallas_kernels.attention.dropout import Dropout
 from pallas_kernels.attention.mask import Mask
 from pallas_kernels.attention.table import Request, choose
 
@@ -18,11 +19,12 @@ def attention(
     k: Float[Array, "batch key kv_heads head_dim"],
     v: Float[Array, "batch key kv_heads value_dim"],
     mask: Mask,
-    bias: Float[Array, "#batch #heads #query #key"] | None = None,
+    bias: Bias | None = None,
     *,
     scale: float | None = None,
     softcap: float | None = None,
-    dropout: tuple[float, Any] | None = None,
+    sinks: Float[Array, "heads"] | None = None,
+    dropout: Dropout | None = None,
     implementation: str | None = None,
     return_lse: bool = False,
 ) -> (
@@ -37,10 +39,13 @@ def attention(
     gradients of exactly zero. Arrays are local: on one device, or inside a `jax.shard_map`.
 
     Args:
+        bias: added to the scores: an array over pairs, or a `DistanceBias` of few parameters.
         scale: of the scores, before the bias; None is head_dim**-0.5.
         softcap: bends scores, before the bias: softcap tanh(scores / softcap) (Gemma 2); None does
             not.
-        dropout: (rate, key), zeroes weights at that rate and raises the others to match.
+        sinks: a score of each head for a key without a value, which every query sees that sees any
+            (gpt-oss, 2025).
+        dropout: zeroes weights and raises the others to match.
         implementation: one of `implementations()`; None takes the preferred one that can serve.
         return_lse: whether to return (output, lse): the log of the sum of each query's exponentials
             in float32, -inf where it sees nothing. `merge` puts attention to parts of the keys
@@ -50,11 +55,26 @@ def attention(
         ValueError: shapes that do not fit, or no implementation, or not the named one, can serve:
             with the reasons.
     """
-    _check(q, k, v, bias)
+    _check(q, k, v, bias, sinks, dropout)
     if scale is None:
         scale = q.shape[-1] ** -0.5
-    request = Request(q, k, v, mask, bias, scale, softcap, dropout, return_lse)
-    return choose(request, implementation).serve(**request.arguments())
+    with_lse = return_lse or sinks is not None
+    request = Request(q, k, v, mask, bias, scale, softcap, dropout, with_lse)
+    result = choose(request, implementation).serve(**request.arguments())
+    if sinks is None:
+        return result
+    output, lse = _with_sinks(*result, sinks)
+    return (output, lse) if return_lse else output
+
+
+def _with_sinks(output, lse, sinks):
+    """Attention with one more score a head in the denominator of the softmax."""
+    seen = jnp.isfinite(lse)  # else nothing is: the gradients of infinities are no numbers
+    lse = jnp.where(seen, lse, 0.0)
+    total = jnp.logaddexp(lse, sinks.astype(lse.dtype))
+    share = jnp.exp(lse - total)
+    output = (output.astype(lse.dtype) * share[..., None]).astype(output.dtype)
+    return output, jnp.where(seen, total, -jnp.inf)
 
 
 def merge(
@@ -76,7 +96,7 @@ def merge(
     return merged.astype(outputs.dtype), jnp.where(seen, lse, -jnp.inf)
 
 
-def _check(q, k, v, bias) -> None:
+def _check(q, k, v, bias, sinks, dropout) -> None:
     batch, query_length, heads, head_dim = q.shape
     if k.shape[0] != batch or k.shape[3] != head_dim or v.shape[:3] != k.shape[:3]:
         raise ValueError(
@@ -89,6 +109,17 @@ def _check(q, k, v, bias) -> None:
         )
     if 0 in (query_length, k.shape[1]):
         raise ValueError(f"attention: no queries or no keys: {q.shape}, {k.shape}")
+    if sinks is not None and sinks.shape != (heads,):
+        raise ValueError(f"attention: sinks {sinks.shape} of {heads} query heads")
+    if dropout is not None and dropout.seeds.shape != (batch, heads, query_length):
+        raise ValueError(
+            f"attention: seeds {dropout.seeds.shape} of dropout for rows of weights "
+            f"{(batch, heads, query_length)}"
+        )
+    if isinstance(bias, DistanceBias):
+        if bias.num_heads != heads:
+            raise ValueError(f"attention: a bias of {bias.num_heads} heads for {heads} query heads")
+        return
     if bias is None:
         return
     full = (batch, heads, query_length, k.shape[1])

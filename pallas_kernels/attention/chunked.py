@@ -12,10 +12,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from pallas_kernels.attention.bias import Bias, BucketBias, LinearBias
+from pallas_kernels.attention.dropout import Dropout, factors
 from pallas_kernels.attention.mask import Mask, Tile
-from pallas_kernels.attention.scores import FORBIDDEN, group_bias, product
+from pallas_kernels.attention.scores import FORBIDDEN, group_heads, product
 from pallas_kernels.attention.streaming import streaming
-from pallas_kernels.attention.table import Implementation, Request
+from pallas_kernels.attention.table import Implementation
 from pallas_kernels.manual_axes import vary_alike
 from pallas_kernels.softcap import softcap_scores
 
@@ -29,30 +31,32 @@ def chunked(
     k: Float[Array, "batch key kv_heads head_dim"],
     v: Float[Array, "batch key kv_heads value_dim"],
     mask: Mask,
-    bias: Float[Array, "..."] | None = None,
+    bias: Bias | None = None,
     *,
     scale: float,
     softcap: float | None = None,
-    dropout: None = None,
-) -> Float[Array, "batch query heads value_dim"]:
+    dropout: Dropout | None = None,
+    return_lse: bool = False,
+) -> (
+    Float[Array, "batch query heads value_dim"]
+    | tuple[Float[Array, "batch query heads value_dim"], Float[Array, "batch query heads"]]
+):
     """Attention that holds the scores of one block of queries at a time."""
     batch, query_length, heads, _ = q.shape
     row_bytes = 4 * batch * heads * k.shape[1]
     rows = min(block_rows(query_length), query_length)
+    static = {"scale": scale, "softcap": softcap}
     if query_length > rows * BLOCKS or rows * row_bytes > BLOCK_BYTES:
-        return streaming(q, k, v, mask, bias, scale=scale, softcap=softcap)
-    recompute = query_length * row_bytes > SAVED_BYTES
-    return blockwise(
-        q, k, v, mask, bias, scale=scale, softcap=softcap, rows=rows, recompute=recompute
-    )
+        output, lse = streaming(q, k, v, mask, bias, dropout, **static)
+    else:
+        recompute = query_length * row_bytes > SAVED_BYTES
+        output, lse = blockwise(
+            q, k, v, mask, bias, dropout, **static, rows=rows, recompute=recompute
+        )
+    return (output, lse) if return_lse else output
 
 
-def refusal(request: Request) -> str | None:
-    """Reason why it cannot serve, or None if it can."""
-    return None if request.dropout is None else "dropout of attention weights ('reference' has it)"
-
-
-IMPLEMENTATION = Implementation("chunked", chunked, refusal)
+IMPLEMENTATION = Implementation("chunked", chunked, lambda request: None, returns_lse=True)
 
 
 def block_rows(query_length: int) -> int:
@@ -65,13 +69,14 @@ def blockwise(
     k: Float[Array, "batch key kv_heads head_dim"],
     v: Float[Array, "batch key kv_heads value_dim"],
     mask: Mask,
-    bias: Float[Array, "..."] | None = None,
+    bias: Bias | None = None,
+    dropout: Dropout | None = None,
     *,
     scale: float,
     softcap: float | None = None,
     rows: int = 128,
     recompute: bool = False,
-) -> Float[Array, "batch query heads value_dim"]:
+) -> tuple[Float[Array, "batch query heads value_dim"], Float[Array, "batch query heads"]]:
     """A Python loop over blocks of `rows` queries, each with only the keys its rows may see.
 
     Args:
@@ -79,46 +84,58 @@ def blockwise(
     """
     batch, query_length, heads, head_dim = q.shape
     kv_heads = k.shape[2]
-    q, k, v, mask, bias = vary_alike((q, k, v, mask, bias))
+    if isinstance(bias, BucketBias):  # small here, and cheaper to sum once than for every block
+        bias = bias.dense(mask.offset, query_length, k.shape[1])
+    q, k, v, mask, bias, dropout = vary_alike((q, k, v, mask, bias, dropout))
     grouped = q.reshape(batch, query_length, kv_heads, heads // kv_heads, head_dim)
     grouped = jnp.transpose(grouped, (0, 2, 3, 1, 4))
     k, v = (jnp.swapaxes(a, 1, 2) for a in (k, v))
-    if bias is not None:
-        bias = group_bias(bias, kv_heads)
-    output = _attend((rows, float(scale), softcap, recompute), grouped, k, v, mask, bias)
-    return jnp.transpose(output, (0, 3, 1, 2, 4)).reshape(batch, query_length, heads, v.shape[-1])
+    if bias is not None and not isinstance(bias, LinearBias):
+        bias = group_heads(bias, kv_heads)
+    inputs = grouped, k, v, mask, bias, dropout
+    output, lse = _attend((rows, float(scale), softcap, recompute), *inputs)
+    output, lse = (jnp.moveaxis(a, 3, 1) for a in (output, lse))
+    whole = batch, query_length, heads
+    return output.reshape(*whole, v.shape[-1]), lse.reshape(whole)
 
 
 # The backward pass is written out because it can do with less than autodiff: it never makes the
 # normalised weights, dividing the narrow output and gradients by the sums instead, and has from
 # (output, gradient) what the derivative of the softmax would sum over all keys once more.
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attend(static: tuple[int, float, float | None, bool], q, k, v, mask: Mask, bias):
-    return _forward(static, q, k, v, mask, bias)[0]
+def _attend(static: tuple[int, float, float | None, bool], q, k, v, mask: Mask, bias, dropout):
+    return _forward(static, q, k, v, mask, bias, dropout)[0]
 
 
-def _forward(static, q, k, v, mask: Mask, bias):
+def _forward(static, q, k, v, mask: Mask, bias, dropout):
     rows, scale, softcap, recompute = static
-    outputs, kept = [], []
+    outputs, lses, kept = [], [], []
     for bounds in _blocks(rows, mask, q.shape[3], k.shape[2]):
-        weights, inverse, gain = _weights(bounds, scale, softcap, q, k, mask, bias)
-        output = product("bngts,bnsd->bngtd", weights.astype(v.dtype), _keys(v, bounds))
+        weights, inverse, gain, lse = _weights(bounds, scale, softcap, q, k, mask, bias)
+        dropped = _dropped(weights, bounds, dropout).astype(v.dtype)
+        output = product("bngts,bnsd->bngtd", dropped, _keys(v, bounds))
         outputs.append((output * inverse).astype(q.dtype))
+        lses.append(lse)
         kept.append(None if recompute else (weights.astype(v.dtype), inverse, gain))
     output = jnp.concatenate(outputs, axis=3)
-    return output, (q, k, v, mask, bias, kept, output)
+    result = output, jnp.concatenate(lses, axis=3)
+    return result, (q, k, v, mask, bias, dropout, kept, output)
 
 
-def _backward(static, saved, d_output):
+def _backward(static, saved, cotangents):
     rows, scale, softcap, _ = static
-    q, k, v, mask, bias, kept, output = saved
+    q, k, v, mask, bias, dropout, kept, output = saved
+    d_output, d_lse = cotangents
     exact = jnp.promote_types(jnp.float32, q.dtype)
-    expected = jnp.sum(d_output.astype(exact) * output.astype(exact), axis=-1, keepdims=True)
+    expected = jnp.sum(d_output.astype(exact) * output.astype(exact), axis=-1) - d_lse
+    expected = expected[..., None]
     d_q, d_k, d_v, d_bias = [], [], [], []
     for bounds, saved_block in zip(_blocks(rows, mask, q.shape[3], k.shape[2]), kept):
-        weights, inverse, gain = saved_block or _weights(bounds, scale, softcap, q, k, mask, bias)
+        found = saved_block or _weights(bounds, scale, softcap, q, k, mask, bias)[:3]
+        weights, inverse, gain = found
         d_rows = (_rows(d_output, bounds) * inverse).astype(v.dtype)
         d_weights = product("bngtd,bnsd->bngts", d_rows, _keys(v, bounds))
+        d_weights = _dropped(d_weights, bounds, dropout)
         d_scores = weights * (d_weights - _rows(expected, bounds) * inverse)
         d_bias.append(_bias_gradient(d_scores, bounds, bias))
         if gain is not None:
@@ -126,12 +143,13 @@ def _backward(static, saved, d_output):
         d_scores = (scale * d_scores).astype(q.dtype)
         d_q.append(product("bngts,bnsd->bngtd", d_scores, _keys(k, bounds)).astype(q.dtype))
         before, after = bounds[2], k.shape[2] - bounds[3]
+        weights = _dropped(weights, bounds, dropout)
         for total, a, b in ((d_k, d_scores, _rows(q, bounds)), (d_v, weights, d_rows)):
             part = product("bngts,bngtd->bnsd", a.astype(b.dtype), b)
             total.append(jnp.pad(part, ((0, 0), (0, 0), (before, after), (0, 0))))
-    d_bias = None if bias is None else sum(d_bias).astype(bias.dtype)
+    d_bias = None if d_bias[0] is None else sum(d_bias).astype(bias.dtype)
     d_k, d_v = (sum(parts[1:], parts[0]).astype(k.dtype) for parts in (d_k, d_v))
-    return jnp.concatenate(d_q, axis=3), d_k, d_v, None, d_bias
+    return jnp.concatenate(d_q, axis=3), d_k, d_v, None, d_bias, None
 
 
 _attend.defvjp(_forward, _backward)
@@ -153,31 +171,46 @@ def _keys(a, bounds):
     return a[:, :, bounds[2] : bounds[3]]
 
 
+def _dropped(weights, bounds, dropout: Dropout | None):
+    """The weights of a block, or their gradients, after dropout."""
+    if dropout is None:
+        return weights
+    start, stop, first, end = bounds
+    seeds = dropout.seeds[:, :, start:stop].reshape(*weights.shape[:3], stop - start)
+    return weights * factors(seeds, jnp.arange(first, end), dropout.rate)
+
+
 def _weights(bounds, scale: float, softcap: float | None, q, k, mask: Mask, bias):
-    """exp(score - largest score of the row) of a block, one over each row's sum (blind: 0), and
-    the derivative of `bend`."""
+    """exp(score - largest score of the row) of a block, one over each row's sum (blind: 0), the
+    derivative of the softcap, and the log of the sum of the row's exponentials (blind: -inf)."""
     start, stop, first, end = bounds
     scores = scale * product("bngtd,bnsd->bngts", _rows(q, bounds), _keys(k, bounds))
     scores, gain = softcap_scores(scores, softcap)
-    if bias is not None:
+    rows, keys = jnp.arange(start, stop), jnp.arange(first, end)
+    if isinstance(bias, LinearBias):
+        part = group_heads(bias.tile(mask.offset + rows, keys), scores.shape[1])
+        scores += part.astype(scores.dtype)
+    elif bias is not None:
         part = _rows(bias, bounds) if bias.shape[3] > 1 else bias
         part = part[..., first:end] if bias.shape[4] > 1 else part
         scores += part.astype(scores.dtype)
     if mask.tile((start, stop), (first, end)) is not Tile.FULL:
         part = mask.mapped(lambda a: a[:, start:stop], lambda a: a[:, first:end])
-        allowed = part.allowed(jnp.arange(start, stop), jnp.arange(first, end))
+        allowed = part.allowed(rows, keys)
         scores = jnp.where(allowed[:, None, None], scores, FORBIDDEN)
     top = jnp.max(scores, axis=-1, keepdims=True)
     weights = jnp.exp(scores - top)
-    inverse = 1.0 / jnp.sum(weights, axis=-1, keepdims=True)
+    total = jnp.sum(weights, axis=-1, keepdims=True)
+    inverse, lse = 1.0 / total, top + jnp.log(total)
     if mask.may_have_fully_masked_rows(start, stop, k.shape[2]):
-        inverse = jnp.where(top > FORBIDDEN / 2, inverse, 0.0)
-    return weights, inverse, gain
+        seen = top > FORBIDDEN / 2
+        inverse, lse = jnp.where(seen, inverse, 0.0), jnp.where(seen, lse, -jnp.inf)
+    return weights, inverse, gain, lse[..., 0]
 
 
 def _bias_gradient(d_scores, bounds, bias):
     """Contribution of a block to the gradient of the bias, in the bias's shape."""
-    if bias is None:
+    if bias is None or isinstance(bias, LinearBias):
         return None
     start, stop, first, end = bounds
     broadcast = [axis for axis in range(5) if bias.shape[axis] == 1]

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 from pallas_kernels.attention.mask import Mask
 from pallas_kernels.attention.table import Implementation, Request
 from pallas_kernels.manual_axes import vary_alike
+from pallas_kernels.target import target
 
 LARGEST_HEAD = 128  # of every GPU that cuDNN's kernel serves; Hopper takes 256
 
@@ -35,8 +36,8 @@ def cudnn(
 
 def refusal(request: Request) -> str | None:
     """Reason why cuDNN cannot serve, or None if it can."""
-    if jax.default_backend() != "gpu":
-        return f"it needs an NVIDIA GPU and the backend is {jax.default_backend()!r}"
+    if (platform := target().platform) != "gpu":
+        return f"it needs an NVIDIA GPU and the device is a {platform}"
     asked = request.mask, request.bias, request.softcap, request.dropout
     return unsupported(request.q, request.k, request.v, *asked)
 

@@ -17,12 +17,12 @@ QUERY_ARRAYS = ("query_segments", "query_ranks")
 KEY_ARRAYS = ("key_segments", "key_ranks")
 
 
-class Tile(enum.Enum):
-    """Class of a rectangle of queries and keys, by the fields known while tracing."""
+class Tile(enum.IntEnum):
+    """Class of a rectangle of queries and keys, as far as it is known."""
 
-    EMPTY = "empty"  # no query sees any key
-    PARTIAL = "partial"  # some pairs, or unknown before the arrays are
-    FULL = "full"  # every query sees every key
+    EMPTY = 0  # no query sees any key
+    PARTIAL = 1  # some pairs, or unknown
+    FULL = 2  # every query sees every key
 
 
 @jax.tree_util.register_pytree_with_keys_class

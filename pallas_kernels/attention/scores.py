@@ -16,9 +16,9 @@ def product(formula: str, a: Float[Array, "..."], b: Float[Array, "..."]) -> Flo
     return jnp.einsum(formula, a, b, preferred_element_type=exact)
 
 
-def group_bias(
+def group_heads(
     bias: Float[Array, "batch heads query key"], kv_heads: int
 ) -> Float[Array, "batch kv_heads groups query key"]:
-    """A bias with its heads, 1 or all, as key heads times the query heads of each."""
+    """An array with its heads, 1 or all, as key heads times the query heads of each."""
     groups = (1, 1) if bias.shape[1] == 1 else (kv_heads, bias.shape[1] // kv_heads)
     return bias.reshape(bias.shape[0], *groups, *bias.shape[2:])

@@ -8,6 +8,8 @@ from typing import Any
 
 import jax
 
+from pallas_kernels.attention.bias import Bias
+from pallas_kernels.attention.dropout import Dropout
 from pallas_kernels.attention.mask import Mask
 
 
@@ -22,10 +24,10 @@ class Request:
     k: jax.Array
     v: jax.Array
     mask: Mask
-    bias: jax.Array | None
+    bias: Bias | None
     scale: float
     softcap: float | None
-    dropout: tuple[float, Any] | None
+    dropout: Dropout | None
     return_lse: bool = False
 
     def arguments(self) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from pallas_kernels.attention import Mask, attention
+from pallas_kernels.attention import Dropout, Mask, attention
 from pallas_kernels.attention.chunked import blockwise
 from pallas_kernels.attention.streaming import streaming
 
@@ -19,16 +19,16 @@ RANKS = np.array([0] * 7 + [*range(7, 20)] + [20] * 5 + [*range(25, 32)], np.int
 RANKS = np.stack([RANKS, RANKS[::-1]])
 
 
-def blocks(q, k, v, mask, bias):
-    return blockwise(q, k, v, mask, bias, scale=0.3, rows=8)
+def blocks(q, k, v, mask, bias, dropout=None):
+    return blockwise(q, k, v, mask, bias, dropout, scale=0.3, rows=8)[0]
 
 
-def stream(q, k, v, mask, bias):
-    return streaming(q, k, v, mask, bias, scale=0.3, query_block=8, key_block=8)
+def stream(q, k, v, mask, bias, dropout=None):
+    return streaming(q, k, v, mask, bias, dropout, scale=0.3, query_block=8, key_block=8)[0]
 
 
-def formula(q, k, v, mask, bias):
-    return attention(q, k, v, mask, bias, scale=0.3, implementation="reference")
+def formula(q, k, v, mask, bias, dropout=None):
+    return attention(q, k, v, mask, bias, dropout=dropout, scale=0.3, implementation="reference")
 
 
 @pytest.mark.skipif(jax.device_count() < 8, reason="needs 8 devices, real or simulated")
@@ -103,27 +103,29 @@ def test_sharded_equals_whole(function, ranks):
 
 
 @pytest.mark.skipif(jax.device_count() < 8, reason="needs 8 devices, real or simulated")
-def test_dropout_of_sharded_arrays_draws_what_one_device_draws():
-    """With explicit axes the reference takes global arrays as they lie."""
+@pytest.mark.parametrize("function", [formula, blocks, stream])
+def test_dropout_of_sharded_arrays_draws_what_one_device_draws(function):
     q, k, v = (jax.random.normal(jax.random.key(i), (2, LENGTH, 4, 8)) for i in range(3))
-    dropout = (0.3, jax.random.key(3))
+    k, v = k[:, :, :2], v[:, :, :2]
+    key = jax.random.key(3)
 
-    def output(q, k, v, query_segments, key_segments):
-        mask = Mask(causal=True, query_segments=query_segments, key_segments=key_segments)
-        return attention(q, k, v, mask, dropout=dropout)
+    def gradients(q, k, v, queries, keys, seeds):
+        def loss(q):
+            offset = 0
+            if jax.sharding.get_abstract_mesh().manual_axes:
+                offset = jax.lax.axis_index("context") * q.shape[1]
+            mask = Mask(causal=True, query_segments=queries, key_segments=keys, offset=offset)
+            return jnp.sum(jnp.sin(function(q, k, v, mask, None, Dropout(seeds, 0.3))))
 
-    def gradients(q, *others):
-        return jax.grad(lambda q: jnp.sum(jnp.sin(output(q, *others))))(q)
+        return jax.grad(loss)(q)
 
-    expected = jax.jit(gradients)(q, k[:, :, :2], v[:, :, :2], SEGMENTS, SEGMENTS)
+    shape, cut = (2, 4, LENGTH), P("data", "tensor", "context")
+    expected = jax.jit(gradients)(q, k, v, SEGMENTS, SEGMENTS, Dropout.draw(0.3, key, shape).seeds)
     mesh = jax.make_mesh((2, 2, 2), ("data", "context", "tensor"))
+    queries, keys = P("data", "context", "tensor", None), P("data", None, "tensor", None)
+    specs = queries, keys, keys, P("data", "context"), P("data", None)
     with jax.set_mesh(mesh):
-        keys_whole = P("data", None, "tensor", None)
-        found = jax.jit(gradients)(
-            jax.reshard(q, P("data", "context", "tensor", None)),
-            jax.reshard(k[:, :, :2], keys_whole),
-            jax.reshard(v[:, :, :2], keys_whole),
-            jax.reshard(SEGMENTS, P("data", "context")),
-            jax.reshard(SEGMENTS, P("data", None)),
-        )
+        arrays = [jax.reshard(a, s) for a, s in zip((q, k, v, SEGMENTS, SEGMENTS), specs)]
+        seeds = Dropout.draw(0.3, key, shape, cut).seeds
+        found = jax.jit(jax.shard_map(gradients, out_specs=queries))(*arrays, seeds)
     np.testing.assert_allclose(found, expected, atol=2e-6)  # float32 sums of 32 in another order
