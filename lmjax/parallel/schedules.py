@@ -76,6 +76,12 @@ class PipelineSchedule:
         return len(self.holder) // self.stages
 
     @property
+    def when(self) -> dict[Unit, int]:
+        """The tick of every unit of work."""
+        ticks = enumerate(self.ticks)
+        return {unit: tick for tick, row in ticks for units in row for unit in units}
+
+    @property
     def live(self) -> tuple[int, ...]:
         """Most microbatches that each stage holds activations of at once, its chunks counted."""
         last = Work.WEIGHTS if self.split else Work.BACKWARD
