@@ -44,7 +44,7 @@ class Pieces:
 
 
 @dataclasses.dataclass(frozen=True)
-class Tables:
+class TickTables:
     """A schedule in integers: arrays [ticks, stages], by the kind of work or by the way.
 
     Attributes:
@@ -67,7 +67,7 @@ class Tables:
     cotangents: int
 
 
-def lower(schedule: PipelineSchedule) -> Tables:
+def lower(schedule: PipelineSchedule) -> TickTables:
     """The tables of a schedule, with a slot for each activation and gradient while it is needed."""
 
     def table(keys, fill: int) -> dict[Any, np.ndarray]:
@@ -91,7 +91,7 @@ def lower(schedule: PipelineSchedule) -> Tables:
         send[way][at] = kind_of[way][tick + 1, to] = kind
         slot[way][tick + 1, to] = slots[kind][part + step, m]
     counts = (max(slots[kind].values(), default=-1) + 1 for kind in (OUTPUT, GRADIENT))
-    return Tables(part_of, microbatch, source, cotangent, send, kind_of, slot, *counts)
+    return TickTables(part_of, microbatch, source, cotangent, send, kind_of, slot, *counts)
 
 
 def _way(stage: int, to: int, step: int, stages: int) -> str:
@@ -169,7 +169,7 @@ def pipelined(
 
 @dataclasses.dataclass(frozen=True)
 class _Unit:
-    """Work of one tick, as traced integers; see `Tables`."""
+    """Work of one tick, as traced integers; see `TickTables`."""
 
     part: jax.Array
     microbatch: jax.Array
@@ -189,7 +189,7 @@ class _Stage:
     examples: Any
     axes: tuple[str, ...]
 
-    def start(self, tables: Tables) -> dict[str, Any]:
+    def start(self, tables: TickTables) -> dict[str, Any]:
         """The carry before the first tick: empty slots, gradients and sums of zero."""
         example = self.example(0)
         x = jax.eval_shape(self.pieces.enter, self.shared, example)

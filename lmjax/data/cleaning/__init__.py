@@ -1,0 +1,1 @@
+"""Cleaning: small steps, each of which gives a document back, changed or not, or drops it."""
