@@ -96,7 +96,7 @@ class PersonalData(Step):
         return document if text == document.text else document._replace(text=text)
 
     def _rules(self) -> dict[Kind, tuple[re.Pattern, Callable[[re.Match], bool]]]:
-        """How each kind is found, and what else must hold; longer numbers before shorter ones."""
+        """Pattern of each kind, and a test of what it found; longer numbers come before shorter."""
         return {
             "email": (EMAIL, lambda match: True),
             "ip": (IP, self._is_address),
