@@ -1,0 +1,1 @@
+"""Flash attention on TPUs in Pallas Mosaic."""
