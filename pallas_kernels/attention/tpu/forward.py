@@ -23,6 +23,7 @@ from pallas_kernels.attention.bias import Bias, DistanceBias, LinearBias
 from pallas_kernels.attention.dropout import Dropout
 from pallas_kernels.attention.mask import Mask, Tile
 from pallas_kernels.attention.tpu import lowering
+from pallas_kernels.attention.tpu.blocks import Blocks
 from pallas_kernels.attention.tpu.lowering import LOG2E, Kind, Rules, round_up
 from pallas_kernels.attention.tpu.parts import (
     LEAST,
@@ -35,27 +36,6 @@ from pallas_kernels.attention.tpu.parts import (
 from pallas_kernels.manual_axes import vary_alike
 
 SUBLANES = 8
-
-
-@dataclasses.dataclass(frozen=True)
-class Blocks:
-    """Sizes, each a multiple of those after it.
-
-    Attributes:
-        span: keys in VMEM at a time.
-        key, query: of a tile.
-        chunk_keys, chunk_queries: of a rectangle of scores that is held at a time.
-        part: side of the smallest rectangle whose class is looked at.
-        ahead: how many rectangles the products of keys and queries are ahead of their softmax.
-    """
-
-    span: int
-    key: int
-    query: int
-    chunk_keys: int
-    chunk_queries: int
-    part: int = 128
-    ahead: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,9 +75,8 @@ def forward(
     """Output in q's dtype and the log of the sum of exponentials in float32."""
     batch, query_length, heads, _ = q.shape
     queries = round_up(query_length, blocks.query)
-    span = min(blocks.span, round_up(k.shape[1], blocks.key))
+    span = blocks.span
     keys = round_up(k.shape[1], span)
-    blocks = dataclasses.replace(blocks, span=span)
 
     codes, kinds = lowering.tile_codes(
         mask, query_length, k.shape[1], blocks.query, blocks.key, blocks.part
@@ -191,7 +170,7 @@ def _call(plan: Plan, scalars, operands, batch: int, heads: int, dtype):
 
         def index(b, h, i, s, *prefetched):
             row = b if of_batch else 0
-            head = (h // group if name in ("k", "v") else h) if of_head else 0
+            head = (jax.lax.div(h, group) if name in ("k", "v") else h) if of_head else 0
             lead = (row, head) if array.ndim == 4 else (row,)
             return (*lead, *at(i, fetched(b, i, s, prefetched)))
 
@@ -378,7 +357,7 @@ class _Tile:
         part = self.plan.blocks.part
         if (name, key) not in columns:
             count = self.plan.blocks.chunk_keys // part
-            rows = [self.first // part + key // part + n for n in range(count)]
+            rows = [jax.lax.div(self.first, part) + key // part + n for n in range(count)]
             pieces = [column(self.operands[name][pl.ds(row, 1), :]) for row in rows]
             columns[name, key] = jnp.concatenate(pieces, axis=0) if count > 1 else pieces[0]
         return jnp.concatenate([columns[name, key]] * ((queries.stop - queries.start) // part), 1)
@@ -400,7 +379,7 @@ class _Tile:
             for query in range(queries.start, queries.stop, part):
                 difference = strip * self.plan.blocks.query + query + end
                 difference -= span * self.plan.blocks.span + self.first + k
-                row = difference // part
+                row = jax.lax.div(difference, part)
                 band.append(toeplitz_part(ref[pl.ds(row, 1), :], ref[pl.ds(row + 1, 1), :]))
             bands.append(jnp.concatenate(band, axis=1))
         return jnp.concatenate(bands, axis=0)

@@ -140,8 +140,9 @@ def array_bias(
     """
     if bias.shape[3] == 1:
         rows = jnp.swapaxes(bias, 2, 3).astype(jnp.float32) * LOG2E
-        wide = jnp.broadcast_to(rows, (*rows.shape[:3], queries))
-        return {"query_bias": pad_to(rows, 3, queries) if rows.shape[3] > 1 else wide}
+        if rows.shape[3] > 1:
+            return {"query_bias": pad_to(rows, 3, queries)}
+        return {"query_bias": jnp.broadcast_to(rows, (*rows.shape[:3], queries))}
     if bias.shape[2] == 1:
         return {"key_bias": in_rows(bias[:, :, 0].astype(jnp.float32) * LOG2E, keys, part)}
     return {"bias": pad_to(pad_to(jnp.swapaxes(bias, 2, 3), 2, keys), 3, queries)}
