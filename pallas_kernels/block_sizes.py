@@ -18,8 +18,8 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-_replaced: contextvars.ContextVar[dict[str, dict[str, int]]] = contextvars.ContextVar(
-    "replaced", default={}
+_replaced: contextvars.ContextVar[dict[str, dict[str, int]] | None] = contextvars.ContextVar(
+    "replaced", default=None
 )
 
 
@@ -29,8 +29,8 @@ def block_sizes(kernel: str, chip: str, **call: int) -> dict[str, int]:
     Raises:
         LookupError: the table has no row for it.
     """
-    if kernel in _replaced.get():
-        return dict(_replaced.get()[kernel])
+    if kernel in (replaced := _replaced.get() or {}):
+        return dict(replaced[kernel])
     for row in table().get(kernel, ()):
         if row.get("chips") and chip not in row["chips"]:
             continue
@@ -50,7 +50,7 @@ def table() -> dict[str, list[dict[str, Any]]]:
 @contextlib.contextmanager
 def using(kernel: str, **sizes: int) -> Iterator[None]:
     """Calls of a kernel that are traced inside have these sizes, whatever the table says."""
-    token = _replaced.set({**_replaced.get(), kernel: sizes})
+    token = _replaced.set({**(_replaced.get() or {}), kernel: sizes})
     try:
         yield
     finally:

@@ -334,12 +334,12 @@ class _Tile:
         query = strip * plan.blocks.query + queries.start
         offset = self.scalars["offset"][0] if plan.offset is None else plan.offset
         rows, cols = {}, {}
+        arrays = ("key_segments", "key_ranks") if self.kind.arrays else ()
         for name, ref in self.operands.items():
             if name.startswith("query_"):
                 rows[name.removeprefix("query_")] = ref[:, queries]
-            elif name.startswith("key_") and columns is not None:
-                if name == "key_bias" or self.kind.arrays:
-                    cols[name.removeprefix("key_")] = self._column(name, key, queries, columns)
+            elif columns is not None and name in ("key_bias", *arrays):
+                cols[name.removeprefix("key_")] = self._column(name, key, queries, columns)
         return Part(
             query=query,
             position=query + offset,
