@@ -289,7 +289,7 @@ def _bias(walk: Walk, r: Refs, strip: _Strip, span, block, row, number):
     if walk.bias == "distance":
         keys = span * (walk.span // LANES) + row
         all_keys = walk.spans * walk.span // LANES
-        first = (block * walk.query_block + strip.first) // LANES - keys + all_keys
+        first = block * (walk.query_block // LANES) + strip.first // LANES - keys + all_keys
         return jnp.concatenate(
             [_toeplitz_row(r["bias"], first - n, strip) for n in range(strip.keys // LANES)], axis=0
         )
