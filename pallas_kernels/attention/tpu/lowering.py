@@ -94,17 +94,15 @@ def in_rows(a: Array, length: int, part: int, value: Any = 0) -> Array:
     return a.reshape(*a.shape[:-1], length // part, part)
 
 
-def query_numbers(
-    mask: Mask, length: int, part: int
-) -> dict[str, Int32[Array, "#batch rows part"]]:
-    """Segments and ranks of the queries in rows; a query of padding sees nothing."""
+def query_numbers(mask: Mask, length: int) -> dict[str, Int32[Array, "#batch 1 length"]]:
+    """Segments and ranks of the queries; a query of padding sees nothing."""
     found = {}
     if mask.query_segments is not None:
         segments = jnp.asarray(mask.query_segments, jnp.int32)
-        found["segments"] = in_rows(jnp.where(segments == 0, -2, segments), length, part, -2)
+        found["segments"] = pad_to(jnp.where(segments == 0, -2, segments), 1, length, -2)
     if mask.query_ranks is not None:
-        found["ranks"] = in_rows(jnp.asarray(mask.query_ranks, jnp.int32), length, part, -HIGH)
-    return found
+        found["ranks"] = pad_to(jnp.asarray(mask.query_ranks, jnp.int32), 1, length, -HIGH)
+    return {name: a[:, None] for name, a in found.items()}
 
 
 def key_numbers(mask: Mask, length: int, part: int) -> dict[str, Int32[Array, "#batch rows part"]]:
@@ -132,14 +130,22 @@ def by_difference(
     return numbers.reshape(numbers.shape[0], -1, part)
 
 
-def dense_bias(
-    bias: Float[Array, "#batch #heads #query #key"], queries: int, keys: int
-) -> Float[Array, "#batch #heads #padded_key #padded_query"]:
-    """An array of a bias, transposed as the scores are; axes of size 1 keep it."""
-    bias = jnp.swapaxes(bias, 2, 3)
-    for axis, size in ((2, keys), (3, queries)):
-        bias = pad_to(bias, axis, size) if bias.shape[axis] > 1 else bias
-    return bias
+def array_bias(
+    bias: Float[Array, "#batch #heads #query #key"], queries: int, keys: int, part: int
+) -> dict[str, jax.Array]:
+    """An array of a bias: `query_bias` or `key_bias` if it is the same for all keys or queries.
+
+    Else `bias` [#batch, #heads, padded_key, padded_query], transposed as the scores are, in its
+    own dtype; the others are float32 and times log2(e).
+    """
+    if bias.shape[3] == 1:
+        rows = jnp.swapaxes(bias, 2, 3).astype(jnp.float32) * LOG2E
+        if rows.shape[3] > 1:
+            return {"query_bias": pad_to(rows, 3, queries)}
+        return {"query_bias": jnp.broadcast_to(rows, (*rows.shape[:3], queries))}
+    if bias.shape[2] == 1:
+        return {"key_bias": in_rows(bias[:, :, 0].astype(jnp.float32) * LOG2E, keys, part)}
+    return {"bias": pad_to(pad_to(jnp.swapaxes(bias, 2, 3), 2, keys), 3, queries)}
 
 
 def slopes(bias: LinearBias) -> Float[Array, "heads"]:

@@ -103,7 +103,9 @@ def _lead(shape: tuple[int, int]):
     return query - jax.lax.broadcasted_iota(jnp.int32, shape, 0)
 
 
-def _allowed(rules: Rules, shape: tuple[int, int], part: Part) -> Bool[Array, "keys queries"] | None:
+def _allowed(
+    rules: Rules, shape: tuple[int, int], part: Part
+) -> Bool[Array, "keys queries"] | None:
     """The pairs that the mask allows, or None for all of them."""
     seen = []
     if part.tile != Tile.FULL:
