@@ -14,13 +14,15 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jax.experimental import topologies
 from jax.experimental.pallas import tpu as pltpu
 
-from pallas_kernels.attention import BucketBias, Dropout, LinearBias, Mask, Tile
+from pallas_kernels.attention import BucketBias, Dropout, LinearBias, Mask, Tile, attention
 from pallas_kernels.attention.reference import reference
 from pallas_kernels.attention.tpu import backward, backward_kernel
 from pallas_kernels.attention.tpu.backward_blocks import BackwardBlocks, has_pairs
 from pallas_kernels.attention.tpu.lowering import Rules
+from pallas_kernels.target import interpreted
 
 TOLERANCE = 1e-5  # of the largest: sums of some 300 float32 numbers
 BLOCKS = BackwardBlocks(16, 16, 32, 16, 8, transposed=0, memory=16, part=8)
@@ -234,3 +236,68 @@ def test_strips_cover_what_may_be_seen():
                 assert part.any() and (strip.tile == Tile.PARTIAL or part.all())
         assert not (allowed[i * 512 :, j * 512 :][:512, :512] & ~covered).any()
     assert codes[0, :, 0, 0, -1].sum() == (codes[..., :-1] != 0).sum()
+
+
+CHIPS = {"v4": "v4:2x2x1", "v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}
+
+
+@functools.cache
+def described(chip):
+    """A device that is not here, for which libtpu compiles."""
+    pytest.importorskip("libtpu", reason="compiling for TPUs needs the extra lmjax[tpu]")
+    more = {"chip_config_name": "megacore"} if chip == "v4" else {}
+    return topologies.get_topology_desc(platform="tpu", topology_name=CHIPS[chip], **more)
+
+
+def compiled(chip, length, heads=2, kv_heads=2, bias=None, dtype=jnp.bfloat16, **mask):
+    """Output and gradients of causal attention, compiled for a chip that is not here."""
+    device = described(chip).devices[0]
+    where = jax.sharding.SingleDeviceSharding(device)
+
+    def shaped(*shape, dtype=dtype):
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=where)
+
+    def loss(q, k, v, bias, segments):
+        if segments is not None:
+            mask.update(query_segments=segments, key_segments=segments)
+        given = BucketBias(bias, 128, True) if bias is not None and bias.ndim == 2 else bias
+        output = attention(q, k, v, Mask(causal=True, **mask), given, implementation="tpu")
+        return jnp.sum(output.astype(jnp.float32))
+
+    segments = shaped(1, length, dtype=jnp.int32) if mask.pop("segments", False) else None
+    q, k = shaped(1, length, heads, 128), shaped(1, length, kv_heads, 128)
+    bias = None if bias is None else shaped(*bias, dtype=jnp.float32)
+    gradient = jax.jit(jax.grad(loss, argnums=(0, 1, 2, 3)))
+    with interpreted(device.device_kind, interpret=False):
+        return gradient.lower(q, k, k, bias, segments).compile()
+
+
+REQUESTS = {
+    "causal": {"length": 2048},
+    "grouped": {"length": 1100, "heads": 4, "kv_heads": 1, "window": 700},
+    "packed": {"length": 1024, "segments": True},
+    "buckets": {"length": 1024, "bias": (2, 32)},
+    "bias_of_pairs": {"length": 1024, "bias": (1, 2, 1024, 1024)},
+    "float32": {"length": 512, "dtype": jnp.float32},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", REQUESTS)
+@pytest.mark.parametrize("chip", CHIPS)
+def test_compiles_for_chips_that_are_not_here(chip, name):
+    assert "attention_backward" in compiled(chip, **REQUESTS[name]).as_text()
+
+
+@pytest.mark.slow
+def test_memory_is_linear_in_length():
+    """From one span of keys to sixteen; it would be 64 times as much as 16 if it were a square."""
+    lengths = 2**11, 2**13, 2**15, 2**17
+
+    def bytes_of(length):
+        analysis = compiled("v5e", length, heads=1, kv_heads=1).memory_analysis()
+        return analysis.temp_size_in_bytes + analysis.output_size_in_bytes
+
+    least, *more = (bytes_of(length) / length for length in lengths)
+    assert max(more) < 3 * least  # with several spans the gradient of the queries is in float32
+    assert max(more) < 1.2 * min(more)

@@ -178,7 +178,7 @@ def _operands(walk, codes, queries: int, qkv, mask, bias, dropout, saved) -> dic
     if dropout is not None:
         seeds = lowering.pad_to(dropout.seeds, 2, queries)[:, :, None]
         found["seeds"] = _Operand(seeds, (None, None, 1, size), rows_of_queries)
-    for what, numbers in lowering.query_numbers(mask, queries, queries).items():
+    for what, numbers in lowering.query_numbers(mask, queries).items():
         index = _whole(lambda b, n, s, g, i: (b, 0, i), numbers.shape)
         found[f"query_{what}"] = _Operand(numbers, (None, 1, size), index)
     for what, numbers in lowering.key_numbers(mask, keys, walk.blocks.part).items():
@@ -221,20 +221,14 @@ def _bias_operand(walk: Walk, bias, mask: Mask, queries: int, keys: int, groups:
         numbers = lowering.by_difference(bias, mask.offset, queries, keys, walk.blocks.part)
         block = (None, *numbers.shape[1:])
         return _Operand(numbers, block, lambda b, n, s, g, i: (n * groups + g, 0, 0))
-    size, span = walk.blocks.query, walk.blocks.span
+    size, span, part = walk.blocks.query, walk.blocks.span, walk.blocks.part
+    (numbers,) = lowering.array_bias(bias, queries, keys, part).values()
     if walk.bias == "keys":
-        numbers = lowering.in_rows(bias[:, :, 0], keys, walk.blocks.part)
-        numbers = numbers.reshape(*numbers.shape[:2], walk.spans, -1, walk.blocks.part)
-        block = (None, None, None, span // walk.blocks.part, walk.blocks.part)
+        numbers = numbers.reshape(*numbers.shape[:2], walk.spans, -1, part)
+        block = (None, None, None, span // part, part)
         index = lambda b, n, s, g, i: (b, n * groups + g, s, 0, 0)  # noqa: E731
     else:
-        numbers = lowering.dense_bias(bias, queries, keys)
-        block = (
-            None,
-            None,
-            span if walk.bias == "pairs" else 1,
-            1 if walk.bias == "heads" else size,
-        )
+        block = (None, None, span if walk.bias == "pairs" else 1, size)
         index = lambda b, n, s, g, i: (b, n * groups + g, s, i)  # noqa: E731
     return _Operand(numbers, block, _whole(index, numbers.shape))
 

@@ -230,7 +230,8 @@ def _tile(walk: Walk, kind: Kind, r: Refs, span, block, number) -> None:
 
 def _product(a, b, a_axis: int, b_axis: int):
     """The product of two matrices over one axis of each, in float32."""
-    precision = jax.lax.Precision.HIGHEST if a.dtype == FLOAT32 else None
+    # Not None: that is a setting of jax, and products of bfloat16 have no other precision.
+    precision = jax.lax.Precision.HIGHEST if a.dtype == FLOAT32 else jax.lax.Precision.DEFAULT
     axes = ((a_axis,), (b_axis,)), ((), ())
     return jax.lax.dot_general(a, b, axes, precision=precision, preferred_element_type=FLOAT32)
 
@@ -286,12 +287,10 @@ def _bias(walk: Walk, r: Refs, strip: _Strip, span, block, row, number):
     if walk.bias == "pairs":
         start = pl.multiple_of(number * walk.blocks.key, walk.blocks.key)
         keys = pl.ds(start + strip.key, strip.keys)
-        found = r["bias"][keys, strip.queries]
-    elif walk.bias == "keys":
-        found = _across(r["bias"], row, strip.keys, strip.end - strip.first)
-    else:
-        found = r["bias"][:, strip.queries] if walk.bias == "queries" else r["bias"][...]
-    return found.astype(FLOAT32) * LOG2E
+        return r["bias"][keys, strip.queries].astype(FLOAT32) * LOG2E
+    if walk.bias == "keys":
+        return _across(r["bias"], row, strip.keys, strip.end - strip.first)
+    return r["bias"][:, strip.queries]
 
 
 def _toeplitz(ref, first, strip: _Strip):
