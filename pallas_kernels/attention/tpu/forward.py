@@ -27,6 +27,7 @@ from pallas_kernels.attention.tpu.blocks import Blocks
 from pallas_kernels.attention.tpu.lowering import LOG2E, Kind, Rules, round_up
 from pallas_kernels.attention.tpu.parts import (
     LEAST,
+    SUBLANES,
     Part,
     column,
     factors,
@@ -34,8 +35,6 @@ from pallas_kernels.attention.tpu.parts import (
     toeplitz_part,
 )
 from pallas_kernels.manual_axes import vary_alike
-
-SUBLANES = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -277,7 +276,7 @@ class _Tile:
         """Adds the tile to the running output, maximum and sums."""
         chunks = self._chunks()
         ahead = [self._products(*chunk) for chunk in chunks[: self.plan.blocks.ahead]]
-        columns: dict[int, Any] = {}
+        columns: dict[tuple[str, int], Any] = {}
         for n, (key, queries) in enumerate(chunks):
             products = ahead.pop(0)
             if n + self.plan.blocks.ahead < len(chunks):
@@ -348,7 +347,7 @@ class _Tile:
         return found[0] if len(found) == 1 else jnp.concatenate(found, axis=1)
 
     def _part(self, key: int, queries: slice, columns=None, tile: Tile = Tile.FULL) -> Part:
-        """What the scores of some pairs depend on; `columns` keeps numbers of keys."""
+        """What the scores of some pairs depend on; `columns` keeps what parts of a tile share."""
         plan, (_, strip, span) = self.plan, self.at
         query = strip * plan.blocks.query + queries.start
         offset = self.scalars["offset"][0] if plan.offset is None else plan.offset
@@ -367,7 +366,7 @@ class _Tile:
             ends=plan.rules.key_length < plan.spans * plan.blocks.span,
             query_numbers=rows,
             key_numbers=cols,
-            bias=self._bias(key, queries, rows, cols) if columns is not None else None,
+            bias=self._bias(key, queries, rows, cols, columns) if columns is not None else None,
             slope=self.scalars["slopes"][self.at[0]] if "slopes" in self.scalars else None,
         )
 
@@ -381,7 +380,7 @@ class _Tile:
             columns[name, key] = jnp.concatenate(pieces, axis=0) if count > 1 else pieces[0]
         return jnp.concatenate([columns[name, key]] * ((queries.stop - queries.start) // part), 1)
 
-    def _bias(self, key: int, queries: slice, rows, cols):
+    def _bias(self, key: int, queries: slice, rows, cols, columns):
         """The bias of a chunk, or None."""
         if "bias" in self.operands:
             return self.operands["bias"][self._keys(key), queries].astype(jnp.float32) * LOG2E
@@ -389,19 +388,22 @@ class _Tile:
             return rows.pop("bias", None) if "bias" in rows else cols.pop("bias")
         if "differences" not in self.operands:
             return None
-        part, ref = self.plan.blocks.part, self.operands["differences"]
-        _, strip, span = self.at
-        end = self.plan.spans * self.plan.blocks.span
+        part = self.plan.blocks.part
         bands = []
         for k in range(key, key + self.plan.blocks.chunk_keys, part):
-            band = []
-            for query in range(queries.start, queries.stop, part):
-                difference = strip * self.plan.blocks.query + query + end
-                difference -= span * self.plan.blocks.span + self.first + k
-                row = jax.lax.div(difference, part)
-                band.append(toeplitz_part(ref[pl.ds(row, 1), :], ref[pl.ds(row + 1, 1), :]))
-            bands.append(jnp.concatenate(band, axis=1))
+            lanes = range(queries.start, queries.stop, part)
+            bands.append(_along_lanes([self._differences(query - k, columns) for query in lanes]))
         return jnp.concatenate(bands, axis=0)
+
+    def _differences(self, lead: int, columns):
+        """The bias of a part whose queries are `lead` further in the tile than its keys."""
+        if ("differences", lead) not in columns:
+            plan, (_, strip, span) = self.plan, self.at
+            first = span * plan.blocks.span + self.first - strip * plan.blocks.query
+            row = jax.lax.div(plan.spans * plan.blocks.span + lead - first, plan.blocks.part)
+            here, there = (self.operands["differences"][pl.ds(at, 1), :] for at in (row, row + 1))
+            columns["differences", lead] = toeplitz_part(here, there)
+        return columns["differences", lead]
 
 
 def _along_lanes(pieces: list[jax.Array]):

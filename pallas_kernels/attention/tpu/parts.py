@@ -15,6 +15,7 @@ from pallas_kernels.attention.mask import Tile
 from pallas_kernels.attention.scores import FORBIDDEN
 from pallas_kernels.attention.tpu.lowering import LOG2E, Rules
 
+SUBLANES = 8
 LEAST = -1e29  # where a running maximum starts: 2**(FORBIDDEN - LEAST) is exactly zero
 
 
@@ -93,8 +94,14 @@ def toeplitz_part(
             queries less that of the part of keys plus that of the end of the keys.
     """
     size = here.shape[1]
-    wide = jnp.broadcast_to(jnp.concatenate([here, there], axis=1), (size, 2 * size))
-    return pltpu.roll(wide, 0, 1, stride=1, stride_axis=0)[:, size:]
+    # Rotations by 1, 2 and 4 make eight rows; the others are these, rotated by multiples of 8. (A
+    # TPU v4 cannot rotate each row by another number.)
+    rows = jnp.broadcast_to(jnp.concatenate([here, there], axis=1), (SUBLANES, 2 * size))
+    number = jax.lax.broadcasted_iota(jnp.int32, rows.shape, 0)
+    for shift in (1, 2, 4):
+        rows = jnp.where((number & shift) != 0, pltpu.roll(rows, shift, 1), rows)
+    bands = [rows] + [pltpu.roll(rows, shift, 1) for shift in range(SUBLANES, size, SUBLANES)]
+    return jnp.concatenate([band[:, size:] for band in bands], axis=0)
 
 
 def _lead(shape: tuple[int, int]):
