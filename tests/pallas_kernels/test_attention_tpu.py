@@ -162,18 +162,25 @@ def test_memory_is_used_in_order():
     assert not interpret_pallas_call.races.races_found
 
 
-def test_lists_have_the_tiles_that_are_not_empty():
-    mask = jax.tree.map(jnp.asarray, MASKS["documents"])
+@pytest.mark.parametrize("name", MASKS)
+def test_lists_have_the_tiles_that_are_not_empty(name):
+    mask = jax.tree.map(jnp.asarray, MASKS[name])
     codes, kinds = lowering.tile_codes(mask, 181, 181, 32, 16, 8)
-    entries, counts = lowering.tile_lists(codes, 4)
+    entries, counts, spans = (np.asarray(a) for a in lowering.tile_lists(codes, 4))
     assert counts.sum() == visited(mask, 181, 181, 32, 16)
     classes = np.asarray(tiles(mask, 181, 181, 32, 16))
     for at in np.ndindex(counts.shape):
-        found = np.asarray(entries[at])[: counts[at]]
-        for entry in found:
-            code = entry & 15
-            assert classes[(*at[:2], at[2] * 4 + (entry >> 4))] == (2 if code == 1 else 1)
+        for entry in entries[at][: counts[at]]:
+            index, code = spans[at] * 4 + (entry >> 4), entry & 15
+            assert classes[(*at[:2], index)] == (2 if code == 1 else 1)
             assert code <= len(kinds)
+
+
+def test_a_window_walks_over_the_spans_that_it_reaches():
+    codes, _ = lowering.tile_codes(Mask(causal=True, window=64), 1024, 1024, 32, 32, 8)
+    lists = lowering.tile_lists(codes, 4)  # eight spans of 128 keys
+    assert lists.counts.shape == (1, 32, 2)
+    assert (lists.spans[0, :, 0] == np.maximum(np.arange(32) - 2, 0) // 4).all()
 
 
 @pytest.mark.parametrize("window", [None, 5, 40])

@@ -44,7 +44,9 @@ class Plan:
     Attributes:
         rules, blocks: of the call.
         kinds: of tiles.
-        spans, strips: how many spans of keys and tiles of queries there are.
+        keys: how many there are with padding.
+        walks: over spans of keys, which a strip of queries has.
+        strips: how many tiles of queries there are.
         shared_lists: whether all batch entries have the same tiles.
         offset: of the mask, or None where it is traced.
         names: of the operands.
@@ -53,12 +55,17 @@ class Plan:
     rules: Rules
     blocks: Blocks
     kinds: tuple[Kind, ...]
-    spans: int
+    keys: int
+    walks: int
     strips: int
     shared_lists: bool
     offset: int | None
     scalars: tuple[str, ...]
     operands: tuple[str, ...]
+
+    def walk(self, batch: Any, strip: Any, number: Any) -> Any:
+        """Index of a walk over a span of keys in the lists of tiles."""
+        return ((0 if self.shared_lists else batch) * self.strips + strip) * self.walks + number
 
 
 def forward(
@@ -80,9 +87,8 @@ def forward(
     codes, kinds = lowering.tile_codes(
         mask, query_length, k.shape[1], blocks.query, blocks.key, blocks.part
     )
-    entries, counts = lowering.tile_lists(codes, span // blocks.key)
-    scalars = {"entries": entries.ravel(), "counts": counts.ravel()}
-    scalars["fetched"] = _fetched(counts)
+    lists = lowering.tile_lists(codes, span // blocks.key)
+    scalars = {name: jnp.asarray(numbers.ravel()) for name, numbers in lists._asdict().items()}
     static_offset = isinstance(mask.offset, int)
     if not static_offset:
         scalars["offset"] = jnp.asarray(mask.offset, jnp.int32).reshape(1)
@@ -94,7 +100,8 @@ def forward(
         rules,
         blocks,
         kinds,
-        keys // span,
+        keys,
+        lists.counts.shape[2],
         queries // blocks.query,
         codes.shape[0] == 1,
         mask.offset if static_offset else None,
@@ -106,15 +113,6 @@ def forward(
     output = jnp.transpose(output, (0, 2, 4, 1, 3)).reshape(batch, queries, heads, -1)
     output = output[:, :query_length, :, : v.shape[-1]]
     return output, jnp.swapaxes(lse[:, :, 0, :query_length], 1, 2)
-
-
-def _fetched(counts):
-    """Of each span of a strip the one that is in VMEM: itself, or the last with tiles before it.
-
-    Where it is the same as before, nothing is fetched.
-    """
-    spans = jnp.where(counts > 0, jnp.arange(counts.shape[2]), 0)
-    return jax.lax.cummax(spans.astype(jnp.int32), axis=2).ravel()
 
 
 def _operands(blocks: Blocks, q, k, v, mask, bias, dropout, queries: int, keys: int):
@@ -146,11 +144,11 @@ def _call(plan: Plan, scalars, operands, batch: int, heads: int, dtype):
     """The kernel on its grid: output [batch, heads, value, query] and sums [.., 1, query]."""
     blocks = plan.blocks
     group = heads // operands["k"].shape[1]
-    strips, spans = plan.strips, plan.spans
+    strips = plan.strips
 
-    def fetched(b, i, s, prefetched):
-        table = prefetched[plan.scalars.index("fetched")]
-        return table[((0 if plan.shared_lists else b) * strips + i) * spans + s] if spans > 1 else 0
+    def span(b, i, s, prefetched):
+        table = prefetched[plan.scalars.index("spans")]
+        return table[plan.walk(b, i, s)] if plan.keys > blocks.span else 0
 
     def spec(name: str, array) -> pl.BlockSpec:
         """Block of an operand: its axes of size 1 are shared."""
@@ -175,7 +173,7 @@ def _call(plan: Plan, scalars, operands, batch: int, heads: int, dtype):
             row = b if of_batch else 0
             head = (jax.lax.div(h, group) if name in ("k", "v") else h) if of_head else 0
             lead = (row, head) if array.ndim > 3 else (row,)
-            return (*lead, *at(i, fetched(b, i, s, prefetched)))
+            return (*lead, *at(i, span(b, i, s, prefetched)))
 
         return pl.BlockSpec((*(None,) * (array.ndim - len(block)), *block), index)
 
@@ -190,7 +188,7 @@ def _call(plan: Plan, scalars, operands, batch: int, heads: int, dtype):
         functools.partial(_kernel, plan),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=len(scalars),
-            grid=(batch, heads, strips, spans),
+            grid=(batch, heads, strips, plan.walks),
             in_specs=[spec(name, array) for name, array in operands.items()],
             out_specs=[
                 pl.BlockSpec(
@@ -222,7 +220,8 @@ def _kernel(plan: Plan, *refs):
     operands = dict(zip(plan.operands, refs[count[0] :]))
     output, lse, total, top, sums = refs[sum(count) :]
     b, h, i, s = (pl.program_id(axis) for axis in range(4))
-    row = ((0 if plan.shared_lists else b) * plan.strips + i) * plan.spans + s
+    walk = plan.walk(b, i, s)
+    span = scalars["spans"][walk]
 
     @pl.when(s == 0)
     def _():
@@ -233,18 +232,18 @@ def _kernel(plan: Plan, *refs):
     tiles = plan.blocks.span // plan.blocks.key
 
     def step(n, _):
-        entry = scalars["entries"][row * tiles + n]
+        entry = scalars["entries"][walk * tiles + n]
         first = pl.multiple_of((entry >> 4) * plan.blocks.key, plan.blocks.key)
         for code, kind in enumerate(plan.kinds, start=1):
 
             @pl.when((entry & 15) == code)
             def _(kind=kind):
-                tile = _Tile(plan, kind, scalars, operands, (h, i, s), first)
+                tile = _Tile(plan, kind, scalars, operands, (h, i, span), first)
                 tile.run(total, top, sums)
 
-    jax.lax.fori_loop(0, scalars["counts"][row], step, None)
+    jax.lax.fori_loop(0, scalars["counts"][walk], step, None)
 
-    @pl.when(s == plan.spans - 1)
+    @pl.when(s == plan.walks - 1)
     def _():
         found = jnp.sum(sums[...], axis=0, keepdims=True)
         blind = found == 0.0
@@ -363,7 +362,7 @@ class _Tile:
             position=query + offset,
             key=span * plan.blocks.span + self.first + key,
             tile=tile,
-            ends=plan.rules.key_length < plan.spans * plan.blocks.span,
+            ends=plan.rules.key_length < plan.keys,
             query_numbers=rows,
             key_numbers=cols,
             bias=self._bias(key, queries, rows, cols, columns) if columns is not None else None,
@@ -400,7 +399,7 @@ class _Tile:
         if ("differences", lead) not in columns:
             plan, (_, strip, span) = self.plan, self.at
             first = span * plan.blocks.span + self.first - strip * plan.blocks.query
-            row = jax.lax.div(plan.spans * plan.blocks.span + lead - first, plan.blocks.part)
+            row = jax.lax.div(plan.keys + lead - first, plan.blocks.part)
             here, there = (self.operands["differences"][pl.ds(at, 1), :] for at in (row, row + 1))
             columns["differences", lead] = toeplitz_part(here, there)
         return columns["differences", lead]
