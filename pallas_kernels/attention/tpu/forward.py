@@ -206,7 +206,7 @@ def _call(plan: Plan, scalars, operands, batch: int, heads: int, dtype):
             jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=varying) for shape, dtype in shapes
         ],
         compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel", "parallel", "arbitrary", "arbitrary"),
+            dimension_semantics=("parallel", "parallel", "parallel", "arbitrary"),
         ),
         interpret=plan.rules.interpret,
         name="attention_forward",
