@@ -182,8 +182,16 @@ def _begin_queries(walk: Walk, r: Refs, home, first, span, count) -> Callable[[A
     return finish
 
 
-def strips(walk: Walk, kind: Kind) -> Iterator[_Strip]:
-    """The strips of a tile of a kind, without those that are empty by position."""
+def strips(walk: Walk, kind: Kind) -> list[_Strip]:
+    """The strips of a tile of a kind, without those that are empty by position, the widest first.
+
+    So the matrix units have work enough while the first scores are made.
+    """
+    return sorted(_strips(walk, kind), key=lambda strip: strip.first - strip.end)
+
+
+def _strips(walk: Walk, kind: Kind) -> Iterator[_Strip]:
+    """The strips in their order."""
     parts, part, tile = kind.parts, walk.blocks.part, walk.blocks.key
     plain = not kind.arrays and all(one == Tile.FULL for row in parts for one in row)
     size = min(walk.blocks.strip if plain else walk.blocks.edge_strip, tile)
