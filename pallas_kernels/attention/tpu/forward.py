@@ -411,5 +411,5 @@ def _along_lanes(pieces: list[jax.Array]):
 
 def _dot(a, b):
     """A product accumulated in float32; of float32 in full precision."""
-    exact = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
+    exact = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else jax.lax.Precision.DEFAULT
     return jnp.dot(a, b, preferred_element_type=jnp.float32, precision=exact)
