@@ -22,7 +22,7 @@ from jax.experimental.pallas import tpu as pltpu
 from pallas_kernels.attention.mask import Tile
 from pallas_kernels.attention.tpu.backward_blocks import BackwardBlocks
 from pallas_kernels.attention.tpu.lowering import LOG2E, Kind, Rules
-from pallas_kernels.attention.tpu.parts import Part, column, factors, scores, toeplitz_part
+from pallas_kernels.attention.tpu.parts import Part, column, factors, scores, toeplitz
 
 FLOAT32 = jnp.float32
 Refs = dict[str, Any]
@@ -303,11 +303,10 @@ def _bias(walk: Walk, r: Refs, strip: _Strip, span, block, row, number):
 
 def _toeplitz(ref, first, strip: _Strip):
     """A bias by distance for a part of the keys and all queries of a strip."""
-    found = []
-    for at in range((strip.end - strip.first) // ref.shape[-1]):
-        here, there = (ref[pl.ds(first + at + more, 1)] for more in (0, 1))
-        found.append(toeplitz_part(here, there))
-    return jnp.concatenate(found, axis=1)
+    part = ref.shape[-1]
+    rows = range((strip.end - strip.first) // part + 1)
+    numbers = jnp.concatenate([ref[pl.ds(first + at, 1)] for at in rows], axis=1)
+    return toeplitz(numbers, part)
 
 
 def _add_bias(walk: Walk, r: Refs, d_scores, strip: _Strip, start, block) -> None:
