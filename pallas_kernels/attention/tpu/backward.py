@@ -77,7 +77,7 @@ def gradients(
     heads, dims = (q.shape[2], k.shape[2]), [ins[name].array.shape[-1] for name in "qv"]
     outs = _results(walk, queries, q, heads, dims)
     scratch = _scratch(walk, q.dtype, dims)
-    found = pl.pallas_call(
+    call = pl.pallas_call(
         functools.partial(kernel, walk, (*ins, *outs, *scratch)),
         grid=(q.shape[0], heads[1], walk.spans, heads[0] // heads[1], queries // walk.blocks.query),
         in_specs=[operand.spec for operand in ins.values()],
@@ -90,8 +90,10 @@ def gradients(
         ),
         interpret=rules.interpret,
         name="attention_backward",
-    )(*(operand.array for operand in ins.values()))
-    found = dict(zip(outs, found, strict=True))
+    )
+    if walk.spans > 1:  # `vmap` cannot cut an output that the kernel copies to by itself
+        call = jax.custom_batching.sequential_vmap(call)
+    found = dict(zip(outs, call(*(operand.array for operand in ins.values())), strict=True))
     d_q, d_k, d_v = (
         jnp.swapaxes(found[name], 1, 2)[:, : a.shape[1], :, : a.shape[3]].astype(a.dtype)
         for name, a in (("d_q", q), ("d_k", k), ("d_v", v))
@@ -125,7 +127,7 @@ def plan(
 
 
 def _form(bias: Bias | None) -> str:
-    """What a walk calls a bias."""
+    """The name that a walk gives a bias."""
     if bias is None:
         return ""
     if isinstance(bias, DistanceBias):

@@ -22,7 +22,7 @@ from jax.experimental.pallas import tpu as pltpu
 from pallas_kernels.attention.mask import Tile
 from pallas_kernels.attention.tpu.backward_blocks import BackwardBlocks
 from pallas_kernels.attention.tpu.lowering import LOG2E, Kind, Rules
-from pallas_kernels.attention.tpu.parts import Part, column, factors, scores, toeplitz_part
+from pallas_kernels.attention.tpu.parts import Pairs, column, factors, scores, toeplitz
 
 FLOAT32 = jnp.float32
 Refs = dict[str, Any]
@@ -30,7 +30,7 @@ Refs = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Walk:
-    """What is known of a call of the kernel while tracing.
+    """Facts of a call of the kernel that are known while tracing.
 
     Attributes:
         rules: of the call.
@@ -182,8 +182,16 @@ def _begin_queries(walk: Walk, r: Refs, home, first, span, count) -> Callable[[A
     return finish
 
 
-def strips(walk: Walk, kind: Kind) -> Iterator[_Strip]:
-    """The strips of a tile of a kind, without those that are empty by position."""
+def strips(walk: Walk, kind: Kind) -> list[_Strip]:
+    """The strips of a tile of a kind, without those that are empty by position, the widest first.
+
+    So the matrix units have work enough while the first scores are made.
+    """
+    return sorted(_strips(walk, kind), key=lambda strip: strip.first - strip.end)
+
+
+def _strips(walk: Walk, kind: Kind) -> Iterator[_Strip]:
+    """The strips in their order."""
     parts, part, tile = kind.parts, walk.blocks.part, walk.blocks.key
     plain = not kind.arrays and all(one == Tile.FULL for row in parts for one in row)
     size = min(walk.blocks.strip if plain else walk.blocks.edge_strip, tile)
@@ -236,7 +244,7 @@ def _product(a, b, a_axis: int, b_axis: int):
     return jax.lax.dot_general(a, b, axes, precision=precision, preferred_element_type=FLOAT32)
 
 
-def _part(walk: Walk, kind: Kind, r: Refs, strip: _Strip, span, block, number) -> Part:
+def _part(walk: Walk, kind: Kind, r: Refs, strip: _Strip, span, block, number) -> Pairs:
     """The numbers that the scores of a strip depend on."""
     wide = strip.end - strip.first
     query = block * walk.blocks.query + strip.first
@@ -251,7 +259,7 @@ def _part(walk: Walk, kind: Kind, r: Refs, strip: _Strip, span, block, number) -
     if walk.rules.dropout:
         of_queries["seeds"] = r["seeds"][:, strip.queries]
     bias = _bias(walk, r, strip, span, block, row, number)
-    return Part(
+    return Pairs(
         query=query,
         position=offset + query,
         key=span * walk.blocks.span + local,
@@ -295,11 +303,10 @@ def _bias(walk: Walk, r: Refs, strip: _Strip, span, block, row, number):
 
 def _toeplitz(ref, first, strip: _Strip):
     """A bias by distance for a part of the keys and all queries of a strip."""
-    found = []
-    for at in range((strip.end - strip.first) // ref.shape[-1]):
-        here, there = (ref[pl.ds(first + at + more, 1)] for more in (0, 1))
-        found.append(toeplitz_part(here, there))
-    return jnp.concatenate(found, axis=1)
+    part = ref.shape[-1]
+    rows = range((strip.end - strip.first) // part + 1)
+    numbers = jnp.concatenate([ref[pl.ds(first + at, 1)] for at in rows], axis=1)
+    return toeplitz(numbers, part)
 
 
 def _add_bias(walk: Walk, r: Refs, d_scores, strip: _Strip, start, block) -> None:

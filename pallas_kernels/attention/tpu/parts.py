@@ -20,7 +20,7 @@ LEAST = -1e29  # where a running maximum starts: 2**(FORBIDDEN - LEAST) is exact
 
 
 @dataclasses.dataclass(frozen=True)
-class Part:
+class Pairs:
     """A rectangle of keys and queries, and the numbers that its scores depend on.
 
     Attributes:
@@ -48,7 +48,7 @@ class Part:
 
 
 def scores(
-    rules: Rules, products: Float[Array, "keys queries"], part: Part
+    rules: Rules, products: Float[Array, "keys queries"], part: Pairs
 ) -> tuple[Float[Array, "keys queries"], Float[Array, "keys queries"] | None]:
     """Scores times log2(e), forbidden ones `FORBIDDEN`, and the derivative of the softcap or None.
 
@@ -71,8 +71,8 @@ def scores(
     return found if allowed is None else jnp.where(allowed, found, FORBIDDEN), gain
 
 
-def factors(rules: Rules, shape: tuple[int, int], part: Part) -> Float[Array, "keys queries"]:
-    """What dropout multiplies weights by: 0 or 1 / (1 - rate)."""
+def factors(rules: Rules, shape: tuple[int, int], part: Pairs) -> Float[Array, "keys queries"]:
+    """The factors of dropout for weights: 0 or 1 / (1 - rate)."""
     keys = part.key + jax.lax.broadcasted_iota(jnp.int32, shape, 0)
     kept = kept_at(part.query_numbers["seeds"], keys, rules.dropout)
     return jnp.where(kept, jnp.float32(1 / (1 - rules.dropout)), 0.0)
@@ -93,15 +93,22 @@ def toeplitz_part(
         here, there: rows number r and r + 1 of `lowering.by_difference`, r the index of the part of
             queries less that of the part of keys plus that of the end of the keys.
     """
-    size = here.shape[1]
-    # Rotations by 1, 2 and 4 make eight rows; the others are these, rotated by multiples of 8. (A
-    # TPU v4 cannot rotate each row by another number.)
-    rows = jnp.broadcast_to(jnp.concatenate([here, there], axis=1), (SUBLANES, 2 * size))
-    number = jax.lax.broadcasted_iota(jnp.int32, rows.shape, 0)
-    for shift in (1, 2, 4):
-        rows = jnp.where((number & shift) != 0, pltpu.roll(rows, shift, 1), rows)
-    bands = [rows] + [pltpu.roll(rows, shift, 1) for shift in range(SUBLANES, size, SUBLANES)]
-    return jnp.concatenate([band[:, size:] for band in bands], axis=0)
+    return toeplitz(jnp.concatenate([here, there], axis=1), here.shape[1])
+
+
+def toeplitz(numbers: Float[Array, "1 both"], keys: int) -> Float[Array, "keys queries"]:
+    """Numbers of differences as an array: [key, query] has the one at keys + query - key.
+
+    Row r is the first one moved by r. Rows are moved together by constants, which all chips can do:
+    three times for 8 rows, then these as the next 8, then 16, until all are there.
+    """
+    found = jnp.broadcast_to(numbers, (SUBLANES, numbers.shape[1]))
+    row = jax.lax.broadcasted_iota(jnp.int32, found.shape, 0)
+    for bit in (1, 2, 4):
+        found = jnp.where((row & bit) != 0, pltpu.roll(found, bit, 1), found)
+    while (rows := found.shape[0]) < keys:
+        found = jnp.concatenate([found, pltpu.roll(found, rows, 1)], axis=0)
+    return found[:, keys:]
 
 
 def _lead(shape: tuple[int, int]):
@@ -111,7 +118,7 @@ def _lead(shape: tuple[int, int]):
 
 
 def _allowed(
-    rules: Rules, shape: tuple[int, int], part: Part
+    rules: Rules, shape: tuple[int, int], part: Pairs
 ) -> Bool[Array, "keys queries"] | None:
     """The pairs that the mask allows, or None for all of them."""
     seen = []
