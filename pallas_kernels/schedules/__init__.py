@@ -1,0 +1,1 @@
+"""Schedules of compiled TPU kernels, read without a TPU."""
