@@ -20,7 +20,8 @@ INSTRUCTION = re.compile(
     flags=re.VERBOSE | re.DOTALL,
 )
 TARGET = re.compile(r"target bundleno = (\d+)")
-LATE_CONDITION = re.compile(r"\s*\((!?)%(\w+)\)\s*$")
+LATE_CONDITION = re.compile(r"\s*\((!?)%(\w+)\)(,|$)")
+CORE = re.compile(r"\[smem:\[#\w+\]\] /\* core id \*/")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +59,7 @@ class Listing:
         slots: issue slots of each unit that a bundle takes.
         capacity: issue slots of each unit that there are.
         operands: element type and shape of each operand and result, as "bf16[8,4096,128]".
+        vmem: bytes of vector memory that it takes, windows and spilled registers included.
     """
 
     name: str
@@ -65,6 +67,7 @@ class Listing:
     slots: list[dict[str, int]]
     capacity: dict[str, int]
     operands: dict[int, str]
+    vmem: int = 0
 
 
 def read_listing(stem: Path) -> Listing:
@@ -79,7 +82,12 @@ def read_listing(stem: Path) -> Listing:
             r"inlined_call_operand\.\w+ \[shape: (\S+), index: (\d+)", text
         )
     }
-    return Listing(re.sub(r"^\d+-", "", stem.name), bundles, slots, capacity, operands)
+    name = re.sub(r"^\d+-", "", stem.name)
+    allocations = re.findall(
+        r"space=vmem, size = (\w+), offset = (\w+), scoped", _find(stem, "post-delay-converter")
+    )
+    vmem = max((int(size, 0) + int(offset, 0) for size, offset in allocations), default=0)
+    return Listing(name, bundles, slots, capacity, operands, vmem)
 
 
 def read_listings(folder: Path) -> list[Listing]:
@@ -100,7 +108,9 @@ def _find(stem: Path, kind: str) -> str:
 
 
 def _instructions(bundle: str):
-    text = COMMENT.sub("", bundle[bundle.find("{") + 1 :]).rstrip().removesuffix("}")
+    # Only a comment tells the number of the core from what else the runtime keeps in memory.
+    text = CORE.sub("[smem:core]", bundle[bundle.find("{") + 1 :])
+    text = COMMENT.sub("", text).rstrip().removesuffix("}")
     for part in text.split(";;"):
         if not (match := INSTRUCTION.match(part)):
             continue
@@ -108,7 +118,7 @@ def _instructions(bundle: str):
         negated = bool(match["negated"])
         if condition is None and (late := LATE_CONDITION.search(operands)):
             negated, condition = bool(late.group(1)), late.group(2)
-            operands = operands[: late.start()]
+            operands = operands[: late.start()] + late.group(3) + operands[late.end() :]
         yield Instruction(
             match["name"],
             match["result"],

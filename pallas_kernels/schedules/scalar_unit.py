@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -47,6 +47,7 @@ OPERATIONS = {
     "pneg": "{0} ^ True",
 }
 COMPARISONS = {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}
+NAME = re.compile(r"\b(?:[sp]\d+_[sp]\d+|[sp]\d+|r_[sp]\d+)\b")
 
 
 class Unknown:
@@ -126,6 +127,8 @@ def run(
     ends = [*starts[1:], len(listing.bundles)]
     for index, (start, end) in enumerate(zip(starts, ends)):
         exec(translator.function(start, end, blocks[start], starts, index), names)
+    for name in translator.names:  # what a condition forbids to define
+        names.setdefault(name, machine.unknown)
     functions = [names[f"block_{start}"] for start in starts]
     lengths = [end - start for start, end in zip(starts, ends)]
     runs, block, steps = [0] * len(starts), 0, 0
@@ -231,6 +234,7 @@ class _Translator:
         self.bundles = listing.bundles
         self.machine = machine
         self.not_understood: Counter = Counter()
+        self.names: set[str] = set()
         # Values that join in a loop's register are known by the register as well.
         self.joined: dict[str, str] = {}
         for bundle in listing.bundles:
@@ -241,7 +245,7 @@ class _Translator:
                         self.joined[value] = register
 
     def function(self, start: int, end: int, branch, starts: list[int], index: int) -> str:
-        """The block of bundles `start` to `end`, which returns the index of the one that follows."""
+        """A block of bundles, which returns the index of the one that follows."""
         lines: list[str] = []
         for at in range(start, end):
             for instruction in sorted(self.bundles[at], key=_order):
@@ -254,7 +258,8 @@ class _Translator:
             if branch[1].condition is not None:
                 condition = self.condition(branch[1].condition)
             lines.append(f"return {target} if machine.branch({condition}) else {index + 1}")
-        names = sorted(set(re.findall(r"\b(?:[sp]\d+_[sp]\d+|[sp]\d+|r_[sp]\d+)\b", "\n".join(lines))))
+        names = sorted(set(NAME.findall("\n".join(lines))))
+        self.names.update(names)
         if names:
             lines.insert(0, "global " + ", ".join(names))
         return f"def block_{start}():\n" + "".join(f"    {line}\n" for line in lines)
@@ -304,12 +309,13 @@ class _Translator:
         if name == "inlined_call_operand" or name.startswith("inlined_call_operand."):
             return str(OPERAND.pointer(int(re.search(r"index: (\d+)", operands).group(1))))
         if name == "sld":
-            # Addresses of what the runtime keeps there are unknown but for the core's number.
-            address = re.match(r"\[smem:(.*)\]$", operands.strip()).group(1)
+            address = re.match(r"\[smem:(.*)\]", operands).group(1)
+            if address == "core":
+                return str(self.machine.core)
             return f"machine.memory.load({self.address(address)})"
         values = [self.value(part) for part in _split(operands)]
         if name.startswith("scalar_lea."):
-            return "wrap({0} + {1})".format(*values)
+            return f"wrap({values[0]} + {values[1]})"
         if name.startswith("int_to_ptr."):
             return values[0]
         if name.startswith("scmp."):
@@ -325,8 +331,8 @@ class _Translator:
     def value(self, text: str) -> str:
         """An operand: a number, a value's name or an address."""
         text = text.strip()
-        if text.startswith("%"):
-            return text[1:]
+        if name := re.match(r"%(\w+)", text):
+            return name.group(1)
         if text.startswith("["):
             return self.address(text)
         try:
