@@ -29,7 +29,7 @@ MASKS = ("causal", "full", "window", "packed", "prefix", "blanks")
 # Queries, keys and keys a step of splash: others were slower on every chip (causal, 4,096 long).
 BLOCKS = ((512, 512, 512), (1024, 1024, 512))
 PASSES = ("forward", "backward")
-# The backward pass of "fused" is one kernel, which leaves parts of the queries' gradient to be summed.
+# Backward, "fused" is one kernel, which leaves parts of the queries' gradient to be summed.
 SIDES = ("ours", "splash", "fused")
 TRIES = {
     "ours": [{}],

@@ -115,6 +115,8 @@ def splash(case: AttentionCase, blocks: tuple[int, int, int], fused: bool):
     import jax
     from jax.experimental.pallas.ops.tpu.splash_attention import (
         splash_attention_kernel as kernels,
+    )
+    from jax.experimental.pallas.ops.tpu.splash_attention import (
         splash_attention_mask as masks,
     )
 
