@@ -1,7 +1,7 @@
 """From nothing to an assistant: pretraining, instructions, comparisons, a reward model, PPO.
 
 python -m experiments.assistant
-2 CPU cores, an estimated twelve minutes, no download: the three steps of InstructGPT (Ouyang et al.
+2 CPU cores, nine minutes, no download: the three steps of InstructGPT (Ouyang et al.
 2022) after a pretrained model, on a GPT of a million parameters. Text, questions and answers are
 those of this Python's standard library; those of some modules are held out in every step.
 

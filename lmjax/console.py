@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import jax
@@ -22,6 +23,8 @@ from rich.progress import (
 )
 from rich.table import Table as RichTable
 from rich.text import Text
+
+from lmjax.config import UserError
 
 LABEL = 12  # width of the names on the left
 SAMPLE_LINES = 8  # of each sample; the report has all of it
@@ -249,3 +252,16 @@ def duration(seconds: float) -> str:
     if seconds < 86400:
         return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"
     return f"{seconds // 86400} d {seconds % 86400 // 3600} h"
+
+
+def load_pyplot() -> ModuleType:
+    """matplotlib.pyplot, for pictures.
+
+    Raises:
+      UserError: it is not installed.
+    """
+    try:
+        from matplotlib import pyplot
+    except ModuleNotFoundError:
+        raise UserError("a picture needs matplotlib: pip install 'lmjax[notebook]'") from None
+    return pyplot

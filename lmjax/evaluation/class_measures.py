@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from lmjax.config import UserError
-from lmjax.console import Table
+from lmjax.console import Table, load_pyplot
 from lmjax.evaluation.drawing import (
     GREY,
     INK,
@@ -18,7 +18,6 @@ from lmjax.evaluation.drawing import (
     draw_rules,
     draw_text,
     letters_of,
-    load_pyplot,
 )
 
 if TYPE_CHECKING:

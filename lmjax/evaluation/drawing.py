@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import functools
 import unicodedata
-from types import ModuleType
 from typing import TYPE_CHECKING
 
 import numpy as np
-
-from lmjax.config import UserError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -58,12 +55,3 @@ def draw_text(axes: Axes, at: tuple, text: str, **options) -> None:
     """A text of letters of one width, as it stands."""
     fixed = {"fontsize": SIZE, "color": INK, "ha": "center", "va": "center_baseline"}
     axes.text(*at, text, **fixed | {"family": _fonts(), "parse_math": False} | options)
-
-
-def load_pyplot() -> ModuleType:
-    """matplotlib.pyplot; UserError where it is not installed."""
-    try:
-        from matplotlib import pyplot
-    except ModuleNotFoundError:
-        raise UserError("a picture needs matplotlib: pip install 'lmjax[notebook]'") from None
-    return pyplot

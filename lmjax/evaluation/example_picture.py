@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from lmjax.config import UserError
+from lmjax.console import load_pyplot
 from lmjax.data.tokenizers import Tokenizer
 from lmjax.evaluation.drawing import (
     GREY,
@@ -21,7 +22,6 @@ from lmjax.evaluation.drawing import (
     draw_rules,
     draw_text,
     letters_of,
-    load_pyplot,
 )
 from lmjax.evaluation.example_stack import CONTEXT, PADDING, UNSEEN, WRITTEN, TokenStack, cross_mask
 from lmjax.models import Batch

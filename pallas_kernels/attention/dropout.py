@@ -41,14 +41,14 @@ class Dropout:
 def factors(
     seeds: UInt32[Array, "*rows"], keys: Int[Array, "key"], rate: float
 ) -> Float[Array, "*rows key"]:
-    """What weights are multiplied by: 0 where dropped, else 1 / (1 - rate); float32."""
+    """Factors of the weights: 0 where dropped, else 1 / (1 - rate); float32."""
     return jnp.where(kept(seeds, keys, rate), jnp.float32(1 / (1 - rate)), 0.0)
 
 
 def kept(
     seeds: UInt32[Array, "*rows"], keys: Int[Array, "key"], rate: float
 ) -> Bool[Array, "*rows key"]:
-    """Whether the weights of rows with these seeds for keys with these indices are kept."""
+    """True where the weight of a row with this seed for the key with this index is kept."""
     return mixed(seeds[..., None] ^ (keys.astype(jnp.uint32) * jnp.uint32(0x9E3779B9))) >= (
         threshold(rate)
     )

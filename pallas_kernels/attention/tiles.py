@@ -85,7 +85,7 @@ class _Extremes(NamedTuple):
 
 
 class _Blocks(NamedTuple):
-    """What is looked at of each block of queries or keys.
+    """Facts about each block of queries or keys that decide the classes of its tiles.
 
     Attributes:
         whole: whether the block has as many tokens as the others.

@@ -1,0 +1,357 @@
+"""Pipeline parallelism: one program in which every stage follows its column of a schedule.
+
+The schedule (`lmjax.parallel.schedules`) becomes tables of integers, one row a tick. A scan walks
+over the ticks; in each, a stage looks up its row, does its work, or none, in branches that it takes
+alone, and hands its results to its neighbours by two permutations outside of the branches. So
+forward and backward of different microbatches run in one loop, and what a stage holds is bounded by
+the schedule and not by the number of microbatches, as it would be if a loop of forward passes were
+differentiated.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lmjax.parallel.schedules import PipelineSchedule, Work
+
+STAGE = "stage"
+OUTPUT, GRADIENT = 1, 2  # kinds of messages; 0: none
+WAYS = ("right", "left", "same")  # to the next stage, the one before, and to another chunk here
+Parts = Any  # parameters of parts of the model, stacked
+Shared = Any  # parameters that several stages use
+
+
+@dataclasses.dataclass(frozen=True)
+class Pieces:
+    """A model and its loss, cut for a pipeline, as pure functions.
+
+    Attributes:
+      enter: (shared, example) -> x, the first part's input.
+      part: (params, common, example, x, number) -> y, of x's shape and dtype.
+      leave: (shared, example, y) -> sums of the loss, which have the field `loss`.
+    """
+
+    enter: Callable[[Shared, Any], jax.Array]
+    part: Callable[[Any, Any, Any, jax.Array, jax.Array], jax.Array]
+    leave: Callable[[Shared, Any, jax.Array], Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Tables:
+    """A schedule in integers: arrays [ticks, stages], by the kind of work or by the way.
+
+    Attributes:
+      part, microbatch: the work; a part of -1 is none.
+      source, cotangent: slots of the activation (or of all that backward needs) and of the gradient
+        that the work reads; -1: it is made on the spot, by the first and by the last part.
+      send: kind of message that leaves in each way at the end of the tick.
+      kind, slot: of the message that has come in each way: where it is kept.
+      sources, cotangents: slots that a stage has.
+    """
+
+    part: dict[Work, np.ndarray]
+    microbatch: dict[Work, np.ndarray]
+    source: dict[Work, np.ndarray]
+    cotangent: dict[Work, np.ndarray]
+    send: dict[str, np.ndarray]
+    kind: dict[str, np.ndarray]
+    slot: dict[str, np.ndarray]
+    sources: int
+    cotangents: int
+
+
+def lower(schedule: PipelineSchedule) -> Tables:
+    """The tables of a schedule, with a slot for each activation and gradient while it is needed."""
+
+    def table(keys, fill: int) -> dict[Any, np.ndarray]:
+        shape = len(schedule.ticks), schedule.stages
+        return {key: np.full(shape, fill, np.int32) for key in keys}
+
+    part_of, microbatch, source, cotangent = (table(Work, -1) for _ in range(4))
+    send, kind_of, slot = table(WAYS, 0), table(WAYS, 0), table(WAYS, -1)
+    when = schedule.when
+    slots = {kind: _allocate(schedule, kind) for kind in (OUTPUT, GRADIENT)}
+    for (work, part, m), tick in when.items():
+        at = tick, schedule.holder[part]
+        part_of[work][at], microbatch[work][at] = part, m
+        source[work][at] = slots[OUTPUT].get((part, m), -1)
+        cotangent[work][at] = slots[GRADIENT].get((part, m), -1)
+        step = {Work.FORWARD: 1, Work.BACKWARD: -1, Work.WEIGHTS: 0}[work]
+        if not step or not 0 <= part + step < len(schedule.holder):
+            continue
+        kind, to = OUTPUT if step > 0 else GRADIENT, schedule.holder[part + step]
+        way = _way(at[1], to, step, schedule.stages)
+        send[way][at] = kind_of[way][tick + 1, to] = kind
+        slot[way][tick + 1, to] = slots[kind][part + step, m]
+    counts = (max(slots[kind].values(), default=-1) + 1 for kind in (OUTPUT, GRADIENT))
+    return Tables(part_of, microbatch, source, cotangent, send, kind_of, slot, *counts)
+
+
+def _way(stage: int, to: int, step: int, stages: int) -> str:
+    """The way of a message from a stage to one, forward (`step` of 1) or backward (-1)."""
+    if to == stage:
+        return "same"
+    along, against = ("right", "left") if step > 0 else ("left", "right")
+    return along if to == (stage + step) % stages else against
+
+
+def _allocate(schedule: PipelineSchedule, kind: int) -> dict[tuple[int, int], int]:
+    """A slot for each (part, microbatch) that no other has while it is needed.
+
+    An activation is needed from its arrival until backward, or the gradients of weights, are done;
+    a gradient from its arrival, or of the last part from its backward, if weights come later.
+    """
+    parts, when, needed = len(schedule.holder), schedule.when, []
+    final = Work.WEIGHTS if schedule.split else Work.BACKWARD
+    for part, m in itertools.product(range(parts), range(schedule.microbatches)):
+        end = when[final, part, m]
+        if kind == OUTPUT and part:
+            needed.append((when[Work.FORWARD, part - 1, m] + 1, end, part, m))
+        if kind == GRADIENT and part < parts - 1:
+            needed.append((when[Work.BACKWARD, part + 1, m] + 1, end, part, m))
+        if kind == GRADIENT and part == parts - 1 and schedule.split:
+            needed.append((when[Work.BACKWARD, part, m], end, part, m))
+    slots: dict[tuple[int, int], int] = {}
+    ends: list[list[int]] = [[] for _ in range(schedule.stages)]  # of each slot's last use
+    for start, end, part, m in sorted(needed):
+        own = ends[schedule.holder[part]]
+        free = next((slot for slot, busy in enumerate(own) if busy < start), len(own))
+        own[free : free + 1] = [end]
+        slots[part, m] = free
+    return slots
+
+
+def pipelined(
+    schedule: PipelineSchedule,
+    pieces: Pieces,
+    params: Parts,
+    common: Shared,
+    shared: Shared,
+    examples: Any,
+    axes: Sequence[str] = (STAGE,),
+) -> tuple[tuple[Parts, Shared, Shared], Any]:
+    """Gradients of the summed loss of all microbatches, and the sums.
+
+    To be called inside a `jax.shard_map` over `axes`. Each part is computed again in its backward.
+
+    Args:
+      schedule: of as many stages as the mesh has.
+      pieces: the model and its loss.
+      params: of this stage's chunks, stacked along a first axis.
+      common: parameters that all parts use.
+      shared: parameters that the first part's entry and the last one's exit use.
+      examples: of each microbatch, along a first axis.
+      axes: manual axes, `stage` among them; over the others the microbatches' rows are cut, and
+        gradients and sums are added up once, after the last tick.
+
+    Returns:
+      ((d_params, d_common, d_shared), sums): all but d_params added over the stages.
+    """
+    tables, axes = lower(schedule), tuple(axes)
+    params, common, shared, examples = vary((params, common, shared, examples), axes)
+    stage = _Stage(schedule, pieces, params, common, shared, examples, axes)
+    names = ("part", "microbatch", "source", "cotangent", "send", "kind", "slot")
+    rows = {name: jax.tree.map(jnp.asarray, getattr(tables, name)) for name in names}
+    carry, _ = jax.lax.scan(stage.tick, stage.start(tables), rows)
+    d_params, *totals = (carry[name] for name in ("params", "common", "shared", "sums"))
+    if others := tuple(axis for axis in axes if axis != STAGE):
+        d_params = jax.lax.psum(d_params, others)
+    d_common, d_shared, sums = jax.lax.psum(totals, axes)
+    return (d_params, d_common, d_shared), sums
+
+
+@dataclasses.dataclass(frozen=True)
+class _Unit:
+    """Work of one tick, as traced integers; see `Tables`."""
+
+    part: jax.Array
+    microbatch: jax.Array
+    source: jax.Array
+    cotangent: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class _Stage:
+    """The work of a stage; the fields are the arguments of `pipelined`."""
+
+    schedule: PipelineSchedule
+    pieces: Pieces
+    params: Any
+    common: Any
+    shared: Any
+    examples: Any
+    axes: tuple[str, ...]
+
+    def start(self, tables: Tables) -> dict[str, Any]:
+        """The carry before the first tick: empty slots, gradients and sums of zero."""
+        example = self.example(0)
+        x = jax.eval_shape(self.pieces.enter, self.shared, example)
+        sums = jax.eval_shape(self.pieces.leave, self.shared, example, x)
+
+        def zeros(like, *more):
+            return jax.tree.map(lambda a: jnp.zeros((*more, *a.shape), a.dtype), like)
+
+        carry = {
+            "sources": zeros(x, max(1, tables.sources)),
+            "cotangents": zeros(x, max(1, tables.cotangents)),
+            "output": zeros(x),
+            "gradient": zeros(x),
+            **{way: zeros(x) for way in WAYS},
+            "params": zeros(self.params),
+            "common": zeros(self.common),
+            "shared": zeros(self.shared),
+            "sums": zeros(sums),
+        }
+        return vary(carry, self.axes)
+
+    def tick(self, carry: dict[str, Any], rows: dict) -> tuple[dict[str, Any], None]:
+        """Takes what has come, works, and sends."""
+        stage = jax.lax.axis_index(STAGE)
+        row = jax.tree.map(lambda a: a[stage], rows)
+        carry = dict(carry)
+        for way in WAYS:
+            for kind, name in ((OUTPUT, "sources"), (GRADIENT, "cotangents")):
+                slot = jnp.where(row["kind"][way] == kind, row["slot"][way], -1)
+                carry[name] = put(carry[name], carry[way], slot)
+        work = {Work.FORWARD: self.forward, Work.BACKWARD: self.backward}
+        if self.schedule.split:
+            work[Work.WEIGHTS] = self.weights
+        for kind, do in work.items():
+            unit = _Unit(*(row[f.name][kind] for f in dataclasses.fields(_Unit)))
+            carry = self.branch(unit.part >= 0, do, carry, unit)
+        stages = self.schedule.stages
+        for way, step in (("right", 1), ("left", -1), ("same", 0)):
+            message = jnp.where(row["send"][way] == OUTPUT, carry["output"], carry["gradient"])
+            if step:
+                pairs = [(at, (at + step) % stages) for at in range(stages)]
+                message = jax.lax.ppermute(message, STAGE, pairs)
+            carry[way] = message
+        return carry, None
+
+    def branch(self, predicate, function, carry, *arguments):
+        """function(carry, *arguments) where the predicate holds, else the carry as it is."""
+        return jax.lax.cond(
+            predicate,
+            lambda carry: vary(function(carry, *arguments), self.axes),
+            lambda carry: carry,
+            carry,
+        )
+
+    def forward(self, carry: dict[str, Any], unit: _Unit) -> dict[str, Any]:
+        """Makes the output of a part; of the last one it is made in backward."""
+        example = self.example(unit.microbatch)
+
+        def run(x):
+            return self.pieces.part(self.chunk(unit), self.common, example, x, unit.part)
+
+        x = self.source(carry, unit, example)
+        is_last = unit.part == len(self.schedule.holder) - 1
+        output = jax.lax.cond(is_last, lambda x: x, lambda x: vary(run(x), self.axes), x)
+        return {**carry, "output": output}
+
+    def backward(self, carry: dict[str, Any], unit: _Unit) -> dict[str, Any]:
+        """Makes the gradient of a part's input, and of its weights unless they have own ticks."""
+        example = self.example(unit.microbatch)
+
+        def run(params, common, x):
+            return self.pieces.part(params, common, example, x, unit.part)
+
+        x = self.source(carry, unit, example)
+        output, pull = jax.vjp(run, self.chunk(unit), self.common, x)
+        carry["gradient"] = get(carry["cotangents"], unit.cotangent)
+        is_last = unit.part == len(self.schedule.holder) - 1
+        carry = self.branch(is_last, self.leave, carry, example, output)
+        cotangent = carry["gradient"]
+        d_part, d_common, carry["gradient"] = pull(cotangent)
+        if self.schedule.split:
+            slot = jnp.where(is_last, unit.cotangent, -1)
+            carry["cotangents"] = put(carry["cotangents"], cotangent, slot)
+        else:
+            carry = self.add(carry, unit, d_part, d_common)
+        return self.branch(unit.part == 0, self.enter, carry, example)
+
+    def weights(self, carry: dict[str, Any], unit: _Unit) -> dict[str, Any]:
+        """Makes the gradients of a part's weights."""
+        example = self.example(unit.microbatch)
+        x = self.source(carry, unit, example)
+
+        def run(params, common):
+            return self.pieces.part(params, common, example, x, unit.part)
+
+        _, pull = jax.vjp(run, self.chunk(unit), self.common)
+        return self.add(carry, unit, *pull(get(carry["cotangents"], unit.cotangent)))
+
+    def leave(self, carry: dict[str, Any], example: Any, output: jax.Array) -> dict[str, Any]:
+        """Adds the sums of a microbatch, and makes the gradient of the last part's output."""
+
+        def loss(shared, output):
+            sums = self.pieces.leave(shared, example, output)
+            return sums.loss, sums
+
+        _, pull, sums = jax.vjp(loss, self.shared, output, has_aux=True)
+        d_shared, d_output = pull(vary(jnp.ones_like(sums.loss), self.axes))
+        carry = {**carry, "gradient": d_output, "sums": plus(carry["sums"], sums)}
+        return {**carry, "shared": plus(carry["shared"], d_shared)}
+
+    def enter(self, carry: dict[str, Any], example: Any) -> dict[str, Any]:
+        """Adds the gradients of what the first part's input was made with."""
+        _, pull = jax.vjp(lambda shared: self.pieces.enter(shared, example), self.shared)
+        return {**carry, "shared": plus(carry["shared"], pull(carry["gradient"])[0])}
+
+    def source(self, carry: dict[str, Any], unit: _Unit, example: Any) -> jax.Array:
+        """Input of a part."""
+        return jax.lax.cond(
+            unit.part == 0,
+            lambda kept: vary(self.pieces.enter(self.shared, example), self.axes),
+            lambda kept: kept,
+            get(carry["sources"], unit.source),
+        )
+
+    def chunk(self, unit: _Unit) -> Any:
+        """Parameters of a part."""
+        return get(self.params, unit.part // self.schedule.stages)
+
+    def example(self, microbatch: jax.Array | int) -> Any:
+        """The example of a microbatch."""
+        return get(self.examples, microbatch)
+
+    def add(self, carry: dict[str, Any], unit: _Unit, d_part: Any, d_common: Any) -> dict[str, Any]:
+        """The carry with a part's gradients added."""
+        index = unit.part // self.schedule.stages
+        summed = jax.tree.map(lambda a, d: a.at[index].add(d), carry["params"], d_part)
+        return {**carry, "params": summed, "common": plus(carry["common"], d_common)}
+
+
+def vary(tree: Any, axes: Sequence[str]) -> Any:
+    """Arrays typed as varying over these manual axes, whatever they varied over before."""
+
+    def cast(a):
+        missing = tuple(sorted(set(axes) - jax.typeof(a).manual_axis_type.varying))
+        return jax.lax.pcast(a, missing, to="varying") if missing else a
+
+    return jax.tree.map(cast, tree)
+
+
+def get(stacked: Any, index: jax.Array | int) -> Any:
+    """Number `index` along the first axis of each array; of -1 any."""
+    index = jnp.maximum(index, 0)
+    return jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, index, keepdims=False), stacked)
+
+
+def put(slots: jax.Array, value: jax.Array, index: jax.Array) -> jax.Array:
+    """The slots with a value at an index; unchanged at -1."""
+    at = jnp.maximum(index, 0)
+    value = jnp.where(index >= 0, value, jax.lax.dynamic_index_in_dim(slots, at, keepdims=False))
+    return jax.lax.dynamic_update_index_in_dim(slots, value, at, 0)
+
+
+def plus(total: Any, part: Any) -> Any:
+    """The sums of two trees."""
+    return jax.tree.map(jnp.add, total, part)

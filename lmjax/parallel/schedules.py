@@ -1,0 +1,392 @@
+"""Pipeline schedules: which stage does what at each tick, made and checked without a device.
+
+python -m lmjax.parallel.schedules name=1f1b stages=4 microbatches=8 [picture=FILE]
+
+A model is cut into parts, in order; a stage holds one part, or several (its chunks). A microbatch
+goes forward through all parts and its gradient back. What a stage makes in a tick its neighbours
+have at the next one, so that all stages go through the ticks together and a tick lasts as long as
+the longest work in it. Where forward and backward take unlike times, work of one kind is therefore
+done in the same ticks by all: in the steady state of 1f1b every tick has one of each.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import itertools
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from lmjax.config import UserError, config
+from lmjax.console import load_pyplot
+from lmjax.launch import exit_on_user_error, from_command_line
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Name = Literal["gpipe", "1f1b", "interleaved", "zb_h1", "zb_v"]
+
+
+class Work(enum.IntEnum):
+    """Kinds of work on a microbatch."""
+
+    FORWARD = 1
+    BACKWARD = (
+        2  # gradients of the inputs, and of the weights where they have no ticks of their own
+    )
+    WEIGHTS = 3  # gradients of the weights
+
+
+class Unit(NamedTuple):
+    """Work on one microbatch in one part of the model."""
+
+    work: Work
+    part: int
+    microbatch: int
+
+
+Units = tuple[Unit, ...]  # of one stage in one tick, in this order
+
+
+@dataclasses.dataclass(frozen=True)
+class PipelineSchedule:
+    """The work of every stage at every tick.
+
+    Attributes:
+      name: of the schedule.
+      stages: of the pipeline.
+      microbatches: of a step.
+      holder: the stage that holds each part of the model.
+      split: whether gradients of weights have ticks of their own.
+      ticks: for each tick the work of each stage.
+    """
+
+    name: Name
+    stages: int
+    microbatches: int
+    holder: tuple[int, ...]
+    split: bool
+    ticks: tuple[tuple[Units, ...], ...]
+
+    @property
+    def chunks(self) -> int:
+        """Parts that each stage holds."""
+        return len(self.holder) // self.stages
+
+    @property
+    def when(self) -> dict[Unit, int]:
+        """The tick of every unit of work."""
+        ticks = enumerate(self.ticks)
+        return {unit: tick for tick, row in ticks for units in row for unit in units}
+
+    @property
+    def live(self) -> tuple[int, ...]:
+        """Most microbatches that each stage holds activations of at once, its chunks counted."""
+        last = Work.WEIGHTS if self.split else Work.BACKWARD
+        most = []
+        for stage in range(self.stages):
+            held = peak = 0
+            for unit in (unit for row in self.ticks for unit in row[stage]):
+                held += unit.work is Work.FORWARD
+                peak = max(peak, held)
+                held -= unit.work is last
+            most.append(peak)
+        return tuple(most)
+
+    def duration(self, forward: float, backward: float, weights: float) -> float:
+        """Time of a step, in the unit of the arguments.
+
+        Args:
+          forward: time of a microbatch's forward pass through one part.
+          backward: of the gradients of the part's inputs, recomputation included.
+          weights: of the gradients of its weights.
+        """
+        both = backward if self.split else backward + weights
+        costs = {Work.FORWARD: forward, Work.BACKWARD: both, Work.WEIGHTS: weights}
+        return sum(
+            max(sum(costs[unit.work] for unit in units) for units in row) for row in self.ticks
+        )
+
+    def bubble(self, forward: float = 1.0, backward: float = 1.0, weights: float = 1.0) -> float:
+        """Share of a step in which a stage waits; see `duration`."""
+        busy = self.chunks * self.microbatches * (forward + backward + weights)
+        return 1 - busy / self.duration(forward, backward, weights)
+
+
+def schedule(name: Name, stages: int, microbatches: int, chunks: int = 2) -> PipelineSchedule:
+    """The schedule of a name.
+
+    gpipe: all forward, then all backward (Huang et al. 2019, arXiv:1811.06965).
+    1f1b: one forward and one backward in turn, so that what a stage holds does not grow with the
+    microbatches (PipeDream-Flush; Narayanan et al. 2021, arXiv:2006.09503).
+    interleaved: each stage holds `chunks` parts, and the bubble is that much shorter (Narayanan et
+    al. 2021, arXiv:2104.04473, section 2.2).
+    zb_h1: 1f1b whose gradients of weights fill the bubble (Qi et al. 2024, arXiv:2401.10241).
+    zb_v: two chunks on each stage, the second in the opposite direction (arXiv:2405.15362).
+
+    With n microbatches, p stages, v chunks and times f, b, w of forward, of the gradients of inputs
+    and of those of weights in one part, a step takes (n v + p - 1) (f + b + w), v = 1 for gpipe and
+    1f1b. For f = b = w it takes (3 n + p - 1) f with zb_h1, and (6 n + p - 1) f with zb_v, whose
+    parts are half as long. Stage s of 1f1b and interleaved holds p v + p - 1 - 2 s microbatches at
+    most, one of the two others no more than p v.
+
+    Args:
+      name: of the schedule.
+      stages: of the pipeline.
+      microbatches: of a step.
+      chunks: parts that a stage holds, of interleaved alone.
+
+    Raises:
+      UserError: too few microbatches, or a number that the schedule cannot take.
+    """
+    _check(name, stages, microbatches, chunks)
+    if name == "zb_v":
+        return _zb_v(stages, microbatches)
+    if name == "zb_h1":
+        orders = [_zb_h1(stages, microbatches, stage) for stage in range(stages)]
+        return timed(name, microbatches, orders, tuple(range(stages)))
+    return _paired(name, stages, microbatches, chunks if name == "interleaved" else 1)
+
+
+def _check(name: str, stages: int, microbatches: int, chunks: int) -> None:
+    if name not in (known := Name.__args__):
+        raise UserError(f"schedule {name!r}: must be one of {', '.join(known)}")
+    if stages < 1 or chunks < 1:
+        raise UserError(f"schedule {name}: {stages} stages, {chunks} chunks: must be 1 or more")
+    if microbatches < stages:
+        raise UserError(
+            f"schedule {name}: {microbatches} microbatches for {stages} stages: give at least as"
+            " many microbatches as there are stages, or some always wait"
+        )
+    if name in ("interleaved", "zb_v") and microbatches % stages:
+        raise UserError(
+            f"schedule {name}: {microbatches} microbatches are no multiple of {stages} stages"
+        )
+
+
+def _paired(name: Name, stages: int, microbatches: int, chunks: int) -> PipelineSchedule:
+    """A schedule whose ticks have at most one forward and one backward of a stage.
+
+    A group of as many microbatches as there are stages goes through a chunk before it comes back to
+    its first stage. Forward number k of stage s is at tick s + k; backward begins on the last stage
+    with the first microbatch that has come through all parts, for gpipe with the last.
+    """
+    numbers, group = range(microbatches * chunks), stages if chunks > 1 else microbatches
+    chunk = [number // group % chunks for number in numbers]
+    microbatch = [number // (group * chunks) * group + number % group for number in numbers]
+    first = microbatches + stages - 1 if name == "gpipe" else stages * chunks - 1
+    ticks = [[() for _ in range(stages)] for _ in range(first + len(numbers) + stages - 1)]
+    for stage, k in itertools.product(range(stages), numbers):
+        forward = Unit(Work.FORWARD, chunk[k] * stages + stage, microbatch[k])
+        ticks[stage + k][stage] += (forward,)
+    for stage, k in itertools.product(range(stages), numbers):
+        part = (chunks - 1 - chunk[k]) * stages + stage
+        ticks[first + k + stages - 1 - stage][stage] += (Unit(Work.BACKWARD, part, microbatch[k]),)
+    rows = tuple(tuple(row) for row in ticks)
+    return PipelineSchedule(name, stages, microbatches, tuple(range(stages)) * chunks, False, rows)
+
+
+def _zb_h1(stages: int, microbatches: int, stage: int) -> list[Unit]:
+    """A stage's gradients of weights follow as many microbatches later as stages are before it."""
+    ahead = min(microbatches, stages - stage)
+    order = [Unit(Work.FORWARD, stage, m) for m in range(ahead)]
+    for m in range(microbatches):
+        order.append(Unit(Work.BACKWARD, stage, m))
+        if m >= stage:
+            order.append(Unit(Work.WEIGHTS, stage, m - stage))
+        if m + ahead < microbatches:
+            order.append(Unit(Work.FORWARD, stage, m + ahead))
+    late = range(max(0, microbatches - stage), microbatches)
+    return order + [Unit(Work.WEIGHTS, stage, m) for m in late]
+
+
+def _zb_v(stages: int, microbatches: int) -> PipelineSchedule:
+    """Each stage does at each tick the most urgent of what it can do."""
+    parts = 2 * stages
+    holder = tuple(min(part, parts - 1 - part) for part in range(parts))
+
+    def urgency(unit: Unit) -> tuple[int, int]:
+        late = unit.part >= stages
+        order = {Work.BACKWARD: 0, Work.FORWARD: 1 if late else 3, Work.WEIGHTS: 2}
+        return order[unit.work], not late
+
+    return greedy("zb_v", microbatches, holder, urgency, most=parts)
+
+
+def timed(
+    name: Name, microbatches: int, orders: Sequence[Sequence[Unit]], holder: tuple[int, ...]
+) -> PipelineSchedule:
+    """The schedule of stages that do their work in these orders, one unit a tick, early as it can.
+
+    Raises:
+      ValueError: orders in which every stage waits for another.
+    """
+    done, at, ticks = set(), [0] * len(orders), []
+    split = any(unit.work is Work.WEIGHTS for order in orders for unit in order)
+    while any(index < len(order) for index, order in zip(at, orders)):
+        row = []
+        for stage, order in enumerate(orders):
+            units = tuple(order[at[stage] : at[stage] + 1])
+            ready = all(needs(unit, len(holder)) <= done for unit in units)
+            row.append(units if ready else ())
+        if not any(row):
+            raise ValueError(f"schedule {name}: every stage waits for another at tick {len(ticks)}")
+        done.update(unit for units in row for unit in units)
+        at = [index + len(units) for index, units in zip(at, row)]
+        ticks.append(tuple(row))
+    return PipelineSchedule(name, len(orders), microbatches, holder, split, tuple(ticks))
+
+
+def greedy(
+    name: Name,
+    microbatches: int,
+    holder: tuple[int, ...],
+    urgency: Callable[[Unit], tuple],
+    most: int,
+) -> PipelineSchedule:
+    """A schedule, with gradients of weights apart, in which stages do what is most urgent.
+
+    Args:
+      name: of the schedule.
+      microbatches: of a step.
+      holder: the stage that holds each part.
+      urgency: of a unit; the smallest is the most urgent.
+      most: microbatches that a stage may hold activations of, each of its chunks counted.
+    """
+    parts, stages = len(holder), max(holder) + 1
+    following = {(work, part): 0 for work in Work for part in range(parts)}
+    done, held, ticks = set(), [0] * stages, []
+    while len(done) < 3 * parts * microbatches:
+        row = []
+        for stage in range(stages):
+            able = [
+                unit
+                for (work, part), m in following.items()
+                if holder[part] == stage
+                and m < microbatches
+                and (work is not Work.FORWARD or held[stage] < most)
+                and needs(unit := Unit(work, part, m), parts) <= done
+            ]
+            row.append((min(able, key=urgency),) if able else ())
+        for stage, units in enumerate(row):
+            for unit in units:
+                done.add(unit)
+                following[unit.work, unit.part] += 1
+                held[stage] += (unit.work is Work.FORWARD) - (unit.work is Work.WEIGHTS)
+        ticks.append(tuple(row))
+    return PipelineSchedule(name, stages, microbatches, holder, True, tuple(ticks))
+
+
+def needs(unit: Unit, parts: int) -> set[Unit]:
+    """Work that must be done before: at an earlier tick, or on the same stage earlier in a tick."""
+    work, part, m = unit
+    if work is Work.FORWARD:
+        return {Unit(Work.FORWARD, part - 1, m)} if part else set()
+    if work is Work.WEIGHTS:
+        return {Unit(Work.BACKWARD, part, m)}
+    own = {Unit(Work.FORWARD, part, m)}
+    return own | {Unit(Work.BACKWARD, part + 1, m)} if part < parts - 1 else own
+
+
+@config
+class ScheduleCommand:
+    """A schedule to show; times are of a microbatch in one part of the model, in any unit."""
+
+    name: Name = "1f1b"  # of the schedule
+    stages: int = 4  # of the pipeline
+    microbatches: int = 8  # of a step
+    chunks: int = 2  # parts of the model on each stage, of interleaved alone
+    forward: float = 1.0  # time of a forward pass
+    backward: float = 1.0  # time of the gradients of inputs, with what is computed again
+    weights: float = 1.0  # time of the gradients of weights
+    picture: str = ""  # file to draw into, such as schedule.png
+
+    def validate(self) -> None:
+        """Raises UserError for times that there are not."""
+        for name in ("forward", "backward", "weights"):
+            if getattr(self, name) <= 0:
+                raise UserError(f"{name}={getattr(self, name)}: a time is more than 0")
+
+
+def describe(made: PipelineSchedule, forward: float, backward: float, weights: float) -> str:
+    """Text of a schedule: a line for each stage, a column for each tick, and its cost.
+
+    A letter says the work (f forward, b backward, w gradients of weights; capital letters are of
+    odd chunks), the number after it the microbatch.
+    """
+
+    def cell(unit: Unit) -> str:
+        letter = " fbw"[unit.work]
+        odd = unit.part // made.stages % 2
+        return f"{letter.upper() if odd else letter}{unit.microbatch}"
+
+    cells = [["".join(map(cell, units)) or "." for units in row] for row in made.ticks]
+    widths = [max(map(len, row)) for row in cells]
+    lines = [
+        f"stage {stage}  " + " ".join(row[stage].ljust(width) for row, width in zip(cells, widths))
+        for stage in range(made.stages)
+    ]
+    part = f", each of 1/{made.chunks} of a stage" if made.chunks > 1 else ""
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"ticks       {len(made.ticks)}",
+            f"bubble      {made.bubble(forward, backward, weights):.1%} of a step",
+            f"held        activations of at most {max(made.live)} microbatches{part}",
+        ]
+    )
+
+
+def draw(made: PipelineSchedule, forward: float, backward: float, weights: float) -> Figure:
+    """Draws a schedule: a row for each stage, time to the right.
+
+    Raises:
+      UserError: matplotlib is missing.
+    """
+    both = backward if made.split else backward + weights
+    costs = {Work.FORWARD: forward, Work.BACKWARD: both, Work.WEIGHTS: weights}
+    colours = {Work.FORWARD: "#62a8dc", Work.BACKWARD: "#ee9c32", Work.WEIGHTS: "#86d3b8"}
+    width = made.duration(forward, backward, weights) / forward
+    size = (2 + 0.22 * width, 1.2 + 0.4 * made.stages)
+    figure, axes = load_pyplot().subplots(figsize=size, layout="constrained")
+    start = 0.0
+    for row in made.ticks:
+        for stage, units in enumerate(row):
+            at = start
+            for unit in units:
+                cost, odd = costs[unit.work], unit.part // made.stages % 2
+                look = {"color": colours[unit.work], "alpha": 0.6 if odd else 1.0}
+                axes.barh(stage, cost, left=at, edgecolor="white", **look)
+                number = str(unit.microbatch)
+                axes.text(at + cost / 2, stage, number, ha="center", va="center", size=6)
+                at += cost
+        start += max(sum(costs[unit.work] for unit in units) for units in row)
+    for work, colour in colours.items():
+        if work is not Work.WEIGHTS or made.split:
+            axes.bar(0, 0, color=colour, label=work.name.lower())
+    axes.set(xlabel="time", ylabel="stage", yticks=range(made.stages))
+    axes.set_title(f"{made.name}, {made.microbatches} microbatches")
+    axes.invert_yaxis()
+    figure.legend(loc="outside lower center", ncols=3, frameon=False)
+    return figure
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Prints a schedule, and draws it where a file is named."""
+    settings = from_command_line(ScheduleCommand(), argv)
+    made = schedule(settings.name, settings.stages, settings.microbatches, settings.chunks)
+    times = settings.forward, settings.backward, settings.weights
+    print(describe(made, *times))
+    if settings.picture:
+        if not (folder := Path(settings.picture).parent).is_dir():
+            raise UserError(f"picture={settings.picture}: there is no folder {folder}")
+        draw(made, *times).savefig(settings.picture)
+        print(f"picture     {settings.picture}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    with exit_on_user_error():
+        main()

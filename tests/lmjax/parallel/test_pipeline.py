@@ -1,0 +1,135 @@
+"""Pipelines on simulated devices: gradients of the sequential model, bubbles that touch nothing."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from lmjax.parallel.pipeline import Pieces, lower, pipelined
+from lmjax.parallel.schedules import schedule
+
+WIDTH, WORDS, ROWS, LENGTH = 8, 11, 4, 6
+NAMES = ["gpipe", "1f1b", "interleaved", "zb_h1", "zb_v"]
+
+
+class Loss(NamedTuple):
+    """Sums of a toy loss."""
+
+    loss: jax.Array
+    weight: jax.Array
+
+
+def enter(shared, example):
+    return shared["table"][example["tokens"]]
+
+
+def part(params, common, example, x, number):
+    hidden = jnp.tanh(x @ params["up"] + common["bias"] * (1 + number))
+    return x + hidden @ params["down"] * example["scale"]
+
+
+def leave(shared, example, y):
+    logits = y @ shared["table"].T
+    chosen = jnp.take_along_axis(jax.nn.log_softmax(logits), example["targets"][..., None], -1)
+    return Loss(-jnp.sum(chosen), jnp.sum(jnp.ones_like(chosen)))
+
+
+PIECES = Pieces(enter, part, leave)
+
+
+def problem(parts: int, microbatches: int):
+    """Parameters of all parts in order, common, shared, and examples."""
+    keys = jax.random.split(jax.random.key(0), 6)
+    params = {
+        "up": jax.random.normal(keys[0], (parts, WIDTH, 2 * WIDTH)) / 3,
+        "down": jax.random.normal(keys[1], (parts, 2 * WIDTH, WIDTH)) / 4,
+    }
+    common = {"bias": jax.random.normal(keys[2], (2 * WIDTH,)) / 5}
+    shared = {"table": jax.random.normal(keys[3], (WORDS, WIDTH))}
+    shape = microbatches, ROWS, LENGTH
+    examples = {
+        "tokens": jax.random.randint(keys[4], shape, 0, WORDS),
+        "targets": jax.random.randint(keys[5], shape, 0, WORDS),
+        "scale": jnp.linspace(0.5, 1.5, microbatches),
+    }
+    return params, common, shared, examples
+
+
+def sequential(params, common, shared, examples):
+    """Sums of all microbatches, one after another."""
+    parts = params["up"].shape[0]
+
+    def one(example):
+        x = enter(shared, example)
+        for number in range(parts):
+            own = jax.tree.map(lambda a, at=number: a[at], params)
+            x = part(own, common, example, x, number)
+        return leave(shared, example, x)
+
+    return jax.tree.map(jnp.sum, jax.vmap(one)(examples))
+
+
+def stacked(made, params):
+    """Parameters by stage, then by chunk, as `pipelined` takes them."""
+    order = np.argsort([made.holder[p] * 1000 + p for p in range(len(made.holder))])
+    return jax.tree.map(lambda a: a[order].reshape(made.stages, made.chunks, *a.shape[1:]), params)
+
+
+def prefix(specs, tree):
+    """A spec for every leaf, from a tree of specs that ends before the leaves."""
+    is_spec = lambda a: isinstance(a, P)  # noqa: E731
+    return jax.tree.map(lambda s, t: jax.tree.map(lambda _: s, t), specs, tree, is_leaf=is_spec)
+
+
+@pytest.mark.skipif(jax.device_count() < 8, reason="needs 8 devices, real or simulated")
+@pytest.mark.parametrize(("stages", "microbatches", "data"), [(2, 4, 2), (4, 8, 1)])
+@pytest.mark.parametrize("name", NAMES)
+def test_gradients_are_those_of_the_sequential_model(name, stages, microbatches, data):
+    made = schedule(name, stages, microbatches)
+    params, common, shared, examples = problem(len(made.holder), microbatches)
+
+    def total(*inputs):
+        sums = sequential(*inputs)
+        return sums.loss, sums
+
+    gradients = jax.jit(jax.grad(total, (0, 1, 2), has_aux=True))
+    expected, sums = gradients(params, common, shared, examples)
+    mesh = jax.make_mesh((stages, data), ("stage", "data"), devices=jax.devices()[: stages * data])
+    rows = {"tokens": P(None, "data"), "targets": P(None, "data"), "scale": P()}
+    specs = P("stage"), P(), P(), rows
+
+    def body(params, common, shared, examples):
+        params = jax.tree.map(lambda a: a[0], params)
+        (d_params, *rest), sums = pipelined(
+            made, PIECES, params, common, shared, examples, ("stage", "data")
+        )
+        return (jax.tree.map(lambda a: a[None], d_params), *rest), sums
+
+    inputs = stacked(made, params), common, shared, examples
+
+    def run(*inputs):
+        inputs = jax.tree.map(jax.reshard, inputs, prefix(specs, inputs))
+        return jax.shard_map(body, out_specs=((P("stage"), P(), P()), P()))(*inputs)
+
+    with jax.set_mesh(mesh):
+        found, found_sums = jax.jit(run)(*inputs)
+    found = jax.tree.map(np.asarray, found)
+    wanted = (stacked(made, expected[0]), *expected[1:])
+    # float32 sums of some 100 numbers in another order.
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5), found, wanted)
+    np.testing.assert_allclose(found_sums.loss, sums.loss, rtol=1e-6)
+    np.testing.assert_allclose(found_sums.weight, sums.weight)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_slots_are_bounded(name):
+    """As many as a stage holds, and one a chunk for what has come and must wait."""
+    made = schedule(name, 4, 8)
+    tables = lower(made)
+    assert tables.sources <= max(made.live) + made.chunks
+    assert tables.cotangents <= max(made.live)
