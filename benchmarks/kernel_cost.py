@@ -64,7 +64,7 @@ class KernelCost:
             raise UserError(f"length={self.length} is no multiple of {max(BLOCKS)[0]}")
 
     def cases(self) -> Iterator[AttentionCase]:
-        """What is compiled for every chip."""
+        """The cases that are compiled for every chip."""
         usual = {"length": self.length, "heads": self.heads, "kv_heads": self.heads}
         for mask in self.masks:
             yield AttentionCase(mask, **usual)
@@ -148,7 +148,7 @@ def derived(problem: AttentionCase, chip: str, best: dict[str, Any]) -> dict[str
 
 
 def compiled(chip: str, case: dict[str, Any], **chosen: Any) -> dict[str, Any]:
-    """What a worker finds, or found before."""
+    """The numbers that a worker finds, or found before."""
     request = {"chip": chip, "case": case, **chosen}
     key = hashlib.sha256(json.dumps([request, fingerprint(bool(chosen))]).encode()).hexdigest()
     path = usual_cache() / "kernel_cost" / f"{key[:24]}.json"

@@ -1,4 +1,4 @@
-"""What `benchmarks.kernel_cost` compiles: attention of lmjax and of jax, over the same masks.
+"""Attention of lmjax and of jax over the same masks, for `benchmarks.kernel_cost` to compile.
 
 A worker process of it compiles for one chip: `python -m benchmarks.kernel_cost_cases`.
 """
@@ -43,7 +43,7 @@ class AttentionCase:
 
     @property
     def ranks(self) -> np.ndarray | None:
-        """What causal masks compare: alike for the tokens of a part that sees itself whole."""
+        """Numbers that causal masks compare, alike for the tokens of a part that sees itself whole."""
         position = np.arange(self.length, dtype=np.int32)
         if self.mask == "prefix":
             return np.where(position < self.length // 4, 0, position)
@@ -56,12 +56,12 @@ class AttentionCase:
 
     @property
     def window(self) -> int | None:
-        """How many keys a query sees."""
+        """The number of keys that a query sees."""
         return WINDOW if self.mask == "window" else None
 
     @property
     def causal(self) -> bool:
-        """Whether no query sees a later key."""
+        """Returns whether no query sees a later key."""
         return self.mask != "full"
 
     @functools.cached_property
@@ -197,7 +197,7 @@ def cost(
     return {"kernels": kernels, "around_us": 1e6 * sum(kernel.seconds for kernel in others)}
 
 
-def described(kernel: schedules.Kernel) -> dict[str, Any]:
+def described(kernel: schedules.ScheduledKernel) -> dict[str, Any]:
     """The numbers of a kernel."""
     return {
         "name": kernel.name,
@@ -215,7 +215,7 @@ def described(kernel: schedules.Kernel) -> dict[str, Any]:
     }
 
 
-def sum_of_parts(size: int, chip: schedules.Chip) -> dict[str, Any]:
+def sum_of_parts(size: int, chip: schedules.ChipRates) -> dict[str, Any]:
     """The sum over parts of the queries' gradient, at the rate at which memory gives them."""
     seconds = size / chip.bandwidth
     nothing = dict.fromkeys(("spills", "vmem", "rows", "guesses", "bundles"), 0)

@@ -14,14 +14,14 @@ from typing import Literal
 from benchmarks.harness import table
 from lmjax.config import UserError, config
 from lmjax.launch import exit_on_user_error, from_command_line
-from pallas_kernels.schedules import Kernel, read
+from pallas_kernels.schedules import ScheduledKernel, read
 
 SHOWN = 5  # instructions of a block that are named
 
 
 @config
 class TPUSchedule:
-    """What to read."""
+    """A folder of dumps, and what to print of it."""
 
     folder: str = "schedules"  # with the compiler's dumps
     chip: Literal["v4", "v5e", "v5p", "v6e"] = "v5e"  # for which was compiled
@@ -44,7 +44,7 @@ def main() -> None:
         print(f"\n{kernel.name}\n{blocks(kernel)}")
 
 
-def overview(kernels: list[Kernel]) -> str:
+def overview(kernels: list[ScheduledKernel]) -> str:
     """A line for each kernel."""
     columns = ["kernel", "cycles", "us", "TFLOP/s", "busiest", "spills", "VMEM MB", "moved MB", "?"]
     rows = []
@@ -66,7 +66,7 @@ def overview(kernels: list[Kernel]) -> str:
     return table(columns, rows)
 
 
-def blocks(kernel: Kernel, least: float = 0.005) -> str:
+def blocks(kernel: ScheduledKernel, least: float = 0.005) -> str:
     """A line for each block of bundles that takes some share of the kernel's cycles."""
     columns = ["bundles", "runs", "length", "empty", "share", "busiest", "spill", "instructions"]
     rows = []

@@ -5,8 +5,10 @@ from __future__ import annotations
 import functools
 import importlib.util
 import os
+from collections.abc import Sequence
 
 import jax
+import numpy as np
 from jax.experimental import topologies
 
 # What the smallest host of each kind is called. A v4 chip is one device ("megacore"), as on pods.
@@ -30,6 +32,11 @@ class NoCompiler(ImportError):
     """The package that compiles for a described chip is not installed; the message names it."""
 
 
+def has_tpu_compiler() -> bool:
+    """Returns whether libtpu is installed."""
+    return importlib.util.find_spec("libtpu") is not None
+
+
 @functools.cache
 def tpu(chip: str) -> tuple[jax.Device, ...]:
     """The devices of one host of described TPUs; nothing runs on them.
@@ -46,10 +53,20 @@ def tpu(chip: str) -> tuple[jax.Device, ...]:
     """
     if chip not in TPUS:
         raise ValueError(f"no description of the chip {chip!r}: there are {', '.join(TPUS)}")
-    if importlib.util.find_spec("libtpu") is None:
+    if not has_tpu_compiler():
         raise NoCompiler("compiling for a TPU needs libtpu: pip install 'lmjax[tpu]'")
     for name, value in TPU_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     topology, options = TPUS[chip]
     described = topologies.get_topology_desc(platform="tpu", topology_name=topology, **options)
     return tuple(described.devices)
+
+
+def mesh(devices: Sequence[jax.Device]) -> jax.sharding.Mesh:
+    """A mesh of described devices along one axis, "device", which the compiler may use as it likes.
+
+    Set by `jax.set_mesh`, it tells kernels what they are traced for. No array can be made under it:
+    a function that is traced takes and makes only what `jax.jit` traces, or numpy's arrays.
+    """
+    axis_types = (jax.sharding.AxisType.Auto,)
+    return jax.sharding.Mesh(np.array(devices), ("device",), axis_types=axis_types)

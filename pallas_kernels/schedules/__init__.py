@@ -8,7 +8,21 @@ branches cost. Kernels whose steps are shorter than a transfer takes (about a mi
 slower than it says.
 """
 
-from pallas_kernels.schedules.chips import CHIPS, Chip
-from pallas_kernels.schedules.recording import Kernel, Program, read, record, start_recording
+from pallas_kernels.schedules.chips import CHIPS, ChipRates
+from pallas_kernels.schedules.recording import (
+    RecordedProgram,
+    ScheduledKernel,
+    read,
+    record,
+    start_recording,
+)
 
-__all__ = ["CHIPS", "Chip", "Kernel", "Program", "read", "record", "start_recording"]
+__all__ = [
+    "CHIPS",
+    "ChipRates",
+    "RecordedProgram",
+    "ScheduledKernel",
+    "read",
+    "record",
+    "start_recording",
+]

@@ -7,7 +7,7 @@ import re
 from collections import Counter
 from pathlib import Path
 
-from pallas_kernels.schedules.chips import UNITS, Chip
+from pallas_kernels.schedules.chips import UNITS, ChipRates
 
 BUNDLE = re.compile(r"^(?=[ ]*(?:0x[0-9a-f]+|0)\s+(?:[A-Z]{2}\s*)?:)", flags=re.MULTILINE)
 COMMENT = re.compile(r"/\*.*?\*/", flags=re.DOTALL)
@@ -130,7 +130,7 @@ def _instructions(bundle: str):
 
 @dataclasses.dataclass
 class Use:
-    """What some bundles do.
+    """The work of some bundles.
 
     Attributes:
         bundles, empty: their number, and how many of them start nothing.
@@ -160,7 +160,7 @@ class Use:
             for key, number in theirs.items():
                 mine[key] += times * number
 
-    def shares(self, chip: Chip, capacity: dict[str, int]) -> dict[str, float]:
+    def shares(self, chip: ChipRates, capacity: dict[str, int]) -> dict[str, float]:
         """Share of the cycles in which a unit is taken, of several alike the busiest one."""
         cycles = max(self.bundles, 1)
         shares = {
@@ -175,8 +175,8 @@ class Use:
         return shares
 
 
-def use_of(listing: Listing, first: int, end: int, chip: Chip) -> Use:
-    """What the bundles from `first` to before `end` do."""
+def use_of(listing: Listing, first: int, end: int, chip: ChipRates) -> Use:
+    """The work of the bundles from `first` to before `end`."""
     use = Use()
     for bundle, slots in zip(listing.bundles[first:end], listing.slots[first:end]):
         use.bundles += 1
@@ -191,7 +191,7 @@ def use_of(listing: Listing, first: int, end: int, chip: Chip) -> Use:
     return use
 
 
-def _held(name: str, chip: Chip) -> tuple[str | None, int, int]:
+def _held(name: str, chip: ChipRates) -> tuple[str | None, int, int]:
     """Unit that an instruction keeps, for how many cycles, and its left rows.
 
     Right sides of products are loaded beside the products and keep nothing.

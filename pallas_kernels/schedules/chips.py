@@ -10,7 +10,7 @@ UNITS = ("MXU", "XLU", "VALU", "VPOP", "EUP", "VLD", "FILL", "VST", "SPILL", "SA
 
 
 @dataclasses.dataclass(frozen=True)
-class Chip:
+class ChipRates:
     """One kind of TPU.
 
     Attributes:
@@ -44,7 +44,7 @@ class Chip:
 
 # Slots and cycles are from the compiler's dumps; sizes and bandwidths are public.
 CHIPS = {
-    "v4": Chip(
+    "v4": ChipRates(
         clock=1.05e9,
         cores=2,
         side=128,
@@ -55,7 +55,7 @@ CHIPS = {
         bandwidth=1.23e12,
         granule=512,
     ),
-    "v5e": Chip(
+    "v5e": ChipRates(
         clock=1.5e9,
         cores=1,
         side=128,
@@ -66,7 +66,7 @@ CHIPS = {
         bandwidth=0.82e12,
         granule=32,
     ),
-    "v5p": Chip(
+    "v5p": ChipRates(
         clock=1.75e9,
         cores=2,
         side=128,
@@ -77,7 +77,7 @@ CHIPS = {
         bandwidth=2.46e12,
         granule=32,
     ),
-    "v6e": Chip(
+    "v6e": ChipRates(
         clock=1.75e9,
         cores=1,
         side=256,

@@ -18,7 +18,7 @@ class _NotKnown(Exception):
 
 
 @dataclasses.dataclass(frozen=True)
-class Call:
+class KernelCall:
     """A call of a Pallas kernel.
 
     Attributes:
@@ -32,7 +32,7 @@ class Call:
     scalars: dict[int, np.ndarray]
 
 
-def kernel_calls(jaxpr: ClosedJaxpr, arguments: Sequence[Any]) -> list[Call]:
+def kernel_calls(jaxpr: ClosedJaxpr, arguments: Sequence[Any]) -> list[KernelCall]:
     """The calls of Pallas kernels in a traced function, in order; those in loops are left out.
 
     Only what the scalars are computed from is computed, on the default device.
@@ -40,7 +40,7 @@ def kernel_calls(jaxpr: ClosedJaxpr, arguments: Sequence[Any]) -> list[Call]:
     Args:
         arguments: of the function; of a `jax.ShapeDtypeStruct` the value is not known.
     """
-    calls: list[Call] = []
+    calls: list[KernelCall] = []
     _walk(jaxpr.jaxpr, _given(jaxpr.consts), _given(arguments), calls)
     return calls
 
@@ -60,8 +60,8 @@ def _given(values: Sequence[Any]) -> list[Value]:
     return [give(value) for value in values]
 
 
-def _walk(jaxpr: Jaxpr, consts, inputs, calls: list[Call]) -> list[Value]:
-    """What a jaxpr returns, each computed when asked for; appends the calls of kernels."""
+def _walk(jaxpr: Jaxpr, consts, inputs, calls: list[KernelCall]) -> list[Value]:
+    """The results of a jaxpr, each computed when asked for; appends the calls of kernels."""
     values: dict[Any, Value] = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *inputs)))
 
     def read(atom) -> Value:
@@ -112,7 +112,7 @@ def _lazily(equation, operands: list[Value]) -> list[Value]:
     return [lambda i=i: compute()[i] for i in range(len(equation.outvars))]
 
 
-def _call(equation, operands: list[Value]) -> Call:
+def _call(equation, operands: list[Value]) -> KernelCall:
     scalars, shapes = {}, []
     for index, (atom, operand) in enumerate(zip(equation.invars, operands)):
         aval = atom.aval
@@ -122,7 +122,7 @@ def _call(equation, operands: list[Value]) -> Call:
                 scalars[index] = np.asarray(operand())
             except _NotKnown:
                 continue
-    return Call(_name(equation.params), tuple(shapes), scalars)
+    return KernelCall(_name(equation.params), tuple(shapes), scalars)
 
 
 def _name(parameters: dict[str, Any]) -> str:

@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import SingleDeviceSharding
 
 from pallas_kernels import topologies
 from pallas_kernels.schedules.bundles import Listing, Use, read_listings, use_of
-from pallas_kernels.schedules.chips import CHIPS, Chip
-from pallas_kernels.schedules.operands import Call, kernel_calls
+from pallas_kernels.schedules.chips import CHIPS, ChipRates
+from pallas_kernels.schedules.operands import KernelCall, kernel_calls
 from pallas_kernels.schedules.scalar_unit import Counts, run
 
 # All else that the compiler could write is tens of megabytes a kernel.
@@ -31,7 +30,7 @@ FLAGS = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Kernel:
+class ScheduledKernel:
     """A kernel of a compiled program, and how it runs.
 
     Attributes:
@@ -42,7 +41,7 @@ class Kernel:
     """
 
     listing: Listing
-    chip: Chip
+    chip: ChipRates
     counts: tuple[Counts, ...]
     is_pallas: bool
 
@@ -73,7 +72,7 @@ class Kernel:
 
     @functools.cached_property
     def use(self) -> Use:
-        """What a call does, all cores together."""
+        """Everything that a call does, all cores together."""
         total = Use()
         for (first, end), use in self.uses.items():
             total.add(use, sum(counts.runs[first, end] for counts in self.counts))
@@ -81,7 +80,7 @@ class Kernel:
 
     @functools.cached_property
     def uses(self) -> dict[tuple[int, int], Use]:
-        """What one run of each block of bundles does."""
+        """Everything that one run of each block of bundles does."""
         blocks = self.counts[0].runs
         return {block: use_of(self.listing, *block, self.chip) for block in blocks}
 
@@ -97,7 +96,7 @@ class Kernel:
 
 
 @dataclasses.dataclass(frozen=True)
-class Program:
+class RecordedProgram:
     """A compiled program.
 
     Attributes:
@@ -105,11 +104,11 @@ class Program:
         compiled: what jax returned.
     """
 
-    kernels: tuple[Kernel, ...]
+    kernels: tuple[ScheduledKernel, ...]
     compiled: Any
 
     @property
-    def pallas(self) -> tuple[Kernel, ...]:
+    def pallas(self) -> tuple[ScheduledKernel, ...]:
         """The Pallas kernels."""
         return tuple(kernel for kernel in self.kernels if kernel.is_pallas)
 
@@ -129,7 +128,7 @@ def start_recording() -> Path:
     return folder
 
 
-def record(function: Callable, *arguments: Any, chip: str) -> Program:
+def record(function: Callable, *arguments: Any, chip: str) -> RecordedProgram:
     """Compiles a function for one described chip and counts what its kernels do in a call.
 
     Args:
@@ -142,6 +141,8 @@ def record(function: Callable, *arguments: Any, chip: str) -> Program:
             `start_recording`.
     """
     folder = start_recording()
+    # A program that is in memory is not compiled, nor is a function traced for another chip.
+    jax.clear_caches()
     for path in folder.iterdir():
         path.unlink()
     device = topologies.tpu(chip)[0]
@@ -150,38 +151,35 @@ def record(function: Callable, *arguments: Any, chip: str) -> Program:
         sharding = SingleDeviceSharding(device)
         return jax.ShapeDtypeStruct(argument.shape, argument.dtype, sharding=sharding)
 
-    # The kernels find the chip by the mesh that is set; its axes are left to the compiler.
-    mesh = jax.sharding.Mesh(np.array([device]), ("device",), axis_types=AUTO)
-    with jax.set_mesh(mesh):
+    with jax.set_mesh(topologies.mesh([device])):
         traced = jax.jit(function).trace(*jax.tree.map(shaped, arguments))
         compiled = traced.lower().compile()
     calls = kernel_calls(traced.jaxpr, jax.tree.leaves(arguments))
     listings = read_listings(folder)
     if not listings:
         raise RuntimeError("no schedule was written: libtpu was in use before start_recording()")
-    return Program(tuple(_counted(listing, calls, CHIPS[chip]) for listing in listings), compiled)
+    return RecordedProgram(
+        tuple(_counted(listing, calls, CHIPS[chip]) for listing in listings), compiled
+    )
 
 
-def read(folder: Path, chip: str) -> list[Kernel]:
+def read(folder: Path, chip: str) -> list[ScheduledKernel]:
     """The kernels of a folder of dumps, without the scalars that they read of operands."""
     return [_counted(listing, [], CHIPS[chip]) for listing in read_listings(folder)]
 
 
-AUTO = (jax.sharding.AxisType.Auto,)
-
-
-def _counted(listing: Listing, calls: list[Call], chip: Chip) -> Kernel:
+def _counted(listing: Listing, calls: list[KernelCall], chip: ChipRates) -> ScheduledKernel:
     """The kernel of a listing, run with the scalars of the call that it serves."""
     call = next((call for call in calls if _serves(listing, call)), None)
     if call is not None:
         calls.remove(call)
     scalars = {} if call is None else call.scalars
     counts = tuple(run(listing, chip, scalars, core, chip.cores) for core in range(chip.cores))
-    return Kernel(listing, chip, counts, call is not None)
+    return ScheduledKernel(listing, chip, counts, call is not None)
 
 
-def _serves(listing: Listing, call: Call) -> bool:
-    """Whether a listing is of the kernel of a call, by name and operands."""
+def _serves(listing: Listing, call: KernelCall) -> bool:
+    """Returns whether a listing is of the kernel of a call, by name and operands."""
     name = listing.name.rpartition(".")[0] or listing.name
     if call.name and name != call.name and listing.name != call.name:
         return False

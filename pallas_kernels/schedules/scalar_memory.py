@@ -8,39 +8,32 @@ import numpy as np
 
 ALLOCATION = 1 << 18  # words between the addresses of allocations
 LANES = 128
+OFFSET, SHIFT = 16, 4  # bits of the addresses of operands
 
 
-class OPERAND:
-    """Addresses of a kernel's operands, from which their index can be told.
-
-    Some chips count addresses in units of 16 bytes, and shift them.
-    """
-
-    SHIFT = 4
-
-    @staticmethod
-    def pointer(index: int) -> int:
-        """An odd number above 16 bits of offset."""
-        return (2 * index + 1) << 16
-
-    @classmethod
-    def index(cls, pointer: Any) -> int | None:
-        """Which operand an address is in."""
-        if not isinstance(pointer, int) or pointer < 1 << 16:
-            return None
-        return (pointer >> (16 + cls._shift(pointer))) // 2
-
-    @classmethod
-    def offset(cls, pointer: int) -> int:
-        """How many units an address is after the start of its operand."""
-        return pointer & ((1 << (16 + cls._shift(pointer))) - 1)
-
-    @classmethod
-    def _shift(cls, pointer: int) -> int:
-        return cls.SHIFT if (pointer >> 16) % (1 << cls.SHIFT) == 0 else 0
+def operand_pointer(index: int) -> int:
+    """An address of an operand from which its index can be told: odd above 16 bits of offset."""
+    return (2 * index + 1) << OFFSET
 
 
-class Memory:
+def operand_index(pointer: Any) -> int | None:
+    """The index of the operand that an address is in."""
+    if not isinstance(pointer, int) or pointer < 1 << OFFSET:
+        return None
+    return (pointer >> _bits(pointer)) // 2
+
+
+def operand_offset(pointer: int) -> int:
+    """Units from the start of its operand to an address."""
+    return pointer & ((1 << _bits(pointer)) - 1)
+
+
+def _bits(pointer: int) -> int:
+    """Bits below the operand's number: some chips shift addresses, which are counted in 16 bytes."""
+    return OFFSET + (SHIFT if (pointer >> OFFSET) % (1 << SHIFT) == 0 else 0)
+
+
+class ScalarMemory:
     """Words by address; a word that nobody has written is unknown."""
 
     def __init__(self, unknown: Any) -> None:

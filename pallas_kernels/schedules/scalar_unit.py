@@ -16,8 +16,14 @@ from typing import Any
 import numpy as np
 
 from pallas_kernels.schedules.bundles import Instruction, Listing
-from pallas_kernels.schedules.chips import Chip
-from pallas_kernels.schedules.scalar_memory import OPERAND, Memory, words
+from pallas_kernels.schedules.chips import ChipRates
+from pallas_kernels.schedules.scalar_memory import (
+    ScalarMemory,
+    operand_index,
+    operand_offset,
+    operand_pointer,
+    words,
+)
 
 DELAY = 5  # bundles from a branch to where it goes
 LATENCY = 1e-6  # seconds of a transfer of nothing
@@ -102,7 +108,7 @@ class Counts:
 
 def run(
     listing: Listing,
-    chip: Chip,
+    chip: ChipRates,
     scalars: Mapping[int, np.ndarray] = {},
     core: int = 0,
     sharing: int = 1,
@@ -177,21 +183,21 @@ def _blocks(listing: Listing) -> dict[int, tuple[int, Instruction] | None]:
 
 
 class _Machine:
-    """What scalar instructions act on: memory, transfers and time."""
+    """Memory, transfers and time, on which scalar instructions act."""
 
-    def __init__(self, chip: Chip, scalars, core: int, sharing: int) -> None:
+    def __init__(self, chip: ChipRates, scalars, core: int, sharing: int) -> None:
         self.chip, self.core = chip, core
         self.bytes_a_cycle = chip.bandwidth / sharing / chip.clock
         self.unknown = Unknown()
         self.counts = Counts({})
         self.now = 0
-        self.memory = Memory(self.unknown)
+        self.memory = ScalarMemory(self.unknown)
         self.operands = {index: words(array) for index, array in scalars.items()}
         self._free = 0.0  # when the memory has nothing left to transfer
         self._done: dict[Any, float] = {}
 
     def branch(self, condition: Any) -> bool:
-        """Whether a branch is taken."""
+        """Returns whether a branch is taken."""
         if isinstance(condition, Unknown):
             condition.asked += 1
             return False
@@ -200,9 +206,9 @@ class _Machine:
     def transfer(self, at: int, kind: str, source, size, destination, flag) -> None:
         """A DMA begins, `at` bundles from the start of the block."""
         if kind.endswith("_to_smem"):
-            operand = self.operands.get(OPERAND.index(source))
+            operand = self.operands.get(operand_index(source))
             if operand is not None:
-                first = OPERAND.offset(source) * self.chip.granule // 4
+                first = operand_offset(source) * self.chip.granule // 4
                 length = size * self.chip.granule // 4
                 self.memory.fill(destination, operand[first : first + length])
             return
@@ -303,11 +309,11 @@ class _Translator:
         return f"machine.transfer({at}, {instruction.name[4:]!r}, {values})"
 
     def expression(self, name: str, operands: str, result: str) -> str:
-        """What an instruction defines."""
+        """The value that an instruction defines."""
         if name in ("sphi", "pphi"):
             return "r_" + result.rpartition("_")[2]
         if name == "inlined_call_operand" or name.startswith("inlined_call_operand."):
-            return str(OPERAND.pointer(int(re.search(r"index: (\d+)", operands).group(1))))
+            return str(operand_pointer(int(re.search(r"index: (\d+)", operands).group(1))))
         if name == "sld":
             address = re.match(r"\[smem:(.*)\]", operands).group(1)
             if address == "core":
