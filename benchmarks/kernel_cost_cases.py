@@ -43,7 +43,7 @@ class AttentionCase:
 
     @property
     def ranks(self) -> np.ndarray | None:
-        """Numbers that causal masks compare, alike for the tokens of a part that sees itself whole."""
+        """Numbers that causal masks compare, alike in a part that sees itself whole."""
         position = np.arange(self.length, dtype=np.int32)
         if self.mask == "prefix":
             return np.where(position < self.length // 4, 0, position)

@@ -29,7 +29,7 @@ def operand_offset(pointer: int) -> int:
 
 
 def _bits(pointer: int) -> int:
-    """Bits below the operand's number: some chips shift addresses, which are counted in 16 bytes."""
+    """Bits below the operand's number; code of some chips shifts addresses."""
     return OFFSET + (SHIFT if (pointer >> OFFSET) % (1 << SHIFT) == 0 else 0)
 
 
