@@ -49,9 +49,14 @@ def kept(
     seeds: UInt32[Array, "*rows"], keys: Int[Array, "key"], rate: float
 ) -> Bool[Array, "*rows key"]:
     """True where the weight of a row with this seed for the key with this index is kept."""
-    return mixed(seeds[..., None] ^ (keys.astype(jnp.uint32) * jnp.uint32(0x9E3779B9))) >= (
-        threshold(rate)
-    )
+    return kept_at(seeds[..., None], keys, rate)
+
+
+def kept_at(
+    seeds: UInt32[Array, "#*shape"], keys: Int[Array, "#*shape"], rate: float
+) -> Bool[Array, "*shape"]:
+    """True where a weight is kept, each of a row with this seed for the key with this index."""
+    return mixed(seeds ^ (keys.astype(jnp.uint32) * jnp.uint32(0x9E3779B9))) >= threshold(rate)
 
 
 def threshold(rate: float) -> jax.Array:

@@ -9,16 +9,27 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pallas_kernels import block_sizes
 from pallas_kernels.attention import Dropout, LinearBias, Mask, attention, implementations, table
 from pallas_kernels.attention.chunked import blockwise
 from pallas_kernels.attention.dropout import factors
 from pallas_kernels.attention.streaming import streaming
+from pallas_kernels.target import interpreted
+
+
+def on_tpu(*arrays, **settings):
+    """The kernels for TPUs in an interpreter."""
+    sizes = {"span": 32, "key": 16, "query": 16, "chunk_keys": 8, "chunk_queries": 16, "part": 8}
+    with interpreted("TPU v5 lite"), block_sizes.using("attention_forward", **sizes):
+        return attention(*arrays, **settings, implementation="tpu")
+
 
 # The blocks are so small that the cases have empty, partial and full tiles and a rest.
 IMPLEMENTATIONS = {
     "reference": functools.partial(attention, implementation="reference"),
     "blockwise": functools.partial(attention, implementation="blockwise"),
     "streaming": functools.partial(attention, implementation="streaming"),
+    "tpu": on_tpu,
 }
 TOLERANCE = 3e-6  # sums of some 40 float32 numbers of size 1
 
@@ -223,7 +234,7 @@ def test_none_is_one_of_the_named():
     for implementation in (None, "chunked"):
         output = attention(q, k, v, Mask(causal=True), implementation=implementation)
         np.testing.assert_allclose(output, 1.0, rtol=1e-6)
-    assert implementations()[-3:] == ("reference", "chunked", "cudnn")
+    assert implementations()[-4:] == ("reference", "chunked", "cudnn", "tpu")
 
 
 WELL_FORMED = {

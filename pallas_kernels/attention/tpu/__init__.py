@@ -1,0 +1,5 @@
+"""Flash attention on TPUs in Pallas Mosaic."""
+
+from pallas_kernels.attention.tpu.call import IMPLEMENTATION
+
+__all__ = ["IMPLEMENTATION"]
