@@ -1,0 +1,343 @@
+"""The kernel of the gradients of attention on TPUs, all of them from one walk over the tiles.
+
+A step has one block of queries and a span of keys. It walks over the tiles of the span that are not
+empty and makes the scores of each once more, for five products a tile: scores, gradients of the
+weights, and the contributions to the gradients of values, keys and queries. Sums over queries stay
+in VMEM in float32 as long as the span does, over all blocks of queries and all query heads of a key
+head, so that the order of every sum is fixed. The gradient of the queries is complete after a step
+where one span has all keys; else the steps of the spans add to it in HBM, one after the other.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from pallas_kernels.attention.mask import Tile
+from pallas_kernels.attention.tpu.lowering import LOG2E, Kind, Rules
+from pallas_kernels.attention.tpu.parts import Part, column, factors, scores, toeplitz_part
+
+LANES = 128  # side of the parts of a tile
+FLOAT32 = jnp.float32
+Refs = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Walk:
+    """What is known of a call of the kernel while tracing.
+
+    Attributes:
+        rules: of the call.
+        kinds: of tiles.
+        query_block: queries of a step.
+        key_tile: keys of a tile.
+        tiles: of a span.
+        spans: of keys.
+        strip: keys whose scores are held together.
+        edge_strip: the same in tiles with a mask; less of them lies where nothing is seen.
+        transposed: whether the gradient of the queries is summed transposed, which fills matrix
+            units that are wider than a head.
+        offset: of the mask; None is a traced one.
+        bias: "" for none, "linear", "distance" for other biases by distance, else that of an array,
+            by the axes that it has: "pairs", "keys", "queries", "heads".
+        ends: whether keys of padding may be in a tile.
+    """
+
+    rules: Rules
+    kinds: tuple[Kind, ...]
+    query_block: int
+    key_tile: int
+    tiles: int
+    spans: int
+    strip: int
+    edge_strip: int
+    transposed: bool
+    offset: int | None
+    bias: str
+    ends: bool
+
+    @property
+    def span(self) -> int:
+        """Number of keys of a span."""
+        return self.tiles * self.key_tile
+
+
+@dataclasses.dataclass(frozen=True)
+class _Strip:
+    """Some keys of a tile and the queries that may see some of them."""
+
+    key: int
+    keys: int
+    first: int
+    end: int
+    tile: Tile
+
+    @property
+    def queries(self) -> slice:
+        return slice(self.first, self.end)
+
+
+def kernel(walk: Walk, names: tuple[str, ...], *refs) -> None:
+    """One step of the grid [batch, kv_heads, spans, query heads of a key head, query blocks]."""
+    r = dict(zip(names, refs, strict=True))
+    batch, kv_head, span, head, block = (pl.program_id(axis) for axis in range(5))
+    head_count, blocks = pl.num_programs(3), pl.num_programs(4)
+    count = r["codes"][0, walk.tiles]
+    r["head"] = kv_head * head_count + head
+
+    @pl.when((head == 0) & (block == 0))
+    def _():
+        r["d_keys"][...] = jnp.zeros_like(r["d_keys"])
+        r["d_values"][...] = jnp.zeros_like(r["d_values"])
+        if walk.transposed:
+            for at in range(0, walk.span, LANES):
+                keys = slice(at, at + LANES)
+                r["keys_across"][:, keys] = r["k"][keys].T
+
+    if walk.bias in ("keys", "distance"):
+
+        @pl.when(block == 0)
+        def _():
+            r["d_bias"][...] = jnp.zeros_like(r["d_bias"])
+
+    elif "d_bias" in r:
+        r["d_bias"][...] = jnp.zeros_like(r["d_bias"])
+
+    first = (span == 0) & (head == 0) & (block == 0)
+    last = (span == walk.spans - 1) & (head == head_count - 1) & (block == blocks - 1)
+    rows = pl.ds(block * walk.query_block, walk.query_block)
+    at_home = r["d_q"].at[batch, r["head"], rows] if walk.spans > 1 else r["d_q"]
+    finish = _begin_queries(walk, r, at_home, first, span, count)
+
+    def tile(number, _):
+        code = r["codes"][0, number]
+        for index, kind in enumerate(walk.kinds, start=1):
+
+            @pl.when(code == index)
+            def _(kind=kind):
+                _tile(walk, kind, r, span, block, number)
+
+        return 0
+
+    @pl.when(count > 0)
+    def _():
+        jax.lax.fori_loop(0, walk.tiles, tile, 0)
+
+    finish(last)
+
+    @pl.when((head == head_count - 1) & (block == blocks - 1))
+    def _():
+        r["d_k"][...] = (r["d_keys"][...] * walk.rules.scale).astype(r["d_k"].dtype)
+        r["d_v"][...] = r["d_values"][...].astype(r["d_v"].dtype)
+
+
+def _begin_queries(walk: Walk, r: Refs, home, first, span, count) -> Callable[[Any], None]:
+    """Sets the sum of a step's gradient of the queries to zero; what is returned writes it."""
+    r["d_queries"][...] = jnp.zeros_like(r["d_queries"])
+
+    def total():
+        found = r["d_queries"][...] * walk.rules.scale
+        return found.T if walk.transposed else found
+
+    if walk.spans == 1:
+
+        def write(last):
+            home[...] = total().astype(home.dtype)
+
+        return write
+
+    # Sums over spans are in HBM; a step that computes nothing leaves them alone, except the first.
+    fetch = pltpu.make_async_copy(home, r["sums"], r["arrived"])
+    put = pltpu.make_async_copy(r["sums"], home, r["left"])
+    busy, under_way = (span == 0) | (count > 0), r["under_way"]
+
+    def settle(condition):
+        @pl.when(condition & (under_way[0] == 1))
+        def _():
+            put.wait()
+            under_way[0] = 0
+
+    @pl.when(first)
+    def _():
+        under_way[0] = 0
+
+    settle(busy)
+
+    @pl.when(busy & (span > 0))
+    def _():
+        fetch.start()
+
+    def finish(last):
+        @pl.when(span == 0)
+        def _():
+            r["sums"][...] = total()
+
+        @pl.when(busy & (span > 0))
+        def _():
+            fetch.wait()
+            r["sums"][...] += total()
+
+        @pl.when(busy)
+        def _():
+            put.start()
+            under_way[0] = 1
+
+        settle(last)
+
+    return finish
+
+
+def strips(walk: Walk, kind: Kind) -> Iterator[_Strip]:
+    """The strips of a tile of a kind, without those that are empty by position."""
+    parts = kind.parts
+    plain = not kind.arrays and all(part == Tile.FULL for row in parts for part in row)
+    size = min(walk.strip if plain else walk.edge_strip, walk.key_tile)
+    for key in range(0, walk.key_tile, size):
+        rows = parts[key // LANES : -(-(key + size) // LANES)]
+        seen = [at for at in range(len(parts[0])) if any(row[at] for row in rows)]
+        if not seen:
+            continue
+        first, end = seen[0], seen[-1] + 1
+        full = all(part == Tile.FULL for row in rows for part in row[first:end])
+        keys = min(size, walk.key_tile - key)
+        tile = Tile.FULL if full else Tile.PARTIAL
+        yield _Strip(key, keys, first * LANES, end * LANES, tile)
+
+
+def _tile(walk: Walk, kind: Kind, r: Refs, span, block, number) -> None:
+    """Adds a tile's contributions to all sums."""
+    start = pl.multiple_of(number * walk.key_tile, walk.key_tile)
+    for strip in strips(walk, kind):
+        keys = pl.ds(start + strip.key, strip.keys)
+        queries = strip.queries
+        q, d_output = r["q"][queries], r["d_output"][queries]
+        part = _part(walk, kind, r, strip, span, block, number)
+        found, gain = scores(walk.rules, _product(r["k"][keys], q, 1, 1), part)
+        weights = jnp.exp2(found - r["rows"][0:1, queries])
+        d_weights = _product(r["v"][keys], d_output, 1, 1)
+        kept = weights
+        if walk.rules.dropout:
+            by = factors(walk.rules, weights.shape, part)
+            kept, d_weights = weights * by, d_weights * by
+        d_scores = weights * (d_weights - r["rows"][1:2, queries])
+        if "d_bias" in r:
+            _add_bias(walk, r, d_scores, strip, start, block)
+        if gain is not None:
+            d_scores *= gain
+        d_scores = d_scores.astype(q.dtype)
+        r["d_values"][keys] += _product(kept.astype(q.dtype), d_output, 1, 0)
+        r["d_keys"][keys] += _product(d_scores, q, 1, 0)
+        if walk.transposed:
+            r["d_queries"][:, queries] += _product(r["keys_across"][:, keys], d_scores, 1, 0)
+        else:
+            r["d_queries"][queries] += _product(d_scores, r["k"][keys], 0, 0)
+
+
+def _product(a, b, a_axis: int, b_axis: int):
+    """The product of two matrices over one axis of each, in float32."""
+    precision = jax.lax.Precision.HIGHEST if a.dtype == FLOAT32 else None
+    axes = ((a_axis,), (b_axis,)), ((), ())
+    return jax.lax.dot_general(a, b, axes, precision=precision, preferred_element_type=FLOAT32)
+
+
+def _part(walk: Walk, kind: Kind, r: Refs, strip: _Strip, span, block, number) -> Part:
+    """The numbers that the scores of a strip depend on."""
+    wide = strip.end - strip.first
+    query = block * walk.query_block + strip.first
+    offset = r["offset"][0] if walk.offset is None else walk.offset
+    local = number * walk.key_tile + strip.key
+    row = number * (walk.key_tile // LANES) + strip.key // LANES
+    of_keys, of_queries = {}, {}
+    for what in ("segments", "ranks"):
+        if kind.arrays and f"query_{what}" in r:
+            of_queries[what] = r[f"query_{what}"][:, strip.queries]
+            of_keys[what] = _across(r[f"key_{what}"], row, strip.keys, wide)
+    if walk.rules.dropout:
+        of_queries["seeds"] = r["seeds"][:, strip.queries]
+    bias = _bias(walk, r, strip, span, block, row, number)
+    return Part(
+        query=query,
+        position=offset + query,
+        key=span * walk.span + local,
+        tile=strip.tile,
+        ends=walk.ends,
+        query_numbers=of_queries,
+        key_numbers=of_keys,
+        bias=bias,
+        slope=r["slopes"][r["head"]] if walk.bias == "linear" else None,
+    )
+
+
+def _across(ref, row, keys: int, wide: int):
+    """Numbers of keys, in rows from `row` on, as an array [keys, wide] constant along lanes."""
+    columns = [column(ref[pl.ds(row + n, 1)]) for n in range(keys // LANES)]
+    tall = columns[0] if len(columns) == 1 else jnp.concatenate(columns, axis=0)
+    times = wide // LANES
+    return tall if times == 1 else jnp.concatenate([tall] * times, axis=1)
+
+
+def _bias(walk: Walk, r: Refs, strip: _Strip, span, block, row, number):
+    """The bias of a strip times log2(e), which broadcasts to [keys, queries], or None."""
+    if walk.bias in ("", "linear"):
+        return None
+    if walk.bias == "distance":
+        keys = span * (walk.span // LANES) + row
+        all_keys = walk.spans * walk.span // LANES
+        first = block * (walk.query_block // LANES) + strip.first // LANES - keys + all_keys
+        return jnp.concatenate(
+            [_toeplitz_row(r["bias"], first - n, strip) for n in range(strip.keys // LANES)], axis=0
+        )
+    if walk.bias == "pairs":
+        keys = pl.ds(pl.multiple_of(number * walk.key_tile, walk.key_tile) + strip.key, strip.keys)
+        found = r["bias"][keys, strip.queries]
+    elif walk.bias == "keys":
+        found = _across(r["bias"], row, strip.keys, strip.end - strip.first)
+    else:
+        found = r["bias"][:, strip.queries] if walk.bias == "queries" else r["bias"][...]
+    return found.astype(FLOAT32) * LOG2E
+
+
+def _toeplitz_row(ref, first, strip: _Strip):
+    """A bias by distance for 128 keys and the queries of a strip."""
+    found = []
+    for at in range((strip.end - strip.first) // LANES):
+        here, there = (ref[pl.ds(first + at + more, 1)] for more in (0, 1))
+        found.append(toeplitz_part(here, there))
+    return jnp.concatenate(found, axis=1)
+
+
+def _add_bias(walk: Walk, r: Refs, d_scores, strip: _Strip, start, block) -> None:
+    """Adds the gradients of a strip's scores to that of the bias, summed as far as it is."""
+    keys, queries = pl.ds(start + strip.key, strip.keys), strip.queries
+    if walk.bias == "pairs":
+        r["d_bias"][keys, queries] = d_scores
+    elif walk.bias == "keys":
+        lanes = range(0, d_scores.shape[1], LANES)
+        r["d_bias"][keys] += sum(d_scores[:, at : at + LANES] for at in lanes)
+    elif walk.bias == "distance":
+        for at in range(0, strip.keys, LANES):
+            wide = _diagonals(d_scores[at : at + LANES])
+            first = block * walk.query_block + strip.first - (start + strip.key + at)
+            first = pl.multiple_of(first + walk.span - LANES, LANES)
+            r["d_bias"][:, pl.ds(first, wide.shape[1])] += wide
+    else:
+        rows = range(0, d_scores.shape[0], 8)
+        r["d_bias"][:, queries] += sum(d_scores[at : at + 8] for at in rows)
+
+
+def _diagonals(d_scores):
+    """Sums over diagonals [8, queries + 128]: row r, moved r to the left, has at 128 + e those of
+    pairs whose query is e after the key."""
+    zeros = jnp.zeros((LANES, LANES), FLOAT32)
+    found = jnp.concatenate([zeros, d_scores], axis=1)
+    size = LANES // 2
+    while size >= 8:
+        found = found[:size] + pltpu.roll(found[size:], found.shape[1] - size, 1)
+        size //= 2
+    return found
