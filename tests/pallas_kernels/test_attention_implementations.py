@@ -20,7 +20,12 @@ from pallas_kernels.target import interpreted
 def on_tpu(*arrays, **settings):
     """The kernels for TPUs in an interpreter."""
     sizes = {"span": 32, "key": 16, "query": 16, "chunk_keys": 8, "chunk_queries": 16, "part": 8}
-    with interpreted("TPU v5 lite"), block_sizes.using("attention_forward", **sizes):
+    back = {"span": 32, "key": 16, "query": 16, "strip": 16, "edge_strip": 8, "part": 8}
+    with (
+        interpreted("TPU v5 lite"),
+        block_sizes.using("attention_forward", **sizes),
+        block_sizes.using("attention_backward", **back, transposed=0, memory=16),
+    ):
         return attention(*arrays, **settings, implementation="tpu")
 
 

@@ -1,7 +1,6 @@
 """Gradients of the TPU kernel over several tiles and spans, against those of the reference.
 
-The small cases of `test_attention_implementations` have one tile; here blocks are of 128, the least
-that the kernel takes, and lengths of several.
+The blocks are far smaller than a chip takes, so that short lengths have several.
 """
 
 from __future__ import annotations
@@ -15,16 +14,19 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jax.experimental import topologies
 from jax.experimental.pallas import tpu as pltpu
 
-from pallas_kernels.attention import BucketBias, Dropout, LinearBias, Mask, Tile
+from pallas_kernels.attention import BucketBias, Dropout, LinearBias, Mask, Tile, attention
 from pallas_kernels.attention.reference import reference
 from pallas_kernels.attention.tpu import backward, backward_kernel
+from pallas_kernels.attention.tpu.backward_blocks import BackwardBlocks, has_pairs
 from pallas_kernels.attention.tpu.lowering import Rules
+from pallas_kernels.target import interpreted
 
 TOLERANCE = 1e-5  # of the largest: sums of some 300 float32 numbers
-BLOCKS = backward.Blocks(128, 128, 256, 128, 128, transposed=False, vmem=2**24)
-TRANSPOSED = dataclasses.replace(BLOCKS, strip=256, edge_strip=256, key=256, transposed=True)
+BLOCKS = BackwardBlocks(16, 16, 32, 16, 8, transposed=0, memory=16, part=8)
+TRANSPOSED = dataclasses.replace(BLOCKS, key=32, strip=32, edge_strip=16, transposed=1)
 
 
 def draw(queries, keys, heads=2, kv_heads=2, head_dim=16, value_dim=16, batch=1):
@@ -61,8 +63,9 @@ def both(arrays, mask, bias, dropout, blocks, softcap=None, interpret=True):
         kind="TPU v5 lite",
         interpret=interpret,
     )
+    blocks = blocks.fitted(rules.query_length, rules.key_length, 1, has_pairs(bias))
     saved = output, lse, d_output, d_lse
-    found = backward.gradients(rules, *qkv, mask, bias, dropout, *saved, blocks=blocks)
+    found = backward.gradients(rules, blocks, *qkv, mask, bias, dropout, *saved)
     return found, pull((d_output, d_lse))
 
 
@@ -92,37 +95,34 @@ def with_segments(queries, keys, **more):
     return Mask(query_segments=queries, key_segments=keys, **more)
 
 
-RANKS = jnp.asarray(np.maximum(np.arange(390), 150)[None], jnp.int32)
+RANKS = jnp.asarray(np.maximum(np.arange(49), 19)[None], jnp.int32)
+SEEDS = jax.random.bits(jax.random.key(0), (1, 2, 38), jnp.uint32)
 CALLS = {
-    "causal": ((390, 390), Mask(causal=True), {}),
-    "grouped": ((300, 300, 4, 2), Mask(causal=True, window=140), {}),
-    "one_key_head": ((140, 400, 4, 1), Mask(causal=True, offset=260), {}),
-    "many_keys_few_queries": ((9, 700), Mask(), {}),
-    "many_queries_few_keys": ((600, 9), Mask(window=500), {}),
-    "sizes": ((150, 300, 2, 2, 24, 72), Mask(causal=True, offset=jnp.int32(150)), {}),
-    "two_sided_window": ((390, 390), Mask(window=100), {}),
+    "causal": ((49, 49), Mask(causal=True), {}),
+    "grouped": ((38, 38, 4, 2), Mask(causal=True, window=18), {}),
+    "one_key_head": ((18, 50, 4, 1), Mask(causal=True, offset=32), {}),
+    "many_keys_few_queries": ((3, 88), Mask(), {}),
+    "many_queries_few_keys": ((75, 3), Mask(window=60), {}),
+    "sizes": ((19, 38, 2, 2, 24, 72), Mask(causal=True, offset=jnp.int32(19)), {}),
+    "two_sided_window": ((49, 49), Mask(window=12), {}),
     "packed": (
-        (390, 390),
-        with_segments(*[packed(390, 50, 128, 300, 370)] * 2, causal=True),
+        (49, 49),
+        with_segments(*[packed(49, 7, 16, 37, 46)] * 2, causal=True),
         {"softcap": 3.0},
     ),
-    "prefix": ((390, 390), Mask(causal=True, query_ranks=RANKS, key_ranks=RANKS), {}),
-    "dropout": (
-        (300, 300),
-        Mask(causal=True),
-        {"dropout": Dropout(jax.random.bits(jax.random.key(0), (1, 2, 300), jnp.uint32), 0.2)},
-    ),
-    "linear": ((300, 300), Mask(causal=True), {"bias": LinearBias(numbers(2))}),
-    "buckets": ((300, 400), Mask(), {"bias": BucketBias(numbers(2, 8), 100, False)}),
+    "prefix": ((49, 49), Mask(causal=True, query_ranks=RANKS, key_ranks=RANKS), {}),
+    "dropout": ((38, 38), Mask(causal=True), {"dropout": Dropout(SEEDS, 0.2)}),
+    "linear": ((38, 38), Mask(causal=True), {"bias": LinearBias(0.2 * numbers(2))}),
+    "buckets": ((38, 50), Mask(), {"bias": BucketBias(numbers(2, 8), 20, False)}),
     "causal_buckets": (
-        (200, 300),
-        Mask(causal=True, window=170, offset=jnp.int32(90)),
-        {"bias": BucketBias(numbers(2, 8), 100, True), "softcap": 2.0},
+        (25, 38),
+        Mask(causal=True, window=21, offset=jnp.int32(11)),
+        {"bias": BucketBias(numbers(2, 8), 20, True), "softcap": 2.0},
     ),
-    "bias_of_pairs": ((300, 300), Mask(causal=True), {"bias": numbers(1, 2, 300, 300)}),
-    "bias_of_keys": ((300, 300), Mask(causal=True), {"bias": numbers(1, 1, 1, 300)}),
-    "bias_of_queries": ((300, 300), Mask(causal=True), {"bias": numbers(1, 2, 300, 1)}),
-    "bias_of_heads": ((300, 300), Mask(causal=True), {"bias": numbers(1, 2, 1, 1)}),
+    "bias_of_pairs": ((38, 38), Mask(causal=True), {"bias": numbers(1, 2, 38, 38)}),
+    "bias_of_keys": ((38, 38), Mask(causal=True), {"bias": numbers(1, 1, 1, 38)}),
+    "bias_of_queries": ((38, 38), Mask(causal=True), {"bias": numbers(1, 2, 38, 1)}),
+    "bias_of_heads": ((38, 38), Mask(causal=True), {"bias": numbers(1, 2, 1, 1)}),
 }
 
 
@@ -148,11 +148,11 @@ def numbers_of_tokens(draw, length):
     return jnp.asarray(segments[None], jnp.int32), jnp.asarray(ranks[None], jnp.int32)
 
 
-ARRAYS = draw(260, 260, heads=2, kv_heads=1, head_dim=8, value_dim=8)
+ARRAYS = draw(33, 33, heads=2, kv_heads=1, head_dim=8, value_dim=8)
 
 
 @settings(max_examples=12, deadline=None)
-@given(numbers=numbers_of_tokens(260), seed=st.integers(0, 9))
+@given(numbers=numbers_of_tokens(33), seed=st.integers(0, 9))
 def test_gradients_of_any_segments_and_ranks(numbers, seed):
     """One compiled program for all of them: classes of tiles are numbers that it is given."""
     segments, ranks = numbers
@@ -164,15 +164,15 @@ def test_gradients_of_any_segments_and_ranks(numbers, seed):
 
 
 @settings(max_examples=12, deadline=None)
-@given(offset=st.integers(-300, 300))
+@given(offset=st.integers(-40, 40))
 def test_gradients_at_any_offset(offset):
-    mask = Mask(causal=True, window=150, offset=jnp.int32(offset))
+    mask = Mask(causal=True, window=19, offset=jnp.int32(offset))
     check(*both(ARRAYS, mask, None, None, blocks=BLOCKS))
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16])
 def test_half_precision(dtype):
-    arrays = draw(200, 200)
+    arrays = draw(38, 38)
     half = [a.astype(dtype) for a in arrays[:4]] + arrays[4:]
     found, _ = both(half, Mask(causal=True), None, None, blocks=BLOCKS)
     exact = [a.astype(jnp.float32) for a in half]
@@ -185,27 +185,23 @@ def test_half_precision(dtype):
 
 
 def test_twice_gives_the_same_bits():
-    first, second = (both(draw(300, 300, 4, 2), Mask(), None, None, BLOCKS)[0] for _ in range(2))
+    first, second = (both(draw(38, 38, 4, 2), Mask(), None, None, BLOCKS)[0] for _ in range(2))
     for one, other in zip(first[:3], second):
         np.testing.assert_array_equal(one, other)
 
 
 def test_what_is_in_empty_tiles_is_not_read():
     """Keys that no tile with a pair has may be anything."""
-    arrays = draw(384, 384)
-    segments = packed(384, 128, 256)
+    arrays = draw(48, 48)
+    segments = packed(48, 16, 32)
     mask = with_segments(segments, segments, causal=True)
-    _, expected = both(arrays, mask, None, None, blocks=BLOCKS)
-    q, k, v, *rest = arrays
-    broken = [q, *(a.at[:, 256:].set(jnp.nan) for a in (k, v)), *rest]
-    kernel_only = functools.partial(both, bias=None, dropout=None, blocks=BLOCKS)
-    # The reference reads everything: its output and log-sum-exp are those of whole keys.
-    del kernel_only
-    rules = Rules(0.3, None, True, None, 384, 384, 0.0, "TPU v5 lite", True)
-    output, lse = reference(q, k, v, mask, scale=0.3, return_lse=True)
-    d_lse = jnp.where(jnp.isfinite(lse), rest[1], 0.0)
-    saved = output, lse, rest[0], d_lse
-    found = backward.gradients(rules, *broken[:3], mask, None, None, *saved, blocks=BLOCKS)
+    expected = both(arrays, mask, None, None, blocks=BLOCKS)[0]
+    # What the reference returns for whole keys is the same, of the queries that see any.
+    broken = [arrays[0], *(a.at[:, 32:].set(jnp.nan) for a in arrays[1:3]), *arrays[3:]]
+    output, lse = reference(*arrays[:3], mask, scale=0.3, return_lse=True)
+    rules = Rules(0.3, None, True, None, 48, 48, 0.0, "TPU v5 lite", True)
+    saved = output, lse, broken[3], jnp.where(jnp.isfinite(lse), broken[4], 0.0)
+    found = backward.gradients(rules, BLOCKS, *broken[:3], mask, None, None, *saved)
     check(found[:3], expected[:3])
 
 
@@ -213,8 +209,8 @@ def test_what_is_in_empty_tiles_is_not_read():
 def test_memory_is_used_in_order(blocks):
     """Nothing is read that was not written, nor while it is copied: memory begins as NaN."""
     careful = pltpu.InterpretParams(detect_races=True, uninitialized_memory="nan")
-    arrays = draw(300, 520, heads=2, kv_heads=1)
-    mask = Mask(causal=True, offset=220)
+    arrays = draw(38, 65, heads=2, kv_heads=1)
+    mask = Mask(causal=True, offset=27)
     found, expected = both(arrays, mask, None, None, blocks=blocks, interpret=careful)
     check(found, expected)
     from jax._src.pallas.mosaic.interpret import interpret_pallas_call
@@ -226,7 +222,7 @@ def test_strips_cover_what_may_be_seen():
     """By position, for tiles at every distance from the diagonal."""
     rules = Rules(1.0, None, True, 700, 4096, 4096, 0.0, "TPU v5 lite", False)
     mask = Mask(causal=True, window=700)
-    blocks = backward.Blocks(512, 512, 4096, 512, 128, transposed=False, vmem=2**24)
+    blocks = BackwardBlocks(512, 512, 4096, 512, 128, transposed=0, memory=16)
     walk, codes = backward.plan(rules, mask, None, blocks)
     allowed = np.asarray(mask.dense(4096, 4096))[0, 0]
     for i, j in np.ndindex(8, 8):
@@ -240,3 +236,68 @@ def test_strips_cover_what_may_be_seen():
                 assert part.any() and (strip.tile == Tile.PARTIAL or part.all())
         assert not (allowed[i * 512 :, j * 512 :][:512, :512] & ~covered).any()
     assert codes[0, :, 0, 0, -1].sum() == (codes[..., :-1] != 0).sum()
+
+
+CHIPS = {"v4": "v4:2x2x1", "v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}
+
+
+@functools.cache
+def described(chip):
+    """A device that is not here, for which libtpu compiles."""
+    pytest.importorskip("libtpu", reason="compiling for TPUs needs the extra lmjax[tpu]")
+    more = {"chip_config_name": "megacore"} if chip == "v4" else {}
+    return topologies.get_topology_desc(platform="tpu", topology_name=CHIPS[chip], **more)
+
+
+def compiled(chip, length, heads=2, kv_heads=2, bias=None, dtype=jnp.bfloat16, **mask):
+    """Output and gradients of causal attention, compiled for a chip that is not here."""
+    device = described(chip).devices[0]
+    where = jax.sharding.SingleDeviceSharding(device)
+
+    def shaped(*shape, dtype=dtype):
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=where)
+
+    def loss(q, k, v, bias, segments):
+        if segments is not None:
+            mask.update(query_segments=segments, key_segments=segments)
+        given = BucketBias(bias, 128, True) if bias is not None and bias.ndim == 2 else bias
+        output = attention(q, k, v, Mask(causal=True, **mask), given, implementation="tpu")
+        return jnp.sum(output.astype(jnp.float32))
+
+    segments = shaped(1, length, dtype=jnp.int32) if mask.pop("segments", False) else None
+    q, k = shaped(1, length, heads, 128), shaped(1, length, kv_heads, 128)
+    bias = None if bias is None else shaped(*bias, dtype=jnp.float32)
+    gradient = jax.jit(jax.grad(loss, argnums=(0, 1, 2, 3)))
+    with interpreted(device.device_kind, interpret=False):
+        return gradient.lower(q, k, k, bias, segments).compile()
+
+
+REQUESTS = {
+    "causal": {"length": 2048},
+    "grouped": {"length": 1100, "heads": 4, "kv_heads": 1, "window": 700},
+    "packed": {"length": 1024, "segments": True},
+    "buckets": {"length": 1024, "bias": (2, 32)},
+    "bias_of_pairs": {"length": 1024, "bias": (1, 2, 1024, 1024)},
+    "float32": {"length": 512, "dtype": jnp.float32},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", REQUESTS)
+@pytest.mark.parametrize("chip", CHIPS)
+def test_compiles_for_chips_that_are_not_here(chip, name):
+    assert "attention_backward" in compiled(chip, **REQUESTS[name]).as_text()
+
+
+@pytest.mark.slow
+def test_memory_is_linear_in_length():
+    """From one span of keys to sixteen; it would be 64 times as much as 16 if it were a square."""
+    lengths = 2**11, 2**13, 2**15, 2**17
+
+    def bytes_of(length):
+        analysis = compiled("v5e", length, heads=1, kv_heads=1).memory_analysis()
+        return analysis.temp_size_in_bytes + analysis.output_size_in_bytes
+
+    least, *more = (bytes_of(length) / length for length in lengths)
+    assert max(more) < 3 * least  # with several spans the gradient of the queries is in float32
+    assert max(more) < 1.2 * min(more)

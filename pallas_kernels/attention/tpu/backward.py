@@ -18,45 +18,11 @@ from pallas_kernels.attention.bias import Bias, BucketBias, DistanceBias, Linear
 from pallas_kernels.attention.dropout import Dropout
 from pallas_kernels.attention.mask import Mask
 from pallas_kernels.attention.tpu import lowering
-from pallas_kernels.attention.tpu.backward_kernel import LANES, Walk, kernel
+from pallas_kernels.attention.tpu.backward_blocks import BackwardBlocks
+from pallas_kernels.attention.tpu.backward_kernel import Walk, kernel
 from pallas_kernels.attention.tpu.lowering import LOG2E, Rules, round_up
 
 HEAD = 64  # heads are padded to a multiple of it
-PAIRS_BYTES = 2**21  # of a step's part of the gradient of a bias with a number for each pair
-
-
-@dataclasses.dataclass(frozen=True)
-class Blocks:
-    """Sizes of the kernel's work.
-
-    Attributes:
-        query: queries of a step, at most.
-        key: keys of a tile, at most.
-        span: keys that stay in VMEM, at most.
-        strip: keys whose scores are held together.
-        edge_strip: the same in tiles with a mask.
-        transposed: whether the gradient of the queries is summed transposed.
-        vmem: bytes that the kernel may use.
-    """
-
-    query: int
-    key: int
-    span: int
-    strip: int
-    edge_strip: int
-    transposed: bool
-    vmem: int
-
-
-def default_blocks(kind: str, mask: Mask) -> Blocks:
-    """Sizes for a kind of chip, by the schedules that the compiler makes for it."""
-    if kind.startswith("TPU v4"):
-        return Blocks(512, 512, 4096, 256, 128, transposed=False, vmem=16 * 2**20)
-    vmem = (60 if kind in ("TPU v5", "TPU v5p") else 100) * 2**20
-    wide = kind.startswith(("TPU v6", "TPU7", "TPU v7"))
-    # Documents seldom end where a tile does: smaller ones are more often empty or full.
-    tile = 512 if mask.query_segments is not None else 1024
-    return Blocks(tile, tile, 4096, 512, 256 if wide else 128, transposed=wide, vmem=vmem)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +44,7 @@ class _Operand:
 
 def gradients(
     rules: Rules,
+    blocks: BackwardBlocks,
     q: Float[Array, "batch query heads head_dim"],
     k: Float[Array, "batch key kv_heads head_dim"],
     v: Float[Array, "batch key kv_heads value_dim"],
@@ -88,7 +55,6 @@ def gradients(
     lse: Float[Array, "batch query heads"],
     d_output: Float[Array, "batch query heads value_dim"],
     d_lse: Float[Array, "batch query heads"],
-    blocks: Blocks | None = None,
 ) -> tuple[
     Float[Array, "batch query heads head_dim"],
     Float[Array, "batch key kv_heads head_dim"],
@@ -101,12 +67,11 @@ def gradients(
     log-sum-exp, the gradient of the scores is p (d_output v - sum(d_output output) + d_lse).
 
     Args:
+        blocks: fitted to the call.
         output, lse: what the forward pass returned.
-        blocks: None takes the default of the chip.
     """
-    chosen = blocks or default_blocks(rules.kind, mask)
-    walk, codes = plan(rules, mask, bias, chosen)
-    queries = round_up(rules.query_length, walk.query_block)
+    walk, codes = plan(rules, mask, bias, blocks)
+    queries = round_up(rules.query_length, walk.blocks.query)
     saved = output, lse, d_output, d_lse
     ins = _operands(walk, codes, queries, (q, k, v), mask, bias, dropout, saved)
     heads, dims = (q.shape[2], k.shape[2]), [ins[name].array.shape[-1] for name in "qv"]
@@ -114,14 +79,14 @@ def gradients(
     scratch = _scratch(walk, q.dtype, dims)
     found = pl.pallas_call(
         functools.partial(kernel, walk, (*ins, *outs, *scratch)),
-        grid=(q.shape[0], heads[1], walk.spans, heads[0] // heads[1], queries // walk.query_block),
+        grid=(q.shape[0], heads[1], walk.spans, heads[0] // heads[1], queries // walk.blocks.query),
         in_specs=[operand.spec for operand in ins.values()],
         out_specs=[operand.spec for operand in outs.values()],
         out_shape=[operand.array for operand in outs.values()],
         scratch_shapes=list(scratch.values()),
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel", "parallel", *["arbitrary"] * 3),
-            vmem_limit_bytes=chosen.vmem,
+            vmem_limit_bytes=blocks.memory * 2**20,
         ),
         interpret=rules.interpret,
         name="attention_backward",
@@ -135,44 +100,28 @@ def gradients(
 
 
 def plan(
-    rules: Rules, mask: Mask, bias: Bias | None, blocks: Blocks
+    rules: Rules, mask: Mask, bias: Bias | None, blocks: BackwardBlocks
 ) -> tuple[Walk, Array | np.ndarray]:
     """The walk of a call, and codes [#batch, query_blocks, spans, 1, tiles + 1] of its tiles, of
     which the last one is the number of those that are not empty."""
-    query_block = _even(rules.query_length, blocks.query)
-    key_tile = _even(rules.key_length, blocks.key)
-    span = blocks.span
-    if not isinstance(bias, DistanceBias) and bias is not None and min(bias.shape[2:]) > 1:
-        span = max(key_tile, PAIRS_BYTES // (4 * query_block))
-    tiles = -(-rules.key_length // key_tile)
-    spans = -(-tiles // max(1, span // key_tile))
-    tiles_of_span = -(-tiles // spans)
-    shape = rules.query_length, rules.key_length, query_block, key_tile
-    codes, kinds = lowering.tile_codes(mask, *shape, LANES)
+    tiles = blocks.span // blocks.key
+    spans = -(-rules.key_length // blocks.span)
+    sizes = rules.query_length, rules.key_length, blocks.query, blocks.key
+    codes, kinds = lowering.tile_codes(mask, *sizes, blocks.part)
     xp = np if isinstance(codes, np.ndarray) else jnp
-    codes = xp.pad(codes, ((0, 0), (0, 0), (0, spans * tiles_of_span - tiles)))
-    codes = codes.reshape(*codes.shape[:2], spans, 1, tiles_of_span)
+    codes = xp.pad(codes, ((0, 0), (0, 0), (0, spans * tiles - codes.shape[2])))
+    codes = codes.reshape(*codes.shape[:2], spans, 1, tiles)
     codes = xp.concatenate([codes, (codes != 0).sum(-1, keepdims=True).astype(np.int32)], axis=-1)
     walk = Walk(
         rules,
+        blocks,
         kinds,
-        query_block,
-        key_tile,
-        tiles_of_span,
         spans,
-        blocks.strip,
-        blocks.edge_strip,
-        blocks.transposed,
         offset=mask.offset if isinstance(mask.offset, int) else None,
         bias=_form(bias),
-        ends=spans * tiles_of_span * key_tile != rules.key_length,
+        ends=spans * blocks.span != rules.key_length,
     )
     return walk, codes
-
-
-def _even(length: int, most: int) -> int:
-    """Size of blocks that cut a length into equal ones, a multiple of the lanes."""
-    return round_up(-(-length // -(-length // most)), LANES)
 
 
 def _form(bias: Bias | None) -> str:
@@ -191,7 +140,7 @@ def _operands(walk, codes, queries: int, qkv, mask, bias, dropout, saved) -> dic
     """The inputs of the kernel by name."""
     q, k, v = qkv
     output, lse, d_output, d_lse = saved
-    keys, groups = walk.spans * walk.span, q.shape[2] // k.shape[2]
+    keys, groups = walk.spans * walk.blocks.span, q.shape[2] // k.shape[2]
     head_dim, value_dim = (round_up(a.shape[3], HEAD) for a in (q, v))
 
     def of_queries(b, n, s, g, i):
@@ -203,7 +152,7 @@ def _operands(walk, codes, queries: int, qkv, mask, bias, dropout, saved) -> dic
     def rows_of_queries(b, n, s, g, i):
         return b, n * groups + g, 0, i
 
-    size, span = walk.query_block, walk.span
+    size, span = walk.blocks.query, walk.blocks.span
     rows = _statistics(output, lse, d_output, d_lse, queries)
     first = lowering.rows_first
     found = {
@@ -229,13 +178,15 @@ def _operands(walk, codes, queries: int, qkv, mask, bias, dropout, saved) -> dic
     if dropout is not None:
         seeds = lowering.pad_to(dropout.seeds, 2, queries)[:, :, None]
         found["seeds"] = _Operand(seeds, (None, None, 1, size), rows_of_queries)
-    for what, numbers in lowering.query_numbers(mask, queries, queries).items():
+    for what, numbers in lowering.query_numbers(mask, queries).items():
         index = _whole(lambda b, n, s, g, i: (b, 0, i), numbers.shape)
         found[f"query_{what}"] = _Operand(numbers, (None, 1, size), index)
-    for what, numbers in lowering.key_numbers(mask, keys, LANES).items():
-        numbers = numbers.reshape(numbers.shape[0], walk.spans, -1, LANES)
+    for what, numbers in lowering.key_numbers(mask, keys, walk.blocks.part).items():
+        numbers = numbers.reshape(numbers.shape[0], walk.spans, -1, walk.blocks.part)
         index = _whole(lambda b, n, s, g, i: (b, s, 0, 0), numbers.shape)
-        found[f"key_{what}"] = _Operand(numbers, (None, None, span // LANES, LANES), index)
+        found[f"key_{what}"] = _Operand(
+            numbers, (None, None, span // walk.blocks.part, walk.blocks.part), index
+        )
     if bias is not None:
         name = "slopes" if walk.bias == "linear" else "bias"
         found[name] = _bias_operand(walk, bias, mask, queries, keys, groups)
@@ -267,23 +218,17 @@ def _bias_operand(walk: Walk, bias, mask: Mask, queries: int, keys: int, groups:
     if walk.bias == "linear":
         return _Operand(lowering.slopes(bias), None, None, pltpu.SMEM)
     if walk.bias == "distance":
-        numbers = lowering.by_difference(bias, mask.offset, queries, keys, LANES)
+        numbers = lowering.by_difference(bias, mask.offset, queries, keys, walk.blocks.part)
         block = (None, *numbers.shape[1:])
         return _Operand(numbers, block, lambda b, n, s, g, i: (n * groups + g, 0, 0))
-    size, span = walk.query_block, walk.span
+    size, span, part = walk.blocks.query, walk.blocks.span, walk.blocks.part
+    (numbers,) = lowering.array_bias(bias, queries, keys, part).values()
     if walk.bias == "keys":
-        numbers = lowering.in_rows(bias[:, :, 0], keys, LANES)
-        numbers = numbers.reshape(*numbers.shape[:2], walk.spans, -1, LANES)
-        block = (None, None, None, span // LANES, LANES)
+        numbers = numbers.reshape(*numbers.shape[:2], walk.spans, -1, part)
+        block = (None, None, None, span // part, part)
         index = lambda b, n, s, g, i: (b, n * groups + g, s, 0, 0)  # noqa: E731
     else:
-        numbers = lowering.dense_bias(bias, queries, keys)
-        block = (
-            None,
-            None,
-            span if walk.bias == "pairs" else 1,
-            1 if walk.bias == "heads" else size,
-        )
+        block = (None, None, span if walk.bias == "pairs" else 1, size)
         index = lambda b, n, s, g, i: (b, n * groups + g, s, i)  # noqa: E731
     return _Operand(numbers, block, _whole(index, numbers.shape))
 
@@ -291,7 +236,7 @@ def _bias_operand(walk: Walk, bias, mask: Mask, queries: int, keys: int, groups:
 def _results(walk: Walk, queries: int, q, heads, dims) -> dict[str, _Operand]:
     """The outputs of the kernel by name."""
     batch, groups = q.shape[0], heads[0] // heads[1]
-    keys, size, span = walk.spans * walk.span, walk.query_block, walk.span
+    keys, size, span = walk.spans * walk.blocks.span, walk.blocks.query, walk.blocks.span
 
     def of_keys(b, n, s, g, i):
         return b, n, s, 0
@@ -313,7 +258,7 @@ def _results(walk: Walk, queries: int, q, heads, dims) -> dict[str, _Operand]:
         found[name] = _Operand(array, (None, None, span, dim), of_keys)
     shapes = {
         "pairs": ((keys, queries), (span, size), lambda s, i: (s, i)),
-        "keys": ((keys, LANES), (span, LANES), lambda s, i: (s, 0)),
+        "keys": ((keys, walk.blocks.part), (span, walk.blocks.part), lambda s, i: (s, 0)),
         "queries": ((walk.spans, 8, queries), (None, 8, size), lambda s, i: (s, 0, i)),
         "distance": (
             (walk.spans, 8, queries + span),
@@ -334,14 +279,14 @@ def _results(walk: Walk, queries: int, q, heads, dims) -> dict[str, _Operand]:
 
 def _scratch(walk: Walk, dtype, dims) -> dict[str, Any]:
     """The memory of the kernel by name."""
-    size, span = walk.query_block, walk.span
-    queries = (dims[0], size) if walk.transposed else (size, dims[0])
+    size, span = walk.blocks.query, walk.blocks.span
+    queries = (dims[0], size) if walk.blocks.transposed else (size, dims[0])
     found = {
         "d_keys": pltpu.VMEM((span, dims[0]), jnp.float32),
         "d_values": pltpu.VMEM((span, dims[1]), jnp.float32),
         "d_queries": pltpu.VMEM(queries, jnp.float32),
     }
-    if walk.transposed:
+    if walk.blocks.transposed:
         found["keys_across"] = pltpu.VMEM((dims[0], span), dtype)
     if walk.spans > 1:
         found |= {
@@ -371,14 +316,14 @@ def _bias_gradient(walk: Walk, bias, mask: Mask, found):
 
 
 def _table_gradient(walk: Walk, bias: BucketBias, mask: Mask, found):
-    """The gradient of a table from sums [heads, spans, 8, differences], row r of which is r late."""
+    """The gradient of a table from sums [heads, spans, 8, differences], row r being r late."""
     heads, spans, rows, length = found.shape
     late = [found[:, :, r, r : length - rows + 1 + r] for r in range(rows)]
     by_difference = sum(late[1:], late[0])
-    keys = spans * walk.span
-    total = jnp.zeros((heads, keys + length - walk.span), jnp.float32)
+    keys = spans * walk.blocks.span
+    total = jnp.zeros((heads, keys + length - walk.blocks.span), jnp.float32)
     for span in range(spans):
-        first = keys - (span + 1) * walk.span
+        first = keys - (span + 1) * walk.blocks.span
         total = total.at[:, first : first + by_difference.shape[-1]].add(by_difference[:, span])
     difference = jnp.arange(total.shape[1]) - keys
 

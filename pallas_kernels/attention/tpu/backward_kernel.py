@@ -20,10 +20,10 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels.attention.mask import Tile
+from pallas_kernels.attention.tpu.backward_blocks import BackwardBlocks
 from pallas_kernels.attention.tpu.lowering import LOG2E, Kind, Rules
 from pallas_kernels.attention.tpu.parts import Part, column, factors, scores, toeplitz_part
 
-LANES = 128  # side of the parts of a tile
 FLOAT32 = jnp.float32
 Refs = dict[str, Any]
 
@@ -34,15 +34,9 @@ class Walk:
 
     Attributes:
         rules: of the call.
+        blocks: sizes, fitted to the call.
         kinds: of tiles.
-        query_block: queries of a step.
-        key_tile: keys of a tile.
-        tiles: of a span.
         spans: of keys.
-        strip: keys whose scores are held together.
-        edge_strip: the same in tiles with a mask; less of them lies where nothing is seen.
-        transposed: whether the gradient of the queries is summed transposed, which fills matrix
-            units that are wider than a head.
         offset: of the mask; None is a traced one.
         bias: "" for none, "linear", "distance" for other biases by distance, else that of an array,
             by the axes that it has: "pairs", "keys", "queries", "heads".
@@ -50,22 +44,17 @@ class Walk:
     """
 
     rules: Rules
+    blocks: BackwardBlocks
     kinds: tuple[Kind, ...]
-    query_block: int
-    key_tile: int
-    tiles: int
     spans: int
-    strip: int
-    edge_strip: int
-    transposed: bool
     offset: int | None
     bias: str
     ends: bool
 
     @property
-    def span(self) -> int:
-        """Number of keys of a span."""
-        return self.tiles * self.key_tile
+    def tiles(self) -> int:
+        """Number of tiles of a step."""
+        return self.blocks.span // self.blocks.key
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,9 +84,9 @@ def kernel(walk: Walk, names: tuple[str, ...], *refs) -> None:
     def _():
         r["d_keys"][...] = jnp.zeros_like(r["d_keys"])
         r["d_values"][...] = jnp.zeros_like(r["d_values"])
-        if walk.transposed:
-            for at in range(0, walk.span, LANES):
-                keys = slice(at, at + LANES)
+        if walk.blocks.transposed:
+            for at in range(0, walk.blocks.span, walk.blocks.part):
+                keys = slice(at, at + walk.blocks.part)
                 r["keys_across"][:, keys] = r["k"][keys].T
 
     if walk.bias in ("keys", "distance"):
@@ -111,7 +100,7 @@ def kernel(walk: Walk, names: tuple[str, ...], *refs) -> None:
 
     first = (span == 0) & (head == 0) & (block == 0)
     last = (span == walk.spans - 1) & (head == head_count - 1) & (block == blocks - 1)
-    rows = pl.ds(block * walk.query_block, walk.query_block)
+    rows = pl.ds(block * walk.blocks.query, walk.blocks.query)
     at_home = r["d_q"].at[batch, r["head"], rows] if walk.spans > 1 else r["d_q"]
     finish = _begin_queries(walk, r, at_home, first, span, count)
 
@@ -143,7 +132,7 @@ def _begin_queries(walk: Walk, r: Refs, home, first, span, count) -> Callable[[A
 
     def total():
         found = r["d_queries"][...] * walk.rules.scale
-        return found.T if walk.transposed else found
+        return found.T if walk.blocks.transposed else found
 
     if walk.spans == 1:
 
@@ -195,24 +184,24 @@ def _begin_queries(walk: Walk, r: Refs, home, first, span, count) -> Callable[[A
 
 def strips(walk: Walk, kind: Kind) -> Iterator[_Strip]:
     """The strips of a tile of a kind, without those that are empty by position."""
-    parts = kind.parts
-    plain = not kind.arrays and all(part == Tile.FULL for row in parts for part in row)
-    size = min(walk.strip if plain else walk.edge_strip, walk.key_tile)
-    for key in range(0, walk.key_tile, size):
-        rows = parts[key // LANES : -(-(key + size) // LANES)]
+    parts, part, tile = kind.parts, walk.blocks.part, walk.blocks.key
+    plain = not kind.arrays and all(one == Tile.FULL for row in parts for one in row)
+    size = min(walk.blocks.strip if plain else walk.blocks.edge_strip, tile)
+    for key in range(0, tile, size):
+        rows = parts[key // part : -(-(key + size) // part)]
         seen = [at for at in range(len(parts[0])) if any(row[at] for row in rows)]
         if not seen:
             continue
         first, end = seen[0], seen[-1] + 1
-        full = all(part == Tile.FULL for row in rows for part in row[first:end])
-        keys = min(size, walk.key_tile - key)
-        tile = Tile.FULL if full else Tile.PARTIAL
-        yield _Strip(key, keys, first * LANES, end * LANES, tile)
+        full = all(one == Tile.FULL for row in rows for one in row[first:end])
+        keys = min(size, tile - key)
+        of = Tile.FULL if full else Tile.PARTIAL
+        yield _Strip(key, keys, first * part, end * part, of)
 
 
 def _tile(walk: Walk, kind: Kind, r: Refs, span, block, number) -> None:
     """Adds a tile's contributions to all sums."""
-    start = pl.multiple_of(number * walk.key_tile, walk.key_tile)
+    start = pl.multiple_of(number * walk.blocks.key, walk.blocks.key)
     for strip in strips(walk, kind):
         keys = pl.ds(start + strip.key, strip.keys)
         queries = strip.queries
@@ -233,7 +222,7 @@ def _tile(walk: Walk, kind: Kind, r: Refs, span, block, number) -> None:
         d_scores = d_scores.astype(q.dtype)
         r["d_values"][keys] += _product(kept.astype(q.dtype), d_output, 1, 0)
         r["d_keys"][keys] += _product(d_scores, q, 1, 0)
-        if walk.transposed:
+        if walk.blocks.transposed:
             r["d_queries"][:, queries] += _product(r["keys_across"][:, keys], d_scores, 1, 0)
         else:
             r["d_queries"][queries] += _product(d_scores, r["k"][keys], 0, 0)
@@ -241,7 +230,8 @@ def _tile(walk: Walk, kind: Kind, r: Refs, span, block, number) -> None:
 
 def _product(a, b, a_axis: int, b_axis: int):
     """The product of two matrices over one axis of each, in float32."""
-    precision = jax.lax.Precision.HIGHEST if a.dtype == FLOAT32 else None
+    # Not None: that is a setting of jax, and products of bfloat16 have no other precision.
+    precision = jax.lax.Precision.HIGHEST if a.dtype == FLOAT32 else jax.lax.Precision.DEFAULT
     axes = ((a_axis,), (b_axis,)), ((), ())
     return jax.lax.dot_general(a, b, axes, precision=precision, preferred_element_type=FLOAT32)
 
@@ -249,10 +239,10 @@ def _product(a, b, a_axis: int, b_axis: int):
 def _part(walk: Walk, kind: Kind, r: Refs, strip: _Strip, span, block, number) -> Part:
     """The numbers that the scores of a strip depend on."""
     wide = strip.end - strip.first
-    query = block * walk.query_block + strip.first
+    query = block * walk.blocks.query + strip.first
     offset = r["offset"][0] if walk.offset is None else walk.offset
-    local = number * walk.key_tile + strip.key
-    row = number * (walk.key_tile // LANES) + strip.key // LANES
+    local = number * walk.blocks.key + strip.key
+    row = number * (walk.blocks.key // walk.blocks.part) + strip.key // walk.blocks.part
     of_keys, of_queries = {}, {}
     for what in ("segments", "ranks"):
         if kind.arrays and f"query_{what}" in r:
@@ -264,7 +254,7 @@ def _part(walk: Walk, kind: Kind, r: Refs, strip: _Strip, span, block, number) -
     return Part(
         query=query,
         position=offset + query,
-        key=span * walk.span + local,
+        key=span * walk.blocks.span + local,
         tile=strip.tile,
         ends=walk.ends,
         query_numbers=of_queries,
@@ -276,9 +266,10 @@ def _part(walk: Walk, kind: Kind, r: Refs, strip: _Strip, span, block, number) -
 
 def _across(ref, row, keys: int, wide: int):
     """Numbers of keys, in rows from `row` on, as an array [keys, wide] constant along lanes."""
-    columns = [column(ref[pl.ds(row + n, 1)]) for n in range(keys // LANES)]
+    part = ref.shape[-1]
+    columns = [column(ref[pl.ds(row + n, 1)]) for n in range(keys // part)]
     tall = columns[0] if len(columns) == 1 else jnp.concatenate(columns, axis=0)
-    times = wide // LANES
+    times = wide // part
     return tall if times == 1 else jnp.concatenate([tall] * times, axis=1)
 
 
@@ -287,26 +278,25 @@ def _bias(walk: Walk, r: Refs, strip: _Strip, span, block, row, number):
     if walk.bias in ("", "linear"):
         return None
     if walk.bias == "distance":
-        keys = span * (walk.span // LANES) + row
-        all_keys = walk.spans * walk.span // LANES
-        first = block * (walk.query_block // LANES) + strip.first // LANES - keys + all_keys
-        return jnp.concatenate(
-            [_toeplitz_row(r["bias"], first - n, strip) for n in range(strip.keys // LANES)], axis=0
-        )
+        part, blocks = walk.blocks.part, walk.blocks
+        end = walk.spans * blocks.span // part
+        first = block * (blocks.query // part) + strip.first // part + end
+        first -= span * (blocks.span // part) + row
+        rows = range(strip.keys // part)
+        return jnp.concatenate([_toeplitz(r["bias"], first - n, strip) for n in rows], axis=0)
     if walk.bias == "pairs":
-        keys = pl.ds(pl.multiple_of(number * walk.key_tile, walk.key_tile) + strip.key, strip.keys)
-        found = r["bias"][keys, strip.queries]
-    elif walk.bias == "keys":
-        found = _across(r["bias"], row, strip.keys, strip.end - strip.first)
-    else:
-        found = r["bias"][:, strip.queries] if walk.bias == "queries" else r["bias"][...]
-    return found.astype(FLOAT32) * LOG2E
+        start = pl.multiple_of(number * walk.blocks.key, walk.blocks.key)
+        keys = pl.ds(start + strip.key, strip.keys)
+        return r["bias"][keys, strip.queries].astype(FLOAT32) * LOG2E
+    if walk.bias == "keys":
+        return _across(r["bias"], row, strip.keys, strip.end - strip.first)
+    return r["bias"][:, strip.queries]
 
 
-def _toeplitz_row(ref, first, strip: _Strip):
-    """A bias by distance for 128 keys and the queries of a strip."""
+def _toeplitz(ref, first, strip: _Strip):
+    """A bias by distance for a part of the keys and all queries of a strip."""
     found = []
-    for at in range((strip.end - strip.first) // LANES):
+    for at in range((strip.end - strip.first) // ref.shape[-1]):
         here, there = (ref[pl.ds(first + at + more, 1)] for more in (0, 1))
         found.append(toeplitz_part(here, there))
     return jnp.concatenate(found, axis=1)
@@ -315,16 +305,17 @@ def _toeplitz_row(ref, first, strip: _Strip):
 def _add_bias(walk: Walk, r: Refs, d_scores, strip: _Strip, start, block) -> None:
     """Adds the gradients of a strip's scores to that of the bias, summed as far as it is."""
     keys, queries = pl.ds(start + strip.key, strip.keys), strip.queries
+    part = walk.blocks.part
     if walk.bias == "pairs":
         r["d_bias"][keys, queries] = d_scores
     elif walk.bias == "keys":
-        lanes = range(0, d_scores.shape[1], LANES)
-        r["d_bias"][keys] += sum(d_scores[:, at : at + LANES] for at in lanes)
+        lanes = range(0, d_scores.shape[1], part)
+        r["d_bias"][keys] += sum(d_scores[:, at : at + part] for at in lanes)
     elif walk.bias == "distance":
-        for at in range(0, strip.keys, LANES):
-            wide = _diagonals(d_scores[at : at + LANES])
-            first = block * walk.query_block + strip.first - (start + strip.key + at)
-            first = pl.multiple_of(first + walk.span - LANES, LANES)
+        for at in range(0, strip.keys, part):
+            wide = _diagonals(d_scores[at : at + part])
+            first = block * walk.blocks.query + strip.first - (start + strip.key + at)
+            first = pl.multiple_of(first + walk.blocks.span - part, part)
             r["d_bias"][:, pl.ds(first, wide.shape[1])] += wide
     else:
         rows = range(0, d_scores.shape[0], 8)
@@ -332,11 +323,12 @@ def _add_bias(walk: Walk, r: Refs, d_scores, strip: _Strip, start, block) -> Non
 
 
 def _diagonals(d_scores):
-    """Sums over diagonals [8, queries + 128]: row r, moved r to the left, has at 128 + e those of
+    """Sums over diagonals [8, queries + keys]: row r, moved r to the left, has at keys + e those of
     pairs whose query is e after the key."""
-    zeros = jnp.zeros((LANES, LANES), FLOAT32)
+    part = d_scores.shape[0]
+    zeros = jnp.zeros((part, part), FLOAT32)
     found = jnp.concatenate([zeros, d_scores], axis=1)
-    size = LANES // 2
+    size = part // 2
     while size >= 8:
         found = found[:size] + pltpu.roll(found[size:], found.shape[1] - size, 1)
         size //= 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import jax
@@ -9,11 +10,12 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
-from pallas_kernels.attention.bias import Bias, DistanceBias
+from pallas_kernels.attention.bias import Bias, BucketBias, DistanceBias
 from pallas_kernels.attention.dropout import Dropout
 from pallas_kernels.attention.mask import Mask
-from pallas_kernels.attention.streaming import streaming
 from pallas_kernels.attention.table import Implementation, Request
+from pallas_kernels.attention.tpu.backward import gradients
+from pallas_kernels.attention.tpu.backward_blocks import backward_blocks
 from pallas_kernels.attention.tpu.blocks import forward_blocks
 from pallas_kernels.attention.tpu.forward import forward
 from pallas_kernels.attention.tpu.lowering import Rules
@@ -81,13 +83,11 @@ def _forward(rules: Rules, q, k, v, mask: Mask, bias, dropout):
 
 
 def _backward(rules: Rules, saved, cotangents):
-    q, k, v, mask, bias, dropout, _, _ = saved
-
-    def again(q, k, v, bias):
-        return streaming(q, k, v, mask, bias, dropout, scale=rules.scale, softcap=rules.softcap)
-
-    _, pull = jax.vjp(again, q, k, v, bias)
-    d_q, d_k, d_v, d_bias = pull(cotangents)
+    q, k, v, mask, bias, *_ = saved
+    blocks = backward_blocks(rules.kind, q, k, v, mask, bias)
+    d_q, d_k, d_v, d_bias = gradients(rules, blocks, *saved, *cotangents)
+    if isinstance(bias, BucketBias):
+        d_bias = dataclasses.replace(bias, table=d_bias)
     return d_q, d_k, d_v, None, d_bias, None
 
 

@@ -103,7 +103,9 @@ def forward(
         tuple(operands),
     )
     output, lse = _call(plan, scalars, operands, batch, heads, q.dtype)
-    output = jnp.transpose(output, (0, 3, 1, 2))[:, :query_length, :, : v.shape[-1]]
+    # [batch, heads, parts, value, part] as [batch, query, heads, value].
+    output = jnp.transpose(output, (0, 2, 4, 1, 3)).reshape(batch, queries, heads, -1)
+    output = output[:, :query_length, :, : v.shape[-1]]
     return output, jnp.swapaxes(lse[:, :, 0, :query_length], 1, 2)
 
 
@@ -121,9 +123,9 @@ def _operands(blocks: Blocks, q, k, v, mask, bias, dropout, queries: int, keys: 
     head_dim = round_up(q.shape[-1], 2 * SUBLANES)
     value_dim = round_up(v.shape[-1], 2 * SUBLANES)
     found = {
-        "q": lowering.lanes_first(q, queries, head_dim),
+        "q": lowering.lanes_first(q, queries, head_dim, blocks.part),
         "k": lowering.rows_first(k, keys, head_dim),
-        "v": lowering.lanes_first(v, keys, value_dim),
+        "v": lowering.lanes_first(v, keys, value_dim, blocks.part),
     }
     for name, numbers in lowering.query_numbers(mask, queries).items():
         found["query_" + name] = numbers
@@ -153,16 +155,18 @@ def _call(plan: Plan, scalars, operands, batch: int, heads: int, dtype):
 
     def spec(name: str, array) -> pl.BlockSpec:
         """Block of an operand: its axes of size 1 are shared."""
-        of_batch, of_head = array.shape[0] > 1, array.ndim == 4 and array.shape[1] > 1
+        of_batch, of_head = array.shape[0] > 1, array.ndim > 3 and array.shape[1] > 1
         if name == "differences":
             return pl.BlockSpec((None, *array.shape[1:]), lambda b, h, i, s, *_: (h, 0, 0))
         block: tuple[Any, ...]
-        if name in ("q", "query_bias") or name.startswith("query_"):
+        if name == "q":
+            block, at = (blocks.query // blocks.part, *array.shape[3:]), lambda i, s: (i, 0, 0)
+        elif name == "v":
+            block, at = (blocks.span // blocks.part, *array.shape[3:]), lambda i, s: (s, 0, 0)
+        elif name.startswith("query_"):
             block, at = (array.shape[-2], blocks.query), lambda i, s: (0, i)
         elif name == "k":
             block, at = (blocks.span, array.shape[-1]), lambda i, s: (s, 0)
-        elif name == "v":
-            block, at = (array.shape[-2], blocks.span), lambda i, s: (0, s)
         elif name == "bias":
             block, at = (blocks.span, blocks.query), lambda i, s: (s, i)
         else:
@@ -171,16 +175,18 @@ def _call(plan: Plan, scalars, operands, batch: int, heads: int, dtype):
         def index(b, h, i, s, *prefetched):
             row = b if of_batch else 0
             head = (jax.lax.div(h, group) if name in ("k", "v") else h) if of_head else 0
-            lead = (row, head) if array.ndim == 4 else (row,)
+            lead = (row, head) if array.ndim > 3 else (row,)
             return (*lead, *at(i, fetched(b, i, s, prefetched)))
 
-        return pl.BlockSpec((*(None,) * (array.ndim - 2), *block), index)
+        return pl.BlockSpec((*(None,) * (array.ndim - len(block)), *block), index)
 
-    rows = operands["v"].shape[2]
+    rows = operands["v"].shape[3]
     queries = strips * blocks.query
+    parts = blocks.query // blocks.part
     like = vary_alike([*scalars.values(), *operands.values()])
     varying = jax.typeof(like[0]).manual_axis_type
-    shapes = [((batch, heads, rows, queries), dtype), ((batch, heads, 1, queries), jnp.float32)]
+    output = (batch, heads, strips * parts, rows, blocks.part), dtype
+    shapes = [output, ((batch, heads, 1, queries), jnp.float32)]
     return pl.pallas_call(
         functools.partial(_kernel, plan),
         grid_spec=pltpu.PrefetchScalarGridSpec(
@@ -188,8 +194,10 @@ def _call(plan: Plan, scalars, operands, batch: int, heads: int, dtype):
             grid=(batch, heads, strips, spans),
             in_specs=[spec(name, array) for name, array in operands.items()],
             out_specs=[
-                pl.BlockSpec((None, None, size, blocks.query), lambda b, h, i, s, *_: (b, h, 0, i))
-                for size in (rows, 1)
+                pl.BlockSpec(
+                    (None, None, parts, rows, blocks.part), lambda b, h, i, s, *_: (b, h, i, 0, 0)
+                ),
+                pl.BlockSpec((None, None, 1, blocks.query), lambda b, h, i, s, *_: (b, h, 0, i)),
             ],
             scratch_shapes=[
                 pltpu.VMEM((rows, blocks.query), jnp.float32),
@@ -242,7 +250,10 @@ def _kernel(plan: Plan, *refs):
         found = jnp.sum(sums[...], axis=0, keepdims=True)
         blind = found == 0.0
         found = jnp.where(blind, 1.0, found)
-        output[...] = (total[...] * (1.0 / found)).astype(output.dtype)
+        scaled = (total[...] * (1.0 / found)).astype(output.dtype)
+        part = plan.blocks.part
+        for n in range(plan.blocks.query // part):
+            output[n] = scaled[:, n * part : (n + 1) * part]
         lse[...] = jnp.where(blind, -jnp.inf, (top[...] + jnp.log2(found)) / LOG2E)
 
 
@@ -280,7 +291,7 @@ class _Tile:
             sums[:, queries] = sums[:, queries] * decay + part
             if self.plan.rules.dropout:
                 weights *= factors(self.plan.rules, weights.shape, self._part(key, queries))
-            values = self.operands["v"][:, self._keys(key)]
+            values = self._values(key)
             more = _dot(values, weights.astype(values.dtype))
             total[:, queries] = total[:, queries] * decay + more
 
@@ -308,7 +319,15 @@ class _Tile:
         return pl.ds(self.first + key, size or self.plan.blocks.chunk_keys)
 
     def _products(self, key: int, queries: slice):
-        return _dot(self.operands["k"][self._keys(key), :], self.operands["q"][:, queries])
+        part, q = self.plan.blocks.part, self.operands["q"]
+        pieces = [q[n] for n in range(queries.start // part, queries.stop // part)]
+        return _dot(self.operands["k"][self._keys(key), :], _along_lanes(pieces))
+
+    def _values(self, key: int):
+        """Values of a chunk of keys, transposed."""
+        part, v = self.plan.blocks.part, self.operands["v"]
+        first = jax.lax.div(self.first, part) + key // part
+        return _along_lanes([v[first + n] for n in range(self.plan.blocks.chunk_keys // part)])
 
     def _scores(self, key: int, queries: slice, products, columns):
         """Scores of a chunk, masked where its parts need it."""
@@ -383,6 +402,11 @@ class _Tile:
                 band.append(toeplitz_part(ref[pl.ds(row, 1), :], ref[pl.ds(row + 1, 1), :]))
             bands.append(jnp.concatenate(band, axis=1))
         return jnp.concatenate(bands, axis=0)
+
+
+def _along_lanes(pieces: list[jax.Array]):
+    """Arrays one after another along their last axis."""
+    return pieces[0] if len(pieces) == 1 else jnp.concatenate(pieces, axis=-1)
 
 
 def _dot(a, b):

@@ -82,10 +82,16 @@ def rows_first(
 
 
 def lanes_first(
-    a: Float[Array, "batch length heads dim"], length: int, dim: int
-) -> Float[Array, "batch heads padded_dim padded_length"]:
-    """Queries, keys or values transposed, with the heads outside, padded by zeros."""
-    return pad_to(pad_to(jnp.transpose(a, (0, 2, 3, 1)), 3, length), 2, dim)
+    a: Float[Array, "batch length heads dim"], length: int, dim: int, part: int
+) -> Float[Array, "batch heads parts padded_dim part"]:
+    """Queries or values transposed, with the heads outside, padded by zeros, cut into parts.
+
+    The numbers of a part follow each other in memory, so that registers of 16-bit numbers, which
+    have 16 rows where memory has tiles of 8, are loaded at once.
+    """
+    a = pad_to(pad_to(a, 1, length), 3, dim)
+    a = a.reshape(a.shape[0], length // part, part, *a.shape[2:])
+    return jnp.transpose(a, (0, 3, 1, 4, 2))
 
 
 def in_rows(a: Array, length: int, part: int, value: Any = 0) -> Array:
