@@ -103,6 +103,7 @@ def measured(chip: str, case: dict[str, Any], sides: tuple[str, ...]) -> Iterato
             for chosen, result in found
             if "error" not in result
             for which in PASSES
+            if any(kernel["pass"] == which for kernel in result["kernels"])
         ]
         for which in PASSES if side != "fused" else ("backward",):
             mine = [one for one in passes if one["pass"] == which]
