@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from lmjax.evaluation.drawing import load_pyplot
+from lmjax.console import load_pyplot
 
 
 def draw(records: list[dict[str, Any]], path: Path) -> None:
