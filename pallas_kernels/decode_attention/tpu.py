@@ -1,0 +1,223 @@
+"""Decode attention on TPUs by a Pallas kernel that reads the cache in place."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+from jaxtyping import Array, Float, Int
+
+from pallas_kernels.attention.bias import BucketBias, DistanceBias, LinearBias, bucket
+from pallas_kernels.decode_attention.cache import CacheRows, KeyValueCache, PagedCache
+from pallas_kernels.decode_attention.kernel import Refs, Shape, decode_kernel
+from pallas_kernels.decode_attention.plan import (
+    LANES,
+    QueryLayout,
+    followers,
+    pages_of_a_step,
+    spans,
+)
+from pallas_kernels.decode_attention.request import DecodeRequest
+from pallas_kernels.manual_axes import vary_alike, varying_axes
+from pallas_kernels.table import Implementation
+from pallas_kernels.target import target
+
+# Keys and values of a step, in bytes: some 2.5 microseconds of a core's share of the memory.
+STEP_BYTES = {"TPU v5": 2**22, "TPU v5p": 2**22, "TPU v6 lite": 2**22}
+SCORES = 2**18  # of a step at most: they are kept in VMEM
+MOST_NEW = 16
+TWO_CORES = ("TPU v4", "TPU v5", "TPU v5p")  # chips whose cores share a program
+
+
+def tpu(
+    q: Float[Array, "batch new heads head_dim"],
+    cache: KeyValueCache,
+    first: Int[Array, "batch"],
+    bias: DistanceBias | None,
+    *,
+    scale: float,
+    softcap: float | None,
+    window: int | None,
+) -> tuple[Float[Array, "batch new heads value_dim"], Float[Array, "batch new heads"]]:
+    """Serves a request that `refusal` does not refuse."""
+    request = DecodeRequest(q, cache, first, bias, scale, softcap, window)
+    shape = shape_of(request)
+    q, cache, first, bias = vary_alike((q, cache, first, bias))
+    splits = 2 if target().kind in TWO_CORES else 1
+    output, lse = _call(shape, splits, q, cache, first, bias)
+    layout = shape.layout
+    if splits > 1:
+        from pallas_kernels.attention.api import merge
+
+        parts = [
+            (layout.collect(o), layout.collect_numbers(s[..., 0])) for o, s in zip(output, lse)
+        ]
+        output, lse = merge(parts)
+        return output.astype(q.dtype), lse
+    return layout.collect(output[0]).astype(q.dtype), layout.collect_numbers(lse[0, ..., 0])
+
+
+def shape_of(request: DecodeRequest) -> Shape:
+    """The numbers that the kernel of a request is compiled for."""
+    q, cache = request.q, request.cache
+    batch, new, heads, head_dim = q.shape
+    layout = QueryLayout(
+        request.kv_heads, heads // request.kv_heads, new, head_dim, request.value_dim
+    )
+    paged = isinstance(cache, PagedCache)
+    token_bytes = sum(a.shape[-1] * a.dtype.itemsize for a in (cache.keys, cache.values))
+    page = cache.keys.shape[-2] if paged else chunk(cache)
+    return Shape(
+        layout,
+        page=page,
+        pages=min(
+            pages_of_a_step(
+                page,
+                token_bytes,
+                STEP_BYTES.get(target().kind, 2**21),
+                SCORES // (layout.groups * layout.rows),
+            ),
+            cache.tokens // page,
+        ),
+        table_width=cache.page_table.shape[1] if paged else 0,
+        slots=cache.tokens,
+        batch=batch,
+        scale=request.scale,
+        softcap=request.softcap,
+        window=request.window,
+        quantized=cache.key_scales is not None,
+        ring=not paged and request.window is not None,
+        bias={LinearBias: "linear", BucketBias: "buckets"}.get(type(request.bias)),
+        exact=q.dtype == jnp.float32,
+    )
+
+
+def chunk(cache: CacheRows) -> int:
+    """Slots of a row that are copied together: as a page."""
+    return next((size for size in (128, 64, 32, 16, 8) if cache.tokens % size == 0), 0)
+
+
+def _call(shape: Shape, splits: int, q, cache, first, bias):
+    layout, batch = shape.layout, shape.batch
+    paged = bool(shape.table_width)
+    lengths = jnp.clip(cache.lengths, 0, None if shape.ring else shape.slots)
+    begin, end = spans(
+        lengths, first, layout.new, shape.slots, shape.page, shape.window, splits, shape.ring
+    )
+    if paged:
+        table = jnp.clip(cache.page_table, 0, cache.keys.shape[0] - 1).reshape(-1)
+    else:
+        layer = 0 if cache.layer is None else cache.layer
+        table = (layer * batch + jnp.arange(batch)) * (shape.slots // shape.page)
+    scalars = [begin, end, followers(begin, end), table, lengths, first]
+    scalars = [a.reshape(-1).astype(jnp.int32) for a in scalars]
+    arrays = [a.reshape(-1, shape.page, a.shape[-1]) for a in (cache.keys, cache.values)]
+    if shape.quantized:
+        arrays += [
+            a.astype(jnp.float32).reshape(-1, *a.shape[-2:])
+            for a in (cache.key_scales, cache.value_scales)
+        ]
+    spread = layout.spread(q)
+    more, more_specs = bias_inputs(shape, bias)
+    rows = layout.groups * layout.rows
+    in_row = lambda lanes: pl.BlockSpec((1, rows, lanes), lambda s, b, *_: (b, 0, 0))  # noqa: E731
+    out = lambda lanes: pl.BlockSpec((1, 1, rows, lanes), lambda s, b, *_: (s, b, 0, 0))  # noqa: E731
+    value_lanes = layout.members * layout.value_dim
+    axes = jax.typeof(spread).manual_axis_type if varying_axes(spread) else None
+    typed = {} if axes is None else {"manual_axis_type": axes}
+    sizes = [(2, shape.pages, shape.page, a.shape[-1]) for a in arrays[:2]]
+    sizes += [(2, layout.kv_heads, shape.tokens) for _ in arrays[2:]]
+    return pl.pallas_call(
+        functools.partial(_body, shape, len(more), len(arrays)),
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=len(scalars),
+            grid=(splits, batch),
+            in_specs=[
+                in_row(spread.shape[-1]),
+                *more_specs,
+                *(pl.BlockSpec(memory_space=pl.ANY) for _ in arrays),
+            ],
+            out_specs=[out(value_lanes), out(LANES)],
+            scratch_shapes=[
+                *(pltpu.VMEM(size, a.dtype) for size, a in zip(sizes, arrays)),
+                pltpu.SemaphoreType.DMA((2, len(arrays))),
+                pltpu.SMEM((1,), jnp.int32),
+                pltpu.VMEM((rows, LANES), jnp.float32),
+                pltpu.VMEM((rows, LANES), jnp.float32),
+                pltpu.VMEM((rows, value_lanes), jnp.float32),
+            ],
+        ),
+        out_shape=[
+            jax.ShapeDtypeStruct((splits, batch, rows, value_lanes), jnp.float32, **typed),
+            jax.ShapeDtypeStruct((splits, batch, rows, LANES), jnp.float32, **typed),
+        ],
+        compiler_params=pltpu.CompilerParams(
+            dimension_semantics=("parallel", "arbitrary"), disable_bounds_checks=True
+        ),
+        interpret=target().interpret,
+        name="decode_attention",
+    )(*scalars, spread, *more, *arrays)
+
+
+def _body(shape: Shape, extra: int, arrays: int, *refs) -> None:
+    """Names the references of a call."""
+    scalars, (q, *rest) = refs[:6], refs[6:]
+    more, rest = [*rest[:extra], None, None][:2], rest[extra:]
+    hbm, rest = rest[:arrays], rest[arrays:]
+    output, lse, *rest = rest
+    buffers, rest = rest[:arrays], rest[arrays:]
+    decode_kernel(shape, Refs(*scalars, q, *more, tuple(hbm), output, lse, tuple(buffers), *rest))
+
+
+def bias_inputs(shape: Shape, bias: DistanceBias | None):
+    """Arrays that the kernel makes a bias of, and their specs."""
+    if bias is None:
+        return [], []
+    whole = pl.BlockSpec(memory_space=pltpu.VMEM)
+    if isinstance(bias, LinearBias):
+        rows = shape.layout.by_row(bias.slopes.astype(jnp.float32)[:, None])
+        return [jnp.broadcast_to(rows, (rows.shape[0], LANES))], [whole]
+    table = shape.layout.by_row(bias.table.astype(jnp.float32))
+    count = table.shape[1]
+    table = jnp.pad(table, ((0, 0), (0, -count % LANES)))
+    far = jnp.arange(bias.max_distance + 1)
+    buckets = bucket(-far, count, bias.max_distance, bias.causal)
+    limits = jnp.sum(buckets[None, :] < jnp.arange(count)[:, None], axis=1, dtype=jnp.int32)
+    return [table, limits], [whole, pl.BlockSpec(memory_space=pltpu.SMEM)]
+
+
+def refusal(request: DecodeRequest) -> str | None:
+    """Reason why the kernel cannot serve, or None if it can."""
+    if (platform := target().platform) != "tpu":
+        return f"it needs a TPU and the device is a {platform}"
+    q, cache = request.q, request.cache
+    if q.dtype not in (jnp.bfloat16, jnp.float32):
+        return f"dtype {q.dtype} of the queries, it takes bfloat16 and float32"
+    held = cache.keys.dtype
+    if held != cache.values.dtype or held not in (jnp.bfloat16, jnp.float32, jnp.int8):
+        return (
+            f"a cache in {held} and {cache.values.dtype}, it takes bfloat16, float32 and int8,"
+            " the same for keys and values"
+        )
+    if q.shape[1] > MOST_NEW:
+        return f"{q.shape[1]} new tokens a row, it takes up to {MOST_NEW}: a prompt is for attention"
+    if request.bias is not None and type(request.bias) not in (LinearBias, BucketBias):
+        return f"a bias of {type(request.bias).__name__}, it takes LinearBias and BucketBias"
+    return refused_slots(cache)
+
+
+def refused_slots(cache: KeyValueCache) -> str | None:
+    """Reason why slots of a cache cannot be copied, or None."""
+    int8 = cache.keys.dtype == jnp.int8
+    least = 128 if int8 else 32 // cache.keys.dtype.itemsize
+    slots = cache.keys.shape[-2]
+    if slots % least:
+        what = "a page" if isinstance(cache, PagedCache) else "a row"
+        return f"{slots} tokens in {what} of {cache.keys.dtype}, it takes a multiple of {least}"
+    return None
+
+
+IMPLEMENTATION = Implementation("tpu", tpu, refusal, returns_lse=True)
