@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -43,24 +44,24 @@ class Shape:
 class Refs:
     """What the kernel reads and writes."""
 
-    begin: jax.Array  # scalars, [splits * batch]
-    end: jax.Array
-    follower: jax.Array  # [splits * (batch + 1)]
-    table: jax.Array  # [batch * table_width], or of each row its first page
-    lengths: jax.Array
-    first: jax.Array
-    q: jax.Array
-    bias: jax.Array | None
-    limits: jax.Array | None  # of buckets, in scalar memory
-    hbm: tuple[jax.Array, ...]  # keys, values and their scales
-    output: jax.Array
-    lse: jax.Array
-    buffers: tuple[jax.Array, ...]
-    semaphores: jax.Array
-    steps: jax.Array  # in scalar memory: steps so far, by which the buffers alternate
-    top: jax.Array
-    total: jax.Array
-    sum: jax.Array
+    begin: Any  # scalars, [splits * batch]
+    end: Any
+    follower: Any  # [splits * (batch + 1)]
+    table: Any  # [batch * table_width], or of each row its first page
+    lengths: Any
+    first: Any
+    q: Any
+    bias: Any
+    limits: Any  # of buckets, in scalar memory
+    hbm: tuple[Any, ...]  # keys, values and their scales
+    output: Any
+    lse: Any
+    buffers: tuple[Any, ...]
+    semaphores: Any
+    steps: Any  # in scalar memory: steps so far, by which the buffers alternate
+    top: Any
+    total: Any
+    sum: Any
 
 
 def decode_kernel(shape: Shape, refs: Refs) -> None:
@@ -244,6 +245,7 @@ def attend(shape: Shape, refs: Refs, buffer, row, page, masked: bool) -> None:
         part = weights[group]
         if shape.quantized:
             part *= scales_of(shape, refs, 3, buffer, group)
+            part = jnp.where(allowed, part, 0.0) if masked else part  # those of no token may be NaN
         values = block(shape, refs, 1, buffer, group, layout.value_dim)
         if masked:
             values = zero_unused(shape, refs, row, page, values)
