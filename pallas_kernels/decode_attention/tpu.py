@@ -178,7 +178,7 @@ def bias_inputs(shape: Shape, bias: DistanceBias | None):
         return [], []
     whole = pl.BlockSpec(memory_space=pltpu.VMEM)
     if isinstance(bias, LinearBias):
-        rows = shape.layout.by_row(bias.slopes.astype(jnp.float32)[:, None])
+        rows = shape.layout.by_row(jnp.asarray(bias.slopes, jnp.float32)[:, None])
         return [jnp.broadcast_to(rows, (rows.shape[0], LANES))], [whole]
     table = shape.layout.by_row(bias.table.astype(jnp.float32))
     count = table.shape[1]
