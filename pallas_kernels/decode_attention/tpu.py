@@ -29,6 +29,7 @@ from pallas_kernels.target import target
 STEP_BYTES = {"TPU v5": 2**22, "TPU v5p": 2**22, "TPU v6 lite": 2**22}
 SCORES = 2**18  # of a step at most: they are kept in VMEM
 MOST_NEW = 16
+NO_INT8 = ("TPU v4",)  # chips whose matrix unit does not take it
 TWO_CORES = ("TPU v4", "TPU v5", "TPU v5p")  # chips whose cores share a program
 
 
@@ -91,7 +92,10 @@ def shape_of(request: DecodeRequest) -> Shape:
         quantized=cache.key_scales is not None,
         ring=not paged and request.window is not None,
         bias={LinearBias: "linear", BucketBias: "buckets"}.get(type(request.bias)),
-        exact=q.dtype == jnp.float32,
+        dtype=q.dtype,
+        integer=cache.keys.dtype == jnp.int8
+        and q.dtype == jnp.bfloat16
+        and target().kind not in NO_INT8,
     )
 
 
@@ -120,56 +124,74 @@ def _call(shape: Shape, splits: int, q, cache, first, bias):
             a.astype(jnp.float32).reshape(-1, *a.shape[-2:])
             for a in (cache.key_scales, cache.value_scales)
         ]
-    spread = layout.spread(q)
+    queries = [layout.spread(q)]
+    if shape.integer:
+        queries = in_two_parts(shape, queries[0])
     more, more_specs = bias_inputs(shape, bias)
     rows = layout.groups * layout.rows
-    in_row = lambda lanes: pl.BlockSpec((1, rows, lanes), lambda s, b, *_: (b, 0, 0))  # noqa: E731
-    out = lambda lanes: pl.BlockSpec((1, 1, rows, lanes), lambda s, b, *_: (s, b, 0, 0))  # noqa: E731
-    value_lanes = layout.members * layout.value_dim
-    axes = jax.typeof(spread).manual_axis_type if varying_axes(spread) else None
-    typed = {} if axes is None else {"manual_axis_type": axes}
+    out = [(1, 1, rows, lanes) for lanes in (layout.members * layout.value_dim, LANES)]
+    typed = {}
+    if varying_axes(queries):
+        typed["manual_axis_type"] = jax.typeof(queries[0]).manual_axis_type
     sizes = [(2, shape.pages, shape.page, a.shape[-1]) for a in arrays[:2]]
     sizes += [(2, layout.kv_heads, shape.tokens) for _ in arrays[2:]]
     return pl.pallas_call(
-        functools.partial(_body, shape, len(more), len(arrays)),
+        functools.partial(_body, shape, len(queries), len(more), len(arrays)),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=len(scalars),
             grid=(splits, batch),
             in_specs=[
-                in_row(spread.shape[-1]),
+                *(pl.BlockSpec((1, *a.shape[1:]), lambda s, b, *_: (b, 0, 0)) for a in queries),
                 *more_specs,
                 *(pl.BlockSpec(memory_space=pl.ANY) for _ in arrays),
             ],
-            out_specs=[out(value_lanes), out(LANES)],
+            out_specs=[pl.BlockSpec(size, lambda s, b, *_: (s, b, 0, 0)) for size in out],
             scratch_shapes=[
                 *(pltpu.VMEM(size, a.dtype) for size, a in zip(sizes, arrays)),
                 pltpu.SemaphoreType.DMA((2, len(arrays))),
                 pltpu.SMEM((1,), jnp.int32),
-                pltpu.VMEM((rows, LANES), jnp.float32),
-                pltpu.VMEM((rows, LANES), jnp.float32),
-                pltpu.VMEM((rows, value_lanes), jnp.float32),
+                *(pltpu.VMEM(size[2:], jnp.float32) for size in (out[1], out[1], out[0])),
             ],
         ),
         out_shape=[
-            jax.ShapeDtypeStruct((splits, batch, rows, value_lanes), jnp.float32, **typed),
-            jax.ShapeDtypeStruct((splits, batch, rows, LANES), jnp.float32, **typed),
+            jax.ShapeDtypeStruct((splits, batch, *size[2:]), jnp.float32, **typed) for size in out
         ],
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel", "arbitrary"), disable_bounds_checks=True
         ),
         interpret=target().interpret,
         name="decode_attention",
-    )(*scalars, spread, *more, *arrays)
+    )(*scalars, *queries, *more, *arrays)
 
 
-def _body(shape: Shape, extra: int, arrays: int, *refs) -> None:
+def _body(shape: Shape, queries: int, extra: int, arrays: int, *refs) -> None:
     """Names the references of a call."""
-    scalars, (q, *rest) = refs[:6], refs[6:]
-    more, rest = [*rest[:extra], None, None][:2], rest[extra:]
-    hbm, rest = rest[:arrays], rest[arrays:]
-    output, lse, *rest = rest
-    buffers, rest = rest[:arrays], rest[arrays:]
-    decode_kernel(shape, Refs(*scalars, q, *more, tuple(hbm), output, lse, tuple(buffers), *rest))
+    rest = list(refs)
+
+    def take(count: int) -> list:
+        return [rest.pop(0) for _ in range(count)]
+
+    named = [*take(6), *[*take(queries), None][:2], *[*take(extra), None, None][:2]]
+    named += [tuple(take(arrays)), *take(2), tuple(take(arrays))]
+    decode_kernel(shape, Refs(*named, *rest))
+
+
+def in_two_parts(shape: Shape, rows: Float[Array, "batch all_rows lanes"]) -> list[jax.Array]:
+    """Rows of queries as int8, 256 times the first part of a group plus the second, and scales."""
+    layout = shape.layout
+    rows = rows.astype(jnp.float32).reshape(-1, layout.groups, layout.rows, rows.shape[-1])
+    largest = jnp.max(jnp.abs(rows), axis=-1, keepdims=True)
+    # A NaN that the maximum lost comes back by the sum.
+    largest += 0 * jnp.sum(rows, axis=-1, keepdims=True)
+    steps = jnp.round(rows * (256 * 127 / jnp.where(largest > 0, largest, 1.0))).astype(jnp.int32)
+    high = (steps + 128) >> 8
+    parts = [
+        jnp.pad(part, ((0, 0), (0, 0), (0, shape.half - layout.rows), (0, 0)))
+        for part in (high, steps - 256 * high)
+    ]
+    parts = jnp.concatenate(parts, axis=2).astype(jnp.int8)
+    scales = jnp.broadcast_to(largest / (256 * 127), (*rows.shape[:3], LANES))
+    return [a.reshape(a.shape[0], -1, a.shape[-1]) for a in (parts, scales)]
 
 
 def bias_inputs(shape: Shape, bias: DistanceBias | None):
