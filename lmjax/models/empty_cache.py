@@ -48,7 +48,9 @@ def make_cache(
         slots = length if window is None or ordered else min(length, window)
         shape = (periods, batch, slots, attention.kv_heads)
         spec = layout.spec(None, "batch", None, "kv_heads", shape=shape)
-        return jnp.zeros((*shape[:3], shape[3] * attention.head_dim), config.dtype, out_sharding=spec)
+        return jnp.zeros(
+            (*shape[:3], shape[3] * attention.head_dim), config.dtype, out_sharding=spec
+        )
 
     keys, values = (tuple(own(*newest) for newest in windows) for _ in range(2))
     text = None

@@ -44,7 +44,7 @@ _table = ImplementationTable("attention")
 
 
 def register(implementation: Implementation) -> None:
-    """Adds an implementation, which is preferred to those that are there already; see `ImplementationTable`."""
+    """Adds an implementation, which is preferred to those that are there already."""
     _table.register(implementation)
 
 
@@ -54,5 +54,5 @@ def implementations() -> tuple[str, ...]:
 
 
 def choose(request: Request, name: str | None) -> Implementation:
-    """The implementation of a name, or the preferred one; see `ImplementationTable.choose` for its errors."""
+    """The implementation of a name, or the preferred one: see `ImplementationTable.choose`."""
     return _table.choose(request, name)

@@ -190,7 +190,11 @@ def sees_all(shape: Shape, refs: Refs, row, page, end):
     length, first = refs.lengths[row], refs.first[row]
     token = page * shape.page
     tokens_end = token + shape.tokens
-    whole = (page + shape.pages <= end) & (tokens_end <= first + 1) & (first + shape.layout.new <= length)
+    whole = (
+        (page + shape.pages <= end)
+        & (tokens_end <= first + 1)
+        & (first + shape.layout.new <= length)
+    )
     if shape.window is not None:
         whole &= token > first + shape.layout.new - 1 - shape.window
     if shape.ring:  # slots are tokens until it comes round
@@ -203,7 +207,7 @@ def attend(shape: Shape, refs: Refs, buffer, row, page, masked: bool) -> None:
     arXiv:1805.02867)."""
     layout = shape.layout
     precision = jax.lax.Precision.HIGHEST if shape.dtype == jnp.float32 else None
-    token, allowed, used = None, None, None
+    distance, allowed = None, None
     if masked or shape.bias:
         token, distance, query, used = tokens_of(shape, refs, row, page)
     if masked:
@@ -213,20 +217,14 @@ def attend(shape: Shape, refs: Refs, buffer, row, page, masked: bool) -> None:
             allowed &= distance > -shape.window
     rows = [pl.ds(group * layout.rows, layout.rows) for group in range(layout.groups)]
     # In phases over all groups: a phase of one group would wait for its own phase before.
-    scores = [products(shape, refs, buffer, group, precision) for group in range(layout.groups)]
+    scores = [
+        bent(shape, refs, buffer, group, products(shape, refs, buffer, group, precision), distance)
+        for group in range(layout.groups)
+    ]
+    if masked:
+        scores = [jnp.where(allowed, part, FORBIDDEN) for part in scores]
     weights, shrinks = [], []
-    for group in range(layout.groups):
-        bent = scores[group]
-        if shape.quantized:
-            bent *= scales_of(shape, refs, 2, buffer, group)
-        if shape.softcap is not None:
-            bent = shape.softcap * jnp.tanh(bent * (1 / shape.softcap))
-        if shape.bias:
-            bent += bias_of(shape, refs, rows[group], distance)
-        if masked:
-            bent = jnp.where(allowed, bent, FORBIDDEN)
-        scores[group] = bent
-    tops = [jnp.max(bent, axis=1, keepdims=True) for bent in scores]
+    tops = [jnp.max(part, axis=1, keepdims=True) for part in scores]
     for group in range(layout.groups):
         before = refs.top[rows[group], :]
         top = jnp.maximum(before, tops[group])
@@ -252,6 +250,18 @@ def attend(shape: Shape, refs: Refs, buffer, row, page, masked: bool) -> None:
             preferred_element_type=jnp.float32,
         )
         refs.sum[rows[group], :] = shrinks[group][:, :1] * refs.sum[rows[group], :] + added
+
+
+def bent(shape: Shape, refs: Refs, buffer, group: int, scores, distance):
+    """Scores of a group with the scales of int8 keys, the softcap and the bias."""
+    if shape.quantized:
+        scores *= scales_of(shape, refs, 2, buffer, group)
+    if shape.softcap is not None:
+        scores = shape.softcap * jnp.tanh(scores * (1 / shape.softcap))
+    if shape.bias:
+        rows = pl.ds(group * shape.layout.rows, shape.layout.rows)
+        scores += bias_of(shape, refs, rows, distance)
+    return scores
 
 
 def products(shape: Shape, refs: Refs, buffer, group: int, precision):

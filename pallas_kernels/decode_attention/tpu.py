@@ -10,6 +10,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
+from pallas_kernels.attention.api import merge
 from pallas_kernels.attention.bias import BucketBias, DistanceBias, LinearBias, bucket
 from pallas_kernels.decode_attention.cache import CacheRows, KeyValueCache, PagedCache
 from pallas_kernels.decode_attention.kernel import Refs, Shape, decode_kernel
@@ -51,8 +52,6 @@ def tpu(
     output, lse = _call(shape, splits, q, cache, first, bias)
     layout = shape.layout
     if splits > 1:
-        from pallas_kernels.attention.api import merge
-
         parts = [
             (layout.collect(o), layout.collect_numbers(s[..., 0])) for o, s in zip(output, lse)
         ]
@@ -106,18 +105,7 @@ def chunk(cache: CacheRows) -> int:
 
 def _call(shape: Shape, splits: int, q, cache, first, bias):
     layout, batch = shape.layout, shape.batch
-    paged = bool(shape.table_width)
-    lengths = jnp.clip(cache.lengths, 0, None if shape.ring else shape.slots)
-    begin, end = spans(
-        lengths, first, layout.new, shape.slots, shape.page, shape.window, splits, shape.ring
-    )
-    if paged:
-        table = jnp.clip(cache.page_table, 0, cache.keys.shape[0] - 1).reshape(-1)
-    else:
-        layer = 0 if cache.layer is None else cache.layer
-        table = (layer * batch + jnp.arange(batch)) * (shape.slots // shape.page)
-    scalars = [begin, end, followers(begin, end), table, lengths, first]
-    scalars = [a.reshape(-1).astype(jnp.int32) for a in scalars]
+    scalars = scalars_of(shape, splits, cache, first)
     arrays = [a.reshape(-1, shape.page, a.shape[-1]) for a in (cache.keys, cache.values)]
     if shape.quantized:
         arrays += [
@@ -162,6 +150,22 @@ def _call(shape: Shape, splits: int, q, cache, first, bias):
         interpret=target().interpret,
         name="decode_attention",
     )(*scalars, *queries, *more, *arrays)
+
+
+def scalars_of(shape: Shape, splits: int, cache, first) -> list[jax.Array]:
+    """Numbers that the kernel has in scalar memory; see `Refs`."""
+    batch = shape.batch
+    lengths = jnp.clip(cache.lengths, 0, None if shape.ring else shape.slots)
+    begin, end = spans(
+        lengths, first, shape.layout.new, shape.slots, shape.page, shape.window, splits, shape.ring
+    )
+    if shape.table_width:
+        table = jnp.clip(cache.page_table, 0, cache.keys.shape[0] - 1).reshape(-1)
+    else:
+        layer = 0 if cache.layer is None else cache.layer
+        table = (layer * batch + jnp.arange(batch)) * (shape.slots // shape.page)
+    scalars = [begin, end, followers(begin, end), table, lengths, first]
+    return [a.reshape(-1).astype(jnp.int32) for a in scalars]
 
 
 def _body(shape: Shape, queries: int, extra: int, arrays: int, *refs) -> None:
@@ -225,7 +229,9 @@ def refusal(request: DecodeRequest) -> str | None:
             " the same for keys and values"
         )
     if q.shape[1] > MOST_NEW:
-        return f"{q.shape[1]} new tokens a row, it takes up to {MOST_NEW}: a prompt is for attention"
+        return (
+            f"{q.shape[1]} new tokens a row, it takes up to {MOST_NEW}: a prompt is for attention"
+        )
     if request.bias is not None and type(request.bias) not in (LinearBias, BucketBias):
         return f"a bias of {type(request.bias).__name__}, it takes LinearBias and BucketBias"
     return refused_slots(cache)

@@ -52,7 +52,9 @@ class DecodeCase:
             "slopes": draw.uniform(0.01, 0.5, size=self.heads),
             "table": draw.normal(size=(self.heads, 8)),
         }
-        rounded = {name: np.asarray(jnp.asarray(a, self.dtype), np.float64) for name, a in found.items()}
+        rounded = {
+            name: np.asarray(jnp.asarray(a, self.dtype), np.float64) for name, a in found.items()
+        }
         if self.int8:
             for name in "kv":
                 scales = np.float32(np.abs(rounded[name]).max(-1) / 127)
@@ -95,7 +97,11 @@ class DecodeCase:
         if "scales" in name:
             return jnp.asarray(np.swapaxes(filled, -1, -2), jnp.float32)
         filled = filled.reshape(*filled.shape[:-2], -1)
-        return jnp.asarray(np.nan_to_num(filled), jnp.int8) if self.int8 else jnp.asarray(filled, self.dtype)
+        return (
+            jnp.asarray(np.nan_to_num(filled), jnp.int8)
+            if self.int8
+            else jnp.asarray(filled, self.dtype)
+        )
 
     def rows(self, arrays) -> CacheRows:
         """Token i in slot i modulo the slots."""
