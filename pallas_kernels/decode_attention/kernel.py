@@ -206,7 +206,9 @@ def attend(shape: Shape, refs: Refs, buffer, row, page, masked: bool) -> None:
     """Adds the tokens in a buffer to the running softmax (Milakov and Gimelshein 2018,
     arXiv:1805.02867)."""
     layout = shape.layout
-    precision = jax.lax.Precision.HIGHEST if shape.dtype == jnp.float32 else None
+    exact = shape.dtype == jnp.float32
+    # Said in any case: a default that asks for more is refused for products of bfloat16.
+    precision = jax.lax.Precision.HIGHEST if exact else jax.lax.Precision.DEFAULT
     distance, allowed = None, None
     if masked or shape.bias:
         token, distance, query, used = tokens_of(shape, refs, row, page)
@@ -279,7 +281,8 @@ def products(shape: Shape, refs: Refs, buffer, group: int, precision):
         kind = {"precision": precision, "preferred_element_type": jnp.float32}
         return jax.lax.dot_general(q, keys, by_lane, **kind) * shape.scale
     q = refs.q[0, pl.ds(group * 2 * shape.half, 2 * shape.half), :]
-    both = jax.lax.dot_general(q, keys, by_lane, preferred_element_type=jnp.int32)
+    kind = {"precision": precision, "preferred_element_type": jnp.int32}
+    both = jax.lax.dot_general(q, keys, by_lane, **kind)
     high, low = (both[first : first + layout.rows] for first in (0, shape.half))
     scales = refs.q_scales[0, pl.ds(group * layout.rows, layout.rows), :][:, :1]
     return (256 * high.astype(jnp.float32) + low.astype(jnp.float32)) * (scales * shape.scale)
