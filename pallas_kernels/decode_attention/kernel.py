@@ -107,9 +107,9 @@ def decode_kernel(shape: Shape, refs: Refs) -> None:
 
         wait(shape, refs, buffer, jnp.minimum(end - page, shape.pages))
         whole = sees_all(shape, refs, row, page, end)
-        pl.when(whole)(functools.partial(attend, shape, refs, buffer, row, page, masked=False))
+        pl.when(whole)(functools.partial(attend, shape, refs, buffer, row, page, end, masked=False))
         pl.when(jnp.logical_not(whole))(
-            functools.partial(attend, shape, refs, buffer, row, page, masked=True)
+            functools.partial(attend, shape, refs, buffer, row, page, end, masked=True)
         )
         refs.steps[0] += 1
 
@@ -202,7 +202,7 @@ def sees_all(shape: Shape, refs: Refs, row, page, end):
     return whole
 
 
-def attend(shape: Shape, refs: Refs, buffer, row, page, masked: bool) -> None:
+def attend(shape: Shape, refs: Refs, buffer, row, page, end, masked: bool) -> None:
     """Adds the tokens in a buffer to the running softmax (Milakov and Gimelshein 2018,
     arXiv:1805.02867)."""
     layout = shape.layout
@@ -211,7 +211,7 @@ def attend(shape: Shape, refs: Refs, buffer, row, page, masked: bool) -> None:
     precision = jax.lax.Precision.HIGHEST if exact else jax.lax.Precision.DEFAULT
     distance, allowed = None, None
     if masked or shape.bias:
-        token, distance, query, used = tokens_of(shape, refs, row, page)
+        token, distance, query, used = tokens_of(shape, refs, row, page, end)
     if masked:
         length = refs.lengths[row]
         allowed = (distance <= 0) & (token >= 0) & (query < length) & used
@@ -244,7 +244,7 @@ def attend(shape: Shape, refs: Refs, buffer, row, page, masked: bool) -> None:
             part = jnp.where(allowed, part, 0.0) if masked else part  # those of no token may be NaN
         values = block(shape, refs, 1, buffer, group, layout.value_dim).astype(shape.dtype)
         if masked:
-            values = zero_unused(shape, refs, row, page, values)
+            values = zero_unused(shape, refs, row, page, end, values)
         added = jnp.dot(
             part.astype(values.dtype),
             values,
@@ -288,32 +288,34 @@ def products(shape: Shape, refs: Refs, buffer, group: int, precision):
     return (256 * high.astype(jnp.float32) + low.astype(jnp.float32)) * (scales * shape.scale)
 
 
-def tokens_of(shape: Shape, refs: Refs, row, page):
+def tokens_of(shape: Shape, refs: Refs, row, page, end):
     """Of the pairs [rows, tokens]: the key's token, its index less the query's, the query's."""
     layout = shape.layout
     size = layout.rows, shape.tokens
     slot = page * shape.page + jax.lax.broadcasted_iota(jnp.int32, size, 1)
-    token = token_of(shape, refs, row, slot)
+    token = token_of(shape, refs, row, slot, end)
     index = jax.lax.broadcasted_iota(jnp.int32, size, 0)
     query = refs.first[row] + jax.lax.rem(index, jnp.int32(layout.new))
     return token, token - query, query, index < layout.used_rows
 
 
-def token_of(shape: Shape, refs: Refs, row, slot):
-    """The token in a slot of a row; below 0 or past the end: none."""
+def token_of(shape: Shape, refs: Refs, row, slot, end):
+    """The token in a slot of a row; below 0 or past the row's end: none, or in a page of which no
+    copy was made."""
+    copied = slot < end * shape.page
     if not shape.ring:
-        return slot
+        return jnp.where(copied, slot, -1)
     last = refs.lengths[row] - 1
     turn = jnp.maximum(last, 0) // shape.slots * shape.slots
     token = slot + turn
     token = jnp.where(token > last, token - shape.slots, token)
-    return jnp.where(slot < shape.slots, token, -1)
+    return jnp.where(copied, token, -1)
 
 
-def zero_unused(shape: Shape, refs: Refs, row, page, values):
+def zero_unused(shape: Shape, refs: Refs, row, page, end, values):
     """Values with zeros where the row has no token: 0 times what is there may be NaN."""
     slot = page * shape.page + jax.lax.broadcasted_iota(jnp.int32, (shape.tokens, 1), 0)
-    token = token_of(shape, refs, row, slot)
+    token = token_of(shape, refs, row, slot, end)
     held = (token >= 0) & (token < refs.lengths[row])
     return jnp.where(held, values, jnp.zeros_like(values))
 

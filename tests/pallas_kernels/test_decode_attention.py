@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jax._src.pallas.mosaic.interpret import interpret_pallas_call
+from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels.attention import CannotServe
 from pallas_kernels.decode_attention import PagedCache, decode_attention, quantize
@@ -100,12 +102,24 @@ def test_any_lengths_and_options(data):
 
 
 def test_many_steps_and_two_splits(monkeypatch):
-    """Rows of many steps of the kernel, split over the cores of a v4."""
+    """Rows of many steps of the kernel, split over the cores of a v4, where steps end in parts."""
     monkeypatch.setattr("pallas_kernels.decode_attention.tpu.SCORES", 8 * 32)
-    case = DecodeCase((0, 100, 128, 7), slots=128, page=16, new=2, dtype=jnp.float32)
+    case = DecodeCase((0, 90, 128, 7), slots=128, page=16, new=2)
     arguments, options = case.arguments()
     with interpreted("TPU v4"):
         agree(case, decode_attention(*arguments, **options, implementation="tpu", return_lse=True))
+
+
+@pytest.mark.parametrize("form", [{"page": 16}, {}, {"window": 30}])
+def test_by_the_interpreter_of_copies(form):
+    """Copies, waits and scratch memory full of NaN as on a chip; no two accesses race."""
+    case = DecodeCase((0, 40, 64, 3), new=2, **form)
+    arguments, options = case.arguments()
+    careful = pltpu.InterpretParams(detect_races=True, uninitialized_memory="nan")
+    with interpreted("TPU v4", careful):
+        found = decode_attention(*arguments, **options, implementation="tpu", return_lse=True)
+    agree(case, found)
+    assert not interpret_pallas_call.races.races_found
 
 
 def test_several_tokens_equal_one_at_a_time():
