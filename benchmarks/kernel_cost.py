@@ -28,6 +28,7 @@ from pallas_kernels.schedules.chips import CHIPS
 MASKS = ("causal", "full", "window", "packed", "prefix", "blanks")
 # Queries, keys and keys a step of splash: others were slower on every chip (causal, 4,096 long).
 BLOCKS = ((512, 512, 512), (1024, 1024, 512))
+RAGGED = ((64, 8),)  # pages and queries a block of jax's ragged paged attention
 PASSES = ("forward", "backward")
 # Backward, "fused" is one kernel, which leaves parts of the queries' gradient to be summed.
 SIDES = ("ours", "splash", "fused")
@@ -46,6 +47,7 @@ class KernelCost:
     masks: tuple[str, ...] = MASKS  # packed: 8 documents; window: 1,024 keys
     head_dims: tuple[int, ...] = (64, 256)  # more widths of a head, under a causal mask
     groups: tuple[int, ...] = (8,)  # query heads that share a key head, under a causal mask
+    batches: tuple[int, ...] = (1, 32)  # rows of decode attention over 4,096 tokens in pages of 16
     length: int = 4096  # queries and keys
     heads: int = 8  # of the queries
     sides: tuple[str, ...] = SIDES  # whose attention
@@ -81,11 +83,17 @@ def main() -> None:
     records = []
     for case, chip in itertools.product(cases, settings.chips):
         records += measured(chip, case, settings.sides)
-    if not records:
+    decode = list(decoded(settings))
+    if not records and not decode:
         raise UserError("nothing could be compiled; the reasons are above")
     print("\n" + shown(records))
+    columns = ["chip", "batch", "side", "us", "of memory", "moved of cache", "spills"]
+    print(
+        "\n"
+        + table(columns, [[line[name.replace(" ", "_")] for name in columns] for line in decode])
+    )
     path = Path(settings.json) if settings.json else None
-    save(settings.json, "kernel_cost", attention=records)
+    save(settings.json, "kernel_cost", attention=records, decode=decode)
     if path is not None:
         draw(records, path.with_suffix(".png"))
 
@@ -108,8 +116,26 @@ def measured(chip: str, case: dict[str, Any], sides: tuple[str, ...]) -> Iterato
         for which in PASSES if side != "fused" else ("backward",):
             mine = [one for one in passes if one["pass"] == which]
             if mine:
-                best = min(mine, key=lambda one: one["cycles"])
+                best = min(mine, key=_cycles)
                 yield {"chip": chip, **case, "side": side} | best | derived(problem, chip, best)
+
+
+def decoded(settings: KernelCost) -> Iterator[dict[str, Any]]:
+    """A record of decode attention for each chip, number of rows and side."""
+    sides = {"ours": [{}], "splash": [{"blocks": blocks} for blocks in RAGGED]}
+    for batch, chip, side in itertools.product(settings.batches, settings.chips, sides):
+        if side not in settings.sides:
+            continue
+        tries = [compiled(chip, {"batch": batch}, "decode_cost", **one) for one in sides[side]]
+        for error in (one["error"] for one in tries if "error" in one):
+            print(f"{chip} batch {batch} {side}: {error}", file=sys.stderr)
+        if found := [one for one in tries if "error" not in one]:
+            name = "ours" if side == "ours" else "ragged paged"
+            yield {"chip": chip, "batch": batch, "side": name} | min(found, key=_cycles)
+
+
+def _cycles(record: dict[str, Any]) -> float:
+    return record["cycles"]
 
 
 def summed(which: str, chosen: dict[str, Any], kernels: list[dict[str, Any]]) -> dict[str, Any]:
@@ -148,17 +174,18 @@ def derived(problem: AttentionCase, chip: str, best: dict[str, Any]) -> dict[str
     }
 
 
-def compiled(chip: str, case: dict[str, Any], **chosen: Any) -> dict[str, Any]:
-    """The numbers that a worker finds, or found before."""
+def compiled(chip: str, case: dict[str, Any], what: str = "cost", **chosen: Any) -> dict[str, Any]:
+    """The numbers that a worker's function finds, or found before."""
     request = {"chip": chip, "case": case, **chosen}
-    key = hashlib.sha256(json.dumps([request, fingerprint(bool(chosen))]).encode()).hexdigest()
+    name = [what, request, fingerprint(bool(chosen))]
+    key = hashlib.sha256(json.dumps(name).encode()).hexdigest()
     path = usual_cache() / "kernel_cost" / f"{key[:24]}.json"
     if path.is_file():
         return json.loads(path.read_text("utf-8"))
     print(f"{chip} {case} {chosen or 'ours'}", file=sys.stderr)
     # A process for each: what jax has traced for one chip it would not trace again for another.
     with Worker("benchmarks.kernel_cost_cases") as worker:
-        result = worker.ask("cost", **request)
+        result = worker.ask(what, **request)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, json.dumps(result))
     return result

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.harness import serve
+from benchmarks.kernel_cost_decode import decode_cost
 from benchmarks.tpu_schedule import busiest
 from pallas_kernels import schedules
 
@@ -232,4 +233,4 @@ def sum_of_parts(size: int, chip: schedules.ChipRates) -> dict[str, Any]:
 
 if __name__ == "__main__":
     schedules.start_recording()
-    serve({"cost": cost})
+    serve({"cost": cost, "decode_cost": decode_cost})
