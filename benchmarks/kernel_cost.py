@@ -87,11 +87,8 @@ def main() -> None:
     if not records and not decode:
         raise UserError("nothing could be compiled; the reasons are above")
     print("\n" + shown(records))
-    columns = ["chip", "batch", "side", "us", "of memory", "moved of cache", "spills"]
-    print(
-        "\n"
-        + table(columns, [[line[name.replace(" ", "_")] for name in columns] for line in decode])
-    )
+    columns = ["chip", "batch", "side", "us", "of_memory", "moved_of_cache", "spills", "guesses"]
+    print("\n" + table(columns, [[record[name] for name in columns] for record in decode]))
     path = Path(settings.json) if settings.json else None
     save(settings.json, "kernel_cost", attention=records, decode=decode)
     if path is not None:
