@@ -44,6 +44,8 @@ OPERATIONS = {
     "sshrl.u32": "({0} & 0xFFFFFFFF) >> {1}",
     "smin.s32": "least({0}, {1})",
     "smax.s32": "largest({0}, {1})",
+    "smin.u32": "wrap(least({0} & 0xFFFFFFFF, {1} & 0xFFFFFFFF))",
+    "smax.u32": "wrap(largest({0} & 0xFFFFFFFF, {1} & 0xFFFFFFFF))",
     "scalar_select": "select({0}, {1}, {2})",
     "por": "{0} | {1}",
     "pand": "{0} & {1}",
