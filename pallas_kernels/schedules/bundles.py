@@ -79,7 +79,7 @@ def read_listing(stem: Path) -> Listing:
     operands = {
         int(index): shape
         for shape, index in re.findall(
-            r"inlined_call_operand\.\w+ \[shape: (\S+), index: (\d+)", text
+            r"inlined_call_operand\.(?:\w+|<[^>]*>) \[shape: (\S+), index: (\d+)", text
         )
     }
     name = re.sub(r"^\d+-", "", stem.name)

@@ -314,8 +314,8 @@ class _Translator:
         """The value that an instruction defines."""
         if name in ("sphi", "pphi"):
             return "r_" + result.rpartition("_")[2]
-        if name == "inlined_call_operand" or name.startswith("inlined_call_operand."):
-            return str(operand_pointer(int(re.search(r"index: (\d+)", operands).group(1))))
+        if name.startswith("inlined_call_operand"):
+            return self.operand(operands)
         if name == "sld":
             address = re.match(r"\[smem:(.*)\]", operands).group(1)
             if address == "core":
@@ -335,6 +335,14 @@ class _Translator:
             return OPERATIONS[name].format(*values)
         self.not_understood[name] += 1
         return "UNKNOWN"
+
+    def operand(self, description: str) -> str:
+        """The address of an operand, or of a single number its value."""
+        index = int(re.search(r"index: (\d+)", description).group(1))
+        if "<no memory space>" not in description:
+            return str(operand_pointer(index))
+        known = self.machine.operands.get(index)
+        return "UNKNOWN" if known is None else str(known[0])
 
     def value(self, text: str) -> str:
         """An operand: a number, a value's name or an address."""
