@@ -15,6 +15,7 @@ from pallas_kernels.attention.mask import Tile
 from pallas_kernels.attention.scores import FORBIDDEN
 from pallas_kernels.attention.tpu.lowering import LOG2E, Rules
 
+SUBLANES = 8
 LEAST = -1e29  # where a running maximum starts: 2**(FORBIDDEN - LEAST) is exactly zero
 
 
@@ -101,7 +102,7 @@ def toeplitz(numbers: Float[Array, "1 both"], keys: int) -> Float[Array, "keys q
     Row r is the first one moved by r. Rows are moved together by constants, which all chips can do:
     three times for 8 rows, then these as the next 8, then 16, until all are there.
     """
-    found = jnp.broadcast_to(numbers, (8, numbers.shape[1]))
+    found = jnp.broadcast_to(numbers, (SUBLANES, numbers.shape[1]))
     row = jax.lax.broadcasted_iota(jnp.int32, found.shape, 0)
     for bit in (1, 2, 4):
         found = jnp.where((row & bit) != 0, pltpu.roll(found, bit, 1), found)
