@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 
 import jax
 import jax.numpy as jnp
@@ -261,6 +262,7 @@ CHIPS = {"v4": "v4:2x2x1", "v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2
 def described(chip):
     """A device that is not here, for which libtpu compiles."""
     pytest.importorskip("libtpu", reason="compiling for TPUs needs the extra lmjax[tpu]")
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # else one process at a time
     more = {"chip_config_name": "megacore"} if chip == "v4" else {}
     return topologies.get_topology_desc(platform="tpu", topology_name=CHIPS[chip], **more)
 
