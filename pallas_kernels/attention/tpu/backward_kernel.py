@@ -22,7 +22,7 @@ from jax.experimental.pallas import tpu as pltpu
 from pallas_kernels.attention.mask import Tile
 from pallas_kernels.attention.tpu.backward_blocks import BackwardBlocks
 from pallas_kernels.attention.tpu.lowering import LOG2E, Kind, Rules
-from pallas_kernels.attention.tpu.parts import Part, column, factors, scores, toeplitz_part
+from pallas_kernels.attention.tpu.parts import Part, column, factors, scores, toeplitz
 
 FLOAT32 = jnp.float32
 Refs = dict[str, Any]
@@ -75,6 +75,8 @@ class _Strip:
 def kernel(walk: Walk, names: tuple[str, ...], *refs) -> None:
     """One step of the grid [batch, kv_heads, spans, query heads of a key head, query blocks]."""
     r = dict(zip(names, refs, strict=True))
+    if walk.blocks.shares > 1:  # results in float32 are their own sums
+        r["d_keys"], r["d_values"] = r["d_k"], r["d_v"]
     batch, kv_head, span, head, block = (pl.program_id(axis) for axis in range(5))
     head_count, blocks = pl.num_programs(3), pl.num_programs(4)
     count = r["codes"][0, walk.tiles]
@@ -182,8 +184,16 @@ def _begin_queries(walk: Walk, r: Refs, home, first, span, count) -> Callable[[A
     return finish
 
 
-def strips(walk: Walk, kind: Kind) -> Iterator[_Strip]:
-    """The strips of a tile of a kind, without those that are empty by position."""
+def strips(walk: Walk, kind: Kind) -> list[_Strip]:
+    """The strips of a tile of a kind, without those that are empty by position, the widest first.
+
+    So the matrix units have work enough while the first scores are made.
+    """
+    return sorted(_strips(walk, kind), key=lambda strip: strip.first - strip.end)
+
+
+def _strips(walk: Walk, kind: Kind) -> Iterator[_Strip]:
+    """The strips in their order."""
     parts, part, tile = kind.parts, walk.blocks.part, walk.blocks.key
     plain = not kind.arrays and all(one == Tile.FULL for row in parts for one in row)
     size = min(walk.blocks.strip if plain else walk.blocks.edge_strip, tile)
@@ -295,11 +305,10 @@ def _bias(walk: Walk, r: Refs, strip: _Strip, span, block, row, number):
 
 def _toeplitz(ref, first, strip: _Strip):
     """A bias by distance for a part of the keys and all queries of a strip."""
-    found = []
-    for at in range((strip.end - strip.first) // ref.shape[-1]):
-        here, there = (ref[pl.ds(first + at + more, 1)] for more in (0, 1))
-        found.append(toeplitz_part(here, there))
-    return jnp.concatenate(found, axis=1)
+    part = ref.shape[-1]
+    rows = range((strip.end - strip.first) // part + 1)
+    numbers = jnp.concatenate([ref[pl.ds(first + at, 1)] for at in rows], axis=1)
+    return toeplitz(numbers, part)
 
 
 def _add_bias(walk: Walk, r: Refs, d_scores, strip: _Strip, start, block) -> None:

@@ -121,8 +121,8 @@ def refusal(request: Request) -> str | None:
     tiles = lists * -(-queries // blocks.query) * -(-request.k.shape[1] // blocks.key)
     if 4 * tiles > SCALAR_BYTES:
         return (
-            f"{tiles} tiles of a mask by segments or ranks (batch {batch}, {queries} queries, "
-            f"{request.k.shape[1]} keys), it takes up to {SCALAR_BYTES // 4}: use a smaller batch"
+            f"{tiles} tiles of masks ({lists} rows of {queries} queries and {request.k.shape[1]} "
+            f"keys), it takes up to {SCALAR_BYTES // 4}: use fewer rows at a time, or shorter ones"
         )
     return None
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Int32
 
 from pallas_kernels.attention.bias import DistanceBias, LinearBias
-from pallas_kernels.attention.mask import Mask, Tile
+from pallas_kernels.attention.mask import HostOrDevice, Mask, Tile
 from pallas_kernels.attention.tiles import HIGH, tiles
 
 LOG2E = math.log2(math.e)
@@ -224,12 +224,23 @@ def _pattern(position: Mask, first: int, end: int, shape: tuple[int, int], part:
     return tuple(rows)
 
 
-def tile_lists(
-    codes: Int[Array | np.ndarray, "#batch rows tiles"], span: int
-) -> tuple[Int32[Array, "#batch rows spans span"], Int32[Array, "#batch rows spans"]]:
-    """The tiles of each row of tiles that are not empty, and how many they are.
+class TileLists(NamedTuple):
+    """The tiles of each row of tiles that are not empty, span by span.
 
-    An entry is 16 times the index of a tile, counted within its span, plus its code.
+    Attributes:
+        entries: 16 times the index of a tile within its span plus its code.
+        counts: how many tiles each walk over a span has.
+        spans: the span of each walk. Those without tiles come last and repeat the one before, of
+            which nothing has to be fetched again.
+    """
+
+    entries: Int32[HostOrDevice, "#batch rows walks tiles"]
+    counts: Int32[HostOrDevice, "#batch rows walks"]
+    spans: Int32[HostOrDevice, "#batch rows walks"]
+
+
+def tile_lists(codes: Int[HostOrDevice, "#batch rows tiles"], span: int) -> TileLists:
+    """Lists of tiles with as many walks as a row needs, where that is known while tracing.
 
     Args:
         span: tiles that a kernel walks over at a time.
@@ -242,4 +253,13 @@ def tile_lists(
     order = xp.argsort(codes == 0, axis=-1, stable=True)
     entries = xp.take_along_axis(entries, order, axis=-1)
     counts = (codes != 0).sum(axis=-1)
-    return jnp.asarray(entries, jnp.int32), jnp.asarray(counts, jnp.int32)
+
+    order = xp.argsort(counts == 0, axis=-1, stable=True)
+    counts = xp.take_along_axis(counts, order, axis=-1)
+    entries = xp.take_along_axis(entries, order[..., None], axis=2)
+    used = (counts > 0).sum(axis=-1, keepdims=True)
+    last = xp.take_along_axis(order, xp.maximum(used - 1, 0), axis=-1)
+    spans = xp.where(xp.arange(order.shape[-1]) < used, order, last)
+    walks = max(int(used.max()), 1) if xp is np else order.shape[-1]
+    lists = entries[:, :, :walks], counts[..., :walks], spans[..., :walks]
+    return TileLists(*(a.astype(np.int32) for a in lists))

@@ -15,6 +15,7 @@ from pallas_kernels.attention.mask import Tile
 from pallas_kernels.attention.scores import FORBIDDEN
 from pallas_kernels.attention.tpu.lowering import LOG2E, Rules
 
+SUBLANES = 8
 LEAST = -1e29  # where a running maximum starts: 2**(FORBIDDEN - LEAST) is exactly zero
 
 
@@ -92,9 +93,22 @@ def toeplitz_part(
         here, there: rows number r and r + 1 of `lowering.by_difference`, r the index of the part of
             queries less that of the part of keys plus that of the end of the keys.
     """
-    size = here.shape[1]
-    wide = jnp.broadcast_to(jnp.concatenate([here, there], axis=1), (size, 2 * size))
-    return pltpu.roll(wide, 0, 1, stride=1, stride_axis=0)[:, size:]
+    return toeplitz(jnp.concatenate([here, there], axis=1), here.shape[1])
+
+
+def toeplitz(numbers: Float[Array, "1 both"], keys: int) -> Float[Array, "keys queries"]:
+    """Numbers of differences as an array: [key, query] has the one at keys + query - key.
+
+    Row r is the first one moved by r. Rows are moved together by constants, which all chips can do:
+    three times for 8 rows, then these as the next 8, then 16, until all are there.
+    """
+    found = jnp.broadcast_to(numbers, (SUBLANES, numbers.shape[1]))
+    row = jax.lax.broadcasted_iota(jnp.int32, found.shape, 0)
+    for bit in (1, 2, 4):
+        found = jnp.where((row & bit) != 0, pltpu.roll(found, bit, 1), found)
+    while (rows := found.shape[0]) < keys:
+        found = jnp.concatenate([found, pltpu.roll(found, rows, 1)], axis=0)
+    return found[:, keys:]
 
 
 def _lead(shape: tuple[int, int]):

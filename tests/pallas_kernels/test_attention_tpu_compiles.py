@@ -1,0 +1,162 @@
+"""The forward kernel for TPUs compiles for chips that are only described, which libtpu can."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.experimental import topologies
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from pallas_kernels.attention import BucketBias, Dropout, LinearBias, Mask, attention
+
+HAS_LIBTPU = importlib.util.find_spec("libtpu") is not None
+CHIPS = {
+    "v4": ("v4:2x2x1", {"chip_config_name": "megacore"}),
+    "v5e": ("v5e:2x2", {}),
+    "v5p": ("v5p:2x2x1", {}),
+    "v6e": ("v6e:2x2", {}),
+}
+needs_libtpu = pytest.mark.skipif(
+    not HAS_LIBTPU, reason="needs the extra tpu: it compiles for chips that are not there"
+)
+
+
+def described(chip):
+    """A mesh of four chips, which no machine needs to have."""
+    name, settings = CHIPS[chip]
+    topology = topologies.get_topology_desc(platform="tpu", topology_name=name, **settings)
+    mesh = topologies.make_mesh(topology, (2, 2), ("data", "tensor"))
+    return jax.sharding.Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Explicit,) * 2)
+
+
+def compiled(chip, make, q, k, v, **more):
+    """`attention` on a described mesh, batch and heads cut, compiled; `make` gives its settings."""
+    mesh = described(chip)
+    specs = {name: P("data", None, "tensor", None) for name in "qkv"}
+    specs |= {name: spec for name, (_, spec) in more.items()}
+    shapes = {"q": q, "k": k, "v": v} | {name: shape for name, (shape, _) in more.items()}
+
+    def local(arrays):
+        q, k, v = (arrays[name] for name in "qkv")
+        return attention(q, k, v, implementation="tpu", **make(arrays))
+
+    with jax.set_mesh(mesh):
+        arguments = {
+            name: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=NamedSharding(mesh, specs[name]))
+            for name, a in shapes.items()
+        }
+        call = jax.shard_map(local, in_specs=(specs,), out_specs=specs["q"])
+        return jax.jit(call).lower(arguments).compile()
+
+
+def shapes(length, heads=4, kv_heads=4, head_dim=128, value_dim=None, dtype=jnp.bfloat16):
+    """q, k and v of a batch of two."""
+    return [
+        jax.ShapeDtypeStruct((2, length, count, dim), dtype)
+        for count, dim in (
+            (heads, head_dim),
+            (kv_heads, head_dim),
+            (kv_heads, value_dim or head_dim),
+        )
+    ]
+
+
+@needs_libtpu
+@pytest.mark.parametrize("chip", CHIPS)
+def test_compiles(chip):
+    program = compiled(chip, lambda _: {"mask": Mask(causal=True)}, *shapes(1024, 8, 4))
+    assert "attention_forward" in program.as_text()
+
+
+OPTIONS = {
+    "documents": (
+        lambda a: {"mask": Mask(causal=True, query_segments=a["s"], key_segments=a["s"])},
+        {"s": (jax.ShapeDtypeStruct((2, 1000), jnp.int32), P("data", None))},
+    ),
+    "ranks": (
+        lambda a: {"mask": Mask(causal=True, query_ranks=a["s"], key_ranks=a["s"], window=99)},
+        {"s": (jax.ShapeDtypeStruct((2, 1000), jnp.int32), P("data", None))},
+    ),
+    "offset": (
+        lambda a: {"mask": Mask(causal=True, window=300, offset=a["o"])},
+        {"o": (jax.ShapeDtypeStruct((), jnp.int32), P())},
+    ),
+    "linear bias": (
+        lambda a: {"mask": Mask(causal=True), "bias": LinearBias(a["slopes"])},
+        {"slopes": (jax.ShapeDtypeStruct((4,), jnp.float32), P("tensor"))},
+    ),
+    "buckets, softcap": (
+        lambda a: {"mask": Mask(), "bias": BucketBias(a["table"], 128, False), "softcap": 30.0},
+        {"table": (jax.ShapeDtypeStruct((4, 32), jnp.float32), P("tensor", None))},
+    ),
+    "array": (
+        lambda a: {"mask": Mask(), "bias": a["bias"]},
+        {
+            "bias": (
+                jax.ShapeDtypeStruct((1, 4, 1000, 1000), jnp.bfloat16),
+                P(None, "tensor", None, None),
+            )
+        },
+    ),
+    "array of keys": (
+        lambda a: {"mask": Mask(causal=True), "bias": a["bias"]},
+        {
+            "bias": (
+                jax.ShapeDtypeStruct((2, 1, 1, 1000), jnp.float32),
+                P("data", None, None, None),
+            )
+        },
+    ),
+    "dropout": (
+        lambda a: {"mask": Mask(causal=True), "dropout": Dropout(a["seeds"], 0.1)},
+        {"seeds": (jax.ShapeDtypeStruct((2, 4, 1000), jnp.uint32), P("data", "tensor", None))},
+    ),
+}
+
+
+@needs_libtpu
+@pytest.mark.slow
+@pytest.mark.parametrize("chip", CHIPS)
+@pytest.mark.parametrize("name", OPTIONS)
+def test_compiles_with_every_option(name, chip):
+    make, more = OPTIONS[name]
+    compiled(chip, make, *shapes(1000), **more)
+
+
+@needs_libtpu
+@pytest.mark.slow
+@pytest.mark.parametrize("chip", CHIPS)
+@pytest.mark.parametrize(
+    "head",
+    [
+        {"head_dim": 64},
+        {"head_dim": 80},
+        {"head_dim": 96},
+        {"head_dim": 256},
+        {"head_dim": 512},
+        {"head_dim": 192, "value_dim": 128},
+        {"head_dim": 128, "dtype": jnp.float32},
+        {"head_dim": 256, "dtype": jnp.float32},
+        {"head_dim": 128, "dtype": jnp.float16},
+    ],
+    ids=str,
+)
+def test_compiles_for_every_head(head, chip):
+    compiled(chip, lambda _: {"mask": Mask(causal=True)}, *shapes(4096, **head))
+
+
+@needs_libtpu
+@pytest.mark.slow
+def test_memory_is_linear_in_length():
+    """Of 2k to 128k tokens the program holds the arrays and copies of them."""
+
+    def temporary(length):
+        program = compiled("v5e", lambda _: {"mask": Mask(causal=True)}, *shapes(length, 2, 2))
+        return program.memory_analysis().temp_size_in_bytes / length
+
+    first, *others = (temporary(length) for length in (8192, 32768, 131072))
+    assert all(other < 1.5 * first for other in others)
