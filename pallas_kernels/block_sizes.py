@@ -32,12 +32,16 @@ def block_sizes(kernel: str, chip: str, **call: int) -> dict[str, int]:
     if kernel in (replaced := _replaced.get() or {}):
         return dict(replaced[kernel])
     for row in table().get(kernel, ()):
-        if row.get("chips") and chip not in row["chips"]:
-            continue
-        limits = row.get("up_to", {})
-        if all(call[name] <= most for name, most in limits.items()):
+        if fits(row, chip, call):
             return dict(row["sizes"])
     raise LookupError(f"block_sizes.json has no row of {kernel!r} for a {chip} and {call}")
+
+
+def fits(row: dict[str, Any], chip: str, call: dict[str, int]) -> bool:
+    """Returns whether a row is for a kind of chip and a call with these numbers."""
+    if row.get("chips") and chip not in row["chips"]:
+        return False
+    return all(call[name] <= most for name, most in row.get("up_to", {}).items())
 
 
 @functools.cache

@@ -1,5 +1,6 @@
 """What all tests share: eight simulated devices, checked shapes, a cache of compiled programs."""
 
+import contextlib
 import importlib.metadata
 import os
 
@@ -36,3 +37,24 @@ def one_device():
     mesh = Mesh(fsdp=1).build(jax.devices()[:1])
     with jax.set_mesh(mesh):
         yield mesh
+
+
+@pytest.fixture
+def described_tpu():
+    """Returns a function from "v4", "v5e", "v5p" or "v6e" to a set mesh of such chips.
+
+    For tests that compile and run nothing; they are skipped where libtpu is not installed.
+    """
+    from pallas_kernels import topologies
+
+    with contextlib.ExitStack() as stack:
+
+        def described(chip, devices=1):
+            try:
+                mesh = topologies.mesh(topologies.tpu(chip)[:devices])
+            except topologies.NoCompiler as missing:
+                pytest.skip(str(missing))
+            stack.enter_context(jax.set_mesh(mesh))
+            return mesh
+
+        yield described

@@ -30,6 +30,11 @@ ALLOWED = {
     "lmjax/models/transformer.py": (1, INTEGERS),
     "pallas_kernels/attention/chunked.py": (1, BY_THE_SUM),
     "pallas_kernels/attention/streaming.py": (3, f"{BY_THE_SUM}; {INTEGERS}"),
+    "pallas_kernels/decode_attention/cache.py": (1, "NaN where the sum beside it is not finite"),
+    "pallas_kernels/decode_attention/kernel.py": (1, BY_THE_SUM),
+    "pallas_kernels/decode_attention/plan.py": (1, INTEGERS),
+    "pallas_kernels/decode_attention/reference.py": (1, BY_THE_SUM),
+    "pallas_kernels/decode_attention/tpu.py": (1, "a NaN that it lost comes back by the sum"),
     "pallas_kernels/cross_entropy/api.py": (2, BY_THE_SUM),  # pmax
     "pallas_kernels/cross_entropy/chunked.py": (1, "log Z beside it is NaN, and so is the loss"),
     "pallas_kernels/cross_entropy/reference.py": (1, "log Z beside it is NaN, and so is the loss"),

@@ -28,6 +28,9 @@ from pallas_kernels.attention import (
     implementations,
 )
 from pallas_kernels.attention import attention as attention_kernel
+from pallas_kernels.decode_attention import decode_attention, preferred
+
+DECODE_KERNELS = ("tpu",)  # which read a cache in place
 
 
 class Tables(NamedTuple):
@@ -36,6 +39,7 @@ class Tables(NamedTuple):
     positions: Any = None  # of `AttentionPositions.rotate`
     query_scale: Float[Array, "batch seq 1 1"] | None = None
     bias: Bias | None = None  # added to the scores
+    by_distance: DistanceBias | None = None  # what `bias` was made of
     memory: Any = None  # what cross-attention reads
 
 
@@ -146,6 +150,9 @@ class Attention(nnx.Module):
           The attended activations and the extended cache.
         """
         query, keys, values = self.heads(x, tables)
+        if cache is not None and self.decodes(query, cache, tables.by_distance):
+            cache = cache.written(keys, values)
+            return self.output(self.decode(query, cache, tables.by_distance)), cache
         if cache is not None:
             keys, values, cache = cache.extend(keys, values)
         dropout = (self.config.dropout, key) if key is not None and self.config.dropout else None
@@ -161,6 +168,38 @@ class Attention(nnx.Module):
         if tables.query_scale is not None:
             query = query * tables.query_scale.astype(query.dtype)
         return query, keys, values
+
+    def decodes(self, query: jax.Array, cache: LayerCache, bias: DistanceBias | None) -> bool:
+        """Whether a kernel can read what the new tokens see in the cache, without a copy of it.
+
+        It cannot where devices that share their key heads would have to read a part of each row.
+        """
+        new, wanted = query.shape[1], self.config.implementation
+        if cache.empty or not (cache.ordered or new == 1) or not cache.keeps(new):
+            return False
+        whole = self.layout.axes("heads") and not self.layout.axes("kv_heads", self.config.kv_heads)
+        if whole or self.layout.axes("seq") or wanted not in (None, *DECODE_KERNELS):
+            return False
+        return preferred(query, cache.rows(), bias, window=cache.window) in DECODE_KERNELS
+
+    def decode(
+        self, query: jax.Array, cache: LayerCache, bias: DistanceBias | None
+    ) -> Float[Array, "batch new heads value_dim"]:
+        """Attends to a cache that holds the new tokens, on each device for its rows and heads."""
+        layout, config = self.layout, self.config
+        bias = jax.tree.map(lambda a: layout.reshard(a, "heads", *(None,) * (a.ndim - 1)), bias)
+        query = layout.reshard(query, "batch", None, "heads", None)
+        kernel = functools.partial(
+            decode_attention,
+            scale=config.scale,
+            softcap=config.softcap,
+            window=cache.window,
+            implementation=config.implementation,
+        )
+        spec = layout.spec("batch", None, "heads", None, shape=query.shape)
+        # No gradient goes through it, which the check of the types would be for.
+        run = jax.shard_map(kernel, out_specs=spec, check_vma=False)
+        return run(query, cache.rows(), cache.incoming.first, bias)
 
     def attend(
         self,

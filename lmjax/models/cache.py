@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +12,10 @@ from jaxtyping import Array, Float, Int, Shaped
 
 from lmjax.config import UserError
 from lmjax.models.batch import Batch, TokenPosition
+from lmjax.models.cache_arrays import apart, by_row, gather, joined, put_rows
 from lmjax.parallel import Layout
 from pallas_kernels.attention import Mask
+from pallas_kernels.decode_attention import CacheRows
 
 
 @jax.tree_util.register_dataclass
@@ -23,7 +24,7 @@ class EncoderCache:
     """Keys and values that the layers of a decoder read of an encoder's text.
 
     Attributes:
-      keys, values: as in `Cache`, with a slot for each of the encoder's tokens.
+      keys, values: with the periods of a stretch first and a slot for each of the encoder's tokens.
       segments: of the encoder's tokens.
     """
 
@@ -68,6 +69,9 @@ class Cache:
 
     The caller ends a row before it has more than `capacity` tokens.
 
+    The numbers of a token's heads lie one after another in one axis: see
+    `pallas_kernels.decode_attention.cache`, whose kernels read the stacks as they are.
+
     Attributes:
       keys, values: for each layer of a period, of each stretch of layers one after another, the
         stack of its periods.
@@ -80,8 +84,8 @@ class Cache:
       empty: no row has any token, so the tokens of the next call see themselves alone.
     """
 
-    keys: tuple[Float[Array, "_ batch _ kv_heads head_dim"], ...]
-    values: tuple[Float[Array, "_ batch _ kv_heads head_dim"], ...]
+    keys: tuple[Float[Array, "_ batch _ kv_size"], ...]
+    values: tuple[Float[Array, "_ batch _ kv_size"], ...]
     lengths: Int[Array, "batch"]
     prompt_lengths: Int[Array, "batch"]
     newest: TokenPosition
@@ -234,15 +238,19 @@ class LayerCache:
       sources: keys and values of `EncoderCache`.
       period: number of the layer in the stack.
       incoming, capacity, empty: of `Cache`.
+      window: of the layer; None sees all.
+      ordered: each token sees itself and those before it, as far as the window reaches.
     """
 
-    keys: Float[Array, "periods batch slots kv_heads head_dim"]
-    values: Float[Array, "periods batch slots kv_heads head_dim"]
+    keys: Float[Array, "periods batch slots kv_size"]
+    values: Float[Array, "periods batch slots kv_size"]
     sources: tuple[jax.Array, jax.Array] | None
     period: Int[Array, ""]
     incoming: Incoming
     capacity: int = dataclasses.field(metadata={"static": True})
     empty: bool = dataclasses.field(metadata={"static": True})
+    window: int | None = dataclasses.field(default=None, metadata={"static": True})
+    ordered: bool = dataclasses.field(default=False, metadata={"static": True})
 
     def extend(
         self,
@@ -255,31 +263,65 @@ class LayerCache:
           The keys and values that the new tokens' queries look at (`Cache.mask` says which of them
           they see), in the dtype of the new ones, and the layer's cache with the new ones in it.
         """
-        append = self._append_token if keys.shape[1] == 1 and not self.empty else self._append_text
-        seen_keys, stack_of_keys = append(self.keys, keys)
-        seen_values, stack_of_values = append(self.values, values)
-        cache = dataclasses.replace(self, keys=stack_of_keys, values=stack_of_values)
-        return seen_keys.astype(keys.dtype), seen_values.astype(values.dtype), cache
+        if keys.shape[1] == 1 and not self.empty:  # the queries see the slots as they lie
+            cache = self.written(keys, values)
+            seen = tuple(self._read(stack) for stack in (cache.keys, cache.values))
+        else:
+            found = [
+                self._append_text(stack, joined(new))
+                for stack, new in ((self.keys, keys), (self.values, values))
+            ]
+            seen, stacks = zip(*found)
+            cache = dataclasses.replace(self, keys=stacks[0], values=stacks[1])
+        seen_keys, seen_values = (
+            apart(a, new).astype(new.dtype) for a, new in zip(seen, (keys, values))
+        )
+        return seen_keys, seen_values, cache
+
+    def written(
+        self,
+        keys: Float[Array, "batch new kv_heads head_dim"],
+        values: Float[Array, "batch new kv_heads head_dim"],
+    ) -> LayerCache:
+        """The cache with new keys and values where their rows end."""
+        keys, values = (
+            self._write(stack, joined(new))
+            for stack, new in ((self.keys, keys), (self.values, values))
+        )
+        return dataclasses.replace(self, keys=keys, values=values)
+
+    def rows(self) -> CacheRows:
+        """The layer's part of the stacks as decode attention reads it, in place."""
+        return CacheRows(self.keys, self.values, self.incoming.after, self.period)
+
+    def keeps(self, new: int) -> bool:
+        """Whether the slots hold all that `new` tokens see, once these are written."""
+        ring = self.keys.shape[2] < self.capacity
+        return not ring or new == 1
 
     def source(self) -> tuple[jax.Array, jax.Array]:
         """Keys and values of the encoder's tokens."""
         keys, values = map(self._read, self.sources)
         return keys, values
 
-    def _append_token(self, stack: jax.Array, new: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Writes one token a row where the row ends; the queries see the slots as they lie."""
+    def _write(self, stack: jax.Array, new: jax.Array) -> jax.Array:
+        """Writes new tokens where their rows end."""
         slots = stack.shape[2]
 
-        def write(stack, new, before, after, period):
-            slot = before % slots if slots < self.capacity else before
-            slot = jnp.where(after > before, slot, slots)  # outside: padding is dropped
-            at = stack.at[period, jnp.arange(stack.shape[1]), slot]
-            return at.set(new[:, 0], mode="drop", indices_are_sorted=True, unique_indices=True)
+        def write(stack, new, first, before, after, period):
+            count = jnp.arange(new.shape[1])
+            token = first[:, None] + count
+            slot = token % slots if slots < self.capacity else token
+            real = (token >= before[:, None]) & (token < after[:, None])
+            slot = jnp.where(real, slot, slots + count)  # outside: padding is dropped
+            at = stack.at[period, jnp.arange(stack.shape[1])[:, None], slot]
+            ordered = new.shape[1] == 1
+            return at.set(new, mode="drop", indices_are_sorted=ordered, unique_indices=True)
 
-        lengths = self.incoming.before, self.incoming.after
+        incoming = self.incoming
+        lengths = incoming.first, incoming.before, incoming.after
         spec = jax.typeof(stack).sharding.spec
-        stack = by_row(write, spec, stack, new.astype(stack.dtype), *lengths, self.period)
-        return self._read(stack), stack
+        return by_row(write, spec, stack, new.astype(stack.dtype), *lengths, self.period)
 
     def _append_text(self, stack: jax.Array, new: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Writes many tokens a row; the queries see the row's last slots, then these tokens.
@@ -305,7 +347,7 @@ class LayerCache:
         lengths = incoming.first, incoming.before, incoming.after
         spec = PartitionSpec(*jax.typeof(stack).sharding.spec[1:])
         seen, layer = by_row(merge, (spec, spec), new, *lengths, *layer)
-        start = (self.period, 0, 0, 0, 0)
+        start = (self.period, 0, 0, 0)
         return seen, jax.lax.dynamic_update_slice(stack, layer[None], start)
 
     def _read(self, stack: jax.Array) -> jax.Array:
@@ -330,49 +372,3 @@ def last_tokens(
     chosen = real & (jnp.cumsum(real[:, ::-1], axis=1)[:, ::-1] == 1)
     chosen = chosen.reshape(*segments.shape, *(1 for _ in values.shape[2:]))
     return jnp.sum(jnp.where(chosen, values, 0), axis=1, dtype=values.dtype)
-
-
-def by_row(function: Callable, specs: Any, *arrays: jax.Array) -> Any:
-    """Calls a function that gives each row from that row alone, on each device for its own rows.
-
-    Args:
-      function: of the arrays.
-      specs: how what it returns lies on the mesh.
-      arrays: cut alike along their rows and heads.
-    """
-    if all(entry is None for spec in jax.tree.leaves(specs) for entry in spec):
-        return function(*arrays)
-    return jax.shard_map(function, out_specs=specs)(*arrays)
-
-
-def gather(
-    rows: Shaped[Array, "batch columns *rest"], index: Int[Array, "batch new"]
-) -> Shaped[Array, "batch new *rest"]:
-    """Columns of each row; of an index outside the nearest one, whatever it holds."""
-    return jax.vmap(lambda row, index: jnp.take(row, index, axis=0, mode="clip"))(rows, index)
-
-
-def put_rows(
-    old: Shaped[Array, "..."], new: Shaped[Array, "..."], slots: Int[Array, "new"], axis: int
-) -> Shaped[Array, "..."]:
-    """An array with other rows in place of some, which lie on any devices.
-
-    Args:
-      old: the array.
-      new: the rows; of the axis after theirs they may have only a first part.
-      slots: numbers of the rows that are replaced.
-      axis: of the rows.
-    """
-    spec = [*jax.typeof(old).sharding.spec]
-    axes, spec[axis] = spec[axis], None
-    new = jax.reshard(new, PartitionSpec(*spec))
-
-    def put(old, new, slots):
-        rows, part = old.shape[axis], new.shape[axis + 1 : axis + 2]
-        if axes is not None:
-            slots = slots - rows * jax.lax.axis_index(axes)
-        slots = jnp.where((slots >= 0) & (slots < rows), slots, rows)  # else another device's
-        index = (*(slice(None),) * axis, slots, *(slice(size) for size in part))
-        return old.at[index].set(new, mode="drop", unique_indices=True)
-
-    return by_row(put, jax.typeof(old).sharding.spec, old, new, slots)

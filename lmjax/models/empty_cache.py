@@ -9,6 +9,9 @@ from lmjax.models.batch import TokenPosition
 from lmjax.models.cache import Cache, EncoderCache
 from lmjax.models.transformer import TransformerConfig
 from lmjax.parallel import Layout
+from pallas_kernels.target import target
+
+TPU_SLOTS = 128  # the decode kernel copies so many slots at once
 
 
 def make_cache(
@@ -20,11 +23,14 @@ def make_cache(
       config: of the model.
       layout: how it is cut over the mesh.
       batch: number of rows.
-      length: most tokens of a row.
+      length: most tokens of a row; on a TPU it is rounded up to a multiple of 128, which the kernel
+        of decode attention reads in place.
       source: most tokens of an encoder's text, where rows with one are to be put into the cache;
         None for a cache that the model is called with from the first token on.
     """
     attention = config.attention
+    if target().platform == "tpu":
+        length = -(-length // TPU_SLOTS) * TPU_SLOTS
     # A bias goes by the indices of the keys, which a ring does not keep in order.
     ordered = attention.position_rule.biased
     windows = [(window, periods) for windows, periods in config.stretches for window in windows]
@@ -39,7 +45,12 @@ def make_cache(
         return jnp.zeros(shape, config.dtype, out_sharding=spec)
 
     def own(window: int | None, periods: int) -> jax.Array:
-        return layers(length if window is None or ordered else min(length, window), periods)
+        slots = length if window is None or ordered else min(length, window)
+        shape = (periods, batch, slots, attention.kv_heads)
+        spec = layout.spec(None, "batch", None, "kv_heads", shape=shape)
+        return jnp.zeros(
+            (*shape[:3], shape[3] * attention.head_dim), config.dtype, out_sharding=spec
+        )
 
     keys, values = (tuple(own(*newest) for newest in windows) for _ in range(2))
     text = None

@@ -122,10 +122,13 @@ def scan_blocks(
         masks = [dataclasses.replace(mask, window=window) for window in stretch.windows]
         own = [None] * period
         if cache is not None:
+            own = [
+                dataclasses.replace(layer, window=mask.window, ordered=mask.causal_by_position)
+                for layer, mask in zip(caches[pattern_index : pattern_index + period], masks)
+            ]
             masks = [
                 cache.mask(mask, pattern_index + i, x.shape[1]) for i, mask in enumerate(masks)
             ]
-            own = caches[pattern_index : pattern_index + period]
         x, own = _scan_stretch(blocks, layers, x, masks, tables, own)
         first, pattern_index = first + stretch.layers, pattern_index + period
         extended += own

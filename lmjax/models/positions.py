@@ -129,7 +129,7 @@ class ALiBi(AttentionPositions):
 
     def bias(self, learned: None, num_heads: int, causal: bool) -> LinearBias:
         """See `AttentionPositions.bias`."""
-        return LinearBias(alibi_slopes(num_heads))
+        return LinearBias(jnp.asarray(alibi_slopes(num_heads)))
 
 
 def alibi_slopes(num_heads: int) -> Float[np.ndarray, "heads"]:

@@ -240,9 +240,10 @@ class Stack(nnx.Module):
             self.attention_positions, attention.num_heads, attention.causal
         )
         one_token = cache is not None and not cache.empty and batch.tokens.shape[1] == 1
+        by_distance = bias
         if bias is not None and one_token:  # in each row at an index of its own
             bias = bias.between(cache.incoming.before[:, None], jnp.arange(cache.capacity))
-        return attention.tables(batch, lengths)._replace(bias=bias)
+        return attention.tables(batch, lengths)._replace(bias=bias, by_distance=by_distance)
 
     def run(
         self,

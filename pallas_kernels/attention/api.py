@@ -63,11 +63,15 @@ def attention(
     result = choose(request, implementation).serve(**request.arguments())
     if sinks is None:
         return result
-    output, lse = _with_sinks(*result, sinks)
+    output, lse = with_sinks(*result, sinks)
     return (output, lse) if return_lse else output
 
 
-def _with_sinks(output, lse, sinks):
+def with_sinks(
+    output: Float[Array, "batch query heads value_dim"],
+    lse: Float[Array, "batch query heads"],
+    sinks: Float[Array, "heads"],
+) -> tuple[Float[Array, "batch query heads value_dim"], Float[Array, "batch query heads"]]:
     """Attention with one more score a head in the denominator of the softmax."""
     seen = jnp.isfinite(lse)  # else nothing is: the gradients of infinities are no numbers
     lse = jnp.where(seen, lse, 0.0)

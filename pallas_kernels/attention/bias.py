@@ -9,6 +9,7 @@ from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels.pytree import pytree
@@ -95,7 +96,12 @@ class BucketBias(DistanceBias):
     def at(self, distance: Int[Array, "*shape"]) -> Float[Array, "heads *shape"]:
         """See `DistanceBias.at`."""
         buckets = bucket(distance, self.table.shape[1], self.max_distance, self.causal)
-        return self.table.astype(jnp.float32)[:, buckets]
+        table = self.table.astype(jnp.float32)
+        rows = jax.typeof(buckets).sharding.spec
+        if all(entry is None for entry in rows):
+            return table[:, buckets]
+        heads = jax.typeof(table).sharding.spec[0]
+        return table.at[:, buckets].get(out_sharding=PartitionSpec(heads, *rows))
 
 
 Bias: TypeAlias = Float[Array, "#batch #heads #query #key"] | DistanceBias
