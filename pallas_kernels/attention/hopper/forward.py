@@ -1,0 +1,205 @@
+"""The forward kernel: two warpgroups compute while a third one copies, as in FlashAttention-3.
+
+(Shah et al. 2024, arXiv:2407.08608.) While one computing warpgroup takes exponentials the other has
+the tensor cores. Each walks through the list of tiles of its block of queries: first full ones,
+which pay for no mask, then partial ones.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+from jaxtyping import Array, Float
+
+from pallas_kernels.attention.hopper.compat import compiler_params
+from pallas_kernels.attention.hopper.lists import TileLists
+from pallas_kernels.attention.hopper.pairs import LOG2E, Pairs
+from pallas_kernels.attention.hopper.plan import Plan
+from pallas_kernels.attention.hopper.launch import launch, matrix, out
+from pallas_kernels.attention.hopper.warpgroup import Warpgroup, spread
+
+LOWEST = -1e30  # of a row's largest score: finite, so that differences are numbers
+COMPUTING = 2  # warpgroups
+
+
+def forward(
+    plan: Plan,
+    q: Float[Array, "batch query heads head_dim"],
+    k: Float[Array, "batch key kv_heads head_dim"],
+    v: Float[Array, "batch key kv_heads value_dim"],
+    lists: TileLists,
+    inputs: dict[str, Any],
+) -> tuple[Float[Array, "batch query heads value_dim"], Float[Array, "batch heads query"]]:
+    """Output and log-sum-exp of arrays that are padded to whole blocks."""
+    batch, queries, heads, head_dim = q.shape
+    value_dim, blocks = v.shape[-1], plan.blocks
+    stages, rows, keys = blocks.forward_stages, blocks.rows, blocks.forward_keys
+    scratch = {
+        "q": matrix((COMPUTING, rows, max(head_dim, value_dim)), q.dtype),
+        "k": matrix((stages, keys, head_dim), q.dtype),
+        "v": matrix((stages, keys, value_dim), q.dtype),
+        "lse": plgpu.SMEM((COMPUTING, rows), jnp.float32),
+        "q_ready": plgpu.Barrier(num_barriers=COMPUTING),
+        "k_ready": plgpu.Barrier(num_barriers=stages),
+        "v_ready": plgpu.Barrier(num_barriers=stages),
+        "k_free": plgpu.Barrier(num_arrivals=COMPUTING, num_barriers=stages),
+        "v_free": plgpu.Barrier(num_arrivals=COMPUTING, num_barriers=stages),
+        "turn": plgpu.Barrier(num_arrivals=COMPUTING),
+    }
+    arrays = {"q": q, "k": k, "v": v, "lists": lists, "inputs": inputs}
+    outputs = {
+        "output": out((batch, queries, heads, value_dim), q.dtype, q),
+        "lse": out((batch, heads, queries), jnp.float32, q),
+    }
+    grid = {"head": heads, "block": queries // (COMPUTING * rows), "batch": batch}
+    results = launch(functools.partial(_kernel, plan), arrays, outputs, scratch, grid, plan)
+    return results["output"], results["lse"]
+
+
+def _kernel(plan: Plan, refs, at) -> None:
+    """One block of queries of one head."""
+    group, wg = Warpgroup(bool(plan.interpret)), lax.axis_index("wg")
+    tiles = block_tiles(refs["lists"], at)
+
+    @pl.when(wg < COMPUTING)
+    def _compute():
+        group.register_limit(240, "increase")
+        _compute_rows(plan, group, refs, at, tiles, wg)
+
+    @pl.when(wg == COMPUTING)
+    def _copy():
+        group.register_limit(24, "decrease")
+        blocks = plan.blocks
+        copy_keys(refs, at, plan.group, tiles, blocks.forward_stages, blocks.forward_keys)
+
+
+def block_tiles(lists, at):
+    """The block that this program has, its numbers of full and of all tiles, and where they are."""
+    batch = at["batch"] if lists.order.shape[0] > 1 else 0
+    block = lists.longest[batch, at["block"]]
+    full, total = (lists.counts[batch, block, index] for index in (0, 1))
+    return block, full, total, lists.order.at[batch, block]
+
+
+def copy_keys(refs, at, shared_by: int, tiles, stages: int, size: int) -> None:
+    """Brings the keys and values of a list of tiles to shared memory, one after the other."""
+    _, _, total, order = tiles
+    head = lax.div(at["head"], jnp.int32(shared_by))
+
+    def copy(index, _):
+        slot = lax.rem(index, jnp.int32(stages))
+        keys = (at["batch"], pl.ds(order[index] * size, size), head)
+        for name in ("k", "v"):
+
+            @pl.when(index >= stages)
+            def _wait(name=name):
+                plgpu.barrier_wait(refs[f"{name}_free"].at[slot])
+
+            source, target = refs["arrays"][name].at[keys], refs[name].at[slot]
+            plgpu.copy_gmem_to_smem(source, target, refs[f"{name}_ready"].at[slot])
+
+    lax.fori_loop(0, total, copy, None)
+
+
+def _compute_rows(plan: Plan, group: Warpgroup, refs, at, tiles, wg) -> None:
+    """Attention of the queries of one warpgroup."""
+    rows, value_dim = plan.blocks.rows, refs["v"].shape[-1]
+    block, full, total, _ = tiles
+    start = (block * COMPUTING + wg) * rows
+    where = at["batch"], pl.ds(start, rows), at["head"]
+    head_dim = refs["k"].shape[-1]
+    queries = _columns(refs["q"].at[wg], head_dim)
+    plgpu.copy_gmem_to_smem(refs["arrays"]["q"].at[where], queries, refs["q_ready"].at[wg])
+    plgpu.barrier_wait(refs["q_ready"].at[wg])
+    pl.when(total > 0)(lambda: plgpu.barrier_wait(refs["k_ready"].at[0]))
+    pl.when(wg == 1)(lambda: _take_turn(refs))
+
+    step = functools.partial(_tile, plan, group, refs, at, tiles, start, queries)
+    carry = (
+        group.full((rows, value_dim), 0.0),
+        group.vector(rows, LOWEST, 0),
+        group.vector(rows, 0.0, 0),
+    )
+    carry = lax.fori_loop(0, full, functools.partial(step, masked=False), carry)
+    carry = lax.fori_loop(full, total, functools.partial(step, masked=True), carry)
+    pl.when(wg == 0)(lambda: _take_turn(refs))
+    _write(plan, refs, where, wg, *carry)
+
+
+def _columns(reference, size: int):
+    """The first columns of a matrix in shared memory."""
+    return reference if reference.shape[-1] == size else reference.at[:, pl.ds(0, size)]
+
+
+def _take_turn(refs) -> None:
+    plgpu.barrier_arrive(refs["turn"])
+    plgpu.barrier_wait(refs["turn"])
+
+
+def _tile(plan: Plan, group: Warpgroup, refs, at, tiles, start, queries, index, carry, *, masked):
+    """One tile of keys: the new output before it is divided, largest score and sum of a row."""
+    output, top, total = carry
+    stages, size = plan.blocks.forward_stages, plan.blocks.forward_keys
+    slot = lax.rem(index, jnp.int32(stages))
+    shape = plan.blocks.rows, size
+    where = at["batch"], at["head"], start, tiles[3][index] * size
+    pairs = Pairs(plan, group, refs["inputs"], *where, shape)
+    products = [(queries, refs["k"].at[slot])]
+    scores = group.product(products, shape, meanwhile=lambda: _take_turn(refs))
+    plgpu.barrier_arrive(refs["k_free"].at[slot])
+
+    weights, top, decay = _weights(plan, pairs, scores, top, masked)
+    total = total * decay + jnp.sum(weights, axis=1)
+    output = output * spread(decay, output.shape, 0)
+    weights = pairs.drop(weights).astype(refs["v"].dtype)
+    # Before the other warpgroup's turn, not in the middle of its own products.
+    output, top, total, weights = lax.optimization_barrier((output, top, total, weights))
+    plgpu.barrier_arrive(refs["turn"])
+    plgpu.barrier_wait(refs["v_ready"].at[slot])
+    plgpu.barrier_wait(refs["turn"])
+
+    def wait_for_next():
+        ready = refs["k_ready"].at[lax.rem(index + 1, jnp.int32(stages))]
+        pl.when(index + 1 < tiles[2])(lambda: plgpu.barrier_wait(ready))
+
+    output = group.accumulate(output, weights, refs["v"].at[slot], meanwhile=wait_for_next)
+    plgpu.barrier_arrive(refs["v_free"].at[slot])
+    return output, top, total
+
+
+def _weights(plan: Plan, pairs: Pairs, scores, top, masked: bool):
+    """Exponentials less the largest score, that score, and what earlier sums are multiplied by."""
+    bare = plan.softcap is None and not pairs.biased
+    factor = plan.scale * LOG2E if bare else 1.0  # in one operation with the subtraction
+    if not bare:
+        scores, _ = pairs.logits(scores)
+    allowed = pairs.allowed() if masked else None
+    if allowed is not None:
+        scores = jnp.where(allowed, scores, -jnp.inf)
+    new_top = jnp.maximum(top, jnp.max(scores, axis=1) * factor)
+    weights = jnp.exp2(scores * factor - spread(new_top, scores.shape, 0))
+    return weights, new_top, jnp.exp2(top - new_top)
+
+
+def _write(plan: Plan, refs, where, wg, output, top, total) -> None:
+    """Divides by the sums, and writes output and log-sum-exp."""
+    blind = total == 0.0
+    total = jnp.where(blind, 1.0, total)
+    raised = 1.0 if plan.dropout is None else 1.0 / (1.0 - plan.dropout)
+    output = output * spread(raised / total, output.shape, 0)
+    target = _columns(refs["q"].at[wg], output.shape[1])
+    target[...] = output.astype(refs["q"].dtype)
+    lse = jnp.where(blind, -jnp.inf, top * math.log(2) + jnp.log(total))
+    refs["lse"].at[wg][...] = lse
+    plgpu.commit_smem()
+    batch, rows, head = where
+    plgpu.copy_smem_to_gmem(target, refs["outputs"]["output"].at[where])
+    plgpu.copy_smem_to_gmem(refs["lse"].at[wg], refs["outputs"]["lse"].at[batch, head, rows])
+    plgpu.wait_smem_to_gmem(0)
