@@ -16,7 +16,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, Float
 
-from pallas_kernels.attention.hopper.forward import COMPUTING, block_tiles, copy_keys
+from pallas_kernels.attention.hopper.forward import COMPUTING, block_tiles, copy_keys, fill
 from pallas_kernels.attention.hopper.launch import launch, matrix, out
 from pallas_kernels.attention.hopper.lists import TileLists
 from pallas_kernels.attention.hopper.pairs import Pairs
@@ -202,27 +202,20 @@ def _key_kernel(plan: Plan, parts: int, refs, at) -> None:
 def _copy_queries(plan: Plan, parts: int, refs, at, tiles) -> None:
     """Brings what belongs to the queries of every tile to shared memory, head after head."""
     _, _, total, order = tiles
-    stages, size = plan.blocks.key_gradient_stages, plan.blocks.key_gradient_queries
+    size, vectors = plan.blocks.key_gradient_queries, {"q": "lse", "d_output": "delta"}
 
-    def copy(index, _):
+    def copy(name, index, slot, ready):
         member = lax.div(index, total)
         head = at["head"] * plan.group + member
         rows = pl.ds(order[index - member * total] * size, size)
-        slot = lax.rem(index, jnp.int32(stages))
-        for name, vector in (("q", "lse"), ("d_output", "delta")):
-            ready = refs[f"{name}_ready"].at[slot]
+        vector = vectors[name]
+        source = refs["arrays"][vector].at[at["batch"], head, rows]
+        plgpu.copy_gmem_to_smem(source, refs[vector].at[slot], ready)
+        for part in range(parts):
+            source = _part(refs["arrays"][name].at[at["batch"], rows, head], part, parts)
+            plgpu.copy_gmem_to_smem(source, refs[name].at[slot, part], ready)
 
-            @pl.when(index >= stages)
-            def _wait(name=name):
-                plgpu.barrier_wait(refs[f"{name}_free"].at[slot])
-
-            source = refs["arrays"][vector].at[at["batch"], head, rows]
-            plgpu.copy_gmem_to_smem(source, refs[vector].at[slot], ready)
-            for part in range(parts):
-                source = _part(refs["arrays"][name].at[at["batch"], rows, head], part, parts)
-                plgpu.copy_gmem_to_smem(source, refs[name].at[slot, part], ready)
-
-    lax.fori_loop(0, total * plan.group, copy, None)
+    fill(refs, ("q", "d_output"), total * plan.group, plan.blocks.key_gradient_stages, copy)
 
 
 def _part(reference, part: int, parts: int):
@@ -284,10 +277,10 @@ def _key_tile(
     lse = spread(group.load(refs["lse"].at[slot], 1), shape, 1)
     weights, gain = _weights(pairs, products, lse, masked)
     plgpu.barrier_wait(refs["d_output_ready"].at[slot])
-    d_weights = product("v", "d_output")
     raised = weights if plan.dropout is None else weights * (1.0 / (1.0 - plan.dropout))
     dropped = pairs.drop(raised).astype(refs["q"].dtype)
     d_v = group.accumulate(d_v, dropped, refs["d_output"].at[slot, column])
+    d_weights = product("v", "d_output")
     delta = spread(group.load(refs["delta"].at[slot], 1), shape, 1)
     plgpu.barrier_arrive(refs["d_output_free"].at[slot])
     d_scores = _score_gradients(pairs, weights, d_weights, delta, gain)

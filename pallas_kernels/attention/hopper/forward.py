@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -93,19 +94,32 @@ def copy_keys(refs, at, shared_by: int, tiles, stages: int, size: int) -> None:
     _, _, total, order = tiles
     head = lax.div(at["head"], jnp.int32(shared_by))
 
-    def copy(index, _):
+    def copy(name, index, slot, ready):
+        keys = at["batch"], pl.ds(order[index] * size, size), head
+        plgpu.copy_gmem_to_smem(refs["arrays"][name].at[keys], refs[name].at[slot], ready)
+
+    fill(refs, ("k", "v"), total, stages, copy)
+
+
+def fill(refs, names: tuple[str, ...], total, stages: int, copy: Callable) -> None:
+    """Calls `copy(name, index, slot, ready)` for every index once its slot is free."""
+
+    def wait(name, index):
         slot = lax.rem(index, jnp.int32(stages))
-        keys = (at["batch"], pl.ds(order[index] * size, size), head)
-        for name in ("k", "v"):
+        plgpu.barrier_wait(refs[f"{name}_free"].at[slot])
 
-            @pl.when(index >= stages)
-            def _wait(name=name):
-                plgpu.barrier_wait(refs[f"{name}_free"].at[slot])
+    def step(index, _):
+        slot = lax.rem(index, jnp.int32(stages))
+        for name in names:
+            pl.when(index >= stages)(functools.partial(wait, name, index))
+            copy(name, index, slot, refs[f"{name}_ready"].at[slot])
 
-            source, target = refs["arrays"][name].at[keys], refs[name].at[slot]
-            plgpu.copy_gmem_to_smem(source, target, refs[f"{name}_ready"].at[slot])
+    def end(index, _):
+        for name in names:
+            wait(name, index)
 
-    lax.fori_loop(0, total, copy, None)
+    lax.fori_loop(0, total, step, None)
+    lax.fori_loop(jnp.maximum(total - stages, 0), total, end, None)
 
 
 def _compute_rows(plan: Plan, group: Warpgroup, refs, at, tiles, wg) -> None:
