@@ -11,8 +11,8 @@ from jaxtyping import Array, Float
 
 from pallas_kernels.attention.bias import Bias, BucketBias, DistanceBias, LinearBias
 from pallas_kernels.attention.dropout import Dropout
-from pallas_kernels.attention.hopper.gradient import attend
-from pallas_kernels.attention.hopper.plan import Plan, columns, default_blocks, padded
+from pallas_kernels.attention.hopper.gradient import attend, pad
+from pallas_kernels.attention.hopper.plan import Plan, default_blocks
 from pallas_kernels.attention.mask import Mask
 from pallas_kernels.attention.table import Implementation, Request
 from pallas_kernels.manual_axes import vary_alike
@@ -39,10 +39,9 @@ def hopper(
     | tuple[Float[Array, "batch query heads value_dim"], Float[Array, "batch query heads"]]
 ):
     """Attention by the kernels for Hopper, of a request that they do not refuse."""
-    head_dim, value_dim = q.shape[-1], v.shape[-1]
+    value_dim = v.shape[-1]
     q, k, v, mask, bias, dropout = vary_alike((q, k, v, mask, bias, dropout))
-    multiple = ALIGNED * columns(head_dim, value_dim)
-    q, k, v = (_widen(a, multiple) for a in (q, k, v))
+    q, k, v = (pad(a, 3, ALIGNED) for a in (q, k, v))
     plan = Plan(
         query_length=q.shape[1],
         key_length=k.shape[1],
@@ -115,7 +114,3 @@ def _assembler_version() -> tuple[int, ...] | None:
         return None
     return tuple(int(part) for part in found.split(".")[:3])
 
-
-def _widen(a, multiple: int):
-    more = padded(a.shape[-1], multiple) - a.shape[-1]
-    return jnp.pad(a, ((0, 0), (0, 0), (0, 0), (0, more))) if more else a

@@ -16,7 +16,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, Float
 
-from pallas_kernels.attention.hopper.forward import COMPUTING, block_tiles, copy_keys, fill
+from pallas_kernels.attention.hopper.forward import COMPUTING, block_tiles, copy_keys, fill, slot_of
 from pallas_kernels.attention.hopper.launch import launch, matrix, out
 from pallas_kernels.attention.hopper.lists import TileLists
 from pallas_kernels.attention.hopper.pairs import Pairs
@@ -42,19 +42,17 @@ def query_gradients(
         delta: sum of a row's output times its gradient, less the gradient of its log-sum-exp.
     """
     batch, queries, heads, head_dim = q.shape
-    blocks = plan.blocks
-    stages, rows, keys = blocks.query_gradient_stages, blocks.rows, blocks.query_gradient_keys
+    rows, keys = plan.blocks.rows, plan.blocks.query_gradient_keys
     scratch = {
         "q": matrix((COMPUTING, rows, head_dim), q.dtype),
         "d_output": matrix((COMPUTING, rows, v.shape[-1]), q.dtype),
-        "k": matrix((stages, keys, head_dim), q.dtype),
-        "v": matrix((stages, keys, v.shape[-1]), q.dtype),
         "rows_ready": plgpu.Barrier(num_arrivals=2, num_barriers=COMPUTING),
-        "k_ready": plgpu.Barrier(num_barriers=stages),
-        "v_ready": plgpu.Barrier(num_barriers=stages),
-        "k_free": plgpu.Barrier(num_arrivals=COMPUTING, num_barriers=stages),
-        "v_free": plgpu.Barrier(num_arrivals=COMPUTING, num_barriers=stages),
     }
+    widths = {"k": head_dim, "v": v.shape[-1]}
+    for (name, width), stages in zip(widths.items(), plan.blocks.query_gradient_stages):
+        scratch[name] = matrix((stages, keys, width), q.dtype)
+        scratch[f"{name}_ready"] = plgpu.Barrier(num_barriers=stages)
+        scratch[f"{name}_free"] = plgpu.Barrier(num_arrivals=COMPUTING, num_barriers=stages)
     arrays = {"q": q, "k": k, "v": v, "d_output": d_output, "lse": lse, "delta": delta}
     arrays |= {"lists": lists, "inputs": inputs}
     outputs = {"d_q": out(q.shape, q.dtype, q)}
@@ -66,7 +64,7 @@ def query_gradients(
 def _query_kernel(plan: Plan, refs, at) -> None:
     """Gradients of one block of queries of one head."""
     group, wg = Warpgroup(bool(plan.interpret)), lax.axis_index("wg")
-    tiles, blocks = block_tiles(refs["lists"], at), plan.blocks
+    tiles = block_tiles(refs["lists"], at)
 
     @pl.when(wg < COMPUTING)
     def _compute():
@@ -76,8 +74,7 @@ def _query_kernel(plan: Plan, refs, at) -> None:
     @pl.when(wg == COMPUTING)
     def _copy():
         group.register_limit(24, "decrease")
-        stages, size = blocks.query_gradient_stages, blocks.query_gradient_keys
-        copy_keys(refs, at, plan.group, tiles, stages, size)
+        copy_keys(refs, at, plan.group, tiles, plan.blocks.query_gradient_keys)
 
 
 def _query_rows(plan: Plan, group: Warpgroup, refs, at, tiles, wg) -> None:
@@ -105,38 +102,49 @@ def _query_rows(plan: Plan, group: Warpgroup, refs, at, tiles, wg) -> None:
 
 def _query_tile(plan, group, refs, at, tiles, start, wg, lse, delta, index, d_q, *, masked):
     """The gradients of queries with those from one tile of keys."""
-    stages, size = plan.blocks.query_gradient_stages, plan.blocks.query_gradient_keys
-    slot = lax.rem(index, jnp.int32(stages))
-    shape = plan.blocks.rows, size
+    size, shape = plan.blocks.query_gradient_keys, (plan.blocks.rows, plan.blocks.query_gradient_keys)
+    k_slot, v_slot = (slot_of(refs, name, index) for name in ("k", "v"))
     where = at["batch"], at["head"], start, tiles[3][index] * size
     pairs = Pairs(plan, group, refs["inputs"], *where, shape)
-    plgpu.barrier_wait(refs["k_ready"].at[slot])
-    products = group.product([(refs["q"].at[wg], refs["k"].at[slot])], shape)
-    weights, gain = _weights(pairs, products, spread(lse, shape, 0), masked)
-    plgpu.barrier_wait(refs["v_ready"].at[slot])
-    d_weights = group.product([(refs["d_output"].at[wg], refs["v"].at[slot])], shape)
-    plgpu.barrier_arrive(refs["v_free"].at[slot])
-    d_scores = _score_gradients(pairs, weights, d_weights, spread(delta, shape, 0), gain)
-    d_q = group.accumulate(d_q, d_scores.astype(refs["k"].dtype), refs["k"].at[slot])
-    plgpu.barrier_arrive(refs["k_free"].at[slot])
+    plgpu.barrier_wait(refs["k_ready"].at[k_slot])
+    products = group.product([(refs["q"].at[wg], refs["k"].at[k_slot])], shape)
+    _, marked = _weights(pairs, products, spread(lse, shape, 0), masked, refs["q"].dtype)
+    plgpu.barrier_wait(refs["v_ready"].at[v_slot])
+    d_weights = group.product([(refs["d_output"].at[wg], refs["v"].at[v_slot])], shape)
+    plgpu.barrier_arrive(refs["v_free"].at[v_slot])
+    d_scores = _score_gradients(plan, marked, d_weights, spread(delta, shape, 0))
+    d_q = group.accumulate(d_q, d_scores, refs["k"].at[k_slot])
+    plgpu.barrier_arrive(refs["k_free"].at[k_slot])
     return d_q
 
 
-def _weights(pairs: Pairs, products, lse, masked: bool):
-    """Weights before dropout, and the derivative of the softcap."""
+def _weights(pairs: Pairs, products, lse, masked: bool, dtype):
+    """Weights after dropout, and what gradients are multiplied by, both in 16 bits.
+
+    That is the weights times the derivative of the softcap, and negative where dropout zeroes them:
+    16 registers less than with two arrays of 32 bits, of which a warpgroup has none to spare. The
+    rounding is that of the gradients of scores once more.
+    """
     scores, gain = pairs.logits(products)
     weights = jnp.exp2(scores - lse)
-    allowed = pairs.allowed() if masked else None
-    return (weights if allowed is None else jnp.where(allowed, weights, 0.0)), gain
-
-
-def _score_gradients(pairs: Pairs, weights, d_weights, delta, gain):
-    """Gradients of the scores before softcap and scale."""
-    d_weights = pairs.drop(d_weights)
+    if masked:
+        weights = pairs.masked(weights, 0.0)
+    marked = weights if gain is None else weights * gain
     if pairs.plan.dropout is not None:
-        d_weights = d_weights * (1.0 / (1.0 - pairs.plan.dropout))
-    d_scores = weights * (d_weights - delta)
-    return d_scores if gain is None else d_scores * gain
+        kept = pairs.kept()
+        marked = jnp.where(kept, marked, -marked)
+        weights = jnp.where(kept, weights, 0.0)
+    return weights.astype(dtype), marked.astype(dtype)
+
+
+def _score_gradients(plan: Plan, marked, d_weights, delta):
+    """Gradients of the scores before softcap and scale, in 16 bits."""
+    weights = marked.astype(jnp.float32)
+    if plan.dropout is None:
+        return (weights * (d_weights - delta)).astype(marked.dtype)
+    kept = weights > 0
+    d_weights = jnp.where(kept, d_weights * (1.0 / (1.0 - plan.dropout)), 0.0)
+    return (jnp.abs(weights) * (d_weights - delta)).astype(marked.dtype)
 
 
 def key_gradients(
@@ -215,7 +223,7 @@ def _copy_queries(plan: Plan, parts: int, refs, at, tiles) -> None:
             source = _part(refs["arrays"][name].at[at["batch"], rows, head], part, parts)
             plgpu.copy_gmem_to_smem(source, refs[name].at[slot, part], ready)
 
-    fill(refs, ("q", "d_output"), total * plan.group, plan.blocks.key_gradient_stages, copy)
+    fill(refs, ("q", "d_output"), total * plan.group, copy)
 
 
 def _part(reference, part: int, parts: int):
@@ -250,6 +258,8 @@ def _key_rows(plan: Plan, parts: int, group: Warpgroup, refs, at, tiles, wg) -> 
         return lax.fori_loop(full, total, functools.partial(step, masked=True), carry)
 
     d_k, d_v = lax.fori_loop(0, plan.group, of_head, carry)
+    if plan.dropout is not None:
+        d_v = d_v * (1.0 / (1.0 - plan.dropout))
     _write_keys(plan, parts, refs, where, own, column, d_k * plan.scale, d_v)
 
 
@@ -259,8 +269,7 @@ def _key_tile(
     """Gradients of keys and values with those from one tile of queries of one head."""
     d_k, d_v = carry
     own, column = mine
-    stages, size = plan.blocks.key_gradient_stages, plan.blocks.key_gradient_queries
-    slot = lax.rem(member * tiles[2] + index, jnp.int32(stages))
+    size, slot = plan.blocks.key_gradient_queries, slot_of(refs, "q", member * tiles[2] + index)
     shape = plan.blocks.rows, size
     head = at["head"] * plan.group + member
     where = at["batch"], head, tiles[3][index] * size, start
@@ -275,16 +284,14 @@ def _key_tile(
     plgpu.barrier_wait(refs["q_ready"].at[slot])
     products = product("k", "q")
     lse = spread(group.load(refs["lse"].at[slot], 1), shape, 1)
-    weights, gain = _weights(pairs, products, lse, masked)
+    dropped, marked = _weights(pairs, products, lse, masked, refs["q"].dtype)
     plgpu.barrier_wait(refs["d_output_ready"].at[slot])
-    raised = weights if plan.dropout is None else weights * (1.0 / (1.0 - plan.dropout))
-    dropped = pairs.drop(raised).astype(refs["q"].dtype)
     d_v = group.accumulate(d_v, dropped, refs["d_output"].at[slot, column])
     d_weights = product("v", "d_output")
     delta = spread(group.load(refs["delta"].at[slot], 1), shape, 1)
     plgpu.barrier_arrive(refs["d_output_free"].at[slot])
-    d_scores = _score_gradients(pairs, weights, d_weights, delta, gain)
-    d_k = group.accumulate(d_k, d_scores.astype(refs["q"].dtype), refs["q"].at[slot, column])
+    d_scores = _score_gradients(plan, marked, d_weights, delta)
+    d_k = group.accumulate(d_k, d_scores, refs["q"].at[slot, column])
     plgpu.barrier_arrive(refs["q_free"].at[slot])
     return d_k, d_v
 

@@ -43,7 +43,7 @@ def forward(
     value_dim, blocks = v.shape[-1], plan.blocks
     stages, rows, keys = blocks.forward_stages, blocks.rows, blocks.forward_keys
     scratch = {
-        "q": matrix((COMPUTING, rows, max(head_dim, value_dim)), q.dtype),
+        "q": matrix((COMPUTING, rows, head_dim), q.dtype),
         "k": matrix((stages, keys, head_dim), q.dtype),
         "v": matrix((stages, keys, value_dim), q.dtype),
         "lse": plgpu.SMEM((COMPUTING, rows), jnp.float32),
@@ -54,6 +54,8 @@ def forward(
         "v_free": plgpu.Barrier(num_arrivals=COMPUTING, num_barriers=stages),
         "turn": plgpu.Barrier(num_arrivals=COMPUTING),
     }
+    if value_dim != head_dim:  # else it is where the queries were
+        scratch["output"] = matrix((COMPUTING, rows, value_dim), q.dtype)
     arrays = {"q": q, "k": k, "v": v, "lists": lists, "inputs": inputs}
     outputs = {
         "output": out((batch, queries, heads, value_dim), q.dtype, q),
@@ -77,8 +79,7 @@ def _kernel(plan: Plan, refs, at) -> None:
     @pl.when(wg == COMPUTING)
     def _copy():
         group.register_limit(24, "decrease")
-        blocks = plan.blocks
-        copy_keys(refs, at, plan.group, tiles, blocks.forward_stages, blocks.forward_keys)
+        copy_keys(refs, at, plan.group, tiles, plan.blocks.forward_keys)
 
 
 def block_tiles(lists, at):
@@ -89,7 +90,7 @@ def block_tiles(lists, at):
     return block, full, total, lists.order.at[batch, block]
 
 
-def copy_keys(refs, at, shared_by: int, tiles, stages: int, size: int) -> None:
+def copy_keys(refs, at, shared_by: int, tiles, size: int) -> None:
     """Brings the keys and values of a list of tiles to shared memory, one after the other."""
     _, _, total, order = tiles
     head = lax.div(at["head"], jnp.int32(shared_by))
@@ -98,28 +99,30 @@ def copy_keys(refs, at, shared_by: int, tiles, stages: int, size: int) -> None:
         keys = at["batch"], pl.ds(order[index] * size, size), head
         plgpu.copy_gmem_to_smem(refs["arrays"][name].at[keys], refs[name].at[slot], ready)
 
-    fill(refs, ("k", "v"), total, stages, copy)
+    fill(refs, ("k", "v"), total, copy)
 
 
-def fill(refs, names: tuple[str, ...], total, stages: int, copy: Callable) -> None:
+def fill(refs, names: tuple[str, ...], total, copy: Callable) -> None:
     """Calls `copy(name, index, slot, ready)` for every index once its slot is free."""
 
     def wait(name, index):
-        slot = lax.rem(index, jnp.int32(stages))
-        plgpu.barrier_wait(refs[f"{name}_free"].at[slot])
+        plgpu.barrier_wait(refs[f"{name}_free"].at[slot_of(refs, name, index)])
 
     def step(index, _):
-        slot = lax.rem(index, jnp.int32(stages))
         for name in names:
-            pl.when(index >= stages)(functools.partial(wait, name, index))
+            slot = slot_of(refs, name, index)
+            pl.when(index >= refs[name].shape[0])(functools.partial(wait, name, index))
             copy(name, index, slot, refs[f"{name}_ready"].at[slot])
 
-    def end(index, _):
-        for name in names:
-            wait(name, index)
-
     lax.fori_loop(0, total, step, None)
-    lax.fori_loop(jnp.maximum(total - stages, 0), total, end, None)
+    for name in names:
+        first = jnp.maximum(total - refs[name].shape[0], 0)
+        lax.fori_loop(first, total, lambda index, _, name=name: wait(name, index), None)
+
+
+def slot_of(refs, name: str, index):
+    """The slot in shared memory of the tile with this index."""
+    return lax.rem(index, jnp.int32(refs[name].shape[0]))
 
 
 def _compute_rows(plan: Plan, group: Warpgroup, refs, at, tiles, wg) -> None:
@@ -128,8 +131,7 @@ def _compute_rows(plan: Plan, group: Warpgroup, refs, at, tiles, wg) -> None:
     block, full, total, _ = tiles
     start = (block * COMPUTING + wg) * rows
     where = at["batch"], pl.ds(start, rows), at["head"]
-    head_dim = refs["k"].shape[-1]
-    queries = _columns(refs["q"].at[wg], head_dim)
+    queries = refs["q"].at[wg]
     plgpu.copy_gmem_to_smem(refs["arrays"]["q"].at[where], queries, refs["q_ready"].at[wg])
     plgpu.barrier_wait(refs["q_ready"].at[wg])
     pl.when(total > 0)(lambda: plgpu.barrier_wait(refs["k_ready"].at[0]))
@@ -147,11 +149,6 @@ def _compute_rows(plan: Plan, group: Warpgroup, refs, at, tiles, wg) -> None:
     _write(plan, refs, where, wg, *carry)
 
 
-def _columns(reference, size: int):
-    """The first columns of a matrix in shared memory."""
-    return reference if reference.shape[-1] == size else reference.at[:, pl.ds(0, size)]
-
-
 def _take_turn(refs) -> None:
     plgpu.barrier_arrive(refs["turn"])
     plgpu.barrier_wait(refs["turn"])
@@ -160,8 +157,7 @@ def _take_turn(refs) -> None:
 def _tile(plan: Plan, group: Warpgroup, refs, at, tiles, start, queries, index, carry, *, masked):
     """One tile of keys: the new output before it is divided, largest score and sum of a row."""
     output, top, total = carry
-    stages, size = plan.blocks.forward_stages, plan.blocks.forward_keys
-    slot = lax.rem(index, jnp.int32(stages))
+    size, slot = plan.blocks.forward_keys, slot_of(refs, "k", index)
     shape = plan.blocks.rows, size
     where = at["batch"], at["head"], start, tiles[3][index] * size
     pairs = Pairs(plan, group, refs["inputs"], *where, shape)
@@ -172,7 +168,9 @@ def _tile(plan: Plan, group: Warpgroup, refs, at, tiles, start, queries, index, 
     weights, top, decay = _weights(plan, pairs, scores, top, masked)
     total = total * decay + jnp.sum(weights, axis=1)
     output = output * spread(decay, output.shape, 0)
-    weights = pairs.drop(weights).astype(refs["v"].dtype)
+    if plan.dropout is not None:
+        weights = jnp.where(pairs.kept(), weights, 0.0)
+    weights = weights.astype(refs["v"].dtype)
     # Before the other warpgroup's turn, not in the middle of its own products.
     output, top, total, weights = lax.optimization_barrier((output, top, total, weights))
     plgpu.barrier_arrive(refs["turn"])
@@ -180,7 +178,7 @@ def _tile(plan: Plan, group: Warpgroup, refs, at, tiles, start, queries, index, 
     plgpu.barrier_wait(refs["turn"])
 
     def wait_for_next():
-        ready = refs["k_ready"].at[lax.rem(index + 1, jnp.int32(stages))]
+        ready = refs["k_ready"].at[slot_of(refs, "k", index + 1)]
         pl.when(index + 1 < tiles[2])(lambda: plgpu.barrier_wait(ready))
 
     output = group.accumulate(output, weights, refs["v"].at[slot], meanwhile=wait_for_next)
@@ -194,9 +192,8 @@ def _weights(plan: Plan, pairs: Pairs, scores, top, masked: bool):
     factor = plan.scale * LOG2E if bare else 1.0  # in one operation with the subtraction
     if not bare:
         scores, _ = pairs.logits(scores)
-    allowed = pairs.allowed() if masked else None
-    if allowed is not None:
-        scores = jnp.where(allowed, scores, -jnp.inf)
+    if masked:
+        scores = pairs.masked(scores, -jnp.inf)
     new_top = jnp.maximum(top, jnp.max(scores, axis=1) * factor)
     weights = jnp.exp2(scores * factor - spread(new_top, scores.shape, 0))
     return weights, new_top, jnp.exp2(top - new_top)
@@ -208,7 +205,7 @@ def _write(plan: Plan, refs, where, wg, output, top, total) -> None:
     total = jnp.where(blind, 1.0, total)
     raised = 1.0 if plan.dropout is None else 1.0 / (1.0 - plan.dropout)
     output = output * spread(raised / total, output.shape, 0)
-    target = _columns(refs["q"].at[wg], output.shape[1])
+    target = refs.get("output", refs["q"]).at[wg]
     target[...] = output.astype(refs["q"].dtype)
     lse = jnp.where(blind, -jnp.inf, top * math.log(2) + jnp.log(total))
     refs["lse"].at[wg][...] = lse

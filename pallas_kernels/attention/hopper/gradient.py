@@ -20,6 +20,7 @@ from pallas_kernels.attention.hopper.plan import Plan, columns, padded
 from pallas_kernels.attention.mask import Mask
 from pallas_kernels.manual_axes import vary_alike
 
+HALF = 64  # the least columns of a part
 UNSEEN = 1e30  # log-sum-exp of rows whose weights are to be zero
 
 
@@ -34,7 +35,7 @@ def attend(
 def _forward(plan: Plan, q, k, v, mask: Mask, bias, dropout):
     sizes = COMPUTING * plan.blocks.rows, plan.blocks.forward_keys
     lists = by_queries(mask, plan.query_length, plan.key_length, *sizes)
-    queries, keys, values = (_pad(a, 1, size) for a, size in zip((q, k, v), (*sizes, sizes[1])))
+    queries, keys, values = (pad(a, 1, size) for a, size in zip((q, k, v), (*sizes, sizes[1])))
     inputs = _inputs(plan, mask, bias, dropout, *sizes)
     lists, inputs = vary_alike((lists, inputs), like=q)
     output, lse = forward(plan, queries, keys, values, lists, inputs)
@@ -70,26 +71,28 @@ def _query_gradients(plan: Plan, arrays, rows, mask, bias, dropout):
 
 
 def _key_gradients(plan: Plan, arrays, rows, mask, bias, dropout):
-    parts = columns(arrays[0].shape[-1], arrays[2].shape[-1])
+    widths = arrays[0].shape[-1], arrays[2].shape[-1]
+    parts = columns(*widths)
     sizes = plan.blocks.key_gradient_queries, COMPUTING // parts * plan.blocks.rows
     lists = by_keys(mask, plan.query_length, plan.key_length, *sizes)
     inputs = _inputs(plan, mask, bias, dropout, *sizes)
     if "bias" in inputs:
         inputs["bias"] = jnp.swapaxes(inputs["bias"], 2, 3)
     arrays, rows = _padded(arrays, rows, *sizes)
+    arrays = tuple(pad(a, 3, HALF * parts) if parts > 1 else a for a in arrays)
     lists, inputs = vary_alike((lists, inputs), like=arrays[0])
     results = key_gradients(plan, parts, *arrays, *rows, lists, inputs)
-    return tuple(a[:, : plan.key_length] for a in results)
+    return tuple(a[:, : plan.key_length, :, :width] for a, width in zip(results, widths))
 
 
 def _padded(arrays, rows, query_block: int, key_block: int):
     """Arrays in whole blocks; rows that were added have weights of zero."""
     q, k, v, d_output = arrays
-    q, d_output = (_pad(a, 1, query_block) for a in (q, d_output))
-    k, v = (_pad(a, 1, key_block) for a in (k, v))
+    q, d_output = (pad(a, 1, query_block) for a in (q, d_output))
+    k, v = (pad(a, 1, key_block) for a in (k, v))
     lse, delta = rows
-    lse = _pad(lse, 2, query_block, constant_values=UNSEEN)
-    return (q, k, v, d_output), (lse, _pad(delta, 2, query_block))
+    lse = pad(lse, 2, query_block, constant_values=UNSEEN)
+    return (q, k, v, d_output), (lse, pad(delta, 2, query_block))
 
 
 def _bias_gradient(plan: Plan, saved, cotangents):
@@ -108,22 +111,22 @@ def _bias_gradient(plan: Plan, saved, cotangents):
 def _inputs(plan: Plan, mask: Mask, bias, dropout, query_block: int, key_block: int) -> dict:
     """Arrays of mask, bias and dropout by name, padded to whole blocks."""
     whole = mask.mapped(
-        lambda a: _pad(jnp.asarray(a, jnp.int32), 1, query_block, mode="edge"),
-        lambda a: _pad(jnp.asarray(a, jnp.int32), 1, key_block, mode="edge"),
+        lambda a: pad(jnp.asarray(a, jnp.int32), 1, query_block, mode="edge"),
+        lambda a: pad(jnp.asarray(a, jnp.int32), 1, key_block, mode="edge"),
     )
     names = ("query_segments", "key_segments", "query_ranks", "key_ranks")
     inputs: dict[str, Any] = {name: getattr(whole, name) for name in names}
     if plan.offset is None:
         inputs["offset"] = jnp.asarray(mask.offset, jnp.int32)[None]
     if dropout is not None:
-        inputs["seeds"] = _pad(dropout.seeds, 2, query_block)
+        inputs["seeds"] = pad(dropout.seeds, 2, query_block)
     if isinstance(bias, LinearBias):
         inputs["slopes"] = jnp.asarray(bias.slopes, jnp.float32) * LOG2E
     elif isinstance(bias, BucketBias):
         inputs |= _steps(plan, mask, bias)
     elif bias is not None:
         for axis, block in ((2, query_block), (3, key_block)):
-            bias = _pad(bias, axis, block) if bias.shape[axis] > 1 else bias
+            bias = pad(bias, axis, block) if bias.shape[axis] > 1 else bias
         inputs["bias"] = bias.astype(jnp.float32)
     return {name: array for name, array in inputs.items() if array is not None}
 
@@ -151,7 +154,8 @@ def _steps(plan: Plan, mask: Mask, bias: BucketBias) -> dict[str, jax.Array]:
     }
 
 
-def _pad(a, axis: int, multiple: int, **how):
+def pad(a, axis: int, multiple: int, **how):
+    """`a` with so many more numbers on an axis that its size is a multiple."""
     more = padded(a.shape[axis], multiple) - a.shape[axis]
     widths = [(0, more if at == axis else 0) for at in range(a.ndim)]
     return jnp.pad(a, widths, **how) if more else a

@@ -42,30 +42,29 @@ class Pairs:
     shape: tuple[int, int]
     query_axis: int = 0
 
-    def allowed(self) -> jax.Array | None:
-        """Which pairs the mask allows; None: all."""
-        plan, conditions = self.plan, []
+    def masked(self, values: jax.Array, fill: float) -> jax.Array:
+        """Values of the tile with `fill` for pairs that the mask forbids.
+
+        One condition after another: together they would need more registers than there are.
+        """
+        plan = self.plan
         queries, keys = self._positions()
-        if plan.key_length % self.shape[1 - self.query_axis]:
-            conditions.append(keys < plan.key_length)
+        conditions = []
+        if plan.key_length % self._sizes[1]:
+            conditions.append(lambda: keys < plan.key_length)
         if plan.causal_by_position:
-            conditions.append(keys <= queries)
+            conditions.append(lambda: keys <= queries)
         if plan.window is not None:
-            conditions.append(keys > queries - plan.window)
+            conditions.append(lambda: keys > queries - plan.window)
             if not plan.causal_by_position:
-                conditions.append(keys < queries + plan.window)
+                conditions.append(lambda: keys < queries + plan.window)
         if "key_ranks" in self.inputs:
-            conditions.append(self._keys("key_ranks") <= self._queries("query_ranks"))
+            conditions.append(lambda: self._keys("key_ranks") <= self._queries("query_ranks"))
         if "key_segments" in self.inputs:
-            segments = self._queries("query_segments")
-            conditions.append(self._keys("key_segments") == segments)
-            conditions.append(segments != 0)
-        if not conditions:
-            return None
-        found = conditions[0]
-        for condition in conditions[1:]:
-            found = found & condition
-        return found
+            conditions.append(self._same_segment)
+        for condition in conditions:
+            values = jnp.where(condition(), values, fill)
+        return values
 
     def logits(self, products: jax.Array) -> tuple[jax.Array, jax.Array | None]:
         """Scores times log2(e) from products of queries and keys, and the softcap's derivative."""
@@ -85,14 +84,11 @@ class Pairs:
             scores = scores + self._dense() * LOG2E
         return scores, gain
 
-    def drop(self, weights: jax.Array) -> jax.Array:
-        """Weights, or their gradients, where dropout keeps them; not raised."""
-        if self.plan.dropout is None:
-            return weights
-        seeds = self._queries("seeds")
+    def kept(self) -> jax.Array:
+        """Which weights dropout keeps."""
         _, keys = self._positions(jnp.uint32)
-        hashes = mixed(seeds ^ (keys * jnp.uint32(0x9E3779B9)))
-        return jnp.where(hashes >= threshold(self.plan.dropout), weights, 0.0)
+        hashes = mixed(self._queries("seeds") ^ (keys * jnp.uint32(0x9E3779B9)))
+        return hashes >= threshold(self.plan.dropout)
 
     @property
     def biased(self) -> bool:
@@ -115,14 +111,22 @@ class Pairs:
         queries, keys = queries + (self.query + self._offset), keys + self.key
         return queries.astype(dtype), keys.astype(dtype)
 
+    def _same_segment(self) -> jax.Array:
+        segments = self._load_queries("query_segments")
+        segments = jnp.where(segments == 0, -1, segments)  # padding, unlike that of keys
+        return self._keys("key_segments") == spread(segments, self.shape, self.query_axis)
+
     def _vector(self, reference, axis: int):
         return spread(self.group.load(reference, axis), self.shape, axis)
 
-    def _queries(self, name: str):
-        """An array of queries, as a tile."""
+    def _load_queries(self, name: str):
         reference, rows = self.inputs[name], pl.ds(self.query, self._sizes[0])
         index = (self.batch, self.head) if len(reference.shape) == 3 else (self.batch,)
-        return self._vector(reference.at[(*index, rows)], self.query_axis)
+        return self.group.load(reference.at[(*index, rows)], self.query_axis)
+
+    def _queries(self, name: str):
+        """An array of queries, as a tile."""
+        return spread(self._load_queries(name), self.shape, self.query_axis)
 
     def _keys(self, name: str):
         """An array of keys, as a tile."""

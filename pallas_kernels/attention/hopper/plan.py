@@ -42,7 +42,8 @@ class Blocks:
         forward_keys, query_gradient_keys: keys of a tile, of which both warpgroups have `rows`
             queries.
         key_gradient_queries: queries of a tile, of which a warpgroup has `rows` keys.
-        forward_stages, query_gradient_stages, key_gradient_stages: tiles in shared memory.
+        forward_stages, key_gradient_stages: tiles in shared memory.
+        query_gradient_stages: tiles of keys and of values there.
     """
 
     rows: int = 64
@@ -50,7 +51,7 @@ class Blocks:
     query_gradient_keys: int = 64
     key_gradient_queries: int = 64
     forward_stages: int = 2
-    query_gradient_stages: int = 2
+    query_gradient_stages: tuple[int, int] = (2, 2)
     key_gradient_stages: int = 2
 
 
@@ -71,7 +72,12 @@ def default_blocks(head_dim: int, value_dim: int) -> Blocks:
     """Blocks for padded sizes of heads, so that 227 KB of shared memory and registers suffice."""
     widest = max(head_dim, value_dim)
     if widest <= 64:
-        return Blocks(forward_stages=4, query_gradient_keys=128, key_gradient_stages=3)
+        return Blocks(
+            forward_stages=4,
+            query_gradient_keys=128,
+            query_gradient_stages=(3, 3),
+            key_gradient_stages=4,
+        )
     if widest <= 128:
-        return Blocks(query_gradient_stages=3, key_gradient_stages=3)
-    return Blocks(forward_keys=64, query_gradient_keys=32)
+        return Blocks(query_gradient_stages=(3, 3), key_gradient_stages=3)
+    return Blocks(forward_keys=64, query_gradient_stages=(2, 1))
