@@ -107,6 +107,7 @@ def _query_tile(plan, group, refs, at, tiles, start, wg, lse, delta, index, d_q,
     where = at["batch"], at["head"], start, tiles[3][index] * size
     pairs = Pairs(plan, group, refs["inputs"], *where, shape)
     plgpu.barrier_wait(refs["k_ready"].at[k_slot])
+    wg = group.opaque(wg)
     products = group.product([(refs["q"].at[wg], refs["k"].at[k_slot])], shape)
     _, marked = _weights(pairs, products, spread(lse, shape, 0), masked, refs["q"].dtype)
     plgpu.barrier_wait(refs["v_ready"].at[v_slot])
@@ -257,7 +258,10 @@ def _key_rows(plan: Plan, parts: int, group: Warpgroup, refs, at, tiles, wg) -> 
         carry = lax.fori_loop(0, full, functools.partial(step, masked=False), carry)
         return lax.fori_loop(full, total, functools.partial(step, masked=True), carry)
 
-    d_k, d_v = lax.fori_loop(0, plan.group, of_head, carry)
+    if plan.group == 1:
+        d_k, d_v = of_head(0, carry)
+    else:
+        d_k, d_v = lax.fori_loop(0, plan.group, of_head, carry)
     if plan.dropout is not None:
         d_v = d_v * (1.0 / (1.0 - plan.dropout))
     _write_keys(plan, parts, refs, where, own, column, d_k * plan.scale, d_v)
@@ -268,7 +272,7 @@ def _key_tile(
 ):
     """Gradients of keys and values with those from one tile of queries of one head."""
     d_k, d_v = carry
-    own, column = mine
+    own, column = (group.opaque(index) for index in mine)
     size, slot = plan.blocks.key_gradient_queries, slot_of(refs, "q", member * tiles[2] + index)
     shape = plan.blocks.rows, size
     head = at["head"] * plan.group + member

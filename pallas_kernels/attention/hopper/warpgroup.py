@@ -86,6 +86,15 @@ class Warpgroup:
         iota = lax.broadcasted_iota(jnp.int32, shape, axis)
         return self._laid_out(iota, plgpu.Layout.WGMMA)
 
+    def opaque(self, index) -> jax.Array:
+        """An index of which the compiler knows nothing.
+
+        Of operands at a known address it would compute all descriptors before a loop, and keep them
+        in registers that there are not.
+        """
+        index = jnp.asarray(index, jnp.int32)
+        return index if self.simulated else lax.optimization_barrier(index)
+
     def register_limit(self, count: int, action: str) -> None:
         """Gives registers to this warpgroup, or takes them."""
         if not self.simulated:
