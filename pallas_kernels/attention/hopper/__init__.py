@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import importlib.metadata
 import re
 
 import jax.numpy as jnp
@@ -20,7 +18,6 @@ from pallas_kernels.target import target
 
 LARGEST_HEAD = 256
 ALIGNED = 64  # columns that the copy engine and the tensor cores take together
-MISCOMPILING = ((12, 8, 0), (12, 9, 86))  # first and end
 
 
 def hopper(
@@ -67,13 +64,6 @@ def refusal(request: Request) -> str | None:
         return f"it needs a Hopper GPU and the device is a {device.platform}"
     if not re.search(r"H(20|100|200|800)\b", device.kind):
         return f"it needs a Hopper GPU (H100, H200, H20, H800, GH200), not {device.kind}"
-    if not device.interpret and (version := _assembler_version()):
-        first, end = MISCOMPILING
-        if first <= version < end:
-            return (
-                f"the assembler of nvidia-cuda-nvcc-cu12 {'.'.join(map(str, version))} miscompiles "
-                f"masks: version {'.'.join(map(str, end))} or newer would do"
-            )
     return unsupported(request, exact=bool(device.interpret))
 
 
@@ -103,14 +93,3 @@ def unsupported(request: Request, exact: bool = False) -> str | None:
     if isinstance(bias, DistanceBias) and not isinstance(bias, LinearBias | BucketBias):
         return f"a bias of type {type(bias).__name__}, it takes LinearBias, BucketBias and arrays"
     return None
-
-
-@functools.cache
-def _assembler_version() -> tuple[int, ...] | None:
-    """Version of the installed ptxas, if it is a Python package."""
-    try:
-        found = importlib.metadata.version("nvidia-cuda-nvcc-cu12")
-    except importlib.metadata.PackageNotFoundError:
-        return None
-    return tuple(int(part) for part in found.split(".")[:3])
-

@@ -58,7 +58,7 @@ def query_gradients(
     outputs = {"d_q": out(q.shape, q.dtype, q)}
     grid = {"head": heads, "block": queries // (COMPUTING * rows), "batch": batch}
     body = functools.partial(_query_kernel, plan)
-    return launch(body, arrays, outputs, scratch, grid, plan)["d_q"]
+    return launch("query_gradients", body, arrays, outputs, scratch, grid, plan)["d_q"]
 
 
 def _query_kernel(plan: Plan, refs, at) -> None:
@@ -188,7 +188,7 @@ def key_gradients(
     outputs = {"d_k": out(k.shape, k.dtype, k), "d_v": out(v.shape, v.dtype, v)}
     grid = {"head": kv_heads, "block": keys // (sets * rows), "batch": batch}
     body = functools.partial(_key_kernel, plan, parts)
-    results = launch(body, arrays, outputs, scratch, grid, plan)
+    results = launch("key_gradients", body, arrays, outputs, scratch, grid, plan)
     return results["d_k"], results["d_v"]
 
 

@@ -19,7 +19,6 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, Float
 
-from pallas_kernels.attention.hopper.compat import compiler_params
 from pallas_kernels.attention.hopper.lists import TileLists
 from pallas_kernels.attention.hopper.pairs import LOG2E, Pairs
 from pallas_kernels.attention.hopper.plan import Plan
@@ -62,7 +61,8 @@ def forward(
         "lse": out((batch, heads, queries), jnp.float32, q),
     }
     grid = {"head": heads, "block": queries // (COMPUTING * rows), "batch": batch}
-    results = launch(functools.partial(_kernel, plan), arrays, outputs, scratch, grid, plan)
+    body = functools.partial(_kernel, plan)
+    results = launch("forward", body, arrays, outputs, scratch, grid, plan)
     return results["output"], results["lse"]
 
 

@@ -17,6 +17,7 @@ TILING = 8, 64  # of matrices in shared memory
 
 
 def launch(
+    name: str,
     body: Callable,
     arrays: dict[str, Any],
     outputs: dict[str, jax.ShapeDtypeStruct],
@@ -24,7 +25,7 @@ def launch(
     grid: dict[str, int],
     plan: Plan,
 ) -> dict[str, jax.Array]:
-    """Runs `body(references, indices)` on every point of a grid.
+    """Runs `body(references, indices)` on every point of a grid, as a kernel of this name.
 
     The references are those of `scratch` by name, `arrays` and `outputs`; the indices have the
     names of the grid's axes, of which the first one changes fastest.
@@ -42,6 +43,7 @@ def launch(
         named["outputs"] = dict(zip(names[0], results, strict=True))
         body(named, {name: lax.axis_index(name) for name in grid})
 
+    kernel.__name__ = f"attention_{name}"  # in profiles
     results = plgpu.kernel(
         kernel,
         out_type=tuple(outputs.values()),

@@ -6,6 +6,28 @@ import dataclasses
 
 
 @dataclasses.dataclass(frozen=True)
+class Blocks:
+    """Sizes of tiles and depths of pipelines of the three kernels.
+
+    Attributes:
+        rows: of a warpgroup's part of a tile: queries, and in the kernel of keys' gradients keys.
+        forward_keys, query_gradient_keys: keys of a tile, of which both warpgroups have `rows`
+            queries.
+        key_gradient_queries: queries of a tile, of which a warpgroup has `rows` keys.
+        forward_stages, key_gradient_stages: tiles in shared memory.
+        query_gradient_stages: tiles of keys and of values there.
+    """
+
+    rows: int = 64
+    forward_keys: int = 128
+    query_gradient_keys: int = 64
+    key_gradient_queries: int = 64
+    forward_stages: int = 2
+    query_gradient_stages: tuple[int, int] = (2, 2)
+    key_gradient_stages: int = 2
+
+
+@dataclasses.dataclass(frozen=True)
 class Plan:
     """The static part of a call; lengths are the true ones, arrays are padded to whole blocks.
 
@@ -31,28 +53,6 @@ class Plan:
     dropout: float | None
     blocks: Blocks
     interpret: object
-
-
-@dataclasses.dataclass(frozen=True)
-class Blocks:
-    """Sizes of tiles and depths of pipelines of the three kernels.
-
-    Attributes:
-        rows: of a warpgroup's part of a tile: queries, and in the kernel of keys' gradients keys.
-        forward_keys, query_gradient_keys: keys of a tile, of which both warpgroups have `rows`
-            queries.
-        key_gradient_queries: queries of a tile, of which a warpgroup has `rows` keys.
-        forward_stages, key_gradient_stages: tiles in shared memory.
-        query_gradient_stages: tiles of keys and of values there.
-    """
-
-    rows: int = 64
-    forward_keys: int = 128
-    query_gradient_keys: int = 64
-    key_gradient_queries: int = 64
-    forward_stages: int = 2
-    query_gradient_stages: tuple[int, int] = (2, 2)
-    key_gradient_stages: int = 2
 
 
 COLUMNS = 128  # of a gradient of keys or values that one warpgroup's registers hold
