@@ -61,9 +61,7 @@ VARIANTS = {
     "bucket bias 64": Variant(
         64, mask=Mask(), bias=BucketBias(np.ones((HEADS, 32), np.float32), 128, False)
     ),
-    "dense bias 64": Variant(
-        64, mask=Mask(), bias=np.ones((1, HEADS, LENGTH, LENGTH), np.float32)
-    ),
+    "dense bias 64": Variant(64, mask=Mask(), bias=np.ones((1, HEADS, LENGTH, LENGTH), np.float32)),
 }
 
 
@@ -115,9 +113,7 @@ def report(variant: Variant) -> list[dict[str, Any]]:
     found = {}
     with jax.set_mesh(mesh):
         for function in (forward, gradients):
-            mapped = jax.shard_map(
-                function, in_specs=jax.P(), out_specs=jax.P(), check_vma=False
-            )
+            mapped = jax.shard_map(function, in_specs=jax.P(), out_specs=jax.P(), check_vma=False)
             found |= compiled_kernels(mapped, (*described(arrays), *options))
     least = least_products(variant.head_dim, value_dim)
     return [{"kernel": name, **found[name], "least": count} for name, count in least.items()]

@@ -102,7 +102,10 @@ def _query_rows(plan: Plan, group: Warpgroup, refs, at, tiles, wg) -> None:
 
 def _query_tile(plan, group, refs, at, tiles, start, wg, lse, delta, index, d_q, *, masked):
     """The gradients of queries with those from one tile of keys."""
-    size, shape = plan.blocks.query_gradient_keys, (plan.blocks.rows, plan.blocks.query_gradient_keys)
+    size, shape = (
+        plan.blocks.query_gradient_keys,
+        (plan.blocks.rows, plan.blocks.query_gradient_keys),
+    )
     k_slot, v_slot = (slot_of(refs, name, index) for name in ("k", "v"))
     where = at["batch"], at["head"], start, tiles[3][index] * size
     pairs = Pairs(plan, group, refs["inputs"], *where, shape)
@@ -246,7 +249,9 @@ def _key_rows(plan: Plan, parts: int, group: Warpgroup, refs, at, tiles, wg) -> 
         for name in ("k", "v"):
             for part in range(parts):
                 source = _part(refs["arrays"][name].at[where], part, parts)
-                plgpu.copy_gmem_to_smem(source, refs[name].at[own, part], refs["keys_ready"].at[own])
+                plgpu.copy_gmem_to_smem(
+                    source, refs[name].at[own, part], refs["keys_ready"].at[own]
+                )
 
     plgpu.barrier_wait(refs["keys_ready"].at[own])
     carry = tuple(group.full((rows, refs[name].shape[-1]), 0.0) for name in ("k", "v"))
@@ -267,9 +272,7 @@ def _key_rows(plan: Plan, parts: int, group: Warpgroup, refs, at, tiles, wg) -> 
     _write_keys(plan, parts, refs, where, own, column, d_k * plan.scale, d_v)
 
 
-def _key_tile(
-    plan, parts, group, refs, at, tiles, start, mine, member, index, carry, *, masked
-):
+def _key_tile(plan, parts, group, refs, at, tiles, start, mine, member, index, carry, *, masked):
     """Gradients of keys and values with those from one tile of queries of one head."""
     d_k, d_v = carry
     own, column = (group.opaque(index) for index in mine)
@@ -280,9 +283,7 @@ def _key_tile(
     pairs = Pairs(plan, group, refs["inputs"], *where, shape, query_axis=1)
 
     def product(keys: str, queries: str):
-        both = [
-            (refs[keys].at[own, part], refs[queries].at[slot, part]) for part in range(parts)
-        ]
+        both = [(refs[keys].at[own, part], refs[queries].at[slot, part]) for part in range(parts)]
         return group.product(both, shape)
 
     plgpu.barrier_wait(refs["q_ready"].at[slot])

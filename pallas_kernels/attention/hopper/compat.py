@@ -21,9 +21,7 @@ def transposed(reference) -> Any:
 
 def compiler_params() -> Any:
     """Layouts of registers as the kernel says them, and fast exponentials."""
-    return plgpu.CompilerParams(
-        approx_math=True, lowering_semantics=plgpu.LoweringSemantics.Lane
-    )
+    return plgpu.CompilerParams(approx_math=True, lowering_semantics=plgpu.LoweringSemantics.Lane)
 
 
 __all__ = ["InterpretGPUParams", "compiler_params", "transposed"]
