@@ -12,8 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.extend.core import jaxprs_in_params
 
-from pallas_kernels.attention import LinearBias, Mask, Tile, attention, tiles, visited
-from pallas_kernels.attention import hopper
+from pallas_kernels.attention import LinearBias, Mask, Tile, attention, hopper, tiles, visited
 from pallas_kernels.attention.bias import DistanceBias
 from pallas_kernels.attention.hopper.lists import by_keys, by_queries
 from pallas_kernels.attention.hopper.plan import Blocks

@@ -12,9 +12,19 @@ except AttributeError:  # before 0.12
     from jax._src.pallas.mosaic_gpu.interpret.params import InterpretGPUParams
 
 
+NEWER = hasattr(plgpu, "wait_gmem_to_smem")  # 0.12
+
+
+def load(reference, layout) -> Any:
+    """An array in global or shared memory, laid out over registers."""
+    if NEWER:
+        return plgpu.load(reference, layout=layout, optimized=False)
+    return plgpu.load(reference, (), layout=layout, optimized=False)
+
+
 def transposed(reference) -> Any:
     """A view of a matrix in shared memory with its axes exchanged."""
-    if hasattr(plgpu, "wait_gmem_to_smem"):  # 0.12, where transpose_ref is deprecated
+    if NEWER:
         return reference.transpose((1, 0))
     return plgpu.transpose_ref(reference, (1, 0))
 
@@ -24,4 +34,4 @@ def compiler_params() -> Any:
     return plgpu.CompilerParams(approx_math=True, lowering_semantics=plgpu.LoweringSemantics.Lane)
 
 
-__all__ = ["InterpretGPUParams", "compiler_params", "transposed"]
+__all__ = ["InterpretGPUParams", "compiler_params", "load", "transposed"]

@@ -12,17 +12,16 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, Float
 
+from pallas_kernels.attention.hopper.launch import launch, matrix, out
 from pallas_kernels.attention.hopper.lists import TileLists
 from pallas_kernels.attention.hopper.pairs import LOG2E, Pairs
 from pallas_kernels.attention.hopper.plan import Plan
-from pallas_kernels.attention.hopper.launch import launch, matrix, out
 from pallas_kernels.attention.hopper.warpgroup import Warpgroup, spread
 
 LOWEST = -1e30  # of a row's largest score: finite, so that differences are numbers

@@ -17,7 +17,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels.attention.hopper.compat import transposed
+from pallas_kernels.attention.hopper.compat import load, transposed
 
 ROWS = 64  # of an operand of the tensor cores, which is a warpgroup's part of a tile
 NOTHING = lambda: None  # noqa: E731
@@ -73,13 +73,13 @@ class Warpgroup:
         """A vector in global or shared memory, along an axis of tiles."""
         if self.simulated:
             return reference[...]
-        return plgpu.load(reference, (), layout=_along(axis), optimized=False)
+        return load(reference, _along(axis))
 
     def load_tile(self, reference) -> jax.Array:
         """A tile in global memory."""
         if self.simulated:
             return reference[...]
-        return plgpu.load(reference, (), layout=plgpu.Layout.WGMMA, optimized=False)
+        return load(reference, plgpu.Layout.WGMMA)
 
     def indices(self, shape: tuple[int, int], axis: int) -> jax.Array:
         """The index of each element of a tile along an axis, int32."""
