@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+from collections.abc import Callable
 
 import jax
 
@@ -20,6 +21,20 @@ def hopper_interpreted(monkeypatch, **parameters):
     monkeypatch.setattr(thread_map, "_run_jaxpr", _Runner().run)
     with interpreted("NVIDIA H100 80GB HBM3", InterpretGPUParams(**parameters)):
         yield
+
+
+def races_found(run: Callable[[], object]) -> bool:
+    """Whether `run`, interpreted with `detect_races=True`, has accesses that nothing orders."""
+    from jax._src.pallas.mosaic_gpu.interpret import gpu_callbacks, interpret_pallas_call
+
+    try:
+        run()
+    except jax.errors.JaxRuntimeError as error:  # jax 0.12 stops at the first one
+        interpret_pallas_call.reset_gpu_interpret_mode_state()
+        if "race" not in str(error).lower():
+            raise
+        return True
+    return gpu_callbacks.get_races().races_found
 
 
 class _Runner:

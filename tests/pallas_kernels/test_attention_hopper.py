@@ -14,11 +14,12 @@ from jax.extend.core import jaxprs_in_params
 
 from pallas_kernels.attention import LinearBias, Mask, Tile, attention, hopper, tiles, visited
 from pallas_kernels.attention.bias import DistanceBias
+from pallas_kernels.attention.hopper import forward
 from pallas_kernels.attention.hopper.lists import by_keys, by_queries
 from pallas_kernels.attention.hopper.plan import Blocks
 from pallas_kernels.attention.table import Request, choose
 from pallas_kernels.target import Target, interpreted
-from tests.pallas_kernels.gpu_interpreter import hopper_interpreted
+from tests.pallas_kernels.gpu_interpreter import hopper_interpreted, races_found
 
 H100 = "NVIDIA H100 80GB HBM3"
 TOLERANCE = 3e-6  # sums of some 40 float32 numbers of size 1
@@ -78,6 +79,18 @@ def test_one_query_forward(small_blocks, monkeypatch, named_case):
     case = named_case("one_query")
     with hopper_interpreted(monkeypatch):
         check(case, results(case, gradients=False))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("planted", [False, True])
+def test_races(planted, small_blocks, monkeypatch, named_case):
+    """There are none, and one is found where both warpgroups write to the same memory."""
+    case, write = named_case("one_query"), forward._write
+    if planted:
+        same = lambda plan, refs, where, wg, *row: write(plan, refs, where, 0, *row)  # noqa: E731
+        monkeypatch.setattr(forward, "_write", same)
+    with hopper_interpreted(monkeypatch, detect_races=True):
+        assert races_found(lambda: results(case, gradients=not planted)) == planted
 
 
 @pytest.mark.slow

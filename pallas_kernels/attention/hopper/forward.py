@@ -84,8 +84,9 @@ def _kernel(plan: Plan, refs, at) -> None:
 def block_tiles(lists, at):
     """The block that this program has, its numbers of full and of all tiles, and where they are."""
     batch = at["batch"] if lists.order.shape[0] > 1 else 0
-    block = lists.longest[batch, at["block"]]
-    full, total = (lists.counts[batch, block, index] for index in (0, 1))
+    # What is read varies over the axes of a mesh, which a loop does not carry; sums do not.
+    block = lists.longest[batch, at["block"]] + 0
+    full, total = (lists.counts[batch, block, index] + 0 for index in (0, 1))
     return block, full, total, lists.order.at[batch, block]
 
 

@@ -11,6 +11,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels.attention.hopper.compat import compiler_params
 from pallas_kernels.attention.hopper.plan import Plan
+from pallas_kernels.manual_axes import vary_alike
 
 WARPGROUPS = 3  # two that compute, one that copies
 TILING = 8, 64  # of matrices in shared memory
@@ -55,7 +56,7 @@ def launch(
         compiler_params=compiler_params(),
         **({"interpret": plan.interpret} if plan.interpret else {}),
     )(*leaves)
-    return dict(zip(names[0], results, strict=True))
+    return vary_alike(dict(zip(names[0], results, strict=True)), like=leaves)
 
 
 def matrix(shape: tuple[int, ...], dtype) -> Any:
