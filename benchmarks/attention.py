@@ -1,14 +1,17 @@
-"""Attention: how fast each implementation is, forward and forward with backward, over many shapes.
+"""Attention: how fast each implementation is, forward and backward, over many shapes and masks.
 
 python -m benchmarks.attention [lengths=(512,4096)] [implementations='("cudnn",)'] [json=FILE]
 
 On an accelerator the shapes are those of the FlashAttention-3 paper (arXiv 2407.08608): 16,384
-tokens and a width of 2,048 in every call, in bfloat16. On a CPU they are small and in float32.
-Inputs are drawn from a normal distribution: on some hardware the power that data draw sets the
-clock, and other data would be faster.
+tokens and a width of 2,048 in every call, in bfloat16, beside tokamax and PyTorch where they are
+installed. On a CPU they are small and in float32. All take turns, and medians count. First each
+one's output and gradients are compared with the reference in float32. Inputs are drawn from a
+normal distribution: on some hardware the power that data draw sets the clock, and other data would
+be faster.
 """
 
 import itertools
+import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -16,13 +19,21 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from benchmarks.attention_others import OTHERS, starting
 from benchmarks.harness import save, table
 from lmjax.config import UserError, config
 from lmjax.launch import exit_on_user_error, from_command_line
-from pallas_kernels.attention import Mask, attention, implementations
+from pallas_kernels.attention import Mask, attention, implementations, visited
 
-ENOUGH = 0.1  # seconds that a measurement lasts at least
+ENOUGH = 0.02  # seconds that a measurement lasts at least
+BLOCK = 128  # queries and keys of the tiles that are counted
+MASKS = ("causal", "full", "window", "packed", "prefix")
+COLUMNS = (
+    *("head_dim", "mask", "length", "implementation", "forward", "backward"),
+    *("tiles_forward", "tiles_backward", "of_roof", "error", "remark"),
+)
 
 
 @config
@@ -31,19 +42,21 @@ class AttentionBenchmark:
 
     lengths: tuple[int, ...] = (128, 256, 512, 1024)  # queries and keys of a row
     head_dims: tuple[int, ...] = (64,)  # widths of a head
-    causal: tuple[bool, ...] = (True, False)  # masks
+    masks: tuple[str, ...] = ("causal", "full")  # of causal, full, window, packed, prefix
     tokens: int = 1024  # of a call: rows times length
     hidden: int = 256  # heads times head_dim
     group: int = 1  # query heads that share a key head
-    segments: int = 0  # documents packed into a row; 0: a mask without segments
+    window: int = 1024  # keys that a query of the mask `window` sees
+    documents: int = 8  # in a row of the mask `packed`
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the inputs
     implementations: tuple[str, ...] = ("reference", "chunked")  # which to measure
     largest: float = 1.0  # GB of scores up to which `reference`, which holds them all, takes part
-    repeats: int = 5  # measurements; the best counts
+    repeats: int = 5  # measurements of each, in turns
+    seconds: float = 0.0  # after so many nothing more is begun; 0: never
     json: str = ""  # file for the results
 
     def validate(self) -> None:
-        """Raises UserError for shapes that there are not."""
+        """Raises UserError for shapes and names that there are not."""
         if self.repeats < 1:
             raise UserError(f"repeats={self.repeats}: it must be at least 1")
         for length, head_dim in itertools.product(self.lengths, self.head_dims):
@@ -54,67 +67,78 @@ class AttentionBenchmark:
                     f"hidden={self.hidden} is no multiple of group={self.group} times the "
                     f"head_dim {head_dim}"
                 )
-        for name in self.implementations:
-            if name not in implementations():
-                raise UserError(f"{name!r} is not one of {', '.join(implementations())}")
+        known = {"implementations": (*implementations(), *OTHERS), "masks": MASKS}
+        for setting, names in known.items():
+            for name in getattr(self, setting):
+                if name not in names:
+                    raise UserError(f"{setting}: {name!r} is not one of {', '.join(names)}")
 
 
 def accelerator() -> AttentionBenchmark:
-    """The grid of the FlashAttention-3 paper."""
+    """The grid of the FlashAttention-3 paper, as much of it as five minutes suffice for."""
+    ours = [name for name in implementations() if name not in ("reference", "chunked")]
     return AttentionBenchmark(
-        lengths=(512, 1024, 2048, 4096, 8192, 16384),
-        head_dims=(64, 128, 256),
+        lengths=(4096, 2048, 8192, 512),
+        head_dims=(128, 64),
+        masks=MASKS,
         tokens=16384,
         hidden=2048,
         dtype="bfloat16",
-        implementations=implementations(),
+        implementations=(*ours, *OTHERS),
         largest=8.0,
+        seconds=300.0,
     )
 
 
 def main() -> None:
-    """Measures and prints."""
+    """Checks, measures and prints."""
     on_cpu = jax.default_backend() == "cpu"
     settings = from_command_line(AttentionBenchmark() if on_cpu else accelerator())
-    device = jax.devices()[0].device_kind
+    device, roof = jax.devices()[0].device_kind, product_rate(settings.dtype)
     print(
-        f"{device}, {settings.dtype}, {settings.tokens} tokens, {settings.hidden} wide; "
-        "TFLOP/s of the forward pass, and of forward and backward together"
+        f"{device}, {settings.dtype}, {settings.tokens} tokens, {settings.hidden} wide; TFLOP/s of "
+        "the forward and the backward pass as papers count them (half of them for a causal mask), "
+        f"and by tiles of {BLOCK} x {BLOCK} that are not empty; a matrix product has {roof:.0f}"
     )
-    rows = list(measure(settings))
-    columns = ["head_dim", "mask", "length", "implementation", "forward", "both", "remark"]
-    print("\n" + table(columns, rows))
-    lines = [dict(zip(columns, row, strict=True)) for row in rows]
-    save(settings.json, "attention", device=device, teraflops=lines)
+    lines = list(measure(settings, roof))
+    print("\n" + table(COLUMNS, [[line[column] for column in COLUMNS] for line in lines]))
+    save(settings.json, "attention", device=device, roof=roof, teraflops=lines)
 
 
-def measure(settings: AttentionBenchmark) -> Iterator[list[Any]]:
-    """The rows of the table."""
-    for head_dim, causal, length in itertools.product(
-        settings.head_dims, settings.causal, settings.lengths
-    ):
-        inputs, cotangent, mask = problem(settings, head_dim, causal, length)
-        flops = model_flops(inputs[0].shape, length, causal)
-        name = "causal" if causal else "full"
-        for implementation in settings.implementations:
-            print(f"{head_dim} {name} {length} {implementation}", file=sys.stderr)
-            row = [head_dim, name, length, implementation]
+def measure(settings: AttentionBenchmark, roof: float) -> Iterator[dict[str, Any]]:
+    """The lines of the table."""
+    begin, errors = time.perf_counter(), {}
+    # The most telling shapes first: time may run out.
+    grid = itertools.product(settings.head_dims, settings.lengths, settings.masks)
+    for head_dim, length, name in grid:
+        sides, remarks = {}, {}
+        inputs, cotangent, mask = problem(settings, head_dim, name, length)
+        for side in settings.implementations:
+            if settings.seconds and time.perf_counter() - begin > settings.seconds:
+                remarks[side] = "left out: no time"
+                continue
+            print(f"{head_dim} {name} {length} {side}", file=sys.stderr)
             try:
-                check_size(settings, implementation, inputs[0].shape, length)
-                forward, both = functions(implementation)
-                seconds = [
-                    best_seconds(f, (*inputs, cotangent, mask), settings.repeats)
-                    for f in (forward, both)
-                ]
-            except (ValueError, jax.errors.JaxRuntimeError) as error:
-                yield [*row, "-", "-", str(error).partition("\n")[0][:90]]
-            else:
-                yield [*row, flops / seconds[0] / 1e12, 3.5 * flops / seconds[1] / 1e12, ""]
+                check_size(settings, side, inputs[0].shape, length)
+                if (key := (head_dim, name, side)) not in errors:
+                    errors[key] = error(settings, *key)
+                sides[side] = prepared(side, inputs, cotangent, mask, name, settings)
+            except (ValueError, ImportError, NotImplementedError, RuntimeError) as problem_found:
+                remarks[side] = str(problem_found).partition("\n")[0][:90]
+        seconds = alternate(sides, settings.repeats)
+        for side in settings.implementations:
+            line = dict.fromkeys(COLUMNS, "-")
+            line |= {"head_dim": head_dim, "mask": name, "length": length, "implementation": side}
+            line["remark"] = remarks.get(side, "")
+            if side in seconds:
+                line |= rates(inputs[0].shape, mask, name, seconds[side], roof)
+                line["error"] = errors[head_dim, name, side]
+            yield line
 
 
-def problem(settings: AttentionBenchmark, head_dim: int, causal: bool, length: int):
+def problem(settings: AttentionBenchmark, head_dim: int, name: str, length: int, rows: int = 0):
     """Query, key and value; a cotangent of the output; the mask."""
-    batch, heads = settings.tokens // length, settings.hidden // head_dim
+    batch, heads = rows or settings.tokens // length, settings.hidden // head_dim
     keys = jax.random.split(jax.random.key(0), 4)
     query_heads = (batch, length, heads, head_dim)
     key_heads = (batch, length, heads // settings.group, head_dim)
@@ -122,28 +146,33 @@ def problem(settings: AttentionBenchmark, head_dim: int, causal: bool, length: i
         jax.random.normal(key, shape, settings.dtype)
         for key, shape in zip(keys, (query_heads, key_heads, key_heads, query_heads), strict=True)
     )
-    segments = None
-    if settings.segments:
-        one_row = 1 + jnp.arange(length) * settings.segments // length
-        segments = jnp.broadcast_to(one_row, (batch, length))
-    return (q, k, v), cotangent, Mask(causal=causal, query_segments=segments, key_segments=segments)
+    index = np.arange(length, dtype=np.int32)
+    if name == "packed":
+        of_row = jnp.asarray(1 + index * settings.documents // length)
+        arrays = {"query_segments": of_row, "key_segments": of_row}
+    elif name == "prefix":  # of a quarter, which sees itself whole
+        of_row = jnp.asarray(np.maximum(index, length // 4 - 1))
+        arrays = {"query_ranks": of_row, "key_ranks": of_row}
+    else:
+        arrays = {}
+    arrays = {field: jnp.broadcast_to(a, (batch, length)) for field, a in arrays.items()}
+    window = settings.window if name == "window" else None
+    return (q, k, v), cotangent, Mask(causal=name != "full", window=window, **arrays)
 
 
-def model_flops(shape: tuple[int, ...], length: int, causal: bool) -> float:
-    """Of the two products of the forward pass; a causal mask needs half of them.
+def prepared(side: str, inputs, cotangent, mask: Mask, name: str, settings) -> tuple:
+    """Functions that start the forward pass, and both passes; they have run once.
 
-    The backward pass is counted with 2.5 times as many (FlashAttention-2, arXiv 2307.08691).
-    Segments are not taken off.
+    What they return waits for the end.
     """
-    batch, queries, heads, head_dim = shape
-    return 4 * batch * heads * queries * length * head_dim / (2 if causal else 1)
-
-
-def check_size(settings: AttentionBenchmark, implementation: str, shape, length: int) -> None:
-    """Raises ValueError where all scores at once are more than there should be."""
-    gigabytes = 4 * shape[0] * shape[1] * shape[2] * length / 1e9
-    if implementation == "reference" and gigabytes > settings.largest:
-        raise ValueError(f"left out: {gigabytes:.1f} GB of scores (largest={settings.largest})")
+    if side in OTHERS:
+        runs = OTHERS[side](inputs, cotangent, name, settings.window)
+    else:
+        arguments = *inputs, cotangent, mask
+        runs = tuple(starting(function, arguments) for function in functions(side))
+    for run in runs:
+        run()()
+    return runs
 
 
 def functions(implementation: str) -> tuple[Callable, Callable]:
@@ -159,19 +188,86 @@ def functions(implementation: str) -> tuple[Callable, Callable]:
     return jax.jit(forward), jax.jit(both)
 
 
-def best_seconds(function: Callable, inputs: tuple, repeats: int) -> float:
-    """Seconds of one call: the best of several means, each over calls that follow each other."""
+def error(settings: AttentionBenchmark, head_dim: int, name: str, side: str) -> float | str:
+    """Largest error of output and gradients on one row, as a share of the largest number."""
+    if side in OTHERS:
+        return "-"
+    length = min(settings.lengths)
+    inputs, cotangent, mask = problem(settings, head_dim, name, length, rows=1)
+    found = functions(side)[1](*inputs, cotangent, mask)
+    exact = [a.astype(jnp.float32) for a in (*inputs, cotangent)]
+    expected = functions("reference")[1](*exact, mask)
+    pairs = zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True)
+    return max(float(np.abs(a - b).max() / np.abs(b).max()) for a, b in _numpy(pairs))
 
-    def mean(count: int) -> float:
-        begin = time.perf_counter()
-        for _ in range(count):
-            out = function(*inputs)
-        jax.block_until_ready(out)
-        return (time.perf_counter() - begin) / count
 
-    mean(1)  # compiles
-    count = 1 + int(ENOUGH / mean(1))
-    return min(mean(count) for _ in range(repeats))
+def _numpy(pairs):
+    return ([np.asarray(a, np.float32) for a in pair] for pair in pairs)
+
+
+def check_size(settings: AttentionBenchmark, implementation: str, shape, length: int) -> None:
+    """Raises ValueError where all scores at once are more than there should be."""
+    gigabytes = 4 * shape[0] * shape[1] * shape[2] * length / 1e9
+    if implementation == "reference" and gigabytes > settings.largest:
+        raise ValueError(f"left out: {gigabytes:.1f} GB of scores (largest={settings.largest})")
+
+
+def alternate(sides: dict[str, tuple], repeats: int) -> dict[str, tuple[float, float]]:
+    """Seconds of the forward pass and of both passes: medians over turns."""
+    counts = {
+        (side, which): 1 + int(ENOUGH / mean_seconds(run, 1))
+        for side, runs in sides.items()
+        for which, run in enumerate(runs)
+    }
+    taken = {key: [] for key in counts}
+    for _ in range(repeats):
+        for (side, which), count in counts.items():
+            taken[side, which].append(mean_seconds(sides[side][which], count))
+    medians = {key: statistics.median(seconds) for key, seconds in taken.items()}
+    return {side: (medians[side, 0], medians[side, 1]) for side in sides}
+
+
+def mean_seconds(run: Callable[[], Callable], count: int) -> float:
+    """Seconds of a call, as the mean of calls that follow each other."""
+    begin = time.perf_counter()
+    for _ in range(count):
+        wait = run()
+    wait()
+    return (time.perf_counter() - begin) / count
+
+
+def rates(shape: tuple[int, ...], mask: Mask, name: str, seconds, roof: float) -> dict[str, float]:
+    """TFLOP/s of both passes, by the formula of papers and by tiles.
+
+    Of the two products of the forward pass; the backward pass is counted with 2.5 times as many
+    (FlashAttention-2, arXiv 2307.08691). A causal mask needs half of all pairs; where a mask leaves
+    out others, its tiles alone are counted.
+    """
+    batch, length, heads, head_dim = shape
+    has_arrays = mask.query_segments is not None or mask.query_ranks is not None
+    tiles = int(visited(mask, length, length, BLOCK, BLOCK)) * (1 if has_arrays else batch)
+    by_tiles = 4 * heads * head_dim * tiles * BLOCK**2
+    by_formula = 4 * batch * heads * length**2 * head_dim
+    flops = {"full": by_formula, "causal": by_formula / 2}.get(name, by_tiles)
+    forward, backward = seconds[0], max(seconds[1] - seconds[0], 1e-9)
+    return {
+        "forward": flops / forward / 1e12,
+        "backward": 2.5 * flops / backward / 1e12,
+        "tiles_forward": by_tiles / forward / 1e12,
+        "tiles_backward": 2.5 * by_tiles / backward / 1e12,
+        "of_roof": by_tiles / forward / 1e12 / roof,
+    }
+
+
+def product_rate(dtype: str) -> float:
+    """TFLOP/s of a large matrix product, measured."""
+    size = 512 if jax.default_backend() == "cpu" else 8192
+    a = jax.random.normal(jax.random.key(0), (size, size), dtype)
+    product = jax.jit(jnp.matmul)
+    run = starting(product, (a, a))
+    run()()
+    seconds = min(mean_seconds(run, 1 + int(ENOUGH / mean_seconds(run, 1))) for _ in range(5))
+    return 2 * size**3 / seconds / 1e12
 
 
 if __name__ == "__main__":

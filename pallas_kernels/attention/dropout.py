@@ -48,22 +48,14 @@ def factors(
 def kept(
     seeds: UInt32[Array, "*rows"], keys: Int[Array, "key"], rate: float
 ) -> Bool[Array, "*rows key"]:
-<<<<<<< HEAD
-    """Returns whether the weights of rows with these seeds for keys with these indices are kept."""
-=======
     """True where the weight of a row with this seed for the key with this index is kept."""
->>>>>>> cost
     return kept_at(seeds[..., None], keys, rate)
 
 
 def kept_at(
     seeds: UInt32[Array, "#*shape"], keys: Int[Array, "#*shape"], rate: float
 ) -> Bool[Array, "*shape"]:
-<<<<<<< HEAD
-    """Returns whether weights are kept, each of a row with this seed for the key with this index."""
-=======
     """True where a weight is kept, each of a row with this seed for the key with this index."""
->>>>>>> cost
     return mixed(seeds ^ (keys.astype(jnp.uint32) * jnp.uint32(0x9E3779B9))) >= threshold(rate)
 
 

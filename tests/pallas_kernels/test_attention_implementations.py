@@ -239,7 +239,7 @@ def test_none_is_one_of_the_named():
     for implementation in (None, "chunked"):
         output = attention(q, k, v, Mask(causal=True), implementation=implementation)
         np.testing.assert_allclose(output, 1.0, rtol=1e-6)
-    assert implementations()[-4:] == ("reference", "chunked", "cudnn", "tpu")
+    assert implementations()[-5:] == ("reference", "chunked", "cudnn", "hopper", "tpu")
 
 
 WELL_FORMED = {
