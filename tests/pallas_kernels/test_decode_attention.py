@@ -43,7 +43,7 @@ CASES = {
     "pages and a bias": DecodeCase((6, 33, 64), page=8, bias="linear"),
     "int8": DecodeCase((0, 3, 130, 256), int8=True, slots=256),
     "int8 pages": DecodeCase((0, 3, 130, 256), int8=True, slots=256, page=128, new=2),
-    "int8 layers": DecodeCase((3, 256), int8=True, slots=256, layers=2, heads=16, kv_heads=4),
+    "int8 layers": DecodeCase((3, 400), int8=True, slots=512, layers=2, heads=16, kv_heads=4),
     "int8 of bfloat16": DecodeCase((3, 200), int8=True, slots=256, dtype=jnp.bfloat16, new=3),
     "bfloat16": DecodeCase((3, 40, 64), dtype=jnp.bfloat16, head_dim=128),
     "bfloat16 pages": DecodeCase((3, 40, 64), dtype=jnp.bfloat16, page=16, head_dim=128, new=2),
