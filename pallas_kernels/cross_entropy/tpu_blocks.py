@@ -74,7 +74,8 @@ def round_up(size: int, multiple: int = LANES) -> int:
 
 def _even(size: int, largest: int) -> int:
     """Size of a block when as few as possible of at most `largest` cover all."""
-    return round_up(-(-size // -(-size // largest)))
+    even = -(-size // -(-size // largest))
+    return round_up(even, LANES if even <= LANES else STRIP)
 
 
 def _tiles(tokens: int, rows: int) -> list[Tile]:

@@ -17,6 +17,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels.cross_entropy.tpu_blocks import STRIP
 
+FORWARD_STRIP = 2 * STRIP  # it has no accumulators to load and store
 LOG2E = math.log2(math.e)
 LEAST = -1e30  # logit of a row that is no word: its exponential is exactly zero
 NOWHERE = 2**30  # of no row
@@ -58,22 +59,23 @@ def forward_body(request: Request, words, head, hidden, targets, *refs):
     def _():
         tokens = hidden.shape[0]
         sublane = jax.lax.broadcasted_iota(jnp.int32, (SUBLANES, tokens), 0)
-        target = targets[...] - first - sublane
-        left = words[0] - first - sublane
-        for at, size in _strips(head.shape[0]):
-            logits, _ = _logits(request, head[at : at + size], hidden[...])
-            row = _rows(logits.shape, at)
-            logits = jnp.where(row < left, logits, LEAST)
+
+        @_strips(head.shape[0], words[0] - first, FORWARD_STRIP)
+        def _(strip, at):
+            logits, _ = _logits(request, head[strip], hidden[...])
+            row = _rows(logits.shape)
+            before = first + at + sublane
+            logits = jnp.where(row < words[0] - before, logits, LEAST)
             old = kept[0]
             top = jnp.maximum(old, jnp.max(logits, axis=0))
             if request.largest:
-                here = jnp.min(jnp.where(logits == top, row, NOWHERE), axis=0) + first + sublane
+                here = jnp.min(jnp.where(logits == top, row, NOWHERE), axis=0) + before
                 best[...] = jnp.where(top > old, here, best[...])
             exponential = jnp.exp2(logits - top)
             shrink = jnp.exp2(old - top)
             kept[0] = top
             kept[1] = kept[1] * shrink + jnp.sum(exponential, axis=0)
-            kept[2] += jnp.sum(jnp.where(row == target, logits, 0.0), axis=0)
+            kept[2] += jnp.sum(jnp.where(row == targets[...] - before, logits, 0.0), axis=0)
             if request.mean:
                 kept[3] = kept[3] * shrink + jnp.sum(exponential * logits, axis=0)
 
@@ -158,11 +160,12 @@ def fused_body(request: Request, words, head, hidden, ids, factors, d_head, d_hi
 
     @pl.when(first < words[0])
     def _():
-        for at, size in _strips(head.shape[0]):
-            strip = rows[at : at + size]
-            gradient = _gradient(request, words, first, at, strip, hidden, ids, factors)
-            total[at : at + size] += _product(gradient, hidden[...], (1, 0))
-            buffers[mine] += _product(gradient, strip, (0, 0))
+
+        @_strips(head.shape[0], words[0] - first, STRIP)
+        def _(strip, at):
+            gradient = _gradient(request, words, first + at, rows[strip], hidden, ids, factors)
+            total[strip] += _product(gradient, hidden[...], (1, 0))
+            buffers[mine] += _product(gradient, rows[strip], (0, 0))
 
     last = wraps & (block == blocks - 1)
 
@@ -192,10 +195,11 @@ def d_head_body(request: Request, words, head, hidden, ids, factors, d_head, tot
 
     @pl.when(first < words[0])
     def _():
-        for at, size in _strips(head.shape[0]):
-            strip = head[at : at + size]
-            gradient = _gradient(request, words, first, at, strip, hidden, ids, factors)
-            total[at : at + size] += _product(gradient, hidden[...], (1, 0))
+
+        @_strips(head.shape[0], words[0] - first, STRIP)
+        def _(strip, at):
+            gradient = _gradient(request, words, first + at, head[strip], hidden, ids, factors)
+            total[strip] += _product(gradient, hidden[...], (1, 0))
 
     @pl.when(part == last)
     def _():
@@ -216,10 +220,11 @@ def d_hidden_body(request: Request, words, head, hidden, ids, factors, d_hidden,
 
     @pl.when(first < words[0])
     def _():
-        for at, size in _strips(head.shape[0]):
-            strip = rows[at : at + size]
-            gradient = _gradient(request, words, first, at, strip, hidden, ids, factors)
-            total[...] += _product(gradient, strip, (0, 0))
+
+        @_strips(head.shape[0], words[0] - first, STRIP)
+        def _(strip, at):
+            gradient = _gradient(request, words, first + at, rows[strip], hidden, ids, factors)
+            total[...] += _product(gradient, rows[strip], (0, 0))
 
     @pl.when(block == last)
     def _():
@@ -233,7 +238,7 @@ def _clean(request, head, first, clean) -> None:
         clean[0][...] = jnp.where(row < request.rows, head[...], jnp.zeros((), head.dtype))
 
 
-def _gradient(request: Request, words, first, at, strip, hidden, ids, factors):
+def _gradient(request: Request, words, first, strip, hidden, ids, factors):
     """Gradient of a strip of logits before the scale is applied to it, in the dtype of hidden.
 
     ids: rows of the target and of the largest logit; factors: log2 of the sum of exponentials, and
@@ -241,7 +246,7 @@ def _gradient(request: Request, words, first, at, strip, hidden, ids, factors):
     """
     tokens = hidden.shape[0]
     logits, gain = _logits(request, strip, hidden[...])
-    row = _rows(logits.shape, at)
+    row = _rows(logits.shape)
     sublane = jax.lax.broadcasted_iota(jnp.int32, (SUBLANES, tokens), 0)
     weight = factors[1:2]
     if request.mean:
@@ -271,11 +276,25 @@ def _product(one, other, axes: tuple[int, int]):
     return jax.lax.dot_general(one, other, (contracted, ((), ())), preferred_element_type=jnp.float32)
 
 
-def _rows(shape, at: int):
-    """Row of each logit in its block, less its sublane."""
-    return jax.lax.broadcasted_iota(jnp.int32, shape, 0) * SUBLANES + at
+def _rows(shape):
+    """Row of each logit in its strip, less its sublane."""
+    return jax.lax.broadcasted_iota(jnp.int32, shape, 0) * SUBLANES
 
 
-def _strips(rows: int) -> list[tuple[int, int]]:
-    """First row and size of each strip."""
-    return [(at, min(STRIP, rows - at)) for at in range(0, rows, STRIP)]
+def _strips(rows: int, words, largest: int):
+    """Runs a function for each strip of a block that has words.
+
+    It takes the strip's rows and the number of the first.
+    """
+
+    def run(body) -> None:
+        size = math.gcd(rows, largest)
+
+        def one(n, _):
+            at = pl.multiple_of(n * size, size)
+            body(pl.ds(at, size), at)
+
+        count = jax.lax.shift_right_logical(words + size - 1, size.bit_length() - 1)
+        jax.lax.fori_loop(0, jnp.minimum(count, rows // size), one, None)
+
+    return run
