@@ -178,7 +178,6 @@ def _fused(static: _Static, tile: Tile, words, head, hidden, ids, factors):
             pltpu.VMEM((3, tile.tokens, embed), jnp.float32),
             pltpu.SemaphoreType.DMA((3,)),
             pltpu.SemaphoreType.DMA((3,)),
-            *_clean(head, tile),
         ],
         ("parallel", "arbitrary", "arbitrary"),
         products=3,
@@ -207,10 +206,7 @@ def _one(static: _Static, tile: Tile, words, head, hidden, ids, factors, *, of_h
         ],
         out,
         _like(array, array.shape, array.dtype),
-        [
-            pltpu.VMEM(out.block_shape, jnp.float32),
-            *(() if of_head else _clean(head, tile)),
-        ],
+        [pltpu.VMEM(out.block_shape, jnp.float32)],
         ("parallel", "arbitrary"),
         products=2,
     )(words, head, hidden, ids, factors)
@@ -245,11 +241,6 @@ def _call(body, static: _Static, name, grid, inputs, outs, shapes, scratch, sema
         )(words, head, hidden, *rest)
 
     return run
-
-
-def _clean(head, tile: Tile) -> list:
-    """A copy of a block of rows, if some block reaches past the last one."""
-    return [pltpu.VMEM((tile.rows, head.shape[1]), head.dtype)] * bool(head.shape[0] % tile.rows)
 
 
 def _like(array, shape, dtype) -> jax.ShapeDtypeStruct:

@@ -7,8 +7,9 @@ from typing import NamedTuple
 from pallas_kernels.chips import CHIPS, MIB, TpuChip
 
 LANES = 128
-LARGEST_TOKENS, LARGEST_ROWS = 512, 2048  # larger ones save nothing in the schedules
-STRIP = 256  # rows of the head whose logits are made and used up at a time
+LARGEST_TOKENS, LARGEST_ROWS = 1024, 2048  # larger ones save nothing in the schedules
+STRIP = 256  # rows of the head whose logits are made and used up at a time going backward
+FORWARD_STRIP = 2 * STRIP  # going forward, where no accumulators are loaded and stored
 SPARE = 1 / 8  # of the vector memory, for what the compiler keeps there
 
 
@@ -46,23 +47,25 @@ def blocks(kind: str, tokens: int, rows: int, embed: int, itemsize: int) -> Bloc
     if chip is None:
         return None
     vmem = int(chip.vmem * (1 - SPARE))
-    ends = _even(tokens, LARGEST_TOKENS), _even(rows, LARGEST_ROWS)
+    ends = Tile(_even(tokens, LARGEST_TOKENS), _even(rows, LARGEST_ROWS))
+    # Larger parts of the tokens save little going backward, and compile long.
+    backward_ends = Tile(_even(tokens, min(LARGEST_TOKENS, 4 * chip.side)), ends.rows)
 
-    def largest(tile_bytes, tokens_first: bool) -> Tile | None:
+    def largest(tile_bytes, tokens_first: bool, ends: Tile = backward_ends) -> Tile | None:
         fitting = [tile for tile in _tiles(*ends) if tile_bytes(tile) + _logits(tile) <= vmem]
-        order = (lambda tile: tile) if tokens_first else (lambda tile: (tile.rows, tile.tokens))
-        return max(fitting, key=order, default=None)
+        area = (lambda t: (t.tokens * t.rows, t.tokens if tokens_first else t.rows))
+        return max(fitting, key=area, default=None)
 
     # Blocks of arrays are held twice: one is computed with while the next one arrives.
-    forward = largest(lambda t: 2 * embed * itemsize * (t.tokens + t.rows), True)
+    forward = largest(lambda t: 2 * embed * itemsize * (t.tokens + t.rows), True, ends)
     d_hidden = largest(lambda t: embed * (t.tokens * (4 * itemsize + 4) + t.rows * 2 * itemsize), True)
-    d_head = largest(lambda t: embed * (t.rows * (5 * itemsize + 4) + t.tokens * 2 * itemsize), False)
+    d_head = largest(lambda t: embed * (t.rows * (4 * itemsize + 4) + t.tokens * 2 * itemsize), False)
     if forward is None or d_hidden is None or d_head is None:
         return None
     fused = largest(
-        lambda t: embed * (t.rows * (5 * itemsize + 4) + t.tokens * (2 * itemsize + 12)), False
+        lambda t: embed * (t.rows * (4 * itemsize + 4) + t.tokens * (2 * itemsize + 12)), False
     )
-    if fused is not None and not _worthwhile(fused, chip, ends[1], itemsize):
+    if fused is not None and not _worthwhile(fused, chip, ends.rows, itemsize):
         fused = None
     return Blocks(forward, fused, d_hidden, d_head, chip.cores, vmem)
 
@@ -87,7 +90,7 @@ def _tiles(tokens: int, rows: int) -> list[Tile]:
 
 def _logits(tile: Tile) -> int:
     """Bytes of the logits of a strip and of their gradients, and of rows of numbers of tokens."""
-    return tile.tokens * (10 * tile.rows + 1024) + MIB // 2
+    return tile.tokens * (10 * min(tile.rows, FORWARD_STRIP) + 1024) + MIB // 2
 
 
 def _worthwhile(tile: Tile, chip: TpuChip, rows: int, itemsize: int) -> bool:

@@ -15,9 +15,8 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from pallas_kernels.cross_entropy.tpu_blocks import STRIP
+from pallas_kernels.cross_entropy.tpu_blocks import FORWARD_STRIP, STRIP
 
-FORWARD_STRIP = 2 * STRIP  # it has no accumulators to load and store
 LOG2E = math.log2(math.e)
 LEAST = -1e30  # logit of a row that is no word: its exponential is exactly zero
 NOWHERE = 2**30  # of no row
@@ -105,7 +104,7 @@ def fused_body(request: Request, words, head, hidden, ids, factors, d_head, d_hi
     """
     core, block, part = (pl.program_id(axis) for axis in range(3))
     blocks, parts = pl.num_programs(1), d_hidden.shape[1] // hidden.shape[0]
-    total, buffers, arrived, left, *clean = scratch
+    total, buffers, arrived, left = scratch
     tokens = hidden.shape[0]
     step = block * parts + part
     # One part stays where it is, until the end.
@@ -154,18 +153,17 @@ def fused_body(request: Request, words, head, hidden, ids, factors, d_head, d_hi
     @pl.when((part == 0) & real)
     def _():
         total[...] = jnp.zeros(total.shape, jnp.float32)
-        _clean(request, head, first, clean)
 
-    rows = clean[0] if clean else head
+    _clean(request, head, first)
 
     @pl.when(first < words[0])
     def _():
 
         @_strips(head.shape[0], words[0] - first, STRIP)
         def _(strip, at):
-            gradient = _gradient(request, words, first + at, rows[strip], hidden, ids, factors)
+            gradient = _gradient(request, words, first + at, head[strip], hidden, ids, factors)
             total[strip] += _product(gradient, hidden[...], (1, 0))
-            buffers[mine] += _product(gradient, rows[strip], (0, 0))
+            buffers[mine] += _product(gradient, head[strip], (0, 0))
 
     last = wraps & (block == blocks - 1)
 
@@ -206,7 +204,7 @@ def d_head_body(request: Request, words, head, hidden, ids, factors, d_head, tot
         d_head[...] = total[...].astype(d_head.dtype)
 
 
-def d_hidden_body(request: Request, words, head, hidden, ids, factors, d_hidden, total, *clean):
+def d_hidden_body(request: Request, words, head, hidden, ids, factors, d_hidden, total):
     """A block of tokens, and of rows inside it: adds to the gradient of the tokens."""
     block, last = pl.program_id(1), pl.num_programs(1) - 1
     first = block * head.shape[0]
@@ -215,27 +213,29 @@ def d_hidden_body(request: Request, words, head, hidden, ids, factors, d_hidden,
     def _():
         total[...] = jnp.zeros(total.shape, jnp.float32)
 
-    _clean(request, head, first, clean)
-    rows = clean[0] if clean else head
+    _clean(request, head, first)
 
     @pl.when(first < words[0])
     def _():
 
         @_strips(head.shape[0], words[0] - first, STRIP)
         def _(strip, at):
-            gradient = _gradient(request, words, first + at, rows[strip], hidden, ids, factors)
-            total[...] += _product(gradient, rows[strip], (0, 0))
+            gradient = _gradient(request, words, first + at, head[strip], hidden, ids, factors)
+            total[...] += _product(gradient, head[strip], (0, 0))
 
     @pl.when(block == last)
     def _():
         d_hidden[...] = total[...].astype(d_hidden.dtype)
 
 
-def _clean(request, head, first, clean) -> None:
-    """Copies a block of rows, with zeros where the head has ended: memory there may hold NaN."""
-    if clean:
-        row = first + jax.lax.broadcasted_iota(jnp.int32, (head.shape[0], 1), 0)
-        clean[0][...] = jnp.where(row < request.rows, head[...], jnp.zeros((), head.dtype))
+def _clean(request: Request, head, first) -> None:
+    """Writes zeros where the head has ended inside the block: memory there may hold NaN."""
+    rest = request.rows % head.shape[0]
+    if rest:
+
+        @pl.when(first + head.shape[0] > request.rows)
+        def _():
+            head[rest:] = jnp.zeros((head.shape[0] - rest, head.shape[1]), head.dtype)
 
 
 def _gradient(request: Request, words, first, strip, hidden, ids, factors):
