@@ -53,13 +53,17 @@ def blocks(kind: str, tokens: int, rows: int, embed: int, itemsize: int) -> Bloc
 
     def largest(tile_bytes, tokens_first: bool, ends: Tile = backward_ends) -> Tile | None:
         fitting = [tile for tile in _tiles(*ends) if tile_bytes(tile) + _logits(tile) <= vmem]
-        area = (lambda t: (t.tokens * t.rows, t.tokens if tokens_first else t.rows))
+        area = lambda t: (t.tokens * t.rows, t.tokens if tokens_first else t.rows)
         return max(fitting, key=area, default=None)
 
     # Blocks of arrays are held twice: one is computed with while the next one arrives.
     forward = largest(lambda t: 2 * embed * itemsize * (t.tokens + t.rows), True, ends)
-    d_hidden = largest(lambda t: embed * (t.tokens * (4 * itemsize + 4) + t.rows * 2 * itemsize), True)
-    d_head = largest(lambda t: embed * (t.rows * (4 * itemsize + 4) + t.tokens * 2 * itemsize), False)
+    d_hidden = largest(
+        lambda t: embed * (t.tokens * (4 * itemsize + 4) + t.rows * 2 * itemsize), True
+    )
+    d_head = largest(
+        lambda t: embed * (t.rows * (4 * itemsize + 4) + t.tokens * 2 * itemsize), False
+    )
     if forward is None or d_hidden is None or d_head is None:
         return None
     fused = largest(

@@ -273,7 +273,9 @@ def _logits(request: Request, strip, hidden):
 
 def _product(one, other, axes: tuple[int, int]):
     contracted = ((axes[0],), (axes[1],))
-    return jax.lax.dot_general(one, other, (contracted, ((), ())), preferred_element_type=jnp.float32)
+    return jax.lax.dot_general(
+        one, other, (contracted, ((), ())), preferred_element_type=jnp.float32
+    )
 
 
 def _rows(shape):
