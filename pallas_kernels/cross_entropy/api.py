@@ -34,9 +34,9 @@ def cross_entropy(
     Products are accumulated, and everything after them computed, in float32. On a mesh with
     explicit axes `hidden` and `targets` may be sharded over batch and seq and `head` over its rows,
     each over axes of its own; no logits travel. A target that is no word (-1, say) has no
-    likelihood to subtract: its entry of the first result equals that of the second. A z-loss and
-    label smoothing follow from the results: the one from log Z, the other from log Z and the mean of
-    the logits, which is linear in `hidden`.
+    likelihood to subtract: its entry of the first result equals that of the second. A z-loss
+    follows from log Z, label smoothing from log Z and the even mean of the logits, which is linear
+    in `hidden` and needs none of them.
 
     Args:
         vocabulary: number of words; rows of `head` from there on are padding and have no part.

@@ -61,6 +61,6 @@ def _refusal(name: str, hidden, head, chunk) -> str | None:
         if chunk is not None:
             return f"chunk={chunk}, it holds no logits"
         mesh = jax.sharding.get_abstract_mesh()
-        if any(kind == jax.sharding.AxisType.Auto for kind in mesh.axis_types):
-            return "a mesh with automatic axes"
+        if mesh.size > 1 and jax.sharding.AxisType.Auto in mesh.axis_types:
+            return "a mesh with automatic axes: a kernel cannot be divided by the compiler"
     return implementation.refusal(hidden, head)

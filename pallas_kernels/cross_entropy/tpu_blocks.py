@@ -53,7 +53,10 @@ def blocks(kind: str, tokens: int, rows: int, embed: int, itemsize: int) -> Bloc
 
     def largest(tile_bytes, tokens_first: bool, ends: Tile = backward_ends) -> Tile | None:
         fitting = [tile for tile in _tiles(*ends) if tile_bytes(tile) + _logits(tile) <= vmem]
-        area = lambda t: (t.tokens * t.rows, t.tokens if tokens_first else t.rows)
+
+        def area(tile: Tile) -> tuple[int, int]:
+            return tile.tokens * tile.rows, tile.tokens if tokens_first else tile.rows
+
         return max(fitting, key=area, default=None)
 
     # Blocks of arrays are held twice: one is computed with while the next one arrives.

@@ -272,9 +272,12 @@ def _logits(request: Request, strip, hidden):
 
 
 def _product(one, other, axes: tuple[int, int]):
-    contracted = ((axes[0],), (axes[1],))
+    """Product in float32 over an axis of each, of float32 in the precision that jax is set to."""
+    # Products of bfloat16 are exact; Mosaic refuses to be asked for more.
+    exact = jax.lax.Precision.DEFAULT if one.dtype == jnp.bfloat16 else None
+    contraction = (((axes[0],), (axes[1],)), ((), ()))
     return jax.lax.dot_general(
-        one, other, (contracted, ((), ())), preferred_element_type=jnp.float32
+        one, other, contraction, precision=exact, preferred_element_type=jnp.float32
     )
 
 

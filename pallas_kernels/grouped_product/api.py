@@ -63,9 +63,9 @@ def grouped_product(
 
 
 def _refusal(x, w) -> str | None:
-    kinds = jax.sharding.get_abstract_mesh().axis_types
-    if jax.sharding.AxisType.Auto in kinds:
-        return "a mesh with automatic axes"
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.size > 1 and jax.sharding.AxisType.Auto in mesh.axis_types:
+        return "a mesh with automatic axes: a kernel cannot be divided by the compiler"
     return tpu.refusal(x, w)
 
 

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int
 def reference(
     x: Float[Array, "tokens in"], w: Float[Array, "groups in out"], sizes: Int[Array, "groups"]
 ) -> Float[Array, "tokens out"]:
-    """x[t] w[group of t], zeros where t is of no group; costs as many products as there are groups."""
+    """x[t] w[group of t], zeros where t is of no group; every group's product with all rows."""
     row = jax.lax.broadcasted_iota(jnp.int32, (x.shape[0], 1), 0)
     ends = jnp.cumsum(sizes)
     total = jnp.zeros((x.shape[0], w.shape[2]), jnp.float32)

@@ -187,9 +187,7 @@ def _weights_body(rows: int, table, count, x, d_y, d_w, total):
 
     def strip(rows, mine):
         left, right = (jnp.where(mine, block[rows], 0) for block in (x, d_y))
-        total[...] += jax.lax.dot_general(
-            left, right, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32
-        )
+        total[...] += _product(left, right, (0, 0))
 
     @pl.when(step < count[0])
     def _():
@@ -225,6 +223,16 @@ def _weights(static: _Static, x, d_y, w, ends):
         [pltpu.VMEM((left, right), jnp.float32)],
         ("parallel", "parallel", "arbitrary"),
     )(table, count, x, d_y)
+
+
+def _product(one, other, axes: tuple[int, int]):
+    """Product in float32 over an axis of each, of float32 in the precision that jax is set to."""
+    # Products of bfloat16 are exact; Mosaic refuses to be asked for more.
+    exact = jax.lax.Precision.DEFAULT if one.dtype == jnp.bfloat16 else None
+    contraction = (((axes[0],), (axes[1],)), ((), ()))
+    return jax.lax.dot_general(
+        one, other, contraction, precision=exact, preferred_element_type=jnp.float32
+    )
 
 
 def _call(body, static: _Static, name, grid, inputs, out, shape, scratch, semantics):

@@ -1,0 +1,72 @@
+"""Chips that are only described: programs compile for them on any machine."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from jax.experimental import topologies
+
+# What the smallest host of each kind is called. A v4 chip is one device ("megacore"), as on pods.
+TPUS = {
+    "v4": ("v4:2x2x1", {"chip_config_name": "megacore"}),
+    "v5e": ("v5e:2x2", {}),
+    "v5p": ("v5p:2x2x1", {}),
+    "v6e": ("v6e:2x2", {}),
+}
+TPU_ENVIRONMENT = {
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # processes that compile at once
+    "TPU_SKIP_MDS_QUERY": "1",  # there is no metadata server to ask
+    # Unset, libtpu complains loudly and goes on.
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_WORKER_ID": "0",
+    "TPU_ACCELERATOR_TYPE": "v4-8",
+}
+
+
+class NoCompiler(ImportError):
+    """The package that compiles for a described chip is not installed; the message names it."""
+
+
+def has_tpu_compiler() -> bool:
+    """Returns whether libtpu is installed."""
+    return importlib.util.find_spec("libtpu") is not None
+
+
+@functools.cache
+def tpu(chip: str) -> tuple[jax.Device, ...]:
+    """The devices of one host of described TPUs; nothing runs on them.
+
+    A program compiles for them by `jax.jit(f).lower(*shapes).compile()`, where every shape is a
+    `jax.ShapeDtypeStruct` with a sharding over these devices.
+
+    Args:
+        chip: one of `TPUS`.
+
+    Raises:
+        ValueError: there is no description of that chip.
+        NoCompiler: libtpu is not installed.
+    """
+    if chip not in TPUS:
+        raise ValueError(f"no description of the chip {chip!r}: there are {', '.join(TPUS)}")
+    if not has_tpu_compiler():
+        raise NoCompiler("compiling for a TPU needs libtpu: pip install 'lmjax[tpu]'")
+    for name, value in TPU_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    topology, options = TPUS[chip]
+    described = topologies.get_topology_desc(platform="tpu", topology_name=topology, **options)
+    return tuple(described.devices)
+
+
+def mesh(devices: Sequence[jax.Device]) -> jax.sharding.Mesh:
+    """A mesh of described devices along one axis, "device", which the compiler may use as it likes.
+
+    Set by `jax.set_mesh`, it tells kernels what they are traced for. No array can be made under it:
+    a function that is traced takes and makes only what `jax.jit` traces, or numpy's arrays.
+    """
+    axis_types = (jax.sharding.AxisType.Auto,)
+    return jax.sharding.Mesh(np.array(devices), ("device",), axis_types=axis_types)
