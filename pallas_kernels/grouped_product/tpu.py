@@ -134,10 +134,7 @@ def _products_body(rows: int, contracted: int, table, count, x, w, y):
         y[...] = jnp.zeros(y.shape, y.dtype)
 
     def strip(rows, mine):
-        contraction = (((1,), (contracted,)), ((), ()))
-        product = jax.lax.dot_general(
-            x[rows], w[0], contraction, preferred_element_type=jnp.float32
-        )
+        product = _product(x[rows], w[0], (1, contracted))
         y[rows] = jnp.where(mine, product.astype(y.dtype), y[rows])
 
     @pl.when(step < count[0])
