@@ -71,7 +71,7 @@ def cross_entropy(
         )
         return *terms[:2], *terms[2:3] * largest, *terms[3:] * mean
 
-    chosen = choose(implementation, hidden, head, chunk)
+    chosen = choose(implementation, hidden, head, chunk, largest)
     tokens, rows = _spec(hidden)[:2], _spec(head)[0]
     axes = rows if isinstance(rows, tuple) else () if rows is None else (rows,)
 

@@ -15,8 +15,8 @@ class VocabularyTerms(NamedTuple):
 
     Attributes:
         serve: takes the arguments of `chunked.vocabulary_terms`, gives its results.
-        refusal: takes hidden, head and further results that are asked for; gives the reason why it
-            cannot serve, or None.
+        refusal: takes hidden, head and whether the largest logit is asked for; gives the reason why
+            it cannot serve, or None.
         kernel: whether it is a program for one device that jax cannot divide.
     """
 
@@ -38,7 +38,7 @@ class CannotReduce(ValueError):
 
 
 def choose(
-    name: str | None, hidden: jax.Array, head: jax.Array, chunk: int | None
+    name: str | None, hidden: jax.Array, head: jax.Array, chunk: int | None, largest: bool
 ) -> VocabularyTerms:
     """The implementation of a name, or the preferred one of those that can serve.
 
@@ -46,16 +46,17 @@ def choose(
         CannotReduce: the named one cannot serve; with the reason.
     """
     if name is not None:
-        if (reason := _refusal(name, hidden, head, chunk)) is not None:
+        if (reason := _refusal(name, hidden, head, chunk, largest)) is not None:
             raise CannotReduce(
                 f"cross_entropy: implementation {name!r} cannot serve this call: {reason}"
             )
         return IMPLEMENTATIONS[name]
-    able = (n for n in reversed(IMPLEMENTATIONS) if _refusal(n, hidden, head, chunk) is None)
+    asked = hidden, head, chunk, largest
+    able = (name for name in reversed(IMPLEMENTATIONS) if _refusal(name, *asked) is None)
     return IMPLEMENTATIONS[next(able)]
 
 
-def _refusal(name: str, hidden, head, chunk) -> str | None:
+def _refusal(name: str, hidden, head, chunk, largest) -> str | None:
     implementation = IMPLEMENTATIONS[name]
     if implementation.kernel:
         if chunk is not None:
@@ -63,4 +64,4 @@ def _refusal(name: str, hidden, head, chunk) -> str | None:
         mesh = jax.sharding.get_abstract_mesh()
         if mesh.size > 1 and jax.sharding.AxisType.Auto in mesh.axis_types:
             return "a mesh with automatic axes: a kernel cannot be divided by the compiler"
-    return implementation.refusal(hidden, head)
+    return implementation.refusal(hidden, head, largest)

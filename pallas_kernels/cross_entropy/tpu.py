@@ -32,7 +32,7 @@ class _Static(NamedTuple):
     interpret: Any
 
 
-def refusal(hidden, head) -> str | None:
+def refusal(hidden, head, largest: bool = False) -> str | None:
     """Reason why the kernels cannot serve, or None if they can."""
     device = target()
     if device.platform != "tpu":
