@@ -47,12 +47,12 @@ def sums(request: TileRequest, hidden, head, targets, words):
 
 
 def _sums_of_tile(request: TileRequest, tile, refs, at) -> None:
-    logits, _, hit, word = tile
+    logits, hit, word = tile
+    label = jnp.sum(jnp.where(hit, logits, _full(request, logits.shape, 0.0)), axis=1)
     logits = jnp.where(word, logits, _full(request, logits.shape, LEAST))
     top = jnp.max(logits, axis=1)
     exponential = jnp.exp2(logits - _columns(top, logits.shape))
-    values = [top, jnp.sum(exponential, axis=1)]
-    values.append(jnp.sum(jnp.where(hit, logits, _full(request, logits.shape, 0.0)), axis=1))
+    values = [top, jnp.sum(exponential, axis=1), label]
     if request.mean:
         values.append(jnp.sum(exponential * logits, axis=1))
     for n, value in enumerate(values):
@@ -74,7 +74,7 @@ def gradients(request: TileRequest, hidden, head, targets, words, factors):
 
 
 def _gradients_of_tile(request: TileRequest, tile, refs, at) -> None:
-    logits, gain, hit, word = tile
+    logits, hit, word = tile
 
     def factor(n):
         return _columns(_load(request, refs["factors"].at[n, at.tokens]), logits.shape)
@@ -84,8 +84,9 @@ def _gradients_of_tile(request: TileRequest, tile, refs, at) -> None:
         weight = weight + factor(3) * logits
     nothing = _full(request, logits.shape, 0.0)
     gradient = jnp.exp2(logits - factor(0)) * weight + jnp.where(hit, factor(2), nothing)
-    if gain is not None:
-        gradient *= gain
+    if request.softcap is not None:  # from the logits, so that registers need not keep it
+        bent = logits * (1 / (request.softcap * LOG2E))
+        gradient *= 1.0 - bent * bent
     result = refs["result"].at[at.group]
     result[...] = jnp.where(word, gradient, nothing).astype(result.dtype)
     plgpu.commit_smem()
@@ -103,8 +104,8 @@ class _At(NamedTuple):
 def _launch(request: TileRequest, use: Callable, hidden, head, inputs, out, scratch):
     """Runs `use` on every tile of logits.
 
-    It takes (logits, the derivative of the softcap, masks of the target and of words), the memory
-    by name, and the part of it that is this tile's.
+    It takes (logits, masks of the target and of words), the memory by name, and the part of it that
+    is this tile's.
     """
     steps = hidden.shape[1] // WIDTH
     stages = min(STAGES - len(scratch), steps)
@@ -125,19 +126,19 @@ def _launch(request: TileRequest, use: Callable, hidden, head, inputs, out, scra
 
         @pl.when(group == COMPUTING)
         def _():
-            _register_limit(request, 40, "decrease")
+            _register_limit(request, 56, "decrease")
             _copy(refs, steps, stages, part, block)
 
         @pl.when(group < COMPUTING)
         def _():
-            _register_limit(request, 232, "increase")
+            _register_limit(request, 224, "increase")
             logits = _product(request, refs, steps, stages, group)
             tokens = pl.ds((part * COMPUTING + group) * TOKENS, TOKENS)
             at = _At(group, block, tokens, pl.ds(block * ROWS, ROWS))
             row = _laid_out(request, lax.broadcasted_iota(jnp.int32, logits.shape, 1))
             hit = row == _columns(_load(request, refs["targets"].at[tokens]) - first, row.shape)
             word = row < refs["words"][0] - first
-            use(request, (*_bend(request, logits), hit, word), refs, at)
+            use(request, (_bend(request, logits), hit, word), refs, at)
 
     return plgpu.kernel(
         body,
@@ -216,11 +217,11 @@ def _product(request: TileRequest, refs, steps: int, stages: int, group):
 
 
 def _bend(request: TileRequest, logits):
-    """Logits in base 2, and the derivative of the softcap or None."""
+    """Logits in base 2, after the scale and the softcap."""
     if request.softcap is None:
-        return logits * (request.scale * LOG2E), None
+        return logits * (request.scale * LOG2E)
     bent = jnp.tanh(logits * (request.scale / request.softcap))
-    return bent * (request.softcap * LOG2E), 1.0 - bent * bent
+    return bent * (request.softcap * LOG2E)
 
 
 def _load(request: TileRequest, reference):
