@@ -18,6 +18,15 @@ TPUS = {
     "v5p": ("v5p:2x2x1", {}),
     "v6e": ("v6e:2x2", {}),
 }
+TPU_ENVIRONMENT = {
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # processes that compile at once
+    "TPU_SKIP_MDS_QUERY": "1",  # there is no metadata server to ask
+    # Unset, libtpu complains loudly and goes on.
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_WORKER_ID": "0",
+    "TPU_ACCELERATOR_TYPE": "v4-8",
+}
+
 # Of an H100 SXM5: what XLA wants to know of a chip, as text of its GpuTargetConfigProto.
 H100 = """
 gpu_device_info {
@@ -32,14 +41,6 @@ gpu_device_info {
 }
 platform_name: "CUDA" dnn_version_info { major: 9 minor: 10 } device_description_str: "H100"
 """
-TPU_ENVIRONMENT = {
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # processes that compile at once
-    "TPU_SKIP_MDS_QUERY": "1",  # there is no metadata server to ask
-    # Unset, libtpu complains loudly and goes on.
-    "TPU_WORKER_HOSTNAMES": "localhost",
-    "TPU_WORKER_ID": "0",
-    "TPU_ACCELERATOR_TYPE": "v4-8",
-}
 
 
 class NoCompiler(ImportError):
@@ -84,6 +85,11 @@ def mesh(devices: Sequence[jax.Device]) -> jax.sharding.Mesh:
     """
     axis_types = (jax.sharding.AxisType.Auto,)
     return jax.sharding.Mesh(np.array(devices), ("device",), axis_types=axis_types)
+
+
+def has_cuda_compiler() -> bool:
+    """Returns whether the packages that compile for NVIDIA GPUs are installed."""
+    return importlib.util.find_spec("jax_cuda12_plugin") is not None
 
 
 def hopper(devices: int = 1) -> list[jax.Device]:

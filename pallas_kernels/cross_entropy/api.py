@@ -7,15 +7,13 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from pallas_kernels.cross_entropy.chunked import vocabulary_terms
 from pallas_kernels.cross_entropy.reference import reference
-
-IMPLEMENTATIONS = ("reference", "chunked")
+from pallas_kernels.cross_entropy.table import IMPLEMENTATIONS, choose
 
 
 def implementations() -> tuple[str, ...]:
-    """Names that `cross_entropy` takes as its implementation."""
-    return IMPLEMENTATIONS
+    """Names that `cross_entropy` takes as its implementation; later ones are preferred."""
+    return "reference", *IMPLEMENTATIONS
 
 
 def cross_entropy(
@@ -36,30 +34,36 @@ def cross_entropy(
     Products are accumulated, and everything after them computed, in float32. On a mesh with
     explicit axes `hidden` and `targets` may be sharded over batch and seq and `head` over its rows,
     each over axes of its own; no logits travel. A target that is no word (-1, say) has no
-    likelihood to subtract: its entry of the first result equals that of the second.
+    likelihood to subtract: its entry of the first result equals that of the second. A z-loss
+    follows from log Z, label smoothing from log Z and the even mean of the logits, which is linear
+    in `hidden` and needs none of them.
 
     Args:
         vocabulary: number of words; rows of `head` from there on are padding and have no part.
         softcap: bends logits, softcap tanh(logits / softcap); None does not.
         largest: give the largest logit as well; its gradient goes to the word that has it.
         mean: give the mean logit under the softmax as well; log Z less it is the entropy in nats.
-        chunk: tokens, on one device, whose logits are held at a time; None holds all if they are
-            few, else as many as fit 64 MiB. Held chunk by chunk, logits are computed again in
-            the backward pass.
-        implementation: one of `implementations()`; None is "chunked".
+        chunk: tokens, on one device, whose logits "chunked" holds at a time; None holds all if they
+            are few, else as many as fit 64 MiB. Held chunk by chunk, logits are computed again in
+            the backward pass. Kernels hold none.
+        implementation: one of `implementations()`; None takes the preferred one that can serve.
 
     Returns:
         Float32 arrays: -log p(target); log Z, the logarithm of the softmax's denominator; and, if
         asked for, each token's largest logit, then the mean logit.
+
+    Raises:
+        ValueError: a vocabulary that is not of the head, no such implementation, or one that cannot
+            serve: with the reason.
     """
     if not 0 < vocabulary <= head.shape[0]:
         raise ValueError(
             f"cross_entropy: vocabulary={vocabulary} of a head with {head.shape[0]} rows"
         )
-    if implementation not in (None, *IMPLEMENTATIONS):
+    if implementation not in (None, *implementations()):
         raise ValueError(
             f"cross_entropy: implementation {implementation!r} is not one of "
-            f"{', '.join(IMPLEMENTATIONS)}"
+            f"{', '.join(implementations())}"
         )
     if implementation == "reference":
         terms = reference(
@@ -67,12 +71,13 @@ def cross_entropy(
         )
         return *terms[:2], *terms[2:3] * largest, *terms[3:] * mean
 
+    chosen = choose(implementation, hidden, head, chunk, largest)
     tokens, rows = _spec(hidden)[:2], _spec(head)[0]
     axes = rows if isinstance(rows, tuple) else () if rows is None else (rows,)
 
     def local(hidden, head, targets):
         first = jax.lax.axis_index(axes) * head.shape[0] if axes else 0
-        log_part, label, *more = vocabulary_terms(
+        log_part, label, *more = chosen.serve(
             hidden,
             head,
             targets - first,
@@ -92,12 +97,16 @@ def cross_entropy(
             terms.append(_mean(more[-1], log_part - log_z, axes))
         return tuple(terms)
 
-    if tokens == (None, None) and not axes:
+    mesh = jax.sharding.get_abstract_mesh()
+    explicit = jax.sharding.AxisType.Explicit in mesh.axis_types
+    if tokens == (None, None) and not axes and not (chosen.kernel and explicit):
         return local(hidden, head, targets)
     spec = PartitionSpec(*tokens)
     targets = jax.reshard(targets, spec)
     out_specs = (spec,) * (2 + largest + mean)
-    return jax.shard_map(local, out_specs=out_specs)(hidden, head, targets)
+    # The types of a kernel's inside know nothing of mesh axes.
+    divided = jax.shard_map(local, out_specs=out_specs, check_vma=not chosen.kernel)
+    return divided(hidden, head, targets)
 
 
 def _combine(log_part, axes: tuple[str, ...]):

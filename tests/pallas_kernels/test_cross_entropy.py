@@ -11,13 +11,23 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from pallas_kernels.cross_entropy import cross_entropy, implementations
+from pallas_kernels.target import interpreted
 
 VOCABULARY, ROWS = 37, 48
+
+
+def for_chip(kind, name, *args, **kwargs):
+    """Cross-entropy by the kernels for a chip, which an interpreter runs."""
+    with interpreted(kind):
+        return cross_entropy(*args, implementation=name, **kwargs)
+
+
 IMPLEMENTATIONS = {
     "reference": functools.partial(cross_entropy, implementation="reference"),
     "whole": functools.partial(cross_entropy, implementation="chunked"),
     "chunks": functools.partial(cross_entropy, implementation="chunked", chunk=4),
     "chunks_and_a_rest": functools.partial(cross_entropy, implementation="chunked", chunk=7),
+    "tpu": functools.partial(for_chip, "TPU v5 lite", "tpu"),
 }
 
 
@@ -68,7 +78,7 @@ def test_values_and_gradients(name, softcap):
     assert not np.asarray(found[3])[VOCABULARY:].any()  # padding gets exactly nothing
 
 
-@pytest.mark.parametrize("name", ["whole", "chunks"])
+@pytest.mark.parametrize("name", ["whole", "chunks", "tpu"])
 def test_bfloat16_inputs_are_accumulated_in_float32(name):
     hidden, head, targets, gradients = arrays()
     hidden, head = (np.asarray(jnp.asarray(a, jnp.bfloat16)) for a in (hidden, head))
@@ -157,7 +167,7 @@ def test_the_largest_logit_and_its_gradients(name):
 
 
 @pytest.mark.skipif(jax.device_count() < 8, reason="needs 8 devices, real or simulated")
-@pytest.mark.parametrize("name", ["whole", "chunks"])
+@pytest.mark.parametrize("name", ["whole", "chunks", "tpu"])
 def test_the_largest_logit_of_a_cut_vocabulary(name):
     hidden, head, targets, gradients = arrays()
     spec = P("fsdp", None)
@@ -212,7 +222,7 @@ def test_the_mean_logit_gives_the_entropy(name, softcap):
 
 
 @pytest.mark.skipif(jax.device_count() < 8, reason="needs 8 devices, real or simulated")
-@pytest.mark.parametrize("name", ["reference", "whole", "chunks"])
+@pytest.mark.parametrize("name", ["reference", "whole", "chunks", "tpu"])
 def test_the_entropy_of_a_cut_vocabulary(name):
     hidden, head, targets, gradients = arrays()
     spec = P("fsdp", None)
@@ -246,7 +256,7 @@ MESHES = {
 
 @pytest.mark.skipif(jax.device_count() < 8, reason="needs 8 devices, real or simulated")
 @pytest.mark.parametrize("mesh_name", MESHES)
-@pytest.mark.parametrize("name", ["reference", "chunks"])
+@pytest.mark.parametrize("name", ["reference", "chunks", "tpu"])
 def test_sharded_equals_one_device(mesh_name, name):
     sizes, spec = MESHES[mesh_name]
     given = hidden, head, targets, gradients = arrays()
@@ -274,6 +284,8 @@ def test_mistakes_are_refused():
     hidden, head, targets = map(jnp.asarray, arrays()[:3])
     with pytest.raises(ValueError, match="vocabulary=49 of a head with 48 rows"):
         cross_entropy(hidden, head, targets, vocabulary=49)
-    with pytest.raises(ValueError, match="'fast' is not one of reference, chunked"):
+    with pytest.raises(ValueError, match="'fast' is not one of reference, chunked, hopper, tpu"):
         cross_entropy(hidden, head, targets, vocabulary=9, implementation="fast")
-    assert implementations() == ("reference", "chunked")
+    with pytest.raises(ValueError, match="'tpu' cannot serve this call: it needs a TPU"):
+        cross_entropy(hidden, head, targets, vocabulary=9, implementation="tpu")
+    assert implementations() == ("reference", "chunked", "hopper", "tpu")

@@ -1,0 +1,112 @@
+"""Block sizes of the TPU kernels: the largest that the vector memory holds."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from pallas_kernels.chips import CHIPS, MIB, TpuChip
+
+LANES = 128
+LARGEST_TOKENS, LARGEST_ROWS = 1024, 2048  # larger ones save nothing in the schedules
+STRIP = 256  # rows of the head whose logits are made and used up at a time going backward
+FORWARD_STRIP = 2 * STRIP  # going forward, where no accumulators are loaded and stored
+SPARE = 1 / 8  # of the vector memory, for what the compiler keeps there
+
+
+class Tile(NamedTuple):
+    """Numbers of tokens and of rows of the head whose logits are made in one grid step."""
+
+    tokens: int
+    rows: int
+
+
+class Blocks(NamedTuple):
+    """Tiles of the kernels.
+
+    Attributes:
+        forward: of the sums over the vocabulary.
+        fused: of the backward pass that makes both gradients at once; None where its accumulators
+            do not fit or it would wait for memory.
+        d_hidden: of the backward pass for hidden alone.
+        d_head: of the backward pass for the head alone.
+        cores: that share the work.
+        vmem: bytes that a kernel may take.
+    """
+
+    forward: Tile
+    fused: Tile | None
+    d_hidden: Tile
+    d_head: Tile
+    cores: int
+    vmem: int
+
+
+def blocks(kind: str, tokens: int, rows: int, embed: int, itemsize: int) -> Blocks | None:
+    """Tiles for a chip and arrays, all multiples of 128; None if not even the smallest fit."""
+    chip = CHIPS.get(kind)
+    if chip is None:
+        return None
+    vmem = int(chip.vmem * (1 - SPARE))
+    ends = Tile(_even(tokens, LARGEST_TOKENS), _even(rows, LARGEST_ROWS))
+    # Larger parts of the tokens save little going backward, and compile long.
+    backward_ends = Tile(_even(tokens, min(LARGEST_TOKENS, 4 * chip.side)), ends.rows)
+
+    def largest(tile_bytes, tokens_first: bool, ends: Tile = backward_ends) -> Tile | None:
+        fitting = [tile for tile in _tiles(*ends) if tile_bytes(tile) + _logits(tile) <= vmem]
+
+        def area(tile: Tile) -> tuple[int, int]:
+            return tile.tokens * tile.rows, tile.tokens if tokens_first else tile.rows
+
+        return max(fitting, key=area, default=None)
+
+    # Blocks of arrays are held twice: one is computed with while the next one arrives.
+    forward = largest(lambda t: 2 * embed * itemsize * (t.tokens + t.rows), True, ends)
+    d_hidden = largest(
+        lambda t: embed * (t.tokens * (4 * itemsize + 4) + t.rows * 2 * itemsize), True
+    )
+    d_head = largest(
+        lambda t: embed * (t.rows * (4 * itemsize + 4) + t.tokens * 2 * itemsize), False
+    )
+    if forward is None or d_hidden is None or d_head is None:
+        return None
+    fused = largest(
+        lambda t: embed * (t.rows * (4 * itemsize + 4) + t.tokens * (2 * itemsize + 12)), False
+    )
+    if fused is not None and not _worthwhile(fused, chip, ends.rows, itemsize):
+        fused = None
+    return Blocks(forward, fused, d_hidden, d_head, chip.cores, vmem)
+
+
+def round_up(size: int, multiple: int = LANES) -> int:
+    """The next multiple."""
+    return -(-size // multiple) * multiple
+
+
+def _even(size: int, largest: int) -> int:
+    """Size of a block when as few as possible of at most `largest` cover all."""
+    even = -(-size // -(-size // largest))
+    return round_up(even, LANES if even <= LANES else STRIP)
+
+
+def _tiles(tokens: int, rows: int) -> list[Tile]:
+    def sizes(end):
+        return sorted({end} | {LANES * 2**n for n in range(5) if LANES * 2**n < end})
+
+    return [Tile(t, r) for t in sizes(tokens) for r in sizes(rows)]
+
+
+def _logits(tile: Tile) -> int:
+    """Bytes of the logits of a strip and of their gradients, and of rows of numbers of tokens."""
+    return tile.tokens * (10 * min(tile.rows, FORWARD_STRIP) + 1024) + MIB // 2
+
+
+def _worthwhile(tile: Tile, chip: TpuChip, rows: int, itemsize: int) -> bool:
+    """Whether three products for a pair outlast the traffic of the gradient of hidden.
+
+    Each block of rows reads and writes it in float32 and reads hidden; making the logits a second
+    time costs a third more than the three products.
+    """
+    if tile.rows == rows:
+        return True  # read and written once
+    traffic = (8 + itemsize) * chip.ridge / (6 * tile.rows)
+    return traffic < 4 / 3
