@@ -221,7 +221,7 @@ def updates_of_ours(job, written, monkeypatch):
 # TRL's name of the loss: the average, the parts that a batch is computed in, the learning rate.
 CASES = {
     "grpo": (AnswerMean(), 2, 0.03),
-    "dr_grpo": (FixedLengthMean(length=LONGEST), 2, 0.6),
+    "dr_grpo": (FixedLengthMean(length=LONGEST), 2, 0.2),
     "dapo": (TokenMean(), 2, 0.03),
     "bnpo": (TokenMean(), 1, 0.03),  # which averages over each part by itself
 }
