@@ -270,3 +270,6 @@ def test_augmented_training_learns_too_and_goes_on_bit_for_bit(folder):
     with pytest.raises(UserError, match=r"augmentation\.mask='\[MASK\]' is no special token"):
         refill = Augmentation(refill=0.1, refill_with=str(folder / "base"))
         job_of(folder, "refill", objective=TextLabels(augmentation=refill)).with_model()
+    with pytest.raises(UserError, match=r"no masked model, .* nor one that fills blanks"):
+        refill = replace(refill, mask="<|endoftext|>")
+        job_of(folder, "refill", objective=TextLabels(augmentation=refill)).with_model()

@@ -74,10 +74,10 @@ def cut(tokens, hidden):
     return context, places, runs
 
 
-def loop(batch, hidden, seed):
-    """The same by one call of the whole model, without a cache, for each token that is drawn."""
+@functools.cache
+def whole_model():
+    """A row -> logits after its last token, without those of tokens that are never drawn."""
     graph, params = filler_on(one())
-    found, keys = batch.tokens.copy(), jax.random.key(seed)
 
     @jax.jit
     def logits_of(params, batch):
@@ -92,13 +92,19 @@ def loop(batch, hidden, seed):
         last[list(BARRED)] = -np.inf
         return last
 
+    return scores
+
+
+def loop(batch, hidden, seed):
+    """The same by one call of the whole model, without a cache, for each token that is drawn."""
+    found, keys = batch.tokens.copy(), jax.random.key(seed)
     for row, tokens in enumerate(batch.tokens):
         context, places, runs = cut(tokens[batch.segments[row] > 0], hidden[row])
         number, spans = 0, []  # of the inputs after the text
         for place, run in zip(places, runs, strict=True):
             content = [START]
             for column in run:
-                last = scores(blank_row(context, [*spans, (place, content)]))
+                last = whole_model()(blank_row(context, [*spans, (place, content)]))
                 shape, tiny = (len(found), 1, len(last)), np.finfo(np.float32).tiny
                 draws = jax.random.uniform(jax.random.fold_in(keys, number), shape, minval=tiny)
                 found[row, column] = np.argmax(last - np.log(-np.log(np.asarray(draws)[row, 0])))
