@@ -69,7 +69,8 @@ class Classify(Finetune):
     def all_evaluators(self) -> tuple[Evaluator, ...]:
         """Loss, accuracy and confusions on held-out texts, or errors; and further ones."""
         every, tokens = self.evaluation.every, self.evaluation.tokens
-        measures = NumberMeasures() if self.is_regression else ClassMeasures(tokens=tokens)
+        classes = ClassMeasures(every=every, tokens=tokens)
+        measures = NumberMeasures() if self.is_regression else classes
         loss = HeldOutLoss(every=every, tokens=tokens)
         return (loss, measures, *coverage_of(self.data), *self.evaluators)
 
