@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 import jax
 from rich.console import Console
@@ -51,8 +51,9 @@ class Table:
       caption: what is measured, and how.
       more_is_better: of numbers, whether the largest of a row is the best; None: neither.
       notes: remarks on rows, a line each.
-      picture: cells between the first and the last column are shares of a square matrix, which the
-        report draws, and the terminal leaves out where it is large.
+      picture: that the report draws. Of a "matrix" the cells between the first and the last column
+        are shares, and the terminal leaves out a large one; of a "calibration", columns are named
+        "predicted" and "agreement", and rows after their set, as "talk, 0.5 to 0.6".
     """
 
     title: str
@@ -61,7 +62,7 @@ class Table:
     caption: str = ""
     more_is_better: bool | None = None
     notes: tuple[str, ...] = ()
-    picture: bool = False
+    picture: Literal["matrix", "calibration"] | None = None
 
     @property
     def is_text(self) -> bool:
@@ -133,7 +134,7 @@ class RunLog:
 
     def table(self, table: Table) -> None:
         """Prints a table: numbers in columns, texts one below another."""
-        if table.picture and len(table.rows) > PICTURE:
+        if table.picture == "matrix" and len(table.rows) > PICTURE:
             return
         direction = {True: "more is better", False: "less is better", None: ""}
         self.heading(

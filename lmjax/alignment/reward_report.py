@@ -85,7 +85,13 @@ def tables_of(found: dict[str, ScoredPairs]) -> tuple[Table, ...]:
     lengths = tuple(_length_row(name, pairs) for name, pairs in found.items())
     return (
         *(tables if margins else ()),
-        Table("Calibration", CALIBRATION_COLUMNS, tuple(calibrated), CALIBRATION_CAPTION),
+        Table(
+            "Calibration",
+            CALIBRATION_COLUMNS,
+            tuple(calibrated),
+            CALIBRATION_CAPTION,
+            picture="calibration",
+        ),
         Table("Length", LENGTH_COLUMNS, lengths, LENGTH_CAPTION),
     )
 

@@ -84,7 +84,7 @@ def confusion_table(
         for name, counts, shares, score in zip(names, matrix, _shares(matrix), scores, strict=True)
     ]
     columns = "class", *(f"as {name}" for name in names), "F1"
-    return Table(title, columns, tuple(rows), CAPTION, picture=True)
+    return Table(title, columns, tuple(rows), CAPTION, picture="matrix")
 
 
 def draw_confusion(matrix: Int[np.ndarray, "classes classes"], names: Sequence[str]) -> Figure:

@@ -13,8 +13,8 @@ from jaxtyping import Array, Float, Int
 from lmjax.config import config
 from lmjax.console import Table
 from lmjax.evaluation.class_measures import accuracy, confusion_table, macro_f1
-from lmjax.evaluation.evaluator import Context, Evaluate, Evaluator
-from lmjax.evaluation.held_out import HeldOut
+from lmjax.evaluation.evaluator import Context, Evaluate, Evaluator, Record
+from lmjax.evaluation.held_out import HELD_OUT, HeldOut
 from lmjax.evaluation.text_baselines import last_scores
 from lmjax.launch import is_first
 from lmjax.models.head_classes import usual_labels
@@ -42,7 +42,10 @@ NUMBER_CAPTION = (
 
 @config
 class ClassMeasures(Evaluator):
-    """Accuracy, macro F1 and confusions of classes on held-out texts."""
+    """Accuracy, macro F1 and confusions of classes on held-out texts.
+
+    The macro F1 is "macro_f1" in metrics.jsonl, so that a best checkpoint can be chosen by it.
+    """
 
     tokens: int | None = None  # of each set, as in HeldOutLoss
 
@@ -58,18 +61,21 @@ class ClassMeasures(Evaluator):
         def count(params: dict, example: Example) -> Array:
             return count_classes(objective, nnx.merge(graph, params), example)
 
-        def evaluate(step: int, params: dict) -> tuple[Table, ...]:
-            rows, confusions = [], []
+        def evaluate(step: int, params: dict) -> tuple[Record | Table, ...]:
+            records, rows, confusions = [], [], []
             for name, store in sets.stores.items():
                 counts = [count(params, example) for example in sets.examples(store)]
                 matrix = np.sum(jax.device_get(counts), axis=0, dtype=np.int64)
                 right, texts = accuracy(matrix), int(matrix.sum())
                 error = math.sqrt(right * (1 - right) / max(texts, 1))
                 guess = float(matrix[common].sum() / max(texts, 1))
-                rows.append((f"{name}, {texts:,}", guess, macro_f1(matrix), error, right))
+                score = macro_f1(matrix)
+                records.append({"split": HELD_OUT + name, "macro_f1": score})
+                rows.append((f"{name}, {texts:,}", guess, score, error, right))
                 title = "Confusion" if len(sets.stores) == 1 else f"Confusion, {name}"
                 confusions += confusions_of(matrix, names, title)
-            return (Table("Classification", COLUMNS, tuple(rows), CAPTION), *confusions)
+            table = Table("Classification", COLUMNS, tuple(rows), CAPTION)
+            return (*records, table, *confusions)
 
         return evaluate
 

@@ -8,13 +8,13 @@ from lmjax.config import UserError, config, replace
 from lmjax.console import RunLog
 from lmjax.data import Data, Domain, LabelledTexts, Source
 from lmjax.data.labelled_texts import common_names
-from lmjax.data.public_tokenizers import TokenizerFolder, read_tokenizer
 from lmjax.evaluation.evaluator import Evaluator
 from lmjax.evaluation.held_out import HeldOutLoss
 from lmjax.evaluation.label_measures import ClassMeasures, NumberMeasures
-from lmjax.interop.folder import model_folder, tokenizer_folder
+from lmjax.interop.folder import model_folder
 from lmjax.jobs.begin_with import with_starting_model
 from lmjax.jobs.finetune import Finetune
+from lmjax.jobs.refilling_model import with_special_tokens
 from lmjax.jobs.tag_coverage import coverage_of
 from lmjax.jobs.training_job import FrozenModel
 from lmjax.models import TextHeadConfig, TransformerConfig
@@ -69,7 +69,8 @@ class Classify(Finetune):
     def all_evaluators(self) -> tuple[Evaluator, ...]:
         """Loss, accuracy and confusions on held-out texts, or errors; and further ones."""
         every, tokens = self.evaluation.every, self.evaluation.tokens
-        measures = NumberMeasures() if self.is_regression else ClassMeasures(tokens=tokens)
+        classes = ClassMeasures(every=every, tokens=tokens)
+        measures = NumberMeasures() if self.is_regression else classes
         loss = HeldOutLoss(every=every, tokens=tokens)
         return (loss, measures, *coverage_of(self.data), *self.evaluators)
 
@@ -102,7 +103,7 @@ class Classify(Finetune):
 
         data = replace(self.data, train=tuple(map(with_names, self.data.train)))
         job = with_starting_model(replace(self, data=data), with_head)
-        job = _with_special_tokens(job)
+        job = with_special_tokens(job)
         head = job.objective.objective.head_of(job.model)
         if head.outputs != outputs or (head.labels and head.labels != names):
             raise UserError(
@@ -112,7 +113,7 @@ class Classify(Finetune):
         return job
 
     def frozen_models(self) -> dict[str, FrozenModel]:
-        """See `TrainingJob.frozen_models`: the masked model of an augmentation."""
+        """See `TrainingJob.frozen_models`: the model that an augmentation refills with."""
         augmentation = self.objective.augmentation
         if augmentation is None or augmentation.refill_with is None:
             return {}
@@ -125,39 +126,3 @@ class Classify(Finetune):
             more = f", ... ({len(names)})" if len(names) > 12 else ""
             log.fact("classes", ", ".join(names[:12]) + more)
         return super().prepare(folder, log, saved)
-
-
-def _with_special_tokens(job: Classify) -> Classify:
-    """The job with the ids that its augmentation leaves alone, and that of the mask.
-
-    Raises:
-      UserError: the tokenizer is not known yet, or the masked model does not fit.
-    """
-    augmentation = job.objective.augmentation
-    if augmentation is None:
-        return job
-    if not isinstance(job.data.tokenizer, TokenizerFolder):
-        raise UserError(
-            "objective.augmentation leaves special tokens alone, which only a tokenizer that is"
-            " there has: give begin_with, or data.tokenizer=TokenizerFolder(path=...)"
-        )
-    tokenizer = read_tokenizer(job.data.tokenizer.path)
-    mask = None
-    if (folder := augmentation.refill_with) is not None:
-        mask = tokenizer.special.get(augmentation.mask)
-        model = model_folder(folder)
-        if mask is None:
-            raise UserError(
-                f"augmentation.mask={augmentation.mask!r} is no special token of the tokenizer; it"
-                f" has {', '.join(tokenizer.special)}"
-            )
-        if not model.word_head or model.attention.causal:
-            raise UserError(
-                f"augmentation.refill_with={folder} is no masked model, an encoder with a head of"
-                " words"
-            )
-        if read_tokenizer(tokenizer_folder(folder)).fingerprint != tokenizer.fingerprint:
-            raise UserError(f"augmentation.refill_with={folder} has another tokenizer than the run")
-    special = tuple(sorted(set(tokenizer.special.values())))
-    augmentation = replace(augmentation, special=special, mask_id=mask)
-    return replace(job, objective=replace(job.objective, augmentation=augmentation))

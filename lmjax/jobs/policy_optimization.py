@@ -59,11 +59,11 @@ class PolicyOptimization(TrainingJob):
     # shift and scale the rewards of a step to mean 0 and deviation 1 before the divergence is taken
     # off (LLaMA 2)
     whiten_rewards: bool = False
-    # of a reply: its reward compared with those of the other replies to the request; gae: of each
-    # token, by a critic (PPO)
-    advantage: Literal["group_relative", "leave_one_out", "reinforce_plus_plus", "gae"] = (
-        "group_relative"
-    )
+    # of a reply: its reward compared with those of the other replies to the request, over their
+    # deviation (GRPO) or not (group_centred: Dr. GRPO); gae: of each token, by a critic (PPO)
+    advantage: Literal[
+        "group_relative", "group_centred", "leave_one_out", "reinforce_plus_plus", "gae"
+    ] = "group_relative"
     gae_lambda: float = 0.95  # for advantage=gae: 1 trusts the rewards alone, 0 the next value
     # the critic of gae, which begins as a reward model; none: a head on the policy's own model
     value_network: ValueNetwork | None = None

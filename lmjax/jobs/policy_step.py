@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -45,6 +46,7 @@ LEFT = "approximate_kl"  # of the policy that sampled, in nats of a token
 VALUE_METRICS = ("value_loss", "value_error", "value_clip_fraction")
 ADVANTAGES = {
     "group_relative": group_relative,
+    "group_centred": functools.partial(group_relative, scaled=False),
     "leave_one_out": leave_one_out,
     "reinforce_plus_plus": reinforce_plus_plus,
 }

@@ -349,6 +349,13 @@ class TrainingRun:
 def records_and_tables(
     found: Sequence[Record | Table], step: int
 ) -> tuple[list[Record], tuple[Table, ...]]:
-    """Lines of metrics.jsonl, with their step, and tables among the results of evaluators."""
+    """Lines of metrics.jsonl, with their step, and tables among the results of evaluators.
+
+    All numbers of one split are in one line, whichever evaluators give them.
+    """
     tables = tuple(one for one in found if isinstance(one, Table))
-    return [{"step": step, **one} for one in found if not isinstance(one, Table)], tables
+    lines: dict[str, Record] = {}
+    for one in found:
+        if not isinstance(one, Table):
+            lines.setdefault(one["split"], {"step": step}).update(one)
+    return list(lines.values()), tables

@@ -7,36 +7,47 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Int, PRNGKeyArray
 
 from lmjax.config import UserError, config
 from lmjax.models.batch import Batch
 from lmjax.models.transformer import Transformer
+from lmjax.objectives.refilling import fill_blanks, fill_masks
+from lmjax.objectives.row_changes import (
+    Tokens,
+    is_listed,
+    shortened,
+    sorted_rows,
+    swapped,
+    types_of,
+    uniform,
+)
 
 SHARES = "refill", "synonyms", "swap", "deletion"
-Tokens = Int[Array, "batch seq"]
 
 
 @config
 class Augmentation:
     """Changes of the tokens of texts in training, as a function of the seed and the step.
 
-    In this order: some tokens are hidden and filled again by a masked model, some are replaced by
-    near ones, some change positions, some are left out unless none would stay (Wei and Zou 2019,
-    arXiv:1901.11196, with tokens for words; the refilling of Wu et al. 2019, arXiv:1812.06705).
-    Special tokens stay.
+    In this order: some tokens are hidden and filled again by a masked model or by one that fills
+    blanks (GLM), some are replaced by near ones, some change positions, some are left out unless
+    none would stay (Wei and Zou 2019, arXiv:1901.11196, with tokens for words; the refilling of Wu
+    et al. 2019, arXiv:1812.06705). Special tokens stay.
     """
 
     deletion: float = 0.0  # share of the tokens that is left out
     swap: float = 0.0  # share of the tokens that change positions with each other
     synonyms: float = 0.0  # share that is replaced by near rows of the model's own embedding
     nearest: int = 10  # number of near tokens that one is drawn from
-    refill: float = 0.0  # share that is hidden, and filled with what the masked model draws
-    refill_with: str | None = None  # folder of that model, an encoder with the same tokenizer
+    refill: float = 0.0  # share that is hidden, and filled with what another model draws
+    # folder of that model, a masked one or one that fills blanks, with the same tokenizer
+    refill_with: str | None = None
     mask: str = "[MASK]"  # its special token for what is hidden
     special: tuple[int, ...] = ()  # their ids; a job fills them in from its tokenizer
     mask_id: int | None = None  # id of the mask, likewise
+    # id of the token that begins what fills a blank, likewise; none: the model is a masked one
+    start_id: int | None = None
 
     def validate(self) -> None:
         """Raises UserError for numbers that cannot be meant."""
@@ -47,7 +58,8 @@ class Augmentation:
             raise UserError(f"augmentation.nearest={self.nearest}: must be 1 or more")
         if (self.refill > 0) != (self.refill_with is not None):
             raise UserError(
-                "augmentation: give refill and refill_with, the folder of a masked model, or none"
+                "augmentation: give refill and refill_with, the folder of the model that fills, or"
+                " none of the two"
             )
 
     def apply(
@@ -63,7 +75,7 @@ class Augmentation:
           model: the model that is trained, whose embedding says which tokens are near.
           batch: tokens from position 0 on, padded behind.
           key: of the step.
-          filler: the masked model, a `Transformer`; needed where `refill` is above 0.
+          filler: the model of `refill_with`, a `Transformer`; needed where `refill` is above 0.
         """
         layout, keys = model.layout, jax.random.split(key, len(SHARES))
         # Rows are sorted, so each lies on one device meanwhile.
@@ -103,14 +115,11 @@ class Augmentation:
         chosen: Bool[Array, "batch seq"],
         key: PRNGKeyArray,
     ) -> Tokens:
-        """The tokens with those that are chosen drawn from the masked model's distribution."""
-        hidden, _ = filler(
-            dataclasses.replace(batch, tokens=jnp.where(chosen, self.mask_id, tokens))
-        )
-        logits = jax.lax.stop_gradient(filler.logits(hidden))
-        logits = jnp.where(is_listed(self.special, logits.shape[-1]), -jnp.inf, logits)
-        noise = -jnp.log(-jnp.log(uniform(jax.random.fold_in(key, 1), logits, tiny=True)))
-        return jnp.where(chosen, jnp.argmax(logits + noise, axis=2).astype(tokens.dtype), tokens)
+        """The tokens with those that are chosen drawn by the model of `refill_with`."""
+        batch, key = dataclasses.replace(batch, tokens=tokens), jax.random.fold_in(key, 1)
+        if self.start_id is None:
+            return fill_masks(filler, batch, chosen, self.mask_id, self.special, key)
+        return fill_blanks(filler, batch, chosen, self.mask_id, self.start_id, self.special, key)
 
     def _replaced(
         self, model: Transformer, batch: Batch, tokens: Tokens, key: PRNGKeyArray
@@ -155,55 +164,3 @@ class Augmentation:
         chosen = jnp.floor(uniform(key, token) * len(found)).astype(jnp.int32)
         one = sum(jnp.where(chosen == n, best, 0) for n, best in enumerate(found))
         return one.astype(token.dtype)
-
-
-def uniform(key: PRNGKeyArray, like: Array, tiny: bool = False) -> Float[Array, "..."]:
-    """Uniform numbers from 0 to 1 of the shape and sharding of an array; with `tiny`, above 0."""
-    low = np.finfo(np.float32).tiny if tiny else 0.0
-    sharding = jax.typeof(like).sharding
-    return jax.random.uniform(key, like.shape, minval=low, out_sharding=sharding)
-
-
-def is_listed(ids: tuple[int, ...], size: int) -> Bool[Array, "size"]:
-    """Mask of the ids below `size` that are in a list."""
-    return jnp.asarray(np.isin(np.arange(size), ids))
-
-
-def types_of(batch: Batch) -> Tokens:
-    """Number of the text of a pair that each token is of; zeros where there are no pairs."""
-    return jnp.zeros_like(batch.tokens) if batch.token_types is None else batch.token_types
-
-
-def sorted_rows(by: Float[Array, "batch seq"], *columns: Array) -> tuple[Array, ...]:
-    """The values `by` in rising order along each row, and the columns in the same order."""
-    return jax.lax.sort((by, *columns), dimension=1, is_stable=True, num_keys=1)
-
-
-def swapped(
-    tokens: Tokens, chosen: Bool[Array, "batch seq"], types: Tokens, key: PRNGKeyArray
-) -> Tokens:
-    """The tokens with those that are chosen in random order among their positions.
-
-    Those of the two texts of a pair stay in their texts.
-    """
-    size = tokens.shape[1]
-    index = jnp.arange(size, dtype=jnp.float32)
-    behind = 2.0 * size + index  # what is not chosen, in its order
-    draws = uniform(jax.random.fold_in(key, 1), tokens)
-    positions, _ = sorted_rows(jnp.where(chosen, index, behind), tokens)
-    positions = jnp.where(positions < size, positions, positions - 2.0 * size)
-    _, drawn = sorted_rows(jnp.where(chosen, types + draws, behind), tokens)
-    return sorted_rows(positions, drawn)[1]
-
-
-def shortened(batch: Batch, left_out: Bool[Array, "batch seq"]) -> Batch:
-    """The batch without some tokens; what follows them moves up, and padding fills the end."""
-    kept = (batch.segments > 0) & ~left_out
-    index = jnp.arange(batch.tokens.shape[1], dtype=jnp.float32)
-    order = jnp.where(kept, index, 2.0 * len(index) + index)
-    columns = [batch.tokens, batch.segments, types_of(batch)]
-    _, *columns = sorted_rows(order, *columns)
-    stays = index < jnp.sum(kept, axis=1, keepdims=True)
-    tokens, segments, types = (jnp.where(stays, column, 0) for column in columns)
-    types = None if batch.token_types is None else types
-    return dataclasses.replace(batch, tokens=tokens, segments=segments, token_types=types)

@@ -7,7 +7,6 @@ the formula alone is compared, to 1e-5.
 """
 
 import collections
-import importlib.metadata
 import types
 
 import jax.numpy as jnp
@@ -34,24 +33,9 @@ from lmjax.alignment import (
     spread,
 )
 from lmjax.objectives import Example, TokenTargets
+from tests.trl_cases import NEEDS_TRL
 
-VERSION = "1.16.0"
-
-
-def installed():
-    try:
-        return importlib.metadata.version("trl")
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        installed() != VERSION,
-        reason=f"compares with trl {VERSION}, and has {installed()}: pip install trl=={VERSION}",
-    ),
-]
+pytestmark = NEEDS_TRL
 ROWS, LENGTH = 6, 9
 
 

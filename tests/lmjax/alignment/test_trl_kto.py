@@ -6,8 +6,6 @@ Its trainer makes the first step on the same weights of policy and reference and
 mismatched answers of the batch included.
 """
 
-import importlib.metadata
-
 import jax
 import numpy as np
 import pytest
@@ -22,8 +20,9 @@ from lmjax.training.optimizers import AdamW
 from lmjax.training.placement import to_devices
 from tests.lmjax.data.chat.chat_families import FAMILIES
 from tests.lmjax.data.chat.chat_folders import write_folder
+from tests.trl_cases import NEEDS_TRL
 
-VERSION, LENGTH = "1.16.0", 64
+LENGTH = 64
 WEIGHTS = {"beta": 0.3, "desirable_weight": 1.33, "undesirable_weight": 0.5}
 ANSWERS = [
     {"prompt": "The list", "completion": " is sunny today", "label": True},
@@ -34,20 +33,7 @@ ANSWERS = [
 ]
 
 
-def installed():
-    try:
-        return importlib.metadata.version("trl")
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        installed() != VERSION,
-        reason=f"compares with trl {VERSION}, and has {installed()}: pip install trl=={VERSION}",
-    ),
-]
+pytestmark = NEEDS_TRL
 
 
 @pytest.fixture(scope="module")

@@ -22,6 +22,7 @@ from lmjax.runs.checkpoints import Checkpointer
 from lmjax.runs.folder import RunFolder
 from lmjax.runs.metrics import read_metrics
 from lmjax.training.schedules import Constant
+from tests.lmjax.jobs.test_several_processes import pair, start
 
 MODEL = TransformerConfig(
     vocab_size=257,
@@ -221,3 +222,26 @@ def test_a_measure_that_no_evaluator_gives_is_refused(folder):
     job = job_of(folder, "none", steps=1, evaluators=())
     with pytest.raises(UserError, match="measure=score data=script; there are lines: loss, bits"):
         job.run()
+
+
+@pytest.mark.slow
+def test_a_measure_that_the_first_process_lacks_ends_all(folder):
+    """The others, which have one, neither go on nor wait for it."""
+
+    def start_run(devices, **environment):
+        words = {
+            "output": folder / "two",
+            "data.train.0.source.path": folder / "corpus.txt",
+            "data.cache": folder / "cache-two",
+        }
+        settings = [f"{key}={value}" for key, value in words.items()]
+        command = "tests.lmjax.jobs.best_experiment", *settings
+        return start(*command, devices=devices, **environment)
+
+    processes = pair(start_run)
+    first, second = (process.communicate(timeout=300)[1] for process in processes)
+    assert [process.returncode for process in processes] == [2, 2]
+    assert "no evaluation gives measure=score data=script; there are script: other" in first
+    assert "the first process has ended; it says why" in second
+    assert not any("Traceback" in text for text in (first, second))
+    assert Checkpointer(folder / "two" / "checkpoints").steps() == []

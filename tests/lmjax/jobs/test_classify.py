@@ -11,6 +11,7 @@ from flax import nnx
 from lmjax.config import UserError, replace
 from lmjax.data import Data, Domain, LabelledTexts, TextFiles
 from lmjax.evaluation.label_measures import confusions_of, count_classes
+from lmjax.jobs.best import BestCheckpoint
 from lmjax.jobs.classify import Classify
 from lmjax.jobs.settings import ChatEvaluation, Checkpoints
 from lmjax.jobs.weak_labels import Teacher, WeakLabels
@@ -107,6 +108,11 @@ def test_it_learns_the_classes_and_reports_them(folder, classes):
     assert right == pytest.approx(record["accuracy"], abs=1e-6)
     assert error == pytest.approx(math.sqrt(right * (1 - right) / count))
     assert f1 > 0.9 and 0.2 < guess < 0.8
+    _, *last = (line for line in read_metrics(job.output) if line["step"] == 20)
+    assert last == [record]
+    for measure, value in {"macro_f1": f1, "loss": record["loss"]}.items():
+        choice = BestCheckpoint(measure=measure, better="higher")
+        assert choice.value_of(last) == pytest.approx(value, abs=1e-6)
     assert [row[0] for row in tables["Confusion"]] == list(NAMES)
     assert all(sum(row[1:-1]) == pytest.approx(1) for row in tables["Confusion"])
     config = json.loads((folder / "classes" / "config.json").read_text())
@@ -269,4 +275,7 @@ def test_augmented_training_learns_too_and_goes_on_bit_for_bit(folder):
     assert experiment.objective.augmentation.special == (256,)
     with pytest.raises(UserError, match=r"augmentation\.mask='\[MASK\]' is no special token"):
         refill = Augmentation(refill=0.1, refill_with=str(folder / "base"))
+        job_of(folder, "refill", objective=TextLabels(augmentation=refill)).with_model()
+    with pytest.raises(UserError, match=r"no masked model, .* nor one that fills blanks"):
+        refill = replace(refill, mask="<|endoftext|>")
         job_of(folder, "refill", objective=TextLabels(augmentation=refill)).with_model()

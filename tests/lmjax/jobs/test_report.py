@@ -3,6 +3,8 @@
 import html.parser
 import json
 import math
+import shutil
+import subprocess
 
 import pytest
 
@@ -11,6 +13,7 @@ from lmjax.jobs.report import fill, thinned, write_report
 from lmjax.jobs.results import Results
 from lmjax.runs.folder import RunFolder
 
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
 ROWS = (("books", 2.5, 1.5), ("code", 2.0, None), ("web", None, 1.0))
 HOSTILE = "</script><script>alert(1)</script><!-- \u2028 &amp; \" '"
 
@@ -20,11 +23,12 @@ class Page(html.parser.HTMLParser):
 
     def __init__(self, text):
         super().__init__()
-        self.scripts, self.fetched, self.tags = [], [], []
+        self.scripts, self.fetched, self.tags, self.attributes = [], [], [], []
         self.feed(text)
 
     def handle_starttag(self, tag, attributes):
         self.tags.append(tag)
+        self.attributes.append(dict(attributes))
         if tag == "script":
             self.scripts.append("")
         self.fetched += [value for name, value in attributes if name in ("src", "href")]
@@ -139,3 +143,31 @@ def test_what_a_job_measures_has_curves_unless_it_is_a_copy(folder):
     data, _ = page_data(folder)
     assert data["runs"][0]["measures"] == ["reward"]
     assert [record["reward"] for record in data["runs"][0]["train"]] == [1, 4, 9]
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on this machine")
+def test_a_calibration_is_drawn(folder):
+    """A dot for each bin of each set, from 0.5 at the lower left to 1 at the upper right."""
+    columns = ("pairs", "share of pairs", "predicted", "agreement", "error")
+    rows = (
+        ("a, b, 0.5 to 0.6", 0.36, 0.5, 0.5, 0.0),
+        ("a, b, 0.9 to 1.0", 0.64, 1.0, 0.75, 0.25),
+        ("a, b, all", 1.0, 0.8, 0.7, 0.16),
+        ("c, 0.7 to 0.8", 1.0, 0.75, 1.0, 0.25),
+        ("c, all", 1.0, 0.75, 1.0, 0.25),
+    )
+    table = Table("Calibration", columns, rows, picture="calibration")
+    folder.write_json("results.json", Results().with_tables((table,), 3).to_json())
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"]
+    address = write_report(folder).absolute().as_uri()
+    made = subprocess.run(
+        [CHROMIUM, *options, address], capture_output=True, text=True, timeout=120
+    )
+    page = Page(made.stdout)
+    dots = [one for one in page.attributes if "fill-opacity" in one.get("style", "")]
+    places = [[float(one[name]) for name in ("cx", "cy", "r")] for one in dots]
+    assert places == [[60, 332, 8], [380, 172, 10], [220, 12, 12]]
+    assert [title for title in ("a, b", "c") if f"</i>{title}</span>" in made.stdout] == [
+        "a, b",
+        "c",
+    ]

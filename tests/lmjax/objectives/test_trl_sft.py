@@ -5,7 +5,6 @@
 Both read the same folder and the same lines; TRL pads a conversation a row, we pack them.
 """
 
-import importlib.metadata
 import json
 
 import jax
@@ -22,25 +21,12 @@ from lmjax.training.optimizers import AdamW
 from lmjax.training.placement import to_devices
 from tests.lmjax.data.chat.chat_families import FAMILIES
 from tests.lmjax.data.chat.chat_folders import write_folder
+from tests.trl_cases import NEEDS_TRL
 
-VERSION = "1.16.0"
 LENGTH = 127
 
 
-def installed():
-    try:
-        return importlib.metadata.version("trl")
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        installed() != VERSION,
-        reason=f"compares with trl {VERSION}, and has {installed()}: pip install trl=={VERSION}",
-    ),
-]
+pytestmark = NEEDS_TRL
 # As the format's other templates, with the tags that TRL finds replies by.
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n"
