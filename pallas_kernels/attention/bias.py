@@ -9,6 +9,7 @@ from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
@@ -60,7 +61,7 @@ class LinearBias(DistanceBias):
     The slopes are constants: they get no gradient.
     """
 
-    slopes: Float[Array, "heads"]
+    slopes: Float[Array | np.ndarray, "heads"]
 
     @property
     def num_heads(self) -> int:

@@ -13,16 +13,19 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.experimental import pallas as pl
-from jax.experimental.pallas import mosaic_gpu as plgpu
+
+from pallas_kernels.pallas import pl, plgpu
 
 LOG2E = math.log2(math.e)
 LEAST = -1e30  # logit of a row that is no word: its exponential is exactly zero
 TOKENS, ROWS = 128, 128  # of a warpgroup's tile
 WIDTH = 64  # of hidden and head that are multiplied at a time
 COMPUTING, STAGES = 2, 4
-WRAPPED = plgpu.TilingTransform((8, 64)), plgpu.SwizzleTransform(128)
-WGMMA = plgpu.Layout.WGMMA
+
+
+def wrapped() -> tuple[Any, ...]:
+    """Layout in shared memory of what the tensor cores read."""
+    return plgpu.TilingTransform((8, 64)), plgpu.SwizzleTransform(128)
 
 
 class TileRequest(NamedTuple):
@@ -228,7 +231,7 @@ def _load(request: TileRequest, reference):
     """A vector of a number for each token of a tile."""
     if request.interpret:
         return reference[...]
-    return plgpu.load(reference, (), layout=WGMMA.reduce(1), optimized=False)
+    return plgpu.load(reference, (), layout=plgpu.Layout.WGMMA.reduce(1), optimized=False)
 
 
 def _columns(vector, shape):
@@ -241,7 +244,7 @@ def _full(request: TileRequest, shape, value):
 
 
 def _laid_out(request: TileRequest, array):
-    return array if request.interpret else plgpu.layout_cast(array, WGMMA)
+    return array if request.interpret else plgpu.layout_cast(array, plgpu.Layout.WGMMA)
 
 
 def _register_limit(request: TileRequest, count: int, action: str) -> None:
@@ -251,7 +254,7 @@ def _register_limit(request: TileRequest, count: int, action: str) -> None:
 
 def _matrix(shape, dtype):
     """Shared memory of matrices in the order that the tensor cores read."""
-    return plgpu.SMEM(shape, dtype, transforms=WRAPPED if dtype.itemsize == 2 else ())
+    return plgpu.SMEM(shape, dtype, transforms=wrapped() if dtype.itemsize == 2 else ())
 
 
 def _transposed(reference):

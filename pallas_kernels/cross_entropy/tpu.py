@@ -13,14 +13,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.experimental import pallas as pl
-from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels.chips import CHIPS
 from pallas_kernels.cross_entropy import tpu_kernels as kernels
 from pallas_kernels.cross_entropy.tpu_blocks import LANES, Blocks, Tile, blocks, round_up
 from pallas_kernels.manual_axes import vary_alike
+from pallas_kernels.pallas import pl, pltpu
 from pallas_kernels.target import target
 
 LN2 = math.log(2)

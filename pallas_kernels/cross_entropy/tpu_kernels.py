@@ -12,10 +12,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.experimental import pallas as pl
-from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels.cross_entropy.tpu_blocks import FORWARD_STRIP, STRIP
+from pallas_kernels.pallas import pl, pltpu
 
 LOG2E = math.log2(math.e)
 LEAST = -1e30  # logit of a row that is no word: its exponential is exactly zero

@@ -8,10 +8,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.experimental import pallas as pl
-from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels.decode_attention.plan import QueryLayout
+from pallas_kernels.pallas import pl, pltpu
 
 FORBIDDEN = -1e30  # a score that is no one's; its exponential is exactly zero
 

@@ -6,8 +6,6 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jax.experimental import pallas as pl
-from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels.attention.api import merge
@@ -23,6 +21,7 @@ from pallas_kernels.decode_attention.plan import (
 )
 from pallas_kernels.decode_attention.request import DecodeRequest
 from pallas_kernels.manual_axes import vary_alike, varying_axes
+from pallas_kernels.pallas import pl, pltpu
 from pallas_kernels.table import Implementation
 from pallas_kernels.target import target
 

@@ -11,12 +11,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.experimental import pallas as pl
-from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels.chips import CHIPS
 from pallas_kernels.manual_axes import vary_alike
+from pallas_kernels.pallas import pl, pltpu
 from pallas_kernels.target import target
 
 LANES = 128

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import jax
 
-from pallas_kernels.attention.hopper.compat import InterpretGPUParams
+from pallas_kernels.attention.hopper.compat import interpreter_params
 from pallas_kernels.target import interpreted
 
 
@@ -19,12 +19,12 @@ def hopper_interpreted(monkeypatch, **parameters):
 
     # Both versions compile for every thread of every point of the grid: ten seconds, not one tenth.
     monkeypatch.setattr(thread_map, "_run_jaxpr", _Runner().run)
-    with interpreted("NVIDIA H100 80GB HBM3", InterpretGPUParams(**parameters)):
+    with interpreted("NVIDIA H100 80GB HBM3", interpreter_params(**parameters)):
         yield
 
 
 def races_found(run: Callable[[], object]) -> bool:
-    """Whether `run`, interpreted with `detect_races=True`, has accesses that nothing orders."""
+    """Returns whether `run`, interpreted with `detect_races=True`, has accesses that nothing orders."""
     from jax._src.pallas.mosaic_gpu.interpret import gpu_callbacks, interpret_pallas_call
 
     try:

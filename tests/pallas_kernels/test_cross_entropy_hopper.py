@@ -3,51 +3,21 @@
 from __future__ import annotations
 
 import functools
-import threading
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.experimental.pallas import mosaic_gpu as plgpu
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from pallas_kernels import topologies
 from pallas_kernels.cross_entropy import chunked, cross_entropy, hopper
 from pallas_kernels.target import interpreted
+from tests.pallas_kernels.gpu_interpreter import hopper_interpreted
 from tests.pallas_kernels.test_cross_entropy_tpu import draw, largest_array, terms_and_gradients
 
 H100 = "NVIDIA H100 80GB HBM3"
-
-
-def parameters(**options):
-    """Of the interpreter, which has another home before jax 0.12."""
-    if hasattr(plgpu, "InterpretGPUParams"):
-        return plgpu.InterpretGPUParams(**options)
-    from jax._src.pallas.mosaic_gpu.interpret.params import InterpretGPUParams
-
-    return InterpretGPUParams(**options)
-
-
-@pytest.fixture
-def compiled_once(monkeypatch):
-    """The interpreter compiles a kernel once where it would for each thread of each tile."""
-    from jax._src.pallas.mosaic.interpret import thread_map
-
-    programs, lock = {}, threading.Lock()
-
-    def run(jaxpr, consts, *arguments):
-        def evaluate(consts, *arguments):
-            jax.core.eval_jaxpr(jaxpr, consts, *arguments)
-
-        with lock:
-            if id(jaxpr) not in programs:  # it is kept, and so its id is its own
-                program = jax.jit(evaluate).lower(consts, *arguments).compile()
-                programs[id(jaxpr)] = jaxpr, program
-        programs[id(jaxpr)][1](consts, *arguments)
-
-    monkeypatch.setattr(thread_map, "_run_jaxpr", run)
 
 
 @pytest.mark.slow
@@ -59,13 +29,13 @@ def compiled_once(monkeypatch):
         (1, 1, 3, None, True, True),
     ],
 )
-def test_terms_and_gradients(compiled_once, monkeypatch, tokens, rows, embed, softcap, mean, races):
+def test_terms_and_gradients(monkeypatch, tokens, rows, embed, softcap, mean, races):
     """Against the plain form in float32; several parts of the head, odd sizes, races looked for."""
     monkeypatch.setattr(hopper, "PART_BYTES", 2**17)
     words = max(1, rows - 10)
     given = *draw(tokens, rows, words, embed), jnp.asarray(words, jnp.int32)
     options = {"scale": 0.3, "softcap": softcap, "mean": mean}
-    with interpreted(H100, parameters(detect_races=races)):
+    with hopper_interpreted(monkeypatch, detect_races=races):
         run = functools.partial(terms_and_gradients, hopper.vocabulary_terms, **options)
         found = jax.jit(run)(*given)
     run = functools.partial(terms_and_gradients, chunked.vocabulary_terms, **options)

@@ -38,7 +38,12 @@ def attended(name):
     @jax.jit
     def run(q, k, v):
         apply = functools.partial(ATTENTION[name], mask=Mask(), bias=None, scale=0.5, softcap=None)
-        output, pull = jax.vjp(lambda q, k, v: apply(q, k, v), q, k, v)
+
+        def output_alone(q, k, v):
+            result = apply(q, k, v)
+            return result[0] if isinstance(result, tuple) else result
+
+        output, pull = jax.vjp(output_alone, q, k, v)
         return (output, *pull(jnp.ones_like(output)))
 
     return run

@@ -11,8 +11,6 @@ from typing import Any
 
 import jax.numpy as jnp
 from jax import lax
-from jax.experimental import pallas as pl
-from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, Float
 
 from pallas_kernels.attention.hopper.forward import COMPUTING, block_tiles, copy_keys, fill, slot_of
@@ -21,6 +19,7 @@ from pallas_kernels.attention.hopper.lists import TileLists
 from pallas_kernels.attention.hopper.pairs import Pairs
 from pallas_kernels.attention.hopper.plan import Plan
 from pallas_kernels.attention.hopper.warpgroup import Warpgroup, spread
+from pallas_kernels.pallas import pl, plgpu
 
 
 def query_gradients(

@@ -14,8 +14,6 @@ from typing import Any
 
 import jax.numpy as jnp
 from jax import lax
-from jax.experimental import pallas as pl
-from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, Float
 
 from pallas_kernels.attention.hopper.launch import launch, matrix, out
@@ -23,6 +21,7 @@ from pallas_kernels.attention.hopper.lists import TileLists
 from pallas_kernels.attention.hopper.pairs import LOG2E, Pairs
 from pallas_kernels.attention.hopper.plan import Plan
 from pallas_kernels.attention.hopper.warpgroup import Warpgroup, spread
+from pallas_kernels.pallas import pl, plgpu
 
 LOWEST = -1e30  # of a row's largest score: finite, so that differences are numbers
 COMPUTING = 2  # warpgroups

@@ -7,11 +7,11 @@ from typing import Any
 
 import jax
 from jax import lax
-from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels.attention.hopper.compat import compiler_params
 from pallas_kernels.attention.hopper.plan import Plan
 from pallas_kernels.manual_axes import vary_alike
+from pallas_kernels.pallas import plgpu
 
 WARPGROUPS = 3  # two that compute, one that copies
 TILING = 8, 64  # of matrices in shared memory

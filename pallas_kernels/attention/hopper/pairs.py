@@ -9,11 +9,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.experimental import pallas as pl
 
 from pallas_kernels.attention.dropout import mixed, threshold
 from pallas_kernels.attention.hopper.plan import Plan
 from pallas_kernels.attention.hopper.warpgroup import Warpgroup, spread
+from pallas_kernels.pallas import pl
 
 LOG2E = math.log2(math.e)
 

@@ -14,10 +14,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.experimental import pallas as pl
-from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels.attention.hopper.compat import load, transposed
+from pallas_kernels.pallas import pl, plgpu
 
 ROWS = 64  # of an operand of the tensor cores, which is a warpgroup's part of a tile
 NOTHING = lambda: None  # noqa: E731

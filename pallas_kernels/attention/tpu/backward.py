@@ -10,8 +10,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import pallas as pl
-from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float
 
 from pallas_kernels.attention.bias import Bias, BucketBias, DistanceBias, LinearBias
@@ -21,6 +19,7 @@ from pallas_kernels.attention.tpu import lowering
 from pallas_kernels.attention.tpu.backward_blocks import BackwardBlocks
 from pallas_kernels.attention.tpu.backward_kernel import Walk, kernel
 from pallas_kernels.attention.tpu.lowering import LOG2E, Rules, round_up
+from pallas_kernels.pallas import pl, pltpu
 
 HEAD = 64  # heads are padded to a multiple of it
 

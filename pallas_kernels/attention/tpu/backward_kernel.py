@@ -16,13 +16,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.experimental import pallas as pl
-from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels.attention.mask import Tile
 from pallas_kernels.attention.tpu.backward_blocks import BackwardBlocks
 from pallas_kernels.attention.tpu.lowering import LOG2E, Kind, Rules
 from pallas_kernels.attention.tpu.parts import Pairs, column, factors, scores, toeplitz
+from pallas_kernels.pallas import pl, pltpu
 
 FLOAT32 = jnp.float32
 Refs = dict[str, Any]

@@ -12,8 +12,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.experimental import pallas as pl
-from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float
 
 from pallas_kernels.attention.bias import Bias, DistanceBias, LinearBias
@@ -25,6 +23,7 @@ from pallas_kernels.attention.tpu.forward_kernel import ForwardPlan, kernel
 from pallas_kernels.attention.tpu.lowering import Rules, round_up
 from pallas_kernels.attention.tpu.parts import SUBLANES
 from pallas_kernels.manual_axes import vary_alike
+from pallas_kernels.pallas import pl, pltpu
 
 
 def forward(

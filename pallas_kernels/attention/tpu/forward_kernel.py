@@ -14,7 +14,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.experimental import pallas as pl
 
 from pallas_kernels.attention.mask import Tile
 from pallas_kernels.attention.tpu.blocks import ForwardBlocks
@@ -28,6 +27,7 @@ from pallas_kernels.attention.tpu.parts import (
     scores,
     toeplitz_part,
 )
+from pallas_kernels.pallas import pl
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,13 +7,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Bool, Float
 
 from pallas_kernels.attention.dropout import kept_at
 from pallas_kernels.attention.mask import Tile
 from pallas_kernels.attention.scores import FORBIDDEN
 from pallas_kernels.attention.tpu.lowering import LOG2E, Rules
+from pallas_kernels.pallas import pltpu
 
 SUBLANES = 8
 LEAST = -1e29  # where a running maximum starts: 2**(FORBIDDEN - LEAST) is exactly zero
