@@ -24,7 +24,7 @@ def hopper_interpreted(monkeypatch, **parameters):
 
 
 def races_found(run: Callable[[], object]) -> bool:
-    """Returns whether `run`, interpreted with `detect_races=True`, has accesses that nothing orders."""
+    """Returns whether `run`, interpreted to detect races, has accesses that nothing orders."""
     from jax._src.pallas.mosaic_gpu.interpret import gpu_callbacks, interpret_pallas_call
 
     try:
