@@ -1,4 +1,21 @@
-"""Cross-entropy of a linear head, without ever holding all the logits."""
+"""Cross-entropy of a linear head, without ever holding all the logits.
+
+"tpu" and "hopper" are kernels that hold no logits; "chunked" is XLA's and serves every device. By
+the compiled schedule, 8,192 tokens, 2,048 wide, 32,000 words, bfloat16, jax 0.10.2: milliseconds of
+forward and backward together (without waits for HBM), and the share of the chip's peak that the four
+necessary products then have.
+
+| chip | least | tpu | chunked |
+|---|---|---|---|
+| TPU v5e | 21.8 | 22.4 (97%) | 23.5 (93%) |
+| TPU v5p | 9.4 | 9.7 (97%) | 10.3 (91%) |
+| TPU v6e | 4.7 | 5.2 (90%) | 6.7 (70%) |
+| TPU v4 | 15.6 | 21.7 (72%) | 20.4 (76%) |
+
+"chunked" also moves its float32 gradient of the head to HBM and back for each of 16 chunks, which
+takes 5 (v5e: 10, v4: 7) milliseconds and more of that is not hidden. On a v4, whose vector memory is
+small, the kernels make the logits once more than elsewhere.
+"""
 
 from pallas_kernels.cross_entropy.api import cross_entropy, implementations
 
