@@ -23,6 +23,7 @@ WIDTH = 64  # of hidden and head that are multiplied at a time
 COMPUTING, STAGES = 2, 4
 WRAPPED = plgpu.TilingTransform((8, 64)), plgpu.SwizzleTransform(128)
 WGMMA = plgpu.Layout.WGMMA
+NEW = hasattr(plgpu, "wait_gmem_to_smem")  # jax 0.12
 
 
 class TileRequest(NamedTuple):
@@ -228,7 +229,8 @@ def _load(request: TileRequest, reference):
     """A vector of a number for each token of a tile."""
     if request.interpret:
         return reference[...]
-    return plgpu.load(reference, (), layout=WGMMA.reduce(1), optimized=False)
+    index = () if NEW else ((),)  # an argument before jax 0.12
+    return plgpu.load(reference, *index, layout=WGMMA.reduce(1), optimized=False)
 
 
 def _columns(vector, shape):
@@ -256,7 +258,7 @@ def _matrix(shape, dtype):
 
 def _transposed(reference):
     """A view of a matrix in shared memory with its axes exchanged."""
-    if hasattr(plgpu, "wait_gmem_to_smem"):  # jax 0.12, where transpose_ref is deprecated
+    if NEW:  # where transpose_ref is deprecated
         return reference.transpose((1, 0))
     return plgpu.transpose_ref(reference, (1, 0))
 

@@ -62,7 +62,7 @@ def check(found, *given):
         np.testing.assert_allclose(one, other, rtol=0, atol=1e-5 * max(1, np.abs(other).max()))
 
 
-@settings(max_examples=6)
+@settings(max_examples=4)
 @pytest.mark.parametrize("name", implementations())
 @given(
     sizes=st.lists(st.sampled_from([0, 0, 1, 5, 128, 130, 200]), min_size=1, max_size=5),
