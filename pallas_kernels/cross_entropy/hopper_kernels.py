@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from pallas_kernels.attention.hopper.compat import load
 from pallas_kernels.pallas import pl, plgpu
 
 LOG2E = math.log2(math.e)
@@ -231,7 +232,7 @@ def _load(request: TileRequest, reference):
     """A vector of a number for each token of a tile."""
     if request.interpret:
         return reference[...]
-    return plgpu.load(reference, (), layout=plgpu.Layout.WGMMA.reduce(1), optimized=False)
+    return load(reference, plgpu.Layout.WGMMA.reduce(1))
 
 
 def _columns(vector, shape):
@@ -259,7 +260,7 @@ def _matrix(shape, dtype):
 
 def _transposed(reference):
     """A view of a matrix in shared memory with its axes exchanged."""
-    if hasattr(plgpu, "wait_gmem_to_smem"):  # jax 0.12, where transpose_ref is deprecated
+    if NEW:  # where transpose_ref is deprecated
         return reference.transpose((1, 0))
     return plgpu.transpose_ref(reference, (1, 0))
 

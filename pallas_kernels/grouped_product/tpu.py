@@ -19,7 +19,6 @@ from pallas_kernels.pallas import pl, pltpu
 from pallas_kernels.target import target
 
 LANES = 128
-STRIP = 128  # rows that are multiplied at a time
 SIZES = (2048, 1024, 512, 256, 128)  # of blocks of columns
 ROWS = (512, 256, 128)  # of blocks of rows
 FIRST, LAST, BLOCK, GROUP = range(4)  # rows of the table of pairs: rows of the group in the block
@@ -27,6 +26,7 @@ FIRST, LAST, BLOCK, GROUP = range(4)  # rows of the table of pairs: rows of the 
 
 class _Static(NamedTuple):
     rows: int
+    strip: int  # rows that are multiplied at a time: as many as a matrix unit has
     vmem: int
     interpret: Any
 
@@ -54,8 +54,9 @@ def grouped(
     device = target()
     rows = _rows(device.kind, width, out, x.dtype.itemsize)
     assert rows is not None, "refused above"
-    rows = min(rows, _round_up(tokens))
-    static = _Static(rows, _vmem(device.kind), device.interpret)
+    strip = min(CHIPS[device.kind].side, rows)
+    rows = min(rows, _round_up(tokens, strip))
+    static = _Static(rows, strip, _vmem(device.kind), device.interpret)
     more = [_round_up(width) - width, _round_up(out) - out]
     x = jnp.pad(x, ((0, _round_up(tokens, rows) - tokens), (0, more[0])))
     w = jnp.pad(w, ((0, 0), (0, more[0]), (0, more[1])))
@@ -108,23 +109,24 @@ def _pairs(ends, tokens: int, rows: int, every: bool):
     return table, until[-1:]
 
 
-def _strips(table, step, rows: int, body) -> None:
+def _strips(table, step, static: _Static, body) -> None:
     """Runs a function for each strip of the block with rows of the group: its rows, and whose."""
-    block = table[BLOCK, step] * rows
+    block = table[BLOCK, step] * static.rows
     first = jnp.maximum(table[FIRST, step] - block, 0)
-    last = jnp.minimum(table[LAST, step] - block, rows)
+    last = jnp.minimum(table[LAST, step] - block, static.rows)
+    size = static.strip
 
     def one(n, _):
-        at = pl.multiple_of(n * STRIP, STRIP)
-        row = at + jax.lax.broadcasted_iota(jnp.int32, (STRIP, 1), 0)
-        body(pl.ds(at, STRIP), (row >= first) & (row < last))
+        at = pl.multiple_of(n * size, size)
+        row = at + jax.lax.broadcasted_iota(jnp.int32, (size, 1), 0)
+        body(pl.ds(at, size), (row >= first) & (row < last))
 
-    shift = STRIP.bit_length() - 1
-    end = jnp.where(last > first, (last + STRIP - 1) >> shift, first >> shift)
+    shift = size.bit_length() - 1
+    end = jnp.where(last > first, (last + size - 1) >> shift, first >> shift)
     jax.lax.fori_loop(first >> shift, end, one, None)
 
 
-def _products_body(rows: int, contracted: int, table, count, x, w, y):
+def _products_body(static: _Static, contracted: int, table, count, x, w, y):
     step = pl.program_id(1)
     before = table[BLOCK, jnp.maximum(step - 1, 0)]
 
@@ -138,7 +140,7 @@ def _products_body(rows: int, contracted: int, table, count, x, w, y):
 
     @pl.when(step < count[0])
     def _():
-        _strips(table, step, rows, strip)
+        _strips(table, step, static, strip)
 
 
 def _products(static: _Static, x, w, ends, contracted: int):
@@ -154,7 +156,7 @@ def _products(static: _Static, x, w, ends, contracted: int):
         return (at, 0, column) if contracted == 0 else (at, column, 0)
 
     return _call(
-        functools.partial(_products_body, static.rows, contracted),
+        functools.partial(_products_body, static, contracted),
         static,
         "rows",
         (pl.cdiv(out, size), table.shape[1]),
@@ -173,7 +175,7 @@ def _products(static: _Static, x, w, ends, contracted: int):
     )(table, count, x, w)
 
 
-def _weights_body(rows: int, table, count, x, d_y, d_w, total):
+def _weights_body(static: _Static, table, count, x, d_y, d_w, total):
     step, last = pl.program_id(2), pl.num_programs(2) - 1
     group = table[GROUP, step]
 
@@ -187,7 +189,7 @@ def _weights_body(rows: int, table, count, x, d_y, d_w, total):
 
     @pl.when(step < count[0])
     def _():
-        _strips(table, step, rows, strip)
+        _strips(table, step, static, strip)
 
     @pl.when((step == last) | (group != table[GROUP, jnp.minimum(step + 1, last)]))
     def _():
@@ -204,7 +206,7 @@ def _weights(static: _Static, x, d_y, w, ends):
         left, right = (left // 2, right) if left > right else (left, right // 2)
     left, right = _round_up(left), _round_up(right)
     return _call(
-        functools.partial(_weights_body, static.rows),
+        functools.partial(_weights_body, static),
         static,
         "weights",
         (pl.cdiv(width, left), pl.cdiv(out, right), table.shape[1]),
@@ -268,7 +270,7 @@ def _columns(vmem: int, rows: int, width: int, out: int, itemsize: int) -> int |
     width, out = _round_up(width), _round_up(out)
     for size in SIZES:
         size = min(size, out)
-        strip = 12 * STRIP * size
+        strip = 12 * 256 * size
         if 2 * itemsize * (rows * (width + size) + width * size) + strip <= vmem:
             return size
     return None

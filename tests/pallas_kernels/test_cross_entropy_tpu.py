@@ -60,7 +60,8 @@ def check(tokens, rows, words, kind="TPU v5 lite", interpret=True, **options):
         np.testing.assert_allclose(one, other, rtol=0, atol=1e-5 * max(1, np.abs(other).max()))
 
 
-@settings(max_examples=12)
+@pytest.mark.slow
+@settings(max_examples=6)
 @given(
     tokens=st.integers(1, 400),
     rows=st.integers(1, 900),
@@ -79,6 +80,7 @@ def test_any_sizes(tokens, rows, missing, softcap, extra):
         tpu_blocks.LARGEST_TOKENS, tpu_blocks.LARGEST_ROWS = tpu_blocks_at
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["TPU v4", "TPU v5"])
 @pytest.mark.parametrize("fused", [True, False])
 def test_both_backward_passes_and_two_cores(small_blocks, monkeypatch, kind, fused):
