@@ -7,7 +7,8 @@ the heads after the slots, the keys of one head would be every eighth row of the
 to be picked by vector loads and stores. With the heads before the slots, as [heads, slots, d], they
 would be whole tiles too, but a page of tokens would lie in as many parts as there are heads, and
 heads of 64 numbers would be padded to 128. On a CPU the order of the bytes is that of
-[slots, kv_heads, head_dim].
+[slots, kv_heads, head_dim]. Where kv_heads * head_dim is no multiple of 128, XLA may choose another
+layout for what a program is given, and copy it once for the kernel.
 
 Scales of int8 tokens are [.., kv_heads, slots]: there slots are along the lanes, as in the scores.
 """

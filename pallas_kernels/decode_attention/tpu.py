@@ -131,7 +131,7 @@ def _call(shape: Shape, splits: int, q, cache, first, bias):
             in_specs=[
                 *(pl.BlockSpec((1, *a.shape[1:]), lambda s, b, *_: (b, 0, 0)) for a in queries),
                 *more_specs,
-                *(pl.BlockSpec(memory_space=pl.ANY) for _ in arrays),
+                *(pl.BlockSpec(memory_space=pltpu.HBM) for _ in arrays),
             ],
             out_specs=[pl.BlockSpec(size, lambda s, b, *_: (s, b, 0, 0)) for size in out],
             scratch_shapes=[
