@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +21,7 @@ from jax.experimental.pallas import tpu as pltpu
 from pallas_kernels.attention import BucketBias, Dropout, LinearBias, Mask, Tile, attention
 from pallas_kernels.attention.reference import reference
 from pallas_kernels.attention.tpu import backward, backward_kernel
-from pallas_kernels.attention.tpu.backward_blocks import BackwardBlocks, has_pairs
+from pallas_kernels.attention.tpu.backward_blocks import BackwardBlocks, backward_blocks, has_pairs
 from pallas_kernels.attention.tpu.lowering import Rules
 from pallas_kernels.target import interpreted
 
@@ -134,6 +135,22 @@ def test_gradients_over_several_tiles(name, blocks):
     check(*both(draw(*sizes), mask, **given, blocks=blocks))
 
 
+@pytest.mark.parametrize("name", ["grouped", "one_key_head"])
+def test_query_heads_of_a_key_head_on_two_cores(name):
+    sizes, mask, _ = CALLS[name]
+    check(*both(draw(*sizes), mask, None, None, dataclasses.replace(BLOCKS, shares=2)))
+
+
+def test_cores_without_a_key_head_share_the_query_heads():
+    def shares(chip, batch, heads, kv_heads):
+        q, k = (jnp.zeros((batch, 128, n, 64), jnp.bfloat16) for n in (heads, kv_heads))
+        return backward_blocks(chip, q, k, k, Mask(), None).shares
+
+    assert shares("TPU v4", 1, 8, 1) == shares("TPU v5", 3, 6, 3) == 2
+    assert shares("TPU v4", 2, 8, 1) == shares("TPU v4", 1, 8, 2) == 1  # enough for both
+    assert shares("TPU v4", 1, 3, 1) == shares("TPU v5 lite", 1, 8, 1) == 1  # it cannot, one core
+
+
 @st.composite
 def numbers_of_tokens(draw, length):
     """Segments with padding somewhere, and ranks: positions, prefixes or a permutation."""
@@ -245,6 +262,7 @@ CHIPS = {"v4": "v4:2x2x1", "v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2
 def described(chip):
     """A device that is not here, for which libtpu compiles."""
     pytest.importorskip("libtpu", reason="compiling for TPUs needs the extra lmjax[tpu]")
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # else one process at a time
     more = {"chip_config_name": "megacore"} if chip == "v4" else {}
     return topologies.get_topology_desc(platform="tpu", topology_name=CHIPS[chip], **more)
 

@@ -74,7 +74,8 @@ def gradients(
     queries = round_up(rules.query_length, walk.blocks.query)
     saved = output, lse, d_output, d_lse
     ins = _operands(walk, codes, queries, (q, k, v), mask, bias, dropout, saved)
-    heads, dims = (q.shape[2], k.shape[2]), [ins[name].array.shape[-1] for name in "qv"]
+    heads = q.shape[2], k.shape[2] * blocks.shares
+    dims = [ins[name].array.shape[-1] for name in "qv"]
     outs = _results(walk, queries, q, heads, dims)
     scratch = _scratch(walk, q.dtype, dims)
     call = pl.pallas_call(
@@ -94,6 +95,9 @@ def gradients(
     if walk.spans > 1:  # `vmap` cannot cut an output that the kernel copies to by itself
         call = jax.custom_batching.sequential_vmap(call)
     found = dict(zip(outs, call(*(operand.array for operand in ins.values())), strict=True))
+    for name in ("d_k", "d_v"):
+        shares = found[name].reshape(q.shape[0], k.shape[2], blocks.shares, *found[name].shape[2:])
+        found[name] = jnp.sum(shares, axis=2) if blocks.shares > 1 else found[name]
     d_q, d_k, d_v = (
         jnp.swapaxes(found[name], 1, 2)[:, : a.shape[1], :, : a.shape[3]].astype(a.dtype)
         for name, a in (("d_q", q), ("d_k", k), ("d_v", v))
@@ -142,14 +146,15 @@ def _operands(walk, codes, queries: int, qkv, mask, bias, dropout, saved) -> dic
     """The inputs of the kernel by name."""
     q, k, v = qkv
     output, lse, d_output, d_lse = saved
-    keys, groups = walk.spans * walk.blocks.span, q.shape[2] // k.shape[2]
+    shares, keys = walk.blocks.shares, walk.spans * walk.blocks.span
+    groups = q.shape[2] // (k.shape[2] * shares)
     head_dim, value_dim = (round_up(a.shape[3], HEAD) for a in (q, v))
 
     def of_queries(b, n, s, g, i):
         return b, n * groups + g, i, 0
 
     def of_keys(b, n, s, g, i):
-        return b, n, s, 0
+        return b, n if shares == 1 else jax.lax.div(n, shares), s, 0
 
     def rows_of_queries(b, n, s, g, i):
         return b, n * groups + g, 0, i
@@ -256,7 +261,8 @@ def _results(walk: Walk, queries: int, q, heads, dims) -> dict[str, _Operand]:
         array = typed(batch, heads[0], queries, dims[0], dtype=jnp.float32)
         found["d_q"] = _Operand(array, None, None, pl.ANY)
     for name, dim in zip(("d_k", "d_v"), dims):
-        array = typed(batch, heads[1], keys, dim)
+        dtype = q.dtype if walk.blocks.shares == 1 else jnp.float32
+        array = typed(batch, heads[1], keys, dim, dtype=dtype)
         found[name] = _Operand(array, (None, None, span, dim), of_keys)
     shapes = {
         "pairs": ((keys, queries), (span, size), lambda s, i: (s, i)),
@@ -283,11 +289,10 @@ def _scratch(walk: Walk, dtype, dims) -> dict[str, Any]:
     """The memory of the kernel by name."""
     size, span = walk.blocks.query, walk.blocks.span
     queries = (dims[0], size) if walk.blocks.transposed else (size, dims[0])
-    found = {
-        "d_keys": pltpu.VMEM((span, dims[0]), jnp.float32),
-        "d_values": pltpu.VMEM((span, dims[1]), jnp.float32),
-        "d_queries": pltpu.VMEM(queries, jnp.float32),
-    }
+    found = {"d_queries": pltpu.VMEM(queries, jnp.float32)}
+    if walk.blocks.shares == 1:
+        found["d_keys"] = pltpu.VMEM((span, dims[0]), jnp.float32)
+        found["d_values"] = pltpu.VMEM((span, dims[1]), jnp.float32)
     if walk.blocks.transposed:
         found["keys_across"] = pltpu.VMEM((dims[0], span), dtype)
     if walk.spans > 1:

@@ -28,6 +28,8 @@ class BackwardBlocks:
         transposed: whether the gradient of the queries is summed transposed, which fills matrix
             units that are wider than a head.
         memory: MiB of VMEM that the kernel may use.
+        shares: of the query heads of a key head, as many as the chip has cores where there are not
+            key heads enough for all of them; else 1.
         part: side of the smallest rectangle whose class is looked at.
     """
 
@@ -38,6 +40,7 @@ class BackwardBlocks:
     edge_strip: int
     transposed: int
     memory: int
+    shares: int = 1
     part: int = LANES
 
     def fitted(self, queries: int, keys: int, key_bytes: int, pairs: bool) -> BackwardBlocks:
@@ -65,7 +68,9 @@ def has_pairs(bias: Bias | None) -> bool:
     return bias is not None and not isinstance(bias, DistanceBias) and 1 not in bias.shape[2:]
 
 
-def backward_blocks(chip: str, q: Any, k: Any, v: Any, mask: Mask, bias: Bias | None):
+def backward_blocks(
+    chip: str, q: Any, k: Any, v: Any, mask: Mask, bias: Bias | None
+) -> BackwardBlocks:
     """Sizes for a call: those of the table for this chip, fitted."""
     sizes = block_sizes(
         "attention_backward",
@@ -74,8 +79,12 @@ def backward_blocks(chip: str, q: Any, k: Any, v: Any, mask: Mask, bias: Bias | 
         value_bytes=q.dtype.itemsize,
         segments=int(mask.query_segments is not None),
     )
-    # Keys, values and their gradients have two copies, the sums of the gradients one in float32.
-    dims = round_up(k.shape[-1], LANES) + round_up(v.shape[-1], LANES)
-    key_bytes = dims * (4 * k.dtype.itemsize + 4)
-    blocks = BackwardBlocks(**sizes)
+    batch, _, kv_heads, head_dim = k.shape
+    cores = sizes.pop("shares", 1)
+    alone = batch * kv_heads % cores == 0 or q.shape[2] // kv_heads % cores != 0
+    shares = 1 if alone else cores
+    # Two copies of keys, values and their gradients, and sums of these if they are not float32.
+    bytes_of_number = 2 * k.dtype.itemsize + (2 * k.dtype.itemsize + 4 if shares == 1 else 8)
+    key_bytes = (round_up(head_dim, LANES) + round_up(v.shape[-1], LANES)) * bytes_of_number
+    blocks = BackwardBlocks(**sizes, shares=shares)
     return blocks.fitted(q.shape[1], k.shape[1], key_bytes, has_pairs(bias))

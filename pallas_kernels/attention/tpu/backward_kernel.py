@@ -75,6 +75,8 @@ class _Strip:
 def kernel(walk: Walk, names: tuple[str, ...], *refs) -> None:
     """One step of the grid [batch, kv_heads, spans, query heads of a key head, query blocks]."""
     r = dict(zip(names, refs, strict=True))
+    if walk.blocks.shares > 1:  # results in float32 are their own sums
+        r["d_keys"], r["d_values"] = r["d_k"], r["d_v"]
     batch, kv_head, span, head, block = (pl.program_id(axis) for axis in range(5))
     head_count, blocks = pl.num_programs(3), pl.num_programs(4)
     count = r["codes"][0, walk.tiles]
