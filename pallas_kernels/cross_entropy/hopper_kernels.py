@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from pallas_kernels.attention.hopper.compat import load
+from pallas_kernels.attention.hopper.compat import load, transposed
 from pallas_kernels.pallas import pl, plgpu
 
 LOG2E = math.log2(math.e)
@@ -205,7 +205,7 @@ def _product(request: TileRequest, refs, steps: int, stages: int, group):
     def scope(total):
         def step(k, _):
             _, a, b = operands(k)
-            plgpu.wgmma(total, a, _transposed(b))
+            plgpu.wgmma(total, a, transposed(b))
             plgpu.wgmma_wait(1)
 
             @pl.when(k > 0)
@@ -256,13 +256,6 @@ def _register_limit(request: TileRequest, count: int, action: str) -> None:
 def _matrix(shape, dtype):
     """Shared memory of matrices in the order that the tensor cores read."""
     return plgpu.SMEM(shape, dtype, transforms=wrapped() if dtype.itemsize == 2 else ())
-
-
-def _transposed(reference):
-    """A view of a matrix in shared memory with its axes exchanged."""
-    if NEW:  # where transpose_ref is deprecated
-        return reference.transpose((1, 0))
-    return plgpu.transpose_ref(reference, (1, 0))
 
 
 def _varying(array) -> dict[str, Any]:
