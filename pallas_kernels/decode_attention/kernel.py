@@ -47,7 +47,7 @@ class Shape:
 
 @dataclasses.dataclass(frozen=True)
 class Refs:
-    """What the kernel reads and writes."""
+    """Arrays that the kernel reads and writes."""
 
     begin: Any  # scalars, [splits * batch]
     end: Any
@@ -185,7 +185,7 @@ def wait(shape: Shape, refs: Refs, buffer, count) -> None:
 
 
 def sees_all(shape: Shape, refs: Refs, row, page, end):
-    """Whether every query of a row is real and sees every token of a step."""
+    """Returns whether every query of a row is real and sees every token of a step."""
     length, first = refs.lengths[row], refs.first[row]
     token = page * shape.page
     tokens_end = token + shape.tokens

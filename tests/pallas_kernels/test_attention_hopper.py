@@ -16,7 +16,7 @@ from pallas_kernels.attention import LinearBias, Mask, Tile, attention, hopper, 
 from pallas_kernels.attention.bias import DistanceBias
 from pallas_kernels.attention.hopper import forward
 from pallas_kernels.attention.hopper.lists import by_keys, by_queries
-from pallas_kernels.attention.hopper.plan import Blocks
+from pallas_kernels.attention.hopper.plan import HopperBlocks
 from pallas_kernels.attention.table import Request, choose
 from pallas_kernels.target import Target, interpreted
 from tests.pallas_kernels.gpu_interpreter import hopper_interpreted, races_found
@@ -24,7 +24,7 @@ from tests.pallas_kernels.gpu_interpreter import hopper_interpreted, races_found
 H100 = "NVIDIA H100 80GB HBM3"
 TOLERANCE = 3e-6  # sums of some 40 float32 numbers of size 1
 # So small that the cases have empty, partial and full tiles, and a rest.
-SMALL = Blocks(rows=4, forward_keys=8, query_gradient_keys=8, key_gradient_queries=8)
+SMALL = HopperBlocks(rows=4, forward_keys=8, query_gradient_keys=8, key_gradient_queries=8)
 
 
 @pytest.fixture

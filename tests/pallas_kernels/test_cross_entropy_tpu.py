@@ -25,7 +25,7 @@ RACES = pltpu.InterpretParams(detect_races=True, uninitialized_memory="nan")
 
 @pytest.fixture
 def small_blocks(monkeypatch):
-    """Blocks so small that little arrays have many."""
+    """LogitBlocks so small that little arrays have many."""
     monkeypatch.setattr(tpu_blocks, "LARGEST_TOKENS", 128)
     monkeypatch.setattr(tpu_blocks, "LARGEST_ROWS", 256)
 
