@@ -69,7 +69,7 @@ def padded(size: int, multiple: int) -> int:
 
 
 def default_blocks(head_dim: int, value_dim: int) -> HopperBlocks:
-    """HopperBlocks for padded sizes of heads, so that 227 KB of shared memory and registers suffice."""
+    """Blocks for padded sizes of heads, so that 227 KB of shared memory and registers suffice."""
     widest = max(head_dim, value_dim)
     if widest <= 64:
         return HopperBlocks(
