@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Int
 
 from pallas_kernels.chips import CHIPS
 from pallas_kernels.cross_entropy import tpu_kernels as kernels
-from pallas_kernels.cross_entropy.tpu_blocks import LANES, Blocks, Tile, blocks, round_up
+from pallas_kernels.cross_entropy.tpu_blocks import LANES, HeadBlocks, HeadTile, blocks, round_up
 from pallas_kernels.manual_axes import vary_alike
 from pallas_kernels.target import target
 
@@ -27,8 +27,8 @@ LN2 = math.log(2)
 
 
 class _Static(NamedTuple):
-    request: kernels.Request
-    blocks: Blocks
+    request: kernels.HeadRequest
+    blocks: HeadBlocks
     interpret: Any
 
 
@@ -75,10 +75,10 @@ def vocabulary_terms(
     padded = round_up(tokens, math.lcm(*(tile.tokens for tile in tiles[:4] if tile is not None)))
     hidden = _pad(hidden.reshape(tokens, -1), padded, embed)
     head = _pad(head, round_up(rows), embed)
-    # Blocks have rows that the head has not: a target there is of another shard.
+    # HeadBlocks have rows that the head has not: a target there is of another shard.
     targets = jnp.where(targets < words, targets, -1).reshape(1, tokens)
     targets = jnp.pad(targets, ((0, 0), (0, padded - tokens)), constant_values=-1)
-    request = kernels.Request(scale, softcap, largest, mean, head.shape[0])
+    request = kernels.HeadRequest(scale, softcap, largest, mean, head.shape[0])
     static = _Static(request, tiles, device.interpret)
     terms = _terms(static, hidden, head, targets, words.reshape(1))
     return tuple(term[0, :tokens].reshape(shape) for term in terms)
@@ -149,7 +149,7 @@ def _backward(static: _Static, saved, d_terms):
 _terms.defvjp(_forward, _backward)
 
 
-def _fused(static: _Static, tile: Tile, words, head, hidden, ids, factors):
+def _fused(static: _Static, tile: HeadTile, words, head, hidden, ids, factors):
     """Gradients of the head, and of hidden from the blocks of rows of each core."""
     tokens, embed = hidden.shape
     count = pl.cdiv(head.shape[0], tile.rows)
@@ -184,7 +184,7 @@ def _fused(static: _Static, tile: Tile, words, head, hidden, ids, factors):
     )(words, head, hidden, ids, factors)
 
 
-def _one(static: _Static, tile: Tile, words, head, hidden, ids, factors, *, of_head: bool):
+def _one(static: _Static, tile: HeadTile, words, head, hidden, ids, factors, *, of_head: bool):
     """Gradient of the head or of hidden."""
     grid = pl.cdiv(head.shape[0], tile.rows), hidden.shape[0] // tile.tokens
     # The array that the gradient is of is the outer loop.

@@ -13,14 +13,14 @@ FORWARD_STRIP = 2 * STRIP  # going forward, where no accumulators are loaded and
 SPARE = 1 / 8  # of the vector memory, for what the compiler keeps there
 
 
-class Tile(NamedTuple):
+class HeadTile(NamedTuple):
     """Numbers of tokens and of rows of the head whose logits are made in one grid step."""
 
     tokens: int
     rows: int
 
 
-class Blocks(NamedTuple):
+class HeadBlocks(NamedTuple):
     """Tiles of the kernels.
 
     Attributes:
@@ -33,33 +33,33 @@ class Blocks(NamedTuple):
         vmem: bytes that a kernel may take.
     """
 
-    forward: Tile
-    fused: Tile | None
-    d_hidden: Tile
-    d_head: Tile
+    forward: HeadTile
+    fused: HeadTile | None
+    d_hidden: HeadTile
+    d_head: HeadTile
     cores: int
     vmem: int
 
 
-def blocks(kind: str, tokens: int, rows: int, embed: int, itemsize: int) -> Blocks | None:
+def blocks(kind: str, tokens: int, rows: int, embed: int, itemsize: int) -> HeadBlocks | None:
     """Tiles for a chip and arrays, all multiples of 128; None if not even the smallest fit."""
     chip = CHIPS.get(kind)
     if chip is None:
         return None
     vmem = int(chip.vmem * (1 - SPARE))
-    ends = Tile(_even(tokens, LARGEST_TOKENS), _even(rows, LARGEST_ROWS))
+    ends = HeadTile(_even(tokens, LARGEST_TOKENS), _even(rows, LARGEST_ROWS))
     # Larger parts of the tokens save little going backward, and compile long.
-    backward_ends = Tile(_even(tokens, min(LARGEST_TOKENS, 4 * chip.side)), ends.rows)
+    backward_ends = HeadTile(_even(tokens, min(LARGEST_TOKENS, 4 * chip.side)), ends.rows)
 
-    def largest(tile_bytes, tokens_first: bool, ends: Tile = backward_ends) -> Tile | None:
+    def largest(tile_bytes, tokens_first: bool, ends: HeadTile = backward_ends) -> HeadTile | None:
         fitting = [tile for tile in _tiles(*ends) if tile_bytes(tile) + _logits(tile) <= vmem]
 
-        def area(tile: Tile) -> tuple[int, int]:
+        def area(tile: HeadTile) -> tuple[int, int]:
             return tile.tokens * tile.rows, tile.tokens if tokens_first else tile.rows
 
         return max(fitting, key=area, default=None)
 
-    # Blocks of arrays are held twice: one is computed with while the next one arrives.
+    # HeadBlocks of arrays are held twice: one is computed with while the next one arrives.
     forward = largest(lambda t: 2 * embed * itemsize * (t.tokens + t.rows), True, ends)
     d_hidden = largest(
         lambda t: embed * (t.tokens * (4 * itemsize + 4) + t.rows * 2 * itemsize), True
@@ -74,7 +74,7 @@ def blocks(kind: str, tokens: int, rows: int, embed: int, itemsize: int) -> Bloc
     )
     if fused is not None and not _worthwhile(fused, chip, ends.rows, itemsize):
         fused = None
-    return Blocks(forward, fused, d_hidden, d_head, chip.cores, vmem)
+    return HeadBlocks(forward, fused, d_hidden, d_head, chip.cores, vmem)
 
 
 def round_up(size: int, multiple: int = LANES) -> int:
@@ -88,20 +88,20 @@ def _even(size: int, largest: int) -> int:
     return round_up(even, LANES if even <= LANES else STRIP)
 
 
-def _tiles(tokens: int, rows: int) -> list[Tile]:
+def _tiles(tokens: int, rows: int) -> list[HeadTile]:
     def sizes(end):
         return sorted({end} | {LANES * 2**n for n in range(5) if LANES * 2**n < end})
 
-    return [Tile(t, r) for t in sizes(tokens) for r in sizes(rows)]
+    return [HeadTile(t, r) for t in sizes(tokens) for r in sizes(rows)]
 
 
-def _logits(tile: Tile) -> int:
+def _logits(tile: HeadTile) -> int:
     """Bytes of the logits of a strip and of their gradients, and of rows of numbers of tokens."""
     return tile.tokens * (10 * min(tile.rows, FORWARD_STRIP) + 1024) + MIB // 2
 
 
-def _worthwhile(tile: Tile, chip: TpuChip, rows: int, itemsize: int) -> bool:
-    """Whether three products for a pair outlast the traffic of the gradient of hidden.
+def _worthwhile(tile: HeadTile, chip: TpuChip, rows: int, itemsize: int) -> bool:
+    """True if three products for a pair outlast the traffic of the gradient of hidden.
 
     Each block of rows reads and writes it in float32 and reads hidden; making the logits a second
     time costs a third more than the three products.

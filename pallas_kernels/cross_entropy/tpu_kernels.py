@@ -23,7 +23,7 @@ NOWHERE = 2**30  # of no row
 SUBLANES = 8
 
 
-class Request(NamedTuple):
+class HeadRequest(NamedTuple):
     """Static part of a call: scale and softcap of the logits, further results that are asked for.
 
     Blocks may reach past the `rows` of the head.
@@ -36,7 +36,7 @@ class Request(NamedTuple):
     rows: int
 
 
-def forward_body(request: Request, words, head, hidden, targets, *refs):
+def forward_body(request: HeadRequest, words, head, hidden, targets, *refs):
     """A block of rows and one of tokens: adds to the running sums of the tokens.
 
     Of each token it keeps the largest logit, the sum of exponentials relative to it, the target's
@@ -96,7 +96,7 @@ def forward_body(request: Request, words, head, hidden, targets, *refs):
             found[...] = jnp.zeros(found.shape, jnp.int32)
 
 
-def fused_body(request: Request, words, head, hidden, ids, factors, d_head, d_hidden, *scratch):
+def fused_body(request: HeadRequest, words, head, hidden, ids, factors, d_head, d_hidden, *scratch):
     """A block of rows, and of tokens inside it: adds to both gradients.
 
     That of the rows is kept in vector memory; that of the tokens is read from HBM and written back
@@ -182,7 +182,7 @@ def fused_body(request: Request, words, head, hidden, ids, factors, d_head, d_hi
             write(part, jax.lax.rem(step + 2, 3)).wait()
 
 
-def d_head_body(request: Request, words, head, hidden, ids, factors, d_head, total):
+def d_head_body(request: HeadRequest, words, head, hidden, ids, factors, d_head, total):
     """A block of rows, and of tokens inside it: adds to the gradient of the rows."""
     part, last = pl.program_id(1), pl.num_programs(1) - 1
     first = pl.program_id(0) * head.shape[0]
@@ -204,7 +204,7 @@ def d_head_body(request: Request, words, head, hidden, ids, factors, d_head, tot
         d_head[...] = total[...].astype(d_head.dtype)
 
 
-def d_hidden_body(request: Request, words, head, hidden, ids, factors, d_hidden, total):
+def d_hidden_body(request: HeadRequest, words, head, hidden, ids, factors, d_hidden, total):
     """A block of tokens, and of rows inside it: adds to the gradient of the tokens."""
     block, last = pl.program_id(1), pl.num_programs(1) - 1
     first = block * head.shape[0]
@@ -228,7 +228,7 @@ def d_hidden_body(request: Request, words, head, hidden, ids, factors, d_hidden,
         d_hidden[...] = total[...].astype(d_hidden.dtype)
 
 
-def _clean(request: Request, head, first) -> None:
+def _clean(request: HeadRequest, head, first) -> None:
     """Writes zeros where the head has ended inside the block: memory there may hold NaN."""
     rest = request.rows % head.shape[0]
     if rest:
@@ -238,7 +238,7 @@ def _clean(request: Request, head, first) -> None:
             head[rest:] = jnp.zeros((head.shape[0] - rest, head.shape[1]), head.dtype)
 
 
-def _gradient(request: Request, words, first, strip, hidden, ids, factors):
+def _gradient(request: HeadRequest, words, first, strip, hidden, ids, factors):
     """Gradient of a strip of logits before the scale is applied to it, in the dtype of hidden.
 
     ids: rows of the target and of the largest logit; factors: log2 of the sum of exponentials, and
@@ -262,7 +262,7 @@ def _gradient(request: Request, words, first, strip, hidden, ids, factors):
     return gradient.reshape(strip.shape[0], tokens).astype(hidden.dtype)
 
 
-def _logits(request: Request, strip, hidden):
+def _logits(request: HeadRequest, strip, hidden):
     """Logits [rows / 8, 8, tokens] in base 2, and the derivative of the softcap or None."""
     logits = _product(strip, hidden, (1, 1)).reshape(-1, SUBLANES, hidden.shape[0])
     if request.softcap is None:

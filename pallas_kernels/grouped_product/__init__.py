@@ -2,8 +2,8 @@
 
 The time of each implementation as a multiple of one dense product of all rows; in bold what None
 takes. CPU: `python -m benchmarks.grouped_product`, one run on 2 cores that others used as well,
-4,096 rows, 512 x 1,024, float32 (benchmarks/results/grouped_product_cpu.json). TPU: static cycles of
-the compiled kernels in jax 0.10.2, 8,192 rows, 2,048 x 2,048, bfloat16, 8 uneven groups, without
+4,096 rows, 512 x 1,024, float32 (benchmarks/results/grouped_product_cpu.json). TPU: static cycles
+of the compiled kernels in jax 0.10.2, 8,192 rows, 2,048 x 2,048, bfloat16, 8 uneven groups, without
 waits for HBM.
 
 | device | implementation | forward | gradient of rows | of matrices |
