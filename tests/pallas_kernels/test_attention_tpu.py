@@ -264,3 +264,17 @@ def test_sizes_fit_any_call(lengths, dims, number_bytes, pair_bytes, row):
         assert -(-length // size) * size - length < max(size, 1)
     assert fitted.span * sum(dims) * number_bytes <= 2**22 + 2**21
     assert fitted.span * fitted.query * pair_bytes <= 2**21 + 2**20
+
+
+@pytest.mark.skipif(jax.device_count() < 2, reason="needs 2 devices, real or simulated")
+def test_each_device_has_its_own_rows():
+    """As the models call it: types of arrays that differ between devices are checked."""
+    arrays, mask = draw(40, 40), Mask(causal=True)
+    mesh = jax.sharding.Mesh(
+        np.array(jax.devices()[:2]), ("data",), axis_types=(jax.sharding.AxisType.Explicit,)
+    )
+    with jax.set_mesh(mesh):
+        cut = [jax.reshard(a, jax.P("data")) for a in arrays]
+        local = functools.partial(on_tpu, mask=mask)
+        found = jax.jit(jax.shard_map(local, out_specs=jax.P("data")))(*cut)
+    check(found, formula(*arrays, mask))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +28,7 @@ needs_libtpu = pytest.mark.skipif(
 
 def described(chip):
     """A mesh of four chips, which no machine needs to have."""
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # else one process at a time
     name, settings = CHIPS[chip]
     topology = topologies.get_topology_desc(platform="tpu", topology_name=name, **settings)
     mesh = topologies.make_mesh(topology, (2, 2), ("data", "tensor"))

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
+from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float
 
 from pallas_kernels.attention.bias import Bias, BucketBias, DistanceBias
@@ -19,7 +21,7 @@ from pallas_kernels.attention.tpu.backward_blocks import backward_blocks
 from pallas_kernels.attention.tpu.blocks import forward_blocks
 from pallas_kernels.attention.tpu.forward import forward
 from pallas_kernels.attention.tpu.lowering import Rules
-from pallas_kernels.manual_axes import vary_alike
+from pallas_kernels.manual_axes import vary_alike, varying_axes
 from pallas_kernels.target import target
 
 LARGEST_HEAD = 512
@@ -61,12 +63,21 @@ def tpu(
         k.shape[1],
         dropout.rate if dropout is not None else 0.0,
         device.kind,
-        device.interpret,
+        _interpreter(device.interpret, q),
     )
     q, k, v = (a.astype(exact) for a in (q, k, v))
     output, lse = _attend(rules, q, k, v, mask, bias, dropout)
     output = output.astype(dtype)
     return (output, lse) if return_lse else output
+
+
+def _interpreter(interpret: Any, q: jax.Array) -> Any:
+    """The `interpret` that Pallas is given.
+
+    Inside of `jax.shard_map` the plain interpreter does not type its own numbers as varying; the
+    one that simulates a TPU, which is slower, runs there.
+    """
+    return pltpu.InterpretParams() if interpret is True and varying_axes(q) else interpret
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
