@@ -82,24 +82,7 @@ def kernel(walk: Walk, names: tuple[str, ...], *refs) -> None:
     count = r["codes"][0, walk.tiles]
     r["head"] = kv_head * head_count + head
 
-    @pl.when((head == 0) & (block == 0))
-    def _():
-        r["d_keys"][...] = jnp.zeros_like(r["d_keys"])
-        r["d_values"][...] = jnp.zeros_like(r["d_values"])
-        if walk.blocks.transposed:
-            for at in range(0, walk.blocks.span, walk.blocks.part):
-                keys = slice(at, at + walk.blocks.part)
-                r["keys_across"][:, keys] = r["k"][keys].T
-
-    if walk.bias in ("keys", "distance"):
-
-        @pl.when(block == 0)
-        def _():
-            r["d_bias"][...] = jnp.zeros_like(r["d_bias"])
-
-    elif "d_bias" in r:
-        r["d_bias"][...] = jnp.zeros_like(r["d_bias"])
-
+    _clear(walk, r, head, block)
     first = (span == 0) & (head == 0) & (block == 0)
     last = (span == walk.spans - 1) & (head == head_count - 1) & (block == blocks - 1)
     rows = pl.ds(block * walk.blocks.query, walk.blocks.query)
@@ -128,19 +111,40 @@ def kernel(walk: Walk, names: tuple[str, ...], *refs) -> None:
         r["d_v"][...] = r["d_values"][...].astype(r["d_v"].dtype)
 
 
-def _begin_queries(walk: Walk, r: Refs, home, first, span, count) -> Callable[[Any], None]:
-    """Sets the sum of a step's gradient of the queries to zero; what is returned writes it."""
+def _clear(walk: Walk, r: Refs, head, block) -> None:
+    """Sets the sums that begin with a step to zero."""
     r["d_queries"][...] = jnp.zeros_like(r["d_queries"])
+
+    @pl.when((head == 0) & (block == 0))
+    def _():
+        r["d_keys"][...] = jnp.zeros_like(r["d_keys"])
+        r["d_values"][...] = jnp.zeros_like(r["d_values"])
+        if walk.blocks.transposed:
+            for at in range(0, walk.blocks.span, walk.blocks.part):
+                keys = slice(at, at + walk.blocks.part)
+                r["keys_across"][:, keys] = r["k"][keys].T
+
+    if walk.bias in ("keys", "distance"):
+
+        @pl.when(block == 0)
+        def _():
+            r["d_bias"][...] = jnp.zeros_like(r["d_bias"])
+
+    elif "d_bias" in r:
+        r["d_bias"][...] = jnp.zeros_like(r["d_bias"])
+
+
+def _begin_queries(walk: Walk, r: Refs, home, first, span, count) -> Callable[[Any], None]:
+    """Prepares for what a step adds to the gradient of the queries; the result writes it."""
 
     def total():
         found = r["d_queries"][...] * walk.rules.scale
         return found.T if walk.blocks.transposed else found
 
+    def write(last):
+        home[...] = total().astype(home.dtype)
+
     if walk.spans == 1:
-
-        def write(last):
-            home[...] = total().astype(home.dtype)
-
         return write
 
     # Sums over spans are in HBM; a step that computes nothing leaves them alone, except the first.
@@ -148,17 +152,11 @@ def _begin_queries(walk: Walk, r: Refs, home, first, span, count) -> Callable[[A
     put = pltpu.make_async_copy(r["sums"], home, r["left"])
     busy, under_way = (span == 0) | (count > 0), r["under_way"]
 
-    def settle(condition):
-        @pl.when(condition & (under_way[0] == 1))
-        def _():
-            put.wait()
-            under_way[0] = 0
-
     @pl.when(first)
     def _():
         under_way[0] = 0
 
-    settle(busy)
+    _settle(put, under_way, busy)
 
     @pl.when(busy & (span > 0))
     def _():
@@ -179,9 +177,18 @@ def _begin_queries(walk: Walk, r: Refs, home, first, span, count) -> Callable[[A
             put.start()
             under_way[0] = 1
 
-        settle(last)
+        _settle(put, under_way, last)
 
     return finish
+
+
+def _settle(put, under_way, condition) -> None:
+    """Waits for a copy if there is one."""
+
+    @pl.when(condition & (under_way[0] == 1))
+    def _():
+        put.wait()
+        under_way[0] = 0
 
 
 def strips(walk: Walk, kind: Kind) -> list[_Strip]:
