@@ -41,21 +41,21 @@ class Dropout:
 def factors(
     seeds: UInt32[Array, "*rows"], keys: Int[Array, "key"], rate: float
 ) -> Float[Array, "*rows key"]:
-    """What weights are multiplied by: 0 where dropped, else 1 / (1 - rate); float32."""
+    """Factors of the weights: 0 where dropped, else 1 / (1 - rate); float32."""
     return jnp.where(kept(seeds, keys, rate), jnp.float32(1 / (1 - rate)), 0.0)
 
 
 def kept(
     seeds: UInt32[Array, "*rows"], keys: Int[Array, "key"], rate: float
 ) -> Bool[Array, "*rows key"]:
-    """Whether the weights of rows with these seeds for keys with these indices are kept."""
+    """Returns `kept_at` for all pairs of rows with these seeds and keys with these indices."""
     return kept_at(seeds[..., None], keys, rate)
 
 
 def kept_at(
     seeds: UInt32[Array, "#*shape"], keys: Int[Array, "#*shape"], rate: float
 ) -> Bool[Array, "*shape"]:
-    """Whether weights are kept, each of a row with this seed for the key with this index."""
+    """Returns whether weights of rows with these seeds for keys with these indices are kept."""
     return mixed(seeds ^ (keys.astype(jnp.uint32) * jnp.uint32(0x9E3779B9))) >= threshold(rate)
 
 

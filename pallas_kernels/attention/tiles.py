@@ -85,7 +85,7 @@ class _Extremes(NamedTuple):
 
 
 class _Blocks(NamedTuple):
-    """What is looked at of each block of queries or keys.
+    """Facts of each block of queries or keys.
 
     Attributes:
         whole: whether the block has as many tokens as the others.

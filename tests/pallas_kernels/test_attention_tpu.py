@@ -24,7 +24,7 @@ from pallas_kernels.attention import (
     visited,
 )
 from pallas_kernels.attention.tpu import lowering
-from pallas_kernels.attention.tpu.blocks import Blocks
+from pallas_kernels.attention.tpu.blocks import ForwardBlocks
 from pallas_kernels.target import interpreted
 
 SMALL = {"span": 64, "key": 32, "query": 32, "chunk_keys": 16, "chunk_queries": 16, "part": 8}
@@ -250,7 +250,7 @@ def test_refusals_say_why(kind):
     row=st.integers(0, len(block_sizes.table()["attention_forward"]) - 1),
 )
 def test_sizes_fit_any_call(lengths, dims, number_bytes, pair_bytes, row):
-    sizes = Blocks(**block_sizes.table()["attention_forward"][row]["sizes"])
+    sizes = ForwardBlocks(**block_sizes.table()["attention_forward"][row]["sizes"])
     fitted = sizes.fitted(*lengths, dims, sum(dims) * number_bytes, pair_bytes)
     for larger, smaller in (
         (fitted.span, fitted.key),

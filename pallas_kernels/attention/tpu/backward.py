@@ -136,7 +136,7 @@ def plan(
 
 
 def _form(bias: Bias | None) -> str:
-    """What a walk calls a bias."""
+    """The name that a walk gives a bias."""
     if bias is None:
         return ""
     if isinstance(bias, DistanceBias):

@@ -22,7 +22,7 @@ from jax.experimental.pallas import tpu as pltpu
 from pallas_kernels.attention.mask import Tile
 from pallas_kernels.attention.tpu.backward_blocks import BackwardBlocks
 from pallas_kernels.attention.tpu.lowering import LOG2E, Kind, Rules
-from pallas_kernels.attention.tpu.parts import Part, column, factors, scores, toeplitz
+from pallas_kernels.attention.tpu.parts import Pairs, column, factors, scores, toeplitz
 
 FLOAT32 = jnp.float32
 Refs = dict[str, Any]
@@ -30,7 +30,7 @@ Refs = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Walk:
-    """What is known of a call of the kernel while tracing.
+    """Facts of a call of the kernel that are known while tracing.
 
     Attributes:
         rules: of the call.
@@ -253,7 +253,7 @@ def _product(a, b, a_axis: int, b_axis: int):
     return jax.lax.dot_general(a, b, axes, precision=precision, preferred_element_type=FLOAT32)
 
 
-def _part(walk: Walk, kind: Kind, r: Refs, strip: _Strip, span, block, number) -> Part:
+def _part(walk: Walk, kind: Kind, r: Refs, strip: _Strip, span, block, number) -> Pairs:
     """The numbers that the scores of a strip depend on."""
     wide = strip.end - strip.first
     query = block * walk.blocks.query + strip.first
@@ -268,7 +268,7 @@ def _part(walk: Walk, kind: Kind, r: Refs, strip: _Strip, span, block, number) -
     if walk.rules.dropout:
         of_queries["seeds"] = r["seeds"][:, strip.queries]
     bias = _bias(walk, r, strip, span, block, row, number)
-    return Part(
+    return Pairs(
         query=query,
         position=offset + query,
         key=span * walk.blocks.span + local,

@@ -18,7 +18,7 @@ STRIP_BYTES = 2**20  # of the output of a tile of queries, float32
 
 
 @dataclasses.dataclass(frozen=True)
-class Blocks:
+class ForwardBlocks:
     """Sizes of the forward kernel's work, each a multiple of those after it.
 
     Attributes:
@@ -39,7 +39,7 @@ class Blocks:
 
     def fitted(
         self, queries: int, keys: int, dims: tuple[int, int], key_bytes: int, pair_bytes: int
-    ) -> Blocks:
+    ) -> ForwardBlocks:
         """Sizes for so many queries and keys, with as little padding as their number allows.
 
         Args:
@@ -75,7 +75,7 @@ def _even(length: int, size: int, chunk: int, part: int) -> tuple[int, int]:
     return round_up(-(-length // tiles), chunk), chunk
 
 
-def forward_blocks(chip: str, q: Any, k: Any, v: Any, mask: Mask, pair_bytes: int) -> Blocks:
+def forward_blocks(chip: str, q: Any, k: Any, v: Any, mask: Mask, pair_bytes: int) -> ForwardBlocks:
     """Sizes for a call: those of the table for this chip, fitted."""
     sizes = block_sizes(
         "attention_forward",
@@ -87,4 +87,4 @@ def forward_blocks(chip: str, q: Any, k: Any, v: Any, mask: Mask, pair_bytes: in
     dims = k.shape[-1], v.shape[-1]
     # Keys of fewer than 128 numbers take the room of 128.
     key_bytes = (round_up(dims[0], LANES) + dims[1]) * k.dtype.itemsize
-    return Blocks(**sizes).fitted(q.shape[1], k.shape[1], dims, key_bytes, pair_bytes)
+    return ForwardBlocks(**sizes).fitted(q.shape[1], k.shape[1], dims, key_bytes, pair_bytes)

@@ -20,8 +20,8 @@ from pallas_kernels.attention.bias import Bias, DistanceBias, LinearBias
 from pallas_kernels.attention.dropout import Dropout
 from pallas_kernels.attention.mask import Mask
 from pallas_kernels.attention.tpu import lowering
-from pallas_kernels.attention.tpu.blocks import Blocks
-from pallas_kernels.attention.tpu.forward_kernel import Plan, kernel
+from pallas_kernels.attention.tpu.blocks import ForwardBlocks
+from pallas_kernels.attention.tpu.forward_kernel import ForwardPlan, kernel
 from pallas_kernels.attention.tpu.lowering import Rules, round_up
 from pallas_kernels.attention.tpu.parts import SUBLANES
 from pallas_kernels.manual_axes import vary_alike
@@ -29,7 +29,7 @@ from pallas_kernels.manual_axes import vary_alike
 
 def forward(
     rules: Rules,
-    blocks: Blocks,
+    blocks: ForwardBlocks,
     q: Float[Array, "batch query heads head_dim"],
     k: Float[Array, "batch key kv_heads head_dim"],
     v: Float[Array, "batch key kv_heads value_dim"],
@@ -55,7 +55,7 @@ def forward(
         scalars["slopes"] = lowering.slopes(bias)
 
     operands = _operands(blocks, q, k, v, mask, bias, dropout, queries, keys)
-    plan = Plan(
+    plan = ForwardPlan(
         rules,
         blocks,
         kinds,
@@ -74,7 +74,7 @@ def forward(
     return output, jnp.swapaxes(lse[:, :, 0, :query_length], 1, 2)
 
 
-def _operands(blocks: Blocks, q, k, v, mask, bias, dropout, queries: int, keys: int):
+def _operands(blocks: ForwardBlocks, q, k, v, mask, bias, dropout, queries: int, keys: int):
     """The arrays of a call by name, laid out for the kernel."""
     head_dim = round_up(q.shape[-1], 2 * SUBLANES)
     value_dim = round_up(v.shape[-1], 2 * SUBLANES)
@@ -99,7 +99,7 @@ def _operands(blocks: Blocks, q, k, v, mask, bias, dropout, queries: int, keys: 
     return found
 
 
-def _call(plan: Plan, scalars, operands, batch: int, heads: int, dtype):
+def _call(plan: ForwardPlan, scalars, operands, batch: int, heads: int, dtype):
     """The kernel on its grid: output [batch, heads, value, query] and sums [.., 1, query]."""
     blocks = plan.blocks
     group = heads // operands["k"].shape[1]

@@ -17,12 +17,12 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from pallas_kernels.attention.mask import Tile
-from pallas_kernels.attention.tpu.blocks import Blocks
+from pallas_kernels.attention.tpu.blocks import ForwardBlocks
 from pallas_kernels.attention.tpu.lowering import LOG2E, Kind, Rules
 from pallas_kernels.attention.tpu.parts import (
     LEAST,
     SUBLANES,
-    Part,
+    Pairs,
     column,
     factors,
     scores,
@@ -31,8 +31,8 @@ from pallas_kernels.attention.tpu.parts import (
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
-    """What the kernel knows while it is traced.
+class ForwardPlan:
+    """Facts of a call that the kernel knows while it is traced.
 
     Attributes:
         rules, blocks: of the call.
@@ -46,7 +46,7 @@ class Plan:
     """
 
     rules: Rules
-    blocks: Blocks
+    blocks: ForwardBlocks
     kinds: tuple[Kind, ...]
     keys: int
     walks: int
@@ -61,7 +61,7 @@ class Plan:
         return ((0 if self.shared_lists else batch) * self.strips + strip) * self.walks + number
 
 
-def kernel(plan: Plan, *refs):
+def kernel(plan: ForwardPlan, *refs):
     """One strip of queries of one head, and one span of keys."""
     count = len(plan.scalars), len(plan.operands)
     scalars = dict(zip(plan.scalars, refs))
@@ -112,7 +112,7 @@ class _Tile:
         first: index of its first key in the span.
     """
 
-    plan: Plan
+    plan: ForwardPlan
     kind: Kind
     scalars: dict[str, Any]
     operands: dict[str, Any]
@@ -193,8 +193,8 @@ class _Tile:
             found.append(scores(self.plan.rules, piece, of)[0])
         return found[0] if len(found) == 1 else jnp.concatenate(found, axis=1)
 
-    def _part(self, key: int, queries: slice, columns=None, tile: Tile = Tile.FULL) -> Part:
-        """What the scores of some pairs depend on; `columns` keeps what parts of a tile share."""
+    def _part(self, key: int, queries: slice, columns=None, tile: Tile = Tile.FULL) -> Pairs:
+        """The numbers that scores depend on; `columns` keeps what rectangles share."""
         plan, (_, strip, span) = self.plan, self.at
         query = strip * plan.blocks.query + queries.start
         offset = self.scalars["offset"][0] if plan.offset is None else plan.offset
@@ -205,7 +205,7 @@ class _Tile:
                 rows[name.removeprefix("query_")] = ref[:, queries]
             elif columns is not None and name in ("key_bias", *arrays):
                 cols[name.removeprefix("key_")] = self._column(name, key, queries, columns)
-        return Part(
+        return Pairs(
             query=query,
             position=query + offset,
             key=span * plan.blocks.span + self.first + key,

@@ -27,7 +27,7 @@ MOST_KINDS = 14  # of tiles, which share four bits with the empty one
 
 @dataclasses.dataclass(frozen=True)
 class Rules:
-    """What is known of a call while tracing, and alike in forward and backward.
+    """Facts of a call that are known while tracing, alike in forward and backward.
 
     Attributes:
         scale, softcap: as `attention` takes them.
@@ -51,7 +51,7 @@ class Rules:
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """What is known of a tile while tracing.
+    """Facts of a tile that are known while tracing.
 
     Attributes:
         parts: class by position alone of each part: of some keys (outer) and some queries (inner).

@@ -20,7 +20,7 @@ LEAST = -1e29  # where a running maximum starts: 2**(FORBIDDEN - LEAST) is exact
 
 
 @dataclasses.dataclass(frozen=True)
-class Part:
+class Pairs:
     """A rectangle of keys and queries, and the numbers that its scores depend on.
 
     Attributes:
@@ -48,7 +48,7 @@ class Part:
 
 
 def scores(
-    rules: Rules, products: Float[Array, "keys queries"], part: Part
+    rules: Rules, products: Float[Array, "keys queries"], part: Pairs
 ) -> tuple[Float[Array, "keys queries"], Float[Array, "keys queries"] | None]:
     """Scores times log2(e), forbidden ones `FORBIDDEN`, and the derivative of the softcap or None.
 
@@ -71,8 +71,8 @@ def scores(
     return found if allowed is None else jnp.where(allowed, found, FORBIDDEN), gain
 
 
-def factors(rules: Rules, shape: tuple[int, int], part: Part) -> Float[Array, "keys queries"]:
-    """What dropout multiplies weights by: 0 or 1 / (1 - rate)."""
+def factors(rules: Rules, shape: tuple[int, int], part: Pairs) -> Float[Array, "keys queries"]:
+    """The factors of dropout for weights: 0 or 1 / (1 - rate)."""
     keys = part.key + jax.lax.broadcasted_iota(jnp.int32, shape, 0)
     kept = kept_at(part.query_numbers["seeds"], keys, rules.dropout)
     return jnp.where(kept, jnp.float32(1 / (1 - rules.dropout)), 0.0)
@@ -118,7 +118,7 @@ def _lead(shape: tuple[int, int]):
 
 
 def _allowed(
-    rules: Rules, shape: tuple[int, int], part: Part
+    rules: Rules, shape: tuple[int, int], part: Pairs
 ) -> Bool[Array, "keys queries"] | None:
     """The pairs that the mask allows, or None for all of them."""
     seen = []
