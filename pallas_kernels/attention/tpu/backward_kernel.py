@@ -86,8 +86,8 @@ def kernel(walk: Walk, names: tuple[str, ...], *refs) -> None:
     first = (span == 0) & (head == 0) & (block == 0)
     last = (span == walk.spans - 1) & (head == head_count - 1) & (block == blocks - 1)
     rows = pl.ds(block * walk.blocks.query, walk.blocks.query)
-    at_home = r["d_q"].at[batch, r["head"], rows] if walk.spans > 1 else r["d_q"]
-    finish = _begin_queries(walk, r, at_home, first, span, count)
+    d_q = r["d_q"].at[batch, r["head"], rows] if walk.spans > 1 else r["d_q"]
+    finish = _begin_queries(walk, r, d_q, first, span, count)
 
     def tile(number, _):
         code = r["codes"][0, number]
@@ -134,22 +134,22 @@ def _clear(walk: Walk, r: Refs, head, block) -> None:
         r["d_bias"][...] = jnp.zeros_like(r["d_bias"])
 
 
-def _begin_queries(walk: Walk, r: Refs, home, first, span, count) -> Callable[[Any], None]:
-    """Prepares for what a step adds to the gradient of the queries; the result writes it."""
+def _begin_queries(walk: Walk, r: Refs, result, first, span, count) -> Callable[[Any], None]:
+    """Prepares a step's gradient of the queries; the function that it returns writes it."""
 
     def total():
         found = r["d_queries"][...] * walk.rules.scale
         return found.T if walk.blocks.transposed else found
 
     def write(last):
-        home[...] = total().astype(home.dtype)
+        result[...] = total().astype(result.dtype)
 
     if walk.spans == 1:
         return write
 
     # Sums over spans are in HBM; a step that computes nothing leaves them alone, except the first.
-    fetch = pltpu.make_async_copy(home, r["sums"], r["arrived"])
-    put = pltpu.make_async_copy(r["sums"], home, r["left"])
+    fetch = pltpu.make_async_copy(result, r["sums"], r["arrived"])
+    put = pltpu.make_async_copy(r["sums"], result, r["left"])
     busy, under_way = (span == 0) | (count > 0), r["under_way"]
 
     @pl.when(first)
@@ -212,8 +212,8 @@ def _strips(walk: Walk, kind: Kind) -> Iterator[_Strip]:
         first, end = seen[0], seen[-1] + 1
         full = all(one == Tile.FULL for row in rows for one in row[first:end])
         keys = min(size, tile - key)
-        of = Tile.FULL if full else Tile.PARTIAL
-        yield _Strip(key, keys, first * part, end * part, of)
+        position = Tile.FULL if full else Tile.PARTIAL
+        yield _Strip(key, keys, first * part, end * part, position)
 
 
 def _tile(walk: Walk, kind: Kind, r: Refs, span, block, number) -> None:
