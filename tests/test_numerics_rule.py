@@ -32,8 +32,6 @@ ALLOWED = {
     "pallas_kernels/attention/chunked.py": (1, BY_THE_SUM),
     "pallas_kernels/attention/hopper/forward.py": (1, BY_THE_SUM),
     "pallas_kernels/attention/tpu/forward_kernel.py": (1, BY_THE_SUM),
-    "pallas_kernels/cross_entropy/hopper.py": (1, BY_THE_SUM),
-    "pallas_kernels/cross_entropy/hopper_kernels.py": (1, BY_THE_SUM),
     "pallas_kernels/attention/streaming.py": (3, f"{BY_THE_SUM}; {INTEGERS}"),
     "pallas_kernels/decode_attention/cache.py": (1, "NaN where the sum beside it is not finite"),
     "pallas_kernels/decode_attention/kernel.py": (1, BY_THE_SUM),
