@@ -1,4 +1,4 @@
-"""What the compiled attention kernels for Hopper use: registers, spills, shared memory, products.
+"""Resources of the compiled attention kernels for Hopper: registers, spills, shared memory, products.
 
 python -m benchmarks.hopper_kernels [json=FILE]
 

@@ -19,12 +19,12 @@ from pallas_kernels.attention.hopper.forward import COMPUTING, block_tiles, copy
 from pallas_kernels.attention.hopper.launch import launch, matrix, out
 from pallas_kernels.attention.hopper.lists import TileLists
 from pallas_kernels.attention.hopper.pairs import Pairs
-from pallas_kernels.attention.hopper.plan import Plan
+from pallas_kernels.attention.hopper.plan import KernelPlan
 from pallas_kernels.attention.hopper.warpgroup import Warpgroup, spread
 
 
 def query_gradients(
-    plan: Plan,
+    plan: KernelPlan,
     q: Float[Array, "batch query heads head_dim"],
     k: Float[Array, "batch key kv_heads head_dim"],
     v: Float[Array, "batch key kv_heads value_dim"],
@@ -60,7 +60,7 @@ def query_gradients(
     return launch("query_gradients", body, arrays, outputs, scratch, grid, plan)["d_q"]
 
 
-def _query_kernel(plan: Plan, refs, at) -> None:
+def _query_kernel(plan: KernelPlan, refs, at) -> None:
     """Gradients of one block of queries of one head."""
     group, wg = Warpgroup(bool(plan.interpret)), lax.axis_index("wg")
     tiles = block_tiles(refs["lists"], at)
@@ -76,7 +76,7 @@ def _query_kernel(plan: Plan, refs, at) -> None:
         copy_keys(refs, at, plan.group, tiles, plan.blocks.query_gradient_keys)
 
 
-def _query_rows(plan: Plan, group: Warpgroup, refs, at, tiles, wg) -> None:
+def _query_rows(plan: KernelPlan, group: Warpgroup, refs, at, tiles, wg) -> None:
     """Gradients of the queries of one warpgroup."""
     rows = plan.blocks.rows
     block, full, total, _ = tiles
@@ -140,7 +140,7 @@ def _weights(pairs: Pairs, products, lse, masked: bool, dtype):
     return weights.astype(dtype), marked.astype(dtype)
 
 
-def _score_gradients(plan: Plan, marked, d_weights, delta):
+def _score_gradients(plan: KernelPlan, marked, d_weights, delta):
     """Gradients of the scores before softcap and scale, in 16 bits."""
     weights = marked.astype(jnp.float32)
     if plan.dropout is None:
@@ -151,7 +151,7 @@ def _score_gradients(plan: Plan, marked, d_weights, delta):
 
 
 def key_gradients(
-    plan: Plan,
+    plan: KernelPlan,
     parts: int,
     q: Float[Array, "batch query heads head_dim"],
     k: Float[Array, "batch key kv_heads head_dim"],
@@ -194,7 +194,7 @@ def key_gradients(
     return results["d_k"], results["d_v"]
 
 
-def _key_kernel(plan: Plan, parts: int, refs, at) -> None:
+def _key_kernel(plan: KernelPlan, parts: int, refs, at) -> None:
     """Gradients of one block of keys and values of one key head."""
     group, wg = Warpgroup(bool(plan.interpret)), lax.axis_index("wg")
     tiles = block_tiles(refs["lists"], at)
@@ -210,7 +210,7 @@ def _key_kernel(plan: Plan, parts: int, refs, at) -> None:
         _copy_queries(plan, parts, refs, at, tiles)
 
 
-def _copy_queries(plan: Plan, parts: int, refs, at, tiles) -> None:
+def _copy_queries(plan: KernelPlan, parts: int, refs, at, tiles) -> None:
     """Brings what belongs to the queries of every tile to shared memory, head after head."""
     _, _, total, order = tiles
     size, vectors = plan.blocks.key_gradient_queries, {"q": "lse", "d_output": "delta"}
@@ -235,7 +235,7 @@ def _part(reference, part: int, parts: int):
     return reference if parts == 1 else reference.at[:, pl.ds(part * width, width)]
 
 
-def _key_rows(plan: Plan, parts: int, group: Warpgroup, refs, at, tiles, wg) -> None:
+def _key_rows(plan: KernelPlan, parts: int, group: Warpgroup, refs, at, tiles, wg) -> None:
     """Gradients of the keys, or of the columns of keys, of one warpgroup."""
     rows, sets = plan.blocks.rows, COMPUTING // parts
     block, full, total, _ = tiles
@@ -300,7 +300,7 @@ def _key_tile(plan, parts, group, refs, at, tiles, start, mine, member, index, c
     return d_k, d_v
 
 
-def _write_keys(plan: Plan, parts: int, refs, where, own, column, d_k, d_v) -> None:
+def _write_keys(plan: KernelPlan, parts: int, refs, where, own, column, d_k, d_v) -> None:
     """Writes gradients by way of the shared memory of keys and values."""
     if parts > 1:  # which the other warpgroup may read until here
         plgpu.barrier_arrive(refs["done"])

@@ -21,7 +21,7 @@ from jaxtyping import Array, Float
 from pallas_kernels.attention.hopper.launch import launch, matrix, out
 from pallas_kernels.attention.hopper.lists import TileLists
 from pallas_kernels.attention.hopper.pairs import LOG2E, Pairs
-from pallas_kernels.attention.hopper.plan import Plan
+from pallas_kernels.attention.hopper.plan import KernelPlan
 from pallas_kernels.attention.hopper.warpgroup import Warpgroup, spread
 
 LOWEST = -1e30  # of a row's largest score: finite, so that differences are numbers
@@ -29,7 +29,7 @@ COMPUTING = 2  # warpgroups
 
 
 def forward(
-    plan: Plan,
+    plan: KernelPlan,
     q: Float[Array, "batch query heads head_dim"],
     k: Float[Array, "batch key kv_heads head_dim"],
     v: Float[Array, "batch key kv_heads value_dim"],
@@ -65,7 +65,7 @@ def forward(
     return results["output"], results["lse"]
 
 
-def _kernel(plan: Plan, refs, at) -> None:
+def _kernel(plan: KernelPlan, refs, at) -> None:
     """One block of queries of one head."""
     group, wg = Warpgroup(bool(plan.interpret)), lax.axis_index("wg")
     tiles = block_tiles(refs["lists"], at)
@@ -125,7 +125,7 @@ def slot_of(refs, name: str, index):
     return lax.rem(index, jnp.int32(refs[name].shape[0]))
 
 
-def _compute_rows(plan: Plan, group: Warpgroup, refs, at, tiles, wg) -> None:
+def _compute_rows(plan: KernelPlan, group: Warpgroup, refs, at, tiles, wg) -> None:
     """Attention of the queries of one warpgroup."""
     rows, value_dim = plan.blocks.rows, refs["v"].shape[-1]
     block, full, total, _ = tiles
@@ -154,7 +154,9 @@ def _take_turn(refs) -> None:
     plgpu.barrier_wait(refs["turn"])
 
 
-def _tile(plan: Plan, group: Warpgroup, refs, at, tiles, start, queries, index, carry, *, masked):
+def _tile(
+    plan: KernelPlan, group: Warpgroup, refs, at, tiles, start, queries, index, carry, *, masked
+):
     """One tile of keys: the new output before it is divided, largest score and sum of a row."""
     output, top, total = carry
     size, slot = plan.blocks.forward_keys, slot_of(refs, "k", index)
@@ -186,7 +188,7 @@ def _tile(plan: Plan, group: Warpgroup, refs, at, tiles, start, queries, index, 
     return output, top, total
 
 
-def _weights(plan: Plan, pairs: Pairs, scores, top, masked: bool):
+def _weights(plan: KernelPlan, pairs: Pairs, scores, top, masked: bool):
     """Exponentials less the largest score, that score, and what earlier sums are multiplied by."""
     bare = plan.softcap is None and not pairs.biased
     factor = plan.scale * LOG2E if bare else 1.0  # in one operation with the subtraction
@@ -199,7 +201,7 @@ def _weights(plan: Plan, pairs: Pairs, scores, top, masked: bool):
     return weights, new_top, jnp.exp2(top - new_top)
 
 
-def _write(plan: Plan, refs, where, wg, output, top, total) -> None:
+def _write(plan: KernelPlan, refs, where, wg, output, top, total) -> None:
     """Divides by the sums, and writes output and log-sum-exp."""
     blind = total == 0.0
     total = jnp.where(blind, 1.0, total)

@@ -10,7 +10,7 @@ from jax import lax
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels.attention.hopper.compat import compiler_params
-from pallas_kernels.attention.hopper.plan import Plan
+from pallas_kernels.attention.hopper.plan import KernelPlan
 from pallas_kernels.manual_axes import vary_alike
 
 WARPGROUPS = 3  # two that compute, one that copies
@@ -24,7 +24,7 @@ def launch(
     outputs: dict[str, jax.ShapeDtypeStruct],
     scratch: dict[str, Any],
     grid: dict[str, int],
-    plan: Plan,
+    plan: KernelPlan,
 ) -> dict[str, jax.Array]:
     """Runs `body(references, indices)` on every point of a grid, as a kernel of this name.
 

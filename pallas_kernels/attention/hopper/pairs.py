@@ -12,7 +12,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 
 from pallas_kernels.attention.dropout import mixed, threshold
-from pallas_kernels.attention.hopper.plan import Plan
+from pallas_kernels.attention.hopper.plan import KernelPlan
 from pallas_kernels.attention.hopper.warpgroup import Warpgroup, spread
 
 LOG2E = math.log2(math.e)
@@ -32,7 +32,7 @@ class Pairs:
         query_axis: 0, or 1 where keys are the rows.
     """
 
-    plan: Plan
+    plan: KernelPlan
     group: Warpgroup
     inputs: dict[str, Any]
     batch: Any
@@ -85,14 +85,14 @@ class Pairs:
         return scores, gain
 
     def kept(self) -> jax.Array:
-        """Which weights dropout keeps."""
+        """Returns which weights dropout keeps."""
         _, keys = self._positions(jnp.uint32)
         hashes = mixed(self._queries("seeds") ^ (keys * jnp.uint32(0x9E3779B9)))
         return hashes >= threshold(self.plan.dropout)
 
     @property
     def biased(self) -> bool:
-        """Whether scores have a bias."""
+        """Returns whether scores have a bias."""
         return bool({"slopes", "steps", "bias"} & self.inputs.keys())
 
     @property

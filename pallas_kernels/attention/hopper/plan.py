@@ -1,4 +1,4 @@
-"""What of a call is known while tracing, and the sizes that follow from it."""
+"""The static part of a call, and the sizes that follow from it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import dataclasses
 
 
 @dataclasses.dataclass(frozen=True)
-class Blocks:
+class TileSizes:
     """Sizes of tiles and depths of pipelines of the three kernels.
 
     Attributes:
@@ -28,7 +28,7 @@ class Blocks:
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class KernelPlan:
     """The static part of a call; lengths are the true ones, arrays are padded to whole blocks.
 
     Attributes:
@@ -51,7 +51,7 @@ class Plan:
     window: int | None
     offset: int | None
     dropout: float | None
-    blocks: Blocks
+    blocks: TileSizes
     interpret: object
 
 
@@ -68,16 +68,16 @@ def padded(size: int, multiple: int) -> int:
     return -(-size // multiple) * multiple
 
 
-def default_blocks(head_dim: int, value_dim: int) -> Blocks:
-    """Blocks for padded sizes of heads, so that 227 KB of shared memory and registers suffice."""
+def default_blocks(head_dim: int, value_dim: int) -> TileSizes:
+    """TileSizes for padded sizes of heads, so that 227 KB of shared memory and registers suffice."""
     widest = max(head_dim, value_dim)
     if widest <= 64:
-        return Blocks(
+        return TileSizes(
             forward_stages=4,
             query_gradient_keys=128,
             query_gradient_stages=(3, 3),
             key_gradient_stages=4,
         )
     if widest <= 128:
-        return Blocks(query_gradient_stages=(3, 3), key_gradient_stages=3)
-    return Blocks(forward_keys=64, query_gradient_stages=(2, 1))
+        return TileSizes(query_gradient_stages=(3, 3), key_gradient_stages=3)
+    return TileSizes(forward_keys=64, query_gradient_stages=(2, 1))

@@ -25,7 +25,7 @@ NOTHING = lambda: None  # noqa: E731
 
 @dataclasses.dataclass(frozen=True)
 class Warpgroup:
-    """What one warpgroup does with arrays [rows, columns] that its registers hold.
+    """Operations of one warpgroup on arrays [rows, columns] that its registers hold.
 
     Attributes:
         simulated: whether the interpreter runs it.
