@@ -69,7 +69,7 @@ def padded(size: int, multiple: int) -> int:
 
 
 def default_blocks(head_dim: int, value_dim: int) -> TileSizes:
-    """TileSizes for padded sizes of heads, so that 227 KB of shared memory and registers suffice."""
+    """Sizes for padded heads, so that 227 KB of shared memory and the registers suffice."""
     widest = max(head_dim, value_dim)
     if widest <= 64:
         return TileSizes(
