@@ -1,4 +1,4 @@
-"""Needs of the compiled attention kernels for Hopper: registers, spills, shared memory, products.
+"""Resources of compiled attention kernels for Hopper: registers, spills, shared memory, products.
 
 python -m benchmarks.hopper_kernels [json=FILE]
 
@@ -33,15 +33,15 @@ PACKED = Mask(causal=True, query_segments=ONES, key_segments=ONES)
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """A call of attention; arrays of mask, bias and dropout stand for their shapes."""
+    """A call of attention; arrays of its mask stand for their shapes."""
 
     head_dim: int = 128
     value_dim: int | None = None
     kv_heads: int = HEADS
     mask: Mask = dataclasses.field(default_factory=lambda: Mask(causal=True))
-    bias: Any = None
+    bias: Callable[[], Any] = lambda: None
     softcap: float | None = None
-    dropout: Dropout | None = None
+    dropout: Callable[[], Any] = lambda: None
     dtype: str = "bfloat16"
 
 
@@ -56,12 +56,12 @@ VARIANTS = {
         mask=dataclasses.replace(PACKED, query_ranks=ONES, key_ranks=ONES), dtype="float16"
     ),
     "softcap": Variant(softcap=30.0),
-    "dropout": Variant(dropout=Dropout(np.ones((BATCH, HEADS, LENGTH), np.uint32), 0.1)),
-    "linear bias": Variant(bias=LinearBias(np.ones(HEADS, np.float32))),
+    "dropout": Variant(dropout=lambda: Dropout(jnp.ones((BATCH, HEADS, LENGTH), jnp.uint32), 0.1)),
+    "linear bias": Variant(bias=lambda: LinearBias(jnp.ones(HEADS))),
     "bucket bias 64": Variant(
-        64, mask=Mask(), bias=BucketBias(np.ones((HEADS, 32), np.float32), 128, False)
+        64, mask=Mask(), bias=lambda: BucketBias(jnp.ones((HEADS, 32)), 128, False)
     ),
-    "dense bias 64": Variant(64, mask=Mask(), bias=np.ones((1, HEADS, LENGTH, LENGTH), np.float32)),
+    "dense bias 64": Variant(64, mask=Mask(), bias=lambda: jnp.ones((1, HEADS, LENGTH, LENGTH))),
 }
 
 
@@ -100,7 +100,8 @@ def report(variant: Variant) -> list[dict[str, Any]]:
     sizes = [(HEADS, variant.head_dim), (variant.kv_heads, variant.head_dim)]
     sizes.append((variant.kv_heads, value_dim))
     arrays = [np.empty((BATCH, LENGTH, *size), jnp.dtype(variant.dtype)) for size in sizes]
-    options = described((variant.mask, variant.bias, variant.dropout))
+    bias, dropout = jax.eval_shape(variant.bias), jax.eval_shape(variant.dropout)
+    options = described((variant.mask, bias, dropout))
 
     def forward(q, k, v, mask, bias, dropout):
         more = {"softcap": variant.softcap, "dropout": dropout, "implementation": "hopper"}

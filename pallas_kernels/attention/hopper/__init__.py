@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 from pallas_kernels.attention.bias import Bias, BucketBias, DistanceBias, LinearBias
 from pallas_kernels.attention.dropout import Dropout
 from pallas_kernels.attention.hopper.gradient import attend, pad
-from pallas_kernels.attention.hopper.plan import HopperPlan, default_blocks
+from pallas_kernels.attention.hopper.plan import KernelPlan, default_blocks
 from pallas_kernels.attention.mask import Mask
 from pallas_kernels.attention.table import Implementation, Request
 from pallas_kernels.manual_axes import vary_alike
@@ -39,7 +39,7 @@ def hopper(
     value_dim = v.shape[-1]
     q, k, v, mask, bias, dropout = vary_alike((q, k, v, mask, bias, dropout))
     q, k, v = (pad(a, 3, ALIGNED) for a in (q, k, v))
-    plan = HopperPlan(
+    plan = KernelPlan(
         query_length=q.shape[1],
         key_length=k.shape[1],
         group=q.shape[2] // k.shape[2],

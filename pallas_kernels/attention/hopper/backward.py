@@ -15,22 +15,22 @@ from jaxtyping import Array, Float
 
 from pallas_kernels.attention.hopper.forward import COMPUTING, block_tiles, copy_keys, fill, slot_of
 from pallas_kernels.attention.hopper.launch import launch, matrix, out
-from pallas_kernels.attention.hopper.lists import HopperTileLists
-from pallas_kernels.attention.hopper.pairs import HopperPairs
-from pallas_kernels.attention.hopper.plan import HopperPlan
+from pallas_kernels.attention.hopper.lists import TileLists
+from pallas_kernels.attention.hopper.pairs import Pairs
+from pallas_kernels.attention.hopper.plan import KernelPlan
 from pallas_kernels.attention.hopper.warpgroup import Warpgroup, spread
 from pallas_kernels.pallas import pl, plgpu
 
 
 def query_gradients(
-    plan: HopperPlan,
+    plan: KernelPlan,
     q: Float[Array, "batch query heads head_dim"],
     k: Float[Array, "batch key kv_heads head_dim"],
     v: Float[Array, "batch key kv_heads value_dim"],
     d_output: Float[Array, "batch query heads value_dim"],
     lse: Float[Array, "batch heads query"],
     delta: Float[Array, "batch heads query"],
-    lists: HopperTileLists,
+    lists: TileLists,
     inputs: dict[str, Any],
 ) -> Float[Array, "batch query heads head_dim"]:
     """Gradient of q of arrays that are padded to whole blocks.
@@ -59,7 +59,7 @@ def query_gradients(
     return launch("query_gradients", body, arrays, outputs, scratch, grid, plan)["d_q"]
 
 
-def _query_kernel(plan: HopperPlan, refs, at) -> None:
+def _query_kernel(plan: KernelPlan, refs, at) -> None:
     """Gradients of one block of queries of one head."""
     group, wg = Warpgroup(bool(plan.interpret)), lax.axis_index("wg")
     tiles = block_tiles(refs["lists"], at)
@@ -75,7 +75,7 @@ def _query_kernel(plan: HopperPlan, refs, at) -> None:
         copy_keys(refs, at, plan.group, tiles, plan.blocks.query_gradient_keys)
 
 
-def _query_rows(plan: HopperPlan, group: Warpgroup, refs, at, tiles, wg) -> None:
+def _query_rows(plan: KernelPlan, group: Warpgroup, refs, at, tiles, wg) -> None:
     """Gradients of the queries of one warpgroup."""
     rows = plan.blocks.rows
     block, full, total, _ = tiles
@@ -106,7 +106,7 @@ def _query_tile(plan, group, refs, at, tiles, start, wg, lse, delta, index, d_q,
     )
     k_slot, v_slot = (slot_of(refs, name, index) for name in ("k", "v"))
     where = at["batch"], at["head"], start, tiles[3][index] * size
-    pairs = HopperPairs(plan, group, refs["inputs"], *where, shape)
+    pairs = Pairs(plan, group, refs["inputs"], *where, shape)
     plgpu.barrier_wait(refs["k_ready"].at[k_slot])
     wg = group.opaque(wg)
     products = group.product([(refs["q"].at[wg], refs["k"].at[k_slot])], shape)
@@ -120,7 +120,7 @@ def _query_tile(plan, group, refs, at, tiles, start, wg, lse, delta, index, d_q,
     return d_q
 
 
-def _weights(pairs: HopperPairs, products, lse, masked: bool, dtype):
+def _weights(pairs: Pairs, products, lse, masked: bool, dtype):
     """Weights after dropout, and what gradients are multiplied by, both in 16 bits.
 
     That is the weights times the derivative of the softcap, and negative where dropout zeroes them:
@@ -139,7 +139,7 @@ def _weights(pairs: HopperPairs, products, lse, masked: bool, dtype):
     return weights.astype(dtype), marked.astype(dtype)
 
 
-def _score_gradients(plan: HopperPlan, marked, d_weights, delta):
+def _score_gradients(plan: KernelPlan, marked, d_weights, delta):
     """Gradients of the scores before softcap and scale, in 16 bits."""
     weights = marked.astype(jnp.float32)
     if plan.dropout is None:
@@ -150,7 +150,7 @@ def _score_gradients(plan: HopperPlan, marked, d_weights, delta):
 
 
 def key_gradients(
-    plan: HopperPlan,
+    plan: KernelPlan,
     parts: int,
     q: Float[Array, "batch query heads head_dim"],
     k: Float[Array, "batch key kv_heads head_dim"],
@@ -158,7 +158,7 @@ def key_gradients(
     d_output: Float[Array, "batch query heads value_dim"],
     lse: Float[Array, "batch heads query"],
     delta: Float[Array, "batch heads query"],
-    lists: HopperTileLists,
+    lists: TileLists,
     inputs: dict[str, Any],
 ) -> tuple[
     Float[Array, "batch key kv_heads head_dim"], Float[Array, "batch key kv_heads value_dim"]
@@ -193,7 +193,7 @@ def key_gradients(
     return results["d_k"], results["d_v"]
 
 
-def _key_kernel(plan: HopperPlan, parts: int, refs, at) -> None:
+def _key_kernel(plan: KernelPlan, parts: int, refs, at) -> None:
     """Gradients of one block of keys and values of one key head."""
     group, wg = Warpgroup(bool(plan.interpret)), lax.axis_index("wg")
     tiles = block_tiles(refs["lists"], at)
@@ -209,7 +209,7 @@ def _key_kernel(plan: HopperPlan, parts: int, refs, at) -> None:
         _copy_queries(plan, parts, refs, at, tiles)
 
 
-def _copy_queries(plan: HopperPlan, parts: int, refs, at, tiles) -> None:
+def _copy_queries(plan: KernelPlan, parts: int, refs, at, tiles) -> None:
     """Brings what belongs to the queries of every tile to shared memory, head after head."""
     _, _, total, order = tiles
     size, vectors = plan.blocks.key_gradient_queries, {"q": "lse", "d_output": "delta"}
@@ -234,7 +234,7 @@ def _part(reference, part: int, parts: int):
     return reference if parts == 1 else reference.at[:, pl.ds(part * width, width)]
 
 
-def _key_rows(plan: HopperPlan, parts: int, group: Warpgroup, refs, at, tiles, wg) -> None:
+def _key_rows(plan: KernelPlan, parts: int, group: Warpgroup, refs, at, tiles, wg) -> None:
     """Gradients of the keys, or of the columns of keys, of one warpgroup."""
     rows, sets = plan.blocks.rows, COMPUTING // parts
     block, full, total, _ = tiles
@@ -278,7 +278,7 @@ def _key_tile(plan, parts, group, refs, at, tiles, start, mine, member, index, c
     shape = plan.blocks.rows, size
     head = at["head"] * plan.group + member
     where = at["batch"], head, tiles[3][index] * size, start
-    pairs = HopperPairs(plan, group, refs["inputs"], *where, shape, query_axis=1)
+    pairs = Pairs(plan, group, refs["inputs"], *where, shape, query_axis=1)
 
     def product(keys: str, queries: str):
         both = [(refs[keys].at[own, part], refs[queries].at[slot, part]) for part in range(parts)]
@@ -299,7 +299,7 @@ def _key_tile(plan, parts, group, refs, at, tiles, start, mine, member, index, c
     return d_k, d_v
 
 
-def _write_keys(plan: HopperPlan, parts: int, refs, where, own, column, d_k, d_v) -> None:
+def _write_keys(plan: KernelPlan, parts: int, refs, where, own, column, d_k, d_v) -> None:
     """Writes gradients by way of the shared memory of keys and values."""
     if parts > 1:  # which the other warpgroup may read until here
         plgpu.barrier_arrive(refs["done"])

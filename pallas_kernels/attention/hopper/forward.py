@@ -17,9 +17,9 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from pallas_kernels.attention.hopper.launch import launch, matrix, out
-from pallas_kernels.attention.hopper.lists import HopperTileLists
-from pallas_kernels.attention.hopper.pairs import LOG2E, HopperPairs
-from pallas_kernels.attention.hopper.plan import HopperPlan
+from pallas_kernels.attention.hopper.lists import TileLists
+from pallas_kernels.attention.hopper.pairs import LOG2E, Pairs
+from pallas_kernels.attention.hopper.plan import KernelPlan
 from pallas_kernels.attention.hopper.warpgroup import Warpgroup, spread
 from pallas_kernels.pallas import pl, plgpu
 
@@ -28,11 +28,11 @@ COMPUTING = 2  # warpgroups
 
 
 def forward(
-    plan: HopperPlan,
+    plan: KernelPlan,
     q: Float[Array, "batch query heads head_dim"],
     k: Float[Array, "batch key kv_heads head_dim"],
     v: Float[Array, "batch key kv_heads value_dim"],
-    lists: HopperTileLists,
+    lists: TileLists,
     inputs: dict[str, Any],
 ) -> tuple[Float[Array, "batch query heads value_dim"], Float[Array, "batch heads query"]]:
     """Output and log-sum-exp of arrays that are padded to whole blocks."""
@@ -64,7 +64,7 @@ def forward(
     return results["output"], results["lse"]
 
 
-def _kernel(plan: HopperPlan, refs, at) -> None:
+def _kernel(plan: KernelPlan, refs, at) -> None:
     """One block of queries of one head."""
     group, wg = Warpgroup(bool(plan.interpret)), lax.axis_index("wg")
     tiles = block_tiles(refs["lists"], at)
@@ -124,7 +124,7 @@ def slot_of(refs, name: str, index):
     return lax.rem(index, jnp.int32(refs[name].shape[0]))
 
 
-def _compute_rows(plan: HopperPlan, group: Warpgroup, refs, at, tiles, wg) -> None:
+def _compute_rows(plan: KernelPlan, group: Warpgroup, refs, at, tiles, wg) -> None:
     """Attention of the queries of one warpgroup."""
     rows, value_dim = plan.blocks.rows, refs["v"].shape[-1]
     block, full, total, _ = tiles
@@ -154,14 +154,14 @@ def _take_turn(refs) -> None:
 
 
 def _tile(
-    plan: HopperPlan, group: Warpgroup, refs, at, tiles, start, queries, index, carry, *, masked
+    plan: KernelPlan, group: Warpgroup, refs, at, tiles, start, queries, index, carry, *, masked
 ):
     """One tile of keys: the new output before it is divided, largest score and sum of a row."""
     output, top, total = carry
     size, slot = plan.blocks.forward_keys, slot_of(refs, "k", index)
     shape = plan.blocks.rows, size
     where = at["batch"], at["head"], start, tiles[3][index] * size
-    pairs = HopperPairs(plan, group, refs["inputs"], *where, shape)
+    pairs = Pairs(plan, group, refs["inputs"], *where, shape)
     products = [(queries, refs["k"].at[slot])]
     scores = group.product(products, shape, meanwhile=lambda: _take_turn(refs))
     plgpu.barrier_arrive(refs["k_free"].at[slot])
@@ -187,7 +187,7 @@ def _tile(
     return output, top, total
 
 
-def _weights(plan: HopperPlan, pairs: HopperPairs, scores, top, masked: bool):
+def _weights(plan: KernelPlan, pairs: Pairs, scores, top, masked: bool):
     """Exponentials less the largest score, that score, and what earlier sums are multiplied by."""
     bare = plan.softcap is None and not pairs.biased
     factor = plan.scale * LOG2E if bare else 1.0  # in one operation with the subtraction
@@ -200,7 +200,7 @@ def _weights(plan: HopperPlan, pairs: HopperPairs, scores, top, masked: bool):
     return weights, new_top, jnp.exp2(top - new_top)
 
 
-def _write(plan: HopperPlan, refs, where, wg, output, top, total) -> None:
+def _write(plan: KernelPlan, refs, where, wg, output, top, total) -> None:
     """Divides by the sums, and writes output and log-sum-exp."""
     blind = total == 0.0
     total = jnp.where(blind, 1.0, total)

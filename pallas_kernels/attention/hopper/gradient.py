@@ -16,7 +16,7 @@ from pallas_kernels.attention.hopper.backward import key_gradients, query_gradie
 from pallas_kernels.attention.hopper.forward import COMPUTING, forward
 from pallas_kernels.attention.hopper.lists import by_keys, by_queries
 from pallas_kernels.attention.hopper.pairs import LOG2E
-from pallas_kernels.attention.hopper.plan import HopperPlan, columns, padded
+from pallas_kernels.attention.hopper.plan import KernelPlan, columns, padded
 from pallas_kernels.attention.mask import Mask
 from pallas_kernels.manual_axes import vary_alike
 
@@ -26,13 +26,13 @@ UNSEEN = 1e30  # log-sum-exp of rows whose weights are to be zero
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def attend(
-    plan: HopperPlan, q, k, v, mask: Mask, bias, dropout
+    plan: KernelPlan, q, k, v, mask: Mask, bias, dropout
 ) -> tuple[Float[Array, "batch query heads value_dim"], Float[Array, "batch query heads"]]:
     """Attention of arrays whose heads have sizes that the kernels take, and log-sum-exp."""
     return _forward(plan, q, k, v, mask, bias, dropout)[0]
 
 
-def _forward(plan: HopperPlan, q, k, v, mask: Mask, bias, dropout):
+def _forward(plan: KernelPlan, q, k, v, mask: Mask, bias, dropout):
     sizes = COMPUTING * plan.blocks.rows, plan.blocks.forward_keys
     lists = by_queries(mask, plan.query_length, plan.key_length, *sizes)
     queries, keys, values = (pad(a, 1, size) for a, size in zip((q, k, v), (*sizes, sizes[1])))
@@ -45,7 +45,7 @@ def _forward(plan: HopperPlan, q, k, v, mask: Mask, bias, dropout):
     return (output, lse), (q, k, v, mask, bias, dropout, output, lse)
 
 
-def _backward(plan: HopperPlan, saved, cotangents):
+def _backward(plan: KernelPlan, saved, cotangents):
     q, k, v, mask, bias, dropout, output, lse = saved
     d_output, d_lse = cotangents
     delta = jnp.sum(output.astype(jnp.float32) * d_output.astype(jnp.float32), axis=-1) - d_lse
@@ -61,7 +61,7 @@ def _backward(plan: HopperPlan, saved, cotangents):
 attend.defvjp(_forward, _backward)
 
 
-def _query_gradients(plan: HopperPlan, arrays, rows, mask, bias, dropout):
+def _query_gradients(plan: KernelPlan, arrays, rows, mask, bias, dropout):
     sizes = COMPUTING * plan.blocks.rows, plan.blocks.query_gradient_keys
     lists = by_queries(mask, plan.query_length, plan.key_length, *sizes)
     inputs = _inputs(plan, mask, bias, dropout, *sizes)
@@ -70,7 +70,7 @@ def _query_gradients(plan: HopperPlan, arrays, rows, mask, bias, dropout):
     return query_gradients(plan, *arrays, *rows, lists, inputs)[:, : plan.query_length]
 
 
-def _key_gradients(plan: HopperPlan, arrays, rows, mask, bias, dropout):
+def _key_gradients(plan: KernelPlan, arrays, rows, mask, bias, dropout):
     widths = arrays[0].shape[-1], arrays[2].shape[-1]
     parts = columns(*widths)
     sizes = plan.blocks.key_gradient_queries, COMPUTING // parts * plan.blocks.rows
@@ -95,7 +95,7 @@ def _padded(arrays, rows, query_block: int, key_block: int):
     return (q, k, v, d_output), (lse, pad(delta, 2, query_block))
 
 
-def _bias_gradient(plan: HopperPlan, saved, cotangents):
+def _bias_gradient(plan: KernelPlan, saved, cotangents):
     """That of an array or table, in plain XLA, which leaves it out where nothing asks for it."""
     q, k, v, mask, bias, dropout, _, _ = saved
     if bias is None or isinstance(bias, LinearBias):
@@ -108,7 +108,7 @@ def _bias_gradient(plan: HopperPlan, saved, cotangents):
     return jax.vjp(of, bias)[1](cotangents)[0]
 
 
-def _inputs(plan: HopperPlan, mask: Mask, bias, dropout, query_block: int, key_block: int) -> dict:
+def _inputs(plan: KernelPlan, mask: Mask, bias, dropout, query_block: int, key_block: int) -> dict:
     """Arrays of mask, bias and dropout by name, padded to whole blocks."""
     whole = mask.mapped(
         lambda a: pad(jnp.asarray(a, jnp.int32), 1, query_block, mode="edge"),
@@ -131,7 +131,7 @@ def _inputs(plan: HopperPlan, mask: Mask, bias, dropout, query_block: int, key_b
     return {name: array for name, array in inputs.items() if array is not None}
 
 
-def _steps(plan: HopperPlan, mask: Mask, bias: BucketBias) -> dict[str, jax.Array]:
+def _steps(plan: KernelPlan, mask: Mask, bias: BucketBias) -> dict[str, jax.Array]:
     """A bias by buckets as a function that is constant between a few distances.
 
     `step_at` has the number of the step of every distance, the least first; `starts` their least

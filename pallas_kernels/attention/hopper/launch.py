@@ -9,7 +9,7 @@ import jax
 from jax import lax
 
 from pallas_kernels.attention.hopper.compat import compiler_params
-from pallas_kernels.attention.hopper.plan import HopperPlan
+from pallas_kernels.attention.hopper.plan import KernelPlan
 from pallas_kernels.manual_axes import vary_alike
 from pallas_kernels.pallas import plgpu
 
@@ -24,7 +24,7 @@ def launch(
     outputs: dict[str, jax.ShapeDtypeStruct],
     scratch: dict[str, Any],
     grid: dict[str, int],
-    plan: HopperPlan,
+    plan: KernelPlan,
 ) -> dict[str, jax.Array]:
     """Runs `body(references, indices)` on every point of a grid, as a kernel of this name.
 

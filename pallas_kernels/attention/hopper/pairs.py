@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from pallas_kernels.attention.dropout import mixed, threshold
-from pallas_kernels.attention.hopper.plan import HopperPlan
+from pallas_kernels.attention.hopper.plan import KernelPlan
 from pallas_kernels.attention.hopper.warpgroup import Warpgroup, spread
 from pallas_kernels.pallas import pl
 
@@ -19,7 +19,7 @@ LOG2E = math.log2(math.e)
 
 
 @dataclasses.dataclass(frozen=True)
-class HopperPairs:
+class Pairs:
     """A tile of queries and keys, of which a warpgroup holds the scores.
 
     Attributes:
@@ -32,7 +32,7 @@ class HopperPairs:
         query_axis: 0, or 1 where keys are the rows.
     """
 
-    plan: HopperPlan
+    plan: KernelPlan
     group: Warpgroup
     inputs: dict[str, Any]
     batch: Any
@@ -85,7 +85,7 @@ class HopperPairs:
         return scores, gain
 
     def kept(self) -> jax.Array:
-        """True where dropout keeps a weight."""
+        """Returns which weights dropout keeps."""
         _, keys = self._positions(jnp.uint32)
         hashes = mixed(self._queries("seeds") ^ (keys * jnp.uint32(0x9E3779B9)))
         return hashes >= threshold(self.plan.dropout)

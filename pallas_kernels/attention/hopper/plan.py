@@ -1,4 +1,4 @@
-"""Facts of a call that are known while tracing, and the sizes that follow from them."""
+"""The static part of a call, and the sizes that follow from it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import dataclasses
 
 
 @dataclasses.dataclass(frozen=True)
-class HopperBlocks:
+class TileSizes:
     """Sizes of tiles and depths of pipelines of the three kernels.
 
     Attributes:
@@ -28,7 +28,7 @@ class HopperBlocks:
 
 
 @dataclasses.dataclass(frozen=True)
-class HopperPlan:
+class KernelPlan:
     """The static part of a call; lengths are the true ones, arrays are padded to whole blocks.
 
     Attributes:
@@ -51,7 +51,7 @@ class HopperPlan:
     window: int | None
     offset: int | None
     dropout: float | None
-    blocks: HopperBlocks
+    blocks: TileSizes
     interpret: object
 
 
@@ -68,16 +68,16 @@ def padded(size: int, multiple: int) -> int:
     return -(-size // multiple) * multiple
 
 
-def default_blocks(head_dim: int, value_dim: int) -> HopperBlocks:
-    """Blocks for padded sizes of heads, so that 227 KB of shared memory and registers suffice."""
+def default_blocks(head_dim: int, value_dim: int) -> TileSizes:
+    """Sizes for padded heads, so that 227 KB of shared memory and the registers suffice."""
     widest = max(head_dim, value_dim)
     if widest <= 64:
-        return HopperBlocks(
+        return TileSizes(
             forward_stages=4,
             query_gradient_keys=128,
             query_gradient_stages=(3, 3),
             key_gradient_stages=4,
         )
     if widest <= 128:
-        return HopperBlocks(query_gradient_stages=(3, 3), key_gradient_stages=3)
-    return HopperBlocks(forward_keys=64, query_gradient_stages=(2, 1))
+        return TileSizes(query_gradient_stages=(3, 3), key_gradient_stages=3)
+    return TileSizes(forward_keys=64, query_gradient_stages=(2, 1))

@@ -9,7 +9,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
-from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float
 
 from pallas_kernels.attention.bias import Bias, BucketBias, DistanceBias
@@ -22,6 +21,7 @@ from pallas_kernels.attention.tpu.blocks import forward_blocks
 from pallas_kernels.attention.tpu.forward import forward
 from pallas_kernels.attention.tpu.lowering import Rules
 from pallas_kernels.manual_axes import vary_alike, varying_axes
+from pallas_kernels.pallas import pltpu
 from pallas_kernels.target import target
 
 LARGEST_HEAD = 512
