@@ -170,7 +170,7 @@ class Attention(nnx.Module):
         return query, keys, values
 
     def decodes(self, query: jax.Array, cache: LayerCache, bias: DistanceBias | None) -> bool:
-        """Whether a kernel can read what the new tokens see in the cache, without a copy of it.
+        """True where a kernel can read what the new tokens see in the cache, without a copy of it.
 
         It cannot where devices that share their key heads would have to read a part of each row.
         """

@@ -295,7 +295,7 @@ class LayerCache:
         return CacheRows(self.keys, self.values, self.incoming.after, self.period)
 
     def keeps(self, new: int) -> bool:
-        """Whether the slots hold all that `new` tokens see, once these are written."""
+        """True where the slots hold all that `new` tokens see, once these are written."""
         ring = self.keys.shape[2] < self.capacity
         return not ring or new == 1
 

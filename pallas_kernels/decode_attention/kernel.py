@@ -48,7 +48,7 @@ class Shape:
 
 @dataclasses.dataclass(frozen=True)
 class Refs:
-    """What the kernel reads and writes."""
+    """References that the kernel reads and writes."""
 
     begin: Any  # scalars, [splits * batch]
     end: Any
@@ -186,7 +186,7 @@ def wait(shape: Shape, refs: Refs, buffer, count) -> None:
 
 
 def sees_all(shape: Shape, refs: Refs, row, page, end):
-    """Whether every query of a row is real and sees every token of a step."""
+    """True where every query of a row is real and sees every token of a step."""
     length, first = refs.lengths[row], refs.first[row]
     token = page * shape.page
     tokens_end = token + shape.tokens
