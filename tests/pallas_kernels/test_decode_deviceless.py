@@ -89,7 +89,7 @@ def test_compiles_and_copies_no_cache(chip):
             size = CASES[name].get("kv_heads", 8) * CASES[name].get("head_dim", 128)
             if size % 128:  # what a program is given in such sizes XLA lays out with the slots last
                 continue
-            assert memory.temp_size_in_bytes < memory.argument_size_in_bytes / 4, name
+            assert memory.temp_size_in_bytes < memory.argument_size_in_bytes / 2, name
 
 
 def test_compiles_under_shard_map():
