@@ -77,24 +77,8 @@ def gradients(
     heads = q.shape[2], k.shape[2] * blocks.shares
     dims = [ins[name].array.shape[-1] for name in "qv"]
     outs = _results(walk, queries, q, heads, dims)
-    scratch = _scratch(walk, q.dtype, dims)
-    call = pl.pallas_call(
-        functools.partial(kernel, walk, (*ins, *outs, *scratch)),
-        grid=(q.shape[0], heads[1], walk.spans, heads[0] // heads[1], queries // walk.blocks.query),
-        in_specs=[operand.spec for operand in ins.values()],
-        out_specs=[operand.spec for operand in outs.values()],
-        out_shape=[operand.array for operand in outs.values()],
-        scratch_shapes=list(scratch.values()),
-        compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel", "parallel", *["arbitrary"] * 3),
-            vmem_limit_bytes=blocks.memory * 2**20,
-        ),
-        interpret=rules.interpret,
-        name="attention_backward",
-    )
-    if walk.spans > 1:  # `vmap` cannot cut an output that the kernel copies to by itself
-        call = jax.custom_batching.sequential_vmap(call)
-    found = dict(zip(outs, call(*(operand.array for operand in ins.values())), strict=True))
+    grid = q.shape[0], heads[1], walk.spans, heads[0] // heads[1], queries // blocks.query
+    found = _call(walk, grid, ins, outs, _scratch(walk, q.dtype, dims))
     for name in ("d_k", "d_v"):
         shares = found[name].reshape(q.shape[0], k.shape[2], blocks.shares, *found[name].shape[2:])
         found[name] = jnp.sum(shares, axis=2) if blocks.shares > 1 else found[name]
@@ -103,6 +87,27 @@ def gradients(
         for name, a in (("d_q", q), ("d_k", k), ("d_v", v))
     )
     return d_q, d_k, d_v, _bias_gradient(walk, bias, mask, found.get("d_bias"))
+
+
+def _call(walk: Walk, grid: tuple[int, ...], ins, outs, scratch) -> dict[str, jax.Array]:
+    """Runs the kernel; its outputs by name."""
+    call = pl.pallas_call(
+        functools.partial(kernel, walk, (*ins, *outs, *scratch)),
+        grid=grid,
+        in_specs=[operand.spec for operand in ins.values()],
+        out_specs=[operand.spec for operand in outs.values()],
+        out_shape=[operand.array for operand in outs.values()],
+        scratch_shapes=list(scratch.values()),
+        compiler_params=pltpu.CompilerParams(
+            dimension_semantics=("parallel", "parallel", *["arbitrary"] * 3),
+            vmem_limit_bytes=walk.blocks.memory * 2**20,
+        ),
+        interpret=walk.rules.interpret,
+        name="attention_backward",
+    )
+    if walk.spans > 1:  # `vmap` cannot cut an output that the kernel copies to by itself
+        call = jax.custom_batching.sequential_vmap(call)
+    return dict(zip(outs, call(*(operand.array for operand in ins.values())), strict=True))
 
 
 def plan(
@@ -179,24 +184,29 @@ def _operands(walk, codes, queries: int, qkv, mask, bias, dropout, saved) -> dic
             pltpu.SMEM,
         ),
     }
-    if walk.offset is None:
-        offset = jnp.asarray(mask.offset, jnp.int32).reshape(1)
-        found["offset"] = _Operand(offset, None, None, pltpu.SMEM)
     if dropout is not None:
         seeds = lowering.pad_to(dropout.seeds, 2, queries)[:, :, None]
         found["seeds"] = _Operand(seeds, (None, None, 1, size), rows_of_queries)
-    for what, numbers in lowering.query_numbers(mask, queries).items():
-        index = _whole(lambda b, n, s, g, i: (b, 0, i), numbers.shape)
-        found[f"query_{what}"] = _Operand(numbers, (None, 1, size), index)
-    for what, numbers in lowering.key_numbers(mask, keys, walk.blocks.part).items():
-        numbers = numbers.reshape(numbers.shape[0], walk.spans, -1, walk.blocks.part)
-        index = _whole(lambda b, n, s, g, i: (b, s, 0, 0), numbers.shape)
-        found[f"key_{what}"] = _Operand(
-            numbers, (None, None, span // walk.blocks.part, walk.blocks.part), index
-        )
     if bias is not None:
         name = "slopes" if walk.bias == "linear" else "bias"
         found[name] = _bias_operand(walk, bias, mask, queries, keys, groups)
+    return found | _mask_operands(walk, mask, queries, keys)
+
+
+def _mask_operands(walk: Walk, mask: Mask, queries: int, keys: int) -> dict[str, _Operand]:
+    """The inputs of the kernel by name that belong to the mask, without the codes of tiles."""
+    blocks, found = walk.blocks, {}
+    if walk.offset is None:
+        offset = jnp.asarray(mask.offset, jnp.int32).reshape(1)
+        found["offset"] = _Operand(offset, None, None, pltpu.SMEM)
+    for what, numbers in lowering.query_numbers(mask, queries).items():
+        index = _whole(lambda b, n, s, g, i: (b, 0, i), numbers.shape)
+        found[f"query_{what}"] = _Operand(numbers, (None, 1, blocks.query), index)
+    for what, numbers in lowering.key_numbers(mask, keys, blocks.part).items():
+        numbers = numbers.reshape(numbers.shape[0], walk.spans, -1, blocks.part)
+        index = _whole(lambda b, n, s, g, i: (b, s, 0, 0), numbers.shape)
+        block = (None, None, *numbers.shape[2:])
+        found[f"key_{what}"] = _Operand(numbers, block, index)
     return found
 
 

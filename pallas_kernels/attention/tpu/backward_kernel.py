@@ -82,29 +82,12 @@ def kernel(walk: Walk, names: tuple[str, ...], *refs) -> None:
     count = r["codes"][0, walk.tiles]
     r["head"] = kv_head * head_count + head
 
-    @pl.when((head == 0) & (block == 0))
-    def _():
-        r["d_keys"][...] = jnp.zeros_like(r["d_keys"])
-        r["d_values"][...] = jnp.zeros_like(r["d_values"])
-        if walk.blocks.transposed:
-            for at in range(0, walk.blocks.span, walk.blocks.part):
-                keys = slice(at, at + walk.blocks.part)
-                r["keys_across"][:, keys] = r["k"][keys].T
-
-    if walk.bias in ("keys", "distance"):
-
-        @pl.when(block == 0)
-        def _():
-            r["d_bias"][...] = jnp.zeros_like(r["d_bias"])
-
-    elif "d_bias" in r:
-        r["d_bias"][...] = jnp.zeros_like(r["d_bias"])
-
+    _clear(walk, r, head, block)
     first = (span == 0) & (head == 0) & (block == 0)
     last = (span == walk.spans - 1) & (head == head_count - 1) & (block == blocks - 1)
     rows = pl.ds(block * walk.blocks.query, walk.blocks.query)
-    at_home = r["d_q"].at[batch, r["head"], rows] if walk.spans > 1 else r["d_q"]
-    finish = _begin_queries(walk, r, at_home, first, span, count)
+    d_q = r["d_q"].at[batch, r["head"], rows] if walk.spans > 1 else r["d_q"]
+    finish = _begin_queries(walk, r, d_q, first, span, count)
 
     def tile(number, _):
         code = r["codes"][0, number]
@@ -128,37 +111,52 @@ def kernel(walk: Walk, names: tuple[str, ...], *refs) -> None:
         r["d_v"][...] = r["d_values"][...].astype(r["d_v"].dtype)
 
 
-def _begin_queries(walk: Walk, r: Refs, home, first, span, count) -> Callable[[Any], None]:
-    """Sets the sum of a step's gradient of the queries to zero; what is returned writes it."""
+def _clear(walk: Walk, r: Refs, head, block) -> None:
+    """Sets the sums that begin with a step to zero."""
     r["d_queries"][...] = jnp.zeros_like(r["d_queries"])
+
+    @pl.when((head == 0) & (block == 0))
+    def _():
+        r["d_keys"][...] = jnp.zeros_like(r["d_keys"])
+        r["d_values"][...] = jnp.zeros_like(r["d_values"])
+        if walk.blocks.transposed:
+            for at in range(0, walk.blocks.span, walk.blocks.part):
+                keys = slice(at, at + walk.blocks.part)
+                r["keys_across"][:, keys] = r["k"][keys].T
+
+    if walk.bias in ("keys", "distance"):
+
+        @pl.when(block == 0)
+        def _():
+            r["d_bias"][...] = jnp.zeros_like(r["d_bias"])
+
+    elif "d_bias" in r:
+        r["d_bias"][...] = jnp.zeros_like(r["d_bias"])
+
+
+def _begin_queries(walk: Walk, r: Refs, result, first, span, count) -> Callable[[Any], None]:
+    """Prepares a step's gradient of the queries; the function that it returns writes it."""
 
     def total():
         found = r["d_queries"][...] * walk.rules.scale
         return found.T if walk.blocks.transposed else found
 
+    def write(last):
+        result[...] = total().astype(result.dtype)
+
     if walk.spans == 1:
-
-        def write(last):
-            home[...] = total().astype(home.dtype)
-
         return write
 
     # Sums over spans are in HBM; a step that computes nothing leaves them alone, except the first.
-    fetch = pltpu.make_async_copy(home, r["sums"], r["arrived"])
-    put = pltpu.make_async_copy(r["sums"], home, r["left"])
+    fetch = pltpu.make_async_copy(result, r["sums"], r["arrived"])
+    put = pltpu.make_async_copy(r["sums"], result, r["left"])
     busy, under_way = (span == 0) | (count > 0), r["under_way"]
-
-    def settle(condition):
-        @pl.when(condition & (under_way[0] == 1))
-        def _():
-            put.wait()
-            under_way[0] = 0
 
     @pl.when(first)
     def _():
         under_way[0] = 0
 
-    settle(busy)
+    _settle(put, under_way, busy)
 
     @pl.when(busy & (span > 0))
     def _():
@@ -179,9 +177,18 @@ def _begin_queries(walk: Walk, r: Refs, home, first, span, count) -> Callable[[A
             put.start()
             under_way[0] = 1
 
-        settle(last)
+        _settle(put, under_way, last)
 
     return finish
+
+
+def _settle(put, under_way, condition) -> None:
+    """Waits for a copy if there is one."""
+
+    @pl.when(condition & (under_way[0] == 1))
+    def _():
+        put.wait()
+        under_way[0] = 0
 
 
 def strips(walk: Walk, kind: Kind) -> list[_Strip]:
@@ -205,8 +212,8 @@ def _strips(walk: Walk, kind: Kind) -> Iterator[_Strip]:
         first, end = seen[0], seen[-1] + 1
         full = all(one == Tile.FULL for row in rows for one in row[first:end])
         keys = min(size, tile - key)
-        of = Tile.FULL if full else Tile.PARTIAL
-        yield _Strip(key, keys, first * part, end * part, of)
+        position = Tile.FULL if full else Tile.PARTIAL
+        yield _Strip(key, keys, first * part, end * part, position)
 
 
 def _tile(walk: Walk, kind: Kind, r: Refs, span, block, number) -> None:
