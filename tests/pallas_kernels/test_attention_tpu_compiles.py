@@ -160,5 +160,7 @@ def test_memory_is_linear_in_length():
         program = compiled("v5e", lambda _: {"mask": Mask(causal=True)}, *shapes(length, 2, 2))
         return program.memory_analysis().temp_size_in_bytes / length
 
-    first, *others = (temporary(length) for length in (8192, 32768, 131072))
-    assert all(other < 1.5 * first for other in others)
+    # A device has one row and one head: q, k, v and the output are 256 bytes a token each, and
+    # copies in the kernel's layout. (Short ones may be kept in VMEM, which is not counted.)
+    found = [temporary(length) for length in (2048, 32768, 131072)]
+    assert all(bytes_a_token <= 8 * 256 for bytes_a_token in found), found
