@@ -15,8 +15,8 @@ from jaxtyping import Array, Float
 
 from pallas_kernels.attention.hopper.forward import COMPUTING, block_tiles, copy_keys, fill, slot_of
 from pallas_kernels.attention.hopper.launch import launch, matrix, out
-from pallas_kernels.attention.hopper.lists import TileLists
-from pallas_kernels.attention.hopper.pairs import Pairs
+from pallas_kernels.attention.hopper.lists import HopperTileLists
+from pallas_kernels.attention.hopper.pairs import HopperPairs
 from pallas_kernels.attention.hopper.plan import KernelPlan
 from pallas_kernels.attention.hopper.warpgroup import Warpgroup, spread
 from pallas_kernels.pallas import pl, plgpu
@@ -30,7 +30,7 @@ def query_gradients(
     d_output: Float[Array, "batch query heads value_dim"],
     lse: Float[Array, "batch heads query"],
     delta: Float[Array, "batch heads query"],
-    lists: TileLists,
+    lists: HopperTileLists,
     inputs: dict[str, Any],
 ) -> Float[Array, "batch query heads head_dim"]:
     """Gradient of q of arrays that are padded to whole blocks.
@@ -106,7 +106,7 @@ def _query_tile(plan, group, refs, at, tiles, start, wg, lse, delta, index, d_q,
     )
     k_slot, v_slot = (slot_of(refs, name, index) for name in ("k", "v"))
     where = at["batch"], at["head"], start, tiles[3][index] * size
-    pairs = Pairs(plan, group, refs["inputs"], *where, shape)
+    pairs = HopperPairs(plan, group, refs["inputs"], *where, shape)
     plgpu.barrier_wait(refs["k_ready"].at[k_slot])
     wg = group.opaque(wg)
     products = group.product([(refs["q"].at[wg], refs["k"].at[k_slot])], shape)
@@ -120,7 +120,7 @@ def _query_tile(plan, group, refs, at, tiles, start, wg, lse, delta, index, d_q,
     return d_q
 
 
-def _weights(pairs: Pairs, products, lse, masked: bool, dtype):
+def _weights(pairs: HopperPairs, products, lse, masked: bool, dtype):
     """Weights after dropout, and what gradients are multiplied by, both in 16 bits.
 
     That is the weights times the derivative of the softcap, and negative where dropout zeroes them:
@@ -158,7 +158,7 @@ def key_gradients(
     d_output: Float[Array, "batch query heads value_dim"],
     lse: Float[Array, "batch heads query"],
     delta: Float[Array, "batch heads query"],
-    lists: TileLists,
+    lists: HopperTileLists,
     inputs: dict[str, Any],
 ) -> tuple[
     Float[Array, "batch key kv_heads head_dim"], Float[Array, "batch key kv_heads value_dim"]
@@ -278,7 +278,7 @@ def _key_tile(plan, parts, group, refs, at, tiles, start, mine, member, index, c
     shape = plan.blocks.rows, size
     head = at["head"] * plan.group + member
     where = at["batch"], head, tiles[3][index] * size, start
-    pairs = Pairs(plan, group, refs["inputs"], *where, shape, query_axis=1)
+    pairs = HopperPairs(plan, group, refs["inputs"], *where, shape, query_axis=1)
 
     def product(keys: str, queries: str):
         both = [(refs[keys].at[own, part], refs[queries].at[slot, part]) for part in range(parts)]

@@ -17,8 +17,8 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from pallas_kernels.attention.hopper.launch import launch, matrix, out
-from pallas_kernels.attention.hopper.lists import TileLists
-from pallas_kernels.attention.hopper.pairs import LOG2E, Pairs
+from pallas_kernels.attention.hopper.lists import HopperTileLists
+from pallas_kernels.attention.hopper.pairs import LOG2E, HopperPairs
 from pallas_kernels.attention.hopper.plan import KernelPlan
 from pallas_kernels.attention.hopper.warpgroup import Warpgroup, spread
 from pallas_kernels.pallas import pl, plgpu
@@ -32,7 +32,7 @@ def forward(
     q: Float[Array, "batch query heads head_dim"],
     k: Float[Array, "batch key kv_heads head_dim"],
     v: Float[Array, "batch key kv_heads value_dim"],
-    lists: TileLists,
+    lists: HopperTileLists,
     inputs: dict[str, Any],
 ) -> tuple[Float[Array, "batch query heads value_dim"], Float[Array, "batch heads query"]]:
     """Output and log-sum-exp of arrays that are padded to whole blocks."""
@@ -161,7 +161,7 @@ def _tile(
     size, slot = plan.blocks.forward_keys, slot_of(refs, "k", index)
     shape = plan.blocks.rows, size
     where = at["batch"], at["head"], start, tiles[3][index] * size
-    pairs = Pairs(plan, group, refs["inputs"], *where, shape)
+    pairs = HopperPairs(plan, group, refs["inputs"], *where, shape)
     products = [(queries, refs["k"].at[slot])]
     scores = group.product(products, shape, meanwhile=lambda: _take_turn(refs))
     plgpu.barrier_arrive(refs["k_free"].at[slot])
@@ -187,7 +187,7 @@ def _tile(
     return output, top, total
 
 
-def _weights(plan: KernelPlan, pairs: Pairs, scores, top, masked: bool):
+def _weights(plan: KernelPlan, pairs: HopperPairs, scores, top, masked: bool):
     """Exponentials less the largest score, that score, and what earlier sums are multiplied by."""
     bare = plan.softcap is None and not pairs.biased
     factor = plan.scale * LOG2E if bare else 1.0  # in one operation with the subtraction

@@ -13,7 +13,7 @@ from pallas_kernels.attention.mask import Mask, Tile
 from pallas_kernels.attention.tiles import tiles
 
 
-class TileLists(NamedTuple):
+class HopperTileLists(NamedTuple):
     """For each block of one side the blocks of the other side: full tiles first, partial ones next.
 
     Attributes:
@@ -28,21 +28,25 @@ class TileLists(NamedTuple):
     longest: Int32[Array | np.ndarray, "#batch blocks"]
 
 
-def by_queries(mask: Mask, queries: int, keys: int, query_block: int, key_block: int) -> TileLists:
+def by_queries(
+    mask: Mask, queries: int, keys: int, query_block: int, key_block: int
+) -> HopperTileLists:
     """Lists of key blocks for every block of queries."""
     return _lists(tiles(mask, queries, keys, query_block, key_block))
 
 
-def by_keys(mask: Mask, queries: int, keys: int, query_block: int, key_block: int) -> TileLists:
+def by_keys(
+    mask: Mask, queries: int, keys: int, query_block: int, key_block: int
+) -> HopperTileLists:
     """Lists of query blocks for every block of keys."""
     return _lists(tiles(mask, queries, keys, query_block, key_block).swapaxes(1, 2))
 
 
-def _lists(classes) -> TileLists:
+def _lists(classes) -> HopperTileLists:
     xp = np if isinstance(classes, np.ndarray) else jnp
     # Sorted as 0 full, 1 partial, 2 empty; a stable sort walks through memory in order.
     order = xp.argsort(Tile.FULL - classes, axis=-1, stable=True)
     counts = [(classes == Tile.FULL).sum(-1), (classes != Tile.EMPTY).sum(-1)]
     longest = xp.argsort(-counts[1], axis=-1, stable=True)
-    lists = TileLists(order, xp.stack(counts, axis=-1), longest)
+    lists = HopperTileLists(order, xp.stack(counts, axis=-1), longest)
     return jax.tree.map(lambda a: a.astype(np.int32), lists)

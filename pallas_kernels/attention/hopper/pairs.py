@@ -19,7 +19,7 @@ LOG2E = math.log2(math.e)
 
 
 @dataclasses.dataclass(frozen=True)
-class Pairs:
+class HopperPairs:
     """A tile of queries and keys, of which a warpgroup holds the scores.
 
     Attributes:
