@@ -61,7 +61,7 @@ class AttentionConfig:
     # Queries at positions i beyond this length are multiplied by log i / log length (LogN, Qwen).
     logn_length: int | None = None
     dropout: float = 0.0  # share of attention probabilities dropped in training
-    # name of a kernel: reference, chunked, cudnn or a registered one; none: the best that can serve
+    # name of a kernel (reference, chunked, cudnn, hopper, tpu, or a registered one); none: the best
     implementation: str | None = None
 
     def validate(self) -> None:
