@@ -29,6 +29,7 @@ from pallas_kernels.attention import (
 )
 from pallas_kernels.attention import attention as attention_kernel
 from pallas_kernels.decode_attention import decode_attention, preferred
+from pallas_kernels.target import target
 
 DECODE_KERNELS = ("tpu",)  # which read a cache in place
 
@@ -241,7 +242,8 @@ class Attention(nnx.Module):
                 mask = dataclasses.replace(mask, offset=mask.offset + first)
             return kernel(query, keys, values, mask, bias, dropout=dropout)
 
-        if all(entry is None for entry in spec):
+        # A kernel is inside a `shard_map` on a mesh of one device as well.
+        if all(entry is None for entry in spec) and target().platform == "cpu":
             return local(query, keys, values, mask, bias, dropout)
         return jax.shard_map(local, out_specs=spec)(query, keys, values, mask, bias, dropout)
 

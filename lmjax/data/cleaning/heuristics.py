@@ -54,6 +54,7 @@ class GopherQuality(Step):
     most_bullets: float = 0.9  # share of lines that begin with a bullet
     most_ellipses: float = 0.3  # share of lines that end with an ellipsis
     least_alphabetic: float = 0.8  # share of words with a letter
+    # of which a text has some
     stop_words: tuple[str, ...] = ("the", "be", "to", "of", "and", "that", "have", "with")
     least_stop_words: int = 2  # different ones of them; 0 for other languages than English
 
