@@ -15,8 +15,12 @@ import optax.contrib
 from jax.sharding import AxisType, PartitionSpec
 from jaxtyping import Array, Float, PyTree
 
-MATRICES = ("weight", "table")
-VECTORS = ("bias", "scale", "head_bias")
+# The last ones of both are XLNet's.
+MATRICES = ("weight", "table", "types")
+VECTORS = (
+    *("bias", "scale", "head_bias"),
+    *("content_bias", "position_bias", "type_bias", "unknown"),
+)
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # of x, (x x^T) x and (x x^T)^2 x
 Path = tuple[Any, ...]
 

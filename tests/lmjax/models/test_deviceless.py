@@ -73,12 +73,32 @@ def described_v4():
         yield
 
 
+def shrunk(config):
+    """The same kind of model, with two narrow layers and few words: it compiles in seconds.
+
+    Heads are as wide as they are, and share key heads as they do.
+    """
+    attention = config.attention
+    shared = attention.kv_heads < attention.num_heads
+    attention = replace(
+        attention, num_heads=4, num_kv_heads=min(2, attention.kv_heads) if shared else None
+    )
+    config = replace(
+        config,
+        num_layers=2,
+        hidden=256,
+        vocab_size=1000,
+        embedding_size=config.embedding_size and 128,
+        attention=attention,
+        feed_forward=replace(config.feed_forward, size=384),
+    )
+    return replace(config, encoder_layers=2) if hasattr(config, "encoder_layers") else config
+
+
 def step_of(name: str):
-    """The lowered training step of two layers of a family on two rows."""
+    """The lowered training step of a family on two rows."""
     objective, layout = OBJECTIVES.get(name, CausalLM()), training_layout()
-    model = replace(FAMILIES[name], num_layers=2)
-    if hasattr(model, "encoder_layers"):
-        model = replace(model, encoder_layers=2)
+    model = shrunk(FAMILIES[name])
     learner = Learner(
         model=model,
         objective=objective,
@@ -103,4 +123,7 @@ def test_a_training_step_compiles(described_v4, name):
     assert compiled.count('custom_call_target="tpu_custom_call"') >= 2
     lengths = (LENGTH, LENGTH + 1, LENGTH // 2)
     pairs = [shape for shape in shapes(compiled) if sum(size in lengths for size in shape) > 1]
-    assert pairs == []
+    if name == "xlnet":  # whose scores of distances are an array over pairs
+        assert len(pairs) <= 2
+    else:
+        assert pairs == []
