@@ -23,7 +23,7 @@ from benchmarks.kernel_cost_chart import draw
 from lmjax.config import UserError, config
 from lmjax.files import usual_cache, write_atomically
 from lmjax.launch import exit_on_user_error, from_command_line
-from pallas_kernels.schedules.chips import CHIPS
+from pallas_kernels.chips import CHIPS
 
 MASKS = ("causal", "full", "window", "packed", "prefix", "blanks")
 # Queries, keys and keys a step of splash: others were slower on every chip (causal, 4,096 long).

@@ -216,7 +216,7 @@ def described(kernel: schedules.ScheduledKernel) -> dict[str, Any]:
     }
 
 
-def sum_of_parts(size: int, chip: schedules.ChipRates) -> dict[str, Any]:
+def sum_of_parts(size: int, chip: schedules.TpuChip) -> dict[str, Any]:
     """The sum over parts of the queries' gradient, at the rate at which memory gives them."""
     seconds = size / chip.bandwidth
     nothing = dict.fromkeys(("spills", "vmem", "rows", "guesses", "bundles"), 0)

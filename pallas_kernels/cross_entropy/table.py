@@ -8,6 +8,7 @@ from typing import NamedTuple
 import jax
 
 from pallas_kernels.cross_entropy import chunked, hopper, tpu
+from pallas_kernels.table import CannotServe
 
 
 class VocabularyTerms(NamedTuple):
@@ -33,21 +34,17 @@ IMPLEMENTATIONS = {
 }
 
 
-class CannotReduce(ValueError):
-    """Refusal of a call by the implementation that it names."""
-
-
 def choose(
     name: str | None, hidden: jax.Array, head: jax.Array, chunk: int | None, largest: bool
 ) -> VocabularyTerms:
     """The implementation of a name, or the preferred one of those that can serve.
 
     Raises:
-        CannotReduce: the named one cannot serve; with the reason.
+        CannotServe: the named one cannot serve; with the reason.
     """
     if name is not None:
         if (reason := _refusal(name, hidden, head, chunk, largest)) is not None:
-            raise CannotReduce(
+            raise CannotServe(
                 f"cross_entropy: implementation {name!r} cannot serve this call: {reason}"
             )
         return IMPLEMENTATIONS[name]

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from pallas_kernels.chips import CHIPS
+from pallas_kernels.chips import KINDS
 from pallas_kernels.cross_entropy import tpu_kernels as kernels
 from pallas_kernels.cross_entropy.tpu_blocks import LANES, LogitBlocks, LogitTile, blocks, round_up
 from pallas_kernels.manual_axes import vary_alike
@@ -36,8 +36,8 @@ def refusal(hidden, head, largest: bool = False) -> str | None:
     device = target()
     if device.platform != "tpu":
         return f"it needs a TPU and the device is a {device.platform}"
-    if device.kind not in CHIPS:
-        return f"a {device.kind}, it knows {', '.join(CHIPS)}"
+    if device.kind not in KINDS:
+        return f"a {device.kind}, it knows {', '.join(KINDS)}"
     if hidden.dtype != head.dtype or hidden.dtype not in (jnp.bfloat16, jnp.float32):
         return f"dtypes {hidden.dtype} and {head.dtype}, it takes two of bfloat16 or of float32"
     embed = round_up(hidden.shape[-1])

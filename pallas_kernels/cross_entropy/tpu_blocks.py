@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from pallas_kernels.chips import CHIPS, MIB, TpuChip
+from pallas_kernels.chips import KINDS, MIB, TpuChip
 
 LANES = 128
 LARGEST_TOKENS, LARGEST_ROWS = 1024, 2048  # larger ones save nothing in the schedules
@@ -43,7 +43,7 @@ class LogitBlocks(NamedTuple):
 
 def blocks(kind: str, tokens: int, rows: int, embed: int, itemsize: int) -> LogitBlocks | None:
     """Tiles for a chip and arrays, all multiples of 128; None if not even the smallest fit."""
-    chip = CHIPS.get(kind)
+    chip = KINDS.get(kind)
     if chip is None:
         return None
     vmem = int(chip.vmem * (1 - SPARE))

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from pallas_kernels.chips import CHIPS
+from pallas_kernels.chips import KINDS
 from pallas_kernels.manual_axes import vary_alike
 from pallas_kernels.pallas import pl, pltpu
 from pallas_kernels.target import target
@@ -36,8 +36,8 @@ def refusal(x, w) -> str | None:
     device = target()
     if device.platform != "tpu":
         return f"it needs a TPU and the device is a {device.platform}"
-    if device.kind not in CHIPS:
-        return f"a {device.kind}, it knows {', '.join(CHIPS)}"
+    if device.kind not in KINDS:
+        return f"a {device.kind}, it knows {', '.join(KINDS)}"
     if x.dtype != w.dtype or x.dtype not in (jnp.bfloat16, jnp.float32):
         return f"dtypes {x.dtype} and {w.dtype}, it takes two of bfloat16 or of float32"
     if _rows(device.kind, *w.shape[1:], x.dtype.itemsize) is None:
@@ -54,7 +54,7 @@ def grouped(
     device = target()
     rows = _rows(device.kind, width, out, x.dtype.itemsize)
     assert rows is not None, "refused above"
-    strip = min(CHIPS[device.kind].side, rows)
+    strip = min(KINDS[device.kind].side, rows)
     rows = min(rows, _round_up(tokens, strip))
     static = _Static(rows, strip, _vmem(device.kind), device.interpret)
     more = [_round_up(width) - width, _round_up(out) - out]
@@ -281,7 +281,7 @@ def _weights_bytes(rows: int, left: int, right: int, itemsize: int) -> int:
 
 
 def _vmem(kind: str) -> int:
-    return CHIPS[kind].vmem * 7 // 8
+    return KINDS[kind].vmem * 7 // 8
 
 
 def _round_up(size: int, multiple: int = LANES) -> int:

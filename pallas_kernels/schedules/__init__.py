@@ -8,7 +8,7 @@ branches cost. Kernels whose steps are shorter than a transfer takes (about a mi
 slower than it says.
 """
 
-from pallas_kernels.schedules.chips import CHIPS, ChipRates
+from pallas_kernels.chips import CHIPS, TpuChip
 from pallas_kernels.schedules.recording import (
     RecordedProgram,
     ScheduledKernel,
@@ -19,9 +19,9 @@ from pallas_kernels.schedules.recording import (
 
 __all__ = [
     "CHIPS",
-    "ChipRates",
     "RecordedProgram",
     "ScheduledKernel",
+    "TpuChip",
     "read",
     "record",
     "start_recording",

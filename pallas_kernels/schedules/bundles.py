@@ -7,7 +7,11 @@ import re
 from collections import Counter
 from pathlib import Path
 
-from pallas_kernels.schedules.chips import UNITS, ChipRates
+from pallas_kernels.chips import TpuChip
+
+# Units of a core, as the compiler's lists of used issue slots call them. FILL and SPILL are the
+# loads and stores of registers that did not suffice, part of VLD and VST.
+UNITS = ("MXU", "XLU", "VALU", "VPOP", "EUP", "VLD", "FILL", "VST", "SPILL", "SALU")
 
 BUNDLE = re.compile(r"^(?=[ ]*(?:0x[0-9a-f]+|0)\s+(?:[A-Z]{2}\s*)?:)", flags=re.MULTILINE)
 COMMENT = re.compile(r"/\*.*?\*/", flags=re.DOTALL)
@@ -160,7 +164,7 @@ class Use:
             for key, number in theirs.items():
                 mine[key] += times * number
 
-    def shares(self, chip: ChipRates, capacity: dict[str, int]) -> dict[str, float]:
+    def shares(self, chip: TpuChip, capacity: dict[str, int]) -> dict[str, float]:
         """Share of the cycles in which a unit is taken, of several alike the busiest one."""
         cycles = max(self.bundles, 1)
         shares = {
@@ -175,7 +179,7 @@ class Use:
         return shares
 
 
-def use_of(listing: Listing, first: int, end: int, chip: ChipRates) -> Use:
+def use_of(listing: Listing, first: int, end: int, chip: TpuChip) -> Use:
     """The work of the bundles from `first` to before `end`."""
     use = Use()
     for bundle, slots in zip(listing.bundles[first:end], listing.slots[first:end]):
@@ -191,7 +195,7 @@ def use_of(listing: Listing, first: int, end: int, chip: ChipRates) -> Use:
     return use
 
 
-def _held(name: str, chip: ChipRates) -> tuple[str | None, int, int]:
+def _held(name: str, chip: TpuChip) -> tuple[str | None, int, int]:
     """Unit that an instruction keeps, for how many cycles, and its left rows.
 
     Right sides of products are loaded beside the products and keep nothing.

@@ -16,8 +16,8 @@ import jax
 from jax.sharding import SingleDeviceSharding
 
 from pallas_kernels import topologies
+from pallas_kernels.chips import CHIPS, TpuChip
 from pallas_kernels.schedules.bundles import Listing, Use, read_listings, use_of
-from pallas_kernels.schedules.chips import CHIPS, ChipRates
 from pallas_kernels.schedules.operands import KernelCall, kernel_calls
 from pallas_kernels.schedules.scalar_unit import Counts, run
 
@@ -41,7 +41,7 @@ class ScheduledKernel:
     """
 
     listing: Listing
-    chip: ChipRates
+    chip: TpuChip
     counts: tuple[Counts, ...]
     is_pallas: bool
 
@@ -168,7 +168,7 @@ def read(folder: Path, chip: str) -> list[ScheduledKernel]:
     return [_counted(listing, [], CHIPS[chip]) for listing in read_listings(folder)]
 
 
-def _counted(listing: Listing, calls: list[KernelCall], chip: ChipRates) -> ScheduledKernel:
+def _counted(listing: Listing, calls: list[KernelCall], chip: TpuChip) -> ScheduledKernel:
     """The kernel of a listing, run with the scalars of the call that it serves."""
     call = next((call for call in calls if _serves(listing, call)), None)
     if call is not None:

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from pallas_kernels.chips import TpuChip
 from pallas_kernels.schedules.bundles import Instruction, Listing
-from pallas_kernels.schedules.chips import ChipRates
 from pallas_kernels.schedules.scalar_memory import (
     ScalarMemory,
     operand_index,
@@ -110,7 +110,7 @@ class Counts:
 
 def run(
     listing: Listing,
-    chip: ChipRates,
+    chip: TpuChip,
     scalars: Mapping[int, np.ndarray] = {},
     core: int = 0,
     sharing: int = 1,
@@ -187,7 +187,7 @@ def _blocks(listing: Listing) -> dict[int, tuple[int, Instruction] | None]:
 class _Machine:
     """Memory, transfers and time, on which scalar instructions act."""
 
-    def __init__(self, chip: ChipRates, scalars, core: int, sharing: int) -> None:
+    def __init__(self, chip: TpuChip, scalars, core: int, sharing: int) -> None:
         self.chip, self.core = chip, core
         self.bytes_a_cycle = chip.bandwidth / sharing / chip.clock
         self.unknown = Unknown()

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import os
 
 import jax
 import jax.numpy as jnp
@@ -15,9 +14,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jax.experimental import topologies
 from jax.experimental.pallas import tpu as pltpu
 
+from pallas_kernels import topologies
 from pallas_kernels.attention import BucketBias, Dropout, LinearBias, Mask, Tile, attention
 from pallas_kernels.attention.reference import reference
 from pallas_kernels.attention.tpu import backward, backward_kernel
@@ -255,21 +254,10 @@ def test_strips_cover_what_may_be_seen():
     assert codes[0, :, 0, 0, -1].sum() == (codes[..., :-1] != 0).sum()
 
 
-CHIPS = {"v4": "v4:2x2x1", "v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}
-
-
-@functools.cache
-def described(chip):
-    """A device that is not here, for which libtpu compiles."""
-    pytest.importorskip("libtpu", reason="compiling for TPUs needs the extra lmjax[tpu]")
-    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # else one process at a time
-    more = {"chip_config_name": "megacore"} if chip == "v4" else {}
-    return topologies.get_topology_desc(platform="tpu", topology_name=CHIPS[chip], **more)
-
-
 def compiled(chip, length, heads=2, kv_heads=2, bias=None, dtype=jnp.bfloat16, **mask):
     """Output and gradients of causal attention, compiled for a chip that is not here."""
-    device = described(chip).devices[0]
+    pytest.importorskip("libtpu", reason="compiling for TPUs needs the extra lmjax[tpu]")
+    device = topologies.tpu(chip)[0]
     where = jax.sharding.SingleDeviceSharding(device)
 
     def shaped(*shape, dtype=dtype):

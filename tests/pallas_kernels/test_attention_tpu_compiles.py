@@ -2,37 +2,26 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
-
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
-from jax.experimental import topologies
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from pallas_kernels import topologies
 from pallas_kernels.attention import BucketBias, Dropout, LinearBias, Mask, attention
 
-HAS_LIBTPU = importlib.util.find_spec("libtpu") is not None
-CHIPS = {
-    "v4": ("v4:2x2x1", {"chip_config_name": "megacore"}),
-    "v5e": ("v5e:2x2", {}),
-    "v5p": ("v5p:2x2x1", {}),
-    "v6e": ("v6e:2x2", {}),
-}
 needs_libtpu = pytest.mark.skipif(
-    not HAS_LIBTPU, reason="needs the extra tpu: it compiles for chips that are not there"
+    not topologies.has_tpu_compiler(),
+    reason="compiling for TPUs needs the extra lmjax[tpu]",
 )
 
 
 def described(chip):
     """A mesh of four chips, which no machine needs to have."""
-    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # else one process at a time
-    name, settings = CHIPS[chip]
-    topology = topologies.get_topology_desc(platform="tpu", topology_name=name, **settings)
-    mesh = topologies.make_mesh(topology, (2, 2), ("data", "tensor"))
-    return jax.sharding.Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Explicit,) * 2)
+    devices = np.array(topologies.tpu(chip)[:4]).reshape(2, 2)
+    return jax.sharding.Mesh(devices, ("data", "tensor"), axis_types=(AxisType.Explicit,) * 2)
 
 
 def compiled(chip, make, q, k, v, **more):
@@ -68,7 +57,7 @@ def shapes(length, heads=4, kv_heads=4, head_dim=128, value_dim=None, dtype=jnp.
 
 
 @needs_libtpu
-@pytest.mark.parametrize("chip", CHIPS)
+@pytest.mark.parametrize("chip", topologies.TPUS)
 def test_compiles(chip):
     program = compiled(chip, lambda _: {"mask": Mask(causal=True)}, *shapes(1024, 8, 4))
     assert "attention_forward" in program.as_text()

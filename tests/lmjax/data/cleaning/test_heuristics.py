@@ -85,7 +85,7 @@ def test_gopher_s_bounds_are_settings():
     ("text", "reason"),
     [
         (PROSE, ""),
-        (CHINESE, ""),  # which has no word of it, by the words between blanks, twice
+        (CHINESE, ""),
         # 3 of 9 lines occurred before.
         ("\n".join([*"abcdef", *"abc"]), "too many repeated lines"),
         # 1 of 4 lines, but most of the characters.
