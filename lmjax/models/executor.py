@@ -24,11 +24,7 @@ from pallas_kernels.attention import Mask
 
 Remat = Literal["none", "dots", "full"]
 REMAT_POLICIES = {
-    # Kernels of attention are no dots, and name their results so that they do not run again.
-    "dots": jax.checkpoint_policies.save_from_both_policies(
-        jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-        jax.checkpoint_policies.save_only_these_names("attention"),
-    ),
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 
