@@ -90,7 +90,7 @@ def training_layout() -> Layout:
             ("kv_heads", ("tensor",)),
             ("mlp", ("tensor",)),
             ("vocab", ("tensor",)),
-            ("layers", ()),  # of stacked blocks: a pipeline's layout maps it to stages
+            ("layers", ("stage",)),  # of stacked blocks
         )
     )
 
