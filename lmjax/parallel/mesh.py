@@ -15,6 +15,7 @@ from jax.sharding import AbstractMesh, AxisType
 
 from lmjax.config import UserError, config
 
+STAGE = "stage"
 AXES = ("data", "fsdp", "stage", "context", "tensor")
 
 

@@ -17,12 +17,13 @@ import numpy as np
 from jax.sharding import PartitionSpec as P
 
 from lmjax.config import UserError, config
+from lmjax.models import TransformerConfig
 from lmjax.models.executor import Executor
 from lmjax.models.layer_by_layer import run_layer_by_layer
 from lmjax.models.stretches import pattern
 from lmjax.objectives import Example, Sums
-from lmjax.parallel import axis_size
-from lmjax.parallel.pipeline import STAGE, Pieces, evaluated, pipelined
+from lmjax.parallel import STAGE, axis_size
+from lmjax.parallel.pipeline import Pieces, evaluated, pipelined
 from lmjax.parallel.schedules import Name, PipelineSchedule, schedule
 from lmjax.training.gradients import Zero, divided, scattered, without_fsdp
 
@@ -145,30 +146,28 @@ class _Cut:
 
 
 def cut(loss: LossBy, params: dict, parts: int, zero: Zero = 3) -> _Cut:
-    """Cuts a loss into pieces with equal parts of the layers.
-
-    Raises:
-      UserError: the layers do not divide into the parts, or their windows do not repeat in each.
-    """
+    """Cuts a loss into pieces with equal parts of the layers."""
     blocks = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), params[BLOCKS])
-    layers = jax.tree.leaves(blocks)[0].shape[0]
-    if layers % parts:
-        raise UserError(f"{layers} layers do not divide into the {parts} parts of the pipeline")
-    return _Cut(loss, blocks, layers // parts, zero)
+    return _Cut(loss, blocks, jax.tree.leaves(blocks)[0].shape[0] // parts, zero)
 
 
-def check_windows(windows: tuple[int | None, ...], parts: int) -> None:
-    """Raises UserError for layers that are not the same in each part of a pipeline."""
-    size, found = len(windows) // parts, pattern(windows)
-    if len(windows) % parts:
+def check_pipeline(model: TransformerConfig, made: PipelineSchedule) -> None:
+    """Raises UserError for a model that no pipeline with this schedule can hold."""
+    parts, layers = len(made.holder), model.num_layers
+    where = f"mesh.stage={made.stages}"
+    if made.chunks > 1:
+        where += f" times {made.chunks} parts on each (pipeline.schedule={made.name})"
+    if model.depth != layers:
         raise UserError(
-            f"model.num_layers={len(windows)} does not divide into the {parts} parts of the"
-            f" pipeline: mesh.stage={axis_size(STAGE)} times the chunks of its schedule"
+            f"{where}: a pipeline holds one stack of blocks, and this model has an encoder beside "
+            "its decoder; use mesh.fsdp, mesh.tensor and mesh.context"
         )
-    if size % len(found):
+    if layers % parts:
+        raise UserError(f"{where}: model.num_layers={layers} does not divide into {parts} parts")
+    if (layers // parts) % (period := len(pattern(model.windows))):
         raise UserError(
-            f"the model's attention windows repeat every {len(found)} layers, and a part of the"
-            f" pipeline has {size}: each part must hold whole periods"
+            f"{where}: attention windows repeat every {period} layers, and a part of the pipeline "
+            f"has {layers // parts}: each must hold whole periods"
         )
 
 
