@@ -70,7 +70,7 @@ class Learner:
     clip: float | None = 1.0
     microbatch: int | None = None
     zero: Zero = 3
-    pipeline: Pipeline = Pipeline()
+    pipeline: Pipeline = dataclasses.field(default_factory=Pipeline)
     average_decay: float | None = None
     embedding_gradient: Rate | None = None
     trainable: Callable[[str], bool] | None = None
@@ -185,17 +185,17 @@ class Learner:
         frozen: Mapping[str, dict] | None = None,
     ) -> tuple[dict, Sums]:
         """Gradients of the summed loss by the trained parameters, and the batch's sums."""
-        trained, rest = self._split(state.params)
+        (trained, rest), graph = self._split(state.params), self.graph
         factor = None if self.embedding_gradient is None else self.embedding_gradient(state.step)
 
         def loss(trained: dict, example: Example, key: jax.Array, frozen: Any) -> Sums:
-            model = nnx.merge(self.graph, _merge(trained, rest))
+            model = nnx.merge(graph, _merge(trained, rest))
             model.embedding_gradient = factor
             model.frozen_blocks = self._frozen_blocks
             return self._loss(model, example, key, frozen)
 
         def loss_by(params: dict, example: Example, key: jax.Array, executor: Executor) -> Sums:
-            model = nnx.merge(self.graph, params)
+            model = nnx.merge(graph, params)
             model.embedding_gradient, model.executor = factor, executor
             return self._loss(model, example, key, None)
 
@@ -212,10 +212,10 @@ class Learner:
         self, params: dict, example: Example, frozen: Mapping[str, dict] | None = None
     ) -> Sums:
         """Sums of the loss without dropout."""
-        example = self.objective.normalise(example)
+        example, graph = self.objective.normalise(example), self.graph
 
         def loss(params: dict, example: Example, key: None, executor: Executor) -> Sums:
-            model = nnx.merge(self.graph, params)
+            model = nnx.merge(graph, params)
             model.executor = executor
             return self._loss(model, example, key, frozen)
 

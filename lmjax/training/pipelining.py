@@ -24,12 +24,12 @@ from lmjax.models.stretches import pattern
 from lmjax.objectives import Example, Sums
 from lmjax.parallel import STAGE, axis_size
 from lmjax.parallel.pipeline import Pieces, evaluated, pipelined
+from lmjax.parallel.random import DATA
 from lmjax.parallel.schedules import Name, PipelineSchedule, schedule
 from lmjax.training.gradients import Zero, divided, scattered, without_fsdp
 
 # (params, example, key, executor) -> sums of the loss, with the blocks run by the executor
 LossBy = Callable[[dict, Example, jax.Array | None, Executor], Sums]
-DATA = "data"
 BLOCKS = "blocks"
 
 
@@ -139,9 +139,6 @@ class _Cut:
     def follow(self, shared: dict, example: Any, executor: Executor) -> Sums:
         """The loss, with the blocks run by an executor."""
         example, key = example
-        if key is not None and DATA in jax.sharding.get_abstract_mesh().manual_axes:
-            # Each shard of the batch draws for its own rows.
-            key = jax.random.fold_in(key, jax.lax.axis_index(DATA))
         return self.loss({BLOCKS: self.blocks, **shared}, example, key, executor)
 
 
@@ -182,8 +179,7 @@ def pipeline_gradients(
     """Gradients of the summed loss, sharded as the parameters, and the sums of the whole batch.
 
     They are those of `lmjax.training.gradients.accumulated` with as many microbatches, but for the
-    order of additions, and for dropout where `mesh.data` is more than 1: each of its shards draws
-    for its own rows.
+    order of additions.
 
     Args:
       loss: of the whole model, by an executor of its blocks.
@@ -236,26 +232,15 @@ def pipeline_sums(loss: LossBy, params: dict, example: Example, microbatches: in
 
 
 def _over_stages(body: Callable, out_specs: Any) -> Callable:
-    """A function of (blocks, shared, examples), on each stage and on each shard over `data`.
+    """A function of (blocks, shared, (example, keys)), on each stage and each shard over `data`.
 
     Gradients are added up over `data` once, after the last tick: were it no manual axis, they would
     be at every tick.
     """
     manual = (STAGE, DATA) if axis_size(DATA) > 1 else (STAGE,)
-
-    def run(blocks, shared, examples):
-        rows = P(None, DATA) if DATA in manual else P()
-        example, keys = examples
-        specs = jax.tree.map(lambda a: rows, example), jax.tree.map(lambda a: P(), keys)
-        mapped = jax.shard_map(
-            body,
-            in_specs=(P(STAGE), P(), specs),
-            out_specs=out_specs,
-            axis_names=set(manual),
-        )
-        return mapped(blocks, shared, examples)
-
-    return run
+    rows = P(None, DATA) if DATA in manual else P()
+    in_specs = P(STAGE), P(), (rows, P())
+    return jax.shard_map(body, in_specs=in_specs, out_specs=out_specs, axis_names=set(manual))
 
 
 def by_stage(blocks: dict, made: PipelineSchedule, back: bool = False) -> dict:
