@@ -109,8 +109,8 @@ class Learner:
         if self.frozen:
             names = ", ".join(self.frozen)
             raise UserError(f"{where}: the loss reads further models ({names}): a pipeline has one")
-        if self.trainable is not None or self.last_blocks is not None:
-            raise UserError(f"{where}: a pipeline trains all parameters: give no `trainable`")
+        if self._split(abstract(self.model, self.layout)[1])[1] or self._frozen_blocks:
+            raise UserError(f"{where}: a pipeline trains all parameters, and `trainable` only some")
         if type(self.objective).batch_sums is not Objective.batch_sums:
             raise UserError(
                 f"{where}: with {type(self.objective).__name__} the loss of a row depends on other "

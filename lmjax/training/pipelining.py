@@ -88,7 +88,7 @@ class _Cut:
         return Pieces(self.enter, self.part, self.leave)
 
     def enter(self, shared: dict, example: Any) -> jax.Array:
-        """What the first block reads."""
+        """Input of the first block."""
         return self.reach(shared, example)[1]
 
     def part(self, params: dict, shared: dict, example: Any, x: jax.Array, number: jax.Array):
@@ -125,7 +125,7 @@ class _Cut:
         return sums
 
     def reach(self, shared: dict, example: Any) -> tuple[Any, ...]:
-        """What the model hands to its executor: blocks, x, mask, tables, cache."""
+        """Arguments of the executor of the model: blocks, x, mask, tables, cache."""
 
         def stop(*arguments):
             raise _Reached(*arguments)

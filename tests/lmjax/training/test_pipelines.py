@@ -179,7 +179,7 @@ REFUSED = {
         "windows repeat every 2 layers, and a part of the pipeline has 1",
     ),
     "microbatches": (dict(microbatch=ROWS), "1 microbatches for 2 stages: .*accumulation is"),
-    "trainable": (dict(trainable=lambda path: True), "give no `trainable`"),
+    "trainable": (dict(trainable=lambda path: "bias" in path), "`trainable` only some"),
     "encoder": (
         dict(model=replace(t5("small"), vocab_size=VOCABULARY), objective=SpanCorruption()),
         "an encoder beside its decoder",
