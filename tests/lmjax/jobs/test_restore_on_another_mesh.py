@@ -48,9 +48,7 @@ class Trainer:
     def __init__(self, microbatch: int | None = None, **sizes: int):
         self.mesh = Mesh(**sizes).build(jax.devices()[: int(np.prod(list(sizes.values())))])
         layout = training_layout()
-        self.learner = Learner(
-            MODEL, OBJECTIVE, AdamW(), SCHEDULE, layout, microbatch=microbatch
-        )
+        self.learner = Learner(MODEL, OBJECTIVE, AdamW(), SCHEDULE, layout, microbatch=microbatch)
 
     def start(self):
         """The state before the first step."""

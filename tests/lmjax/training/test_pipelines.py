@@ -201,7 +201,7 @@ def test_what_no_pipeline_trains_is_refused_before_a_step(case):
         learner = Learner(optimizer=AdamW(), rate=RATE, layout=layout, **settings)
         shapes = settings["objective"].shapes(ROWS, LENGTH)
         with pytest.raises(UserError, match=message):
-            learner.check_stages([ROWS], abstract_example(shapes, layout))
+            learner.check_division([ROWS], abstract_example(shapes, layout))
 
 
 @pytest.mark.parametrize("schedule", ["1f1b", "zb_h1"])
