@@ -84,6 +84,9 @@ class Summary(NamedTuple):
         whole = Ledger()
         for ledger in self.ledgers.values():
             whole.merge(ledger)
+        # What collections do for themselves is first, and has the collection in its name.
+        own = {name: found for name, found in whole.steps.items() if name.endswith(")")}
+        whole.steps = own | whole.steps
         return whole
 
     def to_json(self) -> dict[str, Any]:
