@@ -16,6 +16,7 @@ from lmjax.files import local_path
 from lmjax.jobs.job import Job
 from lmjax.launch import import_modules
 
+FEWEST = 8 << 20  # bytes of source for which a process, which takes a second to begin, is worth it
 NAME = re.compile(r"[\w-]+")
 
 
@@ -33,7 +34,7 @@ class Cleaning(Job):
     # a document in, a document or a reason out; some need all documents: duplicates, leaks
     steps: tuple[Step | CorpusStep | Recipe, ...] = ()
     written: OutputFormat = JsonLinesOutput()  # format of the documents
-    workers: int = 0  # processes; 0: one for each core
+    workers: int = 0  # processes; 0: one for each core, where there is enough text
     on_error: Literal["raise", "skip"] = "raise"  # what to do where a step fails on a document
     most_bytes: int = 64 << 20  # of a document; longer ones are left out
     imports: tuple[str, ...] = ()  # modules of your own whose classes the run has
@@ -81,7 +82,7 @@ class Cleaning(Job):
                     self.most_bytes,
                 )
                 with _Bars(ByteBar, log) as progress:
-                    summary = pipeline.run(self._processes(), progress)
+                    summary = pipeline.run(self._processes(pipeline.size), progress)
                 results = results_of(summary, watch.seconds())
                 folder.write_json(RESULTS, results.to_json())
                 write_report(folder)
@@ -100,11 +101,11 @@ class Cleaning(Job):
                 ],
             )
 
-    def _processes(self) -> int:
-        """Number of worker processes; 0 does the work in this one."""
+    def _processes(self, size: int) -> int:
+        """Number of worker processes for bytes of source; 0 does the work in this one."""
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        workers = self.workers or cores or 1
-        return 0 if workers == 1 else workers
+        workers = self.workers or min(cores or 1, size // FEWEST)
+        return 0 if workers <= 1 else workers
 
 
 class _Bars:

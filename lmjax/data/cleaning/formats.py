@@ -23,6 +23,7 @@ from lmjax.data.files import open_file, read_blocks
 
 Add = Callable[[Document], None]  # takes the next document of a file
 GROUP = 8 << 20  # bytes of text that make a group of rows in a Parquet file
+TFDS_VERSION = "1.0.0"  # of a data set, which is the name of its folder
 KEYS = ("text", "id", "group")  # of a line, beside the metadata
 
 
@@ -188,6 +189,30 @@ class ArrayRecordOutput(OutputFormat):
             yield add
         finally:
             file.close()
+
+    def file_name(self, collection: str, number: int, count: int) -> str:
+        """See `OutputFormat.file_name`: as TFDS names the shards of a split."""
+        return f"{TFDS_VERSION}/{collection}-train.array_record-{number:05}-of-{count:05}"
+
+    def description(self, collection: str, documents: Sequence[int]) -> dict[str, str]:
+        """See `OutputFormat.description`: for TFDS, a data set of the collection's name."""
+        split = {
+            "filepathTemplate": "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
+            "name": "train",
+            "numBytes": "0",
+            "shardLengths": [str(number) for number in documents],
+        }
+        about = {
+            "fileFormat": "array_record",
+            "name": collection,
+            "splits": [split],
+            "version": TFDS_VERSION,
+        }
+        found = {"dataset_info.json": about, "features.json": _features().to_json()}
+        return {
+            f"{TFDS_VERSION}/{name}": json.dumps(values, indent=2, sort_keys=True)
+            for name, values in found.items()
+        }
 
     def read(self, path: pathlib.Path) -> Iterator[Document]:
         """See `OutputFormat.read`."""

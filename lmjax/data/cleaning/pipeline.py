@@ -17,7 +17,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from lmjax.config import UserError, config, fingerprint
+from lmjax.config import UserError, config, fields, fingerprint, replace
 from lmjax.data.cleaning.corpus_step import KEPT, CorpusStep, Decided, kept_name
 from lmjax.data.cleaning.formats import OutputFormat
 from lmjax.data.cleaning.ledger import EXCERPT, Ledger
@@ -169,6 +169,11 @@ class Pipeline:
         shutil.rmtree(self.work)
         return summary
 
+    @functools.cached_property
+    def size(self) -> int:
+        """Bytes of the sources' files."""
+        return sum(part.size for _, parts in self._shards() for part in parts)
+
     def _shards(self) -> list[tuple[int, tuple[Part, ...]]]:
         """The number of a collection, and neighbouring parts of its source, of each shard."""
         return [
@@ -183,8 +188,9 @@ class Pipeline:
         Raises:
             UserError: it is work on another text, or by other settings.
         """
-        names = [f"{one.name} {fingerprint(Recipe(steps=one.steps))}" for one in self.collections]
-        key = digest(VERSION, *self._settings, *names, *map(str, shards))
+        key = digest(
+            VERSION, *self._settings, *map(_settings_of, self.collections), *map(str, shards)
+        )
         path = self.work / "made_from.txt"
         if path.is_file():
             if path.read_text() != key:
@@ -288,6 +294,14 @@ class Pipeline:
             if (self.folder / name).is_dir():  # a kill came between this and the summary
                 shutil.rmtree(self.folder / name)
             (ready / name).replace(self.folder / name)
+
+
+def _settings_of(collection: Collection) -> str:
+    """A fingerprint of a collection's settings, but for its behaviour at errors."""
+    source = collection.source
+    if "on_error" in fields(type(source)):
+        source = replace(source, on_error="skip")
+    return fingerprint(replace(collection, source=source))
 
 
 def _same(value: Any) -> Any:

@@ -1,6 +1,7 @@
 """The pipeline: the same bytes with any number of workers and after any kill; damage is counted."""
 
 import gzip
+import itertools
 import json
 import os
 import random
@@ -118,7 +119,7 @@ def test_every_document_comes_out_or_is_listed(undisturbed, corpus):
         "Decontaminate",
         "PersonalData",
     ]
-    for one, other in zip(steps[2:], steps[3:]):
+    for one, other in itertools.pairwise(steps[2:]):
         assert total.steps[one].kept == total.steps[other].documents
         assert total.steps[one].kept_size == total.steps[other].size
     for counts in total.steps.values():
@@ -138,7 +139,7 @@ def test_the_earlier_collection_keeps_its_documents(undisturbed, corpus):
     output, _ = undisturbed
     first = [d.identity for d in CleanedDocuments(path=str(output), collection="first").documents()]
     assert first and all("/00" in one or "/01" in one or "/02" in one for one in first)
-    with pytest.raises(UserError, match="collection=third: .* has first, second"):
+    with pytest.raises(UserError, match=r"collection=third: .* has first, second"):
         CleanedDocuments(path=str(output), collection="third").parts()
 
 
