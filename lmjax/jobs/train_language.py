@@ -37,8 +37,6 @@ class TrainLanguage(Job):
     output: str = "runs/languages"  # folder of the model and its report
     path: str = ""  # files, with {} for the code of the language: "xquad/xquad.{}.json.gz"
     languages: tuple[str, ...] = LANGUAGES  # codes
-        ["ar", "de", "el", "en", "es", "hi", "ro", "ru", "th", "tr", "vi", "zh"]
-    )  # codes
     bits: int = 15  # binary logarithm of the number of buckets
 
     def validate(self) -> None:

@@ -20,17 +20,17 @@ from lmjax.jobs.train_language import TrainLanguage
 SHARED = Path(__file__).parents[5] / "shared" / "data"
 EXAMPLES = {
     "en": "The committee decided that the bridge would not be rebuilt before next spring.",
-    "de": "Der Ausschuss beschloss, dass die Br\u00fccke nicht vor dem n\u00e4chsten Jahr gebaut wird.",
-    "es": "El comit\u00e9 decidi\u00f3 que el puente no ser\u00eda reconstruido antes de la primavera.",
-    "ro": "Comitetul a hot\u0103r\u00e2t c\u0103 podul nu va fi reconstruit \u00eenainte de prim\u0103vara viitoare.",
-    "tr": "Komite, k\u00f6pr\u00fcn\u00fcn gelecek bahardan \u00f6nce yeniden yap\u0131lmamas\u0131na karar verdi.",
-    "vi": "\u1ee6y ban quy\u1ebft \u0111\u1ecbnh r\u1eb1ng c\u00e2y c\u1ea7u s\u1ebd kh\u00f4ng \u0111\u01b0\u1ee3c x\u00e2y l\u1ea1i tr\u01b0\u1edbc m\u00f9a xu\u00e2n.",
-    "ru": "\u041a\u043e\u043c\u0438\u0442\u0435\u0442 \u0440\u0435\u0448\u0438\u043b \u043d\u0435 \u0441\u0442\u0440\u043e\u0438\u0442\u044c \u043c\u043e\u0441\u0442 \u0434\u043e \u0432\u0435\u0441\u043d\u044b.",
-    "zh": "\u59d4\u5458\u4f1a\u51b3\u5b9a\u660e\u5e74\u6625\u5929\u4e4b\u524d\u4e0d\u91cd\u5efa\u8fd9\u5ea7\u6865\u3002",
-    "ja": "\u59d4\u54e1\u4f1a\u306f\u6765\u5e74\u306e\u6625\u307e\u3067\u6a4b\u3092\u518d\u5efa\u3057\u306a\u3044\u3068\u6c7a\u3081\u305f\u3002",
-    "ko": "\uc704\uc6d0\ud68c\ub294 \ub0b4\ub144 \ubd04\uae4c\uc9c0 \ub2e4\ub9ac\ub97c \uc7ac\uac74\ud558\uc9c0 \uc54a\uae30\ub85c \ud588\ub2e4.",
-    "th": "\u0e04\u0e13\u0e30\u0e01\u0e23\u0e23\u0e21\u0e01\u0e32\u0e23\u0e15\u0e31\u0e14\u0e2a\u0e34\u0e19\u0e43\u0e08\u0e44\u0e21\u0e48\u0e2a\u0e23\u0e49\u0e32\u0e07\u0e2a\u0e30\u0e1e\u0e32\u0e19",
-    "el": "\u0397 \u03b5\u03c0\u03b9\u03c4\u03c1\u03bf\u03c0\u03ae \u03b1\u03c0\u03bf\u03c6\u03ac\u03c3\u03b9\u03c3\u03b5 \u03bd\u03b1 \u03bc\u03b7\u03bd \u03c7\u03c4\u03af\u03c3\u03b5\u03b9 \u03c4\u03b7 \u03b3\u03ad\u03c6\u03c5\u03c1\u03b1.",
+    "de": "Der Ausschuss beschloss, dass die Brücke nicht vor dem nächsten Jahr gebaut wird.",
+    "es": "El comité decidió que el puente no sería reconstruido antes de la primavera.",
+    "ro": "Comitetul a hotărât că podul nu va fi reconstruit înainte de primăvara viitoare.",
+    "tr": "Komite, köprünün gelecek bahardan önce yeniden yapılmamasına karar verdi.",
+    "vi": "Ủy ban quyết định rằng cây cầu sẽ không được xây lại trước mùa xuân.",
+    "ru": "Комитет решил не строить мост до весны.",
+    "zh": "委员会决定明年春天之前不重建这座桥。",
+    "ja": "委員会は来年の春まで橋を再建しないと決めた。",
+    "ko": "위원회는 내년 봄까지 다리를 재건하지 않기로 했다.",
+    "th": "คณะกรรมการตัดสินใจไม่สร้างสะพาน",
+    "el": "Η επιτροπή αποφάσισε να μην χτίσει τη γέφυρα.",
 }
 
 
