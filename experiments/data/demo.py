@@ -16,16 +16,21 @@ runs/demo/cleaned/report.html shows each step with examples of what it dropped.
 from pathlib import Path
 
 from lmjax.data import CleanedDocuments, Data, Domain, EmbeddedCorpus, TextFiles, TrainedBPE
-from lmjax.data.cleaning.clusters import NearDuplicates
-from lmjax.data.cleaning.contamination import Decontaminate
-from lmjax.data.cleaning.dirt import DirtyPages, PlantedQuestions
-from lmjax.data.cleaning.duplicates import ExactDuplicates
-from lmjax.data.cleaning.heuristics import FineWebQuality, GopherQuality, GopherRepetition
-from lmjax.data.cleaning.main_text import MainText
-from lmjax.data.cleaning.near_duplicates import MinHash
-from lmjax.data.cleaning.personal import PersonalData
-from lmjax.data.cleaning.repair import RepairText
-from lmjax.data.cleaning.shard_pass import Collection
+from lmjax.data.cleaning import (
+    Collection,
+    Decontaminate,
+    DirtyPages,
+    ExactDuplicates,
+    FineWebQuality,
+    GopherQuality,
+    GopherRepetition,
+    MainText,
+    MinHash,
+    NearDuplicates,
+    PersonalData,
+    PlantedQuestions,
+    RepairText,
+)
 from lmjax.jobs.chain import Chain
 from lmjax.jobs.cleaning import Cleaning
 from lmjax.jobs.dirt_check import DirtCheck

@@ -23,7 +23,7 @@ from lmjax.data.cleaning.pipeline import Recipe
 
 
 @preset
-def c4(bad_words: tuple[str, ...] = ()) -> Recipe:
+def c4_cleaning(bad_words: tuple[str, ...] = ()) -> Recipe:
     """C4 (Raffel et al. 2020, arXiv:1910.10683, section 2.2), for English.
 
     Lines of at least three words, pages of at least five sentences, and one of each three sentences
@@ -38,7 +38,7 @@ def c4(bad_words: tuple[str, ...] = ()) -> Recipe:
 
 
 @preset
-def gopher() -> Recipe:
+def gopher_cleaning() -> Recipe:
     """MassiveText's web (Rae et al. 2021, arXiv:2112.11446, appendix A.1).
 
     Quality, repetition, exact copies, and near-duplicates by 13-grams with a similarity of 0.8.
@@ -57,7 +57,7 @@ def gopher() -> Recipe:
 
 
 @preset
-def refinedweb() -> Recipe:
+def refinedweb_cleaning() -> Recipe:
     """RefinedWeb (Penedo et al. 2023, arXiv:2306.01116), after extraction and rules on URLs.
 
     Repetition and quality of Gopher's, then MinHash with 20 bands of 450 rows on 5-grams, and exact
@@ -75,7 +75,7 @@ def refinedweb() -> Recipe:
 
 
 @preset
-def fineweb() -> Recipe:
+def fineweb_cleaning() -> Recipe:
     """FineWeb (Penedo et al. 2024, arXiv:2406.17557), after extraction and rules on URLs.
 
     Gopher's rules, C4's without the one on terminal marks, FineWeb's own, MinHash with 14 bands of
@@ -96,7 +96,7 @@ def fineweb() -> Recipe:
 
 
 @preset
-def gpt3() -> Recipe:
+def gpt3_cleaning() -> Recipe:
     """GPT-3's fuzzy deduplication (Brown et al. 2020, arXiv:2005.14165, appendix A).
 
     10 hashes, which the paper's library takes as 10 bands of a row: their agreement in a share of

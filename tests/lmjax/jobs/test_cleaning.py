@@ -199,7 +199,7 @@ def test_settings_that_cannot_be_meant(changes, words):
 @pytest.mark.parametrize("name", ["c4", "gopher", "refinedweb", "fineweb", "gpt3"])
 def test_recipes_run(tmp_path, name):
     """On pages of which copies are planted; and can be kept as settings."""
-    recipe = getattr(recipes, name)()
+    recipe = getattr(recipes, f"{name}_cleaning")()
     if name == "refinedweb":  # 9,000 hashes of each n-gram, of which less will do
         first, *others = (s for s in recipe.steps if not isinstance(s, NearDuplicates))
         minhash = MinHash(bands=20, rows=6)
