@@ -35,6 +35,7 @@ from lmjax.data.cleaning.recipes import (
 from lmjax.data.cleaning.repair import RepairText
 from lmjax.data.cleaning.shard_pass import Collection
 from lmjax.data.cleaning.step import Dropped, Step
+from lmjax.data.cleaning.substrings import ExactSubstrings
 
 __all__ = [
     "AddressRules",
@@ -47,6 +48,7 @@ __all__ = [
     "DirtyPages",
     "Dropped",
     "ExactDuplicates",
+    "ExactSubstrings",
     "FineWebQuality",
     "GopherQuality",
     "GopherRepetition",

@@ -151,7 +151,7 @@ def _roots(parent: np.ndarray, numbers: Int[np.ndarray, "rows _"]) -> Int[np.nda
 def _are_similar(
     pairs: Int[np.ndarray, "pairs 2"],
     shards: Sequence[Arrays],
-    begins: Int[np.ndarray, "shards+1"],
+    begins: Int[np.ndarray, "begins"],
     similarity: float,
 ) -> Bool[np.ndarray, "pairs"]:
     """Returns whether the signatures of each pair agree in so large a share."""

@@ -20,6 +20,7 @@ from lmjax.data.cleaning.heuristics import (
 from lmjax.data.cleaning.near_duplicates import MinHash
 from lmjax.data.cleaning.personal import PersonalData
 from lmjax.data.cleaning.pipeline import Recipe
+from lmjax.data.cleaning.substrings import ExactSubstrings
 
 
 @preset
@@ -61,15 +62,15 @@ def refinedweb_cleaning() -> Recipe:
     """RefinedWeb (Penedo et al. 2023, arXiv:2306.01116), after extraction and rules on URLs.
 
     Repetition and quality of Gopher's, then MinHash with 20 bands of 450 rows on 5-grams, and exact
-    copies. Left out: extraction by trafilatura (`MainText` has another library), the language by
-    fastText, corrections of lines, and cutting exact substrings of 50 tokens.
+    substrings of 50 words. Left out: extraction by trafilatura (`MainText` has another library),
+    the language by fastText, and corrections of lines; the paper counts tokens in place of words.
     """
     return Recipe(
         steps=(
             GopherRepetition(),
             GopherQuality(),
             NearDuplicates(minhash=MinHash(ngram=5, bands=20, rows=450)),
-            ExactDuplicates(),
+            ExactSubstrings(),
         )
     )
 

@@ -14,6 +14,7 @@ from lmjax.data.cleaning.contamination import Decontaminate, run_hashes, word_ha
 from lmjax.data.cleaning.duplicates import ExactDuplicates, first_equal
 from lmjax.data.cleaning.near_duplicates import MinHash, first_of_cluster, ngrams, tokens
 from lmjax.data.cleaning.step import Dropped
+from lmjax.data.cleaning.substrings import ExactSubstrings
 from lmjax.data.documents import Document, Part, Source
 
 
@@ -238,3 +239,32 @@ def test_runs_have_equal_hashes_exactly_where_they_are_equal(words, length):
     assert len(hashes) == len(runs)
     for (one, first), (other, second) in itertools.product(zip(runs, hashes), repeat=2):
         assert (one == other) == (first == second)
+
+
+@settings(deadline=None)
+@given(
+    shards=st.lists(st.lists(st.text("ab", max_size=20), max_size=4), min_size=1, max_size=3),
+    length=st.integers(1, 5),
+)
+def test_substrings_are_those_of_a_loop_over_all_runs(shards, length):
+    """The words that are left, of texts of few different words, so that runs overlap."""
+    seen, expected = set(), []
+    for text in itertools.chain(*shards):
+        runs = [text[at : at + length] for at in range(len(text) - length + 1)]
+        cut = set()
+        for at, run in enumerate(runs):
+            if run in seen:
+                cut |= {*range(at, at + length)}
+            seen.add(run)
+        expected.append("".join(word for at, word in enumerate(text) if at not in cut))
+    texts = [[" ".join(text) for text in shard] for shard in shards]
+    found = itertools.chain(*cleaned(ExactSubstrings(words=length, least=0), texts))
+    assert ["".join(text.split()) for text in found] == expected
+
+
+def test_the_text_around_a_repeated_run_stays_as_it_is():
+    run = "One two, three four."
+    step = ExactSubstrings(words=4, least=3)
+    texts = [[f"First: {run} End."], [f"(Another beginning)\n\n{run} And more, too.", f"a b {run}"]]
+    expected = [[texts[0][0]], ["(Another beginning)\nAnd more, too.", None]]
+    assert cleaned(step, texts) == expected
