@@ -37,7 +37,7 @@ def make_console() -> Console:
     return Console(highlight=False, quiet=jax.process_index() > 0)
 
 
-Cell = str | float | None
+Cell = str | float | int | None  # an int is a count
 
 
 @dataclasses.dataclass(frozen=True)

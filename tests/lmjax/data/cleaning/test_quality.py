@@ -129,7 +129,9 @@ def test_a_model_is_saved_and_read(model, tmp_path):
 @given(good=st.lists(st.integers(0, 5), min_size=1), raw=st.lists(st.integers(0, 5), min_size=1))
 def test_the_area_is_the_share_of_pairs_in_order(good, raw):
     pairs = [(g > r) + 0.5 * (g == r) for g in good for r in raw]
-    assert area_under_curve(good, raw) == pytest.approx(sum(pairs) / len(pairs))
+    assert area_under_curve([*map(float, good)], [*map(float, raw)]) == pytest.approx(
+        sum(pairs) / len(pairs)
+    )
 
 
 def test_the_job_trains_and_reports(tmp_path):
