@@ -3,8 +3,8 @@
 python -m experiments.data.demo
 2 CPU cores, less than four minutes, no download; needs the extra: pip install -e '.[data]'. The
 good text is this Python's own documentation, put into HTML pages with navigation, scripts, copies,
-edited copies, mojibake, personal data, spam and questions of an evaluation set; books and
-encyclopaedia articles join it where ../shared/data has them.
+edited copies, mojibake, personal data, spam and questions of an evaluation set; books of Project
+Gutenberg join it where ../shared/data has them.
 
   cleaned    extraction, repair, rules of Gopher's and FineWeb's, duplicates, leaks, personal data
   checked    what was planted, compared with what was found; fails below 0.99 found, 0.98 kept
@@ -42,11 +42,33 @@ from lmjax.training.optimizers import Muon
 from lmjax.training.schedules import Cosine
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
-BOOKS = tuple(map(str, sorted((SHARED / "gutenberg").glob("*.txt.gz"))))
+BOOKS = tuple(
+    map(str, sorted((SHARED / "gutenberg").glob("*.txt.gz"), key=lambda p: "old" in p.name))
+)
 PAGES = DirtyPages(source=EmbeddedCorpus(domain="prose"))
 
-pages = Collection(name="pages", source=PAGES, steps=(MainText(), RepairText()))
-books = (Collection(name="books", source=TextFiles(path=BOOKS)),) if BOOKS else ()
+pages = Collection(
+    name="pages",
+    source=PAGES,
+    steps=(
+        MainText(),
+        RepairText(),
+        GopherQuality(),
+        # Documentation repeats its phrases more than the web does that Gopher's thresholds are for.
+        GopherRepetition(most_frequent=(0.4, 0.4, 0.4), most_repeated=(0.6,) * 6),
+        FineWebQuality(),
+    ),
+)
+# Paragraphs of books, some of them in several editions, of which the newest is read first.
+novels = Collection(name="books", source=TextFiles(path=BOOKS, split="paragraph"))
+books = (novels,) if BOOKS else ()
+
+
+def cleaned(name: str, weight: float) -> Domain:
+    """A collection of the output in the mixture."""
+    source = CleanedDocuments(path="{output}/cleaned", collection=name)
+    return Domain(name=name, source=source, weight=weight)
+
 
 experiment = Chain(
     output="runs/demo",
@@ -55,10 +77,6 @@ experiment = Chain(
             output="{output}/cleaned",
             sources=(*books, pages),
             steps=(
-                GopherQuality(),
-                # Documentation repeats its phrases more than the web does that Gopher's are for.
-                GopherRepetition(most_frequent=(0.4, 0.4, 0.4), most_repeated=(0.6,) * 6),
-                FineWebQuality(),
                 ExactDuplicates(),
                 # 0.997 of the pairs with a similarity of 0.8 share a band.
                 NearDuplicates(minhash=MinHash(bands=20, rows=6), similarity=0.7),
@@ -84,11 +102,8 @@ experiment = Chain(
             ),
             data=Data(
                 train=(
-                    Domain(
-                        name="pages",
-                        source=CleanedDocuments(path="{output}/cleaned", collection="pages"),
-                        weight=3,
-                    ),
+                    cleaned("pages", 3),
+                    *(cleaned(one.name, 2) for one in books),
                     Domain(name="code", source=EmbeddedCorpus(domain="code"), weight=1),
                 ),
                 tokenizer=TrainedBPE(vocab_size=1024, sample_bytes=1_000_000),
