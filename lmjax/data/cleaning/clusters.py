@@ -54,8 +54,7 @@ class NearDuplicates(CorpusStep):
 
     def decide(self, shards: Sequence[Arrays]) -> Decided:
         """See `CorpusStep.decide`."""
-        names = ("keys", "signatures") if self.similarity else ("keys",)
-        before = earlier_marks(self.earlier, self, names) if self.earlier else []
+        before = earlier_marks(self.earlier, self)
         known = sum(len(shard["keys"]) for shard in before)
         first = clusters([*before, *shards], self.similarity)[known:]
         first = np.maximum(first - known, EARLIER)
@@ -98,8 +97,7 @@ def clusters(shards: Sequence[Arrays], similarity: float = 0.0) -> Int[np.ndarra
     """
     begins = edges(shards, "keys")
     parent = np.arange(begins[-1])
-    bands = {shard["keys"].shape[1] for shard in shards if len(shard["keys"])}
-    for band in range(max(bands, default=0)):
+    for band in range(shards[0]["keys"].shape[1] if shards else 0):
         keys = np.concatenate([shard["keys"][:, band] for shard in shards])
         pairs = _pairs(keys)
         # Most pairs of a later band are linked already.
@@ -166,7 +164,7 @@ def _are_similar(
 def _signatures(numbers: np.ndarray, shards: Sequence[Arrays], begins: np.ndarray) -> np.ndarray:
     """The signatures of documents by their numbers over all shards."""
     which = np.searchsorted(begins, numbers, "right") - 1
-    width = max(shard["signatures"].shape[1] for shard in shards)
+    width = shards[0]["signatures"].shape[1]
     found = np.empty((len(numbers), width), np.uint32)
     for shard in np.unique(which).tolist():
         here = which == shard

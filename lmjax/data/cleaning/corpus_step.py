@@ -81,13 +81,57 @@ class CorpusStep(abc.ABC):
         return {}
 
 
-def earlier_marks(folders: Sequence[str], step: CorpusStep, names: Sequence[str]) -> list[Arrays]:
-    """Marks that earlier cleanings have kept, file by file.
+class StoredArrays(Mapping[str, np.ndarray]):
+    """Arrays in a folder, each mapped from its file when it is asked for.
+
+    A corpus has more shards than a process may have open files.
+    """
+
+    def __init__(self, folder: pathlib.Path) -> None:
+        """The folder, which need not be there: then there is none."""
+        self._folder = folder
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        try:
+            array = np.load(self._folder / f"{name}.npy", mmap_mode="r")
+        except FileNotFoundError:
+            raise KeyError(name) from None
+        return np.asarray(array)  # numpy's own class for maps is slow in small operations
+
+    def __iter__(self) -> Iterator[str]:
+        return (path.stem for path in sorted(self._folder.glob("*.npy")))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    @classmethod
+    def save(cls, folder: pathlib.Path, arrays: Arrays) -> None:
+        """Writes arrays into a folder, which is made."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, array in arrays.items():
+            np.save(folder / f"{name}.npy", array)
+
+
+class Column(Sequence[np.ndarray]):
+    """The array of one name of all shards, each read when it is asked for."""
+
+    def __init__(self, shards: Sequence[Arrays], name: str) -> None:
+        """The shards, and the name."""
+        self._shards, self._name = shards, name
+
+    def __len__(self) -> int:
+        return len(self._shards)
+
+    def __getitem__(self, number: int) -> np.ndarray:
+        return self._shards[number][self._name]
+
+
+def earlier_marks(folders: Sequence[str], step: CorpusStep) -> list[Arrays]:
+    """Marks that earlier cleanings have kept, shard by shard.
 
     Args:
         folders: the outputs of these cleanings.
         step: with the settings that theirs must have had.
-        names: of the arrays.
 
     Raises:
         UserError: a folder holds none of these.
@@ -95,17 +139,12 @@ def earlier_marks(folders: Sequence[str], step: CorpusStep, names: Sequence[str]
     found: list[Arrays] = []
     for folder in folders:
         kept = pathlib.Path(folder).expanduser() / KEPT / kept_name(step)
-        paths = sorted(kept.glob(f"*.{names[0]}.npy"))
-        if not paths:
+        if not kept.is_dir():
             raise UserError(
                 f"earlier={folder} has no marks of {type(step).__name__} with these settings "
                 f"(there is no {kept}): give the output of a cleaning with the same step"
             )
-        stems = [path.name.split(".")[0] for path in paths]
-        found += [
-            {name: np.load(kept / f"{stem}.{name}.npy", mmap_mode="r") for name in names}
-            for stem in stems
-        ]
+        found += map(StoredArrays, sorted(kept.iterdir()))
     return found
 
 

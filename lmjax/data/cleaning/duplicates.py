@@ -13,6 +13,7 @@ from jaxtyping import Int, UInt64
 from lmjax.config import UserError, config
 from lmjax.data.cleaning.corpus_step import (
     Arrays,
+    Column,
     CorpusStep,
     Decided,
     Tell,
@@ -63,8 +64,8 @@ class ExactDuplicates(CorpusStep):
 
     def decide(self, shards: Sequence[Arrays]) -> Decided:
         """See `CorpusStep.decide`."""
-        before = earlier_marks(self.earlier, self, ("hashes",)) if self.earlier else []
-        firsts = first_equal([shard["hashes"] for shard in (*before, *shards)])
+        before = earlier_marks(self.earlier, self)
+        firsts = first_equal(Column([*before, *shards], "hashes"))
         known = sum(len(shard["hashes"]) for shard in before)
         begins = edges(shards, "hashes")
         verdicts = [
@@ -156,7 +157,7 @@ def first_equal(
     """For each row of several arrays the number of the first equal row, over all of them.
 
     Args:
-        parts: the arrays, which may be mapped from files.
+        parts: the arrays; each is asked for a few times, and not kept.
         together: rows that are sorted at a time.
     """
     begins = np.concatenate([[0], np.cumsum([len(part) for part in parts])]).astype(np.int64)

@@ -18,23 +18,23 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from lmjax.config import UserError, config, fields, fingerprint, replace
-from lmjax.data.cleaning.corpus_step import KEPT, CorpusStep, Decided, kept_name
+from lmjax.data.cleaning.corpus_step import KEPT, CorpusStep, Decided, StoredArrays, kept_name
 from lmjax.data.cleaning.formats import OutputFormat
 from lmjax.data.cleaning.ledger import EXCERPT, Ledger
 from lmjax.data.cleaning.shard_pass import (
+    ALL,
     DOCUMENTS,
     FINDINGS,
     LEDGER,
     LEFT_OUT,
+    MARKS,
     Collection,
     ShardPass,
     ShardTask,
     joined,
-    load_arrays,
     make_shard,
     passes,
     read_between,
-    save_arrays,
 )
 from lmjax.data.cleaning.step import Step
 from lmjax.data.documents import Document, Part, Progress, digest, silent
@@ -230,18 +230,16 @@ class Pipeline:
         if target.exists():
             return
         name, step = each.marked
-        marks = [load_arrays(folder, "marks") for folder in folders]
+        marks = [StoredArrays(folder / MARKS) for folder in folders]
         decided: Decided = step.decide(marks)
         unfinished = target.with_suffix(".tmp")
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir()
-        save_arrays(unfinished, "all", decided.common)
+        StoredArrays.save(unfinished / ALL, decided.common)
         for shard, (own, verdict) in enumerate(zip(marks, decided.verdicts, strict=True)):
-            save_arrays(unfinished, f"{shard:06}", verdict)
-            if marks_kept := step.kept(own, verdict):
-                kept = unfinished / KEPT / kept_name(step)
-                kept.mkdir(parents=True, exist_ok=True)
-                save_arrays(kept, f"{shard:06}", marks_kept)
+            StoredArrays.save(unfinished / f"{shard:06}", verdict)
+            if kept := step.kept(own, verdict):
+                StoredArrays.save(unfinished / KEPT / kept_name(step) / f"{shard:06}", kept)
         pairs = [{"step": name, **one} for one in _shown_pairs(decided.pairs, folders)]
         (unfinished / "pairs.json").write_text(json.dumps(pairs, ensure_ascii=False), "utf-8")
         unfinished.replace(target)
@@ -334,13 +332,13 @@ def _shown_pairs(
     pairs: Sequence[tuple[int, int]], folders: Sequence[pathlib.Path]
 ) -> list[dict[str, str]]:
     """Identity and beginning of both documents of each pair."""
-    wanted = {number for pair in pairs for number in pair}
+    wanted = sorted({number for pair in pairs for number in pair})
     found: dict[int, Document] = {}
     first = 0
     for folder in folders:
         count = json.loads((folder / LEDGER).read_text("utf-8"))["lengths"]
         last = first + sum(count.values())
-        if wanted & {*range(first, last)}:
+        if any(first <= number < last for number in wanted):
             for number, document in enumerate(read_between(folder), first):
                 if number in wanted:
                     found[number] = document

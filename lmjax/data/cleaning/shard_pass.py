@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lmjax.config import UserError, config
-from lmjax.data.cleaning.corpus_step import Arrays, CorpusStep
+from lmjax.data.cleaning.corpus_step import Arrays, CorpusStep, StoredArrays
 from lmjax.data.cleaning.formats import JsonLinesOutput, OutputFormat, between_passes
 from lmjax.data.cleaning.ledger import Border, Ledger, count, text_size
 from lmjax.data.cleaning.step import Dropped, Step
@@ -22,6 +22,8 @@ from lmjax.data.documents import Document, Part, Source
 DOCUMENTS = "documents"  # in a shard's folder, with the format's ending
 LEDGER = "ledger.json"
 LEFT_OUT = "left_out.jsonl.gz"  # a line for each document that was dropped, and for bad input
+MARKS = "marks"  # folder, for the corpus step
+ALL = "all"  # folder of a decision on all shards, beside those of their numbers
 FINDINGS = "findings.jsonl.gz"  # a line for each leak
 BATCH = 1 << 20  # characters of documents that are marked together
 READING = "reading"  # name of the step that the source is
@@ -218,7 +220,8 @@ class _ShardRun:
             line = {"id": document.identity, "collection": self._collection.name, "step": name}
             self._findings.add(line | {"finding": finding})
 
-        verdict = load_arrays(task.verdict, f"{task.number:06}") | load_arrays(task.verdict, "all")
+        parts = (StoredArrays(task.verdict / name) for name in (ALL, f"{task.number:06}"))
+        verdict = {name: array for part in parts for name, array in part.items()}
         begin = time.perf_counter()
         for result in step.apply(documents(), verdict, tell):
             document = current[0]
@@ -260,23 +263,7 @@ class _Marker:
         for name, array in joined.items():
             is_fortran = in_columns[name].flags.f_contiguous and array.ndim > 1
             joined[name] = np.asfortranarray(array) if is_fortran else array
-        save_arrays(folder, "marks", joined)
-
-
-def save_arrays(folder: pathlib.Path, stem: str, arrays: Arrays) -> None:
-    """Writes arrays into files "stem.name.npy" of a folder."""
-    for name, array in arrays.items():
-        np.save(folder / f"{stem}.{name}.npy", array)
-
-
-def load_arrays(folder: pathlib.Path, stem: str) -> dict[str, np.ndarray]:
-    """The arrays that `save_arrays` wrote, mapped from the files."""
-    found = {}
-    for path in sorted(folder.glob(f"{stem}.*.npy")):
-        array = np.load(path, mmap_mode="r")
-        # Without numpy's own class for maps, which is slow in small operations.
-        found[path.name.split(".")[1]] = np.asarray(array)
-    return found
+        StoredArrays.save(folder / MARKS, joined)
 
 
 class _Lines:

@@ -9,7 +9,7 @@ from jaxtyping import Bool, UInt64
 
 from lmjax.config import UserError, config
 from lmjax.data.cleaning.contamination import run_hashes, word_hashes
-from lmjax.data.cleaning.corpus_step import Arrays, CorpusStep, Decided, Tell
+from lmjax.data.cleaning.corpus_step import Arrays, Column, CorpusStep, Decided, Tell
 from lmjax.data.cleaning.duplicates import first_equal
 from lmjax.data.cleaning.near_duplicates import token_pattern
 from lmjax.data.cleaning.step import Dropped
@@ -43,7 +43,7 @@ class ExactSubstrings(CorpusStep):
 
     def decide(self, shards: Sequence[Arrays]) -> Decided:
         """See `CorpusStep.decide`."""
-        firsts, begin = first_equal([shard["hashes"] for shard in shards]), 0
+        firsts, begin = first_equal(Column(shards, "hashes")), 0
         verdicts = []
         for shard, first in zip(shards, firsts):
             own = begin + np.arange(len(first))

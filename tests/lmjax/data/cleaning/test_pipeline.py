@@ -65,9 +65,10 @@ def pipeline(corpus, output, written=None, steps=None, **options):
         Decontaminate(tests=(TextFiles(path=str(corpus / "test.txt")),), most_documents=1000),
         PersonalData(),
     )
-    names = {"first": "0[0-2]", "second": "*[!0-2]"}
+    names = {"first": ("0[0-2]",), "second": ("0[3-9]", "1*")}
     source = {
-        n: JsonLines(path=f"{corpus}/{p}.jsonl", metadata=("number",)) for n, p in names.items()
+        name: JsonLines(path=tuple(f"{corpus}/{one}.jsonl" for one in some), metadata=("number",))
+        for name, some in names.items()
     }
     collections = tuple(Collection(name=name, source=one) for name, one in source.items())
     written = written or JsonLinesOutput()
@@ -341,7 +342,8 @@ def test_recipes_are_steps():
 
 def test_stricter_steps_drop_more():
     step = stricter(GopherQuality())
-    assert (step.least_words, step.most_words, step.least_alphabetic) == (58, 85_000, 0.8 * 1.15)
+    assert (step.least_words, step.most_words) == (57, 85_000)
+    assert step.least_alphabetic == pytest.approx(0.8 * 1.15)
     assert step.stop_words == GopherQuality().stop_words
     assert stricter(PersonalData()) is None
 
