@@ -60,7 +60,7 @@ pages = Collection(
     ),
 )
 # Paragraphs of books, some of them in several editions, of which the newest is read first.
-novels = Collection(name="books", source=TextFiles(path=BOOKS, split="paragraph"))
+novels = Collection(name="books", source=TextFiles(path=BOOKS, split="paragraph", on_error="skip"))
 books = (novels,) if BOOKS else ()
 
 
