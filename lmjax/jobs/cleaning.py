@@ -9,7 +9,7 @@ from typing import Literal
 from lmjax.config import UserError, config
 from lmjax.data.cleaning.corpus_step import CorpusStep
 from lmjax.data.cleaning.formats import JsonLinesOutput, OutputFormat
-from lmjax.data.cleaning.pipeline import Pipeline, Recipe, flat
+from lmjax.data.cleaning.pipeline import CleaningRecipe, Pipeline, flat
 from lmjax.data.cleaning.shard_pass import DOCUMENTS, FINDINGS, LEFT_OUT, Collection
 from lmjax.data.cleaning.step import Step
 from lmjax.files import local_path
@@ -32,7 +32,7 @@ class Cleaning(Job):
 
     sources: tuple[Collection, ...]  # of two equal documents that of the earlier one is kept
     # a document in, a document or a reason out; some need all documents: duplicates, leaks
-    steps: tuple[Step | CorpusStep | Recipe, ...] = ()
+    steps: tuple[Step | CorpusStep | CleaningRecipe, ...] = ()
     written: OutputFormat = JsonLinesOutput()  # format of the documents
     workers: int = 0  # processes; 0: one for each core, where there is enough text
     on_error: Literal["raise", "skip"] = "raise"  # what to do where a step fails on a document
@@ -89,8 +89,6 @@ class Cleaning(Job):
                 for table in results.tables:
                     if not table.is_text:
                         log.table(table)
-                        for note in table.notes:
-                            log.warn(note)
             log.files(
                 folder.path,
                 [

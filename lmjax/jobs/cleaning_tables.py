@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from lmjax.console import Table, duration
-from lmjax.data.cleaning.ledger import EXAMPLES, NEAR, Ledger, Sample, StepCounts
+from lmjax.data.cleaning.ledger import EXAMPLES, NEAR, Ledger, ShownDocument, StepCounts
 from lmjax.data.cleaning.pipeline import Summary
 from lmjax.data.cleaning.shard_pass import READING
 from lmjax.jobs.results import Results
@@ -111,7 +111,7 @@ def _lengths(ledger: Ledger) -> Table:
 
 def _throughput(ledger: Ledger) -> Table:
     rows = tuple(
-        (name, c.documents / c.seconds, c.size / MEGABYTE / c.seconds)
+        (name, round(c.documents / c.seconds), c.size / MEGABYTE / c.seconds)
         for name, c in ledger.steps.items()
         if c.seconds
     )
@@ -120,7 +120,7 @@ def _throughput(ledger: Ledger) -> Table:
 
 
 def _examples(ledger: Ledger) -> Iterator[Table]:
-    """What was dropped, and what was kept at the border."""
+    """Examples of what was dropped, and of what was kept at the border."""
     dropped, border = [], []
     for name, counts in ledger.steps.items():
         for found, rows in ((counts.dropped, dropped), (counts.border, border)):
@@ -139,9 +139,14 @@ def _spread(rows: list[tuple[str, str]]) -> list[tuple[str, str]]:
     return rows[:: -(-len(rows) // SHOWN)]
 
 
-def _shown(words: str, sample: Sample) -> tuple[str, str]:
+def _shown(words: str, sample: ShownDocument) -> tuple[str, str]:
     measured = f" ({sample.measured})" if sample.measured else ""
-    return f"{words}{measured}", f"\n{sample.identity}\n{sample.text}"
+    return f"{words}{measured}", f"\n{sample.identity}\n{_in_few_lines(sample.text)}"
+
+
+def _in_few_lines(text: str) -> str:
+    """The text with a sign in place of its line breaks."""
+    return " \u23ce ".join(filter(None, map(str.strip, text.split("\n"))))
 
 
 def _pairs(summary: Summary) -> Iterator[Table]:
@@ -149,8 +154,8 @@ def _pairs(summary: Summary) -> Iterator[Table]:
     rows = tuple(
         (
             pair["step"],
-            f"\nkept: {pair['kept']}\n{pair['kept_text']}",
-            f"\n\ndropped: {pair['dropped']}\n{pair['dropped_text']}",
+            f"\nkept: {pair['kept']}\n{_in_few_lines(pair['kept_text'])}",
+            f"\n\ndropped: {pair['dropped']}\n{_in_few_lines(pair['dropped_text'])}",
         )
         for pair in summary.pairs
     )

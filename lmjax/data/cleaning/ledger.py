@@ -23,7 +23,7 @@ NEAR = 0.15  # by so much a threshold is moved to see whether a document is at t
 
 
 @dataclasses.dataclass(order=True)
-class Sample:
+class ShownDocument:
     """An example: a document that was dropped, or nearly so.
 
     Attributes:
@@ -41,7 +41,7 @@ class Sample:
 
 @dataclasses.dataclass
 class StepCounts:
-    """What came into a step and what came out.
+    """Counts of the documents that came into a step and came out.
 
     Attributes:
         documents, size: that came in, and their bytes of UTF-8.
@@ -60,8 +60,8 @@ class StepCounts:
     changed: int = 0
     seconds: float = 0.0
     reasons: dict[str, int] = dataclasses.field(default_factory=dict)
-    dropped: dict[str, list[Sample]] = dataclasses.field(default_factory=dict)
-    border: dict[str, list[Sample]] = dataclasses.field(default_factory=dict)
+    dropped: dict[str, list[ShownDocument]] = dataclasses.field(default_factory=dict)
+    border: dict[str, list[ShownDocument]] = dataclasses.field(default_factory=dict)
 
     def add(self, before: Document, size: int, result: Document | Dropped, seconds: float) -> int:
         """Counts a document; returns the bytes of what came out."""
@@ -93,12 +93,12 @@ class StepCounts:
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> StepCounts:
         """The counts that `dataclasses.asdict` gave."""
-        samples = {
-            name: {
-                reason: [Sample(**one) for one in found] for reason, found in values[name].items()
+        samples = {}
+        for name in ("dropped", "border"):
+            found = values[name].items()
+            samples[name] = {
+                reason: [ShownDocument(**one) for one in some] for reason, some in found
             }
-            for name in ("dropped", "border")
-        }
         return cls(**{**values, **samples})
 
 
@@ -159,14 +159,14 @@ def text_size(text: str) -> int:
     return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
 
 
-def note(samples: dict[str, list[Sample]], document: Document, result: Dropped) -> None:
+def note(samples: dict[str, list[ShownDocument]], document: Document, result: Dropped) -> None:
     """Keeps a document as an example, if it is one of those with the least hashes."""
     own = samples.setdefault(result.reason, [])
     rank = zlib.crc32(document.identity.encode("utf-8", "surrogatepass"))
     if len(own) < EXAMPLES or rank < own[-1].rank:
         measured = result.measured
         words = f"{measured:.4g}" if isinstance(measured, float) else str(measured)
-        own.append(Sample(rank, document.identity, words, document.text[:EXCERPT]))
+        own.append(ShownDocument(rank, document.identity, words, document.text[:EXCERPT]))
         own.sort()
         del own[EXAMPLES:]
 

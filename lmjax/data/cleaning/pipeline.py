@@ -49,23 +49,23 @@ VERSION = "1"  # to be raised when the same settings make other documents
 
 
 @config
-class Recipe:
+class CleaningRecipe:
     """Steps that belong together, in their order; may be one of the steps of a cleaning."""
 
     # each takes a document, or all of them (duplicates, leaks)
     steps: tuple[Step | CorpusStep, ...] = ()
 
 
-def flat(steps: Sequence[Step | CorpusStep | Recipe]) -> tuple[Step | CorpusStep, ...]:
+def flat(steps: Sequence[Step | CorpusStep | CleaningRecipe]) -> tuple[Step | CorpusStep, ...]:
     """The steps, with those of recipes in place of these."""
     found: list[Step | CorpusStep] = []
     for step in steps:
-        found += step.steps if isinstance(step, Recipe) else [step]
+        found += step.steps if isinstance(step, CleaningRecipe) else [step]
     return tuple(found)
 
 
 class Summary(NamedTuple):
-    """What a cleaning has come to.
+    """Results of a cleaning.
 
     Attributes:
         ledgers: of each collection, by name.
@@ -130,7 +130,7 @@ class Pipeline:
         self.collections, self.folder, self.written = collections, folder, written
         self.work = folder / WORK
         self.passes = passes(collections, steps, written, on_error, most_bytes)
-        self._settings = fingerprint(Recipe(steps=tuple(steps))), fingerprint(written)
+        self._settings = fingerprint(CleaningRecipe(steps=tuple(steps))), fingerprint(written)
 
     def run(self, workers: int = 0, progress: Progress = silent) -> Summary:
         """Cleans, or does what is left of it.

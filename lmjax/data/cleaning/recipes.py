@@ -19,12 +19,12 @@ from lmjax.data.cleaning.heuristics import (
 )
 from lmjax.data.cleaning.near_duplicates import MinHash
 from lmjax.data.cleaning.personal import PersonalData
-from lmjax.data.cleaning.pipeline import Recipe
+from lmjax.data.cleaning.pipeline import CleaningRecipe
 from lmjax.data.cleaning.substrings import ExactSubstrings
 
 
 @preset
-def c4_cleaning(bad_words: tuple[str, ...] = ()) -> Recipe:
+def c4_cleaning(bad_words: tuple[str, ...] = ()) -> CleaningRecipe:
     """C4 (Raffel et al. 2020, arXiv:1910.10683, section 2.2), for English.
 
     Lines of at least three words, pages of at least five sentences, and one of each three sentences
@@ -35,11 +35,11 @@ def c4_cleaning(bad_words: tuple[str, ...] = ()) -> Recipe:
     """
     words = (BadWords(words=bad_words),) if bad_words else ()
     lines = C4Lines(least_words=3, least_sentences=5)
-    return Recipe(steps=(lines, *words, ExactDuplicates(unit="sentence", run=3, least=1)))
+    return CleaningRecipe(steps=(lines, *words, ExactDuplicates(unit="sentence", run=3, least=1)))
 
 
 @preset
-def gopher_cleaning() -> Recipe:
+def gopher_cleaning() -> CleaningRecipe:
     """MassiveText's web (Rae et al. 2021, arXiv:2112.11446, appendix A.1).
 
     Quality, repetition, exact copies, and near-duplicates by 13-grams with a similarity of 0.8.
@@ -47,7 +47,7 @@ def gopher_cleaning() -> Recipe:
     find 0.997 of the pairs with that similarity.
     """
     minhash = MinHash(ngram=13, bands=20, rows=6)
-    return Recipe(
+    return CleaningRecipe(
         steps=(
             GopherQuality(),
             GopherRepetition(),
@@ -58,14 +58,14 @@ def gopher_cleaning() -> Recipe:
 
 
 @preset
-def refinedweb_cleaning() -> Recipe:
+def refinedweb_cleaning() -> CleaningRecipe:
     """RefinedWeb (Penedo et al. 2023, arXiv:2306.01116), after extraction and rules on URLs.
 
     Repetition and quality of Gopher's, then MinHash with 20 bands of 450 rows on 5-grams, and exact
     substrings of 50 words. Left out: extraction by trafilatura (`MainText` has another library),
     the language by fastText, and corrections of lines; the paper counts tokens in place of words.
     """
-    return Recipe(
+    return CleaningRecipe(
         steps=(
             GopherRepetition(),
             GopherQuality(),
@@ -76,7 +76,7 @@ def refinedweb_cleaning() -> Recipe:
 
 
 @preset
-def fineweb_cleaning() -> Recipe:
+def fineweb_cleaning() -> CleaningRecipe:
     """FineWeb (Penedo et al. 2024, arXiv:2406.17557), after extraction and rules on URLs.
 
     Gopher's rules, C4's without the one on terminal marks, FineWeb's own, MinHash with 14 bands of
@@ -84,7 +84,7 @@ def fineweb_cleaning() -> Recipe:
     language by fastText (0.65 English). MinHash is applied over all that is read: FineWeb applies
     it to each snapshot of Common Crawl, which is a cleaning for each here.
     """
-    return Recipe(
+    return CleaningRecipe(
         steps=(
             GopherRepetition(),
             GopherQuality(),
@@ -97,7 +97,7 @@ def fineweb_cleaning() -> Recipe:
 
 
 @preset
-def gpt3_cleaning() -> Recipe:
+def gpt3_cleaning() -> CleaningRecipe:
     """GPT-3's fuzzy deduplication (Brown et al. 2020, arXiv:2005.14165, appendix A).
 
     10 hashes, which the paper's library takes as 10 bands of a row: their agreement in a share of
@@ -105,6 +105,6 @@ def gpt3_cleaning() -> Recipe:
     classifier of quality with its Pareto rule, and that its features are hashed too. Add
     `Decontaminate(tests=...)` for the evaluation sets (appendix C).
     """
-    return Recipe(
+    return CleaningRecipe(
         steps=(NearDuplicates(minhash=MinHash(ngram=1, bands=10, rows=1), similarity=0.5),)
     )

@@ -60,7 +60,7 @@ class ShardTask(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class ShardPass:
-    """What all shards of a pass have in common.
+    """Settings that all shards of a pass have in common.
 
     Attributes:
         collections: of the cleaning.
@@ -207,7 +207,7 @@ class _ShardRun:
         self._left_out.add(line | {"reason": message, "measured": ""})
 
     def _decided(self) -> Iterator[tuple[Document, int]]:
-        """What the corpus step keeps of the documents of the pass before."""
+        """Documents of the pass before that the corpus step keeps."""
         (name, step), task = self._common.decided, self._task
         counts, current = self.ledger.of(name), []
 

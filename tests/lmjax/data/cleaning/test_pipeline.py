@@ -23,7 +23,7 @@ from lmjax.data.cleaning.heuristics import GopherQuality
 from lmjax.data.cleaning.ledger import Ledger, stricter
 from lmjax.data.cleaning.near_duplicates import MinHash
 from lmjax.data.cleaning.personal import PersonalData
-from lmjax.data.cleaning.pipeline import Pipeline, Recipe, flat
+from lmjax.data.cleaning.pipeline import CleaningRecipe, Pipeline, flat
 from lmjax.data.cleaning.shard_pass import Collection
 from lmjax.data.cleaning.step import Step
 
@@ -338,7 +338,7 @@ def test_nothing_may_be_kept(corpus, tmp_path):
 
 def test_recipes_are_steps():
     inner = (GopherQuality(), ExactDuplicates())
-    assert flat((Recipe(steps=inner), PersonalData())) == (*inner, PersonalData())
+    assert flat((CleaningRecipe(steps=inner), PersonalData())) == (*inner, PersonalData())
 
 
 def test_stricter_steps_drop_more():
