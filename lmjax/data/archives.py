@@ -13,7 +13,7 @@ from lmjax.data.file_source import EXTRA, FileSource
 from lmjax.data.files import DAMAGED, find_files, open_file, read_blocks
 from lmjax.files import reason
 
-ENDINGS = (".warc", ".warc.gz", ".warc.zst", ".wet", ".wet.gz", ".wet.zst", ".arc", ".arc.gz")
+ENDINGS = (".warc", ".warc.gz", ".warc.zst", ".wet", ".wet.gz", ".wet.zst")
 PAGES = ("text/html", "application/xhtml+xml")
 
 
@@ -75,6 +75,8 @@ class WebArchives(FileSource):
             except OSError as error:
                 if stream.failure is None:
                     self.refuse(f"{part.name}: {error}; the rest of it is left out", on_skip)
+        if stream.failure is None and stream.last not in (b"", b"\n"):
+            stream.failure = f"{part.name} ends in the middle of a record"
         if stream.failure is not None:
             self.refuse(f"{stream.failure}; the rest of it is left out", on_skip)
 
@@ -93,10 +95,11 @@ class _Stream:
 
     Attributes:
         failure: a message about the damage; None: there was none.
+        last: the last byte that was read.
     """
 
     def __init__(self, name: str) -> None:
-        self._name, self.failure = name, None
+        self._name, self.failure, self.last = name, None, b""
         self._file: io.BufferedIOBase = open_file(name)
 
     def __enter__(self) -> _Stream:
@@ -108,7 +111,9 @@ class _Stream:
     def read(self, size: int = -1) -> bytes:
         """Some bytes; none at the end, or from damage on."""
         try:
-            return b"" if self.failure else self._file.read(size)
+            data = b"" if self.failure else self._file.read(size)
+            self.last = data[-1:] or self.last
+            return data
         except DAMAGED as error:
             self.failure = f"{self._name} is damaged or cut short: {error}"
         except OSError as error:
