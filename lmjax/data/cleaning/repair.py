@@ -17,7 +17,7 @@ LINE_BREAK = re.compile("\r\n?|\u2028|\u2029|\x85")
 UNWANTED = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x84\x86-\x9f\u200b\u2060\ufeff\ufff9-\ufffc\ufffe\uffff]"
 )
-# Traces of UTF-8 that was read as an encoding of one byte a character: most texts have none, and
+# Traces of UTF-8 that was read as an encoding of one byte a character: most lines have none, and
 # need not be looked at closely.
 TRACE = re.compile("[\xc2-\xf4][\x80-\xbf\u0152-\u0178\u0192\u02c6\u02dc\u2013-\u203a\u20ac\u2122]")
 
@@ -39,7 +39,8 @@ class RepairText(Step):
         """See `Step`."""
         text = document.text
         if self.mojibake and TRACE.search(text):
-            text = _fixed(_library(), text)
+            library, lines = _library(), text.split("\n")
+            text = "\n".join(_fixed(library, one) if TRACE.search(one) else one for one in lines)
         text = UNWANTED.sub("", LINE_BREAK.sub("\n", text))
         if self.form and not unicodedata.is_normalized(self.form, text):
             text = unicodedata.normalize(self.form, text)
@@ -63,7 +64,7 @@ def _library() -> Any:
 
 
 def _fixed(library: Any, text: str) -> str:
-    """The text without mojibake; nothing else is changed."""
+    """A line without mojibake; nothing else is changed."""
     return library.fix_text(
         text,
         unescape_html=False,

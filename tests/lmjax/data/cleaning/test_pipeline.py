@@ -1,5 +1,6 @@
 """The pipeline: the same bytes with any number of workers and after any kill; damage is counted."""
 
+import errno
 import gzip
 import itertools
 import json
@@ -9,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ from lmjax.config import UserError, config
 from lmjax.data import TFDS, CleanedDocuments, JsonLines, ParquetFiles, TextFiles
 from lmjax.data.cleaning.clusters import NearDuplicates
 from lmjax.data.cleaning.contamination import Decontaminate
+from lmjax.data.cleaning.corpus_step import StoredArrays
 from lmjax.data.cleaning.duplicates import ExactDuplicates
 from lmjax.data.cleaning.formats import ArrayRecordOutput, JsonLinesOutput, ParquetOutput
 from lmjax.data.cleaning.heuristics import GopherQuality
@@ -27,6 +30,8 @@ from lmjax.data.cleaning.pipeline import CleaningRecipe, Pipeline, flat
 from lmjax.data.cleaning.shard_pass import Collection
 from lmjax.data.cleaning.step import Step
 
+SHARED = Path(__file__).parents[5] / "shared" / "data" / "gutenberg"
+BOOKS = sorted(SHARED.glob("*.txt.gz"), key=lambda path: "-old" in path.name)  # newest first
 QUESTION = "How many boxes of apples does the shop have at the end of a day of seven sales?"
 
 
@@ -323,6 +328,39 @@ def test_damage_is_counted_and_listed(tmp_path):
         assert words in reasons
     texts = {d.text for d in CleanedDocuments(path=str(output)).documents()}
     assert "one" in texts and texts <= {"one", "three"}
+
+
+def test_a_full_disk_leaves_work_to_go_on_with(corpus, undisturbed, tmp_path, monkeypatch):
+    """In the second pass: what was finished stays, and the rest is made when there is room."""
+    save, left = StoredArrays.save, [20]
+
+    def save_until_full(folder, arrays):
+        left[0] -= 1
+        if not left[0]:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
+        save(folder, arrays)
+
+    monkeypatch.setattr(StoredArrays, "save", save_until_full)
+    with pytest.raises(OSError, match="No space left"):
+        pipeline(corpus, tmp_path).run()
+    assert not (tmp_path / "documents").exists() and left == [0]
+    finished = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("ledger.json")}
+    assert len(finished) >= 12
+    monkeypatch.undo()
+    pipeline(corpus, tmp_path).run()
+    assert made(tmp_path) == made(undisturbed[0])
+
+
+@pytest.mark.skipif(not BOOKS, reason="the books are not there")
+def test_older_editions_of_novels_are_found_and_no_novel_is_lost(tmp_path):
+    books = TextFiles(path=tuple(map(str, BOOKS)), on_error="replace")
+    step = NearDuplicates(minhash=MinHash(bands=20, rows=6), similarity=0.5)
+    collections = (Collection(name="books", source=books),)
+    Pipeline(collections, (step,), JsonLinesOutput(), tmp_path).run()
+    kept = [d.identity for d in CleanedDocuments(path=str(tmp_path)).documents()]
+    names = {path.name for path in BOOKS if "-old" not in path.name}
+    assert {os.path.basename(one).rpartition(":")[0] for one in kept} == names
+    assert len(kept) == len(names) == 6 < len(BOOKS)
 
 
 def test_a_cleaning_that_is_not_finished_is_not_read(tmp_path):
