@@ -25,7 +25,7 @@ from lmjax.data.documents import Document
 from lmjax.files import errors_told, local_path
 
 SHIPPED = pathlib.Path(__file__).with_name("languages.npz")
-CHARACTERS = 2000  # of a text, its first ones, that are looked at
+CHARACTERS = 1000  # of a text, its first ones, that are looked at
 ORDERS = (1, 2, 3, 4)  # lengths of the n-grams
 SCALE = 12.0  # steps of the small integers in a unit of log-probability
 FORMAT = 1  # of the file
@@ -60,7 +60,8 @@ class LanguageModel(NamedTuple):
         if not len(buckets):
             return {UNKNOWN: 1.0}
         # A mean over n-grams, that overlap, and not a sum as if they were independent.
-        value = self.table[buckets].sum(0, np.int64) / SCALE / len(ORDERS)
+        found = np.take(self.table, buckets, axis=0).sum(0, np.int32)
+        value = found / SCALE / len(ORDERS)
         value = np.exp(value - value.max())
         return dict(zip(self.names, (value / value.sum()).tolist(), strict=True))
 
@@ -96,7 +97,7 @@ def language_of(text: str, model: LanguageModel | None = None) -> tuple[str, flo
     letters = OTHER.sub("", text[:CHARACTERS])
     if not letters:
         return UNKNOWN, 1.0
-    for name, pattern, share in SCRIPTS:
+    for name, pattern, share in () if letters.isascii() else SCRIPTS:
         found = len(pattern.findall(letters))
         if found and found >= share * len(letters):
             return name, max(found / len(letters), 0.5)
