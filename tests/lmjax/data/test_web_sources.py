@@ -3,11 +3,14 @@
 import gzip
 import itertools
 import json
+import sys
 
 import pytest
 
 from lmjax.config import UserError
 from lmjax.data import HtmlFiles, ParquetFiles, WebArchives
+from lmjax.data.cleaning import MainText, RepairText
+from lmjax.data.documents import Document
 from lmjax.data.encodings import decode_page
 
 PAGE = "<html><head><meta charset='{0}'></head><body><p>Gr\u00fc\u00dfe {1}</p></body></html>"
@@ -217,3 +220,19 @@ def test_a_source_is_known_by_what_its_files_hold(tmp_path, table):
     before = HtmlFiles(path=str(page)).fingerprint()
     page.write_text("other")
     assert HtmlFiles(path=str(page)).fingerprint() != before
+
+
+@pytest.mark.parametrize(
+    ("module", "use"),
+    [
+        ("fastwarc", lambda path: read(WebArchives(path=path))),
+        ("pyarrow", lambda path: read(ParquetFiles(path=path))),
+        ("resiliparse.extract.html2text", lambda path: MainText()(Document("<p>text", ""))),
+        ("ftfy", lambda path: RepairText()(Document("caf\u00c3\u00a9", ""))),
+    ],
+)
+def test_a_missing_library_is_told_with_its_extra(tmp_path, monkeypatch, module, use):
+    (tmp_path / "a").write_bytes(b"text")
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(UserError, match=r"pip install 'lmjax\[data\]'"):
+        use(str(tmp_path / "a"))

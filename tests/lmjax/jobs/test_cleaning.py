@@ -1,5 +1,6 @@
 """The job that cleans: its folder, its report, and that it finds what was planted."""
 
+import gzip
 import importlib
 import json
 import random
@@ -218,6 +219,65 @@ def test_the_demonstration_is_an_experiment():
     assert experiment.output == "runs/demo"
     assert from_json(to_json(experiment)) == experiment
     assert parse(experiment, to_text(experiment).splitlines()) == experiment
+
+
+ENGLISH = (
+    "The old bridge over the river was closed in the spring, and the people of the village had to "
+    "walk to the next one. Nobody knew how long the work would take. The mayor said that it would "
+    "be finished before the harvest. The farmers did not believe him, and they were right. In the "
+    "end it was winter when the first cart could cross. There was a feast that night, with music "
+    "and lanterns, and the oldest man of the village was the first to walk to the other side."
+)
+OTHER = (
+    "My grandmother kept bees behind her house for forty years. She wore no veil, and she was stung "
+    "less often than the neighbours who came to look. In June she took the first honey, which was "
+    "light and tasted of lime trees. In August it was dark, and that she kept for the family. If you "
+    "want to know more of how she did it, write to ada@example.com, and I will send you her notes."
+)
+GERMAN = (
+    "Die alte Br\u00fccke \u00fcber den Fluss wurde im Fr\u00fchjahr geschlossen, und die Leute "
+    "des Dorfes mussten bis zur n\u00e4chsten gehen. Niemand wusste, wie lange es dauern w\u00fcrde."
+)
+
+
+def archive(texts):
+    """A web archive with a page of each text."""
+    found = b""
+    for number, text in enumerate(texts):
+        page = f"<html><body><main><p>{text}</p></main></body></html>".encode()
+        body = b"HTTP/1.1 200 OK\r\nContent-Type: text/html; charset=utf-8\r\n\r\n" + page
+        head = (
+            "WARC/1.0\r\nWARC-Type: response\r\n"
+            f"WARC-Target-URI: https://a.example/{number}\r\n"
+            f"WARC-Date: 2024-05-01T00:00:00Z\r\nWARC-Record-ID: <urn:uuid:{number:032}>\r\n"
+            "Content-Type: application/http; msgtype=response\r\n"
+            f"Content-Length: {len(body)}\r\n\r\n"
+        )
+        found += gzip.compress(head.encode() + body + b"\r\n\r\n")
+    return found
+
+
+def test_finewebs_steps_from_the_command_line(tmp_path):
+    """Of pages in an archive: the language, a near-duplicate, a placeholder, the origin."""
+    for library in ("fastwarc", "resiliparse", "ftfy", "zstandard"):
+        pytest.importorskip(library)
+    experiment = importlib.import_module("experiments.data.fineweb").experiment
+    texts = [ENGLISH, GERMAN * 4, f"{ENGLISH} Really.", OTHER]
+    (tmp_path / "crawl").mkdir()
+    (tmp_path / "crawl" / "a.warc.gz").write_bytes(archive(texts))
+    words = [f"sources.0.source.path={tmp_path}/crawl", f"output={tmp_path}/out"]
+    parse(experiment, words).run()
+    found = list(CleanedDocuments(path=str(tmp_path / "out")).documents())
+    urls = [document.metadata["url"] for document in found]
+    assert urls == ["https://a.example/0", "https://a.example/3"]
+    assert all(document.metadata["language"] == "en" for document in found)
+    assert "<email>" in found[1].text and "ada@" not in found[1].text
+    lines = gzip.decompress((tmp_path / "out" / "left_out.jsonl.gz").read_bytes()).splitlines()
+    reasons = {json.loads(line)["id"].rpartition(":")[2]: json.loads(line) for line in lines}
+    assert [one["reason"] for one in reasons.values()] == [
+        "another language",
+        "nearly an earlier document",
+    ]
 
 
 @pytest.mark.slow
