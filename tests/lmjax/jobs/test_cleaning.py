@@ -229,14 +229,14 @@ ENGLISH = (
     "and lanterns, and the oldest man of the village was the first to walk to the other side."
 )
 OTHER = (
-    "My grandmother kept bees behind her house for forty years. She wore no veil, and she was stung "
+    "My grandmother kept bees behind her house for forty years. She wore no veil, and was stung "
     "less often than the neighbours who came to look. In June she took the first honey, which was "
-    "light and tasted of lime trees. In August it was dark, and that she kept for the family. If you "
-    "want to know more of how she did it, write to ada@example.com, and I will send you her notes."
+    "light and tasted of lime trees. In August it was dark, and that she kept for the family. If "
+    "you want to know more of how she did it, write to ada@example.com, and I will send her notes."
 )
 GERMAN = (
-    "Die alte Br\u00fccke \u00fcber den Fluss wurde im Fr\u00fchjahr geschlossen, und die Leute "
-    "des Dorfes mussten bis zur n\u00e4chsten gehen. Niemand wusste, wie lange es dauern w\u00fcrde."
+    "Die alte Br\u00fccke \u00fcber den Fluss wurde im Fr\u00fchjahr geschlossen, und die "
+    "Leute mussten zur n\u00e4chsten gehen. Niemand wusste, wie lange es dauern w\u00fcrde."
 )
 
 
