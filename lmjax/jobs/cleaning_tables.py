@@ -29,6 +29,7 @@ def results_of(summary: Summary, seconds: float) -> Results:
         _by_collection(summary),
         _reasons(total),
         _lengths(total),
+        *_languages(total),
         _throughput(total),
         *_examples(total),
         *_pairs(summary),
@@ -107,6 +108,14 @@ def _lengths(ledger: Ledger) -> Table:
     )
     caption = "Documents that are kept, by their characters."
     return Table("Lengths", ("characters", "documents"), rows, caption)
+
+
+def _languages(ledger: Ledger) -> Iterator[Table]:
+    """Documents by language, where a step has noted it."""
+    found = sorted(ledger.languages.items(), key=lambda item: (-item[1], item[0]))
+    if found:
+        caption = "Documents that are kept, by their language."
+        yield Table("Languages", ("language", "documents"), tuple(found[:MOST_ROWS]), caption)
 
 
 def _throughput(ledger: Ledger) -> Table:

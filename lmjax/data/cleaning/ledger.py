@@ -111,12 +111,14 @@ class Ledger:
         lengths: documents that came out of the last step, by the number of binary digits of their
             number of characters.
         size: bytes of UTF-8 of these.
+        languages: documents of these by the language that their metadata have.
         skipped: pieces of input that could not be read.
     """
 
     steps: dict[str, StepCounts] = dataclasses.field(default_factory=dict)
     lengths: dict[int, int] = dataclasses.field(default_factory=dict)
     size: int = 0
+    languages: dict[str, int] = dataclasses.field(default_factory=dict)
     skipped: int = 0
 
     def of(self, step: str) -> StepCounts:
@@ -127,10 +129,25 @@ class Ledger:
         """Adds the counts of another ledger."""
         for name, counts in other.steps.items():
             self.of(name).merge(counts)
-        for digits, number in other.lengths.items():
-            count(self.lengths, digits, number)
+        for own, others in (
+            (self.lengths, other.lengths),
+            (self.languages, other.languages),
+        ):
+            for key, number in others.items():
+                count(own, key, number)
         self.size += other.size
         self.skipped += other.skipped
+
+    def let_out(self, document: Document, size: int) -> None:
+        """Counts a document that has come out of the last step, with its bytes."""
+        count(self.lengths, len(document.text).bit_length())
+        self.size += size
+        if document.metadata and "language" in document.metadata:
+            count(self.languages, str(document.metadata["language"]))
+
+    def clear_output(self) -> None:
+        """Forgets what came out, where it goes into another pass."""
+        self.lengths, self.size, self.languages = {}, 0, {}
 
     def to_json(self) -> dict[str, Any]:
         """The ledger as JSON values."""
@@ -146,7 +163,7 @@ class Ledger:
         """The ledger that `to_json` gave."""
         steps = {name: StepCounts.from_json(found) for name, found in values["steps"].items()}
         lengths = {int(digits): number for digits, number in values["lengths"].items()}
-        return cls(steps, lengths, values["size"], values["skipped"])
+        return cls(steps, lengths, values["size"], values["languages"], values["skipped"])
 
 
 def count(numbers: dict[Any, int], key: Any, more: int = 1) -> None:

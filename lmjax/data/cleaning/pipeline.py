@@ -252,9 +252,7 @@ class Pipeline:
                 path = self.work / f"pass-{number}" / f"shard-{task.number:06}" / LEDGER
                 found = Ledger.from_json(json.loads(path.read_text("utf-8")))
                 if number < len(self.passes) - 1:
-                    # Of what goes on into the next pass.
-                    found.lengths.clear()
-                    found.size = 0
+                    found.clear_output()
                 ledgers[self.collections[task.collection].name].merge(found)
         pairs = [
             pair

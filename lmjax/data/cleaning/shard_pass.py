@@ -15,7 +15,7 @@ import numpy as np
 from lmjax.config import UserError, config
 from lmjax.data.cleaning.corpus_step import Arrays, CorpusStep, StoredArrays
 from lmjax.data.cleaning.formats import JsonLinesOutput, OutputFormat, between_passes
-from lmjax.data.cleaning.ledger import Border, Ledger, count, text_size
+from lmjax.data.cleaning.ledger import Border, Ledger, text_size
 from lmjax.data.cleaning.step import Dropped, Step
 from lmjax.data.documents import Document, Part, Source
 
@@ -165,8 +165,7 @@ class _ShardRun:
                 border.look(document, counts)
                 document = result
             else:
-                count(self.ledger.lengths, len(document.text).bit_length())
-                self.ledger.size += size
+                self.ledger.let_out(document, size)
                 yield document
 
     def _applied(self, name: str, step: Step, document: Document) -> Document | Dropped:

@@ -272,6 +272,8 @@ def test_finewebs_steps_from_the_command_line(tmp_path):
     assert urls == ["https://a.example/0", "https://a.example/3"]
     assert all(document.metadata["language"] == "en" for document in found)
     assert "<email>" in found[1].text and "ada@" not in found[1].text
+    tables = json.loads((tmp_path / "out" / "results.json").read_text())["tables"]
+    assert {t["title"]: t["rows"] for t in tables}["Languages"] == [["en", 2]]
     lines = gzip.decompress((tmp_path / "out" / "left_out.jsonl.gz").read_bytes()).splitlines()
     reasons = {json.loads(line)["id"].rpartition(":")[2]: json.loads(line) for line in lines}
     assert [one["reason"] for one in reasons.values()] == [

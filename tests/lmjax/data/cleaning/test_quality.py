@@ -1,6 +1,9 @@
 """The classifier of quality: it separates, and GPT-3's rule keeps what it should."""
 
+import itertools
+import json
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lmjax.config import UserError
-from lmjax.data import JsonLines
-from lmjax.data.cleaning import quality
+from lmjax.data import EmbeddedCorpus, JsonLines, TextFiles
+from lmjax.data.cleaning import DirtyPages, quality
 from lmjax.data.cleaning.quality import (
     QualityFilter,
     QualityModel,
@@ -18,45 +21,14 @@ from lmjax.data.cleaning.quality import (
     load_quality,
     train_quality,
 )
-from lmjax.data.documents import Document
+from lmjax.data.documents import Document, is_held_out
 from lmjax.jobs.train_quality import TrainQuality
 
-GOOD = [
-    "the",
-    "river",
-    "had",
-    "frozen",
-    "and",
-    "they",
-    "walked",
-    "over",
-    "it",
-    "in",
-    "the",
-    "morning",
-    "without",
-    "a",
-    "word",
-    "to",
-    "anyone",
-]
-RAW = [
-    "click",
-    "here",
-    "buy",
-    "now",
-    "best",
-    "price",
-    "login",
-    "cart",
-    "free",
-    "offer",
-    "terms",
-    "the",
-    "a",
-    "of",
-    "to",
-]
+ARTICLES = Path(__file__).parents[5] / "shared" / "data" / "wikitext2"
+SENTENCE = "the river had frozen and they walked over it in the morning of a day to come"
+GOOD = tuple(SENTENCE.split())
+ADVERT = "click here buy now best price login cart free offer terms the a of to"
+RAW = tuple(ADVERT.split())
 
 
 def texts(words, count, seed):
@@ -135,8 +107,6 @@ def test_the_area_is_the_share_of_pairs_in_order(good, raw):
 
 
 def test_the_job_trains_and_reports(tmp_path):
-    import json
-
     for name, words, count in (("good", GOOD, 120), ("raw", RAW, 300)):
         lines = [json.dumps({"text": text}) for text in texts(words, count, 4)]
         (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
@@ -151,3 +121,19 @@ def test_the_job_trains_and_reports(tmp_path):
     assert float(results["tiles"][0][1]) >= 0.98
     assert isinstance(load_quality(tmp_path / "run" / "quality.npz"), QualityModel)
     job.run()
+
+
+@pytest.mark.skipif(not ARTICLES.is_dir(), reason="the articles are not there")
+def test_articles_are_told_from_documentation_and_dirt():
+    """On a fifth of the documents, which was not learned from."""
+    articles = TextFiles(path=f"{ARTICLES}/*.txt", split="line")
+    pages = DirtyPages(source=EmbeddedCorpus(domain="prose"))
+    dirt = [page for page in pages.documents() if page.metadata["planted"] == "spam"]
+    good = [one for one in articles.documents() if len(one.text) > 200][:2000]
+    raw = [*dirt, *itertools.islice(EmbeddedCorpus(domain="prose").documents(), 2000)]
+    learned, held = (
+        [[d.text for d in kind if is_held_out(d, 0.2) == part] for kind in (good, raw)]
+        for part in (False, True)
+    )
+    model = train_quality(*learned)
+    assert area_under_curve(*([model.score(text) for text in kind] for kind in held)) >= 0.98
