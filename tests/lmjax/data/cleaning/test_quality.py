@@ -123,6 +123,7 @@ def test_the_job_trains_and_reports(tmp_path):
     job.run()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not ARTICLES.is_dir(), reason="the articles are not there")
 def test_articles_are_told_from_documentation_and_dirt():
     """On a fifth of the documents, which was not learned from."""
