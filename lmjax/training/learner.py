@@ -111,6 +111,15 @@ class Learner:
 
     def _check_stages(self, rows: Sequence[int]) -> None:
         where = f"mesh.stage={axis_size(STAGE)}"
+        if self.layout.axes("seq") and self.layout.context == "ring":
+            # Permutations are one operation of all stages, of which each takes its own branch.
+            raise UserError(
+                f"{where}: keys cannot go around in a ring inside of a stage; set "
+                "context=all_to_all, or gather"
+            )
+        for number in sorted(set(rows)):
+            made = self.pipeline.made(count_microbatches(number, self.microbatch, self.layout))
+            check_pipeline(self.model, made)
         if self.frozen:
             names = ", ".join(self.frozen)
             raise UserError(f"{where}: the loss reads further models ({names}): a pipeline has one")
@@ -121,9 +130,6 @@ class Learner:
                 f"{where}: with {type(self.objective).__name__} the loss of a row depends on other "
                 "rows of its batch, which a pipeline sees in parts"
             )
-        for number in sorted(set(rows)):
-            made = self.pipeline.made(count_microbatches(number, self.microbatch, self.layout))
-            check_pipeline(self.model, made)
 
     def init(self, seed: int, params: dict | None = None) -> TrainState:
         """State before the first step; every array is made on its own devices.

@@ -169,8 +169,10 @@ def test_every_schedule_on_every_mesh(case, mesh, schedule):
     check(case, MESHES[mesh], pipeline=Pipeline(schedule=schedule))
 
 
-@pytest.mark.parametrize("context", ["ring", "all_to_all"])
-@pytest.mark.parametrize("mesh", ["context", "sequences"])
+@pytest.mark.parametrize(
+    ("mesh", "context"),
+    [("sequences", "ring"), ("sequences", "all_to_all"), ("context", "all_to_all")],
+)
 def test_attention_over_divided_sequences(mesh, context):
     """In a pipeline, and without one; the prefix is of ranks, and keys are grouped."""
     check("prefix", MESHES[mesh], context=context)
@@ -188,6 +190,10 @@ REFUSED = {
         "windows repeat every 2 layers, and a part of the pipeline has 1",
     ),
     "microbatches": (dict(microbatch=ROWS), "1 microbatches for 2 stages: .*accumulation is"),
+    "ring": (
+        dict(layout=training_layout("ring"), mesh=Mesh(stage=2, context=2, fsdp=1)),
+        "cannot go around in a ring",
+    ),
     "trainable": (dict(trainable=lambda path: "bias" in path), "`trainable` only some"),
     "encoder": (
         dict(model=replace(t5("small"), vocab_size=VOCABULARY), objective=SpanCorruption()),
@@ -204,10 +210,12 @@ REFUSED = {
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_no_pipeline_trains_is_refused_before_a_step(case):
     given, message = REFUSED[case]
-    settings = {"model": GPT, "objective": CausalLM(), "microbatch": ROWS // 4, **given}
-    with jax.sharding.use_abstract_mesh(Mesh(stage=2, fsdp=1).abstract(2)):
-        layout = training_layout()
-        learner = Learner(optimizer=AdamW(), rate=RATE, layout=layout, **settings)
+    regular = {"optimizer": AdamW(), "rate": RATE, "microbatch": ROWS // 4}
+    regular |= {"model": GPT, "objective": CausalLM(), "layout": training_layout()}
+    settings = regular | given
+    mesh = settings.pop("mesh", Mesh(stage=2, fsdp=1))
+    with jax.sharding.use_abstract_mesh(mesh.abstract(2 * mesh.context)):
+        learner, layout = Learner(**settings), settings["layout"]
         shapes = settings["objective"].shapes(ROWS, LENGTH)
         with pytest.raises(UserError, match=message):
             learner.check_division([ROWS], abstract_example(shapes, layout))
