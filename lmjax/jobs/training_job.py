@@ -245,7 +245,6 @@ class TrainingJob(Job):
             trainable=trained.trains,
             last_blocks=trained.last_blocks,
         )
-        learner.check_division(self.batch_sizes(), self.abstract_example())
         learner.abstract()
         shards = axis_size(*layout.axes("batch"))
         if self.microbatch % shards:
@@ -253,6 +252,7 @@ class TrainingJob(Job):
                 f"a batch of {self.largest_batch()} rows does not divide into accumulation="
                 f"{self.accumulation} parts on mesh.data x mesh.fsdp = {shards} devices"
             )
+        learner.check_division(self.batch_sizes(), self.abstract_example())
         return learner
 
     def penalised(self, objective: Objective) -> Objective:
