@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
-from lmjax.config import UserError, config
+from lmjax.config import UserError, config, replace
 from lmjax.models.auxiliary import Auxiliary
 from lmjax.models.expert_exchange import ExpertExchange, StoredMatrix
 from lmjax.models.feed_forward import Activation, FeedForwardConfig, GatedFeedForwardConfig
@@ -68,6 +68,11 @@ class ExpertsConfig(FeedForwardConfig):
         """A layer like one expert, which all tokens use."""
         kind = GatedFeedForwardConfig if self.gated else FeedForwardConfig
         return kind(size=self.size, activation=self.activation, bias=self.bias)
+
+    @property
+    def architecture(self) -> ExpertsConfig:
+        """See `FeedForwardConfig.architecture`."""
+        return replace(self, router=self.router.architecture)
 
     @property
     def auxiliary_sums(self) -> int:

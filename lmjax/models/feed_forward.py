@@ -49,6 +49,11 @@ class FeedForwardConfig:
         """Metrics from the sums of a batch; "auxiliary_loss" is added to the loss."""
         return {}
 
+    @property
+    def architecture(self) -> FeedForwardConfig:
+        """The config without settings that change no output, only how it is trained."""
+        return self
+
     def uses(self, path: Sequence[str]) -> float:
         """Part of the parameter at this path that a token uses, on average."""
         return 1.0

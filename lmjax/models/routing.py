@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from lmjax.config import UserError, config
+from lmjax.config import UserError, config, replace
 
 # Sums over the tokens of a row, before the load of each expert.
 TOKENS, BALANCE, SQUARES, CHOICES, DROPPED = range(5)
@@ -66,6 +66,11 @@ class Router(abc.ABC):
 
     def check(self, experts: int) -> None:
         """Raises UserError where there are too few experts for it."""
+
+    @property
+    def architecture(self) -> Router:
+        """The router without settings of training."""
+        return replace(self, z_loss=0.0, jitter=0.0)
 
     @abc.abstractmethod
     def uses(self, experts: int) -> float:
@@ -151,6 +156,11 @@ class TopKRouter(Router):
         """See `Router.check`."""
         if self.chosen > experts:
             raise UserError(f"router.chosen={self.chosen}: there are {experts} experts")
+
+    @property
+    def architecture(self) -> TopKRouter:
+        """See `Router.architecture`."""
+        return replace(self, z_loss=0.0, jitter=0.0, balance=0.0)
 
     def uses(self, experts: int) -> float:
         """See `Router.uses`."""
