@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from lmjax.config import preset, replace
+from lmjax.config import UserError, preset, replace
 from lmjax.models.experts import ExpertsConfig
 from lmjax.models.family import register
 from lmjax.models.gpt import size_of
@@ -16,6 +16,7 @@ from lmjax.models.rotary import Rotary
 from lmjax.models.routing import TopKRouter
 from lmjax.models.transformer import TransformerConfig
 
+ROPE_BASE = 1e6
 # layers, hidden, heads, feed-forward of an expert, length
 MIXTRAL_SIZES = {
     "8x7B": (32, 4096, 32, 14_336, 32_768),
@@ -37,7 +38,7 @@ def mixtral(size: str = "8x7B") -> TransformerConfig:
         num_layers=layers,
         max_length=length,
         attention=replace(
-            base.attention, num_heads=heads, num_kv_heads=8, positions=Rotary(base=1e6)
+            base.attention, num_heads=heads, num_kv_heads=8, positions=Rotary(base=ROPE_BASE)
         ),
         feed_forward=ExpertsConfig(size=mlp, experts=8, router=TopKRouter(chosen=2)),
         norm=replace(base.norm, epsilon=1e-5),
@@ -46,7 +47,10 @@ def mixtral(size: str = "8x7B") -> TransformerConfig:
 
 def read_mixtral(settings: Settings) -> TransformerConfig:
     """A Mixtral's config from its config.json."""
-    base = read_mistral(settings)
+    if settings["num_experts_per_tok"] == 1:  # whose weight is 1 there, whatever the router says
+        raise UserError("num_experts_per_tok=1 is not supported for mixtral, only 2 or more")
+    # Older files that do not say have transformers' default for Mixtral.
+    base = read_mistral({**settings, "rope_theta": settings.get("rope_theta") or ROPE_BASE})
     router = TopKRouter(
         chosen=settings["num_experts_per_tok"],
         jitter=settings["router_jitter_noise"],
