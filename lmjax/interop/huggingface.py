@@ -303,9 +303,7 @@ def whole_lines(tensor: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 
 @functools.partial(jax.jit, donate_argnums=0)
-def put_layer(
-    leaf: jax.Array, part: jax.Array, index: tuple[int | jax.Array, ...]
-) -> jax.Array:
+def put_layer(leaf: jax.Array, part: jax.Array, index: tuple[int | jax.Array, ...]) -> jax.Array:
     """`leaf`, which is given up, with `part` for one of its layers, or an expert of a layer."""
     first, *rest = index
     if rest:

@@ -152,7 +152,7 @@ def scan_blocks(
 def _scan_stretch(
     blocks: Blocks, layers: Any, x: jax.Array, masks: list, tables: Any, caches: list
 ):
-    """Runs what `layers` holds: parameters, keys, dropout, auxiliary, as `Stretch.cut` cuts them."""
+    """Runs `layers`: parameters, keys, dropout, auxiliary losses, as `Stretch.cut` cuts them."""
     unroll, periods = blocks.unroll, jax.tree.leaves(layers)[0].shape[0]
 
     def run(carry, inputs):

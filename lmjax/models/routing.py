@@ -66,6 +66,10 @@ class Router(abc.ABC):
 
     def check(self, experts: int) -> None:
         """Raises UserError where there are too few experts for it."""
+        if (used := self.uses(experts)) > experts:
+            raise UserError(
+                f"feed_forward.experts={experts}: {type(self).__name__} takes {used:g} for a token"
+            )
 
     @property
     def architecture(self) -> Router:
@@ -151,11 +155,6 @@ class TopKRouter(Router):
             raise UserError(f"router.capacity={self.capacity}: must be above 0, or none")
         if self.balance < 0:
             raise UserError(f"router.balance={self.balance}: must be 0 or more")
-
-    def check(self, experts: int) -> None:
-        """See `Router.check`."""
-        if self.chosen > experts:
-            raise UserError(f"router.chosen={self.chosen}: there are {experts} experts")
 
     @property
     def architecture(self) -> TopKRouter:
@@ -246,11 +245,6 @@ class ExpertChoiceRouter(Router):
         Router.validate(self)
         if self.capacity <= 0:
             raise UserError(f"router.capacity={self.capacity}: must be above 0")
-
-    def check(self, experts: int) -> None:
-        """See `Router.check`."""
-        if self.capacity > experts:
-            raise UserError(f"router.capacity={self.capacity}: there are {experts} experts")
 
     def uses(self, experts: int) -> float:
         """See `Router.uses`."""

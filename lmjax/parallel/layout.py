@@ -78,8 +78,8 @@ class Layout:
 def training_layout() -> Layout:
     """ZeRO over `fsdp`, sequence over `context`, Megatron `tensor`, experts over `expert`.
 
-    The batch is cut over `data`, `fsdp` and `expert`. At rest every matrix is cut over `fsdp` along `embed`; when it is gathered is the ZeRO setting
-    of the training step, not of the layout.
+    The batch is cut over `data`, `fsdp` and `expert`. At rest every matrix is cut over `fsdp` along
+    `embed`; when it is gathered is the ZeRO setting of the training step, not of the layout.
     """
     return Layout(
         rules=(

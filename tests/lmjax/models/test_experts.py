@@ -10,6 +10,7 @@ from flax import nnx
 
 from lmjax.config import UserError, replace
 from lmjax.models import (
+    NF4,
     AttentionConfig,
     Batch,
     ExpertChoiceRouter,
@@ -17,7 +18,6 @@ from lmjax.models import (
     FeedForwardConfig,
     GatedFeedForwardConfig,
     LoRA,
-    NF4,
     TopKRouter,
     TransformerConfig,
     initialize,
@@ -183,7 +183,7 @@ def test_texts_that_are_continued_drop_nothing(one_device):
     free, _ = made(CONFIGS["dropless"])
     np.testing.assert_array_equal(routed(free, params, x, real), run(x, real))
     choosing, params = made(CONFIGS["expert choice"])
-    with pytest.raises(UserError, match="ExpertChoiceRouter: .* cannot continue one"):
+    with pytest.raises(UserError, match=r"ExpertChoiceRouter: .* cannot continue one"):
         routed(choosing, params, x, real, whole=True)
 
 
@@ -246,7 +246,7 @@ def test_a_dense_layer_becomes_a_mixture_by_its_name():
 
 
 def test_weights_in_few_bits_are_refused():
-    with pytest.raises(UserError, match="lora.base=NF4: weights of experts are not kept"):
+    with pytest.raises(UserError, match=r"lora.base=NF4: weights of experts are not kept"):
         replace(MODEL, lora=LoRA(base=NF4()))
 
 

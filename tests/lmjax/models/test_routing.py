@@ -164,10 +164,10 @@ def test_layers_without_tokens_are_in_no_measure():
         (lambda: TopKRouter(z_loss=-1.0), "router.z_loss=-1.0"),
         (lambda: ExpertChoiceRouter(capacity=0.0), "router.capacity=0.0: must be above 0"),
         (lambda: ExpertsConfig(experts=0), "feed_forward.experts=0"),
-        (lambda: ExpertsConfig(experts=1), "router.chosen=2: there are 1 experts"),
+        (lambda: ExpertsConfig(experts=1), "experts=1: TopKRouter takes 2 for a token"),
         (
             lambda: ExpertsConfig(experts=1, router=ExpertChoiceRouter()),
-            "router.capacity=2.0: there are 1 experts",
+            "experts=1: ExpertChoiceRouter takes 2 for a token",
         ),
         (lambda: ExpertsConfig(shared=ExpertsConfig()), "feed_forward.shared"),
     ],

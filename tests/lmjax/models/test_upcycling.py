@@ -98,5 +98,5 @@ def test_a_dense_folder_becomes_a_mixture_on_a_mesh(tmp_path):
 
 
 def test_a_shared_expert_is_refused():
-    with pytest.raises(UserError, match="feed_forward.shared: .* set it to none"):
+    with pytest.raises(UserError, match=r"feed_forward.shared: .* set it to none"):
         dense_model(mixture_of(tiny(llama()), shared=GatedFeedForwardConfig(size=8)))
