@@ -1,10 +1,15 @@
-"""Types of arrays inside `jax.shard_map`."""
+"""Functions on each device of a mesh, and the types of arrays there."""
 
 from __future__ import annotations
 
+import functools
+import math
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 
 def varying_axes(tree: Any) -> frozenset[str]:
@@ -20,10 +25,91 @@ def vary_alike(tree: Any, like: Any = None) -> Any:
     type of its input. Where an input does not vary over an axis it is cast here, and the transpose
     of the cast sums its gradient over that axis. Outside of `jax.shard_map` nothing changes.
     """
-    axes = varying_axes(tree if like is None else like)
+    return vary_over(tree, varying_axes(tree if like is None else like))
+
+
+def on_each_device(function: Callable, out_specs: Any, *, check_vma: bool = True) -> Callable:
+    """`jax.shard_map` over all axes of the mesh, less those that are manual around it.
+
+    The inputs are taken as they are on the mesh.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    free = tuple(axis for axis in mesh.axis_names if axis not in mesh.manual_axes)
+    run = functools.partial(jax.shard_map, axis_names=set(free), check_vma=check_vma)
+    if mesh.manual_axes:
+        return _with_gradient(function, out_specs, run, free, check_vma)
+    return run(function, out_specs=out_specs)
+
+
+def _with_gradient(
+    function: Callable, out_specs: Any, run: Callable, free: tuple[str, ...], check_vma: bool
+) -> Callable:
+    """The same inside of another `jax.shard_map`, whose axes JAX would confuse with its own.
+
+    What backward needs of the forward pass would be divided over the outer axes once more, which
+    jax 0.10 refuses. Here it leaves the inner devices along one more axis.
+    """
+    sizes = jax.sharding.get_abstract_mesh().shape
+
+    def missing(spec: PartitionSpec) -> tuple[str, ...]:
+        named = jax.tree.leaves(tuple(spec))
+        return tuple(axis for axis in free if axis not in named and sizes[axis] > 1)
+
+    def with_gradient(*inputs):
+        leaves, tree = jax.tree.flatten(inputs)
+        kept = {}  # structure of what backward needs, and the free axes over which it varies
+        real = [jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in leaves]
+        specs = [jax.typeof(leaf).sharding.spec for leaf, is_real in zip(leaves, real) if is_real]
+
+        def call(numbers, others):
+            numbers, others = iter(numbers), iter(others)
+            merged = [next(numbers if is_real else others) for is_real in real]
+            return function(*jax.tree.unflatten(tree, merged))
+
+        def body(numbers, others):
+            out, pull = jax.vjp(lambda numbers: call(numbers, others), numbers)
+            arrays, kept["structure"] = jax.tree.flatten(pull)
+            varying = (varying_axes(a) for a in arrays)
+            kept["specs"] = [PartitionSpec(tuple(a for a in free if a in own)) for own in varying]
+            return out, [a[None] for a in arrays]
+
+        def trial(numbers, others):
+            return vary_over(body(numbers, others), free)
+
+        def pulled(arrays, cotangents):
+            pull = jax.tree.unflatten(kept["structure"], [a[0] for a in arrays])
+            if check_vma:  # the types of arrays say what is summed
+                return pull(cotangents)[0]
+            copies = jax.tree.map(
+                lambda spec: math.prod(sizes[axis] for axis in missing(spec)), out_specs
+            )
+            cotangents = jax.tree.map(lambda a, number: a / number, cotangents, copies)
+            found = pull(cotangents)[0]
+            return [jax.lax.psum(d, missing(spec)) for d, spec in zip(found, specs)]
+
+        def forward(numbers, others):
+            jax.eval_shape(run(trial, out_specs=PartitionSpec(free)), numbers, others)
+            return run(body, out_specs=(out_specs, kept["specs"]))(numbers, others)
+
+        def backward(arrays, cotangents):
+            return run(pulled, out_specs=specs)(arrays, cotangents), None
+
+        @jax.custom_vjp
+        def differentiable(numbers, others):
+            return run(call, out_specs=out_specs)(numbers, others)
+
+        differentiable.defvjp(forward, backward)
+        numbers = [leaf for leaf, is_real in zip(leaves, real) if is_real]
+        return differentiable(numbers, [leaf for leaf, is_real in zip(leaves, real) if not is_real])
+
+    return with_gradient
+
+
+def vary_over(tree: Any, axes: Iterable[str]) -> Any:
+    """Arrays typed as varying over these manual axes, whatever they varied over before."""
 
     def cast(leaf):
-        missing = tuple(sorted(axes - varying_axes(leaf)))
+        missing = tuple(sorted(set(axes) - varying_axes(leaf)))
         return jax.lax.pcast(leaf, missing, to="varying") if missing else leaf
 
     return jax.tree.map(cast, tree)

@@ -24,6 +24,7 @@ from lmjax.models import (
 )
 from lmjax.models.cache import last_tokens
 from lmjax.parallel import Layout
+from pallas_kernels.manual_axes import on_each_device
 
 
 @jax.tree_util.register_dataclass
@@ -224,7 +225,7 @@ class Decoder:
         top_k = filters.pop("top_k")  # a number of columns, so no array
         spec = self.layout.spec("batch", shape=logits.shape[:1])
         if spec[0] is not None:  # each device chooses for its own rows
-            local = jax.shard_map(local, out_specs=spec)
+            local = on_each_device(local, spec)
         token, log_probability = local(
             logits, decoding.seen, decoding.seeds, decoding.count, repetition_penalty, filters
         )

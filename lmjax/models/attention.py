@@ -29,6 +29,7 @@ from pallas_kernels.attention import (
 )
 from pallas_kernels.attention import attention as attention_kernel
 from pallas_kernels.decode_attention import decode_attention, preferred
+from pallas_kernels.manual_axes import on_each_device
 from pallas_kernels.target import target
 
 DECODE_KERNELS = ("tpu",)  # which read a cache in place
@@ -199,7 +200,7 @@ class Attention(nnx.Module):
         )
         spec = layout.spec("batch", None, "heads", None, shape=query.shape)
         # No gradient goes through it, which the check of the types would be for.
-        run = jax.shard_map(kernel, out_specs=spec, check_vma=False)
+        run = on_each_device(kernel, spec, check_vma=False)
         return run(query, cache.rows(), cache.incoming.first, bias)
 
     def attend(
@@ -245,7 +246,7 @@ class Attention(nnx.Module):
         # A kernel is inside a `shard_map` on a mesh of one device as well.
         if all(entry is None for entry in spec) and target().platform == "cpu":
             return local(query, keys, values, mask, bias, dropout)
-        return jax.shard_map(local, out_specs=spec)(query, keys, values, mask, bias, dropout)
+        return on_each_device(local, spec)(query, keys, values, mask, bias, dropout)
 
     def draw(self, shape: tuple[int, ...], rate: float, key: PRNGKeyArray) -> Dropout:
         """Dropout for queries of a shape: one draw for the whole mesh."""

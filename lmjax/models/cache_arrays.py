@@ -10,6 +10,8 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int, Shaped
 
+from pallas_kernels.manual_axes import on_each_device
+
 
 def joined(
     x: Float[Array, "batch new kv_heads head_dim"],
@@ -40,7 +42,7 @@ def by_row(function: Callable, specs: Any, *arrays: jax.Array) -> Any:
     """
     if all(entry is None for spec in jax.tree.leaves(specs) for entry in spec):
         return function(*arrays)
-    return jax.shard_map(function, out_specs=specs)(*arrays)
+    return on_each_device(function, specs)(*arrays)
 
 
 def gather(

@@ -16,14 +16,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AxisType, PartitionSpec
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from lmjax.models.feed_forward import FeedForwardConfig, activate
 from lmjax.models.routing import Choices, Slots
 from lmjax.parallel import Layout, axis_size
 from pallas_kernels.grouped_product import grouped_product
-from pallas_kernels.manual_axes import vary_alike
+from pallas_kernels.manual_axes import on_each_device, vary_alike
 
 Sums = Float[Array, "batch sums"]
 
@@ -52,6 +52,7 @@ class ExpertExchange:
       expert: mesh axes that the experts are divided over.
       rows_divided: whether the rows are divided over these too.
       seq: mesh axes of the sequence.
+      seq_parts: devices along these.
       hidden: mesh axes of the experts' hidden units.
       gathered: mesh axes of `embed`, over which weights are gathered where they are used.
     """
@@ -61,6 +62,7 @@ class ExpertExchange:
     expert: tuple[str, ...]
     rows_divided: bool
     seq: tuple[str, ...]
+    seq_parts: int
     hidden: tuple[str, ...]
     gathered: tuple[str, ...]
 
@@ -77,24 +79,21 @@ class ExpertExchange:
         Weights that are whole along `embed` already (ZeRO 1, 2) are gathered no more.
         """
         expert, rows = layout.axes("experts", config.experts), axes_of(spec[0])
+        seq = axes_of(spec[1])
         return ExpertExchange(
             config=config,
             dtype=dtype,
             expert=expert,
             rows_divided=bool(expert) and set(expert) <= set(rows),
-            seq=axes_of(spec[1]),
+            seq=seq,
+            seq_parts=axis_size(*seq),
             hidden=layout.axes("mlp", config.size),
             gathered=axes_of(jax.typeof(matrices["up"].weight).sharding.spec[1]),
         )
 
     def mapped(self, run: Callable, spec: PartitionSpec) -> Callable:
         """One of the two methods below as a function of arrays on the mesh."""
-        mesh = jax.sharding.get_abstract_mesh()
-        kinds = zip(mesh.axis_names, mesh.axis_types)
-        # Not those that a pipeline around it has made its own.
-        free = {name for name, kind in kinds if kind == AxisType.Explicit}
-        specs = spec, PartitionSpec(spec[0], None)
-        return jax.shard_map(run, out_specs=specs, axis_names=free)
+        return on_each_device(run, (spec, PartitionSpec(spec[0], None)))
 
     def whole(
         self,
@@ -163,7 +162,7 @@ class ExpertExchange:
     ) -> tuple[Float[Array, "batch seq embed"], Sums]:
         """As `whole`, but experts compute the tokens within their capacity alone."""
         slots, sums = self.config.router.slots(logits, real)
-        index, weights = self._padded(slots, logits.shape[1])
+        index, weights = self._padded(slots, logits.shape[1], len(matrices["up"].weight))
         index = index - self._first_column(x.shape[1])
         here = (index >= 0) & (index < x.shape[1])
         index = jnp.where(here, index, x.shape[1])
@@ -199,13 +198,12 @@ class ExpertExchange:
         partial = self.hidden if self.rows_divided else self.hidden + self.expert
         return (jax.lax.psum(y, partial) if partial else y), sums
 
-    def _padded(self, slots: Slots, length: int) -> tuple[jax.Array, jax.Array]:
+    def _padded(self, slots: Slots, length: int, count: int) -> tuple[jax.Array, jax.Array]:
         """Slots that divide among the devices of a sequence; of few experts if rows are whole."""
-        room = ((0, 0), (0, 0), (0, -slots.tokens.shape[2] % axis_size(*self.seq)))
+        room = ((0, 0), (0, 0), (0, -slots.tokens.shape[2] % self.seq_parts))
         tokens = jnp.pad(slots.tokens, room, constant_values=length)
         weights = jnp.pad(slots.weights, room)
         if self.expert and not self.rows_divided:
-            count = self.config.experts // axis_size(*self.expert)
             tokens, weights = (
                 _cut(a, self._first(count), count, axis=1) for a in (tokens, weights)
             )

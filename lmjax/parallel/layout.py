@@ -91,7 +91,7 @@ def training_layout() -> Layout:
             ("mlp", ("tensor",)),
             ("experts", ("expert",)),
             ("vocab", ("tensor",)),
-            ("layers", ()),  # of stacked blocks: a pipeline's layout maps it to stages
+            ("layers", ("stage",)),  # of stacked blocks
         )
     )
 

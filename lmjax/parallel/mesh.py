@@ -1,8 +1,8 @@
 """The device mesh: six axes that are always there, most of them of size one.
 
 `data` holds whole replicas, `fsdp` shards parameters and optimizer state, and `expert` the experts
-of a mixture, each the batch with them; `stage` is for pipelines, `context` shards sequences,
-`tensor` shards heads and hidden units.
+of a mixture, each the batch with them; `stage` divides the layers of a pipeline, `context` shards
+sequences, `tensor` shards heads and hidden units.
 """
 
 from __future__ import annotations
@@ -25,18 +25,13 @@ class Mesh:
     data: int = 1  # replicas of the whole model
     fsdp: int = -1  # shards of parameters, optimizer state and batch (ZeRO)
     expert: int = 1  # shards of the experts of each layer, and of the batch
-    stage: int = 1  # pipeline stages: 1, as models are not cut into stages yet
+    stage: int = 1  # pipeline stages: parts of the layers
     context: int = 1  # shards of each sequence
     tensor: int = 1  # shards of heads, hidden units and vocabulary
 
     def validate(self) -> None:
         """Raise UserError for sizes that no number of devices could satisfy."""
         sizes = {axis: getattr(self, axis) for axis in AXES}
-        if self.stage != 1:
-            raise UserError(
-                f"mesh.stage={self.stage}: models are not cut into pipeline stages yet, so it is 1;"
-                " use fsdp, tensor and context"
-            )
         if wrong := [axis for axis, size in sizes.items() if size < 1 and size != -1]:
             raise UserError(
                 f"mesh.{wrong[0]}={sizes[wrong[0]]}: a mesh axis is 1 or more, or -1 for the rest"
@@ -80,6 +75,9 @@ class Mesh:
 
 
 def axis_size(*axes: str) -> int:
-    """Product of the sizes of those axes in the mesh that is set (1 where there is none)."""
-    shape = jax.sharding.get_abstract_mesh().shape
-    return math.prod(shape.get(axis, 1) for axis in axes)
+    """Product of the sizes of those axes in the mesh that is set (1 where there is none).
+
+    Inside of a `jax.shard_map` its manual axes count as 1: arrays are those of one device there.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    return math.prod(mesh.shape.get(axis, 1) for axis in axes if axis not in mesh.manual_axes)

@@ -18,6 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec as P
 
 from lmjax.parallel.schedules import PipelineSchedule, Work
 
@@ -34,7 +35,7 @@ class Pieces:
 
     Attributes:
       enter: (shared, example) -> x, the first part's input.
-      part: (params, common, example, x, number) -> y, of x's shape and dtype.
+      part: (params, shared, example, x, number) -> y, of x's type.
       leave: (shared, example, y) -> sums of the loss, which have the field `loss`.
     """
 
@@ -132,11 +133,10 @@ def pipelined(
     schedule: PipelineSchedule,
     pieces: Pieces,
     params: Parts,
-    common: Shared,
     shared: Shared,
     examples: Any,
     axes: Sequence[str] = (STAGE,),
-) -> tuple[tuple[Parts, Shared, Shared], Any]:
+) -> tuple[tuple[Parts, Shared], Any]:
     """Gradients of the summed loss of all microbatches, and the sums.
 
     To be called inside a `jax.shard_map` over `axes`. Each part is computed again in its backward.
@@ -145,26 +145,71 @@ def pipelined(
       schedule: of as many stages as the mesh has.
       pieces: the model and its loss.
       params: of this stage's chunks, stacked along a first axis.
-      common: parameters that all parts use.
-      shared: parameters that the first part's entry and the last one's exit use.
+      shared: all other parameters.
       examples: of each microbatch, along a first axis.
       axes: manual axes, `stage` among them; over the others the microbatches' rows are cut, and
         gradients and sums are added up once, after the last tick.
 
     Returns:
-      ((d_params, d_common, d_shared), sums): all but d_params added over the stages.
+      ((d_params, d_shared), sums): all but d_params added over the stages.
     """
     tables, axes = lower(schedule), tuple(axes)
-    params, common, shared, examples = vary((params, common, shared, examples), axes)
-    stage = _Stage(schedule, pieces, params, common, shared, examples, axes)
+    params, shared, examples = vary((params, shared, examples), axes)
+    stage = _Stage(schedule, pieces, params, shared, examples, axes)
     names = ("part", "microbatch", "source", "cotangent", "send", "kind", "slot")
     rows = {name: jax.tree.map(jnp.asarray, getattr(tables, name)) for name in names}
     carry, _ = jax.lax.scan(stage.tick, stage.start(tables), rows)
-    d_params, *totals = (carry[name] for name in ("params", "common", "shared", "sums"))
+    d_params = carry["params"]
     if others := tuple(axis for axis in axes if axis != STAGE):
         d_params = jax.lax.psum(d_params, others)
-    d_common, d_shared, sums = jax.lax.psum(totals, axes)
-    return (d_params, d_common, d_shared), sums
+    d_shared, sums = jax.lax.psum((carry["shared"], carry["sums"]), axes)
+    return (d_params, d_shared), sums
+
+
+def evaluated(
+    stages: int,
+    pieces: Pieces,
+    params: Parts,
+    shared: Shared,
+    examples: Any,
+    axes: Sequence[str] = (STAGE,),
+) -> Any:
+    """Sums of the loss of all microbatches, without gradients, as `pipelined`.
+
+    Args:
+      stages: of the pipeline, one part on each.
+      params: of this stage's part.
+    """
+    axes = tuple(axes)
+    params, shared, examples = vary((params, shared, examples), axes)
+    stage = jax.lax.axis_index(STAGE)
+    microbatches = len(jax.tree.leaves(examples)[0])
+    x, sums = _shapes(pieces, shared, get(examples, 0))
+
+    def work(carry, microbatch):
+        example, (x, sums) = get(examples, microbatch), carry
+        enter = lambda x: vary(pieces.enter(shared, example), axes)  # noqa: E731
+        x = jax.lax.cond(stage == 0, enter, lambda x: x, x)
+        y = pieces.part(params, shared, example, x, stage)
+        leave = lambda sums: plus(sums, vary(pieces.leave(shared, example, y), axes))  # noqa: E731
+        return vary((y, jax.lax.cond(stage == stages - 1, leave, lambda sums: sums, sums)), axes)
+
+    def tick(carry, at):
+        microbatch = at - stage
+        busy = (microbatch >= 0) & (microbatch < microbatches)
+        x, sums = jax.lax.cond(busy, work, lambda carry, _: carry, carry, microbatch)
+        pairs = [(one, (one + 1) % stages) for one in range(stages)]
+        return (jax.lax.ppermute(x, STAGE, pairs), sums), None
+
+    start = vary((zeros(x), zeros(sums)), axes)
+    (_, sums), _ = jax.lax.scan(tick, start, jnp.arange(microbatches + stages - 1))
+    return jax.lax.psum(sums, axes)
+
+
+def _shapes(pieces: Pieces, shared: Shared, example: Any) -> tuple[Any, Any]:
+    """Types of the first part's input and of the sums."""
+    x = jax.eval_shape(pieces.enter, shared, example)
+    return x, jax.eval_shape(pieces.leave, shared, example, x)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,20 +229,13 @@ class _Stage:
     schedule: PipelineSchedule
     pieces: Pieces
     params: Any
-    common: Any
     shared: Any
     examples: Any
     axes: tuple[str, ...]
 
     def start(self, tables: TickTables) -> dict[str, Any]:
         """The carry before the first tick: empty slots, gradients and sums of zero."""
-        example = self.example(0)
-        x = jax.eval_shape(self.pieces.enter, self.shared, example)
-        sums = jax.eval_shape(self.pieces.leave, self.shared, example, x)
-
-        def zeros(like, *more):
-            return jax.tree.map(lambda a: jnp.zeros((*more, *a.shape), a.dtype), like)
-
+        x, sums = _shapes(self.pieces, self.shared, self.example(0))
         carry = {
             "sources": zeros(x, max(1, tables.sources)),
             "cotangents": zeros(x, max(1, tables.cotangents)),
@@ -205,7 +243,6 @@ class _Stage:
             "gradient": zeros(x),
             **{way: zeros(x) for way in WAYS},
             "params": zeros(self.params),
-            "common": zeros(self.common),
             "shared": zeros(self.shared),
             "sums": zeros(sums),
         }
@@ -249,7 +286,7 @@ class _Stage:
         example = self.example(unit.microbatch)
 
         def run(x):
-            return self.pieces.part(self.chunk(unit), self.common, example, x, unit.part)
+            return self.pieces.part(self.chunk(unit), self.shared, example, x, unit.part)
 
         x = self.source(carry, unit, example)
         is_last = unit.part == len(self.schedule.holder) - 1
@@ -260,21 +297,21 @@ class _Stage:
         """Makes the gradient of a part's input, and of its weights unless they have own ticks."""
         example = self.example(unit.microbatch)
 
-        def run(params, common, x):
-            return self.pieces.part(params, common, example, x, unit.part)
+        def run(params, shared, x):
+            return self.pieces.part(params, shared, example, x, unit.part)
 
         x = self.source(carry, unit, example)
-        output, pull = jax.vjp(run, self.chunk(unit), self.common, x)
+        output, pull = jax.vjp(run, self.chunk(unit), self.shared, x)
         carry["gradient"] = get(carry["cotangents"], unit.cotangent)
         is_last = unit.part == len(self.schedule.holder) - 1
         carry = self.branch(is_last, self.leave, carry, example, output)
         cotangent = carry["gradient"]
-        d_part, d_common, carry["gradient"] = pull(cotangent)
+        d_part, d_shared, carry["gradient"] = pull(cotangent)
         if self.schedule.split:
             slot = jnp.where(is_last, unit.cotangent, -1)
             carry["cotangents"] = put(carry["cotangents"], cotangent, slot)
         else:
-            carry = self.add(carry, unit, d_part, d_common)
+            carry = self.add(carry, unit, d_part, d_shared)
         return self.branch(unit.part == 0, self.enter, carry, example)
 
     def weights(self, carry: dict[str, Any], unit: _Unit) -> dict[str, Any]:
@@ -282,10 +319,10 @@ class _Stage:
         example = self.example(unit.microbatch)
         x = self.source(carry, unit, example)
 
-        def run(params, common):
-            return self.pieces.part(params, common, example, x, unit.part)
+        def run(params, shared):
+            return self.pieces.part(params, shared, example, x, unit.part)
 
-        _, pull = jax.vjp(run, self.chunk(unit), self.common)
+        _, pull = jax.vjp(run, self.chunk(unit), self.shared)
         return self.add(carry, unit, *pull(get(carry["cotangents"], unit.cotangent)))
 
     def leave(self, carry: dict[str, Any], example: Any, output: jax.Array) -> dict[str, Any]:
@@ -322,11 +359,11 @@ class _Stage:
         """The example of a microbatch."""
         return get(self.examples, microbatch)
 
-    def add(self, carry: dict[str, Any], unit: _Unit, d_part: Any, d_common: Any) -> dict[str, Any]:
+    def add(self, carry: dict[str, Any], unit: _Unit, d_part: Any, d_shared: Any) -> dict[str, Any]:
         """The carry with a part's gradients added."""
         index = unit.part // self.schedule.stages
         summed = jax.tree.map(lambda a, d: a.at[index].add(d), carry["params"], d_part)
-        return {**carry, "params": summed, "common": plus(carry["common"], d_common)}
+        return {**carry, "params": summed, "shared": plus(carry["shared"], d_shared)}
 
 
 def vary(tree: Any, axes: Sequence[str]) -> Any:
@@ -350,6 +387,16 @@ def put(slots: jax.Array, value: jax.Array, index: jax.Array) -> jax.Array:
     at = jnp.maximum(index, 0)
     value = jnp.where(index >= 0, value, jax.lax.dynamic_index_in_dim(slots, at, keepdims=False))
     return jax.lax.dynamic_update_index_in_dim(slots, value, at, 0)
+
+
+def zeros(like: Any, *more: int) -> Any:
+    """Zeros of the types of a tree's arrays, with further axes before theirs."""
+
+    def make(a):
+        spec = P(*(None,) * len(more), *jax.typeof(a).sharding.spec)
+        return jnp.zeros((*more, *a.shape), a.dtype, out_sharding=spec)
+
+    return jax.tree.map(make, like)
 
 
 def plus(total: Any, part: Any) -> Any:

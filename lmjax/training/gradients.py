@@ -51,15 +51,15 @@ def accumulated(
 
     if microbatches == 1:
         found, sums = gradients(example, key)
-        return _scatter(found, params), sums
+        return scattered(found, params), sums
 
     def microbatch(example: Example, key: jax.Array) -> tuple[dict, Sums]:
         found, sums = gradients(example, key)
-        return (_scatter(found, params) if zero == 2 else found), sums
+        return (scattered(found, params) if zero == 2 else found), sums
 
     parts = divided(example, microbatches), jax.random.split(key, microbatches)
     found, sums = summed(lambda part: microbatch(*part), parts)
-    return _scatter(found, params), sums
+    return scattered(found, params), sums
 
 
 def divided(example: Example, microbatches: int) -> Example:
@@ -110,6 +110,6 @@ def without_fsdp(a: jax.Array) -> jax.Array:
     return jax.reshard(a, PartitionSpec(*(None if entry == "fsdp" else entry for entry in spec)))
 
 
-def _scatter(gradients: dict, params: dict) -> dict:
+def scattered(gradients: dict, params: dict) -> dict:
     """Gradients sharded as the parameters are."""
     return jax.tree.map(lambda g, p: jax.reshard(g, jax.typeof(p).sharding.spec), gradients, params)

@@ -31,6 +31,7 @@ from lmjax.training.schedules import Rate
 from lmjax.training.state import TrainState
 
 Metrics = dict[str, Float[Array, ""]]
+AUXILIARY = "auxiliary"  # beside the parameters that are differentiated: takes auxiliary losses
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,26 +155,27 @@ class Learner:
         """Gradients of the summed loss by the trained parameters, and the batch's sums."""
         trained, rest = self._split(state.params)
         factor = None if self.embedding_gradient is None else self.embedding_gradient(state.step)
-        auxiliary, weights = self._auxiliary(example), {"params": trained}
+        auxiliary = self._auxiliary(example)
         if auxiliary is not None:
-            weights["tap"] = auxiliary.tap
+            trained = {**trained, AUXILIARY: auxiliary}
 
-        def loss(weights: dict, example: Example, key: jax.Array, frozen: Any) -> Sums:
-            model = nnx.merge(self.graph, _merge(weights["params"], rest))
+        def loss(trained: dict, example: Example, key: jax.Array, frozen: Any) -> Sums:
+            params = {name: leaf for name, leaf in trained.items() if name != AUXILIARY}
+            model = nnx.merge(self.graph, _merge(params, rest))
             model.embedding_gradient = factor
             model.frozen_blocks = self._frozen_blocks
             if auxiliary is not None:
-                model.give_auxiliary(dataclasses.replace(auxiliary, tap=weights["tap"]))
+                model.give_auxiliary(trained[AUXILIARY])
             return self._loss(model, example, key, frozen)
 
         microbatches = count_microbatches(count_rows(example), self.microbatch, self.layout)
         example = self.objective.normalise(example)
         if microbatches > 1:
             example = self._with_batch_sums(state.params, example, frozen, microbatches)
-        found, sums = accumulated(loss, weights, example, key, frozen, microbatches, self.zero)
+        found, sums = accumulated(loss, trained, example, key, frozen, microbatches, self.zero)
         if auxiliary is not None:
-            sums = _with_measures(sums, self.model.feed_forward.measures(found["tap"]))
-        return found["params"], sums
+            sums = _with_measures(sums, self.model.feed_forward.measures(found.pop(AUXILIARY).tap))
+        return found, sums
 
     def evaluate(
         self, params: dict, example: Example, frozen: Mapping[str, dict] | None = None

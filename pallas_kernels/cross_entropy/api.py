@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, Int
 
 from pallas_kernels.cross_entropy.reference import reference
 from pallas_kernels.cross_entropy.table import IMPLEMENTATIONS, choose
+from pallas_kernels.manual_axes import on_each_device
 
 
 def implementations() -> tuple[str, ...]:
@@ -105,7 +106,7 @@ def cross_entropy(
     targets = jax.reshard(targets, spec)
     out_specs = (spec,) * (2 + largest + mean)
     # The types of a kernel's inside know nothing of mesh axes.
-    divided = jax.shard_map(local, out_specs=out_specs, check_vma=not chosen.kernel)
+    divided = on_each_device(local, out_specs, check_vma=not chosen.kernel)
     return divided(hidden, head, targets)
 
 

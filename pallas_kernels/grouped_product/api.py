@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
@@ -58,8 +56,7 @@ def grouped_product(
         return function(x, w, sizes)
     # No sharding is inferred for these operations: each device does all of it.
     spec = PartitionSpec()
-    whole = functools.partial(jax.shard_map, out_specs=spec, check_vma=not kernel)
-    return whole(function)(x, w, sizes)
+    return on_each_device(function, spec, check_vma=not kernel)(x, w, sizes)
 
 
 def _refusal(x, w) -> str | None:
