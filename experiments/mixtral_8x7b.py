@@ -4,10 +4,13 @@ python -m experiments.mixtral_8x7b
 python -m experiments.mixtral_8x7b begin_with=models/Mistral-7B-v0.1 \
     data.tokenizer='TokenizerFolder(path="models/Mistral-7B-v0.1")' schedule.peak=1e-4
 
-64 A100 80 GB. How Mixtral was trained is not published: batch (4 M tokens), rates and length (100 B
-tokens) are chosen, the weights of the losses are Switch's and ST-MoE's. It has not been run with
-this code. The experts of each layer and the rows are divided over 8 devices (mesh.expert), their
-weights once more over the other 8 (mesh.fsdp).
+64 A100 80 GB, 10 days at 45 % of their peak: 23,842 steps, 100 B tokens, 7.97e+21 FLOPs. It has not
+been run to its end with this code. How Mixtral was trained is not published: batch (4 M tokens),
+rates and length are chosen, the weights of the losses are those of Switch and ST-MoE.
+
+The experts of each layer and the rows are divided over 8 devices (mesh.expert), weights over the
+other 8 as well (mesh.fsdp). No token is dropped, so the 8 devices gather each other's tokens;
+model.feed_forward.router.capacity=1.25 exchanges as many as fit instead.
 """
 
 from lmjax.config import replace

@@ -55,9 +55,8 @@ def read_params(
     the weights, and those of `config` are drawn afresh. Weights that `config` keeps in few bits
     (`LoRA.base`) are made of float ones, unless the folder has them just so. Where `config` has
     experts and the folder's model has none, each begins as a copy of its feed-forward layer (see
-    `lmjax.models.upcycling`). Where `config` has
-    more tokens, each new one begins as the mean of the old ones (Hewitt 2021, "Initializing new
-    word embeddings for pretrained language models").
+    `lmjax.models.upcycling`). Where `config` has more tokens, each new one begins as the mean of
+    the old ones (Hewitt 2021, "Initializing new word embeddings for pretrained language models").
 
     Args:
       path: a run folder, whose best checkpoint (checkpoint.best) is taken, or else the newest

@@ -116,7 +116,7 @@ COUNTS = {
     # Published: 46.7 and 140.6 billion; 314 billion; 1.571 trillion.
     mixtral: {"8x7B": 46_702_792_704, "8x22B": 140_620_634_112},
     grok1: {"314B": 315_684_820_992},
-    switch: {"C": 0},
+    switch: {"C": 1_571_308_972_448},
     t5: {
         "small": 60_506_624,
         "base": 222_903_552,
