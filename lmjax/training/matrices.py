@@ -202,22 +202,32 @@ def _replicated(array: Array) -> Array:
 
 
 def _experts_first(leaf: Array) -> Array:
-    """A leaf [layers, experts, ...] as [experts x layers, ...]."""
-    swapped = jnp.swapaxes(leaf, 0, 1)
-    sharding = jax.typeof(swapped).sharding
-    spec = None
-    if not sharding.mesh.empty:
-        experts, layers, *rest = sharding.spec
-        spec = PartitionSpec((*_axes(experts), *_axes(layers)) or None, *rest)
-    return swapped.reshape(-1, *leaf.shape[2:], out_sharding=spec)
+    """A leaf [layers, experts, ...] as [experts x layers, ...]; its layers are on all devices."""
+    swapped, spec = _swapped(leaf)
+    if spec is None:
+        return swapped.reshape(-1, *leaf.shape[2:])
+    experts, _, *rest = spec
+    swapped = jax.reshard(swapped, PartitionSpec(experts, None, *rest))
+    return swapped.reshape(-1, *leaf.shape[2:], out_sharding=PartitionSpec(experts, *rest))
 
 
 def _from_matrices(path: Path, leaf: Array, matrices: Array) -> Array:
     """The opposite of `as_matrices`: with the shape and sharding of `leaf`."""
     if not of_experts(path):
         return _shaped_like(leaf, matrices)
-    like = jnp.swapaxes(leaf, 0, 1)
-    return jnp.swapaxes(_shaped_like(like, matrices), 0, 1)
+    like, spec = _swapped(leaf)
+    if spec is None:
+        return jnp.swapaxes(matrices.reshape(like.shape), 0, 1)
+    experts, _, *rest = spec
+    whole = matrices.reshape(like.shape, out_sharding=PartitionSpec(experts, None, *rest))
+    return jnp.swapaxes(jax.reshard(whole, spec), 0, 1)
+
+
+def _swapped(leaf: Array) -> tuple[Array, PartitionSpec | None]:
+    """A leaf with its first two axes exchanged, and how it is divided; None: there is no mesh."""
+    swapped = jnp.swapaxes(leaf, 0, 1)
+    sharding = jax.typeof(swapped).sharding
+    return swapped, None if sharding.mesh.empty else sharding.spec
 
 
 def _shaped_like(leaf: Array, matrices: Array) -> Array:

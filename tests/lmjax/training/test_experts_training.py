@@ -22,8 +22,10 @@ from lmjax.models import (
 )
 from lmjax.objectives import CausalLM, Example
 from lmjax.parallel import AXES, Mesh, training_layout
-from lmjax.training.learner import Learner
+from lmjax.parallel.schedules import schedule
+from lmjax.training.learner import AUXILIARY, Learner
 from lmjax.training.optimizers import Adafactor, AdamW, Muon
+from lmjax.training.pipelining import pipeline_gradients
 from lmjax.training.schedules import Cosine
 
 EXPERTS, LENGTH, ROWS, STEPS = 8, 16, 8, 10
@@ -64,9 +66,9 @@ def example_of(seed=0):
 
 def learner_of(model, optimizer=None, **settings):
     """A learner of the model."""
-    schedule = Cosine(peak=1e-2, warmup=5).build(STEPS)
+    rate = Cosine(peak=1e-2, warmup=5).build(STEPS)
     optimizer = AdamW() if optimizer is None else optimizer
-    return Learner(model, OBJECTIVE, optimizer, schedule, training_layout(), **settings)
+    return Learner(model, OBJECTIVE, optimizer, rate, training_layout(), **settings)
 
 
 def mesh_of(sizes):
@@ -161,6 +163,40 @@ def test_shared_experts_and_biases_on_a_mesh():
     model = routed_by("dropless", bias=True, shared=shared)
     found = gradients_on(dict(fsdp=2, expert=2, tensor=2), model)
     assert_alike(found, gradients_on({}, model))
+
+
+@pytest.mark.parametrize("name", ["dropless", "capacity"])
+def test_a_pipeline_has_the_auxiliary_losses_too(name):
+    """Gradients and measures of a schedule's stages, with experts divided inside of each."""
+    model = routed_by(name)
+    mesh = mesh_of(dict(stage=2, expert=2, tensor=2))
+    with jax.set_mesh(mesh):
+        learner = learner_of(model)
+        state = on_mesh(state_of(model), learner, mesh)
+        example = jax.device_put(
+            example_of(), jax.NamedSharding(mesh, training_layout().spec("batch", "seq"))
+        )
+
+        def loss(params, example, key, executor):
+            own = {name: leaf for name, leaf in params.items() if name != AUXILIARY}
+            merged = nnx.merge(learner.graph, own)
+            merged.executor = executor
+            merged.give_auxiliary(params[AUXILIARY])
+            return OBJECTIVE.loss(merged, example, key)
+
+        @jax.jit
+        def run(params, example, key):
+            params = {**params, AUXILIARY: learner._auxiliary(example)}
+            return pipeline_gradients(loss, params, example, key, schedule("1f1b", 2, 4, 1))
+
+        found, sums = jax.device_get(run(state.params, example, state.key))
+    gradients, expected = on_one_device(name)
+    measures = model.feed_forward.measures(found.pop(AUXILIARY).tap)
+    for measure, value in measures.items():
+        assert value * sums.weight == pytest.approx(expected.extra[measure], rel=1e-5), measure
+    largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(gradients))
+    check = functools.partial(np.testing.assert_allclose, rtol=0, atol=1e-5 * largest)
+    jax.tree.map(check, found, gradients)
 
 
 def explicit_loss(model, example):
