@@ -16,6 +16,7 @@ KINDS = "all-reduce|all-gather|reduce-scatter|collective-permute|all-to-all|coll
 COMPUTATION = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*\{$")
 COLLECTIVE = re.compile(rf" = (.*?) ({KINDS}|ragged-all-to-all)(?:-start)?\(")
 CALLED = re.compile(r"(?:calls|to_apply|body|condition|_computation)=%?([\w.\-]+)")
+BRANCHES = re.compile(r"branch_computations=\{(.*?)\}")
 LOOP = re.compile(r" while\(.*condition=%?([\w.\-]+), body=%?([\w.\-]+)")
 ARRAY = re.compile(r"[a-z]\w*\[([\d,]*)\]")
 MESH = re.compile(r"mesh\[(.*?)\](?:, device_ids=\((\S+)\))? \{(.*?)\}")
@@ -30,12 +31,14 @@ class Transfer:
       shape: of its result on each device.
       loops: the loops that it stands in, from the outermost: which of those of its surroundings.
       axes: the axes of the mesh that it goes over.
+      in_branch: whether it stands in a branch of a conditional.
     """
 
     kind: str
     shape: tuple[int, ...]
     loops: tuple[int, ...]
     axes: tuple[str, ...]
+    in_branch: bool = False
 
     @property
     def size(self) -> int:
@@ -55,7 +58,7 @@ def transfers(function: Callable, *arguments) -> list[Transfer]:
     run = jax.jit(lambda *leaves: function(*tree.unflatten(leaves)))
     mesh = jax.sharding.get_mesh()
     lines, entry = _computations(run.lower(*leaves).compile().as_text())
-    loops = {entry: ()}
+    loops, in_branch = {entry: ()}, {entry: False}
     pending = [entry]
     while pending:
         name = pending.pop()
@@ -63,9 +66,11 @@ def transfers(function: Callable, *arguments) -> list[Transfer]:
         for line in lines[name]:
             loop = LOOP.search(line)
             inside = loops[name] + ((next(bodies),) if loop else ())
-            for called in CALLED.findall(line):
+            branches = [name for part in BRANCHES.findall(line) for name in part.split(", ")]
+            for called in (*CALLED.findall(line), *(name.lstrip("%") for name in branches)):
                 if called in lines and called not in loops:
                     loops[called] = inside
+                    in_branch[called] = in_branch[name] or " conditional(" in line
                     pending.append(called)
     found = []
     for name in loops:
@@ -74,7 +79,7 @@ def transfers(function: Callable, *arguments) -> list[Transfer]:
                 axes = _axes(line, mesh)
                 for numbers in ARRAY.findall(match[1]):
                     shape = tuple(map(int, numbers.split(","))) if numbers else ()
-                    found.append(Transfer(match[2], shape, loops[name], axes))
+                    found.append(Transfer(match[2], shape, loops[name], axes, in_branch[name]))
     return found
 
 

@@ -17,7 +17,7 @@ from lmjax.evaluation.evaluator import Context, Evaluate, Evaluator, Record
 from lmjax.objectives import Example, Sums, TextObjective, TokenTable
 from lmjax.parallel import Layout
 from lmjax.training.feed import TextFeed
-from lmjax.training.placement import to_devices
+from lmjax.training.placement import shortened, to_devices
 
 HELD_OUT = "held_out/"  # before the name of a set, as the split of its metrics
 
@@ -191,4 +191,6 @@ class HeldOut:
             if objective.slots is not None:
                 further["labels"] = rows.labels(first, size)[mine]
             example = prepare(tokens[mine], segments[mine], seeds[mine], **further)
+            if objective.slots is not None:
+                example = shortened(example, self.layout)
             yield to_devices(example, self.layout, self.vocab_size)

@@ -107,6 +107,11 @@ class PolicyOptimization(TrainingJob):
         return self.data.batch_size * self.samples
 
     @property
+    def lengths_vary(self) -> bool:
+        """See `TrainingJob.lengths_vary`."""
+        return True
+
+    @property
     def length(self) -> int:
         """Tokens of a row: of a request and its reply, with the token that ends it."""
         return self.data.length + self.reply_length

@@ -37,7 +37,7 @@ from lmjax.objectives.example import count_tokens
 from lmjax.objectives.weighted_sum import join_examples
 from lmjax.training.feed import RolloutRequest
 from lmjax.training.learner import Learner, Metrics
-from lmjax.training.placement import own_rows, to_devices
+from lmjax.training.placement import fitting_length, own_rows, to_devices
 from lmjax.training.state import TrainState
 
 BETA, REPLY_KL = "beta", "reply_kl"  # price of a nat, and nats of a reply, among the metrics
@@ -107,7 +107,8 @@ class PolicyStep:
         if job.whiten_rewards:
             every = jnp.ones(scores.shape, bool)
             scores = np.asarray(whiten(jnp.asarray(scores, jnp.float32), every))
-        rows = make_rows(found, job.length)
+        longest = max(len(one.reply.tokens) for one in found)
+        rows = make_rows(found, fitting_length(longest, job.length, self.layout))
         policy = self.scorer.score(state.params, rows, job.microbatch)
         reference = self.scorer.score(self.reference, rows, job.microbatch)
         log_probs = policy.log_probs, reference.log_probs

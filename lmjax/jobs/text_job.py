@@ -1,6 +1,6 @@
 """The base of the jobs that train on rows of text."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from lmjax.config import UserError, config
@@ -44,9 +44,18 @@ class TextJob(TrainingJob):
         """See `TrainingJob.example_shapes`."""
         return self.objective.shapes(self.largest_batch(), self.data.length)
 
+    @property
+    def lengths_vary(self) -> bool:
+        """See `TrainingJob.lengths_vary`: rows that are texts of one slot each are."""
+        return self.objective.slots is not None
+
     def largest_batch(self) -> int:
         """Rows of the largest example."""
         return max(self.data.sizes)
+
+    def batch_sizes(self) -> Sequence[int]:
+        """See `TrainingJob.batch_sizes`."""
+        return self.data.sizes
 
     def prepare(self, folder: RunFolder, log: RunLog, saved: dict[str, Any]) -> TextFeed:
         """See `TrainingJob.prepare`."""

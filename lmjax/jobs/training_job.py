@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -30,7 +30,8 @@ from lmjax.training.gradients import Zero
 from lmjax.training.learner import Learner, Metrics
 from lmjax.training.loop import Advance
 from lmjax.training.optimizers import AdamW, Optimizer
-from lmjax.training.placement import abstract_example, to_devices
+from lmjax.training.pipelining import Pipeline
+from lmjax.training.placement import abstract_example, shortened, to_devices
 from lmjax.training.schedules import Cosine, Rate, Schedule
 from lmjax.training.state import TrainState
 from lmjax.training.trainable import Adapters, AllParameters, Trainable, check_base
@@ -72,8 +73,10 @@ class TrainingJob(Job):
     gradient_clip: float | None = 1.0  # largest norm of the gradient; None: no limit
     mesh: Mesh = Mesh()  # how the devices are arranged
     zero: Zero = 3  # ZeRO stage: when parameters sharded over mesh.fsdp are gathered
-    # parts that a batch is computed in, to save memory; of a smaller batch, fewer
+    # parts that a batch is computed in, to save memory, or for the stages of a pipeline to work on;
+    # of a smaller batch, fewer
     accumulation: int = 1
+    pipeline: Pipeline = Pipeline()  # what the stages do when, where mesh.stage is more than 1
     # decay of an exponential moving average of the parameters, which is then evaluated; none: none
     ema_decay: float | None = None
     evaluators: tuple[Evaluator, ...] = ()  # measures and samples of the model
@@ -153,10 +156,18 @@ class TrainingJob(Job):
         given = () if frozen is None else (frozen,)
 
         def update(state: TrainState, step: int) -> tuple[TrainState, Metrics, int]:
-            example = to_devices(next(examples), learner.layout, self.model.vocab_size)
+            example = next(examples)
+            if self.lengths_vary:
+                example = shortened(example, learner.layout)
+            example = to_devices(example, learner.layout, self.model.vocab_size)
             return *learner.compiled_step(state, example, *given), count_tokens(example)
 
         return update
+
+    @property
+    def lengths_vary(self) -> bool:
+        """Returns whether examples are cut to their longest text (`shortened`)."""
+        return False
 
     def facts(self) -> Iterator[tuple[str, str]]:
         """Labels and words about the run, to be printed at its beginning."""
@@ -224,6 +235,7 @@ class TrainingJob(Job):
             clip=self.gradient_clip,
             microbatch=self.microbatch,
             zero=self.zero,
+            pipeline=self.pipeline,
             average_decay=self.ema_decay,
             embedding_gradient=self.embedding_gradient_rate(),
             frozen=self._frozen_structures(layout),
@@ -238,7 +250,7 @@ class TrainingJob(Job):
                 f"{self.accumulation} parts on mesh.data x mesh.fsdp x mesh.expert = {shards}"
                 " devices"
             )
-        self.abstract_example()
+        learner.check_stages(self.batch_sizes(), self.abstract_example())
         return learner
 
     def penalised(self, objective: Objective) -> Objective:
@@ -275,6 +287,10 @@ class TrainingJob(Job):
     def largest_batch(self) -> int:
         """Rows of the largest example."""
         return count_rows(self.example_shapes())
+
+    def batch_sizes(self) -> Sequence[int]:
+        """Numbers of rows that examples have."""
+        return (self.largest_batch(),)
 
     @property
     def microbatch(self) -> int:

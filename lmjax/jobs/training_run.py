@@ -92,7 +92,9 @@ class TrainingRun:
             job.check_batches(checkpointer.latest() or 0)
             trains = not self.is_over(checkpointer.latest() or 0)
             self.frozen = self.read_frozen()
-            compilation = self.compile_in_background() if trains else None
+            # Before the examples are there, only the length that all of them have is known.
+            ahead = trains and not job.lengths_vary
+            compilation = self.compile_in_background() if ahead else None
             feed = job.prepare(self.folder, self.log, checkpointer.latest_extra())
             self.prepare_evaluators(feed)
             state, first = self.begin_or_resume(checkpointer, feed)

@@ -19,6 +19,7 @@ from lmjax.models.linear import Builder
 from lmjax.models.norms import NormConfig
 from lmjax.models.positions import AttentionPositions
 from lmjax.parallel import Layout
+from lmjax.parallel.random import draw_rows
 from pallas_kernels.attention import (
     Bias,
     CannotServe,
@@ -253,7 +254,8 @@ class Attention(nnx.Module):
         batch, length, heads, _ = shape
         rows = batch, heads, length
         spec = self.layout.spec("batch", "heads", "seq", shape=rows)
-        return Dropout.draw(rate, key, rows, spec)
+        draw = functools.partial(jax.random.bits, key, dtype=jnp.uint32)
+        return Dropout(draw_rows(draw, rows, spec), rate)
 
 
 def _attention(*arrays: Any, **settings: Any) -> jax.Array:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from lmjax.parallel.random import draw_rows
 
 KEY = 0x2EF7  # what is folded into the key of the embeddings, whose dropout takes the key itself
 
@@ -31,12 +35,7 @@ def with_noise(
     same = segments[:, :, None] == segments[:, None, :]
     lengths = jnp.sum(same, axis=2, dtype=jnp.float32)  # fused: no array of pairs is made
     amplitude = jnp.where(segments > 0, alpha * jax.lax.rsqrt(lengths * x.shape[2]), 0)
-    noise = jax.random.uniform(
-        jax.random.fold_in(key, KEY),
-        x.shape,
-        x.dtype,
-        minval=-1,
-        maxval=1,
-        out_sharding=jax.typeof(x).sharding,
-    )
+    key = jax.random.fold_in(key, KEY)
+    draw = functools.partial(jax.random.uniform, key, dtype=x.dtype, minval=-1, maxval=1)
+    noise = draw_rows(draw, x.shape, jax.typeof(x).sharding.spec)
     return x + (noise * amplitude[..., None]).astype(x.dtype)

@@ -15,12 +15,14 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Key, PRNGKeyArray
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
 
 from lmjax.models.auxiliary import Auxiliary
 from lmjax.models.cache import Cache, LayerCache
 from lmjax.models.lora import give_keys
 from lmjax.models.stretches import Stretch, stretches
+from lmjax.parallel import STAGE
 from pallas_kernels.attention import Mask
 
 Remat = Literal["none", "dots", "full"]
@@ -58,6 +60,12 @@ class Blocks:
     def stretches(self) -> tuple[Stretch, ...]:
         """The layers, cut into what is scanned."""
         return stretches(self.windows, scanned=self.unroll != 0)
+
+    @property
+    def by_stage(self) -> bool:
+        """Returns whether the layers are divided over the stages of a pipeline."""
+        leaves = jax.tree.leaves(self.params)
+        return any(STAGE in jax.typeof(a).sharding.spec[:1] for a in leaves)
 
     def cut(self, first: int) -> tuple[Blocks, Blocks]:
         """The blocks before number `first`, through whose parameters no gradient goes, the rest."""
@@ -127,10 +135,12 @@ def scan_blocks(
       The last block's output, and the cache with the new keys and values in it.
     """
     caches = None if cache is None else cache.layers()
+    # Of layers that other stages hold, the numbers, by which they are fetched.
+    own_layers = jnp.arange(len(blocks.windows)) if blocks.by_stage else blocks.params
     first, pattern_index, extended = 0, 0, []
     for stretch in blocks.stretches:
         cut = functools.partial(stretch.cut, first=first)
-        stacked = blocks.params, blocks.keys, blocks.dropout, blocks.auxiliary
+        stacked = own_layers, blocks.keys, blocks.dropout, blocks.auxiliary
         layers = jax.tree.map(cut, stacked)
         period = len(stretch.windows)
         masks = [dataclasses.replace(mask, window=window) for window in stretch.windows]
@@ -163,6 +173,8 @@ def _scan_stretch(
             params, *drawn = stacked
             if len(masks) > 1:
                 params, *drawn = jax.tree.map(lambda a, i=i: a[i], stacked)
+            if blocks.by_stage:
+                params = fetch_layer(blocks.params, params)
             x, caches[i] = blocks.apply(params, x, mask, tables, caches[i], *drawn)
         return (x, caches), None
 
@@ -172,3 +184,23 @@ def _scan_stretch(
     if unroll:
         return jax.lax.scan(run, carry, inputs, unroll=min(unroll, periods))[0]
     return run(carry, jax.tree.map(lambda a: a[0], inputs))[0]
+
+
+def fetch_layer(params: Any, number: Int[Array, ""]) -> Any:
+    """One layer's parameters, whole on each stage, of a stack whose layers are divided over stages.
+
+    A pipeline moves activations to the layers; outside of it, as in evaluation, a layer at a time
+    comes to all stages.
+    """
+
+    def fetch(params, number):
+        def one(a):
+            owner, index = number // a.shape[0], number % a.shape[0]
+            mine = jax.lax.dynamic_index_in_dim(a, index, keepdims=False)
+            return jax.lax.psum(jnp.where(owner == jax.lax.axis_index(STAGE), mine, 0), STAGE)
+
+        return jax.tree.map(one, params)
+
+    specs = PartitionSpec(STAGE), PartitionSpec()
+    run = jax.shard_map(fetch, in_specs=specs, out_specs=PartitionSpec(), axis_names={STAGE})
+    return run(params, number)

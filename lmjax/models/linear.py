@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 
 import jax
@@ -14,6 +15,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from lmjax.models.initializers import Initializer, Kind
 from lmjax.models.quantized import QuantizedWeight, Stored
 from lmjax.parallel import Layout
+from lmjax.parallel.random import draw_rows
 
 Axes = tuple[tuple[str | None, int], ...]
 Draw = jax.nn.initializers.Initializer
@@ -151,5 +153,6 @@ def dropout(
     """
     if key is None or (not isinstance(rate, jax.Array) and rate == 0):
         return x
-    keep = jax.random.bernoulli(key, 1 - rate, x.shape, out_sharding=jax.typeof(x).sharding)
+    draw = functools.partial(jax.random.bernoulli, key, 1 - rate)
+    keep = draw_rows(draw, x.shape, jax.typeof(x).sharding.spec)
     return jnp.where(keep, (x / (1 - rate)).astype(x.dtype), jnp.zeros_like(x))

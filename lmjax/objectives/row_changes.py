@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from lmjax.models.batch import Batch
+from lmjax.parallel.random import draw_rows
 
 Tokens = Int[Array, "batch seq"]
 
@@ -18,7 +20,8 @@ def uniform(key: PRNGKeyArray, like: Array, tiny: bool = False) -> Float[Array, 
     """Uniform numbers from 0 to 1 of the shape and sharding of an array; with `tiny`, above 0."""
     low = np.finfo(np.float32).tiny if tiny else 0.0
     sharding = jax.typeof(like).sharding
-    return jax.random.uniform(key, like.shape, minval=low, out_sharding=sharding)
+    draw = functools.partial(jax.random.uniform, key, minval=low)
+    return draw_rows(draw, like.shape, sharding.spec)
 
 
 def is_listed(ids: tuple[int, ...], size: int) -> Bool[Array, "size"]:

@@ -97,6 +97,9 @@ def training_layout() -> Layout:
 
 
 def generation_layout() -> Layout:
-    """As in training, but a batch that does not divide is replicated and sequences stay whole."""
-    rules = tuple(rule for rule in training_layout().rules if rule[0] != "seq")
+    """As in training, but a batch that does not divide is replicated.
+
+    Sequences stay whole, and every device has its part of all layers.
+    """
+    rules = tuple(rule for rule in training_layout().rules if rule[0] not in ("seq", "layers"))
     return Layout(rules=rules, replicated=("kv_heads", "batch"))

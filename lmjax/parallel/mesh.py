@@ -15,7 +15,8 @@ from jax.sharding import AbstractMesh, AxisType
 
 from lmjax.config import UserError, config
 
-AXES = ("data", "fsdp", "expert", "stage", "context", "tensor")
+STAGE = "stage"
+AXES = ("data", "fsdp", "expert", STAGE, "context", "tensor")
 
 
 @config

@@ -20,9 +20,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec as P
 
+from lmjax.parallel.mesh import STAGE
 from lmjax.parallel.schedules import PipelineSchedule, Work
 
-STAGE = "stage"
 OUTPUT, GRADIENT = 1, 2  # kinds of messages; 0: none
 WAYS = ("right", "left", "same")  # to the next stage, the one before, and to another chunk here
 Parts = Any  # parameters of parts of the model, stacked

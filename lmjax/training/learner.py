@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,11 +15,13 @@ from flax import nnx, traverse_util
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
+from lmjax.config import UserError
 from lmjax.models import TransformerConfig, abstract, draw_parameters
 from lmjax.models.auxiliary import Auxiliary
+from lmjax.models.executor import Executor, scan_blocks
 from lmjax.objectives import Example, Objective, Sums
 from lmjax.objectives.example import batches, count_real_tokens, count_rows
-from lmjax.parallel import Layout
+from lmjax.parallel import STAGE, Layout, axis_size
 from lmjax.training.gradients import (
     Zero,
     accumulated,
@@ -27,6 +30,7 @@ from lmjax.training.gradients import (
     summed,
 )
 from lmjax.training.optimizers import Optimizer, clip_by_global_norm
+from lmjax.training.pipelining import Pipeline, check_pipeline, pipeline_gradients, pipeline_sums
 from lmjax.training.schedules import Rate
 from lmjax.training.state import TrainState
 
@@ -49,6 +53,7 @@ class Learner:
       clip: largest global gradient norm; None leaves gradients as they are.
       microbatch: most rows that are computed at once; None: all rows of an example.
       zero: ZeRO stage; see `accumulated`.
+      pipeline: order in which the stages of the mesh work, where it has several.
       average_decay: decay of the moving average of the parameters; None keeps none.
       embedding_gradient: by step, the factor of the gradient of the token embeddings as they enter
         the model; that of a tied head stays whole. None: 1.
@@ -67,6 +72,7 @@ class Learner:
     clip: float | None = 1.0
     microbatch: int | None = None
     zero: Zero = 3
+    pipeline: Pipeline = dataclasses.field(default_factory=Pipeline)
     average_decay: float | None = None
     embedding_gradient: Rate | None = None
     trainable: Callable[[str], bool] | None = None
@@ -88,6 +94,34 @@ class Learner:
         _, shapes = abstract(self.model, self.layout)
         trained = jax.eval_shape(lambda params: self._split(params)[0], shapes)
         return self.optimizer.build(self.rate, trained)
+
+    def check_stages(self, rows: Sequence[int], example: Example) -> None:
+        """Checks what a pipeline needs, where the mesh has several stages.
+
+        Args:
+          rows: numbers of rows that examples have.
+          example: one as shapes with shardings.
+
+        Raises:
+          UserError: the model, the loss or an example is one that no pipeline can train.
+        """
+        if (stages := axis_size(STAGE)) == 1:
+            return
+        where = f"mesh.stage={stages}"
+        if self.frozen:
+            names = ", ".join(self.frozen)
+            raise UserError(f"{where}: the loss reads further models ({names}): a pipeline has one")
+        if self._split(abstract(self.model, self.layout)[1])[1] or self._frozen_blocks:
+            raise UserError(f"{where}: a pipeline trains all parameters, and `trainable` only some")
+        if type(self.objective).batch_sums is not Objective.batch_sums:
+            raise UserError(
+                f"{where}: with {type(self.objective).__name__} the loss of a row depends on other "
+                "rows of its batch, which a pipeline sees in parts"
+            )
+        for number in sorted(set(rows)):
+            made = self.pipeline.made(count_microbatches(number, self.microbatch, self.layout))
+            check_pipeline(self.model, made)
+        jax.eval_shape(self.step, self.abstract(), example)
 
     def init(self, seed: int, params: dict | None = None) -> TrainState:
         """State before the first step; every array is made on its own devices.
@@ -153,26 +187,38 @@ class Learner:
         frozen: Mapping[str, dict] | None = None,
     ) -> tuple[dict, Sums]:
         """Gradients of the summed loss by the trained parameters, and the batch's sums."""
-        trained, rest = self._split(state.params)
+        (trained, rest), graph = self._split(state.params), self.graph
         factor = None if self.embedding_gradient is None else self.embedding_gradient(state.step)
-        auxiliary = self._auxiliary(example)
-        if auxiliary is not None:
+        if (auxiliary := self._auxiliary(example)) is not None:
             trained = {**trained, AUXILIARY: auxiliary}
 
-        def loss(trained: dict, example: Example, key: jax.Array, frozen: Any) -> Sums:
-            params = {name: leaf for name, leaf in trained.items() if name != AUXILIARY}
-            model = nnx.merge(self.graph, _merge(params, rest))
+        def merged(trained: dict) -> nnx.Module:
+            own = {name: leaf for name, leaf in trained.items() if name != AUXILIARY}
+            model = nnx.merge(graph, _merge(own, rest))
             model.embedding_gradient = factor
-            model.frozen_blocks = self._frozen_blocks
             if auxiliary is not None:
                 model.give_auxiliary(trained[AUXILIARY])
+            return model
+
+        def loss(trained: dict, example: Example, key: jax.Array, frozen: Any) -> Sums:
+            model = merged(trained)
+            model.frozen_blocks = self._frozen_blocks
             return self._loss(model, example, key, frozen)
+
+        def loss_by(params: dict, example: Example, key: jax.Array, executor: Executor) -> Sums:
+            model = merged(params)
+            model.executor = executor
+            return self._loss(model, example, key, None)
 
         microbatches = count_microbatches(count_rows(example), self.microbatch, self.layout)
         example = self.objective.normalise(example)
-        if microbatches > 1:
-            example = self._with_batch_sums(state.params, example, frozen, microbatches)
-        found, sums = accumulated(loss, trained, example, key, frozen, microbatches, self.zero)
+        if axis_size(STAGE) > 1:
+            made = self.pipeline.made(microbatches)
+            found, sums = pipeline_gradients(loss_by, trained, example, key, made, self.zero)
+        else:
+            if microbatches > 1:
+                example = self._with_batch_sums(state.params, example, frozen, microbatches)
+            found, sums = accumulated(loss, trained, example, key, frozen, microbatches, self.zero)
         if auxiliary is not None:
             sums = _with_measures(sums, self.model.feed_forward.measures(found.pop(AUXILIARY).tap))
         return found, sums
@@ -181,8 +227,17 @@ class Learner:
         self, params: dict, example: Example, frozen: Mapping[str, dict] | None = None
     ) -> Sums:
         """Sums of the loss without dropout."""
-        example = self.objective.normalise(example)
-        return self._loss(nnx.merge(self.graph, params), example, None, frozen)
+        example, graph = self.objective.normalise(example), self.graph
+
+        def loss(params: dict, example: Example, key: None, executor: Executor) -> Sums:
+            model = nnx.merge(graph, params)
+            model.executor = executor
+            return self._loss(model, example, key, frozen)
+
+        if axis_size(STAGE) > 1 and not self.frozen:
+            rows = count_rows(example) // axis_size(*self.layout.axes("batch"))
+            return pipeline_sums(loss, params, example, math.gcd(rows, 4 * axis_size(STAGE)))
+        return loss(params, example, None, scan_blocks)
 
     @functools.cached_property
     def compiled_step(self) -> Callable[..., tuple[TrainState, Metrics]]:

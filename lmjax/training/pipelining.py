@@ -17,18 +17,19 @@ import numpy as np
 from jax.sharding import PartitionSpec as P
 
 from lmjax.config import UserError, config
+from lmjax.models import TransformerConfig
 from lmjax.models.executor import Executor
 from lmjax.models.layer_by_layer import run_layer_by_layer
 from lmjax.models.stretches import pattern
 from lmjax.objectives import Example, Sums
-from lmjax.parallel import axis_size
-from lmjax.parallel.pipeline import STAGE, Pieces, evaluated, pipelined
+from lmjax.parallel import STAGE, axis_size
+from lmjax.parallel.pipeline import Pieces, evaluated, pipelined
+from lmjax.parallel.random import DATA
 from lmjax.parallel.schedules import Name, PipelineSchedule, schedule
 from lmjax.training.gradients import Zero, divided, scattered, without_fsdp
 
 # (params, example, key, executor) -> sums of the loss, with the blocks run by the executor
 LossBy = Callable[[dict, Example, jax.Array | None, Executor], Sums]
-DATA = "data"
 BLOCKS = "blocks"
 
 
@@ -87,7 +88,7 @@ class _Cut:
         return Pieces(self.enter, self.part, self.leave)
 
     def enter(self, shared: dict, example: Any) -> jax.Array:
-        """What the first block reads."""
+        """Input of the first block."""
         return self.reach(shared, example)[1]
 
     def part(self, params: dict, shared: dict, example: Any, x: jax.Array, number: jax.Array):
@@ -130,7 +131,7 @@ class _Cut:
         return sums
 
     def reach(self, shared: dict, example: Any) -> tuple[Any, ...]:
-        """What the model hands to its executor: blocks, x, mask, tables, cache."""
+        """Arguments of the executor of the model: blocks, x, mask, tables, cache."""
 
         def stop(*arguments):
             raise _Reached(*arguments)
@@ -144,37 +145,32 @@ class _Cut:
     def follow(self, shared: dict, example: Any, executor: Executor) -> Sums:
         """The loss, with the blocks run by an executor."""
         example, key = example
-        if key is not None and DATA in jax.sharding.get_abstract_mesh().manual_axes:
-            # Each shard of the batch draws for its own rows.
-            key = jax.random.fold_in(key, jax.lax.axis_index(DATA))
         return self.loss({BLOCKS: self.blocks, **shared}, example, key, executor)
 
 
 def cut(loss: LossBy, params: dict, parts: int, zero: Zero = 3) -> _Cut:
-    """Cuts a loss into pieces with equal parts of the layers.
-
-    Raises:
-      UserError: the layers do not divide into the parts, or their windows do not repeat in each.
-    """
+    """Cuts a loss into pieces with equal parts of the layers."""
     blocks = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), params[BLOCKS])
-    layers = jax.tree.leaves(blocks)[0].shape[0]
-    if layers % parts:
-        raise UserError(f"{layers} layers do not divide into the {parts} parts of the pipeline")
-    return _Cut(loss, blocks, layers // parts, zero)
+    return _Cut(loss, blocks, jax.tree.leaves(blocks)[0].shape[0] // parts, zero)
 
 
-def check_windows(windows: tuple[int | None, ...], parts: int) -> None:
-    """Raises UserError for layers that are not the same in each part of a pipeline."""
-    size, found = len(windows) // parts, pattern(windows)
-    if len(windows) % parts:
+def check_pipeline(model: TransformerConfig, made: PipelineSchedule) -> None:
+    """Raises UserError for a model that no pipeline with this schedule can hold."""
+    parts, layers = len(made.holder), model.num_layers
+    where = f"mesh.stage={made.stages}"
+    if made.chunks > 1:
+        where += f" times {made.chunks} parts on each (pipeline.schedule={made.name})"
+    if model.depth != layers:
         raise UserError(
-            f"model.num_layers={len(windows)} does not divide into the {parts} parts of the"
-            f" pipeline: mesh.stage={axis_size(STAGE)} times the chunks of its schedule"
+            f"{where}: a pipeline holds one stack of blocks, and this model has an encoder beside "
+            "its decoder; use mesh.fsdp, mesh.tensor and mesh.context"
         )
-    if size % len(found):
+    if layers % parts:
+        raise UserError(f"{where}: model.num_layers={layers} does not divide into {parts} parts")
+    if (layers // parts) % (period := len(pattern(model.windows))):
         raise UserError(
-            f"the model's attention windows repeat every {len(found)} layers, and a part of the"
-            f" pipeline has {size}: each part must hold whole periods"
+            f"{where}: attention windows repeat every {period} layers, and a part of the pipeline "
+            f"has {layers // parts}: each must hold whole periods"
         )
 
 
@@ -189,8 +185,7 @@ def pipeline_gradients(
     """Gradients of the summed loss, sharded as the parameters, and the sums of the whole batch.
 
     They are those of `lmjax.training.gradients.accumulated` with as many microbatches, but for the
-    order of additions, and for dropout where `mesh.data` is more than 1: each of its shards draws
-    for its own rows.
+    order of additions.
 
     Args:
       loss: of the whole model, by an executor of its blocks.
@@ -243,26 +238,15 @@ def pipeline_sums(loss: LossBy, params: dict, example: Example, microbatches: in
 
 
 def _over_stages(body: Callable, out_specs: Any) -> Callable:
-    """A function of (blocks, shared, examples), on each stage and on each shard over `data`.
+    """A function of (blocks, shared, (example, keys)), on each stage and each shard over `data`.
 
     Gradients are added up over `data` once, after the last tick: were it no manual axis, they would
     be at every tick.
     """
     manual = (STAGE, DATA) if axis_size(DATA) > 1 else (STAGE,)
-
-    def run(blocks, shared, examples):
-        rows = P(None, DATA) if DATA in manual else P()
-        example, keys = examples
-        specs = jax.tree.map(lambda a: rows, example), jax.tree.map(lambda a: P(), keys)
-        mapped = jax.shard_map(
-            body,
-            in_specs=(P(STAGE), P(), specs),
-            out_specs=out_specs,
-            axis_names=set(manual),
-        )
-        return mapped(blocks, shared, examples)
-
-    return run
+    rows = P(None, DATA) if DATA in manual else P()
+    in_specs = P(STAGE), P(), (rows, P())
+    return jax.shard_map(body, in_specs=in_specs, out_specs=out_specs, axis_names=set(manual))
 
 
 def by_stage(blocks: dict, made: PipelineSchedule, back: bool = False) -> dict:

@@ -1,14 +1,20 @@
 """Examples from the host's memory to the devices of the mesh."""
 
+import math
+
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
 from lmjax.models import Batch
 from lmjax.models.batch import Array
 from lmjax.objectives import Example
 from lmjax.objectives.example import batches, check_example
-from lmjax.parallel import Layout
+from lmjax.parallel import Layout, axis_size
 
+LENGTH_SHARES = (1 / 8, 3 / 16, 1 / 4, 3 / 8, 1 / 2, 3 / 4)  # of the longest text
+LENGTH_MULTIPLE = 16
 AXES = {1: ("batch",), 2: ("batch", "seq"), 3: ("batch", None, "seq")}  # by number of dimensions
 
 
@@ -18,15 +24,55 @@ def spec_of(example: Example, array: Array, rows: int, layout: Layout) -> Partit
     An axis is cut as the sequence is where it has as many elements as a text of the example has
     tokens: labels of whole texts are not.
     """
+    return layout.spec(*axes_of(example, array), shape=(rows, *array.shape[1:]))
+
+
+def axes_of(example: Example, array: Array) -> list[str | None]:
+    """Logical axes of one of an example's arrays; see `spec_of`."""
     lengths = {part.tokens.shape[-1] for batch in batches(example) for part in chain(batch)}
     sizes = zip(AXES[array.ndim], array.shape, strict=True)
-    names = (None if name == "seq" and size not in lengths else name for name, size in sizes)
-    return layout.spec(*names, shape=(rows, *array.shape[1:]))
+    return [None if name == "seq" and size not in lengths else name for name, size in sizes]
 
 
 def chain(batch: Batch) -> list[Batch]:
     """A batch, and the one of its encoder."""
     return [batch] if batch.encoder is None else [batch, batch.encoder]
+
+
+def fitting_length(needed: int, longest: int, layout: Layout) -> int:
+    """The smallest of a few lengths that holds a number of tokens.
+
+    They are few because a program is compiled for each: from an eighth of the longest up to all.
+    """
+    multiple = math.lcm(LENGTH_MULTIPLE, axis_size(*layout.axes("seq")))
+    lengths = (math.ceil(longest * share / multiple) * multiple for share in LENGTH_SHARES)
+    return next((length for length in lengths if needed <= length < longest), longest)
+
+
+def shortened(example: Example, layout: Layout) -> Example:
+    """The example without the columns at its end that are padding in all rows of all processes.
+
+    For rows of one text each, which end where their texts do. As many columns are left as
+    `fitting_length` says. An example with an encoder's texts stays as it is.
+
+    Args:
+      example: numpy arrays, one process's share of the rows.
+      layout: see `to_devices`.
+    """
+    parts = [part for batch in batches(example) for part in chain(batch)]
+    longest = parts[0].tokens.shape[-1]
+    if any(part.tokens.shape[-1] != longest or part.encoder is not None for part in parts):
+        return example
+    filled = np.any([np.any(part.segments > 0, axis=0) for part in parts], axis=0)
+    needed = int(np.max(np.flatnonzero(filled), initial=0)) + 1
+    if jax.process_count() > 1:
+        needed = int(np.max(multihost_utils.process_allgather(np.array(needed))))
+    length = fitting_length(needed, longest, layout)
+
+    def cut(array: np.ndarray) -> np.ndarray:
+        return array[..., :length] if "seq" in axes_of(example, array) else array
+
+    return jax.tree.map(cut, example)
 
 
 def to_devices(example: Example, layout: Layout, vocab_size: int) -> Example:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt32
+from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from pallas_kernels.pytree import pytree
 
@@ -28,14 +27,6 @@ class Dropout:
 
     seeds: UInt32[Array, "batch heads query"]
     rate: float = dataclasses.field(metadata={"static": True})
-
-    @classmethod
-    def draw(
-        cls, rate: float, key: PRNGKeyArray, shape: tuple[int, int, int], out_sharding: Any = None
-    ) -> Dropout:
-        """Seeds of rows [batch, heads, query], the same however they are sharded."""
-        seeds = jax.random.bits(key, shape, jnp.uint32, out_sharding=out_sharding)
-        return cls(seeds, rate)
 
 
 def factors(

@@ -219,7 +219,7 @@ def test_dropout_keeps_the_mean_and_drops_the_rate():
     @jax.jit
     @jax.vmap
     def weights(key):
-        dropout = Dropout.draw(0.25, key, (1, 1, 4))
+        dropout = Dropout(jax.random.bits(key, (1, 1, 4)), 0.25)
         return attention(q, k, v, Mask(), dropout=dropout)
 
     weights = np.asarray(weights(keys))

@@ -120,12 +120,12 @@ def test_dropout_of_sharded_arrays_draws_what_one_device_draws(function):
         return jax.grad(loss)(q)
 
     shape, cut = (2, 4, LENGTH), P("data", "tensor", "context")
-    expected = jax.jit(gradients)(q, k, v, SEGMENTS, SEGMENTS, Dropout.draw(0.3, key, shape).seeds)
+    expected = jax.jit(gradients)(q, k, v, SEGMENTS, SEGMENTS, jax.random.bits(key, shape))
     mesh = jax.make_mesh((2, 2, 2), ("data", "context", "tensor"))
     queries, keys = P("data", "context", "tensor", None), P("data", None, "tensor", None)
     specs = queries, keys, keys, P("data", "context"), P("data", None)
     with jax.set_mesh(mesh):
         arrays = [jax.reshard(a, s) for a, s in zip((q, k, v, SEGMENTS, SEGMENTS), specs)]
-        seeds = Dropout.draw(0.3, key, shape, cut).seeds
+        seeds = jax.random.bits(key, shape, out_sharding=cut)
         found = jax.jit(jax.shard_map(gradients, out_specs=queries))(*arrays, seeds)
     np.testing.assert_allclose(found, expected, atol=2e-6)  # float32 sums of 32 in another order

@@ -45,9 +45,10 @@ DEVICES = {"data": 2, "fsdp": 2, "tensor": 2}
 class Trainer:
     """The learner on one mesh."""
 
-    def __init__(self, **sizes: int):
+    def __init__(self, microbatch: int | None = None, **sizes: int):
         self.mesh = Mesh(**sizes).build(jax.devices()[: int(np.prod(list(sizes.values())))])
-        self.learner = Learner(MODEL, OBJECTIVE, AdamW(), SCHEDULE, training_layout())
+        layout = training_layout()
+        self.learner = Learner(MODEL, OBJECTIVE, AdamW(), SCHEDULE, layout, microbatch=microbatch)
 
     def start(self):
         """The state before the first step."""
@@ -109,3 +110,12 @@ def test_losses_go_on_as_if_uninterrupted_on_one_device(folder, uninterrupted, s
     trainer = trainer_on(**sizes)
     _, losses = trainer.train(trainer.restore(folder), range(SAVED, STEPS))
     np.testing.assert_allclose(losses, uninterrupted[SAVED:], rtol=1e-5)
+
+
+def test_losses_go_on_in_a_pipeline(folder):
+    """As on one device with as many microbatches, whose dropout is the same; 1e-5 as above."""
+    found = []
+    for sizes in ({"stage": 2, "fsdp": 2, "tensor": 2}, {"fsdp": 1}):
+        trainer = trainer_on(microbatch=2, **sizes)
+        found.append(trainer.train(trainer.restore(folder), range(SAVED, STEPS))[1])
+    np.testing.assert_allclose(*found, rtol=1e-5)

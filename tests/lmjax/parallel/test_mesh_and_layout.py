@@ -4,10 +4,7 @@ import jax
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from experiments.debug import experiment
 from lmjax.config import UserError
-from lmjax.generation.__main__ import Generate
-from lmjax.launch import from_command_line
 from lmjax.parallel import Mesh, generation_layout, training_layout
 
 
@@ -35,18 +32,6 @@ def test_minus_one_takes_the_rest():
 def test_impossible_meshes_say_why(sizes, message):
     with pytest.raises(UserError, match=message):
         Mesh(**sizes).build()
-
-
-@pytest.mark.parametrize("stage", [-1, 0, 2, 8])
-def test_pipelines_are_refused_before_anything_starts(stage, tmp_path, monkeypatch):
-    """By the setting's name, whatever the devices: not even a run folder is made."""
-    with pytest.raises(UserError, match=f"mesh.stage={stage}: .*pipeline stages"):
-        Mesh(fsdp=1, stage=stage)
-    monkeypatch.chdir(tmp_path)
-    for command in (experiment, Generate()):
-        with pytest.raises(UserError, match=f"mesh.stage={stage}: .*pipeline stages"):
-            from_command_line(command, ["mesh.fsdp=1", f"mesh.stage={stage}"])
-    assert not any(tmp_path.iterdir())
 
 
 def test_axes_of_size_one_leave_no_trace_in_types():

@@ -22,10 +22,8 @@ from lmjax.models import (
 )
 from lmjax.objectives import CausalLM, Example
 from lmjax.parallel import AXES, Mesh, training_layout
-from lmjax.parallel.schedules import schedule
-from lmjax.training.learner import AUXILIARY, Learner
+from lmjax.training.learner import Learner
 from lmjax.training.optimizers import Adafactor, AdamW, Muon
-from lmjax.training.pipelining import pipeline_gradients
 from lmjax.training.schedules import Cosine
 
 EXPERTS, LENGTH, ROWS, STEPS = 8, 16, 8, 10
@@ -168,35 +166,8 @@ def test_shared_experts_and_biases_on_a_mesh():
 @pytest.mark.parametrize("name", ["dropless", "capacity"])
 def test_a_pipeline_has_the_auxiliary_losses_too(name):
     """Gradients and measures of a schedule's stages, with experts divided inside of each."""
-    model = routed_by(name)
-    mesh = mesh_of(dict(stage=2, expert=2, tensor=2))
-    with jax.set_mesh(mesh):
-        learner = learner_of(model)
-        state = on_mesh(state_of(model), learner, mesh)
-        example = jax.device_put(
-            example_of(), jax.NamedSharding(mesh, training_layout().spec("batch", "seq"))
-        )
-
-        def loss(params, example, key, executor):
-            own = {name: leaf for name, leaf in params.items() if name != AUXILIARY}
-            merged = nnx.merge(learner.graph, own)
-            merged.executor = executor
-            merged.give_auxiliary(params[AUXILIARY])
-            return OBJECTIVE.loss(merged, example, key)
-
-        @jax.jit
-        def run(params, example, key):
-            params = {**params, AUXILIARY: learner._auxiliary(example)}
-            return pipeline_gradients(loss, params, example, key, schedule("1f1b", 2, 4, 1))
-
-        found, sums = jax.device_get(run(state.params, example, state.key))
-    gradients, expected = on_one_device(name)
-    measures = model.feed_forward.measures(found.pop(AUXILIARY).tap)
-    for measure, value in measures.items():
-        assert value * sums.weight == pytest.approx(expected.extra[measure], rel=1e-5), measure
-    largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(gradients))
-    check = functools.partial(np.testing.assert_allclose, rtol=0, atol=1e-5 * largest)
-    jax.tree.map(check, found, gradients)
+    sizes = dict(stage=2, expert=2, tensor=2)
+    assert_alike(gradients_on(sizes, routed_by(name), accumulation=4), on_one_device(name))
 
 
 def explicit_loss(model, example):
