@@ -32,8 +32,8 @@ class Choices:
       weights: of their outputs.
     """
 
-    experts: Int[Array, "batch seq chosen"]
-    weights: Float[Array, "batch seq chosen"]
+    experts: Int[Array, "*tokens chosen"]
+    weights: Float[Array, "*tokens chosen"]
 
 
 @jax.tree_util.register_dataclass
@@ -163,7 +163,7 @@ class TopKRouter(Router):
 
     def uses(self, experts: int) -> float:
         """See `Router.uses`."""
-        return self.chosen
+        return float(self.chosen)
 
     @property
     def drops(self) -> bool:
