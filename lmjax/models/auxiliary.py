@@ -9,7 +9,7 @@ summed over microbatches and devices like any other gradient.
 
 from __future__ import annotations
 
-import dataclasses
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,9 +18,7 @@ from jaxtyping import Array, Float
 from pallas_kernels.manual_axes import vary_alike
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Auxiliary:
+class Auxiliary(NamedTuple):
     """Auxiliary losses and measures of one layer, or of layers stacked along a first axis.
 
     Attributes:
