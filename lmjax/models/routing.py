@@ -82,7 +82,7 @@ class Router(abc.ABC):
 
     @property
     def drops(self) -> bool:
-        """Whether experts have a capacity, above which tokens are dropped."""
+        """True where experts have a capacity, above which tokens are dropped."""
         return True
 
     @abc.abstractmethod

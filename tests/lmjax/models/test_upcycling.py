@@ -65,7 +65,9 @@ def test_a_mixture_begins_as_the_dense_model(one_device, family):
     mixture = mixture_of(dense)
     assert dense_model(mixture) == dense
     _, params = initialize(dense, training_layout(), jax.random.key(0))
-    params = jax.tree.map(lambda a: a + 0.1, params)  # biases too
+    params = jax.tree.map(  # biases too
+        lambda a: a + 0.1 * jax.random.normal(jax.random.key(a.size), a.shape), params
+    )
     made = upcycled(params, mixture, training_layout(), jax.random.key(1))
     shapes = jax.tree.map(lambda a: a.shape, abstract(mixture, training_layout())[1])
     assert jax.tree.map(lambda a: a.shape, made) == shapes
