@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from lmjax.config import UserError, config, replace
 from lmjax.models.auxiliary import Auxiliary
-from lmjax.models.expert_exchange import ExpertExchange, StoredMatrix
+from lmjax.models.expert_exchange import ExpertExchange, StoredMatrix, axes_of
 from lmjax.models.feed_forward import Activation, FeedForwardConfig, GatedFeedForwardConfig
 from lmjax.models.initializers import Kind
 from lmjax.models.linear import Axes, Builder
@@ -123,7 +123,9 @@ class Experts(nnx.Module):
         real = layout.reshard(rows.real, "batch", None)
         x = layout.reshard(x, "batch", "seq", None)
         spec = layout.spec("batch", "seq", None, shape=x.shape)
-        matrices = self.experts.matrices()
+        # Where the rows are whole on each device, so are weights along `embed`.
+        divided = set(layout.axes("embed")) <= set(axes_of(spec[0]))
+        matrices = self.experts.matrices(whole=not divided)
         exchange = ExpertExchange.on_mesh(self.config, layout, self.dtype, spec, matrices)
         run = exchange.whole if rows.whole or not router.drops else exchange.within_capacity
         with jax.named_scope("experts"):
@@ -161,10 +163,10 @@ class ExpertWeights(nnx.Module):
         if config.gated:
             self.gate = ExpertMatrix(count, embed, mlp, bias, "feed_forward", builder)
 
-    def matrices(self) -> dict[str, StoredMatrix]:
-        """Their arrays by the names of the layers."""
+    def matrices(self, whole: bool) -> dict[str, StoredMatrix]:
+        """Their arrays by the names of the layers; see `ExpertMatrix.stored`."""
         layers = {"up": self.up, "gate": self.gate, "down": self.down}
-        return {name: layer.stored() for name, layer in layers.items() if layer is not None}
+        return {name: layer.stored(whole) for name, layer in layers.items() if layer is not None}
 
 
 class ExpertMatrix(nnx.Module):
@@ -174,6 +176,7 @@ class ExpertMatrix(nnx.Module):
         self, count: int, inputs: Axes, outputs: Axes, bias: bool, kind: Kind, builder: Builder
     ):
         experts, layout = (("experts", count),), builder.layout
+        self.layout, self.inputs, self.outputs = layout, inputs, outputs
         self.weight = builder.parameter(experts + inputs + outputs, kind, fan_in=inputs[0][1])
         self.bias = nnx.data(None)
         if bias:
@@ -182,6 +185,12 @@ class ExpertMatrix(nnx.Module):
                 jnp.zeros(shape, jnp.float32), out_sharding=layout.spec(*names, shape=shape)
             )
 
-    def stored(self) -> StoredMatrix:
-        """Its arrays."""
-        return StoredMatrix(self.weight[...], None if self.bias is None else self.bias[...])
+    def stored(self, whole: bool) -> StoredMatrix:
+        """Its arrays as they lie at rest, or gathered along `embed`."""
+        weight, bias = self.weight[...], None if self.bias is None else self.bias[...]
+        if whole:
+            names = self.layout.gathered(*(name for name, _ in self.inputs + self.outputs))
+            weight = self.layout.reshard(weight, "experts", *names)
+            if bias is not None:
+                bias = self.layout.reshard(bias, "experts", *names[len(self.inputs) :])
+        return StoredMatrix(weight, bias)

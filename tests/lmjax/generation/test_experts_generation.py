@@ -40,10 +40,13 @@ def alone():
 
 
 @pytest.mark.parametrize("rows", [3, 4], ids=lambda rows: f"{rows} rows")
-def test_a_mesh_gives_the_tokens_of_one_device(alone, rows):
+@pytest.mark.parametrize(
+    "sizes", [dict(fsdp=1, expert=2, tensor=2), dict(fsdp=2, expert=2)], ids=str
+)
+def test_a_mesh_gives_the_tokens_of_one_device(alone, sizes, rows):
     """Rows that divide among the devices, and rows that do not and are whole on each."""
     prompts = [*PROMPTS, PROMPTS[0]][:rows]
-    assert continued(CONFIG, dict(fsdp=1, expert=2, tensor=2), prompts) == alone[:rows]
+    assert continued(CONFIG, sizes, prompts) == alone[:rows]
 
 
 def test_a_capacity_drops_nothing_here(alone):
