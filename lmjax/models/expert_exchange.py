@@ -23,7 +23,7 @@ from lmjax.models.feed_forward import FeedForwardConfig, activate
 from lmjax.models.routing import Choices, Slots
 from lmjax.parallel import Layout, axis_size
 from pallas_kernels.grouped_product import grouped_product
-from pallas_kernels.manual_axes import on_each_device, vary_alike
+from pallas_kernels.manual_axes import on_each_device, vary_alike, vary_over
 
 Sums = Float[Array, "batch sums"]
 
@@ -112,7 +112,8 @@ class ExpertExchange:
         """
         choices, sums = self.config.router.choose(logits, real)
         choices = jax.tree.map(lambda a: self._own_columns(a, x.shape[1]), choices)
-        tokens = x.reshape(-1, x.shape[2])
+        # Typed so at once, its gradient is summed over `tensor` once, and not in every product.
+        tokens = vary_over(x, self.hidden).reshape(-1, x.shape[2])
         choices = jax.tree.map(lambda a: a.reshape(-1, a.shape[2]), choices)
         if self.rows_divided:
             tokens, choices = jax.tree.map(self._gather, (tokens, choices))
@@ -166,7 +167,8 @@ class ExpertExchange:
         index = index - self._first_column(x.shape[1])
         here = (index >= 0) & (index < x.shape[1])
         index = jnp.where(here, index, x.shape[1])
-        taken = jax.vmap(lambda row, at: row.at[at].get(mode="fill", fill_value=0))(x, index)
+        rows = vary_over(x, self.hidden)  # see `whole`
+        taken = jax.vmap(lambda row, at: row.at[at].get(mode="fill", fill_value=0))(rows, index)
         if self.seq:  # each device computes a part of the slots
             taken = jax.lax.psum_scatter(taken, self.seq, scatter_dimension=2, tiled=True)
         if self.rows_divided:
