@@ -10,7 +10,7 @@ from benchmarks.harness import keep_to_cores, seconds_of, serve
 
 WARM_UP = 2  # steps
 RATE = 1e-5
-PARTS = 8  # of an update of GRPO: 256 replies at once take 12 GB, and no less time
+PARTS = 8  # of an update of GRPO, so that not all activations of 256 replies are in memory
 
 
 class Side:

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
 
@@ -25,10 +26,23 @@ from lmjax.models.stretches import Stretch, stretches
 from lmjax.parallel import STAGE
 from pallas_kernels.attention import Mask
 
-Remat = Literal["none", "dots", "full"]
+# See `TransformerConfig.remat`.
+Remat = Literal["none", "dots", "attention", "full", "offload"]
+BLOCK_INPUT = "block_input"  # name of the activations that a block reads
+_policies = jax.checkpoint_policies
+_attention = _policies.save_only_these_names("attention")  # as kernels name what they return
 REMAT_POLICIES = {
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": _policies.save_from_both_policies(
+        _policies.dots_with_no_batch_dims_saveable, _attention
+    ),
+    "attention": _attention,
+    "full": _policies.nothing_saveable,
+    "offload": _policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=[],
+        names_which_can_be_offloaded=[BLOCK_INPUT],
+        offload_src="device",
+        offload_dst="pinned_host",
+    ),
 }
 
 
@@ -167,6 +181,7 @@ def _scan_stretch(
 
     def run(carry, inputs):
         x, caches = carry
+        x = checkpoint_name(x, BLOCK_INPUT)
         stacked, index = inputs
         caches = [c if c is None else dataclasses.replace(c, period=index) for c in caches]
         for i, mask in enumerate(masks):

@@ -79,7 +79,9 @@ class TransformerConfig:
     embedding_noise: float = 0.0
     initializer: Initializer = Normal()
     dtype: Literal["float32", "bfloat16"] = "float32"  # of computation; parameters are float32
-    remat: Remat = "none"  # what backward recomputes: nothing, all but matrix products, all
+    # what is kept for backward, which recomputes the rest: all (none); products and attention (dots);
+    # attention; the inputs of blocks (full); those, in the host's memory (offload)
+    remat: Remat = "none"
     unroll: int = 1  # layers per step of the scan over layers; 0: a plain Python loop
 
     def validate(self) -> None:

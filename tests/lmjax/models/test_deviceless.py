@@ -97,10 +97,10 @@ def shrunk(config):
     return replace(config, encoder_layers=2) if hasattr(config, "encoder_layers") else config
 
 
-def step_of(name: str):
-    """The lowered training step of a family on two rows."""
+def step_of(name: str, **settings):
+    """The lowered training step of a family, with these settings, on two rows."""
     objective, layout = OBJECTIVES.get(name, CausalLM()), training_layout()
-    model = shrunk(FAMILIES[name])
+    model = replace(shrunk(FAMILIES[name]), **settings)
     learner = Learner(
         model=model,
         objective=objective,
@@ -129,3 +129,20 @@ def test_a_training_step_compiles(described_v4, name):
         assert len(pairs) <= 2
     else:
         assert pairs == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("remat", "times"), [("dots", 1), ("attention", 1), ("full", 2)])
+def test_what_is_kept_is_not_computed_again(described_v4, remat, times):
+    """The kernel of the forward pass is in the program once, or once more in backward."""
+    compiled = step_of("gpt2", remat=remat).compile().as_text()
+    kernels = [line for line in compiled.splitlines() if "tpu_custom_call" in line]
+    assert sum("attention_forward" in line for line in kernels) == times
+
+
+@pytest.mark.slow
+def test_inputs_of_blocks_are_kept_on_the_host(described_v4):
+    settings = {"remat": "offload", "dtype": "bfloat16"}
+    kept = step_of("gpt2", **settings).compile().memory_analysis()
+    layers, size = 2, 2 * LENGTH * 256 * 2  # bytes of a block's input
+    assert kept.host_temp_size_in_bytes >= layers * size
