@@ -156,6 +156,15 @@ def test_accumulation_gives_the_gradients_of_the_whole_batch(name, zero):
     assert_alike(found, on_one_device(name))
 
 
+@pytest.mark.parametrize(
+    ("name", "remat"),
+    [("dropless", "full"), pytest.param("capacity", "dots", marks=pytest.mark.slow)],
+)
+def test_what_is_computed_again_changes_nothing(name, remat):
+    found = gradients_on(dict(fsdp=2, expert=2), replace(routed_by(name), remat=remat))
+    assert_alike(found, on_one_device(name))
+
+
 def test_shared_experts_and_biases_on_a_mesh():
     """What `tensor` divides is added up once."""
     shared = GatedFeedForwardConfig(size=8, bias=True)
