@@ -138,7 +138,7 @@ def test_a_step_sends_what_its_mesh_is_for(sizes, settings):
 def test_experts_send_tokens_and_no_weights(monkeypatch, capacity):
     """Of a layer, on an axis of experts that its 8 experts and the 8 rows are divided over.
 
-    Within a capacity tokens go to their experts and back by all-to-all, in forward and in backward.
+    Within a capacity tokens go to their experts and back by all-to-all, forward and backward.
     Without one they are gathered and their sums scattered. Gradients of experts are summed over the
     axes that divide the batch, but for `expert`; over `tensor` activations are, as in a dense layer.
     """
