@@ -140,7 +140,7 @@ def test_experts_send_tokens_and_no_weights(monkeypatch, capacity):
 
     Within a capacity tokens go to their experts and back by all-to-all, forward and backward.
     Without one they are gathered and their sums scattered. Gradients of experts are summed over the
-    axes that divide the batch, but for `expert`; over `tensor` activations are, as in a dense layer.
+    axes that divide the batch, but for `expert`; over `tensor`, activations, as in a dense layer.
     """
     experts = ExpertsConfig(size=80, experts=8, router=TopKRouter(capacity=capacity))
     monkeypatch.setitem(globals(), "MODEL", replace(MODEL, feed_forward=experts))
