@@ -121,7 +121,7 @@ class Experts(nnx.Module):
             )
         logits = layout.reshard(self.logits(x, rows.key), "batch", None, None)
         real = layout.reshard(rows.real, "batch", None)
-        x = layout.reshard(x, "batch", "seq", None)
+        x = layout.reshard(x.astype(self.dtype), "batch", "seq", None)
         spec = layout.spec("batch", "seq", None, shape=x.shape)
         # Where the rows are whole on each device, so are weights along `embed`.
         divided = set(layout.axes("embed")) <= set(axes_of(spec[0]))
