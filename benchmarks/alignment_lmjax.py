@@ -112,7 +112,7 @@ def make_job(folder: Path, task: str, **shape: int) -> Any:
         settings = {"length": shape["length"], "batch_size": shape["batch"]}
         return Finetune(data=data(Conversations, rows="whole_documents", **settings), **regular)
     if task == "dpo":
-        settings = {"length": shape["pair_length"], "batch_size": 2 * shape["pairs"]}
+        settings = {"length": shape["pair_length"], "batch_size": shape["pairs"]}
         objective = PreferencePairs(preference=DPO(beta=0.1))
         read = data(Comparisons, rows="groups", **settings)
         return PreferenceOptimization(objective=objective, data=read, **regular)

@@ -37,7 +37,7 @@ def make_console() -> Console:
     return Console(highlight=False, quiet=jax.process_index() > 0)
 
 
-Cell = str | float | None
+Cell = str | float | int | None  # an int is a count
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,7 +154,7 @@ class RunLog:
         for column in table.columns[1:]:
             shown.add_column(column, justify="right")
         for name, *cells in table.rows:
-            texts = ["–" if cell is None else f"{cell:.3f}" for cell in cells]
+            texts = [_shown(cell) for cell in cells]
             shown.add_row(str(name), *texts[:-1], Text(texts[-1], style="bold cyan"))
         self.console.print(Padding(shown, (0, 2)))
 
@@ -181,6 +181,13 @@ class RunLog:
         """A line over a part of the results."""
         self.console.print()
         self.console.print(Text.assemble((words, "bold"), ("  " + detail, "dim")), soft_wrap=True)
+
+
+def _shown(cell: Cell) -> str:
+    """A cell of a table of numbers: a count as such, other numbers to three decimals."""
+    if cell is None:
+        return "–"
+    return f"{cell:,}" if isinstance(cell, int) else f"{cell:.3f}"
 
 
 class Stopwatch:

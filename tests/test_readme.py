@@ -140,6 +140,12 @@ def test_the_steps_to_an_assistant_run(python, folder):
     assert {"reward", "reply_kl"} <= records[-1].keys() | records[0].keys()
 
 
+def test_a_cleaning_is_a_config(python):
+    imports = "from lmjax.data import *\nfrom lmjax.data.cleaning import *\n"
+    imports += "from lmjax.jobs.cleaning import Cleaning\n"
+    python("-c", imports + block("cleaning = Cleaning("))
+
+
 def test_a_classifier_is_a_config(python):
     """Built and validated, likewise."""
     python("-c", block("Classify("))

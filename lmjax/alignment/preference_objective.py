@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt64
 
 from lmjax.alignment.comparison_rows import (
@@ -19,7 +21,8 @@ from lmjax.alignment.comparison_rows import (
     label_column,
     slot_batches,
 )
-from lmjax.alignment.log_probabilities import log_probabilities, sum_rows
+from lmjax.alignment.log_probabilities import log_probabilities, sum_segments
+from lmjax.alignment.pair_packing import packed_pairs
 from lmjax.alignment.preferences import DPO, Answers, PreferenceLoss
 from lmjax.config import UserError, config
 from lmjax.data.spans import RowSpans
@@ -37,18 +40,20 @@ REFERENCE = "reference"  # name of the frozen model
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class PairTargets:
-    """Targets of pairs of answers; a pair has the same row in both.
+    """Targets of pairs of answers; a pair has the same row, and segment of it, in both.
 
     Attributes:
       chosen, rejected: the next token at each position of the better and of the worse answers, with
         weight 1 for the tokens of the answer and 0 for the others (`answer_mask`).
-      reference: log-probabilities of both under the reference policy, chosen first, read where it
-        is not among the frozen models. None: the loss reads none.
+      reference: log-probabilities of both under the reference policy, chosen first, by pair of a
+        row, read where it is not among the frozen models. None: the loss reads none.
+      pairs: most pairs of a row, which are its segments from 1 on.
     """
 
     chosen: TokenTargets
     rejected: TokenTargets
-    reference: Float[AnyArray, "*batch 2"] | None = None
+    reference: Float[AnyArray, "*batch pairs 2"] | None = None
+    pairs: int = dataclasses.field(default=1, metadata={"static": True})
 
 
 @config
@@ -104,7 +109,7 @@ class PreferencePairs(PreferenceObjective):
         chosen, rejected = (TokenTargets(s.tokens, s.weights * is_pair) for s in sides)
         reference = None
         if self.reads_reference:
-            reference = label_column(labels, len(tokens), 2, REFERENCE_LOG_PROB)
+            reference = label_column(labels, len(tokens), 2, REFERENCE_LOG_PROB)[:, None]
         targets = PairTargets(chosen, rejected, reference)
         return Example(slot_batches(tokens, segments, 2), targets)
 
@@ -116,10 +121,14 @@ class PreferencePairs(PreferenceObjective):
         """Number of pairs with two answers."""
         targets = example.targets
         chosen, rejected = (
-            jnp.any(jnp.asarray(side.weights) > 0, axis=1)
-            for side in (targets.chosen, targets.rejected)
+            answer_lengths(batch, side, targets.pairs) > 0
+            for batch, side in zip(example.inputs, (targets.chosen, targets.rejected), strict=True)
         )
         return jnp.sum((chosen & rejected).astype(jnp.float32))
+
+    def packed(self, example: Example, fit_rows: Callable[[int], int]) -> Example:
+        """See `TextObjective.packed`."""
+        return packed_pairs(example, fit_rows)
 
     def loss(
         self, model: Transformer, example: Example, key: PRNGKeyArray | None, frozen: Any = None
@@ -131,16 +140,36 @@ class PreferencePairs(PreferenceObjective):
         ):
             reference = None
             if self.reads_reference and frozen and REFERENCE in frozen:
-                reference = score(frozen[REFERENCE], batch, side).log_probs
+                reference = score(frozen[REFERENCE], batch, side, targets.pairs).log_probs
             elif self.reads_reference and targets.reference is not None:
-                reference = targets.reference[:, number]
-            answers.append(dataclasses.replace(score(model, batch, side), reference=reference))
+                reference = flat(targets.reference[..., number])
+            found = score(model, batch, side, targets.pairs)
+            answers.append(dataclasses.replace(found, reference=reference))
         return self.preference.sums(*answers)
 
 
-def score(model: Transformer, batch: Batch, targets: TokenTargets) -> Answers:
-    """Log-probability of each row's answer under a model without dropout, and its length."""
+def score(model: Transformer, batch: Batch, targets: TokenTargets, count: int = 1) -> Answers:
+    """Log-probability of each answer under a model without dropout, and its length.
+
+    Args:
+      model: scores the answers.
+      batch: rows with one answer in each of their segments.
+      targets: the next tokens, with weight for those of answers.
+      count: most answers of a row; all rows are taken to have so many.
+    """
     hidden, _ = model(batch)
-    mask = targets.weights > 0
-    log_probs = sum_rows(log_probabilities(model, hidden, targets.tokens), mask)
-    return Answers(log_probs, jnp.sum(mask.astype(jnp.float32), axis=1))
+    log_probs = log_probabilities(model, hidden, targets.tokens)
+    found = sum_segments(log_probs, targets.weights > 0, batch.segments, count)
+    return Answers(flat(found), flat(answer_lengths(batch, targets, count)))
+
+
+def answer_lengths(batch: Batch, targets: TokenTargets, count: int) -> Float[Array, "rows count"]:
+    """Number of tokens of the answer in each segment."""
+    real = jnp.asarray(targets.weights) > 0
+    return sum_segments(real.astype(jnp.float32), real, jnp.asarray(batch.segments), count)
+
+
+def flat(numbers: Float[Array, "rows count"]) -> Float[Array, "answers"]:
+    """The answers of all rows, one after another."""
+    rows, _ = jax.typeof(numbers).sharding.spec
+    return jax.lax.reshape(numbers, (numbers.size,), out_sharding=PartitionSpec(rows))

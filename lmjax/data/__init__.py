@@ -3,6 +3,7 @@
 import importlib
 from typing import Any
 
+from lmjax.data.archives import WebArchives
 from lmjax.data.chat.conversations import (
     ClassFormat,
     ConditionedConversations,
@@ -11,12 +12,15 @@ from lmjax.data.chat.conversations import (
 from lmjax.data.chat.folder import FolderTemplate
 from lmjax.data.chat.templates import ChatTemplate
 from lmjax.data.chat.tfds_conversations import TFDSConversations
+from lmjax.data.cleaned import CleanedDocuments
 from lmjax.data.damaged_texts import DamagedTexts
 from lmjax.data.documents import Document, Source
 from lmjax.data.embedded import EmbeddedCorpus
 from lmjax.data.labelled_texts import LabelledTable, LabelledTexts
 from lmjax.data.loader import Loader
 from lmjax.data.mixture import Mixture
+from lmjax.data.pages import HtmlFiles
+from lmjax.data.parquet import ParquetFiles
 from lmjax.data.plan import Plan, make_plan
 from lmjax.data.preparation import PreparedData, prepare
 from lmjax.data.public_tokenizers import TokenizerFolder, read_tokenizer
@@ -48,6 +52,7 @@ __all__ = [
     "Characters",
     "ChatTemplate",
     "ClassFormat",
+    "CleanedDocuments",
     "ConditionedConversations",
     "Conversations",
     "DamagedTexts",
@@ -57,12 +62,14 @@ __all__ = [
     "EmbeddedCorpus",
     "EvaluationRows",
     "FolderTemplate",
+    "HtmlFiles",
     "JsonLines",
     "JsonPrompts",
     "LabelledTable",
     "LabelledTexts",
     "Loader",
     "Mixture",
+    "ParquetFiles",
     "Plan",
     "PreparedData",
     "RequestRows",
@@ -78,6 +85,7 @@ __all__ = [
     "TokenizerConfig",
     "TokenizerFolder",
     "TrainedBPE",
+    "WebArchives",
     "WholeDocuments",
     "WithTokens",
     "add_words",

@@ -242,8 +242,14 @@ def read_pieces(part: Part, separator: re.Pattern[bytes]) -> Iterator[FilePiece]
         pending, number, last = b"", 0, False
         blocks = itertools.chain(read_blocks(file, part.name), (None,))
         at_beginning = offset == 0
+        waiting: list[bytes] = []
         for block in blocks:
-            pending, last = pending + (block or b""), block is None
+            waiting.append(block or b"")
+            last = block is None
+            # A long piece is looked through a few times, not once for each of its blocks.
+            if not last and sum(map(len, waiting)) < len(pending):
+                continue
+            pending, waiting = b"".join([pending, *waiting]), []
             if at_beginning and (last or len(pending) >= len(BYTE_ORDER_MARK)):
                 if pending.startswith(BYTE_ORDER_MARK):
                     pending, offset = pending[len(BYTE_ORDER_MARK) :], len(BYTE_ORDER_MARK)

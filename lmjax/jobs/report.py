@@ -164,6 +164,8 @@ def _summary(folder: RunFolder, results: Results, records: list[dict]) -> str:
 
 
 def _tiles(folder: RunFolder, results: Results, records: list[dict]) -> list[tuple[str, str]]:
+    if results.tiles:
+        return list(results.tiles)
     train, tiles = _train(records), []
     for table in results.tables:
         values = [row[-1] for row in table.rows if row[-1] is not None]

@@ -19,12 +19,14 @@ class Results:
       parameters: number of parameters of the model.
       tables: of all evaluators, the newest of each title.
       seconds: from the first line of the run to its last one; None where it was resumed.
+      tiles: numbers at the head of the report, each with its name; none: means of the tables.
     """
 
     step: int = 0
     parameters: int = 0
     tables: tuple[Table, ...] = ()
     seconds: float | None = None
+    tiles: tuple[tuple[str, str], ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The results as JSON values."""
@@ -36,7 +38,8 @@ class Results:
         known = {field.name for field in dataclasses.fields(cls)}
         found = {name: value for name, value in values.items() if name in known}
         tables = tuple(map(Table.from_json, found.pop("tables", ())))
-        return cls(tables=tables, **found)
+        tiles = tuple(map(tuple, found.pop("tiles", ())))
+        return cls(tables=tables, tiles=tiles, **found)
 
     def with_tables(self, tables: tuple[Table, ...], step: int) -> Results:
         """The results after `step` steps, with new tables in place of those of their titles."""

@@ -19,7 +19,7 @@ from lmjax.models import TransformerConfig, abstract
 from lmjax.objectives import Example, Objective
 from lmjax.objectives.elastic_weights import ANCHOR, FISHER, ElasticWeights
 from lmjax.objectives.example import batches, count_rows, count_tokens
-from lmjax.parallel import Layout, Mesh, axis_size, training_layout
+from lmjax.parallel import Context, Layout, Mesh, axis_size, training_layout
 from lmjax.remote import check_path
 from lmjax.runs.folder import RunFolder
 from lmjax.runs.lock import lock_run_folder
@@ -31,7 +31,7 @@ from lmjax.training.learner import Learner, Metrics
 from lmjax.training.loop import Advance
 from lmjax.training.optimizers import AdamW, Optimizer
 from lmjax.training.pipelining import Pipeline
-from lmjax.training.placement import abstract_example, shortened, to_devices
+from lmjax.training.placement import abstract_example, compact, to_devices
 from lmjax.training.schedules import Cosine, Rate, Schedule
 from lmjax.training.state import TrainState
 from lmjax.training.trainable import Adapters, AllParameters, Trainable, check_base
@@ -72,6 +72,9 @@ class TrainingJob(Job):
     elastic: ElasticPenalty | None = None  # what keeps parameters near those of earlier tasks
     gradient_clip: float | None = 1.0  # largest norm of the gradient; None: no limit
     mesh: Mesh = Mesh()  # how the devices are arranged
+    # how attention sees keys of other devices where mesh.context divides sequences: it gathers
+    # them, they go around in a ring, or devices exchange parts of sequences for some heads
+    context: Context = "gather"
     zero: Zero = 3  # ZeRO stage: when parameters sharded over mesh.fsdp are gathered
     # parts that a batch is computed in, to save memory, or for the stages of a pipeline to work on;
     # of a smaller batch, fewer
@@ -158,7 +161,7 @@ class TrainingJob(Job):
         def update(state: TrainState, step: int) -> tuple[TrainState, Metrics, int]:
             example = next(examples)
             if self.lengths_vary:
-                example = shortened(example, learner.layout)
+                example = compact(self.objective, example, learner.layout)
             example = to_devices(example, learner.layout, self.model.vocab_size)
             return *learner.compiled_step(state, example, *given), count_tokens(example)
 
@@ -166,7 +169,7 @@ class TrainingJob(Job):
 
     @property
     def lengths_vary(self) -> bool:
-        """Returns whether examples are cut to their longest text (`shortened`)."""
+        """Returns whether examples are made smaller where their texts are short (`compact`)."""
         return False
 
     def facts(self) -> Iterator[tuple[str, str]]:
@@ -218,7 +221,7 @@ class TrainingJob(Job):
         Raises:
           UserError: the model or the batch does not divide the mesh, or the schedule the steps.
         """
-        layout, trained = training_layout(), self.trained()
+        layout, trained = training_layout(self.context), self.trained()
         trained.check(self.model, layout)
         check_base(trained, self.model, layout)
         if self.ema_decay is not None and self.model.lora is not None and self.model.lora.base:
@@ -250,7 +253,7 @@ class TrainingJob(Job):
                 f"{self.accumulation} parts on mesh.data x mesh.fsdp x mesh.expert = {shards}"
                 " devices"
             )
-        learner.check_stages(self.batch_sizes(), self.abstract_example())
+        learner.check_division(self.batch_sizes(), self.abstract_example())
         return learner
 
     def penalised(self, objective: Objective) -> Objective:

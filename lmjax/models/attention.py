@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -18,7 +19,8 @@ from lmjax.models.cache import LayerCache
 from lmjax.models.linear import Builder
 from lmjax.models.norms import NormConfig
 from lmjax.models.positions import AttentionPositions
-from lmjax.parallel import Layout
+from lmjax.models.ring_attention import ring_attention
+from lmjax.parallel import Layout, axis_size
 from lmjax.parallel.random import draw_rows
 from pallas_kernels.attention import (
     Bias,
@@ -215,16 +217,70 @@ class Attention(nnx.Module):
     ) -> Float[Array, "batch seq heads value_dim"]:
         """Runs the kernel on each device's own rows, heads and queries.
 
+        Where sequences are divided, the layout says how queries see the keys of other devices.
+
         Raises:
           UserError: the implementation that the config names cannot serve, or none can.
         """
-        layout = self.layout
-        kernel = functools.partial(
+        layout, others = self.layout, (keys, values, mask, bias, dropout)
+        if not layout.axes("seq") or layout.context == "gather":
+            return self.attend_to_all(layout, query, *others)
+        if layout.context == "ring":
+            return self.attend_in_a_ring(query, *others)
+        by_heads = layout.by_heads()
+        query = by_heads.reshard(query, "batch", None, "heads", None)
+        mask = mask.mapped(lambda a: layout.reshard(a, "batch", None), lambda a: a)
+        output = self.attend_to_all(by_heads, query, keys, values, mask, bias, dropout)
+        return layout.reshard(output, "batch", "seq", "heads", None)
+
+    def attend_in_a_ring(
+        self, query: jax.Array, keys: jax.Array, values: jax.Array, mask: Mask, bias, dropout
+    ) -> Float[Array, "batch seq heads value_dim"]:
+        """Attends while keys go around the devices; see `ring_attention`.
+
+        Raises:
+          UserError: a bias that is an array over pairs, dropout, or parts with an odd length.
+        """
+        layout, (axis,) = self.layout, self.layout.axes("seq")
+        if dropout is not None:
+            raise UserError("context=ring: attention weights have no dropout: use gather")
+        if bias is not None and not isinstance(bias, DistanceBias):
+            raise UserError("context=ring: the bias is an array over pairs of tokens: use gather")
+        if query.shape[1] % (parts := 2 * axis_size(axis)):
+            raise UserError(
+                f"context=ring: sequences of {query.shape[1]} tokens do not divide into the "
+                f"{parts} halves of parts of mesh.context={axis_size(axis)}"
+            )
+        kernel = functools.partial(self.kernel(), return_lse=True)
+        bias = jax.tree.map(lambda a: layout.reshard(a, "heads", *(None,) * (a.ndim - 1)), bias)
+        keys, values = (repeat_kv_heads(layout, a, query.shape[2], "seq") for a in (keys, values))
+        parts = lambda a: layout.reshard(a, "batch", "seq")  # noqa: E731
+        mask, axes = mask.mapped(parts, parts), ("batch", "seq", "heads", None)
+        spec = layout.spec(*axes, shape=query.shape)
+        run = on_each_device(functools.partial(ring_attention, kernel, axis), spec)
+        return run(query, keys, values, mask, bias)
+
+    def kernel(self) -> Callable[..., Any]:
+        """Attention with the config's settings."""
+        return functools.partial(
             _attention,
             scale=self.config.scale,
             softcap=self.config.softcap,
             implementation=self.config.implementation,
         )
+
+    def attend_to_all(
+        self,
+        layout: Layout,
+        query: jax.Array,
+        keys: jax.Array,
+        values: jax.Array,
+        mask: Mask,
+        bias: Bias | None,
+        dropout: Any,
+    ) -> Float[Array, "batch seq heads value_dim"]:
+        """Attends with the keys of whole sequences on every device."""
+        kernel = self.kernel()
         if isinstance(bias, DistanceBias):
             bias = jax.tree.map(lambda a: layout.reshard(a, "heads", *(None,) * (a.ndim - 1)), bias)
         elif bias is not None:
@@ -234,7 +290,7 @@ class Attention(nnx.Module):
         keys, values = (repeat_kv_heads(layout, a, query.shape[2]) for a in (keys, values))
         mask = mask.mapped(lambda a: a, lambda a: layout.reshard(a, "batch", None))  # whole rows
         if dropout is not None:
-            dropout = self.draw(query.shape, *dropout)
+            dropout = self.draw(layout, query.shape, *dropout)
         spec = layout.spec("batch", "seq", "heads", None, shape=query.shape)
         context = layout.axes("seq")
 
@@ -249,16 +305,18 @@ class Attention(nnx.Module):
             return local(query, keys, values, mask, bias, dropout)
         return on_each_device(local, spec)(query, keys, values, mask, bias, dropout)
 
-    def draw(self, shape: tuple[int, ...], rate: float, key: PRNGKeyArray) -> Dropout:
+    def draw(
+        self, layout: Layout, shape: tuple[int, ...], rate: float, key: PRNGKeyArray
+    ) -> Dropout:
         """Dropout for queries of a shape: one draw for the whole mesh."""
         batch, length, heads, _ = shape
         rows = batch, heads, length
-        spec = self.layout.spec("batch", "heads", "seq", shape=rows)
+        spec = layout.spec("batch", "heads", "seq", shape=rows)
         draw = functools.partial(jax.random.bits, key, dtype=jnp.uint32)
         return Dropout(draw_rows(draw, rows, spec), rate)
 
 
-def _attention(*arrays: Any, **settings: Any) -> jax.Array:
+def _attention(*arrays: Any, **settings: Any) -> Any:
     """Runs the kernel; a refusal is an error in the user's settings."""
     try:
         return attention_kernel(*arrays, **settings)
@@ -280,15 +338,18 @@ def attended_keys(length: int, window: int | None, causal: bool) -> float:
     return one_side if causal else 2 * one_side
 
 
-def repeat_kv_heads(layout: Layout, x: jax.Array, num_heads: int) -> jax.Array:
+def repeat_kv_heads(
+    layout: Layout, x: jax.Array, num_heads: int, seq: str | None = None
+) -> jax.Array:
     """Keys or values as attention on this mesh needs them: whole rows, heads beside their queries.
 
     Where the key heads do not divide the tensor axis, each is repeated for its group of queries.
+    With `seq`, rows stay divided.
     """
     batch, length, kv_heads, head_dim = x.shape
     if layout.axes("heads", num_heads) and not layout.axes("kv_heads", kv_heads):
-        x = layout.reshard(x, "batch", None, None, None)
-        spec = layout.spec("batch", None, "heads", None, shape=(batch, length, num_heads, head_dim))
+        x = layout.reshard(x, "batch", seq, None, None)
+        spec = layout.spec("batch", seq, "heads", None, shape=(batch, length, num_heads, head_dim))
         group = jnp.arange(num_heads) // (num_heads // kv_heads)
         return x.at[:, :, group].get(out_sharding=spec)
-    return layout.reshard(x, "batch", None, "kv_heads", None)
+    return layout.reshard(x, "batch", seq, "kv_heads", None)

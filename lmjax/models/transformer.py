@@ -79,8 +79,8 @@ class TransformerConfig:
     embedding_noise: float = 0.0
     initializer: Initializer = Normal()
     dtype: Literal["float32", "bfloat16"] = "float32"  # of computation; parameters are float32
-    # what is kept for backward, which recomputes the rest: all (none); products and attention (dots);
-    # attention; the inputs of blocks (full); those, in the host's memory (offload)
+    # what is kept for backward, which recomputes the rest: all (none), products and attention
+    # (dots), attention, the inputs of blocks (full), those in the host's memory (offload)
     remat: Remat = "none"
     unroll: int = 1  # layers per step of the scan over layers; 0: a plain Python loop
 

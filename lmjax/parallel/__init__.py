@@ -1,5 +1,6 @@
 """Sharding: the device mesh, and the layout that maps a model's axes onto it."""
 
+from lmjax.parallel.layout import Context as Context
 from lmjax.parallel.layout import Layout as Layout
 from lmjax.parallel.layout import generation_layout as generation_layout
 from lmjax.parallel.layout import training_layout as training_layout

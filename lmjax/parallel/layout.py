@@ -8,12 +8,17 @@ tables, so a layout is a value that modules are built with, never a global.
 from __future__ import annotations
 
 import dataclasses
+from typing import Literal
 
 import jax
 from jax.sharding import PartitionSpec
 
 from lmjax.config import UserError
 from lmjax.parallel.mesh import axis_size
+
+# Each device gathers all keys and values; or they go around the devices (ring attention); or each
+# device has whole sequences of some heads meanwhile (Jacobs et al. 2023, arXiv:2309.14509).
+Context = Literal["gather", "ring", "all_to_all"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,10 +29,12 @@ class Layout:
       rules: (logical axis, mesh axes) pairs; logical axes not named are not sharded.
       replicated: logical axes that are kept whole when their size does not divide the mesh axes;
         any other axis that does not divide is the user's mistake.
+      context: how attention sees the keys of a sequence that is divided; see `Context`.
     """
 
     rules: tuple[tuple[str, tuple[str, ...]], ...]
     replicated: tuple[str, ...] = ("kv_heads",)
+    context: Context = "gather"
 
     def axes(self, logical: str | None, size: int | None = None) -> tuple[str, ...]:
         """The mesh axes of more than one device that `logical` is sharded over.
@@ -70,12 +77,19 @@ class Layout:
         index = (slice(None),) * axis + (rows,)
         return array.at[index].get(out_sharding=PartitionSpec(*spec))
 
+    def by_heads(self) -> Layout:
+        """The layout in which heads are divided over the axes of the sequence too."""
+        rules, seq = dict(self.rules), dict(self.rules)["seq"]
+        more = {name: (*rules[name], *seq) for name in ("heads", "kv_heads")}
+        rules = rules | more | {"seq": ()}
+        return dataclasses.replace(self, rules=tuple(rules.items()), context="gather")
+
     def gathered(self, *logical: str | None) -> tuple[str | None, ...]:
         """The same axes with the parameter-sharding axis `embed` whole: how a weight is used."""
         return tuple(None if name == "embed" else name for name in logical)
 
 
-def training_layout() -> Layout:
+def training_layout(context: Context = "gather") -> Layout:
     """ZeRO over `fsdp`, sequence over `context`, Megatron `tensor`, experts over `expert`.
 
     The batch is cut over `data`, `fsdp` and `expert`. At rest every matrix is cut over `fsdp` along
@@ -92,7 +106,8 @@ def training_layout() -> Layout:
             ("experts", ("expert",)),
             ("vocab", ("tensor",)),
             ("layers", ("stage",)),  # of stacked blocks
-        )
+        ),
+        context=context,
     )
 
 

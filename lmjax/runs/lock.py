@@ -10,6 +10,7 @@ from typing import Any
 import jax
 
 from lmjax.config import UserError
+from lmjax.data.cleaning.pipeline import WORK
 from lmjax.files import errors_told, lock, reason
 from lmjax.launch import is_first, on_first
 from lmjax.remote import is_url
@@ -28,8 +29,8 @@ def lock_run_folder(experiment: Any, warn: Callable[[str], None] = _say) -> Iter
     """Creates or resumes the run folder `experiment.output`, and holds its lock.
 
     A folder that this call has made is removed again when a UserError ends it before there is a
-    checkpoint, or a file of replies: nothing half-written is left behind. Of several processes the
-    first one does it all.
+    checkpoint, a file of replies, or unfinished cleaning: nothing half-written is left behind. Of
+    several processes the first one does it all.
 
     Args:
         experiment: a config with `output`, and `may_change` that says which settings may.
@@ -58,7 +59,9 @@ def lock_run_folder(experiment: Any, warn: Callable[[str], None] = _say) -> Iter
 
 def _has_work(folder: RunFolder) -> bool:
     """Returns whether a command could go on from what is in the folder."""
-    return any(folder.replies.glob("*.jsonl")) or bool(Checkpointer(folder.checkpoints).steps())
+    if (folder.path / WORK).is_dir() or any(folder.replies.glob("*.jsonl")):
+        return True
+    return bool(Checkpointer(folder.checkpoints).steps())
 
 
 def _on_this_machine(output: str, held: ExitStack, warn: Callable[[str], None]) -> str | Path:

@@ -95,19 +95,24 @@ class Learner:
         trained = jax.eval_shape(lambda params: self._split(params)[0], shapes)
         return self.optimizer.build(self.rate, trained)
 
-    def check_stages(self, rows: Sequence[int], example: Example) -> None:
-        """Checks what a pipeline needs, where the mesh has several stages.
+    def check_division(self, rows: Sequence[int], example: Example) -> None:
+        """Checks that pipelines and divided sequences can train this model with this loss.
 
         Args:
           rows: numbers of rows that examples have.
           example: one as shapes with shardings.
 
         Raises:
-          UserError: the model, the loss or an example is one that no pipeline can train.
+          UserError: what cannot be trained so.
         """
-        if (stages := axis_size(STAGE)) == 1:
-            return
-        where = f"mesh.stage={stages}"
+        stages, sequences = axis_size(STAGE), axis_size(*self.layout.axes("seq"))
+        if stages > 1:
+            self._check_stages(rows)
+        if stages > 1 or (sequences > 1 and self.layout.context != "gather"):
+            jax.eval_shape(self.step, self.abstract(), example)
+
+    def _check_stages(self, rows: Sequence[int]) -> None:
+        where = f"mesh.stage={axis_size(STAGE)}"
         if self.frozen:
             names = ", ".join(self.frozen)
             raise UserError(f"{where}: the loss reads further models ({names}): a pipeline has one")
@@ -121,7 +126,6 @@ class Learner:
         for number in sorted(set(rows)):
             made = self.pipeline.made(count_microbatches(number, self.microbatch, self.layout))
             check_pipeline(self.model, made)
-        jax.eval_shape(self.step, self.abstract(), example)
 
     def init(self, seed: int, params: dict | None = None) -> TrainState:
         """State before the first step; every array is made on its own devices.

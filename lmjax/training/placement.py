@@ -9,11 +9,11 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from lmjax.models import Batch
 from lmjax.models.batch import Array
-from lmjax.objectives import Example
-from lmjax.objectives.example import batches, check_example
+from lmjax.objectives import Example, TextObjective
+from lmjax.objectives.example import batches, check_example, count_rows
 from lmjax.parallel import Layout, axis_size
 
-LENGTH_SHARES = (1 / 8, 3 / 16, 1 / 4, 3 / 8, 1 / 2, 3 / 4)  # of the longest text
+SHARES = (1 / 8, 3 / 16, 1 / 4, 3 / 8, 1 / 2, 5 / 8, 3 / 4, 7 / 8)  # of the longest, the most
 LENGTH_MULTIPLE = 16
 AXES = {1: ("batch",), 2: ("batch", "seq"), 3: ("batch", None, "seq")}  # by number of dimensions
 
@@ -40,13 +40,36 @@ def chain(batch: Batch) -> list[Batch]:
 
 
 def fitting_length(needed: int, longest: int, layout: Layout) -> int:
-    """The smallest of a few lengths that holds a number of tokens.
-
-    They are few because a program is compiled for each: from an eighth of the longest up to all.
-    """
+    """The smallest of a few lengths that holds a number of tokens; see `fitting_size`."""
     multiple = math.lcm(LENGTH_MULTIPLE, axis_size(*layout.axes("seq")))
-    lengths = (math.ceil(longest * share / multiple) * multiple for share in LENGTH_SHARES)
-    return next((length for length in lengths if needed <= length < longest), longest)
+    return fitting_size(needed, longest, multiple)
+
+
+def fitting_rows(needed: int, most: int, layout: Layout) -> int:
+    """The smallest of a few numbers of rows of each process that holds those of all of them.
+
+    All processes call it together.
+    """
+    processes = jax.process_count()
+    shards = axis_size(*layout.axes("batch"))
+    multiple = max(1, shards // processes)
+    return fitting_size(_most_of_all(needed), most, multiple)
+
+
+def fitting_size(needed: int, most: int, multiple: int) -> int:
+    """The smallest of a few multiples that is enough, or the most.
+
+    They are few because a program is compiled for each: from an eighth of the most up to all.
+    """
+    sizes = (math.ceil(most * share / multiple) * multiple for share in SHARES)
+    return next((size for size in sizes if needed <= size < most), most)
+
+
+def _most_of_all(number: int) -> int:
+    """The largest of the numbers of all processes."""
+    if jax.process_count() == 1:
+        return number
+    return int(np.max(multihost_utils.process_allgather(np.array(number))))
 
 
 def shortened(example: Example, layout: Layout) -> Example:
@@ -65,14 +88,25 @@ def shortened(example: Example, layout: Layout) -> Example:
         return example
     filled = np.any([np.any(part.segments > 0, axis=0) for part in parts], axis=0)
     needed = int(np.max(np.flatnonzero(filled), initial=0)) + 1
-    if jax.process_count() > 1:
-        needed = int(np.max(multihost_utils.process_allgather(np.array(needed))))
-    length = fitting_length(needed, longest, layout)
+    length = fitting_length(_most_of_all(needed), longest, layout)
 
     def cut(array: np.ndarray) -> np.ndarray:
         return array[..., :length] if "seq" in axes_of(example, array) else array
 
     return jax.tree.map(cut, example)
+
+
+def compact(objective: TextObjective, example: Example, layout: Layout) -> Example:
+    """The example in fewer rows, or without the padding at the end of all of them.
+
+    Args:
+      objective: that the example is of; rows are texts of one slot each.
+      example: numpy arrays, one process's share of the rows.
+      layout: see `to_devices`.
+    """
+    rows = count_rows(example)
+    packed = objective.packed(example, lambda needed: fitting_rows(needed, rows, layout))
+    return shortened(example, layout) if packed is example else packed
 
 
 def to_devices(example: Example, layout: Layout, vocab_size: int) -> Example:

@@ -1,1 +1,74 @@
 """Cleaning: small steps, each of which gives a document back, changed or not, or drops it."""
+
+from lmjax.data.cleaning.addresses import AddressRules
+from lmjax.data.cleaning.clusters import NearDuplicates
+from lmjax.data.cleaning.contamination import Decontaminate
+from lmjax.data.cleaning.corpus_step import CorpusStep
+from lmjax.data.cleaning.dirt import DirtyPages, PlantedQuestions
+from lmjax.data.cleaning.duplicates import ExactDuplicates
+from lmjax.data.cleaning.formats import (
+    ArrayRecordOutput,
+    JsonLinesOutput,
+    OutputFormat,
+    ParquetOutput,
+)
+from lmjax.data.cleaning.heuristics import (
+    BadWords,
+    C4Lines,
+    FineWebQuality,
+    GopherQuality,
+    GopherRepetition,
+)
+from lmjax.data.cleaning.languages import LanguageFilter
+from lmjax.data.cleaning.main_text import MainText
+from lmjax.data.cleaning.near_duplicates import MinHash
+from lmjax.data.cleaning.personal import PersonalData
+from lmjax.data.cleaning.pipeline import CleaningRecipe, Pipeline
+from lmjax.data.cleaning.quality import QualityFilter
+from lmjax.data.cleaning.recipes import (
+    c4_cleaning,
+    fineweb_cleaning,
+    gopher_cleaning,
+    gpt3_cleaning,
+    refinedweb_cleaning,
+)
+from lmjax.data.cleaning.repair import RepairText
+from lmjax.data.cleaning.shard_pass import Collection
+from lmjax.data.cleaning.step import Dropped, Step
+from lmjax.data.cleaning.substrings import ExactSubstrings
+
+__all__ = [
+    "AddressRules",
+    "ArrayRecordOutput",
+    "BadWords",
+    "C4Lines",
+    "CleaningRecipe",
+    "Collection",
+    "CorpusStep",
+    "Decontaminate",
+    "DirtyPages",
+    "Dropped",
+    "ExactDuplicates",
+    "ExactSubstrings",
+    "FineWebQuality",
+    "GopherQuality",
+    "GopherRepetition",
+    "JsonLinesOutput",
+    "LanguageFilter",
+    "MainText",
+    "MinHash",
+    "NearDuplicates",
+    "OutputFormat",
+    "ParquetOutput",
+    "PersonalData",
+    "Pipeline",
+    "PlantedQuestions",
+    "QualityFilter",
+    "RepairText",
+    "Step",
+    "c4_cleaning",
+    "fineweb_cleaning",
+    "gopher_cleaning",
+    "gpt3_cleaning",
+    "refinedweb_cleaning",
+]

@@ -111,8 +111,12 @@ class MinHash:
 
 def tokens(text: str) -> list[str]:
     """Words in lower case without punctuation; of scripts without spaces, characters."""
-    pattern = TOKEN if SPACELESS.search(text) else WORD
-    return pattern.findall(text.lower())
+    return token_pattern(text).findall(text.lower())
+
+
+def token_pattern(text: str) -> re.Pattern[str]:
+    """The pattern of the words of a text: see `tokens`."""
+    return TOKEN if SPACELESS.search(text) else WORD
 
 
 def ngrams(text: str, length: int) -> set[tuple[str, ...]]:

@@ -222,7 +222,7 @@ def test_a_policy_equal_to_its_reference_has_the_loss_log_2():
         model = nnx.merge(learner_of(CausalLM()).graph, params)
         targets = example.targets.chosen, example.targets.rejected
         sides = [score(model, *given).log_probs for given in zip(example.inputs, targets)]
-        return jnp.stack(sides, axis=1)
+        return jnp.stack(sides, axis=1)[:, None]
 
     targets = dataclasses.replace(example.targets, reference=reference(state.params, example))
     _, again = gradients(state, Example(example.inputs, targets), PreferencePairs())

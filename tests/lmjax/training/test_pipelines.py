@@ -68,9 +68,9 @@ def examples(objective):
         yield objective.prepare(tokens, segments, seeds, None, LENGTH)
 
 
-def learner_of(model, objective, **settings):
+def learner_of(model, objective, context="gather", **settings):
     """A learner with AdamW, of batches in 4 parts."""
-    layout = training_layout()
+    layout = training_layout(context)
     return Learner(model, objective, AdamW(), RATE, layout, microbatch=ROWS // 4, **settings)
 
 
@@ -119,6 +119,7 @@ def check(case, mesh, **settings):
 
 
 MESHES = {
+    "sequences": Mesh(fsdp=2, context=2, tensor=2),
     "stage": Mesh(stage=2, fsdp=1),
     "data": Mesh(stage=2, data=2, fsdp=1),
     "fsdp": Mesh(stage=2, fsdp=2),
@@ -150,7 +151,8 @@ def is_possible(case, mesh, schedule):
 def many():
     """Every schedule on every mesh that it fits, with one of the models in turn."""
     turns = itertools.cycle(CASES)
-    for mesh, schedule in itertools.product(MESHES, SCHEDULES):
+    pipelines = [mesh for mesh in MESHES if MESHES[mesh].stage > 1]
+    for mesh, schedule in itertools.product(pipelines, SCHEDULES):
         case = next(case for case in turns if case != "llama" or is_possible(case, mesh, schedule))
         if is_possible(case, mesh, schedule) and (case, mesh, schedule) not in FEW:
             yield case, mesh, schedule
@@ -165,6 +167,13 @@ def test_a_pipeline_gives_the_losses_and_gradients_of_one_device(case, mesh, sch
 @pytest.mark.parametrize(("case", "mesh", "schedule"), list(many()))
 def test_every_schedule_on_every_mesh(case, mesh, schedule):
     check(case, MESHES[mesh], pipeline=Pipeline(schedule=schedule))
+
+
+@pytest.mark.parametrize("context", ["ring", "all_to_all"])
+@pytest.mark.parametrize("mesh", ["context", "sequences"])
+def test_attention_over_divided_sequences(mesh, context):
+    """In a pipeline, and without one; the prefix is of ranks, and keys are grouped."""
+    check("prefix", MESHES[mesh], context=context)
 
 
 @pytest.mark.parametrize("zero", [1, 2])
@@ -201,7 +210,7 @@ def test_what_no_pipeline_trains_is_refused_before_a_step(case):
         learner = Learner(optimizer=AdamW(), rate=RATE, layout=layout, **settings)
         shapes = settings["objective"].shapes(ROWS, LENGTH)
         with pytest.raises(UserError, match=message):
-            learner.check_stages([ROWS], abstract_example(shapes, layout))
+            learner.check_division([ROWS], abstract_example(shapes, layout))
 
 
 @pytest.mark.parametrize("schedule", ["1f1b", "zb_h1"])

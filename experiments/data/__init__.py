@@ -1,0 +1,1 @@
+"""Cleanings: configs that make training text of raw pages."""
