@@ -45,7 +45,10 @@ def attention_maps(
             maps.append(_probabilities(block.attention, x, mask, tables))
             return block.attention(x, mask, tables)[0]
 
-        x = config.arrangement.apply(x, block.norms, attend, block.feed_forward)
+        def feed(x, block=block, mask=mask):
+            return block.feed(x, mask, None, None)
+
+        x = config.arrangement.apply(x, block.norms, attend, feed)
     return jnp.stack(maps)
 
 

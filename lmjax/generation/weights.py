@@ -68,7 +68,8 @@ def cast_for_inference(config: TransformerConfig, params: dict) -> dict:
 
     def cast(path, leaf):
         name = jax.tree_util.keystr(path, simple=True, separator=".")
-        only_cast = name.endswith(".weight") or name == "head.table"
+        exact = name.endswith(".router.weight")  # of experts, which computes in float32
+        only_cast = name == "head.table" or (name.endswith(".weight") and not exact)
         return leaf.astype(config.dtype) if only_cast else leaf
 
     return jax.tree.map_with_path(cast, params)

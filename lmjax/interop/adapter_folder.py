@@ -164,7 +164,7 @@ def read_adapted(
         line: TheirLayer, part: str, transform: Transform, layer: int, tensor: np.ndarray
     ) -> None:
         paths = tuple(f"{layer}.adapter.{part}.weight" for layer in line.layers)
-        huggingface.put(leaves, shapes, Name("", paths, transform), layer, tensor)
+        huggingface.put(leaves, shapes, Name("", paths, transform), (layer,), tensor)
 
     for line, layer, a, b, scale in found:
         a, b = files.read(a), files.read(b).astype(np.float32)
@@ -225,7 +225,7 @@ def write_adapters(
         )
     for line in lines:
         for layer, (a, b) in enumerate(_written(line, leaves, shapes, config)):
-            title = theirs(line.name, layer, config).removesuffix(".weight")
+            title = theirs(line.name, (layer,), config).removesuffix(".weight")
             if not config.word_head:
                 title = title.removeprefix(family.prefix)
             tensors[f"{PREFIX}{title}.lora_A.weight"] = np.ascontiguousarray(a)
@@ -313,7 +313,7 @@ def _lines(family: ModelFamily, config: TransformerConfig) -> list[TheirLayer]:
     found = []
     for name in family.names:
         weights = all(re.search(r"(^|\.)blocks\..*\.weight$", path) for path in name.ours)
-        known = isinstance(name.transform, (Matrix, Grouped))
+        known = isinstance(name.transform, (Matrix, Grouped)) and "{expert}" not in name.theirs
         if weights and known and (name.when is None or name.when(config)):
             found.append(
                 TheirLayer(name, tuple(path.removesuffix(".weight") for path in name.ours))
@@ -328,7 +328,7 @@ def _find(folder: Path) -> tuple[TransformerConfig, TensorFiles, list[StoredAdap
     left, found, ranks = set(files.names), [], {}
     for line in _lines(family, config):
         for layer in range(config.depth):
-            for title in titles_of(family, theirs(line.name, layer, config)):
+            for title in titles_of(family, theirs(line.name, (layer,), config)):
                 module = title.removesuffix(".weight")
                 a, b = (f"{PREFIX}{module}.lora_{part}.weight" for part in "AB")
                 if {a, b} <= left:

@@ -225,6 +225,7 @@ def architecture_of(config: TransformerConfig) -> TransformerConfig:
         # Where there is no table of positions, how long a text may be changes no number.
         max_length=config.max_length if config.positions is not None else None,
         attention=attention,
+        feed_forward=config.feed_forward.architecture,
         lora=None,
         dropout=0.0,
         top_dropout=None,

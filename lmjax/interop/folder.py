@@ -23,6 +23,7 @@ from lmjax.models import (
 )
 from lmjax.models.quantized import WeightCode
 from lmjax.models.transformer import VOCABULARY_MULTIPLE
+from lmjax.models.upcycling import dense_model, upcycled
 from lmjax.parallel import Layout
 from lmjax.remote import local_copy
 from lmjax.runs.checkpoints import Checkpointer
@@ -53,8 +54,9 @@ def read_params(
     Adapters in the folder go on where `config` has the same ones; otherwise they are merged into
     the weights, and those of `config` are drawn afresh. Weights that `config` keeps in few bits
     (`LoRA.base`) are made of float ones, unless the folder has them just so. Where `config` has
-    more tokens, each new one begins as the mean of the old ones (Hewitt 2021, "Initializing new
-    word embeddings for pretrained language models").
+    experts and the folder's model has none, each begins as a copy of its feed-forward layer (see
+    `lmjax.models.upcycling`). Where `config` has more tokens, each new one begins as the mean of
+    the old ones (Hewitt 2021, "Initializing new word embeddings for pretrained language models").
 
     Args:
       path: a run folder, whose best checkpoint (checkpoint.best) is taken, or else the newest
@@ -73,6 +75,9 @@ def read_params(
     """
     folder = local_copy(path, "folder")
     theirs = whole = model_folder(str(folder))
+    if is_upcycled(theirs, config):
+        params = read_params(path, dense_model(config), layout, seed)
+        return upcycled(params, config, layout, jax.random.key(seed))
     goes_on = same_adapters(theirs.lora, config.lora)
     base = None if config.lora is None else config.lora.base
     keep = None  # how a public model's weights are kept as they are read
@@ -142,6 +147,11 @@ def _read_as_they_are(folder: Path, layout: Layout, keep: WeightCode | None = No
     return load_trained_model(folder, layout).params
 
 
+def is_upcycled(theirs: TransformerConfig, ours: TransformerConfig) -> bool:
+    """Returns whether our experts begin as copies of their dense feed-forward layers."""
+    return ours.feed_forward.reads_rows and not theirs.feed_forward.reads_rows
+
+
 def same_adapters(theirs: LoRA | None, ours: LoRA | None) -> bool:
     """Returns whether adapters of one config mean the same in the other.
 
@@ -190,7 +200,7 @@ def _public_poolers(
             titles = titles_of(family, line.theirs)
             title = next((title for title in titles if title in files.names), None)
             if title and line.ours[0] in fresh and ".pooler." in line.ours[0]:
-                huggingface.put(params, wanted, line, None, files.read(title))
+                huggingface.put(params, wanted, line, (), files.read(title))
     return params
 
 

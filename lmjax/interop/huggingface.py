@@ -33,7 +33,7 @@ from lmjax.interop.tensor_files import (
     write_json,
     write_tensors,
 )
-from lmjax.interop.tensor_names import Shapes, entries_of, find_tensors, theirs
+from lmjax.interop.tensor_names import Index, Shapes, entries_of, find_tensors, theirs
 from lmjax.launch import is_first
 from lmjax.models import LoRA, TransformerConfig, abstract, merge_adapters, quantized_weights
 from lmjax.models.family import ModelFamily
@@ -100,8 +100,8 @@ def read_params(
         small = replace(config, lora=LoRA(base=keep, layers=("*",)))
         weights = {".".join(path): weight for path, weight in quantized_weights(small).items()}
         kept = by_path(abstract(small, layout)[1])
-    for name, layer, title in found:
-        put(params, kept | paths, name, layer, files.read(title), apart, weights)
+    for name, index, title in found:
+        put(params, kept | paths, name, index, files.read(title), apart, weights)
         done += size_of(files.shape(title))
         report(done, total)
     tree = nest(params)
@@ -148,13 +148,13 @@ def write(
         paths = {path: leaf for path, leaf in paths.items() if path in kept}
     entries = list(entries_of(family, config, paths))
     shapes = {}
-    for name, layer in entries:
-        parts = [paths[path].shape[layer is not None :] for path in name.ours]
+    for name, index in entries:
+        parts = [paths[path].shape[len(index) :] for path in name.ours]
         shape = name.transform.shape(parts, config)
-        shapes[theirs(name, layer, config)] = jax.ShapeDtypeStruct(shape, dtype)
+        shapes[theirs(name, index, config)] = jax.ShapeDtypeStruct(shape, dtype)
 
-    def tensor(name: Name, layer: int | None) -> np.ndarray:
-        leaves = [whole(paths[path], layer, dtype) for path in name.ours]
+    def tensor(name: Name, index: Index) -> np.ndarray:
+        leaves = [whole(paths[path], index, dtype) for path in name.ours]
         return name.transform.write(leaves, config)
 
     tensors = (tensor(*entry) for entry in entries)  # holds none that was asked for before
@@ -223,23 +223,31 @@ def nest(leaves: dict[str, jax.Array]) -> dict:
     return tree
 
 
-def whole(leaf: jax.Array, layer: int | None, dtype: Dtype) -> np.ndarray:
-    """A parameter, or one layer of it, on the host."""
-    part = cut(leaf, layer, dtype) if layer is not None else leaf.astype(dtype)
+def whole(leaf: jax.Array, index: Index, dtype: Dtype) -> np.ndarray:
+    """A parameter, or one layer or expert of it, on the host."""
+    part = cut(leaf, index, dtype) if index else leaf.astype(dtype)
     return np.asarray(jax.reshard(part, PartitionSpec(*(None,) * part.ndim)))
 
 
 @functools.partial(jax.jit, static_argnames="dtype")
-def cut(leaf: jax.Array, layer: int | jax.Array, dtype: Dtype) -> jax.Array:
-    """One layer of a parameter, without an intermediate in the parameter's own precision."""
-    return jax.lax.dynamic_index_in_dim(leaf, layer, 0, keepdims=False).astype(dtype)
+def cut(leaf: jax.Array, index: tuple[int | jax.Array, ...], dtype: Dtype) -> jax.Array:
+    """One layer of a parameter, without an intermediate in the parameter's own precision.
+
+    Of experts, which may be divided over the mesh, one of a layer.
+    """
+    for number in index:
+        first, *rest = jax.typeof(leaf).sharding.spec
+        if first is not None:
+            leaf = jax.reshard(leaf, PartitionSpec(None, *rest))
+        leaf = jax.lax.dynamic_index_in_dim(leaf, number, 0, keepdims=False)
+    return leaf.astype(dtype)
 
 
 def put(
     params: dict[str, jax.Array],
     shapes: Shapes,
     name: Name,
-    layer: int | None,
+    index: Index,
     tensor: np.ndarray,
     apart: bool = False,
     weights: Mapping[str, QuantizedWeight] = MappingProxyType({}),
@@ -249,17 +257,16 @@ def put(
     With `apart` a parameter of block 3 is called `blocks.3....`, and is not stacked on the others.
     Of those in `weights`, what is to be kept is put.
     """
-    inner = [shapes[path].shape[layer is not None :] for path in name.ours]
+    inner = [shapes[path].shape[len(index) :] for path in name.ours]
     for path, part in zip(name.ours, name.transform.read(tensor, inner), strict=True):
         shape, mesh = shapes[path], jax.sharding.get_mesh()
         spec = shape.sharding.spec
-        sharding = NamedSharding(mesh, spec if layer is None else PartitionSpec(*spec[1:]))
-        part = jax.device_put(whole_lines(part, shape.shape[layer is not None :]), sharding)
-        block = path.removeprefix("blocks.")
-        if layer is None:
-            params[path] = part.astype(shape.dtype)
-        elif apart and block != path:
-            path = f"blocks.{layer}.{block}"
+        sharding = NamedSharding(mesh, PartitionSpec(*spec[len(index) :]))
+        part = jax.device_put(whole_lines(part, shape.shape[len(index) :]), sharding)
+        block, own = path.removeprefix("blocks."), index
+        if apart and block != path:
+            path, own = f"blocks.{index[0]}.{block}", index[1:]
+        if not own:
             params[path] = part.astype(shape.dtype)
         else:
             parts = {path: part}
@@ -268,10 +275,11 @@ def put(
                 parts = {f"{path}.{name}": array for name, array in stored.items()}
             for path, part in parts.items():
                 if path not in params:
-                    like = shapes[path]
-                    spec = like.sharding.spec
-                    params[path] = jnp.zeros(like.shape, like.dtype, out_sharding=spec)
-                params[path] = put_layer(params[path], part, layer)
+                    like = shapes.get(path, shape)  # of experts apart by layer it is the layer's
+                    axes = len(like.shape) - part.ndim - len(own)
+                    spec = PartitionSpec(*like.sharding.spec[axes:])
+                    params[path] = jnp.zeros(like.shape[axes:], like.dtype, out_sharding=spec)
+                params[path] = put_layer(params[path], part, own)
         # Waits, so that the host's copies do not pile up behind slow devices.
         params[path].block_until_ready()
 
@@ -295,6 +303,14 @@ def whole_lines(tensor: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 
 @functools.partial(jax.jit, donate_argnums=0)
-def put_layer(leaf: jax.Array, part: jax.Array, layer: int | jax.Array) -> jax.Array:
-    """`leaf`, which is given up, with `part` in the place of layer `layer`."""
-    return jax.lax.dynamic_update_index_in_dim(leaf, part.astype(leaf.dtype), layer, 0)
+def put_layer(leaf: jax.Array, part: jax.Array, index: tuple[int | jax.Array, ...]) -> jax.Array:
+    """`leaf`, which is given up, with `part` for one of its layers, or an expert of a layer."""
+    first, *rest = index
+    if rest:
+        part = put_layer(jax.lax.dynamic_index_in_dim(leaf, first, 0, False), part, tuple(rest))
+    elif jax.typeof(leaf).sharding.spec[0] is not None:  # experts are divided over the mesh
+        number = jax.lax.broadcasted_iota(
+            jnp.int32, leaf.shape, 0, out_sharding=jax.typeof(leaf).sharding
+        )
+        return jnp.where(number == first, part.astype(leaf.dtype), leaf)
+    return jax.lax.dynamic_update_index_in_dim(leaf, part.astype(leaf.dtype), first, 0)

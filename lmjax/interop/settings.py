@@ -47,7 +47,7 @@ def config_of(family: ModelFamily, settings: dict[str, Any]) -> TransformerConfi
     settings = family.settings(settings)
     for key, allowed in (SUPPORTED | family.supported).items():
         value = _look_up(settings, key)
-        if value is not None and value not in allowed:
+        if allowed is not None and value is not None and value not in allowed:
             shown = ", ".join(map(json.dumps, allowed)) or "null"
             raise UserError(
                 f"{key}={json.dumps(value)} is not supported for {family.model_type}, only {shown}"

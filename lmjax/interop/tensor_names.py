@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterable, Iterator
 
@@ -15,26 +16,29 @@ from lmjax.models.family import ModelFamily
 from lmjax.models.names import Name
 
 Shapes = dict[str, jax.ShapeDtypeStruct]  # by dotted path
+Index = tuple[int, ...]  # of a tensor in the stacks of its parameters: none, layer, and expert
 
 
 def entries_of(
     family: ModelFamily, config: TransformerConfig, paths: dict
-) -> Iterator[tuple[Name, int | None]]:
-    """The lines of the map that this config's parameters are on, one for each layer."""
+) -> Iterator[tuple[Name, Index]]:
+    """The lines of the map that this config's parameters are on, one for each layer and expert."""
     if left := paths.keys() - {path for name in family.names for path in name.ours}:
         raise ValueError(f"the map of {family.model_type} has no line for {', '.join(left)}")
     for name in family.names:
         if not set(name.ours) <= paths.keys() or not (name.when is None or name.when(config)):
             continue
-        layered = "{layer" in name.theirs
-        for layer in range(paths[name.ours[0]].shape[0]) if layered else (None,):
-            yield name, layer
+        stacked = ("{layer" in name.theirs) + ("{expert}" in name.theirs)
+        for index in itertools.product(*map(range, paths[name.ours[0]].shape[:stacked])):
+            yield name, index
 
 
-def theirs(name: Name, layer: int | None, config: TransformerConfig) -> str:
+def theirs(name: Name, index: Index, config: TransformerConfig) -> str:
     """A tensor's name in the file."""
-    following = None if layer is None else layer + 1
-    return name.theirs.format(layer=layer, layer_from_1=following, end=config.num_layers + 1)
+    layer, expert = (*index, 0, 0)[:2]
+    return name.theirs.format(
+        layer=layer, layer_from_1=layer + 1, expert=expert, end=config.num_layers + 1
+    )
 
 
 def titles_of(family: ModelFamily, title: str) -> list[str]:
@@ -46,28 +50,28 @@ def titles_of(family: ModelFamily, title: str) -> list[str]:
 
 def find_tensors(
     family: ModelFamily, config: TransformerConfig, paths: Shapes, files: TensorFiles
-) -> list[tuple[Name, int | None, str]]:
+) -> list[tuple[Name, Index, str]]:
     """Finds every parameter in the files and checks everything, before any tensor is read.
 
     Returns:
-      Line of the map, layer, and name in the files.
+      Line of the map, layer and expert, and name in the files.
     """
     left = set(files.names)
     found = []
-    for name, layer in entries_of(family, config, paths):
-        titles = titles_of(family, theirs(name, layer, config))
+    for name, index in entries_of(family, config, paths):
+        titles = titles_of(family, theirs(name, index, config))
         title = next((title for title in titles if title in left), None)
         if title is None:
             raise UserError(f"{files.folder}: the tensor {titles[0]} is missing")
         left.remove(title)
-        parts = [paths[path].shape[layer is not None :] for path in name.ours]
+        parts = [paths[path].shape[len(index) :] for path in name.ours]
         wanted = name.transform.shape(parts, config)
         if files.shape(title).shape != wanted:
             raise UserError(
                 f"{files.where(title)} is {list(files.shape(title).shape)};"
                 f" by config.json it should be {list(wanted)}"
             )
-        found.append((name, layer, title))
+        found.append((name, index, title))
     if config.tied_head:
         left -= set(titles_of(family, family.tied[0]))  # `with_heads_of` has seen that it is equal
     if left := left - ignored(family, left):

@@ -16,11 +16,12 @@ from lmjax.data.public_tokenizers import read_tokenizer
 from lmjax.data.tokenizers import Tokenizer, old_pieces
 from lmjax.data.tokenizers.special_tokens import ExtendedTokenizer
 from lmjax.data.tokenizers.subwords import SentencePieceTokenizer
-from lmjax.interop.folder import model_folder, read_params, tokenizer_folder
+from lmjax.interop.folder import is_upcycled, model_folder, read_params, tokenizer_folder
 from lmjax.interop.huggingface import architecture_of, is_model_folder
 from lmjax.interop.kept_files import keep
 from lmjax.launch import is_first
 from lmjax.models import TransformerConfig
+from lmjax.models.upcycling import dense_model
 from lmjax.remote import local_copy
 from lmjax.runs.changes import differences
 from lmjax.runs.folder import RunFolder
@@ -63,6 +64,9 @@ def read_parameters(
     if fresh := names[1] - names[0]:
         log.fact("afresh", f"the head {', '.join(sorted(fresh))}, which {source} lacks")
     theirs, ours = (_with_heads(model, names[0] & names[1]) for model in (theirs, ours))
+    if is_upcycled(theirs, ours):
+        log.fact("afresh", f"the routers; each expert is a copy of the dense layer in {source}")
+        ours = dense_model(ours)
     for name, there, here in differences(theirs, ours):
         log.warn(f"model.{name} is {here} here; in {source} it is {there}")
     if tokenizer is None:

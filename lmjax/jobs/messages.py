@@ -16,7 +16,7 @@ from lmjax.launch import user_modules
 from lmjax.runs.changes import differences, is_below
 from lmjax.runs.environment import compare_environment
 from lmjax.runs.folder import CHECKPOINTS, CONFIG, METRICS, REPORT, TOKENIZER, RunFolder
-from lmjax.scaling.flops import count_trained
+from lmjax.scaling.flops import count_parameters, count_trained
 
 
 def print_beginning(story: RunLog, job: Any, location: str, parameters: int) -> None:
@@ -36,7 +36,9 @@ def print_beginning(story: RunLog, job: Any, location: str, parameters: int) -> 
         "devices", f"{len(devices)} x {devices[0].device_kind}{cut if len(devices) > 1 else ''}"
     )
     layers, hidden = job.model.num_layers, job.model.hidden
-    story.fact("model", f"{layers} layers x {hidden}, {parameters / 1e6:,.2f} M parameters")
+    active = count_parameters(job.model).active
+    used = "" if active == parameters else f", of which a token uses {active / 1e6:,.2f} M"
+    story.fact("model", f"{layers} layers x {hidden}, {parameters / 1e6:,.2f} M parameters{used}")
     if job.ema_decay is not None:
         story.fact("average", f"of the parameters, decay {job.ema_decay}: it is evaluated")
     for label, words in job.facts():

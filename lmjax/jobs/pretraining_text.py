@@ -46,7 +46,7 @@ def with_pretraining(job: Any, learner: Learner) -> Objective:
     if rows % (shards := axis_size(*learner.layout.axes("batch"))):
         raise UserError(
             f"pretraining.batch_size={job.pretraining.batch_size}: the {rows} rows of a part "
-            f"do not divide among mesh.data x mesh.fsdp = {shards} devices"
+            f"do not divide among mesh.data x mesh.fsdp x mesh.expert = {shards} devices"
         )
     weights = 1.0, job.pretraining_weight
     return WeightedSum(objectives=(job.objective, CausalLM()), weights=weights)

@@ -250,7 +250,8 @@ class TrainingJob(Job):
         if self.microbatch % shards:
             raise UserError(
                 f"a batch of {self.largest_batch()} rows does not divide into accumulation="
-                f"{self.accumulation} parts on mesh.data x mesh.fsdp = {shards} devices"
+                f"{self.accumulation} parts on mesh.data x mesh.fsdp x mesh.expert = {shards}"
+                " devices"
             )
         learner.check_division(self.batch_sizes(), self.abstract_example())
         return learner

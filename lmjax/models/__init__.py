@@ -16,6 +16,7 @@ from lmjax.models.chatglm import chatglm3 as chatglm3
 from lmjax.models.empty_cache import make_cache as make_cache
 from lmjax.models.encoder_decoder import EncoderDecoder as EncoderDecoder
 from lmjax.models.encoder_decoder import EncoderDecoderConfig as EncoderDecoderConfig
+from lmjax.models.experts import ExpertsConfig as ExpertsConfig
 from lmjax.models.falcon import falcon as falcon
 from lmjax.models.feed_forward import FeedForwardConfig as FeedForwardConfig
 from lmjax.models.feed_forward import GatedFeedForwardConfig as GatedFeedForwardConfig
@@ -26,6 +27,7 @@ from lmjax.models.glm import glm_130b as glm_130b
 from lmjax.models.gpt import gpt1 as gpt1
 from lmjax.models.gpt import gpt2 as gpt2
 from lmjax.models.gpt import gpt3 as gpt3
+from lmjax.models.grok import grok1 as grok1
 from lmjax.models.heads import ClassifierConfig as ClassifierConfig
 from lmjax.models.heads import HeadTransformConfig as HeadTransformConfig
 from lmjax.models.initializers import DeepNormXavier as DeepNormXavier
@@ -40,6 +42,7 @@ from lmjax.models.llama import llama2 as llama2
 from lmjax.models.llama import skywork as skywork
 from lmjax.models.lora import LoRA as LoRA
 from lmjax.models.mistral import mistral as mistral
+from lmjax.models.mixtral import mixtral as mixtral
 from lmjax.models.norms import LayerNormConfig as LayerNormConfig
 from lmjax.models.norms import RMSNormConfig as RMSNormConfig
 from lmjax.models.opt import opt as opt
@@ -71,6 +74,10 @@ from lmjax.models.rotary import LongRoPEScaling as LongRoPEScaling
 from lmjax.models.rotary import NTKScaling as NTKScaling
 from lmjax.models.rotary import Rotary as Rotary
 from lmjax.models.rotary import YaRNScaling as YaRNScaling
+from lmjax.models.routing import ExpertChoiceRouter as ExpertChoiceRouter
+from lmjax.models.routing import Router as Router
+from lmjax.models.routing import TopKRouter as TopKRouter
+from lmjax.models.switch import switch as switch
 from lmjax.models.t5 import t5 as t5
 from lmjax.models.t5 import t5_v1_1 as t5_v1_1
 from lmjax.models.transformer import Transformer as Transformer

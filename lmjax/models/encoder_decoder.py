@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from lmjax.config import UserError, config, replace
 from lmjax.models.attention import Attention, Tables
+from lmjax.models.auxiliary import Auxiliary
 from lmjax.models.batch import Batch
 from lmjax.models.cache import Cache, EncoderCache, LayerCache
 from lmjax.models.executor import Executor, scan_blocks
@@ -58,7 +59,7 @@ class EncoderDecoderConfig(TransformerConfig):
         """See `TransformerConfig.uses`; the decoder too has weights for the encoder's tokens."""
         of_memory = "cross_attention" in path and path[-2] in ("key", "value")
         if path[0] == "encoder" or of_memory:
-            return source / length
+            return self.feed_forward.uses(path) * source / length
         return TransformerConfig.uses(self, path, length, source)
 
     def pairs(self, length: int, source: int) -> float:
@@ -139,7 +140,8 @@ class DecoderBlock(Block):
         looked = self.cross_attention_norm(x)
         looked = self.cross_attention.look(looked, *source, memory.mask, keys[2])
         x = x + dropout(looked, rate, keys[3])
-        return x + dropout(self.feed_forward(self.feed_forward_norm(x)), rate, keys[4]), cache
+        fed = self.feed(self.feed_forward_norm(x), mask, cache, keys[4])
+        return x + dropout(fed, rate, keys[4]), cache
 
 
 class EncoderDecoder(Transformer):
@@ -163,6 +165,12 @@ class EncoderDecoder(Transformer):
             config.hidden, config.encoder_layers, config.initializer, config.dtype, layout, rngs
         )
         self.encoder = Stack(config.encoder, builder, executor)
+
+    def give_auxiliary(self, auxiliary: Auxiliary) -> None:
+        """See `Stack.give_auxiliary`; the decoder's layers come first."""
+        layers = self.config.num_layers
+        self.auxiliary = jax.tree.map(lambda a: a[:layers], auxiliary)
+        self.encoder.auxiliary = jax.tree.map(lambda a: a[layers:], auxiliary)
 
     def run(
         self,

@@ -19,6 +19,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
 
+from lmjax.models.auxiliary import Auxiliary
 from lmjax.models.cache import Cache, LayerCache
 from lmjax.models.lora import give_keys
 from lmjax.models.stretches import Stretch, stretches
@@ -57,6 +58,7 @@ class Blocks:
       remat: what backward recomputes.
       unroll: layers per step of a scan; 0: a plain Python loop.
       dropout: of each layer, where it is not the block's own.
+      auxiliary: takes the layers' auxiliary losses and measures; None: there are none.
     """
 
     graph: nnx.GraphDef
@@ -66,6 +68,7 @@ class Blocks:
     remat: Remat = "none"
     unroll: int = 1
     dropout: Float[Array, "layers"] | None = None
+    auxiliary: Auxiliary | None = None
 
     @property
     def stretches(self) -> tuple[Stretch, ...]:
@@ -82,15 +85,20 @@ class Blocks:
         """The blocks before number `first`, through whose parameters no gradient goes, the rest."""
 
         def part(layers: slice) -> Blocks:
-            own = self.params, self.keys, self.dropout
-            params, keys, rates = jax.tree.map(lambda a: a[layers], own)
-            windows = self.windows[layers]
+            own = self.params, self.keys, self.dropout, self.auxiliary
+            params, keys, rates, auxiliary = jax.tree.map(lambda a: a[layers], own)
             return dataclasses.replace(
-                self, params=params, keys=keys, windows=windows, dropout=rates
+                self,
+                params=params,
+                keys=keys,
+                windows=self.windows[layers],
+                dropout=rates,
+                auxiliary=auxiliary,
             )
 
         frozen, trained = part(slice(first)), part(slice(first, None))
-        return dataclasses.replace(frozen, params=jax.lax.stop_gradient(frozen.params)), trained
+        params = jax.lax.stop_gradient(frozen.params)
+        return dataclasses.replace(frozen, params=params, auxiliary=None), trained
 
     def apply(
         self,
@@ -101,12 +109,17 @@ class Blocks:
         cache: LayerCache | None,
         key: PRNGKeyArray | None,
         rate: Float[Array, ""] | None = None,
+        auxiliary: Auxiliary | None = None,
     ) -> tuple[Float[Array, "batch seq embed"], LayerCache | None]:
-        """One block with these parameters; `mask` has its window, `rate` is its dropout."""
+        """One block with these parameters; `mask` has its window, `rate` is its dropout.
+
+        `auxiliary` is the layer's own.
+        """
         block = nnx.merge(self.graph, params)
         give_keys(block, key)
         if rate is not None:
             block.layer_dropout = rate
+        block.auxiliary = auxiliary
         return block(x, mask, tables, cache, key)
 
 
@@ -141,7 +154,8 @@ def scan_blocks(
     first, pattern_index, extended = 0, 0, []
     for stretch in blocks.stretches:
         cut = functools.partial(stretch.cut, first=first)
-        layers = jax.tree.map(cut, (own_layers, blocks.keys, blocks.dropout))
+        stacked = own_layers, blocks.keys, blocks.dropout, blocks.auxiliary
+        layers = jax.tree.map(cut, stacked)
         period = len(stretch.windows)
         masks = [dataclasses.replace(mask, window=window) for window in stretch.windows]
         own = [None] * period
@@ -162,7 +176,7 @@ def scan_blocks(
 def _scan_stretch(
     blocks: Blocks, layers: Any, x: jax.Array, masks: list, tables: Any, caches: list
 ):
-    """Runs what `layers` holds: parameters, keys, dropout as `Stretch.cut` gives them."""
+    """Runs `layers`: parameters, keys, dropout, auxiliary losses, as `Stretch.cut` cuts them."""
     unroll, periods = blocks.unroll, jax.tree.leaves(layers)[0].shape[0]
 
     def run(carry, inputs):

@@ -58,7 +58,7 @@ class ModelFamily:
       tied: (head, table): names that may both be there when they are one tensor.
       buffers: regular expressions of names that a file may have beside the parameters.
       supported: the values of a key of config.json (dotted where nested) with which the model is
-        computed as we do; an absent or null key is fine.
+        computed as we do; an absent or null key is fine. None: every value.
       read: config.json, as `settings` completes it -> config.
       write: config -> config.json, less `model_type` and `architectures`; for a config that is not
         of this family, something that `read` makes another config of.
@@ -84,7 +84,7 @@ class ModelFamily:
     prefix: str
     tied: tuple[str, str]
     buffers: tuple[str, ...]
-    supported: Mapping[str, tuple[Any, ...]]
+    supported: Mapping[str, tuple[Any, ...] | None]
     read: Callable[[Settings], TransformerConfig]
     write: Callable[[TransformerConfig], dict[str, Any]]
     older: tuple[tuple[str, str], ...] = ()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import ClassVar, Literal
 
 import jax
 from flax import nnx
@@ -27,6 +28,9 @@ def activate(name: Activation, x: jax.Array) -> jax.Array:
 class FeedForwardConfig:
     """Two dense layers with an activation between them."""
 
+    # Whether the layer is called with facts about its rows too (`lmjax.models.experts`).
+    reads_rows: ClassVar[bool] = False
+
     size: int = 3072  # width of the hidden layer
     activation: Activation = "gelu_tanh"  # what lies between the layers
     bias: bool = True  # biases on all dense layers
@@ -35,6 +39,24 @@ class FeedForwardConfig:
         """Raise UserError for a layer without width."""
         if self.size < 1:
             raise UserError(f"feed_forward.size={self.size}: must be 1 or more")
+
+    @property
+    def auxiliary_sums(self) -> int:
+        """Number of sums that a layer measures in training (`Auxiliary.attach`)."""
+        return 0
+
+    def measures(self, sums: Float[Array, "layers sums"]) -> dict[str, Float[Array, ""]]:
+        """Metrics from the sums of a batch; "auxiliary_loss" is added to the loss."""
+        return {}
+
+    @property
+    def architecture(self) -> FeedForwardConfig:
+        """The config without settings that change no output, only how it is trained."""
+        return self
+
+    def uses(self, path: Sequence[str]) -> float:
+        """Part of the parameter at this path that a token uses, on average."""
+        return 1.0
 
     def build(self, builder: Builder) -> nnx.Module:
         """The layer of this config."""

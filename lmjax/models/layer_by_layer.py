@@ -39,13 +39,14 @@ def run_layer_by_layer(
             layer = params, *drawn
             if len(masks) > 1:
                 layer = jax.tree.map(lambda a, i=i: a[i], layer)
-            own, *more = layer
-            x, _ = blocks.apply(own, x, mask, tables, None, *more)
+            (own, auxiliary), *more = layer
+            x, _ = blocks.apply(own, x, mask, tables, None, *more, auxiliary)
         return x
 
     if blocks.remat != "none":
         period = jax.checkpoint(period, policy=REMAT_POLICIES[blocks.remat])
-    params, *drawn = jax.tree.map(by_period, (blocks.params, blocks.keys, blocks.dropout))
+    differentiated = blocks.params, blocks.auxiliary
+    params, *drawn = jax.tree.map(by_period, (differentiated, blocks.keys, blocks.dropout))
     given = drawn, tables._replace(bias=None), masks
     return scan_with_gradient(period, params, x, tables.bias, *given), None
 

@@ -173,7 +173,8 @@ class Name:
 
     Attributes:
       theirs: name of the tensor in the file; `{layer}` stands for the number of the block,
-        `{layer_from_1}` for one more, `{end}` for the number after the last of those.
+        `{layer_from_1}` for one more, `{end}` for the number after the last of those, `{expert}`
+        for the number of an expert of the block.
       ours: dotted paths of the parameters in it. Where a config has none of them (biases, an
         untied head), the file has no such tensor.
       transform: what lies between.

@@ -14,11 +14,13 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from lmjax.config import UserError, config
 from lmjax.models.attention import AttentionConfig, Tables, attended_keys
+from lmjax.models.auxiliary import Auxiliary
 from lmjax.models.batch import Batch
 from lmjax.models.cache import Cache, LayerCache
 from lmjax.models.embedding import Embedding
 from lmjax.models.embedding_noise import with_noise
 from lmjax.models.executor import Blocks, Executor, Remat, scan_blocks
+from lmjax.models.experts import RoutedRows
 from lmjax.models.feed_forward import FeedForwardConfig
 from lmjax.models.heads import Classifier, ClassifierConfig, HeadTransform, HeadTransformConfig
 from lmjax.models.initializers import Initializer, Normal
@@ -100,6 +102,11 @@ class TransformerConfig:
         if self.embedding_noise < 0:
             raise UserError(f"embedding_noise={self.embedding_noise}: must be 0 or more")
         check_heads(self.heads)
+        if self.feed_forward.reads_rows and self.lora is not None and self.lora.base is not None:
+            raise UserError(
+                f"lora.base={type(self.lora.base).__name__}: weights of experts are not kept in few"
+                " bits; set lora.base=none"
+            )
 
     @property
     def padded_vocab(self) -> int:
@@ -130,7 +137,9 @@ class TransformerConfig:
           length: of the text, in tokens.
           source: tokens that an encoder reads beside it, where there is one.
         """
-        return 0.0 if path[0] == "classifier" or of_texts(self.heads, path) else 1.0
+        if path[0] == "classifier" or of_texts(self.heads, path):
+            return 0.0
+        return self.feed_forward.uses(path)
 
     def pairs(self, length: int, source: int) -> float:
         """Pairs of a query and a key in all layers, for each token of a text; see `uses`."""
@@ -153,6 +162,7 @@ class Block(nnx.Module):
     def __init__(self, config: TransformerConfig, builder: Builder):
         self.config = config
         self.layer_dropout = nnx.data(None)  # a number of the layer's own, where they differ
+        self.auxiliary = nnx.data(None)  # takes auxiliary losses and measures, in training
         self.attention = config.attention.build(builder)
         self.feed_forward = config.feed_forward.build(builder)
         for name in config.arrangement.norms:
@@ -177,9 +187,22 @@ class Block(nnx.Module):
 
         def feed_forward(x):
             with jax.named_scope("feed_forward"):
-                return dropout(self.feed_forward(x), self.dropout, keys[2])
+                return dropout(self.feed(x, mask, cache, keys[2]), self.dropout, keys[2])
 
         return self.config.arrangement.apply(x, self.norms, attention, feed_forward), cache
+
+    def feed(
+        self,
+        x: Float[Array, "batch seq embed"],
+        mask: Mask,
+        cache: LayerCache | None,
+        key: PRNGKeyArray | None,
+    ) -> Float[Array, "batch seq embed"]:
+        """The feed-forward layer's output; one that routes tokens is told which are padding."""
+        if not self.config.feed_forward.reads_rows:
+            return self.feed_forward(x)
+        rows = RoutedRows(mask.query_segments != 0, key, self.auxiliary, whole=cache is not None)
+        return self.feed_forward(x, rows)
 
     @property
     def dropout(self) -> float | Float[Array, ""]:
@@ -203,6 +226,8 @@ class Stack(nnx.Module):
         self.config, self.layout, self.executor = config, builder.layout, executor
         # How many blocks, from the first on, the training step has no gradients of.
         self.frozen_blocks = 0
+        # Auxiliary losses and measures of all layers, which the training step asks for.
+        self.auxiliary = nnx.data(None)
         attention = config.attention
         learned = attention.position_rule.build(attention.num_heads, builder)
         self.attention_positions = nnx.data(learned)
@@ -210,6 +235,10 @@ class Stack(nnx.Module):
         self.final_norm = nnx.data(None)
         if config.arrangement.final_norm:
             self.final_norm = config.norm.build(config.hidden)
+
+    def give_auxiliary(self, auxiliary: Auxiliary) -> None:
+        """Gives the layers what takes their auxiliary losses and measures, in training."""
+        self.auxiliary = auxiliary
 
     def _make_blocks(self, builder: Builder) -> Block:
         """One block whose parameters have a leading axis, the layout's `layers`."""
@@ -278,7 +307,8 @@ class Stack(nnx.Module):
         config = self.config
         keys = None if key is None else jax.random.split(key, config.num_layers)
         rates = None if key is None else self._dropout_rates()
-        blocks = Blocks(graph, params, keys, config.windows, config.remat, config.unroll, rates)
+        how = config.windows, config.remat, config.unroll
+        blocks = Blocks(graph, params, keys, *how, rates, self.auxiliary)
         if not self.frozen_blocks:
             return self.executor(blocks, x, mask, tables, cache)
         for part in blocks.cut(self.frozen_blocks):

@@ -90,19 +90,20 @@ class Layout:
 
 
 def training_layout(context: Context = "gather") -> Layout:
-    """ZeRO over `fsdp`, batch over `data` and `fsdp`, sequence over `context`, Megatron `tensor`.
+    """ZeRO over `fsdp`, sequence over `context`, Megatron `tensor`, experts over `expert`.
 
-    At rest every matrix is cut over `fsdp` along `embed`; when it is gathered is the ZeRO setting
-    of the training step, not of the layout.
+    The batch is cut over `data`, `fsdp` and `expert`. At rest every matrix is cut over `fsdp` along
+    `embed`; when it is gathered is the ZeRO setting of the training step, not of the layout.
     """
     return Layout(
         rules=(
-            ("batch", ("data", "fsdp")),
+            ("batch", ("data", "fsdp", "expert")),
             ("seq", ("context",)),
             ("embed", ("fsdp",)),
             ("heads", ("tensor",)),
             ("kv_heads", ("tensor",)),
             ("mlp", ("tensor",)),
+            ("experts", ("expert",)),
             ("vocab", ("tensor",)),
             ("layers", ("stage",)),  # of stacked blocks
         ),

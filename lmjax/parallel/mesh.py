@@ -1,8 +1,8 @@
-"""The device mesh: five axes that are always there, most of them of size one.
+"""The device mesh: six axes that are always there, most of them of size one.
 
-`data` holds whole replicas, `fsdp` shards parameters and optimizer state (and the batch with
-them), `stage` divides the layers of a pipeline, `context` shards sequences, `tensor` shards heads
-and hidden units.
+`data` holds whole replicas, `fsdp` shards parameters and optimizer state, and `expert` the experts
+of a mixture, each the batch with them; `stage` divides the layers of a pipeline, `context` shards
+sequences, `tensor` shards heads and hidden units.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from jax.sharding import AbstractMesh, AxisType
 from lmjax.config import UserError, config
 
 STAGE = "stage"
-AXES = ("data", "fsdp", "stage", "context", "tensor")
+AXES = ("data", "fsdp", "expert", STAGE, "context", "tensor")
 
 
 @config
@@ -25,6 +25,7 @@ class Mesh:
 
     data: int = 1  # replicas of the whole model
     fsdp: int = -1  # shards of parameters, optimizer state and batch (ZeRO)
+    expert: int = 1  # shards of the experts of each layer, and of the batch
     stage: int = 1  # pipeline stages: parts of the layers
     context: int = 1  # shards of each sequence
     tensor: int = 1  # shards of heads, hidden units and vocabulary
@@ -40,7 +41,7 @@ class Mesh:
             raise UserError(f"mesh: only one axis may be -1 (the rest of the devices), got {sizes}")
 
     def sizes(self, devices: int) -> tuple[int, ...]:
-        """The five axis sizes on that many devices; UserError if they do not multiply to it."""
+        """The six axis sizes on that many devices; UserError if they do not multiply to it."""
         given = tuple(getattr(self, axis) for axis in AXES)
         named = " x ".join(f"{axis}={size}" for axis, size in zip(AXES, given))
         known = math.prod(size for size in given if size != -1)

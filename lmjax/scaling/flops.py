@@ -3,7 +3,8 @@
 This is the one place that says what "model FLOPs" means here. Counted are matrix products, two
 FLOPs for each multiply-add:
 
-- every dense weight of the blocks once a token, and the head for the true vocabulary (not the rows
+- every dense weight of the blocks once a token, weights of experts for the share of the experts
+  that a token uses (dropped tokens included), and the head for the true vocabulary (not the rows
   that pad it);
 - in attention the scores and the sums of values. Causal attention counts as *half the square*, a
   window w of a length-S sequence as the band S w - w^2 / 2 of it. Sequences are taken as one
@@ -41,11 +42,14 @@ class ParameterCount:
       total: all of them; a tied head counts once.
       embeddings: those that are looked up by token or position; a tied head is among them.
       products: those that tokens are multiplied with; the head is among them, tied or not.
+      active: those that one token uses, of experts as many as it has, embeddings and all else
+        whole, as reports of mixtures of experts count.
     """
 
     total: int
     embeddings: int
     products: int
+    active: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,11 +110,12 @@ def count_trained(config: TransformerConfig, share: Share) -> int:
 @functools.cache
 def count_parameters(config: TransformerConfig) -> ParameterCount:
     """Counts a model's parameters; see `parameters`."""
-    sizes = dict.fromkeys(("product", "embedding", "other"), 0)
+    sizes, active = dict.fromkeys(("product", "embedding", "other"), 0), 0.0
     for parameter in parameters(config):
         sizes[parameter.role] += parameter.size
-    total = sum(sizes.values())
-    return ParameterCount(total, sizes["embedding"], sizes["product"] + _tied_head(config))
+        active += parameter.size * config.feed_forward.uses(parameter.path)
+    total, products = sum(sizes.values()), sizes["product"] + _tied_head(config)
+    return ParameterCount(total, sizes["embedding"], products, round(active))
 
 
 def _tied_head(config: TransformerConfig) -> int:

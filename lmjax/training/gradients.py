@@ -100,7 +100,7 @@ def count_microbatches(rows: int, most: int | None, layout: Layout) -> int:
             return number
     raise UserError(
         f"a batch of {rows} rows does not divide into parts of at most {most} (the largest batch "
-        f"over accumulation) on mesh.data x mesh.fsdp = {shards} devices"
+        f"over accumulation) on mesh.data x mesh.fsdp x mesh.expert = {shards} devices"
     )
 
 

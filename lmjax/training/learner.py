@@ -17,9 +17,10 @@ from jaxtyping import Array, Float
 
 from lmjax.config import UserError
 from lmjax.models import TransformerConfig, abstract, draw_parameters
+from lmjax.models.auxiliary import Auxiliary
 from lmjax.models.executor import Executor, scan_blocks
 from lmjax.objectives import Example, Objective, Sums
-from lmjax.objectives.example import count_real_tokens, count_rows
+from lmjax.objectives.example import batches, count_real_tokens, count_rows
 from lmjax.parallel import STAGE, Layout, axis_size
 from lmjax.training.gradients import (
     Zero,
@@ -34,6 +35,7 @@ from lmjax.training.schedules import Rate
 from lmjax.training.state import TrainState
 
 Metrics = dict[str, Float[Array, ""]]
+AUXILIARY = "auxiliary"  # beside the parameters that are differentiated: takes auxiliary losses
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,26 +199,39 @@ class Learner:
         """Gradients of the summed loss by the trained parameters, and the batch's sums."""
         (trained, rest), graph = self._split(state.params), self.graph
         factor = None if self.embedding_gradient is None else self.embedding_gradient(state.step)
+        if (auxiliary := self._auxiliary(example)) is not None:
+            trained = {**trained, AUXILIARY: auxiliary}
+
+        def merged(trained: dict) -> nnx.Module:
+            own = {name: leaf for name, leaf in trained.items() if name != AUXILIARY}
+            model = nnx.merge(graph, _merge(own, rest))
+            model.embedding_gradient = factor
+            if auxiliary is not None:
+                model.give_auxiliary(trained[AUXILIARY])
+            return model
 
         def loss(trained: dict, example: Example, key: jax.Array, frozen: Any) -> Sums:
-            model = nnx.merge(graph, _merge(trained, rest))
-            model.embedding_gradient = factor
+            model = merged(trained)
             model.frozen_blocks = self._frozen_blocks
             return self._loss(model, example, key, frozen)
 
         def loss_by(params: dict, example: Example, key: jax.Array, executor: Executor) -> Sums:
-            model = nnx.merge(graph, params)
-            model.embedding_gradient, model.executor = factor, executor
+            model = merged(params)
+            model.executor = executor
             return self._loss(model, example, key, None)
 
         microbatches = count_microbatches(count_rows(example), self.microbatch, self.layout)
         example = self.objective.normalise(example)
         if axis_size(STAGE) > 1:
             made = self.pipeline.made(microbatches)
-            return pipeline_gradients(loss_by, trained, example, key, made, self.zero)
-        if microbatches > 1:
-            example = self._with_batch_sums(state.params, example, frozen, microbatches)
-        return accumulated(loss, trained, example, key, frozen, microbatches, self.zero)
+            found, sums = pipeline_gradients(loss_by, trained, example, key, made, self.zero)
+        else:
+            if microbatches > 1:
+                example = self._with_batch_sums(state.params, example, frozen, microbatches)
+            found, sums = accumulated(loss, trained, example, key, frozen, microbatches, self.zero)
+        if auxiliary is not None:
+            sums = _with_measures(sums, self.model.feed_forward.measures(found.pop(AUXILIARY).tap))
+        return found, sums
 
     def evaluate(
         self, params: dict, example: Example, frozen: Mapping[str, dict] | None = None
@@ -265,6 +280,23 @@ class Learner:
     def evaluated(self, state: TrainState) -> dict:
         """Parameters that are evaluated: the average where one is kept."""
         return state.params if self.average_decay is None else state.average
+
+    def _auxiliary(self, example: Example) -> Auxiliary | None:
+        """Takes auxiliary losses of all layers, the decoder's first; None: the model has none.
+
+        They are means over the tokens that a layer reads: the gradient, which is divided by the
+        weight of all targets, has the sums times that weight over the number of those tokens.
+        """
+        config = self.model
+        if not (width := config.feed_forward.auxiliary_sums):
+            return None
+        encoders = [batch.encoder for batch in batches(example) if batch.encoder is not None]
+        read = [count_real_tokens(example)] * config.num_layers
+        if layers := config.depth - config.num_layers:
+            read += [count_real_tokens(Example(encoders, None))] * layers
+        tokens, weight = jnp.stack(read), self.objective.weight(example)
+        factor = weight / jnp.where(tokens > 0, tokens, 1)
+        return Auxiliary(factor, jnp.zeros((config.depth, width), jnp.float32))
 
     def _loss(self, model: nnx.Module, example: Example, key: jax.Array | None, frozen) -> Sums:
         with jax.named_scope(type(self.objective).__name__):
@@ -315,6 +347,13 @@ class Learner:
     def _frozen_blocks(self) -> int:
         """Number of blocks before those that are trained."""
         return 0 if self.last_blocks is None else self.model.num_layers - self.last_blocks
+
+
+def _with_measures(sums: Sums, measures: Metrics) -> Sums:
+    """Sums with metrics of the whole batch, and with its auxiliary losses in the loss."""
+    loss = sums.loss + measures["auxiliary_loss"] * sums.weight
+    extra = {name: value * sums.weight for name, value in measures.items()}
+    return dataclasses.replace(sums, loss=loss, extra={**sums.extra, **extra})
 
 
 def _merge(trained: dict, rest: dict) -> dict:

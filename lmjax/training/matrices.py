@@ -50,13 +50,22 @@ def in_blocks(path: Path) -> bool:
     return "blocks" in _names(path)
 
 
+def of_experts(path: Path) -> bool:
+    """Returns whether the leaf is a stack of experts in each layer."""
+    return "experts" in _names(path)
+
+
 def as_matrices(path: Path, leaf: Array) -> Array:
     """The leaf as [layers, inputs, outputs], a vector as [layers, size]; outside blocks layers = 1.
 
-    Axes are only merged, so a sharded leaf stays where it is.
+    Experts are so many more layers, all layers of the first expert before those of the second: the
+    axis that may be sharded is the outer one. Axes are only merged, so a sharded leaf stays where
+    it is.
     """
     if not in_blocks(path):
         leaf = leaf[None]
+    if of_experts(path):
+        return _experts_first(leaf)
     if not is_matrix(path):
         return leaf.reshape(leaf.shape[0], -1)
     names = [name for name in _names(path) if name not in ("adapter", "a")]
@@ -86,7 +95,7 @@ def layerwise(inner: optax.GradientTransformation) -> optax.GradientTransformati
             change, new = jax.vmap(inner.update)(
                 as_matrices(path, gradient), old, as_matrices(path, leaf)
             )
-            changes.append(_shaped_like(gradient, change))
+            changes.append(_from_matrices(path, gradient, change))
             new_states.append(new)
         return structure.unflatten(changes), structure.unflatten(new_states)
 
@@ -98,7 +107,7 @@ def on_matrices(function: Callable[[Array], Array]) -> optax.GradientTransformat
 
     def update(updates: PyTree, state: PyTree, params: PyTree = None) -> tuple[PyTree, PyTree]:
         def one(path: Path, leaf: Array) -> Array:
-            return _shaped_like(leaf, function(as_matrices(path, leaf)))
+            return _from_matrices(path, leaf, function(as_matrices(path, leaf)))
 
         return jax.tree.map_with_path(one, updates), state
 
@@ -190,6 +199,35 @@ def _replicated(array: Array) -> Array:
     if mesh.empty or not jax.typeof(array).sharding.mesh.empty:
         return array
     return jax.reshard(array, PartitionSpec(*(None,) * array.ndim))
+
+
+def _experts_first(leaf: Array) -> Array:
+    """A leaf [layers, experts, ...] as [experts x layers, ...]; its layers are on all devices."""
+    swapped, spec = _swapped(leaf)
+    if spec is None:
+        return swapped.reshape(-1, *leaf.shape[2:])
+    experts, _, *rest = spec
+    swapped = jax.reshard(swapped, PartitionSpec(experts, None, *rest))
+    return swapped.reshape(-1, *leaf.shape[2:], out_sharding=PartitionSpec(experts, *rest))
+
+
+def _from_matrices(path: Path, leaf: Array, matrices: Array) -> Array:
+    """The opposite of `as_matrices`: with the shape and sharding of `leaf`."""
+    if not of_experts(path):
+        return _shaped_like(leaf, matrices)
+    like, spec = _swapped(leaf)
+    if spec is None:
+        return jnp.swapaxes(matrices.reshape(like.shape), 0, 1)
+    experts, _, *rest = spec
+    whole = matrices.reshape(like.shape, out_sharding=PartitionSpec(experts, None, *rest))
+    return jnp.swapaxes(jax.reshard(whole, spec), 0, 1)
+
+
+def _swapped(leaf: Array) -> tuple[Array, PartitionSpec | None]:
+    """A leaf with its first two axes exchanged, and how it is divided; None: there is no mesh."""
+    swapped = jnp.swapaxes(leaf, 0, 1)
+    sharding = jax.typeof(swapped).sharding
+    return swapped, None if sharding.mesh.empty else sharding.spec
 
 
 def _shaped_like(leaf: Array, matrices: Array) -> Array:

@@ -101,10 +101,16 @@ class _Cut:
 
         if self.zero < 3:
             params = jax.tree.map(without_fsdp, params)
-        keys, dropout = jax.tree.map(own, (blocks.keys, blocks.dropout))
+        given = blocks.keys, blocks.dropout, blocks.auxiliary
+        keys, dropout, auxiliary = jax.tree.map(own, given)
         windows = blocks.windows[: self.layers]
         blocks = dataclasses.replace(
-            blocks, params=params, keys=keys, dropout=dropout, windows=windows
+            blocks,
+            params=params,
+            keys=keys,
+            dropout=dropout,
+            windows=windows,
+            auxiliary=auxiliary,
         )
         return run_layer_by_layer(blocks, x, mask, tables)[0]
 

@@ -26,8 +26,10 @@ from lmjax.models import (
     gpt1,
     gpt2,
     gpt3,
+    grok1,
     llama2,
     mistral,
+    mixtral,
     opt,
     palm,
     qwen,
@@ -45,6 +47,8 @@ FAMILIES = {
     "bloom": bloom(),  # ALiBi
     "llama2_70b": llama2("70B"),  # rotary positions, grouped queries
     "mistral": mistral(),  # a window
+    "mixtral": mixtral(),  # experts
+    "grok1": grok1(),  # experts, soft caps, norms on both sides
     "baichuan2_13b": baichuan2("13B"),  # ALiBi, a head of unit rows
     "qwen": qwen(),  # dynamic NTK, LogN
     "falcon_7b": falcon("7B"),  # side by side, one key head

@@ -234,6 +234,32 @@ TABLES = {
         BIASLESS,
         ROPE_REMARKS,
     ),
+    "mixtral": Table(
+        (
+            EIGHTS,
+            *LLAMA,
+            ROTARY[:5],
+            options("hidden_act", "silu", "gelu", "relu"),
+            options("sliding_window", 4, None, None),
+            rows("num_local_experts num_experts_per_tok", (4, 2), (8, 2), (5, 3)),
+            options("router_jitter_noise", 0.0, 0.1),
+        ),
+        {
+            **ROPE_REFUSED,
+            "hidden_act": UNKNOWN,
+            "num_experts_per_tok": (1,),
+            **dict.fromkeys(("num_experts", "num_local_experts"), ()),  # which others refuse
+        },
+        {**BIASLESS, "router_aux_loss_coef": (0.5,), "output_router_logits": (True,)},
+        {
+            **ROPE_REMARKS,
+            "num_experts": "means num_local_experts",
+            "num_experts_per_tok": "in training one expert's weight would always be 1",
+            "router_jitter_noise": "in training; of the router's input alone",
+            "router_aux_loss_coef": "in training; the loss is model.feed_forward.router.balance",
+            "output_router_logits": "in training; the metrics have the router's losses",
+        },
+    ),
     "qwen2": Table(
         # Qwen2's heads are as wide as their share of the hidden size.
         (
@@ -588,7 +614,8 @@ def page() -> str:
                 for key, value in flat(row):
                     tried.setdefault(key, [])
                     tried[key] += [] if value in tried[key] else [value]
-        parts.append(section(kind, tried, table.refused, table.ignored, table.remarks))
+        refused = {key: values for key, values in table.refused.items() if values}
+        parts.append(section(kind, tried, refused, table.ignored, table.remarks))
     for file, settings in OTHERS.items():
         lines = [f"## {file}", "", "| setting | | | shown by |", "|---|---|---|---|"]
         lines += [f"| `{key}` | {what} | {text} | {test} |" for key, what, text, test in settings]

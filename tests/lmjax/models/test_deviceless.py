@@ -17,6 +17,7 @@ from lmjax.models import (
     gpt3,
     llama,
     mistral,
+    mixtral,
     opt,
     palm,
     qwen,
@@ -42,6 +43,7 @@ FAMILIES = {
     "baichuan": baichuan("13B"),
     "qwen": qwen("1.8B"),
     "mistral": mistral("7B"),  # a window, grouped heads
+    "mixtral": mixtral("8x7B"),  # experts
     "falcon": falcon("7B"),
     "palm": palm("8B"),
     "gemma2": gemma2("2B"),  # softcap, heads of 256

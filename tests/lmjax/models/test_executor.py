@@ -134,7 +134,7 @@ def mesh(*sizes):
 def test_stacked_parameters_lie_along_the_layers_axis():
     """Each stage holds its layers; what is no block's lies as before. The numbers are the same."""
     config = MODELS["gpt2"]
-    with jax.set_mesh(mesh(1, 2, 2, 1, 2)):
+    with jax.set_mesh(mesh(1, 2, 1, 2, 1, 2)):
         _, usual = initialize(config, training_layout(), jax.random.key(0))
         _, shapes = abstract(config, staged())
         _, params = initialize(config, staged(), jax.random.key(0))
@@ -205,8 +205,8 @@ def test_a_pipeline_takes_the_place_of_the_scan():
         attention=AttentionConfig(num_heads=2, head_dim=8, windows=(3, None)),
         feed_forward=FeedForwardConfig(size=32),
     )
-    with jax.set_mesh(mesh(1, 1, 4, 1, 1)):
+    with jax.set_mesh(mesh(1, 1, 1, 4, 1, 1)):
         found = loss_and_gradients(config, staged(), gpipe)
-    with jax.set_mesh(mesh(1, 1, 1, 1, 1)):
+    with jax.set_mesh(mesh(1, 1, 1, 1, 1, 1)):
         expected = loss_and_gradients(config, training_layout(), scan_blocks)
     assert_alike(found, expected)

@@ -20,18 +20,25 @@ from lmjax.models import (
     gpt1,
     gpt2,
     gpt3,
+    grok1,
     llama,
     llama2,
     mistral,
+    mixtral,
     opt,
     palm,
     qwen,
     skywork,
+    switch,
     t5,
     t5_v1_1,
     xlnet,
 )
-from lmjax.scaling.flops import cache_bytes_per_token, count_parameters
+from lmjax.scaling.flops import (
+    cache_bytes_per_token,
+    count_parameters,
+    forward_flops_per_token,
+)
 
 # Counted by building the reference's class without allocating it, or by the closed formula of the
 # paper; Mistral's and Gemma 2's from their published weights.
@@ -106,6 +113,10 @@ COUNTS = {
     chatglm2: {"6B": 6_243_584_000},
     chatglm3: {"6B": 6_243_584_000},
     mistral: {"7B": 7_241_732_096},
+    # Published: 46.7 and 140.6 billion; 314 billion; 1.571 trillion.
+    mixtral: {"8x7B": 46_702_792_704, "8x22B": 140_620_634_112},
+    grok1: {"314B": 315_684_820_992},
+    switch: {"C": 1_571_308_972_448},
     t5: {
         "small": 60_506_624,
         "base": 222_903_552,
@@ -133,6 +144,29 @@ COUNTS = {
 )
 def test_parameter_count(preset, size, count):
     assert count_parameters(preset(size)).total == count
+
+
+@pytest.mark.parametrize(
+    ("config", "published"),
+    [(mixtral("8x7B"), 12.9e9), (mixtral("8x22B"), 39e9), (grok1(), 0.25 * 314e9)],
+    ids=["mixtral 8x7B", "mixtral 8x22B", "grok-1"],
+)
+def test_active_parameters_of_mixtures(config, published):
+    """Mixtral's announcements say 12.9 and 39 billion, Grok-1's "25 % of the weights"."""
+    count = count_parameters(config)
+    experts, share = config.feed_forward, config.feed_forward.router.chosen / 8
+    of_experts = config.num_layers * experts.experts * 3 * config.hidden * experts.size
+    assert count.active == count.total - round(of_experts * (1 - share))
+    digits = 0.005 if config.attention.softcap is None else 0.07
+    assert count.active == pytest.approx(published, rel=digits)
+    # FLOPs are those of the active parameters, two for each, and of attention.
+    flops = forward_flops_per_token(config, 1)
+    norms = (2 if config.attention.softcap is None else 4) * config.num_layers + 1
+    used = count.active - norms * config.hidden
+    if not config.tied_head:
+        used -= config.vocab_size * config.hidden
+    width = 2 * 2 * config.attention.num_heads * config.attention.head_dim
+    assert flops == pytest.approx(2 * used + width * config.pairs(1, 1), rel=1e-9)
 
 
 # Standard deviation of each kind of matrix, for 24 layers and 400 inputs.

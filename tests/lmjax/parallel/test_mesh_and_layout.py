@@ -9,10 +9,11 @@ from lmjax.parallel import Mesh, generation_layout, training_layout
 
 
 def test_minus_one_takes_the_rest():
-    assert Mesh(data=2, fsdp=-1, tensor=2).sizes(8) == (2, 2, 1, 1, 2)
+    assert Mesh(data=2, fsdp=-1, tensor=2).sizes(8) == (2, 2, 1, 1, 1, 2)
     assert dict(Mesh(fsdp=2, context=2, tensor=2).build().shape) == {
         "data": 1,
         "fsdp": 2,
+        "expert": 1,
         "stage": 1,
         "context": 2,
         "tensor": 2,

@@ -8,7 +8,7 @@ import pytest
 from lmjax.interop.__main__ import Convert
 from lmjax.jobs.pretrain import Pretrain
 from lmjax.launch import run
-from lmjax.models import bert, gpt2, llama, palm, t5, xlnet
+from lmjax.models import bert, gpt2, llama, mixtral, palm, t5, xlnet
 from lmjax.scaling.explain import layer_table
 from lmjax.scaling.flops import count_parameters, forward_flops_per_token
 
@@ -18,6 +18,7 @@ from lmjax.scaling.flops import count_parameters, forward_flops_per_token
     [
         (gpt2("124M"), (1024,)),
         (llama("7B"), (2048,)),
+        (mixtral("8x7B"), (2048,)),
         (palm("8B"), (512,)),
         (bert("base"), (512,)),
         (xlnet("base"), (512,)),

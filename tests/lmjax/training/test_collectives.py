@@ -29,9 +29,11 @@ from jax.sharding import PartitionSpec as P
 from lmjax.config import replace
 from lmjax.models import (
     AttentionConfig,
+    ExpertsConfig,
     GatedFeedForwardConfig,
     RMSNormConfig,
     Rotary,
+    TopKRouter,
     TransformerConfig,
 )
 from lmjax.objectives import CausalLM
@@ -130,6 +132,37 @@ def test_a_step_sends_what_its_mesh_is_for(sizes, settings):
     # The norm of the gradient and the metrics are numbers, and are no business of the layers.
     layers = max(len(transfer.loops) for transfer in found)
     assert all(len(transfer.loops) < layers for transfer in found if transfer.size == 1)
+
+
+@pytest.mark.parametrize("capacity", [None, 1.0])
+def test_experts_send_tokens_and_no_weights(monkeypatch, capacity):
+    """Of a layer, on an axis of experts that its 8 experts and the 8 rows are divided over.
+
+    Within a capacity tokens go to their experts and back by all-to-all, forward and backward.
+    Without one they are gathered and their sums scattered. Gradients of experts are summed over the
+    axes that divide the batch, but for `expert`; over `tensor`, activations, as in a dense layer.
+    """
+    experts = ExpertsConfig(size=80, experts=8, router=TopKRouter(capacity=capacity))
+    monkeypatch.setitem(globals(), "MODEL", replace(MODEL, feed_forward=experts))
+    found = tally(of_a_step(Mesh(fsdp=2, expert=2, tensor=2).build()))
+    rows = 8 // 4 * LENGTH * 32  # numbers of the activations on a device
+    matrix = 8 // 2 * 32 * 80 // 2  # and of one matrix of its experts, whole along fsdp
+    for loop in (0,), (1,):
+        moved = {kind: sum(sizes.elements()) for kind, sizes in found[loop, ("expert",)].items()}
+        if capacity is None:
+            assert found[loop, ("expert",)]["all-gather"][2 * rows] == 1
+            assert found[loop, ("expert",)]["reduce-scatter"][rows] == 1
+            assert "all-to-all" not in moved
+        else:
+            slots = 2 * LENGTH // 8  # two choices of each token, evenly
+            assert moved == {"all-to-all": 2 * 2 * 8 * slots * 32}
+        assert found[loop, ("fsdp",)]["all-gather"][matrix] == 3
+        attention, layer = ([1, 3][loop[0]], 1)
+        assert found[loop, ("tensor",)]["all-reduce"][rows] == attention + layer
+    assert found[(1,), ("fsdp",)]["reduce-scatter"] == {matrix // 2: 3}
+    over = [kinds for (_, axes), kinds in found.items() if "expert" in axes]
+    sizes = {size for kinds in over for of_kind in kinds.values() for size in of_kind}
+    assert not {matrix, matrix // 2} & sizes
 
 
 def test_one_device_sends_nothing():
