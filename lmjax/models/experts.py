@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -18,6 +19,7 @@ from lmjax.models.feed_forward import Activation, FeedForwardConfig, GatedFeedFo
 from lmjax.models.initializers import Kind
 from lmjax.models.linear import Axes, Builder
 from lmjax.models.routing import SUMS, Router, TopKRouter
+from lmjax.parallel.random import draw_rows
 
 JITTER = 0x717E  # what is folded into the key of the layer, whose dropout takes the key itself
 
@@ -145,8 +147,8 @@ class Experts(nnx.Module):
         if key is not None and jitter:
             key = jax.random.fold_in(key, JITTER)
             bounds = {"minval": 1 - jitter, "maxval": 1 + jitter}
-            sharding = jax.typeof(x).sharding
-            x = x * jax.random.uniform(key, x.shape, **bounds, out_sharding=sharding)
+            draw = functools.partial(jax.random.uniform, key, **bounds)
+            x = x * draw_rows(draw, x.shape, jax.typeof(x).sharding.spec)
         with jax.named_scope("router"), jax.default_matmul_precision("highest"):
             return self.router(x)
 
