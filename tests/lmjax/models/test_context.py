@@ -12,11 +12,15 @@ from flax import nnx
 from jax.sharding import PartitionSpec as P
 
 from lmjax.config import UserError
-from lmjax.models import AttentionConfig
+from lmjax.models import AttentionConfig, FeedForwardConfig, Rotary, TransformerConfig
 from lmjax.models.initializers import Normal
 from lmjax.models.linear import Builder
 from lmjax.models.ring_attention import _exchanges
+from lmjax.objectives import CausalLM
 from lmjax.parallel import Mesh, training_layout
+from lmjax.training.learner import Learner
+from lmjax.training.optimizers import AdamW
+from lmjax.training.placement import abstract_example
 from pallas_kernels.attention import BucketBias, LinearBias, Mask, attention
 
 BATCH, LENGTH, HEADS, SIZE = 2, 32, 4, 8
@@ -165,3 +169,29 @@ def test_what_a_ring_cannot_do_is_said():
             layer.attend(q, q, q, Mask(causal=True), jnp.zeros((1, HEADS, 20, 20)))
         with pytest.raises(UserError, match="no dropout"):
             layer.attend(q, q, q, Mask(causal=True), None, (0.1, jax.random.key(0)))
+
+
+@pytest.mark.slow
+def test_memory_of_long_sequences_falls_with_the_number_of_devices():
+    """A training step on one row of 131,072 tokens, compiled: temporary bytes of each device."""
+    length, objective = 131_072, CausalLM()
+    model = TransformerConfig(
+        vocab_size=256,
+        hidden=64,
+        num_layers=2,
+        max_length=None,
+        attention=AttentionConfig(num_heads=2, head_dim=32, positions=Rotary()),
+        feed_forward=FeedForwardConfig(size=128),
+        positions=None,
+        remat="full",
+    )
+    found = {}
+    for devices in (2, 8):
+        with jax.set_mesh(Mesh(context=devices, fsdp=1).build(jax.devices()[:devices])):
+            layout = training_layout("ring")
+            learner = Learner(model, objective, AdamW(), lambda step: 1e-3, layout)
+            example = abstract_example(objective.shapes(1, length), layout)
+            leaves, tree = jax.tree.flatten((learner.abstract(), example))
+            run = jax.jit(lambda *leaves: jax.tree.leaves(learner.step(*tree.unflatten(leaves))))
+            found[devices] = run.lower(*leaves).compile().memory_analysis().temp_size_in_bytes
+    assert found[8] < 0.35 * found[2]  # a quarter, and what does not depend on the sequence
