@@ -19,6 +19,8 @@ RESOURCES = ("data.cache", "data.workers", "data.tokenize_workers", "data.on_cha
 # How the same numbers are computed, up to rounding.
 ROUNDING = (
     "mesh",
+    "context",
+    "pipeline",
     "zero",
     "accumulation",
     "model.remat",
