@@ -25,6 +25,8 @@ class Division:
       chunks: parts of the model on each stage, with the schedule `interleaved`.
       remat: what backward recomputes.
       zero: ZeRO stage.
+      sums_once: whether gradients are summed over `data` once a step, not for each microbatch; a
+        pipeline always does.
     """
 
     data: int = 1
@@ -38,6 +40,7 @@ class Division:
     chunks: int = 1
     remat: Remat = "full"
     zero: Zero = 3
+    sums_once: bool = False
 
     @property
     def sizes(self) -> dict[str, int]:

@@ -3,8 +3,8 @@
 A chip's time for the blocks is the longer of the FLOPs over the reachable part of its peak (one
 number for each kind of chip, `Accelerator.efficiency`) and of the bytes over its memory's bandwidth.
 Weights that are gathered and gradients that are summed move meanwhile; what takes longer than the
-blocks is waited for. Sums over `tensor` and keys gathered over `context` are waited for, as what
-follows depends on them. All that is done once for each microbatch waits in a pipeline as the
+blocks is waited for. Sums over `tensor` (on TPUs four tenths of them) and keys gathered over `context`
+are waited for, as what follows depends on them. All that is done once for each microbatch waits in a pipeline as the
 schedule says. Layers are taken as spread evenly over stages, the head's work as well.
 """
 
@@ -78,6 +78,7 @@ class Plan:
         Of products and memory traffic, which overlap, the shorter one is 0.
         """
         products, bytes_ = self._products(), self._bytes()
+        network = self.cluster.accelerator.network
         exposed = {"tensor": 0.0, "context": 0.0}
         covered = 0.0
         for moved in self.traffic:
@@ -85,7 +86,8 @@ class Plan:
                 covered += moved.seconds
             else:
                 axis = moved.axis if moved.axis in exposed else "gathers"
-                exposed[axis] = exposed.get(axis, 0.0) + moved.seconds
+                share = network.exposed if axis == "tensor" else 1.0
+                exposed[axis] = exposed.get(axis, 0.0) + share * moved.seconds
         blocks = max(products, bytes_)
         late = max(0.0, covered - blocks)
         waiting = (blocks + exposed["tensor"] + exposed["context"]) * (self.division.delay - 1)

@@ -81,9 +81,11 @@ def _weights(workload: Workload, division: Division) -> Iterator[Row]:
             yield "fsdp", kind, "gradients", n * c * used * trained, True
     # What is summed over data and context is cut over fsdp already, but not with ZeRO-1.
     summed = used if division.zero == 1 else own
+    once = division.sums_once or division.stage > 1
+    size = (1 if once else n) * c * summed * trained
     for axis in ("data", "context"):
         if getattr(division, axis) > 1:
-            yield axis, "all-reduce", "gradients", n * c * summed * trained, True
+            yield axis, "all-reduce", "gradients", size, not once
 
 
 def _activations(workload: Workload, division: Division) -> Iterator[Row]:

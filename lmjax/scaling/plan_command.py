@@ -1,0 +1,164 @@
+"""The planner's command: an experiment, a topology, and what is to be told of them."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import pkgutil
+from collections.abc import Sequence
+from typing import Any
+
+from lmjax.config import UserError, config, fields, parse
+from lmjax.console import make_console
+from lmjax.parallel.mesh import AXES
+from lmjax.parallel.schedules import Name
+from lmjax.scaling.clusters import Cluster, find_cluster
+from lmjax.scaling.costs import Prices, plan_costs
+from lmjax.scaling.division import Division, microbatches_of, resolve_sizes
+from lmjax.scaling.plan import Plan, check_division
+from lmjax.scaling.plan_tables import facts_of, print_facts, print_table, tables_of
+from lmjax.scaling.workload import workload_of
+
+
+@config
+class PlannedPipeline:
+    """The schedule of a pipeline, where mesh.stage is more than 1."""
+
+    schedule: Name = "1f1b"  # order of forward and backward
+    chunks: int = 2  # parts of the model on each stage, of interleaved alone
+
+    def validate(self) -> None:
+        """Raises UserError for a stage without a part."""
+        if self.chunks < 1:
+            raise UserError(f"chunks={self.chunks}: must be 1 or more")
+
+
+@config
+class PlanCommand:
+    """What is planned, and where."""
+
+    experiment: str = ""  # module, such as experiments.gpt3_175b
+    topology: str = ""  # chips: v4:8x8x16, a100-40gb:1024, h100:512, ...
+    slices: int = 1  # parts of a TPU topology that only the data centre's network joins
+    tokens: float | None = None  # of the training; none: the experiment's
+    pipeline: PlannedPipeline = PlannedPipeline()  # with mesh.stage above 1
+    prices: Prices = Prices()  # of chips and power
+
+    def plan(self, words: Sequence[str]) -> None:
+        """Prints the plan.
+
+        Args:
+          words: settings of the experiment.
+
+        Raises:
+          UserError: there is no such experiment or topology, or the step cannot be divided so.
+        """
+        if not self.experiment or not self.topology:
+            raise UserError(
+                "Which experiment, and where? For instance: python -m lmjax.scaling"
+                " experiments.gpt3_175b topology=v4:8x8x16"
+            )
+        console = make_console()
+        cluster = find_cluster(self.topology, self.slices)
+        plan, notes = self.made(words, cluster)
+        facts = facts_of(plan, plan_costs(plan.days, cluster, self.prices))
+        tables = tables_of(plan)
+        print_facts([("experiment", self.experiment), *facts, *notes], console)
+        for table in tables:
+            print_table(table, console)
+
+    def made(self, words: Sequence[str], cluster: Cluster) -> tuple[Plan, list[tuple[str, str]]]:
+        """The plan, and what was chosen beside the settings.
+
+        Raises:
+          UserError: see `plan`.
+        """
+        mesh, others = _mesh_words(words)
+        job = parse(load_experiment(self.experiment), others)
+        workload = workload_of(job, self.tokens)
+        given = {axis: getattr(job.mesh, axis) for axis in AXES} | mesh
+        sizes, repeated = resolve_sizes(given, cluster.chips)
+        alone = sizes | {"data": given["data"]} if repeated else sizes
+        shards = alone["data"] * alone["fsdp"]
+        wanted = max(1, workload.rows // (job.accumulation * shards))
+        rows, microbatches = microbatches_of(workload.rows, sizes["data"] * sizes["fsdp"], wanted)
+        pipeline = getattr(job, "pipeline", None) or self.pipeline
+        chunks = pipeline.chunks if pipeline.schedule == "interleaved" else 1
+        division = Division(
+            **sizes,
+            rows=rows,
+            microbatches=microbatches,
+            schedule=pipeline.schedule,
+            chunks=chunks,
+            remat=job.model.remat,
+            zero=job.zero,
+        )
+        check_division(workload, division, cluster)
+        notes = []
+        if repeated:
+            notes.append(("note", f"mesh.data={sizes['data']}: the mesh is repeated"))
+        if microbatches != job.accumulation:
+            notes.append(("note", f"accumulation={microbatches}, so that rows divide"))
+        return Plan(workload, division, cluster), notes
+
+
+def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Words of the command line that are the planner's, and those of the experiment."""
+    names = set(fields(PlanCommand))
+    own, others = [], []
+    for word in words:
+        first = word.partition("=")[0].partition(".")[0]
+        mine = first in names or "=" not in word
+        (own if mine else others).append(word)
+    return own, others
+
+
+def load_experiment(name: str) -> Any:
+    """The experiment of a module.
+
+    Raises:
+      UserError: there is no such module, or no experiment in it.
+    """
+    try:
+        module = importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise UserError(f"{name}: {error}{_near(name)}") from None
+    if not hasattr(module, "experiment"):
+        raise UserError(f"{name}: the module has no variable `experiment`")
+    return module.experiment
+
+
+def _near(name: str) -> str:
+    package, _, last = name.rpartition(".")
+    try:
+        folders = importlib.import_module(package or "experiments").__path__
+    except (ModuleNotFoundError, AttributeError):
+        return "; give a module as Python imports it, such as experiments.gpt3_175b"
+    known = [found.name for found in pkgutil.iter_modules(folders)]
+    near = difflib.get_close_matches(last, known, 3)
+    prefix = f"{package}." if package else "experiments."
+    return f"; near are {', '.join(prefix + one for one in near)}" if near else ""
+
+
+def _mesh_words(words: Sequence[str]) -> tuple[dict[str, int], list[str]]:
+    """Sizes of the mesh's axes that are given, and the other words.
+
+    They are read here, as a plan may have a mesh that cannot be built.
+    """
+    sizes, others = {}, []
+    for word in words:
+        path, equals, text = word.partition("=")
+        axis = path.removeprefix("mesh.")
+        if not equals or axis == path or axis not in AXES:
+            others.append(word)
+            continue
+        if axis in sizes:
+            raise UserError(f"{path} is set twice")
+        try:
+            size = int(text)
+        except ValueError:
+            raise UserError(f"{word}: expected a whole number") from None
+        if size < 1 and size != -1:
+            raise UserError(f"{word}: a mesh axis is 1 or more, or -1 for the rest")
+        sizes[axis] = size
+    return sizes, others

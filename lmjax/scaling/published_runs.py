@@ -1,0 +1,349 @@
+"""Published training runs: model, chips, layout, and the speed that was reported.
+
+The numbers that are given here are from the papers and repositories that each entry names.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from lmjax.config import replace
+from lmjax.models import (
+    FeedForwardConfig,
+    TransformerConfig,
+    bloom,
+    falcon,
+    glm_130b,
+    gpt3,
+    llama,
+    llama2,
+    opt,
+    palm,
+)
+from lmjax.scaling.clusters import find_cluster
+from lmjax.scaling.division import Division
+from lmjax.scaling.plan import Plan
+from lmjax.scaling.workload import Workload
+
+LENGTH = 2048
+TERA = 1e12
+
+
+@dataclasses.dataclass(frozen=True)
+class PublishedRun:
+    """A run as it was published.
+
+    Attributes:
+      title: model and chips.
+      model: its config.
+      topology: of the chips.
+      division: over them.
+      source: of speed and layout.
+      speed: tokens a second and chip; None: `tflops` tell.
+      tflops: 10^12 FLOPs a second and chip, as the source counts.
+      recomputed: whether the source counts what is computed again.
+      layout: whether mesh, batch and recomputation are published.
+      why: what explains a miss.
+      length: tokens of a row.
+      tokens: of the whole training.
+      slices: of the topology.
+    """
+
+    title: str
+    model: TransformerConfig
+    topology: str
+    division: Division
+    source: str
+    speed: float | None = None
+    tflops: float | None = None
+    recomputed: bool = False
+    layout: bool = True
+    why: str = ""
+    length: int = LENGTH
+    tokens: float = 0.0
+    slices: int = 1
+
+    @property
+    def workload(self) -> Workload:
+        """Model and batch."""
+        model = replace(self.model, dtype="bfloat16", remat=self.division.remat)
+        return Workload(model, self.length, self.division.batch, self.tokens)
+
+    def plan(self) -> Plan:
+        """What the planner says of it."""
+        return Plan(self.workload, self.division, find_cluster(self.topology, self.slices))
+
+    @property
+    def published(self) -> float:
+        """Tokens a second and chip."""
+        if self.speed is not None:
+            return self.speed
+        parts = self.workload.forward_parts
+        square = 1 if not self.model.attention.causal else 2
+        blocks = parts["products"] + square * parts["attention"]
+        passes = 4 if self.recomputed else 3
+        return self.tflops * TERA / (passes * blocks + 3 * parts["head"])
+
+
+def sized(model: TransformerConfig, **sizes: Any) -> TransformerConfig:
+    """A model with other sizes: hidden, layers, heads, head_dim, units, vocab."""
+    heads = sizes["heads"]
+    attention = replace(
+        model.attention,
+        num_heads=heads,
+        num_kv_heads=None,
+        head_dim=sizes.get("head_dim", sizes["hidden"] // heads),
+        windows=(None,),
+    )
+    return replace(
+        model,
+        hidden=sizes["hidden"],
+        num_layers=sizes["layers"],
+        vocab_size=sizes.get("vocab", model.vocab_size),
+        attention=attention,
+        feed_forward=replace(model.feed_forward, size=sizes.get("units", 4 * sizes["hidden"])),
+    )
+
+
+def megatron_model(hidden: int, layers: int, heads: int) -> TransformerConfig:
+    """A GPT of Megatron's table."""
+    return sized(gpt3("125M"), hidden=hidden, layers=layers, heads=heads, vocab=51_200)
+
+
+def maxtext_model(scale: int) -> TransformerConfig:
+    """MaxText's model of `global_parameter_scale`: doubled are heads and units, width, layers."""
+    base, rest = divmod(scale.bit_length() - 1, 3)
+    wide = 2 ** (base + (rest > 0))
+    hidden = 2048 * 2 ** (base + (rest > 1))
+    sizes = dict(heads=16 * wide, head_dim=128, units=7168 * wide, layers=16 * 2**base)
+    return sized(llama("7B"), hidden=hidden, **sizes)
+
+
+def maxtext_v4_model(hidden: int, layers: int, heads: int) -> TransformerConfig:
+    """MaxText's 22B and 52B: heads of 256 and a plain feed-forward, which make the number."""
+    model = replace(llama("7B"), feed_forward=FeedForwardConfig(bias=False))
+    return sized(model, hidden=hidden, layers=layers, heads=heads, head_dim=256)
+
+
+MEGATRON = "Narayanan et al. 2021, arXiv:2104.04473, table 1"
+MAXTEXT = "MaxText's README and src/maxtext/configs/tpu"
+
+
+def megatron_run(
+    title: str, sizes: tuple[int, int, int], mesh: dict[str, int], tflops: float, **more: Any
+) -> PublishedRun:
+    """A row of Megatron's table: hidden, layers, heads; tensor, stage, data and microbatches."""
+    chunks = {"schedule": "interleaved", "chunks": 2} if mesh.get("stage", 1) > 1 else {}
+    division = Division(**mesh, **chunks, remat="full", zero=1, sums_once=True)
+    gpus = division.chips
+    settings = dict(source=MEGATRON, tflops=tflops, recomputed=True) | more
+    return PublishedRun(
+        f"Megatron {title}, {gpus:,} A100 (TP{division.tensor} PP{division.stage}"
+        f" DP{division.data})",
+        megatron_model(*sizes),
+        f"a100-80gb:{gpus}",
+        division,
+        **settings,
+    )
+
+
+def gpt3_run() -> PublishedRun:
+    """GPT-3 on 1,024 A100, batch 1,536: 140 TFLOP/s, 34 days for 300 B tokens."""
+    return dataclasses.replace(
+        megatron_run(
+            "175B",
+            (12_288, 96, 96),
+            dict(tensor=8, stage=8, data=16, microbatches=96),
+            140,
+            source="Narayanan et al. 2021, section 5.1",
+        ),
+        tokens=300e9,
+    )
+
+
+def llama_run() -> PublishedRun:
+    """LLaMA-65B on 2,048 A100 80 GB: 380 tokens/s/GPU, about 21 days."""
+    return PublishedRun(
+        "LLaMA-65B, 2,048 A100",
+        llama("65B"),
+        "a100-80gb:2048",
+        Division(fsdp=256, tensor=8, rows=4, microbatches=2, remat="dots"),
+        "Touvron et al. 2023, arXiv:2302.13971, section 2.4",
+        speed=380,
+        layout=False,
+        why="layout not published: fsdp=256 tensor=8 and products kept are assumed",
+        tokens=1.4e12,
+    )
+
+
+def llama_7b_run() -> PublishedRun:
+    """LLaMA-7B on 64 A100 80 GB, 20 tokens a parameter."""
+    return PublishedRun(
+        "LLaMA-7B, 64 A100",
+        llama("7B"),
+        "a100-80gb:64",
+        Division(fsdp=64, rows=4, microbatches=4, remat="full"),
+        "",
+        tokens=135e9,
+    )
+
+
+RUNS = (
+    PublishedRun(
+        "PaLM 540B, 2 x 3,072 TPU v4",
+        palm("540B"),
+        "v4:12x16x16",
+        Division(data=2, fsdp=256, tensor=12, rows=4, remat="full"),
+        "Chowdhery et al. 2022, arXiv:2204.02311, section 4: 238.3 k tokens/s",
+        speed=238_300 / 6144,
+        slices=2,
+    ),
+    PublishedRun(
+        "MaxText 22B, 64 TPU v4",
+        maxtext_v4_model(6144, 48, 24),
+        "v4:4x4x4",
+        Division(fsdp=64, rows=13, remat="full"),
+        MAXTEXT,
+        tflops=156,
+    ),
+    PublishedRun(
+        "MaxText 52B, 192 TPU v4",
+        maxtext_v4_model(12_288, 32, 32),
+        "v4:4x4x12",
+        Division(fsdp=192, rows=7, remat="full"),
+        MAXTEXT,
+        tflops=154,
+    ),
+    PublishedRun(
+        "MaxText 16B, 256 TPU v5e",
+        maxtext_model(16),
+        "v5e:16x16",
+        Division(fsdp=256, rows=6, remat="full"),
+        MAXTEXT,
+        tflops=120,
+    ),
+    PublishedRun(
+        "MaxText 32B, 256 TPU v5e",
+        maxtext_model(32),
+        "v5e:16x16",
+        Division(fsdp=256, rows=4, remat="full"),
+        MAXTEXT,
+        tflops=132,
+    ),
+    PublishedRun(
+        "MaxText 128B, 256 TPU v5e",
+        maxtext_model(128),
+        "v5e:16x16",
+        Division(fsdp=16, tensor=16, rows=16, remat="full"),
+        MAXTEXT,
+        tflops=110,
+    ),
+    PublishedRun(
+        "MaxText 32B, 64 TPU v5p",
+        maxtext_model(32),
+        "v5p:4x4x4",
+        Division(fsdp=16, tensor=4, rows=24, remat="dots"),
+        MAXTEXT,
+        tflops=328,
+    ),
+    PublishedRun(
+        "MaxText 64B, 64 TPU v5p",
+        maxtext_model(64),
+        "v5p:4x4x4",
+        Division(fsdp=16, tensor=4, rows=12, remat="dots"),
+        MAXTEXT,
+        tflops=323,
+    ),
+    PublishedRun(
+        "MaxText 128B, 128 TPU v5p",
+        maxtext_model(128),
+        "v5p:4x4x8",
+        Division(fsdp=16, tensor=8, rows=8, remat="dots"),
+        MAXTEXT,
+        tflops=315,
+    ),
+    PublishedRun(
+        "MaxText 1024B, 2,048 TPU v5p",
+        maxtext_model(1024),
+        "v5p:8x16x16",
+        Division(fsdp=128, tensor=16, rows=32, remat="full"),
+        MAXTEXT,
+        tflops=297,
+    ),
+    PublishedRun(
+        "MaxText LLaMA-2 70B, 512 TPU v5p",
+        llama2("70B"),
+        "v5p:8x8x8",
+        Division(fsdp=512, rows=2, remat="dots"),
+        "MaxText's docs/reference/models/tiering.md",
+        speed=692,
+        length=4096,
+        layout=False,
+        why="layout not published: fsdp=512 is assumed",
+    ),
+    megatron_run("18.4B", (6144, 40, 48), dict(tensor=8, data=32, rows=4, microbatches=8), 135),
+    megatron_run("39.1B", (8192, 48, 64), dict(tensor=8, stage=2, data=32, microbatches=48), 138),
+    megatron_run("145.6B", (12_288, 80, 96), dict(tensor=8, stage=8, data=24, microbatches=96), 148),
+    megatron_run("529.6B", (20_480, 105, 128), dict(tensor=8, stage=35, data=9, microbatches=280), 163),
+    megatron_run("1008B", (25_600, 128, 160), dict(tensor=8, stage=64, data=6, microbatches=512), 163),
+    gpt3_run(),
+    PublishedRun(
+        "OPT-175B, 992 A100",
+        opt("175B"),
+        "a100-80gb:992",
+        Division(fsdp=124, tensor=8, rows=8, remat="full"),
+        "Zhang et al. 2022, arXiv:2205.01068: up to 147 TFLOP/s",
+        tflops=147,
+        recomputed=True,
+    ),
+    PublishedRun(
+        "BLOOM-176B, 384 A100 (TP4 PP12 DP8)",
+        bloom("176B"),
+        "a100-80gb:384",
+        Division(
+            data=8, stage=12, tensor=4, rows=2, microbatches=128, remat="full", sums_once=True
+        ),
+        "Le Scao et al. 2022, arXiv:2211.05100: 150 TFLOP/s, 1F1B, microbatches of 2",
+        tflops=150,
+        recomputed=True,
+    ),
+    PublishedRun(
+        "GLM-130B, 768 A100 40 GB (TP4 PP8 DP24)",
+        glm_130b(),
+        "a100-40gb:768",
+        Division(data=24, stage=8, tensor=4, microbatches=176, remat="full"),
+        "Zeng et al. 2022, arXiv:2210.02414, and its log: 88.5 s for 4,224 rows",
+        speed=4224 * LENGTH / 88.5 / 768,
+    ),
+    llama_run(),
+    PublishedRun(
+        "Falcon-40B, 384 A100 40 GB (TP8 PP4 DP12)",
+        falcon("40B"),
+        "a100-40gb:384",
+        Division(data=12, stage=4, tensor=8, microbatches=96, remat="full"),
+        "the model card: 1,000 B tokens in two months",
+        speed=1e12 / (61 * 86_400) / 384,
+    ),
+    PublishedRun(
+        "Megatron 177B, 2,304 H100 (TP8 PP6 DP48)",
+        sized(gpt3("125M"), hidden=12_288, layers=96, heads=96, vocab=131_072),
+        "h100:2304",
+        Division(
+            data=48, stage=6, tensor=8, microbatches=24, schedule="interleaved", chunks=4,
+            remat="none",
+        ),
+        "Megatron-LM's images/model_table.png",
+        tflops=432.8,
+        length=4096,
+    ),
+    PublishedRun(
+        "MaxText LLaMA-2 7B, 8 H100",
+        llama2("7B"),
+        "h100:8",
+        Division(fsdp=8, rows=4, remat="dots"),
+        "MaxText's src/maxtext/configs/gpu/a3/llama_2_7b/README.md",
+        tflops=492,
+        length=4096,
+    ),
+)
