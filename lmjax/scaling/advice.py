@@ -46,7 +46,7 @@ def _changes(plan: Plan) -> Iterator[tuple[str, Division]]:
 
 
 def _wider(plan: Plan) -> Iterator[tuple[str, Division]]:
-    """Larger axes whose chips `data` or `fsdp` gives up, with as many rows at once on each shard."""
+    """Larger axes whose chips `data` or `fsdp` gives up; shards compute as many rows at once."""
     division, model = plan.division, plan.workload.model
     sizes = {
         "tensor": (model.attention.num_heads, model.feed_forward.size, model.padded_vocab),

@@ -6,9 +6,10 @@ of memory are those of `lmjax.scaling.hardware`, bandwidths of TPU memory those 
 cloud.google.com/tpu/docs, of whose link rates 0.9 are taken, as the measured 45 GB/s of a v4 link
 of 50 are). Of NVLink and InfiniBand 0.8 and 0.9 are taken, as NCCL's collectives reach.
 
-Dollars are on-demand list prices of an hour, rounded, of 2024 and 2025 (1.50 for a V100 is the price
-that GPT-3's 4.6 million dollars were estimated with). Watts are what a chip may draw: data sheets of
-GPUs, means of Jouppi et al. 2023 (arXiv:2304.01433) for v3 and v4, estimates for later TPUs.
+Dollars are on-demand list prices of an hour, rounded, of 2024 and 2025 (1.50 for a V100 is the
+price that GPT-3's 4.6 million dollars were estimated with). Watts are what a chip may draw: data
+sheets of GPUs, means of Jouppi et al. 2023 (arXiv:2304.01433) for v3 and v4, estimates for later
+TPUs.
 """
 
 from __future__ import annotations
@@ -37,14 +38,14 @@ class Torus:
       outside: bytes a second and chip between slices, over the data centre's network.
       exposed: part of the time of sums over `tensor` that is waited for. XLA cuts them into pieces
         that move while the products beside them are computed (Wang et al. 2023, ASPLOS,
-        doi:10.1145/3567955.3567959): four tenths are taken, for all TPUs.
+        doi:10.1145/3567955.3567959): one half is taken, for all TPUs.
     """
 
     dimensions: int
     link: float
     ring: int
     outside: float = 6.25e9
-    exposed: float = 0.4
+    exposed: float = 0.5
 
     def shape(self, count: int) -> tuple[int, ...]:
         """The most cubic shape of so many chips."""
@@ -138,34 +139,49 @@ class Accelerator:
         return self.chip.memory * self.usable
 
 
-def _tpu(kind: str, name: str, *rest: float | Torus, **more: float) -> Accelerator:
-    """A TPU of `pallas_kernels.chips`; the compiler leaves 30.75 of a v4's 32 GiB to a program."""
-    rest = dict(zip(("network", "efficiency", "watts", "dollars"), rest, strict=True))
-    bandwidth = more.pop("bandwidth", None) or TPU_CHIPS[kind].bandwidth
-    return Accelerator(kind, CHIPS[name], bandwidth, usable=30.75 / 32, **rest)
+def _tpu(
+    kind: str,
+    name: str,
+    network: Torus,
+    efficiency: float,
+    watts: float,
+    dollars: float,
+    bandwidth: float | None = None,
+) -> Accelerator:
+    """A TPU; the compiler leaves 30.75 of a v4's 32 GiB to a program."""
+    rate = TPU_CHIPS[kind].bandwidth if bandwidth is None else bandwidth
+    usable = 30.75 / 32
+    return Accelerator(kind, CHIPS[name], rate, network, efficiency, usable, watts, dollars)
 
 
-def _gpu(kind: str, name: str, bandwidth: float, nodes: Nodes, *rest: float) -> Accelerator:
-    """A GPU in nodes; about 6 percent are CUDA's, NCCL's and lost between buffers."""
-    efficiency, watts, dollars = rest
-    return Accelerator(kind, CHIPS[name], bandwidth, nodes, efficiency, 0.94, watts, dollars)
+def _gpu(
+    kind: str,
+    name: str,
+    bandwidth: float,
+    network: Nodes,
+    efficiency: float,
+    watts: float,
+    dollars: float,
+) -> Accelerator:
+    """A GPU; about 6 percent of the memory are CUDA's, NCCL's and lost between buffers."""
+    return Accelerator(kind, CHIPS[name], bandwidth, network, efficiency, 0.94, watts, dollars)
 
 
 _A100, _H100 = Nodes(8, 240e9, 22.5e9), Nodes(8, 360e9, 45e9)
 ACCELERATORS = {
     found.name: found
     for found in (
-        _tpu("v3", "TPU v3", Torus(2, 74e9, 32), 0.70, 220, 2.20, bandwidth=900e9),
-        _tpu("v4", "TPU v4", Torus(3, 45e9, 4), 0.71, 170, 3.22),
-        _tpu("v5e", "TPU v5e", Torus(2, 45e9, 16), 0.83, 200, 1.20),
-        _tpu("v5p", "TPU v5p", Torus(3, 90e9, 4), 0.815, 450, 4.20),
-        _tpu("v6e", "TPU v6e", Torus(2, 90e9, 16), 0.60, 300, 2.70),
-        _tpu("tpu7x", "TPU7x", Torus(3, 90e9, 4), 0.60, 1000, 12.00, bandwidth=7370e9),
-        _gpu("v100", "V100-SXM2-32GB", 900e9, Nodes(8, 120e9, 11e9), 0.50, 300, 1.50),
-        _gpu("a100-40gb", "A100-SXM4-40GB", 1555e9, _A100, 0.555, 400, 2.00),
-        _gpu("a100-80gb", "A100-SXM4-80GB", 2039e9, _A100, 0.555, 400, 2.50),
-        _gpu("h100", "H100 80GB HBM3", 3350e9, _H100, 0.53, 700, 3.50),
-        _gpu("h200", "H200", 4800e9, _H100, 0.53, 700, 4.00),
+        _tpu("v3", "TPU v3", Torus(2, 74e9, 32), 0.70, 220.0, 2.20, bandwidth=900e9),
+        _tpu("v4", "TPU v4", Torus(3, 45e9, 4), 0.72, 170.0, 3.22),
+        _tpu("v5e", "TPU v5e", Torus(2, 45e9, 16), 0.83, 200.0, 1.20),
+        _tpu("v5p", "TPU v5p", Torus(3, 90e9, 4), 0.826, 450.0, 4.20),
+        _tpu("v6e", "TPU v6e", Torus(2, 90e9, 16), 0.60, 300.0, 2.70),
+        _tpu("tpu7x", "TPU7x", Torus(3, 90e9, 4), 0.60, 1000.0, 12.00, bandwidth=7370e9),
+        _gpu("v100", "V100-SXM2-32GB", 900e9, Nodes(8, 120e9, 11e9), 0.50, 300.0, 1.50),
+        _gpu("a100-40gb", "A100-SXM4-40GB", 1555e9, _A100, 0.555, 400.0, 2.00),
+        _gpu("a100-80gb", "A100-SXM4-80GB", 2039e9, _A100, 0.555, 400.0, 2.50),
+        _gpu("h100", "H100 80GB HBM3", 3350e9, _H100, 0.53, 700.0, 3.50),
+        _gpu("h200", "H200", 4800e9, _H100, 0.53, 700.0, 4.00),
     )
 }
 SHORT = {"a100": "a100-80gb"}

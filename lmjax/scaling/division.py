@@ -1,4 +1,4 @@
-"""Division of a training step over chips: mesh, microbatches, pipeline, ZeRO stage, remat policy."""
+"""Division of a training step over chips: mesh, microbatches, pipeline, ZeRO, recomputation."""
 
 from __future__ import annotations
 
@@ -87,14 +87,14 @@ class Division:
         """
         p, n = self.stage, self.microbatches
         if p == 1:
-            return 1
+            return 1.0
         if self.schedule == "gpipe":
-            return n
+            return float(n)
         if self.schedule == "1f1b":
-            return min(n, 2 * p - 1)
+            return float(min(n, 2 * p - 1))
         if self.schedule == "interleaved":
             return min(n * self.chunks, p * self.chunks + p - 1) / self.chunks
-        return min(n, p)
+        return float(min(n, p))
 
     def __str__(self) -> str:
         axes = " ".join(f"{axis}={size}" for axis, size in self.sizes.items() if size > 1)

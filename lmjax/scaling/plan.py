@@ -1,11 +1,12 @@
 """Time of a training step by roofline, with the bottleneck named.
 
 A chip's time for the blocks is the longer of the FLOPs over the reachable part of its peak (one
-number for each kind of chip, `Accelerator.efficiency`) and of the bytes over its memory's bandwidth.
-Weights that are gathered and gradients that are summed move meanwhile; what takes longer than the
-blocks is waited for. Sums over `tensor` (on TPUs four tenths of them) and keys gathered over `context`
-are waited for, as what follows depends on them. All that is done once for each microbatch waits in a pipeline as the
-schedule says. Layers are taken as spread evenly over stages, the head's work as well.
+number for each kind of chip, `Accelerator.efficiency`) and of the bytes over its memory's
+bandwidth. Weights that are gathered and gradients that are summed move meanwhile; what takes longer
+than the blocks is waited for. Sums over `tensor` (on TPUs one half of them) and keys gathered over
+`context` are waited for, as what follows depends on them. All that is done once for each microbatch
+waits in a pipeline as the schedule says. Layers are taken as spread evenly over stages, the head's
+work as well.
 """
 
 from __future__ import annotations

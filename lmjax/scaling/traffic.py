@@ -1,10 +1,10 @@
 """Communication of a training step between chips, by axis of the mesh.
 
-Bytes are those that leave each chip: of an array that is gathered or scattered over n chips, (n - 1)
-/ n of its size, of one that is summed twice that (rings; Thakur et al. 2005). They follow what
-`tests/lmjax/training/test_collectives.py` counts in compiled programs, with what the TPU's compiler
-adds up first: a sum in forward and one in backward for attention and feed-forward each, of parallel
-blocks one for both.
+Bytes are those that leave each chip: of an array that is gathered or scattered over n chips, the
+part (n - 1) / n of its size, of one that is summed twice that (rings; Thakur et al. 2005). They
+follow what `tests/lmjax/training/test_collectives.py` counts in compiled programs, with what the
+TPU's compiler adds up first: a sum in forward and one in backward for attention and feed-forward
+each, of parallel blocks one for both.
 """
 
 from __future__ import annotations

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -13,7 +12,6 @@ import jax.numpy as jnp
 
 from lmjax.config import UserError
 from lmjax.models import TransformerConfig
-from lmjax.models.encoder_decoder import EncoderDecoderConfig
 from lmjax.models.executor import Remat
 from lmjax.models.residual import Parallel
 from lmjax.objectives.example import batches
@@ -28,6 +26,7 @@ from lmjax.scaling.flops import (
 from lmjax.training.optimizers import AdamW, Optimizer
 
 FLOAT32 = 4  # bytes of a parameter, of its gradient, and of each of the optimizer's numbers
+ADAMW = AdamW()
 STACKS = ("blocks", "encoder")  # names of what has layers
 
 
@@ -52,7 +51,7 @@ class Workload:
     rows: int
     tokens: float
     source: int | None = None
-    optimizer: Optimizer = AdamW()
+    optimizer: Optimizer = ADAMW
     average: bool = False
     trained: float = 1.0
     flops: float | None = None
@@ -72,7 +71,7 @@ class Workload:
         """Bytes of a number in the compute dtype."""
         return jnp.dtype(self.model.dtype).itemsize
 
-    # ---- FLOPs -----------------------------------------------------------------------------------
+    # ---- FLOPs ----------------------------------------------------------------------------------
 
     @functools.cached_property
     def model_flops(self) -> float:
@@ -110,7 +109,7 @@ class Workload:
             again += parts["products"]
         return self.model_flops + again
 
-    # ---- parameters on a chip ----------------------------------------------------------------------
+    # ---- parameters on a chip -------------------------------------------------------------------
 
     def on_chip(self, division: Division, gathered: bool = False, layer: bool = False) -> float:
         """Numbers of parameters on the fullest chip.
@@ -148,23 +147,23 @@ class Workload:
         """
         *path, name = parameter.path
         owner = path[-1] if path else name
-        kind = _kind(path, name)
-        fsdp = 1 if gathered or name not in ("weight", "table") else division.fsdp
-        if kind == "none":
+        if name == "scale" or any(part.endswith("norm") for part in path):
             return 1
+        if owner == "attention_positions":
+            return division.tensor
+        along = name in ("weight", "table") or owner in ("output", "down")
+        fsdp = division.fsdp if along and not gathered else 1
         if owner in ("key", "value") and self.model.attention.kv_heads % division.tensor:
             return fsdp
-        if owner in ("query", "key", "value", "up", "gate"):
+        if owner in ("query", "key", "value", "up", "gate", "head_bias"):
             return fsdp * division.tensor
-        if owner in ("output", "down", "embedding", "head"):
-            return fsdp * (division.tensor if name in ("weight", "table") else 1)
-        if name == "head_bias":
-            return division.tensor
+        if owner in ("output", "down", "embedding", "head") and name != "bias":
+            return fsdp * division.tensor
         return fsdp
 
     @functools.cached_property
     def optimizer_share(self) -> float:
-        """Bytes of the optimizer's state for a byte of a trained parameter, without its counters."""
+        """Bytes of the optimizer's state for a byte of a trained parameter, counters left out."""
         tree: dict[str, Any] = {}
         for parameter in self.parameters:
             node = tree
@@ -177,7 +176,7 @@ class Workload:
         size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state) if leaf.ndim)
         return size / (FLOAT32 * self.count)
 
-    # ---- activations of a token --------------------------------------------------------------------
+    # ---- activations of a token -----------------------------------------------------------------
 
     def kept_bytes(self, remat: Remat, tensor: int = 1) -> float:
         """Bytes of activations of a token that a layer keeps for its backward, on one chip.
@@ -196,12 +195,13 @@ class Workload:
         hidden, units = model.hidden, fed.size / tensor
         parallel = isinstance(model.arrangement, Parallel)
         if remat == "full":
-            return c * hidden
+            return float(c * hidden)
         if remat == "dots":
             read = 0 if parallel else hidden
             gated = 2 if _is_gated(self) else 1
             return c * (hidden + queries + 2 * keys + read + gated * units)
-        norms = len(model.arrangement.norms) * (3 * FLOAT32 + c) * hidden
+        read = 1 if parallel else len(model.arrangement.norms)  # norms of unlike inputs
+        norms = read * (3 * FLOAT32 + c) * hidden
         attended = c * (3 * queries + 2 * keys) + FLOAT32 * attention.num_heads / tensor
         return norms + attended + 6 * c * units
 
@@ -248,17 +248,3 @@ def workload_of(job: Any, tokens: float | None = None) -> Workload:
 
 def _is_gated(workload: Workload) -> bool:
     return any(p.path[-2:] == ("gate", "weight") for p in workload.parameters)
-
-
-def _kind(path: Sequence[str], name: str) -> str:
-    """ "none" for vectors over the residual stream, which every chip has whole."""
-    if name in ("scale",) or any(part.endswith("norm") for part in path):
-        return "none"
-    if name == "bias" and path and path[-1] in ("output", "down"):
-        return "none"
-    return "cut"
-
-
-def is_encoder_decoder(model: TransformerConfig) -> bool:
-    """Returns whether the model has two stacks."""
-    return isinstance(model, EncoderDecoderConfig)
