@@ -16,8 +16,20 @@ from lmjax.scaling.clusters import Cluster, find_cluster
 from lmjax.scaling.costs import Prices, plan_costs
 from lmjax.scaling.division import Division, microbatches_of, resolve_sizes
 from lmjax.scaling.plan import Plan, check_division
-from lmjax.scaling.plan_tables import facts_of, print_facts, print_table, tables_of
-from lmjax.scaling.workload import workload_of
+from lmjax.scaling.plan_tables import (
+    Facts,
+    PlanTable,
+    facts_of,
+    print_facts,
+    print_table,
+    tables_of,
+)
+from lmjax.scaling.plan_report import check_report, write_plan
+from lmjax.scaling.search import search, search_tables
+from lmjax.scaling.serving import Requests, plan_serving, serving_facts, serving_table
+from lmjax.scaling.workload import model_of, workload_of
+
+Told = tuple[Facts, list[PlanTable], Division | None]  # what a command prints, what is divided
 
 
 @config
@@ -43,6 +55,10 @@ class PlanCommand:
     tokens: float | None = None  # of the training; none: the experiment's
     pipeline: PlannedPipeline = PlannedPipeline()  # with mesh.stage above 1
     prices: Prices = Prices()  # of chips and power
+    search: bool = False  # find the best mesh, policy, schedule and microbatch
+    serve: bool = False  # plan inference instead of training
+    requests: Requests = Requests()  # that are served
+    report: str = ""  # file to write it to as well: plan.html or plan.md
 
     def plan(self, words: Sequence[str]) -> None:
         """Prints the plan.
@@ -58,14 +74,48 @@ class PlanCommand:
                 "Which experiment, and where? For instance: python -m lmjax.scaling"
                 " experiments.gpt3_175b topology=v4:8x8x16"
             )
+        if self.report:
+            check_report(self.report)
         console = make_console()
         cluster = find_cluster(self.topology, self.slices)
-        plan, notes = self.made(words, cluster)
-        facts = facts_of(plan, plan_costs(plan.days, cluster, self.prices))
-        tables = tables_of(plan)
-        print_facts([("experiment", self.experiment), *facts, *notes], console)
+        made = self.served if self.serve else self.searched if self.search else self.trained
+        facts, tables, division = made(words, cluster)
+        print_facts([("experiment", self.experiment), *facts], console)
         for table in tables:
             print_table(table, console)
+        if self.report:
+            title = f"{self.experiment.rpartition('.')[2]} on {cluster.name}"
+            write_plan(self.report, title, facts, tables, division)
+            console.print(f"\nreport      {self.report}", soft_wrap=True)
+
+    def trained(self, words: Sequence[str], cluster: Cluster) -> Told:
+        """Facts and tables of training."""
+        plan, notes = self.made(words, cluster)
+        facts = facts_of(plan, plan_costs(plan.days, cluster, self.prices))
+        return [*facts, *notes], tables_of(plan), plan.division
+
+    def searched(self, words: Sequence[str], cluster: Cluster) -> Told:
+        """Facts of the best division, its tables, and those of the others."""
+        mesh, others = _mesh_words(words)
+        if mesh:
+            raise UserError(f"search=true finds the mesh: leave out mesh.{min(mesh)}")
+        job = parse(load_experiment(self.experiment), others)
+        found = search(workload_of(job, self.tokens), cluster)
+        best = found.best[0]
+        facts = facts_of(best, plan_costs(best.days, cluster, self.prices))
+        return facts, [*search_tables(found), *tables_of(best)], best.division
+
+    def served(self, words: Sequence[str], cluster: Cluster) -> Told:
+        """Facts and tables of inference."""
+        mesh, others = _mesh_words(words)
+        if other := set(mesh) - {"tensor"}:
+            raise UserError(
+                f"mesh.{min(other)}: of a model that serves mesh.tensor alone can be set; what is"
+                " left of the chips are replicas"
+            )
+        job = parse(load_experiment(self.experiment), others)
+        plan = plan_serving(model_of(job), self.requests, cluster, mesh.get("tensor"))
+        return serving_facts(plan, self.prices), [serving_table(plan)], None
 
     def made(self, words: Sequence[str], cluster: Cluster) -> tuple[Plan, list[tuple[str, str]]]:
         """The plan, and what was chosen beside the settings.

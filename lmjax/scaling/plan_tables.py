@@ -15,7 +15,7 @@ from lmjax.scaling.costs import Costs
 from lmjax.scaling.hardware import GB
 from lmjax.scaling.plan import BOTTLENECKS, Plan
 
-WIDTH = 120  # columns, also of a file or a smaller terminal: nothing is left out
+WIDTH = 220  # columns, also of a smaller terminal: nothing is left out
 
 
 @dataclasses.dataclass(frozen=True)

@@ -119,6 +119,17 @@ class Workload:
           gathered: leave them whole over `fsdp`, as they are used.
           layer: of one layer alone, instead of all that the chip has.
         """
+        key = division.fsdp, division.tensor, division.stage, gathered, layer
+        if key not in self._counted:
+            self._counted[key] = self._on_chip(division, gathered, layer)
+        return self._counted[key]
+
+    @functools.cached_property
+    def _counted(self) -> dict[tuple[int | bool, ...], float]:
+        """Results of `on_chip`, of which a search asks for the same ones again and again."""
+        return {}
+
+    def _on_chip(self, division: Division, gathered: bool, layer: bool) -> float:
         total = 0.0
         for parameter in self.parameters:
             inside = parameter.path[0] in STACKS or "blocks" in parameter.path
@@ -210,6 +221,20 @@ class Workload:
         return math.ceil(self.model.depth / division.stage)
 
 
+def model_of(job: Any) -> TransformerConfig:
+    """The model that a job trains.
+
+    Raises:
+      UserError: the experiment trains no model by itself.
+    """
+    if not hasattr(job, "flops_per_token") or getattr(job, "model", None) is None:
+        raise UserError(
+            f"{type(job).__name__} makes no training step that could be planned; give an experiment"
+            " that trains one model (of a chain, an experiment with the job alone)"
+        )
+    return job.model
+
+
 def workload_of(job: Any, tokens: float | None = None) -> Workload:
     """The workload of a training job, such as an experiment's.
 
@@ -220,11 +245,7 @@ def workload_of(job: Any, tokens: float | None = None) -> Workload:
     Raises:
       UserError: the experiment trains no model by itself.
     """
-    if not hasattr(job, "flops_per_token") or getattr(job, "model", None) is None:
-        raise UserError(
-            f"{type(job).__name__} makes no training step that could be planned; give an experiment"
-            " that trains one model (of a chain, an experiment with the job alone)"
-        )
+    model_of(job)
     batch = batches(job.example_shapes())[0]
     length = batch.tokens.shape[1]
     source = None if batch.encoder is None else batch.encoder.tokens.shape[1]

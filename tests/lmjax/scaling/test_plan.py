@@ -187,7 +187,7 @@ def test_divisions_that_cannot_be(sizes, words):
 
 
 def test_slices_need_replicas():
-    with pytest.raises(UserError, match="mesh.data=1 is no multiple of slices=2"):
+    with pytest.raises(UserError, match=r"mesh.data=1 is no multiple of slices=2"):
         check_division(LLAMA, Division(fsdp=128), find_cluster("v4:4x4x4", 2))
 
 
