@@ -6,12 +6,12 @@ import dataclasses
 from collections.abc import Iterator
 
 from lmjax.scaling.division import Division
-from lmjax.scaling.plan import Plan
+from lmjax.scaling.plan import StepPlan
 
 MOST = 3  # ways that are named
 
 
-def savers(plan: Plan) -> list[str]:
+def savers(plan: StepPlan) -> list[str]:
     """Settings of which each alone makes the plan fit, as they are written, the fastest first."""
     found = []
     for words, division in _changes(plan):
@@ -21,7 +21,7 @@ def savers(plan: Plan) -> list[str]:
     return [words for _, words in sorted(found, key=lambda one: one[0])[:MOST]]
 
 
-def _changes(plan: Plan) -> Iterator[tuple[str, Division]]:
+def _changes(plan: StepPlan) -> Iterator[tuple[str, Division]]:
     """One setting changed, by its words."""
     division, model = plan.division, plan.workload.model
     replace = dataclasses.replace
@@ -45,7 +45,7 @@ def _changes(plan: Plan) -> Iterator[tuple[str, Division]]:
     yield from _wider(plan)
 
 
-def _wider(plan: Plan) -> Iterator[tuple[str, Division]]:
+def _wider(plan: StepPlan) -> Iterator[tuple[str, Division]]:
     """Larger axes whose chips `data` or `fsdp` gives up; shards compute as many rows at once."""
     division, model = plan.division, plan.workload.model
     sizes = {

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 
 from lmjax.launch import exit_on_user_error
 from lmjax.scaling.costs import Prices, plan_costs
-from lmjax.scaling.plan import SECONDS_A_DAY, Plan
+from lmjax.scaling.plan import SECONDS_A_DAY, StepPlan
 from lmjax.scaling.plan_tables import PlanTable, markdown_rows
 from lmjax.scaling.published_runs import (
     RUNS,
@@ -106,7 +106,7 @@ def _accounts() -> Iterator[CalibrationRow]:
         " chip is not published; the formula knows none of the time that a host takes",
         "Devlin et al. 2018, arXiv:1810.04805, appendix A.2",
     )
-    small: Plan = llama_7b_run().plan()
+    small: StepPlan = llama_7b_run().plan()
     costs = plan_costs(small.days, small.cluster, Prices(uptime=1.0, dollars=2.50))
     yield CalibrationRow(
         "LLaMA-7B, 20 tokens a parameter, 64 A100",

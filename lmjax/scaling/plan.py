@@ -34,7 +34,7 @@ BOTTLENECKS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class StepPlan:
     """A training step on a cluster.
 
     Attributes:

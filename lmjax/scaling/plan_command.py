@@ -15,7 +15,8 @@ from lmjax.parallel.schedules import Name
 from lmjax.scaling.clusters import Cluster, find_cluster
 from lmjax.scaling.costs import Prices, plan_costs
 from lmjax.scaling.division import Division, microbatches_of, resolve_sizes
-from lmjax.scaling.plan import Plan, check_division
+from lmjax.scaling.plan import StepPlan, check_division
+from lmjax.scaling.plan_report import check_report, write_plan
 from lmjax.scaling.plan_tables import (
     Facts,
     PlanTable,
@@ -24,9 +25,8 @@ from lmjax.scaling.plan_tables import (
     print_table,
     tables_of,
 )
-from lmjax.scaling.plan_report import check_report, write_plan
 from lmjax.scaling.search import search, search_tables
-from lmjax.scaling.serving import Requests, plan_serving, serving_facts, serving_table
+from lmjax.scaling.serving import ServedRequests, plan_serving, serving_facts, serving_table
 from lmjax.scaling.workload import model_of, workload_of
 
 Told = tuple[Facts, list[PlanTable], Division | None]  # what a command prints, what is divided
@@ -57,7 +57,7 @@ class PlanCommand:
     prices: Prices = Prices()  # of chips and power
     search: bool = False  # find the best mesh, policy, schedule and microbatch
     serve: bool = False  # plan inference instead of training
-    requests: Requests = Requests()  # that are served
+    requests: ServedRequests = ServedRequests()  # that are served
     report: str = ""  # file to write it to as well: plan.html or plan.md
 
     def plan(self, words: Sequence[str]) -> None:
@@ -117,7 +117,9 @@ class PlanCommand:
         plan = plan_serving(model_of(job), self.requests, cluster, mesh.get("tensor"))
         return serving_facts(plan, self.prices), [serving_table(plan)], None
 
-    def made(self, words: Sequence[str], cluster: Cluster) -> tuple[Plan, list[tuple[str, str]]]:
+    def made(
+        self, words: Sequence[str], cluster: Cluster
+    ) -> tuple[StepPlan, list[tuple[str, str]]]:
         """The plan, and what was chosen beside the settings.
 
         Raises:
@@ -149,7 +151,7 @@ class PlanCommand:
             notes.append(("note", f"mesh.data={sizes['data']}: the mesh is repeated"))
         if microbatches != job.accumulation:
             notes.append(("note", f"accumulation={microbatches}, so that rows divide"))
-        return Plan(workload, division, cluster), notes
+        return StepPlan(workload, division, cluster), notes
 
 
 def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -13,7 +13,7 @@ from lmjax.console import LABEL, duration
 from lmjax.scaling.advice import savers
 from lmjax.scaling.costs import Costs
 from lmjax.scaling.hardware import GB
-from lmjax.scaling.plan import BOTTLENECKS, Plan
+from lmjax.scaling.plan import BOTTLENECKS, StepPlan
 
 WIDTH = 220  # columns, also of a smaller terminal: nothing is left out
 
@@ -40,7 +40,7 @@ class PlanTable:
 Facts = list[tuple[str, str]]
 
 
-def facts_of(plan: Plan, costs: Costs) -> Facts:
+def facts_of(plan: StepPlan, costs: Costs) -> Facts:
     """What matters most, each as a label and words."""
     workload, division, cluster = plan.workload, plan.division, plan.cluster
     kind = cluster.accelerator
@@ -71,7 +71,7 @@ def facts_of(plan: Plan, costs: Costs) -> Facts:
         (
             "MFU",
             f"{plan.mfu:.1%} ({plan.hfu:.1%} with what is computed again), if products reach"
-            f" {kind.efficiency:.0%} of the peak",
+            f" {kind.efficiency:.1%} of the peak",
         ),
         ("bottleneck", f"{plan.bottleneck}; of all else most is lost to: {plan.lost}"),
         (
@@ -87,7 +87,7 @@ def facts_of(plan: Plan, costs: Costs) -> Facts:
     ]
 
 
-def tables_of(plan: Plan) -> list[PlanTable]:
+def tables_of(plan: StepPlan) -> list[PlanTable]:
     """Memory, communication and time."""
     tables = [memory_table(plan), time_table(plan)]
     if plan.traffic:
@@ -95,7 +95,7 @@ def tables_of(plan: Plan) -> list[PlanTable]:
     return tables
 
 
-def memory_table(plan: Plan) -> PlanTable:
+def memory_table(plan: StepPlan) -> PlanTable:
     """Memory of the fullest chip by what it holds."""
     available, memory = plan.cluster.accelerator.memory, plan.memory
     parts = {name: size for name, size in memory.parts.items() if size}
@@ -110,7 +110,7 @@ def memory_table(plan: Plan) -> PlanTable:
     )
 
 
-def verdict(plan: Plan) -> str:
+def verdict(plan: StepPlan) -> str:
     """Whether it fits, or by how much it does not and what would help."""
     if plan.fits:
         return f"It fits: {gigabytes(-plan.missing)} GB of a chip are left."
@@ -121,7 +121,7 @@ def verdict(plan: Plan) -> str:
     return words + " It would fit with " + ", or ".join(found) + "."
 
 
-def traffic_table(plan: Plan) -> PlanTable:
+def traffic_table(plan: StepPlan) -> PlanTable:
     """Communication of a step by axis."""
     rows = tuple(
         (
@@ -139,7 +139,7 @@ def traffic_table(plan: Plan) -> PlanTable:
     return PlanTable("Communication of a step", columns, rows)
 
 
-def time_table(plan: Plan) -> PlanTable:
+def time_table(plan: StepPlan) -> PlanTable:
     """Time of a step by what it is spent on."""
     spent = [(name, part) for name, part in plan.times.items() if part]
     rows = [(BOTTLENECKS[name], seconds(p), f"{p / plan.seconds:.1%}") for name, p in spent]

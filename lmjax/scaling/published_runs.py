@@ -24,7 +24,7 @@ from lmjax.models import (
 )
 from lmjax.scaling.clusters import find_cluster
 from lmjax.scaling.division import Division
-from lmjax.scaling.plan import Plan
+from lmjax.scaling.plan import StepPlan
 from lmjax.scaling.workload import Workload
 
 LENGTH = 2048
@@ -71,9 +71,9 @@ class PublishedRun:
         model = replace(self.model, dtype="bfloat16", remat=self.division.remat)
         return Workload(model, self.length, self.division.batch, self.tokens)
 
-    def plan(self) -> Plan:
+    def plan(self) -> StepPlan:
         """What the planner says of it."""
-        return Plan(self.workload, self.division, find_cluster(self.topology, self.slices))
+        return StepPlan(self.workload, self.division, find_cluster(self.topology, self.slices))
 
     @property
     def published(self) -> float:
@@ -304,7 +304,7 @@ RUNS = (
     megatron_run("18.4B", (6144, 40, 48), dict(tensor=8, data=32, rows=4, microbatches=8), 135.0),
     megatron_run("39.1B", (8192, 48, 64), dict(tensor=8, stage=2, data=32, microbatches=48), 138.0),
     megatron_run(
-        "145.6B", (12_288, 80, 96), dict(tensor=8, stage=8, data=24, microbatches=96), 148
+        "145.6B", (12_288, 80, 96), dict(tensor=8, stage=8, data=24, microbatches=96), 148.0
     ),
     megatron_run(
         "529.6B", (20_480, 105, 128), dict(tensor=8, stage=35, data=9, microbatches=280), 163.0

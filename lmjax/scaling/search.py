@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from lmjax.config import UserError
 from lmjax.scaling.clusters import Cluster
 from lmjax.scaling.division import Division
-from lmjax.scaling.plan import BOTTLENECKS, Plan, check_division
+from lmjax.scaling.plan import BOTTLENECKS, StepPlan, check_division
 from lmjax.scaling.plan_tables import PlanTable, gigabytes, seconds
 from lmjax.scaling.workload import Workload
 
@@ -28,7 +28,7 @@ PIPELINES = (("1f1b", 1), ("interleaved", 2), ("interleaved", 4), ("zb_h1", 1))
 
 
 @dataclasses.dataclass(frozen=True)
-class Search:
+class SearchResult:
     """Divisions of a step on a cluster.
 
     Attributes:
@@ -37,12 +37,12 @@ class Search:
       number: of all that were compared.
     """
 
-    best: tuple[Plan, ...]
-    losers: dict[str, tuple[int, Plan]]
+    best: tuple[StepPlan, ...]
+    losers: dict[str, tuple[int, StepPlan]]
     number: int
 
 
-def search(workload: Workload, cluster: Cluster) -> Search:
+def search(workload: Workload, cluster: Cluster) -> SearchResult:
     """Compares all divisions.
 
     Args:
@@ -52,7 +52,7 @@ def search(workload: Workload, cluster: Cluster) -> Search:
     Raises:
       UserError: no division fits into memory, or the batch divides among no shards of the chips.
     """
-    plans = [Plan(workload, division, cluster) for division in divisions(workload, cluster)]
+    plans = [StepPlan(workload, division, cluster) for division in divisions(workload, cluster)]
     fitting = [plan for plan in plans if plan.fits]
     if not plans:
         raise UserError(
@@ -65,21 +65,21 @@ def search(workload: Workload, cluster: Cluster) -> Search:
             f"nothing fits {cluster.name}: the least memory, with {describe(least)}, is"
             f" {gigabytes(least.missing)} GB a chip too much; take more chips"
         )
-    by_mesh: dict[str, Plan] = {}
+    by_mesh: dict[str, StepPlan] = {}
     for plan in sorted(fitting, key=lambda plan: (plan.seconds, plan.memory.total)):
         by_mesh.setdefault(str(plan.division), plan)
     best = tuple(by_mesh.values())
-    losers: dict[str, list[Plan]] = collections.defaultdict(list)
+    losers: dict[str, list[StepPlan]] = collections.defaultdict(list)
     for plan in plans:
         if plan is not best[0]:
             losers[reason(plan, best[0])].append(plan)
     fastest = {
         why: (len(lost), min(lost, key=lambda plan: plan.seconds)) for why, lost in losers.items()
     }
-    return Search(best[:SHOWN], fastest, len(plans))
+    return SearchResult(best[:SHOWN], fastest, len(plans))
 
 
-def reason(plan: Plan, best: Plan) -> str:
+def reason(plan: StepPlan, best: StepPlan) -> str:
     """Word for what a plan loses to the best one."""
     if not plan.fits:
         return "memory: it does not fit"
@@ -137,7 +137,7 @@ def _contexts(workload: Workload, chips: int) -> list[int]:
     return _divisors(math.gcd(workload.length, chips), most)
 
 
-def describe(plan: Plan) -> str:
+def describe(plan: StepPlan) -> str:
     """Words for a division."""
     division = plan.division
     words = [str(division), f"zero={division.zero}", f"remat={division.remat}"]
@@ -148,7 +148,7 @@ def describe(plan: Plan) -> str:
     return " ".join(words)
 
 
-def search_tables(found: Search) -> list[PlanTable]:
+def search_tables(found: SearchResult) -> list[PlanTable]:
     """The best, and why the others lost."""
     best = tuple(
         (

@@ -29,8 +29,8 @@ ROUGH = 0.05  # of the memory: activations of a pass, and what the program needs
 
 
 @config
-class Requests:
-    """Requests that a model is to answer."""
+class ServedRequests:
+    """ServedRequests that a model is to answer."""
 
     rows: int = 1  # answered at once on each replica
     prompt: int = 1024  # tokens that are read
@@ -58,7 +58,7 @@ class ServingPlan:
     """
 
     workload: Workload
-    requests: Requests
+    requests: ServedRequests
     cluster: Cluster
     tensor: int = 1
 
@@ -168,7 +168,7 @@ class ServingPlan:
 
 
 def plan_serving(
-    model: TransformerConfig, requests: Requests, cluster: Cluster, tensor: int | None = None
+    model: TransformerConfig, requests: ServedRequests, cluster: Cluster, tensor: int | None = None
 ) -> ServingPlan:
     """The plan on replicas of so many chips.
 

@@ -12,7 +12,7 @@ from lmjax.scaling.advice import savers
 from lmjax.scaling.clusters import find_cluster
 from lmjax.scaling.costs import Prices, plan_costs
 from lmjax.scaling.division import Division
-from lmjax.scaling.plan import BOTTLENECKS, Plan, check_division, near_divisors
+from lmjax.scaling.plan import BOTTLENECKS, StepPlan, check_division, near_divisors
 from lmjax.scaling.workload import Workload
 
 MODEL = replace(llama("7B"), dtype="bfloat16")
@@ -24,7 +24,7 @@ def plan(topology="v4:4x4x4", workload=LLAMA, **sizes):
     """A plan of LLaMA-7B with so many rows a shard at once."""
     division = Division(**sizes)
     batch = dataclasses.replace(workload, rows=division.batch)
-    return Plan(batch, division, find_cluster(topology))
+    return StepPlan(batch, division, find_cluster(topology))
 
 
 def sent(made, axis, kind):
