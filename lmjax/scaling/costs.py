@@ -39,7 +39,7 @@ class Prices:
 
 @dataclasses.dataclass(frozen=True)
 class Costs:
-    """What a run costs.
+    """Costs of a run.
 
     Attributes:
       days: with the time that is lost.

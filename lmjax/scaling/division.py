@@ -15,7 +15,7 @@ from lmjax.training.gradients import Zero
 
 @dataclasses.dataclass(frozen=True)
 class Division:
-    """How the work of a step is divided.
+    """Division of the work of a step.
 
     Attributes:
       data, fsdp, stage, context, tensor: sizes of the mesh's axes.

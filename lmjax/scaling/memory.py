@@ -70,8 +70,8 @@ def plan_memory(workload: Workload, division: Division) -> MemoryPlan:
     else:
         gradients = whole * (2 if several else 1)
     tokens = division.rows * workload.length / division.context
-    layers = workload.layers(division)
-    kept = tokens * layers * workload.kept_bytes(division.remat, division.tensor)
+    kept = workload.token_layers(division)
+    kept *= workload.kept_bytes(division.remat, division.tensor)
     working = tokens * workload.kept_bytes("none", division.tensor)
     return MemoryPlan(
         parameters=own,

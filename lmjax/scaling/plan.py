@@ -109,12 +109,12 @@ class StepPlan:
 
     @property
     def bottleneck(self) -> str:
-        """What most of the step is spent on, in words."""
+        """Words for what most of the step is spent on."""
         return BOTTLENECKS[max(self.times, key=self.times.get)]
 
     @property
     def lost(self) -> str:
-        """What beside products most of the step is spent on, in words."""
+        """Words for what most of the step is spent on, products left out."""
         rest = {name: seconds for name, seconds in self.times.items() if name != "products"}
         return BOTTLENECKS[max(rest, key=rest.get)]
 
@@ -148,8 +148,7 @@ class StepPlan:
         division, workload = self.division, self.workload
         passes = 4 if division.remat == "full" else 3
         weights = passes * workload.itemsize * workload.on_chip(division, gathered=True)
-        tokens = division.rows * workload.length / division.context
-        kept = tokens * workload.layers(division) * workload.kept_bytes("none", division.tensor)
+        kept = workload.token_layers(division) * workload.kept_bytes("none", division.tensor)
         moved = division.microbatches * (weights + (passes - 1) * kept)
         return moved / self.cluster.accelerator.bandwidth
 

@@ -47,7 +47,7 @@ class PlannedPipeline:
 
 @config
 class PlanCommand:
-    """What is planned, and where."""
+    """An experiment, a topology, and settings of the plan."""
 
     experiment: str = ""  # module, such as experiments.gpt3_175b
     topology: str = ""  # chips: v4:8x8x16, a100-40gb:1024, h100:512, ...

@@ -41,7 +41,7 @@ Facts = list[tuple[str, str]]
 
 
 def facts_of(plan: StepPlan, costs: Costs) -> Facts:
-    """What matters most, each as a label and words."""
+    """Labels and words of what matters most."""
     workload, division, cluster = plan.workload, plan.division, plan.cluster
     kind = cluster.accelerator
     hardware = workload.hardware_flops(division.remat)
@@ -111,7 +111,7 @@ def memory_table(plan: StepPlan) -> PlanTable:
 
 
 def verdict(plan: StepPlan) -> str:
-    """Whether it fits, or by how much it does not and what would help."""
+    """Words on the memory: by how much it fits or not, and what would help."""
     if plan.fits:
         return f"It fits: {gigabytes(-plan.missing)} GB of a chip are left."
     found = savers(plan)

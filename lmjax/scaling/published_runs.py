@@ -72,7 +72,7 @@ class PublishedRun:
         return Workload(model, self.length, self.division.batch, self.tokens)
 
     def plan(self) -> StepPlan:
-        """What the planner says of it."""
+        """The planner's plan of it."""
         return StepPlan(self.workload, self.division, find_cluster(self.topology, self.slices))
 
     @property

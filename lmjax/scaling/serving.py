@@ -120,7 +120,7 @@ class ServingPlan:
 
     @property
     def bottleneck(self) -> str:
-        """What most of the time between tokens is spent on, in words."""
+        """Words for what most of the time between tokens is spent on."""
         times = {
             "memory bandwidth": self._reading,
             "matrix units": self._products,
@@ -207,7 +207,7 @@ def plan_serving(
 
 
 def serving_facts(plan: ServingPlan, prices: Prices) -> Facts:
-    """What matters most, each as a label and words."""
+    """Labels and words of what matters most."""
     requests, kind = plan.requests, plan.cluster.accelerator
     return [
         ("parameters", f"{plan.workload.count:,}, of {requests.bits} bits"),

@@ -22,7 +22,7 @@ SUM_MATRICES = 2  # bytes of a number of a weight's gradient where it is summed:
 
 @dataclasses.dataclass(frozen=True)
 class Traffic:
-    """What one kind of collective moves in a step.
+    """Bytes that one kind of collective moves in a step.
 
     Attributes:
       axis: of the mesh.
@@ -93,20 +93,20 @@ def _activations(workload: Workload, division: Division) -> Iterator[Row]:
     model, c = workload.model, workload.itemsize
     n, tokens = division.microbatches, division.rows * workload.length / division.context
     hidden = c * tokens * model.hidden
-    layers = workload.layers(division)
+    in_layers = c * workload.token_layers(division)  # bytes of a number of each token and layer
     parallel = isinstance(model.arrangement, Parallel)
     if division.tensor > 1:
         passes = 2 if parallel else 4
         if division.remat != "none":
             passes += 1  # the sum in the middle of a block, of which the rest is made again
-        sums = n * layers * passes * hidden
+        sums = n * passes * in_layers * model.hidden
         yield "tensor", "all-reduce", "activations of each layer", sums, False
         yield "tensor", "all-reduce", "embeddings and the head's gradient", 2 * n * hidden, False
     if division.context > 1:
         attention = model.attention
         shards = 1 if attention.kv_heads % division.tensor else division.tensor
         keys = 2 * attention.kv_heads * attention.head_dim / shards
-        whole = c * tokens * division.context * keys * layers * n
+        whole = in_layers * division.context * keys * n
         times = 1 if division.remat == "none" else 2
         yield "context", "all-gather", "keys and values of each layer", times * whole, False
         yield "context", "reduce-scatter", "gradients of keys and values", whole, False

@@ -216,9 +216,16 @@ class Workload:
         attended = c * (3 * queries + 2 * keys) + FLOAT32 * attention.num_heads / tensor
         return norms + attended + 6 * c * units
 
-    def layers(self, division: Division) -> int:
-        """Layers of the fullest stage; encoder and decoder together."""
-        return math.ceil(self.model.depth / division.stage)
+    def token_layers(self, division: Division) -> float:
+        """Tokens that a chip computes at once, times the layers of the fullest stage.
+
+        Of an encoder and a decoder each with its own tokens.
+        """
+        model, source = self.model, self.source or self.length
+        encoder = model.depth - model.num_layers
+        work = self.length * model.num_layers + source * encoder
+        most = math.ceil(model.depth / division.stage) / model.depth
+        return division.rows * work * most / division.context
 
 
 def model_of(job: Any) -> TransformerConfig:
