@@ -9,10 +9,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from lmjax.config import UserError, config, fields, parse
-from lmjax.console import make_console
+from lmjax.console import duration, make_console
 from lmjax.parallel.mesh import AXES
 from lmjax.parallel.schedules import Name
 from lmjax.scaling.clusters import Cluster, find_cluster
+from lmjax.scaling.compiled import compile_step, compiled_tables
 from lmjax.scaling.costs import Prices, plan_costs
 from lmjax.scaling.division import Division, microbatches_of, resolve_sizes
 from lmjax.scaling.plan import StepPlan, check_division
@@ -55,6 +56,7 @@ class PlanCommand:
     tokens: float | None = None  # of the training; none: the experiment's
     pipeline: PlannedPipeline = PlannedPipeline()  # with mesh.stage above 1
     prices: Prices = Prices()  # of chips and power
+    compile: bool = False  # compile the step for described TPUs as well, which takes minutes
     search: bool = False  # find the best mesh, policy, schedule and microbatch
     serve: bool = False  # plan inference instead of training
     requests: ServedRequests = ServedRequests()  # that are served
@@ -90,9 +92,14 @@ class PlanCommand:
 
     def trained(self, words: Sequence[str], cluster: Cluster) -> Told:
         """Facts and tables of training."""
-        plan, notes = self.made(words, cluster)
+        job, plan, notes = self.made(words, cluster)
         facts = facts_of(plan, plan_costs(plan.days, cluster, self.prices))
-        return [*facts, *notes], tables_of(plan), plan.division
+        tables = tables_of(plan)
+        if self.compile:
+            step = compile_step(job, plan)
+            tables += compiled_tables(plan, step)
+            notes.append(("compiled", f"in {duration(step.seconds)}"))
+        return [*facts, *notes], tables, plan.division
 
     def searched(self, words: Sequence[str], cluster: Cluster) -> Told:
         """Facts of the best division, its tables, and those of the others."""
@@ -117,10 +124,8 @@ class PlanCommand:
         plan = plan_serving(model_of(job), self.requests, cluster, mesh.get("tensor"))
         return serving_facts(plan, self.prices), [serving_table(plan)], None
 
-    def made(
-        self, words: Sequence[str], cluster: Cluster
-    ) -> tuple[StepPlan, list[tuple[str, str]]]:
-        """The plan, and what was chosen beside the settings.
+    def made(self, words: Sequence[str], cluster: Cluster) -> tuple[Any, StepPlan, Facts]:
+        """The training job, its plan, and what was chosen beside the settings.
 
         Raises:
           UserError: see `plan`.
@@ -151,7 +156,7 @@ class PlanCommand:
             notes.append(("note", f"mesh.data={sizes['data']}: the mesh is repeated"))
         if microbatches != job.accumulation:
             notes.append(("note", f"accumulation={microbatches}, so that rows divide"))
-        return StepPlan(workload, division, cluster), notes
+        return job, StepPlan(workload, division, cluster), notes
 
 
 def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
