@@ -155,5 +155,5 @@ def collectives_table(plan: StepPlan, step: CompiledStep) -> PlanTable:
     return PlanTable("Collectives of a step", columns, tuple(rows))
 
 
-def _compared(name: str, formula: float, found: float) -> tuple[str, str, str, str]:
+def _compared(name: str, formula: float, found: int) -> tuple[str, str, str, str]:
     return name, gigabytes(formula), gigabytes(found), f"{formula / found:.3f}"

@@ -8,9 +8,10 @@ from collections.abc import Mapping
 
 from lmjax.config import UserError
 from lmjax.models.executor import Remat
-from lmjax.parallel.mesh import AXES
 from lmjax.parallel.schedules import Name
 from lmjax.training.gradients import Zero
+
+AXES = ("data", "fsdp", "stage", "context", "tensor")  # of the mesh, that are planned
 
 
 @dataclasses.dataclass(frozen=True)

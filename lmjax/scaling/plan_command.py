@@ -10,12 +10,11 @@ from typing import Any
 
 from lmjax.config import UserError, config, fields, parse
 from lmjax.console import duration, make_console
-from lmjax.parallel.mesh import AXES
 from lmjax.parallel.schedules import Name
 from lmjax.scaling.clusters import Cluster, find_cluster
 from lmjax.scaling.compiled import compile_step, compiled_tables
 from lmjax.scaling.costs import Prices, plan_costs
-from lmjax.scaling.division import Division, microbatches_of, resolve_sizes
+from lmjax.scaling.division import AXES, Division, microbatches_of, resolve_sizes
 from lmjax.scaling.plan import StepPlan, check_division
 from lmjax.scaling.plan_report import check_report, write_plan
 from lmjax.scaling.plan_tables import (
@@ -61,6 +60,12 @@ class PlanCommand:
     serve: bool = False  # plan inference instead of training
     requests: ServedRequests = ServedRequests()  # that are served
     report: str = ""  # file to write it to as well: plan.html or plan.md
+
+    def validate(self) -> None:
+        """Raises UserError for plans that are not made together."""
+        wanted = [name for name in ("compile", "search", "serve") if getattr(self, name)]
+        if len(wanted) > 1:
+            raise UserError(f"{' and '.join(wanted)}: only one of them can be true")
 
     def plan(self, words: Sequence[str]) -> None:
         """Prints the plan.

@@ -127,6 +127,14 @@ def maxtext_v4_model(hidden: int, layers: int, heads: int) -> TransformerConfig:
     return sized(model, hidden=hidden, layers=layers, heads=heads, head_dim=256)
 
 
+LLAMA_8B = replace(
+    llama("7B"),
+    vocab_size=128_256,
+    max_length=8192,
+    attention=replace(llama("7B").attention, num_kv_heads=8),
+    feed_forward=replace(llama("7B").feed_forward, size=14_336),
+    tied_head=False,
+)
 MEGATRON = "Narayanan et al. 2021, arXiv:2104.04473, table 1"
 MAXTEXT = "MaxText's README and src/maxtext/configs/tpu"
 
@@ -301,6 +309,17 @@ RUNS = (
         layout=False,
         why="its policy keeps all products but gate and up, a little more than remat=full does",
     ),
+    PublishedRun(
+        "MaxText LLaMA-3.1 70B, 256 TPU v6e",
+        replace(llama2("70B"), vocab_size=128_256, max_length=8192),
+        "v6e:16x16",
+        Division(fsdp=256, rows=1, remat="full"),
+        "MaxText's docs/reference/models/tiering.md",
+        speed=960.0,
+        length=8192,
+        layout=False,
+        why="layout not published: fsdp=256 and full recomputation are assumed",
+    ),
     megatron_run("18.4B", (6144, 40, 48), dict(tensor=8, data=32, rows=4, microbatches=8), 135.0),
     megatron_run("39.1B", (8192, 48, 64), dict(tensor=8, stage=2, data=32, microbatches=48), 138.0),
     megatron_run(
@@ -378,6 +397,15 @@ RUNS = (
         Division(fsdp=8, rows=4, remat="dots"),
         "MaxText's src/maxtext/configs/gpu/a3/llama_2_7b/README.md",
         tflops=492.0,
+        length=4096,
+    ),
+    PublishedRun(
+        "KempnerForge 8.0B, 1 H200",
+        LLAMA_8B,
+        "h200:1",
+        Division(rows=1, remat="full"),
+        "KempnerForge's docs/reference/benchmarks.md: LLaMA-3's sizes are taken",
+        speed=10_471.0,
         length=4096,
     ),
 )

@@ -83,6 +83,8 @@ def test_a_pipeline(tell):
         ([GPT3, "topology=v100:8", "serve=true", "requests.prompt=4096"], "model.max_length=2048"),
         ([GPT3, "topology=v100:8", "serve=true", "mesh.tensor=3"], "mesh.tensor=3 does not divide"),
         ([GPT3, "topology=v100:8", "serve=true", "mesh.data=2"], "mesh.tensor alone"),
+        ([GPT3, "topology=v100:8", "serve=true", "search=true"], "only one of them"),
+        ([GPT3, "topology=h100:128", "compile=true"], "described are the chips v4, v5e, v5p, v6e"),
         (["experiments.gpt4_175b", "topology=v4:8"], "near are experiments.gpt3_175b"),
         (["experiments.assistant", "topology=v4:8"], "Chain makes no training step"),
         (["lmjax.files", "topology=v4:8"], "no variable `experiment`"),
