@@ -87,7 +87,7 @@ def plan_memory(workload: Workload, division: Division) -> MemoryPlan:
 
 def _gathered(workload: Workload, division: Division) -> float:
     """Bytes of weights as they are multiplied with, and of a layer's gradients."""
-    layer = workload.on_chip(division, gathered=True, layer=True)
+    layer = workload.on_chip(division, gathered=True, part="layer")
     if division.zero < 3 and division.fsdp > 1:
         whole = workload.on_chip(division, gathered=True)
         return FLOAT32 * whole + 2 * workload.itemsize * layer

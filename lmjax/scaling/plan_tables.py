@@ -198,7 +198,7 @@ def _is_number(table: PlanTable, column: int) -> bool:
     return all(row[column][:1] in "-0123456789" for row in table.rows if row[column])
 
 
-def gigabytes(size: float) -> str:
+def gigabytes(size: int | float) -> str:
     """Bytes as GB with three digits or so."""
     number = size / GB
     return f"{number:,.2f}" if abs(number) < 100 else f"{number:,.0f}"

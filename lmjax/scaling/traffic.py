@@ -68,17 +68,19 @@ Row = tuple[str, str, str, float, bool]  # axis, kind, what, bytes of the result
 def _weights(workload: Workload, division: Division) -> Iterator[Row]:
     """Collectives of weights and gradients: over fsdp, and over data and context."""
     c, n = workload.itemsize, division.microbatches
-    used = workload.on_chip(division, gathered=True)
-    own = workload.on_chip(division)
+    used, own = workload.on_chip(division, gathered=True), workload.on_chip(division)
+    layers = workload.on_chip(division, gathered=True, part="layers")
     trained = workload.trained
     if division.fsdp > 1:
         if division.zero == 3:
-            yield "fsdp", "all-gather", "weights of each layer, twice", 2 * n * c * used, True
-            yield "fsdp", "reduce-scatter", "gradients", n * c * used * trained, True
+            yield "fsdp", "all-gather", "weights of each layer, twice", 2 * n * c * layers, True
+            yield "fsdp", "all-gather", "tables", c * (used - layers), True
         else:
             yield "fsdp", "all-gather", "all weights", FLOAT32 * used, False
-            kind = "all-reduce" if division.zero == 1 else "reduce-scatter"
-            yield "fsdp", kind, "gradients", n * c * used * trained, True
+        kind = "all-reduce" if division.zero == 1 else "reduce-scatter"
+        yield "fsdp", kind, "gradients of layers", n * c * layers * trained, True
+        tables = (FLOAT32 + c) * workload.vocabulary / division.tensor
+        yield "fsdp", kind, "gradients of table and head", n * tables * trained, True
     # What is summed over data and context is cut over fsdp already, but not with ZeRO-1.
     summed = used if division.zero == 1 else own
     once = division.sums_once or division.stage > 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +27,7 @@ from lmjax.training.optimizers import AdamW, Optimizer
 
 FLOAT32 = 4  # bytes of a parameter, of its gradient, and of each of the optimizer's numbers
 ADAMW = AdamW()
-STACKS = ("blocks", "encoder")  # names of what has layers
+Part = Literal["all", "layers", "layer", "rest"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,36 +111,34 @@ class Workload:
 
     # ---- parameters on a chip -------------------------------------------------------------------
 
-    def on_chip(self, division: Division, gathered: bool = False, layer: bool = False) -> float:
+    def on_chip(self, division: Division, gathered: bool = False, part: Part = "all") -> float:
         """Numbers of parameters on the fullest chip.
 
         Args:
           division: says how they are cut.
           gathered: leave them whole over `fsdp`, as they are used.
-          layer: of one layer alone, instead of all that the chip has.
+          part: of the model: all of it, its layers, one layer, or all but layers.
         """
-        key = division.fsdp, division.tensor, division.stage, gathered, layer
+        key = division.fsdp, division.tensor, division.stage, gathered, part
         if key not in self._counted:
-            self._counted[key] = self._on_chip(division, gathered, layer)
+            self._counted[key] = self._on_chip(division, gathered, part)
         return self._counted[key]
 
     @functools.cached_property
-    def _counted(self) -> dict[tuple[int | bool, ...], float]:
+    def _counted(self) -> dict[tuple[int | bool | str, ...], float]:
         """Results of `on_chip`, of which a search asks for the same ones again and again."""
         return {}
 
-    def _on_chip(self, division: Division, gathered: bool, layer: bool) -> float:
+    def _on_chip(self, division: Division, gathered: bool, part: Part) -> float:
         total = 0.0
         for parameter in self.parameters:
-            inside = parameter.path[0] in STACKS or "blocks" in parameter.path
-            if layer and not inside:
+            inside = "blocks" in parameter.path
+            if part != "all" and inside == (part == "rest"):
                 continue
             size = self._padded(parameter) / self.shards(parameter, division, gathered)
-            layers = parameter.shape[0] if "blocks" in parameter.path else 1
-            if inside and layer:
-                size /= layers
-            elif "blocks" in parameter.path:
-                size *= math.ceil(layers / division.stage) / layers
+            if inside:
+                layers = parameter.shape[0]
+                size *= (1 if part == "layer" else math.ceil(layers / division.stage)) / layers
             total += size
         return total
 

@@ -44,7 +44,7 @@ def test_stages_hold_their_layers_for_each_live_microbatch():
     one = plan_memory(GPT3, Division(microbatches=64))
     piped = plan_memory(GPT3, Division(stage=8, microbatches=64))
     assert piped.activations == one.activations / 8 * 15  # 2 p - 1 microbatches of 1f1b
-    blocks = GPT3.on_chip(Division(), layer=True) * 96
+    blocks = GPT3.on_chip(Division(), part="layer") * 96
     rest = GPT3.on_chip(Division()) - blocks
     assert piped.parameters == pytest.approx(4 * (blocks / 8 + rest))
 

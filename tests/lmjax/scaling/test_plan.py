@@ -38,13 +38,15 @@ def test_one_chip_sends_nothing():
 
 def test_zero_3_gathers_every_weight_twice_a_microbatch():
     made = plan(fsdp=64, microbatches=3)
-    table = 2 * 32_000 * 4096
-    weights = 2 * (WEIGHTS + table)  # bytes, in bfloat16
+    table = 32_000 * 4096
+    layers, tables = 2 * WEIGHTS, 2 * 2 * table  # bytes, in bfloat16
     gathered = sent(made, "fsdp", "all-gather")
-    assert gathered == pytest.approx(3 * 2 * weights * 63 / 64, rel=1e-3)
-    assert sent(made, "fsdp", "reduce-scatter") == pytest.approx(gathered / 2)
+    assert gathered == pytest.approx((3 * 2 * layers + tables) * 63 / 64, rel=1e-3)
+    scattered = 3 * (layers + (4 + 2) * table) * 63 / 64  # the table's gradient is float32
+    assert sent(made, "fsdp", "reduce-scatter") == pytest.approx(scattered, rel=1e-3)
     one = plan(fsdp=64, microbatches=3, zero=1)
-    assert sent(one, "fsdp", "all-gather") == pytest.approx(2 * weights * 63 / 64, rel=1e-3)
+    whole = 4 * (WEIGHTS + 2 * table)
+    assert sent(one, "fsdp", "all-gather") == pytest.approx(whole * 63 / 64, rel=1e-3)
     assert sent(one, "fsdp", "all-reduce") == pytest.approx(
         2 * sent(made, "fsdp", "reduce-scatter")
     )

@@ -35,7 +35,8 @@ ENTRY %main (a: f32[8,16]) -> f32[2,16] {
   %a = f32[8,16]{1,0} parameter(0)
   %w.1 = (s32[], f32[8,16]) while(%a), condition=%condition, body=%body
   %cp = (f32[8,16]{1,0}, f32[8,16]{1,0}) collective-permute-start(%a), source_target_pairs={{0,1}}
-  %c = f32[8,32]{1,0} convolution(%a, %k), window={size=1}, dim_labels=bf0_io0->bf0
+  %k = f32[16,32]{1,0} constant({...})
+  %c = f32[8,32]{1,0} convolution(%a, %k), dim_labels=bf_io->bf
   ROOT %f = f32[2,16]{1,0} fusion(%a), kind=kCustom, calls=%all-reduce-scatter.1
 }
 """
@@ -56,6 +57,11 @@ def test_a_loops_body_counts_as_often_as_it_turns():
 def test_a_compiler_may_say_how_often_a_loop_turns():
     told = 'body=%body, backend_config={"known_trip_count":{"n":"7"}}'
     assert Program(LOOP.replace("body=%body", told)).runs["body"] == (7, 1)
+
+
+def test_flops_of_all_loops():
+    """A product of [8, 16] . [16, 16] five times, and one of [8, 16] . [16, 32]."""
+    assert Program(LOOP).flops == 5 * 2 * 8 * 16 * 16 + 2 * 8 * 16 * 32
 
 
 def test_bytes_that_leave_a_device():
