@@ -2,8 +2,9 @@
 
 Parameters, gradients and the optimizer's numbers are float32: 16 bytes a parameter with AdamW, as
 in mixed precision with 16-bit weights (2 + 2 + 4 + 4 + 4; Rajbhandari et al. 2020, section 3.1).
-Counted is what is there at once near the end of backward, when most is. Not counted are the
-program itself, inputs, padding of buffers to tiles, and small arrays.
+Three moments of a step may need most: backward in the last layer, when all activations are kept;
+the loss; and the end of backward, when the token table's gradient is whole. Not counted are the
+program itself, padding of buffers to tiles, and what lies unused between buffers.
 """
 
 from __future__ import annotations
@@ -11,40 +12,45 @@ from __future__ import annotations
 import dataclasses
 
 from lmjax.scaling.division import Division
-from lmjax.scaling.workload import FLOAT32, Workload
+from lmjax.scaling.workload import FLOAT32, Part, Workload
 
 LOGITS = 2**26  # bytes of a chunk of logits (pallas_kernels.cross_entropy.chunked)
 
 
 @dataclasses.dataclass(frozen=True)
 class MemoryPlan:
-    """Bytes on the fullest chip, by what they hold.
+    """Bytes on the fullest chip at the moment of a step that needs most, by what they hold.
 
     Attributes:
       parameters: in float32, cut over fsdp, tensor and stages.
-      gradients: of the trained ones; twice where microbatches add to them.
+      gradients: of the trained ones that are there; twice where microbatches add to them.
       optimizer: its state.
       average: moving average of the parameters.
-      gathered: weights made whole over fsdp: two layers' with ZeRO-3, all with 1 and 2, and the
-        gradients of these.
+      cast: weights of all layers in the compute dtype, which XLA makes once a step.
+      gathered: weights made whole over fsdp: two layers' with ZeRO-3, all with 1 and 2.
       activations: what layers keep for backward, of all microbatches that are in flight.
       working: arrays of the layer that backward is in.
       vocabulary: token table and head as they are used, their gradients, a chunk of logits.
+      moment: of the step: "loss", "backward" or "table".
     """
 
     parameters: float
     gradients: float
     optimizer: float
     average: float
+    cast: float
     gathered: float
     activations: float
     working: float
     vocabulary: float
+    moment: str
 
     @property
     def parts(self) -> dict[str, float]:
         """The bytes by name."""
-        return dataclasses.asdict(self)
+        found = dataclasses.asdict(self)
+        del found["moment"]
+        return found
 
     @property
     def total(self) -> float:
@@ -59,47 +65,82 @@ def plan_memory(workload: Workload, division: Division) -> MemoryPlan:
       workload: the model and its batch.
       division: how they are divided over chips.
     """
-    own = FLOAT32 * workload.on_chip(division)
-    trained = own * workload.trained
-    whole = FLOAT32 * workload.on_chip(division, gathered=True) * workload.trained
-    several = division.microbatches > 1
-    if division.zero == 3 or division.fsdp == 1:
-        gradients = trained * (2 if several else 1)
-    elif division.zero == 2:
-        gradients = whole + (trained if several else 0)
-    else:
-        gradients = whole * (2 if several else 1)
-    tokens = division.rows * workload.length / division.context
-    kept = workload.token_layers(division)
-    kept *= workload.kept_bytes(division.remat, division.tensor)
-    working = tokens * workload.kept_bytes("none", division.tensor)
-    return MemoryPlan(
-        parameters=own,
-        gradients=gradients,
-        optimizer=trained * workload.optimizer_share,
-        average=own if workload.average else 0.0,
-        gathered=_gathered(workload, division),
-        activations=kept * division.live,
-        working=working + 3 * FLOAT32 * tokens * workload.model.hidden,
-        vocabulary=_vocabulary(workload, division),
-    )
+    own, trained = FLOAT32 * workload.on_chip(division), workload.trained
+    layers = FLOAT32 * workload.on_chip(division, part="layers")
+    kept = workload.token_layers(division) * workload.kept_bytes(division.remat, division.tensor)
+    kept *= division.live
+    found, held = _gradients(workload, division)
+    in_layers, _ = _gradients(workload, division, "layers")
+    table, logits = _tables(workload, division)
+    head = workload.itemsize * table
+    cut = division.shards > 1
+    always = {
+        "parameters": own,
+        "optimizer": own * trained * workload.optimizer_share,
+        "average": own if workload.average else 0.0,
+        "cast": layers * workload.itemsize / FLOAT32 if workload.itemsize < FLOAT32 else 0.0,
+    }
+    moments = [
+        MemoryPlan(
+            **always,
+            gradients=held + in_layers,
+            gathered=_gathered(workload, division),
+            activations=kept,
+            working=_working(workload, division),
+            vocabulary=head / division.fsdp,
+            moment="backward",
+        ),
+        MemoryPlan(
+            **always,
+            gradients=held,
+            gathered=_gathered(workload, division, layers=0),
+            activations=kept,
+            working=0.0,
+            vocabulary=2 * head + logits,
+            moment="loss",
+        ),
+        MemoryPlan(
+            **always,
+            gradients=held + found,
+            gathered=_gathered(workload, division, layers=0),
+            activations=0.0,
+            working=0.0,
+            vocabulary=FLOAT32 * table * trained * (2 if cut else 1),
+            moment="table",
+        ),
+    ]
+    return max(moments, key=lambda one: one.total)
 
 
-def _gathered(workload: Workload, division: Division) -> float:
-    """Bytes of weights as they are multiplied with, and of a layer's gradients."""
+def _gradients(workload: Workload, division: Division, part: Part = "all") -> tuple[float, float]:
+    """Bytes of the gradients of a microbatch, and of the sum of those before."""
+    number = FLOAT32 * workload.trained
+    own = number * workload.on_chip(division, part=part)
+    whole = number * workload.on_chip(division, gathered=True, part=part)
+    found = own if division.zero == 3 else whole
+    if division.microbatches == 1:
+        return found, 0.0
+    return found, whole if division.zero == 1 else own
+
+
+def _gathered(workload: Workload, division: Division, layers: int = 2) -> float:
+    """Bytes of weights that are whole over fsdp: of the layer in use and of the next one."""
     layer = workload.on_chip(division, gathered=True, part="layer")
+    found = layers * workload.itemsize * layer
     if division.zero < 3 and division.fsdp > 1:
-        whole = workload.on_chip(division, gathered=True)
-        return FLOAT32 * whole + 2 * workload.itemsize * layer
-    return 3 * workload.itemsize * layer
+        found += FLOAT32 * workload.on_chip(division, gathered=True)
+    return found
 
 
-def _vocabulary(workload: Workload, division: Division) -> float:
-    """Bytes of the table and the head in use: each whole, cut over tensor alone."""
-    table = workload.vocabulary / division.tensor
-    copies = workload.itemsize + FLOAT32
-    if division.fsdp > 1:
-        copies += FLOAT32  # gathered, or the gradient before it is scattered
+def _working(workload: Workload, division: Division) -> float:
+    """Bytes of a layer's arrays: four of hidden units, three float32 ones of the stream."""
+    tokens = division.rows * workload.length / division.context
+    units = workload.model.feed_forward.size / division.tensor
+    return tokens * (4 * workload.itemsize * units + 3 * FLOAT32 * workload.model.hidden)
+
+
+def _tables(workload: Workload, division: Division) -> tuple[float, float]:
+    """Numbers of the token table or the head on a chip, and bytes of a chunk of logits."""
     rows = workload.model.padded_vocab / division.tensor
     tokens = division.rows * workload.length / division.context
-    return table * copies + min(LOGITS, FLOAT32 * rows * tokens) * 2
+    return workload.vocabulary / division.tensor, min(float(LOGITS), FLOAT32 * rows * tokens)
