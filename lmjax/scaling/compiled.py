@@ -119,14 +119,22 @@ def compiled_tables(plan: StepPlan, step: CompiledStep) -> list[PlanTable]:
         _compared("all", plan.memory.total, step.peak),
     )
     model = plan.tokens * plan.workload.model_flops / plan.cluster.chips
-    hardware = plan.tokens * plan.workload.hardware_flops(plan.division.remat)
-    hardware /= plan.cluster.chips
+    remat, each = plan.division.remat, plan.tokens / plan.cluster.chips
+    hardware = each * plan.workload.hardware_flops(remat)
+    products = hardware - each * plan.workload.attention_flops(remat)
     flops = step.program.flops
-    work = (
-        ("model FLOPs", f"{model:.4g}", f"{flops / model:.3f}"),
-        ("with what is computed again", f"{hardware:.4g}", f"{flops / hardware:.3f}"),
+    work = tuple(
+        (name, f"{number:.4g}", f"{flops / number:.3f}")
+        for name, number in (
+            ("model FLOPs", model),
+            ("with what is computed again", hardware),
+            ("the same without attention", products),
+        )
     )
-    note = f"The program has {flops:.4g} FLOPs a chip, its loops' bodies as often as they run."
+    note = (
+        f"The program has {flops:.4g} FLOPs a chip, its loops' bodies as often as they run. Kernels"
+        " of attention do not say how many they have, and are not among them."
+    )
     columns = ("", "formula", "compiler", "formula over compiler")
     return [
         PlanTable("Memory of a chip, GB", columns, memory),

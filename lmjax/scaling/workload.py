@@ -109,6 +109,11 @@ class Workload:
             again += parts["products"]
         return self.model_flops + again
 
+    def attention_flops(self, remat: Remat) -> float:
+        """The part of `hardware_flops` that attention's scores and sums of values have."""
+        passes = 3.5 if remat == "none" else 4.5
+        return passes * self.forward_parts["attention"]
+
     # ---- parameters on a chip -------------------------------------------------------------------
 
     def on_chip(self, division: Division, gathered: bool = False, part: Part = "all") -> float:

@@ -42,7 +42,7 @@ def test_tables_show_both():
     memory, collectives, work = compiled_tables(plan, step)
     assert memory.rows[1][2] == "1.00"
     assert ("all-gather", "4", "inside 1 loops", "5") in [row[:4] for row in collectives.rows]
-    assert len(work.rows) == 2
+    assert len(work.rows) == 3
 
 
 def test_chips_that_are_not_described():

@@ -76,6 +76,7 @@ def test_recomputed_flops():
     parts, model = made.forward_parts, made.model_flops
     scores = 0.5 * parts["attention"]
     assert made.hardware_flops("none") == pytest.approx(model + scores + parts["head"])
+    assert made.attention_flops("none") == pytest.approx(3.5 * parts["attention"])
     extra = parts["products"] + parts["attention"]
     assert made.hardware_flops("full") == pytest.approx(made.hardware_flops("none") + extra)
 
