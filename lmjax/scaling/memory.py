@@ -27,7 +27,8 @@ class MemoryPlan:
       optimizer: its state.
       average: moving average of the parameters.
       cast: weights of all layers in the compute dtype, which XLA makes once a step.
-      gathered: weights made whole over fsdp: two layers' with ZeRO-3, all with 1 and 2.
+      gathered: weights made whole over fsdp: two layers' with ZeRO-3, all with 1 and 2; in the
+        compute dtype.
       activations: what layers keep for backward, of all microbatches that are in flight.
       working: arrays of the layer that backward is in.
       vocabulary: token table and head as they are used, their gradients, a chunk of logits.
@@ -66,7 +67,6 @@ def plan_memory(workload: Workload, division: Division) -> MemoryPlan:
       division: how they are divided over chips.
     """
     own, trained = FLOAT32 * workload.on_chip(division), workload.trained
-    layers = FLOAT32 * workload.on_chip(division, part="layers")
     kept = workload.token_layers(division) * workload.kept_bytes(division.remat, division.tensor)
     kept *= division.live
     found, held = _gradients(workload, division)
@@ -78,7 +78,7 @@ def plan_memory(workload: Workload, division: Division) -> MemoryPlan:
         "parameters": own,
         "optimizer": own * trained * workload.optimizer_share,
         "average": own if workload.average else 0.0,
-        "cast": layers * workload.itemsize / FLOAT32 if workload.itemsize < FLOAT32 else 0.0,
+        "cast": _cast(workload, division),
     }
     moments = [
         MemoryPlan(
@@ -123,12 +123,19 @@ def _gradients(workload: Workload, division: Division, part: Part = "all") -> tu
     return found, whole if division.zero == 1 else own
 
 
+def _cast(workload: Workload, division: Division) -> float:
+    """Bytes of the layers' weights in the compute dtype, where these are not whole anyway."""
+    if workload.itemsize == FLOAT32 or (division.zero < 3 and division.fsdp > 1):
+        return 0.0
+    return workload.itemsize * workload.on_chip(division, part="layers")
+
+
 def _gathered(workload: Workload, division: Division, layers: int = 2) -> float:
     """Bytes of weights that are whole over fsdp: of the layer in use and of the next one."""
     layer = workload.on_chip(division, gathered=True, part="layer")
     found = layers * workload.itemsize * layer
     if division.zero < 3 and division.fsdp > 1:
-        found += FLOAT32 * workload.on_chip(division, gathered=True)
+        found = workload.itemsize * workload.on_chip(division, gathered=True)
     return found
 
 

@@ -70,17 +70,17 @@ def _weights(workload: Workload, division: Division) -> Iterator[Row]:
     c, n = workload.itemsize, division.microbatches
     used, own = workload.on_chip(division, gathered=True), workload.on_chip(division)
     layers = workload.on_chip(division, gathered=True, part="layers")
-    trained = workload.trained
+    trained, table = workload.trained, workload.vocabulary / division.tensor
     if division.fsdp > 1:
+        kind = "all-reduce" if division.zero == 1 else "reduce-scatter"
         if division.zero == 3:
             yield "fsdp", "all-gather", "weights of each layer, twice", 2 * n * c * layers, True
-            yield "fsdp", "all-gather", "tables", c * (used - layers), True
+            yield "fsdp", "all-gather", "token table, and head once", (n + 1) * c * table, True
         else:
-            yield "fsdp", "all-gather", "all weights", FLOAT32 * used, False
-        kind = "all-reduce" if division.zero == 1 else "reduce-scatter"
+            yield "fsdp", "all-gather", "all weights", c * used, False
         yield "fsdp", kind, "gradients of layers", n * c * layers * trained, True
-        tables = (FLOAT32 + c) * workload.vocabulary / division.tensor
-        yield "fsdp", kind, "gradients of table and head", n * tables * trained, True
+        ends = n * (FLOAT32 + c) * table * trained
+        yield "fsdp", "reduce-scatter", "gradients of table and head", ends, True
     # What is summed over data and context is cut over fsdp already, but not with ZeRO-1.
     summed = used if division.zero == 1 else own
     once = division.sums_once or division.stage > 1

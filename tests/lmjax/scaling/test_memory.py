@@ -61,7 +61,8 @@ def test_zero_stages_gather():
     assert found[1].gradients == pytest.approx(2 * whole, rel=0.04)
     assert found[2].gradients == pytest.approx(whole * 9 / 8, rel=0.04)
     assert found[3].gradients == pytest.approx(2 * whole / 8, rel=0.04)
-    assert found[1].gathered == found[2].gathered >= whole > found[3].gathered
+    assert found[1].gathered == found[2].gathered == pytest.approx(whole / 2)  # bfloat16
+    assert found[3].gathered < whole / 30  # two of 32 layers, or none
 
 
 def test_an_average_and_few_trained_parameters():
