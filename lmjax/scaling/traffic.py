@@ -68,11 +68,11 @@ Row = tuple[str, str, str, float, bool]  # axis, kind, what, bytes of the result
 def _weights(workload: Workload, division: Division) -> Iterator[Row]:
     """Collectives of weights and gradients: over fsdp, and over data and context."""
     c, n = workload.itemsize, division.microbatches
-    used, own = workload.on_chip(division, gathered=True), workload.on_chip(division)
+    used = workload.on_chip(division, gathered=True)
     layers = workload.on_chip(division, gathered=True, part="layers")
     trained, table = workload.trained, workload.vocabulary / division.tensor
     if division.fsdp > 1:
-        kind = "all-reduce" if division.zero == 1 else "reduce-scatter"
+        kind = "all-reduce" if division.zero < 3 else "reduce-scatter"
         if division.zero == 3:
             yield "fsdp", "all-gather", "weights of each layer, twice", 2 * n * c * layers, True
             yield "fsdp", "all-gather", "token table, and head once", (n + 1) * c * table, True
@@ -81,10 +81,11 @@ def _weights(workload: Workload, division: Division) -> Iterator[Row]:
         yield "fsdp", kind, "gradients of layers", n * c * layers * trained, True
         ends = n * (FLOAT32 + c) * table * trained
         yield "fsdp", "reduce-scatter", "gradients of table and head", ends, True
-    # What is summed over data and context is cut over fsdp already, but not with ZeRO-1.
-    summed = used if division.zero == 1 else own
+    # What is summed over data and context is cut over fsdp already, but not with ZeRO 1 and 2.
+    cut = workload.on_chip(division, gathered=division.zero < 3, part="layers")
     once = division.sums_once or division.stage > 1
-    size = (1 if once else n) * c * summed * trained
+    size = c * cut + (FLOAT32 + c) * table / division.fsdp
+    size *= (1 if once else n) * trained
     for axis in ("data", "context"):
         if getattr(division, axis) > 1:
             yield axis, "all-reduce", "gradients", size, not once
@@ -99,8 +100,8 @@ def _activations(workload: Workload, division: Division) -> Iterator[Row]:
     parallel = isinstance(model.arrangement, Parallel)
     if division.tensor > 1:
         passes = 2 if parallel else 4
-        if division.remat != "none":
-            passes += 1  # the sum in the middle of a block, of which the rest is made again
+        if division.remat == "full" and not parallel:
+            passes += 1  # the sum in the middle of a block, on which what is made again depends
         sums = n * passes * in_layers * model.hidden
         yield "tensor", "all-reduce", "activations of each layer", sums, False
         yield "tensor", "all-reduce", "embeddings and the head's gradient", 2 * n * hidden, False

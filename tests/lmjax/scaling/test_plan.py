@@ -52,8 +52,8 @@ def test_zero_3_gathers_every_weight_twice_a_microbatch():
 
 def test_replicas_sum_what_fsdp_left():
     made = plan(data=4, fsdp=16)
-    own = 2 * LLAMA.on_chip(Division(fsdp=16))
-    assert sent(made, "data", "all-reduce") == pytest.approx(2 * own * 3 / 4)
+    own = (2 * WEIGHTS + (4 + 2) * 32_000 * 4096) / 16  # bytes; the table's are float32
+    assert sent(made, "data", "all-reduce") == pytest.approx(2 * own * 3 / 4, rel=1e-3)
 
 
 def test_sums_over_tensor():
@@ -90,7 +90,7 @@ def test_stages_send_activations_and_gradients():
 def test_time_of_products_is_flops_over_the_reachable_peak():
     made = plan("h100:8", fsdp=8, rows=8, remat="full")
     flops = made.tokens * LLAMA.hardware_flops("full")
-    assert made.times["products"] == pytest.approx(flops / (8 * 989.4e12 * 0.53))
+    assert made.times["products"] == pytest.approx(flops / (8 * 989.4e12 * 0.525))
     assert made.bottleneck == "matrix units"
 
 

@@ -40,7 +40,7 @@ def test_many_rows_are_limited_by_products():
 def test_prompts_take_two_flops_a_parameter():
     model = replace(llama("7B"), dtype="bfloat16")
     plan = plan_serving(model, ServedRequests(prompt=512, reply=1), find_cluster("a100:1"))
-    least = 2 * 6.6e9 * 512 / (312e12 * 0.555)
+    least = 2 * 6.6e9 * 512 / (312e12 * 0.55)
     assert plan.first_token == pytest.approx(least, rel=0.05)
 
 
