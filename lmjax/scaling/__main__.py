@@ -5,6 +5,7 @@ python -m lmjax.scaling experiments.gpt3_175b topology=a100-80gb:1024 mesh.tenso
 python -m lmjax.scaling experiments.llama_65b topology=h100:512 model.remat=dots tokens=1.4e12
 python -m lmjax.scaling experiments.gpt3_175b topology=v4:8x8x16 search=true report=plan.html
 python -m lmjax.scaling experiments.llama_65b topology=h100:8 serve=true requests.rows=16
+python -m lmjax.scaling experiments.llama_1b topology=v4:2x2x1 mesh.fsdp=4 compile=true
 
 Settings that are not the planner's own are the experiment's, those of the mesh too. A mesh smaller
 than the topology is repeated along `data`.
