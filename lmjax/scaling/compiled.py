@@ -17,7 +17,7 @@ from lmjax.config import UserError, replace
 from lmjax.parallel import Mesh
 from lmjax.scaling.plan import StepPlan
 from lmjax.scaling.plan_tables import PlanTable, gigabytes
-from lmjax.scaling.program import Program
+from lmjax.scaling.program import CompiledProgram
 from pallas_kernels import topologies
 
 HOST = 4  # chips of the smallest described host
@@ -39,7 +39,7 @@ class CompiledStep:
     temporary: int
     peak: int
     seconds: float
-    program: Program
+    program: CompiledProgram
 
     @functools.cached_property
     def collectives(self) -> dict[tuple[str, int, int], tuple[int, float]]:
@@ -107,7 +107,7 @@ def compile_step(job: Any, plan: StepPlan) -> CompiledStep:
         memory.temp_size_in_bytes,
         memory.peak_memory_in_bytes,
         time.perf_counter() - begin,
-        Program(compiled.as_text()),
+        CompiledProgram(compiled.as_text()),
     )
 
 

@@ -55,7 +55,7 @@ class ProgramCollective:
 
 
 @dataclasses.dataclass(frozen=True)
-class Instruction:
+class HloInstruction:
     """A line of a program.
 
     Attributes:
@@ -72,7 +72,7 @@ class Instruction:
 
 
 @dataclasses.dataclass(frozen=True)
-class Program:
+class CompiledProgram:
     """A compiled program.
 
     Attributes:
@@ -82,14 +82,14 @@ class Program:
     text: str
 
     @functools.cached_property
-    def computations(self) -> dict[str, list[Instruction]]:
+    def computations(self) -> dict[str, list[HloInstruction]]:
         """Instructions of each computation."""
         found, lines = {}, None
         for line in self.text.splitlines():
             if not line.startswith(" ") and (head := COMPUTATION.match(line)):
                 lines = found[head[2]] = []
             elif lines is not None and (match := INSTRUCTION.match(line)):
-                lines.append(Instruction(*match.groups()))
+                lines.append(HloInstruction(*match.groups()))
         return found
 
     @functools.cached_property
@@ -148,7 +148,7 @@ class Program:
                 elif match := re.search(r'cost_estimate.*?"?flops"?:\s*"?(\d+)', line.rest):
                     yield times, float(match[1])
 
-    def _trips(self, line: Instruction) -> int:
+    def _trips(self, line: HloInstruction) -> int:
         """Turns of a loop: what the compiler says, or the number that its condition compares."""
         if match := TRIPS.search(line.rest):
             return int(match[1])
@@ -162,7 +162,7 @@ class Program:
         return max(numbers, default=1)
 
 
-def _called(line: Instruction) -> list[str]:
+def _called(line: HloInstruction) -> list[str]:
     names = CALLED.findall(line.rest)
     if match := BRANCHES.search(line.rest):
         names += [name.strip().lstrip("%") for name in match[1].split(",")]
@@ -181,7 +181,7 @@ def _array_bytes(kind: str, sizes: str) -> int:
     return math.prod(shape) * bits // 8
 
 
-def _size(line: Instruction, kind: str) -> int:
+def _size(line: HloInstruction, kind: str) -> int:
     """Bytes of the results; an asynchronous collective gives its operands as well."""
     arrays = [_array_bytes(*found) for found in ARRAY.findall(line.result)]
     if line.operation.endswith("-start") and kind != "all-reduce":
@@ -206,7 +206,7 @@ def _devices(rest: str) -> int:
     return 1
 
 
-def _operands(line: Instruction, types: dict[str, str]) -> list[tuple[int, ...]]:
+def _operands(line: HloInstruction, types: dict[str, str]) -> list[tuple[int, ...]]:
     """Shapes of the operands, which are written with their types or without."""
     inside = line.rest.partition(")")[0]
     names = re.findall(r"%([\w.\-]+)", inside) or re.findall(r"([\w.\-]+)", inside)
@@ -216,14 +216,14 @@ def _operands(line: Instruction, types: dict[str, str]) -> list[tuple[int, ...]]
     return [_shape(types.get(name, "")) for name in names]
 
 
-def _dot(line: Instruction, types: dict[str, str]) -> float:
+def _dot(line: HloInstruction, types: dict[str, str]) -> float:
     left, *_ = _operands(line, types)
     axes = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", line.rest)
     summed = [left[int(axis)] for axis in axes[1].split(",") if axis] if axes else []
     return 2.0 * math.prod(_shape(line.result)) * math.prod(summed)
 
 
-def _convolution(line: Instruction, types: dict[str, str]) -> float:
+def _convolution(line: HloInstruction, types: dict[str, str]) -> float:
     """FLOPs of a convolution, which a TPU makes products of: only pairs that meet count."""
     left, right = _operands(line, types)[:2]
     labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", line.rest).groups()

@@ -10,7 +10,7 @@ from lmjax.scaling.clusters import find_cluster
 from lmjax.scaling.compiled import CompiledStep, compile_step, compiled_tables, described_devices
 from lmjax.scaling.plan import StepPlan
 from lmjax.scaling.plan_command import PlanCommand
-from lmjax.scaling.program import Program
+from lmjax.scaling.program import CompiledProgram
 from tests.lmjax.scaling.test_program import LOOP
 
 TOPOLOGY = "v4:2x2x1"
@@ -54,7 +54,7 @@ def planned(words):
 
 def test_tables_show_both():
     _, plan = planned(CASES["full"])
-    step = CompiledStep(100, 200, 10**9, 1.0, Program(LOOP))
+    step = CompiledStep(100, 200, 10**9, 1.0, CompiledProgram(LOOP))
     memory, collectives, work = compiled_tables(plan, step)
     assert memory.rows[1][2] == "1.00"
     assert ("all-gather", "4", "inside 1 loops", "5") in [row[:4] for row in collectives.rows]

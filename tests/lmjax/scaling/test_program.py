@@ -6,7 +6,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from lmjax.parallel import Mesh
-from lmjax.scaling.program import Program
+from lmjax.scaling.program import CompiledProgram
 
 LOOP = """HloModule step
 
@@ -43,7 +43,7 @@ ENTRY %main (a: f32[8,16]) -> f32[2,16] {
 
 
 def test_a_loops_body_counts_as_often_as_it_turns():
-    program = Program(LOOP)
+    program = CompiledProgram(LOOP)
     assert program.runs["body"] == (5, 1)
     assert program.runs["main"] == (1, 0)
     found = {(c.kind, c.bytes, c.devices, c.times, c.loops) for c in program.collectives}
@@ -56,16 +56,16 @@ def test_a_loops_body_counts_as_often_as_it_turns():
 
 def test_a_compiler_may_say_how_often_a_loop_turns():
     told = 'body=%body, backend_config={"known_trip_count":{"n":"7"}}'
-    assert Program(LOOP.replace("body=%body", told)).runs["body"] == (7, 1)
+    assert CompiledProgram(LOOP.replace("body=%body", told)).runs["body"] == (7, 1)
 
 
 def test_flops_of_all_loops():
     """A product of [8, 16] . [16, 16] five times, and one of [8, 16] . [16, 32]."""
-    assert Program(LOOP).flops == 5 * 2 * 8 * 16 * 16 + 2 * 8 * 16 * 32
+    assert CompiledProgram(LOOP).flops == 5 * 2 * 8 * 16 * 16 + 2 * 8 * 16 * 32
 
 
 def test_bytes_that_leave_a_device():
-    sent = {one.kind: one.sent for one in Program(LOOP).collectives}
+    sent = {one.kind: one.sent for one in CompiledProgram(LOOP).collectives}
     assert sent["all-gather"] == 5 * 512 * 3 / 4
     assert sent["reduce-scatter"] == 512 * 3 / 4
     assert sent["collective-permute"] == 512
@@ -99,7 +99,7 @@ def test_flops_of_convolutions(shapes):
         f"  %a = {left} parameter(0)\n  %b = {right} parameter(1)\n"
         f"  ROOT %c = {out} convolution(%a, %b), {rest}\n}}\n"
     )
-    assert Program(text).flops == CONVOLUTIONS[shapes]
+    assert CompiledProgram(text).flops == CONVOLUTIONS[shapes]
 
 
 def test_a_compiled_scan():
@@ -116,7 +116,7 @@ def test_a_compiled_scan():
 
             return jnp.sum(jax.lax.scan(layer, x, weights)[0])
 
-        program = Program(jax.jit(jax.grad(loss)).lower(weights, rows).compile().as_text())
+        program = CompiledProgram(jax.jit(jax.grad(loss)).lower(weights, rows).compile().as_text())
     gathers = [one for one in program.collectives if one.kind == "all-gather"]
     assert sum(one.times * one.bytes for one in gathers) in (n * 6 * 64 * 64 * 4 for n in (1, 2))
     assert {one.devices for one in program.collectives} == {8}
