@@ -142,7 +142,11 @@ MAXTEXT = "MaxText's README and src/maxtext/configs/tpu"
 def megatron_run(
     title: str, sizes: tuple[int, int, int], mesh: dict[str, int], tflops: float, **more: Any
 ) -> PublishedRun:
-    """A row of Megatron's table: hidden, layers, heads; tensor, stage, data and microbatches."""
+    """A row of Megatron's table: hidden, layers, heads; tensor, stage, data and microbatches.
+
+    Rows of a microbatch and chunks of the interleaved schedule are not published: one row, or four
+    without a pipeline, and two chunks are assumed.
+    """
     chunks = {"schedule": "interleaved", "chunks": 2} if mesh.get("stage", 1) > 1 else {}
     division = Division(**mesh, **chunks, remat="full", zero=1, sums_once=True)
     gpus = division.chips
