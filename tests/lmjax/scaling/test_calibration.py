@@ -9,7 +9,8 @@ from lmjax.scaling.calibration import WITHIN, calibration_rows, calibration_tabl
 from lmjax.scaling.clusters import find_cluster
 from lmjax.scaling.flops import count_parameters
 from lmjax.scaling.plan_tables import markdown_rows
-from lmjax.scaling.published_runs import RUNS, maxtext_model, maxtext_v4_model, megatron_model
+from lmjax.scaling.published_models import maxtext_model, maxtext_v4_model, megatron_model
+from lmjax.scaling.published_runs import RUNS
 
 OUTLIERS = "GLM-130B", "MaxText 128B, 128 TPU v5p", "MaxText 1024B"  # by 11 to 19 percent
 README = Path(__file__).parents[3] / "README.md"
