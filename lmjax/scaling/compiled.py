@@ -23,6 +23,10 @@ from pallas_kernels import topologies
 HOST = 4  # chips of the smallest described host
 
 
+class StepDoesNotFit(UserError):
+    """The compiler needs more memory than a chip has; the message says how much."""
+
+
 @dataclasses.dataclass(frozen=True)
 class CompiledStep:
     """A training step that was compiled.
@@ -77,8 +81,8 @@ def compile_step(job: Any, plan: StepPlan) -> CompiledStep:
     """Compiles the training step of a job on a plan's mesh.
 
     Raises:
-      UserError: the model does not divide the mesh, its compiler is missing, or the step needs
-        more memory than a chip has.
+      StepDoesNotFit: the step needs more memory than a chip has.
+      UserError: the model does not divide the mesh, or its compiler is missing.
     """
     division = plan.division
     job = replace(job, mesh=Mesh(**division.sizes), accumulation=division.microbatches)
@@ -100,7 +104,7 @@ def compile_step(job: Any, plan: StepPlan) -> CompiledStep:
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
-            raise UserError(f"the step does not fit: {str(error).splitlines()[0]}") from None
+            raise StepDoesNotFit(f"it does not fit: {str(error).splitlines()[0]}") from None
     memory = compiled.memory_analysis()
     return CompiledStep(
         memory.argument_size_in_bytes,

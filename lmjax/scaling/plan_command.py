@@ -12,7 +12,7 @@ from lmjax.config import UserError, config, fields, parse
 from lmjax.console import duration, make_console
 from lmjax.parallel.schedules import Name
 from lmjax.scaling.clusters import Cluster, find_cluster
-from lmjax.scaling.compiled import compile_step, compiled_tables
+from lmjax.scaling.compiled import StepDoesNotFit, compile_step, compiled_tables
 from lmjax.scaling.costs import Prices, plan_costs
 from lmjax.scaling.division import AXES, Division, microbatches_of, resolve_sizes
 from lmjax.scaling.plan import StepPlan, check_division
@@ -101,9 +101,13 @@ class PlanCommand:
         facts = facts_of(plan, plan_costs(plan.days, cluster, self.prices))
         tables = tables_of(plan)
         if self.compile:
-            step = compile_step(job, plan)
-            tables += compiled_tables(plan, step)
-            notes.append(("compiled", f"in {duration(step.seconds)}"))
+            try:
+                step = compile_step(job, plan)
+            except StepDoesNotFit as error:
+                notes.append(("compiled", str(error)))
+            else:
+                tables += compiled_tables(plan, step)
+                notes.append(("compiled", f"in {duration(step.seconds)}"))
         return [*facts, *notes], tables, plan.division
 
     def searched(self, words: Sequence[str], cluster: Cluster) -> Told:

@@ -8,7 +8,9 @@ import pytest
 
 from lmjax.config import UserError, parse
 from lmjax.parallel.schedules import schedule
+from lmjax.scaling import plan_command
 from lmjax.scaling.__main__ import main
+from lmjax.scaling.compiled import StepDoesNotFit
 from lmjax.scaling.division import Division
 from lmjax.scaling.plan_command import PlanCommand, load_experiment, split_words
 from lmjax.scaling.plan_report import pipeline_picture, write_plan
@@ -51,6 +53,17 @@ def test_a_plan_that_does_not_fit_is_printed_all_the_same(tell):
     assert "mesh.data=4 mesh.fsdp=32" in out
     assert "mesh.data=8: the mesh is repeated" in out
     assert "Communication of a step" in out
+
+
+def test_a_step_that_the_compiler_refuses_is_planned_all_the_same(tell, monkeypatch):
+    def refuse(job, plan):
+        raise StepDoesNotFit("it does not fit: 60 GB")
+
+    monkeypatch.setattr(plan_command, "compile_step", refuse)
+    code, out, _ = tell(GPT3, "topology=v4:8x8x16", "compile=true")
+    assert code == 0
+    assert re.search("compiled +it does not fit: 60 GB", out)
+    assert "Memory of a chip" in out
 
 
 def test_a_pipeline(tell):
