@@ -53,17 +53,18 @@ def has_tpu_compiler() -> bool:
 
 
 @functools.cache
-def tpu(chip: str) -> tuple[jax.Device, ...]:
-    """The devices of one host of described TPUs; nothing runs on them.
+def tpu(chip: str, shape: tuple[int, ...] | None = None) -> tuple[jax.Device, ...]:
+    """The devices of one host of described TPUs, or of a slice; nothing runs on them.
 
     A program compiles for them by `jax.jit(f).lower(*shapes).compile()`, where every shape is a
     `jax.ShapeDtypeStruct` with a sharding over these devices.
 
     Args:
         chip: one of `TPUS`.
+        shape: chips along each dimension of a slice, of which a host has two by two; None: a host.
 
     Raises:
-        ValueError: there is no description of that chip.
+        ValueError: there is no description of that chip, or no slice of that shape.
         NoCompiler: libtpu is not installed.
     """
     if chip not in TPUS:
@@ -73,7 +74,12 @@ def tpu(chip: str) -> tuple[jax.Device, ...]:
     for name, value in TPU_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     topology, options = TPUS[chip]
-    described = topologies.get_topology_desc(platform="tpu", topology_name=topology, **options)
+    if shape is not None:
+        topology = f"{topology.partition(':')[0]}:{'x'.join(map(str, shape))}"
+    try:
+        described = topologies.get_topology_desc(platform="tpu", topology_name=topology, **options)
+    except jax.errors.JaxRuntimeError as error:
+        raise ValueError(f"no slice {topology}: {error}") from None
     return tuple(described.devices)
 
 

@@ -9,7 +9,7 @@ from typing import Literal
 from lmjax.config import UserError, config
 from lmjax.data.cleaning.corpus_step import CorpusStep
 from lmjax.data.cleaning.formats import JsonLinesOutput, OutputFormat
-from lmjax.data.cleaning.pipeline import CleaningRecipe, Pipeline, flat
+from lmjax.data.cleaning.pipeline import CleaningPipeline, CleaningRecipe, flat
 from lmjax.data.cleaning.shard_pass import DOCUMENTS, FINDINGS, LEFT_OUT, Collection
 from lmjax.data.cleaning.step import Step
 from lmjax.files import local_path
@@ -73,7 +73,7 @@ class Cleaning(Job):
         with lock_run_folder(self) as folder:
             log.title(folder.path.name, folder.location)
             if not folder.results():
-                pipeline = Pipeline(
+                pipeline = CleaningPipeline(
                     self.sources,
                     flat(self.steps),
                     self.written,

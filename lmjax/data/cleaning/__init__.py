@@ -23,7 +23,7 @@ from lmjax.data.cleaning.languages import LanguageFilter
 from lmjax.data.cleaning.main_text import MainText
 from lmjax.data.cleaning.near_duplicates import MinHash
 from lmjax.data.cleaning.personal import PersonalData
-from lmjax.data.cleaning.pipeline import CleaningRecipe, Pipeline
+from lmjax.data.cleaning.pipeline import CleaningPipeline, CleaningRecipe
 from lmjax.data.cleaning.quality import QualityFilter
 from lmjax.data.cleaning.recipes import (
     c4_cleaning,
@@ -42,6 +42,7 @@ __all__ = [
     "ArrayRecordOutput",
     "BadWords",
     "C4Lines",
+    "CleaningPipeline",
     "CleaningRecipe",
     "Collection",
     "CorpusStep",
@@ -61,7 +62,6 @@ __all__ = [
     "OutputFormat",
     "ParquetOutput",
     "PersonalData",
-    "Pipeline",
     "PlantedQuestions",
     "QualityFilter",
     "RepairText",

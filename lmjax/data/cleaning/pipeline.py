@@ -101,7 +101,7 @@ class Summary(NamedTuple):
         return cls(**values | {"ledgers": ledgers})
 
 
-class Pipeline:
+class CleaningPipeline:
     """A cleaning in its folder.
 
     All numbers of shards depend on the sources alone, so that any number of workers makes the same

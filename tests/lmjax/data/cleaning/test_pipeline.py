@@ -26,7 +26,7 @@ from lmjax.data.cleaning.heuristics import GopherQuality
 from lmjax.data.cleaning.ledger import Ledger, stricter
 from lmjax.data.cleaning.near_duplicates import MinHash
 from lmjax.data.cleaning.personal import PersonalData
-from lmjax.data.cleaning.pipeline import CleaningRecipe, Pipeline, flat
+from lmjax.data.cleaning.pipeline import CleaningPipeline, CleaningRecipe, flat
 from lmjax.data.cleaning.shard_pass import Collection
 from lmjax.data.cleaning.step import Step
 
@@ -77,7 +77,9 @@ def pipeline(corpus, output, written=None, steps=None, **options):
     }
     collections = tuple(Collection(name=name, source=one) for name, one in source.items())
     written = written or JsonLinesOutput()
-    return Pipeline(collections, usual if steps is None else steps, written, output, **options)
+    return CleaningPipeline(
+        collections, usual if steps is None else steps, written, output, **options
+    )
 
 
 def made(output):
@@ -210,7 +212,7 @@ def test_nothing_is_done_twice(corpus, undisturbed, tmp_path, monkeypatch):
     pipeline(corpus, tmp_path).run()
     assert made(tmp_path) == made(undisturbed[0])
     # A finished one is not even begun.
-    monkeypatch.setattr(Pipeline, "_shards", None)
+    monkeypatch.setattr(CleaningPipeline, "_shards", None)
     assert pipeline(corpus, tmp_path).run().findings == undisturbed[1].findings
 
 
@@ -238,7 +240,7 @@ def test_what_an_earlier_cleaning_has_kept_is_known(corpus, tmp_path, unit):
     def slice_of(pattern, output, *earlier):
         collection = Collection(name="c", source=JsonLines(path=f"{corpus}/{pattern}.jsonl"))
         (tmp_path / output).mkdir()
-        Pipeline(
+        CleaningPipeline(
             (collection,), steps(*map(str, earlier)), JsonLinesOutput(), tmp_path / output
         ).run()
         found = CleanedDocuments(path=str(tmp_path / output)).documents()
@@ -304,7 +306,7 @@ def test_damage_is_counted_and_listed(tmp_path):
         collections = (Collection(name="c", source=source),)
         steps = (Failing(), ExactDuplicates())
         options = {"on_error": step_error, "most_bytes": 400}
-        return Pipeline(collections, steps, JsonLinesOutput(), output, **options).run()
+        return CleaningPipeline(collections, steps, JsonLinesOutput(), output, **options).run()
 
     with pytest.raises(UserError, match=r"a\.jsonl, line 2: there is no field 'text'"):
         run("raise", "raise")
@@ -356,7 +358,7 @@ def test_older_editions_of_novels_are_found_and_no_novel_is_lost(tmp_path):
     books = TextFiles(path=tuple(map(str, BOOKS)), on_error="replace")
     step = NearDuplicates(minhash=MinHash(bands=20, rows=6), similarity=0.5)
     collections = (Collection(name="books", source=books),)
-    Pipeline(collections, (step,), JsonLinesOutput(), tmp_path).run()
+    CleaningPipeline(collections, (step,), JsonLinesOutput(), tmp_path).run()
     kept = [d.identity for d in CleanedDocuments(path=str(tmp_path)).documents()]
     names = {path.name for path in BOOKS if "-old" not in path.name}
     assert {os.path.basename(one).rpartition(":")[0] for one in kept} == names

@@ -1,0 +1,120 @@
+"""Communication of a training step between chips, by axis of the mesh.
+
+Bytes are those that leave each chip: of an array that is gathered or scattered over n chips, the
+part (n - 1) / n of its size, of one that is summed twice that (rings; Thakur et al. 2005). They
+follow what `tests/lmjax/training/test_collectives.py` counts in compiled programs, with what the
+TPU's compiler adds up first: a sum in forward and one in backward for attention and feed-forward
+each, of parallel blocks one for both.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+from lmjax.models.residual import Parallel
+from lmjax.scaling.clusters import Cluster
+from lmjax.scaling.division import Division
+from lmjax.scaling.workload import FLOAT32, Workload
+
+SUM_MATRICES = 2  # bytes of a number of a weight's gradient where it is summed: the compute dtype
+
+
+@dataclasses.dataclass(frozen=True)
+class Traffic:
+    """Bytes that one kind of collective moves in a step.
+
+    Attributes:
+      axis: of the mesh.
+      kind: of the collective.
+      what: is moved.
+      bytes: that each chip sends in a step.
+      hidden: whether chips compute meanwhile, as far as they have work.
+      seconds: that the links need.
+    """
+
+    axis: str
+    kind: str
+    what: str
+    bytes: float
+    hidden: bool
+    seconds: float
+
+
+def plan_traffic(workload: Workload, division: Division, cluster: Cluster) -> tuple[Traffic, ...]:
+    """All communication of a step.
+
+    Args:
+      workload: the model and its batch.
+      division: how they are divided over chips.
+      cluster: the chips and their links.
+    """
+    rates = cluster.rates(division.sizes)
+    found = []
+    for axis, kind, what, size, hidden in (
+        *_weights(workload, division),
+        *_activations(workload, division),
+    ):
+        chips = getattr(division, axis)
+        times = {"all-reduce": 2, "collective-permute": chips / (chips - 1)}.get(kind, 1)
+        sent = size * times * (chips - 1) / chips
+        found.append(Traffic(axis, kind, what, sent, hidden, sent / rates[axis]))
+    return tuple(found)
+
+
+Row = tuple[str, str, str, float, bool]  # axis, kind, what, bytes of the result, hidden
+
+
+def _weights(workload: Workload, division: Division) -> Iterator[Row]:
+    """Collectives of weights and gradients: over fsdp, and over data and context."""
+    c, n = workload.itemsize, division.microbatches
+    used = workload.on_chip(division, gathered=True)
+    layers = workload.on_chip(division, gathered=True, part="layers")
+    trained, table = workload.trained, workload.vocabulary / division.tensor
+    if division.fsdp > 1:
+        kind = "all-reduce" if division.zero < 3 else "reduce-scatter"
+        if division.zero == 3:
+            yield "fsdp", "all-gather", "weights of each layer, twice", 2 * n * c * layers, True
+            yield "fsdp", "all-gather", "token table, and head once", (n + 1) * c * table, True
+        else:
+            yield "fsdp", "all-gather", "all weights", c * used, False
+        yield "fsdp", kind, "gradients of layers", n * c * layers * trained, True
+        ends = n * (FLOAT32 + c) * table * trained
+        yield "fsdp", "reduce-scatter", "gradients of table and head", ends, True
+    # What is summed over data and context is cut over fsdp already, but not with ZeRO 1 and 2.
+    cut = workload.on_chip(division, gathered=division.zero < 3, part="layers")
+    once = division.sums_once or division.stage > 1
+    size = c * cut + (FLOAT32 + c) * table / division.fsdp
+    size *= (1 if once else n) * trained
+    for axis in ("data", "context"):
+        if getattr(division, axis) > 1:
+            yield axis, "all-reduce", "gradients", size, not once
+
+
+def _activations(workload: Workload, division: Division) -> Iterator[Row]:
+    """Collectives of activations: over tensor, context and stage."""
+    model, c = workload.model, workload.itemsize
+    n, tokens = division.microbatches, division.rows * workload.length / division.context
+    hidden = c * tokens * model.hidden
+    in_layers = c * workload.token_layers(division)  # bytes of a number of each token and layer
+    parallel = isinstance(model.arrangement, Parallel)
+    if division.tensor > 1:
+        passes = 2 if parallel else 4
+        if division.remat == "full" and not parallel:
+            passes += 1  # the sum in the middle of a block, on which what is made again depends
+        sums = n * passes * in_layers * model.hidden
+        yield "tensor", "all-reduce", "activations of each layer", sums, False
+        yield "tensor", "all-reduce", "embeddings and the head's gradient", 2 * n * hidden, False
+    if division.context > 1:
+        attention = model.attention
+        shards = 1 if attention.kv_heads % division.tensor else division.tensor
+        keys = 2 * attention.kv_heads * attention.head_dim / shards
+        whole = in_layers * division.context * keys * n
+        times = 1 if division.remat == "none" else 2
+        yield "context", "all-gather", "keys and values of each layer", times * whole, False
+        yield "context", "reduce-scatter", "gradients of keys and values", whole, False
+    if division.stage > 1:
+        chunks = division.chunks if division.schedule == "interleaved" else 1
+        chunks = 2 if division.schedule == "zb_v" else chunks
+        sent = 2 * n * chunks * hidden
+        yield "stage", "collective-permute", "activations and their gradients", sent, True

@@ -1,0 +1,145 @@
+"""Counts of parameters, FLOPs and bytes against the traced model on a mesh, and its residuals."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import nnx
+
+from lmjax.config import replace
+from lmjax.models import abstract, bert, bloom, falcon, glm, gpt2, llama, opt, palm, t5
+from lmjax.models.batch import Batch
+from lmjax.parallel import Mesh, training_layout
+from lmjax.scaling.division import Division
+from lmjax.scaling.flops import count_parameters, forward_flops_per_token
+from lmjax.scaling.workload import Workload, workload_of
+from lmjax.training.optimizers import Adafactor, AdamW, Lion, Muon
+
+TINY = dict(num_layers=4, hidden=96, vocab_size=250, max_length=64)
+FAMILIES = {
+    "gpt2": gpt2("124M"),
+    "opt": opt("350M"),  # narrow embeddings
+    "bloom": bloom("560M"),
+    "llama": llama("7B"),
+    "falcon": falcon("40B"),
+    "palm": palm("8B"),  # one key head
+    "glm": glm("110M"),
+    "bert": bert("base"),
+    "t5": t5("small"),
+}
+
+
+def tiny(name):
+    """A family's model with few and small layers, and its sharing of key heads."""
+    config = FAMILIES[name]
+    kv_heads = {"falcon": 2, "palm": 1}.get(name)
+    attention = replace(config.attention, num_heads=8, num_kv_heads=kv_heads, head_dim=16)
+    feed_forward = replace(config.feed_forward, size=320)
+    config = replace(config, **TINY, attention=attention, feed_forward=feed_forward)
+    if config.embedding_size:
+        config = replace(config, embedding_size=32)
+    return replace(config, encoder_layers=4) if hasattr(config, "encoder_layers") else config
+
+
+def workload(config, **settings):
+    return Workload(config, 64, 8, 1e9, **settings)
+
+
+MESHES = [dict(fsdp=1), dict(fsdp=4), dict(fsdp=2, tensor=4), dict(fsdp=1, tensor=8), dict(data=2)]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("sizes", MESHES, ids=str)
+def test_parameters_of_a_chip_are_those_of_the_layout(name, sizes):
+    config = tiny(name)
+    mesh = Mesh(**({"fsdp": 1} | sizes))
+    with jax.sharding.use_abstract_mesh(mesh.abstract(math.prod(sizes.values()))):
+        _, shapes = abstract(config, training_layout())
+    expected = sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) for leaf in jax.tree.leaves(shapes)
+    )
+    assert workload(config).on_chip(Division(**sizes)) == expected
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_flops_add_up(name):
+    made = workload(tiny(name))
+    forward = forward_flops_per_token(made.model, 64)
+    assert sum(made.forward_parts.values()) == pytest.approx(forward)
+    assert made.model_flops == pytest.approx(3 * forward)
+    assert made.count == count_parameters(made.model).total
+
+
+def test_recomputed_flops():
+    made = workload(tiny("llama"))
+    parts, model = made.forward_parts, made.model_flops
+    scores = 0.5 * parts["attention"]
+    assert made.hardware_flops("none") == pytest.approx(model + scores + parts["head"])
+    assert made.attention_flops("none") == pytest.approx(3.5 * parts["attention"])
+    extra = parts["products"] + parts["attention"]
+    assert made.hardware_flops("full") == pytest.approx(made.hardware_flops("none") + extra)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "numbers"),
+    [(AdamW(), 2), (Lion(), 1), (AdamW(decay_to="start"), 3), (Adafactor(factored=False), 1)],
+)
+def test_state_of_optimizers(optimizer, numbers):
+    share = workload(tiny("llama"), optimizer=optimizer).optimizer_share
+    assert share == pytest.approx(numbers, rel=0.01)
+
+
+def test_state_of_factored_and_mixed_optimizers():
+    wide = replace(tiny("llama"), hidden=256)
+    factored = workload(wide, optimizer=Adafactor(smallest_factored=32)).optimizer_share
+    assert factored < 0.1
+    muon = workload(wide, optimizer=Muon()).optimizer_share
+    assert 1 < muon < 2
+
+
+def residual_bytes(config, remat, length=256):
+    """Bytes a layer and token of what backward reads, as JAX decides it, attention's scores aside.
+
+    The chunked attention of a CPU keeps what differs from a kernel: those arrays are left out.
+    """
+    config = replace(config, dtype="bfloat16", remat=remat, max_length=length)
+    with jax.sharding.use_abstract_mesh(Mesh(fsdp=1).abstract(1)):
+        graph, shapes = abstract(config, training_layout())
+
+        def kept(params, x, tokens):
+            def run(params, x):
+                batch = Batch(tokens=tokens, positions=tokens, segments=tokens)
+                return nnx.merge(graph, params).run(x, batch)[0]
+
+            return jax.vjp(run, params, x)[1]
+
+        x = jax.ShapeDtypeStruct((1, length, config.hidden), jnp.bfloat16)
+        tokens = jax.ShapeDtypeStruct((1, length), jnp.int32)
+        kept = jax.eval_shape(kept, shapes, x, tokens)
+    found = 0
+    for leaf in jax.tree.leaves(kept):
+        layers, *rest = leaf.shape or (0,)
+        if layers == config.num_layers and length in rest and 64 not in rest:
+            found += math.prod(rest) * leaf.dtype.itemsize / length
+    return found
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "palm", "falcon", "bloom"])
+@pytest.mark.parametrize("remat", ["none", "dots", "full"])
+def test_activations_are_what_jax_keeps(name, remat):
+    """Within 3 percent: a number or two of each token (rooted means, logarithms) are left out."""
+    config = tiny(name)
+    kept = workload(replace(config, dtype="bfloat16")).kept_bytes(remat)
+    assert kept == pytest.approx(residual_bytes(config, remat), rel=0.03)
+
+
+def test_an_experiment_is_a_workload():
+    from experiments.gpt3_175b import experiment
+
+    made = workload_of(experiment)
+    assert made.count == 174_604_259_328
+    assert (made.rows, made.length) == (1536, 2048)
+    assert made.tokens == pytest.approx(300e9, rel=1e-3)
+    assert made.model_flops == experiment.flops_per_token()
+    assert workload_of(experiment, 1e9).tokens == 1e9
