@@ -255,7 +255,8 @@ def workload_of(job: Any, tokens: float | None = None) -> Workload:
     Raises:
       UserError: the experiment trains no model by itself.
     """
-    model_of(job)
+    if model_of(job).feed_forward.reads_rows:
+        raise UserError("model.feed_forward: mixtures of experts are not planned")
     batch = batches(job.example_shapes())[0]
     length = batch.tokens.shape[1]
     source = None if batch.encoder is None else batch.encoder.tokens.shape[1]
