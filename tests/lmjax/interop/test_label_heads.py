@@ -56,6 +56,7 @@ SETTINGS = {
     "T5": T5,
     "Llama": LLAMA,
     "Mistral": LLAMA | {"sliding_window": 4},
+    "Mixtral": LLAMA | {"num_local_experts": 4},
     "Qwen2": LLAMA,
     "Qwen3": LLAMA,
     "Gemma": LLAMA,

@@ -6,13 +6,13 @@ import sys
 
 import pytest
 
-from lmjax.config import UserError, parse
+from lmjax.config import UserError
 from lmjax.parallel.schedules import schedule
 from lmjax.scaling import plan_command
 from lmjax.scaling.__main__ import main
 from lmjax.scaling.compiled import StepDoesNotFit
 from lmjax.scaling.division import Division
-from lmjax.scaling.plan_command import PlanCommand, load_experiment, split_words
+from lmjax.scaling.plan_command import load_experiment, split_words
 from lmjax.scaling.plan_report import pipeline_picture, write_plan
 
 GPT3 = "experiments.gpt3_175b"
@@ -211,5 +211,3 @@ def test_words_in_a_page_are_no_tags(tmp_path):
 def test_an_experiment_must_exist():
     with pytest.raises(UserError, match="No module named 'experimentz'"):
         load_experiment("experimentz.gpt3_175b")
-    with pytest.raises(UserError, match="chunks=0"):
-        parse(PlanCommand(), ["pipeline.chunks=0"])
