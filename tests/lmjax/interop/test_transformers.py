@@ -297,6 +297,8 @@ def test_refused_settings_are_named(tmp_path, kind, key, value):
     given = {outer[0]: {inner: value}} if outer else {key: value}
     if key == "layer_types":
         given["num_hidden_layers"] = 2
+    if key == "num_ln_in_parallel_attn":
+        given["new_decoder_architecture"] = False
     text = json.dumps({"model_type": kind, **settings, **given})
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(UserError) as error:
