@@ -11,6 +11,7 @@ from pallas_kernels.grouped_product import tpu
 from pallas_kernels.grouped_product.blocks import blocks
 from pallas_kernels.grouped_product.ragged import ragged
 from pallas_kernels.grouped_product.reference import reference
+from pallas_kernels.manual_axes import on_each_device
 
 PLAIN = {"reference": reference, "ragged": ragged, "blocks": blocks}  # in XLA
 IMPLEMENTATIONS = (*PLAIN, "tpu")
