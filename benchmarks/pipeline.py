@@ -13,7 +13,7 @@ from typing import Any
 from benchmarks.harness import keep_to_cores, save, seconds_of, spread, table
 from lmjax.config import UserError, config, replace
 from lmjax.launch import exit_on_user_error, from_command_line
-from lmjax.parallel.schedules import Name
+from lmjax.parallel.schedules import Name, schedule
 
 
 @config
@@ -37,8 +37,8 @@ class PipelineBenchmark:
             raise UserError(f"rounds={self.rounds}: it must be at least 1")
 
 
-def steps(settings: PipelineBenchmark) -> tuple[dict[str, Any], dict[str, float]]:
-    """A compiled gradient of each side, and its time by formula, in sequential steps."""
+def steps(settings: PipelineBenchmark) -> dict[str, Any]:
+    """A compiled gradient of each side."""
     import jax
     import numpy as np
 
@@ -90,19 +90,21 @@ def steps(settings: PipelineBenchmark) -> tuple[dict[str, Any], dict[str, float]
 
     # A stage computes each of its blocks once more in backward: so does this model.
     sides = {"sequential": gradient(1, replace(model, remat="full"))}
-    formulas = {"sequential": 1.0}
     for name in settings.schedules:
-        pipeline = Pipeline(schedule=name)
-        sides[name] = gradient(settings.stages, model, pipeline=pipeline)
-        mesh = Mesh(stage=settings.stages, fsdp=1).abstract(settings.stages)
-        with jax.sharding.use_abstract_mesh(mesh):
-            made = pipeline.made(settings.microbatches)
-        # Forward passes of all blocks are the unit. Before gradients of inputs the part is computed
-        # again, and before those of weights, where they are apart, it is with gradients of inputs.
-        times = (1, 2, 3 if made.split else 1)
-        duration = made.duration(*(time / len(made.holder) for time in times))
-        formulas[name] = duration / (4 * settings.microbatches)
-    return sides, formulas
+        sides[name] = gradient(settings.stages, model, pipeline=Pipeline(schedule=name))
+    return sides
+
+
+def formula(name: Name, settings: PipelineBenchmark) -> float:
+    """Duration of a schedule in sequential steps.
+
+    Forward passes of all blocks are the unit. Before gradients of inputs the part is computed
+    again, and before those of weights, where they are apart, it is with gradients of inputs.
+    """
+    made = schedule(name, settings.stages, settings.microbatches)
+    times = (1, 2, 3 if made.split else 1)
+    duration = made.duration(*(time / len(made.holder) for time in times))
+    return duration / (4 * settings.microbatches)
 
 
 def main() -> None:
@@ -112,7 +114,9 @@ def main() -> None:
     flags = os.environ.get("XLA_FLAGS", "")
     os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_multi_thread_eigen=false"
     keep_to_cores(settings.stages)
-    sides, formulas = steps(settings)
+    sides = steps(settings)
+    formulas = {name: formula(name, settings) for name in settings.schedules}
+    formulas["sequential"] = 1.0
     rounds: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(settings.rounds):
         for name, run in sides.items():

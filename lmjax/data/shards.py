@@ -61,7 +61,7 @@ def make_shards(
     parts = source.parts()
     tasks: list[Task] = []
     before = 0
-    for shard in _group(parts, sum(part.size for part in parts)):
+    for shard in grouped(parts, SHARDS):
         tasks.append(Task(source, shard, held_out, before))
         before += tasks[-1].size
     start = functools.partial(_same, tokenizer)
@@ -84,9 +84,15 @@ def _load(folder: pathlib.Path) -> Tokenizer:
     return tokenizer
 
 
-def _group(parts: tuple[Part, ...], total: int) -> Iterator[tuple[Part, ...]]:
-    """Neighbouring parts together; independent of the number of workers, so that any may go on."""
-    wanted = min(SHARD, total // SHARDS)
+def grouped(parts: Sequence[Part], shards: int) -> Iterator[tuple[Part, ...]]:
+    """Neighbouring parts together; independent of the number of workers, so that any may go on.
+
+    Args:
+      parts: of a source.
+      shards: groups that a small corpus is divided into, about; those of a large one have `SHARD`
+        bytes.
+    """
+    wanted = min(SHARD, sum(part.size for part in parts) // shards)
     group: list[Part] = []
     size = 0
     for part in parts:

@@ -128,6 +128,8 @@ class PlanCommand:
         mesh, others = _mesh_words(words)
         job = parse(load_experiment(self.experiment), others)
         workload = workload_of(job, self.tokens)
+        if job.mesh.expert != 1:
+            raise UserError(f"mesh.expert={job.mesh.expert}: the axis of experts is not planned")
         if job.model.remat not in PLANNED_REMAT:
             known = ", ".join(PLANNED_REMAT)
             raise UserError(f"model.remat={job.model.remat}: the planner knows {known}")

@@ -202,23 +202,19 @@ class Learner:
         if (auxiliary := self._auxiliary(example)) is not None:
             trained = {**trained, AUXILIARY: auxiliary}
 
-        def merged(trained: dict) -> nnx.Module:
+        def loss(
+            trained: dict, example: Example, key: jax.Array, frozen: Any, executor=scan_blocks
+        ) -> Sums:
             own = {name: leaf for name, leaf in trained.items() if name != AUXILIARY}
             model = nnx.merge(graph, _merge(own, rest))
-            model.embedding_gradient = factor
+            model.embedding_gradient, model.executor = factor, executor
+            model.frozen_blocks = self._frozen_blocks
             if auxiliary is not None:
                 model.give_auxiliary(trained[AUXILIARY])
-            return model
-
-        def loss(trained: dict, example: Example, key: jax.Array, frozen: Any) -> Sums:
-            model = merged(trained)
-            model.frozen_blocks = self._frozen_blocks
             return self._loss(model, example, key, frozen)
 
         def loss_by(params: dict, example: Example, key: jax.Array, executor: Executor) -> Sums:
-            model = merged(params)
-            model.executor = executor
-            return self._loss(model, example, key, None)
+            return loss(params, example, key, None, executor)
 
         microbatches = count_microbatches(count_rows(example), self.microbatch, self.layout)
         example = self.objective.normalise(example)

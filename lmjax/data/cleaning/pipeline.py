@@ -40,10 +40,10 @@ from lmjax.data.cleaning.step import Step
 from lmjax.data.documents import Document, Part, Progress, digest, silent
 from lmjax.data.executor import map_items
 from lmjax.data.files import find_files
+from lmjax.data.shards import grouped
 
 WORK = "work"  # folder of what is not finished, in the output
 SUMMARY = "summary.json"  # of a finished cleaning
-SHARD = 16 << 20  # bytes of source that make a shard at least, in a large corpus
 SHARDS = 16  # into which a small collection is divided
 VERSION = "1"  # to be raised when the same settings make other documents
 
@@ -179,7 +179,7 @@ class CleaningPipeline:
         return [
             (number, group)
             for number, collection in enumerate(self.collections)
-            for group in _groups(collection.source.parts())
+            for group in grouped(collection.source.parts(), SHARDS)
         ]
 
     def _begin(self, shards: list[tuple[int, tuple[Part, ...]]]) -> None:
@@ -302,21 +302,6 @@ def _settings_of(collection: Collection) -> str:
 
 def _same(value: Any) -> Any:
     return value
-
-
-def _groups(parts: tuple[Part, ...]) -> Iterator[tuple[Part, ...]]:
-    """Neighbouring parts together, whatever the number of workers."""
-    wanted = min(SHARD, sum(part.size for part in parts) // SHARDS)
-    group: list[Part] = []
-    size = 0
-    for part in parts:
-        group.append(part)
-        size += part.size
-        if size >= wanted:
-            yield tuple(group)
-            group, size = [], 0
-    if group:
-        yield tuple(group)
 
 
 def _forget_documents(folders: Sequence[pathlib.Path]) -> None:
