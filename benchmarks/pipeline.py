@@ -10,6 +10,8 @@ the same microbatches, that recomputes each block as a stage does. Both take tur
 import os
 from typing import Any
 
+import jax
+
 from benchmarks.harness import keep_to_cores, save, seconds_of, spread, table
 from lmjax.config import UserError, config, replace
 from lmjax.launch import exit_on_user_error, from_command_line
@@ -39,7 +41,6 @@ class PipelineBenchmark:
 
 def steps(settings: PipelineBenchmark) -> dict[str, Any]:
     """A compiled gradient of each side."""
-    import jax
     import numpy as np
 
     from lmjax.models import AttentionConfig, FeedForwardConfig, TransformerConfig
@@ -110,7 +111,7 @@ def formula(name: Name, settings: PipelineBenchmark) -> float:
 def main() -> None:
     """Measures and prints."""
     settings = from_command_line(PipelineBenchmark())
-    os.environ["JAX_NUM_CPU_DEVICES"] = str(settings.stages)
+    jax.config.update("jax_num_cpu_devices", settings.stages)
     flags = os.environ.get("XLA_FLAGS", "")
     os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_multi_thread_eigen=false"
     keep_to_cores(settings.stages)
