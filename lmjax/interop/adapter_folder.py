@@ -250,7 +250,7 @@ def _written(
     def whole(part: str) -> dict[str, np.ndarray]:
         found = {layer: leaves.get(f"{layer}.adapter.{part}.weight") for layer in line.layers}
         return {
-            layer: huggingface.whole(leaf, None, "float32")
+            layer: huggingface.whole(leaf, (), "float32")
             for layer, leaf in found.items()
             if leaf is not None
         }

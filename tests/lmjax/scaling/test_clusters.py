@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lmjax.config import UserError
-from lmjax.parallel.mesh import AXES
 from lmjax.scaling.clusters import ACCELERATORS, find_cluster
+from lmjax.scaling.division import AXES
 from pallas_kernels.chips import CHIPS as TPU_CHIPS
 
 
@@ -83,9 +83,12 @@ def test_gpus_of_a_node_share_its_network():
     assert rates("h100:64", tensor=16, data=4) == {"tensor": 360, "data": 45}
 
 
-@given(st.sampled_from(sorted(ACCELERATORS)), st.lists(st.integers(0, 3), min_size=5, max_size=5))
+@given(
+    st.sampled_from(sorted(ACCELERATORS)),
+    st.lists(st.integers(0, 3), min_size=len(AXES), max_size=len(AXES)),
+)
 def test_every_axis_has_a_rate(name, powers):
-    sizes = {axis: 2**power for axis, power in zip(AXES, powers)}
+    sizes = {axis: 2**power for axis, power in zip(AXES, powers, strict=True)}
     found = find_cluster(f"{name}:{math.prod(sizes.values())}").rates(sizes)
     assert found.keys() == set(AXES)
     assert all(rate > 0 for rate in found.values())
