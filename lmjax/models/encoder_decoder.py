@@ -14,7 +14,6 @@ from lmjax.models.attention import Attention, Tables
 from lmjax.models.auxiliary import Auxiliary
 from lmjax.models.batch import Batch
 from lmjax.models.cache import Cache, EncoderCache, LayerCache
-from lmjax.models.executor import Executor, scan_blocks
 from lmjax.models.linear import Builder, dropout
 from lmjax.models.residual import PreNorm
 from lmjax.models.transformer import Block, Stack, Transformer, TransformerConfig
@@ -67,11 +66,9 @@ class EncoderDecoderConfig(TransformerConfig):
         own = TransformerConfig.pairs(self, length, source)
         return own + self.num_layers * source + self.encoder_layers * source * source / length
 
-    def build(
-        self, layout: Layout, rngs: nnx.Rngs, executor: Executor = scan_blocks
-    ) -> EncoderDecoder:
+    def build(self, layout: Layout, rngs: nnx.Rngs) -> EncoderDecoder:
         """See `TransformerConfig.build`."""
-        return EncoderDecoder(self, layout, rngs, executor)
+        return EncoderDecoder(self, layout, rngs)
 
 
 @jax.tree_util.register_dataclass
@@ -153,18 +150,12 @@ class EncoderDecoder(Transformer):
 
     block = DecoderBlock
 
-    def __init__(
-        self,
-        config: EncoderDecoderConfig,
-        layout: Layout,
-        rngs: nnx.Rngs,
-        executor: Executor = scan_blocks,
-    ):
-        super().__init__(config, layout, rngs, executor)
+    def __init__(self, config: EncoderDecoderConfig, layout: Layout, rngs: nnx.Rngs):
+        super().__init__(config, layout, rngs)
         builder = Builder(
             config.hidden, config.encoder_layers, config.initializer, config.dtype, layout, rngs
         )
-        self.encoder = Stack(config.encoder, builder, executor)
+        self.encoder = Stack(config.encoder, builder)
 
     def give_auxiliary(self, auxiliary: Auxiliary) -> None:
         """See `Stack.give_auxiliary`; the decoder's layers come first."""

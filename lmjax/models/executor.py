@@ -1,8 +1,8 @@
 """Executors run the blocks of a stack: one compiled body, scanned over stacked parameters.
 
-A model is built with its executor (`abstract(config, layout, executor)`), so that another one, such
-as a pipeline whose stages hold a part of the layers each, takes the place of the scan for every
-family. All that it needs comes as arguments, nothing by closure.
+A model hands its blocks to its `executor`. Another one than the scan, such as a pipeline whose
+stages hold a part of the layers each, takes its place for every family: all that it needs comes as
+arguments, nothing by closure.
 """
 
 from __future__ import annotations

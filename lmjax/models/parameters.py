@@ -10,34 +10,28 @@ from jax.sharding import PartitionSpec
 from jaxtyping import PRNGKeyArray
 
 from lmjax.config import replace
-from lmjax.models.executor import Executor, scan_blocks
 from lmjax.models.lora import merged
 from lmjax.models.quantized import QuantizedWeight, Stored, WeightCode, encoded
 from lmjax.models.transformer import TransformerConfig
 from lmjax.parallel import Layout
 
 
-def abstract(
-    config: TransformerConfig, layout: Layout, executor: Executor = scan_blocks
-) -> tuple[nnx.GraphDef, dict]:
-    """The model's structure and its parameters as shapes with shardings; allocates nothing.
-
-    The structure holds the executor; the parameters are the same with any.
-    """
-    graph, shapes = _traced(config, layout, executor, jax.sharding.get_abstract_mesh())
+def abstract(config: TransformerConfig, layout: Layout) -> tuple[nnx.GraphDef, dict]:
+    """The model's structure and its parameters as shapes with shardings; allocates nothing."""
+    graph, shapes = _traced(config, layout, jax.sharding.get_abstract_mesh())
     return graph, jax.tree.map(lambda leaf: leaf, shapes)  # dictionaries of the caller's own
 
 
 @functools.lru_cache(maxsize=32)
 def _traced(
-    config: TransformerConfig, layout: Layout, executor: Executor, mesh: jax.sharding.AbstractMesh
+    config: TransformerConfig, layout: Layout, mesh: jax.sharding.AbstractMesh
 ) -> tuple[nnx.GraphDef, dict]:
     """See `abstract`; `mesh` is the one that is set."""
     graph = None
 
     def make() -> dict:
         nonlocal graph
-        graph, state = nnx.split(config.build(layout, nnx.Rngs(jax.random.key(0)), executor))
+        graph, state = nnx.split(config.build(layout, nnx.Rngs(jax.random.key(0))))
         return nnx.to_pure_dict(state)
 
     shapes = jax.eval_shape(make)
@@ -45,16 +39,13 @@ def _traced(
 
 
 def initialize(
-    config: TransformerConfig,
-    layout: Layout,
-    key: PRNGKeyArray,
-    executor: Executor = scan_blocks,
+    config: TransformerConfig, layout: Layout, key: PRNGKeyArray
 ) -> tuple[nnx.GraphDef, dict]:
     """The model's structure and freshly drawn parameters, each born on its own devices.
 
     Parameters are a plain nested dict; `nnx.merge(graph, params)` gives the model back.
     """
-    graph, _ = abstract(config, layout, executor)
+    graph, _ = abstract(config, layout)
     return graph, jax.jit(lambda key: draw_parameters(config, layout, key))(key)
 
 

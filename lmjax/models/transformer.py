@@ -146,14 +146,9 @@ class TransformerConfig:
         causal = self.attention.causal
         return sum(attended_keys(length, window, causal) for window in self.windows)
 
-    def build(
-        self, layout: Layout, rngs: nnx.Rngs, executor: Executor = scan_blocks
-    ) -> Transformer:
-        """The model, its parameters drawn from `rngs` and sharded as `layout` says.
-
-        `executor` runs its blocks.
-        """
-        return Transformer(self, layout, rngs, executor)
+    def build(self, layout: Layout, rngs: nnx.Rngs) -> Transformer:
+        """The model, its parameters drawn from `rngs` and sharded as `layout` says."""
+        return Transformer(self, layout, rngs)
 
 
 class Block(nnx.Module):
@@ -220,10 +215,10 @@ class Stack(nnx.Module):
 
     block: ClassVar[type] = Block
 
-    def __init__(
-        self, config: TransformerConfig, builder: Builder, executor: Executor = scan_blocks
-    ):
-        self.config, self.layout, self.executor = config, builder.layout, executor
+    def __init__(self, config: TransformerConfig, builder: Builder):
+        self.config, self.layout = config, builder.layout
+        # Runs the blocks; a training step with a pipeline sets its own.
+        self.executor: Executor = scan_blocks
         # How many blocks, from the first on, the training step has no gradients of.
         self.frozen_blocks = 0
         # Auxiliary losses and measures of all layers, which the training step asks for.
@@ -326,13 +321,7 @@ class Stack(nnx.Module):
 class Transformer(Stack):
     """Embedding, blocks, final norm and head, as the config puts them together."""
 
-    def __init__(
-        self,
-        config: TransformerConfig,
-        layout: Layout,
-        rngs: nnx.Rngs,
-        executor: Executor = scan_blocks,
-    ):
+    def __init__(self, config: TransformerConfig, layout: Layout, rngs: nnx.Rngs):
         builder = Builder(
             config.hidden, config.num_layers, config.initializer, config.dtype, layout, rngs
         )
@@ -357,7 +346,7 @@ class Transformer(Stack):
         if config.embedding_norm is not None:
             self.embedding_norm = config.embedding_norm.build(config.hidden)
 
-        super().__init__(config, builder, executor)
+        super().__init__(config, builder)
         check_layers(config.lora, self.blocks)
         self.head = nnx.data(None)
         if config.word_head and not config.tied_head:

@@ -14,7 +14,6 @@ from lmjax.config import config, preset, replace
 from lmjax.models.attention import Attention, AttentionConfig, Tables
 from lmjax.models.batch import Batch
 from lmjax.models.cache import Cache, LayerCache
-from lmjax.models.executor import Executor, scan_blocks
 from lmjax.models.family import ModelFamily, register
 from lmjax.models.feed_forward import FeedForwardConfig
 from lmjax.models.gpt import size_of
@@ -80,9 +79,9 @@ class XLNetConfig(TransformerConfig):
         own = TransformerConfig.pairs(self, length, source)
         return own + self.num_layers * (length + 2 * (2 * length) / 2)
 
-    def build(self, layout: Layout, rngs: nnx.Rngs, executor: Executor = scan_blocks) -> XLNet:
+    def build(self, layout: Layout, rngs: nnx.Rngs) -> XLNet:
         """See `TransformerConfig.build`."""
-        return XLNet(self, layout, rngs, executor)
+        return XLNet(self, layout, rngs)
 
 
 class TwoStreamAttention(Attention):
@@ -169,14 +168,8 @@ class XLNet(Transformer):
     vector everywhere and sees the tokens of lower ranks than its own.
     """
 
-    def __init__(
-        self,
-        config: XLNetConfig,
-        layout: Layout,
-        rngs: nnx.Rngs,
-        executor: Executor = scan_blocks,
-    ):
-        super().__init__(config, layout, rngs, executor)
+    def __init__(self, config: XLNetConfig, layout: Layout, rngs: nnx.Rngs):
+        super().__init__(config, layout, rngs)
         builder = Builder(
             config.hidden, config.num_layers, config.initializer, config.dtype, layout, rngs
         )

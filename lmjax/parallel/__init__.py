@@ -5,6 +5,7 @@ from lmjax.parallel.layout import Layout as Layout
 from lmjax.parallel.layout import generation_layout as generation_layout
 from lmjax.parallel.layout import training_layout as training_layout
 from lmjax.parallel.mesh import AXES as AXES
+from lmjax.parallel.mesh import DATA as DATA
 from lmjax.parallel.mesh import STAGE as STAGE
 from lmjax.parallel.mesh import Mesh as Mesh
 from lmjax.parallel.mesh import axis_size as axis_size

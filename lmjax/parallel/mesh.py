@@ -15,8 +15,8 @@ from jax.sharding import AbstractMesh, AxisType
 
 from lmjax.config import UserError, config
 
-STAGE = "stage"
-AXES = ("data", "fsdp", "expert", STAGE, "context", "tensor")
+DATA, STAGE = "data", "stage"
+AXES = (DATA, "fsdp", "expert", STAGE, "context", "tensor")
 
 
 @config

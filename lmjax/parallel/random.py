@@ -7,7 +7,7 @@ from collections.abc import Callable
 import jax
 from jax.sharding import PartitionSpec
 
-DATA = "data"
+from lmjax.parallel.mesh import DATA
 
 
 def draw_rows(

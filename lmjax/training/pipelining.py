@@ -22,9 +22,8 @@ from lmjax.models.executor import Executor
 from lmjax.models.layer_by_layer import run_layer_by_layer
 from lmjax.models.stretches import pattern
 from lmjax.objectives import Example, Sums
-from lmjax.parallel import STAGE, axis_size
+from lmjax.parallel import DATA, STAGE, axis_size
 from lmjax.parallel.pipeline import Pieces, evaluated, pipelined
-from lmjax.parallel.random import DATA
 from lmjax.parallel.schedules import Name, PipelineSchedule, schedule
 from lmjax.training.gradients import Zero, divided, scattered, without_fsdp
 

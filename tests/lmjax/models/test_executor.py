@@ -73,7 +73,7 @@ def batch_for(config):
 
 def loss_and_gradients(config, layout, executor, key=1):
     """Of one set of parameters, with dropout where the config has it."""
-    graph, params = initialize(config, layout, jax.random.key(key), executor)
+    graph, params = initialize(config, layout, jax.random.key(key))
     sharding = jax.NamedSharding(
         jax.sharding.get_mesh(), layout.spec("batch", "seq", shape=TOKENS.shape)
     )
@@ -82,6 +82,8 @@ def loss_and_gradients(config, layout, executor, key=1):
     @jax.jit
     def run(params, batch):
         model = nnx.merge(graph, params)
+        for stack in (model, getattr(model, "encoder", model)):
+            stack.executor = executor
         return jnp.sin(model.logits(model(batch, key=jax.random.key(3))[0])).mean()
 
     return jax.device_get(jax.value_and_grad(run)(params, batch))
