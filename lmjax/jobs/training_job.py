@@ -13,7 +13,14 @@ from lmjax.config import UserError, config
 from lmjax.console import RunLog, make_console
 from lmjax.evaluation.evaluator import Evaluator
 from lmjax.jobs.job import Job
-from lmjax.jobs.settings import Checkpoints, ElasticPenalty, Log, at_least, may_change
+from lmjax.jobs.settings import (
+    Checkpoints,
+    ElasticPenalty,
+    Log,
+    Watchdog,
+    at_least,
+    may_change,
+)
 from lmjax.jobs.training_run import TrainingRun
 from lmjax.models import TransformerConfig, abstract
 from lmjax.objectives import Example, Objective
@@ -85,6 +92,7 @@ class TrainingJob(Job):
     evaluators: tuple[Evaluator, ...] = ()  # measures and samples of the model
     checkpoint: Checkpoints = Checkpoints()  # what is kept to go on from
     log: Log = Log()  # of metrics
+    watchdog: Watchdog = Watchdog()  # when processes say who is late
 
     # ---- what a job of one's own says ----------------------------------------------------------
 
