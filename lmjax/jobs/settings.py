@@ -23,6 +23,7 @@ ROUNDING = (
     "pipeline",
     "zero",
     "accumulation",
+    "optimizer_memory",
     "model.remat",
     "model.unroll",
     "model.attention.implementation",
