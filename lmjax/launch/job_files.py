@@ -241,9 +241,10 @@ class TpuVmFile(JobFile):
         """See `JobFile.text`."""
         self.need("zone")
         run = shlex.join(["env", *self.command(words)])
+        uv = "~/.local/bin/uv"  # which brings a newer Python than the machines have
         install = (
-            "python3 -m venv lmjax/.venv && lmjax/.venv/bin/pip install -q -e 'lmjax[tpu,gcs]' "
-            "-f https://storage.googleapis.com/jax-releases/libtpu_releases.html"
+            f"cd lmjax && pip install -q uv && {uv} venv -q --python 3.12 .venv && "
+            f"{uv} pip install -q -e '.[tpu,gcs]'"
         )
         inside = f'cd lmjax && PATH="$PWD/.venv/bin:$PATH" {run}'
         where = f"{self.job} --zone={shlex.quote(self.zone)}"

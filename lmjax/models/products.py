@@ -71,11 +71,11 @@ class Product:
         outputs = weight.ndim - self.inputs
         over = tuple(range(2, 2 + outputs)), tuple(range(self.inputs, weight.ndim))
         d_x = self.dot(gradient, weight, over, jax.typeof(x).sharding.spec, BACKWARD)
-        # Both sides are cut along the batch: the sums over devices are of this very result.
-        spec = jax.typeof(weight).sharding.spec
+        # Both sides are cut along the batch. Asked for as it is stored, the result is summed over
+        # the devices that share a weight first, and of replicas each shard alone.
+        spec = jax.typeof(stored).sharding.spec
         d_weight = self.dot(x, gradient, ((0, 1), (0, 1)), spec, FORWARD, jnp.float32)
-        d_stored = jax.reshard(d_weight, jax.typeof(stored).sharding.spec)
-        return d_x, d_stored.astype(stored.dtype)
+        return d_x, d_weight.astype(stored.dtype)
 
     def dot(
         self,
