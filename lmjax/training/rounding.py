@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, BFloat16, Float, Float32, Int, PRNGKeyArray, PyTree
+from jaxtyping import Array, BFloat16, Float32, Int, PRNGKeyArray, PyTree
 
 Stored = Literal["float32", "bfloat16"]
 
@@ -91,5 +91,5 @@ def stored_in(
     return optax.GradientTransformation(init, update)
 
 
-def _is_rounded(leaf: Float[Array, "..."]) -> bool:
+def _is_rounded(leaf: Array) -> bool:
     return leaf.dtype == jnp.float32 and leaf.ndim > 0

@@ -95,8 +95,9 @@ def test_a_step_that_overflows_is_skipped_and_the_scale_halved(one):
     assert 1 < skipped < 25 and float(state.scale.value) == 2.0 ** (40 - skipped)
     assert lines[-1]["gradient_norm"] > 0
     # The schedule counts the steps that were done, as the optimizer does.
-    assert [line["learning_rate"] for line in lines[: skipped + 3]] == pytest.approx(
-        [float(made.rate(max(0, step - skipped))) for step in range(1, skipped + 4)]
+    before = [1, *(int(line["skipped_steps"]) for line in lines[:-1])]
+    assert [line["learning_rate"] for line in lines] == pytest.approx(
+        [float(made.rate(step - skips)) for step, skips in zip(range(1, 30), before, strict=True)]
     )
 
 
@@ -137,7 +138,7 @@ def test_float16_trains_as_float32_does(one):
     _, expected = trained(learner(), 30)
     losses, wanted = ([line["loss"] for line in lines] for lines in (found, expected))
     np.testing.assert_allclose(losses, wanted, rtol=1e-2)
-    assert wanted[-1] < wanted[0] - 0.5
+    assert wanted[-1] < wanted[0] - 0.3
     assert int(state.scale.skipped) == 0
 
 
