@@ -1,6 +1,8 @@
 """Cleaning: small steps, each of which gives a document back, changed or not, or drops it."""
 
 from lmjax.data.cleaning.addresses import AddressRules
+from lmjax.data.cleaning.bad_words import BadWordLists, BadWords
+from lmjax.data.cleaning.chinese import ChineseQuality
 from lmjax.data.cleaning.clusters import NearDuplicates
 from lmjax.data.cleaning.contamination import Decontaminate
 from lmjax.data.cleaning.corpus_step import CorpusStep
@@ -13,7 +15,6 @@ from lmjax.data.cleaning.formats import (
     ParquetOutput,
 )
 from lmjax.data.cleaning.heuristics import (
-    BadWords,
     C4Lines,
     FineWebQuality,
     GopherQuality,
@@ -40,8 +41,10 @@ from lmjax.data.cleaning.substrings import ExactSubstrings
 __all__ = [
     "AddressRules",
     "ArrayRecordOutput",
+    "BadWordLists",
     "BadWords",
     "C4Lines",
+    "ChineseQuality",
     "CleaningPipeline",
     "CleaningRecipe",
     "Collection",

@@ -8,10 +8,10 @@ for pages, and belong to their collection.
 from __future__ import annotations
 
 from lmjax.config import preset
+from lmjax.data.cleaning.bad_words import BadWords
 from lmjax.data.cleaning.clusters import NearDuplicates
 from lmjax.data.cleaning.duplicates import ExactDuplicates
 from lmjax.data.cleaning.heuristics import (
-    BadWords,
     C4Lines,
     FineWebQuality,
     GopherQuality,
