@@ -8,6 +8,7 @@ from lmjax.data.cleaning.contamination import Decontaminate
 from lmjax.data.cleaning.corpus_step import CorpusStep
 from lmjax.data.cleaning.dirt import DirtyPages, PlantedQuestions
 from lmjax.data.cleaning.duplicates import ExactDuplicates
+from lmjax.data.cleaning.embeddings import Embedder, GivenVectors, HashedWords
 from lmjax.data.cleaning.formats import (
     ArrayRecordOutput,
     JsonLinesOutput,
@@ -23,6 +24,7 @@ from lmjax.data.cleaning.heuristics import (
 from lmjax.data.cleaning.languages import LanguageFilter
 from lmjax.data.cleaning.main_text import MainText
 from lmjax.data.cleaning.near_duplicates import MinHash
+from lmjax.data.cleaning.perplexity import Perplexity
 from lmjax.data.cleaning.personal import PersonalData
 from lmjax.data.cleaning.pipeline import CleaningPipeline, CleaningRecipe
 from lmjax.data.cleaning.quality import QualityFilter
@@ -34,9 +36,11 @@ from lmjax.data.cleaning.recipes import (
     refinedweb_cleaning,
 )
 from lmjax.data.cleaning.repair import RepairText
+from lmjax.data.cleaning.semantic import SemanticDuplicates
 from lmjax.data.cleaning.shard_pass import Collection
 from lmjax.data.cleaning.step import Dropped, Step
 from lmjax.data.cleaning.substrings import ExactSubstrings
+from lmjax.data.cleaning.toxicity import ToxicityFilter
 
 __all__ = [
     "AddressRules",
@@ -52,11 +56,14 @@ __all__ = [
     "Decontaminate",
     "DirtyPages",
     "Dropped",
+    "Embedder",
     "ExactDuplicates",
     "ExactSubstrings",
     "FineWebQuality",
+    "GivenVectors",
     "GopherQuality",
     "GopherRepetition",
+    "HashedWords",
     "JsonLinesOutput",
     "LanguageFilter",
     "MainText",
@@ -64,11 +71,14 @@ __all__ = [
     "NearDuplicates",
     "OutputFormat",
     "ParquetOutput",
+    "Perplexity",
     "PersonalData",
     "PlantedQuestions",
     "QualityFilter",
     "RepairText",
+    "SemanticDuplicates",
     "Step",
+    "ToxicityFilter",
     "c4_cleaning",
     "fineweb_cleaning",
     "gopher_cleaning",
