@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from lmjax.console import Table, duration
 from lmjax.data.cleaning.ledger import EXAMPLES, NEAR, Ledger, ShownDocument, StepCounts
@@ -15,12 +15,13 @@ SHOWN = 40  # examples of each kind
 MEGABYTE = 1e6
 
 
-def results_of(summary: Summary, seconds: float) -> Results:
+def results_of(summary: Summary, seconds: float, curves: Sequence[Table] = ()) -> Results:
     """All tables of a cleaning, and the numbers at the head of its report.
 
     Args:
         summary: of the cleaning.
         seconds: that the command took, the last time.
+        curves: tables of the errors of its steps.
     """
     total = summary.total()
     tables = [
@@ -33,6 +34,7 @@ def results_of(summary: Summary, seconds: float) -> Results:
         _throughput(total),
         *_examples(total),
         *_pairs(summary),
+        *curves,
     ]
     size = sum(counts.size for counts in _read(total))
     documents = sum(counts.documents for counts in _read(total))
