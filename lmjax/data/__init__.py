@@ -13,10 +13,12 @@ from lmjax.data.chat.folder import FolderTemplate
 from lmjax.data.chat.templates import ChatTemplate
 from lmjax.data.chat.tfds_conversations import TFDSConversations
 from lmjax.data.cleaned import CleanedDocuments
+from lmjax.data.code_files import CodeFiles
 from lmjax.data.damaged_texts import DamagedTexts
 from lmjax.data.documents import Document, Source
 from lmjax.data.embedded import EmbeddedCorpus
 from lmjax.data.labelled_texts import LabelledTable, LabelledTexts
+from lmjax.data.latex import LatexFiles
 from lmjax.data.loader import Loader
 from lmjax.data.mixture import Mixture
 from lmjax.data.pages import HtmlFiles
@@ -24,6 +26,15 @@ from lmjax.data.parquet import ParquetFiles
 from lmjax.data.plan import Plan, make_plan
 from lmjax.data.preparation import PreparedData, prepare
 from lmjax.data.public_tokenizers import TokenizerFolder, read_tokenizer
+from lmjax.data.published import (
+    FirstField,
+    PileFiles,
+    WuDaoFiles,
+    c4_files,
+    skypile_files,
+    wikipedia_files,
+    yayi2_files,
+)
 from lmjax.data.request_rows import RequestRows
 from lmjax.data.rows import EvaluationRows, Ring, RowReader
 from lmjax.data.settings import Data, Domain, Stage
@@ -53,6 +64,7 @@ __all__ = [
     "ChatTemplate",
     "ClassFormat",
     "CleanedDocuments",
+    "CodeFiles",
     "ConditionedConversations",
     "Conversations",
     "DamagedTexts",
@@ -61,15 +73,18 @@ __all__ = [
     "Domain",
     "EmbeddedCorpus",
     "EvaluationRows",
+    "FirstField",
     "FolderTemplate",
     "HtmlFiles",
     "JsonLines",
     "JsonPrompts",
     "LabelledTable",
     "LabelledTexts",
+    "LatexFiles",
     "Loader",
     "Mixture",
     "ParquetFiles",
+    "PileFiles",
     "Plan",
     "PreparedData",
     "RequestRows",
@@ -88,8 +103,10 @@ __all__ = [
     "WebArchives",
     "WholeDocuments",
     "WithTokens",
+    "WuDaoFiles",
     "add_words",
     "build_stores",
+    "c4_files",
     "chat_template",
     "load_tokenizer",
     "make_plan",
@@ -98,6 +115,9 @@ __all__ = [
     "open_store",
     "prepare",
     "read_tokenizer",
+    "skypile_files",
+    "wikipedia_files",
+    "yayi2_files",
 ]
 
 

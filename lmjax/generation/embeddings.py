@@ -131,7 +131,7 @@ class _Loaded:
         check_tokens(batch, config.vocab_size)
         return batch
 
-    def _run(self, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
+    def _run(self, batch: Batch) -> tuple[jax.Array, jax.Array]:
         generator = self.text.generator
         return self._states(generator.params, generator.put_on_devices(batch))
 

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from lmjax.console import Table
 from lmjax.data.cleaning.languages import language_of
-from lmjax.data.cleaning.quality import QualityModel, keep_probability
+from lmjax.data.cleaning.quality import keep_probability
 from lmjax.data.documents import Document
 
 MOST_ROWS = 20  # of a table, the largest groups
@@ -18,17 +18,17 @@ UNFAIR = 2.0  # so many times less is kept of a group than of all, and it is rem
 LENGTHS = (200, 500, 1000, 2000, 5000, 20_000)  # characters, the edges of groups
 
 
-def audit_tables(model: QualityModel, documents: Sequence[Document]) -> Iterator[Table]:
+def audit_tables(score: Callable[[str], float], documents: Sequence[Document]) -> Iterator[Table]:
     """Tables of the share that GPT-3's rule keeps, by language, source and length.
 
     Classifiers of quality take the language, form and origin of their good examples for quality
     (Gururangan et al. 2022, arXiv:2201.10474); here it can be seen.
 
     Args:
-        model: the classifier.
+        score: of a text, by the classifier.
         documents: raw ones, which it has not learned from.
     """
-    scored = [(one, model.score(one.text)) for one in documents]
+    scored = [(one, score(one.text)) for one in documents]
     for name, group in (("language", _language), ("source", _source), ("length", _length)):
         yield _table(name, scored, group)
 

@@ -72,7 +72,7 @@ class TrainQuality(Job):
                 note = f"The area under the curve (ROC) is {area:.4f}."
                 table = Table("Quality", columns, rows, "Means of scores.", notes=(note,))
                 tiles = (("area under the curve (ROC)", f"{area:.4f}"),)
-                tables = (table, *audit_tables(model, held["raw"]))
+                tables = (table, *audit_tables(model.score, held["raw"]))
                 results = Results(step=1, tables=tables, tiles=tiles)
                 folder.write_json(RESULTS, results.to_json())
                 write_report(folder)

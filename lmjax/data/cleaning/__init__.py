@@ -4,6 +4,7 @@ from lmjax.data.cleaning.addresses import AddressRules
 from lmjax.data.cleaning.bad_words import BadWordLists, BadWords
 from lmjax.data.cleaning.chinese import ChineseQuality
 from lmjax.data.cleaning.clusters import NearDuplicates
+from lmjax.data.cleaning.code_quality import CodeQuality
 from lmjax.data.cleaning.contamination import Decontaminate
 from lmjax.data.cleaning.corpus_step import CorpusStep
 from lmjax.data.cleaning.dirt import DirtyPages, PlantedQuestions
@@ -22,6 +23,8 @@ from lmjax.data.cleaning.heuristics import (
     GopherRepetition,
 )
 from lmjax.data.cleaning.languages import LanguageFilter
+from lmjax.data.cleaning.latex_text import LatexText
+from lmjax.data.cleaning.links import SharedLinks
 from lmjax.data.cleaning.main_text import MainText
 from lmjax.data.cleaning.near_duplicates import MinHash
 from lmjax.data.cleaning.perplexity import Perplexity
@@ -51,6 +54,7 @@ __all__ = [
     "ChineseQuality",
     "CleaningPipeline",
     "CleaningRecipe",
+    "CodeQuality",
     "Collection",
     "CorpusStep",
     "Decontaminate",
@@ -66,6 +70,7 @@ __all__ = [
     "HashedWords",
     "JsonLinesOutput",
     "LanguageFilter",
+    "LatexText",
     "MainText",
     "MinHash",
     "NearDuplicates",
@@ -77,6 +82,7 @@ __all__ = [
     "QualityFilter",
     "RepairText",
     "SemanticDuplicates",
+    "SharedLinks",
     "Step",
     "ToxicityFilter",
     "c4_cleaning",

@@ -125,7 +125,9 @@ class SemanticDuplicates(CorpusStep):
         return {"vectors": np.asarray(marks["vectors"])[verdict["firsts"] == own]}
 
 
-def k_means(vectors: Vectors, clusters: int, iterations: int, seed: int) -> Vectors:
+def k_means(
+    vectors: Vectors, clusters: int, iterations: int, seed: int
+) -> Float32[np.ndarray, "{clusters} width"]:
     """Centers of length one that are near the vectors, by Lloyd's steps on the sphere.
 
     A center without vectors takes the one that is farthest from its own.
@@ -153,7 +155,7 @@ def k_means(vectors: Vectors, clusters: int, iterations: int, seed: int) -> Vect
 
 
 def nearest(
-    vectors: Vectors, centers: Vectors
+    vectors: Vectors, centers: Float32[np.ndarray, "clusters width"]
 ) -> tuple[Int[np.ndarray, "documents"], Float32[np.ndarray, "documents"]]:
     """Number of the center with the largest cosine, of several the first, and that cosine."""
     numbers = np.zeros(len(vectors), np.int64)

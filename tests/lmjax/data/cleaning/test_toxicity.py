@@ -90,11 +90,9 @@ def test_a_file_that_is_no_model(tmp_path):
         load_toxicity(tmp_path / "t.npz")
 
 
-class ByMark:
-    """Scores texts by a digit at their end."""
-
-    def score(self, text):
-        return int(text[-1]) / 10
+def by_mark(text):
+    """Scores a text by the digit at its end."""
+    return int(text[-1]) / 10
 
 
 def test_the_audit_by_language_source_and_length():
@@ -105,7 +103,7 @@ def test_the_audit_by_language_source_and_length():
     documents += [
         Document("委员会决定明年春天之前不重建这座桥。" * 20 + "1", "g:1") for _ in range(30)
     ]
-    tables = {table.title: table for table in audit_tables(ByMark(), documents)}
+    tables = {table.title: table for table in audit_tables(by_mark, documents)}
     assert set(tables) == {"Quality by language", "Quality by source", "Quality by length"}
     by_language = {row[0]: row[1:] for row in tables["Quality by language"].rows}
     for code, score in (("en", 0.9), ("zh", 0.1)):
