@@ -17,6 +17,7 @@ from lmjax.data.code_files import CodeFiles
 from lmjax.data.damaged_texts import DamagedTexts
 from lmjax.data.documents import Document, Source
 from lmjax.data.embedded import EmbeddedCorpus
+from lmjax.data.infilling import FillInTheMiddle, ParallelText
 from lmjax.data.labelled_texts import LabelledTable, LabelledTexts
 from lmjax.data.latex import LatexFiles
 from lmjax.data.loader import Loader
@@ -41,6 +42,7 @@ from lmjax.data.settings import Data, Domain, Stage
 from lmjax.data.sources import JsonLines, JsonPrompts, TextFiles
 from lmjax.data.store import TokenStore, open_store
 from lmjax.data.tfds import TFDS
+from lmjax.data.token_shares import TokenShares
 from lmjax.data.tokenize import build_stores
 from lmjax.data.tokenizers import (
     Bytes,
@@ -49,6 +51,8 @@ from lmjax.data.tokenizers import (
     Tokenizer,
     TokenizerConfig,
     TrainedBPE,
+    TrainedByteBPE,
+    TrainedSentencePiece,
     WithTokens,
     add_words,
     load_tokenizer,
@@ -73,6 +77,7 @@ __all__ = [
     "Domain",
     "EmbeddedCorpus",
     "EvaluationRows",
+    "FillInTheMiddle",
     "FirstField",
     "FolderTemplate",
     "HtmlFiles",
@@ -83,6 +88,7 @@ __all__ = [
     "LatexFiles",
     "Loader",
     "Mixture",
+    "ParallelText",
     "ParquetFiles",
     "PileFiles",
     "Plan",
@@ -95,11 +101,14 @@ __all__ = [
     "Stage",
     "TFDSConversations",
     "TextFiles",
+    "TokenShares",
     "TokenStore",
     "Tokenizer",
     "TokenizerConfig",
     "TokenizerFolder",
     "TrainedBPE",
+    "TrainedByteBPE",
+    "TrainedSentencePiece",
     "WebArchives",
     "WholeDocuments",
     "WithTokens",

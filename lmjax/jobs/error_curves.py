@@ -73,5 +73,5 @@ def error_areas(minhash: MinHash, wanted: float) -> tuple[float, float]:
         return float(np.trapezoid(values, dx=(high - low) / (FINE - 1)))
 
     above, below = np.linspace(wanted, 1, FINE), np.linspace(0, wanted, FINE)
-    missed = area(wanted, 1, 1 - minhash.detection(above))
-    return missed, area(0, wanted, minhash.detection(below))
+    missed = area(wanted, 1.0, 1 - minhash.detection(above))
+    return missed, area(0.0, wanted, minhash.detection(below))

@@ -12,7 +12,7 @@ from lmjax.data.cleaning.ngram_model import train_ngrams
 from lmjax.data.cleaning.perplexity import MODEL, TOKENIZER, PieceModel, part_of
 from lmjax.data.documents import Source, is_held_out
 from lmjax.data.tokenizers import TokenizerConfig, TrainedBPE
-from lmjax.data.tokenizers.base import Corpus
+from lmjax.data.tokenizers.listed_texts import ListedTexts
 from lmjax.jobs.job import Job
 from lmjax.launch import run
 
@@ -93,23 +93,6 @@ class TrainPerplexity(Job):
         return PieceModel(
             tokenizer, train_ngrams(pieces, tokenizer.vocab_size, self.order, self.least)
         )
-
-
-class ListedTexts(Corpus):
-    """Texts in memory that a tokenizer learns from."""
-
-    def __init__(self, texts: Sequence[str]) -> None:
-        """The texts."""
-        self._texts = texts
-
-    def sample(self, size: int) -> Iterator[str]:
-        """See `Corpus.sample`: texts at equal distances, until they are enough."""
-        total = sum(len(text.encode("utf-8", "surrogatepass")) for text in self._texts)
-        yield from self._texts[:: max(1, -(-total // max(size, 1)))]
-
-    def everything(self) -> Iterator[str]:
-        """See `Corpus.everything`."""
-        yield from self._texts
 
 
 def _thirds(values: np.ndarray, quantiles: np.ndarray):

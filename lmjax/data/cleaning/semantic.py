@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
-from jaxtyping import Float32, Int
+from jaxtyping import Float, Float32, Int
 
 from lmjax.config import UserError, config
 from lmjax.data.cleaning.corpus_step import (
@@ -23,6 +23,7 @@ from lmjax.data.cleaning.step import Dropped
 from lmjax.data.documents import Document
 
 BLOCK = 1024  # vectors that are compared with those of a cluster together
+ROUNDING = 1e-6  # of a cosine in single precision
 LEARNED = 256  # vectors for each cluster that k-means looks at, at most
 Vectors = Float32[np.ndarray, "documents width"]
 
@@ -60,9 +61,7 @@ class SemanticDuplicates(CorpusStep):
 
     def mark(self, documents: Sequence[Document]) -> Arrays:
         """See `CorpusStep.mark`: vectors of length one, in half precision."""
-        vectors = self.embedder.vectors(documents)
-        lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-        return {"vectors": (vectors / np.maximum(lengths, 1e-30)).astype(np.float16)}
+        return {"vectors": unit_vectors(self.embedder.vectors(documents)).astype(np.float16)}
 
     def decide(self, shards: Sequence[Arrays]) -> Decided:
         """See `CorpusStep.decide`.
@@ -84,9 +83,7 @@ class SemanticDuplicates(CorpusStep):
             )
             for one, begin in zip(every, begins):
                 here = slice(begin, begin + len(one["vectors"]))
-                clusters[here], scores[here] = nearest(
-                    np.asarray(one["vectors"], np.float32), centers
-                )
+                clusters[here], scores[here] = nearest(unit_vectors(one["vectors"]), centers)
             order = np.argsort(clusters, kind="stable")
             for members in np.split(order, np.flatnonzero(np.diff(clusters[order])) + 1):
                 near = first_near(gathered(every, begins, members), self.similarity)
@@ -172,7 +169,7 @@ def first_near(vectors: Vectors, similarity: float) -> Int[np.ndarray, "document
     found = np.arange(len(vectors))
     for start in range(0, len(vectors), BLOCK):
         stop = min(start + BLOCK, len(vectors))
-        near = vectors[start:stop] @ vectors[:stop].T >= similarity
+        near = vectors[start:stop] @ vectors[:stop].T >= similarity - ROUNDING
         near[np.arange(stop - start), np.arange(start, stop)] = True  # itself, whatever rounding
         found[start:stop] = near.argmax(1)
     return found
@@ -187,4 +184,10 @@ def gathered(
         shards[shard]["vectors"][numbers[which == shard] - begins[shard]]
         for shard in np.unique(which).tolist()
     ]
-    return np.concatenate(parts).astype(np.float32)
+    return unit_vectors(np.concatenate(parts))
+
+
+def unit_vectors(vectors: Float[np.ndarray, "documents width"]) -> Vectors:
+    """The vectors in single precision, and of length one, which rounding has changed."""
+    vectors = np.asarray(vectors, np.float32)
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-30)
