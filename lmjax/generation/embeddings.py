@@ -107,7 +107,7 @@ class _Loaded:
         states, _ = self._run(batch)
         seen = (batch.segments != 0)[..., None]
         states = np.where(seen, np.asarray(states, np.float32), 0)
-        return (states.sum(1) / seen.sum(1))[: len(texts)]
+        return (states.sum(1) / seen.sum(1)).astype(np.float32)[: len(texts)]
 
     def perplexity(self, text: str, most: int) -> float:
         """Perplexity of a token of a text's beginning; infinite where there are too few."""

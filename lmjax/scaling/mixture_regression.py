@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -132,7 +133,7 @@ def fit_trees(shares: Shares, losses: Losses) -> Predict:
 
 
 # A leaf's value, or the domain that is asked, the share that divides, and what is below.
-Tree = float | tuple[int, float, "Tree", "Tree"]
+Tree = float | tuple[int, float, Any, Any]
 
 
 def _grown(x: Shares, y: Losses, depth: int) -> Tree:

@@ -32,11 +32,16 @@ from lmjax.data.cleaning.personal import PersonalData
 from lmjax.data.cleaning.pipeline import CleaningPipeline, CleaningRecipe
 from lmjax.data.cleaning.quality import QualityFilter
 from lmjax.data.cleaning.recipes import (
+    baichuan2_cleaning,
     c4_cleaning,
+    ccnet_cleaning,
     fineweb_cleaning,
     gopher_cleaning,
     gpt3_cleaning,
+    pile_cleaning,
+    qwen_cleaning,
     refinedweb_cleaning,
+    skywork_cleaning,
 )
 from lmjax.data.cleaning.repair import RepairText
 from lmjax.data.cleaning.semantic import SemanticDuplicates
@@ -85,9 +90,14 @@ __all__ = [
     "SharedLinks",
     "Step",
     "ToxicityFilter",
+    "baichuan2_cleaning",
     "c4_cleaning",
+    "ccnet_cleaning",
     "fineweb_cleaning",
     "gopher_cleaning",
     "gpt3_cleaning",
+    "pile_cleaning",
+    "qwen_cleaning",
     "refinedweb_cleaning",
+    "skywork_cleaning",
 ]

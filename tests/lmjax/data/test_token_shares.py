@@ -15,6 +15,7 @@ from lmjax.data.rows import RowFormat
 from lmjax.data.tokenize import build_stores
 from lmjax.data.tokenizers import Bytes, WithTokens
 from lmjax.data.tokenizers.base import ByteTokenizer
+from lmjax.data.tokenizers.listed_texts import ListedTexts
 from lmjax.data.tokenizers.special_tokens import ExtendedTokenizer
 from lmjax.jobs.tokenize_text import weight_remarks
 
@@ -160,7 +161,10 @@ def test_which_texts_are_cut_depends_on_them_alone(tmp_path, tokenizer):
         list(build_stores(replace(source, share=1.0), ByteTokenizer(), tmp_path / "none"))
     with pytest.raises(UserError, match="three different names"):
         replace(source, middle="<|fim_prefix|>").validate()
-    assert WithTokens(tokenizer=Bytes(), tokens=NAMES).build(None).special == tokenizer.special
+    assert (
+        WithTokens(tokenizer=Bytes(), tokens=NAMES).build(ListedTexts([])).special
+        == tokenizer.special
+    )
 
 
 def test_stores_hold_the_cut_texts(tmp_path, tokenizer):

@@ -36,10 +36,10 @@ TEXTS = [ENGLISH[7], CHINESE[7], CODE[7], " two  spaces\tand\n\nlines ", "2024 Ã
 @pytest.fixture(scope="module")
 def built():
     return {
-        "llama": llama_tokenizer(600).build(CORPUS),
-        "baichuan2": baichuan2_tokenizer(600).build(CORPUS),
-        "unigram": TrainedSentencePiece(vocab_size=600, model="unigram").build(CORPUS),
-        "qwen": qwen_tokenizer(500).build(CORPUS),
+        "llama": llama_tokenizer(400).build(CORPUS),
+        "baichuan2": baichuan2_tokenizer(400).build(CORPUS),
+        "unigram": TrainedSentencePiece(vocab_size=400, model="unigram").build(CORPUS),
+        "qwen": qwen_tokenizer(400).build(CORPUS),
     }
 
 
@@ -69,13 +69,13 @@ def test_settings_are_those_of_the_papers(built):
     assert (
         llama.space_before and not baichuan.space_before and qwen_tokenizer().vocab_size == 151_643
     )
-    assert [built[n].vocab_size for n in ("llama", "baichuan2", "qwen")] == [600, 600, 500 + 208]
+    assert [built[n].vocab_size for n in ("llama", "baichuan2", "qwen")] == [400, 400, 400 + 208]
     # A space before the text is a part of LLaMA's first token, and not of Baichuan's.
     first = {n: built[n].token_bytes(built[n].encode("The")[0]) for n in ("llama", "baichuan2")}
     assert first["llama"].startswith(b" ") and first["baichuan2"].startswith(b"T")
     assert built["llama"].begin == 1 and built["llama"].end == 2
     # Blanks of code are one token.
-    pieces = {built["baichuan2"].token_bytes(t) for t in range(600)}
+    pieces = {built["baichuan2"].token_bytes(t) for t in range(400)}
     assert b"    " in pieces
 
 
@@ -117,7 +117,7 @@ def test_the_job_compares_languages(tmp_path):
         output=str(tmp_path / "run"),
         tokenizers=(
             NamedTokenizer(name="bytes", tokenizer=Bytes()),
-            NamedTokenizer(name="both", tokenizer=baichuan2_tokenizer(600)),
+            NamedTokenizer(name="both", tokenizer=baichuan2_tokenizer(400)),
         ),
         texts=(NamedText(name="en", source=english), NamedText(name="zh", source=chinese)),
         learned=(english, chinese),
@@ -127,6 +127,6 @@ def test_the_job_compares_languages(tmp_path):
     rows = {row[0]: row[1:] for row in tables[0]["rows"]}
     assert rows["zh"][0] > 2.5 and rows["zh"][1] < 1 and rows["en"][1] < 2
     assert {row[0]: row[1] for row in tables[1]["rows"]} == {"en": 1.0, "zh": 1.0}
-    assert load_tokenizer(tmp_path / "run" / "tokenizers" / "both").vocab_size == 600
+    assert load_tokenizer(tmp_path / "run" / "tokenizers" / "both").vocab_size == 400
     with pytest.raises(UserError, match="give different names"):
         replace(job, texts=job.texts * 2).validate()
