@@ -54,7 +54,8 @@ class Table:
       picture: that the report draws. Of a "matrix" the cells between the first and the last column
         are shares, and the terminal leaves out a large one; of a "calibration", columns are named
         "predicted" and "agreement", and rows after their set, as "talk, 0.5 to 0.6"; of "lines",
-        rows are named by rising numbers, and each column is a line over them.
+        rows are named by rising numbers, and each column is a line over them; of "pairs" the texts
+        of a row stand beside each other.
     """
 
     title: str
@@ -63,7 +64,7 @@ class Table:
     caption: str = ""
     more_is_better: bool | None = None
     notes: tuple[str, ...] = ()
-    picture: Literal["matrix", "calibration", "lines"] | None = None
+    picture: Literal["matrix", "calibration", "lines", "pairs"] | None = None
 
     @property
     def is_text(self) -> bool:

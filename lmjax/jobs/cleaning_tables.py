@@ -173,4 +173,5 @@ def _pairs(summary: Summary) -> Iterator[Table]:
         for pair in summary.pairs
     )
     if rows:
-        yield Table("Duplicates", ("step", "kept", "dropped"), rows, "The kept one is the first.")
+        columns = ("step", "kept", "dropped")
+        yield Table("Duplicates", columns, rows, "The kept one is the first.", picture="pairs")

@@ -190,7 +190,7 @@ def note(samples: dict[str, list[ShownDocument]], document: Document, result: Dr
 
 
 def keep_least(
-    own: list[ShownDocument], document: Document, measured: float | str, most: int
+    own: list[ShownDocument], document: Document, measured: int | float | str, most: int
 ) -> None:
     """Adds a document to examples that are those with the least hashes."""
     rank = zlib.crc32(document.identity.encode("utf-8", "surrogatepass"))

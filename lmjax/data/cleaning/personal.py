@@ -28,7 +28,7 @@ from lmjax.data.cleaning.identity_numbers import (
     passes_nir,
     passes_verhoeff,
 )
-from lmjax.data.cleaning.postal import ADDRESS, name_finder
+from lmjax.data.cleaning.postal import ADDRESS, name_finder, replace_addresses
 from lmjax.data.cleaning.step import Dropped, Step
 from lmjax.data.documents import Document
 from lmjax.remote import check_path
@@ -98,7 +98,9 @@ class PersonalData(Step):
         """See `Step`; no document is dropped."""
         text = document.text
         for kind, (pattern, holds) in self._rules().items():
-            if kind in self.kinds:
+            if kind == "address" and kind in self.kinds:
+                text = replace_addresses(text, self.placeholder.format(kind))
+            elif kind in self.kinds:
                 mark = self.placeholder.format(kind)
                 text = pattern.sub(
                     lambda match, mark=mark, holds=holds: mark if holds(match) else match.group(),

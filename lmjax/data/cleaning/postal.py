@@ -11,6 +11,7 @@ from lmjax.config import UserError
 from lmjax.data.files import open_file, read_blocks
 
 MOST_WORDS = 4  # of a name
+BLANK = re.compile(r"\s")
 WORD = re.compile(r"[^\W\d_](?:[^\W\d_]|['\u2019-](?=[^\W\d_]))*")
 HAN = re.compile("[\u3400-\u9fff]+(?:\u00b7[\u3400-\u9fff]+)*")
 _HAN = "[\u4e00-\u9fff]"
@@ -47,6 +48,36 @@ ADDRESS = re.compile(
     r"(?:[\dA-Z]{1,5}(?:栋|幢|号楼|楼|座|单元|室|层))*"
     ")"
 )
+
+
+# Each of these has a digit before a capital letter, or before the sign of a house number.
+HINT = re.compile("\\d[A-Za-z]? [A-Z\xc4\xd6\xdc\xc9]|\\d号")
+REACH = 160  # characters around a hint that are looked at
+
+
+def replace_addresses(text: str, mark: str) -> str:
+    """The text with a mark in place of each postal address."""
+    pieces, at = [], 0
+    for start, end in _windows(text):
+        pieces += [text[at:start], ADDRESS.sub(lambda match: mark, text[start:end])]
+        at = end
+    return "".join([*pieces, text[at:]])
+
+
+def _windows(text: str) -> Iterator[tuple[int, int]]:
+    """Stretches of a text around hints of addresses; they begin behind a blank, where there is."""
+    begin, end = -1, -1
+    for hint in HINT.finditer(text):
+        start = max(hint.start() - REACH, 0)
+        blank = BLANK.search(text, start, hint.start()) if start else None
+        start = start if blank is None else blank.end()
+        if start > end:
+            if begin >= 0:
+                yield begin, end
+            begin = start
+        end = min(hint.end() + REACH, len(text))
+    if begin >= 0:
+        yield begin, end
 
 
 class NameFinder:

@@ -38,8 +38,8 @@ def built():
     return {
         "llama": llama_tokenizer(400).build(CORPUS),
         "baichuan2": baichuan2_tokenizer(400).build(CORPUS),
-        "unigram": TrainedSentencePiece(vocab_size=400, model="unigram").build(CORPUS),
-        "qwen": qwen_tokenizer(400).build(CORPUS),
+        "unigram": TrainedSentencePiece(vocab_size=300, model="unigram").build(CORPUS),
+        "qwen": qwen_tokenizer(350).build(CORPUS),
     }
 
 
@@ -69,7 +69,7 @@ def test_settings_are_those_of_the_papers(built):
     assert (
         llama.space_before and not baichuan.space_before and qwen_tokenizer().vocab_size == 151_643
     )
-    assert [built[n].vocab_size for n in ("llama", "baichuan2", "qwen")] == [400, 400, 400 + 208]
+    assert [built[n].vocab_size for n in ("llama", "baichuan2", "qwen")] == [400, 400, 350 + 208]
     # A space before the text is a part of LLaMA's first token, and not of Baichuan's.
     first = {n: built[n].token_bytes(built[n].encode("The")[0]) for n in ("llama", "baichuan2")}
     assert first["llama"].startswith(b" ") and first["baichuan2"].startswith(b"T")

@@ -17,6 +17,7 @@ from lmjax.data.cleaning.identity_numbers import (
     passes_verhoeff,
 )
 from lmjax.data.cleaning.personal import PersonalData
+from lmjax.data.cleaning.postal import ADDRESS, replace_addresses
 from lmjax.data.documents import Document
 
 
@@ -158,3 +159,15 @@ def test_many_names_cost_no_more_than_few():
     names = tuple(f"Name{chr(97 + n % 26)}{chr(97 + n // 26 % 26)}x{n}" for n in range(30_000))
     step = PersonalData(names=tuple(name.rstrip("0123456789") for name in names), kinds=())
     assert cleaned("Nameaax and Nameaa. " * 500, step).count("<name>") == 500
+
+
+def test_addresses_are_found_wherever_they_stand():
+    """Beside one search over the whole text, which is slow."""
+    address = "Berliner Straße 5a, 10115 Berlin"
+    for before in (0, 1, 50, 150, 159, 160, 161, 400):
+        text = (
+            f"{'wort ' * before}{address}{' und 7 Mal' * before}\n12 Baker Street, London NW1 6XE"
+        )
+        assert replace_addresses(text, "<a>") == ADDRESS.sub("<a>", text)
+        assert replace_addresses(text, "<a>").count("<a>") == 2
+    assert replace_addresses("字" * 500 + "北京市海淀区中关村大街27号", "<a>").endswith("字<a>")
