@@ -38,7 +38,7 @@ def built():
     return {
         "llama": llama_tokenizer(400).build(CORPUS),
         "baichuan2": baichuan2_tokenizer(400).build(CORPUS),
-        "unigram": TrainedSentencePiece(vocab_size=300, model="unigram").build(CORPUS),
+        "unigram": TrainedSentencePiece(vocab_size=322, model="unigram").build(CORPUS),
         "qwen": qwen_tokenizer(350).build(CORPUS),
     }
 
