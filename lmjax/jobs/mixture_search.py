@@ -31,6 +31,7 @@ from lmjax.scaling.mixture_regression import (
     fit_mixtures,
 )
 
+UNSURE = 0.7  # rank correlation below which a remark is made
 LEAST = 0.002  # share of each domain in a run: all stay domains that are trained on
 MIXTURES = "mixtures.json"  # shares and loss of each run
 BEST = "best.json"  # the shares that were found
@@ -190,6 +191,8 @@ def search_tables(
     columns = ("domain", *(name for name, _ in mixtures))
     told = ", ".join(f"{name} {value:.4f}" for (name, _), value in zip(mixtures, values))
     notes = [f"Losses as the regression predicts them: {told}."]
+    if fit.correlations[fit.name] < UNSURE:
+        notes.append("The regression ranks unseen mixtures badly: try more runs, or longer ones.")
     outside = np.minimum(shares.min(0), best) < shares.min(0) - 1e-3
     if outside.any():
         some = ", ".join(name for name, out in zip(names, outside) if out)

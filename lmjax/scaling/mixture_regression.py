@@ -2,8 +2,10 @@
 
 RegMix (Liu et al. 2024, arXiv:2407.01492): many tiny models are trained on random mixtures, a
 regression learns their losses, and of very many simulated mixtures those with the lowest predicted
-losses are averaged. The paper takes linear regression and boosted trees; both are here, and the one
-with the better rank correlation on mixtures that it has not seen is taken.
+losses are averaged. The paper takes linear regression and boosted trees. Both are here, and a
+linear one that has the logarithms of the shares too, which needs fewer runs: losses rise ever
+faster where a domain goes missing. The one with the best rank correlation on mixtures that it has
+not seen is taken.
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ from jaxtyping import Float, Int
 from lmjax.config import UserError
 
 FOLDS = 5  # of the cross-validation
-RIDGE = 1e-3  # penalty of the linear regression's squared weights
+RIDGE = 1e-3  # penalty of the linear regressions' squared weights
+LEAST = 1e-3  # added to a share whose logarithm is taken
 TREES, DEPTH, RATE, FEWEST = 200, 3, 0.1, 3  # of the boosted trees; FEWEST examples in a leaf
 Shares = Float[np.ndarray, "mixtures domains"]
 Losses = Float[np.ndarray, "mixtures"]
@@ -81,7 +84,7 @@ def fit_mixtures(shares: Shares, losses: Losses, seed: int = 0) -> MixtureFit:
     if count < 2 * FOLDS:
         raise UserError(f"{count} mixtures are too few for a regression: at least {2 * FOLDS}")
     fold = np.random.default_rng(seed).permutation(count) % FOLDS
-    kinds = {"linear": fit_linear, "boosted trees": fit_trees}
+    kinds = {"linear": fit_linear, "logarithmic": fit_logarithms, "boosted trees": fit_trees}
     unseen = {name: np.zeros(count) for name in kinds}
     for name, fit in kinds.items():
         for number in range(FOLDS):
@@ -119,6 +122,18 @@ def fit_linear(shares: Shares, losses: Losses) -> Predict:
     x = shares - center
     weights = np.linalg.solve(x.T @ x + RIDGE * np.eye(x.shape[1]), x.T @ (losses - mean))
     return lambda some: mean + (some - center) @ weights
+
+
+def fit_logarithms(shares: Shares, losses: Losses) -> Predict:
+    """Ridge regression on the shares and their logarithms, each scaled to a deviation of 1."""
+
+    def features(some: Shares) -> Float[np.ndarray, "mixtures features"]:
+        return np.concatenate([some, np.log(some + LEAST)], 1)
+
+    found = features(shares)
+    scale = np.maximum(found.std(0), 1e-9)
+    predict = fit_linear(found / scale, losses)
+    return lambda some: predict(features(some) / scale)
 
 
 def fit_trees(shares: Shares, losses: Losses) -> Predict:
