@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from lmjax.parallel.pipeline import Pieces, lower, pipelined
+from lmjax.parallel.pipeline import Pieces, pipelined
 from lmjax.parallel.schedules import schedule
 
 WIDTH, WORDS, ROWS, LENGTH = 8, 11, 4, 6
