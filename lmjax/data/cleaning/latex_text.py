@@ -110,7 +110,7 @@ def _body(body: str, match: re.Match[str]) -> str:
 
 
 def _braced(text: str, start: int) -> str | None:
-    """What stands within the braces that begin at `start`; None where they do not end."""
+    """Text within the braces that begin at `start`; None where they do not end."""
     depth, at = 0, start
     while at < len(text):
         sign = text[at]

@@ -49,7 +49,7 @@ class EmojiToWords(Step):
 
 
 @config
-class Spelling(Step):
+class SpellingCorrection(Step):
     """Replaces unknown words of small letters by a frequent word that differs by one letter.
 
     One letter too many, too few, wrong, or two in the wrong order (Norvig 2007; after Kernighan et

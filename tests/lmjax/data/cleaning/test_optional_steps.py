@@ -6,7 +6,12 @@ import pytest
 
 from lmjax.config import UserError
 from lmjax.data.cleaning.ngram_model import train_ngrams
-from lmjax.data.cleaning.optional_steps import EmojiToWords, SentenceOrder, Spelling, one_edit
+from lmjax.data.cleaning.optional_steps import (
+    EmojiToWords,
+    SentenceOrder,
+    SpellingCorrection,
+    one_edit,
+)
 from lmjax.data.cleaning.perplexity import MODEL, TOKENIZER
 from lmjax.data.documents import Document
 from lmjax.data.tokenizers.base import ByteTokenizer
@@ -34,7 +39,7 @@ def test_emoji_become_words(text, expected):
 def test_spelling(tmp_path):
     path = tmp_path / "words.txt"
     path.write_text("believe 5000\nrelieve 200\nchief 300\nrare 5\n")
-    step = Spelling(words=str(path))
+    step = SpellingCorrection(words=str(path))
     assert changed(step, "I beleive the cheif, Beleive.") == "I believe the chief, Beleive."
     assert changed(step, "believ bellieve belieze belive") == "believe believe believe believe"
     assert changed(step, "xyzzy rarer relieve") == "xyzzy rarer relieve"
@@ -43,7 +48,7 @@ def test_spelling(tmp_path):
     assert {"ab", "b", "ba", "abx"} <= set(one_edit("ab")) | {"ab"}
     path.write_text("word\n")
     with pytest.raises(UserError, match="line 1: give a word and its count"):
-        changed(Spelling(words=f"{tmp_path}/./words.txt"), "x")
+        changed(SpellingCorrection(words=f"{tmp_path}/./words.txt"), "x")
 
 
 def test_sentences_find_their_order(tmp_path):
