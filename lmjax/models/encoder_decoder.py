@@ -152,9 +152,9 @@ class EncoderDecoder(Transformer):
 
     def __init__(self, config: EncoderDecoderConfig, layout: Layout, rngs: nnx.Rngs):
         super().__init__(config, layout, rngs)
-        builder = Builder(
-            config.hidden, config.encoder_layers, config.initializer, config.dtype, layout, rngs
-        )
+        sizes = config.hidden, config.encoder_layers
+        how = config.initializer, config.dtype, layout, rngs, config.products
+        builder = Builder(*sizes, *how)
         self.encoder = Stack(config.encoder, builder)
 
     def give_auxiliary(self, auxiliary: Auxiliary) -> None:
