@@ -134,8 +134,7 @@ def test_tpu_vms(slices, tmp_path):
     check_with_bash(text)
     tool = tmp_path / "gcloud"
     tool.write_text(
-        "#!/bin/bash\nprintf '%s\\n' \"$*\" >> calls\n"
-        'case "$*" in *describe*) exit 1 ;; esac\n'
+        '#!/bin/bash\nprintf \'%s\\n\' "$*" >> calls\ncase "$*" in *describe*) exit 1 ;; esac\n'
     )
     tool.chmod(0o755)
     environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
