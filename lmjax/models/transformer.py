@@ -30,6 +30,7 @@ from lmjax.models.linear import Builder, dropout
 from lmjax.models.lora import LoRA, add_adapters, check_layers
 from lmjax.models.norms import LayerNormConfig, NormConfig
 from lmjax.models.positions import EmbeddingPositions, LearnedPositions
+from lmjax.models.products import Products
 from lmjax.models.residual import Arrangement, PreNorm
 from lmjax.models.shrink import shrink_gradient
 from lmjax.models.stretches import Stretch, stretches
@@ -82,7 +83,9 @@ class TransformerConfig:
     # takes 5 to 15)
     embedding_noise: float = 0.0
     initializer: Initializer = Normal()
-    dtype: Literal["float32", "bfloat16"] = "float32"  # of computation; parameters are float32
+    # of computation; parameters are float32
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    products: Products = Products()  # how dense layers multiply
     # what is kept for backward, which recomputes the rest: all (none), products and attention
     # (dots), attention, the inputs of blocks (full), those in the host's memory (offload)
     remat: Remat = "none"
@@ -105,6 +108,14 @@ class TransformerConfig:
                 raise UserError(f"{name}={share}: must be 0 or more, and below 1")
         if self.embedding_noise < 0:
             raise UserError(f"embedding_noise={self.embedding_noise}: must be 0 or more")
+        if self.products.fp8 and self.dtype == "float32":
+            raise UserError(
+                "products.fp8=true: what is no product has more bits, so set dtype=bfloat16 too"
+            )
+        if self.products.fp8 and self.feed_forward.reads_rows:
+            raise UserError(
+                "products.fp8=true: products of experts have no 8 bits; set products.fp8=false"
+            )
         check_heads(self.heads)
         if self.alternate_feed_forward is not None:
             check_alternate(self.alternate_feed_forward, self.num_layers)
@@ -342,9 +353,9 @@ class Transformer(Stack):
     """Embedding, blocks, final norm and head, as the config puts them together."""
 
     def __init__(self, config: TransformerConfig, layout: Layout, rngs: nnx.Rngs):
-        builder = Builder(
-            config.hidden, config.num_layers, config.initializer, config.dtype, layout, rngs
-        )
+        sizes = config.hidden, config.num_layers
+        how = config.initializer, config.dtype, layout, rngs, config.products
+        builder = Builder(*sizes, *how)
         rows, width = config.padded_vocab, config.embedding_size or config.hidden
         self.embedding = Embedding("vocab", rows, width, "embedding", builder)
         # What the training step multiplies the embeddings' gradient by, where it does; that of a

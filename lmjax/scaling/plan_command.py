@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
-import importlib
-import pkgutil
 from collections.abc import Sequence
 from typing import Any
 
 from lmjax.config import UserError, config, fields, parse
 from lmjax.console import duration, make_console
+from lmjax.launch.experiments import load_experiment
 from lmjax.parallel.mesh import AXES
 from lmjax.scaling.clusters import Cluster, find_cluster
 from lmjax.scaling.compiled import StepDoesNotFit, compile_step, compiled_tables
@@ -165,33 +163,6 @@ def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
         mine = first in names or "=" not in word
         (own if mine else others).append(word)
     return own, others
-
-
-def load_experiment(name: str) -> Any:
-    """The experiment of a module.
-
-    Raises:
-      UserError: there is no such module, or no experiment in it.
-    """
-    try:
-        module = importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        raise UserError(f"{name}: {error}{_near(name)}") from None
-    if not hasattr(module, "experiment"):
-        raise UserError(f"{name}: the module has no variable `experiment`")
-    return module.experiment
-
-
-def _near(name: str) -> str:
-    package, _, last = name.rpartition(".")
-    try:
-        folders = importlib.import_module(package or "experiments").__path__
-    except (ModuleNotFoundError, AttributeError):
-        return "; give a module as Python imports it, such as experiments.gpt3_175b"
-    known = [found.name for found in pkgutil.iter_modules(folders)]
-    near = difflib.get_close_matches(last, known, 3)
-    prefix = f"{package}." if package else "experiments."
-    return f"; near are {', '.join(prefix + one for one in near)}" if near else ""
 
 
 def _mesh_words(words: Sequence[str]) -> tuple[dict[str, int], list[str]]:

@@ -7,12 +7,13 @@ import sys
 import pytest
 
 from lmjax.config import UserError
+from lmjax.launch.experiments import load_experiment
 from lmjax.parallel.schedules import schedule
 from lmjax.scaling import plan_command
 from lmjax.scaling.__main__ import main
 from lmjax.scaling.compiled import StepDoesNotFit
 from lmjax.scaling.division import Division
-from lmjax.scaling.plan_command import load_experiment, split_words
+from lmjax.scaling.plan_command import split_words
 from lmjax.scaling.plan_report import pipeline_picture, write_plan
 
 GPT3 = "experiments.gpt3_175b"
