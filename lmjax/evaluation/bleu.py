@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from lmjax.config import UserError
 from lmjax.evaluation.bleu_tokens import BleuTokenizer, bleu_tokens, require_spaces
@@ -132,7 +132,7 @@ def bleu_counts(
 
 
 def bleu_of(
-    counts: Int[np.ndarray, "counts"],
+    counts: Int[np.ndarray, "counts"] | Float[np.ndarray, "counts"],
     smoothing: Smoothing = "exp",
     amount: float | None = None,
     effective_order: bool = False,

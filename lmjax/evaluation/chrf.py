@@ -20,6 +20,7 @@ from jaxtyping import Float, Int
 from lmjax.evaluation.bleu import ngram_counts, require_references
 
 CHARACTERS, WORDS, BETA = 6, 0, 2.0  # of sacrebleu's chrF2; chrF++ has word_order=2
+Counts = Int[np.ndarray, "orders 3"] | Float[np.ndarray, "orders 3"]
 PUNCTUATION = frozenset(string.punctuation)
 
 
@@ -101,7 +102,7 @@ def chrf_counts(
     return np.stack(rows)
 
 
-def chrf_of(counts: Int[np.ndarray, "orders 3"], beta: float = BETA) -> float:
+def chrf_of(counts: Counts, beta: float = BETA) -> float:
     """chrF of counts, or of their sum over texts, in percent.
 
     The F of the means of precision and recall over the orders that both sides have, as sacrebleu
