@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal, NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from lmjax.config import UserError
 from lmjax.evaluation.comparison import LEVEL, Interval, wilson_interval
@@ -48,13 +48,13 @@ def win_rate(
 
 
 class JudgedWins(NamedTuple):
-    """Judgements of a model's replies beside another one's, each pair shown in both orders.
+    """Judgements of a model's replies beside another one's.
 
     Attributes:
       rate: wins and half of the ties, with its interval.
       wins, losses, ties: requests.
       missing: requests without any judgement, which count for nothing.
-      agreement: share of the requests judged in both orders whose judgements are the same.
+      agreement: share of the requests with several judgements of which all are the same.
       first: share of judgements for the reply that is shown first, ties half; 0.5 for a judge whom
         the order does not lead.
     """
@@ -69,17 +69,21 @@ class JudgedWins(NamedTuple):
 
 
 def judged_wins(
-    outcomes: Float[np.ndarray, "requests orders"], rule: Rule = "agree", level: float = LEVEL
+    outcomes: Float[np.ndarray, "requests judgements"],
+    rule: Rule = "agree",
+    level: float = LEVEL,
+    in_front: Bool[np.ndarray, "requests judgements"] | None = None,
 ) -> JudgedWins:
     """Win rate of judgements.
 
     Args:
       outcomes: 1 where the model's reply is judged to be better, 0 where the other's is, 0.5 for a
-        tie, NaN for no judgement; first those with the model's reply in front, then, if there are
-        any, those with the replies swapped.
-      rule: `agree`: a request is won, or lost, if both judgements say so, and else a tie (Zheng et
-        al. 2023, arXiv:2306.05685, section 3.4); `mean`: the mean of its judgements.
-      level: of the interval, over requests: the two judgements of one are not two cases.
+        tie, NaN for no judgement; of a judge in both orders, or of several people.
+      rule: `agree`: a request is won, or lost, if all its judgements say so, and else a tie (Zheng
+        et al. 2023, arXiv:2306.05685, section 3.4); `mean`: the mean of its judgements.
+      level: of the interval, over requests: two judgements of one are not two cases.
+      in_front: whether the model's reply was shown first; None: for the first judgement of each
+        request, and not for the others.
 
     Raises:
       UserError: no request is judged, or an outcome is none.
@@ -95,16 +99,17 @@ def judged_wins(
     scores = np.nanmean(outcomes[judged], axis=1)
     if rule == "agree":
         scores = np.where(least == most, least, 0.5)
-    both = there.all(axis=1) & (outcomes.shape[1] > 1)
-    same = float(np.mean(outcomes[both].min(axis=1) == outcomes[both].max(axis=1)))
-    for_first = np.where(np.arange(outcomes.shape[1]) == 0, outcomes, 1 - outcomes)
+    several = there[judged].sum(axis=1) > 1
+    if in_front is None:
+        in_front = np.broadcast_to(np.arange(outcomes.shape[1]) == 0, outcomes.shape)
+    for_first = np.where(in_front, outcomes, 1 - outcomes)
     return JudgedWins(
         score_share(scores, level),
         int(np.sum(scores > 0.5)),
         int(np.sum(scores < 0.5)),
         int(np.sum(scores == 0.5)),
         int(np.sum(~judged)),
-        same if both.any() else float("nan"),
+        float(np.mean((least == most)[several])) if several.any() else float("nan"),
         float(np.nanmean(for_first)),
     )
 
