@@ -7,8 +7,7 @@ from lmjax.annotation.journal import read_journals
 from lmjax.annotation.model_wins import ModelWins, model_wins, ranked_outcomes
 from lmjax.config import UserError
 from lmjax.evaluation.win_rates import judged_wins
-
-from .desks import judge, make_desk
+from tests.lmjax.annotation.desks import judge, make_desk
 
 LINES = [{"prompt": f"Question {n}", "answers": [f"before {n}", f"after {n}"]} for n in range(8)]
 

@@ -1,5 +1,6 @@
 """Items found in training data, beside a search of texts in plain Python."""
 
+import json
 import re
 
 import numpy as np
@@ -8,6 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmjax.config import UserError
+from lmjax.data.sources import JsonLines
+from lmjax.data.tokenize import build_stores
 from lmjax.data.tokenizers import ByteTokenizer
 from lmjax.evaluation.contamination import clean_scores, contamination, store_texts
 
@@ -24,7 +27,7 @@ WORDS = st.lists(st.sampled_from("abc"), min_size=0, max_size=8).map(" ".join)
 
 
 @given(st.lists(WORDS, min_size=1, max_size=5), st.lists(WORDS, max_size=6))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 def test_the_overlap_by_counting(items, documents):
     ngram, shortest = 3, 2
     long = [len(item.split()) >= shortest for item in items]
@@ -68,23 +71,12 @@ def test_common_phrases_are_no_sign():
 
 
 def test_a_token_store(tmp_path):
-    from lmjax.data.documents import Document
-
-    class Store:
-        """What `store_texts` reads of a TokenStore."""
-
-        texts = (f"before {LONG} after", "another text")
-        manifest = type("Manifest", (), {"documents": 2})
-
-        def text(self, document, tokenizer):
-            return tokenizer.decode(tokenizer.encode(self.texts[document]))
-
-    assert Document is not None
-    texts = list(store_texts.__wrapped__(Store(), ByteTokenizer()))
-    assert contamination([LONG, f"other {LONG[::-1]}"], texts).contaminated.tolist() == [
-        True,
-        False,
-    ]
+    lines = [json.dumps({"text": text}) for text in (f"before {LONG} after", "another text")]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    source = JsonLines(path=str(tmp_path / "a.jsonl"))
+    store = build_stores(source, ByteTokenizer(), tmp_path / "store")["all"]
+    found = contamination([LONG, LONG[::-1]], store_texts(store, ByteTokenizer()))
+    assert found.contaminated.tolist() == [True, False]
 
 
 def test_scores_with_and_without():
