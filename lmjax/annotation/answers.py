@@ -11,9 +11,9 @@ from typing import Any
 from lmjax.annotation.items import FEWEST, AnnotationItem
 from lmjax.config import UserError, replace
 from lmjax.data.chat.messages import ChatFormat
+from lmjax.data.json_log import JsonLog
 from lmjax.generation.sampling import Sampling
 from lmjax.generation.text import TextGenerator
-from lmjax.runs.json_log import JsonLog
 
 NAME = "answers.jsonl"
 Sample = Callable[[AnnotationItem], list[str]]

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lmjax.config import UserError
+from lmjax.data.json_log import JsonLog, encode_line, encode_lines
 from lmjax.files import errors_told, replacing
-from lmjax.runs.json_log import JsonLog, encode_line, encode_lines
 
 Task = Literal["rank", "write"]
 NAME = "judgements.jsonl"

@@ -21,8 +21,8 @@ from jaxtyping import Float
 
 from lmjax.config import UserError, config
 from lmjax.data.documents import digest
+from lmjax.data.json_log import JsonLog
 from lmjax.evaluation.chat_endpoint import ReplyModel
-from lmjax.runs.json_log import JsonLog
 
 Form = Literal["verdict", "scores"]
 VERDICT = re.compile(r"\[\[(A|B|tie)\]\]")
