@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
+import secrets
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -15,13 +18,14 @@ MEMORY = 1 << 30  # bytes of address space
 FILE_SIZE = 1 << 20  # bytes of the largest file that it writes
 FILES = 32  # files that are open at once
 PREPARE = """\
-import resource, sys
+import os, resource, sys
 for name, most in {limits!r}:
     resource.setrlimit(getattr(resource, name), (most, most))
-del resource
+said = os.dup(1)
+os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 program = sys.stdin.read()
-sys.stdin.close()
 exec(compile(program, "program", "exec"), {{"__name__": "__main__"}})
+os.write(said, {token!r})
 """
 
 
@@ -51,7 +55,9 @@ def run_program(program: str, seconds: float = SECONDS) -> Outcome:
         ("RLIMIT_NOFILE", FILES),
         ("RLIMIT_CORE", 0),
     )
-    command = [*without_network(), sys.executable, "-I", "-c", PREPARE.format(limits=limits)]
+    token = secrets.token_hex(8).encode()  # which a program that leaves early does not say
+    code = PREPARE.format(limits=limits, token=token)
+    command = [*without_network(), sys.executable, "-I", "-c", code]
     with tempfile.TemporaryDirectory(prefix="lmjax-code-") as folder:
         environment = {"PATH": os.defpath, "HOME": folder, "TMPDIR": folder, "OMP_NUM_THREADS": "1"}
         process = subprocess.Popen(
@@ -59,17 +65,17 @@ def run_program(program: str, seconds: float = SECONDS) -> Outcome:
             cwd=folder,
             env=environment,
             stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             start_new_session=True,
         )
         try:
-            _, errors = process.communicate(program.encode("utf-8", "replace"), timeout=seconds)
+            said, errors = process.communicate(program.encode("utf-8", "replace"), timeout=seconds)
         except subprocess.TimeoutExpired:
             return Outcome(False, f"more than {seconds:g} seconds")
         finally:
             _kill_group(process)
-    if process.returncode == 0:
+    if process.returncode == 0 and said.endswith(token):
         return Outcome(True, "")
     lines = errors.decode("utf-8", "replace").strip().splitlines()
     return Outcome(False, (lines[-1] if lines else f"exit code {process.returncode}")[:200])
@@ -77,12 +83,8 @@ def run_program(program: str, seconds: float = SECONDS) -> Outcome:
 
 def _kill_group(process: subprocess.Popen) -> None:
     """Ends the process and all that it started; it is the leader of a group of its own."""
-    import signal
-
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
     process.wait()
 
 

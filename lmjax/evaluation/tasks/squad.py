@@ -54,8 +54,8 @@ class SQuAD(EvaluationTask):
             raise UserError(f"{record.where} has no answer, which version=2.0 allows")
         if not self.by_characters and any(map(_needs_characters, answers)):
             raise UserError(
-                f"{record.where}: the answer {answers[0][:30]!r} has no spaces between words, which "
-                "F1 counts: set by_characters=true"
+                f"{record.where}: the answer {answers[0][:30]!r} has no spaces between the words "
+                "that F1 counts: set by_characters=true"
             )
         prompt = (
             f"Title: {record.text('title')}\n\nBackground: {record.text('context')}\n\n"
