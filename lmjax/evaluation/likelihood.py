@@ -201,7 +201,7 @@ class LikelihoodScorer:
             text = families[0].context[:length]
             room = length + max(len(one.context) - length for one in families)
             batch = right_padded([text], 1, padded_length(length))
-            prefix = self.program.prefix(weights, self._put(batch), padded_length(room))
+            prefix = self.program.prefix(weights, self._put(batch), length=padded_length(room))
         lengths = [len(one.context) - length for one in families]
         for part, columns in cut_in_batches(lengths, self.batch_size):
             some = [families[n] for n in part]

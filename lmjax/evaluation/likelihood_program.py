@@ -61,7 +61,7 @@ class LikelihoodProgram:
         return found[0], best[0], cache
 
     @functools.partial(jax.jit, static_argnums=0, static_argnames="length")
-    def prefix(self, params: dict, batch: Batch, length: int) -> Cache:
+    def prefix(self, params: dict, batch: Batch, *, length: int) -> Cache:
         """The cache of one row that others begin with, which has room for `length` tokens."""
         cache = make_cache(self.decoder.config, self.decoder.layout, 1, length)
         return self._model(params)(batch, cache)[1]
