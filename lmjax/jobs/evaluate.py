@@ -16,7 +16,6 @@ import numpy as np
 from lmjax.config import UserError, config, to_json
 from lmjax.console import CountBar, RunLog, Stopwatch, Table, make_console
 from lmjax.data.hashes import FileHashes
-from lmjax.data.tokenizers.folder_settings import folder_settings, token_name
 from lmjax.evaluation.answer_file import AnswerFile, answers_key
 from lmjax.evaluation.answering import Answering
 from lmjax.evaluation.boundary import text_tokens
@@ -33,7 +32,12 @@ from lmjax.evaluation.task_tables import (
 from lmjax.evaluation.tasks.task import EvaluationTask, Question
 from lmjax.generation.run import load
 from lmjax.generation.text import TextGenerator
-from lmjax.interop.folder import files_of_parameters, model_folder, tokenizer_folder
+from lmjax.interop.folder import (
+    begin_token,
+    files_of_parameters,
+    model_folder,
+    tokenizer_folder,
+)
 from lmjax.jobs.job import Job
 from lmjax.jobs.report import write_report
 from lmjax.jobs.results import Results
@@ -173,7 +177,7 @@ class EvaluateRun:
             text = load(folder, dtype=self.job.dtype)
         for task, asked in zip(self.job.tasks, questions, strict=True):
             check_room(task, asked, text)
-        answering = Answering(text, self.job.batch_size, begin_of(folder, text))
+        answering = Answering(text, self.job.batch_size, begin_token(folder, text.tokenizer))
         done = total - len(left)
         with CountBar(name, self.log.console) as bar:
 
@@ -228,13 +232,6 @@ def _tokenizer_files(folder: str) -> list[Path]:
     if not found:
         raise UserError(f"there is no tokenizer in {folder}: texts need one")
     return sorted(found)
-
-
-def begin_of(folder: str, text: TextGenerator) -> int | None:
-    """The token that begins a text by a public folder's files, where its program puts none."""
-    settings = folder_settings(tokenizer_folder(folder))
-    name = token_name(settings.get("bos_token"))
-    return text.tokenizer.special.get(name)
 
 
 def check_room(task: EvaluationTask, questions: Sequence[Question], text: TextGenerator) -> None:
