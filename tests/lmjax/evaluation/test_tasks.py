@@ -101,7 +101,7 @@ def test_a_question_that_another_file_repeats_is_no_example_of_itself(lines):
     path, pool = lines(arc("q0"), arc("q1")), lines(arc("q0"), arc("other"), name="train.jsonl")
     first, second = Arc(path=path, examples_path=pool, shots=1).questions()
     assert first.context.startswith("Question: other\n")
-    with pytest.raises(UserError, match="shots=2, but .* has 1 examples besides"):
+    with pytest.raises(UserError, match=r"shots=2, but .* has 1 examples besides"):
         Arc(path=path, examples_path=pool, shots=2).questions()
     assert second.shots == 1
 
@@ -322,7 +322,7 @@ def test_code_runs_only_where_it_is_allowed(lines):
     task = MBPP(path=lines(problem), run_code=True)
     [question] = task.questions()
     assert question.context.endswith("tests:\n\nassert one() == 1\n[BEGIN]\n")
-    assert task.measure(question.item, [Written((problem["code"],))]) == {"pass@1": 1.0}
+    assert task.measure(question.item, [Written((code,))]) == {"pass@1": 1.0}
 
 
 def test_the_sandbox_has_limits():
@@ -362,9 +362,9 @@ def test_wrong_files_are_told_by_line(lines, tmp_path):
         Lambada(path=lines({"txt": "a b"})).questions()
     path = tmp_path / "bad.jsonl"
     path.write_text('{"text": "a b"}\n{"text": \n')
-    with pytest.raises(UserError, match="bad.jsonl, line 2"):
+    with pytest.raises(UserError, match=r"bad.jsonl, line 2"):
         Lambada(path=str(path)).questions()
-    with pytest.raises(UserError, match="cannot be read|no such"):
+    with pytest.raises(UserError, match=r"cannot be read|no such"):
         Lambada(path=str(tmp_path / "none.jsonl")).questions()
 
 
