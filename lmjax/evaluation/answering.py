@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from lmjax.config import UserError
+from lmjax.evaluation.blank_scorers import scorer_of
 from lmjax.evaluation.boundary import beginning_of, text_tokens
-from lmjax.evaluation.likelihood import LikelihoodScorer, check_known_tokens
+from lmjax.evaluation.likelihood import check_known_tokens
 from lmjax.evaluation.requests import (
     ContinuationRequest,
     Likelihood,
@@ -54,10 +55,10 @@ class Answering:
           text: the model and its tokenizer.
           batch_size: most rows that are run at once.
           begin: see `beginning_of`.
-          scorer: gives log-likelihoods; None: as of a model that continues texts.
+          scorer: gives log-likelihoods; None: see `scorer_of`.
         """
         self.text, self.batch_size = text, batch_size
-        self.scorer = LikelihoodScorer(text, batch_size, begin) if scorer is None else scorer
+        self.scorer = scorer_of(text, batch_size, begin) if scorer is None else scorer
         self.beginning = beginning_of(text.tokenizer, begin)
 
     def answers(

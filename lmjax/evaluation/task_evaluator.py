@@ -10,6 +10,7 @@ from lmjax.evaluation.likelihood import check_causal
 from lmjax.evaluation.task_result import TaskResult
 from lmjax.evaluation.task_tables import score_table
 from lmjax.evaluation.tasks.task import EvaluationTask, Question
+from lmjax.generation.fill import infiller_of
 from lmjax.generation.generator import Generator
 from lmjax.generation.text import TextGenerator
 from lmjax.launch import is_first
@@ -30,16 +31,18 @@ class Tasks(Evaluator):
 
         Raises:
           UserError: no task, one of another's name, files that cannot be read, or a model that does
-            not continue texts.
+            neither continue texts nor fill blanks.
         """
         check_tasks(self.tasks)
         feed: TextFeed = context.feed
         model = context.learner.model
-        check_causal(model)
+        filling = infiller_of(feed.objective)
+        if filling is None:
+            check_causal(model)
         questions = [task.questions() for task in self.tasks]
 
         def evaluate(step: int, params: dict) -> tuple[Record | Table, ...]:
-            text = TextGenerator(Generator(model, params), feed.tokenizer)
+            text = TextGenerator(Generator(model, params), feed.tokenizer, filling)
             answering = Answering(text, self.batch_size)
             found = [
                 result_of(task, asked, answering)

@@ -355,7 +355,7 @@ def test_intervals():
 
 def test_wrong_files_are_told_by_line(lines, tmp_path):
     with pytest.raises(
-        UserError, match="set.jsonl, line 2: answerKey is 'E'; it must be one of A, B"
+        UserError, match=r"set.jsonl, line 2: answerKey is 'E'; it must be one of A, B"
     ):
         Arc(path=lines(arc("a"), arc("b", key="E"))).questions()
     with pytest.raises(UserError, match="line 1: there is no field text or passage; fields: txt"):
