@@ -85,7 +85,7 @@ class Perplexity(EvaluationTask):
             "byte": len(item.prompt.encode("utf-8")),
             "character": len(item.prompt),
         }
-        return {m.name: (answer.log_probability, counts[m.per]) for m in self.measures}
+        return {m.name: (answer.log_probability, float(counts[m.per])) for m in self.measures}
 
 
 @config

@@ -13,7 +13,7 @@ import sys
 import tempfile
 from typing import NamedTuple
 
-SECONDS = 3  # of a program, unless it is said
+SECONDS = 3.0  # of a program, unless it is said
 MEMORY = 1 << 30  # bytes of address space
 FILE_SIZE = 1 << 20  # bytes of the largest file that it writes
 FILES = 32  # files that are open at once

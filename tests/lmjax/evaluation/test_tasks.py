@@ -326,11 +326,11 @@ def test_code_runs_only_where_it_is_allowed(lines):
 
 
 def test_the_sandbox_has_limits():
-    assert "seconds" in run_program("while True: pass", 1).reason
-    assert run_program("x = 'a' * (1 << 31)", 10).reason == "MemoryError"
-    assert "File too large" in run_program("open('f', 'w').write('a' * (1 << 22))", 10).reason
+    assert "seconds" in run_program("while True: pass", 1.0).reason
+    assert run_program("x = 'a' * (1 << 31)", 10.0).reason == "MemoryError"
+    assert "File too large" in run_program("open('f', 'w').write('a' * (1 << 22))", 10.0).reason
     code = "import os; assert 'SECRET' not in os.environ; assert os.listdir('.') == []"
-    assert run_program(code, 10).passed
+    assert run_program(code, 10.0).passed
 
 
 def test_rows_of_chance_and_length(lines):
@@ -348,7 +348,7 @@ def test_intervals():
         pytest.approx(0.94332, abs=1e-5),
     )
     assert one.error == pytest.approx(math.sqrt(0.16 * 10 / 9 / 10))
-    rate = estimated(Measure("bits_per_byte", False, "rate", "byte"), [(-8.0, 4), (-2.0, 4)])
+    rate = estimated(Measure("bits_per_byte", False, "rate", "byte"), [(-8.0, 4.0), (-2.0, 4.0)])
     assert rate.value == pytest.approx(10 / 8 / math.log(2))
     assert rate.low <= rate.value <= rate.high
 
