@@ -251,7 +251,7 @@ class LikelihoodScorer:
     def _scored_at(
         self, firsts: Sequence[int], wanted: Sequence[Sequence[int]], columns: int
     ) -> tuple[jax.Array, jax.Array]:
-        """Where in a batch tokens are scored, and these tokens; see `LikelihoodProgram.behind`.
+        """Positions of a batch that are scored, with their tokens; see `LikelihoodProgram.behind`.
 
         Args:
           firsts: column before the first scored token of each row.

@@ -126,7 +126,7 @@ def lmjax_model(folder: str, **settings: Any) -> Any:
 
 
 def written_request(prompt: str, settings: Mapping[str, Any], special: bool) -> WrittenRequest:
-    """What the harness asks with its settings of a text.
+    """Requests of the harness with its settings of a text.
 
     Raises:
       UserError: a setting that this model does not have.

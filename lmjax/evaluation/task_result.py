@@ -35,7 +35,7 @@ class Estimate:
 
 @dataclasses.dataclass(frozen=True)
 class TaskResult:
-    """What a model came to in a task.
+    """Result of a model in a task.
 
     Attributes:
       task: the task.

@@ -8,7 +8,7 @@ from lmjax.evaluation.tasks.gsm8k import GSM8K
 from lmjax.evaluation.tasks.hellaswag import HellaSwag
 from lmjax.evaluation.tasks.lambada import Lambada
 from lmjax.evaluation.tasks.mmlu import MMLU
-from lmjax.evaluation.tasks.rolling import Perplexity, WikiText
+from lmjax.evaluation.tasks.rolling import WholeTexts, WikiText
 from lmjax.evaluation.tasks.squad import SQuAD
 from lmjax.evaluation.tasks.task import EvaluationTask, Item, Measure, Question
 from lmjax.evaluation.tasks.truthfulqa import TruthfulQA1, TruthfulQA2
@@ -29,11 +29,11 @@ __all__ = [
     "Item",
     "Lambada",
     "Measure",
-    "Perplexity",
     "Question",
     "SQuAD",
     "TruthfulQA1",
     "TruthfulQA2",
+    "WholeTexts",
     "WikiText",
     "WinoGrande",
 ]

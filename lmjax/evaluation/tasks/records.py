@@ -136,9 +136,9 @@ def read_records(path: str) -> list[Record]:
 
 def read_files(path: str) -> list[TextFile]:
     """Texts of a file, of an archive, or of a folder's files. UserError: it cannot be read."""
-    place = local_copy(path, "path")
+    local = local_copy(path, "path")
     try:
-        return _read(place)
+        return _read(local)
     except (OSError, EOFError, UnicodeDecodeError, tarfile.TarError, zipfile.BadZipFile) as error:
         raise UserError(f"{path} cannot be read: {error}") from None
 

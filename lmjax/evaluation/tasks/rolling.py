@@ -40,7 +40,7 @@ def untokenized(text: str) -> str:
 
 
 @config
-class Perplexity(EvaluationTask):
+class WholeTexts(EvaluationTask):
     """Perplexity of whole texts, by word, byte and character; lines with a field text or page."""
 
     # Logarithms are added up: no exponential is taken of more than a mean.
@@ -89,7 +89,7 @@ class Perplexity(EvaluationTask):
 
 
 @config
-class WikiText(Perplexity):
+class WikiText(WholeTexts):
     """WikiText by article: scored as text, measured by the words of the tokenized file."""
 
     def read_items(self, path: str) -> list[Item]:
@@ -107,5 +107,5 @@ class WikiText(Perplexity):
         return items
 
     def scored_text(self, item: Item) -> str:
-        """See `Perplexity.scored_text`."""
+        """See `WholeTexts.scored_text`."""
         return untokenized(item.prompt)

@@ -30,7 +30,7 @@ os.write(said, {token!r})
 
 
 class Outcome(NamedTuple):
-    """How a program ended.
+    """End of a program.
 
     Attributes:
       passed: it came to its end without an error.

@@ -121,7 +121,7 @@ class EvaluationTask(abc.ABC):
 
     @abc.abstractmethod
     def requests(self, item: Item, context: str) -> tuple[ModelRequest, ...]:
-        """What the model is asked of an item behind its whole context."""
+        """Requests of an item behind its whole context."""
 
     @abc.abstractmethod
     def measure(self, item: Item, answers: Sequence[ModelAnswer]) -> ItemScores:

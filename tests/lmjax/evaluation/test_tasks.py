@@ -21,10 +21,10 @@ from lmjax.evaluation.tasks import (
     HumanEval,
     Lambada,
     Measure,
-    Perplexity,
     SQuAD,
     TruthfulQA1,
     TruthfulQA2,
+    WholeTexts,
     WikiText,
     WinoGrande,
 )
@@ -285,7 +285,7 @@ def test_crows_pairs_and_whole_texts(lines, tmp_path):
     assert question.requests == (ContinuationRequest("", "a"), ContinuationRequest("", "b"))
     found = CrowSPairs(path="x").measure(question.item, likelihoods(-3.0, -5.0))
     assert found == {"pct_stereotype": 1.0, "likelihood_diff": 2.0}
-    task = Perplexity(path=lines({"text": "一二三四"}))
+    task = WholeTexts(path=lines({"text": "一二三四"}))
     result = TaskResult.of(task, task.questions(), [likelihoods(-4e3)])
     values = {m.name: result.estimate(m).value for m in task.measures}
     assert values["word_perplexity"] == math.inf  # one "word" of 4,000 nats, and no overflow
@@ -322,7 +322,7 @@ def test_code_runs_only_where_it_is_allowed(lines):
     task = MBPP(path=lines(problem), run_code=True)
     [question] = task.questions()
     assert question.context.endswith("tests:\n\nassert one() == 1\n[BEGIN]\n")
-    assert task.measure(question.item, [Written((code,))]) == {"pass@1": 1.0}
+    assert task.measure(question.item, [Written((problem["code"],))]) == {"pass@1": 1.0}
 
 
 def test_the_sandbox_has_limits():
