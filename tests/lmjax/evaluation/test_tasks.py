@@ -322,7 +322,7 @@ def test_code_runs_only_where_it_is_allowed(lines):
     task = MBPP(path=lines(problem), run_code=True)
     [question] = task.questions()
     assert question.context.endswith("tests:\n\nassert one() == 1\n[BEGIN]\n")
-    assert task.measure(question.item, [Written((code,))]) == {"pass@1": 1.0}
+    assert task.measure(question.item, [Written((problem["code"],))]) == {"pass@1": 1.0}
 
 
 def test_the_sandbox_has_limits():
