@@ -11,7 +11,7 @@ from lmjax.evaluation.requests import Likelihood, ModelRequest, RollingRequest
 from lmjax.evaluation.tasks.records import Record, read_files
 from lmjax.evaluation.tasks.task import EvaluationTask, Item, ItemScores, Measure
 
-HEADING = re.compile(r"^ = [^=].*[^=] = $", re.MULTILINE)  # where an article of WikiText begins
+HEADING = re.compile(r"^ = (?!=).*(?<!=) = $", re.MULTILINE)  # where an article of WikiText begins
 # Spaces that WikiText's tokenization put round signs, and how a text has them, in this order.
 SPELLINGS = (
     ("s '", "s'"), (" @-@ ", "-"), (" @,@ ", ","), (" @.@ ", "."), (" : ", ": "), (" ; ", "; "),

@@ -111,7 +111,7 @@ def library_tokenizer():
     library = tokenizers.Tokenizer(
         tokenizers.models.WordLevel({name: n for n, name in enumerate(names)}, unk_token=" ")
     )
-    library.pre_tokenizer = tokenizers.pre_tokenizers.Split(tokenizers.Regex("(?s)."), "isolated")
+    library.pre_tokenizer = tokenizers.pre_tokenizers.Split(tokenizers.Regex(r"[\s\S]"), "isolated")
     library.decoder = tokenizers.decoders.Fuse()
     library.post_processor = tokenizers.processors.TemplateProcessing(
         single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", 96)]
