@@ -16,7 +16,7 @@ SPACE = "\u2581"  # how SentencePiece writes a space; as a character of the text
 LANES = 4  # words of 8 bytes that a looked up word has room in
 SLOTS = 1 << 18  # of the table; where two words want the same slot, the later one has it
 MOST_TOKENS = 1 << 22  # of words that are known, before all are forgotten
-COUNTED = 1 << 20  # a word has fewer tokens; its place is the first one's, times this, and how many
+COUNTED = 1 << 20  # a word has fewer tokens; its entry is the first one's, times this, and how many
 TOGETHER = 1 << 15  # words that are looked up together: what is needed stays in the cache
 HIDDEN = SPACE.encode()
 # Kinds of bytes. One of the kind OTHER is not parted from letters, digits and marks.
@@ -124,8 +124,8 @@ class ByteWords:
     def _clear(self) -> None:
         self._lanes = np.zeros((SLOTS, LANES), np.uint64)
         self._sizes = np.zeros(SLOTS, np.int32)  # bytes of the word in each slot; 0: it is empty
-        self._places = np.zeros(SLOTS, np.int64)  # of its tokens in `_tokens`
-        self._known: dict[bytes, int] = {}  # places of all words
+        self._entries = np.zeros(SLOTS, np.int64)  # of its tokens in `_tokens`
+        self._known: dict[bytes, int] = {}  # entries of all words
         self._tokens = np.zeros(1 << 16, np.uint32)
         self._used = 0  # of `_tokens`
 
@@ -155,7 +155,7 @@ class ByteWords:
 
     def _words(
         self, data: bytes, total: int, begins: Int[np.ndarray, "texts"]
-    ) -> tuple[Int[np.ndarray, "words+1"], int]:
+    ) -> tuple[Int[np.ndarray, "edges"], int]:
         """First byte of each word, and of what follows them; bytes of the longest run of words."""
         kinds = self._kinds[np.frombuffer(data, np.uint8, total)]
         words = np.append(np.flatnonzero(_begins(kinds, begins)), total)
@@ -164,7 +164,7 @@ class ByteWords:
         return words, int(runs.max())
 
     def _looked_up(
-        self, data: bytes, words: Int[np.ndarray, "words+1"]
+        self, data: bytes, words: Int[np.ndarray, "edges"]
     ) -> tuple[Integer[np.ndarray, "tokens"], Int[np.ndarray, "words"]]:
         """The tokens of words, and how many each of them has."""
         if self._used > MOST_TOKENS:
@@ -175,21 +175,21 @@ class ByteWords:
         hit = self._sizes[slots] == sizes[short]
         for lane in range(LANES):
             hit &= self._lanes[slots, lane] == lanes[:, lane]
-        places = np.empty(len(sizes), np.int64)
-        places[short] = self._places[slots]
+        entries = np.empty(len(sizes), np.int64)
+        entries[short] = self._entries[slots]
         missing = np.ones(len(sizes), bool)
         missing[short[hit]] = False
         missing = np.flatnonzero(missing)
         found = [data[a:b] for a, b in zip(words[missing].tolist(), words[missing + 1].tolist())]
         self._learn(found)
-        places[missing] = np.fromiter(map(self._known.__getitem__, found), np.int64, len(found))
+        entries[missing] = np.fromiter(map(self._known.__getitem__, found), np.int64, len(found))
         own = np.flatnonzero(~hit)  # of the short words
         chosen = slots[own]
         self._lanes[chosen], self._sizes[chosen] = lanes[own], sizes[short[own]]
-        self._places[chosen] = places[short[own]]
-        counts = places & (COUNTED - 1)
+        self._entries[chosen] = entries[short[own]]
+        counts = entries & (COUNTED - 1)
         ends = np.cumsum(counts)
-        at = np.repeat(places // COUNTED - (ends - counts), counts)
+        at = np.repeat(entries // COUNTED - (ends - counts), counts)
         at += np.arange(len(at))
         return self._tokens[at], counts
 
