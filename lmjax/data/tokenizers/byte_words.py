@@ -45,9 +45,13 @@ def safe_kinds(model: bytes) -> UInt8[np.ndarray, "256"] | None:
     Args:
         model: the model file.
     """
+    from google.protobuf.message import DecodeError
     from sentencepiece import sentencepiece_model_pb2
 
-    proto = sentencepiece_model_pb2.ModelProto.FromString(model)
+    try:
+        proto = sentencepiece_model_pb2.ModelProto.FromString(model)
+    except DecodeError:  # the library reads some damaged files
+        return None
     trainer, normalizer = proto.trainer_spec, proto.normalizer_spec
     changes = (
         normalizer.precompiled_charsmap,
