@@ -25,6 +25,7 @@ from lmjax.launch import exit_on_user_error, from_command_line
 
 FILTERS = ("GopherQuality", "GopherRepetition", "C4", "FineWeb")
 STEPS = (*FILTERS, "MinHash", "extraction", "whole")
+SHORT = 300  # characters of a paragraph that is signed beside rensa and datasketch, at least
 SIMILAR = 0.8  # least similarity of pairs that have to be found
 
 
@@ -85,7 +86,12 @@ def compare(settings: DataBenchmark, texts: list[str]) -> dict[str, Any]:
                 sides[name].ask("prepare", **paths)
         found = {step: _alternate(settings, sides, step) for step in STEPS}
         if "others" in sides:
-            found |= _signing(settings, sides, chosen)
+            short = [part for text in texts for part in text.split("\n") if len(part) > SHORT]
+            short = short[:: max(1, len(short) // 6000)]
+            Path(paths["texts"]).write_text(json.dumps(short), "utf-8")
+            for side in sides.values():
+                side.ask("prepare", **paths)
+            found |= _signing(settings, sides, short)
         return found
 
 

@@ -212,7 +212,7 @@ class JsonRecords(Source):
         if not isinstance(text, str):
             raise BadRecord(f"field {field!r} is {type(text).__name__}, not text")
         try:
-            text.encode("utf-8")
+            text.isascii() or text.encode("utf-8")
         except UnicodeEncodeError:
             raise BadRecord(f"field {field!r} holds half a surrogate pair") from None
         return text

@@ -16,6 +16,9 @@ BLANK_LINES = re.compile(r"\n{3,}")
 ELSEWHERE = ("nav", "header", "footer", "aside", "form")  # elements that are not the page's text
 ALWAYS = ("nav", "button", "form")  # elements that are left out
 SILENT = ("script", "style", "noscript", "template")  # what is in them is not shown
+# Elements within a line or a table, of which no name says anything.
+UNNAMED = {"#comment", "b", "br", "code", "col", "em", "i", "img", "kbd", "li", "pre", "strong"}
+UNNAMED |= {"td", "tr", "tt"}
 NEVER = ("html", "body", "main", "article")
 
 
@@ -38,7 +41,6 @@ LISTS = _words(
     *("navbox", "catlinks", "archives?", "tagcloud", "tags", "pagination", "pager", "skip"),
     *("skiplink", "header"),
 )
-ELEMENT, TEXT = 1, 3  # types of nodes (DOM)
 LINKED = 0.3  # share of the text in links from which on an element is a list of links
 LARGEST = 0.6  # share of the page's text in an element that may be left out
 # Share of the page's text without links below which the main text is thought to be cut: all of it
@@ -79,7 +81,7 @@ class _Library(NamedTuple):
 
     Attributes:
         parse: makes a tree of a page.
-        walk: calls functions where elements and texts of a tree begin and end.
+        walk: calls a function where each element and text of a tree begins.
         extract: makes text of a page.
     """
 
@@ -110,7 +112,8 @@ def _main(library: _Library, page: str) -> str:
     if tree.body is None:
         return library.extract(page, main_content=True, alt_texts=False)
     count = _Count()
-    library.walk(tree.body, count.begin, count.end, elements_only=False)
+    library.walk(tree.body, count.begin, elements_only=False)
+    count.close()
     linked = count.linked
     for node, size, own in count.found:
         if size < LARGEST * count.text:
@@ -136,32 +139,49 @@ class _Count:
         self.text = self.linked = 0
         self.found: list[tuple[Any, int, int]] = []
         self._links = self._silent = 0
-        # Of each element that has begun: its name as one that is left out, and counts before it.
-        self._begun: list[tuple[str | None, int, int, int]] = []
+        # Elements that matter and have not ended: their depth, themselves, the kind of their name,
+        # and counts before them.
+        self._open: list[tuple[int, Any, str, int, int, int]] = [(-1, None, "", 0, 0, 0)]
 
     def begin(self, context: Any) -> None:
-        """Takes a node that begins."""
-        node = context.node
-        if node.type == TEXT and not self._silent:
-            size = _size(node.value)
-            self.text += size
-            self.linked += size if self._links else 0
-        # The end of an empty element is not told.
-        elif node.type == ELEMENT and node.first_child is not None:
-            self._links += node.tag == "a"
-            self._silent += node.tag in SILENT
-            self._begun.append((_name(node), self.text, self.linked, len(self.found)))
+        """Takes a node that begins; those that are no deeper have ended."""
+        node, depth = context.node, context.depth
+        while self._open[-1][0] >= depth:
+            self._end()
+        tag = node.tag
+        if tag == "#text":
+            if not self._silent:
+                size = _size(node.value)
+                self.text += size
+                self.linked += size if self._links else 0
+        elif tag in SILENT:
+            self._silent += 1
+            self._keep(depth, node, "silent")
+        elif tag == "a":
+            self._links += 1
+            self._keep(depth, node, "link")
+        elif tag not in UNNAMED and (name := _name(node)) is not None:
+            self._keep(depth, node, name)
 
-    def end(self, context: Any) -> None:
-        """Takes a node that ends."""
-        node = context.node
-        if node.type != ELEMENT:
+    def close(self) -> None:
+        """Ends all elements."""
+        while len(self._open) > 1:
+            self._end()
+
+    def _keep(self, depth: int, node: Any, name: str) -> None:
+        self._open.append((depth, node, name, self.text, self.linked, len(self.found)))
+
+    def _end(self) -> None:
+        _, node, name, text, linked, before = self._open.pop()
+        if name == "silent":
+            self._silent -= 1
             return
-        self._links -= node.tag == "a"
-        self._silent -= node.tag in SILENT
-        name, text, linked, before = self._begun.pop()
+        if name == "link":
+            self._links -= 1
+            if (name := _name(node)) is None:
+                return
         text, linked = self.text - text, self.linked - linked
-        if name == "apart" or (name == "list" and linked >= LINKED * text):
+        if name == "apart" or linked >= LINKED * text:
             del self.found[before:]  # those in it go with it
             self.found.append((node, text, linked))
 
@@ -170,11 +190,13 @@ def _name(node: Any) -> Literal["apart", "list"] | None:
     """Tells whether an element is named as one that is not the page's text, or as a list."""
     if node.tag in NEVER:
         return None
-    if node.tag in ALWAYS or node.getattr("role") == "navigation":
+    if node.tag in ALWAYS:
         return "apart"
-    name = f"{node.getattr('class') or ''} {node.getattr('id') or ''}"
-    if name == " ":
+    if not node.attrs:
         return None
+    name = f"{node.getattr('class') or ''} {node.getattr('id') or ''}"
+    if node.getattr("role") == "navigation":
+        return "apart"
     if APART.search(name):
         return "apart"
     return "list" if LISTS.search(name) else None
