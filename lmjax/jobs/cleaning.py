@@ -73,6 +73,7 @@ class Cleaning(Job):
         # Processes that clean import this module, and need none of these.
         from lmjax.console import ByteBar, RunLog, Stopwatch, make_console
         from lmjax.jobs.cleaning_tables import results_of
+        from lmjax.jobs.error_curves import curve_tables
         from lmjax.jobs.report import write_report
         from lmjax.runs.folder import RESULTS
         from lmjax.runs.lock import lock_run_folder
@@ -92,11 +93,12 @@ class Cleaning(Job):
                 )
                 with _Bars(ByteBar, log) as progress:
                     summary = self._clean(pipeline, progress)
-                results = results_of(summary, watch.seconds())
+                curves = tuple(curve_tables(flat(self.steps)))
+                results = results_of(summary, watch.seconds(), curves)
                 folder.write_json(RESULTS, results.to_json())
                 write_report(folder)
                 for table in results.tables:
-                    if not table.is_text:
+                    if not table.is_text and table.picture is None:
                         log.table(table)
             log.files(self._location(folder), [*OUTPUT, ("report.html", str(folder.report))])
 

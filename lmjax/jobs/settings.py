@@ -23,12 +23,17 @@ ROUNDING = (
     "pipeline",
     "zero",
     "accumulation",
+    "optimizer_memory",
     "model.remat",
     "model.unroll",
     "model.attention.implementation",
 )
 # Settings that may change when a run goes on, with all below them; all others make it another run.
-FREE = ("output", "steps", "evaluation", "evaluators", "checkpoint", "log", *RESOURCES, *ROUNDING)
+FREE = (
+    *("output", "steps", "evaluation", "evaluators", "checkpoint", "log", "watchdog"),
+    *RESOURCES,
+    *ROUNDING,
+)
 
 # Where the text and a tokenizer's folder lie: what is in them is compared by `data.prepare`.
 PLACES = re.compile(
@@ -132,7 +137,24 @@ class Log:
             raise UserError(f"profile={self.profile}: a first step, from 1 on, and a last one")
 
 
-def at_least(lowest: int, settings: object, *names: str) -> None:
+@config
+class Watchdog:
+    """Limits on the time that work may take in a run of several processes.
+
+    Of what takes longer it is said which processes have come to it, and which have not.
+    """
+
+    factor: float = 10.0  # times the longest duration of the last 20 of its kind
+    least: float = 60.0  # seconds before which nothing is late
+    first: float = 1800.0  # seconds for what has not been done before, such as compilation
+    end_after: float | None = 3600.0  # seconds after which all processes end; none: they wait
+
+    def validate(self) -> None:
+        """Raises UserError for numbers that cannot be meant."""
+        at_least(1.0, self, "factor", "least", "first", "end_after")
+
+
+def at_least(lowest: int | float, settings: object, *names: str) -> None:
     """Raises UserError where one of these fields is a number below the lowest that is allowed."""
     for name in names:
         value = getattr(settings, name)

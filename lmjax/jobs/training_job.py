@@ -13,7 +13,14 @@ from lmjax.config import UserError, config
 from lmjax.console import RunLog, make_console
 from lmjax.evaluation.evaluator import Evaluator
 from lmjax.jobs.job import Job
-from lmjax.jobs.settings import Checkpoints, ElasticPenalty, Log, at_least, may_change
+from lmjax.jobs.settings import (
+    Checkpoints,
+    ElasticPenalty,
+    Log,
+    Watchdog,
+    at_least,
+    may_change,
+)
 from lmjax.jobs.training_run import TrainingRun
 from lmjax.models import TransformerConfig, abstract
 from lmjax.objectives import Example, Objective
@@ -29,9 +36,12 @@ from lmjax.training.feed import Feed
 from lmjax.training.gradients import Zero
 from lmjax.training.learner import Learner, Metrics
 from lmjax.training.loop import Advance
+from lmjax.training.loss_scale import LossScale
+from lmjax.training.offload import Place
 from lmjax.training.optimizers import AdamW, Optimizer
 from lmjax.training.pipelining import Pipeline
 from lmjax.training.placement import abstract_example, compact, to_devices
+from lmjax.training.rounding import Stored
 from lmjax.training.schedules import Cosine, Rate, Schedule
 from lmjax.training.state import TrainState
 from lmjax.training.trainable import Adapters, AllParameters, Trainable, check_base
@@ -71,6 +81,10 @@ class TrainingJob(Job):
     schedule: Schedule = Cosine()  # the learning rate
     elastic: ElasticPenalty | None = None  # what keeps parameters near those of earlier tasks
     gradient_clip: float | None = 1.0  # largest norm of the gradient; None: no limit
+    # scaling of the loss; none: a dynamic one for model.dtype=float16, else the loss as it is
+    loss_scale: LossScale | None = None
+    optimizer_memory: Place = "device"  # where the optimizer's state lies between steps
+    weights: Stored = "float32"  # how parameters are stored from step to step, and in checkpoints
     mesh: Mesh = Mesh()  # how the devices are arranged
     # how attention sees keys of other devices where mesh.context divides sequences: it gathers
     # them, they go around in a ring, or devices exchange parts of sequences for some heads
@@ -85,6 +99,7 @@ class TrainingJob(Job):
     evaluators: tuple[Evaluator, ...] = ()  # measures and samples of the model
     checkpoint: Checkpoints = Checkpoints()  # what is kept to go on from
     log: Log = Log()  # of metrics
+    watchdog: Watchdog = Watchdog()  # when processes say who is late
 
     # ---- what a job of one's own says ----------------------------------------------------------
 
@@ -240,6 +255,9 @@ class TrainingJob(Job):
             zero=self.zero,
             pipeline=self.pipeline,
             average_decay=self.ema_decay,
+            weights=self.weights,
+            optimizer_memory=self.optimizer_memory,
+            loss_scale=self.scaling,
             embedding_gradient=self.embedding_gradient_rate(),
             frozen=self._frozen_structures(layout),
             trainable=trained.trains,
@@ -255,6 +273,12 @@ class TrainingJob(Job):
             )
         learner.check_division(self.batch_sizes(), self.abstract_example())
         return learner
+
+    @property
+    def scaling(self) -> LossScale | None:
+        """How the loss is scaled."""
+        half = self.model.dtype == "float16"
+        return LossScale() if half and self.loss_scale is None else self.loss_scale
 
     def penalised(self, objective: Objective) -> Objective:
         """An objective with the penalty of `elastic`, if there is one.

@@ -41,7 +41,7 @@ from lmjax.jobs.messages import (
 )
 from lmjax.jobs.report import write_report
 from lmjax.jobs.results import Results
-from lmjax.launch import is_first
+from lmjax.launch import Limits, is_first, set_limits
 from lmjax.objectives.elastic_weights import ANCHOR, FISHER
 from lmjax.runs.checkpoints import BEST, Checkpointer
 from lmjax.runs.environment import describe_environment
@@ -77,7 +77,8 @@ class TrainingRun:
 
     def run(self) -> None:
         """See `TrainingJob.run`."""
-        job, settings = self.job, self.job.checkpoint
+        job, settings, late = self.job, self.job.checkpoint, self.job.watchdog
+        set_limits(Limits(late.factor, late.least, late.first, late.end_after))
         with Checkpointer(
             self.folder.checkpoints, settings.keep, settings.keep_every, warn=self.log.warn
         ) as checkpointer:

@@ -1,9 +1,9 @@
 """Several processes that form one run: the hosts of a pod, the tasks of a cluster.
 
-They are one run when the environment says that there are several: Slurm's `srun`, Open MPI's
-`mpirun`, and Kubernetes and multi-slice TPUs say so by themselves; anywhere else set
-JAX_COORDINATOR_ADDRESS (host:port of the first process), JAX_NUM_PROCESSES and JAX_PROCESS_ID. On a
-plain Cloud TPU pod, whose hosts only the metadata server knows, set LMJAX_MULTIHOST=1.
+They are one run when the environment says that there are several (`lmjax.launch.cluster`): TPU
+pods, Slurm, Open MPI and Kubernetes by themselves; anywhere else set JAX_COORDINATOR_ADDRESS
+(host:port of the first process), JAX_NUM_PROCESSES and JAX_PROCESS_ID. They watch over each other
+at the port after that one (`lmjax.launch.watch`).
 
 JAX reads its own settings from the environment as always, for instance JAX_PLATFORMS, or
 JAX_NUM_CPU_DEVICES=8 for eight simulated devices.
@@ -18,6 +18,9 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, TextIO
 
 from lmjax.config import UserError
+from lmjax.launch.cluster import find_cluster
+from lmjax.launch.together import begin_watch
+from lmjax.launch.watch import COMING, SILENCE
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,22 +30,27 @@ def join_processes(environment: Mapping[str, str]) -> None:
     """Connects this process with the others of the run, if the environment says there are any.
 
     Raises:
-        UserError: the JAX_... variables are incomplete or no numbers.
+        UserError: what the environment says of them is incomplete, or no number.
     """
-    if "JAX_COORDINATOR_ADDRESS" in environment:
-        arguments = {
-            "coordinator_address": environment["JAX_COORDINATOR_ADDRESS"],
-            "num_processes": _number(environment, "JAX_NUM_PROCESSES"),
-            "process_id": _number(environment, "JAX_PROCESS_ID"),
-        }
-    elif _in_cluster(environment):
-        arguments = {}  # JAX knows where this cluster keeps them
-    else:
+    cluster = find_cluster(environment)
+    if cluster is None:
         return
     import jax  # not needed for --help or a mistyped setting, so not imported before
 
     _keep_stdout_clean()
-    jax.distributed.initialize(**arguments)
+    watch = begin_watch(cluster) if cluster.count > 1 else None
+    jax.distributed.initialize(
+        coordinator_address=cluster.address,
+        num_processes=cluster.count,
+        process_id=cluster.index,
+        local_device_ids=cluster.devices,
+        cluster_detection_method="deactivate",
+        # JAX's own ends say nothing of who: the watch shall be first, in both cases.
+        initialization_timeout=round(COMING) + 30,
+        heartbeat_timeout_seconds=round(SILENCE) + 15,
+    )
+    if watch is not None:
+        watch.joined = True
 
 
 def is_first() -> bool:
@@ -114,25 +122,3 @@ def _is_file_1(stream: TextIO) -> bool:
         return stream.fileno() == 1
     except (OSError, ValueError, AttributeError):
         return False
-
-
-def _in_cluster(environment: Mapping[str, str]) -> bool:
-    """Returns whether this is one of several processes that a cluster started."""
-    return (
-        # Counts of the job step: an interactive shell in an allocation is alone.
-        environment.get("SLURM_STEP_NUM_TASKS", "1") != "1"
-        or environment.get("OMPI_COMM_WORLD_SIZE", "1") != "1"
-        or "," in environment.get("TPU_WORKER_HOSTNAMES", "")
-        or "MEGASCALE_COORDINATOR_ADDRESS" in environment
-        or environment.get("LMJAX_MULTIHOST", "0") != "0"
-    )
-
-
-def _number(environment: Mapping[str, str], name: str) -> int:
-    given = environment.get(name)
-    if given is None or not given.isdecimal():
-        raise UserError(
-            f"JAX_COORDINATOR_ADDRESS is set, so {name} must be a whole number; it is "
-            + ("not set" if given is None else repr(given))
-        )
-    return int(given)

@@ -9,6 +9,7 @@ from lmjax.config import UserError
 from lmjax.launch.command_line import exit_on_user_error, from_command_line
 from lmjax.launch.memory import keep_memory
 from lmjax.launch.processes import join_processes
+from lmjax.launch.together import ending_together
 
 EXPLAIN = "explain=true"
 
@@ -35,7 +36,7 @@ def run(
         argv: settings such as `steps=100`; None takes those of this process.
         positional: the field, or the fields in order, that arguments without `=` set.
     """
-    with exit_on_user_error():
+    with ending_together(), exit_on_user_error():
         words = sys.argv[1:] if argv is None else list(argv)
         settings = [word for word in words if word != EXPLAIN]
         experiment = from_command_line(experiment, settings, positional)

@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from lmjax.models.initializers import Initializer, Kind
+from lmjax.models.products import Product, Products
 from lmjax.models.quantized import QuantizedWeight, Stored
 from lmjax.parallel import Layout
 from lmjax.parallel.random import draw_rows
@@ -31,6 +32,7 @@ class Builder:
     dtype: str
     layout: Layout
     rngs: nnx.Rngs
+    products: Products = dataclasses.field(default_factory=Products)
 
     def linear(
         self, inputs: Axes, outputs: Axes, *, bias: bool, kind: Kind | Draw = "weight"
@@ -61,7 +63,7 @@ class LinearLayer(nnx.Module):
         self, inputs: Axes, outputs: Axes, *, bias: bool, kind: Kind | Draw, builder: Builder
     ):
         self.inputs, self.outputs = inputs, outputs
-        self.dtype, self.layout = builder.dtype, builder.layout
+        self.dtype, self.layout, self.products = builder.dtype, builder.layout, builder.products
         fan_in = math.prod(size for _, size in inputs)
         self.weight: nnx.Param | QuantizedWeight = builder.parameter(inputs + outputs, kind, fan_in)
         self.bias = nnx.data(None)
@@ -78,6 +80,8 @@ class LinearLayer(nnx.Module):
 
         weight = self.weight
         stored = weight.stored() if isinstance(weight, QuantizedWeight) else weight[...]
+        if self._has_own_backward:
+            product = Product(len(self.inputs), self._spec(x), self.products.fp8, self._gathered)
         # Backward casts and gathers it once more: no copies of all layers' weights are kept for it.
         out = jax.checkpoint(product, prevent_cse=False)(x, stored)
         if self.bias is not None:
@@ -103,15 +107,22 @@ class LinearLayer(nnx.Module):
         names = self.layout.gathered(*(name for name, _ in self.inputs + self.outputs))
         return self.layout.reshard(stored.astype(self.dtype), *names)
 
+    @property
+    def _has_own_backward(self) -> bool:
+        """Returns whether `products` change anything; layers in float32 are meant to be exact."""
+        plain = self.products == Products() or isinstance(self.weight, QuantizedWeight)
+        return not plain and self.dtype != "float32"
+
+    def _spec(self, x: jax.Array) -> P:
+        """The spec of what the layer gives for x."""
+        names = self.layout.gathered(*(name for name, _ in self.outputs))
+        shape = (*x.shape[:2], *(size for _, size in self.outputs))
+        return self.layout.spec("batch", "seq", *names, shape=shape)
+
     def _product(self, x: jax.Array, weight: jax.Array) -> jax.Array:
         batch, seq = x.shape[:2]
         sizes = tuple(size for _, size in self.outputs)
-        spec = self.layout.spec(
-            "batch",
-            "seq",
-            *self.layout.gathered(*(name for name, _ in self.outputs)),
-            shape=(batch, seq, *sizes),
-        )
+        spec = self._spec(x)
         if self.layout.axes("seq"):
             # Rows of a sequence cut over devices cannot be merged with the batch in place.
             contract = tuple(range(2, 2 + len(self.inputs)))

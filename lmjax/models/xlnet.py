@@ -170,9 +170,9 @@ class XLNet(Transformer):
 
     def __init__(self, config: XLNetConfig, layout: Layout, rngs: nnx.Rngs):
         super().__init__(config, layout, rngs)
-        builder = Builder(
-            config.hidden, config.num_layers, config.initializer, config.dtype, layout, rngs
-        )
+        sizes = config.hidden, config.num_layers
+        how = config.initializer, config.dtype, layout, rngs, config.products
+        builder = Builder(*sizes, *how)
         axes = ((None, 1), (None, 1), ("embed", config.hidden))
         self.unknown = builder.parameter(axes, "weight", fan_in=config.hidden)
         if config.word_head:

@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
+import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType
 
 from lmjax.config import UserError, config
@@ -63,16 +66,50 @@ class Mesh:
     def build(self, devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
         """The mesh over `devices` (all of them by default), every axis Explicit."""
         devices = jax.devices() if devices is None else list(devices)
-        return jax.make_mesh(
-            self.sizes(len(devices)),
-            AXES,
-            axis_types=(AxisType.Explicit,) * len(AXES),
-            devices=devices,
-        )
+        sizes, types = self.sizes(len(devices)), (AxisType.Explicit,) * len(AXES)
+        if (slices := count_slices(devices)) > 1:
+            return jax.sharding.Mesh(over_slices(devices, sizes, slices), AXES, axis_types=types)
+        return jax.make_mesh(sizes, AXES, axis_types=types, devices=devices)
 
     def abstract(self, devices: int) -> AbstractMesh:
         """The same mesh without devices: enough to trace, check shardings and count."""
         return AbstractMesh(self.sizes(devices), AXES, axis_types=(AxisType.Explicit,) * len(AXES))
+
+
+def count_slices(devices: Sequence[Any]) -> int:
+    """Number of TPU slices of the devices: inside of one they are joined by their own network."""
+    if devices[0].platform != "tpu":
+        return (
+            1  # other devices have hosts for slices, and a mesh is laid over these in their order
+        )
+    return len({getattr(device, "slice_index", 0) for device in devices})
+
+
+def over_slices(devices: Sequence[Any], sizes: Sequence[int], slices: int) -> np.ndarray:
+    """Devices in the shape of a mesh, in which only one axis goes from slice to slice.
+
+    That is `data`, which exchanges least, the gradients once a step; where it has no room for the
+    slices it is `stage`, which exchanges activations between neighbours.
+
+    Args:
+      devices: of all slices.
+      sizes: of the axes.
+      slices: number of slices, of equal sizes.
+
+    Raises:
+      UserError: neither axis is a multiple of the slices.
+    """
+    shape = dict(zip(AXES, sizes))
+    outer = next((axis for axis in (DATA, STAGE) if shape[axis] % slices == 0), None)
+    if outer is None:
+        raise UserError(
+            f"mesh.data={shape[DATA]}, mesh.stage={shape[STAGE]}: the {len(devices)} devices are "
+            f"{slices} slices with a slow network between them, and one of both must be a multiple "
+            f"of {slices}: set mesh.data={slices}"
+        )
+    inside = [size // slices if axis == outer else size for axis, size in shape.items()]
+    between = [slices if axis == outer else 1 for axis in shape]
+    return mesh_utils.create_hybrid_device_mesh(inside, between, devices)
 
 
 def axis_size(*axes: str) -> int:

@@ -24,7 +24,7 @@ from jaxtyping import PyTree
 
 from lmjax.config import UserError
 from lmjax.files import errors_told, is_full, local_path, reason
-from lmjax.launch import is_first
+from lmjax.launch import is_first, report
 from lmjax.runs import manifest
 from lmjax.runs.array_files import (
     ArrayWriter,
@@ -38,6 +38,7 @@ from lmjax.runs.remote_run import RemoteRun, send_files
 from lmjax.runs.trees import by_name, entry_of, is_key, shape_with_sharding
 
 ARRAYS = "arrays"  # what Orbax writes, inside a checkpoint
+SAVES = "saves"  # what of a run the processes tell each other
 SAVING, REMOVING = ".saving-", ".removing-"  # names of folders that are no checkpoints
 BEST = "best"  # in `extra`: the best evaluation so far, {"step": ...} and what chose it
 MARGIN = 1 << 20  # bytes that a checkpoint may take beside its arrays
@@ -272,6 +273,7 @@ class Checkpointer:
 
     def _finish(self, step: int, shapes: manifest.Arrays, extra: Mapping[str, Any]) -> None:
         """Waits for Orbax, adds the manifest, gives the checkpoint its name, removes old ones."""
+        report(SAVES, "the checkpoint of step", step)
         try:
             self._writer.wait()
             saving = self._path(step, SAVING)
@@ -286,6 +288,8 @@ class Checkpointer:
                 self._clear(saving)
         except BaseException as error:
             self._failure = step, error
+        finally:
+            report(SAVES, None)
 
     def _check(self, saving: Path, step: int, shapes: manifest.Arrays) -> list[manifest.Files]:
         """Sees that every piece was written; files of other machines, where these have some."""

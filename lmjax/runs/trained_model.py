@@ -7,6 +7,9 @@ import os
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+
 from lmjax.config import UserError
 from lmjax.data.tokenizers import Tokenizer, load_tokenizer
 from lmjax.models import TransformerConfig, abstract
@@ -56,6 +59,8 @@ def load_trained_model(
     tokenizer = load_tokenizer(where) if where.is_dir() else None
     entry = "params" if getattr(experiment, "ema_decay", None) is None else "average"
     _, shapes = abstract(experiment.model, layout)
+    if entry == "params" and getattr(experiment, "weights", None) == "bfloat16":
+        shapes = jax.tree.map(_as_stored, shapes)
     checkpointer, wanted = Checkpointer(run.checkpoints), {entry: shapes}
     restored = checkpointer.restore(best_step(checkpointer) if step is None else step, wanted)
     if restored is None:
@@ -66,7 +71,19 @@ def load_trained_model(
     if tokenizer is not None:
         _check_tokenizer(tokenizer, where, extra)
     objective = getattr(experiment, "objective", None)
-    return TrainedModel(experiment.model, tree[entry], tokenizer, objective)
+    params = jax.tree.map(_as_used, tree[entry])
+    return TrainedModel(experiment.model, params, tokenizer, objective)
+
+
+def _as_stored(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    """A parameter as a run with `weights=bfloat16` saves it: matrices and vectors in 16 bits."""
+    if leaf.dtype != jnp.float32 or not leaf.ndim:
+        return leaf
+    return jax.ShapeDtypeStruct(leaf.shape, jnp.bfloat16, sharding=leaf.sharding)
+
+
+def _as_used(leaf: jax.Array) -> jax.Array:
+    return leaf.astype(jnp.float32) if leaf.dtype == jnp.bfloat16 else leaf
 
 
 def best_step(checkpointer: Checkpointer) -> int | None:

@@ -28,7 +28,9 @@ def shape_with_sharding(leaf: jax.Array | jax.ShapeDtypeStruct) -> jax.ShapeDtyp
         if mesh.empty:
             sharding = SingleDeviceSharding(jax.devices()[0])
         else:
-            sharding = NamedSharding(mesh, getattr(sharding, "spec", PartitionSpec()))
+            kind = getattr(sharding, "memory_kind", None)
+            spec = getattr(sharding, "spec", PartitionSpec())
+            sharding = NamedSharding(mesh, spec, memory_kind=kind)
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 

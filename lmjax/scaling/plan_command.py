@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import difflib
-import importlib
-import pkgutil
 from collections.abc import Sequence
 from typing import Any
 
 from lmjax.config import UserError, config, fields, parse
 from lmjax.console import duration, make_console
+from lmjax.launch.experiments import load_experiment
+from lmjax.parallel.mesh import AXES
 from lmjax.scaling.clusters import Cluster, find_cluster
 from lmjax.scaling.compiled import StepDoesNotFit, compile_step, compiled_tables
 from lmjax.scaling.costs import Prices, plan_costs
-from lmjax.scaling.division import AXES, Division, microbatches_of, resolve_sizes
+from lmjax.scaling.division import Division, microbatches_of, resolve_sizes
 from lmjax.scaling.plan import StepPlan, check_division
 from lmjax.scaling.plan_report import check_report, write_plan
 from lmjax.scaling.plan_tables import (
@@ -128,17 +127,14 @@ class PlanCommand:
         mesh, others = _mesh_words(words)
         job = parse(load_experiment(self.experiment), others)
         workload = workload_of(job, self.tokens)
-        if job.mesh.expert != 1:
-            raise UserError(f"mesh.expert={job.mesh.expert}: the axis of experts is not planned")
         if job.model.remat not in PLANNED_REMAT:
             known = ", ".join(PLANNED_REMAT)
             raise UserError(f"model.remat={job.model.remat}: the planner knows {known}")
         given = {axis: getattr(job.mesh, axis) for axis in AXES} | mesh
         sizes, repeated = resolve_sizes(given, cluster.chips)
         alone = sizes | {"data": given["data"]} if repeated else sizes
-        shards = alone["data"] * alone["fsdp"]
-        wanted = max(1, workload.rows // (job.accumulation * shards))
-        rows, microbatches = microbatches_of(workload.rows, sizes["data"] * sizes["fsdp"], wanted)
+        wanted = max(1, workload.rows // (job.accumulation * Division(**alone).shards))
+        rows, microbatches = microbatches_of(workload.rows, Division(**sizes).shards, wanted)
         chunks = job.pipeline.chunks if job.pipeline.schedule == "interleaved" else 1
         division = Division(
             **sizes,
@@ -167,33 +163,6 @@ def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
         mine = first in names or "=" not in word
         (own if mine else others).append(word)
     return own, others
-
-
-def load_experiment(name: str) -> Any:
-    """The experiment of a module.
-
-    Raises:
-      UserError: there is no such module, or no experiment in it.
-    """
-    try:
-        module = importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        raise UserError(f"{name}: {error}{_near(name)}") from None
-    if not hasattr(module, "experiment"):
-        raise UserError(f"{name}: the module has no variable `experiment`")
-    return module.experiment
-
-
-def _near(name: str) -> str:
-    package, _, last = name.rpartition(".")
-    try:
-        folders = importlib.import_module(package or "experiments").__path__
-    except (ModuleNotFoundError, AttributeError):
-        return "; give a module as Python imports it, such as experiments.gpt3_175b"
-    known = [found.name for found in pkgutil.iter_modules(folders)]
-    near = difflib.get_close_matches(last, known, 3)
-    prefix = f"{package}." if package else "experiments."
-    return f"; near are {', '.join(prefix + one for one in near)}" if near else ""
 
 
 def _mesh_words(words: Sequence[str]) -> tuple[dict[str, int], list[str]]:

@@ -20,7 +20,7 @@ from lmjax.models import TransformerConfig, abstract, draw_parameters
 from lmjax.models.auxiliary import Auxiliary
 from lmjax.models.executor import Executor, scan_blocks
 from lmjax.objectives import Example, Objective, Sums
-from lmjax.objectives.example import batches, count_real_tokens, count_rows
+from lmjax.objectives.example import batches, count_real_tokens, count_rows, count_tokens
 from lmjax.parallel import STAGE, Layout, axis_size
 from lmjax.training.gradients import (
     Zero,
@@ -29,12 +29,16 @@ from lmjax.training.gradients import (
     divided,
     summed,
 )
+from lmjax.training.loss_scale import LossScale, factor_of, where
+from lmjax.training.offload import Place, at_rest, at_work, shapes_at_rest
 from lmjax.training.optimizers import Optimizer, clip_by_global_norm
 from lmjax.training.pipelining import Pipeline, check_pipeline, pipeline_gradients, pipeline_sums
+from lmjax.training.rounding import Stored, exact, stored
 from lmjax.training.schedules import Rate
 from lmjax.training.state import TrainState
 
 Metrics = dict[str, Float[Array, ""]]
+ROUNDING = 1 << 30  # in the key of a step: what rounds parameters
 AUXILIARY = "auxiliary"  # beside the parameters that are differentiated: takes auxiliary losses
 
 
@@ -55,6 +59,9 @@ class Learner:
       zero: ZeRO stage; see `accumulated`.
       pipeline: order in which the stages of the mesh work, where it has several.
       average_decay: decay of the moving average of the parameters; None keeps none.
+      weights: how the parameters are stored from step to step; see `lmjax.training.rounding`.
+      optimizer_memory: where the optimizer's state lies between steps.
+      loss_scale: of a dynamic loss scaling; None: the loss is differentiated as it is.
       embedding_gradient: by step, the factor of the gradient of the token embeddings as they enter
         the model; that of a tied head stays whole. None: 1.
       trainable: path of a parameter, as "blocks.attention.query.weight" -> whether it is trained;
@@ -74,6 +81,9 @@ class Learner:
     zero: Zero = 3
     pipeline: Pipeline = dataclasses.field(default_factory=Pipeline)
     average_decay: float | None = None
+    weights: Stored = "float32"
+    optimizer_memory: Place = "device"
+    loss_scale: LossScale | None = None
     embedding_gradient: Rate | None = None
     trainable: Callable[[str], bool] | None = None
     last_blocks: int | None = None
@@ -151,7 +161,9 @@ class Learner:
     def abstract(self) -> TrainState:
         """State as shapes with shardings, as a checkpoint is restored to."""
         _, params = abstract(self.model, self.layout)
-        return jax.eval_shape(functools.partial(self._init, 0), params)
+        state = jax.eval_shape(functools.partial(self._init, 0), params)
+        optimizer = shapes_at_rest(state.optimizer, self.optimizer_memory)
+        return dataclasses.replace(state, optimizer=optimizer)
 
     def step(
         self, state: TrainState, example: Example, frozen: Mapping[str, dict] | None = None
@@ -164,6 +176,10 @@ class Learner:
           frozen: parameters of each model of `self.frozen`.
         """
         key = jax.random.fold_in(state.key, state.step)
+        before = dataclasses.replace(
+            state, optimizer=at_work(state.optimizer, self.optimizer_memory)
+        )
+        state = dataclasses.replace(before, params=exact(before.params))
         gradients, sums = self.gradients(state, example, key, frozen)
         # One normaliser for the whole batch: any accumulation and any mesh give the same number.
         # A batch without targets gives gradients of zero, not NaN.
@@ -177,17 +193,40 @@ class Learner:
         average = state.average
         if self.average_decay is not None:
             average = optax.incremental_update(params, average, 1 - self.average_decay)
+        params = stored(params, self.weights, jax.random.fold_in(key, ROUNDING))
+        new = TrainState(params, optimizer, average, state.step + 1, state.key)
+        rate, scaling = state.step, {}
+        if self.loss_scale is not None:
+            rate = state.step - state.scale.skipped  # the optimizer counts the steps that it does
+            new, norm, scaling = self._sound(before, new, norm)
+        new = dataclasses.replace(new, optimizer=at_rest(new.optimizer, self.optimizer_memory))
         counts = self.objective.counts
         metrics = {
             "loss": sums.loss / weight,
             "gradient_norm": norm,
-            "learning_rate": jnp.asarray(self.rate(state.step), jnp.float32),
+            "learning_rate": jnp.asarray(self.rate(rate), jnp.float32),
+            **scaling,
             # Rows of comparisons have few targets: the speed is that of the tokens that are read.
             **({} if counts == "tokens" else {"tokens": count_real_tokens(example)}),
             counts: sums.weight,
             **{name: value / weight for name, value in sums.extra.items()},
         }
-        return TrainState(params, optimizer, average, state.step + 1, state.key), metrics
+        return new, metrics
+
+    def _sound(
+        self, state: TrainState, new: TrainState, norm: Float[Array, ""]
+    ) -> tuple[TrainState, Float[Array, ""], Metrics]:
+        """The state after a step that is skipped where its gradient overflows.
+
+        Also the norm, 0 for a step that is skipped, and metrics of the scale.
+        """
+        sound = jnp.isfinite(norm)
+        changed = "params", "optimizer", "average"
+        kept = {name: where(sound, getattr(new, name), getattr(state, name)) for name in changed}
+        scale = self.loss_scale.update(state.scale, sound)
+        shown = jnp.where(sound | self.loss_scale.gives_up(state.scale, sound), norm, 0.0)
+        metrics = {"loss_scale": state.scale.value, "skipped_steps": scale.skipped}
+        return dataclasses.replace(new, scale=scale, **kept), shown, metrics
 
     def gradients(
         self,
@@ -199,6 +238,7 @@ class Learner:
         """Gradients of the summed loss by the trained parameters, and the batch's sums."""
         (trained, rest), graph = self._split(state.params), self.graph
         factor = None if self.embedding_gradient is None else self.embedding_gradient(state.step)
+        scale = None if state.scale is None else factor_of(state.scale, count_tokens(example))
         if (auxiliary := self._auxiliary(example)) is not None:
             trained = {**trained, AUXILIARY: auxiliary}
 
@@ -211,7 +251,7 @@ class Learner:
             model.frozen_blocks = self._frozen_blocks
             if auxiliary is not None:
                 model.give_auxiliary(trained[AUXILIARY])
-            return self._loss(model, example, key, frozen)
+            return _times(self._loss(model, example, key, frozen), scale)
 
         def loss_by(params: dict, example: Example, key: jax.Array, executor: Executor) -> Sums:
             return loss(params, example, key, None, executor)
@@ -225,6 +265,8 @@ class Learner:
             if microbatches > 1:
                 example = self._with_batch_sums(state.params, example, frozen, microbatches)
             found, sums = accumulated(loss, trained, example, key, frozen, microbatches, self.zero)
+        if scale is not None:
+            found, sums = jax.tree.map(lambda g: g / scale, found), _times(sums, 1 / scale)
         if auxiliary is not None:
             sums = _with_measures(sums, self.model.feed_forward.measures(found.pop(AUXILIARY).tap))
         return found, sums
@@ -234,6 +276,7 @@ class Learner:
     ) -> Sums:
         """Sums of the loss without dropout."""
         example, graph = self.objective.normalise(example), self.graph
+        params = exact(params)
 
         def loss(params: dict, example: Example, key: None, executor: Executor) -> Sums:
             model = nnx.merge(graph, params)
@@ -263,7 +306,9 @@ class Learner:
 
         def on_mesh(a: jax.Array | jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
             spec = a.sharding.spec if a.sharding else PartitionSpec()  # numbers lie everywhere
-            return jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=NamedSharding(mesh, spec))
+            kind = getattr(a.sharding, "memory_kind", None)
+            sharding = NamedSharding(mesh, spec, memory_kind=kind)
+            return jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding)
 
         given = (self.abstract(), example) if frozen is None else (self.abstract(), example, frozen)
         self.compiled_step.lower(*jax.tree.map(on_mesh, given)).compile()
@@ -280,6 +325,8 @@ class Learner:
     def _auxiliary(self, example: Example) -> Auxiliary | None:
         """Takes auxiliary losses of all layers, the decoder's first; None: the model has none.
 
+        Where every second layer is sparse, of these.
+
         They are means over the tokens that a layer reads: the gradient, which is divided by the
         weight of all targets, has the sums times that weight over the number of those tokens.
         """
@@ -287,12 +334,12 @@ class Learner:
         if not (width := config.feed_forward.auxiliary_sums):
             return None
         encoders = [batch.encoder for batch in batches(example) if batch.encoder is not None]
-        read = [count_real_tokens(example)] * config.num_layers
+        read = [count_real_tokens(example)] * (config.num_layers // config.group)
         if layers := config.depth - config.num_layers:
-            read += [count_real_tokens(Example(encoders, None))] * layers
+            read += [count_real_tokens(Example(encoders, None))] * (layers // config.group)
         tokens, weight = jnp.stack(read), self.objective.weight(example)
         factor = weight / jnp.where(tokens > 0, tokens, 1)
-        return Auxiliary(factor, jnp.zeros((config.depth, width), jnp.float32))
+        return Auxiliary(factor, jnp.zeros((len(read), width), jnp.float32))
 
     def _loss(self, model: nnx.Module, example: Example, key: jax.Array | None, frozen) -> Sums:
         with jax.named_scope(type(self.objective).__name__):
@@ -320,18 +367,20 @@ class Learner:
         if params is None:
             params = draw_parameters(self.model, self.layout, draw_key)
         return TrainState(
-            params=params,
-            optimizer=self.transform.init(self._split(params)[0]),
+            params=stored(params, self.weights, jax.random.fold_in(key, ROUNDING)),
+            optimizer=at_rest(self.transform.init(self._split(params)[0]), self.optimizer_memory),
             average=None if self.average_decay is None else jax.tree.map(jnp.copy, params),
             step=jnp.zeros((), jnp.int32),
             key=key,
+            scale=None if self.loss_scale is None else self.loss_scale.init(),
         )
 
     def _split(self, params: dict) -> tuple[dict, dict]:
         """The parameters that are trained, and the rest."""
         if self.trainable is None:
             return params, {}
-        flat, first = traverse_util.flatten_dict(params, sep="."), self._frozen_blocks
+        first = self._frozen_blocks // self.model.group
+        flat = traverse_util.flatten_dict(params, sep=".")
         trained = {path: leaf for path, leaf in flat.items() if self.trainable(path)}
         rest = {path: leaf for path, leaf in flat.items() if path not in trained}
         for path, leaf in trained.items():
@@ -343,6 +392,11 @@ class Learner:
     def _frozen_blocks(self) -> int:
         """Number of blocks before those that are trained."""
         return 0 if self.last_blocks is None else self.model.num_layers - self.last_blocks
+
+
+def _times(sums: Sums, factor: Float[Array, ""] | None) -> Sums:
+    """Sums with the loss, which is differentiated, times a factor; None: 1."""
+    return sums if factor is None else dataclasses.replace(sums, loss=sums.loss * factor)
 
 
 def _with_measures(sums: Sums, measures: Metrics) -> Sums:

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 import jax
@@ -10,11 +11,13 @@ import jax.numpy as jnp
 from rich.console import Console
 
 from lmjax.config import UserError
+from lmjax.launch import report
 from lmjax.training.interruption import Interruption
 from lmjax.training.learner import Metrics
 from lmjax.training.progress import Clock, Progress
 from lmjax.training.state import TrainState
 
+TRAINING = "training"  # what of a run the processes tell each other
 Record = dict[str, Any]  # one line of metrics.jsonl
 WITHOUT_TARGETS = ("gradient_norm", "learning_rate", "tokens")  # metrics that are no means of them
 # (state, step) -> (state after that step, metrics, tokens that the model read).
@@ -98,11 +101,16 @@ class Loop:
         #   4. a checkpoint of step n is begun only when every line up to n is in the file.
         # A run that goes on cuts the file back to the step of its checkpoint.
         clock = Clock()
-        with Progress(done, self.steps, self.console) as progress, Interruption() as interruption:
+        with ExitStack() as opened:
+            progress = opened.enter_context(Progress(done, self.steps, self.console))
+            interruption = opened.enter_context(Interruption())
             ledger, first = _PendingMetrics(self, clock, progress), done + 1
+            opened.callback(report, TRAINING, None)
             for step in range(first, self.steps + 1):
+                report(TRAINING, "the batch of step", step, 0)
                 with clock.paused(when=step == first):  # this call compiles
                     state, metrics, tokens = self.advance(state, step)
+                report(TRAINING, "step", step, 1)
                 ledger.settle()
                 ledger.add(step, metrics, tokens)
                 self.check_save()
@@ -115,12 +123,14 @@ class Loop:
                     if (evaluating or saving) and not _finite(state.params):
                         raise _diverged(step, "parameters are not finite")
                     if evaluating:
+                        report(TRAINING, "the evaluation after step", step, 2)
                         with progress.doing("evaluating"):
                             records = self._evaluate(step, state, progress)
                         is_best = self.choose(step, records)
                         stopping = stopping or self.is_over()
                         saving = saving or is_best or stopping
                     if saving:
+                        report(TRAINING, "the save after step", step, 3)
                         with progress.doing("saving"):
                             self.save(step, state)
                 done = step

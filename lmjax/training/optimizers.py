@@ -26,6 +26,7 @@ from lmjax.training.matrices import (
     on_matrices,
     orthogonalize,
 )
+from lmjax.training.rounding import Stored, stored_in
 from lmjax.training.schedules import Rate
 
 
@@ -62,6 +63,7 @@ class AdamW(Optimizer):
     epsilon: float = 1e-8  # added to the root of the mean square
     weight_decay: float = 0.1  # of matrices, times the learning rate
     decay_to: Literal["zero", "start"] = "zero"  # where decay pulls them: 0, or their first value
+    moments: Stored = "float32"  # how running means are stored; see lmjax.training.rounding
 
     def validate(self) -> None:
         """Raises UserError for numbers with which the method is undefined."""
@@ -73,7 +75,7 @@ class AdamW(Optimizer):
         """See `Optimizer.build`."""
         decay = optax.add_decayed_weights if self.decay_to == "zero" else add_decay_to_start
         return optax.chain(
-            optax.scale_by_adam(b1=self.b1, b2=self.b2, eps=self.epsilon),
+            stored_in(optax.scale_by_adam(b1=self.b1, b2=self.b2, eps=self.epsilon), self.moments),
             decay(self.weight_decay, mask=decayed(params)),
             optax.scale_by_learning_rate(schedule),
         )
@@ -86,6 +88,7 @@ class Lion(Optimizer):
     b1: float = 0.9  # share of the momentum in the update's sign
     b2: float = 0.99  # decay of the momentum
     weight_decay: float = 0.3  # of matrices, times the learning rate
+    moments: Stored = "float32"  # how running means are stored; see lmjax.training.rounding
 
     def validate(self) -> None:
         """Raises UserError for numbers with which the method is undefined."""
@@ -94,12 +97,10 @@ class Lion(Optimizer):
 
     def build(self, schedule: Rate, params: PyTree) -> optax.GradientTransformation:
         """See `Optimizer.build`."""
-        return optax.lion(
-            schedule,
-            b1=self.b1,
-            b2=self.b2,
-            weight_decay=self.weight_decay,
-            mask=decayed(params),
+        return optax.chain(
+            stored_in(optax.scale_by_lion(b1=self.b1, b2=self.b2), self.moments),
+            optax.add_decayed_weights(self.weight_decay, mask=decayed(params)),
+            optax.scale_by_learning_rate(schedule),
         )
 
 
@@ -115,6 +116,7 @@ class Adafactor(Optimizer):
     momentum: float | None = None  # decay of a mean of updates; None: no momentum
     epsilon: float = 1e-30  # added to squared gradients
     weight_decay: float = 0.0  # of matrices, times the learning rate to the decay_exponent
+    moments: Stored = "float32"  # how the mean of updates is stored; see lmjax.training.rounding
     decay_exponent: float = 1.0  # 2.0 with weight_decay=1.0 is PaLM's decay by the squared rate
 
     def validate(self) -> None:
@@ -142,7 +144,7 @@ class Adafactor(Optimizer):
             parts.append(optax.scale_by_param_block_rms())
         whole = [layerwise(optax.chain(*parts))]
         if self.momentum is not None:
-            whole.append(optax.ema(self.momentum, debias=False))
+            whole.append(stored_in(optax.ema(self.momentum, debias=False), self.moments))
         whole.append(optax.scale_by_learning_rate(schedule))
         if self.weight_decay:
 
@@ -170,6 +172,7 @@ class Muon(Optimizer):
     b2: float = 0.95  # AdamW: decay of the mean of squared gradients
     epsilon: float = 1e-8  # AdamW: added to the root of the mean square
     weight_decay: float = 0.1  # of matrices, times the learning rate
+    moments: Stored = "float32"  # how running means are stored; see lmjax.training.rounding
 
     def validate(self) -> None:
         """Raises UserError for numbers with which the method is undefined."""
@@ -188,8 +191,11 @@ class Muon(Optimizer):
         def orthogonal(matrices: Float[Array, "layers inputs outputs"]) -> Array:
             return orthogonalize(matrices, self.iterations) * self._scale(*matrices.shape[1:])
 
-        muon = optax.chain(optax.trace(self.momentum, nesterov=True), on_matrices(orthogonal))
-        adam = optax.scale_by_adam(b1=self.b1, b2=self.b2, eps=self.epsilon)
+        trace = stored_in(optax.trace(self.momentum, nesterov=True), self.moments)
+        muon = optax.chain(trace, on_matrices(orthogonal))
+        adam = stored_in(
+            optax.scale_by_adam(b1=self.b1, b2=self.b2, eps=self.epsilon), self.moments, rounds=1
+        )
         return optax.chain(
             optax.partition({"muon": muon, "adamw": adam}, jax.tree.map_with_path(label, params)),
             optax.add_decayed_weights(self.weight_decay, mask=decayed(params)),

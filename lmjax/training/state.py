@@ -22,6 +22,7 @@ class TrainState:
       average: moving average of the parameters; None where none is kept.
       step: number of updates done.
       key: base of all randomness; step t uses fold_in(key, t).
+      scale: of the loss, a `lmjax.training.loss_scale.Scale`; None where it is not scaled.
     """
 
     params: Any
@@ -29,3 +30,4 @@ class TrainState:
     average: Any
     step: Int[Array, ""]
     key: PRNGKeyArray | jax.ShapeDtypeStruct
+    scale: Any = None

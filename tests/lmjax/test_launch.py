@@ -13,8 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from lmjax.config import UserError
-from lmjax.launch import exit_on_user_error, join_processes
+from lmjax.launch import exit_on_user_error
 
 ROOT = Path(__file__).parents[2]
 NOT_INHERITED = ("XLA_FLAGS", "NO_COLOR", "GLIBC_TUNABLES")
@@ -174,37 +173,6 @@ def test_two_processes_are_one_run(start):
         for number in range(2)
     ]
     assert [outcome(process)[:2] for process in processes] == [(0, "0 2 1\n"), (0, "1 2 1\n")]
-
-
-@pytest.mark.parametrize(
-    ("environment", "expected"),
-    [
-        ({}, None),
-        ({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4"}, None),  # a shell in an allocation
-        ({"SLURM_STEP_NUM_TASKS": "1"}, None),
-        ({"SLURM_STEP_NUM_TASKS": "4"}, {}),
-        ({"OMPI_COMM_WORLD_SIZE": "2"}, {}),
-        ({"TPU_WORKER_HOSTNAMES": "localhost"}, None),
-        ({"TPU_WORKER_HOSTNAMES": "a,b"}, {}),
-        ({"LMJAX_MULTIHOST": "1"}, {}),
-        (
-            {"JAX_COORDINATOR_ADDRESS": "a:1", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "0"},
-            {"coordinator_address": "a:1", "num_processes": 2, "process_id": 0},
-        ),
-    ],
-)
-def test_processes_join_when_the_environment_says_there_are_several(
-    monkeypatch, environment, expected
-):
-    calls = []
-    monkeypatch.setattr("jax.distributed.initialize", lambda **given: calls.append(given))
-    join_processes(environment)
-    assert calls == ([] if expected is None else [expected])
-
-
-def test_an_incomplete_environment_is_told():
-    with pytest.raises(UserError, match="JAX_NUM_PROCESSES must be a whole number; it is not set"):
-        join_processes({"JAX_COORDINATOR_ADDRESS": "a:1"})
 
 
 def test_a_full_disk_is_recognised_below_other_errors(capsys):

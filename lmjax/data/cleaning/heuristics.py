@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import re
-from typing import Literal
 
-from lmjax.config import UserError, config
+from lmjax.config import config
 from lmjax.data.cleaning.repetition import (
     in_repeated_ngrams,
     most_frequent,
@@ -15,7 +13,6 @@ from lmjax.data.cleaning.repetition import (
 )
 from lmjax.data.cleaning.step import Dropped, Step
 from lmjax.data.cleaning.units import (
-    SPACELESS,
     ends_terminally,
     split_lines,
     split_paragraphs,
@@ -207,45 +204,3 @@ class FineWebQuality(Step):
         if short >= self.most_short:
             return Dropped("too many short lines", short)
         return document
-
-
-@config
-class BadWords(Step):
-    """Leaves out what has a word of a list, such as the one that C4 used.
-
-    A word of letters with blanks between words counts where it stands alone; one of a script
-    without spaces wherever it occurs.
-    """
-
-    words: tuple[str, ...]  # in lower case
-    unit: Literal["document", "paragraph", "line", "sentence"] = "document"  # what is left out
-
-    def validate(self) -> None:
-        """Raises UserError for a list without a word."""
-        if not any(word.strip() for word in self.words):
-            raise UserError("words is empty: give the words of the list")
-
-    def __call__(self, document: Document) -> Document | Dropped:
-        """See `Step`."""
-        pattern = _pattern(self.words)
-        if self.unit == "document":
-            found = pattern.search(document.text.lower())
-            return document if found is None else Dropped("a word of the list", found.group())
-        split, mark = {
-            "paragraph": (split_paragraphs, "\n\n"),
-            "line": (lambda text: text.split("\n"), "\n"),
-            "sentence": (split_sentences, " "),
-        }[self.unit]
-        kept = [part for part in split(document.text) if not pattern.search(part.lower())]
-        text = mark.join(kept)
-        return document._replace(text=text) if text.strip() else Dropped("nothing is left")
-
-
-@functools.lru_cache(maxsize=16)
-def _pattern(words: tuple[str, ...]) -> re.Pattern:
-    """One regular expression for all words."""
-    ordered = sorted({word.strip() for word in words if word.strip()}, key=len, reverse=True)
-    spaced = [re.escape(word) for word in ordered if not SPACELESS.search(word)]
-    inside = [re.escape(word) for word in ordered if SPACELESS.search(word)]
-    alone = [rf"(?<!\w)(?:{'|'.join(spaced)})(?!\w)"] if spaced else []
-    return re.compile("|".join([*alone, *inside]))

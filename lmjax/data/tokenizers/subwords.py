@@ -57,7 +57,7 @@ class TrainedBPE(TokenizerConfig):
         model = io.BytesIO()
         try:
             sentencepiece.SentencePieceTrainer.train(
-                sentence_iterator=_sentences(corpus.sample(self.sample_bytes)),
+                sentence_iterator=split_sentences(corpus.sample(self.sample_bytes)),
                 model_writer=model,
                 model_type="bpe",
                 vocab_size=self.vocab_size,
@@ -79,11 +79,11 @@ class TrainedBPE(TokenizerConfig):
                 minloglevel=3,
             )
         except RuntimeError as error:
-            raise UserError(_explain(error, self.vocab_size)) from None
+            raise UserError(explain_training(error, self.vocab_size)) from None
         return SentencePieceTokenizer(model.getvalue(), by_line=True)
 
 
-def _sentences(texts: Iterator[str]) -> Iterator[str]:
+def split_sentences(texts: Iterator[str]) -> Iterator[str]:
     """Lines without the characters that are tokens by themselves, none longer than the trainer
     reads."""
     for text in texts:
@@ -94,7 +94,7 @@ def _sentences(texts: Iterator[str]) -> Iterator[str]:
                 yield sentence
 
 
-def _explain(error: RuntimeError, vocab_size: int) -> str:
+def explain_training(error: RuntimeError, vocab_size: int) -> str:
     most = re.search(r"<= (\d+)", str(error))
     if most and "too high" in str(error):
         return (

@@ -20,7 +20,7 @@ from lmjax.data.tokenizers import (
     load_tokenizer,
     token_type,
 )
-from lmjax.data.tokenizers.subwords import LONGEST, SentencePiece, TrainedBPE, _sentences
+from lmjax.data.tokenizers.subwords import LONGEST, SentencePiece, TrainedBPE, split_sentences
 
 WORDS = [
     "the",
@@ -172,7 +172,7 @@ def test_long_lines_are_learned_from_too():
 @example([" "], 5000)
 def test_the_trainer_gets_all_of_a_text_in_lines_that_it_reads(parts, times):
     text = "".join(parts) * times
-    lines = list(_sentences(iter([text])))
+    lines = list(split_sentences(iter([text])))
     assert "".join(lines) == re.sub("[\n\t\u2585]", "", text)
     assert all(0 < len(line.encode("utf-8")) <= 1 << 14 for line in lines)
     # Where a line is cut that has spaces, it is cut before one.

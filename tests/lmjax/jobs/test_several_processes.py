@@ -5,19 +5,25 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from pytest import approx
 
 from lmjax.generation import Sampling, load
 from lmjax.interop.convert import convert
+from lmjax.launch.watch import LOST
 from lmjax.parallel import Mesh
+from lmjax.runs import manifest
+from lmjax.runs.array_files import read_arrays
 
 ROOT = Path(__file__).parents[3]
 SETTINGS = (
     "steps=8",
+    "mesh.data=2",
     "mesh.fsdp=2",
     "mesh.tensor=2",
     "data.train.0.source=TextFiles",
@@ -49,14 +55,15 @@ def train(folder: Path, devices: int, **environment: str) -> subprocess.Popen:
     return start(*words, devices=devices, **environment)
 
 
-def pair(command, *arguments) -> list[subprocess.Popen]:
-    """A command in two processes of two devices each."""
+def pair(command, *arguments, devices: int = 2) -> list[subprocess.Popen]:
+    """A command in two processes of so many devices each."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
     several = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
     return [
-        command(*arguments, devices=2, **several, JAX_PROCESS_ID=str(index)) for index in range(2)
+        command(*arguments, devices=devices, **several, JAX_PROCESS_ID=str(index))
+        for index in range(2)
     ]
 
 
@@ -74,23 +81,69 @@ def outcome(*processes: subprocess.Popen) -> list[str]:
 def runs(tmp_path_factory):
     """The folders of a run of one process, and of one of two."""
     folder = tmp_path_factory.mktemp("runs")
-    outcome(*pair(train, folder / "two"))
-    outcome(train(folder / "one", devices=4))
+    outcome(*pair(train, folder / "two", devices=4))
+    outcome(train(folder / "one", devices=8))
     return folder / "one", folder / "two"
 
 
-def numbers(folder: Path) -> list[tuple]:
-    """Step, split and loss of each line."""
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
-    return [(line["step"], line["split"], line["loss"]) for line in map(json.loads, lines)]
+def numbers(folder: Path) -> list[dict]:
+    """The lines of metrics.jsonl without what depends on the clock and the machine's memory."""
+    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    measured = ("tokens_per_second", "mfu", "peak_memory")
+    return [{name: v for name, v in line.items() if name not in measured} for line in lines]
+
+
+def arrays(folder: Path, step: int) -> dict[str, np.ndarray]:
+    """The arrays of a checkpoint by their names."""
+    names = manifest.read(folder / "checkpoints" / str(step))["arrays"]
+    wanted = {
+        name: jax.ShapeDtypeStruct(
+            a["shape"], a["dtype"], sharding=jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        )
+        for name, a in names.items()
+        if name != "key"
+    }
+    found = read_arrays(folder / "checkpoints" / str(step) / "arrays", wanted)
+    return {name: np.asarray(a) for name, a in found.items()}
 
 
 def test_two_processes_train_as_one(runs):
-    """To 1e-5: sums over devices are taken in another order between processes."""
+    """Two processes of four devices, and one of eight: all metrics, and all arrays of checkpoints.
+
+    To 1e-5: sums over devices are taken in another order between processes. Adam divides by the
+    root of small numbers, so of parameters after 8 steps less of the error's size is known.
+    """
     one, two = map(numbers, runs)
-    assert [line[:2] for line in two] == [line[:2] for line in one]
-    assert len([line for line in one if line[1] == "train"]) == 8
-    np.testing.assert_allclose([line[2] for line in two], [line[2] for line in one], rtol=1e-5)
+    assert [line.keys() for line in two] == [line.keys() for line in one]
+    assert len([line for line in one if line["split"] == "train"]) == 8
+    for first, second in zip(one, two, strict=True):
+        for name, value in first.items():
+            assert second[name] == (value if isinstance(value, str) else approx(value, rel=1e-5))
+    assert sorted(path.name for path in (runs[0] / "checkpoints").iterdir()) == ["4", "8"]
+    for step in (4, 8):
+        first, second = (arrays(folder, step) for folder in runs)
+        assert first.keys() == second.keys()
+        for name, value in first.items():
+            np.testing.assert_allclose(second[name], value, rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_bit_for_bit_after_one_process_was_killed(runs, tmp_path):
+    """The other one ends by itself, and the same command continues both."""
+    processes = pair(train, tmp_path / "killed", devices=4)
+    lines = tmp_path / "killed" / "metrics.jsonl"
+    while not lines.exists() or len(lines.read_text().splitlines()) < 6:
+        assert all(process.poll() is None for process in processes)
+        time.sleep(0.01)
+    processes[1].kill()
+    _, err = processes[0].communicate(timeout=60)
+    assert processes[0].returncode == LOST and "process 1 of 2" in err
+    processes[1].communicate()
+    outcome(*pair(train, tmp_path / "killed", devices=4))
+    assert numbers(tmp_path / "killed") == numbers(runs[1])
+    first, second = arrays(tmp_path / "killed", 8), arrays(runs[1], 8)
+    for name, value in first.items():
+        np.testing.assert_array_equal(value, second[name], err_msg=name)
 
 
 def test_two_processes_write_the_text_of_one(runs):

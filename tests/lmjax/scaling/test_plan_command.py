@@ -7,12 +7,13 @@ import sys
 import pytest
 
 from lmjax.config import UserError
+from lmjax.launch.experiments import load_experiment
 from lmjax.parallel.schedules import schedule
 from lmjax.scaling import plan_command
 from lmjax.scaling.__main__ import main
 from lmjax.scaling.compiled import StepDoesNotFit
 from lmjax.scaling.division import Division
-from lmjax.scaling.plan_command import load_experiment, split_words
+from lmjax.scaling.plan_command import split_words
 from lmjax.scaling.plan_report import pipeline_picture, write_plan
 
 GPT3 = "experiments.gpt3_175b"
@@ -135,6 +136,17 @@ def test_other_kinds_of_models(tell):
         code, out, err = tell(f"experiments.{name}", *(small if "_base" in name else words))
         assert (code, err) == (0, ""), name
         assert "MFU" in out
+
+
+def test_a_mixture_of_experts(tell):
+    code, out, err = tell("experiments.mixtral_8x7b", "topology=v5p:4x4x4")
+    assert (code, err) == (0, "")
+    assert "fsdp=8 expert=8" in out
+    assert "tokens to experts" in out
+    assert "tokens over expert" in out
+    words = "topology=h100:8", "serve=true", "mesh.tensor=2"
+    code, out, _ = tell("experiments.mixtral_8x7b", *words)
+    assert (code, "It fits" in out) == (0, True)
 
 
 def test_thirteen_billion_parameters_fit_a_v100(tell):

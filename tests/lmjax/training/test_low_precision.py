@@ -1,0 +1,272 @@
+"""Training in few bits: loss scaling, moments and weights stored in bfloat16."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from lmjax.config import UserError, replace
+from lmjax.models import AttentionConfig, FeedForwardConfig, TransformerConfig
+from lmjax.objectives import CausalLM
+from lmjax.parallel import Mesh, training_layout
+from lmjax.runs.checkpoints import Checkpointer
+from lmjax.training.learner import Learner
+from lmjax.training.loss_scale import LossScale, Scale, factor_of
+from lmjax.training.optimizers import Adafactor, AdamW, Lion, Muon
+from lmjax.training.placement import to_devices
+from lmjax.training.rounding import exact, round_by_chance, stored_in
+from lmjax.training.schedules import Constant
+
+ROWS, LENGTH, WORDS = 8, 16, 60
+MODEL = TransformerConfig(
+    vocab_size=WORDS,
+    hidden=16,
+    num_layers=1,
+    max_length=LENGTH,
+    attention=AttentionConfig(num_heads=2, head_dim=8),
+    feed_forward=FeedForwardConfig(size=32),
+)
+
+
+@pytest.fixture
+def one():
+    with jax.set_mesh(Mesh(fsdp=1).build(jax.devices()[:1])):
+        yield
+
+
+@functools.cache  # a program is compiled once for all tests
+def learner(model=MODEL, optimizer=None, **settings) -> Learner:
+    optimizer, rate = optimizer or AdamW(), Constant(peak=3e-3, warmup=0).build(100)
+    return Learner(model, CausalLM(), optimizer, rate, training_layout(), **settings)
+
+
+def example(step: int):
+    tokens = np.random.default_rng(step).integers(0, WORDS, (ROWS, LENGTH + 1), np.int32)
+    tokens[:, 1::2] = tokens[:, 0:-1:2]  # something to learn: each token twice
+    rows = CausalLM().prepare(tokens, np.ones_like(tokens), np.zeros(ROWS, np.uint64))
+    return to_devices(rows, training_layout(), WORDS)
+
+
+def trained(made: Learner, steps: int, state=None):
+    """The state after so many steps, and the metrics of each."""
+    state, found = made.init(0) if state is None else state, []
+    for step in range(int(state.step), int(state.step) + steps):
+        state, metrics = made.compiled_step(state, example(step))
+        found.append({name: float(value) for name, value in metrics.items()})
+    return state, found
+
+
+def assert_same_bits(first, second):
+    assert jax.tree.structure(first) == jax.tree.structure(second)
+    for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+
+
+@pytest.mark.parametrize("microbatch", [None, 4])
+def test_a_scale_changes_no_bit_in_float32(one, microbatch):
+    """It is a power of two, and nothing over- or underflows."""
+    plain, expected = trained(learner(microbatch=microbatch), 3)
+    made = learner(microbatch=microbatch, loss_scale=LossScale())
+    scaled, found = trained(made, 3)
+    assert_same_bits(scaled.params, plain.params)
+    assert_same_bits(scaled.optimizer, plain.optimizer)
+    assert [line["loss"] for line in found] == [line["loss"] for line in expected]
+    assert [line["loss_scale"] for line in found] == [2.0**15] * 3
+
+
+def test_a_step_that_overflows_is_skipped_and_the_scale_halved(one):
+    """The sum of 128 tokens' losses times 2^120 is no float32 number; after some halvings it is."""
+    made = learner(loss_scale=LossScale(initial=2.0**126, most=2.0**126), average_decay=0.9)
+    begun = made.init(0)
+    before = jax.tree.map(jnp.copy, (begun.params, begun.optimizer, begun.average))
+    state, [line] = trained(made, 1, begun)
+    assert_same_bits((state.params, state.optimizer, state.average), before)
+    assert (int(state.step), line["gradient_norm"], line["skipped_steps"]) == (1, 0.0, 1.0)
+    assert np.isfinite(line["loss"]) and float(state.scale.value) == 2.0**125
+    rate = Constant(peak=3e-3, warmup=4).build(100)
+    made = dataclasses.replace(made, rate=rate)
+    state, lines = trained(made, 30)
+    skipped = int(state.scale.skipped)
+    assert 1 <= skipped < 15 and [line["skipped_steps"] for line in lines][-1] == skipped
+    # The schedule counts the steps that were done, as the optimizer does.
+    assert [line["learning_rate"] for line in lines[: skipped + 3]] == pytest.approx(
+        [float(rate(max(0, step - skipped))) for step in range(skipped + 3)]
+    )
+
+
+def test_the_scale_doubles_after_good_steps():
+    scaling = LossScale(initial=1.0, double_after=2, most=4.0)
+    scale, values = scaling.init(), []
+    for sound in [True] * 6 + [False, True, False, False, False]:
+        scale = scaling.update(scale, jnp.asarray(sound))
+        values.append(float(scale.value))
+    assert values == [1, 2, 2, 4, 4, 4, 2, 2, 1, 1, 1]
+    assert int(scale.skipped) == 4
+    assert bool(scaling.gives_up(scale, jnp.asarray(False)))
+    assert not bool(scaling.gives_up(scale, jnp.asarray(True)))
+
+
+def test_factors_are_of_the_mean():
+    scale = LossScale().init()
+    assert float(factor_of(scale, 1024)) == 2.0**5 and float(factor_of(scale, 1025)) == 2.0**4
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (dict(initial=3.0), "loss_scale.initial=3.0: must be a power of two"),
+        (dict(least=0.0), "loss_scale.least=0.0"),
+        (dict(initial=2.0, least=4.0), "must be from least=4.0 to most"),
+        (dict(double_after=0), "loss_scale.double_after=0"),
+    ],
+)
+def test_scales_that_cannot_be(settings, message):
+    with pytest.raises(UserError, match=message):
+        LossScale(**settings)
+
+
+def test_float16_trains_as_float32_does(one):
+    """Over 30 steps, to 1 percent of the loss: a product has 11 bits. Most of it is learnt."""
+    half = replace(MODEL, dtype="float16")
+    state, found = trained(learner(half, loss_scale=LossScale()), 30)
+    _, expected = trained(learner(), 30)
+    losses, wanted = ([line["loss"] for line in lines] for lines in (found, expected))
+    np.testing.assert_allclose(losses, wanted, rtol=1e-2)
+    assert wanted[-1] < wanted[0] - 0.5
+    assert int(state.scale.skipped) == 0
+
+
+def test_without_a_scale_gradients_in_float16_vanish(one):
+    """The gradients of a mean loss, computed in float16, with a scale and with 1 in its place."""
+    half = replace(MODEL, dtype="float16")
+
+    def gradients(made, scale=None):
+        state = dataclasses.replace(made.init(0), scale=scale)
+        found, _ = jax.jit(made.gradients)(state, example(0), jax.random.key(1))
+        return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(found["blocks"])])
+
+    def scale(value):
+        zero = jnp.zeros((), jnp.int32)
+        return Scale(jnp.asarray(value, jnp.float32), zero, zero)
+
+    wanted = gradients(learner())
+    # A hundredth of the batch's rate: what a model at the end of its training has.
+    small = 2.0**-10
+    errors = {
+        value: np.linalg.norm(gradients(learner(half), scale(value)) - wanted)
+        / np.linalg.norm(wanted)
+        for value in (small, 2.0**15)
+    }
+    assert errors[2.0**15] < 0.01 < 0.05 < errors[small]
+
+
+def test_a_scaled_run_resumes_with_the_same_bits(one, tmp_path):
+    """The scale is part of the state: here it changes at every step."""
+    half = replace(MODEL, dtype="float16")
+    scaling = LossScale(initial=2.0**24, double_after=2)
+    made = learner(
+        half, loss_scale=scaling, weights="bfloat16", optimizer=AdamW(moments="bfloat16")
+    )
+    whole, lines = trained(made, 6)
+    assert len({line["loss_scale"] for line in lines}) > 1
+    state, _ = trained(made, 3)
+    with Checkpointer(tmp_path) as checkpointer:
+        checkpointer.save(3, state, {})
+        restored, _ = checkpointer.restore(None, made.abstract())
+    again, rest = trained(made, 3, restored)
+    assert rest == lines[3:]
+    assert_same_bits((again.params, again.optimizer), (whole.params, whole.optimizer))
+
+
+def test_a_pipeline_scales_too():
+    model = replace(MODEL, num_layers=2)
+    with jax.set_mesh(Mesh(stage=2, fsdp=1).build(jax.devices()[:2])):
+        plain, _ = trained(learner(model, microbatch=4), 1)
+        scaled, _ = trained(learner(model, microbatch=4, loss_scale=LossScale()), 1)
+        assert_same_bits(scaled.params, plain.params)
+
+
+def test_rounding_by_chance_is_exact_in_the_mean():
+    """Of 100,000 roundings; 5 standard errors of a coin between two neighbours 2^-7 apart."""
+    x = jnp.full(100_000, 1.0 + 0.3 * 2**-7, jnp.float32)
+    found = np.asarray(round_by_chance(x, jax.random.key(0)).astype(jnp.float32))
+    assert set(found.tolist()) == {1.0, 1.0 + 2**-7}
+    step = 2.0**-7
+    error = 5 * step * (0.3 * 0.7 / len(found)) ** 0.5
+    assert found.mean(dtype=np.float64) == pytest.approx(float(x[0]), abs=error)
+
+
+def test_rounding_by_chance_keeps_what_is_exact():
+    values = jnp.asarray([0.0, -0.0, 1.5, -3.0, 2.0**-130, jnp.inf, -jnp.inf, jnp.nan], jnp.float32)
+    for seed in range(3):
+        found = round_by_chance(values, jax.random.key(seed)).astype(jnp.float32)
+        np.testing.assert_array_equal(np.asarray(found), np.asarray(values))
+
+
+def test_a_running_mean_stands_still_unless_it_is_rounded_by_chance():
+    """v <- 0.999 v + 0.001, from 0 on: to the nearest it stops where the steps are small."""
+
+    def update(updates, state, params=None):
+        return updates, 0.999 * state + 0.001 * updates
+
+    mean = stored_in(optax.GradientTransformation(jnp.zeros_like, update), "bfloat16")
+    ones = jnp.ones(1000)
+
+    def both(carry, _):
+        state, nearest = carry
+        _, state = mean.update(ones, state)
+        nearest = (0.999 * nearest.astype(jnp.float32) + 0.001).astype(jnp.bfloat16)
+        return (state, nearest), None
+
+    (state, nearest), _ = jax.lax.scan(
+        both, (mean.init(ones), jnp.zeros((), jnp.bfloat16)), length=4000
+    )
+    wanted = 1 - 0.999**4000
+    assert float(jnp.mean(exact(state.inner))) == pytest.approx(wanted, abs=0.005)
+    assert float(nearest) < 0.8  # 0.98 is exact
+
+
+@pytest.mark.parametrize("optimizer", [AdamW, Lion, Muon, lambda **s: Adafactor(momentum=0.9, **s)])
+def test_moments_in_bfloat16_take_half_the_memory(one, optimizer):
+    """And the losses of 10 steps are those of float32 to a percent."""
+    half, whole = (learner(optimizer=optimizer(moments=d)) for d in ("bfloat16", "float32"))
+
+    def taken(made):
+        leaves = jax.tree.leaves(made.abstract().optimizer)
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves if leaf.ndim > 1)
+
+    assert taken(half) <= 0.55 * taken(whole)
+    (_, found), (_, expected) = trained(half, 10), trained(whole, 10)
+    np.testing.assert_allclose(
+        [line["loss"] for line in found], [line["loss"] for line in expected], rtol=1e-2
+    )
+
+
+def test_weights_in_bfloat16(one):
+    """Their steps are smaller than what bfloat16 tells apart, and they learn as float32 does."""
+    made = learner(weights="bfloat16")
+    assert {leaf.dtype for leaf in jax.tree.leaves(made.abstract().params)} == {jnp.bfloat16}
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(made.abstract().optimizer)} == {
+        *("float32", "int32")
+    }
+    rate = Constant(peak=3e-4, warmup=0).build(100)
+    (_, found), (_, expected) = (
+        trained(dataclasses.replace(one, rate=rate), 30) for one in (made, learner())
+    )
+    np.testing.assert_allclose(
+        [line["loss"] for line in found], [line["loss"] for line in expected], rtol=1e-2
+    )
+
+
+def test_rounding_is_the_same_on_any_mesh():
+    x = jax.random.normal(jax.random.key(1), (16, 8))
+    with jax.set_mesh(Mesh(fsdp=1).build(jax.devices()[:1])):
+        whole = np.asarray(round_by_chance(x, jax.random.key(0)).astype(jnp.float32))
+    with jax.set_mesh(Mesh(fsdp=4).build(jax.devices()[:4])):
+        cut = jax.device_put(np.asarray(x), jax.P("fsdp", None))
+        found = jax.jit(round_by_chance)(cut, jax.random.key(0)).astype(jnp.float32)
+    np.testing.assert_array_equal(np.asarray(found), whole)
