@@ -12,6 +12,8 @@ from lmjax.data.file_source import EXTRA
 
 MARKUP = re.compile(r"<(?:!doctype|html|head|body|div|p|table|article)\b", re.IGNORECASE)
 BEGINNING = 4096  # characters in which a page has the first of its elements
+# To the parser, which is written in C, a zero is the end; half of a surrogate pair has no UTF-8.
+UNREADABLE = re.compile("[\0\ud800-\udfff]")
 BLANK_LINES = re.compile(r"\n{3,}")
 ELSEWHERE = ("nav", "header", "footer", "aside", "form")  # elements that are not the page's text
 ALWAYS = ("nav", "button", "form")  # elements that are left out
@@ -66,8 +68,7 @@ class MainText(Step):
         """See `Step`."""
         if not MARKUP.search(document.text[:BEGINNING]):
             return document
-        # A zero would end the page for the parser, which is written in C.
-        page, library = document.text.replace("\0", "\ufffd"), _library()
+        page, library = UNREADABLE.sub("\ufffd", document.text), _library()
         text = _main(library, page) if self.content == "main" else _all(library, page)
         lines = (line.rstrip() for line in text.split("\n"))
         text = BLANK_LINES.sub("\n\n", "\n".join(lines)).strip("\n")
