@@ -23,7 +23,7 @@ GB = 1e9
 
 @config
 class DevicelessBenchmark:
-    """Which models are compiled, and where the numbers go."""
+    """Models to compile, and the file of their numbers."""
 
     only: tuple[str, ...] = ()  # models by name; none given: all of them
     json: str = ""  # file that results are added to

@@ -65,7 +65,9 @@ def _with_gradient(
             return outputs if check_vma else vary_over(outputs, outer)
 
         def untyped(arrays):
-            return arrays if check_vma else jax.tree.map(lambda a: a[None][0], arrays)
+            if check_vma:
+                return arrays
+            return jax.tree.map(lambda a: jax.lax.squeeze(jax.lax.expand_dims(a, [0]), [0]), arrays)
 
         leaves, tree = jax.tree.flatten(inputs)
         kept = {}  # structure of what backward needs, and the free axes over which it varies

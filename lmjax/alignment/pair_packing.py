@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from lmjax.alignment.packing import Packing, best_fit
+from lmjax.alignment.row_packing import RowPacking, best_fit
 from lmjax.objectives.example import Example, TokenTargets
 
 SMALLEST = 16  # tokens that a pair has room for at least: so many pairs are in a row at most
@@ -30,7 +30,7 @@ def packed_pairs(example: Example, fit_rows: Callable[[int], int]) -> Example:
     rows = fit_rows(int(row.max(initial=0)) + 1)
     if rows >= len(sizes):
         return example
-    packing = Packing(sizes, row, first, slot, rows, length)
+    packing = RowPacking(sizes, row, first, slot, rows, length)
 
     def targets(side: TokenTargets) -> TokenTargets:
         return TokenTargets(packing.pack(side.tokens), packing.pack(side.weights))

@@ -16,11 +16,11 @@ from jaxtyping import Float, Int
 from lmjax.alignment.kl import k1
 from lmjax.alignment.log_probabilities import log_probabilities
 from lmjax.alignment.masks import keep
-from lmjax.alignment.packing import Packing, best_fit
 from lmjax.alignment.policy_losses import MOST
 from lmjax.alignment.policy_objective import SampledTargets, values_of
 from lmjax.alignment.reward_functions import Reply
 from lmjax.alignment.rewards import token_rewards
+from lmjax.alignment.row_packing import RowPacking, best_fit
 from lmjax.config import replace
 from lmjax.data.chat.messages import ChatFormat
 from lmjax.data.tokenizers import Tokenizer
@@ -218,7 +218,7 @@ class Scorer:
 
         self._compute = compute
 
-    def score(self, params: dict, rows: RolloutRows, packing: Packing, most: int) -> Scores:
+    def score(self, params: dict, rows: RolloutRows, packing: RowPacking, most: int) -> Scores:
         """Scores of the next token at each position in numpy, `most` packed rows at a time."""
         return _in_parts(self._compute, params, rows, packing, most, self.layout, self.vocab_size)
 
@@ -239,7 +239,7 @@ class ValueScorer:
         self._compute = compute
 
     def score(
-        self, params: dict, rows: RolloutRows, packing: Packing, most: int
+        self, params: dict, rows: RolloutRows, packing: RowPacking, most: int
     ) -> Float[np.ndarray, "rows length"]:
         """Value at each position in numpy, `most` packed rows at a time."""
         return _in_parts(self._compute, params, rows, packing, most, self.layout, self.vocab_size)
@@ -249,7 +249,7 @@ def _in_parts(
     compute: Callable[[dict, Example], Any],
     params: dict,
     rows: RolloutRows,
-    packing: Packing,
+    packing: RowPacking,
     most: int,
     layout: Layout,
     vocab_size: int,
@@ -268,7 +268,7 @@ def _in_parts(
 
 def pack_rows(
     batch: Batch, length: int, layout: Layout, most: int, parts: int | None = None
-) -> Packing:
+) -> RowPacking:
     """Places for texts that have a row each: packed where that makes fewer tokens.
 
     Args:
@@ -279,7 +279,7 @@ def pack_rows(
       parts: what the number of microbatches divides, as other rows do; None: any number.
     """
     sizes = np.sum(batch.segments > 0, axis=1)
-    alone = Packing.one_each(sizes, batch.tokens.shape[1])
+    alone = RowPacking.one_each(sizes, batch.tokens.shape[1])
     row, first, slot = best_fit(sizes, length, MOST)
     needed = int(row.max(initial=0)) + 1
     multiple = math.lcm(axis_size(*layout.axes("batch")), jax.process_count())
@@ -290,10 +290,10 @@ def pack_rows(
     rows = next(filter(fits, fitting_sizes(needed, len(sizes), multiple)))
     if rows * length >= alone.rows * alone.length:
         return alone
-    return Packing(sizes, row, first, slot, rows, length)
+    return RowPacking(sizes, row, first, slot, rows, length)
 
 
-def packed(example: Example, packing: Packing) -> Example:
+def packed(example: Example, packing: RowPacking) -> Example:
     """An example of one text a row, whose targets are numbers of tokens, packed."""
     return Example(packing.pack_batch(example.inputs), jax.tree.map(packing.pack, example.targets))
 

@@ -276,7 +276,7 @@ class TrainingJob(Job):
 
     @property
     def scaling(self) -> LossScale | None:
-        """How the loss is scaled."""
+        """The scaling of the loss."""
         half = self.model.dtype == "float16"
         return LossScale() if half and self.loss_scale is None else self.loss_scale
 

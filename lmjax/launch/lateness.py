@@ -12,7 +12,7 @@ REMEMBERED = 20  # durations of a kind of work
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """When work counts as late.
+    """Durations above which work counts as late.
 
     Attributes:
       factor: of its longest duration lately.
@@ -29,7 +29,7 @@ class Limits:
 
 @dataclasses.dataclass(frozen=True)
 class Doing:
-    """What a process does.
+    """Work of a process.
 
     Attributes:
       what: words such as "step", which go before the number of a step.

@@ -18,9 +18,9 @@ class BlockPair(nnx.Module):
     def __init__(self, first: nnx.Module, second: nnx.Module):
         self.first, self.second = first, second
 
-    def at(self, place: int) -> nnx.Module:
+    def at(self, member: int) -> nnx.Module:
         """The first block at 0, the second one at 1."""
-        return (self.first, self.second)[place]
+        return (self.first, self.second)[member]
 
 
 def check_alternate(other: FeedForwardConfig, layers: int, name: str = "num_layers") -> None:

@@ -204,7 +204,7 @@ class EncoderDecoder(Transformer):
 
         def read(params):
             entry = nnx.merge(graph, params)
-            blocks = [entry] if group == 1 else [entry.at(place) for place in range(group)]
+            blocks = [entry] if group == 1 else [entry.at(member) for member in range(group)]
             found = zip(*(block.cross_attention.read(states) for block in blocks))
             axes = None, "batch", None, "kv_heads", None
             return tuple(self.layout.reshard(jnp.stack(a), *axes) for a in found)
@@ -214,8 +214,8 @@ class EncoderDecoder(Transformer):
         for stretch in self.config.stretches:  # as in `Cache`
             last, period = first + stretch.layers, len(stretch.windows)
             for layer in range(first, first + period):
-                entry, place = divmod(layer, group)
-                layers.append((slice(entry, last // group, period // group), place))
+                entry, member = divmod(layer, group)
+                layers.append((slice(entry, last // group, period // group), member))
             first = last
         keys, values = (tuple(a[part] for part in layers) for a in (keys, values))
         return EncoderCache(keys, values, batch.segments)

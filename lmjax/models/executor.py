@@ -84,7 +84,7 @@ class Blocks:
         return any(STAGE in jax.typeof(a).sharding.spec[:1] for a in leaves)
 
     def layer(self, stacked: Any, number: int, period: int) -> tuple[Any, ...]:
-        """What a layer of a period has: parameters of its group, auxiliary, key and dropout.
+        """All that a layer of a period has: parameters of its group, auxiliary, key and dropout.
 
         Args:
           stacked: those of all layers of the period, as `Stretch.cut` cuts them.
@@ -129,15 +129,16 @@ class Blocks:
         key: PRNGKeyArray | None,
         rate: Float[Array, ""] | None = None,
         auxiliary: Auxiliary | None = None,
-        place: int = 0,
+        member: int = 0,
     ) -> tuple[Float[Array, "batch seq embed"], LayerCache | None]:
         """One block with these parameters; `mask` has its window, `rate` is its dropout.
 
-        `auxiliary` is the layer's own, `place` its number in its group, whose parameters these are.
+        `auxiliary` is the layer's own, `member` its number in its group, which has these
+        parameters.
         """
         block = nnx.merge(self.graph, params)
         if self.group > 1:
-            block = block.at(place)
+            block = block.at(member)
         give_keys(block, key)
         if rate is not None:
             block.layer_dropout = rate
@@ -211,8 +212,8 @@ def _scan_stretch(
             params, auxiliary, *drawn = blocks.layer(stacked, i, len(masks))
             if blocks.by_stage:
                 params = fetch_layer(blocks.params, params)
-            place = i % blocks.group
-            own = *drawn, auxiliary, place
+            member = i % blocks.group
+            own = *drawn, auxiliary, member
             x, caches[i] = blocks.apply(params, x, mask, tables, caches[i], *own)
         return (x, caches), None
 

@@ -37,8 +37,8 @@ def run_layer_by_layer(
         tables = tables._replace(bias=bias)
         for i, mask in enumerate(masks):
             own, auxiliary, *more = blocks.layer((*params, *drawn), i, len(masks))
-            place = i % blocks.group
-            x, _ = blocks.apply(own, x, mask, tables, None, *more, auxiliary, place)
+            member = i % blocks.group
+            x, _ = blocks.apply(own, x, mask, tables, None, *more, auxiliary, member)
         return x
 
     if blocks.remat != "none":

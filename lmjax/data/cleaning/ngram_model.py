@@ -144,7 +144,7 @@ def train_ngrams(
     for length in range(1, order + 1):
         counted.append(_counts(words, starts, hashes, length, length == order, least))
     orders: list[Order] = []
-    uniform = 1 / vocab_size
+    uniform, unknown = 1 / vocab_size, 0.0
     lower: dict[str, np.ndarray] = {}
     for length, (at, counts) in enumerate(counted, start=1):
         grams, contexts = hashes[length - 1][at], _context_hashes(hashes, at, length)

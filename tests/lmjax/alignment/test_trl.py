@@ -9,6 +9,7 @@ the formula alone is compared, to 1e-5.
 import collections
 import types
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest

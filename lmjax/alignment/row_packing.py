@@ -12,8 +12,8 @@ from lmjax.models.batch import Batch
 
 
 @dataclasses.dataclass(frozen=True)
-class Packing:
-    """Places of texts in rows.
+class RowPacking:
+    """Rows of texts, several in each.
 
     Attributes:
       sizes: tokens of each text; one without tokens has no place.
@@ -29,13 +29,13 @@ class Packing:
     length: int
 
     @classmethod
-    def one_each(cls, sizes: Int[np.ndarray, "texts"], length: int) -> Packing:
+    def one_each(cls, sizes: Int[np.ndarray, "texts"], length: int) -> RowPacking:
         """A row of its own for each text."""
         nothing = np.zeros(len(sizes), np.int64)
         return cls(sizes, np.arange(len(sizes)), nothing, nothing, len(sizes), length)
 
     @functools.cached_property
-    def _places(self) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
+    def _indices(self) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
         """Places of all tokens: (text, index in the text), (row, index in the row)."""
         texts = np.flatnonzero(self.sizes)
         sizes = self.sizes[texts]
@@ -45,7 +45,7 @@ class Packing:
 
     def pack(self, array: Shaped[np.ndarray, "texts most"]) -> Shaped[np.ndarray, "rows length"]:
         """Numbers of tokens, in the rows; 0 where no text is."""
-        texts, rows = self._places
+        texts, rows = self._indices
         found = np.zeros((self.rows, self.length), array.dtype)
         found[rows] = array[texts]
         return found
@@ -54,14 +54,14 @@ class Packing:
         self, array: Shaped[np.ndarray, "rows length"], most: int
     ) -> Shaped[np.ndarray, "texts most"]:
         """Numbers of tokens from the rows, a row for each text; 0 behind its end."""
-        texts, rows = self._places
+        texts, rows = self._indices
         found = np.zeros((len(self.sizes), most), array.dtype)
         found[texts] = array[rows]
         return found
 
     def pack_batch(self, batch: Batch) -> Batch:
         """A batch of one text a row, packed: a text's number in its row tells segments apart."""
-        segments, (texts, rows) = self.pack(batch.segments), self._places
+        segments, (texts, rows) = self.pack(batch.segments), self._indices
         segments[rows] *= (self.slot[texts[0]] + 1).astype(segments.dtype)
         return dataclasses.replace(
             batch,

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lmjax.alignment import AnswerMean, ClippedPolicy, FixedLengthMean, TokenMean
-from lmjax.alignment.packing import Packing, best_fit
 from lmjax.alignment.rollouts import RolloutRows, Scorer, inputs_of, make_example, pack_rows, packed
+from lmjax.alignment.row_packing import RowPacking, best_fit
 from lmjax.models import AttentionConfig, FeedForwardConfig, TransformerConfig, initialize
 from lmjax.parallel import Mesh, training_layout
 from lmjax.training.gradients import count_microbatches
@@ -45,7 +45,7 @@ def rollouts(seed=0):
 )
 def test_texts_come_back_as_they_were(sizes, most, empty):
     row, first, slot = best_fit(sizes, 32, most)
-    packing = Packing(sizes, row, first, slot, int(row.max()) + 1 + empty, 32)
+    packing = RowPacking(sizes, row, first, slot, int(row.max()) + 1 + empty, 32)
     given = np.arange(1, len(sizes) * 32 + 1).reshape(len(sizes), 32)
     given[np.arange(32) >= sizes[:, None]] = 0
     packed = packing.pack(given)
@@ -93,7 +93,7 @@ def test_packed_replies_are_scored_as_one_a_row(one_device):
     _, params = initialize(MODEL, layout, jax.random.key(0))
     scorer, mask = Scorer(MODEL, layout, 1.0, False), inputs_of(rows)[1].weights > 0
     sizes = rows.request_lengths + rows.reply_lengths
-    ways = Packing.one_each(sizes, LENGTH), pack_rows(inputs_of(rows)[0], LENGTH, layout, 4)
+    ways = RowPacking.one_each(sizes, LENGTH), pack_rows(inputs_of(rows)[0], LENGTH, layout, 4)
     expected, found = (scorer.score(params, rows, way, 4).log_probs for way in ways)
     np.testing.assert_allclose(found[mask], expected[mask], rtol=0, atol=2e-5)
 
