@@ -18,6 +18,7 @@ from lmjax.data.cleaning.units import (
     split_paragraphs,
     split_sentences,
     split_words,
+    word_texts,
 )
 from lmjax.data.documents import Document
 
@@ -57,8 +58,9 @@ class GopherQuality(Step):
 
     def __call__(self, document: Document) -> Document | Dropped:
         """See `Step`."""
-        text, words = document.text, split_words(document.text)
-        count = len(words.texts)
+        text = document.text
+        words, spaceless = word_texts(text)
+        count = len(words)
         if count < self.least_words:
             return Dropped("too few words", count)
         if count > self.most_words:
@@ -76,17 +78,19 @@ class GopherQuality(Step):
         ellipses = sum(line.endswith(ELLIPSES) for line in lines) / len(lines)
         if ellipses > self.most_ellipses:
             return Dropped("too many lines end with an ellipsis", ellipses)
-        return document if words.spaceless else self._of_words(document, words.texts)
+        return document if spaceless else self._of_words(document, words)
 
     def _of_words(self, document: Document, words: list[str]) -> Document | Dropped:
         """The rules for words between blanks."""
         mean = sum(map(len, words)) / len(words)
         if not self.shortest_mean <= mean <= self.longest_mean:
             return Dropped("words too short or too long on average", mean)
-        alphabetic = sum(1 for word in words if LETTER.search(word)) / len(words)
+        has_letter = LETTER.search
+        alphabetic = sum([word[0].isalpha() or bool(has_letter(word)) for word in words])
+        alphabetic /= len(words)
         if alphabetic < self.least_alphabetic:
             return Dropped("too few words with a letter", alphabetic)
-        found = set(self.stop_words) & {word.lower() for word in words}
+        found = {*self.stop_words}.intersection(map(str.lower, words))
         if len(found) < self.least_stop_words:
             return Dropped("too few stop words", len(found))
         return document
@@ -170,7 +174,7 @@ class C4Lines(Step):
     def _keeps(self, line: str) -> bool:
         if not line or (self.terminal and not ends_terminally(line)) or line.endswith(ELLIPSES):
             return False
-        if len(split_words(line).texts) < self.least_words:
+        if self.least_words > 1 and len(word_texts(line)[0]) < self.least_words:
             return False
         lowered = line.lower()
         return "javascript" not in lowered and not any(name in lowered for name in POLICIES)

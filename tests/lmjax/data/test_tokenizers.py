@@ -244,7 +244,7 @@ def test_folders_that_hold_no_good_tokenizer(tmp_path):
         load_tokenizer(tmp_path)
     path = tmp_path / "tokenizer.json"
     path.write_text(json.dumps({"kind": "os.system"}))
-    with pytest.raises(UserError, match="known are bytes, characters, sentencepiece"):
+    with pytest.raises(UserError, match=r"known are bytes, characters, .*sentencepiece"):
         load_tokenizer(tmp_path)
     path.write_text("{")
     with pytest.raises(UserError, match="cannot be read"):
