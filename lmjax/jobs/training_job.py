@@ -276,7 +276,7 @@ class TrainingJob(Job):
 
     @property
     def scaling(self) -> LossScale | None:
-        """The scaling of the loss."""
+        """The scaling of the loss; None: there is none."""
         half = self.model.dtype == "float16"
         return LossScale() if half and self.loss_scale is None else self.loss_scale
 

@@ -30,4 +30,4 @@ class TrainState:
     average: Any
     step: Int[Array, ""]
     key: PRNGKeyArray | jax.ShapeDtypeStruct
-    scale: Any = None
+    scale: Any = dataclasses.field(default=None, kw_only=True)
