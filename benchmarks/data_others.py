@@ -56,7 +56,7 @@ _made: dict = {}
 
 
 def _known(name: str, make):
-    """What was made before, or is made now: not a part of what is timed."""
+    """An input that is made once: it is not timed."""
     if name not in _made:
         _made[name] = make()
     return _made[name]
