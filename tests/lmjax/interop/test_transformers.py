@@ -209,7 +209,9 @@ def test_logits_tokens_and_back(one_device, tmp_path, kind, number):
     rows = prompts(kind, config.vocab_size, number)
     batch = batch_of(kind, rows)
     expected = their_logits(model, batch)
-    assert_close(our_logits(config, params, batch), expected, batch, 2e-5)
+    # In float64, as T5's own float32 is further from it than ours: scores without 1 / sqrt(d).
+    exact = their_logits(copy.deepcopy(model).double(), batch)
+    assert_close(our_logits(config, params, batch), exact, batch, 2e-5)
     # A third of them is continued: what a cache changes depends on few settings.
     if kind not in WHOLE and number % 3 == 0:
         # Layers in one stack give the tokens of layers apart, and are sooner compiled.
