@@ -93,30 +93,31 @@ def compiled(name):
 @pytest.mark.slow
 @needs_compiler
 @pytest.mark.parametrize("name", CASES)
-def test_memory_is_near_the_compilers(name):
-    """State to 1 percent, beside which are the batch and counters; all of it to 10 percent."""
+def test_the_compiled_step_is_as_planned(name):
+    """Memory and products, and of some cases what is sent: one test, as compiling is slow."""
     plan, step = compiled(name)
+    check_memory(plan, step)
+    check_products(plan, step)
+    for check in FURTHER.get(name, ()):
+        check(plan, step)
+
+
+def check_memory(plan, step):
+    """State to 1 percent, beside which are the batch and counters; all of it to 10 percent."""
     memory = plan.memory
     state = memory.parameters + memory.optimizer + memory.average
     assert step.arguments == pytest.approx(state, rel=0.01)
     assert memory.total == pytest.approx(step.peak, rel=0.10)
 
 
-@pytest.mark.slow
-@needs_compiler
-@pytest.mark.parametrize("name", CASES)
-def test_products_are_those_of_the_formula(name):
-    plan, step = compiled(name)
+def check_products(plan, step):
     division = plan.division
     products = plan.workload.hardware_flops(division) - plan.workload.attention_flops(division)
     assert step.program.flops == pytest.approx(products * plan.tokens / 4, rel=0.05)
 
 
-@pytest.mark.slow
-@needs_compiler
-@pytest.mark.parametrize("name", ["full", "dots", "none", "accumulation", "fsdp and tensor"])
-def test_weights_are_gathered_in_the_layers_loop(name):
-    plan, step = compiled(name)
+def check_gathers(plan, step):
+    """Weights are gathered in the loop over layers."""
     expected = sum(t.bytes for t in plan.traffic if t.kind == "all-gather" and "layer" in t.what)
     inner = 2 if plan.division.microbatches > 1 else 1
     found = sum(
@@ -127,23 +128,16 @@ def test_weights_are_gathered_in_the_layers_loop(name):
     assert found == pytest.approx(expected, rel=0.05)
 
 
-@pytest.mark.slow
-@needs_compiler
-@pytest.mark.parametrize("name", ["fsdp and tensor", "tensor"])
-def test_sums_over_tensor_are_those_of_the_formula(name):
-    plan, step = compiled(name)
+def check_sums(plan, step):
+    """Sums over `tensor`."""
     expected = sum(t.bytes for t in plan.traffic if t.axis == "tensor")
     sums = [one for one in step.program.collectives if one.devices == plan.division.tensor]
     found = sum(one.sent for one in sums if one.kind == "all-reduce" and one.loops)
     assert found == pytest.approx(expected, rel=0.05)
 
 
-@pytest.mark.slow
-@needs_compiler
-@pytest.mark.parametrize("name", ["experts", "capacity"])
-def test_tokens_go_over_the_axis_of_experts_as_the_formula_says(name):
-    """Beside the rows of choices, some bytes of each token."""
-    plan, step = compiled(name)
+def check_experts(plan, step):
+    """Tokens on their way over the axis of experts; beside the rows of choices, some bytes each."""
     kinds = {t.kind for t in plan.traffic if "experts" in t.what} - {"all-reduce"}
     for kind in kinds:
         expected = sum(t.bytes for t in plan.traffic if (t.axis, t.kind) == ("expert", kind))
@@ -155,10 +149,8 @@ def test_tokens_go_over_the_axis_of_experts_as_the_formula_says(name):
         assert found == pytest.approx(expected + (fsdp if shared else 0), rel=0.05)
 
 
-@pytest.mark.slow
-@needs_compiler
-def test_collectives_of_a_stages_work_stay_in_the_stage():
-    plan, step = compiled("pipeline")
+def check_stages(plan, step):
+    """Collectives of a stage's work stay in the stage."""
     mesh = Mesh(**plan.division.sizes).build(described_devices(plan))
     found = of_program(step.program.text, mesh)
     inside = [transfer for transfer in found if transfer.in_branch]
@@ -167,14 +159,23 @@ def test_collectives_of_a_stages_work_stay_in_the_stage():
     assert ("stage",) in messages
 
 
-@pytest.mark.slow
-@needs_compiler
-@pytest.mark.parametrize("name", ["full", "fsdp and tensor"])
-def test_no_copy_is_as_large_as_a_parameter(name):
-    """Of those of all layers, of which the smallest matrix is an attention's."""
-    _, step = compiled(name)
+def check_copies(plan, step):
+    """No copy is as large as a parameter of all layers, the smallest of which is an attention's."""
     smallest = 4 * 16 * 2048 * 2048 / 4
     assert [copy for copy in step.program.copies if copy[0] >= smallest] == []
+
+
+FURTHER = {
+    "full": (check_gathers, check_copies),
+    "dots": (check_gathers,),
+    "none": (check_gathers,),
+    "accumulation": (check_gathers,),
+    "fsdp and tensor": (check_gathers, check_sums, check_copies),
+    "tensor": (check_sums,),
+    "experts": (check_experts,),
+    "capacity": (check_experts,),
+    "pipeline": (check_stages,),
+}
 
 
 @pytest.mark.slow
