@@ -146,7 +146,7 @@ class Judge:
 
 
 def judge_prompt(pair: ReplyPair, swapped: bool, form: Form) -> str:
-    """What a judge reads.
+    """The prompt that a judge reads.
 
     The mark between its parts is of the texts themselves, so that none of them can write it.
 

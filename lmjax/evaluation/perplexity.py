@@ -15,7 +15,7 @@ LARGEST = math.log(1e300)  # of a logarithm whose number is shown
 
 
 class TextPerplexity(NamedTuple):
-    """How well a model foresees texts, by the units that are counted in them.
+    """Perplexity of texts, by the units that are counted in them.
 
     Of one sum of log-likelihoods; figures of two models with different tokenizers can be compared,
     as the units are of the texts and not of tokens.
