@@ -38,7 +38,7 @@ scorer = RougeScorer(["rouge1", "rougeL"])
 found = []
 for name, (one, other) in pairs.items():
     scores = scorer.score(one, other)
-    found.append([scores[kind].fmeasure for kind in ("rouge1", "rougeL")])
+    found.append([float(scores[kind].fmeasure) for kind in ("rouge1", "rougeL")])
     print(f"{name}: rouge1 {found[-1][0]}, rougeL {found[-1][1]}")
 assert found == [[1.0, 1.0], [0.0, 0.0], [0.0, 0.0], [0.0, 0.0]]
 PYTHON

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from lmjax.config import UserError
 from lmjax.evaluation.blank_scorers import scorer_of
@@ -26,6 +26,7 @@ from lmjax.generation.text import TextGenerator
 NoteAnswer = Callable[[int, ModelAnswer], None]  # number of the request, its answer
 
 
+@runtime_checkable
 class LikelihoodReader(Protocol):
     """Gives log-likelihoods in the way of a kind of model."""
 
