@@ -146,11 +146,7 @@ class Judge:
 
 
 def judge_prompt(pair: ReplyPair, swapped: bool, form: Form) -> str:
-<<<<<<< HEAD
-    """Text that a judge reads.
-=======
     """The prompt that a judge reads.
->>>>>>> measures
 
     The mark between its parts is of the texts themselves, so that none of them can write it.
 
