@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 from collections.abc import Callable, Sequence
-from typing import Protocol, runtime_checkable
 
 from lmjax.config import UserError
 from lmjax.evaluation.blank_scorers import scorer_of
@@ -12,7 +11,6 @@ from lmjax.evaluation.boundary import beginning_of, text_tokens
 from lmjax.evaluation.likelihood import check_known_tokens
 from lmjax.evaluation.requests import (
     ContinuationRequest,
-    Likelihood,
     ModelAnswer,
     ModelRequest,
     RollingRequest,
@@ -26,21 +24,6 @@ from lmjax.generation.text import TextGenerator
 NoteAnswer = Callable[[int, ModelAnswer], None]  # number of the request, its answer
 
 
-@runtime_checkable
-class LikelihoodReader(Protocol):
-    """Gives log-likelihoods in the way of a kind of model."""
-
-    def continuations(
-        self, requests: Sequence[ContinuationRequest], note: NoteAnswer | None = None
-    ) -> list[Likelihood]:
-        """Answers to requests; `note` is told each one as soon as it is there."""
-
-    def rolling(
-        self, requests: Sequence[RollingRequest], note: NoteAnswer | None = None
-    ) -> list[Likelihood]:
-        """As `continuations`, of whole texts."""
-
-
 class Answering:
     """Answers requests with a model. A mesh must be set, that of the model."""
 
@@ -49,17 +32,15 @@ class Answering:
         text: TextGenerator,
         batch_size: int = 32,
         begin: int | None = None,
-        scorer: LikelihoodReader | None = None,
     ):
         """
         Args:
           text: the model and its tokenizer.
           batch_size: most rows that are run at once.
           begin: see `beginning_of`.
-          scorer: gives log-likelihoods; None: see `scorer_of`.
         """
         self.text, self.batch_size = text, batch_size
-        self.scorer = scorer_of(text, batch_size, begin) if scorer is None else scorer
+        self.scorer = scorer_of(text, batch_size, begin)
         self.beginning = beginning_of(text.tokenizer, begin)
 
     def answers(

@@ -20,11 +20,13 @@ from tests.parity_cases import parity_folder
 TOKENIZER = CharacterTokenizer("".join(sorted({*string.printable[:95], "\n"})))
 
 
-def read_model(name, length=None, tokenizer=TOKENIZER):
+def read_model(name, length=None, tokenizer=TOKENIZER, window=None):
     """A model of tests/data/parity with a token a character, on the mesh that is set."""
     config, _, params = huggingface.read(parity_folder(name), generation_layout())
     if length is not None:
         config = replace(config, max_length=length)
+    if window is not None:
+        config = replace(config, attention=replace(config.attention, windows=(window,)))
     return TextGenerator(Generator(config, params), tokenizer)
 
 
