@@ -1,6 +1,9 @@
-"""Time to compile a training step, by depth: layers are scanned, so it should not grow.
+r"""Time to compile a training step, by depth: layers are scanned, so it should not grow.
 
 python -m benchmarks.compile_time [depths=(6,48)] [model=llama:7B] [json=FILE]
+JAX_NUM_CPU_DEVICES=4 python -m benchmarks.compile_time mesh.stage=2 mesh.fsdp=2 accumulation=4
+JAX_NUM_CPU_DEVICES=4 python -m benchmarks.compile_time mesh.fsdp=1 mesh.expert=4 \
+    model.feed_forward=Experts model.feed_forward.router.capacity=1.25
 
 Nothing is allocated: the step is compiled for shapes. The models take turns, and every time JAX
 begins with empty caches.
@@ -37,6 +40,7 @@ class CompileTimeBenchmark:
     optimizer: Optimizer = AdamW()  # its update is compiled as well
     length: int = 256  # tokens in a row
     batch: int = 8  # rows
+    accumulation: int = 1  # parts of the batch; a pipeline needs as many as stages, or more
     rounds: int = 3  # turns of each depth
     mesh: Mesh = Mesh()  # how the devices are arranged
     json: str = ""  # file for the results
@@ -47,6 +51,8 @@ class CompileTimeBenchmark:
             raise UserError(f"depths={self.depths}: one number of layers or more, from 1 up")
         if self.rounds < 1:
             raise UserError(f"rounds={self.rounds}: it must be at least 1")
+        if self.accumulation < 1 or self.batch % self.accumulation:
+            raise UserError(f"accumulation={self.accumulation}: it must divide batch={self.batch}")
 
 
 def phases(settings: CompileTimeBenchmark, layers: int) -> dict[str, float]:
@@ -58,6 +64,7 @@ def phases(settings: CompileTimeBenchmark, layers: int) -> dict[str, float]:
         optimizer=settings.optimizer,
         rate=Cosine(warmup=1).build(100),
         layout=layout,
+        microbatch=settings.batch // settings.accumulation,
     )
     state, _ = learner.abstract(), learner.graph  # both are made once, before the step
     rows = np.ones((settings.batch, objective.row_length(settings.length)), np.int32)

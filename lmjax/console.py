@@ -53,7 +53,9 @@ class Table:
       notes: remarks on rows, a line each.
       picture: that the report draws. Of a "matrix" the cells between the first and the last column
         are shares, and the terminal leaves out a large one; of a "calibration", columns are named
-        "predicted" and "agreement", and rows after their set, as "talk, 0.5 to 0.6".
+        "predicted" and "agreement", and rows after their set, as "talk, 0.5 to 0.6"; of "lines",
+        rows are named by rising numbers, and each column is a line over them; of "pairs" the texts
+        of a row stand beside each other.
     """
 
     title: str
@@ -62,7 +64,7 @@ class Table:
     caption: str = ""
     more_is_better: bool | None = None
     notes: tuple[str, ...] = ()
-    picture: Literal["matrix", "calibration"] | None = None
+    picture: Literal["matrix", "calibration", "lines", "pairs"] | None = None
 
     @property
     def is_text(self) -> bool:

@@ -171,6 +171,11 @@ class Objects:
                 unfinished.unlink(missing_ok=True)
         return True
 
+    def copy(self, name: str, target: str) -> None:
+        """Gives an object's content another name, in the store itself."""
+        with _network_errors():
+            self.fs.cp_file(self.path(name), self.path(target))
+
     def delete(self, name: str) -> None:
         """Removes an object, if it is there."""
         with _network_errors(), contextlib.suppress(FileNotFoundError, KeyError):

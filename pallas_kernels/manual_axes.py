@@ -56,6 +56,19 @@ def _with_gradient(
         return tuple(axis for axis in free if axis not in named and sizes[axis] > 1)
 
     def with_gradient(*inputs):
+        outer = varying_axes(inputs)
+        if not check_vma:
+            inputs = vary_over(inputs, outer)
+
+        # Operations of an unchecked map give types without the outer axes.
+        def typed(outputs):
+            return outputs if check_vma else vary_over(outputs, outer)
+
+        def untyped(arrays):
+            if check_vma:
+                return arrays
+            return jax.tree.map(lambda a: jax.lax.squeeze(jax.lax.expand_dims(a, [0]), [0]), arrays)
+
         leaves, tree = jax.tree.flatten(inputs)
         kept = {}  # structure of what backward needs, and the free axes over which it varies
         real = [jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in leaves]
@@ -67,6 +80,7 @@ def _with_gradient(
             return function(*jax.tree.unflatten(tree, merged))
 
         def body(numbers, others):
+            numbers, others = untyped((numbers, others))
             out, pull = jax.vjp(lambda numbers: call(numbers, others), numbers)
             arrays, kept["structure"] = jax.tree.flatten(pull)
             varying = (varying_axes(a) for a in arrays)
@@ -89,14 +103,14 @@ def _with_gradient(
 
         def forward(numbers, others):
             jax.eval_shape(run(trial, out_specs=PartitionSpec(free)), numbers, others)
-            return run(body, out_specs=(out_specs, kept["specs"]))(numbers, others)
+            return typed(run(body, out_specs=(out_specs, kept["specs"]))(numbers, others))
 
         def backward(arrays, cotangents):
-            return run(pulled, out_specs=specs)(arrays, cotangents), None
+            return typed(run(pulled, out_specs=specs)(arrays, cotangents)), None
 
         @jax.custom_vjp
         def differentiable(numbers, others):
-            return run(call, out_specs=out_specs)(numbers, others)
+            return typed(run(call, out_specs=out_specs)(numbers, others))
 
         differentiable.defvjp(forward, backward)
         numbers = [leaf for leaf, is_real in zip(leaves, real) if is_real]

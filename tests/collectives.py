@@ -56,8 +56,12 @@ def transfers(function: Callable, *arguments) -> list[Transfer]:
     # By leaves: `lower` fills trees with records of its own, which checked classes refuse.
     leaves, tree = jax.tree.flatten(arguments)
     run = jax.jit(lambda *leaves: function(*tree.unflatten(leaves)))
-    mesh = jax.sharding.get_mesh()
-    lines, entry = _computations(run.lower(*leaves).compile().as_text())
+    return of_program(run.lower(*leaves).compile().as_text(), jax.sharding.get_mesh())
+
+
+def of_program(text: str, mesh: jax.sharding.Mesh) -> list[Transfer]:
+    """All transfers of a compiled program for a mesh."""
+    lines, entry = _computations(text)
     loops, in_branch = {entry: ()}, {entry: False}
     pending = [entry]
     while pending:

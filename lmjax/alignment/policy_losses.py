@@ -6,12 +6,14 @@ import abc
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from lmjax.alignment.kl import LARGEST_LOG_RATIO, k3
 from lmjax.alignment.masks import keep, require_shape
 from lmjax.config import UserError, config
 from lmjax.objectives.prediction import Sums
+
+MOST = 16  # answers of a row
 
 
 @config
@@ -19,27 +21,34 @@ class TokenAverage(abc.ABC):
     """Base of the ways to average the losses of tokens over a batch of answers."""
 
     @abc.abstractmethod
-    def shares(self, mask: Bool[Array, "rows seq"]) -> Float[Array, "rows seq"]:
-        """Weight of each token's loss in the average. A row without real tokens has no part.
+    def shares(
+        self, mask: Bool[Array, "rows seq"], segments: Int[Array, "rows seq"]
+    ) -> Float[Array, "rows seq"]:
+        """Weight of each token's loss in the average. An answer without real tokens has no part.
 
         Args:
           mask: real tokens, of the whole batch.
+          segments: number of the answer in its row, from 1; 0 is padding.
         """
 
-    def weights(self, mask: Bool[Array, "rows seq"]) -> Float[Array, "rows seq"]:
+    def weights(
+        self, mask: Bool[Array, "rows seq"], segments: Int[Array, "rows seq"]
+    ) -> Float[Array, "rows seq"]:
         """`shares` times the number of real tokens.
 
         Summed losses are so divided by one number, the tokens, whatever the average and whatever
         microbatches they are summed in, and metrics beside them are means over tokens.
         """
-        return self.shares(mask) * jnp.sum(mask.astype(jnp.float32))
+        return self.shares(mask, segments) * jnp.sum(mask.astype(jnp.float32))
 
 
 @config
 class TokenMean(TokenAverage):
     """All tokens alike: DAPO (Yu et al. 2025, arXiv:2503.14476, eq. 8), and PPO."""
 
-    def shares(self, mask: Bool[Array, "rows seq"]) -> Float[Array, "rows seq"]:
+    def shares(
+        self, mask: Bool[Array, "rows seq"], segments: Int[Array, "rows seq"]
+    ) -> Float[Array, "rows seq"]:
         """One over the tokens of the batch."""
         tokens = jnp.sum(mask.astype(jnp.float32))
         return mask / jnp.where(tokens > 0, tokens, 1)
@@ -52,10 +61,13 @@ class AnswerMean(TokenAverage):
     The tokens of long answers count less.
     """
 
-    def shares(self, mask: Bool[Array, "rows seq"]) -> Float[Array, "rows seq"]:
+    def shares(
+        self, mask: Bool[Array, "rows seq"], segments: Int[Array, "rows seq"]
+    ) -> Float[Array, "rows seq"]:
         """One over the tokens of the answer, over the answers of the batch."""
-        lengths = jnp.sum(mask.astype(jnp.float32), axis=1, keepdims=True)
-        return mask / jnp.where(lengths > 0, lengths, 1) / _answers(mask)
+        lengths = _lengths(mask, segments)
+        own = jnp.sum(jnp.where(_slots(segments), lengths[..., None], 0), axis=1)
+        return mask / jnp.where(own > 0, own, 1) / _answers(lengths)
 
 
 @config
@@ -69,15 +81,29 @@ class FixedLengthMean(TokenAverage):
         if self.length < 1:
             raise UserError(f"length={self.length}: must be 1 or more")
 
-    def shares(self, mask: Bool[Array, "rows seq"]) -> Float[Array, "rows seq"]:
+    def shares(
+        self, mask: Bool[Array, "rows seq"], segments: Int[Array, "rows seq"]
+    ) -> Float[Array, "rows seq"]:
         """One over the length, over the answers of the batch."""
-        return mask / self.length / _answers(mask)
+        return mask / self.length / _answers(_lengths(mask, segments))
 
 
-def _answers(mask: Bool[Array, "rows seq"]) -> Float[Array, ""]:
-    """Rows with real tokens, at least 1."""
-    rows = jnp.sum(jnp.any(mask, axis=1).astype(jnp.float32))
-    return jnp.where(rows > 0, rows, 1)
+def _slots(segments: Int[Array, "rows seq"]) -> Bool[Array, "rows slots seq"]:
+    """Marks the tokens of each answer of a row."""
+    return segments[:, None, :] == jnp.arange(1, MOST + 1)[:, None]
+
+
+def _lengths(
+    mask: Bool[Array, "rows seq"], segments: Int[Array, "rows seq"]
+) -> Float[Array, "rows slots"]:
+    """Real tokens of each answer."""
+    return jnp.sum((_slots(segments) & mask[:, None, :]).astype(jnp.float32), axis=2)
+
+
+def _answers(lengths: Float[Array, "rows slots"]) -> Float[Array, ""]:
+    """Answers with real tokens, at least 1."""
+    count = jnp.sum((lengths > 0).astype(jnp.float32))
+    return jnp.where(count > 0, count, 1)
 
 
 def clipped_policy_losses(

@@ -113,7 +113,7 @@ class ClippedPolicy(Objective):
     def normalise(self, example: Example) -> Example:
         """The example with each token's weight in the average over all rows."""
         targets = example.targets
-        weights = self.average.weights(_mask(targets))
+        weights = self.average.weights(_mask(targets), example.inputs.segments)
         answers = dataclasses.replace(targets.answers, weights=weights)
         return Example(example.inputs, dataclasses.replace(targets, answers=answers))
 

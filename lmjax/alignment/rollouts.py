@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -15,9 +16,11 @@ from jaxtyping import Float, Int
 from lmjax.alignment.kl import k1
 from lmjax.alignment.log_probabilities import log_probabilities
 from lmjax.alignment.masks import keep
+from lmjax.alignment.policy_losses import MOST
 from lmjax.alignment.policy_objective import SampledTargets, values_of
 from lmjax.alignment.reward_functions import Reply
 from lmjax.alignment.rewards import token_rewards
+from lmjax.alignment.row_packing import RowPacking, best_fit
 from lmjax.config import replace
 from lmjax.data.chat.messages import ChatFormat
 from lmjax.data.tokenizers import Tokenizer
@@ -27,9 +30,10 @@ from lmjax.generation.stream import TextStream
 from lmjax.models import Batch, TransformerConfig, abstract
 from lmjax.models.batch import Array as AnyArray
 from lmjax.objectives import Example, TokenTargets
-from lmjax.parallel import Layout
+from lmjax.parallel import Layout, axis_size
 from lmjax.training.feed import RolloutRequest
-from lmjax.training.placement import own_rows, to_devices
+from lmjax.training.gradients import count_microbatches
+from lmjax.training.placement import fitting_sizes, own_rows, to_devices
 
 
 class Rollout(NamedTuple):
@@ -214,9 +218,9 @@ class Scorer:
 
         self._compute = compute
 
-    def score(self, params: dict, rows: RolloutRows, most: int) -> Scores:
-        """Scores of the next token at each position in numpy, `most` rows at a time."""
-        return _in_parts(self._compute, params, rows, most, self.layout, self.vocab_size)
+    def score(self, params: dict, rows: RolloutRows, packing: RowPacking, most: int) -> Scores:
+        """Scores of the next token at each position in numpy, `most` packed rows at a time."""
+        return _in_parts(self._compute, params, rows, packing, most, self.layout, self.vocab_size)
 
 
 class ValueScorer:
@@ -234,26 +238,64 @@ class ValueScorer:
 
         self._compute = compute
 
-    def score(self, params: dict, rows: RolloutRows, most: int) -> Float[np.ndarray, "rows length"]:
-        """Value at each position in numpy, `most` rows at a time."""
-        return _in_parts(self._compute, params, rows, most, self.layout, self.vocab_size)
+    def score(
+        self, params: dict, rows: RolloutRows, packing: RowPacking, most: int
+    ) -> Float[np.ndarray, "rows length"]:
+        """Value at each position in numpy, `most` packed rows at a time."""
+        return _in_parts(self._compute, params, rows, packing, most, self.layout, self.vocab_size)
 
 
 def _in_parts(
     compute: Callable[[dict, Example], Any],
     params: dict,
     rows: RolloutRows,
+    packing: RowPacking,
     most: int,
     layout: Layout,
     vocab_size: int,
 ) -> Any:
-    """Results of `compute` in numpy, `most` rows at a time."""
-    example = Example(*inputs_of(rows))
-    found = []
-    for first in range(0, len(rows.tokens), most):
-        part = jax.tree.map(lambda a, first=first: a[first : first + most], example)
+    """Results of `compute` in numpy, in equal parts of at most `most` packed rows."""
+    example, found = packed(Example(*inputs_of(rows)), packing), []
+    size = packing.rows // count_microbatches(packing.rows, most, layout)
+    for first in range(0, packing.rows, size):
+        part = jax.tree.map(lambda a, first=first: a[first : first + size], example)
         found.append(compute(params, to_devices(own_rows(part), layout, vocab_size)))
-    return jax.tree.map(lambda *parts: np.concatenate(parts), *jax.device_get(found))
+    length = rows.tokens.shape[1]
+    return jax.tree.map(
+        lambda *parts: packing.unpack(np.concatenate(parts), length), *jax.device_get(found)
+    )
+
+
+def pack_rows(
+    batch: Batch, length: int, layout: Layout, most: int, parts: int | None = None
+) -> RowPacking:
+    """Places for texts that have a row each: packed where that makes fewer tokens.
+
+    Args:
+      batch: numpy arrays, a text from the left of each row.
+      length: tokens of packed rows, at least those of a text.
+      layout: of the mesh that is set, which shares the rows.
+      most: rows of a microbatch.
+      parts: what the number of microbatches divides, as other rows do; None: any number.
+    """
+    sizes = np.sum(batch.segments > 0, axis=1)
+    alone = RowPacking.one_each(sizes, batch.tokens.shape[1])
+    row, first, slot = best_fit(sizes, length, MOST)
+    needed = int(row.max(initial=0)) + 1
+    multiple = math.lcm(axis_size(*layout.axes("batch")), jax.process_count())
+
+    def fits(count: int) -> bool:
+        return parts is None or parts % count_microbatches(count, most, layout) == 0
+
+    rows = next(filter(fits, fitting_sizes(needed, len(sizes), multiple)))
+    if rows * length >= alone.rows * alone.length:
+        return alone
+    return RowPacking(sizes, row, first, slot, rows, length)
+
+
+def packed(example: Example, packing: RowPacking) -> Example:
+    """An example of one text a row, whose targets are numbers of tokens, packed."""
+    return Example(packing.pack_batch(example.inputs), jax.tree.map(packing.pack, example.targets))
 
 
 def _whole(scores: Any) -> Any:

@@ -94,7 +94,7 @@ class ActorCriticState(TrainState):
       critic: of the value network.
     """
 
-    critic: TrainState
+    critic: TrainState = dataclasses.field(kw_only=True)
 
 
 @dataclasses.dataclass(frozen=True)

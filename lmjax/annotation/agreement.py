@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections import Counter
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from lmjax.annotation.journal import Journal, read_journals
 from lmjax.config import UserError, config
 from lmjax.console import RunLog, Table, make_console
+from lmjax.data.kappa import cohens_kappa
 from lmjax.files import local_path
 from lmjax.launch import run
 
@@ -42,24 +42,6 @@ class Agreement(NamedTuple):
     kappa: float
     tau: float
     untied: int
-
-
-def cohens_kappa(one: Sequence[Hashable], other: Sequence[Hashable]) -> float:
-    """Cohen's kappa of two annotators' labels of the same cases.
-
-    (p - e) / (1 - e), where p is the share of equal labels, and e the share to expect of annotators
-    who draw their labels at random, each as often as it has them (Cohen 1960).
-
-    Returns:
-      At most 1; 0 for chance; NaN where e is 1 or there is no case.
-    """
-    count = len(one)
-    counts, others = Counter(one), Counter(other)
-    expected = sum(counts[label] * others[label] for label in counts)  # times count^2
-    if expected == count**2:
-        return math.nan
-    equal = sum(a == b for a, b in zip(one, other, strict=True))
-    return (equal * count - expected) / (count**2 - expected)
 
 
 def kendalls_tau(one: Sequence[int], other: Sequence[int]) -> float:

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from lmjax.annotation.items import FEWEST, AnnotationItem
-from lmjax.annotation.json_log import JsonLog
 from lmjax.config import UserError, replace
 from lmjax.data.chat.messages import ChatFormat
+from lmjax.data.json_log import JsonLog
 from lmjax.generation.sampling import Sampling
 from lmjax.generation.text import TextGenerator
 

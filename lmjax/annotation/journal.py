@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from lmjax.annotation.json_log import JsonLog, encode_line, encode_lines
 from lmjax.config import UserError
+from lmjax.data.json_log import JsonLog, encode_line, encode_lines
 from lmjax.files import errors_told, replacing
 
 Task = Literal["rank", "write"]

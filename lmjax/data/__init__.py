@@ -13,10 +13,13 @@ from lmjax.data.chat.folder import FolderTemplate
 from lmjax.data.chat.templates import ChatTemplate
 from lmjax.data.chat.tfds_conversations import TFDSConversations
 from lmjax.data.cleaned import CleanedDocuments
+from lmjax.data.code_files import CodeFiles
 from lmjax.data.damaged_texts import DamagedTexts
 from lmjax.data.documents import Document, Source
 from lmjax.data.embedded import EmbeddedCorpus
+from lmjax.data.infilling import FillInTheMiddle, ParallelText
 from lmjax.data.labelled_texts import LabelledTable, LabelledTexts
+from lmjax.data.latex import LatexFiles
 from lmjax.data.loader import Loader
 from lmjax.data.mixture import Mixture
 from lmjax.data.pages import HtmlFiles
@@ -24,12 +27,22 @@ from lmjax.data.parquet import ParquetFiles
 from lmjax.data.plan import Plan, make_plan
 from lmjax.data.preparation import PreparedData, prepare
 from lmjax.data.public_tokenizers import TokenizerFolder, read_tokenizer
+from lmjax.data.published import (
+    FirstField,
+    PileFiles,
+    WuDaoFiles,
+    c4_files,
+    skypile_files,
+    wikipedia_files,
+    yayi2_files,
+)
 from lmjax.data.request_rows import RequestRows
 from lmjax.data.rows import EvaluationRows, Ring, RowReader
 from lmjax.data.settings import Data, Domain, Stage
 from lmjax.data.sources import JsonLines, JsonPrompts, TextFiles
 from lmjax.data.store import TokenStore, open_store
 from lmjax.data.tfds import TFDS
+from lmjax.data.token_shares import TokenShares
 from lmjax.data.tokenize import build_stores
 from lmjax.data.tokenizers import (
     Bytes,
@@ -38,6 +51,8 @@ from lmjax.data.tokenizers import (
     Tokenizer,
     TokenizerConfig,
     TrainedBPE,
+    TrainedByteBPE,
+    TrainedSentencePiece,
     WithTokens,
     add_words,
     load_tokenizer,
@@ -53,6 +68,7 @@ __all__ = [
     "ChatTemplate",
     "ClassFormat",
     "CleanedDocuments",
+    "CodeFiles",
     "ConditionedConversations",
     "Conversations",
     "DamagedTexts",
@@ -61,15 +77,20 @@ __all__ = [
     "Domain",
     "EmbeddedCorpus",
     "EvaluationRows",
+    "FillInTheMiddle",
+    "FirstField",
     "FolderTemplate",
     "HtmlFiles",
     "JsonLines",
     "JsonPrompts",
     "LabelledTable",
     "LabelledTexts",
+    "LatexFiles",
     "Loader",
     "Mixture",
+    "ParallelText",
     "ParquetFiles",
+    "PileFiles",
     "Plan",
     "PreparedData",
     "RequestRows",
@@ -80,16 +101,21 @@ __all__ = [
     "Stage",
     "TFDSConversations",
     "TextFiles",
+    "TokenShares",
     "TokenStore",
     "Tokenizer",
     "TokenizerConfig",
     "TokenizerFolder",
     "TrainedBPE",
+    "TrainedByteBPE",
+    "TrainedSentencePiece",
     "WebArchives",
     "WholeDocuments",
     "WithTokens",
+    "WuDaoFiles",
     "add_words",
     "build_stores",
+    "c4_files",
     "chat_template",
     "load_tokenizer",
     "make_plan",
@@ -98,6 +124,9 @@ __all__ = [
     "open_store",
     "prepare",
     "read_tokenizer",
+    "skypile_files",
+    "wikipedia_files",
+    "yayi2_files",
 ]
 
 

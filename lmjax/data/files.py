@@ -20,7 +20,7 @@ from lmjax.remote import find_urls, is_url, open_url, url_is_folder, url_state
 
 BLOCK = 1 << 20  # bytes read at a time
 PACKED = 1 << 16  # compressed ones
-RANGE = 64 << 20  # bytes of an uncompressed file that make one part
+RANGE = 4 << 20  # bytes of an uncompressed file that make one part
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 AHEAD = 4  # bytes behind a separator that decide where it ends: up to two line breaks

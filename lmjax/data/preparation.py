@@ -65,16 +65,27 @@ class PreparedData:
             UserError: no document has room in a row.
         """
 
-        def named(weights: tuple[float, ...]) -> dict[str, float]:
-            pairs = zip(self.data.train, weights, strict=True)
-            return {domain.name: weight for domain, weight in pairs if domain.name in self.train}
-
-        weights = named(tuple(domain.weight for domain in self.data.train))
-        changes = [(int(plan.rows(s.first_step)[0]), named(s.weights)) for s in self.data.stages]
+        weights = self.shares(tuple(domain.weight for domain in self.data.train))
+        changes = [
+            (int(plan.rows(s.first_step)[0]), self.shares(s.weights)) for s in self.data.stages
+        ]
         readers = {name: self.reader(store, rows, name) for name, store in self.train.items()}
         mixture = Mixture(readers, weights, tuple(changes))
         reads = {"spans": rows.reads_spans, "labels": rows.slots is not None}
         return Loader(plan, mixture, prepare, host_index, host_count, self.data.workers, **reads)
+
+    def shares(self, weights: tuple[float, ...]) -> dict[str, float]:
+        """Relative shares of the domains that are trained on, with the weights of a stage.
+
+        Raises:
+            UserError: `data.shares` cannot be kept.
+        """
+        pairs = zip(self.data.train, weights, strict=True)
+        given = {domain.name: weight for domain, weight in pairs if domain.name in self.train}
+        if self.data.shares is None:
+            return given
+        tokens = {name: store.manifest.tokens for name, store in self.train.items()}
+        return self.data.shares.weights(given, tokens)
 
     def reader(self, store: TokenStore, rows: RowFormat, name: str | None = None) -> RowReader:
         """Rows of a store, as `data.rows` has them; see `loader`.

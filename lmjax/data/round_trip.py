@@ -7,7 +7,7 @@ import numpy as np
 
 from lmjax.data.tokenizers import Tokenizer
 
-COMPARED = 1 << 20  # bytes of each split of a shard that are decoded again and compared
+COMPARED = 1 << 18  # bytes of each split of a shard that are decoded again and compared
 SHOWN = 24  # characters of an example
 # Share of unknown tokens, or of bytes that do not come back, up to which the bits that a model
 # spends on the tokens count as those of the text. Whoever wants the text back from the tokens has

@@ -10,6 +10,7 @@ from lmjax.data.balance import TagBalance
 from lmjax.data.documents import Source
 from lmjax.data.loss_weights import LossWeights
 from lmjax.data.plan import Plan, make_plan
+from lmjax.data.token_shares import TokenShares
 from lmjax.data.tokenizers import TokenizerConfig
 from lmjax.data.tokenizers.subwords import TrainedBPE
 from lmjax.remote import check_path
@@ -56,6 +57,8 @@ class Data:
 
     train: tuple[Domain, ...]  # the mixture
     stages: tuple[Stage, ...] = ()  # changes of its weights
+    # how shares follow from weights and tokens; none: the shares are the weights
+    shares: TokenShares | None = None
     tokenizer: TokenizerConfig = TrainedBPE()  # made once, then kept with the run
     held_out: float = 0.05  # fraction of each source's documents that is evaluated, not trained on
     length: int = 1024  # tokens that the model reads in a row

@@ -157,11 +157,11 @@ class _Split:
         self._size = 0  # tokens
         self._comparison = Comparison(tokenizer)
 
-    def add(self, document: Document, pieces: list[list[int]]) -> None:
+    def add(self, document: Document, pieces: Sequence[np.ndarray]) -> None:
         """Takes a document and the tokens of its pieces."""
         ids, spans = _framed(document, pieces, self._tokenizer)
         text = document.text.encode("utf-8")
-        self._tokens.write(ids.tobytes())
+        self._tokens.write(ids)
         if self._room > 0:
             self._text.write(text)
             self._room -= len(text)
@@ -176,7 +176,7 @@ class _Split:
                 f"have {len(self._labels[0])}"
             )
         if self._comparison.goes_on:
-            self._comparison.add(_pieces(document), pieces)
+            self._comparison.add(_pieces(document), [tokens.tolist() for tokens in pieces])
 
     def finish(self, path: pathlib.Path) -> None:
         """Writes what is known when all documents are there; `path` with another ending."""
@@ -218,16 +218,16 @@ def _batches(task: Task, skipped: _Skipped) -> Iterator[list[Document]]:
         yield batch
 
 
-def _encode(documents: list[Document], tokenizer: Tokenizer) -> Iterator[list[list[int]]]:
+def _encode(documents: list[Document], tokenizer: Tokenizer) -> Iterator[list[np.ndarray]]:
     """The tokens of each piece of each document."""
     texts = [text for document in documents for text in _pieces(document)]
-    encoded = iter(tokenizer.encode_batch(texts))
+    encoded = iter(tokenizer.encode_arrays(texts))
     for document in documents:
         yield [next(encoded) for _ in range(_count_pieces(document))]
 
 
 def _framed(
-    document: Document, pieces: list[list[int]], tokenizer: Tokenizer
+    document: Document, pieces: Sequence[np.ndarray], tokenizer: Tokenizer
 ) -> tuple[np.ndarray, list[tuple[int, int, int]]]:
     """A document's tokens with what opens and closes one, and its spans among them.
 
@@ -238,20 +238,22 @@ def _framed(
       UserError: the tokenizer lacks these, or gives ids that it cannot have.
     """
     if document.encode is not None:
-        ids, spans = _encoded(document, tokenizer)
+        parts, spans = _encoded(document, tokenizer)
+        parts = [parts]
     else:
-        ids, spans = [*tokenizer.opening, *pieces[0]], []
+        parts, spans = [tokenizer.opening, pieces[0]], []
         for number, span in enumerate(document.spans):
             content, behind = pieces[2 * number + 1 : 2 * number + 3]
-            ids += _mark(document, span.opening, tokenizer)
-            spans.append((len(ids), len(ids) + len(content), KINDS.index(span.kind)))
-            ids += [*content, *_mark(document, span.closing, tokenizer), *behind]
-        ids += tokenizer.closing
-    try:
-        return np.asarray(ids, token_type(tokenizer.vocab_size)), spans
-    except OverflowError:
-        wrong = next(token for token in ids if not 0 <= token < tokenizer.vocab_size)
-        raise impossible(wrong, tokenizer) from None
+            parts.append(_mark(document, span.opening, tokenizer))
+            first = sum(map(len, parts))
+            spans.append((first, first + len(content), KINDS.index(span.kind)))
+            parts += [content, _mark(document, span.closing, tokenizer), behind]
+        parts.append(tokenizer.closing)
+    ids = np.concatenate([np.asarray(part, np.int64) for part in parts])
+    if len(ids) and not 0 <= ids.min() <= ids.max() < tokenizer.vocab_size:
+        wrong = ids[(ids < 0) | (ids >= tokenizer.vocab_size)]
+        raise impossible(int(wrong[0]), tokenizer)
+    return ids.astype(token_type(tokenizer.vocab_size)), spans
 
 
 def _encoded(

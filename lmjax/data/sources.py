@@ -25,6 +25,7 @@ from lmjax.data.spans import Span
 from lmjax.remote import check_path
 
 LINE = re.compile(rb"\r?\n")
+JSON_LINE = re.compile(rb"\n")  # a carriage return is white space for JSON; this is found faster
 BLANK_LINE = re.compile(rb"\r?\n[ \t]*\r?\n")
 BLANK_LINES = re.compile(rb"(?:[ \t]*\r?\n)*")  # more of them, before a paragraph
 
@@ -163,7 +164,7 @@ class JsonRecords(Source):
           UserError: a line that `use` refuses, where the source says to stop there.
         """
         try:
-            for piece in read_pieces(part, LINE):
+            for piece in read_pieces(part, JSON_LINE):
                 if not piece.data.strip():
                     continue
                 try:
@@ -211,7 +212,7 @@ class JsonRecords(Source):
         if not isinstance(text, str):
             raise BadRecord(f"field {field!r} is {type(text).__name__}, not text")
         try:
-            text.encode("utf-8")
+            text.isascii() or text.encode("utf-8")
         except UnicodeEncodeError:
             raise BadRecord(f"field {field!r} holds half a surrogate pair") from None
         return text

@@ -69,6 +69,10 @@ class TFDSExamples(Source, abc.ABC):
                 raise UserError(f"{identity} cannot be read: {error}") from None
             yield from self.documents_of(example, identity)
 
+    def examples(self) -> Any:
+        """The examples as they are stored, by index. UserError: they cannot be read."""
+        return self._open()
+
     def _open(self) -> Any:
         """The examples, by index."""
         builder = self._builder()

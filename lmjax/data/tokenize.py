@@ -18,6 +18,7 @@ from lmjax.config import UserError
 from lmjax.data.cache import cache_errors_told
 from lmjax.data.documents import HashFiles, Progress, Source, silent
 from lmjax.data.executor import WorkerDied
+from lmjax.data.files import RANGE
 from lmjax.data.metadata import block_edges
 from lmjax.data.round_trip import RoundTrip, unknown_name
 from lmjax.data.shards import (
@@ -86,7 +87,8 @@ def build_stores(
     names = split_names(held_out)
     with cache_errors_told(folder):
         if not folder.exists():  # it is complete: a cache of others may be read-only
-            key = [FORMAT, SHARD, SHARDS, LABELS_FILE, fingerprint, tokenizer.fingerprint, held_out]
+            key = [FORMAT, SHARD, SHARDS, RANGE, LABELS_FILE]
+            key += [fingerprint, tokenizer.fingerprint, held_out]
             with _work_folder(folder, key, progress) as work:
                 if work is not None:
                     shards = make_shards(source, tokenizer, work, held_out, workers, progress)

@@ -37,7 +37,9 @@ def attention_maps(
     block_graph, stacked = nnx.split(model.blocks)
     x, maps = model.embed(batch), []
     for layer in range(config.num_layers):
-        block = nnx.merge(block_graph, jax.tree.map(lambda a, layer=layer: a[layer], stacked))
+        entry, member = divmod(layer, config.group)
+        block = nnx.merge(block_graph, jax.tree.map(lambda a, entry=entry: a[entry], stacked))
+        block = block if config.group == 1 else block.at(member)
         window = config.windows[layer]
         mask = batch.mask(config.attention.causal, window)
 

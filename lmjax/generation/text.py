@@ -63,10 +63,29 @@ class TextGenerator:
         See `stream`; text i draws with seed `sampling.seed + i`.
         """
         rows = [prompt_tokens(self.tokenizer, prompt, special) for prompt in prompts]
+        at_start = [not prompt for prompt in prompts]
+        return self.texts_behind(rows, at_start, sampling, max_tokens, stop, samples)
+
+    def texts_behind(
+        self,
+        rows: Sequence[Sequence[int]],
+        at_start: Sequence[bool],
+        sampling: Sampling | None = None,
+        max_tokens: int = 100,
+        stop: Sequence[str] = (),
+        samples: int = 1,
+    ) -> list[str]:
+        """Continuations of tokens, as `generate` gives those of prompts.
+
+        Args:
+          rows: tokens of each prompt.
+          at_start: of each prompt, whether its continuation begins a text.
+          sampling, max_tokens, stop, samples: see `generate`.
+        """
         ends = self._ends(stop)
         streams = [
-            TextStream(self.tokenizer, stop, at_start=not prompt)
-            for prompt in prompts
+            TextStream(self.tokenizer, stop, at_start=start)
+            for start in at_start
             for _ in range(samples)
         ]
         parts = self.generator.stream(rows, sampling, max_tokens, ends, INTERVAL, samples)

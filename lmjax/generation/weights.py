@@ -20,7 +20,7 @@ def decoding_weights(config: TransformerConfig, params: dict, shapes: dict, apar
     """
     weights = sharded(cast_for_inference(config, params if apart else stacked(params)), shapes)
     if apart:
-        weights["blocks"] = unstacked(weights["blocks"], config.num_layers)
+        weights["blocks"] = unstacked(weights["blocks"])
     return weights
 
 
@@ -43,11 +43,12 @@ def stacked(params: dict) -> dict:
     return {**params, "blocks": blocks}
 
 
-def unstacked(blocks: dict | list[dict], num_layers: int) -> list[dict]:
-    """The parameters of each layer."""
+def unstacked(blocks: dict | list[dict]) -> list[dict]:
+    """The parameters of each entry of the stack: of a layer, or of two that differ."""
     if isinstance(blocks, list):
         return blocks
-    return [jax.tree.map(lambda a, n=n: a[n], blocks) for n in range(num_layers)]
+    entries = len(jax.tree.leaves(blocks)[0])
+    return [jax.tree.map(lambda a, n=n: a[n], blocks) for n in range(entries)]
 
 
 def sharded(params: dict, shapes: dict) -> dict:

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from lmjax.config import UserError, preset, replace
+from lmjax.data.tokenizers import Tokenizer
+from lmjax.data.tokenizers.folder_settings import folder_settings, token_name
 from lmjax.interop import adapter_folder, huggingface
 from lmjax.interop.tensor_files import TensorFiles
 from lmjax.interop.tensor_names import Shapes, titles_of
@@ -168,6 +170,15 @@ def tokenizer_folder(path: str | os.PathLike) -> Path:
     if adapter_folder.is_adapter_folder(folder):
         return adapter_folder.text_folder(folder)
     return folder if huggingface.is_model_folder(folder) else RunFolder(folder).tokenizer
+
+
+def begin_token(path: str | os.PathLike, tokenizer: Tokenizer) -> int | None:
+    """The token that a folder's settings name as the beginning of a text; None: they name none.
+
+    It begins a text with nothing before it also where the model's program puts none before others.
+    """
+    name = token_name(folder_settings(tokenizer_folder(path)).get("bos_token"))
+    return tokenizer.special.get(name)
 
 
 def _fresh(theirs: TransformerConfig, ours: TransformerConfig, wanted: Shapes) -> set[str]:

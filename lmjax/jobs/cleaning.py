@@ -4,20 +4,29 @@ from __future__ import annotations
 
 import os
 import re
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from lmjax.config import UserError, config
 from lmjax.data.cleaning.corpus_step import CorpusStep
 from lmjax.data.cleaning.formats import JsonLinesOutput, OutputFormat
-from lmjax.data.cleaning.pipeline import CleaningPipeline, CleaningRecipe, flat
+from lmjax.data.cleaning.pipeline import CleaningPipeline, CleaningRecipe, Summary, flat
 from lmjax.data.cleaning.shard_pass import DOCUMENTS, FINDINGS, LEFT_OUT, Collection
 from lmjax.data.cleaning.step import Step
+from lmjax.data.documents import Progress
 from lmjax.files import local_path
 from lmjax.jobs.job import Job
 from lmjax.launch import import_modules
 
+if TYPE_CHECKING:
+    from lmjax.runs.folder import RunFolder
+
 FEWEST = 8 << 20  # bytes of source for which a process, which takes a second to begin, is worth it
 NAME = re.compile(r"[\w-]+")
+OUTPUT = (  # names, and what they are
+    (f"{DOCUMENTS}/*", "the documents, for CleanedDocuments"),
+    (LEFT_OUT, "a line for each document that was left out, and the reason"),
+    (FINDINGS, "a line for each leak of an evaluation set"),
+)
 
 
 @config
@@ -64,6 +73,7 @@ class Cleaning(Job):
         # Processes that clean import this module, and need none of these.
         from lmjax.console import ByteBar, RunLog, Stopwatch, make_console
         from lmjax.jobs.cleaning_tables import results_of
+        from lmjax.jobs.error_curves import curve_tables
         from lmjax.jobs.report import write_report
         from lmjax.runs.folder import RESULTS
         from lmjax.runs.lock import lock_run_folder
@@ -82,22 +92,23 @@ class Cleaning(Job):
                     self.most_bytes,
                 )
                 with _Bars(ByteBar, log) as progress:
-                    summary = pipeline.run(self._processes(pipeline.size), progress)
-                results = results_of(summary, watch.seconds())
+                    summary = self._clean(pipeline, progress)
+                curves = tuple(curve_tables(flat(self.steps)))
+                results = results_of(summary, watch.seconds(), curves)
                 folder.write_json(RESULTS, results.to_json())
                 write_report(folder)
                 for table in results.tables:
-                    if not table.is_text:
+                    if not table.is_text and table.picture is None:
                         log.table(table)
-            log.files(
-                folder.path,
-                [
-                    (f"{DOCUMENTS}/*", "the documents, for CleanedDocuments"),
-                    (LEFT_OUT, "a line for each document that was left out, and the reason"),
-                    (FINDINGS, "a line for each leak of an evaluation set"),
-                    ("report.html", str(folder.report)),
-                ],
-            )
+            log.files(self._location(folder), [*OUTPUT, ("report.html", str(folder.report))])
+
+    def _clean(self, pipeline: CleaningPipeline, progress: Progress) -> Summary:
+        """Cleans on all cores of this machine."""
+        return pipeline.run(self._processes(pipeline.size), progress)
+
+    def _location(self, folder: RunFolder) -> object:
+        """The place of the documents."""
+        return folder.path
 
     def _processes(self, size: int) -> int:
         """Number of worker processes for bytes of source; 0 does the work in this one."""

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from lmjax.console import Table, duration
-from lmjax.data.cleaning.ledger import EXAMPLES, NEAR, Ledger, ShownDocument, StepCounts
+from lmjax.data.cleaning.ledger import NEAR, Ledger, ShownDocument, StepCounts
 from lmjax.data.cleaning.pipeline import Summary
 from lmjax.data.cleaning.shard_pass import READING
 from lmjax.jobs.results import Results
 
 MOST_ROWS = 40  # of reasons
 SHOWN = 40  # examples of each kind
+EACH = 3  # of a reason
+BEGINNING = 400  # characters of an example
 MEGABYTE = 1e6
 
 
-def results_of(summary: Summary, seconds: float) -> Results:
+def results_of(summary: Summary, seconds: float, curves: Sequence[Table] = ()) -> Results:
     """All tables of a cleaning, and the numbers at the head of its report.
 
     Args:
         summary: of the cleaning.
         seconds: that the command took, the last time.
+        curves: tables of the errors of its steps.
     """
     total = summary.total()
     tables = [
@@ -33,6 +36,7 @@ def results_of(summary: Summary, seconds: float) -> Results:
         _throughput(total),
         *_examples(total),
         *_pairs(summary),
+        *curves,
     ]
     size = sum(counts.size for counts in _read(total))
     documents = sum(counts.documents for counts in _read(total))
@@ -134,7 +138,7 @@ def _examples(ledger: Ledger) -> Iterator[Table]:
     for name, counts in ledger.steps.items():
         for found, rows in ((counts.dropped, dropped), (counts.border, border)):
             for reason, samples in sorted(found.items()):
-                rows += [_shown(f"{name}: {reason}", one) for one in samples[:EXAMPLES]]
+                rows += [_shown(f"{name}: {reason}", one) for one in samples[:EACH]]
     columns = ("reason", "text")
     if dropped:
         yield Table("Dropped", columns, tuple(_spread(dropped)), "Beginnings of documents.")
@@ -150,7 +154,7 @@ def _spread(rows: list[tuple[str, str]]) -> list[tuple[str, str]]:
 
 def _shown(words: str, sample: ShownDocument) -> tuple[str, str]:
     measured = f" ({sample.measured})" if sample.measured else ""
-    return f"{words}{measured}", f"\n{sample.identity}\n{_in_few_lines(sample.text)}"
+    return f"{words}{measured}", f"\n{sample.identity}\n{_in_few_lines(sample.text[:BEGINNING])}"
 
 
 def _in_few_lines(text: str) -> str:
@@ -163,10 +167,11 @@ def _pairs(summary: Summary) -> Iterator[Table]:
     rows = tuple(
         (
             pair["step"],
-            f"\nkept: {pair['kept']}\n{_in_few_lines(pair['kept_text'])}",
-            f"\n\ndropped: {pair['dropped']}\n{_in_few_lines(pair['dropped_text'])}",
+            f"\nkept: {pair['kept']}\n{_in_few_lines(pair['kept_text'][:BEGINNING])}",
+            f"\n\ndropped: {pair['dropped']}\n{_in_few_lines(pair['dropped_text'][:BEGINNING])}",
         )
         for pair in summary.pairs
     )
     if rows:
-        yield Table("Duplicates", ("step", "kept", "dropped"), rows, "The kept one is the first.")
+        columns = ("step", "kept", "dropped")
+        yield Table("Duplicates", columns, rows, "The kept one is the first.", picture="pairs")

@@ -43,6 +43,11 @@ def print_beginning(story: RunLog, job: Any, location: str, parameters: int) -> 
         story.fact("average", f"of the parameters, decay {job.ema_decay}: it is evaluated")
     for label, words in job.facts():
         story.fact(label, words)
+    if job.lengths_vary:
+        story.fact(
+            "row lengths",
+            "those of a step's longest text, rounded up to one of a few; each is compiled once",
+        )
     if (best := job.checkpoint.best) is not None:
         end = f", and the end after {best.patience} evaluations without a better one"
         story.fact("best", f"the checkpoint with the {best.words}{end if best.patience else ''}")

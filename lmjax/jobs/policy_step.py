@@ -24,6 +24,8 @@ from lmjax.alignment.rollouts import (
     inputs_of,
     make_example,
     make_rows,
+    pack_rows,
+    packed,
     sample_replies,
     sampler_gap,
 )
@@ -109,14 +111,15 @@ class PolicyStep:
             scores = np.asarray(whiten(jnp.asarray(scores, jnp.float32), every))
         longest = max(len(one.reply.tokens) for one in found)
         rows = make_rows(found, fitting_length(longest, job.length, self.layout))
-        policy = self.scorer.score(state.params, rows, job.microbatch)
-        reference = self.scorer.score(self.reference, rows, job.microbatch)
+        packing = pack_rows(inputs_of(rows)[0], job.length, self.layout, job.microbatch)
+        policy = self.scorer.score(state.params, rows, packing, job.microbatch)
+        reference = self.scorer.score(self.reference, rows, packing, job.microbatch)
         log_probs = policy.log_probs, reference.log_probs
         beta = self.beta(step)
         rewards, reply_kl = divergence_rewards(rows, scores, *log_probs, beta)
         values = policy.values
         if self.critic is not None:
-            values = self.value_scorer.score(state.critic.params, rows, job.microbatch)
+            values = self.value_scorer.score(state.critic.params, rows, packing, job.microbatch)
         advantages, critic = self.advantages(rows, np.asarray(rewards), values)
         example = make_example(rows, *log_probs, advantages, critic)
         if step <= job.value_warmup:
@@ -129,7 +132,8 @@ class PolicyStep:
         self.before = {BETA: beta, REPLY_KL: reply_kl}
         self.tell_cut_off(further["ended"], step)
         metrics |= {k: jnp.float32(v) for k, v in (further | self.before).items()}
-        return state, metrics, rows.tokens.size + (0 if text is None else count_tokens(text))
+        tokens = packing.rows * packing.length + (0 if text is None else count_tokens(text))
+        return state, metrics, tokens
 
     def advantages(
         self, rows: RolloutRows, rewards: Numbers, values: Numbers | None
@@ -172,15 +176,17 @@ class PolicyStep:
     ) -> tuple[TrainState, Metrics]:
         """All updates of a step, each with its rows of text, and the means of their metrics."""
         job, found = self.job, []
+        parts = None if text is None else job.accumulation
         warms_up = step <= job.value_warmup
         for epoch in range(job.epochs):
             order = np.argsort(random_bits(job.seed, step, epoch, np.arange(job.replies)))
             for number, part in enumerate(np.split(order, job.updates)):
-                rows = jax.tree.map(lambda a, part=part: a[part], example)
+                replies = jax.tree.map(lambda a, part=part: a[part], example)
+                packing = pack_rows(replies.inputs, job.length, self.layout, job.microbatch, parts)
                 own = None
                 if text is not None:
                     own = jax.tree.map(lambda a, n=number: np.split(a, job.updates)[n], text)
-                state, metrics = self.update(state, rows, own, warms_up)
+                state, metrics = self.update(state, packed(replies, packing), own, warms_up)
                 found.append(metrics)
                 if not warms_up and self.has_left(metrics):
                     return state, mean_metrics(found)

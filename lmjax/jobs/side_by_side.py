@@ -13,13 +13,13 @@ from jaxtyping import Float
 
 from lmjax.alignment.reward_functions import Reply, Reward, make_ready, total_rewards
 from lmjax.alignment.rollouts import sample_replies
-from lmjax.alignment.win_rates import win_rate
 from lmjax.config import UserError, config, replace
 from lmjax.console import RunLog, Table, make_console
 from lmjax.data import Data
 from lmjax.data.chat.templated import template_of
 from lmjax.data.public_tokenizers import read_tokenizer
 from lmjax.evaluation.text_samples import describe_sampling
+from lmjax.evaluation.win_rates import win_rate
 from lmjax.generation.run import load
 from lmjax.generation.sampling import Sampling
 from lmjax.interop.folder import model_folder, tokenizer_folder

@@ -49,7 +49,7 @@ class TokenizeText(Job):
     def _mixture(self, prepared: PreparedData) -> Table:
         """Tokens, weight and epochs of each domain that is trained on."""
         stores = prepared.train
-        weights = {domain.name: domain.weight for domain in self.data.train}
+        weights = prepared.shares(tuple(domain.weight for domain in self.data.train))
         total = sum(weights[name] for name in stores)
         counts = {name: store.manifest.tokens for name, store in stores.items()}
         wanted = self.tokens or sum(counts.values())
@@ -63,6 +63,24 @@ class TokenizeText(Job):
         ]
         if self.data.stages:
             notes.append("The weights are those of the first stage.")
+        notes += weight_remarks(self.data)
         caption = f"In a training of {wanted:,.0f} tokens."
         columns = ("domain", "tokens", "share", "epochs")
         return Table("Mixture", columns, rows, caption, notes=tuple(notes))
+
+
+def weight_remarks(data: Data) -> list[str]:
+    """Remarks on weights that look as if they should add up to 1 or to 100, and do not."""
+    stages = [("", tuple(domain.weight for domain in data.train))]
+    stages += [(f" from step {one.first_step:,} on", one.weights) for one in data.stages]
+    remarks = []
+    for words, weights in stages:
+        total = sum(weights)
+        for whole, tolerance in ((1.0, 0.2), (100.0, 20.0)):
+            near = 0 < abs(total - whole) < tolerance
+            if near and abs(total - whole) > 1e-6 * whole and len(weights) > 1:
+                remarks.append(
+                    f"The weights{words} add up to {total:g}, not to {whole:g}: they are taken as "
+                    "relative shares"
+                )
+    return remarks

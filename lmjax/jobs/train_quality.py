@@ -46,6 +46,7 @@ class TrainQuality(Job):
     def run(self) -> None:
         """See `Job.run`. UserError: a kind has too few documents."""
         from lmjax.console import RunLog, Table, make_console
+        from lmjax.jobs.quality_audit import audit_tables
         from lmjax.jobs.report import write_report
         from lmjax.jobs.results import Results
         from lmjax.runs.folder import RESULTS
@@ -71,7 +72,8 @@ class TrainQuality(Job):
                 note = f"The area under the curve (ROC) is {area:.4f}."
                 table = Table("Quality", columns, rows, "Means of scores.", notes=(note,))
                 tiles = (("area under the curve (ROC)", f"{area:.4f}"),)
-                results = Results(step=1, tables=(table,), tiles=tiles)
+                tables = (table, *audit_tables(model.score, held["raw"]))
+                results = Results(step=1, tables=tables, tiles=tiles)
                 folder.write_json(RESULTS, results.to_json())
                 write_report(folder)
             for table in Results.from_json(folder.results()).tables:

@@ -31,8 +31,8 @@ Environment = Mapping[str, str]
 
 
 @dataclasses.dataclass(frozen=True)
-class Cluster:
-    """Where a process stands among those of its run.
+class ProcessGroup:
+    """Position of a process among those of its run.
 
     Attributes:
       address: host:port of the first process.
@@ -47,7 +47,7 @@ class Cluster:
     devices: tuple[int, ...] | None = None
 
 
-def find_cluster(environment: Environment) -> Cluster | None:
+def find_cluster(environment: Environment) -> ProcessGroup | None:
     """The processes of the run; None where this one is alone.
 
     Raises:
@@ -65,7 +65,7 @@ def find_cluster(environment: Environment) -> Cluster | None:
 
 
 def _given(environment: Environment) -> dict:
-    """What is said in JAX's own variables."""
+    """Settings in JAX's own variables."""
     found = {}
     if address := environment.get("JAX_COORDINATOR_ADDRESS"):
         found["address"] = address
@@ -77,7 +77,7 @@ def _given(environment: Environment) -> dict:
     return found if "address" in found else {}
 
 
-def _checked(found: dict) -> Cluster:
+def _checked(found: dict) -> ProcessGroup:
     """The cluster of what was found; UserError where something is missing or cannot be."""
     names = {"count": "JAX_NUM_PROCESSES", "index": "JAX_PROCESS_ID"}
     for key, name in names.items():
@@ -101,7 +101,7 @@ def _checked(found: dict) -> Cluster:
         )
     if not 0 <= index < count:
         raise UserError(f"JAX_PROCESS_ID={index}: with {count} processes it is 0 to {count - 1}")
-    return Cluster(address, count, index, found.get("devices"))
+    return ProcessGroup(address, count, index, found.get("devices"))
 
 
 def _port(environment: Environment, job: str) -> int:

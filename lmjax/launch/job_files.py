@@ -32,7 +32,7 @@ CHIPS = 4  # of a host in a slice of several
 
 @config
 class JobFile(abc.ABC):
-    """What all files need to know. Further settings are the experiment's."""
+    """Settings of all files. Further settings are the experiment's."""
 
     experiment: str = ""  # module that is run, such as experiments.gpt2_124m
     name: str = ""  # of the job; none: the experiment's

@@ -12,7 +12,7 @@ REMEMBERED = 20  # durations of a kind of work
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """When work counts as late.
+    """Durations above which work counts as late.
 
     Attributes:
       factor: of its longest duration lately.
@@ -29,12 +29,12 @@ class Limits:
 
 @dataclasses.dataclass(frozen=True)
 class Doing:
-    """What a process does.
+    """Work of a process.
 
     Attributes:
       what: words such as "step", which go before the number of a step.
       step: of the run.
-      rank: place of `what` among the parts of a step.
+      rank: number of `what` among the parts of a step.
       since: moment at which it began, by the clock of the process that looks.
     """
 
@@ -125,9 +125,9 @@ class Lateness:
 
 
 def _late(at: Sequence[tuple[int, Doing]], now: float, usual: float | None) -> Late:
-    place = max((doing.step, doing.rank) for _, doing in at)
-    come = [(i, doing) for i, doing in at if (doing.step, doing.rank) == place]
-    behind = tuple((i, doing) for i, doing in at if (doing.step, doing.rank) != place)
+    rank = max((doing.step, doing.rank) for _, doing in at)
+    come = [(i, doing) for i, doing in at if (doing.step, doing.rank) == rank]
+    behind = tuple((i, doing) for i, doing in at if (doing.step, doing.rank) != rank)
     seconds = max(now - doing.since for _, doing in at)
     return Late(come[0][1], seconds, usual, tuple(i for i, _ in come), behind)
 

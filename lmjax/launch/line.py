@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from lmjax.launch.cluster import Cluster
+from lmjax.launch.cluster import ProcessGroup
 
 LONGEST = 1 << 14  # bytes of a word
 AGAIN = 1.0  # seconds until a process that is not answered calls again
@@ -23,8 +23,8 @@ AGAIN = 1.0  # seconds until a process that is not answered calls again
 Hear = Callable[[int, dict | None], None]
 
 
-def port_of(cluster: Cluster) -> tuple[str, int]:
-    """Where the first process listens."""
+def port_of(cluster: ProcessGroup) -> tuple[str, int]:
+    """Address at which the first process listens."""
     host, _, port = cluster.address.rpartition(":")
     return host.strip("[]"), int(port) + 1
 
@@ -32,7 +32,7 @@ def port_of(cluster: Cluster) -> tuple[str, int]:
 class Station:
     """The first process's end: one thread reads what all others say."""
 
-    def __init__(self, cluster: Cluster, hear: Hear) -> None:
+    def __init__(self, cluster: ProcessGroup, hear: Hear) -> None:
         """`hear` is called in that thread."""
         self.cluster, self.hear = cluster, hear
         self._selector = selectors.DefaultSelector()
@@ -114,10 +114,10 @@ class Station:
             self.hear(caller.index, None)
 
 
-class Line:
+class Connection:
     """The end of a process that is not the first."""
 
-    def __init__(self, cluster: Cluster, hear: Hear) -> None:
+    def __init__(self, cluster: ProcessGroup, hear: Hear) -> None:
         """`hear` is called in a thread, with 0 for the first process."""
         self.cluster, self.hear = cluster, hear
         self._socket: socket.socket | None = None
@@ -164,7 +164,7 @@ class Line:
 
 
 class _Caller:
-    """What has come over a connection."""
+    """Messages that have come over a connection."""
 
     def __init__(self) -> None:
         self.index: int | None = None  # of the process at its other end

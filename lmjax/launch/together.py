@@ -6,14 +6,14 @@ import contextlib
 import sys
 from collections.abc import Iterator
 
-from lmjax.launch.cluster import Cluster
+from lmjax.launch.cluster import ProcessGroup
 from lmjax.launch.lateness import Limits
 from lmjax.launch.watch import LOST, Watch, stop_now
 
 _watches: list[Watch] = []  # none, or this process's
 
 
-def begin_watch(cluster: Cluster) -> Watch:
+def begin_watch(cluster: ProcessGroup) -> Watch:
     """Opens this process's watch over the others."""
     watch = Watch(cluster)
     watch.open()

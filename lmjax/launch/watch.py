@@ -21,9 +21,9 @@ import threading
 import time
 from collections.abc import Callable
 
-from lmjax.launch.cluster import Cluster
+from lmjax.launch.cluster import ProcessGroup
 from lmjax.launch.lateness import Channels, Doing, Lateness, Limits, from_words, to_words
-from lmjax.launch.line import Line, Station, port_of
+from lmjax.launch.line import Connection, Station, port_of
 
 LOST = 75  # exit code of a process that ends because of another one; EX_TEMPFAIL: worth a retry
 INTERVAL = 2.0  # seconds between two words of a process
@@ -74,7 +74,7 @@ def _say(message: str) -> None:
 class Watch:
     """One process's part in the watch; see the module."""
 
-    def __init__(self, cluster: Cluster, say: Callable[[str], None] = _say) -> None:
+    def __init__(self, cluster: ProcessGroup, say: Callable[[str], None] = _say) -> None:
         """Nothing is opened yet.
 
         Args:
@@ -90,7 +90,9 @@ class Watch:
         self.joined = False  # whether all have come, as JAX says
         self.verdict: Verdict | None = None
         self.settled = threading.Event()  # there is a verdict, or all processes end by themselves
-        self._line: Station | Line = (Station if self.first else Line)(cluster, self._hear)
+        self._line: Station | Connection = (Station if self.first else Connection)(
+            cluster, self._hear
+        )
         self._lock, self._wake = threading.RLock(), threading.Event()
         self._began = time.monotonic()
         self._waiting, self._said, self._failed_at = WAITING, 0.0, None

@@ -21,6 +21,7 @@ from lmjax.models.falcon import falcon as falcon
 from lmjax.models.feed_forward import FeedForwardConfig as FeedForwardConfig
 from lmjax.models.feed_forward import GatedFeedForwardConfig as GatedFeedForwardConfig
 from lmjax.models.gemma import gemma2 as gemma2
+from lmjax.models.glam import glam as glam
 from lmjax.models.glm import blank_row as blank_row
 from lmjax.models.glm import glm as glm
 from lmjax.models.glm import glm_130b as glm_130b

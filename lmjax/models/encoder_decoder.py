@@ -6,10 +6,12 @@ import dataclasses
 from collections.abc import Sequence
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from lmjax.config import UserError, config, replace
+from lmjax.models.alternating import check_alternate
 from lmjax.models.attention import Attention, Tables
 from lmjax.models.auxiliary import Auxiliary
 from lmjax.models.batch import Batch
@@ -36,6 +38,8 @@ class EncoderDecoderConfig(TransformerConfig):
         TransformerConfig.validate(self)
         if self.encoder_layers < 1:
             raise UserError(f"encoder_layers={self.encoder_layers}: must be 1 or more")
+        if self.alternate_feed_forward is not None:
+            check_alternate(self.alternate_feed_forward, self.encoder_layers, "encoder_layers")
         # `DecoderBlock` writes it out: an arrangement of one's own, based on it, has no say there.
         if type(self.arrangement) is not PreNorm:
             raise UserError(
@@ -159,7 +163,7 @@ class EncoderDecoder(Transformer):
 
     def give_auxiliary(self, auxiliary: Auxiliary) -> None:
         """See `Stack.give_auxiliary`; the decoder's layers come first."""
-        layers = self.config.num_layers
+        layers = self.config.num_layers // self.config.group
         self.auxiliary = jax.tree.map(lambda a: a[:layers], auxiliary)
         self.encoder.auxiliary = jax.tree.map(lambda a: a[layers:], auxiliary)
 
@@ -196,16 +200,22 @@ class EncoderDecoder(Transformer):
     def source(self, states: Float[Array, "batch source embed"], batch: Batch) -> EncoderCache:
         """Keys and values of the encoder's states in every layer of the decoder."""
         graph, params = nnx.split(self.blocks)
+        group = self.config.group
 
         def read(params):
-            keys = nnx.merge(graph, params).cross_attention.read(states)
-            return tuple(self.layout.reshard(a, "batch", None, "kv_heads", None) for a in keys)
+            entry = nnx.merge(graph, params)
+            blocks = [entry] if group == 1 else [entry.at(member) for member in range(group)]
+            found = zip(*(block.cross_attention.read(states) for block in blocks))
+            axes = None, "batch", None, "kv_heads", None
+            return tuple(self.layout.reshard(jnp.stack(a), *axes) for a in found)
 
-        keys, values = jax.lax.map(read, params)
+        keys, values = jax.lax.map(read, params)  # [entries, layers of one, ...]
         layers, first = [], 0
         for stretch in self.config.stretches:  # as in `Cache`
             last, period = first + stretch.layers, len(stretch.windows)
-            layers += [slice(first + offset, last, period) for offset in range(period)]
+            for layer in range(first, first + period):
+                entry, member = divmod(layer, group)
+                layers.append((slice(entry, last // group, period // group), member))
             first = last
         keys, values = (tuple(a[part] for part in layers) for a in (keys, values))
         return EncoderCache(keys, values, batch.segments)

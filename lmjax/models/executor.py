@@ -59,6 +59,7 @@ class Blocks:
       unroll: layers per step of a scan; 0: a plain Python loop.
       dropout: of each layer, where it is not the block's own.
       auxiliary: takes the layers' auxiliary losses and measures; None: there are none.
+      group: layers of an entry of the stack: several, where they are of different structures.
     """
 
     graph: nnx.GraphDef
@@ -69,11 +70,12 @@ class Blocks:
     unroll: int = 1
     dropout: Float[Array, "layers"] | None = None
     auxiliary: Auxiliary | None = None
+    group: int = 1
 
     @property
     def stretches(self) -> tuple[Stretch, ...]:
         """The layers, cut into what is scanned."""
-        return stretches(self.windows, scanned=self.unroll != 0)
+        return stretches(self.windows, scanned=self.unroll != 0, group=self.group)
 
     @property
     def by_stage(self) -> bool:
@@ -81,12 +83,29 @@ class Blocks:
         leaves = jax.tree.leaves(self.params)
         return any(STAGE in jax.typeof(a).sharding.spec[:1] for a in leaves)
 
+    def layer(self, stacked: Any, number: int, period: int) -> tuple[Any, ...]:
+        """All that a layer of a period has: parameters of its group, auxiliary, key and dropout.
+
+        Args:
+          stacked: those of all layers of the period, as `Stretch.cut` cuts them.
+          number: of the layer in the period.
+          period: number of its layers.
+        """
+        *own, keys, rates = stacked
+        if period > self.group:
+            own = jax.tree.map(lambda a: a[number // self.group], own)
+        if period > 1:
+            keys, rates = jax.tree.map(lambda a: a[number], (keys, rates))
+        return *own, keys, rates
+
     def cut(self, first: int) -> tuple[Blocks, Blocks]:
         """The blocks before number `first`, through whose parameters no gradient goes, the rest."""
 
         def part(layers: slice) -> Blocks:
-            own = self.params, self.keys, self.dropout, self.auxiliary
-            params, keys, rates, auxiliary = jax.tree.map(lambda a: a[layers], own)
+            bounds = (n if n is None else n // self.group for n in (layers.start, layers.stop))
+            entries, own = slice(*bounds), (self.params, self.auxiliary)
+            params, auxiliary = jax.tree.map(lambda a: a[entries], own)
+            keys, rates = jax.tree.map(lambda a: a[layers], (self.keys, self.dropout))
             return dataclasses.replace(
                 self,
                 params=params,
@@ -110,12 +129,16 @@ class Blocks:
         key: PRNGKeyArray | None,
         rate: Float[Array, ""] | None = None,
         auxiliary: Auxiliary | None = None,
+        member: int = 0,
     ) -> tuple[Float[Array, "batch seq embed"], LayerCache | None]:
         """One block with these parameters; `mask` has its window, `rate` is its dropout.
 
-        `auxiliary` is the layer's own.
+        `auxiliary` is the layer's own, `member` its number in its group, which has these
+        parameters.
         """
         block = nnx.merge(self.graph, params)
+        if self.group > 1:
+            block = block.at(member)
         give_keys(block, key)
         if rate is not None:
             block.layer_dropout = rate
@@ -150,12 +173,13 @@ def scan_blocks(
     """
     caches = None if cache is None else cache.layers()
     # Of layers that other stages hold, the numbers, by which they are fetched.
-    own_layers = jnp.arange(len(blocks.windows)) if blocks.by_stage else blocks.params
+    group = blocks.group
+    entries = jnp.arange(len(blocks.windows) // group) if blocks.by_stage else blocks.params
     first, pattern_index, extended = 0, 0, []
     for stretch in blocks.stretches:
-        cut = functools.partial(stretch.cut, first=first)
-        stacked = own_layers, blocks.keys, blocks.dropout, blocks.auxiliary
-        layers = jax.tree.map(cut, stacked)
+        cut, drawn = functools.partial(stretch.cut, first=first), (blocks.keys, blocks.dropout)
+        own = jax.tree.map(functools.partial(cut, group=group), (entries, blocks.auxiliary))
+        layers = *own, *jax.tree.map(cut, drawn)
         period = len(stretch.windows)
         masks = [dataclasses.replace(mask, window=window) for window in stretch.windows]
         own = [None] * period
@@ -176,7 +200,7 @@ def scan_blocks(
 def _scan_stretch(
     blocks: Blocks, layers: Any, x: jax.Array, masks: list, tables: Any, caches: list
 ):
-    """Runs `layers`: parameters, keys, dropout, auxiliary losses, as `Stretch.cut` cuts them."""
+    """Runs `layers`: parameters, auxiliary losses, keys, dropout, as `Stretch.cut` cuts them."""
     unroll, periods = blocks.unroll, jax.tree.leaves(layers)[0].shape[0]
 
     def run(carry, inputs):
@@ -185,12 +209,12 @@ def _scan_stretch(
         stacked, index = inputs
         caches = [c if c is None else dataclasses.replace(c, period=index) for c in caches]
         for i, mask in enumerate(masks):
-            params, *drawn = stacked
-            if len(masks) > 1:
-                params, *drawn = jax.tree.map(lambda a, i=i: a[i], stacked)
+            params, auxiliary, *drawn = blocks.layer(stacked, i, len(masks))
             if blocks.by_stage:
                 params = fetch_layer(blocks.params, params)
-            x, caches[i] = blocks.apply(params, x, mask, tables, caches[i], *drawn)
+            member = i % blocks.group
+            own = *drawn, auxiliary, member
+            x, caches[i] = blocks.apply(params, x, mask, tables, caches[i], *own)
         return (x, caches), None
 
     if blocks.remat != "none" and caches[0] is None:

@@ -27,26 +27,24 @@ def run_layer_by_layer(
     cache: None = None,
 ) -> tuple[Float[Array, "batch seq embed"], None]:
     """Runs blocks as `scan_blocks` does, without a cache, whole periods of their windows."""
-    windows = pattern(blocks.windows)
+    windows = pattern(blocks.windows, blocks.group)
     masks = [dataclasses.replace(mask, window=window) for window in windows]
 
-    def by_period(a):
-        return a if len(windows) == 1 else split_first(a, len(windows))
+    def by_period(tree, entries):
+        return tree if entries == 1 else jax.tree.map(lambda a: split_first(a, entries), tree)
 
     def period(params, x, bias, drawn, tables, masks):
         tables = tables._replace(bias=bias)
         for i, mask in enumerate(masks):
-            layer = params, *drawn
-            if len(masks) > 1:
-                layer = jax.tree.map(lambda a, i=i: a[i], layer)
-            (own, auxiliary), *more = layer
-            x, _ = blocks.apply(own, x, mask, tables, None, *more, auxiliary)
+            own, auxiliary, *more = blocks.layer((*params, *drawn), i, len(masks))
+            member = i % blocks.group
+            x, _ = blocks.apply(own, x, mask, tables, None, *more, auxiliary, member)
         return x
 
     if blocks.remat != "none":
         period = jax.checkpoint(period, policy=REMAT_POLICIES[blocks.remat])
-    differentiated = blocks.params, blocks.auxiliary
-    params, *drawn = jax.tree.map(by_period, (differentiated, blocks.keys, blocks.dropout))
+    params = by_period((blocks.params, blocks.auxiliary), len(windows) // blocks.group)
+    drawn = by_period((blocks.keys, blocks.dropout), len(windows))
     given = drawn, tables._replace(bias=None), masks
     return scan_with_gradient(period, params, x, tables.bias, *given), None
 

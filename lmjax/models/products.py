@@ -29,7 +29,7 @@ FORWARD, BACKWARD = jnp.float8_e4m3fn, jnp.float8_e5m2
 
 @config
 class Products:
-    """How dense layers multiply, beside the dtype of the computation."""
+    """Precision of the products of dense layers, beside the dtype of the computation."""
 
     fp8: bool = False  # operands of 8 bits, for dtype=bfloat16 or float16
     # in which the gradients of weights are summed over devices; computation: its dtype

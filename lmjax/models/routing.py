@@ -85,6 +85,10 @@ class Router(abc.ABC):
         """True where experts have a capacity, above which tokens are dropped."""
         return True
 
+    def room(self, experts: int) -> float:
+        """Rows that the experts compute for each token, empty slots included."""
+        return self.uses(experts)
+
     @abc.abstractmethod
     def slots(
         self, logits: Float[Array, "batch seq experts"], real: Bool[Array, "batch seq"]
@@ -169,6 +173,10 @@ class TopKRouter(Router):
     def drops(self) -> bool:
         """See `Router.drops`."""
         return self.capacity is not None
+
+    def room(self, experts: int) -> float:
+        """See `Router.room`."""
+        return self.chosen * (1.0 if self.capacity is None else self.capacity)
 
     def choose(
         self, logits: Float[Array, "batch seq experts"], real: Bool[Array, "batch seq"]

@@ -10,28 +10,37 @@ from lmjax.models.initializers import FanIn
 from lmjax.models.routing import TopKRouter
 from lmjax.models.t5 import t5
 
+# layers of each stack, hidden, heads, feed-forward, experts, whether every layer is sparse
+SIZES = {
+    "base": (12, 768, 12, 3072, 128, False),
+    "large": (24, 1024, 16, 4096, 128, False),
+    "C": (15, 2080, 32, 6144, 2048, True),
+}
+
 
 @preset
 def switch(size: str = "C") -> EncoderDecoderConfig:
-    """Switch-C, 1.6 T parameters (Fedus et al. 2021, arXiv:2101.03961, table 9).
+    """Switch Transformers (Fedus et al. 2021, arXiv:2101.03961, table 9): base, large, C.
 
-    The paper's other sizes have experts in every second layer; all layers here are alike.
+    They have 7 B, 26 B and 1.6 T parameters; in the first two every second layer is sparse. Their
+    feed-forward layers are those of T5, as in the public checkpoints' config.json.
     """
-    size_of({"C": ()}, size, "switch")
+    layers, hidden, heads, width, experts, every = size_of(SIZES, size, "switch")
     base, head_dim = t5(), 64
     return replace(
         base,
-        hidden=2080,
-        num_layers=15,
-        encoder_layers=15,
-        attention=replace(base.attention, num_heads=32, head_dim=head_dim),
+        hidden=hidden,
+        num_layers=layers,
+        encoder_layers=layers,
+        attention=replace(base.attention, num_heads=heads, head_dim=head_dim),
         feed_forward=ExpertsConfig(
-            size=6144,
+            size=width,
             activation="relu",
             gated=False,
-            experts=2048,
+            experts=experts,
             router=TopKRouter(chosen=1, normalise=False, capacity=1.25, jitter=0.01, z_loss=0.0),
         ),
-        head_scale=2080**-0.5,
+        alternate_feed_forward=None if every else replace(base.feed_forward, size=width),
+        head_scale=hidden**-0.5,
         initializer=FanIn(query_scale=head_dim**-0.5),
     )

@@ -12,7 +12,8 @@ from flax import nnx
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from lmjax.config import UserError, config
+from lmjax.config import UserError, config, replace
+from lmjax.models.alternating import BlockPair, check_alternate
 from lmjax.models.attention import AttentionConfig, Tables, attended_keys
 from lmjax.models.auxiliary import Auxiliary
 from lmjax.models.batch import Batch
@@ -55,6 +56,9 @@ class TransformerConfig:
     max_length: int | None = 1024  # tokens of the longest text; none: any (relative positions)
     attention: AttentionConfig = AttentionConfig()
     feed_forward: FeedForwardConfig = FeedForwardConfig()
+    # of layers 0, 2, 4, ..., where every second layer alone is a mixture of experts (GLaM, Switch);
+    # none: all layers have the same
+    alternate_feed_forward: FeedForwardConfig | None = None
     norm: NormConfig = LayerNormConfig()
     positions: EmbeddingPositions | None = LearnedPositions()  # added to the embeddings
     token_types: int | None = None  # rows of a table that is added by token type (BERT)
@@ -113,6 +117,8 @@ class TransformerConfig:
                 "products.fp8=true: products of experts have no 8 bits; set products.fp8=false"
             )
         check_heads(self.heads)
+        if self.alternate_feed_forward is not None:
+            check_alternate(self.alternate_feed_forward, self.num_layers)
         if self.feed_forward.reads_rows and self.lora is not None and self.lora.base is not None:
             raise UserError(
                 f"lora.base={type(self.lora.base).__name__}: weights of experts are not kept in few"
@@ -131,9 +137,14 @@ class TransformerConfig:
         return tuple(pattern[layer % len(pattern)] for layer in range(self.num_layers))
 
     @property
+    def group(self) -> int:
+        """Neighbouring layers whose parameters are one entry of the stack of blocks."""
+        return 1 if self.alternate_feed_forward is None else 2
+
+    @property
     def stretches(self) -> tuple[Stretch, ...]:
-        """The layers, cut into what is scanned; each stands alone where nothing is."""
-        return stretches(self.windows, scanned=self.unroll != 0)
+        """The layers, cut into what is scanned; each group stands alone where nothing is."""
+        return stretches(self.windows, scanned=self.unroll != 0, group=self.group)
 
     @property
     def depth(self) -> int:
@@ -246,16 +257,16 @@ class Stack(nnx.Module):
         """Gives the layers what takes their auxiliary losses and measures, in training."""
         self.auxiliary = auxiliary
 
-    def _make_blocks(self, builder: Builder) -> Block:
-        """One block whose parameters have a leading axis, the layout's `layers`."""
-        count = self.config.num_layers
+    def _make_blocks(self, builder: Builder) -> Block | BlockPair:
+        """A block or pair whose parameters have a leading axis, the layout's `layers`."""
+        count = self.config.num_layers // self.config.group
         (layers,) = builder.layout.spec("layers", shape=(count,))
 
         @nnx.split_rngs(splits=count)
         @nnx.vmap(in_axes=0, out_axes=0, transform_metadata={nnx.PARTITION_NAME: layers})
         def make(rngs):
             own = dataclasses.replace(builder, rngs=rngs)
-            block = self.block(self.config, own)
+            block = self._make_block(own)
             add_adapters(block, self.config.lora, own)
             return block
 
@@ -267,6 +278,15 @@ class Stack(nnx.Module):
 
             nnx.update(blocks, jax.tree.map(along_layers, nnx.state(blocks)))
         return blocks
+
+    def _make_block(self, builder: Builder) -> Block | BlockPair:
+        """The blocks of one entry of the stack."""
+        other = self.config.alternate_feed_forward
+        same = replace(self.config, alternate_feed_forward=None)
+        second = self.block(same, builder)
+        if other is None:
+            return second
+        return BlockPair(self.block(replace(same, feed_forward=other), builder), second)
 
     def tables(self, batch: Batch, cache: Cache | None = None) -> Tables:
         """Tables of the positions of a batch for all layers; with a cache, of its next tokens."""
@@ -314,7 +334,7 @@ class Stack(nnx.Module):
         keys = None if key is None else jax.random.split(key, config.num_layers)
         rates = None if key is None else self._dropout_rates()
         how = config.windows, config.remat, config.unroll
-        blocks = Blocks(graph, params, keys, *how, rates, self.auxiliary)
+        blocks = Blocks(graph, params, keys, *how, rates, self.auxiliary, config.group)
         if not self.frozen_blocks:
             return self.executor(blocks, x, mask, tables, cache)
         for part in blocks.cut(self.frozen_blocks):

@@ -19,8 +19,14 @@ def dense_model(config: TransformerConfig) -> TransformerConfig:
     """The model whose feed-forward layers are like one expert of this mixture.
 
     Raises:
-      UserError: the mixture has a shared expert, which nothing of a dense model becomes.
+      UserError: the mixture has a shared expert, which nothing of a dense model becomes, or
+        sparse layers between dense ones.
     """
+    if config.alternate_feed_forward is not None:
+        raise UserError(
+            "alternate_feed_forward: a model begins with a dense one where all of its layers become"
+            " mixtures of experts; set it to none"
+        )
     if config.feed_forward.shared is not None:
         raise UserError(
             "feed_forward.shared: the experts of a model that begins with a dense one are copies of"

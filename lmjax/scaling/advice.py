@@ -46,23 +46,29 @@ def _changes(plan: StepPlan) -> Iterator[tuple[str, Division]]:
 
 
 def _wider(plan: StepPlan) -> Iterator[tuple[str, Division]]:
-    """Larger axes whose chips `data` or `fsdp` gives up; shards compute as many rows at once."""
+    """Larger axes whose chips `data` or `fsdp` gives up; shards compute as many rows at once.
+
+    Over `expert` the batch is cut as well, so that the microbatches stay as many.
+    """
     division, model = plan.division, plan.workload.model
     sizes = {
         "tensor": (model.attention.num_heads, model.feed_forward.size, model.padded_vocab),
         "context": (plan.workload.length,),
         "stage": (model.num_layers,),
     }
+    if plan.workload.experts is not None:
+        sizes["expert"] = (plan.workload.experts.experts,)
     for axis, cut in sizes.items():
         for times in (2, 4, 8):
             size = getattr(division, axis) * times
             giver = next((a for a in ("data", "fsdp") if getattr(division, a) % times == 0), None)
             if giver is None or any(number % size for number in cut):
                 continue
-            microbatches = division.microbatches * times
+            microbatches = division.microbatches * (1 if axis == "expert" else times)
             if axis == "stage" and microbatches < size:
                 continue
             changes = {axis: size, giver: getattr(division, giver) // times}
             words = " ".join(f"mesh.{name}={value}" for name, value in changes.items())
             made = dataclasses.replace(division, microbatches=microbatches, **changes)
-            yield f"{words} accumulation={microbatches}", made
+            more = "" if axis == "expert" else f" accumulation={microbatches}"
+            yield f"{words}{more}", made

@@ -21,10 +21,11 @@ import math
 from collections.abc import Mapping, Sequence
 
 from lmjax.config import UserError
+from lmjax.parallel.mesh import AXES
 from lmjax.scaling.hardware import CHIPS, Chip
 from pallas_kernels.chips import CHIPS as TPU_CHIPS
 
-INNER_TO_OUTER = ("tensor", "context", "stage", "fsdp", "data")
+INNER_TO_OUTER = tuple(reversed(AXES))  # neighbours first
 
 
 @dataclasses.dataclass(frozen=True)

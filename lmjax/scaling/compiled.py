@@ -86,6 +86,9 @@ def compile_step(job: Any, plan: StepPlan) -> CompiledStep:
     """
     division = plan.division
     job = replace(job, mesh=Mesh(**division.sizes), accumulation=division.microbatches)
+    # A stage does the work of each microbatch and part once, in one of the schedule's ticks.
+    work = division.microbatches * division.parts
+    taken = work / division.ticks if division.stage > 1 else 1.0
     if job.frozen_models():
         raise UserError("compile=true: a step that reads further models is not compiled")
     with jax.set_mesh(job.mesh.build(described_devices(plan))):
@@ -111,7 +114,7 @@ def compile_step(job: Any, plan: StepPlan) -> CompiledStep:
         memory.temp_size_in_bytes,
         memory.peak_memory_in_bytes,
         time.perf_counter() - begin,
-        CompiledProgram(compiled.as_text()),
+        CompiledProgram(compiled.as_text(), taken),
     )
 
 
@@ -123,9 +126,9 @@ def compiled_tables(plan: StepPlan, step: CompiledStep) -> list[PlanTable]:
         _compared("all", plan.memory.total, step.peak),
     )
     model = plan.tokens * plan.workload.model_flops / plan.cluster.chips
-    remat, each = plan.division.remat, plan.tokens / plan.cluster.chips
-    hardware = each * plan.workload.hardware_flops(remat)
-    products = hardware - each * plan.workload.attention_flops(remat)
+    each = plan.tokens / plan.cluster.chips
+    hardware = each * plan.workload.hardware_flops(plan.division)
+    products = hardware - each * plan.workload.attention_flops(plan.division)
     flops = step.program.flops
     work = tuple(
         (name, f"{number:.4g}", f"{flops / number:.3f}")

@@ -8,10 +8,9 @@ from collections.abc import Mapping
 
 from lmjax.config import UserError
 from lmjax.models.executor import Remat
+from lmjax.parallel.mesh import AXES
 from lmjax.parallel.schedules import Name
 from lmjax.training.gradients import Zero
-
-AXES = ("data", "fsdp", "stage", "context", "tensor")  # of the mesh, that are planned
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,8 +18,8 @@ class Division:
     """Division of the work of a step.
 
     Attributes:
-      data, fsdp, stage, context, tensor: sizes of the mesh's axes.
-      rows: of the batch, that each shard of it (data x fsdp) computes at once.
+      data, fsdp, expert, stage, context, tensor: sizes of the mesh's axes.
+      rows: of the batch, that each shard of it (data x fsdp x expert) computes at once.
       microbatches: of a step, one after another on each shard.
       schedule: of the pipeline.
       chunks: parts of the model on each stage, with the schedule `interleaved`.
@@ -28,10 +27,13 @@ class Division:
       zero: ZeRO stage.
       sums_once: whether gradients are summed over `data` once a step, not for each microbatch; a
         pipeline always does.
+      parts_again: whether a pipeline keeps only the inputs of its parts, and computes each part
+        again in its backward, as `lmjax.parallel.pipeline` does; others keep activations.
     """
 
     data: int = 1
     fsdp: int = 1
+    expert: int = 1
     stage: int = 1
     context: int = 1
     tensor: int = 1
@@ -42,6 +44,7 @@ class Division:
     remat: Remat = "full"
     zero: Zero = 3
     sums_once: bool = False
+    parts_again: bool = True
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -56,12 +59,40 @@ class Division:
     @property
     def shards(self) -> int:
         """Parts that the rows of a batch are cut into."""
-        return self.data * self.fsdp
+        return self.data * self.fsdp * self.expert
 
     @property
     def batch(self) -> int:
         """Rows of a step."""
         return self.shards * self.rows * self.microbatches
+
+    @property
+    def backwards(self) -> int:
+        """Backward passes: a second one for weights alone costs as much as a forward pass."""
+        split = self.schedule in ("zb_h1", "zb_v")
+        return 2 if self.stage > 1 and self.parts_again and split else 1
+
+    @property
+    def forwards(self) -> int:
+        """Forward passes, but for what a policy of recomputation does not keep."""
+        return 1 + self.backwards if self.stage > 1 and self.parts_again else 1
+
+    @property
+    def parts(self) -> int:
+        """Parts of the model on each stage."""
+        return {"interleaved": self.chunks, "zb_v": 2}.get(self.schedule, 1)
+
+    @property
+    def ticks(self) -> int:
+        """Ticks of the pipeline's schedule; in each, a stage sends a message both ways.
+
+        In those of 1f1b and interleaved a stage may go forward and backward.
+        """
+        p, work = self.stage, self.microbatches * self.parts
+        if self.schedule in ("1f1b", "interleaved"):
+            return work + p * self.parts + p - 2
+        kinds = 2 if self.schedule == "gpipe" else 3
+        return kinds * work + (2 * p - 2 if self.schedule == "gpipe" else p - 1)
 
     @property
     def delay(self) -> float:
@@ -141,8 +172,8 @@ def microbatches_of(batch: int, shards: int, rows: int) -> tuple[int, int]:
     """
     if batch % shards:
         raise UserError(
-            f"a batch of {batch:,} rows does not divide among mesh.data x mesh.fsdp = {shards:,}"
-            " shards; more mesh.tensor, mesh.stage or mesh.context make fewer of them"
+            f"a batch of {batch:,} rows does not divide among mesh.data x mesh.fsdp x mesh.expert ="
+            f" {shards:,} shards; more mesh.tensor, mesh.stage or mesh.context make fewer of them"
         )
     own = batch // shards
     rows = max(size for size in range(1, min(rows, own) + 1) if own % size == 0)

@@ -14,6 +14,7 @@ import dataclasses
 from lmjax.scaling.division import Division
 from lmjax.scaling.workload import FLOAT32, Part, Workload
 
+MESSAGES = 6  # arrays of a stage's output, of gradients, and of what comes and goes
 LOGITS = 2**26  # bytes of a chunk of logits (pallas_kernels.cross_entropy.chunked)
 
 
@@ -29,7 +30,8 @@ class MemoryPlan:
       cast: weights of all layers in the compute dtype, which XLA makes once a step.
       gathered: weights made whole over fsdp: two layers' with ZeRO-3, all with 1 and 2; in the
         compute dtype.
-      activations: what layers keep for backward, of all microbatches that are in flight.
+      activations: what layers keep for backward; of a pipeline, what those of the part in work
+        keep, and inputs of parts of all microbatches that are in flight.
       working: arrays of the layer that backward is in.
       vocabulary: token table and head as they are used, their gradients, a chunk of logits.
       moment: of the step: "loss", "backward" or "table".
@@ -67,8 +69,7 @@ def plan_memory(workload: Workload, division: Division) -> MemoryPlan:
       division: how they are divided over chips.
     """
     own, trained = FLOAT32 * workload.on_chip(division), workload.trained
-    kept = workload.token_layers(division) * workload.kept_bytes(division.remat, division.tensor)
-    kept *= division.live
+    kept = _kept(workload, division)
     found, held = _gradients(workload, division)
     in_layers, _ = _gradients(workload, division, "layers")
     table, logits = _tables(workload, division)
@@ -112,6 +113,16 @@ def plan_memory(workload: Workload, division: Division) -> MemoryPlan:
     return max(moments, key=lambda one: one.total)
 
 
+def _kept(workload: Workload, division: Division) -> float:
+    """Bytes of activations that are kept for backward."""
+    kept = workload.token_layers(division) * workload.kept_bytes(division.remat, division)
+    if division.stage == 1 or not division.parts_again:
+        return kept * division.live
+    tokens = division.rows * workload.length / division.context
+    arrays = division.parts * division.live + MESSAGES
+    return kept / division.parts + arrays * workload.itemsize * tokens * workload.model.hidden
+
+
 def _gradients(workload: Workload, division: Division, part: Part = "all") -> tuple[float, float]:
     """Bytes of the gradients of a microbatch, and of the sum of those before."""
     number = FLOAT32 * workload.trained
@@ -140,10 +151,15 @@ def _gathered(workload: Workload, division: Division, layers: int = 2) -> float:
 
 
 def _working(workload: Workload, division: Division) -> float:
-    """Bytes of a layer's arrays: four of hidden units, three float32 ones of the stream."""
+    """Bytes of a layer's arrays: four of hidden units, three float32 ones of the stream.
+
+    Of experts there are four of hidden units and three of the stream for each row.
+    """
     tokens = division.rows * workload.length / division.context
-    units = workload.model.feed_forward.size / division.tensor
-    return tokens * (4 * workload.itemsize * units + 3 * FLOAT32 * workload.model.hidden)
+    c, hidden, rows = workload.itemsize, workload.model.hidden, workload.expert_rows(division)
+    sizes = [fed.size for fed, _ in workload.dense_layers]
+    units = (max(sizes, default=0) + rows * workload.model.feed_forward.size) / division.tensor
+    return tokens * (4 * c * units + 3 * c * rows * hidden + 3 * FLOAT32 * hidden)
 
 
 def _tables(workload: Workload, division: Division) -> tuple[float, float]:

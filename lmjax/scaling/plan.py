@@ -3,10 +3,10 @@
 A chip's time for the blocks is the longer of the FLOPs over the reachable part of its peak (one
 number for each kind of chip, `Accelerator.efficiency`) and of the bytes over its memory's
 bandwidth. Weights that are gathered and gradients that are summed move meanwhile; what takes longer
-than the blocks is waited for. Sums over `tensor` (on TPUs one half of them) and keys gathered over
-`context` are waited for, as what follows depends on them. All that is done once for each microbatch
-waits in a pipeline as the schedule says. Layers are taken as spread evenly over stages, the head's
-work as well.
+than the blocks is waited for. Sums over `tensor` (on TPUs one half of them), keys gathered over
+`context` and tokens that go over `expert` are waited for, as what follows depends on them. All that
+is done once for each microbatch waits in a pipeline as the schedule says. Layers are taken as
+spread evenly over stages, the head's work as well, and tokens evenly over experts.
 """
 
 from __future__ import annotations
@@ -22,11 +22,13 @@ from lmjax.scaling.traffic import Traffic, plan_traffic
 from lmjax.scaling.workload import FLOAT32, Workload
 
 SECONDS_A_DAY = 86_400
+WAITED = "tensor", "context", "expert"  # axes over which activations move
 BOTTLENECKS = {
     "products": "matrix units",
     "memory": "memory bandwidth",
     "tensor": "sums over tensor",
     "context": "keys and values over context",
+    "expert": "tokens over expert",
     "gathers": "weights and gradients over fsdp and data",
     "bubble": "bubble of the pipeline",
     "optimizer": "optimizer's memory traffic",
@@ -80,23 +82,22 @@ class StepPlan:
         """
         products, bytes_ = self._products(), self._bytes()
         network = self.cluster.accelerator.network
-        exposed = {"tensor": 0.0, "context": 0.0}
+        exposed = dict.fromkeys(WAITED, 0.0)
         covered = 0.0
         for moved in self.traffic:
             if moved.hidden:
                 covered += moved.seconds
             else:
-                axis = moved.axis if moved.axis in exposed else "gathers"
+                axis = moved.axis if moved.axis in WAITED else "gathers"
                 share = network.exposed if axis == "tensor" else 1.0
                 exposed[axis] = exposed.get(axis, 0.0) + share * moved.seconds
         blocks = max(products, bytes_)
         late = max(0.0, covered - blocks)
-        waiting = (blocks + exposed["tensor"] + exposed["context"]) * (self.division.delay - 1)
+        waiting = (blocks + sum(exposed[axis] for axis in WAITED)) * (self.division.delay - 1)
         return {
             "products": products if products >= bytes_ else 0.0,
             "memory": bytes_ if bytes_ > products else 0.0,
-            "tensor": exposed["tensor"],
-            "context": exposed["context"],
+            **{axis: exposed[axis] for axis in WAITED},
             "gathers": late + exposed.get("gathers", 0.0),
             "bubble": waiting,
             "optimizer": self._optimizer(),
@@ -131,7 +132,7 @@ class StepPlan:
     @property
     def hfu(self) -> float:
         """FLOPs with what is computed again, over the peak."""
-        flops = self.workload.hardware_flops(self.division.remat)
+        flops = self.workload.hardware_flops(self.division)
         return self.tokens_per_second * flops / self.cluster.peak
 
     @property
@@ -140,7 +141,7 @@ class StepPlan:
         return self.workload.tokens / self.tokens_per_second / SECONDS_A_DAY
 
     def _products(self) -> float:
-        flops = self.tokens * self.workload.hardware_flops(self.division.remat)
+        flops = self.tokens * self.workload.hardware_flops(self.division)
         return flops / (self.cluster.peak * self.cluster.accelerator.efficiency)
 
     def _bytes(self) -> float:
@@ -148,7 +149,7 @@ class StepPlan:
         division, workload = self.division, self.workload
         passes = 4 if division.remat == "full" else 3
         weights = passes * workload.itemsize * workload.on_chip(division, gathered=True)
-        kept = workload.token_layers(division) * workload.kept_bytes("none", division.tensor)
+        kept = workload.token_layers(division) * workload.kept_bytes("none", division)
         moved = division.microbatches * (weights + (passes - 1) * kept)
         return moved / self.cluster.accelerator.bandwidth
 
@@ -176,6 +177,12 @@ def check_division(workload: Workload, division: Division, cluster: Cluster) -> 
         ("context", "tokens of a row", workload.length),
         ("stage", "model.num_layers", model.num_layers),
     ]
+    if (other := model.alternate_feed_forward) is not None:
+        cuts.append(("tensor", "model.alternate_feed_forward.size", other.size))
+        cuts.append(("stage", "pairs of layers", model.num_layers // model.group))
+    if workload.experts is not None:
+        number = workload.experts.experts
+        cuts.append(("expert", "model.feed_forward.experts", number))
     for axis, what, size in cuts:
         if size % (shards := getattr(division, axis)):
             raise UserError(

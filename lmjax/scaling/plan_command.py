@@ -8,10 +8,11 @@ from typing import Any
 from lmjax.config import UserError, config, fields, parse
 from lmjax.console import duration, make_console
 from lmjax.launch.experiments import load_experiment
+from lmjax.parallel.mesh import AXES
 from lmjax.scaling.clusters import Cluster, find_cluster
 from lmjax.scaling.compiled import StepDoesNotFit, compile_step, compiled_tables
 from lmjax.scaling.costs import Prices, plan_costs
-from lmjax.scaling.division import AXES, Division, microbatches_of, resolve_sizes
+from lmjax.scaling.division import Division, microbatches_of, resolve_sizes
 from lmjax.scaling.plan import StepPlan, check_division
 from lmjax.scaling.plan_report import check_report, write_plan
 from lmjax.scaling.plan_tables import (
@@ -126,17 +127,14 @@ class PlanCommand:
         mesh, others = _mesh_words(words)
         job = parse(load_experiment(self.experiment), others)
         workload = workload_of(job, self.tokens)
-        if job.mesh.expert != 1:
-            raise UserError(f"mesh.expert={job.mesh.expert}: the axis of experts is not planned")
         if job.model.remat not in PLANNED_REMAT:
             known = ", ".join(PLANNED_REMAT)
             raise UserError(f"model.remat={job.model.remat}: the planner knows {known}")
         given = {axis: getattr(job.mesh, axis) for axis in AXES} | mesh
         sizes, repeated = resolve_sizes(given, cluster.chips)
         alone = sizes | {"data": given["data"]} if repeated else sizes
-        shards = alone["data"] * alone["fsdp"]
-        wanted = max(1, workload.rows // (job.accumulation * shards))
-        rows, microbatches = microbatches_of(workload.rows, sizes["data"] * sizes["fsdp"], wanted)
+        wanted = max(1, workload.rows // (job.accumulation * Division(**alone).shards))
+        rows, microbatches = microbatches_of(workload.rows, Division(**sizes).shards, wanted)
         chunks = job.pipeline.chunks if job.pipeline.schedule == "interleaved" else 1
         division = Division(
             **sizes,

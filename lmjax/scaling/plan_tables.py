@@ -44,7 +44,7 @@ def facts_of(plan: StepPlan, costs: Costs) -> Facts:
     """Labels and words of what matters most."""
     workload, division, cluster = plan.workload, plan.division, plan.cluster
     kind = cluster.accelerator
-    hardware = workload.hardware_flops(division.remat)
+    hardware = workload.hardware_flops(division)
     each = plan.tokens_per_second / cluster.chips
     rows = f"{division.batch:,} rows of {workload.length:,} tokens"
     split = f"{division.microbatches:,} x {division.rows:,} on each of {division.shards:,} shards"

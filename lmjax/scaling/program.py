@@ -77,9 +77,12 @@ class CompiledProgram:
 
     Attributes:
       text: its optimised HLO.
+      taken: part of the turns of a loop in which each of its conditional branches is taken, as a
+        stage of a pipeline takes the branch of its work; branches inside of branches always are.
     """
 
     text: str
+    taken: float = 1.0
 
     @functools.cached_property
     def computations(self) -> dict[str, list[HloInstruction]]:
@@ -103,17 +106,20 @@ class CompiledProgram:
         """Times that each computation runs, and the loops that it is inside of."""
         found: dict[str, list[int]] = collections.defaultdict(lambda: [0, 0])
 
-        def visit(name: str, times: int, loops: int) -> None:
+        def visit(name: str, times: int, loops: int, in_branch: bool) -> None:
             found[name][0] += times
             found[name][1] = max(found[name][1], loops)
             for line in self.computations[name]:
-                turns = self._trips(line) if line.operation == "while" else None
+                more = times, loops, in_branch
+                if line.operation == "while":
+                    more = times * self._trips(line), loops + 1, in_branch
+                if line.operation == "conditional" and loops and not in_branch:
+                    more = round(times * self.taken), loops, True
                 for called in _called(line):
                     if called in self.computations:
-                        more = (times, loops) if turns is None else (times * turns, loops + 1)
                         visit(called, *more)
 
-        visit(self.entry, 1, 0)
+        visit(self.entry, 1, 0, False)
         return {name: tuple(numbers) for name, numbers in found.items()}
 
     @functools.cached_property
@@ -130,6 +136,19 @@ class CompiledProgram:
                     if devices > 1:
                         found.append(ProgramCollective(kind, size, devices, times, loops))
         return found
+
+    @functools.cached_property
+    def copies(self) -> list[tuple[int, int]]:
+        """Bytes of each array that is copied in the device's memory, and times that it is.
+
+        Copies to the memory of the cores, which a TPU's programs mark by S(1), do not count.
+        """
+        return [
+            (sum(_array_bytes(*found) for found in ARRAY.findall(line.result)), times)
+            for name, (times, _) in self.runs.items()
+            for line in self.computations[name]
+            if line.operation == "copy" and "S(" not in line.result
+        ]
 
     @functools.cached_property
     def flops(self) -> float:

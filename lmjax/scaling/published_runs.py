@@ -106,7 +106,7 @@ def megatron_run(
     without a pipeline, and two chunks are assumed.
     """
     chunks = {"schedule": "interleaved", "chunks": 2} if mesh.get("stage", 1) > 1 else {}
-    division = Division(**mesh, **chunks, remat="full", zero=1, sums_once=True)
+    division = Division(**mesh, **chunks, remat="full", zero=1, sums_once=True, parts_again=False)
     gpus = division.chips
     settings = dict(source=MEGATRON, tflops=tflops, recomputed=True) | more
     return PublishedRun(
@@ -309,7 +309,14 @@ RUNS = (
         bloom("176B"),
         "a100-80gb:384",
         Division(
-            data=8, stage=12, tensor=4, rows=2, microbatches=128, remat="full", sums_once=True
+            data=8,
+            stage=12,
+            tensor=4,
+            rows=2,
+            microbatches=128,
+            remat="full",
+            sums_once=True,
+            parts_again=False,
         ),
         "Le Scao et al. 2022, arXiv:2211.05100: 150 TFLOP/s, 1F1B, microbatches of 2",
         tflops=150.0,
@@ -319,7 +326,7 @@ RUNS = (
         "GLM-130B, 768 A100 40 GB (TP4 PP8 DP24)",
         glm_130b(),
         "a100-40gb:768",
-        Division(data=24, stage=8, tensor=4, microbatches=176, remat="full"),
+        Division(data=24, stage=8, tensor=4, microbatches=176, remat="full", parts_again=False),
         "Zeng et al. 2022, arXiv:2210.02414, and its log: 88.5 s for 4,224 rows",
         speed=4224 * LENGTH / 88.5 / 768,
         why="most likely its rotary positions, GeGLU and DeepNorm, which no fused kernels"
@@ -330,7 +337,7 @@ RUNS = (
         "Falcon-40B, 384 A100 40 GB (TP8 PP4 DP12)",
         falcon("40B"),
         "a100-40gb:384",
-        Division(data=12, stage=4, tensor=8, microbatches=96, remat="full"),
+        Division(data=12, stage=4, tensor=8, microbatches=96, remat="full", parts_again=False),
         "the model card: 1,000 B tokens in two months",
         speed=1e12 / (61 * 86_400) / 384,
         why="two months is a round number, and recomputation is not published: full is assumed",
@@ -347,6 +354,7 @@ RUNS = (
             schedule="interleaved",
             chunks=4,
             remat="none",
+            parts_again=False,
         ),
         "Megatron-LM's images/model_table.png",
         tflops=432.8,

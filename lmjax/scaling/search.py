@@ -94,21 +94,30 @@ def divisions(workload: Workload, cluster: Cluster) -> Iterator[Division]:
     heads = math.gcd(model.attention.num_heads, model.feed_forward.size, model.padded_vocab)
     for tensor in _divisors(math.gcd(heads, cluster.chips), MOST_TENSOR):
         chips = cluster.chips // tensor
-        for stage in _divisors(math.gcd(model.num_layers, chips), MOST_STAGES):
+        for stage in _divisors(math.gcd(model.num_layers // model.group, chips), MOST_STAGES):
             for context in _contexts(workload, chips // stage):
                 shards = chips // stage // context
                 if workload.rows % shards:
                     continue
-                for fsdp in _divisors(math.gcd(shards, model.hidden), shards):
-                    sizes = dict(tensor=tensor, stage=stage, context=context, fsdp=fsdp)
-                    mesh = Division(data=shards // fsdp, **sizes)
+                sizes = dict(tensor=tensor, stage=stage, context=context)
+                for sharded in _sharded(workload, shards):
+                    mesh = Division(**sizes, **sharded)
                     yield from _variants(mesh, workload, cluster)
+
+
+def _sharded(workload: Workload, shards: int) -> Iterator[dict[str, int]]:
+    """Sizes of the axes that the batch is cut over."""
+    number = 1 if workload.experts is None else workload.experts.experts
+    for expert in _divisors(math.gcd(shards, number), number):
+        rest = shards // expert
+        for fsdp in _divisors(math.gcd(rest, workload.model.hidden), rest):
+            yield dict(data=rest // fsdp, fsdp=fsdp, expert=expert)
 
 
 def _variants(mesh: Division, workload: Workload, cluster: Cluster) -> Iterator[Division]:
     """Policies, ZeRO stages, schedules and rows of a mesh."""
     own = workload.rows // mesh.shards
-    layers = workload.model.num_layers // mesh.stage
+    layers = workload.model.num_layers // workload.model.group // mesh.stage
     for rows in ROWS:
         if own % rows:
             continue

@@ -72,6 +72,21 @@ class ServingPlan:
         """Bytes of weights on a chip."""
         return self.workload.on_chip(Division(tensor=self.tensor)) * self.requests.bits / 8
 
+    @functools.cached_property
+    def weights_read(self) -> float:
+        """Bytes of the weights on a chip that the next tokens of all rows need.
+
+        Of n experts, of which a token uses k at random, the part 1 - (1 - k / n) ** rows.
+        """
+        experts = self.workload.experts
+        if experts is None:
+            return self.weights
+        division = Division(tensor=self.tensor)
+        share = experts.router.uses(experts.experts) / experts.experts
+        idle = max(0.0, 1 - share) ** self.requests.rows
+        of_experts = self.workload.on_chip(division, part="experts") * self.requests.bits / 8
+        return self.weights - idle * of_experts
+
     def cache(self, length: int | float) -> float:
         """Bytes of the keys and values of one row on a chip, in 16 bits."""
         model = self.workload.model
@@ -148,7 +163,7 @@ class ServingPlan:
     @property
     def _reading(self) -> float:
         mean = self.requests.prompt + self.requests.reply / 2
-        read = self.weights + self.requests.rows * self.cache(mean)
+        read = self.weights_read + self.requests.rows * self.cache(mean)
         return read / (self.cluster.accelerator.bandwidth * READING)
 
     @property

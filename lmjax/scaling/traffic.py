@@ -4,7 +4,7 @@ Bytes are those that leave each chip: of an array that is gathered or scattered 
 part (n - 1) / n of its size, of one that is summed twice that (rings; Thakur et al. 2005). They
 follow what `tests/lmjax/training/test_collectives.py` counts in compiled programs, with what the
 TPU's compiler adds up first: a sum in forward and one in backward for attention and feed-forward
-each, of parallel blocks one for both.
+each, of parallel blocks one for both. Of an all-to-all every chip keeps its own part.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ Row = tuple[str, str, str, float, bool]  # axis, kind, what, bytes of the result
 
 
 def _weights(workload: Workload, division: Division) -> Iterator[Row]:
-    """Collectives of weights and gradients: over fsdp, and over data and context."""
+    """Collectives of weights and gradients: over fsdp, and over data, context and expert."""
     c, n = workload.itemsize, division.microbatches
     used = workload.on_chip(division, gathered=True)
     layers = workload.on_chip(division, gathered=True, part="layers")
@@ -74,7 +74,10 @@ def _weights(workload: Workload, division: Division) -> Iterator[Row]:
     if division.fsdp > 1:
         kind = "all-reduce" if division.zero < 3 else "reduce-scatter"
         if division.zero == 3:
-            yield "fsdp", "all-gather", "weights of each layer, twice", 2 * n * c * layers, True
+            passes = division.forwards + division.backwards
+            times = {2: "twice", 3: "three times", 5: "five times"}[passes]
+            what = f"weights of each layer, {times}"
+            yield "fsdp", "all-gather", what, passes * n * c * layers, True
             yield "fsdp", "all-gather", "token table, and head once", (n + 1) * c * table, True
         else:
             yield "fsdp", "all-gather", "all weights", c * used, False
@@ -83,12 +86,14 @@ def _weights(workload: Workload, division: Division) -> Iterator[Row]:
         yield "fsdp", "reduce-scatter", "gradients of table and head", ends, True
     # What is summed over data and context is cut over fsdp already, but not with ZeRO 1 and 2.
     cut = workload.on_chip(division, gathered=division.zero < 3, part="layers")
-    once = division.sums_once or division.stage > 1
-    size = c * cut + (FLOAT32 + c) * table / division.fsdp
-    size *= (1 if once else n) * trained
-    for axis in ("data", "context"):
+    size = trained * (c * cut + (FLOAT32 + c) * table / division.fsdp)
+    experts = workload.on_chip(division, gathered=division.zero < 3, part="experts")
+    sums = {"data": size, "context": size, "expert": size - trained * c * experts}
+    for axis, size in sums.items():
         if getattr(division, axis) > 1:
-            yield axis, "all-reduce", "gradients", size, not once
+            once = division.sums_once or (axis == "data" and division.stage > 1)
+            what = "gradients" if axis != "expert" else "gradients of all but experts"
+            yield axis, "all-reduce", what, size * (1 if once else n), not once
 
 
 def _activations(workload: Workload, division: Division) -> Iterator[Row]:
@@ -99,9 +104,10 @@ def _activations(workload: Workload, division: Division) -> Iterator[Row]:
     in_layers = c * workload.token_layers(division)  # bytes of a number of each token and layer
     parallel = isinstance(model.arrangement, Parallel)
     if division.tensor > 1:
-        passes = 2 if parallel else 4
+        passes = (1 if parallel else 2) * (division.forwards + division.backwards)
         if division.remat == "full" and not parallel:
-            passes += 1  # the sum in the middle of a block, on which what is made again depends
+            # The sum in the middle of a block, on which what is made again depends.
+            passes += division.backwards
         sums = n * passes * in_layers * model.hidden
         yield "tensor", "all-reduce", "activations of each layer", sums, False
         yield "tensor", "all-reduce", "embeddings and the head's gradient", 2 * n * hidden, False
@@ -110,11 +116,32 @@ def _activations(workload: Workload, division: Division) -> Iterator[Row]:
         shards = 1 if attention.kv_heads % division.tensor else division.tensor
         keys = 2 * attention.kv_heads * attention.head_dim / shards
         whole = in_layers * division.context * keys * n
-        times = 1 if division.remat == "none" else 2
+        times = division.forwards + (0 if division.remat == "none" else division.backwards)
         yield "context", "all-gather", "keys and values of each layer", times * whole, False
+        whole *= division.backwards
         yield "context", "reduce-scatter", "gradients of keys and values", whole, False
+    if division.expert > 1 and workload.experts is not None:
+        yield from _routed(workload, division)
     if division.stage > 1:
-        chunks = division.chunks if division.schedule == "interleaved" else 1
-        chunks = 2 if division.schedule == "zb_v" else chunks
-        sent = 2 * n * chunks * hidden
+        sent = 2 * hidden * (division.ticks if division.parts_again else n * division.parts)
         yield "stage", "collective-permute", "activations and their gradients", sent, True
+
+
+def _routed(workload: Workload, division: Division) -> Iterator[Row]:
+    """Collectives of tokens on their way to experts and back; see `lmjax.models.expert_exchange`.
+
+    What a policy does not keep moves once more: to the experts, and within a capacity back as well.
+    """
+    c, n, router = workload.itemsize, division.microbatches, workload.experts.router
+    layers = workload.token_layers(division) / workload.model.group  # tokens of sparse layers
+    width = n * c * layers * workload.model.hidden
+    again = 0 if division.remat == "none" else division.backwards
+    passes = division.forwards + division.backwards
+    if router.drops:
+        slots = router.room(workload.experts.experts)
+        moved = 2 * (passes + again) * width * slots
+        yield "expert", "all-to-all", "tokens to experts and back", moved, False
+    else:
+        whole = width * division.expert
+        yield "expert", "all-gather", "tokens to experts", (passes + again) * whole, False
+        yield "expert", "reduce-scatter", "sums of experts", passes * whole, False

@@ -11,7 +11,12 @@ import jax
 import jax.numpy as jnp
 
 from lmjax.config import UserError
-from lmjax.models import TransformerConfig
+from lmjax.models import (
+    ExpertsConfig,
+    FeedForwardConfig,
+    GatedFeedForwardConfig,
+    TransformerConfig,
+)
 from lmjax.models.executor import Remat
 from lmjax.models.residual import Parallel
 from lmjax.objectives.example import batches
@@ -27,7 +32,8 @@ from lmjax.training.optimizers import AdamW, Optimizer
 
 FLOAT32 = 4  # bytes of a parameter, of its gradient, and of each of the optimizer's numbers
 ADAMW = AdamW()
-Part = Literal["all", "layers", "layer", "rest"]
+ONE_CHIP = Division()
+Part = Literal["all", "layers", "layer", "rest", "experts"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +77,12 @@ class Workload:
         """Bytes of a number in the compute dtype."""
         return jnp.dtype(self.model.dtype).itemsize
 
+    @property
+    def experts(self) -> ExpertsConfig | None:
+        """The mixture of experts that the feed-forward layers are; None: they are dense."""
+        fed = self.model.feed_forward
+        return fed if isinstance(fed, ExpertsConfig) else None
+
     # ---- FLOPs ----------------------------------------------------------------------------------
 
     @functools.cached_property
@@ -95,23 +107,61 @@ class Workload:
         """Numbers of the head's rows, without those that pad them."""
         return self.model.vocab_size * (self.model.embedding_size or self.model.hidden)
 
-    def hardware_flops(self, remat: Remat) -> float:
+    def hardware_flops(self, division: Division) -> float:
         """FLOPs of a token that chips compute in training, with what backward computes again.
 
         Backward of attention makes the scores once more (five products where forward has two), and
-        that of the head the logits. "dots" computes attention again, "full" all blocks.
+        that of the head the logits. "dots" computes attention again, and experts, whose products
+        are one for all of them; "full" all blocks. Experts with a capacity compute their empty
+        slots as well. A pipeline has further passes, in which it computes its parts again.
         """
-        parts = self.forward_parts
+        parts, experts, remat = self.forward_parts, self.expert_flops, division.remat
+        passes = division.forwards + division.backwards - 2
         again = 0.5 * parts["attention"] + parts["head"]
+        again += passes * (parts["attention"] + parts["products"])
         if remat != "none":
-            again += parts["attention"]
+            again += division.backwards * parts["attention"]
+        if remat == "dots":
+            again += division.backwards * experts
         if remat == "full":
-            again += parts["products"]
+            again += division.backwards * parts["products"]
+        if self.experts is not None:
+            number, router = self.experts.experts, self.experts.router
+            times = 3 + passes + (0 if remat == "none" else division.backwards)
+            again += times * experts * (router.room(number) / router.uses(number) - 1)
         return self.model_flops + again
 
-    def attention_flops(self, remat: Remat) -> float:
+    @functools.cached_property
+    def expert_flops(self) -> float:
+        """Model FLOPs of a token in forward that experts have."""
+        source = self.source or self.length
+        return 2.0 * sum(
+            parameter.size * self.model.uses(parameter.path, self.length, source)
+            for parameter in self.parameters
+            if is_of_experts(parameter)
+        )
+
+    @property
+    def dense_layers(self) -> list[tuple[FeedForwardConfig, float]]:
+        """Feed-forward layers of all tokens, shared experts too, with their share of the layers."""
+        model, share = self.model, 1 / self.model.group
+        own = model.feed_forward if self.experts is None else self.experts.shared
+        return [(fed, share) for fed in (own, model.alternate_feed_forward) if fed is not None]
+
+    def expert_rows(self, division: Division) -> float:
+        """Rows of a sparse layer's arrays on a chip for each of its tokens.
+
+        Without a capacity they have room for all tokens of the axis `expert`.
+        """
+        if self.experts is None:
+            return 0.0
+        router = self.experts.router
+        return router.room(self.experts.experts) * (1 if router.drops else division.expert)
+
+    def attention_flops(self, division: Division) -> float:
         """The part of `hardware_flops` that attention's scores and sums of values have."""
-        passes = 3.5 if remat == "none" else 4.5
+        again = 0 if division.remat == "none" else division.backwards
+        passes = 1.5 + division.forwards + division.backwards + again
         return passes * self.forward_parts["attention"]
 
     # ---- parameters on a chip -------------------------------------------------------------------
@@ -122,9 +172,10 @@ class Workload:
         Args:
           division: says how they are cut.
           gathered: leave them whole over `fsdp`, as they are used.
-          part: of the model: all of it, its layers, one layer, or all but layers.
+          part: of the model: all of it, its layers, one layer, all but layers, or the experts.
         """
-        key = division.fsdp, division.tensor, division.stage, gathered, part
+        cuts = division.fsdp, division.expert, division.tensor, division.stage
+        key = *cuts, gathered, part
         if key not in self._counted:
             self._counted[key] = self._on_chip(division, gathered, part)
         return self._counted[key]
@@ -140,6 +191,8 @@ class Workload:
             inside = "blocks" in parameter.path
             if part != "all" and inside == (part == "rest"):
                 continue
+            if part == "experts" and not is_of_experts(parameter):
+                continue
             size = self._padded(parameter) / self.shards(parameter, division, gathered)
             if inside:
                 layers = parameter.shape[0]
@@ -154,11 +207,15 @@ class Workload:
         return parameter.size
 
     def shards(self, parameter: Parameter, division: Division, gathered: bool = False) -> int:
-        """Parts that a parameter is cut into over `fsdp` and `tensor`, as the training layout does.
+        """Parts that a parameter is cut into, but for stages, as the training layout does.
 
         Every matrix is cut along the residual stream over `fsdp`; heads, hidden units and
-        vocabulary over `tensor`, but for key heads that do not divide it.
+        vocabulary over `tensor`, but for key heads that do not divide it; experts over `expert`.
         """
+        parts = self._shards(parameter, division, gathered)
+        return parts * division.expert if is_of_experts(parameter) else parts
+
+    def _shards(self, parameter: Parameter, division: Division, gathered: bool) -> int:
         *path, name = parameter.path
         owner = path[-1] if path else name
         if name == "scale" or any(part.endswith("norm") for part in path):
@@ -192,32 +249,36 @@ class Workload:
 
     # ---- activations of a token -----------------------------------------------------------------
 
-    def kept_bytes(self, remat: Remat, tensor: int = 1) -> float:
+    def kept_bytes(self, remat: Remat, division: Division = ONE_CHIP) -> float:
         """Bytes of activations of a token that a layer keeps for its backward, on one chip.
 
         "full" keeps the layer's input. "dots" keeps that and what products give: queries, keys,
         values, attention's output (unless nothing reads it but the sum of a parallel block) and the
         hidden units. "none" keeps of each norm three float32 arrays and the result, of attention
         its queries, keys, values, output twice and a number a head, of the feed-forward six arrays
-        of hidden units, as its activation's derivative is made of them.
+        of hidden units, as its activation's derivative is made of them. Of experts it keeps these
+        for each row, and the row before and after them; "dots" keeps nothing of experts. Where
+        dense and sparse layers take turns, it is their mean, and two layers have one input.
         """
-        model, c = self.model, self.itemsize
-        attention, fed = model.attention, model.feed_forward
+        model, c, tensor = self.model, self.itemsize, division.tensor
+        attention, dense = model.attention, self.dense_layers
         queries = attention.num_heads * attention.head_dim / tensor
         shared = 1 if attention.kv_heads % tensor else tensor
         keys = attention.kv_heads * attention.head_dim / shared
-        hidden, units = model.hidden, fed.size / tensor
+        hidden, units = model.hidden, sum(fed.size * share for fed, share in dense) / tensor
         parallel = isinstance(model.arrangement, Parallel)
         if remat == "full":
-            return float(c * hidden)
+            return c * hidden / model.group
         if remat == "dots":
             read = 0 if parallel else hidden
-            gated = 2 if _is_gated(self) else 1
-            return c * (hidden + queries + 2 * keys + read + gated * units)
+            gates = sum(fed.size * share for fed, share in dense if is_gated(fed)) / tensor
+            return c * (hidden / model.group + queries + 2 * keys + read + units + gates)
         read = 1 if parallel else len(model.arrangement.norms)  # norms of unlike inputs
         norms = read * (3 * FLOAT32 + c) * hidden
         attended = c * (3 * queries + 2 * keys) + FLOAT32 * attention.num_heads / tensor
-        return norms + attended + 6 * c * units
+        rows = self.expert_rows(division) / model.group
+        routed = rows * (2 * hidden + 6 * model.feed_forward.size / tensor)
+        return norms + attended + c * (routed + 6 * units)
 
     def token_layers(self, division: Division) -> float:
         """Tokens that a chip computes at once, times the layers of the fullest stage.
@@ -255,8 +316,7 @@ def workload_of(job: Any, tokens: float | None = None) -> Workload:
     Raises:
       UserError: the experiment trains no model by itself.
     """
-    if model_of(job).feed_forward.reads_rows:
-        raise UserError("model.feed_forward: mixtures of experts are not planned")
+    model_of(job)  # or it says that there is none
     batch = batches(job.example_shapes())[0]
     length = batch.tokens.shape[1]
     source = None if batch.encoder is None else batch.encoder.tokens.shape[1]
@@ -278,5 +338,11 @@ def workload_of(job: Any, tokens: float | None = None) -> Workload:
     )
 
 
-def _is_gated(workload: Workload) -> bool:
-    return any(p.path[-2:] == ("gate", "weight") for p in workload.parameters)
+def is_gated(layer: FeedForwardConfig) -> bool:
+    """Returns whether hidden units are a product of two."""
+    return isinstance(layer, GatedFeedForwardConfig)
+
+
+def is_of_experts(parameter: Parameter) -> bool:
+    """Returns whether each expert has a part of a parameter."""
+    return "experts" in parameter.path

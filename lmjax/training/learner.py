@@ -325,6 +325,8 @@ class Learner:
     def _auxiliary(self, example: Example) -> Auxiliary | None:
         """Takes auxiliary losses of all layers, the decoder's first; None: the model has none.
 
+        Where every second layer is sparse, of these.
+
         They are means over the tokens that a layer reads: the gradient, which is divided by the
         weight of all targets, has the sums times that weight over the number of those tokens.
         """
@@ -332,12 +334,12 @@ class Learner:
         if not (width := config.feed_forward.auxiliary_sums):
             return None
         encoders = [batch.encoder for batch in batches(example) if batch.encoder is not None]
-        read = [count_real_tokens(example)] * config.num_layers
+        read = [count_real_tokens(example)] * (config.num_layers // config.group)
         if layers := config.depth - config.num_layers:
-            read += [count_real_tokens(Example(encoders, None))] * layers
+            read += [count_real_tokens(Example(encoders, None))] * (layers // config.group)
         tokens, weight = jnp.stack(read), self.objective.weight(example)
         factor = weight / jnp.where(tokens > 0, tokens, 1)
-        return Auxiliary(factor, jnp.zeros((config.depth, width), jnp.float32))
+        return Auxiliary(factor, jnp.zeros((len(read), width), jnp.float32))
 
     def _loss(self, model: nnx.Module, example: Example, key: jax.Array | None, frozen) -> Sums:
         with jax.named_scope(type(self.objective).__name__):
@@ -377,7 +379,8 @@ class Learner:
         """The parameters that are trained, and the rest."""
         if self.trainable is None:
             return params, {}
-        flat, first = traverse_util.flatten_dict(params, sep="."), self._frozen_blocks
+        first = self._frozen_blocks // self.model.group
+        flat = traverse_util.flatten_dict(params, sep=".")
         trained = {path: leaf for path, leaf in flat.items() if self.trainable(path)}
         rest = {path: leaf for path, leaf in flat.items() if path not in trained}
         for path, leaf in trained.items():

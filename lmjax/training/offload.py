@@ -18,17 +18,17 @@ Place = Literal["device", "host"]
 PINNED = "pinned_host"  # what XLA calls the host's memory that devices reach
 
 
-def at_rest(tree: PyTree, place: Place) -> PyTree:
+def at_rest(tree: PyTree, memory: Place) -> PyTree:
     """Arrays where they lie between steps; numbers stay on the devices."""
-    return tree if place == "device" else _moved(tree, jax.memory.Space.Host)
+    return tree if memory == "device" else _moved(tree, jax.memory.Space.Host)
 
 
-def at_work(tree: PyTree, place: Place) -> PyTree:
+def at_work(tree: PyTree, memory: Place) -> PyTree:
     """Arrays on the devices."""
-    return tree if place == "device" else _moved(tree, jax.memory.Space.Device)
+    return tree if memory == "device" else _moved(tree, jax.memory.Space.Device)
 
 
-def shapes_at_rest(tree: PyTree, place: Place) -> PyTree:
+def shapes_at_rest(tree: PyTree, memory: Place) -> PyTree:
     """Shapes with shardings of arrays at rest: tracing leaves the kind of memory out of them."""
 
     def one(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
@@ -37,7 +37,7 @@ def shapes_at_rest(tree: PyTree, place: Place) -> PyTree:
         sharding = leaf.sharding.with_memory_kind(PINNED)
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
-    return tree if place == "device" else jax.tree.map(one, tree)
+    return tree if memory == "device" else jax.tree.map(one, tree)
 
 
 def _moved(tree: PyTree, space: Any) -> PyTree:

@@ -73,7 +73,7 @@ class _Cut:
     Attributes:
       loss: of the whole model.
       blocks: parameters of all layers, as shapes.
-      layers: of a part.
+      layers: entries of the stack of blocks that a part has.
       zero: see `lmjax.training.gradients.accumulated`.
     """
 
@@ -93,16 +93,16 @@ class _Cut:
     def part(self, params: dict, shared: dict, example: Any, x: jax.Array, number: jax.Array):
         """Runs the blocks of a part."""
         blocks, _, mask, tables, _ = self.reach(shared, example)
-        first = number * self.layers
+        group = blocks.group
 
-        def own(a):
-            return jax.lax.dynamic_slice_in_dim(a, first, self.layers)
+        def own(a, count=self.layers * group):
+            return jax.lax.dynamic_slice_in_dim(a, number * count, count)
 
         if self.zero < 3:
             params = jax.tree.map(without_fsdp, params)
-        given = blocks.keys, blocks.dropout, blocks.auxiliary
-        keys, dropout, auxiliary = jax.tree.map(own, given)
-        windows = blocks.windows[: self.layers]
+        keys, dropout = jax.tree.map(own, (blocks.keys, blocks.dropout))
+        auxiliary = jax.tree.map(lambda a: own(a, self.layers), blocks.auxiliary)
+        windows = blocks.windows[: self.layers * group]
         blocks = dataclasses.replace(
             blocks,
             params=params,
@@ -166,10 +166,10 @@ def check_pipeline(model: TransformerConfig, made: PipelineSchedule) -> None:
         )
     if layers % parts:
         raise UserError(f"{where}: model.num_layers={layers} does not divide into {parts} parts")
-    if (layers // parts) % (period := len(pattern(model.windows))):
+    if (layers // parts) % (period := len(pattern(model.windows, model.group))):
         raise UserError(
-            f"{where}: attention windows repeat every {period} layers, and a part of the pipeline "
-            f"has {layers // parts}: each must hold whole periods"
+            f"{where}: windows or kinds of layers repeat every {period} layers, and a part of the"
+            f" pipeline has {layers // parts}: each must hold whole periods"
         )
 
 

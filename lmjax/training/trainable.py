@@ -111,6 +111,11 @@ class LastBlocks(Trainable):
             raise UserError(
                 f"trainable.count={self.count}: the model has {model.num_layers} blocks"
             )
+        if self.count % model.group:
+            raise UserError(
+                f"trainable.count={self.count}: dense and sparse blocks, which take turns, are"
+                " trained in pairs; give an even number"
+            )
 
 
 @config

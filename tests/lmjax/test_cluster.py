@@ -7,7 +7,7 @@ import pytest
 
 from lmjax.config import UserError
 from lmjax.launch import join_processes
-from lmjax.launch.cluster import Cluster, find_cluster, first_node
+from lmjax.launch.cluster import ProcessGroup, find_cluster, first_node
 
 PLAIN = {"JAX_COORDINATOR_ADDRESS": "a:1", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "0"}
 SLURM = {
@@ -36,28 +36,31 @@ SLICES = {
     ("environment", "expected"),
     [
         ({}, None),
-        (PLAIN, Cluster("a:1", 2, 0)),
-        (PLAIN | {"JAX_LOCAL_DEVICE_IDS": "0,1"}, Cluster("a:1", 2, 0, (0, 1))),
+        (PLAIN, ProcessGroup("a:1", 2, 0)),
+        (PLAIN | {"JAX_LOCAL_DEVICE_IDS": "0,1"}, ProcessGroup("a:1", 2, 0, (0, 1))),
         (PLAIN | {"LMJAX_MULTIHOST": "0"}, None),
         ({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4"}, None),  # a shell in an allocation
         ({"SLURM_STEP_NUM_TASKS": "1"}, None),
-        (SLURM | EIGHT, Cluster("gpu07:61500", 16, 9, (1,))),
+        (SLURM | EIGHT, ProcessGroup("gpu07:61500", 16, 9, (1,))),
         # Slurm shows each task a device of its own, or a node has one task: all that it sees.
-        (SLURM | {"CUDA_VISIBLE_DEVICES": "3"}, Cluster("gpu07:61500", 16, 9)),
-        (SLURM | EIGHT | {"SLURM_STEP_TASKS_PER_NODE": "1(x16)"}, Cluster("gpu07:61500", 16, 9)),
-        (SLURM | {"JAX_COORDINATOR_ADDRESS": "b:5"}, Cluster("b:5", 16, 9)),
-        (MPI | URI, Cluster("10.96.0.1:61500", 4, 3)),
-        (MPI | {"OMPI_COMM_WORLD_LOCAL_SIZE": "4"}, Cluster("localhost:61500", 4, 3)),
-        (MPI | {"JAX_COORDINATOR_ADDRESS": "b:5"}, Cluster("b:5", 4, 3)),
-        (PLAIN | {"JOB_COMPLETION_INDEX": "1"}, Cluster("a:1", 2, 0)),
+        (SLURM | {"CUDA_VISIBLE_DEVICES": "3"}, ProcessGroup("gpu07:61500", 16, 9)),
+        (
+            SLURM | EIGHT | {"SLURM_STEP_TASKS_PER_NODE": "1(x16)"},
+            ProcessGroup("gpu07:61500", 16, 9),
+        ),
+        (SLURM | {"JAX_COORDINATOR_ADDRESS": "b:5"}, ProcessGroup("b:5", 16, 9)),
+        (MPI | URI, ProcessGroup("10.96.0.1:61500", 4, 3)),
+        (MPI | {"OMPI_COMM_WORLD_LOCAL_SIZE": "4"}, ProcessGroup("localhost:61500", 4, 3)),
+        (MPI | {"JAX_COORDINATOR_ADDRESS": "b:5"}, ProcessGroup("b:5", 4, 3)),
+        (PLAIN | {"JOB_COMPLETION_INDEX": "1"}, ProcessGroup("a:1", 2, 0)),
         (
             {k: v for k, v in PLAIN.items() if k != "JAX_PROCESS_ID"}
             | {"JOB_COMPLETION_INDEX": "1"},
-            Cluster("a:1", 2, 1),
+            ProcessGroup("a:1", 2, 1),
         ),
         ({"TPU_WORKER_HOSTNAMES": "localhost"}, None),
-        ({"TPU_WORKER_HOSTNAMES": "a,b", "TPU_WORKER_ID": "1"}, Cluster("a:8482", 2, 1)),
-        (SLICES, Cluster("s0-0:8482", 4, 3)),
+        ({"TPU_WORKER_HOSTNAMES": "a,b", "TPU_WORKER_ID": "1"}, ProcessGroup("a:8482", 2, 1)),
+        (SLICES, ProcessGroup("s0-0:8482", 4, 3)),
     ],
 )
 def test_schedulers_say_where_a_process_stands(environment, expected):
@@ -144,15 +147,15 @@ def test_tpu_pods_join_by_themselves(metadata, tpu):
     attributes["worker-network-endpoints"] = "x:0:10.0.0.2"
     assert find_cluster(environment) is None  # one host
     attributes["worker-network-endpoints"] = "x:0:10.0.0.2,y:1:10.0.0.3"
-    assert find_cluster(environment) == Cluster("10.0.0.2:8482", 2, 1)
+    assert find_cluster(environment) == ProcessGroup("10.0.0.2:8482", 2, 1)
     attributes["worker-network-endpoints"] = "10.0.0.2,10.0.0.3"
-    assert find_cluster(environment) == Cluster("10.0.0.2:8482", 2, 1)
+    assert find_cluster(environment) == ProcessGroup("10.0.0.2:8482", 2, 1)
     assert find_cluster(environment | {"JAX_PLATFORMS": "cpu"}) is None
     attributes["tpu-env"] = (
         "MEGASCALE_NUM_SLICES: '3'\nMEGASCALE_SLICE_ID: '2'\n"
         "MEGASCALE_COORDINATOR_ADDRESS: '10.0.0.9:8080'\n"
     )
-    assert find_cluster(environment) == Cluster("10.0.0.9:8482", 6, 5)
+    assert find_cluster(environment) == ProcessGroup("10.0.0.9:8482", 6, 5)
 
 
 def test_metadata_are_asked_for_where_the_user_says_so(metadata):
@@ -160,7 +163,7 @@ def test_metadata_are_asked_for_where_the_user_says_so(metadata):
     with pytest.raises(UserError, match="LMJAX_MULTIHOST=1: no metadata server"):
         find_cluster(environment | {"LMJAX_MULTIHOST": "1"})
     attributes |= {"agent-worker-number": "0", "tpu-env": "", "worker-network-endpoints": "a,b"}
-    assert find_cluster(environment | {"LMJAX_MULTIHOST": "1"}) == Cluster("a:8482", 2, 0)
+    assert find_cluster(environment | {"LMJAX_MULTIHOST": "1"}) == ProcessGroup("a:8482", 2, 0)
 
 
 def test_jax_is_told_what_was_found(monkeypatch):

@@ -11,7 +11,7 @@ import yaml
 
 from lmjax.config import UserError
 from lmjax.launch.__main__ import job_file
-from lmjax.launch.cluster import Cluster, find_cluster
+from lmjax.launch.cluster import ProcessGroup, find_cluster
 from lmjax.launch.job_files import MISTAKE, attempts
 from lmjax.launch.watch import LOST
 from lmjax.launch.yaml_text import yaml_text
@@ -99,7 +99,7 @@ def test_jobset_of_gpus():
     environment = {one["name"]: one["value"] for one in container["env"]}
     stands = find_cluster(environment | {"JOB_COMPLETION_INDEX": "3"})
     # A pod of a JobSet is JOBSET-REPLICATED-JOB-POD, under the subdomain.
-    assert stands == Cluster("debug-workers-0-0.debug:61500", 4, 3)
+    assert stands == ProcessGroup("debug-workers-0-0.debug:61500", 4, 3)
     assert [port["containerPort"] for port in container["ports"]] == [61500, 61501]
 
 

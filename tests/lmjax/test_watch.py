@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from lmjax.launch import watch as watches
-from lmjax.launch.cluster import Cluster
+from lmjax.launch.cluster import ProcessGroup
 from lmjax.launch.lateness import Doing, Lateness, Limits, from_words, to_words
 from lmjax.launch.watch import LOST, Verdict, Watch
 
@@ -41,7 +41,7 @@ def company(monkeypatch):
         address = f"localhost:{free_port()}"
         for index in indices or range(count):
             lines = []
-            watch = Watch(Cluster(address, count, index), lines.append)
+            watch = Watch(ProcessGroup(address, count, index), lines.append)
             watch.me.host = f"host{index}"
             watch.open()
             opened.append(watch)

@@ -148,26 +148,52 @@ class RunTable(NamedTuple):
 @functools.lru_cache(maxsize=4)
 def _table(step: Decontaminate) -> RunTable:
     """The runs of a step's evaluation sets. UserError: there are none."""
-    names, hashes, lengths, owners = [], [], [], []
-    for source in step.tests:
-        for document in source.documents():
-            words = token_pattern(document.text).findall(document.text)
-            length = min(len(words), step.ngram)
-            if length < step.shortest:
-                continue
-            own = np.unique(run_hashes(word_hashes(words), length))
-            hashes.append(own)
-            lengths.append(np.full(len(own), length))
-            owners.append(np.full(len(own), len(names)))
-            names.append(document.identity)
-    if not names:
+    texts = (document for source in step.tests for document in source.documents())
+    named = ((document.identity, document.text) for document in texts)
+    runs = text_runs(named, step.ngram, step.shortest)
+    if not runs.names:
         raise UserError(f"tests: no text has shortest={step.shortest} words or more")
-    every, length, owner = map(np.concatenate, (hashes, lengths, owners))
-    order = np.lexsort((owner, every, length))
-    every, length, owner = every[order], length[order], owner[order]
-    new = np.ones(len(every), bool)
-    new[1:] = (every[1:] != every[:-1]) | (length[1:] != length[:-1])
-    return RunTable(every[new], length[new], owner[new], names)
+    return runs.table()
+
+
+class TextRuns(NamedTuple):
+    """The runs of words of each of some texts.
+
+    Attributes:
+        hashes: of the runs of each text, each once.
+        lengths: words of each text's runs.
+        names: of the texts.
+    """
+
+    hashes: list[UInt64[np.ndarray, "runs"]]
+    lengths: list[int]
+    names: list[str]
+
+    def table(self) -> RunTable:
+        """Their runs, each once; there must be one."""
+        owner = np.repeat(np.arange(len(self.names)), [len(own) for own in self.hashes])
+        every, length = np.concatenate(self.hashes), np.array(self.lengths)[owner]
+        order = np.lexsort((owner, every, length))
+        every, length, owner = every[order], length[order], owner[order]
+        new = np.ones(len(every), bool)
+        new[1:] = (every[1:] != every[:-1]) | (length[1:] != length[:-1])
+        return RunTable(every[new], length[new], owner[new], self.names)
+
+
+def text_runs(texts: Iterable[tuple[str, str]], ngram: int, shortest: int) -> TextRuns:
+    """Runs of so many words of texts, which are names and texts; of shorter texts all words.
+
+    Texts of fewer words than `shortest` are left out.
+    """
+    found = TextRuns([], [], [])
+    for name, text in texts:
+        words = token_pattern(text).findall(text)
+        length = min(len(words), ngram)
+        if length >= shortest:
+            found.hashes.append(np.unique(run_hashes(word_hashes(words), length)))
+            found.lengths.append(length)
+            found.names.append(name)
+    return found
 
 
 def word_hashes(words: Sequence[str]) -> UInt64[np.ndarray, "words"]:

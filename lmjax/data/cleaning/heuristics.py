@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import re
-from typing import Literal
 
-from lmjax.config import UserError, config
+from lmjax.config import config
 from lmjax.data.cleaning.repetition import (
     in_repeated_ngrams,
     most_frequent,
@@ -15,12 +13,12 @@ from lmjax.data.cleaning.repetition import (
 )
 from lmjax.data.cleaning.step import Dropped, Step
 from lmjax.data.cleaning.units import (
-    SPACELESS,
     ends_terminally,
     split_lines,
     split_paragraphs,
     split_sentences,
     split_words,
+    word_texts,
 )
 from lmjax.data.documents import Document
 
@@ -60,8 +58,9 @@ class GopherQuality(Step):
 
     def __call__(self, document: Document) -> Document | Dropped:
         """See `Step`."""
-        text, words = document.text, split_words(document.text)
-        count = len(words.texts)
+        text = document.text
+        words, spaceless = word_texts(text)
+        count = len(words)
         if count < self.least_words:
             return Dropped("too few words", count)
         if count > self.most_words:
@@ -79,17 +78,19 @@ class GopherQuality(Step):
         ellipses = sum(line.endswith(ELLIPSES) for line in lines) / len(lines)
         if ellipses > self.most_ellipses:
             return Dropped("too many lines end with an ellipsis", ellipses)
-        return document if words.spaceless else self._of_words(document, words.texts)
+        return document if spaceless else self._of_words(document, words)
 
     def _of_words(self, document: Document, words: list[str]) -> Document | Dropped:
         """The rules for words between blanks."""
         mean = sum(map(len, words)) / len(words)
         if not self.shortest_mean <= mean <= self.longest_mean:
             return Dropped("words too short or too long on average", mean)
-        alphabetic = sum(1 for word in words if LETTER.search(word)) / len(words)
+        has_letter = LETTER.search
+        alphabetic = sum([word[0].isalpha() or bool(has_letter(word)) for word in words])
+        alphabetic /= len(words)
         if alphabetic < self.least_alphabetic:
             return Dropped("too few words with a letter", alphabetic)
-        found = set(self.stop_words) & {word.lower() for word in words}
+        found = {*self.stop_words}.intersection(map(str.lower, words))
         if len(found) < self.least_stop_words:
             return Dropped("too few stop words", len(found))
         return document
@@ -173,7 +174,7 @@ class C4Lines(Step):
     def _keeps(self, line: str) -> bool:
         if not line or (self.terminal and not ends_terminally(line)) or line.endswith(ELLIPSES):
             return False
-        if len(split_words(line).texts) < self.least_words:
+        if self.least_words > 1 and len(word_texts(line)[0]) < self.least_words:
             return False
         lowered = line.lower()
         return "javascript" not in lowered and not any(name in lowered for name in POLICIES)
@@ -203,45 +204,3 @@ class FineWebQuality(Step):
         if short >= self.most_short:
             return Dropped("too many short lines", short)
         return document
-
-
-@config
-class BadWords(Step):
-    """Leaves out what has a word of a list, such as the one that C4 used.
-
-    A word of letters with blanks between words counts where it stands alone; one of a script
-    without spaces wherever it occurs.
-    """
-
-    words: tuple[str, ...]  # in lower case
-    unit: Literal["document", "paragraph", "line", "sentence"] = "document"  # what is left out
-
-    def validate(self) -> None:
-        """Raises UserError for a list without a word."""
-        if not any(word.strip() for word in self.words):
-            raise UserError("words is empty: give the words of the list")
-
-    def __call__(self, document: Document) -> Document | Dropped:
-        """See `Step`."""
-        pattern = _pattern(self.words)
-        if self.unit == "document":
-            found = pattern.search(document.text.lower())
-            return document if found is None else Dropped("a word of the list", found.group())
-        split, mark = {
-            "paragraph": (split_paragraphs, "\n\n"),
-            "line": (lambda text: text.split("\n"), "\n"),
-            "sentence": (split_sentences, " "),
-        }[self.unit]
-        kept = [part for part in split(document.text) if not pattern.search(part.lower())]
-        text = mark.join(kept)
-        return document._replace(text=text) if text.strip() else Dropped("nothing is left")
-
-
-@functools.lru_cache(maxsize=16)
-def _pattern(words: tuple[str, ...]) -> re.Pattern:
-    """One regular expression for all words."""
-    ordered = sorted({word.strip() for word in words if word.strip()}, key=len, reverse=True)
-    spaced = [re.escape(word) for word in ordered if not SPACELESS.search(word)]
-    inside = [re.escape(word) for word in ordered if SPACELESS.search(word)]
-    alone = [rf"(?<!\w)(?:{'|'.join(spaced)})(?!\w)"] if spaced else []
-    return re.compile("|".join([*alone, *inside]))

@@ -15,8 +15,9 @@ from lmjax.config import fields, replace
 from lmjax.data.cleaning.step import Dropped, Step
 from lmjax.data.documents import Document
 
-EXAMPLES = 3  # of each reason, and of what was kept at the border
-EXCERPT = 400  # characters of an example
+EXAMPLES = 8  # of each reason, and of what was kept at the border
+RESULTS = 24  # examples of what came out of the last step
+EXCERPT = 1000  # characters of an example
 TRIED = 16  # one of so many documents is looked at more closely: is it at the border?
 MOST_TRIED = 50  # of a shard and a step
 NEAR = 0.15  # by so much a threshold is moved to see whether a document is at the border
@@ -112,6 +113,7 @@ class Ledger:
             number of characters.
         size: bytes of UTF-8 of these.
         languages: documents of these by the language that their metadata have.
+        results: examples of these, whatever they are like.
         skipped: pieces of input that could not be read.
     """
 
@@ -120,6 +122,7 @@ class Ledger:
     size: int = 0
     languages: dict[str, int] = dataclasses.field(default_factory=dict)
     skipped: int = 0
+    results: list[ShownDocument] = dataclasses.field(default_factory=list)
 
     def of(self, step: str) -> StepCounts:
         """The counts of a step, new ones where there are none."""
@@ -137,17 +140,19 @@ class Ledger:
                 count(own, key, number)
         self.size += other.size
         self.skipped += other.skipped
+        self.results = sorted([*self.results, *other.results])[:RESULTS]
 
     def let_out(self, document: Document, size: int) -> None:
         """Counts a document that has come out of the last step, with its bytes."""
         count(self.lengths, len(document.text).bit_length())
         self.size += size
+        keep_least(self.results, document, "", RESULTS)
         if document.metadata and "language" in document.metadata:
             count(self.languages, str(document.metadata["language"]))
 
     def clear_output(self) -> None:
         """Forgets what came out, where it goes into another pass."""
-        self.lengths, self.size, self.languages = {}, 0, {}
+        self.lengths, self.size, self.languages, self.results = {}, 0, {}, []
 
     def to_json(self) -> dict[str, Any]:
         """The ledger as JSON values."""
@@ -163,7 +168,9 @@ class Ledger:
         """The ledger that `to_json` gave."""
         steps = {name: StepCounts.from_json(found) for name, found in values["steps"].items()}
         lengths = {int(digits): number for digits, number in values["lengths"].items()}
-        return cls(steps, lengths, values["size"], values["languages"], values["skipped"])
+        results = [ShownDocument(**one) for one in values.get("results", ())]
+        numbers = values["size"], values["languages"], values["skipped"]
+        return cls(steps, lengths, *numbers, results)
 
 
 def count(numbers: dict[Any, int], key: Any, more: int = 1) -> None:
@@ -179,13 +186,19 @@ def text_size(text: str) -> int:
 def note(samples: dict[str, list[ShownDocument]], document: Document, result: Dropped) -> None:
     """Keeps a document as an example, if it is one of those with the least hashes."""
     own = samples.setdefault(result.reason, [])
+    keep_least(own, document, result.measured, EXAMPLES)
+
+
+def keep_least(
+    own: list[ShownDocument], document: Document, measured: int | float | str, most: int
+) -> None:
+    """Adds a document to examples that are those with the least hashes."""
     rank = zlib.crc32(document.identity.encode("utf-8", "surrogatepass"))
-    if len(own) < EXAMPLES or rank < own[-1].rank:
-        measured = result.measured
+    if len(own) < most or rank < own[-1].rank:
         words = f"{measured:.4g}" if isinstance(measured, float) else str(measured)
         own.append(ShownDocument(rank, document.identity, words, document.text[:EXCERPT]))
         own.sort()
-        del own[EXAMPLES:]
+        del own[most:]
 
 
 def stricter(step: Step) -> Step | None:

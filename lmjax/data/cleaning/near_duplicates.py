@@ -15,12 +15,13 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, UInt32, UInt64
 
 from lmjax.config import UserError, config
-from lmjax.data.cleaning.units import SPACELESS
+from lmjax.data.cleaning.units import SPACELESS, has_spaceless
 
 NO_NGRAM = np.uint32(2**32 - 1)  # in the signature of a text without words
 _SPACELESS_CLASS = SPACELESS.pattern[1:-1]
 TOKEN = re.compile(rf"[{_SPACELESS_CLASS}]|[^\W{_SPACELESS_CLASS}]+")
 WORD = re.compile(r"\w+")
+BLANKS = {code: " " for code in range(128) if not WORD.match(chr(code))}  # of ASCII, by `translate`
 CHUNK = 1 << 15  # n-grams that go through all orders at a time: they stay in the cache
 
 
@@ -111,12 +112,15 @@ class MinHash:
 
 def tokens(text: str) -> list[str]:
     """Words in lower case without punctuation; of scripts without spaces, characters."""
-    return token_pattern(text).findall(text.lower())
+    text = text.lower()
+    if text.isascii():
+        return text.translate(BLANKS).split()
+    return token_pattern(text).findall(text)
 
 
 def token_pattern(text: str) -> re.Pattern[str]:
     """The pattern of the words of a text: see `tokens`."""
-    return TOKEN if SPACELESS.search(text) else WORD
+    return TOKEN if has_spaceless(text) else WORD
 
 
 def ngrams(text: str, length: int) -> set[tuple[str, ...]]:

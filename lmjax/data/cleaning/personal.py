@@ -11,10 +11,42 @@ from collections.abc import Callable
 from typing import Literal
 
 from lmjax.config import UserError, config
+from lmjax.data.cleaning.identity_numbers import (
+    AADHAAR,
+    CARD,
+    CHINESE_ID,
+    CPF,
+    DNI,
+    IBAN,
+    NIR,
+    US_SSN,
+    passes_cpf,
+    passes_dni,
+    passes_gb11643,
+    passes_luhn,
+    passes_mod97,
+    passes_nir,
+    passes_verhoeff,
+)
+from lmjax.data.cleaning.postal import ADDRESS, name_finder, replace_addresses
 from lmjax.data.cleaning.step import Dropped, Step
 from lmjax.data.documents import Document
+from lmjax.remote import check_path
 
-Kind = Literal["email", "ip", "card", "iban", "chinese_id", "us_ssn", "phone"]
+Kind = Literal[
+    "email",
+    "ip",
+    "card",
+    "iban",
+    "chinese_id",
+    "us_ssn",
+    "cpf",
+    "dni",
+    "aadhaar",
+    "nir",
+    "address",
+    "phone",
+]
 
 EMAIL = re.compile(
     r"(?<![\w.+-])[A-Za-z0-9._%+-]{1,64}@(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.)+"
@@ -26,10 +58,6 @@ IP = re.compile(
 VERSION = re.compile(
     r"\b(?:version|release|ver\.?|v)\s*$", re.IGNORECASE
 )  # of a program, before it
-CARD = re.compile(r"(?<![\d.-])[2-6]\d{3}(?:[ -]?\d{3,6}){2,4}(?![\d-])")
-IBAN = re.compile(r"\b[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,4})?\b")
-CHINESE_ID = re.compile(r"(?<!\d)[1-9]\d{5}(?:18|19|20)\d{2}(?:0[1-9]|1[0-2])\d{5}[\dXx](?!\d)")
-US_SSN = re.compile(r"(?<![\d-])(?!000|666|9)\d{3}-(?!00)\d{2}-(?!0000)\d{4}(?![\d-])")
 PHONE = re.compile(
     r"(?<![\w.+-])(?:"
     r"\+\d{1,3}[ .-]?(?:\(\d{1,4}\)[ .-]?)?\d{1,4}(?:[ .-]?\d{2,4}){2,4}"  # with a country code
@@ -40,37 +68,22 @@ PHONE = re.compile(
 )
 
 
-def passes_luhn(digits: str) -> bool:
-    """Returns whether the last digit is right by Luhn's formula (ISO/IEC 7812-1, annex B)."""
-    total = 0
-    for at, digit in enumerate(reversed(digits)):
-        doubled = int(digit) * (1 + at % 2)
-        total += doubled - 9 * (doubled > 9)
-    return total % 10 == 0
-
-
-def passes_mod97(iban: str) -> bool:
-    """Returns whether the check digits of an account number are right (ISO 13616)."""
-    moved = iban[4:] + iban[:4]
-    return int("".join(str(int(sign, 36)) for sign in moved)) % 97 == 1
-
-
-def passes_gb11643(identity: str) -> bool:
-    """Returns whether the last sign of a Chinese identity number is right (GB 11643-1999)."""
-    weights = [2**power % 11 for power in range(17, 0, -1)]
-    total = sum(int(digit) * weight for digit, weight in zip(identity[:17], weights))
-    return "10X98765432"[total % 11] == identity[17].upper()
-
-
 @config
 class PersonalData(Step):
-    """Replaces addresses and numbers of people: `<email>`, `<phone>`, `<card>` and so on."""
+    """Replaces addresses, numbers and names of people: `<email>`, `<phone>`, `<card>` and so on.
+
+    Numbers of identity are those of China, of the USA, of Brazil (cpf), Spain (dni), India
+    (aadhaar) and France (nir). Postal addresses are those with a postal code, or with a city,
+    street and number in Chinese. Names are replaced where a list has them: a list of first names
+    alone would take many words that are none.
+    """
 
     kinds: tuple[Kind, ...] = Kind.__args__  # what is replaced
     placeholder: str = "<{}>"  # of a kind, whose name takes the place of {}
     # Which addresses of computers: those that the whole internet can reach, or all.
     addresses: Literal["public", "all"] = "public"
     names: tuple[str, ...] = ()  # of people, replaced by <name> where they stand as words
+    names_list: str | None = None  # file of further names, one a line, # before remarks
 
     def validate(self) -> None:
         """Raises UserError for kinds that there are not, or a placeholder without a name."""
@@ -79,20 +92,22 @@ class PersonalData(Step):
                 raise UserError(f"kinds: {kind!r} is not one of {', '.join(Kind.__args__)}")
         if "{}" not in self.placeholder:
             raise UserError(f"placeholder={self.placeholder!r} has no {{}} for the kind")
+        check_path(self.names_list or "", "names_list")
 
     def __call__(self, document: Document) -> Document | Dropped:
         """See `Step`; no document is dropped."""
         text = document.text
         for kind, (pattern, holds) in self._rules().items():
-            if kind in self.kinds:
+            if kind == "address" and kind in self.kinds:
+                text = replace_addresses(text, self.placeholder.format(kind))
+            elif kind in self.kinds:
                 mark = self.placeholder.format(kind)
                 text = pattern.sub(
                     lambda match, mark=mark, holds=holds: mark if holds(match) else match.group(),
                     text,
                 )
-        if self.names:
-            words = "|".join(map(re.escape, sorted(self.names, key=len, reverse=True)))
-            text = re.sub(rf"\b(?:{words})\b", self.placeholder.format("name"), text)
+        if finder := name_finder(self.names, self.names_list):
+            text = finder.replace(text, self.placeholder.format("name"))
         return document if text == document.text else document._replace(text=text)
 
     def _rules(self) -> dict[Kind, tuple[re.Pattern, Callable[[re.Match], bool]]]:
@@ -104,6 +119,11 @@ class PersonalData(Step):
             "chinese_id": (CHINESE_ID, lambda match: passes_gb11643(match.group())),
             "card": (CARD, _is_card),
             "us_ssn": (US_SSN, lambda match: True),
+            "cpf": (CPF, lambda match: passes_cpf(match.group())),
+            "dni": (DNI, lambda match: passes_dni(match.group())),
+            "aadhaar": (AADHAAR, lambda match: passes_verhoeff(match.group())),
+            "nir": (NIR, lambda match: passes_nir(match.group())),
+            "address": (ADDRESS, lambda match: True),
             "phone": (PHONE, _is_phone),
         }
 

@@ -14,7 +14,7 @@ import operator
 import os
 import pathlib
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from lmjax.config import UserError, config, fields, fingerprint, replace
@@ -162,12 +162,7 @@ class CleaningPipeline:
                 progress(f"deciding: {each.marked[0]}", 0, 1)
                 self._decide(number, each, folders)
             before = folders
-        summary = self._summary(tasks)
-        self._publish(tasks, before)
-        (self.work / SUMMARY).write_text(json.dumps(summary.to_json(), ensure_ascii=False), "utf-8")
-        (self.work / SUMMARY).replace(done)
-        shutil.rmtree(self.work)
-        return summary
+        return self._finish(tasks, before)
 
     @functools.cached_property
     def size(self) -> int:
@@ -188,22 +183,22 @@ class CleaningPipeline:
         Raises:
             UserError: it is work on another text, or by other settings.
         """
-        key = digest(
-            VERSION, *self._settings, *map(_settings_of, self.collections), *map(str, shards)
-        )
+        key = self._key(shards)
         path = self.work / "made_from.txt"
         if path.is_file():
             if path.read_text() != key:
-                raise UserError(
-                    f"{self.work} has unfinished work on other text, or by another version: the "
-                    "names or sizes of the sources' files are not those that it began with. Put "
-                    "them back, or delete the folder to begin anew"
-                )
+                raise other_text(self.work)
             return
         shutil.rmtree(self.work, ignore_errors=True)
         self.work.mkdir(parents=True)
         path.with_suffix(".tmp").write_text(key)
         path.with_suffix(".tmp").replace(path)
+
+    def _key(self, shards: list[tuple[int, tuple[Part, ...]]]) -> str:
+        """A fingerprint of the settings and of the sources' files."""
+        return digest(
+            VERSION, *self._settings, *map(_settings_of, self.collections), *map(str, shards)
+        )
 
     def _tasks(
         self,
@@ -240,9 +235,19 @@ class CleaningPipeline:
             StoredArrays.save(unfinished / f"{shard:06}", verdict)
             if kept := step.kept(own, verdict):
                 StoredArrays.save(unfinished / KEPT / kept_name(step) / f"{shard:06}", kept)
-        pairs = [{"step": name, **one} for one in _shown_pairs(decided.pairs, folders)]
+        shown = _shown_pairs(decided.pairs, folders, self._read_between)
+        pairs = [{"step": name, **one} for one in shown]
         (unfinished / "pairs.json").write_text(json.dumps(pairs, ensure_ascii=False), "utf-8")
         unfinished.replace(target)
+
+    def _finish(self, tasks: Sequence[ShardTask], folders: list[pathlib.Path]) -> Summary:
+        """Gives the output its names, the summary last: with it the output is complete."""
+        summary = self._summary(tasks)
+        self._publish(tasks, folders)
+        (self.work / SUMMARY).write_text(json.dumps(summary.to_json(), ensure_ascii=False), "utf-8")
+        (self.work / SUMMARY).replace(self.folder / SUMMARY)
+        shutil.rmtree(self.work)
+        return summary
 
     def _summary(self, tasks: Sequence[ShardTask]) -> Summary:
         """Adds up the ledgers of all passes."""
@@ -275,7 +280,7 @@ class CleaningPipeline:
             for at, folder in enumerate(own):
                 name = self.written.file_name(collection.name, at, len(own))
                 (target / name).parent.mkdir(parents=True, exist_ok=True)
-                _link(folder / f"{DOCUMENTS}{self.written.ending}", target / name)
+                self._name_documents(folder, target / name)
                 ledger = Ledger.from_json(json.loads((folder / LEDGER).read_text("utf-8")))
                 counts.append(ledger.documents)
             for name, text in self.written.description(collection.name, counts).items():
@@ -290,6 +295,23 @@ class CleaningPipeline:
             if (self.folder / name).is_dir():  # a kill came between this and the summary
                 shutil.rmtree(self.folder / name)
             (ready / name).replace(self.folder / name)
+
+    def _read_between(self, folder: pathlib.Path) -> Iterator[Document]:
+        """The documents of a shard that a pass has left to the next one."""
+        return read_between(folder)
+
+    def _name_documents(self, folder: pathlib.Path, target: pathlib.Path) -> None:
+        """Gives the documents of a shard their name in the output."""
+        _link(folder / f"{DOCUMENTS}{self.written.ending}", target)
+
+
+def other_text(work: object) -> UserError:
+    """The error for a folder with work that cannot be gone on with."""
+    return UserError(
+        f"{work} has unfinished work on other text, or by another version: the names or sizes of "
+        "the sources' files are not those that it began with. Put them back, or delete the folder "
+        "to begin anew"
+    )
 
 
 def _settings_of(collection: Collection) -> str:
@@ -312,7 +334,9 @@ def _forget_documents(folders: Sequence[pathlib.Path]) -> None:
 
 
 def _shown_pairs(
-    pairs: Sequence[tuple[int, int]], folders: Sequence[pathlib.Path]
+    pairs: Sequence[tuple[int, int]],
+    folders: Sequence[pathlib.Path],
+    read: Callable[[pathlib.Path], Iterator[Document]],
 ) -> list[dict[str, str]]:
     """Identity and beginning of both documents of each pair."""
     wanted = sorted({number for pair in pairs for number in pair})
@@ -322,7 +346,7 @@ def _shown_pairs(
         count = json.loads((folder / LEDGER).read_text("utf-8"))["lengths"]
         last = first + sum(count.values())
         if any(first <= number < last for number in wanted):
-            for number, document in enumerate(read_between(folder), first):
+            for number, document in enumerate(read(folder), first):
                 if number in wanted:
                     found[number] = document
         first = last

@@ -28,10 +28,8 @@ def ngram_numbers(words: Sequence[str], longest: int) -> Iterator[Int[np.ndarray
     Exact: an n-gram is numbered as a pair of an (n-1)-gram and a word. Ends with the first n for
     which no n-gram occurs twice, since then no longer one does.
     """
-    known: dict[str, int] = {}
-    single = np.fromiter(
-        (known.setdefault(word, len(known)) for word in words), np.int64, len(words)
-    )
+    known = {word: number for number, word in enumerate(dict.fromkeys(words))}
+    single = np.fromiter(map(known.__getitem__, words), np.int64, len(words))
     numbers = single
     for n in range(1, longest + 1):
         if n > 1:

@@ -9,7 +9,14 @@ from jaxtyping import Bool, UInt64
 
 from lmjax.config import UserError, config
 from lmjax.data.cleaning.contamination import run_hashes, word_hashes
-from lmjax.data.cleaning.corpus_step import Arrays, Column, CorpusStep, Decided, Tell
+from lmjax.data.cleaning.corpus_step import (
+    Arrays,
+    Column,
+    CorpusStep,
+    Decided,
+    Tell,
+    earlier_marks,
+)
 from lmjax.data.cleaning.duplicates import first_equal
 from lmjax.data.cleaning.near_duplicates import token_pattern
 from lmjax.data.cleaning.step import Dropped
@@ -28,6 +35,7 @@ class ExactSubstrings(CorpusStep):
 
     words: int = 50  # of a run; all longer ones consist of these
     least: int = 20  # words of a document that is cut; of less it is dropped (RefinedWeb)
+    earlier: tuple[str, ...] = ()  # outputs of cleanings whose runs of words are known already
 
     def validate(self) -> None:
         """Raises UserError for runs of no words."""
@@ -43,9 +51,11 @@ class ExactSubstrings(CorpusStep):
 
     def decide(self, shards: Sequence[Arrays]) -> Decided:
         """See `CorpusStep.decide`."""
-        firsts, begin = first_equal(Column(shards, "hashes")), 0
+        before = earlier_marks(self.earlier, self)
+        firsts = first_equal(Column([*before, *shards], "hashes"))
+        begin = sum(len(shard["hashes"]) for shard in before)
         verdicts = []
-        for shard, first in zip(shards, firsts):
+        for shard, first in zip(shards, firsts[len(before) :]):
             own = begin + np.arange(len(first))
             verdicts.append({"again": first != own, "counts": np.asarray(shard["counts"])})
             begin += len(first)
@@ -60,6 +70,10 @@ class ExactSubstrings(CorpusStep):
             own = again[at : at + count]
             at += count
             yield self._without(document, own) if own.any() else document
+
+    def kept(self, marks: Arrays, verdict: Arrays) -> Arrays:
+        """See `CorpusStep.kept`: the runs that were not there before."""
+        return {"hashes": np.asarray(marks["hashes"])[~np.asarray(verdict["again"])]}
 
     def _hashed(self, text: str) -> UInt64[np.ndarray, "words"]:
         return word_hashes(token_pattern(text).findall(text))

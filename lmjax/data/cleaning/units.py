@@ -21,7 +21,7 @@ _SPACELESS = (
 _WIDE_MARKS = "\u3000-\u303f\uff01-\uff0f\uff1a-\uff20\uff3b-\uff40\uff5b-\uff65\u2018-\u201f\u2026"
 SPACELESS = re.compile(f"[{_SPACELESS}]")
 WORD = re.compile(rf"[{_SPACELESS}]|[^\s{_SPACELESS}{_WIDE_MARKS}]+")
-BLANK_SEPARATED = re.compile(r"\S+")
+BLANKS = np.array([chr(code).isspace() for code in range(0x3002)])  # there are none beyond
 PARAGRAPH_BREAK = re.compile(r"\n[ \t\r]*\n\s*")
 # A sentence ends with one of these marks, and closing quotes or brackets after it.
 TERMINAL = ".!?\u3002\uff01\uff1f\u2026\u0964\u061f"
@@ -49,14 +49,40 @@ class Words(NamedTuple):
 
 def split_words(text: str) -> Words:
     """The words of a text: between blanks, and each character of a script without spaces."""
-    pattern = WORD if SPACELESS.search(text) else BLANK_SEPARATED
-    matches = list(pattern.finditer(text))
+    if not has_spaceless(text):
+        starts, ends = _blank_separated(text)
+        return Words(text.split(), starts, ends, False)
+    matches = list(WORD.finditer(text))
     texts = [match.group() for match in matches]
     spans = np.array([match.span() for match in matches], np.int64).reshape(-1, 2)
-    single = 0
-    if pattern is WORD:
-        single = sum(1 for word in texts if len(word) == 1 and SPACELESS.match(word))
-    return Words(texts, spans[:, 0], spans[:, 1], 2 * single > len(texts))
+    return Words(texts, spans[:, 0], spans[:, 1], _mostly_characters(texts))
+
+
+def word_texts(text: str) -> tuple[list[str], bool]:
+    """The words of `split_words`, without their spans, and whether most are characters."""
+    if not has_spaceless(text):
+        return text.split(), False
+    texts = WORD.findall(text)
+    return texts, _mostly_characters(texts)
+
+
+def has_spaceless(text: str) -> bool:
+    """Returns whether a text has characters of scripts without spaces."""
+    return not text.isascii() and SPACELESS.search(text) is not None
+
+
+def _mostly_characters(words: list[str]) -> bool:
+    single = sum(1 for word in words if len(word) == 1 and SPACELESS.match(word))
+    return 2 * single > len(words)
+
+
+def _blank_separated(text: str) -> tuple[Int[np.ndarray, "words"], Int[np.ndarray, "words"]]:
+    """First character of each word of `str.split`, and one past its last."""
+    codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
+    inside = np.zeros(len(codes) + 2, bool)
+    np.logical_not(BLANKS[np.minimum(codes, len(BLANKS) - 1)], out=inside[1:-1])
+    edges = np.flatnonzero(inside[1:] != inside[:-1])
+    return edges[::2], edges[1::2]
 
 
 def split_lines(text: str) -> list[str]:

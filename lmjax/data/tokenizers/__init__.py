@@ -20,6 +20,13 @@ from lmjax.data.tokenizers.base import (
 )
 from lmjax.data.tokenizers.special_tokens import WithTokens
 from lmjax.data.tokenizers.subwords import SentencePiece, TrainedBPE
+from lmjax.data.tokenizers.trained import (
+    TrainedByteBPE,
+    TrainedSentencePiece,
+    baichuan2_tokenizer,
+    llama_tokenizer,
+    qwen_tokenizer,
+)
 from lmjax.data.tokenizers.vocabulary import (
     MergedVocabulary,
     add_words,
@@ -42,12 +49,17 @@ __all__ = [
     "Tokenizer",
     "TokenizerConfig",
     "TrainedBPE",
+    "TrainedByteBPE",
+    "TrainedSentencePiece",
     "WithTokens",
     "add_words",
+    "baichuan2_tokenizer",
     "cut_at_names",
+    "llama_tokenizer",
     "load_tokenizer",
     "merge_tokenizers",
     "name_pattern",
     "old_pieces",
+    "qwen_tokenizer",
     "token_type",
 ]

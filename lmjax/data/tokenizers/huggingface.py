@@ -9,6 +9,9 @@ import secrets
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+from jaxtyping import Integer
+
 from lmjax.config import UserError
 from lmjax.data.tokenizers.base import TextPiece, Tokenizer, name_pattern
 from lmjax.data.tokenizers.folder_settings import library
@@ -85,12 +88,23 @@ class HuggingFaceTokenizer(Tokenizer):
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """See `Tokenizer.encode_batch`; UserError for characters that the library would drop."""
+        self._check(texts)
+        return self._encode(texts) if self._words is None else self._words.encode_batch(texts)
+
+    def encode_arrays(self, texts: Sequence[str]) -> list[Integer[np.ndarray, "tokens"]]:
+        """See `Tokenizer.encode_arrays`."""
+        if self._words is None:
+            return super().encode_arrays(texts)
+        self._check(texts)
+        return self._words.encode_arrays(texts)
+
+    def _check(self, texts: Sequence[str]) -> None:
+        """Raises UserError for characters that the library would drop."""
         if self._alphabet is not None and (unknown := set().union(*texts) - self._alphabet):
             raise UserError(
                 f"the character {min(unknown)!r} is not one of the {len(self._alphabet)} that this"
                 " tokenizer has tokens for"
             )
-        return self._encode(texts) if self._words is None else self._words.encode_batch(texts)
 
     def encode_special(self, text: str) -> list[int]:
         """See `Tokenizer.encode_special`; tokens take the white space that their file says."""

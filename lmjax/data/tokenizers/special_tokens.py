@@ -4,6 +4,9 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+from jaxtyping import Integer
+
 from lmjax.config import UserError, config
 from lmjax.data.tokenizers.base import Corpus, Tokenizer, TokenizerConfig, load_tokenizer
 from lmjax.data.tokenizers.subwords import TrainedBPE
@@ -62,6 +65,11 @@ class ExtendedTokenizer(Tokenizer):
         """See `Tokenizer.encode_batch`."""
         self.inner.threads = self.threads
         return self.inner.encode_batch(texts)
+
+    def encode_arrays(self, texts: Sequence[str]) -> list[Integer[np.ndarray, "tokens"]]:
+        """See `Tokenizer.encode_arrays`."""
+        self.inner.threads = self.threads
+        return self.inner.encode_arrays(texts)
 
     def token_bytes(self, token: int) -> bytes:
         return self.inner.token_bytes(token) if token < self.inner.vocab_size else b""

@@ -1,18 +1,23 @@
 """SentencePiece tokenizers: trained on the corpus, or an existing model file."""
 
+import collections
 import functools
 import io
 import pathlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
+
+import numpy as np
+from jaxtyping import Integer
 
 from lmjax.config import UserError, config
 from lmjax.data.tokenizers.base import SEPARATOR, Corpus, Ends, Tokenizer, TokenizerConfig
+from lmjax.data.tokenizers.byte_words import SPACE, ByteWords, safe_kinds
 from lmjax.remote import check_path, local_copy
 
 MODEL_FILE = "sentencepiece.model"
-SPACE = "\u2581"  # how SentencePiece writes a space; as a character of the text it must be hidden
+FEW = 1 << 12  # characters for which it is not worth to look up words
 LONGEST = 1 << 16  # characters that are encoded at once; the time grows faster than the length
 LONGEST_SENTENCE = 1 << 14  # bytes of a line that the trainer reads; it passes over longer ones
 # Its sign for the unknown: it passes over lines that have it.
@@ -52,7 +57,7 @@ class TrainedBPE(TokenizerConfig):
         model = io.BytesIO()
         try:
             sentencepiece.SentencePieceTrainer.train(
-                sentence_iterator=_sentences(corpus.sample(self.sample_bytes)),
+                sentence_iterator=split_sentences(corpus.sample(self.sample_bytes)),
                 model_writer=model,
                 model_type="bpe",
                 vocab_size=self.vocab_size,
@@ -74,11 +79,11 @@ class TrainedBPE(TokenizerConfig):
                 minloglevel=3,
             )
         except RuntimeError as error:
-            raise UserError(_explain(error, self.vocab_size)) from None
+            raise UserError(explain_training(error, self.vocab_size)) from None
         return SentencePieceTokenizer(model.getvalue(), by_line=True)
 
 
-def _sentences(texts: Iterator[str]) -> Iterator[str]:
+def split_sentences(texts: Iterator[str]) -> Iterator[str]:
     """Lines without the characters that are tokens by themselves, none longer than the trainer
     reads."""
     for text in texts:
@@ -89,7 +94,7 @@ def _sentences(texts: Iterator[str]) -> Iterator[str]:
                 yield sentence
 
 
-def _explain(error: RuntimeError, vocab_size: int) -> str:
+def explain_training(error: RuntimeError, vocab_size: int) -> str:
     most = re.search(r"<= (\d+)", str(error))
     if most and "too high" in str(error):
         return (
@@ -163,6 +168,9 @@ class SentencePieceTokenizer(Tokenizer):
         self.unknown = self._processor.unk_id()  # every model has one
         if ends is not None:
             self.begin, self.end = ends.begin, ends.end
+        self._words: ByteWords | None = None
+        if by_line and (kinds := safe_kinds(model)) is not None:
+            self._words = ByteWords(kinds, self._encode_words, LONGEST)
 
     @property
     def opening(self) -> tuple[int, ...]:
@@ -178,6 +186,8 @@ class SentencePieceTokenizer(Tokenizer):
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """See `Tokenizer.encode_batch`."""
+        if (found := self._by_words(texts)) is not None:
+            return [tokens.tolist() for tokens in found]
         pieces: list[str] = []
         counts = []
         for text in texts:
@@ -192,11 +202,25 @@ class SentencePieceTokenizer(Tokenizer):
         rest = iter(encoded)
         return [[token for _ in range(count) for token in next(rest)] for count in counts]
 
+    def encode_arrays(self, texts: Sequence[str]) -> list[Integer[np.ndarray, "tokens"]]:
+        """See `Tokenizer.encode_arrays`."""
+        found = self._by_words(texts)
+        return super().encode_arrays(texts) if found is None else found
+
+    def _by_words(self, texts: Sequence[str]) -> list[Integer[np.ndarray, "tokens"]] | None:
+        """The tokens of each text by those of its words; None where that is not for these texts."""
+        if self._words is None or sum(map(len, texts)) < FEW:
+            return None
+        return self._words.encode_arrays(texts)
+
+    def _encode_words(self, words: Sequence[str]) -> list[list[int]]:
+        return self._processor.encode(words, num_threads=self.threads)
+
     def token_bytes(self, token: int) -> bytes:
         return self._table[token] if 0 <= token < self.vocab_size else b""
 
     def decode(self, tokens: Sequence[int]) -> str:
-        text = super().decode(tokens)
+        text = b"".join(map(self._by_token.__getitem__, tokens)).decode("utf-8", "replace")
         return text[1:] if self._prefix and text.startswith(" ") else text
 
     @functools.cached_property
@@ -212,6 +236,11 @@ class SentencePieceTokenizer(Tokenizer):
     def _space(self) -> list[int]:
         """The bytes of U+2581 itself, which SentencePiece would take for a space."""
         return [self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in SPACE.encode("utf-8")]
+
+    @functools.cached_property
+    def _by_token(self) -> Mapping[int, bytes]:
+        """The same as `token_bytes`, for many in a row."""
+        return collections.defaultdict(bytes, enumerate(self._table))
 
     @functools.cached_property
     def _table(self) -> list[bytes]:

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
-from lmjax.data.tokenizers.subwords import SPACE
+from lmjax.data.tokenizers.byte_words import SPACE
 
 # Normalizers that change characters by themselves or together with marks behind them.
 BY_CHARACTER = ("BertNormalizer", "Lowercase", "NFC", "NFD", "NFKC", "NFKD", "StripAccents", "Nmt")

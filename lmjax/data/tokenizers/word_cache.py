@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import UInt32
 
 from lmjax.data.tokenizers.word_borders import Splitter
 
@@ -31,17 +32,21 @@ class WordCache:
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """The tokens of each text."""
-        with self._lock:
-            return self._encode_batch(texts)
+        return [tokens.tolist() for tokens in self.encode_arrays(texts)]
 
-    def _encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+    def encode_arrays(self, texts: Sequence[str]) -> list[UInt32[np.ndarray, "tokens"]]:
+        """The tokens of each text."""
+        with self._lock:
+            return self._encode_arrays(texts)
+
+    def _encode_arrays(self, texts: Sequence[str]) -> list[np.ndarray]:
         if len(self._known) > MOST:
             self._known = {"": ""}
         chunks = list(_chunks(texts))
         if len(chunks) == 1:
             words, new = self._cut(chunks[0])
             return self._joined(words, new, self._encode(new) if new else [])
-        encoded: list[list[int]] = []
+        encoded: list[np.ndarray] = []
         with concurrent.futures.ThreadPoolExecutor(1) as beside:
             waiting: list[tuple[Any, ...]] = []
             for chunk in chunks:
@@ -58,12 +63,12 @@ class WordCache:
         words = list(map(self._split, texts))
         return words, list(set(itertools.chain.from_iterable(words)).difference(self._known))
 
-    def _take(self, words: list[list[str]], new: list[str], coming: Any) -> list[list[int]]:
+    def _take(self, words: list[list[str]], new: list[str], coming: Any) -> list[np.ndarray]:
         return self._joined(words, new, coming.result())
 
     def _joined(
         self, words: list[list[str]], new: list[str], encoded: list[str]
-    ) -> list[list[int]]:
+    ) -> list[np.ndarray]:
         """The tokens of texts by their words; those of the new ones are kept, unless long."""
         known = self._known
         known.update(zip(new, encoded))
@@ -72,8 +77,7 @@ class WordCache:
             if len(word) > LONGEST:
                 del known[word]
         return [
-            np.frombuffer(tokens.encode("utf-32-le", "surrogatepass"), "<u4").tolist()
-            for tokens in joined
+            np.frombuffer(tokens.encode("utf-32-le", "surrogatepass"), "<u4") for tokens in joined
         ]
 
 

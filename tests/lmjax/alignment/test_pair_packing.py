@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lmjax.alignment import DPO, PairTargets, PreferencePairs, SimPO
-from lmjax.alignment.pair_packing import best_fit, packed_pairs
+from lmjax.alignment.pair_packing import packed_pairs
+from lmjax.alignment.row_packing import best_fit
 from lmjax.models import AttentionConfig, Batch, FeedForwardConfig, TransformerConfig
 from lmjax.objectives import Example, TokenTargets
 from lmjax.parallel import Mesh, training_layout

@@ -20,6 +20,7 @@ from lmjax.alignment import (
     spread,
 )
 from lmjax.config import UserError
+from lmjax.models import plain_batch
 from lmjax.objectives import Example, TokenTargets
 
 ROWS, LENGTH = 6, 8
@@ -49,9 +50,15 @@ def targets_of(old, reference, advantages, mask):
     return SampledTargets(tokens, *map(jnp.asarray, (old, advantages, reference)))
 
 
+def example_of(targets):
+    """An example with an answer in each row."""
+    batch = plain_batch(np.zeros(targets.log_probs.shape, np.int32))
+    return Example(jax.tree.map(jnp.asarray, batch), targets)
+
+
 def sums_of(objective, log_probs, old, reference, entropies, advantages, mask):
     """Sums of the whole batch."""
-    example = Example(None, targets_of(old, reference, advantages, mask))
+    example = example_of(targets_of(old, reference, advantages, mask))
     normalised = objective.normalise(example)
     return objective.sums(*map(jnp.asarray, (log_probs, entropies)), normalised.targets)
 
@@ -130,7 +137,7 @@ def test_microbatches_add_up_to_the_batch(name):
     """With the weights of the whole batch, to 1e-6 of the loss and of the largest gradient."""
     objective = ClippedPolicy(average=AVERAGES[name], kl=0.1, entropy=0.01)
     log_probs, old, reference, entropies, advantages, mask = map(jnp.asarray, batch(1))
-    whole = objective.normalise(Example(None, targets_of(old, reference, advantages, mask))).targets
+    whole = objective.normalise(example_of(targets_of(old, reference, advantages, mask))).targets
 
     def loss(log_probs, part):
         own = jax.tree.map(lambda a: a[part], whole)
@@ -139,7 +146,7 @@ def test_microbatches_add_up_to_the_batch(name):
 
     both = jax.value_and_grad(loss, has_aux=True)
     (_, expected), gradient = both(log_probs, slice(None))
-    assert expected.weight == objective.weight(Example(None, whole)) == mask.sum()
+    assert expected.weight == objective.weight(example_of(whole)) == mask.sum()
     for microbatches in (2, 3):
         parts = [both(log_probs, slice(i, None, microbatches)) for i in range(microbatches)]
         total = jax.tree.map(lambda *a: sum(a), *(sums for (_, sums), _ in parts))

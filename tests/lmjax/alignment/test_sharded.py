@@ -31,6 +31,7 @@ from lmjax.alignment import (
     token_rewards,
     whiten,
 )
+from lmjax.models import Batch
 from lmjax.objectives import Example, TokenTargets
 from lmjax.parallel import Mesh, training_layout
 
@@ -45,7 +46,8 @@ def answers(a):
 def policy(a, average):
     objective = ClippedPolicy(average=average, kl=0.1, entropy=0.01)
     tokens = TokenTargets(a["segments"], a["mask"].astype(jnp.float32))
-    example = Example(None, SampledTargets(tokens, a["q"], a["r"], a["p"]))
+    rows = Batch(a["segments"], a["segments"], a["segments"])
+    example = Example(rows, SampledTargets(tokens, a["q"], a["r"], a["p"]))
     return objective.sums(a["p"], a["r"], objective.normalise(example).targets)
 
 

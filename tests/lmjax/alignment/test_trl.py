@@ -9,6 +9,7 @@ the formula alone is compared, to 1e-5.
 import collections
 import types
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -32,6 +33,7 @@ from lmjax.alignment import (
     pair_loss,
     spread,
 )
+from lmjax.models import plain_batch
 from lmjax.objectives import Example, TokenTargets
 from tests.trl_cases import NEEDS_TRL
 
@@ -252,10 +254,11 @@ def test_grpo(name):
         spread(jnp.asarray(advantages), jnp.asarray(mask)),
         jnp.asarray(reference),
     )
+    rows = jax.tree.map(jnp.asarray, plain_batch(np.zeros(log_probs.shape, np.int32)))
     sums = objective.sums(
         jnp.asarray(log_probs),
         jnp.asarray(entropies),
-        objective.normalise(Example(None, targets)).targets,
+        objective.normalise(Example(rows, targets)).targets,
     )
     np.testing.assert_allclose(sums.loss / sums.weight, expected, rtol=1e-5)
     for metric in ("kl", "entropy"):

@@ -7,10 +7,10 @@ import os
 import pytest
 
 from lmjax.annotation.journal import Journal, annotator_name
-from lmjax.annotation.json_log import JsonLog
 from lmjax.config import UserError
 from lmjax.data import Conversations
 from lmjax.data.chat.comparisons import Comparisons
+from lmjax.data.json_log import JsonLog
 from tests.lmjax.annotation.desks import read_lines
 
 RECORDS = [{"n": 0, "text": "a\nb"}, {"n": 1, "text": "素数 \u2028 é"}, {"n": 2, "text": ""}]

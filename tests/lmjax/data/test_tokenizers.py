@@ -20,7 +20,7 @@ from lmjax.data.tokenizers import (
     load_tokenizer,
     token_type,
 )
-from lmjax.data.tokenizers.subwords import LONGEST, SentencePiece, TrainedBPE, _sentences
+from lmjax.data.tokenizers.subwords import LONGEST, SentencePiece, TrainedBPE, split_sentences
 
 WORDS = [
     "the",
@@ -172,7 +172,7 @@ def test_long_lines_are_learned_from_too():
 @example([" "], 5000)
 def test_the_trainer_gets_all_of_a_text_in_lines_that_it_reads(parts, times):
     text = "".join(parts) * times
-    lines = list(_sentences(iter([text])))
+    lines = list(split_sentences(iter([text])))
     assert "".join(lines) == re.sub("[\n\t\u2585]", "", text)
     assert all(0 < len(line.encode("utf-8")) <= 1 << 14 for line in lines)
     # Where a line is cut that has spaces, it is cut before one.
@@ -244,7 +244,7 @@ def test_folders_that_hold_no_good_tokenizer(tmp_path):
         load_tokenizer(tmp_path)
     path = tmp_path / "tokenizer.json"
     path.write_text(json.dumps({"kind": "os.system"}))
-    with pytest.raises(UserError, match="known are bytes, characters, sentencepiece"):
+    with pytest.raises(UserError, match=r"known are bytes, characters, .*sentencepiece"):
         load_tokenizer(tmp_path)
     path.write_text("{")
     with pytest.raises(UserError, match="cannot be read"):

@@ -23,7 +23,7 @@ from lmjax.models import AttentionConfig, FeedForwardConfig, TransformerConfig, 
 from lmjax.parallel import Mesh, training_layout
 from lmjax.runs.checkpoints import Checkpointer
 from lmjax.runs.trained_model import load_trained_model
-from tests.parity_cases import parity_folder
+from tests.parity_cases import parity_folder, with_older_names
 
 MODEL = TransformerConfig(
     vocab_size=257,
@@ -130,7 +130,7 @@ def test_half_precision_is_rounded_once(one_device, run, tmp_path):
 def test_from_folder_to_folder_all_else_is_carried(one_device, tmp_path):
     """Names, numbers and precision stay; buffers go; the tokenizer and the rest are copied."""
     source = shutil.copytree(parity_folder("llama"), tmp_path / "llama")
-    (source / "model_with_buffers.safetensors").replace(source / "model.safetensors")
+    with_older_names(source)
     ByteTokenizer().save(source)
     convert(source, tmp_path / "copy", to_run=False, largest_file=40_000)
     original = read_all(parity_folder("llama"))

@@ -57,6 +57,7 @@ torch.set_num_threads(1)  # the models are tiny, and waiting threads keep cores 
 
 CASES = 10  # configurations of a family
 FEW = 4  # of them, where tests that take minutes are left out
+NO_FLOAT64 = {"mixtral"}  # whose products of experts torch has not
 LENGTH, NEW = 12, 8  # tokens of the longest prompt, and after it
 WHOLE = ("bert", "t5", "xlnet")  # whose texts are not continued from a cache here
 NO_ENDS = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
@@ -209,7 +210,10 @@ def test_logits_tokens_and_back(one_device, tmp_path, kind, number):
     rows = prompts(kind, config.vocab_size, number)
     batch = batch_of(kind, rows)
     expected = their_logits(model, batch)
-    assert_close(our_logits(config, params, batch), expected, batch, 2e-5)
+    exact = expected
+    if kind not in NO_FLOAT64:  # T5's own float32 is further from it than ours
+        exact = their_logits(copy.deepcopy(model).double(), batch)
+    assert_close(our_logits(config, params, batch), exact, batch, 2e-5)
     # A third of them is continued: what a cache changes depends on few settings.
     if kind not in WHOLE and number % 3 == 0:
         # Layers in one stack give the tokens of layers apart, and are sooner compiled.

@@ -15,6 +15,7 @@ from lmjax.alignment.gated_reward import GatedReward
 from lmjax.alignment.model_reward import ModelReward
 from lmjax.alignment.reward_functions import Reply, Reward
 from lmjax.alignment.rollouts import RolloutRows, ValueScorer
+from lmjax.alignment.row_packing import RowPacking
 from lmjax.alignment.value_network import ValueNetwork
 from lmjax.config import UserError, config, replace
 from lmjax.data import Data, Domain, TextFiles
@@ -251,7 +252,8 @@ def test_a_value_network_begins_as_the_reward_model(judge, one_device):
     network, layout = ValueNetwork(folder=judge), training_layout()
     tokens = np.random.default_rng(0).integers(1, 256, (2, 12)).astype(np.int32)
     rows = RolloutRows(tokens, np.full(2, 3, np.int32), np.full(2, 9, np.int32))
-    values = ValueScorer(network.model, layout).score(network.params(layout), rows, 2)
+    packing = RowPacking.one_each(np.full(2, 12), 12)
+    values = ValueScorer(network.model, layout).score(network.params(layout), rows, packing, 2)
     for end in (1, 5, 12):
         replies = [Reply("", "", True, {}, row[:end].tolist()) for row in tokens]
         expected = ModelReward(folder=judge).score(replies)

@@ -15,6 +15,7 @@ from lmjax.models import (
     chatglm3,
     falcon,
     gemma2,
+    glam,
     glm,
     glm_130b,
     gpt1,
@@ -116,7 +117,8 @@ COUNTS = {
     # Published: 46.7 and 140.6 billion; 314 billion; 1.571 trillion.
     mixtral: {"8x7B": 46_702_792_704, "8x22B": 140_620_634_112},
     grok1: {"314B": 315_684_820_992},
-    switch: {"C": 1_571_308_972_448},
+    switch: {"base": 7_415_217_408, "large": 26_309_291_008, "C": 1_571_308_972_448},
+    glam: {"64B": 1_161_756_160_000},
     t5: {
         "small": 60_506_624,
         "base": 222_903_552,
@@ -167,6 +169,23 @@ def test_active_parameters_of_mixtures(config, published):
         used -= config.vocab_size * config.hidden
     width = 2 * 2 * config.attention.num_heads * config.attention.head_dim
     assert flops == pytest.approx(2 * used + width * config.pairs(1, 1), rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("size", "total"), [("0.1B", 1.9e9), ("1.7B", 27e9), ("8B", 143e9), ("64B", 1.2e12)]
+)
+def test_parameters_of_glam_are_published_without_its_embeddings(size, total):
+    """To the two or three digits of the paper's table 4."""
+    count = count_parameters(glam(size))
+    digits = {1.9e9: 2, 1.2e12: 2, 27e9: 2, 143e9: 3}[total]
+    assert float(f"{count.total - count.embeddings:.{digits - 1}e}") == total
+
+
+def test_active_parameters_of_glam_and_switch():
+    """96.6 B of a token (GLaM, table 4); Switch-Base is T5-Base and its routers."""
+    assert count_parameters(glam("64B")).active == pytest.approx(96.6e9, rel=5e-4)
+    routers = 2 * 6 * 768 * 128
+    assert count_parameters(switch("base")).active == count_parameters(t5("base")).total + routers
 
 
 # Standard deviation of each kind of matrix, for 24 layers and 400 inputs.

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from lmjax.parallel.pipeline import Pieces, lower, pipelined
+from lmjax.parallel.pipeline import Pieces, pipelined
 from lmjax.parallel.schedules import schedule
+from lmjax.parallel.tick_tables import lower
 
 WIDTH, WORDS, ROWS, LENGTH = 8, 11, 4, 6
 NAMES = ["gpipe", "1f1b", "interleaved", "zb_h1", "zb_v"]

@@ -33,6 +33,19 @@ def test_bubble_does_not_depend_on_the_times_where_all_work_is_paired(backward, 
     assert division.bubble == pytest.approx(made.bubble(1.0, backward, 1.0), abs=1e-9)
 
 
+@settings(max_examples=40)
+@given(st.sampled_from(NAMES), st.integers(2, 6), st.integers(1, 4), st.integers(2, 3))
+def test_ticks_are_those_of_the_schedule(name, stages, groups, chunks):
+    """Of zero-bubble schedules they are the least number, which few microbatches do not reach."""
+    made = schedule(name, stages, stages * groups, chunks)
+    own = made.chunks if name == "interleaved" else 1
+    division = Division(stage=stages, microbatches=stages * groups, schedule=name, chunks=own)
+    assert division.parts == made.chunks
+    assert len(made.ticks) >= division.ticks
+    if not made.split:
+        assert len(made.ticks) == division.ticks
+
+
 def test_no_pipeline_waits_for_nothing():
     assert Division(microbatches=7).bubble == 0
     assert Division(microbatches=7).live == 1

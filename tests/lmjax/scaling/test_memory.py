@@ -46,7 +46,10 @@ def test_layer_inputs_of_gpt3():
 def test_stages_hold_their_layers_for_each_live_microbatch():
     one = plan_memory(GPT3, Division(microbatches=64))
     piped = plan_memory(GPT3, Division(stage=8, microbatches=64))
-    assert piped.activations == one.activations / 8 * 15  # 2 p - 1 microbatches of 1f1b
+    x = 2048 * 12_288 * 2  # bytes of a part's input; 2 p - 1 microbatches of 1f1b, and messages
+    assert piped.activations == one.activations / 8 + (15 + 6) * x
+    keeping = plan_memory(GPT3, Division(stage=8, microbatches=64, parts_again=False))
+    assert keeping.activations == one.activations / 8 * 15
     blocks = GPT3.on_chip(Division(), part="layer") * 96
     rest = GPT3.on_chip(Division()) - blocks
     assert piped.parameters == pytest.approx(4 * (blocks / 8 + rest))

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lmjax.config import UserError, replace
-from lmjax.models import gpt3, llama, palm
+from lmjax.models import TopKRouter, glam, gpt3, llama, mixtral, palm
+from lmjax.scaling import advice
 from lmjax.scaling.advice import savers
 from lmjax.scaling.clusters import find_cluster
 from lmjax.scaling.costs import Prices, plan_costs
@@ -82,14 +83,83 @@ def test_keys_and_values_over_context():
 
 def test_stages_send_activations_and_gradients():
     made = plan(fsdp=16, stage=4, microbatches=8)
-    assert sent(made, "stage", "collective-permute") == 2 * 8 * 2 * 2048 * 4096
+    ticks = 8 + 2 * (4 - 1)  # a message both ways at the end of each
+    expected = 2 * ticks * 2 * 2048 * 4096
+    assert sent(made, "stage", "collective-permute") == pytest.approx(expected)
     halves = plan(fsdp=16, stage=4, microbatches=8, schedule="interleaved", chunks=2)
-    assert sent(halves, "stage", "collective-permute") == 4 * 8 * 2 * 2048 * 4096
+    ticks = 8 * 2 + 4 * 2 + 4 - 2
+    expected = 2 * ticks * 2 * 2048 * 4096
+    assert sent(halves, "stage", "collective-permute") == pytest.approx(expected)
+
+
+def test_pipelines_gather_and_sum_once_more():
+    """Forward of a part, and forward and backward of it when its gradients come."""
+    none = plan(fsdp=4, tensor=8, stage=2, microbatches=2, remat="none")
+    layers = 2 * WEIGHTS / 8  # bytes on a device of `tensor`
+    gathered = sum(t.bytes for t in none.traffic if "weights of each layer" in t.what)
+    assert gathered == pytest.approx(2 * 3 * layers / 2 * 3 / 4, rel=1e-3)
+    sums = [t.bytes for t in none.traffic if t.what == "activations of each layer"]
+    assert sums == [pytest.approx(2 * 7 / 8 * 2 * 6 * 16 * 2 * 2048 * 4096)]
+
+
+MIXTRAL = Workload(replace(mixtral("8x7B"), dtype="bfloat16"), 2048, 8, 1e9)
+STREAM = 2 * 2048 * 4096  # bytes of a row's activations
+
+
+def within_capacity(workload, capacity):
+    """The workload with a capacity of its experts."""
+    router = TopKRouter(chosen=2, capacity=capacity)
+    experts = replace(workload.model.feed_forward, router=router)
+    return dataclasses.replace(workload, model=replace(workload.model, feed_forward=experts))
+
+
+@pytest.mark.parametrize(("remat", "times"), [("none", 4), ("full", 6)])
+def test_tokens_within_a_capacity_go_to_experts_and_back(remat, times):
+    """Slots of 1.25 x 2 experts a token, forward and backward, and once more as made again."""
+    made = plan("v4:8", within_capacity(MIXTRAL, 1.25), expert=8, remat=remat)
+    slots = 1.25 * 2 * STREAM * 32
+    assert sent(made, "expert", "all-to-all") == pytest.approx(times * slots * 7 / 8)
+    assert sent(made, "expert", "all-gather") == 0
+    assert made.times["expert"] > 0
+
+
+def test_tokens_without_a_capacity_are_gathered():
+    made = plan("v4:8", MIXTRAL, expert=8, remat="none", microbatches=3)
+    whole = 3 * 8 * STREAM * 32
+    assert sent(made, "expert", "all-gather") == pytest.approx(2 * whole * 7 / 8)
+    assert sent(made, "expert", "reduce-scatter") == pytest.approx(2 * whole * 7 / 8)
+
+
+def test_gradients_of_experts_are_summed_where_they_are_copied():
+    """Over `expert` only those of attention, routers, norms and tables."""
+    made = plan("v4:8", MIXTRAL, expert=8)
+    layer = 2 * 4096**2 + 2 * 4096 * 1024 + 4096 * 8 + 2 * 4096
+    dense = 2 * 32 * layer + (4 + 2) * 32_000 * 4096
+    assert sent(made, "expert", "all-reduce") == pytest.approx(2 * dense * 7 / 8, rel=1e-3)
+    copied = plan("v4:8", MIXTRAL, data=8)
+    whole = dense + 2 * 32 * 8 * 3 * 4096 * 14_336
+    assert sent(copied, "data", "all-reduce") == pytest.approx(2 * whole * 7 / 8, rel=1e-3)
+
+
+def test_every_second_layer_sends_tokens():
+    half = Workload(replace(glam("1.7B"), dtype="bfloat16"), 1024, 64, 1e9)
+    made = plan("v4:64", half, expert=64, remat="none")
+    slots = 1.25 * 2 * 2 * 1024 * 2048 * 12
+    assert sent(made, "expert", "all-to-all") == pytest.approx(4 * slots * 63 / 64)
+
+
+def test_more_chips_for_experts_save_memory(monkeypatch):
+    monkeypatch.setattr(advice, "MOST", 20)
+    made = plan("v4:4x4x4", MIXTRAL, data=8, fsdp=8, rows=1)
+    by_expert = plan("v4:4x4x4", MIXTRAL, fsdp=8, expert=8, rows=1)
+    assert by_expert.memory.parameters < made.memory.parameters / 4
+    big = dataclasses.replace(MIXTRAL, model=replace(MIXTRAL.model, num_layers=48))
+    assert "mesh.expert=8 mesh.data=1" in savers(plan("v4:64", big, data=8, fsdp=8))
 
 
 def test_time_of_products_is_flops_over_the_reachable_peak():
     made = plan("h100:8", fsdp=8, rows=8, remat="full")
-    flops = made.tokens * LLAMA.hardware_flops("full")
+    flops = made.tokens * LLAMA.hardware_flops(Division(remat="full"))
     assert made.times["products"] == pytest.approx(flops / (8 * 989.4e12 * 0.525))
     assert made.bottleneck == "matrix units"
 
@@ -184,6 +254,11 @@ def test_savers_do_save():
 def test_divisions_that_cannot_be(sizes, words):
     with pytest.raises(UserError, match=words):
         check_division(LLAMA, Division(**sizes), find_cluster("v4:4x4x4"))
+
+
+def test_experts_that_do_not_divide():
+    with pytest.raises(UserError, match=r"mesh.expert=16 does not divide .*experts=8; near"):
+        check_division(MIXTRAL, Division(expert=16, fsdp=4), find_cluster("v4:4x4x4"))
 
 
 def test_slices_need_replicas():

@@ -138,6 +138,17 @@ def test_other_kinds_of_models(tell):
         assert "MFU" in out
 
 
+def test_a_mixture_of_experts(tell):
+    code, out, err = tell("experiments.mixtral_8x7b", "topology=v5p:4x4x4")
+    assert (code, err) == (0, "")
+    assert "fsdp=8 expert=8" in out
+    assert "tokens to experts" in out
+    assert "tokens over expert" in out
+    words = "topology=h100:8", "serve=true", "mesh.tensor=2"
+    code, out, _ = tell("experiments.mixtral_8x7b", *words)
+    assert (code, "It fits" in out) == (0, True)
+
+
 def test_thirteen_billion_parameters_fit_a_v100(tell):
     code, out, _ = tell(GPT3, "topology=v100:1", "serve=true", "model=opt:13B")
     assert code == 0

@@ -59,6 +59,46 @@ def test_a_compiler_may_say_how_often_a_loop_turns():
     assert CompiledProgram(LOOP.replace("body=%body", told)).runs["body"] == (7, 1)
 
 
+PIPELINE = """HloModule pipeline
+
+%work (p: f32[8,16]) -> f32[8,16] {
+  %p = f32[8,16]{1,0} parameter(0)
+  %w = f32[16,16]{1,0} constant({...})
+  ROOT %d = f32[8,16]{1,0} dot(%p, %w), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+}
+
+%idle (p.1: f32[8,16]) -> f32[8,16] {
+  ROOT %p.1 = f32[8,16]{1,0} parameter(0)
+}
+
+%body (t: (s32[], f32[8,16])) -> (s32[], f32[8,16]) {
+  %t = (s32[], f32[8,16]) parameter(0)
+  %x = f32[8,16]{1,0} get-tuple-element(%t), index=1
+  %c = f32[8,16]{1,0} conditional(%b, %x, %x), branch_computations={%idle, %work}
+  %k = f32[8,16]{1,0:T(8,128)} copy(%c)
+  %f = f32[8,16]{1,0:T(8,128)S(1)} copy(%c)
+  ROOT %r = (s32[], f32[8,16]) tuple(%i, %k)
+}
+
+ENTRY %main (a: f32[8,16]) -> f32[8,16] {
+  %a = f32[8,16]{1,0} parameter(0)
+  %l = (s32[], f32[8,16]) while(%a), condition=%c, body=%body, "known_trip_count":{"n":"10"}
+  ROOT %g = f32[8,16]{1,0} get-tuple-element(%l), index=1
+}
+"""
+
+
+def test_branches_of_a_pipeline_are_taken_in_some_turns():
+    product = 2 * 8 * 16 * 16
+    assert CompiledProgram(PIPELINE).flops == 10 * product
+    assert CompiledProgram(PIPELINE, taken=0.4).flops == 4 * product
+
+
+def test_copies_in_the_devices_memory():
+    assert CompiledProgram(PIPELINE).copies == [(4 * 8 * 16, 10)]
+    assert CompiledProgram(LOOP).copies == []
+
+
 def test_flops_of_all_loops():
     """A product of [8, 16] . [16, 16] five times, and one of [8, 16] . [16, 32]."""
     assert CompiledProgram(LOOP).flops == 5 * 2 * 8 * 16 * 16 + 2 * 8 * 16 * 32

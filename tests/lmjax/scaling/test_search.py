@@ -3,7 +3,7 @@
 import pytest
 
 from lmjax.config import UserError, replace
-from lmjax.models import llama
+from lmjax.models import llama, mixtral
 from lmjax.scaling.clusters import find_cluster
 from lmjax.scaling.division import Division
 from lmjax.scaling.plan import StepPlan
@@ -43,7 +43,7 @@ def test_reasons():
     assert reason(plan(data=16, rows=4, remat="none"), best) == "memory: it does not fit"
     assert reason(plan(fsdp=16, rows=4, remat="full"), best) == "recomputation"
     assert reason(plan(fsdp=2, tensor=8, rows=32), best) == "sums over tensor"
-    piped = plan(stage=16, microbatches=64, remat="dots")
+    piped = plan(stage=16, microbatches=32, rows=2, remat="dots")
     assert reason(piped, best) == "bubble of the pipeline"
 
 
@@ -52,6 +52,15 @@ def test_nothing_fits():
         search(LLAMA, find_cluster("a100-40gb:1"))
     with pytest.raises(UserError, match="no mesh of 7 chips divides"):
         search(LLAMA, find_cluster("a100-40gb:7"))
+
+
+def test_experts_are_divided():
+    """In all ways, each with as many rows as there are."""
+    sparse = Workload(replace(mixtral("8x7B"), dtype="bfloat16"), 2048, 64, 1e12)
+    cluster = find_cluster("a100-80gb:64")
+    found = list(divisions(sparse, cluster))
+    assert {division.expert for division in found} == {1, 2, 4, 8}
+    assert all((division.batch, division.chips) == (64, 64) for division in found)
 
 
 def test_long_rows_are_cut_over_context():

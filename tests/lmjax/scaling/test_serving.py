@@ -3,7 +3,7 @@
 import pytest
 
 from lmjax.config import UserError, replace
-from lmjax.models import llama, mistral, opt, palm, t5
+from lmjax.models import llama, mistral, mixtral, opt, palm, t5
 from lmjax.scaling.clusters import find_cluster
 from lmjax.scaling.costs import Prices
 from lmjax.scaling.flops import cache_bytes_per_token
@@ -29,6 +29,16 @@ def test_a_token_takes_the_time_of_reading_weights_and_cache():
     read = plan.weights + 1025 * 819_200
     assert plan.next_token == pytest.approx(read / (900e9 * READING))
     assert plan.bottleneck == "memory bandwidth"
+
+
+def test_experts_that_no_row_uses_are_not_read():
+    """Of 8 experts one row reads 2, two rows 8 (1 - (3/4)^2) = 3.5, many rows all."""
+    model = replace(mixtral("8x7B"), dtype="bfloat16")
+    cluster, experts = find_cluster("h100:8"), 2 * 32 * 8 * 3 * 4096 * 14_336
+    for rows, share in ((1, 1 / 4), (2, 7 / 16), (64, 1)):
+        plan = plan_serving(model, ServedRequests(rows=rows), cluster, 1)
+        idle = plan.weights - plan.weights_read
+        assert idle == pytest.approx(experts * (1 - share), rel=1e-3, abs=1e-6 * experts)
 
 
 def test_many_rows_are_limited_by_products():

@@ -1,5 +1,6 @@
 """Counts of parameters, FLOPs and bytes against the traced model on a mesh, and its residuals."""
 
+import dataclasses
 import math
 
 import jax
@@ -8,7 +9,24 @@ import pytest
 from flax import nnx
 
 from lmjax.config import replace
-from lmjax.models import abstract, bert, bloom, falcon, glm, gpt2, llama, opt, palm, t5
+from lmjax.models import (
+    ExpertChoiceRouter,
+    FeedForwardConfig,
+    abstract,
+    bert,
+    bloom,
+    falcon,
+    glam,
+    glm,
+    gpt2,
+    grok1,
+    llama,
+    mixtral,
+    opt,
+    palm,
+    switch,
+    t5,
+)
 from lmjax.models.batch import Batch
 from lmjax.parallel import Mesh, training_layout
 from lmjax.scaling.division import Division
@@ -27,15 +45,22 @@ FAMILIES = {
     "glm": glm("110M"),
     "bert": bert("base"),
     "t5": t5("small"),
+    "mixtral": mixtral("8x7B"),  # experts
+    "grok": grok1("314B"),
+    "glam": glam("0.1B"),  # experts in every second layer
+    "switch": switch("base"),
 }
 
 
 def tiny(name):
     """A family's model with few and small layers, and its sharing of key heads."""
     config = FAMILIES[name]
-    kv_heads = {"falcon": 2, "palm": 1}.get(name)
+    kv_heads = {"falcon": 2, "palm": 1, "mixtral": 2}.get(name)
     attention = replace(config.attention, num_heads=8, num_kv_heads=kv_heads, head_dim=16)
     feed_forward = replace(config.feed_forward, size=320)
+    if config.alternate_feed_forward is not None:
+        other = replace(config.alternate_feed_forward, size=160)
+        config = replace(config, alternate_feed_forward=other)
     config = replace(config, **TINY, attention=attention, feed_forward=feed_forward)
     if config.embedding_size:
         config = replace(config, embedding_size=32)
@@ -47,6 +72,7 @@ def workload(config, **settings):
 
 
 MESHES = [dict(fsdp=1), dict(fsdp=4), dict(fsdp=2, tensor=4), dict(fsdp=1, tensor=8), dict(data=2)]
+MESHES += [dict(expert=4), dict(fsdp=2, expert=2, tensor=2)]
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -75,10 +101,74 @@ def test_recomputed_flops():
     made = workload(tiny("llama"))
     parts, model = made.forward_parts, made.model_flops
     scores = 0.5 * parts["attention"]
-    assert made.hardware_flops("none") == pytest.approx(model + scores + parts["head"])
-    assert made.attention_flops("none") == pytest.approx(3.5 * parts["attention"])
+    assert made.hardware_flops(Division(remat="none")) == pytest.approx(
+        model + scores + parts["head"]
+    )
+    assert made.attention_flops(Division(remat="none")) == pytest.approx(3.5 * parts["attention"])
     extra = parts["products"] + parts["attention"]
-    assert made.hardware_flops("full") == pytest.approx(made.hardware_flops("none") + extra)
+    assert made.hardware_flops(Division(remat="full")) == pytest.approx(
+        made.hardware_flops(Division(remat="none")) + extra
+    )
+
+
+@pytest.mark.parametrize(
+    ("schedule", "remat", "passes"),
+    [("1f1b", "none", 4), ("1f1b", "full", 5), ("zb_h1", "none", 6), ("zb_h1", "full", 8)],
+)
+def test_passes_of_pipelines(schedule, remat, passes):
+    """Each part is computed again in backward, and for its weights alone once more.
+
+    In units of a forward pass, of which backward is two, and that of inputs or weights alone one.
+    """
+    made = workload(tiny("llama"))
+    parts = made.forward_parts
+    division = Division(stage=2, microbatches=4, schedule=schedule, remat=remat)
+    ends = 4 * parts["head"] + 0.5 * parts["attention"]
+    blocks = parts["products"] + parts["attention"]
+    assert made.hardware_flops(division) == pytest.approx(passes * blocks + ends)
+    assert made.attention_flops(division) == pytest.approx((passes + 0.5) * parts["attention"])
+    others = dataclasses.replace(division, parts_again=False)
+    assert made.hardware_flops(others) == made.hardware_flops(Division(remat=remat))
+
+
+def test_flops_of_experts():
+    """Those that a token uses, of 8 and of 64; empty slots are computed as well."""
+    one = 2 * 96 * 320  # of one matrix in one layer and token
+    made = workload(tiny("mixtral"))
+    assert made.expert_flops == 4 * 2 * 3 * one
+    assert made.hardware_flops(Division(remat="dots")) - made.hardware_flops(
+        Division(remat="none")
+    ) == pytest.approx(made.forward_parts["attention"] + made.expert_flops)
+    sparse = workload(tiny("glam"))
+    assert sparse.expert_flops == 2 * 2 * 2 * one
+    alike = replace(sparse.model.feed_forward.router, capacity=1.0)
+    even = replace(sparse.model, feed_forward=replace(sparse.model.feed_forward, router=alike))
+    for remat, passes in (("none", 3), ("dots", 4), ("full", 4)):
+        more = sparse.hardware_flops(Division(remat=remat)) - workload(even).hardware_flops(
+            Division(remat=remat)
+        )
+        assert more == pytest.approx(passes * 0.25 * sparse.expert_flops)
+
+
+def test_rows_of_experts():
+    """Two of each token, of all devices where none is dropped; slots where they have a capacity."""
+    dropless, capacity = workload(tiny("mixtral")), workload(tiny("glam"))
+    assert dropless.expert_rows(Division(expert=4)) == 2 * 4
+    assert capacity.expert_rows(Division(expert=4)) == 2 * 1.25
+    choice = replace(tiny("mixtral").feed_forward, router=ExpertChoiceRouter(capacity=3.0))
+    assert workload(replace(tiny("mixtral"), feed_forward=choice)).expert_rows(Division()) == 3
+    assert workload(tiny("llama")).expert_rows(Division()) == 0
+
+
+def test_dense_layers():
+    """All, none, or every second one; a shared expert is one as well."""
+    shared = FeedForwardConfig(size=32)
+    config = tiny("glam")
+    experts = replace(config.feed_forward, shared=shared)
+    assert workload(tiny("mixtral")).dense_layers == []
+    assert workload(tiny("llama")).dense_layers == [(tiny("llama").feed_forward, 1.0)]
+    found = workload(replace(config, feed_forward=experts)).dense_layers
+    assert found == [(shared, 0.5), (config.alternate_feed_forward, 0.5)]
 
 
 @pytest.mark.parametrize(

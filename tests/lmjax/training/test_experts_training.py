@@ -25,6 +25,7 @@ from lmjax.parallel import AXES, Mesh, training_layout
 from lmjax.training.learner import Learner
 from lmjax.training.optimizers import Adafactor, AdamW, Muon
 from lmjax.training.schedules import Cosine
+from lmjax.training.trainable import LastBlocks
 
 EXPERTS, LENGTH, ROWS, STEPS = 8, 16, 8, 10
 # Weights of the losses are large, so that their gradients are seen beside that of the targets.
@@ -178,6 +179,26 @@ def test_a_pipeline_has_the_auxiliary_losses_too(name):
     """Gradients and measures of a schedule's stages, with experts divided inside of each."""
     sizes = dict(stage=2, expert=2, tensor=2)
     assert_alike(gradients_on(sizes, routed_by(name), accumulation=4), on_one_device(name))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "accumulation"),
+    [(dict(fsdp=2, expert=2, tensor=2), 2), (dict(stage=2, expert=2, tensor=2), 4)],
+    ids=str,
+)
+def test_dense_and_sparse_layers_in_turn(sizes, accumulation):
+    """On a mesh, and in a pipeline whose stages hold a pair of layers each."""
+    dense = GatedFeedForwardConfig(size=24)
+    model = replace(routed_by("dropless"), num_layers=4, alternate_feed_forward=dense)
+    found = gradients_on(sizes, model, accumulation=accumulation)
+    assert_alike(found, gradients_on({}, model))
+
+
+def test_trained_blocks_come_in_pairs():
+    """As a dense and a sparse one are an entry of the stack."""
+    model = replace(MODEL, alternate_feed_forward=GatedFeedForwardConfig(size=24))
+    with pytest.raises(UserError, match="give an even number"):
+        LastBlocks(count=1).check(model, training_layout())
 
 
 def explicit_loss(model, example):

@@ -187,7 +187,7 @@ REFUSED = {
     "layers": (dict(model=replace(GPT, num_layers=3)), "model.num_layers=3 does not divide into 2"),
     "windows": (
         dict(model=LLAMA, pipeline=Pipeline(schedule="interleaved")),
-        "windows repeat every 2 layers, and a part of the pipeline has 1",
+        "windows or kinds of layers repeat every 2 layers, and a part of the pipeline has 1",
     ),
     "microbatches": (dict(microbatch=ROWS), "1 microbatches for 2 stages: .*accumulation is"),
     "ring": (

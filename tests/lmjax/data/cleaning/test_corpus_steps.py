@@ -1,6 +1,7 @@
 """Steps that need all documents, against loops over all pairs and rules done by hand."""
 
 import itertools
+import json
 import random
 
 import numpy as np
@@ -9,13 +10,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmjax.config import UserError, config
+from lmjax.data.cleaned import CleanedDocuments
 from lmjax.data.cleaning.clusters import NearDuplicates, clusters
 from lmjax.data.cleaning.contamination import Decontaminate, run_hashes, word_hashes
 from lmjax.data.cleaning.duplicates import ExactDuplicates, first_equal
+from lmjax.data.cleaning.formats import JsonLinesOutput
 from lmjax.data.cleaning.near_duplicates import MinHash, first_of_cluster, ngrams, tokens
+from lmjax.data.cleaning.pipeline import CleaningPipeline
+from lmjax.data.cleaning.shard_pass import Collection
 from lmjax.data.cleaning.step import Dropped
 from lmjax.data.cleaning.substrings import ExactSubstrings
 from lmjax.data.documents import Document, Part, Source
+from lmjax.data.sources import JsonLines
 
 
 def cleaned(step, shards, tell=lambda document, finding: None):
@@ -268,3 +274,21 @@ def test_the_text_around_a_repeated_run_stays_as_it_is():
     texts = [[f"First: {run} End."], [f"(Another beginning)\n\n{run} And more, too.", f"a b {run}"]]
     expected = [[texts[0][0]], ["(Another beginning)\nAnd more, too.", None]]
     assert cleaned(step, texts) == expected
+
+
+def test_runs_that_an_earlier_cleaning_has_kept_are_cut(tmp_path):
+    """A later slice: the same as if both had been one corpus."""
+    old, new = "a b c d e f g h", "x y z c d e f g h u v w"
+    outputs = []
+    for number, text in enumerate((old, new)):
+        lines = tmp_path / f"{number}.jsonl"
+        lines.write_text(json.dumps({"text": text}))
+        output = tmp_path / f"out{number}"
+        output.mkdir()
+        step = ExactSubstrings(words=4, least=1, earlier=tuple(map(str, outputs)))
+        collection = Collection(name="c", source=JsonLines(path=str(lines)))
+        CleaningPipeline((collection,), (step,), JsonLinesOutput(), output).run()
+        outputs.append(output)
+    (found,) = CleanedDocuments(path=str(outputs[1])).documents()
+    together = cleaned(ExactSubstrings(words=4, least=1), [[old], [new]])
+    assert found.text == together[1][0] == "x y z\nu v w"

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmjax.config import UserError, replace
+from lmjax.data.cleaning.bad_words import BadWords
 from lmjax.data.cleaning.heuristics import (
-    BadWords,
     C4Lines,
     FineWebQuality,
     GopherQuality,

@@ -111,3 +111,18 @@ def test_words_of_addresses_are_in_lower_case():
     with pytest.raises(UserError, match="lower case"):
         AddressRules(words=("Casino",))
     assert text_of(AddressRules(), "text") == "text"
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        "<html><body><p>some text<div></p></span><table><li>" * 50,
+        "<html><body>some text" + "<div class='nav'>" * 500,
+        "<html><body><a href='<p>some text</p>some text",
+        "<html><!-- <body><p>some text",
+        "<html>\ud800<body><nav><p>some text",
+    ],
+)
+def test_broken_markup_is_no_error(page):
+    pytest.importorskip("resiliparse")
+    assert isinstance(text_of(MainText(), page), str | Dropped)

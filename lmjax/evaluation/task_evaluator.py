@@ -1,0 +1,80 @@
+"""Tasks that a training run evaluates its model on."""
+
+from __future__ import annotations
+
+from lmjax.config import UserError, config
+from lmjax.console import Table
+from lmjax.evaluation.answering import Answering
+from lmjax.evaluation.evaluator import Context, Evaluate, Evaluator, Record
+from lmjax.evaluation.likelihood import check_causal
+from lmjax.evaluation.task_result import TaskResult
+from lmjax.evaluation.task_tables import score_table
+from lmjax.evaluation.tasks.task import EvaluationTask, Question
+from lmjax.generation.fill import infiller_of
+from lmjax.generation.generator import Generator
+from lmjax.generation.text import TextGenerator
+from lmjax.launch import is_first
+from lmjax.training.feed import TextFeed
+
+TASKS = "tasks/"  # before the name of a task, as the split of its scores
+
+
+@config
+class Tasks(Evaluator):
+    """Scores of the model in tasks, at intervals and at the end; questions stay the same."""
+
+    tasks: tuple[EvaluationTask, ...] = ()  # what it is asked
+    batch_size: int = 32  # most rows that are run at once
+
+    def prepare(self, context: Context) -> Evaluate:
+        """See `Evaluator.prepare`; the feed is a `TextFeed`.
+
+        Raises:
+          UserError: no task, one of another's name, files that cannot be read, or a model that does
+            neither continue texts nor fill blanks.
+        """
+        check_tasks(self.tasks)
+        feed: TextFeed = context.feed
+        model = context.learner.model
+        filling = infiller_of(feed.objective)
+        if filling is None:
+            check_causal(model)
+        questions = [task.questions() for task in self.tasks]
+
+        def evaluate(step: int, params: dict) -> tuple[Record | Table, ...]:
+            text = TextGenerator(Generator(model, params), feed.tokenizer, filling)
+            answering = Answering(text, self.batch_size)
+            found = [
+                result_of(task, asked, answering)
+                for task, asked in zip(self.tasks, questions, strict=True)
+            ]
+            if not is_first():
+                return ()
+            tables = (score_table({"model": found}, better) for better in (True, False))
+            return (*map(record_of, found), *(table for table in tables if table is not None))
+
+        return evaluate
+
+
+def check_tasks(tasks: tuple[EvaluationTask, ...]) -> None:
+    """Raises UserError for no task, or two of one name."""
+    if not tasks:
+        raise UserError("tasks: give one or more, as in 'tasks=(Arc(path=\"arc.jsonl\"),)'")
+    names = [f"{task.name} {task.shots}" for task in tasks]
+    if len(set(names)) < len(names):
+        double = next(name for name in names if names.count(name) > 1)
+        raise UserError(f"tasks: two have the name {double.split()[0]!r}: give one a title")
+
+
+def result_of(task: EvaluationTask, questions: list[Question], answering: Answering) -> TaskResult:
+    """The result of a model in a task, asked anew."""
+    requests = [request for question in questions for request in question.requests]
+    answers = iter(answering.answers(requests))
+    given = [[next(answers) for _ in question.requests] for question in questions]
+    return TaskResult.of(task, questions, given)
+
+
+def record_of(result: TaskResult) -> Record:
+    """Scores of a task as a line of metrics.jsonl, without its step."""
+    scores = {m.name: result.estimate(m).value for m in result.task.measures}
+    return {"split": TASKS + result.task.name, **scores, "items": len(result.questions)}

@@ -1,0 +1,39 @@
+"""Tasks: test sets as config objects over local files or TensorFlow Datasets."""
+
+from lmjax.evaluation.tasks.arc import Arc
+from lmjax.evaluation.tasks.code import MBPP, HumanEval
+from lmjax.evaluation.tasks.crows_pairs import CrowSPairs
+from lmjax.evaluation.tasks.exam import Exam
+from lmjax.evaluation.tasks.gsm8k import GSM8K
+from lmjax.evaluation.tasks.hellaswag import HellaSwag
+from lmjax.evaluation.tasks.lambada import Lambada
+from lmjax.evaluation.tasks.mmlu import MMLU
+from lmjax.evaluation.tasks.rolling import WholeTexts, WikiText
+from lmjax.evaluation.tasks.squad import SQuAD
+from lmjax.evaluation.tasks.task import EvaluationTask, Item, Measure, Question
+from lmjax.evaluation.tasks.truthfulqa import TruthfulQA1, TruthfulQA2
+from lmjax.evaluation.tasks.yes_or_no import PIQA, BoolQ, WinoGrande
+
+__all__ = [
+    "GSM8K",
+    "MBPP",
+    "MMLU",
+    "PIQA",
+    "Arc",
+    "BoolQ",
+    "CrowSPairs",
+    "EvaluationTask",
+    "Exam",
+    "HellaSwag",
+    "HumanEval",
+    "Item",
+    "Lambada",
+    "Measure",
+    "Question",
+    "SQuAD",
+    "TruthfulQA1",
+    "TruthfulQA2",
+    "WholeTexts",
+    "WikiText",
+    "WinoGrande",
+]

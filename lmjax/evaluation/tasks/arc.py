@@ -1,0 +1,39 @@
+"""ARC: science questions of schools, easy and hard (Clark et al. 2018, arXiv:1803.05457)."""
+
+from __future__ import annotations
+
+from lmjax.config import config
+from lmjax.evaluation.tasks.choices import ChoiceTask
+from lmjax.evaluation.tasks.records import Record
+from lmjax.evaluation.tasks.task import Item
+
+
+@config
+class Arc(ChoiceTask):
+    """ARC easy or challenge, whichever the file is; answers are scored as texts."""
+
+    def read_item(self, record: Record) -> Item:
+        """See `EvaluationTask.read_item`: AI2's lines, or those of its copy on the hub."""
+        if isinstance(record.values.get("question"), str):
+            question, options = record.text("question"), record.part("choices")
+            labels, texts = options.texts("label"), options.texts("text")
+        else:
+            stem = record.part("question")
+            question = stem.text("stem")
+            options = [
+                Record(one, f"{record.where}, choices", record.file)
+                for one in stem.value("choices")
+            ]
+            labels = [option.text("label") for option in options]
+            texts = tuple(option.text("text") for option in options)
+        key = record.text("answerKey")
+        if key not in labels:
+            raise record.wrong("answerKey", key, f"one of {', '.join(labels)}")
+        gold = list(labels).index(key)
+        return Item(
+            prompt=f"Question: {question}\nAnswer:",
+            answer=texts[gold],
+            choices=tuple(texts),
+            gold=gold,
+            identity=str(record.values.get("id", record.where)),
+        )

@@ -1,0 +1,102 @@
+"""Programs that the model writes and that are run: HumanEval and MBPP."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+from lmjax.config import UserError, config
+from lmjax.evaluation.requests import ModelRequest, Written, WrittenRequest
+from lmjax.evaluation.tasks.records import Record
+from lmjax.evaluation.tasks.sandbox import SECONDS, run_program
+from lmjax.evaluation.tasks.task import EvaluationTask, Item, ItemScores, Measure
+
+
+@config
+class CodeTask(EvaluationTask):
+    """Base of the tasks whose answers are programs; they run in a process with limits."""
+
+    run_code: bool = False  # run what the model writes; see `lmjax.evaluation.tasks.sandbox`
+    samples: int = 1  # programs a problem; pass@1 is the share of them that pass
+    temperature: float = 0.0  # of sampling; 0: the likeliest
+    max_tokens: int = 512  # most tokens of a program
+    seconds: float = SECONDS  # that a program may take
+
+    measures: ClassVar[tuple[Measure, ...]] = (Measure("pass@1"),)
+    generates: ClassVar[bool] = True
+    stop: ClassVar[tuple[str, ...]] = ()
+
+    def validate(self) -> None:
+        """Raises UserError for numbers that cannot be meant."""
+        super().validate()
+        if self.samples < 1 or self.seconds <= 0:
+            raise UserError(f"samples={self.samples}, seconds={self.seconds}: must be above 0")
+        if self.samples > 1 and self.temperature == 0:
+            raise UserError(f"samples={self.samples} are all alike at temperature=0")
+
+    def read_items(self, path: str) -> list[Item]:
+        """See `EvaluationTask.read_items`; UserError unless code may be run."""
+        if not self.run_code:
+            raise UserError(
+                f"{self.name} runs programs that the model writes: run_code=true allows it"
+            )
+        return super().read_items(path)
+
+    def requests(self, item: Item, context: str) -> tuple[ModelRequest, ...]:
+        """See `EvaluationTask.requests`."""
+        settings = self.max_tokens, self.temperature, None, self.samples, self.seed
+        return (WrittenRequest(context, self.stop, *settings),)
+
+    def measure(self, item: Item, answers: Sequence[Written]) -> ItemScores:
+        """See `EvaluationTask.measure`."""
+        programs = [self.program(item, text) for text in answers[0].texts]
+        passed = [run_program(program, self.seconds).passed for program in programs]
+        return {"pass@1": sum(passed) / len(passed)}
+
+    def program(self, item: Item, text: str) -> str:
+        """The whole program with its tests."""
+        return f"{text}\n{item.details['tests']}"
+
+    def stop_rule(self) -> str:
+        """See `EvaluationTask.stop_rule`."""
+        return f"{', '.join(map(repr, self.stop))}, the end token, or {self.max_tokens} tokens"
+
+
+@config
+class HumanEval(CodeTask):
+    """HumanEval: functions to complete (Chen et al. 2021, arXiv:2107.03374)."""
+
+    stop: ClassVar[tuple[str, ...]] = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")
+
+    def read_item(self, record: Record) -> Item:
+        """See `EvaluationTask.read_item`."""
+        tests = f"{record.text('test')}\ncheck({record.text('entry_point')})\n"
+        prompt, solution = record.text("prompt"), record.text("canonical_solution")
+        identity = record.text("task_id")
+        return Item(prompt, solution, identity=identity, details={"tests": tests})
+
+    def program(self, item: Item, text: str) -> str:
+        """See `CodeTask.program`."""
+        return super().program(item, item.prompt + text)
+
+
+@config
+class MBPP(CodeTask):
+    """MBPP: functions that pass three tests (Austin et al. 2021, arXiv:2108.07732)."""
+
+    stop: ClassVar[tuple[str, ...]] = ("[DONE]",)
+    delimiter: ClassVar[str] = ""
+    draws: ClassVar[bool] = False
+
+    def read_item(self, record: Record) -> Item:
+        """See `EvaluationTask.read_item`."""
+        tests = "\n".join(record.texts("test_list")[:3])
+        prompt = (
+            "You are an expert Python programmer, and here is your task: "
+            f"{record.text('text', 'prompt')} Your code should pass these tests:\n\n{tests}\n"
+            "[BEGIN]\n"
+        )
+        setup = str(record.values.get("test_setup_code", ""))
+        every = "\n".join([setup, *record.texts("test_list")])
+        answer = f"{record.text('code')}\n[DONE]"
+        return Item(prompt, answer, identity=record.where, details={"tests": every})

@@ -1,0 +1,111 @@
+"""Perplexity of whole texts: WikiText (Merity et al. 2016, arXiv:1609.07843), and any other."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import ClassVar
+
+from lmjax.config import UserError, config
+from lmjax.evaluation.requests import Likelihood, ModelRequest, RollingRequest
+from lmjax.evaluation.tasks.records import Record, read_files
+from lmjax.evaluation.tasks.task import EvaluationTask, Item, ItemScores, Measure
+
+HEADING = re.compile(r"^ = (?!=).*(?<!=) = $", re.MULTILINE)  # where an article of WikiText begins
+# Spaces that WikiText's tokenization put round signs, and how a text has them, in this order.
+SPELLINGS = (
+    ("s '", "s'"), (" @-@ ", "-"), (" @,@ ", ","), (" @.@ ", "."), (" : ", ": "), (" ; ", "; "),
+    (" . ", ". "), (" ! ", "! "), (" ? ", "? "), (" , ", ", "),
+)  # fmt: skip
+PAIRS = ((r"\(", r"\)", "()"), (r"\[", r"\]", "[]"), ("{", "}", "{}"), ('"', '"', '""'),
+         ("'", "'", "''"))  # fmt: skip
+ENDINGS = (
+    ("= = = =", "===="), ("= = =", "==="), ("= =", "=="), (f" {chr(176)} ", chr(176)),
+    (" \n", "\n"), ("\n ", "\n"), (" N ", " 1 "), (" 's", "'s"),
+)  # fmt: skip
+
+
+def untokenized(text: str) -> str:
+    """Text of WikiText as one writes it, by the rules that most evaluations share."""
+    for old, new in SPELLINGS:
+        text = text.replace(old, new)
+    for opening, closing, (left, right) in PAIRS:
+        inside = re.sub(r"\\", "", closing)
+        text = re.sub(
+            rf"{opening}\s*([^{re.escape(inside)}]*?)\s*{closing}", rf"{left}\1{right}", text
+        )
+    for old, new in ENDINGS:
+        text = text.replace(old, new)
+    return text
+
+
+@config
+class WholeTexts(EvaluationTask):
+    """Perplexity of whole texts, by word, byte and character; lines with a field text or page."""
+
+    # Logarithms are added up: no exponential is taken of more than a mean.
+    measures: ClassVar[tuple[Measure, ...]] = (
+        Measure("word_perplexity", False, "rate", "word"),
+        Measure("byte_perplexity", False, "rate", "byte"),
+        Measure("bits_per_byte", False, "rate", "byte"),
+        Measure("character_perplexity", False, "rate", "character"),
+    )
+
+    def validate(self) -> None:
+        """Raises UserError for examples: there are no questions."""
+        super().validate()
+        if self.shots:
+            raise UserError(f"{self.name}: shots={self.shots}: whole texts have no examples")
+
+    def read_items(self, path: str) -> list[Item]:
+        """See `EvaluationTask.read_items`; a file of plain text is one item."""
+        if ".json" in path.rpartition("/")[2]:
+            return super().read_items(path)
+        files = read_files(path)
+        return [Item(file.text, "", identity=file.name) for file in files if file.text]
+
+    def read_item(self, record: Record) -> Item | None:
+        """See `EvaluationTask.read_item`."""
+        text = record.text("text", "page")
+        return Item(text, "", identity=record.where) if text.strip() else None
+
+    def scored_text(self, item: Item) -> str:
+        """The text that the model scores; words and bytes are counted in the item's own."""
+        return item.prompt
+
+    def requests(self, item: Item, context: str) -> tuple[ModelRequest, ...]:
+        """See `EvaluationTask.requests`."""
+        return (RollingRequest(self.scored_text(item)),)
+
+    def measure(self, item: Item, answers: Sequence[Likelihood]) -> ItemScores:
+        """See `EvaluationTask.measure`."""
+        [answer] = answers
+        counts = {
+            "word": len(re.split(r"\s+", item.prompt)),
+            "byte": len(item.prompt.encode("utf-8")),
+            "character": len(item.prompt),
+        }
+        return {m.name: (answer.log_probability, float(counts[m.per])) for m in self.measures}
+
+
+@config
+class WikiText(WholeTexts):
+    """WikiText by article: scored as text, measured by the words of the tokenized file."""
+
+    def read_items(self, path: str) -> list[Item]:
+        """See `EvaluationTask.read_items`: files of tokens are cut at the articles' headings."""
+        if ".json" in path.rpartition("/")[2]:
+            return super().read_items(path)
+        items = []
+        for file in read_files(path):
+            starts = [match.start() for match in HEADING.finditer(file.text)]
+            if not starts:
+                raise UserError(f"{file.name} has no heading ' = Title = ' of an article")
+            for number, (first, last) in enumerate(zip(starts, [*starts[1:], None])):
+                text = file.text[first:last]
+                items.append(Item(text, "", identity=f"{file.name}, article {number + 1}"))
+        return items
+
+    def scored_text(self, item: Item) -> str:
+        """See `WholeTexts.scored_text`."""
+        return untokenized(item.prompt)

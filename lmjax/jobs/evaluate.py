@@ -1,0 +1,267 @@
+"""Evaluation of trained models on tasks, resumed by item, with a report.
+
+python -m experiments.evaluate model=runs/x 'tasks=(Arc(path="ARC-Challenge-Test.jsonl"),)'
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import jax
+import numpy as np
+
+from lmjax.config import UserError, config, to_json
+from lmjax.console import CountBar, RunLog, Stopwatch, Table, make_console
+from lmjax.data.hashes import FileHashes
+from lmjax.evaluation.answer_file import AnswerFile, answers_key
+from lmjax.evaluation.answering import Answering
+from lmjax.evaluation.boundary import text_tokens
+from lmjax.evaluation.requests import ModelAnswer, ModelRequest
+from lmjax.evaluation.task_evaluator import check_tasks
+from lmjax.evaluation.task_result import TaskResult
+from lmjax.evaluation.task_tables import (
+    error_table,
+    interval_table,
+    prompt_table,
+    score_table,
+    subject_table,
+)
+from lmjax.evaluation.tasks.task import EvaluationTask, Question
+from lmjax.generation.run import load
+from lmjax.generation.text import TextGenerator
+from lmjax.interop.folder import (
+    begin_token,
+    files_of_parameters,
+    model_folder,
+    tokenizer_folder,
+)
+from lmjax.jobs.job import Job
+from lmjax.jobs.report import write_report
+from lmjax.jobs.results import Results
+from lmjax.jobs.settings import at_least
+from lmjax.launch import from_first, import_modules, is_first, on_first
+from lmjax.parallel import Mesh
+from lmjax.remote import check_path
+from lmjax.runs.folder import REPLIES, REPORT, RESULTS, RunFolder
+from lmjax.runs.lock import lock_run_folder
+
+
+@config
+class Evaluate(Job):
+    """Score models on tasks, side by side.
+
+    Answers are kept in output/replies, a file for each model: what was answered is not asked again,
+    also by other tasks or after a kill. results.json has all numbers, report.html shows them.
+    """
+
+    output: str = "runs/evaluate"  # folder of answers and results; the same command goes on there
+    model: str | None = None  # run folder or public model folder; see also models
+    models: tuple[str, ...] = ()  # further ones, which are compared with it
+    tasks: tuple[EvaluationTask, ...] = ()  # what they are asked
+    batch_size: int = 32  # most rows that are run at once
+    # precision of the computation; none: a run's own, but float32 on a CPU
+    dtype: Literal["float32", "bfloat16"] | None = None
+    mesh: Mesh = Mesh()  # how the devices are arranged
+    imports: tuple[str, ...] = ()  # modules of your own whose tasks there are
+
+    def validate(self) -> None:
+        """Raises UserError for settings that cannot be meant."""
+        check_path(self.output, "output", write=True)
+        for path in self.folders:
+            check_path(path, "models")
+        at_least(1, self, "batch_size")
+
+    @property
+    def folders(self) -> tuple[str, ...]:
+        """All models, each once."""
+        first = () if self.model is None else (self.model,)
+        return tuple(dict.fromkeys((*first, *self.models)))
+
+    def may_change(self, setting: str) -> bool:
+        """See `Job.may_change`: answers are kept by model and request, whatever else is asked."""
+        return True
+
+    def run(self) -> None:
+        """Asks what is not answered yet, and reports.
+
+        Raises:
+          UserError: a setting is missing, a file or model cannot be read, a context cannot hold a
+            question, or a model gives no numbers.
+        """
+        import_modules(self.imports)
+        if not self.folders:
+            raise UserError("model: give a run folder or a public model folder, as in model=runs/x")
+        check_tasks(self.tasks)
+        with jax.set_mesh(self.mesh.build()), lock_run_folder(self) as folder:
+            EvaluateRun(self, folder).run()
+
+
+class EvaluateRun:
+    """The work of an `Evaluate` in its folder."""
+
+    def __init__(self, job: Evaluate, folder: RunFolder) -> None:
+        """A mesh must be set; the folder is locked."""
+        self.job, self.folder, self.log = job, folder, RunLog(make_console())
+
+    def run(self) -> None:
+        """See `Evaluate.run`."""
+        job, watch = self.job, Stopwatch()
+        self.log.title(self.folder.location.rpartition("/")[2], self.folder.location)
+        questions = [task.questions() for task in job.tasks]
+        for task, asked in zip(job.tasks, questions, strict=True):
+            shots = max(question.shots for question in asked)
+            self.log.fact(task.name, f"{len(asked):,} items, {shots} examples in the prompt")
+        names = names_of(job.folders)
+        found = {}
+        for folder, name in zip(job.folders, names, strict=True):
+            found[name] = self.results_of(folder, name, questions)
+        on_first(functools.partial(self.report, found, watch))
+
+    def results_of(
+        self, folder: str, name: str, questions: Sequence[Sequence[Question]]
+    ) -> list[TaskResult]:
+        """Results of a model in all tasks; only those of the first process are whole."""
+        job, watch = self.job, Stopwatch()
+        path = self.folder.replies / f"{model_key(folder, job.dtype)}.jsonl"
+        requests = list(
+            dict.fromkeys(r for asked in questions for one in asked for r in one.requests)
+        )
+        kept: AnswerFile | None = None
+
+        def read() -> None:
+            nonlocal kept
+            kept = AnswerFile(path)
+
+        on_first(read)
+        try:
+            there = [kept is not None and request in kept for request in requests]
+            there = from_first(np.array(there)).tolist()
+            left = [request for request, done in zip(requests, there, strict=True) if not done]
+            if left:
+                self.ask(folder, name, left, kept, len(requests), questions)
+            words = f"{len(requests):,} answers, {len(requests) - len(left):,} of them from before"
+            self.log.fact(name, words, watch.seconds())
+            if not is_first():
+                return []
+            return [
+                TaskResult.of(task, asked, [[kept[r] for r in one.requests] for one in asked])
+                for task, asked in zip(job.tasks, questions, strict=True)
+            ]
+        finally:
+            if kept is not None:
+                kept.close()
+
+    def ask(
+        self,
+        folder: str,
+        name: str,
+        left: Sequence[ModelRequest],
+        kept: AnswerFile | None,
+        total: int,
+        questions: Sequence[Sequence[Question]],
+    ) -> None:
+        """Reads a model and asks it what it has not answered.
+
+        Args:
+          folder: of the model.
+          name: of it, for the log.
+          left: requests without an answer.
+          kept: where answers are written, in the first process.
+          total: number of all requests.
+          questions: of all tasks.
+        """
+        with self.log.phase(f"reading {name}"):
+            text = load(folder, dtype=self.job.dtype)
+        for task, asked in zip(self.job.tasks, questions, strict=True):
+            check_room(task, asked, text)
+        answering = Answering(text, self.job.batch_size, begin_token(folder, text.tokenizer))
+        done = total - len(left)
+        with CountBar(name, self.log.console) as bar:
+
+            def note(number: int, answer: ModelAnswer) -> None:
+                nonlocal done
+                if kept is not None:
+                    kept.add(left[number], answer)
+                done += 1
+                bar(done, total)
+
+            answering.answers(left, note)
+
+    def report(self, found: dict[str, list[TaskResult]], watch: Stopwatch) -> None:
+        """Prints and keeps the tables."""
+        self.folder.write_config(self.job)
+        first = next(iter(found.values()))
+        leaderboard = [score_table(found, True), score_table(found, False)]
+        subjects = [subject_table(number, found) for number in range(len(first))]
+        intervals = [interval_table(name, results) for name, results in found.items()]
+        errors = [error_table(name, results) for name, results in found.items()]
+        prompts = [prompt_table(first)]
+        tables = (*leaderboard, *subjects, *intervals, *errors, *prompts)
+        tables: tuple[Table, ...] = tuple(table for table in tables if table is not None)
+        for table in leaderboard:
+            if table is not None:
+                self.log.table(table)
+        results = Results(tables=tables, seconds=watch.seconds(), tiles=tiles_of(found))
+        self.folder.write_json(RESULTS, results.to_json())
+        write_report(self.folder)
+        self.log.files(
+            self.folder.location,
+            (
+                (REPORT, "leaderboard, subjects, errors and prompts, for a browser"),
+                (RESULTS, "the same numbers"),
+                (f"{REPLIES}/*.jsonl", "every answer, a file for each model"),
+            ),
+        )
+
+
+def model_key(folder: str, dtype: str | None) -> str:
+    """A name for all that decides about a model's answers: its files, tokenizer and precision."""
+    files = [*files_of_parameters(folder), *_tokenizer_files(folder)]
+    hashes = FileHashes()(list(map(str, files)))
+    return answers_key([*hashes, str(dtype), to_json(model_folder(folder))])
+
+
+def _tokenizer_files(folder: str) -> list[Path]:
+    """Files of the tokenizer. UserError: there are none, so that no text can be read."""
+    where = tokenizer_folder(folder)
+    names = ("*token*", "*.model", "*.tiktoken", "vocab*", "merges.txt", "huggingface.json")
+    found = {path for name in names for path in where.glob(name) if path.is_file()}
+    if not found:
+        raise UserError(f"there is no tokenizer in {folder}: texts need one")
+    return sorted(found)
+
+
+def check_room(task: EvaluationTask, questions: Sequence[Question], text: TextGenerator) -> None:
+    """Raises UserError where the model's context does not hold the shortest question of a task."""
+    longest = text.generator.config.max_length
+    if longest is None or not any(question.item.prompt for question in questions):
+        return
+    shortest = min(questions, key=lambda question: len(question.item.prompt))
+    for request in shortest.requests[:1]:
+        if not (hasattr(request, "continuation") or hasattr(request, "prompt")):
+            return  # whole texts are read in windows
+        room = longest - getattr(request, "max_tokens", 0)
+        tokens = text_tokens(text.tokenizer, shortest.item.prompt)
+        if len(tokens) > room:
+            raise UserError(
+                f"{task.name}: the shortest question has {len(tokens)} tokens; the model reads "
+                f"{longest}{f', of which the answer may take {longest - room}' * (room < longest)}"
+            )
+
+
+def names_of(folders: Sequence[str]) -> list[str]:
+    """Short names of models, all different."""
+    short = [Path(folder.rstrip("/")).name or folder for folder in folders]
+    return [s if short.count(s) == 1 else f for s, f in zip(short, folders, strict=True)]
+
+
+def tiles_of(found: dict[str, list[TaskResult]]) -> tuple[tuple[str, str], ...]:
+    """The first score of each task, of each model, for the report's head."""
+    return tuple(
+        (f"{name}: {result.task.name}", f"{result.estimate(result.task.measures[0]).value:.3f}")
+        for name, results in list(found.items())[:3]
+        for result in results[:4]
+    )

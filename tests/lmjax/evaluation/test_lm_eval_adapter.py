@@ -1,0 +1,68 @@
+"""The adapter to EleutherAI's harness gives the numbers of our own evaluation."""
+
+import dataclasses
+import json
+
+import jax
+import pytest
+
+from lmjax.config import UserError
+from lmjax.evaluation.answering import Answering
+from lmjax.evaluation.lm_eval_adapter import lmjax_model, written_request
+from lmjax.evaluation.requests import ContinuationRequest, RollingRequest, WrittenRequest
+from lmjax.generation import load_run
+from lmjax.parallel import Mesh
+from tests.lmjax.jobs.test_evaluate import write_run
+
+SETTINGS = {"until": ["e", ""], "max_gen_toks": 4, "do_sample": False}
+
+
+def test_settings_of_written_texts():
+    assert written_request("a", SETTINGS, True) == WrittenRequest("a", ("e",), 4, special=True)
+    assert written_request("a", {"until": "x"}, False) == WrittenRequest("a", ("x",), 256)
+    drawn = written_request("a", {"temperature": 0.5, "top_p": 0.9}, False)
+    assert (drawn.temperature, drawn.top_p) == (0.5, 0.9)
+    with pytest.raises(UserError, match="generation_kwargs: num_beams is none of until"):
+        written_request("a", {"num_beams": 2}, False)
+
+
+@dataclasses.dataclass
+class Asked:
+    """A request as the harness hands it over."""
+
+    args: tuple
+
+
+def test_the_harness_gets_our_numbers(tmp_path):
+    pytest.importorskip("lm_eval")
+    write_run(tmp_path / "run", 0)
+    model = lmjax_model(folder=str(tmp_path / "run"), batch_size="4", device=None)
+    pairs = [("Is it?", " yes"), ("", "no"), ("x " * 80, "y")]
+    with jax.set_mesh(Mesh().build()):
+        own = Answering(load_run(tmp_path / "run"), 4)
+        wanted = own.answers([ContinuationRequest(*pair) for pair in pairs])
+        whole = own.answers([RollingRequest("a text")])
+        texts = own.answers([WrittenRequest("Is it?", ("e",), 4)])
+    found = model.loglikelihood([Asked(pair) for pair in pairs])
+    assert found == [(one.log_probability, one.is_greedy) for one in wanted]
+    assert model.loglikelihood_rolling([Asked(("a text",))]) == [whole[0].log_probability]
+    written = model.generate_until([Asked(("Is it?", SETTINGS))])
+    assert written == [texts[0].texts[0]] and "e" not in written[0]
+    rendered = model.apply_chat_template([{"role": "user", "content": "Is it?"}])
+    assert "Is it?" in rendered and model.in_chat
+    with pytest.raises(UserError, match="there is no pretrained"):
+        lmjax_model(folder=str(tmp_path / "run"), pretrained="x")
+    from lm_eval import simple_evaluate
+    from lm_eval.tasks import TaskManager
+
+    lines = [{"q": f"Is it {n}?", "a": ["no", "yes"], "n": n % 2} for n in range(4)]
+    (tmp_path / "set.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (tmp_path / "own.yaml").write_text(
+        "task: own\ndataset_path: json\ntest_split: test\noutput_type: multiple_choice\n"
+        f"dataset_kwargs: {{data_files: {{test: {tmp_path}/set.jsonl}}}}\n"
+        'doc_to_text: "{{q}}"\ndoc_to_choice: a\ndoc_to_target: n\n'
+    )
+    manager = TaskManager(include_path=str(tmp_path), include_defaults=False)
+    model.in_chat = False
+    scores = simple_evaluate(model, tasks=["own"], task_manager=manager, bootstrap_iters=0)
+    assert 0 <= scores["results"]["own"]["acc,none"] <= 1

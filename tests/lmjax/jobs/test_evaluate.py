@@ -1,0 +1,173 @@
+"""The job that evaluates models: its numbers, going on after a kill, and what it refuses."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from lmjax.config import UserError, config, to_json
+from lmjax.data.tokenizers import ByteTokenizer
+from lmjax.evaluation import answer_file
+from lmjax.evaluation.answering import Answering
+from lmjax.evaluation.requests import Likelihood, Written, answer_record, read_answer
+from lmjax.evaluation.task_evaluator import result_of
+from lmjax.evaluation.tasks import GSM8K, Arc, Lambada
+from lmjax.generation import load_run
+from lmjax.jobs.evaluate import Evaluate, model_key
+from lmjax.models import AttentionConfig, FeedForwardConfig, TransformerConfig, initialize
+from lmjax.parallel import Mesh, generation_layout
+from lmjax.runs.checkpoints import Checkpointer
+
+MODEL = TransformerConfig(
+    vocab_size=257,
+    hidden=16,
+    num_layers=1,
+    max_length=96,
+    attention=AttentionConfig(num_heads=2, head_dim=8),
+    feed_forward=FeedForwardConfig(size=32),
+)
+
+
+@config
+class ScoredRun:
+    """What evaluation needs to know of an experiment."""
+
+    model: TransformerConfig = MODEL  # what was trained
+    ema_decay: float | None = None  # decay of an average of the parameters
+
+
+def write_run(folder, seed):
+    """A run folder with random parameters."""
+    folder.mkdir()
+    (folder / "config.json").write_text(to_json(ScoredRun()))
+    ByteTokenizer().save(folder / "tokenizer")
+    with jax.set_mesh(Mesh(fsdp=1).build(jax.devices()[:1])):
+        _, params = initialize(MODEL, generation_layout(), jax.random.key(seed))
+        with Checkpointer(folder / "checkpoints") as checkpointer:
+            tree = {"params": params, "average": None, "step": jnp.int32(1)}
+            checkpointer.save(1, tree, {"tokenizer": ByteTokenizer().fingerprint})
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Two runs, and files of three tasks."""
+    root = tmp_path_factory.mktemp("evaluated")
+    for seed, name in enumerate(("one", "two")):
+        write_run(root / name, seed)
+    choices = {"text": ["ice", "a stone"], "label": ["A", "B"]}
+    questions = [
+        {"question": f"Is it {n}?", "choices": choices, "answerKey": "AB"[n % 2]} for n in range(5)
+    ]
+    files = {
+        "arc": questions,
+        "lambada": [{"text": "a cup of tea"}, {"text": "the end of it"}],
+        "gsm8k": [{"question": "1+1?", "answer": "#### 2"}],
+    }
+    for name, records in files.items():
+        (root / name).write_text("".join(json.dumps(record) + "\n" for record in records))
+        (root / name).rename(root / f"{name}.jsonl")
+    return root
+
+
+def tasks(root):
+    return (
+        Arc(path=f"{root}/arc.jsonl", shots=1),
+        Lambada(path=f"{root}/lambada.jsonl"),
+        GSM8K(path=f"{root}/gsm8k.jsonl", max_tokens=4),
+    )
+
+
+def job(root, output, *names):
+    models = tuple(str(root / name) for name in names)
+    mesh = Mesh(fsdp=1, data=1) if jax.device_count() == 1 else Mesh()
+    return Evaluate(output=str(output), models=models, tasks=tasks(root), batch_size=4, mesh=mesh)
+
+
+@pytest.fixture(scope="module")
+def finished(runs, tmp_path_factory):
+    """An evaluation of both runs, and its results."""
+    output = tmp_path_factory.mktemp("out") / "evaluation"
+    job(runs, output, "one", "two").run()
+    return output, json.loads((output / "results.json").read_text())
+
+
+def table(results, title):
+    found = next(one for one in results["tables"] if one["title"] == title)
+    return {row[0]: dict(zip(found["columns"][1:], row[1:])) for row in found["rows"]}
+
+
+def test_the_scores_are_those_of_the_models(runs, finished, one_device):
+    scores = table(finished[1], "Scores")
+    for name in ("one", "two"):
+        answering = Answering(load_run(runs / name))
+        for task in tasks(runs):
+            result = result_of(task, task.questions(), answering)
+            for measure in (m for m in task.measures if m.more_is_better):
+                shots = task.shots
+                row = scores[f"{task.name} {shots}-shot {measure.name}"]
+                assert row[name] == pytest.approx(result.estimate(measure).value)
+    assert scores["Arc 1-shot acc"]["guessing"] == 0.5
+    assert scores["Arc 1-shot acc"]["by length"] == 0.6  # the shorter one, of five questions
+    intervals = table(finished[1], "Intervals of one")
+    assert intervals["Arc 1-shot acc"]["items"] == 5
+    page = (finished[0] / "report.html").read_text()
+    assert "Question: Is it 0?" in page and "stops at" in page
+
+
+def test_what_was_answered_is_not_asked_again(runs, finished, tmp_path, monkeypatch):
+    """After a kill in the middle of a line, and with the same numbers."""
+    output = tmp_path / "again"
+    job(runs, output, "one").run()
+    [path] = (output / "replies").iterdir()
+    assert path.name == f"{model_key(str(runs / 'one'), None)}.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[:7]) + lines[7][:9])
+    asked = []
+    original = answer_file.AnswerFile.add
+    monkeypatch.setattr(
+        answer_file.AnswerFile,
+        "add",
+        lambda self, request, answer: (asked.append(request), original(self, request, answer)),
+    )
+    job(runs, output, "one").run()
+    assert len(asked) == len(lines) - 7
+    again = json.loads((output / "results.json").read_text())
+    assert (
+        table(again, "Scores")["Arc 1-shot acc"]["one"]
+        == (table(finished[1], "Scores")["Arc 1-shot acc"]["one"])
+    )
+    asked.clear()
+    job(runs, output, "one").run()
+    assert asked == []
+
+
+def test_two_models_never_share_an_answer(runs):
+    keys = {model_key(str(runs / name), dtype) for name in ("one", "two") for dtype in (None, "x")}
+    assert len(keys) == 4
+
+
+def test_answers_are_read_as_they_were_written():
+    for answer in (Likelihood(-1 / 3, True, 2, 1), Written(("a\u2028b", ""), 0)):
+        assert read_answer(json.loads(json.dumps(answer_record(answer)))) == answer
+
+
+def test_mistakes_are_told(runs, tmp_path):
+    with pytest.raises(UserError, match="give a run folder"):
+        Evaluate(output=str(tmp_path / "a")).run()
+    with pytest.raises(UserError, match="tasks: give one or more"):
+        Evaluate(output=str(tmp_path / "a"), model=str(runs / "one")).run()
+    double = (Lambada(path="a"), Lambada(path="b"))
+    with pytest.raises(UserError, match="two have the name 'Lambada'"):
+        Evaluate(output=str(tmp_path / "a"), model=str(runs / "one"), tasks=double).run()
+    text = "word " * 40 + "end"
+    (tmp_path / "long.jsonl").write_text(json.dumps({"text": text}) + "\n")
+    long = (Lambada(path=str(tmp_path / "long.jsonl")),)
+    with pytest.raises(UserError, match="the shortest question has 200 tokens; the model reads 96"):
+        Evaluate(output=str(tmp_path / "a"), model=str(runs / "one"), tasks=long).run()
+    (runs / "one" / "tokenizer").rename(runs / "one" / "elsewhere")
+    try:
+        with pytest.raises(UserError, match="no tokenizer"):
+            job(runs, tmp_path / "b", "one").run()
+    finally:
+        (runs / "one" / "elsewhere").rename(runs / "one" / "tokenizer")
