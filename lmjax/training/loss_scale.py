@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Bool, Float, Int, PyTree
+from jaxtyping import Bool, Float, PyTree
 
 from lmjax.config import UserError, config
 from lmjax.models.batch import Array
@@ -78,14 +78,14 @@ class Scale:
     """State of a dynamic loss scale.
 
     Attributes:
-      value: of the next step.
-      good: steps since the last overflow or doubling.
-      skipped: steps of the run that were skipped.
+      value: of the next step, a float32 number.
+      good: steps since the last overflow or doubling, an int32 number.
+      skipped: steps of the run that were skipped, likewise.
     """
 
-    value: Float[Array, ""]
-    good: Int[Array, ""]
-    skipped: Int[Array, ""]
+    value: Any  # also what jax's own trees hold in its place
+    good: Any
+    skipped: Any
 
 
 def factor_of(scale: Scale, tokens: int) -> Float[Array, ""]:

@@ -6,9 +6,6 @@ import dataclasses
 from typing import Any
 
 import jax
-from jaxtyping import Int, PRNGKeyArray
-
-from lmjax.models.batch import Array
 
 
 @jax.tree_util.register_dataclass
@@ -20,7 +17,7 @@ class TrainState:
       params: nested dict of float32 arrays.
       optimizer: the optax state, sharded as the parameters are.
       average: moving average of the parameters; None where none is kept.
-      step: number of updates done.
+      step: number of updates done, an int32 number.
       key: base of all randomness; step t uses fold_in(key, t).
       scale: of the loss, a `lmjax.training.loss_scale.Scale`; None where it is not scaled.
     """
@@ -28,6 +25,6 @@ class TrainState:
     params: Any
     optimizer: Any
     average: Any
-    step: Int[Array, ""]
-    key: PRNGKeyArray | jax.ShapeDtypeStruct
+    step: Any  # also what jax's own trees hold in its place
+    key: Any
     scale: Any = dataclasses.field(default=None, kw_only=True)

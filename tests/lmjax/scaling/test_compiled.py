@@ -97,7 +97,8 @@ def test_the_compiled_step_is_as_planned(name):
     """Memory and products, and of some cases what is sent: one test, as compiling is slow."""
     plan, step = compiled(name)
     check_memory(plan, step)
-    check_products(plan, step)
+    if name != "experts":  # whose products are in a kernel, which the compiler counts nothing of
+        check_products(plan, step)
     for check in FURTHER.get(name, ()):
         check(plan, step)
 
