@@ -44,7 +44,8 @@ class AnswerFile:
         for number, line in enumerate(data[:whole].splitlines(), 1):
             try:
                 record = json.loads(line)
-                self._answers[record.pop("request")] = read_answer(record)
+                key = record.pop("request")
+                self._answers[key] = read_answer(record)
             except (ValueError, KeyError, TypeError) as error:
                 raise UserError(f"{path}, line {number} is damaged ({error}): delete it") from None
 
