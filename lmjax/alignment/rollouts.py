@@ -281,7 +281,7 @@ def pack_rows(
     sizes = np.sum(batch.segments > 0, axis=1)
     alone = RowPacking.one_each(sizes, batch.tokens.shape[1])
     row, first, slot = best_fit(sizes, length, MOST)
-    needed = int(row.max(initial=0)) + 1
+    needed = int(np.max(row, initial=0)) + 1
     multiple = math.lcm(axis_size(*layout.axes("batch")), jax.process_count())
 
     def fits(count: int) -> bool:
