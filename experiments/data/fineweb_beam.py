@@ -1,8 +1,8 @@
 """FineWeb's steps on many machines, by Apache Beam (Penedo et al. 2024, arXiv:2406.17557).
 
 python -m experiments.data.fineweb_beam sources.0.source.path=crawl storage=clean
-Two processes of this machine, which shows that it works; needs the extras: pip install -e
-'.[data,beam]'. README.md has the commands for Dataflow, Flink and Spark.
+Two processes of this machine, which shows in minutes that it works; needs the extras: pip install
+-e '.[data,beam]'. README.md has the commands for Dataflow, Flink and Spark.
 """
 
 from experiments.data.fineweb import experiment as fineweb

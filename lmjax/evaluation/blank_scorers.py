@@ -215,7 +215,7 @@ class BERTScorer(BlankScorer):
         filling: MaskedTokenInfiller = self.text.filling
         before, after = filling.frame(self.tokenizer, [filling.mask], "")
         mask = token(self.tokenizer, filling.mask)
-        frame = {*before, *after}
+        frame = {*before, *after, *self.tokenizer.opening}  # it takes the opening's place
         plain = TokenPair(tuple(t for t in pair.context if t not in frame), pair.continuation)
         head, cut = self._cut(plain, len(before) + len(after))
         whole = [*before, *head, *pair.continuation, *after]

@@ -50,7 +50,7 @@ def join_processes(environment: Mapping[str, str]) -> None:
         heartbeat_timeout_seconds=round(SILENCE) + 15,
     )
     if watch is not None:
-        watch.joined = True
+        watch.join()
 
 
 def is_first() -> bool:

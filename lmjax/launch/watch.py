@@ -31,6 +31,7 @@ SILENCE = 40.0  # seconds without a word after which a process is taken to be go
 GRACE = 10.0  # seconds in which a process may end by itself where another one has failed
 WAITING = 30.0  # seconds after which it is said who has not come; then twice as many
 COMING = 300.0  # seconds after which the run ends where not all have come
+MEETING = 10.0  # seconds that processes which JAX has joined wait for each other's first word
 
 
 @dataclasses.dataclass
@@ -96,16 +97,32 @@ class Watch:
         self._lock, self._wake = threading.RLock(), threading.Event()
         self._began = time.monotonic()
         self._waiting, self._said, self._failed_at = WAITING, 0.0, None
-        self._over = False
+        self._over = self._listens = False
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
 
     def open(self) -> None:
         """Begins to watch."""
         try:
             self._line.open()
+            self._listens = True
         except OSError as error:
             self.say(f"No watch over the processes: port {port_of(self.cluster)[1]}: {error}")
         self._thread.start()
+
+    def join(self) -> None:
+        """Waits, once JAX has joined the processes, until this one and the first know each other.
+
+        One that is killed before its first word would be no one's loss.
+        """
+        self.joined = True
+        others = self.members[1:] if self.first else self.members[:1]
+        latest = time.monotonic() + MEETING
+        while self._listens and time.monotonic() < latest:
+            met = all(member.host for member in others)
+            self._tell()
+            if met:
+                break
+            time.sleep(0.1)
 
     def close(self) -> None:
         """Stops to watch."""

@@ -99,7 +99,8 @@ def test_glm_fills_the_rest_of_the_context(one_device, run_on):
     compare(scorer, CONTEXT, *decoded(text, row))
     long = ContinuationRequest("a long one " * 9, " yes")
     [found] = scorer.continuations([long])
-    assert (found.cut, found.tokens) == (100 + 4 + 1 - 48, 4)
+    # The space between them is the continuation's, and one token the blank's.
+    assert (found.cut, found.tokens) == (98 + 1 - (48 - 1 - 5), 5)
     [whole] = scorer.rolling([RollingRequest("a text " * 20)])
     assert whole.tokens == 140
 

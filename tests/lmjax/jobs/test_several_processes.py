@@ -98,9 +98,9 @@ def arrays(folder: Path, step: int) -> dict[str, np.ndarray]:
     names = manifest.read(folder / "checkpoints" / str(step))["arrays"]
     wanted = {
         name: jax.ShapeDtypeStruct(
-            a["shape"], a["dtype"], sharding=jax.sharding.SingleDeviceSharding(jax.devices()[0])
+            shape, dtype, sharding=jax.sharding.SingleDeviceSharding(jax.devices()[0])
         )
-        for name, a in names.items()
+        for name, (shape, dtype) in names.items()
         if name != "key"
     }
     found = read_arrays(folder / "checkpoints" / str(step) / "arrays", wanted)
@@ -174,7 +174,7 @@ def test_two_processes_convert_as_one(runs, tmp_path):
 def test_a_mistake_ends_both(runs):
     """The second process does not wait for a first one that has gone."""
     words = "experiments.debug", f"output={runs[1]}", *SETTINGS, "seed=5"
-    processes = pair(start, *words)
+    processes = pair(start, *words, devices=4)
     first, second = (process.communicate(timeout=300)[1] for process in processes)
     assert [process.returncode for process in processes] == [2, 2]
     assert "holds another run" in first and "the first process has ended" in second
