@@ -40,19 +40,22 @@ class SampledTargets:
         `answer_mask` says, and 0 for prompts, padding and what tools wrote. `normalise` of the
         objective makes other weights of them.
       log_probs: of those tokens under the policy that sampled, computed as the objective computes
-        them: by `log_probabilities` at the temperature of sampling.
+        them: by `log_probabilities` at the temperature of sampling. None: that policy is the one
+        that is trained, so that the ratio is 1.
       advantages: of those tokens.
       reference: log-probabilities under the reference policy; None where the loss has no such term.
       values: of the critic when the advantages were made; None where there is no critic.
       returns: what its values should be.
+      sampled: log-probabilities as the sampler itself gave them, for a metric; None: unknown.
     """
 
     answers: TokenTargets
-    log_probs: Float[AnyArray, "*batch seq"]
+    log_probs: Float[AnyArray, "*batch seq"] | None
     advantages: Float[AnyArray, "*batch seq"]
     reference: Float[AnyArray, "*batch seq"] | None = None
     values: Float[AnyArray, "*batch seq"] | None = None
     returns: Float[AnyArray, "*batch seq"] | None = None
+    sampled: Float[AnyArray, "*batch seq"] | None = None
 
 
 @config
@@ -156,7 +159,8 @@ class ClippedPolicy(Objective):
         """Policy loss and divergence by the average's weights, less the entropy of tokens.
 
         `extra` has, as means over tokens, "entropy", "clip_fraction", "approximate_kl" (from the
-        policy that sampled) and, with a reference, "kl"; and "policy_loss", as it is averaged.
+        policy that sampled), with a reference "kl", and where the sampler's numbers are known
+        "sampler_gap", the distance from them; and "policy_loss", as it is averaged.
 
         Args:
           log_probs: of the tokens under the policy that is trained.
@@ -164,9 +168,10 @@ class ClippedPolicy(Objective):
           targets: of an example that went through `normalise`.
         """
         mask, weights = _mask(targets), targets.answers.weights
+        old = log_probs if targets.log_probs is None else targets.log_probs
         losses, metrics = clipped_policy_losses(
             log_probs,
-            targets.log_probs,
+            old,
             targets.advantages,
             mask,
             clip=self.clip,
@@ -174,6 +179,8 @@ class ClippedPolicy(Objective):
             dual_clip=self.dual_clip,
         )
         metrics["entropy"] = keep(entropies, mask)
+        if targets.sampled is not None:
+            metrics["sampler_gap"] = jnp.abs(keep(log_probs, mask) - keep(targets.sampled, mask))
         loss = policy_loss = jnp.sum(losses * weights)
         if targets.reference is not None:
             reference = jax.lax.stop_gradient(keep(targets.reference, mask))

@@ -127,22 +127,26 @@ def make_rows(rollouts: Sequence[Rollout], length: int) -> RolloutRows:
 
 def make_example(
     rows: RolloutRows,
-    policy: Float[np.ndarray, "rows length"],
+    policy: Float[np.ndarray, "rows length"] | None,
     reference: Float[np.ndarray, "rows length"],
     advantages: Float[np.ndarray, "rows length"],
     critic: tuple[Float[np.ndarray, "rows length"], Float[np.ndarray, "rows length"]] | None = None,
+    sampled: Float[np.ndarray, "rows length"] | None = None,
 ) -> Example:
     """Example for `ClippedPolicy`.
 
     Args:
       rows: requests and replies.
-      policy: log-probability of the next token at each position under the policy that sampled.
+      policy: log-probability of the next token at each position under the policy that sampled;
+        None: it is the one that is trained.
       reference: likewise under the reference.
       advantages: of the next token at each position.
       critic: values and returns there; None without a critic.
+      sampled: log-probabilities there as the sampler gave them, for a metric.
     """
     batch, targets = inputs_of(rows)
-    found = SampledTargets(targets, policy, advantages, reference, *(critic or (None, None)))
+    values = critic or (None, None)
+    found = SampledTargets(targets, policy, advantages, reference, *values, sampled)
     return Example(batch, found)
 
 
@@ -271,18 +275,23 @@ def pack_rows(
 ) -> RowPacking:
     """Places for texts that have a row each: packed where that makes fewer tokens.
 
+    Packed rows have room for two of the longest texts: the longer a row, the less of it is left
+    empty, and the more attention costs where no kernel leaves out what is hidden.
+
     Args:
       batch: numpy arrays, a text from the left of each row.
-      length: tokens of packed rows, at least those of a text.
+      length: most tokens of a text.
       layout: of the mesh that is set, which shares the rows.
-      most: rows of a microbatch.
+      most: texts of a microbatch that have a row each.
       parts: what the number of microbatches divides, as other rows do; None: any number.
     """
     sizes = np.sum(batch.segments > 0, axis=1)
     alone = RowPacking.one_each(sizes, batch.tokens.shape[1])
+    multiple = math.lcm(axis_size(*layout.axes("batch")), jax.process_count())
+    if most >= 2 * multiple:
+        length, most = 2 * length, most // 2
     row, first, slot = best_fit(sizes, length, MOST)
     needed = int(np.max(row, initial=0)) + 1
-    multiple = math.lcm(axis_size(*layout.axes("batch")), jax.process_count())
 
     def fits(count: int) -> bool:
         return parts is None or parts % count_microbatches(count, most, layout) == 0
@@ -303,16 +312,16 @@ def _whole(scores: Any) -> Any:
     return jax.tree.map(lambda a: jax.reshard(a, PartitionSpec()), scores)
 
 
-def sampler_gap(
-    rollouts: Sequence[Rollout], rows: RolloutRows, policy: Float[np.ndarray, "rows length"]
-) -> float:
-    """Largest difference of the sampler's own log-probabilities from those that are trained with.
+def sampled_log_probs(
+    rollouts: Sequence[Rollout], rows: RolloutRows
+) -> Float[np.ndarray, "rows length"]:
+    """Log-probability of the next token at each position as the sampler gave it; 0 elsewhere.
 
-    The sampler's are those of temperature 1; so must the others be.
+    It is that of temperature 1.
     """
-    gap = 0.0
-    for row, (one, first) in enumerate(zip(rollouts, rows.request_lengths, strict=True)):
-        own = np.array(one.continuation.log_probabilities)
-        if len(own):
-            gap = max(gap, np.max(np.abs(policy[row, first - 1 : first - 1 + len(own)] - own)))
-    return float(gap)
+    found = np.zeros(rows.tokens.shape, np.float32)
+    sizes = zip(rows.request_lengths, rows.reply_lengths, strict=True)
+    for row, one, (first, size) in zip(found, rollouts, sizes, strict=True):
+        own = one.continuation.log_probabilities[:size]
+        row[first - 1 : first - 1 + len(own)] = own
+    return found

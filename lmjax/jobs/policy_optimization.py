@@ -102,6 +102,15 @@ class PolicyOptimization(TrainingJob):
         return self.has_critic and self.value_network is None
 
     @property
+    def scores_replies(self) -> bool:
+        """Returns whether the policy that sampled scores replies before an update.
+
+        Needless where a step has one update, whose ratio is 1, and its rewards need no scores.
+        """
+        several = self.epochs * self.updates > 1 or self.sampling.temperature != 1
+        return several or self.reward_kl is not None or self.has_critic
+
+    @property
     def replies(self) -> int:
         """Replies of a step."""
         return self.data.batch_size * self.samples
@@ -141,7 +150,8 @@ class PolicyOptimization(TrainingJob):
         nothing = np.zeros((count, self.length), np.float32)
         rows = RolloutRows(nothing.astype(np.int32), *np.zeros((2, count), np.int32))
         critic = (nothing, nothing) if self.has_value_head else None
-        example = make_example(rows, nothing, nothing, nothing, critic)
+        policy, sampled = (nothing, None) if self.scores_replies else (None, nothing)
+        example = make_example(rows, policy, nothing, nothing, critic, sampled)
         if (text := self.pretraining) is None:
             return example
         rows = text.batch_size // self.updates

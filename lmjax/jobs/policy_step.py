@@ -17,8 +17,10 @@ from lmjax.alignment.critic import critic_advantages, critic_step
 from lmjax.alignment.reward_functions import total_rewards
 from lmjax.alignment.rollout_feed import RolloutFeed
 from lmjax.alignment.rollouts import (
+    Rollout,
     RolloutRows,
     Scorer,
+    Scores,
     ValueScorer,
     divergence_rewards,
     inputs_of,
@@ -27,8 +29,9 @@ from lmjax.alignment.rollouts import (
     pack_rows,
     packed,
     sample_replies,
-    sampler_gap,
+    sampled_log_probs,
 )
+from lmjax.alignment.row_packing import RowPacking
 from lmjax.alignment.value_network import join_states, split_states
 from lmjax.config import UserError
 from lmjax.data.permutation import random_bits
@@ -112,7 +115,7 @@ class PolicyStep:
         longest = max(len(one.reply.tokens) for one in found)
         rows = make_rows(found, fitting_length(longest, job.length, self.layout))
         packing = pack_rows(inputs_of(rows)[0], job.length, self.layout, job.microbatch)
-        policy = self.scorer.score(state.params, rows, packing, job.microbatch)
+        policy, sampled = self.policy_scores(state, found, rows, packing)
         reference = self.scorer.score(self.reference, rows, packing, job.microbatch)
         log_probs = policy.log_probs, reference.log_probs
         beta = self.beta(step)
@@ -121,19 +124,40 @@ class PolicyStep:
         if self.critic is not None:
             values = self.value_scorer.score(state.critic.params, rows, packing, job.microbatch)
         advantages, critic = self.advantages(rows, np.asarray(rewards), values)
-        example = make_example(rows, *log_probs, advantages, critic)
+        if job.scores_replies:
+            example = make_example(rows, *log_probs, advantages, critic)
+        else:
+            example = make_example(rows, None, reference.log_probs, advantages, critic, sampled)
         if step <= job.value_warmup:
             text = None
         state, metrics = self.updates(state, example, text, step)
         further["reply_tokens"] = rows.reply_lengths.mean()
         further["ended"] = np.mean([one.reply.ended for one in found])
-        if job.sampling.temperature == 1:
-            further["sampler_gap"] = sampler_gap(found, rows, log_probs[0])
+        if job.scores_replies and job.sampling.temperature == 1:
+            written = inputs_of(rows)[1].weights > 0
+            gaps = np.abs(policy.log_probs - sampled)
+            further["sampler_gap"] = np.mean(gaps, where=written) if written.any() else 0.0
         self.before = {BETA: beta, REPLY_KL: reply_kl}
         self.tell_cut_off(further["ended"], step)
         metrics |= {k: jnp.float32(v) for k, v in (further | self.before).items()}
         tokens = packing.rows * packing.length + (0 if text is None else count_tokens(text))
         return state, metrics, tokens
+
+    def policy_scores(
+        self,
+        state: TrainState,
+        rollouts: Sequence[Rollout],
+        rows: RolloutRows,
+        packing: RowPacking,
+    ) -> tuple[Scores, Numbers]:
+        """Scores by the policy that sampled, and its log-probabilities as the sampler gave them.
+
+        Where the one update of a step computes the former anyway, the latter stand for them.
+        """
+        sampled = sampled_log_probs(rollouts, rows)
+        if not self.job.scores_replies:
+            return Scores(sampled, None), sampled
+        return self.scorer.score(state.params, rows, packing, self.job.microbatch), sampled
 
     def advantages(
         self, rows: RolloutRows, rewards: Numbers, values: Numbers | None

@@ -35,7 +35,7 @@ from pallas_kernels.decode_attention import decode_attention, preferred
 from pallas_kernels.manual_axes import on_each_device
 from pallas_kernels.target import target
 
-DECODE_KERNELS = ("tpu",)  # which read a cache in place
+DECODE_KERNELS = ("cpu", "tpu")  # which read a cache in place
 
 
 class Tables(NamedTuple):

@@ -1,6 +1,6 @@
 """Attention of the newest tokens over a key-value cache: rows, rings, pages, int8."""
 
-from pallas_kernels.decode_attention import chunked, reference, tpu
+from pallas_kernels.decode_attention import chunked, cpu, reference, tpu
 from pallas_kernels.decode_attention.api import (
     decode_attention,
     implementations,
@@ -9,7 +9,7 @@ from pallas_kernels.decode_attention.api import (
 )
 from pallas_kernels.decode_attention.cache import CacheRows, KeyValueCache, PagedCache, quantize
 
-for _module in (reference, chunked, tpu):  # the last one that can serve is preferred
+for _module in (reference, chunked, cpu, tpu):  # the last one that can serve is preferred
     register(_module.IMPLEMENTATION)
 
 __all__ = [

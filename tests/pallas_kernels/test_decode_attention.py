@@ -18,7 +18,7 @@ from pallas_kernels.decode_attention import PagedCache, decode_attention, quanti
 from pallas_kernels.target import interpreted
 from tests.pallas_kernels.decode_cases import DecodeCase
 
-IMPLEMENTATIONS = ["reference", "chunked", "tpu"]
+IMPLEMENTATIONS = ["reference", "chunked", "tpu"]  # and the one for CPUs, of one token a row
 CASES = {
     "one token": DecodeCase((1, 17, 64)),
     "free and stopped rows": DecodeCase((0, 5, 64), late=(0, 1, 0)),
@@ -58,6 +58,11 @@ def run(case: DecodeCase, implementation: str):
         )
 
 
+def run_on_cpu(case: DecodeCase):
+    arguments, options = case.arguments()
+    return decode_attention(*arguments, **options, implementation="cpu", return_lse=True)
+
+
 def agree(case: DecodeCase, found) -> None:
     """In float32 sums of up to 256 products round by 1e-6 or so; in bfloat16 the weights and the
     output do, by 2**-8 of numbers of about 1."""
@@ -68,22 +73,12 @@ def agree(case: DecodeCase, found) -> None:
         )
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-@pytest.mark.parametrize("name", CASES)
-def test_against_loops(name, implementation):
-    agree(CASES[name], run(CASES[name], implementation))
-
-
-@given(st.data())
-@settings(max_examples=15, deadline=None)
-def test_any_lengths_and_options(data):
-    """Rows, rings and pages of random lengths, windows, groups and numbers of tokens."""
-    draw = data.draw
+def drawn(draw, new: int) -> DecodeCase:
+    """A case of any form, lengths, window and groups."""
     form = draw(st.sampled_from(["rows", "ring", "pages"]))
-    new = draw(st.integers(1, 6))
     window = draw(st.none() | st.integers(1, 40)) if form != "ring" else draw(st.integers(1, 26))
     longest = 90 if form == "ring" else 64
-    case = DecodeCase(
+    return DecodeCase(
         tuple(draw(st.lists(st.integers(0, longest), min_size=2, max_size=2))),
         new=new,
         heads=4,
@@ -97,6 +92,31 @@ def test_any_lengths_and_options(data):
         sinks=draw(st.booleans()),
         seed=draw(st.integers(0, 99)),
     )
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("name", CASES)
+def test_against_loops(name, implementation):
+    agree(CASES[name], run(CASES[name], implementation))
+
+
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.new == 1])
+def test_on_a_cpu_against_loops(name):
+    agree(CASES[name], run_on_cpu(CASES[name]))
+
+
+@given(st.data())
+@settings(max_examples=15, deadline=None)
+def test_on_a_cpu_any_lengths_and_options(data):
+    case = drawn(data.draw, new=1)
+    agree(case, run_on_cpu(case))
+
+
+@given(st.data())
+@settings(max_examples=15, deadline=None)
+def test_any_lengths_and_options(data):
+    """Rows, rings and pages of random lengths, windows, groups and numbers of tokens."""
+    case = drawn(data.draw, data.draw(st.integers(1, 6)))
     for implementation in IMPLEMENTATIONS[1:]:
         agree(case, run(case, implementation))
 
@@ -203,10 +223,14 @@ def test_what_does_not_fit():
     with pytest.raises(ValueError, match=r"scales .*, give \(2, 2, 256\)"):
         int8 = DecodeCase((3, 40), int8=True, slots=256)
         call(int8, key_scales=jnp.ones((2, 1, 256)), value_scales=jnp.ones((2, 1, 256)))
-    with pytest.raises(ValueError, match="'cuda' is not one of reference, chunked, tpu"):
+    with pytest.raises(ValueError, match="'cuda' is not one of reference, chunked, cpu, tpu"):
         call(case, "cuda")
     with pytest.raises(CannotServe, match="it needs a TPU and the device is a cpu"):
         call(case, "tpu")
+    with pytest.raises(CannotServe, match="it takes one new token a row, not 2"):
+        call(DecodeCase((3, 40), new=2), "cpu")
+    with interpreted("TPU v5 lite"), pytest.raises(CannotServe, match="the device is a tpu"):
+        call(case, "cpu")
 
 
 @pytest.mark.parametrize(
