@@ -322,6 +322,8 @@ def sampled_log_probs(
     found = np.zeros(rows.tokens.shape, np.float32)
     sizes = zip(rows.request_lengths, rows.reply_lengths, strict=True)
     for row, one, (first, size) in zip(found, rollouts, sizes, strict=True):
-        own = one.continuation.log_probabilities[:size]
+        new = one.continuation
+        end = [] if new.stop_log_probability is None else [new.stop_log_probability]
+        own = [*new.log_probabilities, *end][:size]
         row[first - 1 : first - 1 + len(own)] = own
     return found

@@ -39,11 +39,13 @@ class Continuation:
       log_probabilities: natural logarithm of the probability of each token in the model's own
         distribution: at temperature 1, without penalty, before any filter.
       stop: the stop token that ended it; None where it was cut off.
+      stop_log_probability: of the stop token.
     """
 
     tokens: list[int]
     log_probabilities: list[float]
     stop: int | None = None
+    stop_log_probability: float | None = None
 
 
 class Generator:
@@ -115,15 +117,18 @@ class Generator:
         See `stream`, which this is all of at once.
         """
         found = [Continuation([], []) for _ in range(len(prompts) * samples)]
-        stops: dict[int, int] = {}
+        stops: dict[int, tuple[int, float]] = {}
         settings = sampling, max_tokens, stop_tokens, max_tokens, samples
         for part in self._parts(prompts, *settings, sources):
             for number, (row, new) in enumerate(zip(found, part, strict=True)):
                 row.tokens.extend(new.tokens)
                 row.log_probabilities.extend(new.log_probabilities)
                 if new.stop is not None:
-                    stops[number] = new.stop
-        return [dataclasses.replace(row, stop=stops.get(n)) for n, row in enumerate(found)]
+                    stops[number] = new.stop, new.stop_log_probability
+        return [
+            Continuation(row.tokens, row.log_probabilities, *stops.get(number, ()))
+            for number, row in enumerate(found)
+        ]
 
     def stream(
         self,
@@ -197,7 +202,7 @@ class Generator:
             part, stops, ended = new_tokens(tokens, done, budget, ended, stop_tokens)
             rows = log_probabilities.tolist()
             yield [
-                Continuation(new, row[: len(new)], stop)
+                Continuation(new, row[: len(new)], stop, None if stop is None else row[len(new)])
                 for new, row, stop in zip(part, rows, stops, strict=True)
             ]
             if ended.all():

@@ -99,11 +99,11 @@ def test_packed_replies_are_scored_as_one_a_row(one_device):
 
 
 def test_the_number_of_microbatches_can_be_that_of_other_rows(one_device):
-    """Four rows a microbatch, and text that divides into 3 parts: not into 2."""
+    """Two long rows a microbatch, and text that divides into 3 parts: not into 5."""
     batch, layout = inputs_of(rollouts())[0], training_layout()
-    free, bound = (pack_rows(batch, 32, layout, 4, parts) for parts in (None, 3))
-    assert count_microbatches(free.rows, 4, layout) == 2
-    assert count_microbatches(bound.rows, 4, layout) in (1, 3)
+    free, bound = (pack_rows(batch, 24, layout, 4, parts) for parts in (None, 3))
+    assert (free.length, count_microbatches(free.rows, 2, layout)) == (48, 5)
+    assert count_microbatches(bound.rows, 2, layout) in (1, 3)
     assert free.rows <= bound.rows
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from lmjax.alignment import ClippedPolicy
+from lmjax.alignment.kl import FixedKL
 from lmjax.alignment.reward_functions import CutOff, Reply, Reward, make_ready, total_rewards
 from lmjax.config import UserError, config, replace
 from lmjax.console import RunLog, make_console
@@ -116,9 +117,18 @@ def test_the_reward_rises(whole):
     assert last - begin > 2 * error > 0
 
 
-def test_before_the_first_update_the_policy_is_the_one_that_sampled(folder):
-    """With dropout in the model: the ratio is 1, and the divergence from the reference 0."""
-    job = optimization(folder, "first", steps=1, updates=1)
+@pytest.mark.parametrize("scored", [False, True])
+def test_before_the_first_update_the_policy_is_the_one_that_sampled(folder, scored):
+    """With dropout in the model: the ratio is 1, and the divergence from the reference 0.
+
+    So it is where the one update takes its own numbers as those before it, and where the policy
+    scores the replies in a program of its own.
+    """
+    further = {"steps": 1, "updates": 1}
+    if scored:
+        further |= {"objective": ClippedPolicy(), "reward_kl": FixedKL(beta=0.01)}
+    job = optimization(folder, f"first_{scored}", **further)
+    assert job.scores_replies == scored
     job.run()
     [line] = lines(job, "train")
     # Both are squares of differences between two programs, which round in float32.
