@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from lmjax.config import UserError, config
 from lmjax.console import Table
+from lmjax.data.tokenizers import Tokenizer
 from lmjax.evaluation.answering import Answering
+from lmjax.evaluation.boundary import text_tokens
 from lmjax.evaluation.evaluator import Context, Evaluate, Evaluator, Record
 from lmjax.evaluation.likelihood import check_causal
 from lmjax.evaluation.task_result import TaskResult
-from lmjax.evaluation.task_tables import score_table
+from lmjax.evaluation.task_tables import interval_table, score_table
 from lmjax.evaluation.tasks.task import EvaluationTask, Question
 from lmjax.generation.fill import infiller_of
 from lmjax.generation.generator import Generator
@@ -16,6 +20,7 @@ from lmjax.generation.text import TextGenerator
 from lmjax.launch import is_first
 from lmjax.training.feed import TextFeed
 
+MODEL = "the model"  # the name of it in tables
 TASKS = "tasks/"  # before the name of a task, as the split of its scores
 
 
@@ -40,6 +45,8 @@ class Tasks(Evaluator):
         if filling is None:
             check_causal(model)
         questions = [task.questions() for task in self.tasks]
+        for task, asked in zip(self.tasks, questions, strict=True):
+            check_room(task, asked, feed.tokenizer, model.max_length)
 
         def evaluate(step: int, params: dict) -> tuple[Record | Table, ...]:
             text = TextGenerator(Generator(model, params), feed.tokenizer, filling)
@@ -50,7 +57,10 @@ class Tasks(Evaluator):
             ]
             if not is_first():
                 return ()
-            tables = (score_table({"model": found}, better) for better in (True, False))
+            tables = (
+                *(score_table({MODEL: found}, better) for better in (True, False)),
+                interval_table(MODEL, found),
+            )
             return (*map(record_of, found), *(table for table in tables if table is not None))
 
         return evaluate
@@ -64,6 +74,25 @@ def check_tasks(tasks: tuple[EvaluationTask, ...]) -> None:
     if len(set(names)) < len(names):
         double = next(name for name in names if names.count(name) > 1)
         raise UserError(f"tasks: two have the name {double.split()[0]!r}: give one a title")
+
+
+def check_room(
+    task: EvaluationTask, questions: Sequence[Question], tokenizer: Tokenizer, longest: int | None
+) -> None:
+    """Raises UserError where a context of `longest` tokens does not hold the shortest question."""
+    if longest is None or not any(question.item.prompt for question in questions):
+        return
+    shortest = min(questions, key=lambda question: len(question.item.prompt))
+    for request in shortest.requests[:1]:
+        if not (hasattr(request, "continuation") or hasattr(request, "prompt")):
+            return  # whole texts are read in windows
+        room = longest - getattr(request, "max_tokens", 0)
+        tokens = text_tokens(tokenizer, shortest.item.prompt)
+        if len(tokens) > room:
+            raise UserError(
+                f"{task.name}: the shortest question has {len(tokens)} tokens; the model reads "
+                f"{longest}{f', of which the answer may take {longest - room}' * (room < longest)}"
+            )
 
 
 def result_of(task: EvaluationTask, questions: list[Question], answering: Answering) -> TaskResult:

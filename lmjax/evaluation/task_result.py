@@ -88,23 +88,23 @@ class TaskResult:
         return found if len(found) > 1 else {}
 
 
-def estimated(measure: Measure, values: Sequence[float | tuple[float, float]]) -> Estimate:
+def estimated(measure: Measure, values: Sequence[float | tuple[float, ...]]) -> Estimate:
     """A number from those of items.
 
     The interval of shares of items is Wilson's (1927, "Probable inference, the law of succession,
-    and statistical inference"), of other means that of the normal distribution, of perplexities
-    and rates the bootstrap's with one drawing of items for all.
+    and statistical inference"), of other means that of the normal distribution, of perplexities,
+    rates and measures of a corpus the bootstrap's with one drawing of items for all.
     """
     if measure.kind == "mean":
         return _mean(np.array(values, float))
     array = np.array(values, float).reshape(len(values), -1)
-    value = _combined(measure, array.sum(axis=0), len(array))
+    value = combined(measure, array.sum(axis=0), len(array))
     if len(array) < 2:
         return Estimate(value, math.nan, math.nan, math.nan, len(array))
     counts = np.random.default_rng(0).multinomial(
         len(array), np.full(len(array), 1 / len(array)), RESAMPLES
     )
-    drawn = np.array([_combined(measure, total, len(array)) for total in counts @ array])
+    drawn = np.array([combined(measure, total, len(array)) for total in counts @ array])
     low, high = np.quantile(drawn, [0.025, 0.975])
     return Estimate(value, float(drawn.std(ddof=1)), float(low), float(high), len(array))
 
@@ -122,8 +122,16 @@ def _mean(values: np.ndarray) -> Estimate:
     return Estimate(mean, error, max(0.0, middle - half), min(1.0, middle + half), count)
 
 
-def _combined(measure: Measure, totals: np.ndarray, count: int) -> float:
-    """A perplexity or rate from sums; more than floats hold is infinity."""
+def combined(measure: Measure, totals: np.ndarray, count: int | float) -> float:
+    """A number that is no mean, from the sums over so many items; infinity: more than floats hold.
+
+    Args:
+      measure: the number.
+      totals: sum of what each item gives.
+      count: of the items.
+    """
+    if measure.of is not None:
+        return measure.of(totals)
     if measure.kind == "perplexity":
         return _exponential(-totals[0] / count)
     nats = -totals[0] / totals[1]
@@ -132,6 +140,12 @@ def _combined(measure: Measure, totals: np.ndarray, count: int) -> float:
 
 def _exponential(nats: float) -> float:
     return math.exp(nats) if nats < 700 else math.inf
+
+
+def row_name(result: TaskResult, measure: Measure) -> str:
+    """Task, examples and measure, as tables name them."""
+    shots = max((question.shots for question in result.questions), default=0)
+    return f"{result.task.name} {shots}-shot {measure.name}"
 
 
 def guessing(task: EvaluationTask, questions: Sequence[Question]) -> dict[str, float]:

@@ -5,16 +5,26 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
 from lmjax.console import Cell, Table
+from lmjax.evaluation.calibration import choice_confidence, reliability
 from lmjax.evaluation.requests import Likelihood, Written
-from lmjax.evaluation.task_result import TaskResult, by_length, guessing
-from lmjax.evaluation.tasks.task import Measure, Question
+from lmjax.evaluation.task_result import TaskResult, by_length, guessing, row_name
+from lmjax.evaluation.tasks.choices import ACCURACY, ChoiceTask
+from lmjax.evaluation.tasks.task import Question
 
 ERRORS = 3  # examples of wrong answers, of each task
 ALL = "all items"
 SCORES = (
     "Each score with its task, number of examples in the prompt and measure. Guessing: what a "
     "model would get that knows nothing; by length: one to which every character is as likely."
+)
+
+CALIBRATION = (
+    "Expected calibration error: how far the probability of the chosen answer, among all choices "
+    "of its question, is from the share of right ones, over ten bins. Of few items it is above 0 "
+    "for a calibrated model too."
 )
 
 
@@ -37,12 +47,6 @@ def score_table(results: Mapping[str, Sequence[TaskResult]], more_is_better: boo
     columns = "task", "guessing", "by length", *results
     title = "Scores" if more_is_better else "Perplexities and differences"
     return Table(title, columns, tuple(rows), SCORES, more_is_better, cut_notes(results))
-
-
-def row_name(result: TaskResult, measure: Measure) -> str:
-    """Task, examples and measure."""
-    shots = max((question.shots for question in result.questions), default=0)
-    return f"{result.task.name} {shots}-shot {measure.name}"
 
 
 def cut_notes(results: Mapping[str, Sequence[TaskResult]]) -> tuple[str, ...]:
@@ -107,13 +111,46 @@ def error_table(model: str, results: Sequence[TaskResult]) -> Table | None:
     """Items that a model got wrong, a few of each task; None where there are none."""
     rows = []
     for result in results:
-        name = result.task.measures[0].name
-        wrong = [n for n, scores in enumerate(result.scores) if scores[name] == 0.0]
+        wrong = [number for number in range(len(result.scores)) if _is_wrong(result, number)]
         for number in wrong[:ERRORS]:
             item = result.questions[number].item
             asked = f"{result.task.name}, {item.identity}: {item.prompt[-300:]}"
             rows.append((asked, "\n" + _said(result, number)))
     return Table(f"Errors of {model}", ("item", "answer"), tuple(rows)) if rows else None
+
+
+def _is_wrong(result: TaskResult, number: int) -> bool:
+    """Returns whether an answer has nothing right; of a corpus, whether it is another text."""
+    name = next((m.name for m in result.task.measures if m.kind == "mean"), None)
+    if name is not None:
+        return result.scores[number][name] == 0.0
+    answers = result.answers[number]
+    if not isinstance(answers[0], Written):
+        return False
+    return answers[0].texts[0].strip() != result.questions[number].item.answer
+
+
+def calibration_table(results: Mapping[str, Sequence[TaskResult]]) -> Table | None:
+    """Expected calibration error of models in tasks whose answers are given; None: there are none.
+
+    A model's confidence is the probability of the likeliest choice among all choices.
+    """
+    rows = []
+    for number, result in enumerate(next(iter(results.values()))):
+        if isinstance(result.task, ChoiceTask) and ACCURACY in result.task.measures:
+            errors = [_calibration_error(found[number]) for found in results.values()]
+            rows.append((row_name(result, ACCURACY), *errors))
+    columns = ("task", *results)
+    return Table("Calibration errors", columns, tuple(rows), CALIBRATION, False) if rows else None
+
+
+def _calibration_error(result: TaskResult) -> float:
+    most = max(map(len, result.answers))
+    values = np.full((len(result.answers), most), -np.inf)
+    for row, answers in zip(values, result.answers, strict=True):
+        row[: len(answers)] = [answer.log_probability for answer in answers]
+    right = np.array([scores[ACCURACY.name] == 1.0 for scores in result.scores])
+    return reliability(choice_confidence(values), right).error
 
 
 def _said(result: TaskResult, number: int) -> str:

@@ -18,11 +18,12 @@ from lmjax.console import CountBar, RunLog, Stopwatch, Table, make_console
 from lmjax.data.hashes import FileHashes
 from lmjax.evaluation.answer_file import AnswerFile, answers_key
 from lmjax.evaluation.answering import Answering
-from lmjax.evaluation.boundary import text_tokens
 from lmjax.evaluation.requests import ModelAnswer, ModelRequest
-from lmjax.evaluation.task_evaluator import check_tasks
+from lmjax.evaluation.task_comparison import comparison_tables
+from lmjax.evaluation.task_evaluator import check_room, check_tasks
 from lmjax.evaluation.task_result import TaskResult
 from lmjax.evaluation.task_tables import (
+    calibration_table,
     error_table,
     interval_table,
     prompt_table,
@@ -31,7 +32,6 @@ from lmjax.evaluation.task_tables import (
 )
 from lmjax.evaluation.tasks.task import EvaluationTask, Question
 from lmjax.generation.run import load
-from lmjax.generation.text import TextGenerator
 from lmjax.interop.folder import (
     begin_token,
     files_of_parameters,
@@ -176,7 +176,7 @@ class EvaluateRun:
         with self.log.phase(f"reading {name}"):
             text = load(folder, dtype=self.job.dtype)
         for task, asked in zip(self.job.tasks, questions, strict=True):
-            check_room(task, asked, text)
+            check_room(task, asked, text.tokenizer, text.generator.config.max_length)
         answering = Answering(text, self.job.batch_size, begin_token(folder, text.tokenizer))
         done = total - len(left)
         with CountBar(name, self.log.console) as bar:
@@ -195,13 +195,17 @@ class EvaluateRun:
         self.folder.write_config(self.job)
         first = next(iter(found.values()))
         leaderboard = [score_table(found, True), score_table(found, False)]
+        comparisons = comparison_tables(found)
         subjects = [subject_table(number, found) for number in range(len(first))]
         intervals = [interval_table(name, results) for name, results in found.items()]
         errors = [error_table(name, results) for name, results in found.items()]
         prompts = [prompt_table(first)]
-        tables = (*leaderboard, *subjects, *intervals, *errors, *prompts)
+        tables = (
+            *(*leaderboard, *comparisons, *subjects, *intervals),
+            *(calibration_table(found), *errors, *prompts),
+        )
         tables: tuple[Table, ...] = tuple(table for table in tables if table is not None)
-        for table in leaderboard:
+        for table in (*leaderboard, *comparisons):
             if table is not None:
                 self.log.table(table)
         results = Results(tables=tables, seconds=watch.seconds(), tiles=tiles_of(found))
@@ -210,7 +214,7 @@ class EvaluateRun:
         self.log.files(
             self.folder.location,
             (
-                (REPORT, "leaderboard, subjects, errors and prompts, for a browser"),
+                (REPORT, "leaderboard, comparisons, errors and prompts, for a browser"),
                 (RESULTS, "the same numbers"),
                 (f"{REPLIES}/*.jsonl", "every answer, a file for each model"),
             ),
@@ -232,24 +236,6 @@ def _tokenizer_files(folder: str) -> list[Path]:
     if not found:
         raise UserError(f"there is no tokenizer in {folder}: texts need one")
     return sorted(found)
-
-
-def check_room(task: EvaluationTask, questions: Sequence[Question], text: TextGenerator) -> None:
-    """Raises UserError where the model's context does not hold the shortest question of a task."""
-    longest = text.generator.config.max_length
-    if longest is None or not any(question.item.prompt for question in questions):
-        return
-    shortest = min(questions, key=lambda question: len(question.item.prompt))
-    for request in shortest.requests[:1]:
-        if not (hasattr(request, "continuation") or hasattr(request, "prompt")):
-            return  # whole texts are read in windows
-        room = longest - getattr(request, "max_tokens", 0)
-        tokens = text_tokens(text.tokenizer, shortest.item.prompt)
-        if len(tokens) > room:
-            raise UserError(
-                f"{task.name}: the shortest question has {len(tokens)} tokens; the model reads "
-                f"{longest}{f', of which the answer may take {longest - room}' * (room < longest)}"
-            )
 
 
 def names_of(folders: Sequence[str]) -> list[str]:

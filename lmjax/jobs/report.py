@@ -10,6 +10,7 @@ from typing import Any
 
 from lmjax.config import UserError, config
 from lmjax.console import Cell, Table, duration
+from lmjax.evaluation.task_evaluator import TASKS
 from lmjax.jobs.results import Results
 from lmjax.launch import run
 from lmjax.runs.folder import CONFIG, REPORT, RunFolder
@@ -72,8 +73,11 @@ def _runs(folder: RunFolder) -> dict[str, tuple[RunFolder, Results, list[dict]]]
 def _run(title: str, folder: RunFolder, results: Results, records: list[dict]) -> dict[str, Any]:
     """Tables and curves of a run."""
     held_out: dict[str, list[dict]] = {}
+    tasks: dict[str, list[dict]] = {}
     for record in records:
-        if record["split"] != "train":
+        if record["split"].startswith(TASKS):
+            tasks.setdefault(record["split"].removeprefix(TASKS), []).append(_finite(record))
+        elif record["split"] != "train":
             name = "held-out " + record["split"].removeprefix("held_out/")
             held_out.setdefault(name, []).append(_finite(record))
     train = thinned(_train(records), POINTS)
@@ -83,6 +87,7 @@ def _run(title: str, folder: RunFolder, results: Results, records: list[dict]) -
         "tables": [_shown(table) for table in results.tables],
         "train": train,
         "held_out": held_out,
+        "tasks": tasks,
         "measures": _measures(train),
     }
 

@@ -7,6 +7,8 @@ from lmjax.evaluation.chat_samples import ChatSamples
 from lmjax.evaluation.evaluator import Evaluator
 from lmjax.evaluation.held_out import HeldOutLoss
 from lmjax.evaluation.hidden_words import HiddenWords
+from lmjax.evaluation.task_evaluator import Tasks
+from lmjax.evaluation.tasks import EvaluationTask
 from lmjax.evaluation.text_baselines import TextBaselines
 from lmjax.evaluation.text_samples import TextSamples
 from lmjax.generation.sampling import Sampling
@@ -55,6 +57,7 @@ class Evaluation:
     prompts: tuple[str, ...] = ()  # beginnings of text that the trained model goes on from
     sample_length: int = 80  # most tokens that it adds to each
     sampling: Sampling = Sampling(temperature=0.8, top_k=50)
+    tasks: tuple[EvaluationTask, ...] = ()  # that the model is scored on at the same steps
 
     def validate(self) -> None:
         """Raises UserError for numbers that cannot be meant."""
@@ -67,7 +70,12 @@ class Evaluation:
             TextBaselines(tokens=self.tokens),
             HiddenWords(),
             TextSamples(prompts=self.prompts, length=self.sample_length, sampling=self.sampling),
+            *self.task_evaluators(),
         )
+
+    def task_evaluators(self) -> tuple[Evaluator, ...]:
+        """The evaluator of `tasks`, if there are any."""
+        return (Tasks(every=self.every, tasks=self.tasks),) if self.tasks else ()
 
 
 @config
@@ -84,6 +92,7 @@ class ChatEvaluation(Evaluation):
             HeldOutLoss(every=self.every, tokens=self.tokens),
             TextBaselines(tokens=self.tokens),
             ChatSamples(requests=self.prompts, length=length, sampling=sampling),
+            *self.task_evaluators(),
         )
 
 

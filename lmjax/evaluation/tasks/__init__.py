@@ -12,6 +12,7 @@ from lmjax.evaluation.tasks.rolling import WholeTexts, WikiText
 from lmjax.evaluation.tasks.squad import SQuAD
 from lmjax.evaluation.tasks.task import EvaluationTask, Item, Measure, Question
 from lmjax.evaluation.tasks.truthfulqa import TruthfulQA1, TruthfulQA2
+from lmjax.evaluation.tasks.written_texts import Summaries, Translation, WrittenTexts
 from lmjax.evaluation.tasks.yes_or_no import PIQA, BoolQ, WinoGrande
 
 __all__ = [
@@ -31,9 +32,12 @@ __all__ = [
     "Measure",
     "Question",
     "SQuAD",
+    "Summaries",
+    "Translation",
     "TruthfulQA1",
     "TruthfulQA2",
     "WholeTexts",
     "WikiText",
     "WinoGrande",
+    "WrittenTexts",
 ]

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from lmjax.config import UserError, config
+from lmjax.evaluation.pass_at_k import pass_at_k
 from lmjax.evaluation.requests import ModelRequest, Written, WrittenRequest
 from lmjax.evaluation.tasks.records import Record
 from lmjax.evaluation.tasks.sandbox import SECONDS, run_program
@@ -17,14 +18,24 @@ class CodeTask(EvaluationTask):
     """Base of the tasks whose answers are programs; they run in a process with limits."""
 
     run_code: bool = False  # run what the model writes; see `lmjax.evaluation.tasks.sandbox`
-    samples: int = 1  # programs a problem; pass@1 is the share of them that pass
+    samples: int = (
+        1  # programs a problem; pass@1 is the share of them that pass, pass@k is of all k
+    )
     temperature: float = 0.0  # of sampling; 0: the likeliest
     max_tokens: int = 512  # most tokens of a program
     seconds: float = SECONDS  # that a program may take
 
-    measures: ClassVar[tuple[Measure, ...]] = (Measure("pass@1"),)
     generates: ClassVar[bool] = True
     stop: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def measures(self) -> tuple[Measure, ...]:
+        """Chance that one program passes, and that one of `samples` does."""
+        return tuple(Measure(f"pass@{tries}") for tries in self._tries)
+
+    @property
+    def _tries(self) -> tuple[int, ...]:
+        return tuple(dict.fromkeys((1, self.samples)))
 
     def validate(self) -> None:
         """Raises UserError for numbers that cannot be meant."""
@@ -50,8 +61,8 @@ class CodeTask(EvaluationTask):
     def measure(self, item: Item, answers: Sequence[Written]) -> ItemScores:
         """See `EvaluationTask.measure`."""
         programs = [self.program(item, text) for text in answers[0].texts]
-        passed = [run_program(program, self.seconds).passed for program in programs]
-        return {"pass@1": sum(passed) / len(passed)}
+        right = sum(run_program(program, self.seconds).passed for program in programs)
+        return {f"pass@{k}": pass_at_k(len(programs), right, k) for k in self._tries}
 
     def program(self, item: Item, text: str) -> str:
         """The whole program with its tests."""

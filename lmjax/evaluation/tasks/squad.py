@@ -52,7 +52,7 @@ class SQuAD(EvaluationTask):
         answers = tuple(str(one["text"]) for one in record.value("answers"))
         if not answers and self.version == "1.1":
             raise UserError(f"{record.where} has no answer, which version=2.0 allows")
-        if not self.by_characters and any(map(_needs_characters, answers)):
+        if not self.by_characters and any(map(needs_characters, answers)):
             raise UserError(
                 f"{record.where}: the answer {answers[0][:30]!r} has no spaces between the words "
                 "that F1 counts: set by_characters=true"
@@ -95,7 +95,8 @@ def spaced(text: str) -> str:
     return " ".join("".join(kept).split())
 
 
-def _needs_characters(text: str) -> bool:
+def needs_characters(text: str) -> bool:
+    """Returns whether a text has words that no spaces part."""
     return any(map(_is_word, text))
 
 

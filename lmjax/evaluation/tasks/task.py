@@ -5,16 +5,18 @@ from __future__ import annotations
 import abc
 import dataclasses
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
+
+import numpy as np
 
 from lmjax.config import UserError, config, to_json
 from lmjax.evaluation.requests import ModelAnswer, ModelRequest
 from lmjax.evaluation.tasks.records import Record, read_records
 from lmjax.remote import check_path
 
-Kind = Literal["mean", "perplexity", "rate"]
+Kind = Literal["mean", "perplexity", "rate", "corpus"]
 
 
 class Measure(NamedTuple):
@@ -23,16 +25,19 @@ class Measure(NamedTuple):
     Attributes:
       name: of the number.
       more_is_better: whether the largest is the best; None: neither.
-      kind: how items become one number: their mean; the perplexity of log-likelihoods; or a rate,
-        -sum(log-likelihood) / sum(count), whose base and exponent `per` says.
+      kind: how items become one number: their mean; the perplexity of log-likelihoods; a rate,
+        -sum(log-likelihood) / sum(count), whose base and exponent `per` says; or that of a corpus,
+        `of` the sums of counts.
       per: what a rate is per, such as "word"; a perplexity is its exponential, and bits are its
         multiple by 1 / ln 2.
+      of: the number of a corpus, such as BLEU, from the sums of its items' counts.
     """
 
     name: str
     more_is_better: bool | None = True
     kind: Kind = "mean"
     per: str = ""
+    of: Callable[[np.ndarray], float] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,8 +80,8 @@ class Question:
     shots: int
 
 
-# What one item gives by measure: a number, or (log-likelihood, count) of a rate.
-ItemScores = dict[str, float | tuple[float, float]]
+# What one item gives by measure: a number, (log-likelihood, count) of a rate, or a corpus' counts.
+ItemScores = dict[str, float | tuple[float, ...]]
 
 
 @config

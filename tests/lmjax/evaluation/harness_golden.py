@@ -161,7 +161,7 @@ def run(name):
 
     root = next(root for root in (MODELS, SHARED, Path("/nonexistent")) if (root / name).is_dir())
     model = AutoModelForCausalLM.from_pretrained(root / name, dtype="float32")
-    # The separator ends a text in our runs: the end token of the folder's config is a character here.
+    # The separator ends a text in our runs; the end token of the folder is a character here.
     model.generation_config.eos_token_id = 96
     lm = HFLM(
         pretrained=model.eval(),

@@ -313,7 +313,7 @@ def test_code_runs_only_where_it_is_allowed(lines):
     [question] = task.questions()
     # The last one leaves before its tests.
     texts = ("    return 1", "    return 2", "    return (", "    pass\nimport os\nos._exit(0)")
-    assert task.measure(question.item, [Written(texts)]) == {"pass@1": 0.25}
+    assert task.measure(question.item, [Written(texts)]) == {"pass@1": 0.25, "pass@4": 1.0}
     problem = {
         "text": "Give one.",
         "code": "def one(): return 1",

@@ -111,6 +111,11 @@ def test_the_scores_are_those_of_the_models(runs, finished, one_device):
     assert scores["Arc 1-shot acc"]["by length"] == 0.6  # the shorter one, of five questions
     intervals = table(finished[1], "Intervals of one")
     assert intervals["Arc 1-shot acc"]["items"] == 5
+    beside = table(finished[1], "two beside one")["Arc 1-shot acc"]
+    row = scores["Arc 1-shot acc"]
+    assert beside["difference"] == pytest.approx(row["two"] - row["one"])
+    assert beside["two alone"] - beside["one alone"] == pytest.approx(5 * beside["difference"])
+    assert table(finished[1], "Calibration errors")["Arc 1-shot acc"].keys() == {"one", "two"}
     page = (finished[0] / "report.html").read_text()
     assert "Question: Is it 0?" in page and "stops at" in page
 
