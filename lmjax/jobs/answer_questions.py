@@ -39,6 +39,7 @@ class AnswerQuestions(Finetune):
 
     def all_evaluators(self) -> tuple[Evaluator, ...]:
         """Loss, exact match and F1 on held-out questions, and further ones."""
+        self.evaluation.refuse_tasks("a model that finds spans")
         every, tokens = self.evaluation.every, self.evaluation.tokens
         measures = AnswerMeasures(every=every, tokens=tokens)
         return (HeldOutLoss(every=every, tokens=tokens), measures, *self.evaluators)

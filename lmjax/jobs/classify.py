@@ -68,6 +68,7 @@ class Classify(Finetune):
 
     def all_evaluators(self) -> tuple[Evaluator, ...]:
         """Loss, accuracy and confusions on held-out texts, or errors; and further ones."""
+        self.evaluation.refuse_tasks("a classifier")
         every, tokens = self.evaluation.every, self.evaluation.tokens
         classes = ClassMeasures(every=every, tokens=tokens)
         measures = NumberMeasures() if self.is_regression else classes

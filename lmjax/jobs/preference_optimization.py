@@ -83,4 +83,5 @@ class PreferenceOptimization(Finetune):
         """Loss and accuracy on held-out comparisons, and further ones."""
         every, tokens = self.evaluation.every, self.evaluation.tokens
         accuracy = (ComparisonAccuracy(),) if isinstance(self.objective, PreferencePairs) else ()
-        return (HeldOutLoss(every=every, tokens=tokens), *accuracy, *self.evaluators)
+        loss = HeldOutLoss(every=every, tokens=tokens)
+        return (loss, *accuracy, *self.evaluation.task_evaluators(), *self.evaluators)

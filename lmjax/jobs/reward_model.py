@@ -30,6 +30,7 @@ class RewardModel(Finetune):
 
     def all_evaluators(self) -> tuple[Evaluator, ...]:
         """Loss, accuracy, calibration and bias on held-out comparisons, and further ones."""
+        self.evaluation.refuse_tasks("a reward model")
         every, tokens = self.evaluation.every, self.evaluation.tokens
         measured = HeldOutLoss(every=every, tokens=tokens), ComparisonAccuracy()
         return (*measured, RewardReport(tokens=tokens), *self.evaluators)

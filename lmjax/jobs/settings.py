@@ -77,6 +77,12 @@ class Evaluation:
         """The evaluator of `tasks`, if there are any."""
         return (Tasks(every=self.every, tasks=self.tasks),) if self.tasks else ()
 
+    def refuse_tasks(self, kind: str) -> None:
+        """Raises UserError for tasks of a model, named by its kind, that gives no text."""
+        if self.tasks:
+            names = ", ".join(task.name for task in self.tasks)
+            raise UserError(f"evaluation.tasks={names}: {kind} has no probabilities of texts")
+
 
 @config
 class ChatEvaluation(Evaluation):

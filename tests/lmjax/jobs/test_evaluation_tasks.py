@@ -103,3 +103,10 @@ def test_mistakes_in_tasks_are_told_before_the_first_step(tmp_path):
         tasks = (Lambada(path=f"{tmp_path}/long.jsonl"),)
         replace(job, evaluation=Evaluation(every=2, tasks=tasks)).run()
     assert not RunFolder(job.output).metrics()
+
+
+def test_models_that_give_no_texts_have_no_tasks(tmp_path):
+    tasks = small(tmp_path).evaluation.tasks
+    with pytest.raises(UserError, match="tasks=Arc, Lambada, Translation: a reward model has no"):
+        Evaluation(tasks=tasks).refuse_tasks("a reward model")
+    assert Evaluation().refuse_tasks("a reward model") is None
