@@ -340,7 +340,7 @@ def _shown_pairs(
 ) -> list[dict[str, str]]:
     """Identity and beginning of both documents of each pair."""
     wanted = sorted({number for pair in pairs for number in pair})
-    found: dict[int, Document] = {}
+    found: dict[int, tuple[str, str]] = {}
     first = 0
     for folder in folders:
         count = json.loads((folder / LEDGER).read_text("utf-8"))["lengths"]
@@ -348,14 +348,14 @@ def _shown_pairs(
         if any(first <= number < last for number in wanted):
             for number, document in enumerate(read(folder), first):
                 if number in wanted:
-                    found[number] = document
+                    found[number] = document.identity, document.text[:EXCERPT]
         first = last
     return [
         {
-            "kept": found[one].identity,
-            "kept_text": found[one].text[:EXCERPT],
-            "dropped": found[other].identity,
-            "dropped_text": found[other].text[:EXCERPT],
+            "kept": found[one][0],
+            "kept_text": found[one][1],
+            "dropped": found[other][0],
+            "dropped_text": found[other][1],
         }
         for one, other in pairs
     ]

@@ -97,7 +97,7 @@ class SemanticDuplicates(CorpusStep):
             found = {"firsts": first[here], "begin": np.array(begin)}
             verdicts.append(found | {"clusters": clusters[there], "scores": scores[there]})
         again = np.flatnonzero((first != np.arange(len(first))) & (first != EARLIER))
-        return Decided(verdicts, pairs=sampled_pairs(again, first[again]))
+        return Decided(verdicts, pairs=sampled_pairs(again, first))
 
     def apply(
         self, documents: Iterable[Document], verdict: Arrays, tell: Tell
