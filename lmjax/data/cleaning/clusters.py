@@ -19,7 +19,7 @@ from lmjax.data.cleaning.corpus_step import (
     in_rounds,
     sampled_pairs,
 )
-from lmjax.data.cleaning.duplicates import EARLIER, shard_verdicts
+from lmjax.data.cleaning.duplicates import EARLIER, are_first, shard_verdicts
 from lmjax.data.cleaning.near_duplicates import MinHash
 from lmjax.data.cleaning.step import Dropped
 from lmjax.data.documents import Document
@@ -75,11 +75,10 @@ class NearDuplicates(CorpusStep):
             else:
                 yield Dropped("nearly an earlier document", f"document {first}")
 
-    def kept(self, marks: Arrays, verdict: Arrays) -> Arrays:
+    def kept(self, verdict: Arrays) -> Arrays:
         """See `CorpusStep.kept`."""
-        own = int(verdict["begin"]) + np.arange(len(marks["keys"]))
-        chosen = verdict["firsts"] == own
-        return {name: np.asarray(array)[chosen] for name, array in marks.items()}
+        names = ("keys", "signatures") if self.similarity else ("keys",)
+        return dict.fromkeys(names, are_first(verdict))
 
 
 def clusters(shards: Sequence[Arrays], similarity: float = 0.0) -> Int[np.ndarray, "documents"]:

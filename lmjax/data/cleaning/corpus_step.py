@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 
 from lmjax.config import UserError, config, fingerprint, replace
 from lmjax.data.cleaning.step import Dropped
@@ -20,7 +20,8 @@ from lmjax.data.documents import Document
 # Small arrays by name: about the documents of a shard, or what was decided on them.
 Arrays = Mapping[str, np.ndarray]
 KEPT = "kept"  # folder in the output of a cleaning: marks of what its corpus steps kept
-TOGETHER = 1 << 16  # marks that are compared together: a few megabytes of memory
+ROWS = 1 << 12  # of an array that are copied together
+TOGETHER = 1 << 14  # marks that are compared together: a few megabytes of memory
 MOST_ROUNDS = 64  # in which the marks of a corpus are compared: each reads them all
 
 
@@ -81,8 +82,15 @@ class CorpusStep(abc.ABC):
             tell: is told findings that have to be listed.
         """
 
-    def kept(self, marks: Arrays, verdict: Arrays) -> Arrays:
-        """Marks of what is kept of a shard, for later corpora to be compared with; empty: none."""
+    def kept(self, verdict: Arrays) -> Arrays:
+        """Masks of a shard's marks, true for what is kept and later corpora are compared with.
+
+        Args:
+            verdict: on the shard.
+
+        Returns:
+            A mask of the rows of each array of marks that is needed; none by default.
+        """
         return {}
 
 
@@ -135,6 +143,14 @@ class ArrayWriter:
             grown.in_columns &= array.ndim == 2 and array.flags.f_contiguous
             with open(self._rows_of(name), "ab") as file:
                 file.write(array.tobytes("A"))
+
+    def select(self, arrays: Arrays, name: str, mask: Bool[np.ndarray, "rows"]) -> None:
+        """Appends the rows of an array for which a mask is true, some at a time."""
+        for start in range(0, max(len(mask), 1), ROWS):
+            array = arrays[name]  # mapped anew: what was read of it is no longer in memory
+            in_columns = array.ndim == 2 and array.flags.f_contiguous
+            some = array[start : start + ROWS][mask[start : start + ROWS]]
+            self.add({name: np.asfortranarray(some) if in_columns else np.ascontiguousarray(some)})
 
     def finish(self) -> None:
         """Stores the arrays, those whose columns lie together column by column."""

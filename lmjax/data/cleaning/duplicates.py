@@ -89,11 +89,9 @@ class ExactDuplicates(CorpusStep):
             at += count
             yield self._without(document, again) if again.any() else document
 
-    def kept(self, marks: Arrays, verdict: Arrays) -> Arrays:
+    def kept(self, verdict: Arrays) -> Arrays:
         """See `CorpusStep.kept`."""
-        hashes = marks["hashes"]
-        own = int(verdict["begin"]) + np.arange(len(hashes))
-        return {"hashes": np.asarray(hashes)[verdict["firsts"] == own]}
+        return {"hashes": are_first(verdict)}
 
     def _spans(self, text: str) -> list[tuple[int, int]]:
         """Beginnings and ends of the units of a text, each with what separates it from the next."""
@@ -172,6 +170,12 @@ def are_new(rows: UInt64[np.ndarray, "rows words"]) -> Bool[np.ndarray, "rows"]:
     new = np.ones(len(rows), bool)
     new[1:] = (rows[1:] != rows[:-1]).any(1)
     return new
+
+
+def are_first(verdict: Arrays) -> Bool[np.ndarray, "rows"]:
+    """Returns whether each row is the first of those it is equal to; see `shard_verdicts`."""
+    firsts = verdict["firsts"]
+    return firsts == int(verdict["begin"]) + np.arange(len(firsts))
 
 
 def shard_verdicts(

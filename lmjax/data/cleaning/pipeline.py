@@ -18,7 +18,14 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from lmjax.config import UserError, config, fields, fingerprint, replace
-from lmjax.data.cleaning.corpus_step import KEPT, CorpusStep, Decided, StoredArrays, kept_name
+from lmjax.data.cleaning.corpus_step import (
+    KEPT,
+    ArrayWriter,
+    CorpusStep,
+    Decided,
+    StoredArrays,
+    kept_name,
+)
 from lmjax.data.cleaning.formats import OutputFormat
 from lmjax.data.cleaning.ledger import EXCERPT, Ledger
 from lmjax.data.cleaning.shard_pass import (
@@ -224,7 +231,7 @@ class CleaningPipeline:
         target = self.work / f"decided-{number}"
         if target.exists():
             return
-        name, step = each.marked
+        called, step = each.marked
         marks = [StoredArrays(folder / MARKS) for folder in folders]
         decided: Decided = step.decide(marks)
         unfinished = target.with_suffix(".tmp")
@@ -233,10 +240,13 @@ class CleaningPipeline:
         StoredArrays.save(unfinished / ALL, decided.common)
         for shard, (own, verdict) in enumerate(zip(marks, decided.verdicts, strict=True)):
             StoredArrays.save(unfinished / f"{shard:06}", verdict)
-            if kept := step.kept(own, verdict):
-                StoredArrays.save(unfinished / KEPT / kept_name(step) / f"{shard:06}", kept)
+            if kept := step.kept(verdict):
+                writer = ArrayWriter(unfinished / KEPT / kept_name(step) / f"{shard:06}")
+                for name, mask in kept.items():
+                    writer.select(own, name, mask)
+                writer.finish()
         shown = _shown_pairs(decided.pairs, folders, self._read_between)
-        pairs = [{"step": name, **one} for one in shown]
+        pairs = [{"step": called, **one} for one in shown]
         (unfinished / "pairs.json").write_text(json.dumps(pairs, ensure_ascii=False), "utf-8")
         unfinished.replace(target)
 

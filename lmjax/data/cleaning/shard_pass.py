@@ -24,7 +24,7 @@ LEFT_OUT = "left_out.jsonl.gz"  # a line for each document that was dropped, and
 MARKS = "marks"  # folder, for the corpus step
 ALL = "all"  # folder of a decision on all shards, beside those of their numbers
 FINDINGS = "findings.jsonl.gz"  # a line for each leak
-BATCH = 1 << 18  # characters of documents that are marked together
+BATCH = 1 << 17  # characters of documents that are marked together
 READING = "reading"  # name of the step that the source is
 
 

@@ -78,9 +78,9 @@ class ExactSubstrings(CorpusStep):
             at += count
             yield self._without(document, own) if own.any() else document
 
-    def kept(self, marks: Arrays, verdict: Arrays) -> Arrays:
+    def kept(self, verdict: Arrays) -> Arrays:
         """See `CorpusStep.kept`: the runs that were not there before."""
-        return {"hashes": np.asarray(marks["hashes"])[~np.asarray(verdict["again"])]}
+        return {"hashes": ~np.asarray(verdict["again"])}
 
     def _hashed(self, text: str) -> UInt64[np.ndarray, "words"]:
         return word_hashes(token_pattern(text).findall(text))
