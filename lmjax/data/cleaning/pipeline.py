@@ -45,7 +45,7 @@ from lmjax.data.cleaning.shard_pass import (
 )
 from lmjax.data.cleaning.step import Step
 from lmjax.data.documents import Document, Part, Progress, digest, silent
-from lmjax.data.executor import map_items
+from lmjax.data.executor import WorkerPool, map_items
 from lmjax.data.files import find_files
 from lmjax.data.shards import grouped
 
@@ -155,6 +155,15 @@ class CleaningPipeline:
             return Summary.from_json(json.loads(done.read_text("utf-8")))
         shards = self._shards()
         self._begin(shards)
+        # Processes take a second to begin: the same ones do all passes.
+        with WorkerPool(min(workers, len(shards))) as pool:
+            tasks, folders = self._run_passes(shards, pool, progress)
+        return self._finish(tasks, folders)
+
+    def _run_passes(
+        self, shards: list[tuple[int, tuple[Part, ...]]], pool: WorkerPool, progress: Progress
+    ) -> tuple[list[ShardTask], list[pathlib.Path]]:
+        """Makes the folders of all passes; the tasks and folders of the last."""
         before: list[pathlib.Path] | None = None
         for number, each in enumerate(self.passes):
             tasks = self._tasks(shards, before, number)
@@ -162,14 +171,14 @@ class CleaningPipeline:
             folder.mkdir(exist_ok=True)
             doing = f"pass {number + 1} of {len(self.passes)}"
             start = functools.partial(_same, each)
-            common = (start, workers, progress, doing, operator.attrgetter("size"))
+            common = (start, pool, progress, doing, operator.attrgetter("size"))
             folders = map_items(make_shard, tasks, folder, *common)
             _forget_documents(before or ())
             if each.marked is not None:
                 progress(f"deciding: {each.marked[0]}", 0, 1)
                 self._decide(number, each, folders)
             before = folders
-        return self._finish(tasks, before)
+        return tasks, before
 
     @functools.cached_property
     def size(self) -> int:
