@@ -52,6 +52,7 @@ from lmjax.data.shards import grouped
 WORK = "work"  # folder of what is not finished, in the output
 SUMMARY = "summary.json"  # of a finished cleaning
 SHARDS = 16  # into which a small collection is divided
+ESCAPED = 3  # bytes in a line of JSON for a byte of text, at most, but for control characters
 VERSION = "1"  # to be raised when the same settings make other documents
 
 
@@ -134,9 +135,10 @@ class CleaningPipeline:
             on_error: "raise" or "skip", where a step fails on a document.
             most_bytes: of a document; longer ones are dropped before the steps.
         """
-        self.collections, self.folder, self.written = collections, folder, written
+        self.collections = tuple(_bounded(one, most_bytes) for one in collections)
+        self.folder, self.written = folder, written
         self.work = folder / WORK
-        self.passes = passes(collections, steps, written, on_error, most_bytes)
+        self.passes = passes(self.collections, steps, written, on_error, most_bytes)
         self._settings = fingerprint(CleaningRecipe(steps=tuple(steps))), fingerprint(written)
 
     def run(self, workers: int = 0, progress: Progress = silent) -> Summary:
@@ -331,6 +333,14 @@ def other_text(work: object) -> UserError:
         "the sources' files are not those that it began with. Put them back, or delete the folder "
         "to begin anew"
     )
+
+
+def _bounded(collection: Collection, most_bytes: int) -> Collection:
+    """A collection whose source never holds a document that would be dropped for its length."""
+    source = collection.source
+    if "longest" not in fields(type(source)) or source.longest is not None:
+        return collection
+    return replace(collection, source=replace(source, longest=ESCAPED * most_bytes))
 
 
 def _settings_of(collection: Collection) -> str:
