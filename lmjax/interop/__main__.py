@@ -4,6 +4,7 @@ python -m lmjax.interop runs/quickstart models/quickstart
 python -m lmjax.interop models/Mistral-7B-v0.1 runs/mistral mesh.tensor=8
 python -m lmjax.interop models/opt-13b models/opt-13b-half to=huggingface dtype=bfloat16
 python -m lmjax.interop runs/instructions adapters/instructions to=peft
+python -m lmjax.interop runs/quickstart quickstart.gguf weights=q8_0
 """
 
 from typing import Literal
@@ -11,7 +12,8 @@ from typing import Literal
 import jax
 
 from lmjax.config import UserError, config
-from lmjax.interop.convert import convert, convert_adapters
+from lmjax.interop.convert import convert, convert_adapters, convert_to_gguf
+from lmjax.interop.gguf_file import GGUFType
 from lmjax.launch import import_modules, run
 from lmjax.parallel import Mesh
 from lmjax.remote import check_path
@@ -26,10 +28,12 @@ class Convert:
     destination: str | None = None  # is made: it must not exist, or be empty
     # a folder that transformers loads, one of adapters alone that PEFT loads, or a run folder;
     # none: a run becomes one for transformers, all else a run
-    to: Literal["huggingface", "peft", "run"] | None = None
+    # (gguf, which a destination that ends with .gguf says too: a file that llama.cpp runs)
+    to: Literal["huggingface", "peft", "run", "gguf"] | None = None
     step: int | None = None  # which checkpoint of a run; none: the best one, or else the newest
     # of the tensors for transformers; none: as in the source folder, float32 from a run
     dtype: Literal["float32", "bfloat16"] | None = None
+    weights: GGUFType = "f16"  # of a GGUF file; q8_0, q5_1 and q4_0 have 8, 5 and 4 bits
     # GB (10^9 bytes) in the largest file for transformers; a larger tensor has a file alone
     file_size: float = 5.0
     mesh: Mesh = Mesh()  # how the devices are arranged, over which the parameters are cut
@@ -55,6 +59,10 @@ class Convert:
             )
         import_modules(self.imports)
         with jax.set_mesh(self.mesh.build()):
+            to_gguf = self.to is None and self.destination.endswith(".gguf")
+            if self.to == "gguf" or to_gguf:
+                convert_to_gguf(self.source, self.destination, self.weights, step=self.step)
+                return
             if self.to == "peft":
                 if self.dtype not in (None, "float32"):
                     raise UserError(f"dtype={self.dtype}: adapters are float32")

@@ -13,6 +13,7 @@ from lmjax.config import UserError, replace
 from lmjax.interop.tensor_files import TensorFiles
 from lmjax.models import TransformerConfig
 from lmjax.models.family import ModelFamily
+from lmjax.models.gguf_layout import GGUFLayout
 from lmjax.models.names import Name
 
 Shapes = dict[str, jax.ShapeDtypeStruct]  # by dotted path
@@ -20,11 +21,11 @@ Index = tuple[int, ...]  # of a tensor in the stacks of its parameters: none, la
 
 
 def entries_of(
-    family: ModelFamily, config: TransformerConfig, paths: dict
+    family: ModelFamily | GGUFLayout, config: TransformerConfig, paths: dict
 ) -> Iterator[tuple[Name, Index]]:
     """The lines of the map that this config's parameters are on, one for each layer and expert."""
     if left := paths.keys() - {path for name in family.names for path in name.ours}:
-        raise ValueError(f"the map of {family.model_type} has no line for {', '.join(left)}")
+        raise ValueError(f"the map of {family.name} has no line for {', '.join(left)}")
     for name in family.names:
         if not set(name.ours) <= paths.keys() or not (name.when is None or name.when(config)):
             continue

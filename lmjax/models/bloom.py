@@ -8,6 +8,7 @@ from lmjax.config import preset, replace
 from lmjax.models.attention import AttentionConfig
 from lmjax.models.family import ModelFamily, register
 from lmjax.models.feed_forward import FeedForwardConfig
+from lmjax.models.gguf_layout import BLOOM_GGUF
 from lmjax.models.gpt import size_of
 from lmjax.models.head_classes import GPT_HEADS
 from lmjax.models.initializers import Normal
@@ -124,6 +125,7 @@ BLOOM_FAMILY = ModelFamily(
     tied=("lm_head.weight", "transformer.word_embeddings.weight"),
     buffers=(),
     supported={"apply_residual_connection_post_layernorm": (False,)},
+    gguf=BLOOM_GGUF,
     heads=GPT_HEADS,
     read=read_bloom,
     write=write_bloom,

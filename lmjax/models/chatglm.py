@@ -9,6 +9,7 @@ from lmjax.config import preset, replace
 from lmjax.models.attention import AttentionConfig
 from lmjax.models.family import ChatStyle, ModelFamily, register
 from lmjax.models.feed_forward import FeedForwardConfig, GatedFeedForwardConfig
+from lmjax.models.gguf_layout import CHATGLM_GGUF
 from lmjax.models.glm import GLM_MASKS, glm_blocks
 from lmjax.models.gpt import size_of
 from lmjax.models.infill import BlankFormat
@@ -268,6 +269,7 @@ CHATGLM2_FAMILY = ModelFamily(
     },
     read=read_chatglm2,
     write=write_chatglm2,
+    gguf=CHATGLM_GGUF,
     chat=(CHATGLM3_CHAT, CHATGLM2_CHAT),
 )
 register(CHATGLM2_FAMILY, CHATGLM_FAMILY)

@@ -10,6 +10,7 @@ from lmjax.models.attention import AttentionConfig
 from lmjax.models.bloom import LAYER, SUBLAYERS
 from lmjax.models.family import ChatStyle, ModelFamily, register
 from lmjax.models.feed_forward import FeedForwardConfig
+from lmjax.models.gguf_layout import FALCON_GGUF
 from lmjax.models.gpt import size_of
 from lmjax.models.head_classes import GPT_HEADS
 from lmjax.models.initializers import Normal
@@ -170,6 +171,7 @@ FALCON_FAMILY = ModelFamily(
         "parallel_attn": (True,),
         "apply_residual_connection_post_layernorm": (False,),
     },
+    gguf=FALCON_GGUF,
     heads=GPT_HEADS,
     read=read_falcon,
     write=write_falcon,

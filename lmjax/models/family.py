@@ -18,6 +18,7 @@ from typing import Any
 
 from lmjax.config import UserError
 from lmjax.config.declare import module_of
+from lmjax.models.gguf_layout import GGUFLayout
 from lmjax.models.head_classes import HeadClass
 from lmjax.models.infill import InfillFormat
 from lmjax.models.names import Name, Settings
@@ -75,6 +76,7 @@ class ModelFamily:
       heads: the classes of transformers' for its models with a head on labels.
       chat: the formats of its chat models whose folders do not spell them out, the newest first.
       infill: how its models fill blanks; None: they continue texts.
+      gguf: the architecture of llama.cpp's that computes its models; None: none does.
     """
 
     name: str
@@ -98,6 +100,7 @@ class ModelFamily:
     heads: tuple[HeadClass, ...] = ()
     chat: tuple[ChatStyle, ...] = ()
     infill: InfillFormat | None = None
+    gguf: GGUFLayout | None = None
 
     def settings(self, given: Settings) -> dict[str, Any]:
         """A config.json with its keys under their usual names, completed with the defaults."""

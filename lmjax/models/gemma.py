@@ -10,6 +10,7 @@ from lmjax.config import preset, replace
 from lmjax.models.attention import AttentionConfig
 from lmjax.models.family import ChatStyle, register
 from lmjax.models.feed_forward import GatedFeedForwardConfig
+from lmjax.models.gguf_layout import GEMMA2_GGUF, GEMMA_GGUF
 from lmjax.models.gpt import size_of
 from lmjax.models.head_classes import LLAMA_TOKENS, SCORE
 from lmjax.models.initializers import Normal
@@ -167,6 +168,7 @@ GEMMA_FAMILY = dataclasses.replace(
     write=write_gemma,
     defaults=GEMMA_DEFAULTS,
     chat=(GEMMA_CHAT,),
+    gguf=GEMMA_GGUF,
 )
 GEMMA2_NORMS = {
     "post_attention_layernorm": "blocks.attention_output_norm",
@@ -193,6 +195,7 @@ GEMMA2_FAMILY = dataclasses.replace(
     },
     read=read_gemma2,
     write=write_gemma2,
+    gguf=GEMMA2_GGUF,
     defaults={key: value for key, value in GEMMA_DEFAULTS.items() if key != "hidden_act"}
     | {
         "num_key_value_heads": 4,

@@ -8,6 +8,7 @@ from lmjax.config import UserError, preset, replace
 from lmjax.models.attention import AttentionConfig
 from lmjax.models.family import ModelFamily, register
 from lmjax.models.feed_forward import FeedForwardConfig
+from lmjax.models.gguf_layout import GPT2_GGUF
 from lmjax.models.head_classes import GPT_HEADS, SCORE
 from lmjax.models.initializers import Normal
 from lmjax.models.names import (
@@ -254,6 +255,7 @@ GPT2_FAMILY = ModelFamily(
         "activation_function": tuple(ACTIVATIONS),
         "scale_attn_by_inverse_layer_idx": (False,),
     },
+    gguf=GPT2_GGUF,
     heads=GPT_HEADS,
     read=read_gpt2,
     write=write_gpt2,

@@ -9,6 +9,7 @@ from lmjax.config import UserError, preset, replace
 from lmjax.models.attention import AttentionConfig
 from lmjax.models.family import ChatStyle, ModelFamily, register
 from lmjax.models.feed_forward import GatedFeedForwardConfig
+from lmjax.models.gguf_layout import LLAMA_GGUF
 from lmjax.models.gpt import size_of
 from lmjax.models.head_classes import LLAMA_HEADS
 from lmjax.models.initializers import Normal
@@ -209,6 +210,7 @@ LLAMA_FAMILY = ModelFamily(
     write=write_llama,
     defaults=LLAMA_DEFAULTS,
     chat=(LLAMA2_CHAT,),
+    gguf=LLAMA_GGUF,
 )
 SKYWORK_FAMILY = dataclasses.replace(
     LLAMA_FAMILY,

@@ -8,6 +8,7 @@ from typing import Any
 from lmjax.config import preset, replace
 from lmjax.models.family import ChatStyle, ModelFamily, register
 from lmjax.models.feed_forward import GatedFeedForwardConfig
+from lmjax.models.gguf_layout import QWEN2_GGUF, QWEN3_GGUF
 from lmjax.models.gpt import BLOCK, size_of
 from lmjax.models.initializers import Normal
 from lmjax.models.layer_types import read_windows, write_windows
@@ -165,6 +166,7 @@ QWEN_FAMILY = ModelFamily(
     },
     read=read_qwen,
     write=write_qwen,
+    gguf=QWEN2_GGUF,
     chat=(CHATML_CHAT,),
 )
 
@@ -253,6 +255,7 @@ QWEN2_FAMILY = dataclasses.replace(
     write=write_qwen2,
     defaults=QWEN2_DEFAULTS,
     chat=QWEN2_CHATS,
+    gguf=QWEN2_GGUF,
 )
 QWEN3_FAMILY = dataclasses.replace(
     QWEN2_FAMILY,
@@ -268,5 +271,6 @@ QWEN3_FAMILY = dataclasses.replace(
     write=write_qwen3,
     defaults=QWEN2_DEFAULTS | {"head_dim": 128},
     chat=(ChatStyle("qwen3", chatml("", thoughts=("<think>", "</think>"))),),
+    gguf=QWEN3_GGUF,
 )
 register(QWEN2_FAMILY, QWEN3_FAMILY, QWEN_FAMILY)
