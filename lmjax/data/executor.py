@@ -1,5 +1,7 @@
 """A parallel map over items that can be resumed: a folder for each, made once."""
 
+from __future__ import annotations
+
 import concurrent.futures
 import contextlib
 import functools
@@ -30,7 +32,7 @@ def map_items(
     items: Sequence[Item],
     work: pathlib.Path,
     start: Callable[[], Context],
-    workers: int = 0,
+    workers: int | WorkerPool = 0,
     progress: Progress = silent,
     doing: str = "working",
     size: Callable[[Item], int] = lambda item: 1,
@@ -39,8 +41,7 @@ def map_items(
 
     A folder appears, complete, by one renaming, so that any number of interruptions, also by a
     kill, leave whole folders or none. The first error stops the work: items that are being made
-    are finished, further ones are not begun. Workers are spawned processes that leave with this
-    one, and Ctrl-C is heard by this one alone.
+    are finished, further ones are not begun.
 
     Args:
         make: writes what is made of an item into an empty folder: (item, folder, context).
@@ -48,7 +49,7 @@ def map_items(
         work: where the folders lie, which exists.
         start: gives what `make` needs besides, once in each process; with workers it must pickle,
             as `make` and the items must.
-        workers: processes; 0 is this one.
+        workers: processes, or a pool of them; 0 is this one.
         progress: is told the sizes of items that are finished, and of all.
         doing: name of the work, for `progress` and in errors.
         size: of an item.
@@ -66,10 +67,15 @@ def map_items(
     total = sum(map(size, items))
     done = total - sum(size(item) for item, _ in missing)
     progress(doing, done, total)
-    run = functools.partial(_in_processes, workers, doing) if workers else _in_this_process
-    for item in run(make, missing, start) if missing else ():
-        done += size(item)
-        progress(doing, done, total)
+    with contextlib.ExitStack() as stack:
+        pool = workers
+        if not isinstance(pool, WorkerPool):
+            pool = stack.enter_context(WorkerPool(min(pool, len(missing))))
+        alone = not pool.workers
+        run = _in_this_process if alone else functools.partial(_in_processes, pool, doing)
+        for item in run(make, missing, start) if missing else ():
+            done += size(item)
+            progress(doing, done, total)
     return folders
 
 
@@ -83,21 +89,16 @@ def _in_this_process(
 
 
 def _in_processes(
-    workers: int,
+    pool: WorkerPool,
     doing: str,
     make: Make,
     missing: list[tuple[Any, pathlib.Path]],
     start: Callable[[], Any],
 ) -> Iterator[Any]:
-    pool = concurrent.futures.ProcessPoolExecutor(
-        min(workers, len(missing)),
-        # Not fork: jax may be running threads in this process.
-        mp_context=multiprocessing.get_context("spawn"),
-        initializer=_start_worker,
-        initargs=(start,),
-    )
+    call, futures = pool.number_call(), {}
     try:
-        futures = {pool.submit(_make_in_worker, make, *pair): pair[0] for pair in missing}
+        for pair in missing:
+            futures[pool.submit(_make_in_worker, make, *pair, call, start)] = pair[0]
         for future in concurrent.futures.as_completed(futures):
             future.result()
             yield futures[future]
@@ -107,20 +108,60 @@ def _in_processes(
             "is finished is kept: give the same command again, with fewer workers"
         ) from None
     finally:
-        pool.shutdown(cancel_futures=True)
+        for future in futures:
+            future.cancel()
+        concurrent.futures.wait(futures)
 
 
-_start: Callable[[], Any] | None = None  # of a worker process
+class WorkerPool:
+    """Worker processes for several calls of `map_items`: each begins once, when there is work.
+
+    They are spawned processes that leave with this one, and Ctrl-C is heard by this one alone.
+    """
+
+    def __init__(self, workers: int) -> None:
+        """So many processes; 0: none, the work is done in this one."""
+        self.workers = workers
+        self._pool: concurrent.futures.ProcessPoolExecutor | None = None
+        self._calls = 0
+
+    def number_call(self) -> int:
+        """A number for a further call, by which processes know what they have begun with."""
+        self._calls += 1
+        return self._calls
+
+    def __enter__(self) -> WorkerPool:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+            self._pool = None
+
+    def submit(self, work: Callable[..., Any], *arguments: Any) -> concurrent.futures.Future:
+        """Lets a process do some work."""
+        if self._pool is None:
+            self._pool = concurrent.futures.ProcessPoolExecutor(
+                self.workers,
+                # Not fork: jax may be running threads in this process.
+                mp_context=multiprocessing.get_context("spawn"),
+                initializer=_start_worker,
+            )
+        return self._pool.submit(work, *arguments)
 
 
-@functools.cache
-def _context() -> Any:
-    """Result of `start` in a worker; made with its first item, whose error is told."""
-    return _start()
+_contexts: dict[int, Any] = {}  # of a worker process, for the call that it works on
 
 
-def _start_worker(start: Callable[[], Any]) -> None:
-    global _start
+def _context(call: int, start: Callable[[], Any]) -> Any:
+    """Result of `start` in a worker; made with its first item of a call, whose error is told."""
+    if call not in _contexts:
+        _contexts.clear()
+        _contexts[call] = start()
+    return _contexts[call]
+
+
+def _start_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears Ctrl-C and shuts the pool down
 
     def leave_with_parent() -> None:
@@ -128,11 +169,12 @@ def _start_worker(start: Callable[[], Any]) -> None:
         os._exit(1)
 
     threading.Thread(target=leave_with_parent, daemon=True).start()
-    _start = start
 
 
-def _make_in_worker(make: Make, item: Any, folder: pathlib.Path) -> None:
-    _make_folder(make, item, folder, _context())
+def _make_in_worker(
+    make: Make, item: Any, folder: pathlib.Path, call: int, start: Callable[[], Any]
+) -> None:
+    _make_folder(make, item, folder, _context(call, start))
 
 
 def _make_folder(make: Make, item: Any, folder: pathlib.Path, context: Any) -> None:

@@ -23,6 +23,7 @@ PACKED = 1 << 16  # compressed ones
 RANGE = 4 << 20  # bytes of an uncompressed file that make one part
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+TAIL = 1 << 16  # bytes of a long piece that are looked through again, for a separator
 AHEAD = 4  # bytes behind a separator that decide where it ends: up to two line breaks
 LARGEST_WINDOW = 1 << 31  # bytes that a .zst file may refer back to: zstd's own limit, --long=31
 DAMAGED = (EOFError, gzip.BadGzipFile, zlib.error)
@@ -34,6 +35,7 @@ class FilePiece(NamedTuple):
     data: bytes
     offset: int  # of the first byte, in the (decompressed) file
     number: int  # of the piece, from 0 where reading began
+    left_out: int = 0  # bytes of a piece that is too long, whose data are not here
 
 
 class DamagedFile(Exception):
@@ -221,7 +223,9 @@ def read_blocks(file: io.BufferedIOBase, name: str) -> Iterator[bytes]:
         yield block
 
 
-def read_pieces(part: Part, separator: re.Pattern[bytes]) -> Iterator[FilePiece]:
+def read_pieces(
+    part: Part, separator: re.Pattern[bytes], longest: int | None = None
+) -> Iterator[FilePiece]:
     """The pieces of a part between matches of `separator`; a last empty piece is left out.
 
     A piece belongs to the part in which it begins; ranges of one file share no piece and lose none
@@ -229,17 +233,21 @@ def read_pieces(part: Part, separator: re.Pattern[bytes]) -> Iterator[FilePiece]
     that it is read in: what a match consists of must be decided by the AHEAD bytes behind it.
     A mark of the byte order at the beginning of the file is no text.
 
+    Args:
+        part: of a file.
+        separator: of at most TAIL bytes.
+        longest: bytes of a piece; of a longer one, which is not held, no data are given.
+
     Raises:
         DamagedFile: see `read_blocks`.
     """
     ranged = not part.name.endswith(COMPRESSED)
     with open_file(part.name) as file:
-        offset = part.start
-        if part.start:
-            with errors_told(f"cannot read {part.name}"):
-                file.seek(part.start - 1)
-                offset = part.start - 1 + len(file.readline())
+        offset = _begin_of(part, file)
+        if offset is None:
+            return
         pending, number, last = b"", 0, False
+        dropped = 0  # bytes of a long piece before those that are pending
         blocks = itertools.chain(read_blocks(file, part.name), (None,))
         at_beginning = offset == 0
         waiting: list[bytes] = []
@@ -258,13 +266,38 @@ def read_pieces(part: Part, separator: re.Pattern[bytes]) -> Iterator[FilePiece]
             for match in () if at_beginning else separator.finditer(pending):
                 if match.end() > decided:
                     break
-                if ranged and offset + begin >= part.stop:
+                first = offset + begin - dropped
+                if ranged and first >= part.stop:
                     return
-                yield FilePiece(pending[begin : match.start()], offset + begin, number)
-                begin, number = match.end(), number + 1
+                yield _piece(pending[begin : match.start()], first, number, dropped, longest)
+                begin, number, dropped = match.end(), number + 1, 0
             pending, offset = pending[begin:], offset + begin
-        if pending and not (ranged and offset >= part.stop):
-            yield FilePiece(pending, offset, number)
+            if longest is not None and len(pending) > longest + TAIL:
+                more = len(pending) - TAIL
+                pending, offset, dropped = pending[more:], offset + more, dropped + more
+        if pending and not (ranged and offset - dropped >= part.stop):
+            yield _piece(pending, offset - dropped, number, dropped, longest)
+
+
+def _begin_of(part: Part, file: io.BufferedIOBase) -> int | None:
+    """Moves a file to the first line that begins in a part; None: none does."""
+    if not part.start:
+        return 0
+    with errors_told(f"cannot read {part.name}"):
+        at = part.start - 1
+        file.seek(at)
+        while at < part.stop - 1 and (block := file.read(min(BLOCK, part.stop - 1 - at))):
+            if (end := block.find(b"\n")) >= 0:
+                file.seek(at + end + 1)
+                return at + end + 1
+            at += len(block)
+    return None
+
+
+def _piece(data: bytes, offset: int, number: int, dropped: int, longest: int | None) -> FilePiece:
+    size = dropped + len(data)
+    too_long = longest is not None and size > longest
+    return FilePiece(b"" if too_long else data, offset, number, size if too_long else 0)
 
 
 def line_number(part: Part, piece: FilePiece) -> int:

@@ -45,9 +45,12 @@ class TextFiles(Source):
     span: tuple[float, float] = (0.0, 1.0)  # the stretch of each file to take: (0.0, 0.9)
     # What to do about bytes that are no UTF-8: stop, leave the document out, or put U+FFFD there.
     on_error: Literal["raise", "skip", "replace"] = "raise"
+    # bytes of a document; longer ones are left out and counted, and never held; None: all are taken
+    longest: int | None = None
 
     def validate(self) -> None:
         _check_path(self.path)
+        _check_longest(self.longest)
         if not 0 <= self.span[0] < self.span[1] <= 1:
             raise UserError(f"span is {self.span}; it must be two rising numbers from 0 to 1")
         if self.split != "file" and self.span != (0.0, 1.0):
@@ -66,6 +69,9 @@ class TextFiles(Source):
         """See `Source.read`."""
         try:
             for piece in self._pieces(part):
+                if piece.left_out:
+                    on_skip(_too_long(part, piece))
+                    continue
                 if self.split == "paragraph":
                     begin = BLANK_LINES.match(piece.data).end()
                     piece = FilePiece(piece.data[begin:], piece.offset + begin, piece.number)
@@ -83,10 +89,17 @@ class TextFiles(Source):
             separator = separators.get(self.split) or re.compile(
                 rb"(?:\r?\n)?" + re.escape(self.separator.encode()) + rb"(?:\r?\n)?"
             )
-            yield from read_pieces(part, separator)
+            yield from read_pieces(part, separator, self.longest)
             return
+        blocks, size = [], 0
         with open_file(part.name) as file:
-            data = b"".join(read_blocks(file, part.name))
+            for block in read_blocks(file, part.name):
+                size += len(block)
+                if self.longest is not None and size > self.longest:
+                    yield FilePiece(b"", 0, 0, size)
+                    return
+                blocks.append(block)
+        data = b"".join(blocks)
         mark = len(BYTE_ORDER_MARK) if data.startswith(BYTE_ORDER_MARK) else 0
         yield FilePiece(data[mark:], mark, 0)
 
@@ -114,10 +127,13 @@ class JsonRecords(Source):
     on_error: Literal["raise", "skip"] = "raise"  # what to do about a line that is not as it should
     # Fields that are kept beside the tokens, where a line has them: ("url", "licence").
     metadata: tuple[str, ...] = ()
+    # bytes of a line; longer ones are left out and counted, and never held; None: all are taken
+    longest: int | None = None
 
     def validate(self) -> None:
         """Raises UserError for a path that cannot be served, or metadata named twice."""
         _check_path(self.path)
+        _check_longest(self.longest)
         if "" in self.metadata or len(set(self.metadata)) < len(self.metadata):
             raise UserError(f"metadata={self.metadata}: give each field's name, once")
 
@@ -164,7 +180,10 @@ class JsonRecords(Source):
           UserError: a line that `use` refuses, where the source says to stop there.
         """
         try:
-            for piece in read_pieces(part, JSON_LINE):
+            for piece in read_pieces(part, JSON_LINE, self.longest):
+                if piece.left_out:
+                    on_skip(_too_long(part, piece))
+                    continue
                 if not piece.data.strip():
                     continue
                 try:
@@ -276,6 +295,17 @@ class JsonPrompts(JsonLines):
             spans=(Span(first, end, "answer", self.mask, self.closing),),
             metadata=self.metadata_of(record),
         )
+
+
+def _check_longest(longest: int | None) -> None:
+    """Raises UserError for a limit that lets nothing through."""
+    if longest is not None and longest < 1:
+        raise UserError(f"longest={longest}: must be 1 or more bytes, or None")
+
+
+def _too_long(part: Part, piece: FilePiece) -> str:
+    """The message about a piece that is not held."""
+    return f"{part.name}:{piece.offset}: {piece.left_out} bytes or more are above `longest`"
 
 
 def _check_path(path: str | tuple[str, ...]) -> None:

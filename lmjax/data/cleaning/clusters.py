@@ -10,19 +10,21 @@ from jaxtyping import Bool, Int, UInt64
 from lmjax.config import UserError, config
 from lmjax.data.cleaning.corpus_step import (
     Arrays,
+    Column,
     CorpusStep,
     Decided,
     Tell,
     earlier_marks,
     edges,
+    in_rounds,
     sampled_pairs,
 )
-from lmjax.data.cleaning.duplicates import EARLIER
+from lmjax.data.cleaning.duplicates import EARLIER, are_first, shard_verdicts
 from lmjax.data.cleaning.near_duplicates import MinHash
 from lmjax.data.cleaning.step import Dropped
 from lmjax.data.documents import Document
 
-COMPARED = 1 << 14  # pairs whose signatures are read together
+COMPARED = 1 << 12  # pairs whose signatures are read together: a few megabytes
 
 
 @config
@@ -56,15 +58,9 @@ class NearDuplicates(CorpusStep):
         """See `CorpusStep.decide`."""
         before = earlier_marks(self.earlier, self)
         known = sum(len(shard["keys"]) for shard in before)
-        first = clusters([*before, *shards], self.similarity)[known:]
-        first = np.maximum(first - known, EARLIER)
-        begins = edges(shards, "keys")
-        verdicts = [
-            {"firsts": first[begin : begin + len(shard["keys"])], "begin": np.array(begin)}
-            for shard, begin in zip(shards, begins)
-        ]
-        again = np.flatnonzero((first != np.arange(len(first))) & (first != EARLIER))
-        return Decided(verdicts, pairs=sampled_pairs(again, first[again]))
+        firsts = clusters([*before, *shards], self.similarity)
+        verdicts, copies = shard_verdicts(firsts, known, edges(shards, "keys"))
+        return Decided(verdicts, pairs=sampled_pairs(copies, firsts[known:]))
 
     def apply(
         self, documents: Iterable[Document], verdict: Arrays, tell: Tell
@@ -79,17 +75,16 @@ class NearDuplicates(CorpusStep):
             else:
                 yield Dropped("nearly an earlier document", f"document {first}")
 
-    def kept(self, marks: Arrays, verdict: Arrays) -> Arrays:
+    def kept(self, verdict: Arrays) -> Arrays:
         """See `CorpusStep.kept`."""
-        own = int(verdict["begin"]) + np.arange(len(marks["keys"]))
-        chosen = verdict["firsts"] == own
-        return {name: np.asarray(array)[chosen] for name, array in marks.items()}
+        names = ("keys", "signatures") if self.similarity else ("keys",)
+        return dict.fromkeys(names, are_first(verdict))
 
 
 def clusters(shards: Sequence[Arrays], similarity: float = 0.0) -> Int[np.ndarray, "documents"]:
     """The first document of each one's cluster, band by band; see `first_of_cluster`.
 
-    Memory for a band's keys, two numbers a document, and a number a document for the clusters.
+    Memory for a number a document, and for what `in_rounds` takes.
 
     Args:
         shards: "keys", and "signatures" for a `similarity`.
@@ -98,18 +93,21 @@ def clusters(shards: Sequence[Arrays], similarity: float = 0.0) -> Int[np.ndarra
     begins = edges(shards, "keys")
     parent = np.arange(begins[-1])
     for band in range(shards[0]["keys"].shape[1] if shards else 0):
-        keys = np.concatenate([shard["keys"][:, band] for shard in shards])
-        pairs = _pairs(keys)
-        # Most pairs of a later band are linked already.
-        roots = _roots(parent, pairs)
-        pairs = pairs[roots[:, 0] != roots[:, 1]]
-        if similarity:
-            pairs = pairs[_are_similar(pairs, shards, begins, similarity)]
-        for one, other in pairs.tolist():
-            low, high = sorted((_root(parent, one), _root(parent, other)))
-            parent[high] = low
-    numbers = np.arange(len(parent))
-    return _roots(parent, numbers[:, None])[:, 0]
+        for numbers, keys in in_rounds(Column(shards, "keys", band)):
+            every = numbers[_pairs(keys)]
+            for start in range(0, len(every), COMPARED):
+                pairs = every[start : start + COMPARED]
+                # Most pairs of a later band are linked already.
+                roots = _roots(parent, pairs)
+                pairs = pairs[roots[:, 0] != roots[:, 1]]
+                if similarity:
+                    pairs = pairs[_are_similar(pairs, shards, begins, similarity)]
+                for one, other in pairs.tolist():
+                    low, high = sorted((_root(parent, one), _root(parent, other)))
+                    parent[high] = low
+    for start in range(0, len(parent), COMPARED):
+        _roots(parent, np.arange(start, min(start + COMPARED, len(parent)))[:, None])
+    return parent
 
 
 def _pairs(keys: UInt64[np.ndarray, "documents"]) -> Int[np.ndarray, "pairs 2"]:
@@ -153,12 +151,8 @@ def _are_similar(
     similarity: float,
 ) -> Bool[np.ndarray, "pairs"]:
     """Returns whether the signatures of each pair agree in so large a share."""
-    found = np.empty(len(pairs), bool)
-    for start in range(0, len(pairs), COMPARED):
-        some = pairs[start : start + COMPARED]
-        one, other = (_signatures(some[:, side], shards, begins) for side in (0, 1))
-        found[start : start + COMPARED] = (one == other).mean(1) >= similarity
-    return found
+    one, other = (_signatures(pairs[:, side], shards, begins) for side in (0, 1))
+    return (one == other).mean(1) >= similarity
 
 
 def _signatures(numbers: np.ndarray, shards: Sequence[Arrays], begins: np.ndarray) -> np.ndarray:

@@ -8,10 +8,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Int, UInt64
+from jaxtyping import Bool, Int, UInt64
 
 from lmjax.config import UserError, config
 from lmjax.data.cleaning.corpus_step import (
+    TOGETHER,
     Arrays,
     Column,
     CorpusStep,
@@ -19,6 +20,7 @@ from lmjax.data.cleaning.corpus_step import (
     Tell,
     earlier_marks,
     edges,
+    in_rounds,
     sampled_pairs,
 )
 from lmjax.data.cleaning.near_duplicates import tokens
@@ -26,7 +28,6 @@ from lmjax.data.cleaning.step import Dropped
 from lmjax.data.cleaning.units import PARAGRAPH_BREAK, SENTENCE_END
 from lmjax.data.documents import Document
 
-TOGETHER = 1 << 24  # hashes that are sorted together: 0.6 GB of memory, however many there are
 EARLIER = -1  # number of a document of an earlier cleaning
 
 
@@ -67,16 +68,10 @@ class ExactDuplicates(CorpusStep):
         before = earlier_marks(self.earlier, self)
         firsts = first_equal(Column([*before, *shards], "hashes"))
         known = sum(len(shard["hashes"]) for shard in before)
-        begins = edges(shards, "hashes")
-        verdicts = [
-            {"firsts": np.maximum(first - known, EARLIER), "begin": np.array(begin)}
-            for first, begin in zip(firsts[len(before) :], begins)
-        ]
-        if self.unit != "document" or not verdicts:
+        verdicts, copies = shard_verdicts(firsts, known, edges(shards, "hashes"))
+        if self.unit != "document":
             return Decided(verdicts)
-        every = np.concatenate([verdict["firsts"] for verdict in verdicts])
-        again = np.flatnonzero((every != np.arange(len(every))) & (every != EARLIER))
-        return Decided(verdicts, pairs=sampled_pairs(again, every[again]))
+        return Decided(verdicts, pairs=sampled_pairs(copies, firsts[known:]))
 
     def apply(
         self, documents: Iterable[Document], verdict: Arrays, tell: Tell
@@ -94,11 +89,9 @@ class ExactDuplicates(CorpusStep):
             at += count
             yield self._without(document, again) if again.any() else document
 
-    def kept(self, marks: Arrays, verdict: Arrays) -> Arrays:
+    def kept(self, verdict: Arrays) -> Arrays:
         """See `CorpusStep.kept`."""
-        hashes = marks["hashes"]
-        own = int(verdict["begin"]) + np.arange(len(hashes))
-        return {"hashes": np.asarray(hashes)[verdict["firsts"] == own]}
+        return {"hashes": are_first(verdict)}
 
     def _spans(self, text: str) -> list[tuple[int, int]]:
         """Beginnings and ends of the units of a text, each with what separates it from the next."""
@@ -153,30 +146,60 @@ def _copy(first: int) -> Dropped:
 
 def first_equal(
     parts: Sequence[UInt64[np.ndarray, "_ words"]], together: int = TOGETHER
-) -> list[Int[np.ndarray, "_"]]:
+) -> Int[np.ndarray, "rows"]:
     """For each row of several arrays the number of the first equal row, over all of them.
 
+    Memory for a number a row, and for what `in_rounds` takes.
+
     Args:
-        parts: the arrays; each is asked for a few times, and not kept.
+        parts: the arrays.
         together: rows that are sorted at a time.
     """
-    begins = np.concatenate([[0], np.cumsum([len(part) for part in parts])]).astype(np.int64)
-    found = [np.arange(begin, end) for begin, end in itertools.pairwise(begins)]
-    rounds = max(1, -(-int(begins[-1]) // together))
-    for number in range(rounds):
-        chosen = [np.flatnonzero(part[:, 0] % np.uint64(rounds) == number) for part in parts]
-        rows = [np.asarray(part[some]) for part, some in zip(parts, chosen)]
-        if not (total := sum(map(len, rows))):
-            continue
-        rows = np.concatenate(rows)
+    found = np.empty(sum(len(part) for part in parts), np.int64)
+    for numbers, rows in in_rounds(parts, together):
         order = np.lexsort(rows.T)  # stable: equal rows stay in their order
-        new = np.ones(total, bool)
-        new[1:] = (rows[order[1:]] != rows[order[:-1]]).any(1)
-        where = np.concatenate([some + begin for some, begin in zip(chosen, begins)])
-        first = np.empty(total, np.int64)
-        first[order] = where[order][np.flatnonzero(new)[np.cumsum(new) - 1]]
-        at = 0
-        for some, own in zip(chosen, found):
-            own[some] = first[at : at + len(some)]
-            at += len(some)
+        begins = np.flatnonzero(are_new(rows[order]))
+        sizes = np.diff(np.append(begins, len(order)))
+        order = numbers[order]
+        found[order] = np.repeat(order[begins], sizes)
     return found
+
+
+def are_new(rows: UInt64[np.ndarray, "rows words"]) -> Bool[np.ndarray, "rows"]:
+    """Returns whether each row differs from the one before it."""
+    new = np.ones(len(rows), bool)
+    new[1:] = (rows[1:] != rows[:-1]).any(1)
+    return new
+
+
+def are_first(verdict: Arrays) -> Bool[np.ndarray, "rows"]:
+    """Returns whether each row is the first of those it is equal to; see `shard_verdicts`."""
+    firsts = verdict["firsts"]
+    return firsts == int(verdict["begin"]) + np.arange(len(firsts))
+
+
+def shard_verdicts(
+    firsts: Int[np.ndarray, "rows"], known: int, begins: Int[np.ndarray, "begins"]
+) -> tuple[list[Arrays], Int[np.ndarray, "copies"]]:
+    """Verdicts on shards from the first row that each one is equal to, or nearly so.
+
+    Args:
+        firsts: of the rows of earlier cleanings and of the shards; it is written to, and part of
+            the verdicts.
+        known: rows of earlier cleanings.
+        begins: number of each shard's first row, counted from these on, and of the end.
+
+    Returns:
+        "firsts" of each shard, `EARLIER` for one of an earlier cleaning, and where it begins; and
+        the rows that are a copy of one of the shards.
+    """
+    firsts = firsts[known:]
+    firsts -= known
+    np.maximum(firsts, EARLIER, out=firsts)
+    verdicts, copies = [], []
+    for begin, end in itertools.pairwise(begins.tolist()):
+        own = firsts[begin:end]
+        verdicts.append({"firsts": own, "begin": np.array(begin)})
+        again = (own != np.arange(begin, end)) & (own != EARLIER)
+        copies.append(np.flatnonzero(again) + begin)
+    return verdicts, np.concatenate([np.zeros(0, np.int64), *copies])

@@ -18,7 +18,14 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from lmjax.config import UserError, config, fields, fingerprint, replace
-from lmjax.data.cleaning.corpus_step import KEPT, CorpusStep, Decided, StoredArrays, kept_name
+from lmjax.data.cleaning.corpus_step import (
+    KEPT,
+    ArrayWriter,
+    CorpusStep,
+    Decided,
+    StoredArrays,
+    kept_name,
+)
 from lmjax.data.cleaning.formats import OutputFormat
 from lmjax.data.cleaning.ledger import EXCERPT, Ledger
 from lmjax.data.cleaning.shard_pass import (
@@ -38,13 +45,14 @@ from lmjax.data.cleaning.shard_pass import (
 )
 from lmjax.data.cleaning.step import Step
 from lmjax.data.documents import Document, Part, Progress, digest, silent
-from lmjax.data.executor import map_items
+from lmjax.data.executor import WorkerPool, map_items
 from lmjax.data.files import find_files
 from lmjax.data.shards import grouped
 
 WORK = "work"  # folder of what is not finished, in the output
 SUMMARY = "summary.json"  # of a finished cleaning
 SHARDS = 16  # into which a small collection is divided
+ESCAPED = 3  # bytes in a line of JSON for a byte of text, at most, but for control characters
 VERSION = "1"  # to be raised when the same settings make other documents
 
 
@@ -127,9 +135,10 @@ class CleaningPipeline:
             on_error: "raise" or "skip", where a step fails on a document.
             most_bytes: of a document; longer ones are dropped before the steps.
         """
-        self.collections, self.folder, self.written = collections, folder, written
+        self.collections = tuple(_bounded(one, most_bytes) for one in collections)
+        self.folder, self.written = folder, written
         self.work = folder / WORK
-        self.passes = passes(collections, steps, written, on_error, most_bytes)
+        self.passes = passes(self.collections, steps, written, on_error, most_bytes)
         self._settings = fingerprint(CleaningRecipe(steps=tuple(steps))), fingerprint(written)
 
     def run(self, workers: int = 0, progress: Progress = silent) -> Summary:
@@ -148,6 +157,15 @@ class CleaningPipeline:
             return Summary.from_json(json.loads(done.read_text("utf-8")))
         shards = self._shards()
         self._begin(shards)
+        # Processes take a second to begin: the same ones do all passes.
+        with WorkerPool(min(workers, len(shards))) as pool:
+            tasks, folders = self._run_passes(shards, pool, progress)
+        return self._finish(tasks, folders)
+
+    def _run_passes(
+        self, shards: list[tuple[int, tuple[Part, ...]]], pool: WorkerPool, progress: Progress
+    ) -> tuple[list[ShardTask], list[pathlib.Path]]:
+        """Makes the folders of all passes; the tasks and folders of the last."""
         before: list[pathlib.Path] | None = None
         for number, each in enumerate(self.passes):
             tasks = self._tasks(shards, before, number)
@@ -155,14 +173,14 @@ class CleaningPipeline:
             folder.mkdir(exist_ok=True)
             doing = f"pass {number + 1} of {len(self.passes)}"
             start = functools.partial(_same, each)
-            common = (start, workers, progress, doing, operator.attrgetter("size"))
+            common = (start, pool, progress, doing, operator.attrgetter("size"))
             folders = map_items(make_shard, tasks, folder, *common)
             _forget_documents(before or ())
             if each.marked is not None:
                 progress(f"deciding: {each.marked[0]}", 0, 1)
                 self._decide(number, each, folders)
             before = folders
-        return self._finish(tasks, before)
+        return tasks, before
 
     @functools.cached_property
     def size(self) -> int:
@@ -224,7 +242,7 @@ class CleaningPipeline:
         target = self.work / f"decided-{number}"
         if target.exists():
             return
-        name, step = each.marked
+        called, step = each.marked
         marks = [StoredArrays(folder / MARKS) for folder in folders]
         decided: Decided = step.decide(marks)
         unfinished = target.with_suffix(".tmp")
@@ -233,10 +251,13 @@ class CleaningPipeline:
         StoredArrays.save(unfinished / ALL, decided.common)
         for shard, (own, verdict) in enumerate(zip(marks, decided.verdicts, strict=True)):
             StoredArrays.save(unfinished / f"{shard:06}", verdict)
-            if kept := step.kept(own, verdict):
-                StoredArrays.save(unfinished / KEPT / kept_name(step) / f"{shard:06}", kept)
+            if kept := step.kept(verdict):
+                writer = ArrayWriter(unfinished / KEPT / kept_name(step) / f"{shard:06}")
+                for name, mask in kept.items():
+                    writer.select(own, name, mask)
+                writer.finish()
         shown = _shown_pairs(decided.pairs, folders, self._read_between)
-        pairs = [{"step": name, **one} for one in shown]
+        pairs = [{"step": called, **one} for one in shown]
         (unfinished / "pairs.json").write_text(json.dumps(pairs, ensure_ascii=False), "utf-8")
         unfinished.replace(target)
 
@@ -314,6 +335,14 @@ def other_text(work: object) -> UserError:
     )
 
 
+def _bounded(collection: Collection, most_bytes: int) -> Collection:
+    """A collection whose source never holds a document that would be dropped for its length."""
+    source = collection.source
+    if "longest" not in fields(type(source)) or source.longest is not None:
+        return collection
+    return replace(collection, source=replace(source, longest=ESCAPED * most_bytes))
+
+
 def _settings_of(collection: Collection) -> str:
     """A fingerprint of a collection's settings, but for its behaviour at errors."""
     source = collection.source
@@ -340,7 +369,7 @@ def _shown_pairs(
 ) -> list[dict[str, str]]:
     """Identity and beginning of both documents of each pair."""
     wanted = sorted({number for pair in pairs for number in pair})
-    found: dict[int, Document] = {}
+    found: dict[int, tuple[str, str]] = {}
     first = 0
     for folder in folders:
         count = json.loads((folder / LEDGER).read_text("utf-8"))["lengths"]
@@ -348,14 +377,14 @@ def _shown_pairs(
         if any(first <= number < last for number in wanted):
             for number, document in enumerate(read(folder), first):
                 if number in wanted:
-                    found[number] = document
+                    found[number] = document.identity, document.text[:EXCERPT]
         first = last
     return [
         {
-            "kept": found[one].identity,
-            "kept_text": found[one].text[:EXCERPT],
-            "dropped": found[other].identity,
-            "dropped_text": found[other].text[:EXCERPT],
+            "kept": found[one][0],
+            "kept_text": found[one][1],
+            "dropped": found[other][0],
+            "dropped_text": found[other][1],
         }
         for one, other in pairs
     ]

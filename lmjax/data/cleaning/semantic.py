@@ -17,7 +17,7 @@ from lmjax.data.cleaning.corpus_step import (
     edges,
     sampled_pairs,
 )
-from lmjax.data.cleaning.duplicates import EARLIER
+from lmjax.data.cleaning.duplicates import EARLIER, are_first
 from lmjax.data.cleaning.embeddings import Embedder, HashedWords
 from lmjax.data.cleaning.step import Dropped
 from lmjax.data.documents import Document
@@ -97,7 +97,7 @@ class SemanticDuplicates(CorpusStep):
             found = {"firsts": first[here], "begin": np.array(begin)}
             verdicts.append(found | {"clusters": clusters[there], "scores": scores[there]})
         again = np.flatnonzero((first != np.arange(len(first))) & (first != EARLIER))
-        return Decided(verdicts, pairs=sampled_pairs(again, first[again]))
+        return Decided(verdicts, pairs=sampled_pairs(again, first))
 
     def apply(
         self, documents: Iterable[Document], verdict: Arrays, tell: Tell
@@ -116,10 +116,9 @@ class SemanticDuplicates(CorpusStep):
                 found = {self.field: str(cluster), f"{self.field}_score": round(score, 4)}
                 yield document._replace(metadata={**(document.metadata or {}), **found})
 
-    def kept(self, marks: Arrays, verdict: Arrays) -> Arrays:
+    def kept(self, verdict: Arrays) -> Arrays:
         """See `CorpusStep.kept`."""
-        own = int(verdict["begin"]) + np.arange(len(marks["vectors"]))
-        return {"vectors": np.asarray(marks["vectors"])[verdict["firsts"] == own]}
+        return {"vectors": are_first(verdict)}
 
 
 def k_means(

@@ -6,14 +6,13 @@ import dataclasses
 import gzip
 import json
 import pathlib
+import shutil
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from lmjax.config import UserError, config
-from lmjax.data.cleaning.corpus_step import Arrays, CorpusStep, StoredArrays
+from lmjax.data.cleaning.corpus_step import ArrayWriter, CorpusStep, StoredArrays
 from lmjax.data.cleaning.formats import JsonLinesOutput, OutputFormat, between_passes
 from lmjax.data.cleaning.ledger import Border, Ledger, text_size
 from lmjax.data.cleaning.step import Dropped, Step
@@ -25,7 +24,7 @@ LEFT_OUT = "left_out.jsonl.gz"  # a line for each document that was dropped, and
 MARKS = "marks"  # folder, for the corpus step
 ALL = "all"  # folder of a decision on all shards, beside those of their numbers
 FINDINGS = "findings.jsonl.gz"  # a line for each leak
-BATCH = 1 << 20  # characters of documents that are marked together
+BATCH = 1 << 17  # characters of documents that are marked together
 READING = "reading"  # name of the step that the source is
 
 
@@ -121,14 +120,14 @@ def make_shard(task: ShardTask, folder: pathlib.Path, common: ShardPass) -> None
         common.written.writer(folder / f"{DOCUMENTS}{common.written.ending}") as add,
     ):
         run = _ShardRun(task, common, left_out, findings)
-        marker = None if common.marked is None else _Marker(common.marked[1])
+        marker = None if common.marked is None else _Marker(common.marked[1], folder / MARKS)
         for document in run.documents():
             add(document)
             if marker is not None:
                 marker.add(document)
         if marker is not None:
             begin = time.perf_counter()
-            marker.save(folder)
+            marker.finish()
             run.ledger.of(common.marked[0]).seconds += marker.seconds + time.perf_counter() - begin
     (folder / LEDGER).write_text(json.dumps(run.ledger.to_json(), ensure_ascii=False), "utf-8")
 
@@ -236,9 +235,9 @@ class _ShardRun:
 class _Marker:
     """Marks documents for a corpus step, some at a time."""
 
-    def __init__(self, step: CorpusStep) -> None:
+    def __init__(self, step: CorpusStep, folder: pathlib.Path) -> None:
         self._step, self._batch, self._size = step, [], 0
-        self._found: list[Arrays] = []
+        self._marks, self._is_empty = ArrayWriter(folder), True
         self.seconds = 0.0
 
     def add(self, document: Document) -> None:
@@ -249,20 +248,15 @@ class _Marker:
 
     def _mark(self) -> None:
         begin = time.perf_counter()
-        self._found.append(self._step.mark(self._batch))
-        self._batch, self._size = [], 0
+        self._marks.add(self._step.mark(self._batch))
+        self._batch, self._size, self._is_empty = [], 0, False
         self.seconds += time.perf_counter() - begin
 
-    def save(self, folder: pathlib.Path) -> None:
-        """Writes all marks into the folder."""
-        if self._batch or not self._found:
+    def finish(self) -> None:
+        """Stores all marks, empty arrays where there was no document."""
+        if self._batch or self._is_empty:
             self._mark()
-        joined = {n: np.concatenate([each[n] for each in self._found]) for n in self._found[0]}
-        in_columns = self._found[0]
-        for name, array in joined.items():
-            is_fortran = in_columns[name].flags.f_contiguous and array.ndim > 1
-            joined[name] = np.asfortranarray(array) if is_fortran else array
-        StoredArrays.save(folder / MARKS, joined)
+        self._marks.finish()
 
 
 class _Lines:
@@ -293,4 +287,5 @@ def joined(paths: Iterable[pathlib.Path], target: pathlib.Path) -> None:
     """Joins files of compressed lines, which may stand one after another."""
     with open(target, "wb") as file:
         for path in paths:
-            file.write(path.read_bytes())
+            with open(path, "rb") as part:
+                shutil.copyfileobj(part, file)

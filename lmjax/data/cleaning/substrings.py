@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
@@ -16,8 +17,10 @@ from lmjax.data.cleaning.corpus_step import (
     Decided,
     Tell,
     earlier_marks,
+    edges,
+    in_rounds,
 )
-from lmjax.data.cleaning.duplicates import first_equal
+from lmjax.data.cleaning.duplicates import are_new
 from lmjax.data.cleaning.near_duplicates import token_pattern
 from lmjax.data.cleaning.step import Dropped
 from lmjax.data.documents import Document
@@ -52,14 +55,18 @@ class ExactSubstrings(CorpusStep):
     def decide(self, shards: Sequence[Arrays]) -> Decided:
         """See `CorpusStep.decide`."""
         before = earlier_marks(self.earlier, self)
-        firsts = first_equal(Column([*before, *shards], "hashes"))
-        begin = sum(len(shard["hashes"]) for shard in before)
-        verdicts = []
-        for shard, first in zip(shards, firsts[len(before) :]):
-            own = begin + np.arange(len(first))
-            verdicts.append({"again": first != own, "counts": np.asarray(shard["counts"])})
-            begin += len(first)
-        return Decided(verdicts)
+        every = [*before, *shards]
+        again = np.zeros(sum(len(shard["hashes"]) for shard in every), bool)
+        for numbers, rows in in_rounds(Column(every, "hashes")):
+            order = np.lexsort(rows.T)  # stable: equal rows stay in their order
+            again[numbers[order]] = ~are_new(rows[order])
+        begins = edges(every, "hashes")[len(before) :]
+        return Decided(
+            [
+                {"again": again[begin:end], "counts": np.asarray(shard["counts"])}
+                for shard, (begin, end) in zip(shards, itertools.pairwise(begins.tolist()))
+            ]
+        )
 
     def apply(
         self, documents: Iterable[Document], verdict: Arrays, tell: Tell
@@ -71,9 +78,9 @@ class ExactSubstrings(CorpusStep):
             at += count
             yield self._without(document, own) if own.any() else document
 
-    def kept(self, marks: Arrays, verdict: Arrays) -> Arrays:
+    def kept(self, verdict: Arrays) -> Arrays:
         """See `CorpusStep.kept`: the runs that were not there before."""
-        return {"hashes": np.asarray(marks["hashes"])[~np.asarray(verdict["again"])]}
+        return {"hashes": ~np.asarray(verdict["again"])}
 
     def _hashed(self, text: str) -> UInt64[np.ndarray, "words"]:
         return word_hashes(token_pattern(text).findall(text))

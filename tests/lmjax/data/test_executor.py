@@ -11,7 +11,7 @@ import time
 import pytest
 
 from lmjax.config import UserError
-from lmjax.data.executor import WorkerDied, map_items
+from lmjax.data.executor import WorkerDied, WorkerPool, map_items
 
 ITEMS = list(range(10, 22))
 
@@ -161,3 +161,24 @@ def test_goes_on_after_a_kill_and_after_ctrl_c(tmp_path, name, workers):
     assert products(work) == ALL
     # At most what was begun and not finished is done again.
     assert len(done(work)) <= len(ITEMS) + 2 * (name == "SIGKILL") and set(done(work)) == {*ITEMS}
+
+
+def note_process(item, folder, context):
+    (folder / "process.json").write_text(json.dumps([os.getpid(), context]))
+
+
+def four():
+    return 4
+
+
+def test_the_processes_of_a_pool_do_several_calls(tmp_path):
+    """Each call has its own context, and none begins a further process."""
+    found = []
+    with WorkerPool(2) as pool:
+        for name, start in (("one", three), ("two", four), ("three", three)):
+            (tmp_path / name).mkdir()
+            folders = map_items(note_process, ITEMS, tmp_path / name, start, pool)
+            found.append([json.loads((f / "process.json").read_text()) for f in folders])
+    assert [{context for _, context in each} for each in found] == [{3}, {4}, {3}]
+    processes = {process for each in found for process, _ in each}
+    assert len(processes) <= 2 and os.getpid() not in processes
