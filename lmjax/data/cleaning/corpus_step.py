@@ -125,7 +125,7 @@ class StoredArrays(Mapping[str, np.ndarray]):
             np.save(folder / f"{name}.npy", array)
 
 
-class ArrayWriter:
+class GrowingArray:
     """Arrays that grow on the disk, not in memory, by rows; `StoredArrays` reads them."""
 
     def __init__(self, folder: pathlib.Path) -> None:
@@ -177,7 +177,7 @@ class ArrayWriter:
 
 @dataclasses.dataclass
 class _Grown:
-    """An array of an `ArrayWriter`.
+    """An array of an `GrowingArray`.
 
     Attributes:
         dtype: of it.

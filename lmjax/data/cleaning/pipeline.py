@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from lmjax.config import UserError, config, fields, fingerprint, replace
 from lmjax.data.cleaning.corpus_step import (
     KEPT,
-    ArrayWriter,
+    GrowingArray,
     CorpusStep,
     Decided,
     StoredArrays,
@@ -252,7 +252,7 @@ class CleaningPipeline:
         for shard, (own, verdict) in enumerate(zip(marks, decided.verdicts, strict=True)):
             StoredArrays.save(unfinished / f"{shard:06}", verdict)
             if kept := step.kept(verdict):
-                writer = ArrayWriter(unfinished / KEPT / kept_name(step) / f"{shard:06}")
+                writer = GrowingArray(unfinished / KEPT / kept_name(step) / f"{shard:06}")
                 for name, mask in kept.items():
                     writer.select(own, name, mask)
                 writer.finish()

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from lmjax.config import UserError, config
-from lmjax.data.cleaning.corpus_step import ArrayWriter, CorpusStep, StoredArrays
+from lmjax.data.cleaning.corpus_step import GrowingArray, CorpusStep, StoredArrays
 from lmjax.data.cleaning.formats import JsonLinesOutput, OutputFormat, between_passes
 from lmjax.data.cleaning.ledger import Border, Ledger, text_size
 from lmjax.data.cleaning.step import Dropped, Step
@@ -237,7 +237,7 @@ class _Marker:
 
     def __init__(self, step: CorpusStep, folder: pathlib.Path) -> None:
         self._step, self._batch, self._size = step, [], 0
-        self._marks, self._is_empty = ArrayWriter(folder), True
+        self._marks, self._is_empty = GrowingArray(folder), True
         self.seconds = 0.0
 
     def add(self, document: Document) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from lmjax.data.cleaning.clusters import NearDuplicates
-from lmjax.data.cleaning.corpus_step import ArrayWriter, StoredArrays
+from lmjax.data.cleaning.corpus_step import GrowingArray, StoredArrays
 from lmjax.data.cleaning.duplicates import ExactDuplicates
 from lmjax.data.cleaning.near_duplicates import MinHash
 from lmjax.data.cleaning.substrings import ExactSubstrings
@@ -99,7 +99,7 @@ def test_arrays_that_grow_are_those_that_are_saved_at_once(tmp_path, order):
         "many": rng.random((9, 2, 2)),
     }
     for name, cuts in {"some": (2, 3, 3), "each": tuple(range(1, 9)), "none": ()}.items():
-        writer = ArrayWriter(tmp_path / name)
+        writer = GrowingArray(tmp_path / name)
         edges = [0, *cuts, 9]
         for start, stop in itertools.pairwise(edges):
             part = {key: np.asarray(a[start:stop], order="K") for key, a in arrays.items()}
@@ -110,7 +110,7 @@ def test_arrays_that_grow_are_those_that_are_saved_at_once(tmp_path, order):
         assert {*found} == {*arrays}
         for key, array in arrays.items():
             assert found[key].dtype == array.dtype and np.array_equal(found[key], array)
-    writer = ArrayWriter(tmp_path / "selected")
+    writer = GrowingArray(tmp_path / "selected")
     mask = rng.random(9) < 0.5
     writer.select(arrays, "two", mask)
     writer.finish()
