@@ -20,9 +20,9 @@ from typing import Any, NamedTuple
 from lmjax.config import UserError, config, fields, fingerprint, replace
 from lmjax.data.cleaning.corpus_step import (
     KEPT,
-    GrowingArray,
     CorpusStep,
     Decided,
+    GrowingArray,
     StoredArrays,
     kept_name,
 )

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from lmjax.config import UserError, config
-from lmjax.data.cleaning.corpus_step import GrowingArray, CorpusStep, StoredArrays
+from lmjax.data.cleaning.corpus_step import CorpusStep, GrowingArray, StoredArrays
 from lmjax.data.cleaning.formats import JsonLinesOutput, OutputFormat, between_passes
 from lmjax.data.cleaning.ledger import Border, Ledger, text_size
 from lmjax.data.cleaning.step import Dropped, Step
