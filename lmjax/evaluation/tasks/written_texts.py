@@ -141,7 +141,7 @@ class Translation(WrittenTexts):
 
     field: str = "source"  # of a line: the sentence
     references: str = "target"  # of a line: its translation, or a list of them
-    compared_by: tuple[TextMeasure, ...] = ("bleu", "chrf")
+    compared_by: tuple[TextMeasure, ...] = ("bleu", "chrf")  # measures of a text
 
     separator: ClassVar[str] = "\n"
 
@@ -159,6 +159,7 @@ class Summaries(WrittenTexts):
 
     field: str = "document"  # of a line: the text
     references: str = "summary"  # of a line: its summary, or a list of them
+    # measures of a text
     compared_by: tuple[TextMeasure, ...] = ("rouge1", "rouge2", "rougeL")
     stop: tuple[str, ...] = ()  # an answer ends before the first of them
     max_tokens: int = 100  # most tokens of an answer
