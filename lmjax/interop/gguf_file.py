@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,9 +18,11 @@ from lmjax.interop.huggingface import by_path, whole
 from lmjax.interop.library_tokenizer import Unwritable
 from lmjax.interop.tensor_files import Report, report_nothing
 from lmjax.interop.tensor_names import entries_of, theirs
+from lmjax.launch import is_first
 from lmjax.models import TransformerConfig, merge_adapters
 from lmjax.models.experts import ExpertsConfig
 from lmjax.models.gguf_layout import GGUFLayout
+from lmjax.models.norms import RMSNormConfig
 from lmjax.models.rotary import (
     DynamicNTKScaling,
     DynamicScaling,
@@ -89,35 +92,51 @@ def write(
     fields["general.file_type"] = int(gguf.LlamaFileType[_file_type(kind)])
     shapes = _shapes(layout, config, paths, entries, gguf.GGMLQuantizationType[kind.upper()], notes)
 
+    arrays = _arrays(config, paths, entries)
+    if not is_first():
+        for _ in arrays:  # the first process needs the parts that lie here
+            pass
+        return notes
     partial = path.with_name(f".{path.name}.partial")
     try:
-        writer = gguf.GGUFWriter(partial, layout.name)
-        for name, value in fields.items():
-            _add(writer, gguf, name, value)
-        for title, (shape, kept) in shapes.items():
-            plain = {"F32": np.float32, "F16": np.float16}.get(kept.name, np.uint8)
-            inside = shape
-            if plain is np.uint8:
-                inside = gguf.quant_shape_to_byte_shape(shape, kept)
-            size = int(np.prod(inside)) * np.dtype(plain).itemsize
-            raw = kept if plain is np.uint8 else None
-            writer.add_tensor_info(title, inside, np.dtype(plain), size, raw_dtype=raw)
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_ti_data_to_file()
-        done, total = 0, sum(int(np.prod(shape)) * 4 for shape, _ in shapes.values())
-        for title, array in _arrays(config, paths, entries):
-            shape, kept = shapes[title]
-            writer.write_tensor_data(encoded(gguf, array, kept))
-            done += array.nbytes
-            report(done, total)
-        writer.close()
+        _write_file(partial, layout.name, fields, shapes, arrays, report)
         partial.replace(path)
     except OSError as error:
         raise UserError(f"{path} was not written: {error}") from None
     finally:
         partial.unlink(missing_ok=True)
     return notes
+
+
+def _write_file(
+    path: Path,
+    architecture: str,
+    fields: dict[str, Any],
+    shapes: dict[str, tuple[tuple[int, ...], Any]],
+    arrays: Iterator[tuple[str, np.ndarray]],
+    report: Report,
+) -> None:
+    """Writes fields, the list of all tensors, then one tensor after another."""
+    gguf = library()
+    writer = gguf.GGUFWriter(path, architecture)
+    for name, value in fields.items():
+        _add(writer, name, value)
+    for title, (shape, kept) in shapes.items():
+        plain = {"F32": np.float32, "F16": np.float16}.get(kept.name)
+        if plain is None:  # bytes of blocks
+            shape = gguf.quant_shape_to_byte_shape(shape, kept)
+        dtype = np.dtype(plain or np.uint8)
+        size = math.prod(shape) * dtype.itemsize
+        writer.add_tensor_info(title, shape, dtype, size, None if plain else kept)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    done, total = 0, sum(4 * math.prod(shape) for shape, _ in shapes.values())
+    for title, array in arrays:
+        writer.write_tensor_data(encoded(array, shapes[title][1]))
+        done += array.nbytes
+        report(done, total)
+    writer.close()
 
 
 def layout_of(config: TransformerConfig) -> GGUFLayout:
@@ -134,7 +153,7 @@ def model_fields(layout: GGUFLayout, config: TransformerConfig) -> tuple[dict[st
     """Fields that describe a model, and what the user should know of them."""
     attention, feed, notes = config.attention, config.feed_forward, []
     length = config.max_length
-    rms = type(config.norm).__name__ == "RMSNormConfig"
+    rms = isinstance(config.norm, RMSNormConfig)
     fields: dict[str, Any] = {
         "embedding_length": config.hidden,
         "block_count": config.num_layers,
@@ -236,20 +255,20 @@ def _arrays(config, paths, entries) -> Iterator[tuple[str, np.ndarray]]:
         yield theirs(name, index, config), np.ascontiguousarray(array, np.float32)
 
 
-def encoded(gguf: Any, array: np.ndarray, kind: Any) -> np.ndarray:
+def encoded(array: np.ndarray, kind: Any) -> np.ndarray:
     """A float32 tensor as the file has it."""
     if kind.name == "F32":
         return array
     if kind.name == "F16":
         return array.astype(np.float16)
-    return gguf.quants.quantize(array, kind)
+    return library().quants.quantize(array, kind)
 
 
 def _file_type(kind: GGUFType) -> str:
     return {"f32": "ALL_F32"}.get(kind, f"MOSTLY_{kind.upper()}")
 
 
-def _add(writer: gguf.GGUFWriter, gguf: Any, name: str, value: Any) -> None:
+def _add(writer: gguf.GGUFWriter, name: str, value: Any) -> None:
     """Adds a field, its type that of the value."""
     if isinstance(value, bool):
         writer.add_bool(name, value)
