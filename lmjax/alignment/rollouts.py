@@ -275,8 +275,9 @@ def pack_rows(
 ) -> RowPacking:
     """Places for texts that have a row each: packed where that makes fewer tokens.
 
-    Packed rows have room for two of the longest texts: the longer a row, the less of it is left
-    empty, and the more attention costs where no kernel leaves out what is hidden.
+    Packed rows have room for two of the longest texts, where a microbatch may be so long: the
+    longer a row, the less of it is left empty, and the more attention costs where no kernel leaves
+    out what is hidden.
 
     Args:
       batch: numpy arrays, a text from the left of each row.

@@ -61,6 +61,8 @@ class Convert:
         with jax.set_mesh(self.mesh.build()):
             to_gguf = self.to is None and self.destination.endswith(".gguf")
             if self.to == "gguf" or to_gguf:
+                if self.dtype is not None:
+                    raise UserError(f"dtype={self.dtype}: of a GGUF file set weights")
                 convert_to_gguf(self.source, self.destination, self.weights, step=self.step)
                 return
             if self.to == "peft":

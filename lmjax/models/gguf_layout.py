@@ -62,8 +62,8 @@ class GGUFLayout:
             return f"its positions are not those of {self.name}"
         if config.attention.scale not in (None, config.attention.head_dim**-0.5):
             return f"it scales scores by head_dim**-0.5, not by {config.attention.scale}"
-        if config.lora is not None or config.heads or not config.word_head:
-            return "it is not just a language model: merge adapters, and leave out other heads"
+        if config.heads or not config.word_head:
+            return "it is not just a language model: it has heads on labels, or none of words"
         return None
 
 

@@ -177,7 +177,7 @@ class GrowingArray:
 
 @dataclasses.dataclass
 class _Grown:
-    """An array of an `GrowingArray`.
+    """An array of a `GrowingArray`.
 
     Attributes:
         dtype: of it.

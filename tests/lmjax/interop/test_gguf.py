@@ -15,7 +15,7 @@ from lmjax.interop.convert import convert_to_gguf
 from lmjax.interop.gguf_tokenizer import tokenizer_fields
 from lmjax.interop.library_tokenizer import Unwritable
 from lmjax.interop.tensor_names import entries_of, theirs
-from lmjax.models import Batch, abstract, initialize, llama
+from lmjax.models import Batch, abstract, initialize, llama, mixtral
 from lmjax.parallel import training_layout
 from tests.lmjax.data.real_strings import real_strings
 from tests.lmjax.interop.tokenizer_kinds import tokenizer_of
@@ -34,6 +34,7 @@ CASES = {
     "qwen": EXACT,
     "baichuan2_7b": EXACT,
     "chatglm2_6b": EXACT,
+    "mixtral": EXACT,
     "gpt2": TABLE,
     "gemma": TABLE,
     "gemma2": TABLE,
@@ -51,6 +52,17 @@ LARGE = replace(
     attention=replace(llama("7B").attention, num_heads=4, num_kv_heads=2, head_dim=32),
     feed_forward=replace(llama("7B").feed_forward, size=256),
 )
+# Made here, of random numbers; the others are folders of the parity cases.
+MADE = {
+    "large": LARGE,
+    "mixtral": replace(
+        mixtral(),
+        **{name: getattr(LARGE, name) for name in ("vocab_size", "hidden", "num_layers")},
+        max_length=64,
+        attention=LARGE.attention,
+        feed_forward=replace(mixtral().feed_forward, size=256, experts=4),
+    ),
+}
 FAST = ("llama2_gqa", "qwen2", "gpt2", "falcon_40b")
 SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in CASES if name not in FAST]
 
@@ -60,8 +72,8 @@ def written(one_device, tmp_path):
     """Writes the model of a folder; gives its config, structure, parameters and file."""
 
     def write(name, kind="f32", tokenizer=None):
-        if name == "large":
-            config = LARGE
+        if name in MADE:
+            config = MADE[name]
             graph, params = initialize(config, training_layout(), jax.random.key(1))
         else:
             config, graph, params = huggingface.read(parity_folder(name), training_layout())
