@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal
 
-from lmjax.config import UserError, config, fingerprint, replace, to_json
+from lmjax.config import UserError, config, replace, to_json
 from lmjax.data.documents import BadRecord, Document, HashFiles, OnSkip, Part, Source, digest
 from lmjax.data.files import (
     BYTE_ORDER_MARK,
@@ -27,6 +27,7 @@ from lmjax.remote import check_path
 LINE = re.compile(rb"\r?\n")
 JSON_LINE = re.compile(rb"\n")  # a carriage return is white space for JSON; this is found faster
 BLANK_LINE = re.compile(rb"\r?\n[ \t]*\r?\n")
+ADDED_LATER = ("metadata", "longest")  # settings that came when there were runs already
 BLANK_LINES = re.compile(rb"(?:[ \t]*\r?\n)*")  # more of them, before a paragraph
 
 
@@ -315,13 +316,13 @@ def _check_path(path: str | tuple[str, ...]) -> None:
 
 
 def _fingerprint(source: TextFiles | JsonRecords, hash_files: HashFiles) -> str:
-    settings = fingerprint(replace(source, path=""))
-    if isinstance(source, JsonRecords) and not source.metadata:
-        # As before there was this setting, so that runs from then know their text.
-        values = json.loads(to_json(replace(source, path="")))
-        del values["metadata"]
-        text = json.dumps(values, sort_keys=True, separators=(",", ":"))
-        settings = hashlib.sha256(text.encode()).hexdigest()[:12]
+    values = json.loads(to_json(replace(source, path="")))
+    for name in ADDED_LATER:
+        # Without its effect it is left out, so that runs from before it know their text.
+        if not values.get(name):
+            values.pop(name, None)
+    text = json.dumps(values, sort_keys=True, separators=(",", ":"))
+    settings = hashlib.sha256(text.encode()).hexdigest()[:12]
     return digest(settings, *hash_files(find_files(source.path)))
 
 

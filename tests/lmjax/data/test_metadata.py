@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lmjax.config import UserError, config
-from lmjax.data import JsonLines, JsonPrompts, build_stores, metadata
+from lmjax.config import UserError, config, replace
+from lmjax.data import JsonLines, JsonPrompts, TextFiles, build_stores, metadata
 from lmjax.data.documents import Document, Part, Source, digest
 from lmjax.data.tokenizers import ByteTokenizer
 from lmjax.data.tokenizers.special_tokens import ExtendedTokenizer
@@ -70,21 +70,23 @@ def test_prompts_have_metadata_too(tmp_path):
     assert build_stores(source, tokenizer, tmp_path / "s")["all"].metadata(0) == {"score": 0.5}
 
 
-def test_without_the_setting_nothing_is_kept_and_texts_are_known_as_before(tmp_path):
-    """The fingerprints of the settings as they were before there was this one."""
+def test_without_new_settings_nothing_is_kept_and_texts_are_known_as_before(tmp_path):
+    """The fingerprints of the settings as they were before there were `metadata` and `longest`."""
     path = tmp_path / "a.jsonl"
     path.write_text('{"t": "text", "url": "x"}\n')
     source = JsonLines(path=str(path), field="t")
     store = build_stores(source, BYTES, tmp_path / "s")["all"]
     assert store.metadata(0) == {} and not list(store.folder.glob("metadata*"))
-    for known, fields in {
-        "7393e279071f": dict(kind=JsonLines, field="t"),
-        "2cee8767f41c": dict(kind=JsonPrompts),
-    }.items():
-        source = fields.pop("kind")(path=str(path), **fields)
-        assert source.fingerprint(lambda files: ["held"]) == digest(known, "held")
-        more = type(source)(path=str(path), metadata=("url",), **fields)
-        assert more.fingerprint(lambda files: ["held"]) != digest(known, "held")
+    metadata, longest = {"metadata": ("url",)}, {"longest": 5}
+    for known, before, new in (
+        ("7393e279071f", source, (metadata, longest)),
+        ("2cee8767f41c", JsonPrompts(path=str(path)), (metadata, longest)),
+        ("e564e9147d3a", TextFiles(path=str(path), split="line"), (longest,)),
+    ):
+        assert before.fingerprint(lambda files: ["held"]) == digest(known, "held")
+        for setting in new:
+            after = replace(before, **setting)
+            assert after.fingerprint(lambda files: ["held"]) != digest(known, "held")
 
 
 @config
