@@ -23,9 +23,9 @@ from lmjax.models import (
     merge_adapters,
     with_base,
 )
-from lmjax.models.quantized import WeightCode
 from lmjax.models.transformer import VOCABULARY_MULTIPLE
 from lmjax.models.upcycling import dense_model, upcycled
+from lmjax.models.weight_codes import WeightCode
 from lmjax.parallel import Layout
 from lmjax.remote import local_copy
 from lmjax.runs.checkpoints import Checkpointer

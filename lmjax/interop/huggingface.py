@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 import os
@@ -38,7 +39,8 @@ from lmjax.launch import is_first
 from lmjax.models import LoRA, TransformerConfig, abstract, merge_adapters, quantized_weights
 from lmjax.models.family import ModelFamily
 from lmjax.models.names import Name
-from lmjax.models.quantized import QuantizedWeight, WeightCode, encoded
+from lmjax.models.quantized import WeightForm
+from lmjax.models.weight_codes import WeightCode
 from lmjax.parallel import Layout, training_layout
 from lmjax.remote import local_copy
 
@@ -94,11 +96,14 @@ def read_params(
     found = find_tensors(family, config, paths, files)
     total, done = sum(size_of(files.shape(title)) for *_, title in found), 0
     params: dict[str, jax.Array] = {}
-    weights: dict[str, QuantizedWeight] = {}
+    weights: dict[str, WeightForm] = {}
     kept: Shapes = {}
     if keep is not None:
         small = replace(config, lora=LoRA(base=keep, layers=("*",)))
-        weights = {".".join(path): weight for path, weight in quantized_weights(small).items()}
+        weights = {
+            ".".join(path): dataclasses.replace(form, layout=layout)
+            for path, form in quantized_weights(small).items()
+        }
         kept = by_path(abstract(small, layout)[1])
     for name, index, title in found:
         put(params, kept | paths, name, index, files.read(title), apart, weights)
@@ -250,7 +255,7 @@ def put(
     index: Index,
     tensor: np.ndarray,
     apart: bool = False,
-    weights: Mapping[str, QuantizedWeight] = MappingProxyType({}),
+    weights: Mapping[str, WeightForm] = MappingProxyType({}),
 ) -> None:
     """Puts one of their tensors into `params`, which are made as they are needed.
 
@@ -271,7 +276,7 @@ def put(
         else:
             parts = {path: part}
             if (weight := weights.get(path)) is not None:
-                stored = encode_layer(part.astype(shape.dtype), weight.code, weight.axis)
+                stored = encode_layer(weight, part.astype(shape.dtype))
                 parts = {f"{path}.{name}": array for name, array in stored.items()}
             for path, part in parts.items():
                 if path not in params:
@@ -284,7 +289,7 @@ def put(
         params[path].block_until_ready()
 
 
-encode_layer = jax.jit(encoded, static_argnums=(1, 2))
+encode_layer = jax.jit(WeightForm.encode, static_argnums=0)
 
 
 def whole_lines(tensor: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

@@ -34,6 +34,8 @@ from lmjax.models.heads import HeadTransformConfig as HeadTransformConfig
 from lmjax.models.initializers import DeepNormXavier as DeepNormXavier
 from lmjax.models.initializers import FanIn as FanIn
 from lmjax.models.initializers import Normal as Normal
+from lmjax.models.integer_products import DynamicInt8 as DynamicInt8
+from lmjax.models.integer_products import StaticInt8 as StaticInt8
 from lmjax.models.label_heads import HeadConfig as HeadConfig
 from lmjax.models.label_heads import SpanHeadConfig as SpanHeadConfig
 from lmjax.models.label_heads import TextHeadConfig as TextHeadConfig
@@ -46,6 +48,9 @@ from lmjax.models.mistral import mistral as mistral
 from lmjax.models.mixtral import mixtral as mixtral
 from lmjax.models.norms import LayerNormConfig as LayerNormConfig
 from lmjax.models.norms import RMSNormConfig as RMSNormConfig
+from lmjax.models.number_codes import Float8 as Float8
+from lmjax.models.number_codes import Int4 as Int4
+from lmjax.models.number_codes import Int8 as Int8
 from lmjax.models.opt import opt as opt
 from lmjax.models.palm import palm as palm
 from lmjax.models.parameters import abstract as abstract
@@ -54,12 +59,12 @@ from lmjax.models.parameters import initialize as initialize
 from lmjax.models.parameters import merge_adapters as merge_adapters
 from lmjax.models.parameters import quantized_weights as quantized_weights
 from lmjax.models.parameters import with_base as with_base
+from lmjax.models.parameters import with_quantization as with_quantization
 from lmjax.models.positions import ALiBi as ALiBi
 from lmjax.models.positions import BlockPositions as BlockPositions
 from lmjax.models.positions import LearnedPositions as LearnedPositions
 from lmjax.models.positions import RelativeBuckets as RelativeBuckets
-from lmjax.models.quantized import NF4 as NF4
-from lmjax.models.quantized import ScaledInt8 as ScaledInt8
+from lmjax.models.quantization import Quantization as Quantization
 from lmjax.models.qwen import qwen as qwen
 from lmjax.models.residual import DeepNorm as DeepNorm
 from lmjax.models.residual import Parallel as Parallel
@@ -83,5 +88,7 @@ from lmjax.models.t5 import t5 as t5
 from lmjax.models.t5 import t5_v1_1 as t5_v1_1
 from lmjax.models.transformer import Transformer as Transformer
 from lmjax.models.transformer import TransformerConfig as TransformerConfig
+from lmjax.models.weight_codes import NF4 as NF4
+from lmjax.models.weight_codes import ScaledInt8 as ScaledInt8
 from lmjax.models.xlnet import XLNetConfig as XLNetConfig
 from lmjax.models.xlnet import xlnet as xlnet

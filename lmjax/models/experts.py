@@ -18,6 +18,7 @@ from lmjax.models.expert_exchange import ExpertExchange, StoredMatrix, axes_of
 from lmjax.models.feed_forward import Activation, FeedForwardConfig, GatedFeedForwardConfig
 from lmjax.models.initializers import Kind
 from lmjax.models.linear import Axes, Builder
+from lmjax.models.quantized import QuantizedWeight
 from lmjax.models.routing import SUMS, Router, TopKRouter
 from lmjax.parallel.random import draw_rows
 
@@ -178,8 +179,11 @@ class ExpertMatrix(nnx.Module):
         self, count: int, inputs: Axes, outputs: Axes, bias: bool, kind: Kind, builder: Builder
     ):
         experts, layout = (("experts", count),), builder.layout
-        self.layout, self.inputs, self.outputs = layout, inputs, outputs
-        self.weight = builder.parameter(experts + inputs + outputs, kind, fan_in=inputs[0][1])
+        self.layout, self.stack, self.inputs, self.outputs = layout, experts, inputs, outputs
+        fan_in = inputs[0][1]
+        self.weight: nnx.Param | QuantizedWeight = builder.parameter(
+            experts + inputs + outputs, kind, fan_in
+        )
         self.bias = nnx.data(None)
         if bias:
             names, shape = zip(*(experts + outputs))
@@ -189,7 +193,11 @@ class ExpertMatrix(nnx.Module):
 
     def stored(self, whole: bool) -> StoredMatrix:
         """Its arrays as they lie at rest, or gathered along `embed`."""
-        weight, bias = self.weight[...], None if self.bias is None else self.bias[...]
+        weight, bias = self.weight, None if self.bias is None else self.bias[...]
+        if isinstance(weight, QuantizedWeight):
+            weight = weight.form.read(weight.stored(), whole)
+        else:
+            weight = weight[...]
         if whole:
             names = self.layout.gathered(*(name for name, _ in self.inputs + self.outputs))
             weight = self.layout.reshard(weight, "experts", *names)

@@ -12,13 +12,15 @@ from flax import nnx
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from lmjax.models.few_rows import MOST_ROWS, piece_of, piecewise_product
 from lmjax.models.initializers import Initializer, Kind
+from lmjax.models.integer_products import ActivationCode, integer_product
 from lmjax.models.products import Product, Products
-from lmjax.models.quantized import QuantizedWeight, Stored
+from lmjax.models.quantized import Axes, QuantizedWeight, WeightForm
+from lmjax.models.weight_codes import Stored
 from lmjax.parallel import Layout
 from lmjax.parallel.random import draw_rows
 
-Axes = tuple[tuple[str | None, int], ...]
 Draw = jax.nn.initializers.Initializer
 
 
@@ -68,6 +70,11 @@ class LinearLayer(nnx.Module):
         self.weight: nnx.Param | QuantizedWeight = builder.parameter(inputs + outputs, kind, fan_in)
         self.bias = nnx.data(None)
         self.adapter = nnx.data(None)  # of low rank, see `lmjax.models.lora`
+        # See `lmjax.models.quantization`: how a float weight is rounded where it is used, and how
+        # inputs are, with a scale of the layer's own.
+        self.rounding: WeightForm | None = None
+        self.activations: ActivationCode | None = None
+        self.input_scale = nnx.data(None)
         if bias:
             names, shape = zip(*outputs)
             self.bias = nnx.Param(
@@ -76,6 +83,8 @@ class LinearLayer(nnx.Module):
 
     def __call__(self, x: Float[Array, "batch seq *inputs"]) -> Float[Array, "batch seq *outputs"]:
         def product(x, stored):
+            if isinstance(self.weight, QuantizedWeight):
+                return self._quantized_product(x, stored)
             return self._product(x, self._gathered(stored))
 
         weight = self.weight
@@ -95,7 +104,7 @@ class LinearLayer(nnx.Module):
         """The weight in float32, with what an adapter adds to it, less its dropout."""
         weight = self.weight
         if isinstance(weight, QuantizedWeight):
-            weight = self.layout.reshard(weight.read(weight.stored()), *weight.names)
+            weight = weight.form.read(weight.stored(), whole=False)
         else:
             weight = weight[...]
         return weight if self.adapter is None else weight + self.adapter.delta()
@@ -103,9 +112,14 @@ class LinearLayer(nnx.Module):
     def _gathered(self, stored: jax.Array | Stored) -> jax.Array:
         """The weight as it is multiplied with: in the compute dtype, whole along `embed`."""
         if isinstance(self.weight, QuantizedWeight):
-            return self.weight.read(stored).astype(self.dtype)
+            return self.weight.form.read(stored).astype(self.dtype)
         names = self.layout.gathered(*(name for name, _ in self.inputs + self.outputs))
-        return self.layout.reshard(stored.astype(self.dtype), *names)
+        if self.rounding is None:
+            return self.layout.reshard(stored.astype(self.dtype), *names)
+        # Gradients go past the rounding (Bengio et al. 2013, arXiv:1308.3432).
+        weight = self.layout.reshard(stored, *names)
+        error = self.rounding.read(self.rounding.encode(weight)) - weight
+        return (weight + jax.lax.stop_gradient(error)).astype(self.dtype)
 
     @property
     def _has_own_backward(self) -> bool:
@@ -118,6 +132,23 @@ class LinearLayer(nnx.Module):
         names = self.layout.gathered(*(name for name, _ in self.outputs))
         shape = (*x.shape[:2], *(size for _, size in self.outputs))
         return self.layout.spec("batch", "seq", *names, shape=shape)
+
+    def _quantized_product(self, x: jax.Array, stored: Stored) -> jax.Array:
+        """The product with a weight of few bits, in the way that is fast."""
+        form, spec, batch = self.weight.form, self._spec(x), jax.typeof(x).sharding.spec
+        few = math.prod(x.shape[:2]) <= MOST_ROWS and jax.default_backend() == "cpu"
+        few = few and not any((*spec, *batch)) and piece_of(form) is not None
+        if self.activations is None and not few:
+            return self._product(x, self._gathered(stored))
+        stored = form.gathered(stored)
+        if self.activations is None:
+            y = piecewise_product(x.reshape(-1, form.size), form, stored)
+        else:
+            x = x.reshape(*x.shape[:2], form.size, out_sharding=P(*batch[:3]))
+            scale = self.activations.scale(self.input_scale, x)
+            y = integer_product(x, scale, form, stored, P(*spec[:3]))
+        shape = (*x.shape[:2], *(size for _, size in self.outputs))
+        return y.astype(self.dtype).reshape(shape, out_sharding=spec)
 
     def _product(self, x: jax.Array, weight: jax.Array) -> jax.Array:
         batch, seq = x.shape[:2]

@@ -14,7 +14,8 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from lmjax.config import UserError, config
 from lmjax.models.linear import Builder, LinearLayer, dropout
-from lmjax.models.quantized import QuantizedWeight, WeightCode
+from lmjax.models.quantized import QuantizedWeight, WeightForm
+from lmjax.models.weight_codes import WeightCode
 
 # What is folded into a block's key for its adapters: the block splits the key itself.
 KEY = 0x10CA
@@ -118,8 +119,8 @@ def add_adapters(block: nnx.Module, lora: LoRA | None, builder: Builder) -> None
         return
     for path, layer in dense_layers(block).items():
         if lora.base is not None:
-            axes = layer.inputs + layer.outputs
-            layer.weight = QuantizedWeight(layer.weight[...], axes, lora.base, layer.layout)
+            form = WeightForm(layer.inputs, layer.outputs, lora.base, layer.layout)
+            layer.weight = QuantizedWeight(layer.weight[...], form)
         if lora.adapts(path):
             layer.adapter = Adapter(lora, layer, builder)
 

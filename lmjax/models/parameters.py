@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+from collections.abc import Sequence
 
 import jax
+import jax.numpy as jnp
 from flax import nnx, traverse_util
-from jax.sharding import PartitionSpec
 from jaxtyping import PRNGKeyArray
 
 from lmjax.config import replace
 from lmjax.models.lora import merged
-from lmjax.models.quantized import QuantizedWeight, Stored, WeightCode, encoded
+from lmjax.models.quantization import Quantization
+from lmjax.models.quantized import QuantizedWeight, WeightForm
 from lmjax.models.transformer import TransformerConfig
-from lmjax.parallel import Layout
+from lmjax.models.weight_codes import Stored, WeightCode
+from lmjax.parallel import Layout, training_layout
+
+INPUT_SCALE = "input_scale"
 
 
 def abstract(config: TransformerConfig, layout: Layout) -> tuple[nnx.GraphDef, dict]:
@@ -64,6 +70,7 @@ def merge_adapters(params: dict, config: TransformerConfig) -> tuple[dict, Trans
     if config.lora is None:
         return params, config
     params, config = with_base(params, config, None)
+    params, config = with_quantization(params, config, None)
     without = jax.jit(functools.partial(merged, scale=config.lora.scale))(params)
     return without, replace(config, lora=None)
 
@@ -73,57 +80,95 @@ def with_base(
 ) -> tuple[dict, TransformerConfig]:
     """The same model with the frozen weights of its blocks kept in another way; see `LoRA.base`.
 
-    One layer's weight at a time is whole on each device. Adapters stay as they are.
+    Args:
+      params: blocks stacked over layers; they are not given up.
+      config: of the model, which has adapters, and no `quantization` where there is a base.
+      base: how the weights are kept; None: in float32.
+    """
+    after = replace(config, lora=replace(config.lora, base=base))
+    return recoded(params, config, after), after
+
+
+def with_quantization(
+    params: dict, config: TransformerConfig, quantization: Quantization | None
+) -> tuple[dict, TransformerConfig]:
+    """The same model with its weights kept in another way, each the nearest there is.
+
+    Scales of inputs, which calibration finds, are those before where both have them, or else 1.
 
     Args:
       params: blocks stacked over layers; they are not given up.
-      config: of the model, which has adapters.
-      base: how the weights are kept; None: in float32.
+      config: of the model.
+      quantization: how its weights are kept; None: in float32.
     """
-    before, after = config, replace(config, lora=replace(config.lora, base=base))
-    if before.lora.base == base:
-        return params, config
+    after = replace(config, quantization=quantization)
+    return recoded(params, config, after), after
+
+
+def recoded(params: dict, before: TransformerConfig, after: TransformerConfig) -> dict:
+    """Parameters of one config for another, which differs in how weights are kept.
+
+    One layer's weight at a time is whole on each device.
+    """
+    old, new = quantized_weights(before), quantized_weights(after)
+    same = {path for path in old.keys() & new.keys() if old[path] == new[path]}
     flat = traverse_util.flatten_dict(params)
     # First what is kept of each weight becomes the weight, then the weight what shall be kept.
-    for model, step in ((before, _decoded), (after, _encoded)):
-        for path, weight in quantized_weights(model).items():
+    for forms, step in ((old, _decoded), (new, _encoded)):
+        for path in forms.keys() - same:
             mine = {name: leaf for name, leaf in flat.items() if name[: len(path)] == path}
             rest = {name: leaf for name, leaf in flat.items() if name not in mine}
-            flat = rest | step(mine, path, weight)
-    return traverse_util.unflatten_dict(flat), after
+            flat = rest | step(mine, path, forms[path])
+    scales, found = _input_scales(after), {n for n in flat if n[-1] == INPUT_SCALE}
+    flat = {name: leaf for name, leaf in flat.items() if name not in found - scales.keys()}
+    fresh = {name: jnp.ones(scales[name], jnp.float32) for name in scales.keys() - found}
+    return traverse_util.unflatten_dict(flat | fresh)
 
 
-def _decoded(mine: dict, path: tuple[str, ...], weight: QuantizedWeight) -> dict:
+def _decoded(mine: dict, path: tuple[str, ...], form: WeightForm) -> dict:
     """The parameter that what is kept of it, by path, stands for."""
     stored = {name[-1]: leaf for name, leaf in mine.items()}
-    spec = PartitionSpec(*jax.typeof(stored["codes"]).sharding.spec[1:])
+    form = dataclasses.replace(form, layout=training_layout())
 
     def decode(one: Stored) -> jax.Array:
-        whole = weight.code.decode(jax.tree.map(_whole, one), weight.axis, weight.size)
-        return jax.reshard(whole, spec)
+        return form.read(one, whole=False)
 
-    return {path: jax.jit(lambda layers: jax.lax.map(decode, layers))(stored)}
+    over_layers = (lambda layers: jax.lax.map(decode, layers)) if stacked_path(path) else decode
+    return {path: jax.jit(over_layers)(stored)}
 
 
-def _encoded(mine: dict, path: tuple[str, ...], weight: QuantizedWeight) -> dict:
+def _encoded(mine: dict, path: tuple[str, ...], form: WeightForm) -> dict:
     """Arrays that are kept of the parameter at `path`, by path, cut over the mesh as that is."""
-
-    def encode(one: jax.Array) -> Stored:
-        return encoded(one, weight.code, weight.axis)
-
-    stored = jax.jit(lambda layers: jax.lax.map(encode, layers))(mine[path])
+    form = dataclasses.replace(form, layout=training_layout())
+    over_layers = form.encode
+    if stacked_path(path):
+        over_layers = lambda layers: jax.lax.map(form.encode, layers)  # noqa: E731
+    stored = jax.jit(over_layers)(mine[path])
     return {(*path, name): leaf for name, leaf in stored.items()}
 
 
-def _whole(a: jax.Array) -> jax.Array:
-    return jax.reshard(a, PartitionSpec(*(None,) * a.ndim))
+def stacked_path(path: Sequence[str]) -> bool:
+    """Returns whether the parameter at this path has an axis over layers."""
+    return "blocks" in path
 
 
 @functools.lru_cache(maxsize=32)
-def quantized_weights(config: TransformerConfig) -> dict[tuple[str, ...], QuantizedWeight]:
-    """The weights that are kept in few bits by path, all of them in blocks; see `LoRA.base`."""
-    if config.lora is None or config.lora.base is None:
+def quantized_weights(config: TransformerConfig) -> dict[tuple[str, ...], WeightForm]:
+    """Forms of the weights that are kept in few bits by path; their layout is empty.
+
+    See `LoRA.base` and `TransformerConfig.quantization`. Those of blocks are of one layer.
+    """
+    if config.quantization is None and (config.lora is None or config.lora.base is None):
         return {}
     # Cut over no mesh, so that any fits.
     found = nnx.iter_modules(nnx.merge(*abstract(config, Layout(rules=()))))
-    return {path: module for path, module in found if isinstance(module, QuantizedWeight)}
+    return {path: module.form for path, module in found if isinstance(module, QuantizedWeight)}
+
+
+@functools.lru_cache(maxsize=32)
+def _input_scales(config: TransformerConfig) -> dict[tuple[str, ...], tuple[int, ...]]:
+    """Shapes of the scales of inputs by path."""
+    if config.quantization is None or config.quantization.activations is None:
+        return {}
+    flat = traverse_util.flatten_dict(abstract(config, Layout(rules=()))[1])
+    return {path: leaf.shape for path, leaf in flat.items() if path[-1] == INPUT_SCALE}

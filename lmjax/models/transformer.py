@@ -31,6 +31,7 @@ from lmjax.models.lora import LoRA, add_adapters, check_layers
 from lmjax.models.norms import LayerNormConfig, NormConfig
 from lmjax.models.positions import EmbeddingPositions, LearnedPositions
 from lmjax.models.products import Products
+from lmjax.models.quantization import Quantization, quantize_block, quantize_table
 from lmjax.models.residual import Arrangement, PreNorm
 from lmjax.models.shrink import shrink_gradient
 from lmjax.models.stretches import Stretch, stretches
@@ -75,6 +76,7 @@ class TransformerConfig:
     head_scale: float = 1.0  # logits are multiplied by it
     logit_softcap: float | None = None  # logits are bent to lie within it (Gemma 2)
     lora: LoRA | None = None
+    quantization: Quantization | None = None  # weights in few bits; none: they are float32
     dropout: float = 0.0  # of embeddings and sublayer outputs, in training
     # of the last block's sublayer outputs: from `dropout` in the first block it rises evenly by
     # layer (LIMA: 0.3 over dropout=0.0); none: it is the same everywhere
@@ -123,6 +125,11 @@ class TransformerConfig:
             raise UserError(
                 f"lora.base={type(self.lora.base).__name__}: weights of experts are not kept in few"
                 " bits; set lora.base=none"
+            )
+        if self.quantization is not None and self.lora is not None and self.lora.base is not None:
+            raise UserError(
+                f"lora.base={type(self.lora.base).__name__}: quantization says how weights are kept"
+                " already; set lora.base=none"
             )
 
     @property
@@ -267,6 +274,7 @@ class Stack(nnx.Module):
         def make(rngs):
             own = dataclasses.replace(builder, rngs=rngs)
             block = self._make_block(own)
+            quantize_block(block, self.config.quantization)
             add_adapters(block, self.config.lora, own)
             return block
 
@@ -358,6 +366,7 @@ class Transformer(Stack):
         builder = Builder(*sizes, *how)
         rows, width = config.padded_vocab, config.embedding_size or config.hidden
         self.embedding = Embedding("vocab", rows, width, "embedding", builder)
+        quantize_table(self.embedding, config.quantization)
         # What the training step multiplies the embeddings' gradient by, where it does; that of a
         # tied head stays whole.
         self.embedding_gradient = nnx.data(None)
@@ -382,6 +391,7 @@ class Transformer(Stack):
         self.head = nnx.data(None)
         if config.word_head and not config.tied_head:
             self.head = Embedding("vocab", rows, width, "head", builder)
+            quantize_table(self.head, config.quantization)
         self.head_transform = self.head_bias = self.classifier = nnx.data(None)
         if config.word_head and config.head_transform is not None:
             self.head_transform = HeadTransform(config.head_transform, config.norm, builder)

@@ -29,7 +29,7 @@ from lmjax.models import (
     plain_batch,
     with_base,
 )
-from lmjax.models.quantized import NF4_VALUES, from_bytes, to_bytes
+from lmjax.models.weight_codes import NF4_VALUES, from_bytes, to_bytes
 from lmjax.parallel import Mesh, training_layout
 from tests.lmjax.models.adapted import with_random_b
 
@@ -319,5 +319,5 @@ def test_both_stacks_of_an_encoder_and_a_decoder_have_bases():
 
 
 def test_a_block_of_one_number_is_refused():
-    with pytest.raises(UserError, match=r"lora.base.block=1: must be 2 or more"):
+    with pytest.raises(UserError, match=r"block=1: must be 2 or more"):
         NF4(block=1)

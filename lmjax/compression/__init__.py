@@ -1,0 +1,1 @@
+"""Models made smaller: weights in few bits, and what that costs."""

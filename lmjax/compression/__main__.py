@@ -1,0 +1,35 @@
+"""Makes models smaller, and measures what that costs.
+
+python -m lmjax.compression quantise runs/quickstart runs/quickstart-int8 weights=int8
+python -m lmjax.compression quantise models/Qwen3-8B runs/qwen-int4 method=gptq calibration=text.txt
+"""
+
+from __future__ import annotations
+
+import sys
+
+from lmjax.compression.quantise import Quantise
+from lmjax.config import UserError
+from lmjax.launch import exit_on_user_error, run
+
+COMMANDS = {"quantise": (Quantise(), ("source", "destination"))}
+
+
+def main() -> None:
+    """Runs the command that the first word names."""
+    word, *rest = sys.argv[1:] or [""]
+    with exit_on_user_error():
+        if word in ("-h", "--help"):
+            print(__doc__)
+            return
+        if word not in COMMANDS:
+            raise UserError(
+                f"Which command? {word + ' is none' if word else 'The first word names it'}:"
+                f" {', '.join(COMMANDS)}, as in python -m lmjax.compression quantise --help"
+            )
+    settings, positional = COMMANDS[word]
+    run(settings, rest, positional)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,214 @@
+"""Inputs of a model's dense layers on some texts, layer by layer.
+
+The layers run one after another, each on what those before it gave. Between two of them the caller
+may put other weights in, so that what comes after is calibrated on what is really computed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from lmjax.models import Batch, EncoderDecoderConfig, TransformerConfig, abstract, plain_batch
+from lmjax.models.executor import Blocks
+from lmjax.models.linear import LinearLayer
+from lmjax.models.quantization import weighted_layers
+from lmjax.parallel import training_layout
+
+BATCH = 8  # rows that are run at once
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class InputMoments:
+    """Sums over the inputs x of a dense layer, each a vector over all of the layer's inputs.
+
+    Attributes:
+      products: of x x^T.
+      magnitudes: of |x|.
+      largest: the largest |x|; no sum.
+      count: number of inputs.
+    """
+
+    products: Float[Array, "in in"]
+    magnitudes: Float[Array, "in"]
+    largest: Float[Array, "in"]
+    count: Float[Array, ""]
+
+    @staticmethod
+    def of(x: Float[Array, "batch seq *inputs"], axes: int) -> InputMoments:
+        """Those of one batch, whose last `axes` axes are the inputs."""
+        flat = x.astype(jnp.float32).reshape(-1, int(np.prod(x.shape[x.ndim - axes :])))
+        sizes = jnp.abs(flat)
+        products = jnp.einsum("ni,nj->ij", flat, flat, precision="highest")
+        return InputMoments(
+            products, jnp.sum(sizes, axis=0), jax.lax.top_k(sizes.T, 1)[0][:, 0], len(flat) * 1.0
+        )
+
+    def plus(self, other: InputMoments) -> InputMoments:
+        """Of the inputs of both."""
+        return InputMoments(
+            self.products + other.products,
+            self.magnitudes + other.magnitudes,
+            jnp.maximum(self.largest, other.largest),
+            self.count + other.count,
+        )
+
+    @property
+    def second(self) -> Float[np.ndarray, "in in"]:
+        """Mean of x x^T."""
+        return np.asarray(self.products, np.float64) / float(self.count)
+
+
+Path = tuple[str, ...]  # of a layer in a block, as ("attention", "query")
+# number of the entry of the stack, its inputs by layer -> the entry's parameters that take over
+Change = Callable[[int, dict[Path, InputMoments]], Any]
+
+
+class _Recorder:
+    """Stands in a block in place of a dense layer, and takes note of its inputs."""
+
+    def __init__(self, layer: LinearLayer, path: Path, found: dict, seen: dict):
+        self.layer, self.path, self.found, self.seen = layer, path, found, seen
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        axes = len(self.layer.inputs)
+        # Queries, keys and values read one array: its sums are taken once.
+        if (key := (id(x), axes)) not in self.seen:
+            self.seen[key] = x, InputMoments.of(x, axes)
+        self.found[self.path] = self.seen[key][1]
+        return self.layer(x)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.layer, name)
+
+
+class _Captured(Exception):
+    """What the blocks of a stack were about to read."""
+
+    def __init__(self, blocks: Blocks, x: jax.Array, mask: Any, tables: Any):
+        self.blocks, self.inputs = blocks, (x, mask, tables)
+
+
+@dataclasses.dataclass(frozen=True)
+class Stack:
+    """One stack of blocks on the way through a model.
+
+    Attributes:
+      prefix: of its parameters' paths: (), or ("encoder",).
+    """
+
+    prefix: Path
+
+    def read(self, params: dict) -> dict:
+        """The parameters of its blocks, stacked."""
+        for name in self.prefix:
+            params = params[name]
+        return params["blocks"]
+
+
+def stacks_of(config: TransformerConfig) -> tuple[Stack, ...]:
+    """The stacks of a model in the order in which they run."""
+    return (Stack(("encoder",)),) * isinstance(config, EncoderDecoderConfig) + (Stack(()),)
+
+
+def batches_of(config: TransformerConfig, rows: Int[np.ndarray, "rows length"]) -> Iterator[Batch]:
+    """Batches of whole rows; an encoder reads the same rows as its decoder."""
+    for first in range(0, len(rows), BATCH):
+        batch = plain_batch(rows[first : first + BATCH])
+        if isinstance(config, EncoderDecoderConfig):
+            batch = dataclasses.replace(batch, encoder=batch)
+        yield batch
+
+
+def walk(
+    config: TransformerConfig,
+    params: dict,
+    stack: Stack,
+    batches: Sequence[Batch],
+    change: Change,
+    after: bool = True,
+) -> None:
+    """Runs a stack on batches layer by layer, and tells the inputs of its dense layers.
+
+    Args:
+      config: of the model; its weights are float32.
+      params: of the whole model.
+      stack: which of its stacks.
+      batches: rows of one length without padding.
+      change: is told the moments of each entry of the stack; gives its new parameters, or None.
+      after: whether what comes behind an entry sees the new parameters.
+    """
+    layout = training_layout()
+    model = nnx.merge(abstract(config, layout)[0], params)
+
+    def capture(blocks, x, mask, tables, cache):
+        raise _Captured(blocks, x, mask, tables)
+
+    part = model
+    for name in stack.prefix:
+        part = getattr(part, name)
+    part.executor = capture
+    states, blocks = [], None
+    for batch in batches:
+        on_devices = jax.tree.map(lambda a: layout.reshard(jnp.asarray(a), "batch", "seq"), batch)
+        try:
+            model(on_devices)
+        except _Captured as captured:
+            blocks = captured.blocks
+            states.append(captured.inputs)
+    programs: dict[tuple, Any] = {}
+    windows, group = blocks.windows, blocks.group
+    for entry in range(len(windows) // group):
+        own = jax.tree.map(lambda a, n=entry: a[n], blocks.params)
+        kind = windows[entry * group : (entry + 1) * group]
+        if kind not in programs:
+            programs[kind] = jax.jit(_program(blocks, kind))
+        run, total, outputs = programs[kind], None, []
+        for x, mask, tables in states:
+            y, found = run(own, x, mask, tables)
+            outputs.append(y)
+            total = found if total is None else _sum(total, found)
+        changed = change(entry, total)
+        if changed is not None and after:
+            outputs = [run(changed, *state)[0] for state in states]
+        states = [(y, *state[1:]) for y, state in zip(outputs, states, strict=True)]
+
+
+@jax.jit
+def _sum(one: dict, other: dict) -> dict:
+    return {path: one[path].plus(other[path]) for path in one}
+
+
+def _program(blocks: Blocks, windows: tuple[int | None, ...]) -> Callable:
+    """(parameters of an entry, x, mask, tables) -> (its output, moments by layer); traceable."""
+
+    def run(params: Any, x: jax.Array, mask: Any, tables: Any) -> tuple[jax.Array, dict]:
+        found: dict[Path, InputMoments] = {}
+        entry = nnx.merge(blocks.graph, params)
+        _record(entry, found, {})
+        for member, window in enumerate(windows):
+            block = entry if blocks.group == 1 else entry.at(member)
+            masked = dataclasses.replace(mask, window=window)
+            x, _ = block(x, masked, tables, None, None)
+        return x, found
+
+    return run
+
+
+def _record(entry: nnx.Module, found: dict, seen: dict) -> None:
+    """Puts recorders in place of an entry's dense layers."""
+    for dotted, layer in weighted_layers(entry).items():
+        if isinstance(layer, LinearLayer):
+            path = tuple(dotted.split("."))
+            owner = entry
+            for name in path[:-1]:
+                owner = getattr(owner, name)
+            object.__setattr__(owner, path[-1], _Recorder(layer, path, found, seen))

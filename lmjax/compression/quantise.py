@@ -1,0 +1,165 @@
+"""The command that makes the weights of a model small."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import jax
+import numpy as np
+from jaxtyping import Int
+
+from lmjax.compression.methods import Method, Quantizer
+from lmjax.config import UserError, config
+from lmjax.console import make_console
+from lmjax.data.tokenizers import Tokenizer
+from lmjax.files import errors_told, local_path
+from lmjax.interop.convert import new_folder_anywhere, read, write_run
+from lmjax.launch import import_modules
+from lmjax.models import (
+    NF4,
+    DynamicInt8,
+    Float8,
+    Int4,
+    Int8,
+    Quantization,
+    StaticInt8,
+    merge_adapters,
+    with_quantization,
+)
+from lmjax.models.weight_codes import WeightCode
+from lmjax.parallel import Mesh
+from lmjax.remote import check_path, local_copy
+from lmjax.runs.folder import RunFolder
+from lmjax.runs.trained_model import TrainedModel
+
+Weights = Literal["int8", "int4", "nf4", "fp8"]
+
+
+@config
+class Quantise:
+    """The same model with weights in few bits, in a run folder of its own."""
+
+    source: str | None = None  # a run folder, or a model folder
+    destination: str | None = None  # is made: it must not exist, or be empty
+    weights: Weights = "int4"  # how weights of dense layers are kept
+    # inputs that share a scale; none: all of an output, as products of integers need it
+    group: int | None = 64
+    symmetric: bool = True  # of integers: zero is 0; false: each group has its own
+    # the token table and the head, groups along each row; none: they stay in float32
+    tables: Weights | None = "int8"
+    layers: tuple[str, ...] = ("*",)  # which dense layers, by last names or dotted paths
+    # inputs in 8 bits too, for weights=int8 group=none: scales of each token, or calibrated ones
+    activations: Literal["dynamic", "static"] | None = None
+    # nearest; gptq (arXiv:2210.17323); awq (arXiv:2306.00978); smoothquant (arXiv:2211.10438)
+    method: Method = "nearest"
+    calibration: str | None = None  # a text file, by whose inputs the other methods choose
+    rows: int = 64  # of the text, that are read
+    length: int = 256  # tokens of a row
+    damping: float = 0.01  # of gptq: share of the mean that is added to the diagonal
+    by_activation: bool = True  # of gptq: inputs are rounded in the order of their size
+    alpha: float = 0.5  # of smoothquant: share of the inputs' range that weights take over
+    step: int | None = None  # which checkpoint of a run; none: the best one, or else the newest
+    mesh: Mesh = Mesh()  # how the devices are arranged
+    imports: tuple[str, ...] = ()  # modules of your own whose classes the run has
+
+    def validate(self) -> None:
+        """Raises UserError for settings that cannot be meant."""
+        check_path(self.source or "", "source")
+        check_path(self.destination or "", "destination", write=True)
+        if self.group is not None and (self.group < 2 or self.group % 2):
+            raise UserError(f"group={self.group}: must be an even number from 2 on, or none")
+        for name in ("rows", "length"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name}={getattr(self, name)}: must be 1 or more")
+        if not 0 <= self.alpha <= 1:
+            raise UserError(f"alpha={self.alpha}: must be from 0 to 1")
+        if self.damping <= 0:
+            raise UserError(f"damping={self.damping}: must be above 0")
+        if self.activations is not None and (self.weights, self.group) != ("int8", None):
+            raise UserError(
+                f"activations={self.activations}: products of integers need weights=int8 and"
+                " group=none"
+            )
+        self.quantization()
+
+    def quantization(self) -> Quantization:
+        """The setting of the model that it becomes."""
+        kinds = {None: None, "dynamic": DynamicInt8(), "static": StaticInt8()}
+        return Quantization(
+            weights=self.code(self.weights, self.group),
+            layers=self.layers,
+            tables=None if self.tables is None else self.code(self.tables, self.group),
+            activations=kinds[self.activations],
+        )
+
+    def code(self, name: Weights, group: int | None) -> WeightCode:
+        """The way to keep weights that a name stands for."""
+        if name == "nf4":
+            return NF4(block=group, double=False)
+        if name == "fp8":
+            return Float8(block=group)
+        kind = Int8 if name == "int8" else Int4
+        return kind(block=group, symmetric=self.symmetric, scales="float16")
+
+    def run(self) -> None:
+        """Reads the model, makes it small and writes it.
+
+        Raises:
+          UserError: no folders are named, or one cannot be read or written; the method cannot
+            serve the model.
+        """
+        if self.source is None or self.destination is None:
+            raise UserError(
+                "Which folders? For instance: python -m lmjax.compression quantise"
+                " runs/quickstart models/quickstart-int4"
+            )
+        import_modules(self.imports)
+        console = make_console()
+        with jax.set_mesh(self.mesh.build()):
+            source = local_copy(self.source, "source")
+            with new_folder_anywhere(self.destination, True) as folder:
+                trained, notes = read(source, self.step, console)
+                rows = self.calibration_rows(trained.tokenizer)
+                params, model = merge_adapters(trained.params, trained.config)
+                params, model = with_quantization(params, model, None)
+                make = Quantizer(
+                    self.quantization(),
+                    self.method,
+                    rows,
+                    self.damping,
+                    self.by_activation,
+                    self.alpha,
+                    tell=lambda text: console.print(text, soft_wrap=True),
+                )
+                params, model = make(model, params)
+                small = TrainedModel(model, params, trained.tokenizer, trained.objective)
+                write_run(RunFolder(folder), small, source, console)
+            for note in notes:
+                console.print(f"note: {note}", soft_wrap=True)
+            console.print(f"written: {self.destination}", soft_wrap=True)
+
+    def calibration_rows(
+        self, tokenizer: Tokenizer | None
+    ) -> Int[np.ndarray, "rows length"] | None:
+        """Rows of the calibration text, without padding; None where none is named.
+
+        Raises:
+          UserError: the file cannot be read or is too short, or there is no tokenizer.
+        """
+        if self.calibration is None:
+            return None
+        if tokenizer is None:
+            raise UserError(f"{self.source} has no tokenizer, which calibration=FILE needs")
+        path = local_path(self.calibration, "calibration")
+        with errors_told(f"calibration={path} cannot be read"):
+            text = Path(path).read_text("utf-8", errors="replace")
+        # A few times as many letters as tokens are enough.
+        tokens = np.array(tokenizer.encode(text[: 16 * self.rows * self.length]), np.int32)
+        count = min(self.rows, len(tokens) // self.length)
+        if not count:
+            raise UserError(
+                f"calibration={path} has {len(tokens)} tokens, less than a row of"
+                f" length={self.length}"
+            )
+        return tokens[: count * self.length].reshape(count, self.length)

@@ -1,0 +1,58 @@
+"""Products of a few rows with a weight of few bits on CPUs, where reading the weight is the cost.
+
+XLA's CPU products of a weight that is made whole first write it to memory and read it again in
+float32, some 8 times the bytes of what is kept. Here a piece of the weight that fits a core's cache
+is made float, multiplied and forgotten.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from lmjax.models.quantized import WeightForm
+from lmjax.models.weight_codes import Grid, Stored
+
+MOST_ROWS = 4  # of x; more make up for the weight made whole
+PIECE = 128  # inputs of a step at most, where blocks are longer
+
+
+def piece_of(form: WeightForm) -> int | None:
+    """Inputs of a step: a block, or a part of one; None: blocks do not cut the weight evenly."""
+    size, block = form.size, form.code.of(form.size)
+    if size % block or block % form.code.packed:
+        return None
+    whole = (n for n in range(min(PIECE, block), 0, -1) if block % n == 0)
+    return next((n for n in whole if n % form.code.packed == 0), None)
+
+
+def piecewise_product(
+    x: Float[Array, "rows in"], form: WeightForm, stored: Stored
+) -> Float[Array, "rows out"]:
+    """x . weight in float32, some inputs at a time; on one device.
+
+    Args:
+      x: a few rows, in any precision.
+      form: of the weight, for which `piece_of` gives a number.
+      stored: what is kept of it.
+    """
+    code, piece = form.code, piece_of(form)
+    grid = code.grid(stored, 0)
+    per_block = code.of(form.size) // piece
+    pieces = form.size // piece
+    codes = stored["codes"].reshape(pieces, piece // code.packed, -1)
+    parts = jnp.swapaxes(x.astype(jnp.float32).reshape(len(x), pieces, piece), 0, 1)
+    one = grid.scale.shape[0] == 1  # then the scale is applied once, at the end
+
+    def step(total: jax.Array, number: jax.Array) -> tuple[jax.Array, None]:
+        part = parts[number]
+        product = part @ code.raw(codes[number], 0)
+        own = Grid(*(a if a is None else a[number // per_block] for a in grid))
+        if own.zero is not None:
+            product -= jnp.sum(part, axis=1, keepdims=True) * own.zero
+        return total + (product if one else product * own.scale), None
+
+    start = jnp.zeros((len(x), codes.shape[2]), jnp.float32)
+    total, _ = jax.lax.scan(step, start, jnp.arange(pieces))
+    return total * grid.scale[0] if one else total
