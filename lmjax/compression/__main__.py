@@ -2,17 +2,21 @@
 
 python -m lmjax.compression quantise runs/quickstart runs/quickstart-int8 weights=int8
 python -m lmjax.compression quantise models/Qwen3-8B runs/qwen-int4 method=gptq calibration=text.txt
+python -m lmjax.compression table models/Qwen3-8B runs/qwen-int4 text=held_out.txt
 """
 
 from __future__ import annotations
 
+import json
 import sys
 
+from lmjax.compression.forms_table import FormsTable
 from lmjax.compression.quantise import Quantise
 from lmjax.config import UserError
 from lmjax.launch import exit_on_user_error, run
 
-COMMANDS = {"quantise": (Quantise(), ("source", "destination"))}
+COMMANDS = {"quantise": Quantise(), "table": FormsTable()}
+FOLDERS = "source", "destination"  # that the words of `quantise` are, in order
 
 
 def main() -> None:
@@ -27,8 +31,11 @@ def main() -> None:
                 f"Which command? {word + ' is none' if word else 'The first word names it'}:"
                 f" {', '.join(COMMANDS)}, as in python -m lmjax.compression quantise --help"
             )
-    settings, positional = COMMANDS[word]
-    run(settings, rest, positional)
+    if word == "table":  # all words that are no settings are models
+        models = [word for word in rest if "=" not in word and not word.startswith("-")]
+        rest = [word for word in rest if word not in models]
+        rest += [f"models=({','.join(map(json.dumps, models))},)"] * bool(models)
+    run(COMMANDS[word], rest, FOLDERS if word == "quantise" else ())
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ may put other weights in, so that what comes after is calibrated on what is real
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -20,6 +21,7 @@ from lmjax.models import Batch, EncoderDecoderConfig, TransformerConfig, abstrac
 from lmjax.models.executor import Blocks
 from lmjax.models.linear import LinearLayer
 from lmjax.models.quantization import weighted_layers
+from lmjax.models.weight_codes import largest
 from lmjax.parallel import training_layout
 
 BATCH = 8  # rows that are run at once
@@ -45,12 +47,10 @@ class InputMoments:
     @staticmethod
     def of(x: Float[Array, "batch seq *inputs"], axes: int) -> InputMoments:
         """Those of one batch, whose last `axes` axes are the inputs."""
-        flat = x.astype(jnp.float32).reshape(-1, int(np.prod(x.shape[x.ndim - axes :])))
-        sizes = jnp.abs(flat)
+        flat = x.astype(jnp.float32).reshape(-1, math.prod(x.shape[x.ndim - axes :]))
         products = jnp.einsum("ni,nj->ij", flat, flat, precision="highest")
-        return InputMoments(
-            products, jnp.sum(sizes, axis=0), jax.lax.top_k(sizes.T, 1)[0][:, 0], len(flat) * 1.0
-        )
+        count = jnp.full((), len(flat), jnp.float32)
+        return InputMoments(products, jnp.sum(jnp.abs(flat), axis=0), largest(flat, 0), count)
 
     def plus(self, other: InputMoments) -> InputMoments:
         """Of the inputs of both."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Literal
 
@@ -14,7 +15,9 @@ from lmjax.config import UserError, config
 from lmjax.console import make_console
 from lmjax.data.tokenizers import Tokenizer
 from lmjax.files import errors_told, local_path
-from lmjax.interop.convert import new_folder_anywhere, read, write_run
+from lmjax.interop.convert import new_folder_anywhere, read, write_model, write_run
+from lmjax.interop.packed_writer import write_packed
+from lmjax.interop.tensor_files import LARGEST_FILE
 from lmjax.launch import import_modules
 from lmjax.models import (
     NF4,
@@ -59,6 +62,9 @@ class Quantise:
     damping: float = 0.01  # of gptq: share of the mean that is added to the diagonal
     by_activation: bool = True  # of gptq: inputs are rounded in the order of their size
     alpha: float = 0.5  # of smoothquant: share of the inputs' range that weights take over
+    # a run folder, or one of transformers' formats, in which tables are floats
+    to: Literal["run", "gptq", "awq", "compressed-tensors"] = "run"
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of floats in such a format
     step: int | None = None  # which checkpoint of a run; none: the best one, or else the newest
     mesh: Mesh = Mesh()  # how the devices are arranged
     imports: tuple[str, ...] = ()  # modules of your own whose classes the run has
@@ -118,7 +124,7 @@ class Quantise:
         console = make_console()
         with jax.set_mesh(self.mesh.build()):
             source = local_copy(self.source, "source")
-            with new_folder_anywhere(self.destination, True) as folder:
+            with new_folder_anywhere(self.destination, self.to == "run") as folder:
                 trained, notes = read(source, self.step, console)
                 rows = self.calibration_rows(trained.tokenizer)
                 params, model = merge_adapters(trained.params, trained.config)
@@ -134,7 +140,12 @@ class Quantise:
                 )
                 params, model = make(model, params)
                 small = TrainedModel(model, params, trained.tokenizer, trained.objective)
-                write_run(RunFolder(folder), small, source, console)
+                if self.to == "run":
+                    write_run(RunFolder(folder), small, source, console)
+                else:
+                    write = functools.partial(write_packed, kind=self.to)
+                    how = self.dtype, LARGEST_FILE, console, write
+                    notes += write_model(folder, small, source, *how)
             for note in notes:
                 console.print(f"note: {note}", soft_wrap=True)
             console.print(f"written: {self.destination}", soft_wrap=True)

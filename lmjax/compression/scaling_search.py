@@ -32,7 +32,7 @@ def rounded(weight: Float[np.ndarray, "in out"], code: WeightCode) -> np.ndarray
 
 
 def awq_scale(
-    weights: list[Float[np.ndarray, "in out"]], moments: InputMoments, code: WeightCode
+    weights: list[np.ndarray], moments: InputMoments, code: WeightCode
 ) -> Float[np.ndarray, "in"]:
     """Scale (mean |x|)^ratio of each input, the ratio with the least error of the outputs.
 
@@ -57,7 +57,7 @@ def awq_scale(
 
 
 def smoothing_scale(
-    weights: list[Float[np.ndarray, "in out"]], moments: InputMoments, alpha: float
+    weights: list[np.ndarray], moments: InputMoments, alpha: float
 ) -> Float[np.ndarray, "in"]:
     """Scale max |x|^alpha / max |w|^(1 - alpha) of each input (equation 4).
 

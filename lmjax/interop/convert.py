@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -348,6 +348,7 @@ def write_model(
     dtype: Dtype,
     largest_file: int,
     console: Console,
+    write: Callable[..., None] = huggingface.write,
 ) -> list[str]:
     """Writes a model folder for transformers; what the user should know of its tokenizer."""
     files, notes, ends = {}, ["the run has no tokenizer"], {}
@@ -362,9 +363,7 @@ def write_model(
         for name, data in files.items():
             (folder / name).write_bytes(data)
     with ByteBar("writing", console) as report:
-        huggingface.write(
-            folder, trained.config, trained.params, dtype, largest_file, report, extra=ends
-        )
+        write(folder, trained.config, trained.params, dtype, largest_file, report, extra=ends)
     notes = notes + head_notes(trained.config)
     return notes + own_class_notes(folder) if is_first() else notes
 

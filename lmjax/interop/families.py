@@ -9,8 +9,8 @@ import re
 from typing import Any
 
 from lmjax.config import UserError, replace, to_text
+from lmjax.interop.packed_files import open_tensors
 from lmjax.interop.settings import config_of, read_settings
-from lmjax.interop.tensor_files import TensorFiles
 from lmjax.interop.tensor_names import with_heads_of
 from lmjax.models import Normal, TransformerConfig
 from lmjax.models.family import ModelFamily, families
@@ -52,7 +52,7 @@ def read_config(folder: str | os.PathLike) -> tuple[ModelFamily, TransformerConf
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     try:
-        files = TensorFiles(folder)
+        files = open_tensors(folder, settings)
     except UserError:  # what is wrong with the weights is said when they are read
         bare = base_class(family.architecture) in architectures(settings)
         return family, without_heads(config) if bare else config
@@ -211,7 +211,7 @@ def family_of(config: TransformerConfig) -> tuple[ModelFamily, dict[str, Any]]:
 def architecture_of(config: TransformerConfig) -> TransformerConfig:
     """The config without what changes no logits, only how a model is drawn, trained or computed.
 
-    Adapters are left out too: they belong to no family.
+    Adapters are left out too, and how weights are kept: they belong to no family.
     """
     attention = replace(
         config.attention,
@@ -227,6 +227,7 @@ def architecture_of(config: TransformerConfig) -> TransformerConfig:
         attention=attention,
         feed_forward=config.feed_forward.architecture,
         lora=None,
+        quantization=None,
         dropout=0.0,
         top_dropout=None,
         embedding_noise=0.0,

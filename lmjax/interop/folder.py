@@ -13,7 +13,8 @@ from lmjax.config import UserError, preset, replace
 from lmjax.data.tokenizers import Tokenizer
 from lmjax.data.tokenizers.folder_settings import folder_settings, token_name
 from lmjax.interop import adapter_folder, huggingface
-from lmjax.interop.tensor_files import TensorFiles
+from lmjax.interop.packed_files import open_tensors
+from lmjax.interop.settings import read_settings
 from lmjax.interop.tensor_names import Shapes, titles_of
 from lmjax.models import (
     LoRA,
@@ -202,7 +203,7 @@ def _public_poolers(
 ) -> dict[str, jax.Array]:
     """Poolers of fresh heads that a folder of transformers has, as BERT's whatever its heads."""
     family, _ = huggingface.read_config(folder)
-    files, params = TensorFiles(folder), {}
+    files, params = open_tensors(folder, read_settings(folder)), {}
     for head in config.heads:
         lines = [
             line for kind in family.heads if kind.fits(head) for line in kind.tensors(head.name)

@@ -19,7 +19,7 @@ from lmjax.interop.library_tokenizer import Unwritable
 from lmjax.interop.tensor_files import Report, report_nothing
 from lmjax.interop.tensor_names import entries_of, theirs
 from lmjax.launch import is_first
-from lmjax.models import TransformerConfig, merge_adapters
+from lmjax.models import TransformerConfig, merge_adapters, with_quantization
 from lmjax.models.experts import ExpertsConfig
 from lmjax.models.gguf_layout import GGUFLayout
 from lmjax.models.norms import RMSNormConfig
@@ -78,7 +78,7 @@ def write(
       UserError: llama.cpp knows no such model, or the file cannot be written.
     """
     gguf, path = library(), Path(path)
-    params, config = merge_adapters(params, config)
+    params, config = with_quantization(*merge_adapters(params, config), None)
     layout = layout_of(config)
     paths = by_path(params)
     try:

@@ -24,11 +24,12 @@ from lmjax.interop.families import assumption as assumption
 from lmjax.interop.families import family_of as family_of
 from lmjax.interop.families import is_model_folder as is_model_folder
 from lmjax.interop.families import read_config as read_config
+from lmjax.interop.packed_files import open_tensors
+from lmjax.interop.packed_formats import KEY
 from lmjax.interop.settings import read_settings
 from lmjax.interop.tensor_files import (
     LARGEST_FILE,
     Report,
-    TensorFiles,
     report_nothing,
     size_of,
     write_json,
@@ -36,7 +37,14 @@ from lmjax.interop.tensor_files import (
 )
 from lmjax.interop.tensor_names import Index, Shapes, entries_of, find_tensors, theirs
 from lmjax.launch import is_first
-from lmjax.models import LoRA, TransformerConfig, abstract, merge_adapters, quantized_weights
+from lmjax.models import (
+    LoRA,
+    TransformerConfig,
+    abstract,
+    merge_adapters,
+    quantized_weights,
+    with_quantization,
+)
 from lmjax.models.family import ModelFamily
 from lmjax.models.names import Name
 from lmjax.models.quantized import WeightForm
@@ -90,7 +98,7 @@ def read_params(
     each block apart, in a list, instead of stacking them. With `keep` the weights of the blocks are
     kept so (`LoRA.base`), and a device has no more than one of them in float32 at a time.
     """
-    files = TensorFiles(Path(folder))
+    files = open_tensors(Path(folder), read_settings(Path(folder)))
     graph, shapes = abstract(config, layout)
     paths = by_path(shapes)
     found = find_tensors(family, config, paths, files)
@@ -144,7 +152,7 @@ def write(
       UserError: no family of Hugging Face's can express the config.
     """
     folder = local_path(folder, "folder")
-    params, config = merge_adapters(params, config)
+    params, config = with_quantization(*merge_adapters(params, config), None)
     family, settings = family_of(config)
     paths = by_path(params)
     if config.heads:  # which are all that the class has
@@ -196,10 +204,11 @@ def rewrite(
     """
     source, folder = local_copy(source, "source"), local_path(folder, "folder")
     family, config = read_config(source)
-    files = TensorFiles(source)
+    files = open_tensors(source, read_settings(source))
     found = find_tensors(family, config, by_path(abstract(config, training_layout())[1]), files)
     shapes = {title: files.shape(title) for *_, title in found}
     settings = read_settings(source)
+    settings.pop(KEY, None)  # weights that were packed are written as floats
     if dtype is not None:
         shapes = {t: jax.ShapeDtypeStruct(shape.shape, dtype) for t, shape in shapes.items()}
         # transformers calls it `dtype` since its version 5, and reads both.

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from lmjax.config import UserError
+from lmjax.interop.packed_formats import format_of
 from lmjax.models import TransformerConfig
 from lmjax.models.family import ModelFamily
 
 # What no family is computed with, unless its own table says otherwise; see `ModelFamily.supported`.
 SUPPORTED = {
-    "quantization_config": (),
     "is_encoder_decoder": (False,),
     "add_cross_attention": (False,),
     "pruned_heads": ({},),
@@ -44,6 +44,7 @@ def config_of(family: ModelFamily, settings: dict[str, Any]) -> TransformerConfi
       UserError: it lacks something, holds something of another kind than the family has there, or
         asks for what is not supported. The message names the key, but not the file.
     """
+    format_of(settings)
     settings = family.settings(settings)
     for key, allowed in (SUPPORTED | family.supported).items():
         value = _look_up(settings, key)

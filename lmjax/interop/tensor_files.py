@@ -29,6 +29,13 @@ FLOATS = {
     "F16": np.dtype(np.float16),
     "BF16": np.dtype(jnp.bfloat16),
 }
+# Of weights in few bits; see `lmjax.interop.packed_formats`.
+INTEGERS = {
+    "I32": np.dtype(np.int32),
+    "I64": np.dtype(np.int64),
+    "I8": np.dtype(np.int8),
+    "F8_E4M3": np.dtype(jnp.float8_e4m3fn),
+}
 LARGEST_FILE = 5_000_000_000  # bytes, as transformers has it
 PIECE = 1 << 26  # bytes that are brought into another order or precision at a time
 Report = Callable[[int, int], None]  # is told how many bytes are done, and of how many
@@ -160,7 +167,8 @@ def _safetensors(path: Path) -> Iterator[tuple[str, Stored]]:
     for title, entry in header.items():
         dtype, shape = entry["dtype"], tuple(entry["shape"])
         begin = 8 + length + entry["data_offsets"][0]
-        read = functools.partial(np.memmap, path, FLOATS.get(dtype), "r", begin, shape)
+        kind = (FLOATS | INTEGERS).get(dtype)
+        read = functools.partial(np.memmap, path, kind, "r", begin, shape)
         yield title, Stored(path.name, dtype, shape, read)
 
 
@@ -246,7 +254,7 @@ def _cut_into_files(
 
 def _header(shapes: Mapping[str, jax.ShapeDtypeStruct]) -> bytes:
     """Header of a safetensors file."""
-    titles = {dtype: title for title, dtype in FLOATS.items()}
+    titles = {dtype: title for title, dtype in (FLOATS | INTEGERS).items()}
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, shape in shapes.items():

@@ -100,5 +100,5 @@ def test_inputs_that_are_always_zero_do_no_harm():
 
 
 def test_moments_without_an_inverse_are_refused():
-    with pytest.raises(UserError, match="damping=1e-30.*no inverse; give more"):
+    with pytest.raises(UserError, match=r"damping=1e-30.*no inverse; give more"):
         inverse_factor(np.ones((4, 4)) - 2 * np.eye(4), 1e-30)

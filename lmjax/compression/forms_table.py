@@ -1,0 +1,196 @@
+"""The command that measures models beside each other: size, perplexity, speed, memory."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import time
+from pathlib import Path
+
+import jax
+from rich.console import Console
+
+from lmjax.config import UserError, config
+from lmjax.console import RunLog, Table, make_console
+from lmjax.evaluation.likelihood import LikelihoodScorer
+from lmjax.evaluation.requests import RollingRequest
+from lmjax.files import errors_told, local_path
+from lmjax.generation.run import load
+from lmjax.generation.text import TextGenerator
+from lmjax.interop.folder import begin_token, files_of_parameters, model_folder
+from lmjax.interop.packed_formats import KEY
+from lmjax.interop.settings import read_settings
+from lmjax.launch import is_first
+from lmjax.models import TransformerConfig
+from lmjax.parallel import Mesh
+from lmjax.remote import check_path, local_copy
+from lmjax.scaling.plan_report import check_report, write_plan
+from lmjax.scaling.plan_tables import PlanTable
+
+COLUMNS = ("model", "weights", "MB on disk", "MB in memory", "bits per byte", "perplexity", "rise")
+CAPTION = (
+    "In memory: what decoding reads. Perplexity by tokens of the text, and its rise over the first"
+    " model. Tokens/s: one text, greedy, the best of {runs} runs."
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """What one model takes and gives.
+
+    Attributes:
+      name: of its folder.
+      weights: how they are kept, in words.
+      disk: bytes of its weights and settings.
+      memory: bytes of the weights on the devices, as decoding reads them.
+      nats: minus the log-likelihood of the text.
+      tokens: of the text.
+      text: bytes of the text.
+      speed: tokens a second; None: not measured.
+    """
+
+    name: str
+    weights: str
+    disk: int
+    memory: int
+    nats: float
+    tokens: int
+    text: int
+    speed: float | None
+
+    @property
+    def perplexity(self) -> float:
+        """By tokens."""
+        return math.exp(min(700.0, self.nats / self.tokens))
+
+    @property
+    def bits_per_byte(self) -> float:
+        """Of the text."""
+        return self.nats / self.text / math.log(2)
+
+
+@config
+class FormsTable:
+    """Size, perplexity and speed of models beside the first of them."""
+
+    models: tuple[str, ...] = ()  # run folders or model folders, the whole one first
+    text: str | None = None  # a text file that none of them was trained on
+    length: int = 20_000  # letters of it that are scored
+    tokens: int = 64  # of a text that is written to measure speed; 0: it is not measured
+    runs: int = 3  # of them
+    output: str | None = None  # file of the numbers, JSON; none: they are printed alone
+    report: str = ""  # file to write the table to as well: forms.html or forms.md
+    mesh: Mesh = Mesh()  # how the devices are arranged
+
+    def validate(self) -> None:
+        """Raises UserError for settings that cannot be meant."""
+        for path in self.models:
+            check_path(path, "models")
+        for name, least in (("length", 1), ("tokens", 0), ("runs", 1)):
+            if getattr(self, name) < least:
+                raise UserError(f"{name}={getattr(self, name)}: must be {least} or more")
+        if self.report:
+            check_report(self.report)
+
+    def run(self) -> None:
+        """Measures one model after another, and shows the table.
+
+        Raises:
+          UserError: no model or text is named, or one cannot be read.
+        """
+        if not self.models or self.text is None:
+            raise UserError(
+                "Which models, and which text? For instance: python -m lmjax.compression table"
+                " runs/x runs/x-int4 text=held_out.txt"
+            )
+        path = local_path(self.text, "text")
+        with errors_told(f"text={path} cannot be read"):
+            text = path.read_text("utf-8", errors="replace")[: self.length]
+        if not text:
+            raise UserError(f"text={path} is empty")
+        console, found = make_console(), []
+        with jax.set_mesh(self.mesh.build()):
+            for folder in self.models:
+                found.append(self.measure(folder, text))
+        self.show(found, console)
+
+    def measure(self, path: str, text: str) -> Measured:
+        """One model; it is let go before the next."""
+        folder = local_copy(path, "models")
+        disk = sum(file.stat().st_size for file in files_of_parameters(folder))
+        model = load(folder)
+        leaves = jax.tree.leaves(model.generator.weights)
+        scorer = LikelihoodScorer(model, batch_size=4, begin=begin_token(folder, model.tokenizer))
+        (answer,) = scorer.rolling([RollingRequest(text)])
+        return Measured(
+            name=Path(path).name,
+            weights=words_of(folder, model_folder(str(folder))),
+            disk=disk,
+            memory=sum(leaf.nbytes for leaf in leaves),
+            nats=-answer.log_probability,
+            tokens=answer.tokens,
+            text=len(text.encode("utf-8", "surrogatepass")),
+            speed=self.speed(model) if self.tokens else None,
+        )
+
+    def speed(self, model: TextGenerator) -> float:
+        """Tokens a second of one greedy text, less what is compiled."""
+        prompt, best = [model.tokenizer.encode("The list")[:2] or [0]], 0.0
+        for _ in range(self.runs + 1):
+            begin = time.perf_counter()
+            (row,) = model.generator.generate(prompt, max_tokens=self.tokens)
+            best = max(best, len(row) / (time.perf_counter() - begin))
+        return best
+
+    def show(self, found: list[Measured], console: Console) -> None:
+        """Prints the table, and writes what was asked for."""
+        columns = (*COLUMNS, "tokens/s") if self.tokens else COLUMNS
+        rows = [self.row(one, found[0]) for one in found]
+        caption = CAPTION.format(runs=self.runs)
+        RunLog(console).table(Table("Forms", columns, tuple(rows), caption))
+        if not is_first():
+            return
+        if self.output is not None:
+            numbers = [
+                dataclasses.asdict(one)
+                | {"perplexity": one.perplexity, "bits_per_byte": one.bits_per_byte}
+                for one in found
+            ]
+            with errors_told(f"cannot write output={self.output}"):
+                Path(self.output).write_text(json.dumps(numbers, indent=2) + "\n", "utf-8")
+        if self.report:
+            cells = tuple(tuple(shown(cell) for cell in row) for row in rows)
+            most = max(one.memory for one in found)
+            bars = tuple(one.memory / most for one in found)
+            table = PlanTable("Forms of a model", columns, cells, bars=bars, note=caption)
+            facts = [("text", f"{self.text}, {found[0].text:,} bytes"), ("bars", "MB in memory")]
+            write_plan(self.report, "Forms of a model", facts, [table])
+
+    def row(self, one: Measured, first: Measured) -> tuple:
+        """Cells of a model."""
+        rise = one.perplexity / first.perplexity - 1 if one.tokens == first.tokens else None
+        speed = (one.speed,) if self.tokens else ()
+        sizes = one.disk / 1e6, one.memory / 1e6
+        shares = None if one is first else rise if rise is None else f"{rise:+.2%}"
+        return (one.name, one.weights, *sizes, one.bits_per_byte, one.perplexity, shares, *speed)
+
+
+def words_of(folder: Path, model: TransformerConfig) -> str:
+    """How the weights of a model are kept."""
+    if model.quantization is not None:
+        code = model.quantization.weights
+        of = "outputs" if code.block is None else f"groups of {code.block}"
+        return f"{type(code).__name__}, {of}"
+    if (folder / "config.json").is_file():
+        given = read_settings(folder).get(KEY) or {}
+        if given:
+            return f"{given.get('quant_method')}, read as float32"
+    return "float32"
+
+
+def shown(cell: str | float | None) -> str:
+    """A cell of the report."""
+    if isinstance(cell, float):
+        return f"{cell:,.1f}" if cell >= 100 else f"{cell:.3g}" if cell < 1 else f"{cell:.2f}"
+    return "" if cell is None else str(cell)
