@@ -16,7 +16,7 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Integer
 
 AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 
@@ -34,13 +34,13 @@ class PackedWeight:
     """
 
     bits: int
-    n: Int[np.ndarray, "in out"]
-    zero: Int[np.ndarray, "groups out"]
+    n: Integer[np.ndarray, "in out"]
+    zero: Integer[np.ndarray, "groups out"]
     scale: Float[np.ndarray, "groups out"]
-    group: Int[np.ndarray, "in"] | None = None
+    group: Integer[np.ndarray, "in"] | None = None
 
     @property
-    def groups(self) -> Int[np.ndarray, "in"]:
+    def groups(self) -> Integer[np.ndarray, "in"]:
         """The group of each input."""
         if self.group is not None:
             return self.group
@@ -54,8 +54,8 @@ class PackedWeight:
 
 
 def pack(
-    n: Int[np.ndarray, "..."], bits: int, axis: int, order: tuple[int, ...] | None = None
-) -> Int[np.ndarray, "..."]:
+    n: Integer[np.ndarray, "..."], bits: int, axis: int, order: tuple[int, ...] | None = None
+) -> Integer[np.ndarray, "..."]:
     """Numbers along an axis in words, the first in the lowest bits; zeros fill up the last word.
 
     Args:
@@ -75,12 +75,12 @@ def pack(
 
 
 def unpack(
-    packed: Int[np.ndarray, "..."],
+    packed: Integer[np.ndarray, "..."],
     bits: int,
     axis: int,
     size: int,
     order: tuple[int, ...] | None = None,
-) -> Int[np.ndarray, "..."]:
+) -> Integer[np.ndarray, "..."]:
     """The numbers of `pack`, `size` of them along the axis."""
     each, words = 32 // bits, np.moveaxis(np.ascontiguousarray(packed), axis, -1)
     words = np.ascontiguousarray(words).view(np.uint32)

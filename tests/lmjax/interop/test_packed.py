@@ -19,7 +19,7 @@ from lmjax.parallel import Mesh, training_layout
 
 MODEL = replace(
     llama(),
-    vocab_size=130,
+    vocab_size=128,
     hidden=32,
     num_layers=2,
     max_length=16,
@@ -35,7 +35,7 @@ def one_mesh():
         yield mesh
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(
     bits=st.sampled_from([4, 8]),
     shape=st.tuples(st.integers(1, 19), st.integers(1, 19)),
@@ -159,3 +159,22 @@ def test_groups_that_do_not_divide_are_refused(tmp_path):
     small, config = with_quantization(params, MODEL, Quantization(weights=Int4(block=20)))
     with pytest.raises(UserError, match="has 32 inputs, no multiple of group=20"):
         write_packed(tmp_path / "x", config, small, kind="gptq")
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_compressed_tensors_itself_reads_it(bits):
+    """Its own unpacking and dequantisation of what we write: the same float32."""
+    packed = pytest.importorskip(
+        "compressed_tensors.compressors.pack_quantized.helpers", reason="needs compressed-tensors"
+    )
+    torch = pytest.importorskip("torch")
+    weight = random_packed(bits)
+    tensors = CompressedFormat(bits, 8, False).write(weight)
+    shape = torch.Size(tensors["weight_shape"].tolist())
+    n = packed.unpack_from_int32(torch.tensor(tensors["weight_packed"]), bits, shape)
+    np.testing.assert_array_equal(n.numpy(), weight.n.T.astype(int) - 2 ** (bits - 1))
+    again = packed.pack_to_int32(n, bits)
+    np.testing.assert_array_equal(again.numpy(), tensors["weight_packed"])
+    zero = torch.tensor(tensors["weight_zero_point"])
+    zero = packed.unpack_from_int32(zero, bits, torch.Size((16, 3)), packed_dim=0)
+    np.testing.assert_array_equal(zero.numpy(), weight.zero.T - 2 ** (bits - 1))
