@@ -28,7 +28,7 @@ from lmjax.remote import check_path, local_copy
 from lmjax.scaling.plan_report import check_report, write_plan
 from lmjax.scaling.plan_tables import PlanTable
 
-COLUMNS = ("model", "weights", "MB on disk", "MB in memory", "bits per byte", "perplexity", "rise")
+COLUMNS = ("model", "MB on disk", "MB in memory", "bits per byte", "perplexity", "rise, percent")
 CAPTION = (
     "In memory: what decoding reads. Perplexity by tokens of the text, and its rise over the first"
     " model. Tokens/s: one text, greedy, the best of {runs} runs."
@@ -169,11 +169,12 @@ class FormsTable:
 
     def row(self, one: Measured, first: Measured) -> tuple:
         """Cells of a model."""
-        rise = one.perplexity / first.perplexity - 1 if one.tokens == first.tokens else None
+        same = one is not first and one.tokens == first.tokens
+        rise = 100 * (one.perplexity / first.perplexity - 1) if same else None
         speed = (one.speed,) if self.tokens else ()
         sizes = one.disk / 1e6, one.memory / 1e6
-        shares = None if one is first else rise if rise is None else f"{rise:+.2%}"
-        return (one.name, one.weights, *sizes, one.bits_per_byte, one.perplexity, shares, *speed)
+        name = f"{one.name} ({one.weights})"
+        return (name, *sizes, one.bits_per_byte, one.perplexity, rise, *speed)
 
 
 def words_of(folder: Path, model: TransformerConfig) -> str:

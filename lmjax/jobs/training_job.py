@@ -22,7 +22,7 @@ from lmjax.jobs.settings import (
     may_change,
 )
 from lmjax.jobs.training_run import TrainingRun
-from lmjax.models import TransformerConfig, abstract
+from lmjax.models import TransformerConfig, abstract, quantized_weights
 from lmjax.objectives import Example, Objective
 from lmjax.objectives.elastic_weights import ANCHOR, FISHER, ElasticWeights
 from lmjax.objectives.example import batches, count_rows, count_tokens
@@ -239,9 +239,10 @@ class TrainingJob(Job):
         layout, trained = training_layout(self.context), self.trained()
         trained.check(self.model, layout)
         check_base(trained, self.model, layout)
-        if self.ema_decay is not None and self.model.lora is not None and self.model.lora.base:
+        if self.ema_decay is not None and quantized_weights(self.model):
+            setting = "lora.base" if self.model.quantization is None else "quantization"
             raise UserError(
-                f"ema_decay={self.ema_decay}: parameters that model.lora.base keeps in few bits"
+                f"ema_decay={self.ema_decay}: parameters that model.{setting} keeps in few bits"
                 " have no average; set ema_decay=none"
             )
         learner = Learner(

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
+import jax
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from lmjax.models.few_rows import MOST_ROWS, TABLE_PIECE, piecewise_scores
 from lmjax.models.initializers import Kind
 from lmjax.models.linear import Builder
 from lmjax.models.quantized import QuantizedWeight
@@ -46,3 +50,19 @@ class Embedding(nnx.Module):
             return self.table.form.read(self.table.stored()).astype(dtype)
         (name, _) = self.rows[0]
         return self.layout.reshard(self.table[...].astype(dtype), name, None)
+
+    def scores(self, x: Float[Array, "batch seq embed"]) -> Float[Array, "batch seq rows"] | None:
+        """Products of a few vectors with all rows in float32, where there is a fast way; or None.
+
+        There is for a table in few bits on a CPU, which is not made whole for them.
+        """
+        (_, count) = self.rows[0]
+        few = math.prod(x.shape[:2]) <= MOST_ROWS and jax.default_backend() == "cpu"
+        if not isinstance(self.table, QuantizedWeight) or not few or count % TABLE_PIECE:
+            return None
+        stored = self.table.form.gathered(self.table.stored())
+        cut = (jax.typeof(a).sharding.spec for a in (x, *stored.values()))
+        if any(entry is not None for spec in cut for entry in spec):
+            return None
+        found = piecewise_scores(x.reshape(-1, x.shape[-1]), self.table.form, stored)
+        return found.reshape(*x.shape[:2], count)

@@ -15,6 +15,7 @@ from lmjax.models.quantized import WeightForm
 from lmjax.models.weight_codes import Grid, Stored
 
 MOST_ROWS = 4  # of x; more make up for the weight made whole
+TABLE_PIECE = 128  # rows of a table of a step; a vocabulary is padded to a multiple
 PIECE = 128  # inputs of a step at most, where blocks are longer
 
 
@@ -47,7 +48,9 @@ def piecewise_product(
 
     def step(total: jax.Array, number: jax.Array) -> tuple[jax.Array, None]:
         part = parts[number]
-        product = part @ code.raw(codes[number], 0)
+        by_place = part.reshape(len(x), -1, code.packed)
+        numbers = enumerate(code.places(codes[number]))
+        product = sum(by_place[:, :, place] @ raw for place, raw in numbers)
         own = Grid(*(a if a is None else a[number // per_block] for a in grid))
         if own.zero is not None:
             product -= jnp.sum(part, axis=1, keepdims=True) * own.zero
@@ -56,3 +59,27 @@ def piecewise_product(
     start = jnp.zeros((len(x), codes.shape[2]), jnp.float32)
     total, _ = jax.lax.scan(step, start, jnp.arange(pieces))
     return total * grid.scale[0] if one else total
+
+
+def piecewise_scores(
+    x: Float[Array, "rows in"], form: WeightForm, stored: Stored
+) -> Float[Array, "rows table"]:
+    """x . table^T in float32 of a table of rows, some of these at a time; on one device.
+
+    Args:
+      x: a few rows, in any precision.
+      form: of the table, whose number of rows `TABLE_PIECE` divides.
+      stored: what is kept of it.
+    """
+    (_, count), x = form.stack[0], x.astype(jnp.float32)
+    pieces = {
+        name: a.reshape(-1, TABLE_PIECE, *a.shape[1:]) if a.ndim else a
+        for name, a in stored.items()
+    }
+
+    def step(_: None, number: jax.Array) -> tuple[None, jax.Array]:
+        own = {name: a[number] if a.ndim else a for name, a in pieces.items()}
+        return None, x @ form.code.decode(own, 1, form.size).T
+
+    _, found = jax.lax.scan(step, None, jnp.arange(count // TABLE_PIECE))
+    return jnp.swapaxes(found, 0, 1).reshape(len(x), count)

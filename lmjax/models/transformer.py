@@ -482,13 +482,16 @@ class Transformer(Stack):
         spec = self.layout.spec(
             "batch", "seq", "vocab", shape=(*hidden.shape[:2], self.config.padded_vocab)
         )
-        logits = jnp.einsum(
-            "bsd,vd->bsv",
-            self.head_input(hidden),
-            self.head_table(),
-            preferred_element_type=jnp.float32,
-            out_sharding=spec,
-        )
+        x, rows = self.head_input(hidden), self.embedding if self.head is None else self.head
+        logits = None if self.config.normalized_head else rows.scores(x)
+        if logits is None:
+            logits = jnp.einsum(
+                "bsd,vd->bsv",
+                x,
+                self.head_table(),
+                preferred_element_type=jnp.float32,
+                out_sharding=spec,
+            )
         if self.head_bias is not None:
             logits = logits + self.head_bias[...]
         logits, _ = softcap_scores(logits, self.config.logit_softcap)

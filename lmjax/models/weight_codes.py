@@ -58,6 +58,11 @@ class WeightCode(abc.ABC):
     def raw(self, codes: Shaped[Array, "*codes"], axis: int) -> Float[Array, "*axes"]:
         """Numbers in float32 that codes stand for, before scale and zero; `packed` a code."""
 
+    def places(self, codes: Shaped[Array, "codes out"]) -> tuple[Float[Array, "codes out"], ...]:
+        """As `raw` along the first axis: numbers at the first place of each code, and so on."""
+        apart = self.raw(codes, 0).reshape(len(codes), self.packed, -1)
+        return tuple(apart[:, place] for place in range(self.packed))
+
     @abc.abstractmethod
     def grid(self, stored: Stored, axis: int) -> Grid:
         """Scales and zeros of the blocks, in float32."""

@@ -81,6 +81,7 @@ def parameters(config: TransformerConfig) -> tuple[Parameter, ...]:
     """
     if config.lora is not None:
         config = replace(config, lora=replace(config.lora, base=None))
+    config = replace(config, quantization=None)
     unset = jax.sharding.get_abstract_mesh().empty
     mesh = jax.sharding.use_abstract_mesh(Mesh(fsdp=1).abstract(1))
     with mesh if unset else contextlib.nullcontext():

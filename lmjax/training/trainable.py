@@ -10,7 +10,7 @@ import abc
 from flax import traverse_util
 
 from lmjax.config import UserError, config
-from lmjax.models import TransformerConfig, abstract
+from lmjax.models import TransformerConfig, abstract, quantized_weights
 from lmjax.models.lora import fits
 from lmjax.parallel import Layout
 
@@ -58,17 +58,24 @@ def parameter_paths(model: TransformerConfig, layout: Layout) -> list[str]:
 
 
 def check_base(trainable: Trainable, model: TransformerConfig, layout: Layout) -> None:
-    """Raises UserError where weights would be trained that are kept in few bits (`LoRA.base`)."""
-    if model.lora is None or model.lora.base is None:
+    """Raises UserError where weights would be trained that are kept in few bits.
+
+    See `LoRA.base` and `TransformerConfig.quantization`.
+    """
+    forms = {".".join(path): form for path, form in quantized_weights(model).items()}
+    paths = parameter_paths(model, layout)
+    kept = [p for p in paths if p.rpartition(".")[0] in forms and trainable.trains(p)]
+    if not kept:
         return
-    parts = [(path, path.split(".")) for path in parameter_paths(model, layout)]
-    kept = [path for path, names in parts if "weight" in names[:-1] and trainable.trains(path)]
-    if kept:
-        raise UserError(
-            f"trainable={type(trainable).__name__} trains {kept[0].rpartition('.')[0]}, which "
-            f"model.lora.base={type(model.lora.base).__name__} keeps in few bits, as what is not "
-            "trained: train the adapters (trainable=Adapters), or set model.lora.base=none"
-        )
+    weight = kept[0].rpartition(".")[0]
+    setting, instead = "model.quantization", "or set model.quantization.aware=true"
+    if model.quantization is None:
+        setting, instead = "model.lora.base", "or set model.lora.base=none"
+    raise UserError(
+        f"trainable={type(trainable).__name__} trains {weight}, which {setting}="
+        f"{type(forms[weight].code).__name__} keeps in few bits, as what is not trained: train the"
+        f" adapters (trainable=Adapters), {instead}"
+    )
 
 
 @config

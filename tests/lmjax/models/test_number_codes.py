@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmjax.models import NF4, Float8, Int4, Int8, ScaledInt8
-from lmjax.models.few_rows import piece_of, piecewise_product
+from lmjax.models.few_rows import piece_of, piecewise_product, piecewise_scores
 from lmjax.models.integer_products import DynamicInt8, integer_product
 from lmjax.models.quantized import WeightForm
 from lmjax.parallel import Layout, Mesh
@@ -172,3 +172,15 @@ def test_products_of_integers_are_exact_sums():
     of_w = np.abs(weight).max(axis=0) / 127
     n_x, n_w = np.round(x / of_x).astype(np.int64), np.round(weight / of_w).astype(np.int64)
     np.testing.assert_allclose(found, (n_x @ n_w) * of_x * of_w, rtol=1e-5)
+
+
+@pytest.mark.parametrize("code", [Int8(block=16), Int4(symmetric=False, block=16), NF4(block=32)])
+def test_scores_of_a_table_in_pieces(code):
+    """Those of the whole table: 1e-5 of results of about 10."""
+    rng = np.random.default_rng(0)
+    table = rng.standard_normal((256, 96)).astype(np.float32)
+    x = rng.standard_normal((2, 96)).astype(np.float32)
+    form = WeightForm((("embed", 96),), (), code, Layout(rules=()), (("vocab", 256),))
+    stored = form.encode(jnp.asarray(table))
+    found = jax.jit(lambda x, stored: piecewise_scores(x, form, stored))(x, stored)
+    np.testing.assert_allclose(found, x @ np.asarray(form.read(stored)).T, rtol=0, atol=1e-4)
