@@ -96,18 +96,18 @@ def read_yaml(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     """
     import yaml  # flax brings it
 
-    class Loader(yaml.SafeLoader):
+    class PlainLoader(yaml.SafeLoader):
         """Without Python's objects."""
 
     def refuse(loader: Any, node: Any) -> Any:
         code = f": {node.value}" if isinstance(node.value, str) else ""
         raise UserError(f"{path}, line {node.start_mark.line + 1}: the task needs code{code}")
 
-    Loader.add_constructor("!function", refuse)
+    PlainLoader.add_constructor("!function", refuse)
     if path in above:
         raise UserError(f"{path} includes itself")
     try:
-        values = yaml.load(path.read_text("utf-8"), Loader)
+        values = yaml.load(path.read_text("utf-8"), PlainLoader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"{path} cannot be read: {error}") from None
     if not isinstance(values, Mapping):
