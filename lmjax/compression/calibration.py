@@ -91,14 +91,14 @@ class _Recorder:
 
 
 class _Captured(Exception):
-    """What the blocks of a stack were about to read."""
+    """Signal with all that the blocks of a stack were about to read."""
 
     def __init__(self, blocks: Blocks, x: jax.Array, mask: Any, tables: Any):
         self.blocks, self.inputs = blocks, (x, mask, tables)
 
 
 @dataclasses.dataclass(frozen=True)
-class Stack:
+class BlockStack:
     """One stack of blocks on the way through a model.
 
     Attributes:
@@ -114,9 +114,11 @@ class Stack:
         return params["blocks"]
 
 
-def stacks_of(config: TransformerConfig) -> tuple[Stack, ...]:
+def stacks_of(config: TransformerConfig) -> tuple[BlockStack, ...]:
     """The stacks of a model in the order in which they run."""
-    return (Stack(("encoder",)),) * isinstance(config, EncoderDecoderConfig) + (Stack(()),)
+    return (BlockStack(("encoder",)),) * isinstance(config, EncoderDecoderConfig) + (
+        BlockStack(()),
+    )
 
 
 def batches_of(config: TransformerConfig, rows: Int[np.ndarray, "rows length"]) -> Iterator[Batch]:
@@ -131,7 +133,7 @@ def batches_of(config: TransformerConfig, rows: Int[np.ndarray, "rows length"]) 
 def walk(
     config: TransformerConfig,
     params: dict,
-    stack: Stack,
+    stack: BlockStack,
     batches: Sequence[Batch],
     change: Change,
     after: bool = True,

@@ -37,7 +37,7 @@ CAPTION = (
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """What one model takes and gives.
+    """Numbers of one model: all that it takes and gives.
 
     Attributes:
       name: of its folder.
@@ -178,7 +178,7 @@ class FormsTable:
 
 
 def words_of(folder: Path, model: TransformerConfig) -> str:
-    """How the weights of a model are kept."""
+    """Words for the way in which the weights of a model are kept."""
     if model.quantization is not None:
         code = model.quantization.weights
         of = "outputs" if code.block is None else f"groups of {code.block}"

@@ -23,7 +23,7 @@ def gptq(
     damping: float = 0.01,
     by_activation: bool = True,
 ) -> Stored:
-    """What is kept of a weight so that x . weight changes little on calibration inputs.
+    """Codes and scales of a weight with which x . weight changes little on calibration inputs.
 
     Inputs that are always zero keep nothing: their weights become the nearest ones.
 

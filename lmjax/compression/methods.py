@@ -117,7 +117,7 @@ class Quantizer:
         return smoothing_scale(weights, moments, self.alpha)
 
     def rounded(self, config: TransformerConfig, params: dict) -> dict[Path, list]:
-        """What GPTQ keeps of each dense layer's weight, by path, for each entry of the stack."""
+        """Arrays that GPTQ keeps of dense layers' weights, by path, for each entry of the stack."""
         chosen: dict[Path, list] = {}
         for stack in stacks_of(config):
             stacked = stack.read(params)

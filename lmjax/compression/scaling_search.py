@@ -46,7 +46,7 @@ def awq_scale(
     second, best, least = moments.second, np.ones_like(magnitude), np.inf
     for step in range(RATIOS):
         scale = magnitude ** (step / RATIOS)
-        scale = np.maximum(scale / np.sqrt(scale.max() * scale.min()), SMALLEST)
+        scale = np.maximum(scale / np.sqrt(np.max(scale) * np.min(scale)), SMALLEST)
         error = sum(
             output_error(rounded(w * scale[:, None], code) / scale[:, None] - w, second)
             for w in weights
@@ -67,5 +67,5 @@ def smoothing_scale(
       alpha: share of the difficulty that the weights take over.
     """
     of_inputs = np.maximum(np.asarray(moments.largest, np.float64), SMALLEST)
-    of_weights = np.maximum(np.max([np.abs(w).max(axis=1) for w in weights], axis=0), SMALLEST)
+    of_weights = np.maximum(np.max([np.max(np.abs(w), axis=1) for w in weights], axis=0), SMALLEST)
     return (of_inputs**alpha / of_weights ** (1 - alpha)).astype(np.float32)

@@ -141,7 +141,7 @@ def _packed(
 
 
 def _one(a: jax.Array, index: Index) -> jax.Array:
-    """What is kept of one layer, or one expert of it, on the host."""
+    """The part of an array for one layer, or one expert of it."""
     for number in index:
         a = a[number]
     return jax.numpy.asarray(np.asarray(jax.reshard(a, jax.P(*(None,) * a.ndim))))

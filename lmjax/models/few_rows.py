@@ -48,9 +48,9 @@ def piecewise_product(
 
     def step(total: jax.Array, number: jax.Array) -> tuple[jax.Array, None]:
         part = parts[number]
-        by_place = part.reshape(len(x), -1, code.packed)
-        numbers = enumerate(code.places(codes[number]))
-        product = sum(by_place[:, :, place] @ raw for place, raw in numbers)
+        apart = part.reshape(len(x), -1, code.packed)
+        raws = enumerate(code.in_slots(codes[number]))
+        product = sum(apart[:, :, slot] @ raw for slot, raw in raws)
         own = Grid(*(a if a is None else a[number // per_block] for a in grid))
         if own.zero is not None:
             product -= jnp.sum(part, axis=1, keepdims=True) * own.zero

@@ -118,8 +118,8 @@ class Int4(IntegerCode):
         n = from_bytes(codes, axis, 2 * codes.shape[axis])
         return n.astype(jnp.float32) + self.lowest
 
-    def places(self, codes: Shaped[Array, "codes out"]) -> tuple[Float[Array, "codes out"], ...]:
-        """See `WeightCode.places`; without bringing neighbours together first."""
+    def in_slots(self, codes: Shaped[Array, "codes out"]) -> tuple[Float[Array, "codes out"], ...]:
+        """See `WeightCode.in_slots`; without bringing neighbours together first."""
         return tuple(n.astype(jnp.float32) + self.lowest for n in (codes & 15, codes >> 4))
 
 

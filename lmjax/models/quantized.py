@@ -69,11 +69,11 @@ class WeightForm:
         return self.cut(self.code.encode(whole.reshape(self.matrix_shape), self.axis))
 
     def cut(self, stored: Stored) -> Stored:
-        """What is kept, cut over the mesh as it is at rest."""
+        """The arrays that are kept, cut over the mesh as they are at rest."""
         return {name: jax.reshard(a, self.spec(a.shape)) for name, a in stored.items()}
 
     def gathered(self, stored: Stored, whole: bool = True) -> Stored:
-        """What is kept as it is decoded: codes alone may be cut along `axis`.
+        """The arrays that are kept as they are decoded: codes alone may be cut along `axis`.
 
         Args:
           stored: the arrays.
