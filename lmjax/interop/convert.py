@@ -13,11 +13,11 @@ from rich.console import Console
 
 from lmjax.config import UserError, config
 from lmjax.console import ByteBar, make_console
-from lmjax.data.chat.folder import DEFAULT, TEMPLATE_FOLDER, read_templates, write_templates
+from lmjax.data.chat.folder import TEMPLATE_FOLDER, read_templates, write_templates
 from lmjax.data.public_tokenizers import read_tokenizer
 from lmjax.data.tokenizers import Tokenizer
 from lmjax.files import errors_told, local_path
-from lmjax.interop import gguf_file, huggingface
+from lmjax.interop import huggingface
 from lmjax.interop.adapter_folder import (
     base_folder,
     is_adapter_folder,
@@ -151,43 +151,6 @@ def convert_adapters(
             " begin with a model folder",
             soft_wrap=True,
         )
-    console.print(f"written: {destination}", soft_wrap=True)
-
-
-def convert_to_gguf(
-    source: str | os.PathLike,
-    destination: str | os.PathLike,
-    weights: gguf_file.GGUFType = "f16",
-    step: int | None = None,
-    console: Console | None = None,
-) -> None:
-    """Writes a model with its tokenizer and chat template as one GGUF file, for llama.cpp.
-
-    Args:
-      source: a run folder, a model folder, or one of adapters, which are merged.
-      destination: of the file, which must not exist.
-      weights: see `gguf_file.write`.
-      step: see `convert`.
-      console: see `convert`.
-
-    Raises:
-      UserError: see `gguf_file.write`; or the destination exists.
-    """
-    source = local_copy(source, "source")
-    path = local_path(destination, "destination")
-    console = make_console() if console is None else console
-    if path.exists():
-        raise UserError(f"{path} exists already: choose another file")
-    gguf_file.library()
-    trained, notes = read(source, step, console)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with ByteBar("writing", console) as report:
-        model = trained.config, trained.params, trained.tokenizer
-        template = read_templates(source).get(DEFAULT)
-        text = None if template is None else template.source
-        notes += gguf_file.write(path, *model, weights, text, report)
-    for note in notes:
-        console.print(f"note: {note}", soft_wrap=True)
     console.print(f"written: {destination}", soft_wrap=True)
 
 
