@@ -14,12 +14,13 @@ from lmjax.data.chat.folder import DEFAULT, read_templates
 from lmjax.files import local_path
 from lmjax.interop import gguf_file, onnx_file, onnx_graph, stablehlo_folder
 from lmjax.interop.convert import new_folder, read
+from lmjax.interop.gguf_source import as_folder
 from lmjax.interop.tensor_files import Report
 from lmjax.remote import local_copy
 from lmjax.runs.trained_model import TrainedModel
 
-# Writes a model to a path, reports the bytes, and gives notes for the user.
-Write = Callable[[Path, TrainedModel, Report], list[str]]
+# Writes a model of a folder to a path, reports the bytes, and gives notes for the user.
+Write = Callable[[Path, Path, TrainedModel, Report], list[str]]
 
 
 def convert_to_gguf(
@@ -32,7 +33,7 @@ def convert_to_gguf(
     """Writes a model with its tokenizer and chat template as one GGUF file, for llama.cpp.
 
     Args:
-      source: a run folder, a model folder, or one of adapters, which are merged.
+      source: a run folder, a model folder, one of adapters, which are merged, or a GGUF file.
       destination: of the file, which must not exist.
       weights: see `gguf_file.write`.
       step: see `convert`.
@@ -41,12 +42,11 @@ def convert_to_gguf(
     Raises:
       UserError: see `gguf_file.write`; or the destination exists.
     """
-    source = local_copy(source, "source")
     gguf_file.library()
 
-    def write(path: Path, trained: TrainedModel, report: Report) -> list[str]:
+    def write(path: Path, folder: Path, trained: TrainedModel, report: Report) -> list[str]:
         model = trained.config, trained.params, trained.tokenizer
-        template = read_templates(source).get(DEFAULT)
+        template = read_templates(folder).get(DEFAULT)
         text = None if template is None else template.source
         return gguf_file.write(path, *model, weights, text, report)
 
@@ -72,10 +72,9 @@ def convert_to_onnx(
     Raises:
       UserError: see `onnx_file.write`; or the destination exists.
     """
-    source = local_copy(source, "source")
     onnx_graph.library()
 
-    def write(path: Path, trained: TrainedModel, report: Report) -> list[str]:
+    def write(path: Path, folder: Path, trained: TrainedModel, report: Report) -> list[str]:
         return onnx_file.write(path, trained.config, trained.params, weights, report)
 
     _export(source, destination, step, console, write)
@@ -98,17 +97,17 @@ def convert_to_stablehlo(
     Raises:
       UserError: see `stablehlo_folder.write`; or the destination holds something.
     """
-    source = local_copy(source, "source")
     console = make_console() if console is None else console
     with new_folder(local_path(destination, "destination")) as folder:
-        trained, notes = read(source, step, console)
+        with as_folder(local_copy(source, "source")) as known:
+            trained, notes = read(known, step, console)
         with ByteBar("writing", console) as report:
             notes += stablehlo_folder.write(folder, trained.config, trained.params, report)
     _tell(console, destination, notes)
 
 
 def _export(
-    source: Path,
+    source: str | os.PathLike,
     destination: str | os.PathLike,
     step: int | None,
     console: Console | None,
@@ -119,10 +118,11 @@ def _export(
     console = make_console() if console is None else console
     if path.exists():
         raise UserError(f"{path} exists already: choose another file")
-    trained, notes = read(source, step, console)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with ByteBar("writing", console) as report:
-        notes += write(path, trained, report)
+    with as_folder(local_copy(source, "source")) as folder:
+        trained, notes = read(folder, step, console)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with ByteBar("writing", console) as report:
+            notes += write(path, folder, trained, report)
     _tell(console, destination, notes)
 
 

@@ -214,7 +214,7 @@ class Exporter:
 
     def _read(self) -> Any:
         """The program of whole texts: what all heads give, or else hidden states."""
-        sizes = jax.export.symbolic_shape("batch, new", constraints=self._bounds("new"))
+        sizes = jax.export.symbolic_shape("batch, new")
 
         def read(weights: Arrays, inputs: Arrays) -> Arrays:
             model, batch = self._model(weights), batch_of(inputs)
@@ -226,9 +226,8 @@ class Exporter:
     def _prefill(self) -> Any:
         """The program of prompts, whose cache is empty."""
         names = ["new", "source"] if self._looks else ["new"]
-        bounds = ["room >= new + 1", *self._bounds(*names)]
         batch, room, new, *source = jax.export.symbolic_shape(
-            ", ".join(["batch", "room", *names]), constraints=bounds
+            ", ".join(["batch", "room", *names]), constraints=["room >= new + 1"]
         )
 
         def prefill(weights: Arrays, cache: Arrays, inputs: Arrays) -> tuple[jax.Array, Arrays]:
@@ -262,12 +261,6 @@ class Exporter:
         return self._export(
             step, shapes, {"tokens": jax.ShapeDtypeStruct(row, jnp.int32), "going": going}
         )
-
-    def _bounds(self, *columns: str) -> list[str]:
-        """Facts about numbers of columns that jax cannot find out for biases by distance."""
-        if not self.config.attention.position_rule.biased:
-            return []
-        return [f"2*{name}*{name} - {name} >= 0" for name in columns]
 
     @property
     def _looks(self) -> bool:
