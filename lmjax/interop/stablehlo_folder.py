@@ -97,7 +97,7 @@ def write(
     # Plain operations alone: kernels are for one kind of device, and lengths are not known.
     attention = replace(config.attention, implementation="reference")
     plain = replace(config, attention=attention, unroll=0)
-    with jax.set_mesh(Mesh(fsdp=1).build(jax.devices("cpu")[:1])):
+    with jax.set_mesh(mesh_of_one()):
         programs = Exporter(plain, generation_layout(), shapes).programs()
     tensors = (
         whole(leaves[path], index, shapes[name].dtype.name)
@@ -113,6 +113,17 @@ def write(
     until = (datetime.date.today() + READABLE).isoformat()
     write_json(folder / MANIFEST, manifest(programs, until))
     return [f"jax promises to read the programs until {until}; the weights are safetensors"]
+
+
+def mesh_of_one() -> jax.sharding.Mesh:
+    """A mesh of one CPU, whose axes are not explicit.
+
+    With explicit ones each number has a constraint of its sharding, sizes too: `jax.export` writes
+    programs of unknown sizes so, and cannot call them.
+    """
+    mesh = Mesh(fsdp=1).build(jax.devices("cpu")[:1])
+    types = (jax.sharding.AxisType.Auto,) * len(mesh.axis_names)
+    return jax.sharding.Mesh(mesh.devices, mesh.axis_names, axis_types=types)
 
 
 def _names(path: str, shape: tuple[int, ...]) -> list[tuple[str, tuple[int, ...]]]:
