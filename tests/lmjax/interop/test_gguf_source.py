@@ -1,5 +1,7 @@
 """GGUF files read back, and by transformers."""
 
+from types import MappingProxyType
+
 import jax
 import numpy as np
 import pytest
@@ -11,7 +13,8 @@ from lmjax.data.tokenizers import ByteTokenizer
 from lmjax.interop import gguf_file, gguf_source, huggingface
 from lmjax.interop.convert import convert
 from lmjax.interop.export import convert_to_gguf
-from lmjax.models import Batch, initialize, llama, mixtral
+from lmjax.models import Batch, Llama3Scaling, Rotary, initialize, llama, mixtral
+from lmjax.models.rotary import rotary_frequencies
 from lmjax.parallel import training_layout
 from lmjax.runs.trained_model import load_trained_model
 from tests.lmjax.data.real_strings import real_strings
@@ -103,32 +106,38 @@ def test_weights_of_fewer_bits_are_what_their_library_says(one_device, tmp_path,
     assert 0 < abs(expected.T - before).max() < 0.2 * abs(before).max()
 
 
-def test_weights_that_no_package_writes(one_device, tmp_path):
-    """K-quants: a block of 256 numbers whose scales and codes are zero but for one."""
-    wide = replace(SMALL, feed_forward=replace(SMALL.feed_forward, size=256))
-    _, params = initialize(wide, training_layout(), jax.random.key(1))
-    path = tmp_path / "model.gguf"
-    gguf_file.write(path, wide, params, None, "f32")
+def rewritten(path, new, tensors, more=MappingProxyType({})):
+    """The file again with other tensors by name, None for one that it shall lack, and more."""
     reader = gguf.GGUFReader(path)
-    writer = gguf.GGUFWriter(tmp_path / "k.gguf", "llama")
+    writer = gguf.GGUFWriter(new, "llama")
     for name, field in reader.fields.items():
         if name.startswith("llama."):
-            kind = field.types[0]
-            writer.add_key_value(name, field.contents(), kind)
-    blocks = np.random.default_rng(0).integers(0, 255, (64, 210), np.uint8)
-    blocks[:, -2:] = np.frombuffer(np.float16(0.01).tobytes(), np.uint8)
+            writer.add_key_value(name, field.contents(), field.types[0])
     for tensor in reader.tensors:
-        if tensor.name == "blk.0.ffn_down.weight":
-            kind = gguf.GGMLQuantizationType.Q6_K
-            writer.add_tensor(tensor.name, blocks, raw_dtype=kind)
-        else:
-            writer.add_tensor(tensor.name, np.array(tensor.data))
+        found, kind = tensors.get(tensor.name, (np.array(tensor.data), None))
+        if found is not None:
+            writer.add_tensor(tensor.name, found, raw_dtype=kind)
+    for name, tensor in more.items():
+        writer.add_tensor(name, tensor)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    _, _, found = gguf_source.read(tmp_path / "k.gguf", training_layout())
-    expected = gguf.quants.dequantize(blocks, gguf.GGMLQuantizationType.Q6_K).T
+    return new
+
+
+def test_weights_that_no_package_writes(one_device, tmp_path):
+    """K-quants, of which the library says what numbers they are: blocks of 256 in 210 bytes."""
+    wide = replace(SMALL, feed_forward=replace(SMALL.feed_forward, size=256))
+    _, params = initialize(wide, training_layout(), jax.random.key(1))
+    path, title = tmp_path / "model.gguf", "blk.0.ffn_down.weight"
+    gguf_file.write(path, wide, params, None, "f32")
+    blocks = np.random.default_rng(0).integers(0, 255, (64, 210), np.uint8)
+    blocks[:, -2:] = np.frombuffer(np.float16(0.01).tobytes(), np.uint8)
+    kind = gguf.GGMLQuantizationType.Q6_K
+    path = rewritten(path, tmp_path / "k.gguf", {title: (blocks, kind)})
+    _, _, found = gguf_source.read(path, training_layout())
+    expected = gguf.quants.dequantize(blocks, kind).T
     down = np.asarray(found["blocks"]["feed_forward"]["down"]["weight"])
     np.testing.assert_array_equal(down[0], expected)
     assert np.isfinite(expected).all() and expected.std() > 0.1
@@ -186,12 +195,40 @@ def test_files_that_cannot_be_read(one_device, tmp_path):
     with pytest.raises(UserError, match="is of the architecture mamba; those that can be read are"):
         convert(path, tmp_path / "run")
     _, params = initialize(SMALL, training_layout(), jax.random.key(0))
-    more = replace(SMALL, num_layers=1)
     gguf_file.write(path, SMALL, params, None, "f32")
-    file = gguf_source.GGUFFile(path)
-    file.fields["llama.block_count"] = 1
-    assert gguf_source.read_config(file) == replace(gguf_source.read_config(file), num_layers=1)
-    assert more.num_layers == 1 and not (tmp_path / "run").exists()
+    title = "blk.1.ffn_up.weight"
+    lacking = rewritten(path, tmp_path / "lacking.gguf", {title: (None, None)})
+    with pytest.raises(UserError, match=f"the tensor {title} is missing"):
+        convert(lacking, tmp_path / "run")
+    small = np.zeros((3, 64), np.float32)
+    cut = rewritten(path, tmp_path / "cut.gguf", {title: (small, None)})
+    with pytest.raises(UserError, match=r"\[3, 64\]; by the fields of the file it should be"):
+        convert(cut, tmp_path / "run")
+    with pytest.raises(UserError, match="step=3"):
+        convert(path, tmp_path / "run", step=3)
+    assert not (tmp_path / "run").exists()
+
+
+def test_rotations_of_llama_3(one_device, tmp_path):
+    """Frequencies that a tensor of the file divides are those of our scaling."""
+    scaled = Llama3Scaling(factor=4.0, length=32)
+    _, params = initialize(SMALL, training_layout(), jax.random.key(0))
+    path = tmp_path / "model.gguf"
+    gguf_file.write(path, SMALL, params, None, "f32")
+    lengths = jax.numpy.array([1], "int32")
+    usual = np.asarray(rotary_frequencies(10_000.0, 16))[0]
+    factors = usual / np.asarray(scaled.frequencies(10_000.0, 16, lengths))[0]
+    assert factors.min() == 1 and factors.max() == 4
+    reader = gguf.GGUFReader(path)
+    assert all(tensor.name != "rope_freqs.weight" for tensor in reader.tensors)
+    again = rewritten(path, tmp_path / "again.gguf", {}, {"rope_freqs.weight": factors})
+    config, *found = gguf_source.read(again, training_layout())
+    attention = replace(SMALL.attention, positions=Rotary(scaling=scaled))
+    expected = replace(SMALL, attention=attention)
+    graph, _ = initialize(expected, training_layout(), jax.random.key(0))
+    np.testing.assert_allclose(
+        logits(config, *found), logits(expected, graph, params), rtol=0, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("name", ["llama2_gqa", pytest.param("qwen2", marks=pytest.mark.slow)])

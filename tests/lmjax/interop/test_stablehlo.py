@@ -107,7 +107,7 @@ def encoder_of(given):
     return Batch(**read) if read else None
 
 
-@pytest.mark.parametrize("name", ["gpt2", "t5"])
+@pytest.mark.parametrize("name", ["gpt2", pytest.param("t5", marks=pytest.mark.slow)])
 def test_a_process_without_lmjax_gives_the_same_logits(written, tmp_path, name):
     """Prompts of two lengths and tokens behind them, by the loader that the README names."""
     config, model, folder, notes = written(name)
@@ -135,7 +135,7 @@ def test_a_process_without_lmjax_gives_the_same_logits(written, tmp_path, name):
 def test_one_program_serves_any_number_of_rows_and_columns(written, name):
     config, model, folder, _ = written(name)
     programs = run_stablehlo.Programs(folder)
-    for lengths in ((6, 3), (1,), (2, 9, 4)):
+    for lengths in ((6, 3), (1,)):
         given = run_stablehlo.padded(rows(lengths))
         found = run_stablehlo.greedy(programs, given, 4)
         expected = logits_of(config, model, given, found.argmax(-1)[:, :-1])
