@@ -1,6 +1,7 @@
 """ONNX files, run by onnxruntime, beside our models."""
 
 import dataclasses
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -76,7 +77,7 @@ class Case:
     config: TransformerConfig
     graph: nnx.GraphDef
     params: dict
-    path: object
+    path: Path
     notes: list[str]
 
     def model(self):
@@ -399,6 +400,26 @@ def test_graphs_have_plain_operators_and_known_shapes(written):
         *("Less", "LessOrEqual", "MatMul", "Mul", "ReduceMean", "Reshape", "Shape", "Sigmoid"),
         *("Sin", "Slice", "Softmax", "Split", "Sqrt", "Sub", "Transpose", "Unsqueeze", "Where"),
     }
+
+
+def test_bounds_of_all_inputs_for_tensorrt(written, tmp_path, monkeypatch, capsys):
+    """As EXPORT.md prints them: every input has its own, and shapes within them can be run."""
+    case = written("llama2_gqa")
+    case.path.rename(tmp_path / "mine.onnx")
+    monkeypatch.chdir(tmp_path)
+    text = Path(onnx_file.__file__).with_name("EXPORT.md").read_text("utf-8")
+    exec(text.partition("```python\nimport onnx\n")[2].partition("```")[0], {"onnx": onnx})
+    lines = capsys.readouterr().out.split()
+    assert [line.partition("=")[0] for line in lines] == [
+        "--minShapes",
+        "--optShapes",
+        "--maxShapes",
+    ]
+    bounds = [dict(one.split(":") for one in line.partition("=")[2].split(",")) for line in lines]
+    session = OnnxModel("mine.onnx", threads=1).session
+    assert all(list(bound) == [one.name for one in session.get_inputs()] for bound in bounds)
+    assert bounds[1]["past_key_values.0.key"] == "1x2x512x12"
+    assert [bound["attention_mask"] for bound in bounds] == ["1x1", "1x513", "8x2048"]
 
 
 def test_a_graph_of_ones_own(tmp_path):
