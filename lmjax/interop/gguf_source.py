@@ -225,7 +225,7 @@ def _scaling(file: GGUFFile) -> RotaryScaling | None:
     kind = file.get("rope.scaling.type", "none")
     factor = file.get("rope.scaling.factor", file.get("rope.scale_linear", 1.0))
     if FACTORS in file.tensors:
-        factors = tuple(map(_short, file.read(FACTORS)))
+        factors = tuple(map(_short, file.read(FACTORS).tolist()))
         return LongRoPEScaling(short=factors, long=factors, length=_length(file))
     if kind == "none" or factor == 1:
         return None
