@@ -13,11 +13,11 @@ from rich.console import Console
 
 from lmjax.config import UserError, config
 from lmjax.console import ByteBar, make_console
-from lmjax.data.chat.folder import DEFAULT, TEMPLATE_FOLDER, read_templates, write_templates
+from lmjax.data.chat.folder import TEMPLATE_FOLDER, read_templates, write_templates
 from lmjax.data.public_tokenizers import read_tokenizer
 from lmjax.data.tokenizers import Tokenizer
 from lmjax.files import errors_told, local_path
-from lmjax.interop import gguf_file, huggingface
+from lmjax.interop import gguf_source, huggingface
 from lmjax.interop.adapter_folder import (
     base_folder,
     is_adapter_folder,
@@ -71,7 +71,8 @@ def convert(
 
     Args:
       source: a run folder, or a model folder: config.json and safetensors or PyTorch's .bin files;
-        or a folder of PEFT's adapters, which are merged where a model folder is written.
+        or a folder of PEFT's adapters, which are merged where a model folder is written; or a GGUF
+        file.
       destination: must not exist, or be empty.
       to_run: whether it becomes a run folder; None: if the source is none.
       step: which checkpoint of a run; None: the newest undamaged one.
@@ -83,32 +84,48 @@ def convert(
       UserError: see `huggingface.read`, `huggingface.write` and `load_trained_model`; or the
         destination holds something, or settings do not go together.
     """
-    source = local_copy(source, "source")
     console = make_console() if console is None else console
-    adapters = is_adapter_folder(source)
+    with gguf_source.as_folder(local_copy(source, "source")) as folder:
+        how = to_run, step, dtype, largest_file, console
+        notes = _convert(folder, destination, *how, str(source))
+    for note in notes:
+        console.print(f"note: {note}", soft_wrap=True)
+    console.print(f"written: {destination}", soft_wrap=True)
+
+
+def _convert(
+    source: Path,
+    destination: str | os.PathLike,
+    to_run: bool | None,
+    step: int | None,
+    dtype: Dtype | None,
+    largest_file: int,
+    console: Console,
+    named: str,
+) -> list[str]:
+    """Converts a folder, which the user named so; gives notes for him. See `convert`."""
+    adapters, packed = is_adapter_folder(source), gguf_source.weights_of(source) is not None
     public = adapters or huggingface.is_model_folder(source)
     to_run = public if to_run is None else to_run
     if to_run and dtype not in (None, "float32"):
         raise UserError(f"dtype={dtype}: the parameters in a run folder are float32")
     if public and step is not None:
-        raise UserError(f"step={step}: {source} is a model folder and has no checkpoints")
+        raise UserError(f"step={step}: {named} is a model and has no checkpoints")
     with new_folder_anywhere(destination, to_run) as folder:
-        if public and not (to_run or adapters):
+        if public and not (to_run or adapters or packed):
             if not is_first():
-                return  # from file to file there is nothing to gather
+                return []  # from file to file there is nothing to gather
             with ByteBar("copying", console) as report:
                 huggingface.rewrite(source, folder, dtype, largest_file, report)
             notes = carry(source, folder)
         else:
             trained, notes = read(source, step, console)
             if to_run:
-                write_run(RunFolder(folder), trained, source, console)
+                write_run(RunFolder(folder), trained, source, console, named)
             else:
                 how = dtype or "float32", largest_file, console
                 notes += write_model(folder, trained, source, *how)
-    for note in notes:
-        console.print(f"note: {note}", soft_wrap=True)
-    console.print(f"written: {destination}", soft_wrap=True)
+    return notes
 
 
 def convert_adapters(
@@ -151,43 +168,6 @@ def convert_adapters(
             " begin with a model folder",
             soft_wrap=True,
         )
-    console.print(f"written: {destination}", soft_wrap=True)
-
-
-def convert_to_gguf(
-    source: str | os.PathLike,
-    destination: str | os.PathLike,
-    weights: gguf_file.GGUFType = "f16",
-    step: int | None = None,
-    console: Console | None = None,
-) -> None:
-    """Writes a model with its tokenizer and chat template as one GGUF file, for llama.cpp.
-
-    Args:
-      source: a run folder, a model folder, or one of adapters, which are merged.
-      destination: of the file, which must not exist.
-      weights: see `gguf_file.write`.
-      step: see `convert`.
-      console: see `convert`.
-
-    Raises:
-      UserError: see `gguf_file.write`; or the destination exists.
-    """
-    source = local_copy(source, "source")
-    path = local_path(destination, "destination")
-    console = make_console() if console is None else console
-    if path.exists():
-        raise UserError(f"{path} exists already: choose another file")
-    gguf_file.library()
-    trained, notes = read(source, step, console)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with ByteBar("writing", console) as report:
-        model = trained.config, trained.params, trained.tokenizer
-        template = read_templates(source).get(DEFAULT)
-        text = None if template is None else template.source
-        notes += gguf_file.write(path, *model, weights, text, report)
-    for note in notes:
-        console.print(f"note: {note}", soft_wrap=True)
     console.print(f"written: {destination}", soft_wrap=True)
 
 
@@ -294,9 +274,11 @@ def read(source: Path, step: int | None, console: Console) -> tuple[TrainedModel
     """The model of a folder of any kind, and what the user should know."""
     adapters = is_adapter_folder(source)
     if adapters or huggingface.is_model_folder(source):
-        reader = read_adapted if adapters else huggingface.read
+        reader, weights = read_adapted if adapters else huggingface.read, source
+        if (packed := gguf_source.weights_of(source)) is not None:
+            reader, weights = gguf_source.read, packed
         with ByteBar("reading", console) as report:
-            config, _, params = reader(source, training_layout(), report)
+            config, _, params = reader(weights, training_layout(), report)
         tokenizer, notes = find_tokenizer(text_folder(source))
         trained = TrainedModel(config, params, tokenizer)
     else:
@@ -309,14 +291,26 @@ def read(source: Path, step: int | None, console: Console) -> tuple[TrainedModel
 
 def find_tokenizer(folder: Path) -> tuple[Tokenizer | None, list[str]]:
     """The tokenizer of a model folder, or the reason why there is none."""
+    if reason := gguf_source.tokenizer_note(folder):
+        return None, [f"no tokenizer was carried over, and text needs one: {reason}"]
     try:
         return read_tokenizer(folder), []
     except UserError as error:
         return None, [f"no tokenizer was carried over, and text needs one: {error}"]
 
 
-def write_run(folder: RunFolder, trained: TrainedModel, source: Path, console: Console) -> None:
-    """Writes a run folder with a checkpoint of step 0 that holds the parameters alone."""
+def write_run(
+    folder: RunFolder, trained: TrainedModel, source: Path, console: Console, named: str
+) -> None:
+    """Writes a run folder with a checkpoint of step 0 that holds the parameters alone.
+
+    Args:
+      folder: of the run.
+      trained: the model.
+      source: the folder that it is from.
+      console: is told what happens.
+      named: the source as the user named it.
+    """
     console.print("writing the checkpoint")
     extra = {}
     if trained.tokenizer is not None:
@@ -327,7 +321,7 @@ def write_run(folder: RunFolder, trained: TrainedModel, source: Path, console: C
         checkpointer.save(0, {"params": trained.params}, extra)
     if is_first():
         keep(source, folder.path)
-        made = ConvertedModel(model=trained.config, source=str(source), family=family_of(source))
+        made = ConvertedModel(model=trained.config, source=named, family=family_of(source))
         folder.write_config(made)
 
 

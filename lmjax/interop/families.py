@@ -12,9 +12,10 @@ from lmjax.config import UserError, replace, to_text
 from lmjax.interop.packed_files import open_tensors
 from lmjax.interop.settings import config_of, read_settings
 from lmjax.interop.tensor_names import with_heads_of
-from lmjax.models import Normal, TransformerConfig
+from lmjax.models import BlockPositions, BlockRotary, Normal, TransformerConfig
 from lmjax.models.family import ModelFamily, families
 from lmjax.models.head_classes import HeadClass
+from lmjax.models.infill import BlankFormat
 from lmjax.models.label_heads import HeadConfig
 from lmjax.models.stretches import pattern
 from lmjax.remote import local_copy
@@ -206,6 +207,17 @@ def family_of(config: TransformerConfig) -> tuple[ModelFamily, dict[str, Any]]:
         f"transformers has no model like this one; nearest is {nearest}, which cannot have"
         f" {', '.join(differences[nearest][:5]) or 'what this one lacks'}"
     )
+
+
+def ranked(config: TransformerConfig) -> bool:
+    """Returns whether ranks say what tokens of a text see: those of models that fill blanks."""
+    two = BlockPositions, BlockRotary
+    if isinstance(config.positions, two) or isinstance(config.attention.positions, two):
+        return True
+    try:
+        return isinstance(family_of(config)[0].infill, BlankFormat)
+    except UserError:  # of no public family
+        return False
 
 
 def architecture_of(config: TransformerConfig) -> TransformerConfig:

@@ -284,7 +284,7 @@ class Attention(nnx.Module):
         if isinstance(bias, DistanceBias):
             bias = jax.tree.map(lambda a: layout.reshard(a, "heads", *(None,) * (a.ndim - 1)), bias)
         elif bias is not None:
-            rows, queries = (bias.shape[axis] > 1 for axis in (0, 2))
+            rows, queries = (bias.shape[axis] != 1 for axis in (0, 2))
             axes = "batch" if rows else None, "heads", "seq" if queries else None, None
             bias = layout.reshard(bias, *axes)
         keys, values = (repeat_kv_heads(layout, a, query.shape[2]) for a in (keys, values))

@@ -15,7 +15,12 @@ TPU_SLOTS = 128  # the decode kernel copies so many slots at once
 
 
 def make_cache(
-    config: TransformerConfig, layout: Layout, batch: int, length: int, source: int | None = None
+    config: TransformerConfig,
+    layout: Layout,
+    batch: int,
+    length: int,
+    source: int | None = None,
+    rings: bool = True,
 ) -> Cache:
     """An empty cache for `batch` rows of up to `length` tokens.
 
@@ -27,12 +32,13 @@ def make_cache(
         of decode attention reads in place.
       source: most tokens of an encoder's text, where rows with one are to be put into the cache;
         None for a cache that the model is called with from the first token on.
+      rings: whether a layer with a window keeps no more tokens than it sees.
     """
     attention = config.attention
     if target().platform == "tpu":
         length = -(-length // TPU_SLOTS) * TPU_SLOTS
     # A bias goes by the indices of the keys, which a ring does not keep in order.
-    ordered = attention.position_rule.biased
+    ordered = attention.position_rule.biased or not rings
     windows = [(window, periods) for windows, periods in config.stretches for window in windows]
 
     def zeros(*sizes: int) -> jax.Array:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Callable, Mapping
-from typing import ClassVar
-
-import jax
+from typing import Any, ClassVar
 
 from lmjax.config import config
 
-Sublayer = Callable[[jax.Array], jax.Array]
+# The residual stream [batch, seq, embed]: an array, or a value of a graph that is exported, which
+# can be added and multiplied too.
+Stream = Any
+Sublayer = Callable[[Stream], Stream]
 
 
 @config
@@ -27,15 +28,15 @@ class Arrangement(abc.ABC):
     @abc.abstractmethod
     def apply(
         self,
-        x: jax.Array,
+        x: Stream,
         norms: Mapping[str, Sublayer],
         attention: Sublayer,
         feed_forward: Sublayer,
-    ) -> jax.Array:
+    ) -> Stream:
         """The output of one block.
 
         Args:
-          x: the residual stream [batch, seq, embed].
+          x: the residual stream.
           norms: the layers named by `norms`, each a function of activations.
           attention: the attention sublayer, without norm and addition.
           feed_forward: the feed-forward sublayer, likewise.
@@ -48,7 +49,7 @@ class PreNorm(Arrangement):
 
     final_norm: ClassVar[bool] = True
 
-    def apply(self, x, norms, attention, feed_forward) -> jax.Array:
+    def apply(self, x, norms, attention, feed_forward) -> Stream:
         """See `Arrangement.apply`."""
         x = x + attention(norms["attention_norm"](x))
         return x + feed_forward(norms["feed_forward_norm"](x))
@@ -58,7 +59,7 @@ class PreNorm(Arrangement):
 class PostNorm(Arrangement):
     """norm(x + f(x)), as in the first Transformer and GPT-1."""
 
-    def apply(self, x, norms, attention, feed_forward) -> jax.Array:
+    def apply(self, x, norms, attention, feed_forward) -> Stream:
         """See `Arrangement.apply`."""
         x = norms["attention_norm"](x + attention(x))
         return norms["feed_forward_norm"](x + feed_forward(x))
@@ -75,7 +76,7 @@ class DeepNorm(Arrangement):
     final_norm: ClassVar[bool] = True
     alpha: float = 11.832159566199232  # of the residual stream; GLM-130B: sqrt(2 layers)
 
-    def apply(self, x, norms, attention, feed_forward) -> jax.Array:
+    def apply(self, x, norms, attention, feed_forward) -> Stream:
         """See `Arrangement.apply`."""
         x = norms["attention_norm"](x)
         x = self.alpha * x + attention(x)
@@ -95,7 +96,7 @@ class Parallel(Arrangement):
         """See `Arrangement.norms`."""
         return ("norm",) if self.shared_norm else ("attention_norm", "feed_forward_norm")
 
-    def apply(self, x, norms, attention, feed_forward) -> jax.Array:
+    def apply(self, x, norms, attention, feed_forward) -> Stream:
         """See `Arrangement.apply`."""
         first, last = self.norms[0], self.norms[-1]
         normed = norms[first](x)
@@ -114,7 +115,7 @@ class SandwichNorm(Arrangement):
         """See `Arrangement.norms`."""
         return (*super().norms, "attention_output_norm", "feed_forward_output_norm")
 
-    def apply(self, x, norms, attention, feed_forward) -> jax.Array:
+    def apply(self, x, norms, attention, feed_forward) -> Stream:
         """See `Arrangement.apply`."""
         attended = attention(norms["attention_norm"](x))
         x = x + norms["attention_output_norm"](attended)

@@ -135,6 +135,9 @@ def toeplitz(
 ) -> Float[Array, "heads query key"]:
     """Matrices [i, j] of the numbers at j - i + queries - 1, by copies and without a gather."""
     heads, length = diagonals.shape
+    if not isinstance(queries, int):  # of a program that is exported for any number
+        index = jnp.arange(keys)[None] - jnp.arange(queries)[:, None] + queries - 1
+        return diagonals[:, index]
     if queries == 1:
         return diagonals[:, None, :keys]
     # Repeated and cut into rows that are shorter by one, every row begins one number earlier.

@@ -11,7 +11,7 @@ from flax import nnx
 from lmjax.config import UserError, replace
 from lmjax.data.tokenizers import ByteTokenizer, CharacterTokenizer
 from lmjax.interop import gguf_file, huggingface
-from lmjax.interop.convert import convert_to_gguf
+from lmjax.interop.export import convert_to_gguf
 from lmjax.interop.gguf_tokenizer import tokenizer_fields
 from lmjax.interop.library_tokenizer import Unwritable
 from lmjax.interop.tensor_names import entries_of, theirs
