@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import dataclasses
 import itertools
 import math
-import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
@@ -28,12 +25,7 @@ from lmjax.serving.rows import best_of, choose_next
 from lmjax.serving.runner import PageRunner
 from lmjax.serving.settings import EngineSettings
 from lmjax.serving.weights import ServedWeights
-
-IDLE = 1.0  # seconds between two looks at the time where there is nothing to do
-
-
-class QueueFull(Exception):
-    """So many requests wait that no more are taken."""
+from lmjax.serving.worker import QueueFull, Worker
 
 
 class UnknownModel(UserError):
@@ -60,12 +52,12 @@ class EngineLoad:
     all_pages: int
 
 
-class Engine:
+class Engine(Worker):
     """Answers requests for one model.
 
-    `submit`, `cancel` and `call` are for any thread; `step` and `run` for the one that has the mesh
-    set. In a step a part of the oldest unread prompt is read, and each answer that is being written
-    gets its next token. A request's tokens do not depend on the others'.
+    `submit` and `cancel` are for any thread. In a step a part of the oldest unread prompt is read,
+    and each answer that is being written gets its next token. A request's tokens do not depend on
+    the others'.
 
     Attributes:
       counts: what happened so far, by name.
@@ -77,6 +69,7 @@ class Engine:
         Raises:
           UserError: a model that does not continue texts.
         """
+        super().__init__(settings.queue)
         self.settings = settings
         self.counts: Counter[str] = Counter()
         self._weights = dict(weights)
@@ -88,10 +81,8 @@ class Engine:
         self._runner = PageRunner(self.config, first.forward.layout, settings)
         self._book = PageBook(settings.pages)
         self._numbers = itertools.count()
-        self._change = threading.Condition()
         self._queue: FairQueue[ActiveRequest] = FairQueue()
         self._cancelled: set[int] = set()
-        self._calls: deque[tuple[Callable[[], Any], concurrent.futures.Future]] = deque()
         self._reading: deque[ActiveRequest] = deque()
         self._writing: list[ActiveRequest] = []
         self._by_length = self.config.attention.position_rule.by_length
@@ -116,7 +107,7 @@ class Engine:
           QueueFull: too many requests wait.
         """
         check_prompts(self.config, [request.tokens])
-        if len(request.tokens) >= self._runner.capacity and request.max_tokens > 0:
+        if len(request.tokens) > self._runner.capacity:
             raise UserError(
                 f"the prompt has {len(request.tokens)} tokens; the server's cache and the model"
                 f" have room for {self._runner.capacity} of a text, prompt and answer together"
@@ -149,20 +140,6 @@ class Engine:
             self._cancelled.add(number)
             self._change.notify()
 
-    def call(self, function: Callable[[], Any]) -> concurrent.futures.Future:
-        """Calls a function between two steps, in the thread that has the mesh set.
-
-        Raises:
-          QueueFull: too many wait.
-        """
-        future: concurrent.futures.Future = concurrent.futures.Future()
-        with self._change:
-            if len(self._calls) >= self.settings.queue:
-                raise QueueFull(f"{len(self._calls)} requests wait already; try again later")
-            self._calls.append((function, future))
-            self._change.notify()
-        return future
-
     def load(self) -> EngineLoad:
         """The state at this moment."""
         with self._change:
@@ -178,40 +155,27 @@ class Engine:
 
     # The engine's thread.
 
-    def run(self, stop: threading.Event) -> None:
-        """Steps until the event is set, and then ends all requests; a mesh must be set."""
-        try:
-            while not stop.is_set():
-                if not self.step():
-                    with self._change:
-                        if not (self._queue or self._calls or self._cancelled):
-                            self._change.wait(IDLE)
-        finally:
-            self._end_all("the server stops")
-
-    def wake(self) -> None:
-        """Has `run` look at its event."""
-        with self._change:
-            self._change.notify()
-
     def step(self) -> bool:
         """Does the next piece of work; returns whether there was any."""
         self._drop_cancelled()
         self._admit()
-        worked = self._call_one()
+        worked = super().step()
         worked |= self._read()
         for weights in dict.fromkeys(one.weights for one in self._writing):
             worked |= self._write([one for one in self._writing if one.weights is weights])
         return worked
 
-    def _end_all(self, why: str) -> None:
+    def end(self) -> None:
+        """See `Worker.end`."""
         with self._change:
             waiting = self._queue.remove(lambda one: True)
-            calls, self._calls = list(self._calls), deque()
         for one in [*waiting, *self._reading, *self._writing]:
-            self._finish(one, "error", why)
-        for _, future in calls:
-            future.cancel()
+            self._finish(one, "error", "the server stops")
+        super().end()
+
+    def idle(self) -> bool:
+        """See `Worker.idle`."""
+        return super().idle() and not (self._queue or self._cancelled)
 
     def _drop_cancelled(self) -> None:
         """Ends what was cancelled, and what has waited for too long."""
@@ -235,18 +199,6 @@ class Engine:
                 one = self._queue.pop()
                 one.began = time.monotonic()
                 self._reading.append(one)
-
-    def _call_one(self) -> bool:
-        with self._change:
-            if not self._calls:
-                return False
-            function, future = self._calls.popleft()
-        if future.set_running_or_notify_cancel():
-            try:
-                future.set_result(function())
-            except Exception as error:  # is the caller's
-                future.set_exception(error)
-        return True
 
     def _read(self) -> bool:
         """Reads the next chunk of the oldest unread text; returns whether there was one."""

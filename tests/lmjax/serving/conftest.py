@@ -9,5 +9,6 @@ from lmjax.parallel import Mesh
 @pytest.fixture(scope="module")
 def mesh():
     """One device, set for a module's tests."""
-    with jax.set_mesh(Mesh(fsdp=1).build(jax.devices()[:1])) as mesh:
+    mesh = Mesh(fsdp=1).build(jax.devices()[:1])
+    with jax.set_mesh(mesh):
         yield mesh

@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 
 from lmjax.config import UserError, replace
 from lmjax.generation import Sampling
-from lmjax.serving.engine import QueueFull, UnknownModel
+from lmjax.serving.engine import UnknownModel
 from lmjax.serving.request import CollectedAnswer
 from lmjax.serving.weights import ServedWeights
+from lmjax.serving.worker import QueueFull
 from tests.lmjax.serving.engines import (
     FAMILIES,
     SMALL,
