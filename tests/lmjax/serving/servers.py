@@ -107,7 +107,7 @@ def served(text=None, chat=PLAIN, settings=SETTINGS, key=KEY, most_tokens=200, *
 
     def run():
         with suppress(Over):
-            serve(app, listener, work, grace=1)
+            serve(app, listener, work, grace=1.0)
 
     thread = threading.Thread(target=run)
     thread.start()

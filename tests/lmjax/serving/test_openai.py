@@ -26,7 +26,7 @@ def server():
 
 @pytest.fixture
 def client(server):
-    return openai.OpenAI(base_url=f"{server.url}/v1", api_key=KEY, max_retries=0)
+    return openai.OpenAI(base_url=f"{server.url}/v1", api_key=KEY, max_retries=0, timeout=60)
 
 
 def generated(prompt, sampling=GREEDY, most=12, stop=(), samples=1):
@@ -260,7 +260,7 @@ def test_numbers_are_finite(client):
 
 def test_guesses_do_not_change_what_is_written(client):
     with served(guesses=4) as guessing:
-        other = openai.OpenAI(base_url=f"{guessing.url}/v1", api_key=KEY, max_retries=0)
+        other = openai.OpenAI(base_url=f"{guessing.url}/v1", api_key=KEY, max_retries=0, timeout=60)
         settings = dict(model="tiny", prompt="abcabcabcabc", max_tokens=60, temperature=0)
         assert other.completions.create(**settings).choices[0].text == (
             client.completions.create(**settings).choices[0].text
