@@ -47,6 +47,9 @@ class Serve:
     max_tokens: int = 2048  # most tokens of an answer
     max_bytes: int = 1 << 20  # of a request
     engine: EngineSettings = EngineSettings()
+    # folder of a smaller model with the same tokens, which guesses engine.guesses tokens ahead;
+    # none: they are guessed from the text
+    draft: str | None = None
     # seconds between two looks for a newer checkpoint of the run, which then takes the place; 0:
     # none
     reload: float = 0.0
@@ -58,6 +61,9 @@ class Serve:
     def validate(self) -> None:
         """Raises UserError for settings that no server could satisfy."""
         check_path(self.model or "", "model")
+        check_path(self.draft or "", "draft")
+        if self.draft is not None and not self.engine.guesses:
+            raise UserError("draft: it guesses engine.guesses tokens; say how many, 4 for instance")
         if not 0 <= self.port < 2**16:
             raise UserError(f"port={self.port}: must be from 0 to {2**16 - 1}")
         for name in ("max_tokens", "max_bytes"):
@@ -94,9 +100,9 @@ class Serve:
         with jax.set_mesh(mesh):
             text = load(self.model, dtype=self.dtype)
             chat = conversation_format(self.model, text, self.chat)
-            served = served_model(
-                self.served_name, text, chat, self.engine, self.max_tokens, self.adapters
-            )
+            draft = None if self.draft is None else load(self.draft, dtype=self.dtype)
+            sizes = self.engine, self.max_tokens
+            served = served_model(self.served_name, text, chat, *sizes, self.adapters, draft)
         key = self.key()
         local = self.host in ("127.0.0.1", "localhost", "::1")
         app = make_app(served, key, self.max_bytes, LOCAL if local else None)

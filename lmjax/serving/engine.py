@@ -17,6 +17,7 @@ from lmjax.generation.prompts import check_prompts, room
 from lmjax.models import EncoderDecoderConfig
 from lmjax.serving.active import ActiveRequest
 from lmjax.serving.choice import greedy_tokens, score_tokens
+from lmjax.serving.draft import DraftModel
 from lmjax.serving.fair_queue import FairQueue
 from lmjax.serving.guesses import accepted, repeated
 from lmjax.serving.pages import PageBook, page_keys
@@ -63,11 +64,21 @@ class Engine(Worker):
       counts: what happened so far, by name.
     """
 
-    def __init__(self, weights: Mapping[str, ServedWeights], settings: EngineSettings):
-        """Takes weights by name, all of the same config; the first are the model's own.
+    def __init__(
+        self,
+        weights: Mapping[str, ServedWeights],
+        settings: EngineSettings,
+        draft: ServedWeights | None = None,
+    ):
+        """Nothing is compiled yet.
+
+        Args:
+          weights: by name, all of the same config; the first are the model's own.
+          settings: of the engine.
+          draft: of a smaller model that guesses tokens; None: they are guessed from the text.
 
         Raises:
-          UserError: a model that does not continue texts.
+          UserError: a model that does not continue texts, or a smaller one that does not fit.
         """
         super().__init__(settings.queue)
         self.settings = settings
@@ -79,6 +90,7 @@ class Engine(Worker):
             raise UserError("a model with an encoder continues no text: it fills blanks")
         check_prompts(self.config, [[0]])
         self._runner = PageRunner(self.config, first.forward.layout, settings)
+        self._draft = None if draft is None else DraftModel(draft, self.config, settings)
         self._book = PageBook(settings.pages)
         self._numbers = itertools.count()
         self._queue: FairQueue[ActiveRequest] = FairQueue()
@@ -213,6 +225,8 @@ class Engine(Worker):
         scores = one.request.score_prompt and not one.prompt_told
         chunk = one.tokens[one.cached : one.cached + self._runner.chunk]
         logits = self._runner.extend([one], [chunk], every=scores)
+        if self._draft is not None:
+            self._draft.read(one, chunk)
         if scores:
             self._score(one, logits[0], chunk)
             logits = logits[:, len(chunk) - 1]
@@ -276,6 +290,10 @@ class Engine(Worker):
         if not group:
             return False
         self.counts["steps"] += 1
+        if self._draft is not None:  # until now they were there for their number
+            guessed = [one for one in group if guesses[one]]
+            counts = [len(guesses[one]) for one in guessed]
+            guesses |= dict(zip(guessed, self._draft.guess(guessed, counts)))
         if any(guesses[one] for one in group):
             self._write_guessed(group, [guesses[one] for one in group])
             return True
@@ -309,12 +327,15 @@ class Engine(Worker):
                     break
 
     def _guess(self, one: ActiveRequest) -> list[int]:
-        """Tokens that the answer may go on with; they leave room for one more."""
+        """Tokens that the answer may go on with; they leave room for one more.
+
+        Of a smaller model's guess only the number is known, as it needs room in the cache.
+        """
         count = min(self.settings.guesses, one.budget - one.written - 1)
         count = min(count, self._runner.capacity - len(one.tokens))
         if count < 1 or not one.request.guessable:
             return []
-        return repeated(one.tokens, count)
+        return [0] * count if self._draft is not None else repeated(one.tokens, count)
 
     def _grow(self, one: ActiveRequest, guesses: dict[ActiveRequest, list[int]]) -> bool:
         """Gives an answer room for its next tokens, if need be that of the newest request.

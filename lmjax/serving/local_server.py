@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import signal
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import uvicorn
 from starlette.applications import Starlette
@@ -75,7 +77,8 @@ def serve(
     thread = threading.Thread(target=work_on, name=name)
     thread.start()
     try:
-        server.run(sockets=[listener])
+        with _interrupted_by(signal.SIGTERM):  # which uvicorn raises again when it has ended
+            server.run(sockets=[listener])
     except KeyboardInterrupt:
         pass  # the usual way to end
     finally:
@@ -84,3 +87,16 @@ def serve(
         listener.close()
     if failures:
         raise failures[0]
+
+
+@contextlib.contextmanager
+def _interrupted_by(number: signal.Signals) -> Iterator[None]:
+    """Has a signal do what Ctrl-C does; in other threads than the main one it stays as it is."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(number, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(number, before)

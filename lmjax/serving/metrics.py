@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 PREFIX = "lmjax_"
@@ -56,7 +56,7 @@ class ServerMetrics:
         with self._lock:
             self._times[name].add(seconds)
 
-    def text(self, counts: dict[str, int], gauges: dict[str, float]) -> str:
+    def text(self, counts: Mapping[str, int], gauges: Mapping[str, int]) -> str:
         """All of it.
 
         Args:

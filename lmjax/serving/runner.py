@@ -13,6 +13,7 @@ from lmjax.parallel import Layout
 from lmjax.serving.active import ActiveRequest
 from lmjax.serving.forward import NewTokens
 from lmjax.serving.settings import FEWEST, EngineSettings, bucket, buckets
+from lmjax.serving.weights import ServedWeights
 
 NARROWEST = 256  # tokens of the shortest table of pages
 
@@ -45,6 +46,8 @@ class PageRunner:
         tokens: Sequence[Sequence[int]],
         columns: int | None = None,
         every: bool = False,
+        weights: ServedWeights | None = None,
+        shift: int = 0,
     ) -> jax.Array:
         """Adds tokens to the cache of requests of the same weights; the requests do not change.
 
@@ -53,12 +56,14 @@ class PageRunner:
           tokens: of each, that follow its cached ones; its pages have room for them.
           columns: shape of the call; None: the smallest that fits.
           every: see `PagedForward.extend`.
+          weights: that read them; None: those of the requests.
+          shift: the tokens follow so many more than the cached ones; below 0, fewer.
 
         Returns:
           Logits of the requests, then of rows of padding.
         """
-        weights = active[0].weights
-        new = self.arranged(active, tokens, columns)
+        weights = active[0].weights if weights is None else weights
+        new = self.arranged(active, tokens, columns, shift)
         logits, self._pages = weights.forward.extend(weights.params, self._pages, new, every=every)
         return logits
 
@@ -67,6 +72,7 @@ class PageRunner:
         active: Sequence[ActiveRequest],
         tokens: Sequence[Sequence[int]],
         columns: int | None = None,
+        shift: int = 0,
     ) -> NewTokens:
         """The tokens of a call in the smallest shape that fits."""
         longest = max(map(len, tokens))
@@ -77,7 +83,7 @@ class PageRunner:
         for row, (one, added) in enumerate(zip(active, tokens)):
             new.tokens[row, : len(added)] = added
             new.counts[row] = len(added)
-            new.lengths[row] = one.cached
+            new.lengths[row] = max(one.cached + shift, 0)
             new.prompt_lengths[row] = len(one.request.tokens)
             new.table[row, : len(one.pages)] = np.asarray(one.pages, np.int32)
         return new

@@ -34,6 +34,7 @@ def served_model(
     settings: EngineSettings,
     most_tokens: int,
     adapters: Sequence[str] = (),
+    draft: TextGenerator | None = None,
 ) -> ServedModel:
     """A model that is ready to be served; the mesh that it lies on must be set.
 
@@ -44,10 +45,11 @@ def served_model(
       settings: of the engine.
       most_tokens: see `ServedModel`.
       adapters: folders of adapters of the model.
+      draft: a smaller model, which guesses tokens.
 
     Raises:
-      UserError: a model that can neither continue texts nor fill blanks, or a folder that holds no
-        adapters of it.
+      UserError: a model that can neither continue texts nor fill blanks, a folder that holds no
+        adapters of it, or a smaller model that does not fit.
     """
     if text.filling is not None:
         if adapters:
@@ -64,7 +66,11 @@ def served_model(
             raise UserError(f"adapters: there are two of the name {title!r}")
         shared = _shared(text.generator.weights, own.weights)
         weights[title] = ServedWeights(weights[name].forward, shared)
-    return ServedModel(name, text, Engine(weights, settings), chat, most_tokens)
+    smaller = None if draft is None else ServedWeights.of(draft.generator)
+    if draft is not None and draft.tokenizer.fingerprint != text.tokenizer.fingerprint:
+        raise UserError("draft: its tokenizer is another than the model's")
+    engine = Engine(weights, settings, smaller)
+    return ServedModel(name, text, engine, chat, most_tokens)
 
 
 def _shared(base: Any, own: Any) -> Any:

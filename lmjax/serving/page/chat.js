@@ -209,8 +209,9 @@ function body(message) {
 function tip(span, token) {
   $("tip")?.remove();
   const shown = [...token.top_logprobs];
-  if (!shown.some(one => one.token === token.token)) shown.push(token);
-  const rows = shown.map(one => make("tr", one.token === token.token ? { class: "chosen" } : {},
+  const same = one => String(one.bytes) === String(token.bytes); // parts of characters look alike
+  if (!shown.some(same)) shown.push(token);
+  const rows = shown.map(one => make("tr", same(one) ? { class: "chosen" } : {},
     make("td", {}, JSON.stringify(one.token)), make("td", {}, `${(100 * Math.exp(one.logprob)).toFixed(1)} %`)));
   const box = make("div", { id: "tip", role: "tooltip" }, make("table", {}, ...rows));
   document.body.append(box);

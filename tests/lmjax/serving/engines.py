@@ -63,10 +63,11 @@ def make_generator(family="rotary", seed=0):
     return Generator(config, jax.tree.map(lambda a: 4 * a if a.ndim > 1 else a, params))
 
 
-def make_engine(family="rotary", settings=SMALL, **more):
+def make_engine(family="rotary", settings=SMALL, draft=None, **more):
     """An engine of one model, named tiny, and of others by name."""
     weights = {"tiny": make_generator(family)} | more
-    return Engine({n: ServedWeights.of(g) for n, g in weights.items()}, settings)
+    draft = None if draft is None else ServedWeights.of(draft)
+    return Engine({n: ServedWeights.of(g) for n, g in weights.items()}, settings, draft)
 
 
 def request(tokens, max_tokens=12, **settings):

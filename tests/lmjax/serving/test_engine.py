@@ -138,6 +138,19 @@ def test_guesses_save_steps_and_change_nothing():
     assert guessing.counts["steps"] < plain.counts["steps"]
 
 
+def test_a_smaller_model_guesses_and_changes_nothing():
+    """The model itself guesses right always; another one sometimes; both leave the answers."""
+    requests = [request(text, most) for text, most in zip(prompts(16, (6, 20, 9)), (30, 12, 3))]
+    requests.append(request(prompts(17, (7,))[0], 12, sampling=Sampling(temperature=1.0, seed=3)))
+    wanted = expected(requests)
+    for draft, always in ((make_generator(), True), (make_generator("learned"), False)):
+        for sizes in (SMALL, TIGHT):
+            engine = make_engine(settings=replace(sizes, guesses=3), draft=draft)
+            same(answered(engine, requests, [0, 1, 3, 5]), wanted)
+            guessed, right = (engine.counts[name] for name in ("guessed", "guessed_right"))
+            assert guessed > 10 and (not always or right > 0.9 * guessed)
+
+
 def test_a_prompt_is_scored():
     engine = make_engine()
     (text,) = prompts(10, (20,))

@@ -163,6 +163,10 @@ def test_who_leaves_is_forgotten(server):
                 assert connection.getresponse().read(20)
             else:
                 time.sleep(0.5)
+            for _ in range(100):
+                if engine.load().writing == 2:
+                    break
+                time.sleep(0.05)
             assert engine.load().writing == 2
             connection.sock.shutdown(socket.SHUT_RDWR)
             connection.close()
