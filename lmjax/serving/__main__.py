@@ -84,7 +84,7 @@ class Serve:
         try:
             from lmjax.serving.app import LOCAL, make_app
             from lmjax.serving.local_server import listen, serve
-            from lmjax.serving.start import served_model, watch_run
+            from lmjax.serving.start import served_model, served_step, watch_run
         except ImportError as error:
             raise UserError(
                 f"the server needs Starlette, uvicorn and pydantic ({error}): pip install"
@@ -97,6 +97,7 @@ class Serve:
         import_modules(self.imports)
         # One device: pages of a cache that is cut over several are still to come.
         mesh = Mesh(fsdp=1).build(jax.devices()[:1])
+        step = served_step(self.model) if self.reload else None
         with jax.set_mesh(mesh):
             text = load(self.model, dtype=self.dtype)
             chat = conversation_format(self.model, text, self.chat)
@@ -114,7 +115,7 @@ class Serve:
                 with jax.set_mesh(mesh):  # each thread has its own
                     served.worker.run(stop)
 
-            with watch_run(self.model, served, mesh, self.reload, self.dtype):
+            with watch_run(self.model, served, mesh, step, self.reload, self.dtype):
                 serve(app, listener, work, "engine", self.grace)
 
     @property

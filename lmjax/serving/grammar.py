@@ -14,6 +14,8 @@ from lmjax.data.tokenizers import Tokenizer
 from lmjax.serving.request import TokenConstraint
 
 LARGEST = 1 << 16  # bytes of a schema
+# As Python writes JSON. White space of any length would let a small model write nothing else.
+WRITTEN = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 
 
 class GrammarMaker:
@@ -42,7 +44,7 @@ class GrammarMaker:
             raise UserError(f"the schema has {len(text)} bytes, more than {LARGEST}")
         matcher_class = self._library.LLMatcher
         try:
-            grammar = matcher_class.grammar_from_json_schema(text)
+            grammar = matcher_class.grammar_from_json_schema(text, overrides=WRITTEN)
             error = matcher_class.validate_grammar(grammar, self._tokenizer)
         except ValueError as wrong:
             error = str(wrong)

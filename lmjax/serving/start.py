@@ -84,25 +84,31 @@ def _shared(base: Any, own: Any) -> Any:
 
 @contextlib.contextmanager
 def watch_run(
-    folder: str, served: ServedModel, mesh: Any, seconds: float, dtype: Any = None
+    folder: str,
+    served: ServedModel,
+    mesh: Any,
+    step: int | None,
+    seconds: float,
+    dtype: Any = None,
 ) -> Iterator[None]:
     """Meanwhile serves each newer checkpoint of a run, once it is there.
 
     Answers that are being written go on with the weights that they began with.
 
     Args:
-      folder: that is served; one that is no run on this machine stays as it is.
+      folder: that is served.
       served: what it was loaded to.
       mesh: that it lies on.
+      step: `served_step` before it was loaded; None: it stays as it is.
       seconds: between two looks; 0: none.
       dtype: as in `load_run`.
     """
-    if not seconds or not isinstance(served.worker, Engine) or not has_checkpoints(folder):
+    if not seconds or step is None or not isinstance(served.worker, Engine):
         yield
         return
     stop = threading.Event()
     thread = threading.Thread(
-        target=_watch, args=(folder, served, mesh, seconds, dtype, stop), name="checkpoints"
+        target=_watch, args=(folder, served, mesh, step, seconds, dtype, stop), name="checkpoints"
     )
     thread.start()
     try:
@@ -112,22 +118,18 @@ def watch_run(
         thread.join()
 
 
-def has_checkpoints(folder: str) -> bool:
-    """Returns whether a folder is that of a run on this machine, which may go on."""
-    if is_url(folder) or huggingface.is_model_folder(folder) or is_adapter_folder(folder):
-        return False
-    return RunFolder(Path(folder)).checkpoints.is_dir()
-
-
 def served_step(folder: str) -> int | None:
-    """The checkpoint that `load_run` takes."""
-    checkpointer = Checkpointer(RunFolder(Path(folder)).checkpoints)
+    """The checkpoint that `load_run` takes; None for what is no run on this machine."""
+    if is_url(folder) or huggingface.is_model_folder(folder) or is_adapter_folder(folder):
+        return None
+    if not (checkpoints := RunFolder(Path(folder)).checkpoints).is_dir():
+        return None
+    checkpointer = Checkpointer(checkpoints)
     best = best_step(checkpointer)
     return checkpointer.latest() if best is None else best
 
 
-def _watch(folder, served, mesh, seconds, dtype, stop) -> None:
-    step = served_step(folder)
+def _watch(folder, served, mesh, step, seconds, dtype, stop) -> None:
     while not stop.wait(seconds):
         try:
             if (newest := served_step(folder)) == step or newest is None:

@@ -119,17 +119,17 @@ def test_a_newer_checkpoint_takes_over(monkeypatch):
     text, steps, told = text_generator(), [1], threading.Event()
     with jax.set_mesh(mesh()):
         newer = Generator(text.generator.config, changed(text.generator.params))
+        new = TextGenerator(newer, text.tokenizer)
         wanted = newer.generate([[256, 97]], GREEDY, 12)[0]
         settings = EngineSettings(slots=4, cache_tokens=512, page=8, chunk=64)
         model = start.served_model("tiny", text, PLAIN, settings, 100)
-        monkeypatch.setattr(start, "has_checkpoints", lambda folder: True)
         monkeypatch.setattr(start, "served_step", lambda folder: steps[-1])
-        monkeypatch.setattr(start, "load_run", lambda f, step, dtype: TextGenerator(newer, None))
+        monkeypatch.setattr(start, "load_run", lambda f, step, dtype: new)
         monkeypatch.setattr(start, "tell", lambda note: told.set())
         before = CollectedAnswer()
         model.engine.submit(request([256, 97]), before)
         model.engine.step()
-        with start.watch_run("runs/x", model, mesh(), 0.01):
+        with start.watch_run("runs/x", model, mesh(), 1, 0.01):
             steps.append(2)
             assert told.wait(30)
         after = CollectedAnswer()
