@@ -1,17 +1,20 @@
-"""A small reward model on hh-rlhf, beside the lengths and the words of the answers.
+"""Small reward models on hh-rlhf, beside the lengths and the words of the answers.
 
 python -m benchmarks.hh_rlhf folder=hh-rlhf python=PYTHON [json=FILE]
 
 `folder` holds helpful-base-test.jsonl.gz and harmless-base-test.jsonl.gz, the test.jsonl.gz of
-https://github.com/anthropics/hh-rlhf under these names. Half of the prompts train a model, first to
-continue the conversations, then to rank their answers; the pairs of the other half are what all
-sides are compared on. `python` is an interpreter with scikit-learn, for the words. A run that was
-stopped goes on in its `output` folder.
+https://github.com/anthropics/hh-rlhf under these names. Half of the prompts train a model to
+continue the conversations of both, and from it one reward model for helpfulness and one for
+harmlessness, as LLaMA 2 has them (arXiv:2307.09288); the pairs of the other half are what all sides
+are compared on. `python` is an interpreter with scikit-learn, for the words. A run that was stopped
+goes on in its `output` folder.
 """
 
+import dataclasses
 import json
 import tempfile
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import jax
@@ -27,6 +30,7 @@ from lmjax.config import UserError, config
 from lmjax.data import Data, Domain, TokenStore, prepare
 from lmjax.data.chat.comparisons import Comparisons
 from lmjax.data.tokenizers import Tokenizer
+from lmjax.data.tokenizers.subwords import TrainedBPE
 from lmjax.jobs.pretrain import Pretrain
 from lmjax.jobs.reward_model import RewardModel
 from lmjax.jobs.settings import ChatEvaluation, Checkpoints, Evaluation
@@ -39,24 +43,28 @@ from lmjax.training.optimizers import AdamW
 from lmjax.training.schedules import Cosine
 
 NAMES = ("helpful", "harmless")
+VOCABULARY = 4096  # tokens
 LARGEST, GOAL = 30_000_000, 0.62  # parameters, accuracy
 REPLY = "\n\nAssistant:"  # before a reply, in the plain format
 SEED = 0  # of the bootstrap
+MODELS = "reward models"  # name of our side
 Leads = Float[np.ndarray, "pairs"]
+Texts = dict[str, list[str]]  # better and worse replies, pair by pair
 
 
 @config
 class RewardBenchmark:
-    """Trains the reward model, and compares it on the other half of the prompts."""
+    """Trains the reward models, and compares them on the other half of the prompts."""
 
     folder: str = ""  # of hh-rlhf
     python: str = ""  # interpreter with scikit-learn; empty: the words are left out
-    output: str = "runs/hh_rlhf"  # folder of both runs
-    width: int = 128  # of the model
-    layers: int = 4  # of the model
-    length: int = 256  # tokens of a conversation, the last ones of a longer one
-    reading: int = 600  # steps in which it learns to continue conversations, of 16 rows
-    ranking: int = 220  # steps in which it learns to rank answers, of 32 pairs: 3 epochs
+    output: str = "runs/hh_rlhf"  # folder of all runs
+    width: int = 192  # of the models
+    layers: int = 4  # of the models
+    length: int = 512  # tokens of a conversation, the last ones of a longer one
+    reading: int = 1000  # steps in which one learns to continue conversations, of 16 rows
+    ranking: int = 110  # steps in which each learns to rank answers, of 32 pairs: 3 epochs
+    rate: float = 1e-4  # highest learning rate of the ranking
     resamples: int = 10_000  # of the bootstrap
     seed: int = 0  # of the training
     json: str = ""  # file for the results
@@ -67,9 +75,9 @@ def path_of(folder: str, name: str) -> Path:
     return Path(folder) / f"{name}-base-test.jsonl.gz"
 
 
-def data_of(settings: RewardBenchmark, **further) -> Data:
-    """Both sets; half of the prompts of each are held out, the same ones in both runs."""
-    paths = {name: str(path_of(settings.folder, name)) for name in NAMES}
+def data_of(settings: RewardBenchmark, names: tuple[str, ...] = NAMES, **further) -> Data:
+    """Some sets; half of the prompts of each are held out, the same ones in all runs."""
+    paths = {name: str(path_of(settings.folder, name)) for name in names}
     # A few answers are empty.
     domains = (
         Domain(name=name, source=Comparisons(path=path, on_error="skip"))
@@ -79,10 +87,10 @@ def data_of(settings: RewardBenchmark, **further) -> Data:
 
 
 def reader(settings: RewardBenchmark) -> Pretrain:
-    """The language model of the conversations that train the reward model."""
+    """The language model of the conversations that train the reward models."""
     width = settings.width
     model = TransformerConfig(
-        vocab_size=8192,
+        vocab_size=VOCABULARY,
         hidden=width,
         num_layers=settings.layers,
         max_length=settings.length,
@@ -96,7 +104,7 @@ def reader(settings: RewardBenchmark) -> Pretrain:
         steps=settings.reading,
         seed=settings.seed,
         model=model,
-        data=data_of(settings, batch_size=16),
+        data=data_of(settings, batch_size=16, tokenizer=TrainedBPE(vocab_size=VOCABULARY)),
         optimizer=AdamW(weight_decay=0.1),
         schedule=Cosine(peak=2e-3, warmup=settings.reading // 20, final=0.1),
         evaluation=Evaluation(every=settings.reading, tokens=50_000),
@@ -104,23 +112,23 @@ def reader(settings: RewardBenchmark) -> Pretrain:
     )
 
 
-def ranker(settings: RewardBenchmark) -> RewardModel:
-    """The reward model."""
+def ranker(settings: RewardBenchmark, name: str) -> RewardModel:
+    """The reward model of a set."""
     return RewardModel(
-        output=f"{settings.output}/ranker",
+        output=f"{settings.output}/{name}",
         steps=settings.ranking,
         seed=settings.seed,
         begin_with=f"{settings.output}/reader",
-        data=data_of(settings, batch_size=32, rows="groups"),
+        data=data_of(settings, (name,), batch_size=32, rows="groups"),
         optimizer=AdamW(weight_decay=0.1),
-        schedule=Cosine(peak=3e-4, warmup=settings.ranking // 20, final=0.1),
+        schedule=Cosine(peak=settings.rate, warmup=settings.ranking // 20, final=0.1),
         ema_decay=0.98,
         evaluation=ChatEvaluation(every=settings.ranking),
         checkpoint=Checkpoints(every=100, keep=1),
     )
 
 
-def texts_of(store: TokenStore, tokenizer: Tokenizer) -> dict[str, list[str]]:
+def texts_of(store: TokenStore, tokenizer: Tokenizer) -> Texts:
     """Last replies of the better and the worse conversation of each pair."""
     found = {"better": [], "worse": []}
     for pair in pairs_of(store):
@@ -140,17 +148,17 @@ def leads_of_model(folder: str, store: TokenStore, length: int) -> Leads:
     return np.concatenate([scores[better] - scores[worse] for better, worse in pairs_of(store)])
 
 
-def leads_of_length(train: dict[str, list[str]], held_out: dict[str, list[str]]) -> Leads:
+def leads_of_length(train: Texts, held_out: Texts) -> Leads:
     """Differences of characters, with the sign that is right more often in training."""
 
-    def longer(texts: dict[str, list[str]]) -> Leads:
+    def longer(texts: Texts) -> Leads:
         sizes = [np.array([len(text) for text in texts[side]], float) for side in texts]
         return sizes[0] - sizes[1]
 
     return longer(held_out) * (1 if won(longer(train)) >= 0.5 else -1)
 
 
-def leads_of_words(python: str, train: dict, held_out: dict) -> tuple[Leads, float]:
+def leads_of_words(python: str, train: Texts, held_out: Texts) -> tuple[Leads, float]:
     """Leads by logistic regression on words, and the strength of its regularisation."""
     with tempfile.TemporaryDirectory() as folder, Worker("benchmarks.hh_rlhf_words", python) as one:
         path = Path(folder) / "texts.json"
@@ -168,37 +176,46 @@ def interval(values: Float[np.ndarray, "pairs"], resamples: int) -> tuple[float,
     return float(low), float(high)
 
 
-def joined(stores: dict[str, TokenStore], tokenizer: Tokenizer) -> dict[str, list[str]]:
+def joined(parts: Iterable[Texts]) -> Texts:
     """Replies of all sets, one after another."""
-    parts = [texts_of(store, tokenizer) for store in stores.values()]
-    return {side: [text for part in parts for text in part[side]] for side in parts[0]}
+    return {side: [text for part in parts for text in part[side]] for side in ("better", "worse")}
 
 
-def compare(settings: RewardBenchmark, folder: str) -> tuple[dict[str, Leads], np.ndarray, dict]:
-    """Leads of the better held-out conversations by all sides, the set of each pair, and facts.
+@dataclasses.dataclass(frozen=True)
+class Compared:
+    """The sides' leads of the better conversations of a set, and the texts of its pairs."""
 
-    Args:
-      settings: of the benchmark.
-      folder: run folder of the reward model.
-    """
-    run = RunFolder(folder)
+    model: Leads
+    length: Leads
+    train: Texts
+    held_out: Texts
+
+
+def compare(settings: RewardBenchmark, name: str) -> Compared:
+    """Leads of the better held-out conversations of a set. UserError: the model is too large."""
+    run = RunFolder(ranker(settings, name).output)
     experiment = run.experiment()
     parameters = count_parameters(experiment.model).total
     if parameters > LARGEST:
         raise UserError(f"the model has {parameters:,} parameters; {LARGEST:,} are allowed")
-    prepared, facts = prepare(experiment.data, run.tokenizer), {"parameters": parameters}
-    tokenizer, stores = prepared.tokenizer, prepared.held_out
-    train, held_out = (joined(part, tokenizer) for part in (prepared.train, stores))
-    # Each set with its own sign: longer answers are the helpful ones, shorter the harmless ones.
-    pairs = ((texts_of(prepared.train[name], tokenizer), stores[name]) for name in stores)
-    lengths = [leads_of_length(texts, texts_of(store, tokenizer)) for texts, store in pairs]
-    found = {"by length": np.concatenate(lengths)}
+    prepared = prepare(experiment.data, run.tokenizer)
+    store, tokenizer = prepared.held_out[name], prepared.tokenizer
+    train, held_out = (texts_of(one, tokenizer) for one in (prepared.train[name], store))
+    leads = leads_of_model(run.location, store, settings.length)
+    return Compared(leads, leads_of_length(train, held_out), train, held_out)
+
+
+def sides_of(settings: RewardBenchmark, sets: dict[str, Compared]) -> tuple[dict[str, Leads], dict]:
+    """Leads of all held-out pairs by each side, and what was found on the way."""
+    parts, facts = list(sets.values()), {}
+    found = {"length": np.concatenate([one.length for one in parts])}
     if settings.python:
-        leads, facts["strength"] = leads_of_words(settings.python, train, held_out)
-        found["by words"] = leads
-    parts = [leads_of_model(folder, store, settings.length) for store in stores.values()]
-    found["reward model"] = np.concatenate(parts)
-    return found, np.repeat(list(stores), [len(part) for part in parts]), facts
+        train, held_out = joined([o.train for o in parts]), joined([o.held_out for o in parts])
+        found["words"], strength = leads_of_words(settings.python, train, held_out)
+        words = [leads_of_words(settings.python, one.train, one.held_out) for one in parts]
+        found["words, each set alone"] = np.concatenate([leads for leads, _ in words])
+        facts["strengths"] = [strength, *(strength for _, strength in words)]
+    return found | {MODELS: np.concatenate([one.model for one in parts])}, facts
 
 
 def main(settings: RewardBenchmark) -> None:
@@ -208,25 +225,26 @@ def main(settings: RewardBenchmark) -> None:
             raise UserError(f"folder={settings.folder!r} has no {path_of('', name)}")
     begin = time.perf_counter()
     reader(settings).run()
-    job = ranker(settings)
-    job.run()
+    for name in NAMES:
+        ranker(settings, name).run()
     seconds = time.perf_counter() - begin
-    found, sets, facts = compare(settings, job.output)
+    compared = {name: compare(settings, name) for name in NAMES}
+    found, facts = sides_of(settings, compared)
+    sets = np.repeat(NAMES, [len(compared[name].model) for name in NAMES])
     rights = {name: np.heaviside(leads, 0.5) for name, leads in found.items()}
-    model, rows, results = rights["reward model"], [], {}
+    model, rows, results = rights[MODELS], [], {}
     for name, right in rights.items():
         bounds = interval(right, settings.resamples)
         ahead = interval(model - right, settings.resamples)
         by_set = {one: float(right[sets == one].mean()) for one in NAMES}
         rows.append([name, float(right.mean()), *bounds, *by_set.values(), *ahead])
         results[name] = {"accuracy": float(right.mean()), "interval": bounds, "sets": by_set}
-        results[name]["model_ahead"] = [float((model - right).mean()), *ahead]
-    columns = ["", "accuracy", "from", "to", *NAMES, "model ahead from", "to"]
+        results[name]["models_ahead"] = [float((model - right).mean()), *ahead]
+    columns = ["", "accuracy", "from", "to", *NAMES, "models ahead from", "to"]
     print("\n" + table(columns, rows))
-    print(
-        f"\n{len(model):,} pairs, {facts['parameters']:,} parameters, {seconds:,.0f} s of training"
-    )
-    facts |= {"pairs": len(model), "seconds": seconds, "goal": GOAL}
+    parameters = count_parameters(RunFolder(ranker(settings, name).output).experiment().model).total
+    print(f"\n{len(model):,} pairs, {parameters:,} parameters each, {seconds:,.0f} s of training")
+    facts |= {"pairs": len(model), "seconds": seconds, "goal": GOAL, "parameters": parameters}
     save(settings.json, "hh_rlhf", results=results, **facts)
 
 

@@ -16,12 +16,20 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from lmjax.config import UserError
+from lmjax.console import Table
 from lmjax.data.cleaning.contamination import text_runs
 from lmjax.data.cleaning.near_duplicates import token_pattern
 from lmjax.data.store import TokenStore
 from lmjax.data.tokenizers import Tokenizer
 from lmjax.evaluation.comparison import Interval, mean_interval
+from lmjax.evaluation.task_result import TaskResult, row_name
+from lmjax.evaluation.tasks.task import Measure
 
+SHORTEST = 8  # words of an item that is searched
+CAPTION = (
+    "Items of which a run of 13 words is in the training text of the model, and the scores with "
+    "and without them. Runs in more than ten documents are common phrases, and do not count."
+)
 BATCH = 1 << 22  # characters of documents that are searched at a time
 
 
@@ -46,7 +54,7 @@ def contamination(
     items: Sequence[str],
     documents: Iterable[str],
     ngram: int = 13,
-    shortest: int = 8,
+    shortest: int = SHORTEST,
     most_documents: int | None = 10,
 ) -> Contamination:
     """Searches training data for the items of a task.
@@ -128,6 +136,41 @@ def clean_scores(
         CleanScore(name, int(part.sum()), mean_interval(scores[part]) if part.sum() > 1 else None)
         for name, part in parts.items()
     )
+
+
+def contamination_table(
+    model: str, results: Sequence[TaskResult], documents: Iterable[str]
+) -> Table | None:
+    """Scores of a model on items that its training data has, and on those that it lacks.
+
+    Args:
+      model: name of it.
+      results: of it in some tasks.
+      documents: of its training data, which is read once.
+
+    Returns:
+      Rows for each task whose score is a mean of its items; None: no item is long enough.
+    """
+    known = [(one, measure) for one in results if (measure := _mean_measure(one)) is not None]
+    items = [f"{q.item.prompt} {q.item.answer}" for one, _ in known for q in one.questions]
+    if not any(len(token_pattern(text).findall(text)) >= SHORTEST for text in items):
+        return None
+    found, rows, first = contamination(items, documents), [], 0
+    for result, measure in known:
+        part = slice(first, first + len(result.questions))
+        first = part.stop
+        own = Contamination(found.searched[part], found.overlap[part])
+        scores = np.array([one[measure.name] for one in result.scores], float)
+        for clean in clean_scores(scores, own):
+            numbers = clean.score or (None,) * 3
+            rows.append((f"{row_name(result, measure)}, {clean.part}", clean.items, *numbers))
+    columns = ("items", "number", "score", "2.5 %", "97.5 %")
+    return Table(f"Contamination of {model}", columns, tuple(rows), CAPTION)
+
+
+def _mean_measure(result: TaskResult) -> Measure | None:
+    """The first measure of a task that is the mean of its items."""
+    return next((one for one in result.task.measures if one.kind == "mean"), None)
 
 
 def _batches(documents: Iterable[str]) -> Iterator[list[str]]:

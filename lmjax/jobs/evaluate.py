@@ -18,6 +18,8 @@ from lmjax.console import CountBar, RunLog, Stopwatch, Table, make_console
 from lmjax.data.hashes import FileHashes
 from lmjax.evaluation.answer_file import AnswerFile, answers_key
 from lmjax.evaluation.answering import Answering
+from lmjax.evaluation.contamination import contamination_table
+from lmjax.evaluation.reference_scores import check_published, reference_table
 from lmjax.evaluation.requests import ModelAnswer, ModelRequest
 from lmjax.evaluation.task_comparison import comparison_tables
 from lmjax.evaluation.task_evaluator import check_room, check_tasks
@@ -42,6 +44,7 @@ from lmjax.jobs.job import Job
 from lmjax.jobs.report import write_report
 from lmjax.jobs.results import Results
 from lmjax.jobs.settings import at_least
+from lmjax.jobs.training_text import training_data, training_texts
 from lmjax.launch import from_first, import_modules, is_first, on_first
 from lmjax.parallel import Mesh
 from lmjax.remote import check_path
@@ -62,6 +65,8 @@ class Evaluate(Job):
     models: tuple[str, ...] = ()  # further ones, which are compared with it
     tasks: tuple[EvaluationTask, ...] = ()  # what they are asked
     batch_size: int = 32  # most rows that are run at once
+    published: tuple[str, ...] = ()  # models whose published scores are shown, as in ("LLaMA 7B",)
+    contamination: bool = False  # search the training text of the models, all runs, for the items
     # precision of the computation; none: a run's own, but float32 on a CPU
     dtype: Literal["float32", "bfloat16"] | None = None
     mesh: Mesh = Mesh()  # how the devices are arranged
@@ -73,6 +78,7 @@ class Evaluate(Job):
         for path in self.folders:
             check_path(path, "models")
         at_least(1, self, "batch_size")
+        check_published(self.published)
 
     @property
     def folders(self) -> tuple[str, ...]:
@@ -95,6 +101,9 @@ class Evaluate(Job):
         if not self.folders:
             raise UserError("model: give a run folder or a public model folder, as in model=runs/x")
         check_tasks(self.tasks)
+        if self.contamination:
+            for folder in self.folders:
+                training_data(folder)
         with jax.set_mesh(self.mesh.build()), lock_run_folder(self) as folder:
             EvaluateRun(self, folder).run()
 
@@ -196,16 +205,17 @@ class EvaluateRun:
         first = next(iter(found.values()))
         leaderboard = [score_table(found, True), score_table(found, False)]
         comparisons = comparison_tables(found)
+        references = reference_table(found, self.job.published)
         subjects = [subject_table(number, found) for number in range(len(first))]
         intervals = [interval_table(name, results) for name, results in found.items()]
         errors = [error_table(name, results) for name, results in found.items()]
         prompts = [prompt_table(first)]
         tables = (
-            *(*leaderboard, *comparisons, *subjects, *intervals),
-            *(calibration_table(found), *errors, *prompts),
+            *(*leaderboard, references, *comparisons, *subjects, *intervals),
+            *(*self.contaminations(found), calibration_table(found), *errors, *prompts),
         )
         tables: tuple[Table, ...] = tuple(table for table in tables if table is not None)
-        for table in (*leaderboard, *comparisons):
+        for table in (*leaderboard, references, *comparisons):
             if table is not None:
                 self.log.table(table)
         results = Results(tables=tables, seconds=watch.seconds(), tiles=tiles_of(found))
@@ -219,6 +229,16 @@ class EvaluateRun:
                 (f"{REPLIES}/*.jsonl", "every answer, a file for each model"),
             ),
         )
+
+    def contaminations(self, found: dict[str, list[TaskResult]]) -> list[Table | None]:
+        """For each model, scores on items that its training text has and lacks, where asked for."""
+        if not self.job.contamination:
+            return []
+        tables = []
+        for folder, (name, results) in zip(self.job.folders, found.items(), strict=True):
+            with self.log.phase(f"searching the training text of {name}"):
+                tables.append(contamination_table(name, results, training_texts(folder)))
+        return tables
 
 
 def model_key(folder: str, dtype: str | None) -> str:

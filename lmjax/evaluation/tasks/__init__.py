@@ -5,6 +5,8 @@ from lmjax.evaluation.tasks.code import MBPP, HumanEval
 from lmjax.evaluation.tasks.crows_pairs import CrowSPairs
 from lmjax.evaluation.tasks.exam import Exam
 from lmjax.evaluation.tasks.gsm8k import GSM8K
+from lmjax.evaluation.tasks.harness_task import HarnessTask
+from lmjax.evaluation.tasks.harness_yaml import harness_task
 from lmjax.evaluation.tasks.hellaswag import HellaSwag
 from lmjax.evaluation.tasks.lambada import Lambada
 from lmjax.evaluation.tasks.mmlu import MMLU
@@ -25,6 +27,7 @@ __all__ = [
     "CrowSPairs",
     "EvaluationTask",
     "Exam",
+    "HarnessTask",
     "HellaSwag",
     "HumanEval",
     "Item",
@@ -40,4 +43,5 @@ __all__ = [
     "WikiText",
     "WinoGrande",
     "WrittenTexts",
+    "harness_task",
 ]

@@ -12,7 +12,15 @@ from lmjax.config import UserError
 from lmjax.data.sources import JsonLines
 from lmjax.data.tokenize import build_stores
 from lmjax.data.tokenizers import ByteTokenizer
-from lmjax.evaluation.contamination import clean_scores, contamination, store_texts
+from lmjax.evaluation.contamination import (
+    clean_scores,
+    contamination,
+    contamination_table,
+    store_texts,
+)
+from lmjax.evaluation.requests import Likelihood
+from lmjax.evaluation.task_result import TaskResult
+from lmjax.evaluation.tasks import Lambada
 
 LONG = " ".join(f"w{n}" for n in range(20))
 
@@ -93,3 +101,27 @@ def test_scores_with_and_without():
 def test_settings_that_find_nothing():
     with pytest.raises(UserError, match="from 1 to ngram=5"):
         contamination([LONG], [], ngram=5, shortest=6)
+
+
+def test_the_table_of_a_model(tmp_path):
+    """Two tasks of which one item is in the training text."""
+    seen, fresh = "w1 w2 w3 w4 w5 w6 w7 w8 w9", "v1 v2 v3 v4 v5 v6 v7 v8 v9"
+    files = {"one": [seen, fresh, fresh.upper() + " x"], "two": ["short", fresh]}
+    found = []
+    for name, texts in files.items():
+        path = tmp_path / f"{name}.jsonl"
+        path.write_text("".join(json.dumps({"text": f"{text} end"}) + "\n" for text in texts))
+        task = Lambada(path=str(path), title=name)
+        questions = task.questions()
+        answers = [[Likelihood(-1.0, number == 0, 1)] for number in range(len(questions))]
+        found.append(TaskResult.of(task, questions, answers))
+    table = contamination_table("m", found, ["other text", f"Before. {seen} end. After."])
+    rows = {row[0]: row[1:3] for row in table.rows}
+    assert rows["one 0-shot acc, all"] == (3, 1 / 3)
+    assert rows["one 0-shot acc, contaminated"] == (1, None)  # one item has no interval
+    assert rows["one 0-shot acc, clean"] == (2, 0.0)
+    assert rows["two 0-shot acc, not searched"] == (1, None)
+    assert rows["two 0-shot acc, clean"] == (1, None)
+    assert contamination_table("m", found[1:], []) is not None
+    [short] = [TaskResult.of(one.task, one.questions[:1], one.answers[:1]) for one in found[1:]]
+    assert contamination_table("m", [short], []) is None  # too short to be searched for

@@ -1,12 +1,14 @@
 """The job that evaluates models: its numbers, going on after a kill, and what it refuses."""
 
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
 import pytest
 
-from lmjax.config import UserError, config, to_json
+from lmjax.config import UserError, config, replace, to_json
+from lmjax.data import Bytes, Data, Domain, TextFiles, prepare
 from lmjax.data.tokenizers import ByteTokenizer
 from lmjax.evaluation import answer_file
 from lmjax.evaluation.answering import Answering
@@ -37,10 +39,17 @@ class ScoredRun:
     ema_decay: float | None = None  # decay of an average of the parameters
 
 
-def write_run(folder, seed):
+@config
+class RunOnText(ScoredRun):
+    """The same, with text to train on."""
+
+    data: Data  # text that the model was trained on
+
+
+def write_run(folder, seed, experiment=None):
     """A run folder with random parameters."""
     folder.mkdir()
-    (folder / "config.json").write_text(to_json(ScoredRun()))
+    (folder / "config.json").write_text(to_json(experiment or ScoredRun()))
     ByteTokenizer().save(folder / "tokenizer")
     with jax.set_mesh(Mesh(fsdp=1).build(jax.devices()[:1])):
         _, params = initialize(MODEL, generation_layout(), jax.random.key(seed))
@@ -176,3 +185,34 @@ def test_mistakes_are_told(runs, tmp_path):
             job(runs, tmp_path / "b", "one").run()
     finally:
         (runs / "one" / "elsewhere").rename(runs / "one" / "tokenizer")
+
+
+def test_items_are_searched_in_the_training_text(runs, tmp_path):
+    """And published scores stand beside those of the model."""
+    said = [f"{n} came with one of the {n} red houses of the old town and saw a tree" for n in "ab"]
+    (tmp_path / "text.txt").write_text(f"Once upon a time\n{said[0]}\nNothing.\n")
+    (tmp_path / "items.jsonl").write_text("".join(json.dumps({"text": one}) + "\n" for one in said))
+    source = TextFiles(path=str(tmp_path / "text.txt"), split="line")
+    domains = (Domain(name="text", source=source),)
+    data = Data(train=domains, held_out=0.0, tokenizer=Bytes(), cache=str(tmp_path / "cache"))
+    write_run(tmp_path / "run", 0, RunOnText(data=data))
+    shutil.rmtree(tmp_path / "run" / "tokenizer")
+    prepare(data, tmp_path / "run" / "tokenizer")
+    mesh = Mesh(fsdp=1, data=1) if jax.device_count() == 1 else Mesh()
+    asked = Evaluate(
+        output=str(tmp_path / "out"),
+        model=str(tmp_path / "run"),
+        tasks=(Lambada(path=str(tmp_path / "items.jsonl")),),
+        published=("GPT-2 124M",),
+        contamination=True,
+        mesh=mesh,
+    )
+    asked.run()
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    items = table(results, "Contamination of run")
+    assert items["Lambada 0-shot acc, contaminated"]["number"] == 1
+    assert items["Lambada 0-shot acc, clean"]["number"] == 1
+    beside = table(results, "People and published models")["Lambada 0-shot acc"]
+    assert beside["GPT-2 124M"] == 0.4599
+    with pytest.raises(UserError, match="one: the run has no data"):
+        replace(asked, model=str(runs / "one")).run()
