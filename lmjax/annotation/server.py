@@ -9,13 +9,10 @@ from __future__ import annotations
 
 import json
 import secrets
-import socket
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import uvicorn
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.middleware import Middleware
@@ -26,8 +23,10 @@ from starlette.routing import Route
 
 from lmjax.annotation.desk import Desk, StaleRequest
 from lmjax.config import UserError
+from lmjax.serving.local_server import HOST, listen, serve
 
-HOST = "127.0.0.1"
+__all__ = ["listen", "make_app", "serve"]
+
 NAMES = (HOST, "localhost")
 PAGE = Path(__file__).with_name("page.html")
 LARGEST = 1 << 20  # bytes of a judgement
@@ -86,61 +85,6 @@ def make_app(desk: Desk, annotator: str | None = None) -> Starlette:
     ]
     hosts = Middleware(TrustedHostMiddleware, allowed_hosts=list(NAMES), www_redirect=False)
     return Starlette(routes=routes, middleware=[hosts])
-
-
-def listen(port: int) -> socket.socket:
-    """A socket of this machine alone that listens on `port`; 0 takes one that is free.
-
-    Raises:
-      UserError: another program has the port, or it is not allowed.
-    """
-    listener = socket.socket()
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((HOST, port))
-        listener.listen()
-    except OSError as error:
-        listener.close()
-        raise UserError(
-            f"port={port}: {error.strerror}; choose another, or port=0 for one that is free"
-        ) from None
-    return listener
-
-
-def serve(app: Starlette, listener: socket.socket, work: Callable[[threading.Event], None]) -> None:
-    """Serves until Ctrl-C, while a thread does some work.
-
-    Args:
-      app: of `make_app`.
-      listener: of `listen`; is closed at the end.
-      work: ends soon after the event that it is given is set. Where it fails, serving ends.
-
-    Raises:
-      Exception: of `work`.
-    """
-    quiet = {"log_level": "warning", "access_log": False, "server_header": False}
-    server = uvicorn.Server(uvicorn.Config(app, lifespan="off", ws="none", **quiet))
-    stop, failures = threading.Event(), []
-
-    def work_on() -> None:
-        try:
-            work(stop)
-        except Exception as error:
-            failures.append(error)
-            server.should_exit = True
-
-    thread = threading.Thread(target=work_on, name="annotation work")
-    thread.start()
-    try:
-        server.run(sockets=[listener])
-    except KeyboardInterrupt:
-        pass  # the usual way to end
-    finally:
-        stop.set()
-        thread.join()
-        listener.close()
-    if failures:
-        raise failures[0]
 
 
 def _answer(values: dict[str, Any], status: int = 200) -> JSONResponse:

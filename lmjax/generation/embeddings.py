@@ -52,7 +52,7 @@ class ModelStates(Embedder):
             loaded = _loaded(self.model)
             texts = [one.text for one in documents]
             found = [
-                loaded.vectors(texts[at : at + self.rows], self)
+                loaded.vectors(texts[at : at + self.rows], self.rows, self.tokens)
                 for at in range(0, len(texts), self.rows)
             ]
         width = loaded.text.generator.config.hidden
@@ -96,14 +96,20 @@ class ModelPerplexity(Step):
 
 
 @dataclasses.dataclass(frozen=True)
-class _Loaded:
-    """A model that reads whole texts; a mesh must be set."""
+class LoadedStates:
+    """A model that reads whole texts; a mesh must be set.
+
+    Attributes:
+      text: the model, and its tokenizer.
+    """
 
     text: TextGenerator
 
-    def vectors(self, texts: Sequence[str], settings: ModelStates) -> np.ndarray:
-        """A vector for each of some texts, at most as many as `settings.rows`."""
-        batch = self._batch(texts, settings.rows, settings.tokens)
+    def vectors(
+        self, texts: Sequence[str], rows: int, tokens: int
+    ) -> Float32[np.ndarray, "documents width"]:
+        """A vector for each of some texts, at most as many as `rows`, of so many tokens each."""
+        batch = self._batch(texts, rows, tokens)
         states, _ = self._run(batch)
         seen = (batch.segments != 0)[..., None]
         states = np.where(seen, np.asarray(states, np.float32), 0)
@@ -154,6 +160,6 @@ class _Loaded:
 
 
 @functools.lru_cache(maxsize=1)
-def _loaded(folder: str) -> _Loaded:
+def _loaded(folder: str) -> LoadedStates:
     """Loads a model. UserError: the folder holds none."""
-    return _Loaded(load(folder))
+    return LoadedStates(load(folder))

@@ -62,7 +62,7 @@ class Sampling:
 def penalised(
     logits: Float[Array, "batch vocab"],
     seen: Bool[Array, "batch vocab"],
-    penalty: Float[Array, ""],
+    penalty: Float[Array, ""] | Float[Array, "batch 1"],
 ) -> Float[Array, "batch vocab"]:
     """Logits with those of seen tokens made less likely (Keskar et al. 2019, section 4.1).
 

@@ -82,7 +82,7 @@ class TextGenerator:
           at_start: of each prompt, whether its continuation begins a text.
           sampling, max_tokens, stop, samples: see `generate`.
         """
-        ends = self._ends(stop)
+        ends = self.stop_tokens(stop)
         streams = [
             TextStream(self.tokenizer, stop, at_start=start)
             for start in at_start
@@ -115,7 +115,7 @@ class TextGenerator:
         """
         row = prompt_tokens(self.tokenizer, prompt, special)
         text = TextStream(self.tokenizer, stop, at_start=not prompt)
-        return self._stream(row, text, sampling, max_tokens, self._ends(stop))
+        return self._stream(row, text, sampling, max_tokens, self.stop_tokens(stop))
 
     def reply(
         self,
@@ -162,7 +162,7 @@ class TextGenerator:
     def _stream(self, row, text, sampling, max_tokens, stop_tokens) -> Iterator[str]:
         return pieces(self.generator.stream([row], sampling, max_tokens, stop_tokens), text)
 
-    def _ends(self, stop: Sequence[str] = ()) -> list[int]:
+    def stop_tokens(self, stop: Sequence[str] = ()) -> list[int]:
         """The ids that end a text, with those of the special tokens among the stop strings.
 
         Raises:
@@ -190,7 +190,9 @@ class TextGenerator:
         """The best texts after the prompt, with their scores; see `stream` and `BeamSearch`."""
         rows = [prompt_tokens(self.tokenizer, prompt, special)]
         found = []
-        for row in self._beam_search(rows, beams, length_penalty, max_tokens, self._ends())[0]:
+        for row in self._beam_search(rows, beams, length_penalty, max_tokens, self.stop_tokens())[
+            0
+        ]:
             text = TextStream(self.tokenizer, at_start=not prompt)
             found.append((text.add(row.tokens) + text.rest(), row.score))
         return found

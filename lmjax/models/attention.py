@@ -15,9 +15,9 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from lmjax.config import UserError, config
 from lmjax.models.batch import Batch
-from lmjax.models.cache import LayerCache
 from lmjax.models.linear import Builder
 from lmjax.models.norms import NormConfig
+from lmjax.models.paged_cache import AnyLayerCache
 from lmjax.models.positions import AttentionPositions
 from lmjax.models.ring_attention import ring_attention
 from lmjax.parallel import Layout, axis_size
@@ -139,9 +139,9 @@ class Attention(nnx.Module):
         x: Float[Array, "batch seq embed"],
         mask: Mask,
         tables: Tables,
-        cache: LayerCache | None = None,
+        cache: AnyLayerCache | None = None,
         key: PRNGKeyArray | None = None,
-    ) -> tuple[Float[Array, "batch seq embed"], LayerCache | None]:
+    ) -> tuple[Float[Array, "batch seq embed"], AnyLayerCache | None]:
         """Attends within x, or within the cache after appending x to it.
 
         Args:
@@ -174,11 +174,13 @@ class Attention(nnx.Module):
             query = query * tables.query_scale.astype(query.dtype)
         return query, keys, values
 
-    def decodes(self, query: jax.Array, cache: LayerCache, bias: DistanceBias | None) -> bool:
+    def decodes(self, query: jax.Array, cache: AnyLayerCache, bias: DistanceBias | None) -> bool:
         """Returns whether a kernel can read what the new tokens see in the cache, without a copy.
 
         It cannot where devices that share their key heads would have to read a part of each row.
         """
+        if cache.paged:  # there is no other way
+            return True
         new, wanted = query.shape[1], self.config.implementation
         if cache.empty or not (cache.ordered or new == 1) or not cache.keeps(new):
             return False
@@ -188,7 +190,7 @@ class Attention(nnx.Module):
         return preferred(query, cache.rows(), bias, window=cache.window) in DECODE_KERNELS
 
     def decode(
-        self, query: jax.Array, cache: LayerCache, bias: DistanceBias | None
+        self, query: jax.Array, cache: AnyLayerCache, bias: DistanceBias | None
     ) -> Float[Array, "batch new heads value_dim"]:
         """Attends to a cache that holds the new tokens, on each device for its rows and heads."""
         layout, config = self.layout, self.config
@@ -199,7 +201,7 @@ class Attention(nnx.Module):
             scale=config.scale,
             softcap=config.softcap,
             window=cache.window,
-            implementation=config.implementation,
+            implementation=None if cache.paged else config.implementation,
         )
         spec = layout.spec("batch", None, "heads", None, shape=query.shape)
         # No gradient goes through it, which the check of the types would be for.

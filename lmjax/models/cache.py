@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -241,6 +242,8 @@ class LayerCache:
       window: of the layer; None sees all.
       ordered: each token sees itself and those before it, as far as the window reaches.
     """
+
+    paged: ClassVar[bool] = False  # rows of their own; see `PagedLayer`
 
     keys: Float[Array, "periods batch slots kv_size"]
     values: Float[Array, "periods batch slots kv_size"]

@@ -1,4 +1,4 @@
-"""The cache that decoding begins with."""
+"""The cache that decoding begins with: rows, or pages."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from lmjax.models.batch import TokenPosition
 from lmjax.models.cache import Cache, EncoderCache
+from lmjax.models.paged_cache import CachePages
 from lmjax.models.transformer import TransformerConfig
 from lmjax.parallel import Layout
 from pallas_kernels.target import target
@@ -69,3 +70,24 @@ def make_cache(
         TokenPosition(zeros(batch), zeros(batch)),
     )
     return Cache(keys, values, lengths, prompt_lengths, newest, text, capacity=length, empty=True)
+
+
+def make_pages(config: TransformerConfig, layout: Layout, pages: int, page: int) -> CachePages:
+    """Empty pages.
+
+    Args:
+      config: of the model.
+      layout: how it is cut over the mesh: the heads of a token are divided as in attention.
+      pages: their number.
+      page: tokens of each.
+    """
+    attention = config.attention
+    heads = attention.kv_heads
+
+    def zeros(periods: int) -> jax.Array:
+        spec = layout.spec(None, None, None, "kv_heads", shape=(periods, pages, page, heads))
+        shape = periods, pages, page, heads * attention.head_dim
+        return jnp.zeros(shape, config.dtype, out_sharding=spec)
+
+    count = [periods for windows, periods in config.stretches for _ in windows]
+    return CachePages(*(tuple(map(zeros, count)) for _ in range(2)))

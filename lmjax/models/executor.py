@@ -20,8 +20,8 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
 
 from lmjax.models.auxiliary import Auxiliary
-from lmjax.models.cache import Cache, LayerCache
 from lmjax.models.lora import give_keys
+from lmjax.models.paged_cache import AnyCache, AnyLayerCache
 from lmjax.models.stretches import Stretch, stretches
 from lmjax.parallel import STAGE
 from pallas_kernels.attention import Mask
@@ -125,12 +125,12 @@ class Blocks:
         x: Float[Array, "batch seq embed"],
         mask: Mask,
         tables: Any,
-        cache: LayerCache | None,
+        cache: AnyLayerCache | None,
         key: PRNGKeyArray | None,
         rate: Float[Array, ""] | None = None,
         auxiliary: Auxiliary | None = None,
         member: int = 0,
-    ) -> tuple[Float[Array, "batch seq embed"], LayerCache | None]:
+    ) -> tuple[Float[Array, "batch seq embed"], AnyLayerCache | None]:
         """One block with these parameters; `mask` has its window, `rate` is its dropout.
 
         `auxiliary` is the layer's own, `member` its number in its group, which has these
@@ -147,7 +147,9 @@ class Blocks:
 
 
 # (blocks, x, mask, tables, cache) -> (x, cache), as `scan_blocks`.
-Executor = Callable[[Blocks, jax.Array, Mask, Any, Cache | None], tuple[jax.Array, Cache | None]]
+Executor = Callable[
+    [Blocks, jax.Array, Mask, Any, AnyCache | None], tuple[jax.Array, AnyCache | None]
+]
 
 
 def scan_blocks(
@@ -155,8 +157,8 @@ def scan_blocks(
     x: Float[Array, "batch seq embed"],
     mask: Mask,
     tables: Any,
-    cache: Cache | None,
-) -> tuple[Float[Array, "batch seq embed"], Cache | None]:
+    cache: AnyCache | None,
+) -> tuple[Float[Array, "batch seq embed"], AnyCache | None]:
     """Scans over the layers, one period of a pattern of windows at a time.
 
     What is left of a pattern that ends in its middle runs after its whole periods.

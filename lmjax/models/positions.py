@@ -108,6 +108,11 @@ class AttentionPositions:
 
     biased: ClassVar[bool] = False  # whether `bias` gives something
 
+    @property
+    def by_length(self) -> bool:
+        """Returns whether keys depend on the length of the text that they were read with."""
+        return False
+
     def build(self, num_heads: int, builder: Builder) -> nnx.Module | None:
         """Module of the positions' learned parameters, one for all layers; None: there are none."""
         return None

@@ -21,6 +21,8 @@ class RotaryScaling(abc.ABC):
 
     # Whether `frequencies` is told the lengths of the texts as they grow, not as they began.
     grows: ClassVar[bool] = False
+    # Whether `frequencies` depends on these lengths at all.
+    by_length: ClassVar[bool] = False
 
     def validate(self) -> None:
         """Raise UserError for a factor or a length that is none."""
@@ -75,6 +77,7 @@ class DynamicNTKScaling(RotaryScaling):
     is continued from the cache (Bai et al. 2023, arXiv:2309.16609, section 2.3).
     """
 
+    by_length: ClassVar[bool] = True
     length: int = 2048  # tokens that need no stretching: the length of training
 
     def frequencies(
@@ -94,6 +97,7 @@ class DynamicScaling(RotaryScaling):
     """
 
     grows: ClassVar[bool] = True
+    by_length: ClassVar[bool] = True
     factor: float = 2.0  # the base grows by (factor n / length - factor + 1)^(dims / (dims - 2))
     length: int = 2048  # tokens that need no stretching: the length of training
 
@@ -115,6 +119,7 @@ class LongRoPEScaling(RotaryScaling):
     """
 
     grows: ClassVar[bool] = True
+    by_length: ClassVar[bool] = True
     short: tuple[float, ...] = ()  # what the angles of each pair are divided by
     long: tuple[float, ...] = ()  # the same for texts beyond `length`
     length: int = 4096  # tokens of the longest text with the short factors
@@ -238,6 +243,11 @@ class Rotary(AttentionPositions):
             raise UserError(f"base={self.base}: must be above 0")
         if not 0 < self.fraction <= 1:
             raise UserError(f"fraction={self.fraction}: must be above 0, at most 1")
+
+    @property
+    def by_length(self) -> bool:
+        """See `AttentionPositions.by_length`."""
+        return self.scaling is not None and self.scaling.by_length
 
     def tables(self, batch: Batch, lengths: Int[Array, "batch"], head_dim: int) -> Rotation:
         """Cosines and sines of each position's angles."""

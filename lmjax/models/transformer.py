@@ -17,7 +17,6 @@ from lmjax.models.alternating import BlockPair, check_alternate
 from lmjax.models.attention import AttentionConfig, Tables, attended_keys
 from lmjax.models.auxiliary import Auxiliary
 from lmjax.models.batch import Batch
-from lmjax.models.cache import Cache, LayerCache
 from lmjax.models.embedding import Embedding
 from lmjax.models.embedding_noise import with_noise
 from lmjax.models.executor import Blocks, Executor, Remat, scan_blocks
@@ -29,6 +28,7 @@ from lmjax.models.label_heads import HeadConfig, build_heads, check_heads, find_
 from lmjax.models.linear import Builder, dropout
 from lmjax.models.lora import LoRA, add_adapters, check_layers
 from lmjax.models.norms import LayerNormConfig, NormConfig
+from lmjax.models.paged_cache import AnyCache, AnyLayerCache
 from lmjax.models.positions import EmbeddingPositions, LearnedPositions
 from lmjax.models.products import Products
 from lmjax.models.quantization import Quantization, quantize_block, quantize_table
@@ -197,9 +197,9 @@ class Block(nnx.Module):
         x: Float[Array, "batch seq embed"],
         mask: Mask,
         tables: Tables,
-        cache: LayerCache | None,
+        cache: AnyLayerCache | None,
         key: PRNGKeyArray | None,
-    ) -> tuple[Float[Array, "batch seq embed"], LayerCache | None]:
+    ) -> tuple[Float[Array, "batch seq embed"], AnyLayerCache | None]:
         """The block's output and the cache with its keys and values."""
         keys = (None,) * 3 if key is None else jax.random.split(key, 3)
 
@@ -219,7 +219,7 @@ class Block(nnx.Module):
         self,
         x: Float[Array, "batch seq embed"],
         mask: Mask,
-        cache: LayerCache | None,
+        cache: AnyLayerCache | None,
         key: PRNGKeyArray | None,
     ) -> Float[Array, "batch seq embed"]:
         """The feed-forward layer's output; one that routes tokens is told which are padding."""
@@ -296,7 +296,7 @@ class Stack(nnx.Module):
             return second
         return BlockPair(self.block(replace(same, feed_forward=other), builder), second)
 
-    def tables(self, batch: Batch, cache: Cache | None = None) -> Tables:
+    def tables(self, batch: Batch, cache: AnyCache | None = None) -> Tables:
         """Tables of the positions of a batch for all layers; with a cache, of its next tokens."""
         attention, lengths = self.config.attention, jnp.max(batch.positions, axis=1) + 1
         if cache is not None:
@@ -314,10 +314,10 @@ class Stack(nnx.Module):
         self,
         x: Float[Array, "batch seq embed"],
         batch: Batch,
-        cache: Cache | None = None,
+        cache: AnyCache | None = None,
         key: PRNGKeyArray | None = None,
         memory: Any = None,
-    ) -> tuple[Float[Array, "batch seq embed"], Cache | None]:
+    ) -> tuple[Float[Array, "batch seq embed"], AnyCache | None]:
         """Runs embeddings of a batch through the blocks and the norm; see `Transformer`.
 
         Args:
@@ -403,8 +403,8 @@ class Transformer(Stack):
         self.heads = nnx.data(build_heads(config.heads, width, builder))
 
     def __call__(
-        self, batch: Batch, cache: Cache | None = None, key: PRNGKeyArray | None = None
-    ) -> tuple[Float[Array, "batch seq embed"], Cache | None]:
+        self, batch: Batch, cache: AnyCache | None = None, key: PRNGKeyArray | None = None
+    ) -> tuple[Float[Array, "batch seq embed"], AnyCache | None]:
         """Runs the blocks over a batch.
 
         Args:

@@ -1,0 +1,147 @@
+"""A key-value cache in pages: rows take them as they grow, and several rows may read the same.
+
+Pages are arrays that live as long as the process; which of them a row has, a table says, which
+comes with every call (Kwon et al. 2023, arXiv:2309.06180). So a batch may be of any rows, in any
+order, and as many as there are at the time.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from lmjax.models.batch import Batch
+from lmjax.models.cache import Cache, Incoming, LayerCache
+from lmjax.models.cache_arrays import joined
+from pallas_kernels.attention import Mask
+from pallas_kernels.decode_attention import PagedCache
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class CachePages:
+    """The pages of all layers.
+
+    Layers with a window have as many as the others: their tokens lie where the table says too.
+
+    Attributes:
+      keys, values: for each layer of a period, of each stretch of layers, as in `Cache`.
+    """
+
+    keys: tuple[Float[Array, "_ pages page kv_size"], ...]
+    values: tuple[Float[Array, "_ pages page kv_size"], ...]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class PagedRows:
+    """Pages as the cache of some rows, for one call of the model, which takes it as a `Cache`.
+
+    The new tokens of a row begin with the first column of the batch; padding stands behind them.
+
+    Attributes:
+      pages: of all rows.
+      table: numbers of each row's pages in the order of its tokens. No two rows may have the page
+        that one of them writes to.
+      lengths: tokens of each row before the call.
+      prompt_lengths: as in `Cache`.
+      incoming: of the call; None before it.
+    """
+
+    empty: ClassVar[bool] = False
+    source: ClassVar[None] = None
+
+    pages: CachePages
+    table: Int[Array, "batch row_pages"]
+    lengths: Int[Array, "batch"]
+    prompt_lengths: Int[Array, "batch"]
+    incoming: Incoming | None = None
+
+    @property
+    def capacity(self) -> int:
+        """Most tokens of a row."""
+        return self.table.shape[1] * self.pages.keys[0].shape[2]
+
+    def expecting(self, batch: Batch) -> PagedRows:
+        """See `Cache.expecting`."""
+        count = jnp.sum(batch.segments != 0, axis=1, dtype=jnp.int32)
+        incoming = Incoming(self.lengths, self.lengths, self.lengths + count)
+        return dataclasses.replace(self, incoming=incoming)
+
+    def layers(self) -> list[PagedLayer]:
+        """See `Cache.layers`."""
+        period = jnp.zeros((), jnp.int32)
+        return [
+            PagedLayer(keys, values, self.table, period, self.incoming)
+            for keys, values in zip(self.pages.keys, self.pages.values)
+        ]
+
+    def extended(self, layers: Sequence[PagedLayer]) -> PagedRows:
+        """See `Cache.extended`."""
+        keys, values = (tuple(getattr(layer, n) for layer in layers) for n in ("keys", "values"))
+        after = self.incoming.after
+        return dataclasses.replace(
+            self, pages=CachePages(keys, values), lengths=after, incoming=None
+        )
+
+    def mask(self, mask: Mask, number: int, new: int) -> Mask:
+        """`mask`: attention reads the pages in place, and needs to know of padding alone."""
+        return mask
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class PagedLayer:
+    """One layer's part of `PagedRows`; see `LayerCache`, whose place it takes in attention.
+
+    Attributes:
+      keys, values: pages of all layers of the stack.
+      table, incoming: of `PagedRows`.
+      period: number of the layer in the stack.
+      window, ordered: as in `LayerCache`.
+    """
+
+    paged: ClassVar[bool] = True
+
+    keys: Float[Array, "periods pages page kv_size"]
+    values: Float[Array, "periods pages page kv_size"]
+    table: Int[Array, "batch row_pages"]
+    period: Int[Array, ""]
+    incoming: Incoming
+    window: int | None = dataclasses.field(default=None, metadata={"static": True})
+    ordered: bool = dataclasses.field(default=False, metadata={"static": True})
+
+    def written(
+        self,
+        keys: Float[Array, "batch new kv_heads head_dim"],
+        values: Float[Array, "batch new kv_heads head_dim"],
+    ) -> PagedLayer:
+        """The cache with new keys and values where their rows end."""
+        pages, page = self.keys.shape[1:3]
+        token = self.incoming.first[:, None] + jnp.arange(keys.shape[1])
+        index = jnp.minimum(token // page, self.table.shape[1] - 1)
+        number = jnp.take_along_axis(self.table, index, axis=1)
+        number = jnp.where(token < self.incoming.after[:, None], number, pages)  # outside: dropped
+
+        def write(stack: jax.Array, new: jax.Array) -> jax.Array:
+            at = stack.at[self.period, number, token % page]
+            return at.set(joined(new).astype(stack.dtype), mode="drop")
+
+        return dataclasses.replace(
+            self, keys=write(self.keys, keys), values=write(self.values, values)
+        )
+
+    def rows(self) -> PagedCache:
+        """The layer's pages as decode attention reads them."""
+        pages = self.keys.shape[1]
+        keys, values = (a.reshape(-1, *a.shape[2:]) for a in (self.keys, self.values))
+        return PagedCache(keys, values, self.table + self.period * pages, self.incoming.after)
+
+
+AnyCache = Cache | PagedRows
+AnyLayerCache = LayerCache | PagedLayer

@@ -1,0 +1,1 @@
+"""A server of models: continuous batching behind OpenAI's interface, and a chat page."""

@@ -1,0 +1,413 @@
+"""The engine: continuous batching over a paged cache, one step after another in one thread."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+import time
+from collections import Counter, deque
+from collections.abc import Mapping, Sequence
+
+import jax
+import numpy as np
+
+from lmjax.config import UserError
+from lmjax.generation.prompts import check_prompts, room
+from lmjax.models import EncoderDecoderConfig
+from lmjax.serving.active import ActiveRequest
+from lmjax.serving.choice import greedy_tokens, score_tokens
+from lmjax.serving.draft import DraftModel
+from lmjax.serving.fair_queue import FairQueue
+from lmjax.serving.guesses import accepted, repeated
+from lmjax.serving.pages import PageBook, page_keys
+from lmjax.serving.request import Answer, FinishReason, ScoredToken, TokenRequest
+from lmjax.serving.rows import best_of, choose_next
+from lmjax.serving.runner import PageRunner
+from lmjax.serving.settings import EngineSettings
+from lmjax.serving.weights import ServedWeights
+from lmjax.serving.worker import QueueFull, Worker
+
+
+class UnknownModel(UserError):
+    """No weights have the name."""
+
+
+@dataclasses.dataclass(frozen=True)
+class EngineLoad:
+    """State of an engine at a moment.
+
+    Attributes:
+      waiting: requests in the queue.
+      reading, writing: requests whose prompt is read, and whose answer is written.
+      pages: that requests hold.
+      known_pages: that can be found by what they hold.
+      all_pages: of the cache.
+    """
+
+    waiting: int
+    reading: int
+    writing: int
+    pages: int
+    known_pages: int
+    all_pages: int
+
+
+class Engine(Worker):
+    """Answers requests for one model.
+
+    `submit` and `cancel` are for any thread. In a step a part of the oldest unread prompt is read,
+    and each answer that is being written gets its next token. A request's tokens do not depend on
+    the others'.
+
+    Attributes:
+      counts: what happened so far, by name.
+    """
+
+    def __init__(
+        self,
+        weights: Mapping[str, ServedWeights],
+        settings: EngineSettings,
+        draft: ServedWeights | None = None,
+    ):
+        """Nothing is compiled yet.
+
+        Args:
+          weights: by name, all of the same config; the first are the model's own.
+          settings: of the engine.
+          draft: of a smaller model that guesses tokens; None: they are guessed from the text.
+
+        Raises:
+          UserError: a model that does not continue texts, or a smaller one that does not fit.
+        """
+        super().__init__(settings.queue)
+        self.settings = settings
+        self.counts: Counter[str] = Counter()
+        self._weights = dict(weights)
+        first = next(iter(self._weights.values()))
+        self.config = first.forward.config
+        if isinstance(self.config, EncoderDecoderConfig):
+            raise UserError("a model with an encoder continues no text: it fills blanks")
+        check_prompts(self.config, [[0]])
+        self._runner = PageRunner(self.config, first.forward.layout, settings)
+        self._draft = None if draft is None else DraftModel(draft, self.config, settings)
+        self._book = PageBook(settings.pages)
+        self._numbers = itertools.count()
+        self._queue: FairQueue[ActiveRequest] = FairQueue()
+        self._cancelled: set[int] = set()
+        self._reading: deque[ActiveRequest] = deque()
+        self._writing: list[ActiveRequest] = []
+        self._by_length = self.config.attention.position_rule.by_length
+
+    # Any thread.
+
+    @property
+    def models(self) -> list[str]:
+        """Names of the weights; the first are the model's own."""
+        return list(self._weights)
+
+    def set_weights(self, name: str, weights: ServedWeights) -> None:
+        """Puts weights under a name; answers that are being written go on with what they began."""
+        with self._change:
+            self._weights[name] = weights
+
+    def submit(self, request: TokenRequest, answer: Answer) -> int:
+        """Puts a request into the queue, and returns its number, by which it is cancelled.
+
+        Raises:
+          UserError: the model cannot continue the prompt, or has no such tokens or weights.
+          QueueFull: too many requests wait.
+        """
+        check_prompts(self.config, [request.tokens])
+        if len(request.tokens) > self._runner.capacity:
+            raise UserError(
+                f"the prompt has {len(request.tokens)} tokens; the server's cache and the model"
+                f" have room for {self._runner.capacity} of a text, prompt and answer together"
+            )
+        size = self.config.vocab_size
+        if wrong := [token for token in request.logit_bias if not 0 <= token < size]:
+            raise UserError(f"logit_bias: {wrong[0]} is no token: they are 0 to {size - 1}")
+        length = len(request.tokens)
+        budget = min(
+            room(self.config, length, request.max_tokens), self._runner.capacity + 1 - length
+        )
+        with self._change:
+            if request.model not in self._weights:
+                raise UnknownModel(
+                    f"there is no model {request.model!r}, only {', '.join(self._weights)}"
+                )
+            if len(self._queue) >= self.settings.queue:
+                self.counts["refused"] += 1
+                raise QueueFull(f"{len(self._queue)} requests wait already; try again later")
+            weights = self._weights[request.model]
+            number = next(self._numbers)
+            one = ActiveRequest(number, request, answer, weights, max(budget, 0), size)
+            self._queue.push(request.client, one)
+            self._change.notify()
+        return number
+
+    def cancel(self, number: int) -> None:
+        """Ends a request, wherever it is; one that has ended stays as it is."""
+        with self._change:
+            self._cancelled.add(number)
+            self._change.notify()
+
+    def load(self) -> EngineLoad:
+        """The state at this moment."""
+        with self._change:
+            book = self._book
+            return EngineLoad(
+                len(self._queue),
+                len(self._reading),
+                len(self._writing),
+                book.held,
+                book.known,
+                book.pages,
+            )
+
+    # The engine's thread.
+
+    def step(self) -> bool:
+        """Does the next piece of work; returns whether there was any."""
+        self._drop_cancelled()
+        self._admit()
+        worked = super().step()
+        worked |= self._read()
+        for weights in dict.fromkeys(one.weights for one in self._writing):
+            worked |= self._write([one for one in self._writing if one.weights is weights])
+        return worked
+
+    def end(self) -> None:
+        """See `Worker.end`."""
+        with self._change:
+            waiting = self._queue.remove(lambda one: True)
+        for one in [*waiting, *self._reading, *self._writing]:
+            self._finish(one, "error", "the server stops")
+        super().end()
+
+    def idle(self) -> bool:
+        """See `Worker.idle`."""
+        return super().idle() and not (self._queue or self._cancelled)
+
+    def _drop_cancelled(self) -> None:
+        """Ends what was cancelled, and what has waited for too long."""
+        with self._change:
+            cancelled, self._cancelled = self._cancelled, set()
+            latest = time.monotonic() - self.settings.queue_seconds
+            gone = self._queue.remove(lambda one: one.number in cancelled or one.came < latest)
+        for one in gone:
+            if one.number in cancelled:
+                self._finish(one, "cancelled")
+            else:
+                self._finish(one, "error", "the request has waited for too long")
+        for one in [*self._reading, *self._writing]:
+            if one.number in cancelled:
+                self._finish(one, "cancelled")
+
+    def _admit(self) -> None:
+        """Gives free slots to those whose turn it is."""
+        with self._change:
+            while self._queue and len(self._reading) + len(self._writing) < self.settings.slots:
+                one = self._queue.pop()
+                one.began = time.monotonic()
+                self._reading.append(one)
+
+    def _read(self) -> bool:
+        """Reads the next chunk of the oldest unread text; returns whether there was one."""
+        if not self._reading:
+            return False
+        one = self._reading[0]
+        if self._late(one):
+            self._finish(one, "length")
+            return True
+        if not one.pages and not self._begin(one):
+            return False
+        scores = one.request.score_prompt and not one.prompt_told
+        chunk = one.tokens[one.cached : one.cached + self._runner.chunk]
+        logits = self._runner.extend([one], [chunk], every=scores)
+        if self._draft is not None:
+            self._draft.read(one, chunk)
+        if scores:
+            self._score(one, logits[0], chunk)
+            logits = logits[:, len(chunk) - 1]
+        self._extended(one, len(chunk))
+        self.counts["read_tokens"] += len(chunk)
+        if one.reading == 0:
+            self._reading.popleft()
+            self._writing.append(one)
+            if not one.prompt_told:
+                one.prompt_told = True
+                one.answer.take_prompt(one.scored, one.matched)
+            if one.budget == 0:
+                self._finish(one, "length")
+            else:
+                self._take(one, choose_next(logits, [one])[0])
+        return True
+
+    def _begin(self, one: ActiveRequest) -> bool:
+        """Gives a text its pages, the known ones first; returns whether there were enough."""
+        page, pages = self.settings.page, []
+        known = self.settings.prefix_cache and not self._by_length
+        if known:
+            one.keys = page_keys(one.weights.salt, one.tokens, page, one.keys)
+        if known and not (one.request.score_prompt and not one.prompt_told):
+            # The last token is read in any case: its logits say what follows.
+            pages = self._book.match(one.keys[: (len(one.tokens) - 1) // page])
+        length = len(one.tokens)
+        if self._by_length:  # its text is never read twice
+            length = len(one.request.tokens) + one.budget - 1
+        more = self._book.take(max(math.ceil(length / page), 1) - len(pages))
+        if more is None:
+            self._book.release(pages)
+            return False
+        one.pages, one.cached = pages + more, len(pages) * page
+        if not one.prompt_told:
+            one.matched, one.scored = one.cached, []
+            self.counts["prompt_tokens"] += len(one.tokens)
+        self.counts["known_tokens"] += one.cached
+        return True
+
+    def _score(self, one: ActiveRequest, logits: jax.Array, chunk: Sequence[int]) -> None:
+        """Takes note of the probabilities of the tokens after those of a chunk."""
+        if not one.scored:
+            one.scored.append(ScoredToken(one.tokens[0], None))
+        following = np.zeros(logits.shape[0], np.int32)
+        next_ones = one.tokens[one.cached + 1 : one.cached + len(chunk) + 1]
+        following[: len(next_ones)] = next_ones
+        found = (np.asarray(a) for a in score_tokens(logits, following))
+        for token, score, *best in zip(next_ones, *found):
+            tops = best_of(*best, one.request.tops)
+            one.scored.append(ScoredToken(token, float(score), tops))
+
+    def _write(self, group: Sequence[ActiveRequest]) -> bool:
+        """Gives each answer of the same weights its next tokens."""
+        for one in group:
+            if self._late(one):
+                self._finish(one, "length")
+        guesses = {one: self._guess(one) for one in group if one.pages}
+        group = [one for one in guesses if self._grow(one, guesses)]
+        group = [one for one in group if one.pages]  # others may have taken its pages
+        if not group:
+            return False
+        self.counts["steps"] += 1
+        if self._draft is not None:  # until now they were there for their number
+            guessed = [one for one in group if guesses[one]]
+            counts = [len(guesses[one]) for one in guessed]
+            guesses |= dict(zip(guessed, self._draft.guess(guessed, counts)))
+        if any(guesses[one] for one in group):
+            self._write_guessed(group, [guesses[one] for one in group])
+            return True
+        logits = self._runner.extend(group, [one.tokens[-1:] for one in group])
+        for one, token in zip(group, choose_next(logits, group)):
+            self._extended(one, 1)
+            self._take(one, token)
+        return True
+
+    def _write_guessed(self, group: Sequence[ActiveRequest], guesses: Sequence[list[int]]) -> None:
+        """A step of which some answers may get several tokens."""
+        tokens = [[*one.tokens[-1:], *guess] for one, guess in zip(group, guesses)]
+        columns = self.settings.guesses + 1
+        logits = self._runner.extend(group, tokens, columns, every=True)
+        chosen, scores = (np.asarray(a).tolist() for a in greedy_tokens(logits))
+        next_ones: list[ScoredToken | None] = [None] * len(group)
+        if not all(one.request.guessable for one in group):
+            next_ones = choose_next(logits[:, 0], group)
+        for row, (one, guess) in enumerate(zip(group, guesses)):
+            if not one.request.guessable:
+                self._extended(one, 1)
+                self._take(one, next_ones[row])
+                continue
+            right = accepted(guess, chosen[row])
+            self.counts["guessed"] += len(guess)
+            self.counts["guessed_right"] += right
+            for token, score in zip(chosen[row][: right + 1], scores[row]):
+                self._extended(one, 1)
+                self._take(one, ScoredToken(token, score))
+                if not one.pages:
+                    break
+
+    def _guess(self, one: ActiveRequest) -> list[int]:
+        """Tokens that the answer may go on with; they leave room for one more.
+
+        Of a smaller model's guess only the number is known, as it needs room in the cache.
+        """
+        count = min(self.settings.guesses, one.budget - one.written - 1)
+        count = min(count, self._runner.capacity - len(one.tokens))
+        if count < 1 or not one.request.guessable:
+            return []
+        return [0] * count if self._draft is not None else repeated(one.tokens, count)
+
+    def _grow(self, one: ActiveRequest, guesses: dict[ActiveRequest, list[int]]) -> bool:
+        """Gives an answer room for its next tokens, if need be that of the newest request.
+
+        Returns:
+          Whether it has it.
+        """
+        page = self.settings.page
+        if not one.pages:
+            return False
+        wanted = math.ceil((one.cached + 1 + len(guesses[one])) / page) - len(one.pages)
+        if wanted > 0 and (more := self._book.take(wanted)) is not None:
+            one.pages += more
+            return True
+        if wanted > 0:
+            guesses[one] = []
+        while len(one.pages) * page < one.cached + 1:
+            if more := self._book.take(1):
+                one.pages += more
+                continue
+            newest = max(
+                (other for other in [*self._writing, *self._reading] if other.pages),
+                key=lambda other: other.number,
+            )
+            self._suspend(newest)
+            if newest is one:
+                return False
+        return True
+
+    def _suspend(self, one: ActiveRequest) -> None:
+        """Takes a request's pages; its text is read again once there are pages for it."""
+        self.counts["suspended"] += 1
+        self._book.release(one.forget_pages())
+        if one in self._writing:
+            self._writing.remove(one)
+            self._reading.appendleft(one)
+
+    def _extended(self, one: ActiveRequest, count: int) -> None:
+        """Takes note that tokens are in the cache, and makes pages known that are full."""
+        page, before = self.settings.page, one.cached // self.settings.page
+        one.cached += count
+        if self._by_length or not self.settings.prefix_cache or one.cached // page == before:
+            return
+        one.keys = page_keys(one.weights.salt, one.tokens[: one.cached], page, one.keys)
+        for index in range(before, one.cached // page):
+            self._book.publish(one.pages[index], one.keys[index])
+
+    def _take(self, one: ActiveRequest, token: ScoredToken) -> None:
+        """Adds a token to an answer, and ends it where it ends."""
+        if math.isnan(token.log_probability):
+            error = "the model gives no probabilities (NaN): its parameters hold what is no number"
+            self._finish(one, "error", error)
+        elif token.token in one.request.stop_tokens:
+            self._finish(one, "stop")
+        else:
+            self.counts["written_tokens"] += 1
+            one.append(token.token)
+            if not one.answer.take(token):
+                self._finish(one, "stop")
+            elif one.written >= one.budget:
+                self._finish(one, "length")
+
+    def _late(self, one: ActiveRequest) -> bool:
+        """Returns whether a request has had the time that it may have."""
+        seconds = min(one.request.seconds or math.inf, self.settings.answer_seconds)
+        return time.monotonic() - one.began > seconds
+
+    def _finish(self, one: ActiveRequest, reason: FinishReason, error: str = "") -> None:
+        """Ends a request: its slot and pages are free."""
+        self._book.release(one.forget_pages())
+        for group in (self._reading, self._writing):
+            if one in group:
+                group.remove(one)
+        self.counts[f"finished_{reason}"] += 1
+        one.answer.finish(reason, error)

@@ -1,0 +1,146 @@
+"""Requests to the engine, and what it tells of them as they are answered."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Bool
+
+from lmjax.generation.sampling import Sampling
+
+FinishReason = Literal["stop", "length", "cancelled", "error"]
+
+
+class TokenConstraint(abc.ABC):
+    """Base of what limits an answer, such as a grammar; it is of one answer, and has a state."""
+
+    @abc.abstractmethod
+    def allowed(self) -> Bool[np.ndarray, "vocab"]:
+        """Mask of the tokens that may come next; at least one."""
+
+    @abc.abstractmethod
+    def advance(self, token: int) -> None:
+        """Takes note of the next token, one that is allowed."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenRequest:
+    """A prompt to be continued once.
+
+    Attributes:
+      tokens: of the prompt.
+      sampling: how tokens are chosen; the answer draws with its seed.
+      max_tokens: most tokens of the answer.
+      stop_tokens: ids that end it, and are no part of it.
+      model: name of the weights.
+      presence_penalty: taken from the logits of tokens that the answer has.
+      frequency_penalty: taken from them as often as it has them.
+      logit_bias: added to the logits of some tokens.
+      tops: most likely tokens that are told beside each.
+      score_prompt: tell the log-probabilities of the prompt's tokens too.
+      constraint: of the answer.
+      client: whose turn in the queue it is.
+      seconds: most time for the answer, from when it leaves the queue; None: any.
+    """
+
+    tokens: Sequence[int]
+    sampling: Sampling = dataclasses.field(default_factory=Sampling)
+    max_tokens: int = 100
+    stop_tokens: Sequence[int] = ()
+    model: str = ""
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = dataclasses.field(default_factory=dict)
+    tops: int = 0
+    score_prompt: bool = False
+    constraint: TokenConstraint | None = None
+    client: str = ""
+    seconds: float | None = None
+
+    @property
+    def adjusted(self) -> bool:
+        """Returns whether logits are changed before the choice."""
+        penalties = self.presence_penalty or self.frequency_penalty
+        repetition = self.sampling.repetition_penalty != 1
+        return bool(penalties or repetition or self.logit_bias or self.constraint)
+
+    @property
+    def guessable(self) -> bool:
+        """Returns whether its tokens can be guessed ahead: they follow from the logits alone."""
+        return self.sampling.temperature == 0 and not self.adjusted and not self.tops
+
+
+@dataclasses.dataclass(frozen=True)
+class ScoredToken:
+    """A token with its probability.
+
+    Attributes:
+      token: its id.
+      log_probability: in the model's own distribution; None: of a text's first token there is none.
+      tops: the most likely tokens with theirs.
+    """
+
+    token: int
+    log_probability: float | None
+    tops: tuple[tuple[int, float], ...] = ()
+
+
+class Answer(abc.ABC):
+    """Base of what takes the tokens of an answer, in the engine's thread; it must not wait."""
+
+    @abc.abstractmethod
+    def take(self, token: ScoredToken) -> bool:
+        """Takes the next token; returns whether the answer goes on, as far as it knows."""
+
+    @abc.abstractmethod
+    def finish(self, reason: FinishReason, error: str = "") -> None:
+        """Is told once, after the last token, why there are no more."""
+
+    def take_prompt(self, tokens: Sequence[ScoredToken], cached: int) -> None:  # noqa: B027
+        """Is told once that the prompt was read.
+
+        Args:
+          tokens: of the prompt, where the request asks for their probabilities; else none.
+          cached: tokens that known pages had.
+        """
+
+
+class CollectedAnswer(Answer):
+    """Keeps all that it is told.
+
+    Attributes:
+      tokens: of the answer.
+      prompt: of the prompt, where they were asked for.
+      cached: tokens of the prompt that known pages had.
+      reason: why there are no more; None: it goes on.
+      error: with the reason "error".
+    """
+
+    def __init__(self) -> None:
+        self.tokens: list[ScoredToken] = []
+        self.prompt: list[ScoredToken] = []
+        self.cached = 0
+        self.reason: FinishReason | None = None
+        self.error = ""
+
+    def take(self, token: ScoredToken) -> bool:
+        """See `Answer.take`."""
+        self.tokens.append(token)
+        return True
+
+    def take_prompt(self, tokens: Sequence[ScoredToken], cached: int) -> None:
+        """See `Answer.take_prompt`."""
+        self.prompt, self.cached = list(tokens), cached
+
+    def finish(self, reason: FinishReason, error: str = "") -> None:
+        """See `Answer.finish`."""
+        self.reason, self.error = reason, error
+
+    @property
+    def ids(self) -> list[int]:
+        """The answer's token ids."""
+        return [token.token for token in self.tokens]

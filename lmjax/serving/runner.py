@@ -1,0 +1,89 @@
+"""Pages of a model on the devices, and the calls that read and extend them, in few shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+
+from lmjax.models import TransformerConfig
+from lmjax.models.empty_cache import make_pages
+from lmjax.parallel import Layout
+from lmjax.serving.active import ActiveRequest
+from lmjax.serving.forward import NewTokens
+from lmjax.serving.settings import FEWEST, EngineSettings, bucket, buckets
+from lmjax.serving.weights import ServedWeights
+
+NARROWEST = 256  # tokens of the shortest table of pages
+
+
+class PageRunner:
+    """Runs requests over the pages of the cache.
+
+    Shapes are rounded up to a few: rows, columns, and pages of a row's table. Each is compiled
+    once.
+    """
+
+    def __init__(self, config: TransformerConfig, layout: Layout, settings: EngineSettings):
+        page, most = settings.page, settings.pages
+        if config.max_length is not None:
+            most = min(most, -(-config.max_length // page))
+        self._pages = make_pages(config, layout, settings.pages, page)
+        self._page = page
+        self._rows = buckets(1, settings.slots)
+        self._widths = buckets(min(most, -(-NARROWEST // page)), most)
+        chunk = settings.chunk
+        if config.attention.position_rule.by_length:  # read at once
+            chunk = max(chunk, most * page)
+        self._columns = (1, *buckets(FEWEST, chunk))
+        self.chunk = chunk
+        self.capacity = most * page
+
+    def extend(
+        self,
+        active: Sequence[ActiveRequest],
+        tokens: Sequence[Sequence[int]],
+        columns: int | None = None,
+        every: bool = False,
+        weights: ServedWeights | None = None,
+        shift: int = 0,
+    ) -> jax.Array:
+        """Adds tokens to the cache of requests of the same weights; the requests do not change.
+
+        Args:
+          active: the requests.
+          tokens: of each, that follow its cached ones; its pages have room for them.
+          columns: shape of the call; None: the smallest that fits.
+          every: see `PagedForward.extend`.
+          weights: that read them; None: those of the requests.
+          shift: the tokens follow so many more than the cached ones; below 0, fewer.
+
+        Returns:
+          Logits of the requests, then of rows of padding.
+        """
+        weights = active[0].weights if weights is None else weights
+        new = self.arranged(active, tokens, columns, shift)
+        logits, self._pages = weights.forward.extend(weights.params, self._pages, new, every=every)
+        return logits
+
+    def arranged(
+        self,
+        active: Sequence[ActiveRequest],
+        tokens: Sequence[Sequence[int]],
+        columns: int | None = None,
+        shift: int = 0,
+    ) -> NewTokens:
+        """The tokens of a call in the smallest shape that fits."""
+        longest = max(map(len, tokens))
+        width = bucket(self._widths, max(len(one.pages) for one in active))
+        new = NewTokens.empty(
+            bucket(self._rows, len(active)), columns or bucket(self._columns, longest), width
+        )
+        for row, (one, added) in enumerate(zip(active, tokens)):
+            new.tokens[row, : len(added)] = added
+            new.counts[row] = len(added)
+            new.lengths[row] = max(one.cached + shift, 0)
+            new.prompt_lengths[row] = len(one.request.tokens)
+            new.table[row, : len(one.pages)] = np.asarray(one.pages, np.int32)
+        return new
