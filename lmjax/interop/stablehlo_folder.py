@@ -307,7 +307,7 @@ class Exporter:
         }
 
     def _outputs(self, model: Transformer, hidden: jax.Array, batch: Batch) -> Arrays:
-        """What the heads of a model give, by name."""
+        """Outputs of the heads of a model, by name."""
         found, config = {}, self.config
         if config.word_head:
             found["logits"] = model.logits(hidden)[..., : config.vocab_size]
