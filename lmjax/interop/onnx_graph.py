@@ -76,8 +76,8 @@ class Tensors:
         kind = onnx.helper.np_dtype_to_tensor_dtype(array.dtype)
         proto = onnx.TensorProto(name=name, data_type=kind, dims=array.shape)
         proto.data_location = onnx.TensorProto.EXTERNAL
-        place_of = {"location": self.location, "offset": start, "length": array.nbytes}
-        for key, value in place_of.items():
+        where = {"location": self.location, "offset": start, "length": array.nbytes}
+        for key, value in where.items():
             proto.external_data.add(key=key, value=str(value))
         return proto
 
