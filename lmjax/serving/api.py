@@ -23,7 +23,7 @@ from lmjax.serving.conversation import read_message
 from lmjax.serving.engine import Engine, UnknownModel
 from lmjax.serving.errors import Refusal, error_body, invalid
 from lmjax.serving.metrics import ServerMetrics
-from lmjax.serving.replies import ChatReply, CompletionReply, CallReply
+from lmjax.serving.replies import CallReply, ChatReply, CompletionReply
 from lmjax.serving.schemas import (
     ChatBody,
     CompletionBody,
