@@ -160,8 +160,8 @@ def read_config(file: GGUFFile) -> TransformerConfig:
         shared = hidden // heads if layers == WIDE_GEMMA else head_dim
         windows = (file.get("attention.sliding_window", 4096), None)
         attention = replace(attention, scale=shared**-0.5, windows=windows)
-    elif attention.scale is not None:
-        attention = replace(attention, scale=None)
+    else:
+        attention = replace(attention, scale=None, windows=(None,))
     return replace(
         base,
         vocab_size=file.shape("token_embd.weight")[0],

@@ -76,15 +76,15 @@ class Tensors:
         kind = onnx.helper.np_dtype_to_tensor_dtype(array.dtype)
         proto = onnx.TensorProto(name=name, data_type=kind, dims=array.shape)
         proto.data_location = onnx.TensorProto.EXTERNAL
-        place_of = {"location": self.location, "offset": start, "length": array.nbytes}
-        for key, value in place_of.items():
+        where = {"location": self.location, "offset": start, "length": array.nbytes}
+        for key, value in where.items():
             proto.external_data.add(key=key, value=str(value))
         return proto
 
 
 @dataclasses.dataclass(frozen=True)
 class Value:
-    """What a node gives. Numbers and arrays beside it take its dtype.
+    """Output of a node. Numbers and arrays beside it take its dtype.
 
     Attributes:
       graph: that it is of.
@@ -149,7 +149,7 @@ class Value:
         return self.graph.op("Shape", self, start=axis, end=axis + 1, dtype=np.int64)
 
     def rest(self, first: Value, axis: int) -> Value:
-        """What is at `first` and behind it along an axis."""
+        """The part from `first` on along an axis."""
         constant = self.graph.constant
         end, along = np.array([np.iinfo(np.int64).max]), np.array([axis])
         return self.graph.op("Slice", self, first, constant(end), constant(along))
@@ -211,7 +211,7 @@ class Graph:
     def op(
         self, kind: str, *inputs: Value | None, dtype: Any = None, outputs: int = 1, **attributes
     ) -> Any:
-        """What an operator gives.
+        """The output of an operator.
 
         Args:
           kind: its name in ONNX.

@@ -13,7 +13,7 @@ import numpy as np
 
 from lmjax.config import UserError
 from lmjax.interop.onnx_graph import Value, cannot
-from lmjax.interop.onnx_positions import Tables, turned
+from lmjax.interop.onnx_positions import TextTables, turned
 from lmjax.interop.onnx_products import Weights
 from lmjax.models import TransformerConfig, residual
 from lmjax.models.attention import AttentionConfig
@@ -91,7 +91,7 @@ def attention(
     config: AttentionConfig,
     weights: Weights,
     x: Value,
-    tables: Tables,
+    tables: TextTables,
     window: int | None,
     past: Past | None,
 ) -> tuple[Value, Past]:
@@ -166,7 +166,7 @@ def block(
     config: TransformerConfig,
     weights: Weights,
     x: Value,
-    tables: Tables,
+    tables: TextTables,
     past: Past | None = None,
     memory: tuple[Past, Value] | None = None,
 ) -> tuple[Value, Past]:

@@ -105,7 +105,7 @@ class Texts:
 
 
 @dataclasses.dataclass(frozen=True)
-class Tables:
+class TextTables:
     """Facts about positions that all layers of a stack share.
 
     Attributes:
@@ -119,7 +119,7 @@ class Tables:
     biases: dict[int | None, Value]
 
 
-def tables(config: TransformerConfig, weights: Weights, texts: Texts) -> Tables:
+def tables(config: TransformerConfig, weights: Weights, texts: Texts) -> TextTables:
     """Tables of the texts of a stack; UserError for positions that no function here writes."""
     attention, graph = config.attention, weights.graph
     rotations, by_distance = (), None
@@ -138,7 +138,9 @@ def tables(config: TransformerConfig, weights: Weights, texts: Texts) -> Tables:
         by_distance = bucket_bias(attention, weights, texts)
     elif kind is not AttentionPositions:
         raise cannot("attention.positions", attention.positions)
-    return Tables(rotations, log_scale(attention, texts), biases(graph, config, texts, by_distance))
+    return TextTables(
+        rotations, log_scale(attention, texts), biases(graph, config, texts, by_distance)
+    )
 
 
 def frequencies(rotary: Rotary, dims: int) -> tuple[np.ndarray, float]:
@@ -173,7 +175,7 @@ def rotation(positions: Value, frequencies: np.ndarray, magnitude: float) -> Rot
     return (cos, sin) if magnitude == 1 else (cos * magnitude, sin * magnitude)
 
 
-def turned(config: AttentionConfig, tables: Tables, x: Value) -> Value:
+def turned(config: AttentionConfig, tables: TextTables, x: Value) -> Value:
     """Queries or keys [batch, seq, heads, head_dim] with their positions in them."""
     if not tables.rotations:
         return x

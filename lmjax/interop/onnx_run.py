@@ -51,7 +51,7 @@ class OnnxModel:
         return logits, dict(zip(names, present, strict=True))
 
     def encode(self, sources: Sequence[Sequence[int]]) -> Arrays:
-        """What the decoder reads of an encoder's texts."""
+        """Inputs of the decoder that an encoder gives for its texts."""
         ids, mask = left_padded(sources)
         names = [one.name for one in self.encoder.get_outputs()]
         found = self.encoder.run(None, {"input_ids": ids, "attention_mask": mask})

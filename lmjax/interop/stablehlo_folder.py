@@ -286,18 +286,18 @@ class Exporter:
 
     def _model(self, weights: Arrays) -> Transformer:
         """The model with these weights."""
-        layers: dict[str, list[jax.Array]] = {}
-        for name, (path, index) in self._places().items():
-            layers.setdefault(path, []).append(weights[name])
-            if not index:
-                layers[path] = weights[name]
+        found: dict[str, list[jax.Array]] = {}
+        stacked = set()
+        for name, (path, index) in self._origins().items():
+            found.setdefault(path, []).append(weights[name])
+            stacked |= {path} if index else set()
         stacks = {
-            path: jnp.stack(found) if isinstance(found, list) else found
-            for path, found in layers.items()
+            path: jnp.stack(layers) if path in stacked else layers[0]
+            for path, layers in found.items()
         }
         return nnx.merge(abstract(self.config, self.layout)[0], nest(stacks))
 
-    def _places(self) -> dict[str, tuple[str, tuple[int, ...]]]:
+    def _origins(self) -> dict[str, tuple[str, tuple[int, ...]]]:
         """Path and layer of each weight, those of a stack in order."""
         paths = by_path(abstract(self.config, self.layout)[1])
         return {
@@ -307,7 +307,7 @@ class Exporter:
         }
 
     def _outputs(self, model: Transformer, hidden: jax.Array, batch: Batch) -> Arrays:
-        """What the heads of a model give, by name."""
+        """Outputs of the heads of a model, by name."""
         found, config = {}, self.config
         if config.word_head:
             found["logits"] = model.logits(hidden)[..., : config.vocab_size]

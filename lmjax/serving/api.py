@@ -23,7 +23,7 @@ from lmjax.serving.conversation import read_message
 from lmjax.serving.engine import Engine, UnknownModel
 from lmjax.serving.errors import Refusal, error_body, invalid
 from lmjax.serving.metrics import ServerMetrics
-from lmjax.serving.replies import ChatReply, CompletionReply, Reply
+from lmjax.serving.replies import CallReply, ChatReply, CompletionReply
 from lmjax.serving.schemas import (
     ChatBody,
     CompletionBody,
@@ -191,19 +191,19 @@ class ServerApi:
             )
 
     async def _made(self, make: Callable[[], Made]) -> Made:
-        """What a function makes of a request, in another thread; its mistakes are the client's."""
+        """Makes something of a request, in another thread; its mistakes are the client's."""
         try:
             return await run_in_threadpool(make)
         except UserError as error:
             raise Refusal(str(error)) from None
 
     async def _called(self, function: Callable[[], Made]) -> Made:
-        """What a function gives in the thread that has the devices."""
+        """Calls a function in the thread that has the devices."""
         with refusals():
             return await asyncio.wrap_future(self.model.worker.call(function))
 
     async def _answer(
-        self, request: Request, body: Any, texts: list[PreparedText], reply: Reply
+        self, request: Request, body: Any, texts: list[PreparedText], reply: CallReply
     ) -> Response:
         """Submits all answers of a call, and gives them whole or as a stream."""
         call = AnswerCall(self, reply)
@@ -219,7 +219,7 @@ class ServerApi:
 class AnswerCall:
     """The answers of one call, while they are written."""
 
-    def __init__(self, api: ServerApi, reply: Reply):
+    def __init__(self, api: ServerApi, reply: CallReply):
         """Takes the shape of the answers."""
         self._api, self._reply = api, reply
         self._pieces: asyncio.Queue[AnswerPiece] = asyncio.Queue()

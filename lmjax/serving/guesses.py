@@ -12,7 +12,7 @@ REACH = 4096  # of a text's last tokens that are looked at
 
 
 def repeated(tokens: Sequence[int], count: int) -> list[int]:
-    """What followed the text's last tokens where they stood before (Saxena 2023, prompt lookup).
+    """Guesses that the text goes on as where its last tokens stood before (Saxena 2023).
 
     Args:
       tokens: of the text.

@@ -34,7 +34,7 @@ class Histogram:
 
 
 class ServerMetrics:
-    """What the HTTP side counts; the engine's counts are added when they are read."""
+    """Counts of the HTTP side; the engine's counts are added when they are read."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

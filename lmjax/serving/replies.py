@@ -46,7 +46,7 @@ class WholeAnswer:
         self.reason = piece.reason or self.reason
 
 
-class Reply(abc.ABC):
+class CallReply(abc.ABC):
     """Base of the shapes of one call's answers.
 
     Attributes:
@@ -109,7 +109,7 @@ class Reply(abc.ABC):
         """
 
 
-class ChatReply(Reply):
+class ChatReply(CallReply):
     """Answers of /v1/chat/completions."""
 
     kind, chunk_kind, prefix = "chat.completion", "chat.completion.chunk", "chatcmpl"
@@ -122,11 +122,11 @@ class ChatReply(Reply):
             self._tools = []
 
     def begin(self, index: int) -> list[Json]:
-        """See `Reply.begin`."""
+        """See `CallReply.begin`."""
         return [_choice(index, {"delta": {"role": "assistant", "content": ""}}, None)]
 
     def choice(self, index: int) -> Json:
-        """See `Reply.choice`."""
+        """See `CallReply.choice`."""
         answer = self.answers[index]
         text, calls = self._read(answer)
         message: Json = {"role": "assistant", "content": text}
@@ -136,7 +136,7 @@ class ChatReply(Reply):
         return _choice(index, {"message": message}, reason, self._scores(answer.tokens))
 
     def delta(self, piece: AnswerPiece) -> Json | None:
-        """See `Reply.delta`; where tools may be called, the text comes when it is whole."""
+        """See `CallReply.delta`; where tools may be called, the text comes when it is whole."""
         index, reason = piece.index, piece.reason
         if not self._tools:
             if not (piece.text or piece.tokens or reason):
@@ -176,7 +176,7 @@ class ChatReply(Reply):
         return {**one(token.token, token.log_probability), "top_logprobs": tops}
 
 
-class CompletionReply(Reply):
+class CompletionReply(CallReply):
     """Answers of /v1/completions."""
 
     kind = chunk_kind = "text_completion"
@@ -194,7 +194,7 @@ class CompletionReply(Reply):
         return prompt if isinstance(prompt, str) else self.model.named_text(tokens)
 
     def begin(self, index: int) -> list[Json]:
-        """See `Reply.begin`; the prompt, where it is shown and its probabilities are not."""
+        """See `CallReply.begin`; the prompt, where it is shown and its probabilities are not."""
         if not self._echo or self._logprobs:
             return []
         return [_choice(index, {"text": self._prompt(index)}, None)]
@@ -203,13 +203,13 @@ class CompletionReply(Reply):
         return self._prompts[index // self._count]
 
     def choice(self, index: int) -> Json:
-        """See `Reply.choice`."""
+        """See `CallReply.choice`."""
         answer, before = self.answers[index], self._prompt(index) if self._echo else ""
         scores = self._scores(index, [*answer.prompt, *answer.tokens])
         return _choice(index, {"text": before + answer.text}, answer.reason, scores)
 
     def delta(self, piece: AnswerPiece) -> Json | None:
-        """See `Reply.delta`."""
+        """See `CallReply.delta`."""
         text = piece.text
         if self._echo and self._logprobs and piece.cached is not None:
             text = self._prompt(piece.index)

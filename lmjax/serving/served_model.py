@@ -245,7 +245,7 @@ class ServedModel:
 
 
 def drawing(body: DrawingBody) -> Sampling:
-    """How tokens are chosen; without a seed, with one of chance."""
+    """The way that tokens are chosen; without a seed, with one of chance."""
     top_p = None if body.top_p in (None, 1.0) else body.top_p
     return Sampling(
         temperature=1.0 if body.temperature is None else body.temperature,

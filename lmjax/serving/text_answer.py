@@ -13,7 +13,7 @@ from lmjax.serving.request import Answer, FinishReason, ScoredToken
 
 @dataclasses.dataclass(frozen=True)
 class AnswerPiece:
-    """What is new of an answer.
+    """The newest part of an answer.
 
     Attributes:
       index: of the answer, among those of one call.
