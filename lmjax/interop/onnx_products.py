@@ -18,7 +18,7 @@ LARGEST = 127  # of an int8 with its opposite
 
 
 @dataclasses.dataclass(frozen=True)
-class OnnxWeights(abc.ABC):
+class MatrixWeights(abc.ABC):
     """Base: how weights are kept in a graph and multiplied with."""
 
     graph: Graph
@@ -37,19 +37,19 @@ class OnnxWeights(abc.ABC):
 
 
 @dataclasses.dataclass(frozen=True)
-class FloatWeights(OnnxWeights):
+class FloatWeights(MatrixWeights):
     """Weights in float32."""
 
     def rows(self, x: Value, title: str, matrix: Matrix) -> Value:
-        """See `OnnxWeights`."""
+        """See `MatrixWeights`."""
         return self.graph.op("MatMul", x, self.graph.weight(title, matrix))
 
     def lookup(self, ids: Value, title: str, table: Matrix) -> Value:
-        """See `OnnxWeights`."""
+        """See `MatrixWeights`."""
         return self.graph.op("Gather", self.graph.weight(title, table), ids)
 
     def with_rows(self, x: Value, title: str, table: Matrix) -> Value:
-        """See `OnnxWeights`. Gemm reads the table as it lies, where a transposed one is a copy."""
+        """See `MatrixWeights`. Gemm reads the table as it lies, where a transposed one is a copy."""
         rows = self.graph.weight(title, table)
         width = self.graph.tensors.get(title).dims[1]
         out = self.graph.op("Gemm", x.reshape(-1, width), rows, transB=1)
@@ -58,7 +58,7 @@ class FloatWeights(OnnxWeights):
 
 
 @dataclasses.dataclass(frozen=True)
-class Int8Weights(OnnxWeights):
+class Int8Weights(MatrixWeights):
     """Weights in int8 with a scale for each output, or row of a table; inputs in uint8.
 
     The scale of the inputs is that of their largest number in each call, so what a row gives
@@ -66,18 +66,18 @@ class Int8Weights(OnnxWeights):
     """
 
     def rows(self, x: Value, title: str, matrix: Matrix) -> Value:
-        """See `OnnxWeights`."""
+        """See `MatrixWeights`."""
         codes, scales = self._kept(title, matrix, axis=0)
         return self._product(x, codes, scales)
 
     def lookup(self, ids: Value, title: str, table: Matrix) -> Value:
-        """See `OnnxWeights`."""
+        """See `MatrixWeights`."""
         codes, scales = self._kept(title, table, axis=1)
         rows = self.graph.op("Gather", codes, ids).cast(np.float32)
         return rows * self.graph.op("Gather", scales, ids).expand(-1)
 
     def with_rows(self, x: Value, title: str, table: Matrix) -> Value:
-        """See `OnnxWeights`."""
+        """See `MatrixWeights`."""
         codes, scales = self._kept(title, table, axis=1)
         return self._product(x, codes.transpose(1, 0), scales)
 
@@ -119,7 +119,7 @@ class Weights:
 
     graph: Graph
     paths: dict[str, Any]
-    product: OnnxWeights
+    product: MatrixWeights
     prefix: str = ""
     layer: int | None = None
     read: Callable[[int], None] = lambda size: None
