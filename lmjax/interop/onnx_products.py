@@ -49,7 +49,7 @@ class FloatWeights(MatrixWeights):
         return self.graph.op("Gather", self.graph.weight(title, table), ids)
 
     def with_rows(self, x: Value, title: str, table: Matrix) -> Value:
-        """See `MatrixWeights`. Gemm reads the table as it lies, where a transposed one is a copy."""
+        """See `MatrixWeights`. Gemm reads the table as it lies; a transposed one is a copy."""
         rows = self.graph.weight(title, table)
         width = self.graph.tensors.get(title).dims[1]
         out = self.graph.op("Gemm", x.reshape(-1, width), rows, transB=1)
