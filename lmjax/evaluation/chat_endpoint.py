@@ -10,6 +10,7 @@ import os
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lmjax.config import UserError, config, to_json
@@ -72,15 +73,26 @@ class ChatEndpoint(ReplyModel):
 
     def reply(self, message: str) -> str:
         """See `ReplyModel.reply`."""
-        body: dict[str, Any] = {"model": self.model}
-        body["messages"] = [{"role": "user", "content": message}]
+        return _content(self.complete([{"role": "user", "content": message}]))
+
+    def complete(self, messages: Sequence[Mapping[str, Any]], **more: Any) -> dict[str, Any]:
+        """The message that goes on from a conversation, in OpenAI's form.
+
+        Args:
+          messages: in OpenAI's form too.
+          more: further fields of the request, such as tools.
+
+        Raises:
+          UserError: there is none.
+        """
+        body: dict[str, Any] = {"model": self.model, "messages": list(messages), **more}
         for name in ("temperature", "max_tokens"):
             if (value := getattr(self, name)) is not None:
                 body[name] = value
         problem = ""
         for attempt in range(self.attempts):
             try:
-                return _content(self._post(body))
+                return _message(self._post(body))
             except _TransientError as error:
                 problem = str(error)
                 if attempt + 1 < self.attempts:
@@ -137,14 +149,21 @@ def _seconds(given: str | None) -> float:
         return 0.0
 
 
-def _content(reply: Any) -> str:
-    """Text of a chat completion."""
+def _message(reply: Any) -> dict[str, Any]:
+    """The message of a chat completion."""
     try:
-        content = reply["choices"][0]["message"]["content"]
+        message = reply["choices"][0]["message"]
+        message["content"]
     except (KeyError, IndexError, TypeError):
         raise UserError(f"no chat completion: {json.dumps(reply)[:SHOWN]}") from None
+    return message
+
+
+def _content(message: Mapping[str, Any]) -> str:
+    """Text of a message, without the model's thoughts."""
+    content = message["content"]
     if not isinstance(content, str):
-        raise UserError(f"a chat completion without text: {json.dumps(reply)[:SHOWN]}")
+        raise UserError(f"a chat completion without text: {json.dumps(message)[:SHOWN]}")
     return content.rpartition(BEHIND_THOUGHTS)[2].strip()
 
 

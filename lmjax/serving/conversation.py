@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from lmjax.config import UserError
-from lmjax.data.chat.messages import Message, ToolCall
+from lmjax.data.chat.messages import ChatFormat, Message, ToolCall
+from lmjax.data.chat.templates import ChatTemplate
+from lmjax.data.chat.tool_calls import read_tool_call, write_tool_call
 from lmjax.serving.schemas import ChatBody, MessageBody, ToolChoice
 
 ROLES = {"developer": "system", "tool": "observation"}
@@ -16,19 +18,48 @@ MARKED = re.compile(r"<tool_call>\s*(.*?)\s*</tool_call>", re.DOTALL)
 ARGUMENTS = ("arguments", "parameters")  # names of a call's arguments in what models write
 
 
-def read_messages(body: ChatBody) -> list[Message]:
-    """The conversation of a body, with its tools.
+def read_messages(body: ChatBody, chat: ChatFormat) -> list[Message]:
+    """The conversation of a body, with its tools, in the form of a chat format.
 
     Raises:
-      UserError: arguments of a call that are no JSON object.
+      UserError: arguments of a call that are no JSON object, or that the format cannot write.
     """
     messages = [read_message(message, n) for n, message in enumerate(body.messages)]
+    if writes_python(chat):
+        messages = [own for one in messages for own in _as_python(one)]
     if not body.tools or body.tool_choice == "none":
         return messages
     tools = tuple(tool.model_dump(exclude_none=True) for tool in body.tools)
+    if writes_python(chat):
+        tools = tuple(tool["function"] for tool in tools)
     if messages[0].role == "system":
         return [Message("system", messages[0].content, tools=tools), *messages[1:]]
     return [Message("system", "", tools=tools), *messages]
+
+
+def writes_python(chat: ChatFormat) -> bool:
+    """Returns whether a call is a line of Python behind the tool's name (ChatGLM3)."""
+    return isinstance(chat, ChatTemplate) and any("{metadata}" in part for part in chat.assistant)
+
+
+def _as_python(message: Message) -> list[Message]:
+    """A message that calls tools as ChatGLM3 writes it: what it says, then each call."""
+    if not message.calls:
+        return [message]
+    said = [Message(message.role, message.content)] if message.content else []
+    return [*said, *map(write_tool_call, message.calls)]
+
+
+def read_python_call(
+    text: str, names: Sequence[str], chat: ChatFormat
+) -> tuple[str, list[ToolCall]]:
+    """As `read_calls`, of a format that `writes_python`: one call is a whole answer."""
+    message = chat.read_reply(text)
+    try:
+        call = read_tool_call(message) if message.metadata in names else None
+    except ValueError:
+        call = None
+    return (message.content, []) if call is None else ("", [call])
 
 
 def read_message(body: MessageBody, number: int) -> Message:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lmjax.data.chat.messages import ToolCall
-from lmjax.serving.conversation import read_calls
+from lmjax.serving.conversation import read_calls, read_python_call, writes_python
 from lmjax.serving.request import ScoredToken
 from lmjax.serving.schemas import ChatBody, CompletionBody
 from lmjax.serving.served_model import ServedModel, arguments_text
@@ -158,6 +158,8 @@ class ChatReply(CallReply):
         """The text of an answer, and the calls in it."""
         if not self._tools:
             return answer.text, []
+        if writes_python(self.model.chat):
+            return read_python_call(answer.text, self._tools, self.model.chat)
         named = self.model.named_text([token.token for token in answer.tokens])
         text, calls = read_calls(named, self._tools)
         return (text, calls) if calls else (answer.text, [])

@@ -100,7 +100,7 @@ class ServedModel:
         """The prompt of a conversation. UserError: it cannot be expressed."""
         if isinstance(self.chat, str):
             raise UserError(self.chat)
-        return self.chat.encode(self.text.tokenizer, read_messages(body))
+        return self.chat.encode(self.text.tokenizer, read_messages(body, self.chat))
 
     def prepare_chat(self, body: ChatBody, client: str) -> list[PreparedText]:
         """The one prompt of a conversation.

@@ -179,9 +179,9 @@ def test_calls_are_read_as_models_write_them():
 
 
 def test_tools_stand_in_the_system_message():
-    (system, user) = read_messages(chat())
+    (system, user) = read_messages(chat(), PLAIN)
     assert system.tools == (TOOL,) and user.content == "x"
-    assert len(read_messages(chat(tool_choice="none"))) == 1
+    assert len(read_messages(chat(tool_choice="none"), PLAIN)) == 1
     past = [
         {"role": "user", "content": "x"},
         {
@@ -193,11 +193,11 @@ def test_tools_stand_in_the_system_message():
         },
         {"role": "tool", "tool_call_id": "1", "content": "rain"},
     ]
-    *_, said, seen = read_messages(chat(messages=past))
+    *_, said, seen = read_messages(chat(messages=past), PLAIN)
     assert said.calls == (ToolCall("weather", {}),) and seen.role == "observation"
     past[1]["tool_calls"][0]["function"]["arguments"] = "["
     with pytest.raises(UserError, match="no JSON object"):
-        read_messages(chat(messages=past))
+        read_messages(chat(messages=past), PLAIN)
     with pytest.raises(UserError, match="no tool 'other'"):
         calls_schema(chat(tool_choice={"type": "function", "function": {"name": "other"}}))
     assert calls_schema(chat()) is None
