@@ -242,9 +242,10 @@ def main(settings: RewardBenchmark) -> None:
         results[name]["models_ahead"] = [float((model - right).mean()), *ahead]
     columns = ["", "accuracy", "from", "to", *NAMES, "models ahead from", "to"]
     print("\n" + table(columns, rows))
-    parameters = count_parameters(RunFolder(ranker(settings, name).output).experiment().model).total
-    print(f"\n{len(model):,} pairs, {parameters:,} parameters each, {seconds:,.0f} s of training")
-    facts |= {"pairs": len(model), "seconds": seconds, "goal": GOAL, "parameters": parameters}
+    model = RunFolder(ranker(settings, NAMES[0]).output).experiment().model
+    parameters = count_parameters(model).total
+    print(f"\n{len(sets):,} pairs, {parameters:,} parameters each, {seconds:,.0f} s of training")
+    facts |= {"pairs": len(sets), "seconds": seconds, "goal": GOAL, "parameters": parameters}
     save(settings.json, "hh_rlhf", results=results, **facts)
 
 
