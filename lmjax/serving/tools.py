@@ -45,7 +45,7 @@ class Tool:
         return {"type": "function", "function": described | {"parameters": dict(self.parameters)}}
 
     def result(self, arguments: Any) -> str:
-        """What the tool returns, as text; what goes wrong in it is the result, too."""
+        """The tool's value as text, or what went wrong in it."""
         try:
             value = self.call(**_checked(arguments, self.parameters))
         except Exception as error:  # of the user's function, whatever it is
