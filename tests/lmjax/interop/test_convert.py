@@ -216,7 +216,7 @@ def test_the_command_converts(run, tmp_path, monkeypatch, capsys):
         (["{run}", "{tmp}/x", "file_size=0"], "file_size=0: must be more than 0 GB"),
         (["{run}", "{tmp}/x", "to=run", "dtype=bfloat16"], "in a run folder are float32"),
         (["{run}", "{tmp}/x", "dtype=int8"], "dtype"),
-        (["{gpt2}", "{tmp}/x", "step=8"], "is a model folder and has no checkpoints"),
+        (["{gpt2}", "{tmp}/x", "step=8"], "is a model and has no checkpoints"),
     ],
 )
 def test_mistakes_end_with_a_message_and_code_2(
