@@ -300,7 +300,11 @@ def find_tokenizer(folder: Path) -> tuple[Tokenizer | None, list[str]]:
 
 
 def write_run(
-    folder: RunFolder, trained: TrainedModel, source: Path, console: Console, named: str
+    folder: RunFolder,
+    trained: TrainedModel,
+    source: Path,
+    console: Console,
+    named: str | None = None,
 ) -> None:
     """Writes a run folder with a checkpoint of step 0 that holds the parameters alone.
 
@@ -309,7 +313,7 @@ def write_run(
       trained: the model.
       source: the folder that it is from.
       console: is told what happens.
-      named: the source as the user named it.
+      named: the source as the user named it; None: as it is.
     """
     console.print("writing the checkpoint")
     extra = {}
@@ -321,7 +325,8 @@ def write_run(
         checkpointer.save(0, {"params": trained.params}, extra)
     if is_first():
         keep(source, folder.path)
-        made = ConvertedModel(model=trained.config, source=named, family=family_of(source))
+        name = str(source) if named is None else named
+        made = ConvertedModel(model=trained.config, source=name, family=family_of(source))
         folder.write_config(made)
 
 
