@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
 import jax
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from lmjax.models.few_rows import MOST_ROWS, TABLE_PIECE, piecewise_scores
+from lmjax.models.few_rows import TABLE_PIECE, are_few, piecewise_scores
 from lmjax.models.initializers import Kind
 from lmjax.models.linear import Builder
 from lmjax.models.quantized import QuantizedWeight
@@ -57,8 +55,8 @@ class Embedding(nnx.Module):
         There is for a table in few bits on a CPU, which is not made whole for them.
         """
         (_, count) = self.rows[0]
-        few = math.prod(x.shape[:2]) <= MOST_ROWS and jax.default_backend() == "cpu"
-        if not isinstance(self.table, QuantizedWeight) or not few or count % TABLE_PIECE:
+        few = isinstance(self.table, QuantizedWeight) and are_few(x.shape)
+        if not few or count % TABLE_PIECE:
             return None
         stored = self.table.form.gathered(self.table.stored())
         cut = (jax.typeof(a).sharding.spec for a in (x, *stored.values()))

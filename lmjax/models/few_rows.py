@@ -7,6 +7,8 @@ is made float, multiplied and forgotten.
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -17,6 +19,15 @@ from lmjax.models.weight_codes import Grid, Stored
 MOST_ROWS = 4  # of x; more make up for the weight made whole
 TABLE_PIECE = 128  # rows of a table of a step; a vocabulary is padded to a multiple
 PIECE = 128  # inputs of a step at most, where blocks are longer
+
+
+def are_few(shape: tuple[int, ...]) -> bool:
+    """Returns whether inputs of this shape, [batch, seq, ...], are a few rows, and on a CPU.
+
+    Sizes of a program that is exported for any are not known, and many.
+    """
+    known = all(isinstance(size, int) for size in shape[:2])
+    return known and math.prod(shape[:2]) <= MOST_ROWS and jax.default_backend() == "cpu"
 
 
 def piece_of(form: WeightForm) -> int | None:
