@@ -13,7 +13,6 @@ goes on in its `output` folder.
 import dataclasses
 import json
 import tempfile
-import time
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -223,11 +222,10 @@ def main(settings: RewardBenchmark) -> None:
     for name in NAMES:
         if not path_of(settings.folder, name).is_file():
             raise UserError(f"folder={settings.folder!r} has no {path_of('', name)}")
-    begin = time.perf_counter()
-    reader(settings).run()
-    for name in NAMES:
-        ranker(settings, name).run()
-    seconds = time.perf_counter() - begin
+    jobs = reader(settings), *(ranker(settings, name) for name in NAMES)
+    for job in jobs:
+        job.run()
+    seconds = sum(RunFolder(job.output).results()["seconds"] for job in jobs)
     compared = {name: compare(settings, name) for name in NAMES}
     found, facts = sides_of(settings, compared)
     sets = np.repeat(NAMES, [len(compared[name].model) for name in NAMES])
