@@ -246,7 +246,7 @@ def test_an_encoder_and_its_decoder(written, name):
     ids, mask = left_padded(rows(case.config, (4, 4), seed=1))
     batch = batch_of(ids, mask, encoder=batch_of(*left_padded(sources)))
     found, _ = model.run(inputs_of(batch) | model.encode(sources), {})
-    # T5 does not scale its attention scores, and the logits of 1.1 are up to 10: rounding grows with
+    # T5 does not scale its attention scores, and logits of 1.1 are up to 10: rounding grows with
     # them, 3e-6 of the largest were seen.
     expected = case.logits(batch)
     close = CLOSE * max(1, np.abs(expected).max() / 3)
