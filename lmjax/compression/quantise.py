@@ -15,7 +15,7 @@ from lmjax.config import UserError, config
 from lmjax.console import make_console
 from lmjax.data.tokenizers import Tokenizer
 from lmjax.files import errors_told, local_path
-from lmjax.interop.convert import new_folder_anywhere, read, write_model, write_run
+from lmjax.interop.convert import new_folder_anywhere, read, tell_written, write_model, write_run
 from lmjax.interop.packed_writer import write_packed
 from lmjax.interop.tensor_files import LARGEST_FILE
 from lmjax.launch import import_modules
@@ -146,9 +146,7 @@ class Quantise:
                     write = functools.partial(write_packed, kind=self.to)
                     how = self.dtype, LARGEST_FILE, console, write
                     notes += write_model(folder, small, source, *how)
-            for note in notes:
-                console.print(f"note: {note}", soft_wrap=True)
-            console.print(f"written: {self.destination}", soft_wrap=True)
+            tell_written(console, self.destination, notes)
 
     def calibration_rows(
         self, tokenizer: Tokenizer | None

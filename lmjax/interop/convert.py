@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -88,6 +88,11 @@ def convert(
     with gguf_source.as_folder(local_copy(source, "source")) as folder:
         how = to_run, step, dtype, largest_file, console
         notes = _convert(folder, destination, *how, str(source))
+    tell_written(console, destination, notes)
+
+
+def tell_written(console: Console, destination: str | os.PathLike, notes: Iterable[str]) -> None:
+    """Tells the user what was written, and what is to be known of it."""
     for note in notes:
         console.print(f"note: {note}", soft_wrap=True)
     console.print(f"written: {destination}", soft_wrap=True)

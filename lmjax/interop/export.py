@@ -13,7 +13,7 @@ from lmjax.console import ByteBar, make_console
 from lmjax.data.chat.folder import DEFAULT, read_templates
 from lmjax.files import local_path
 from lmjax.interop import gguf_file, onnx_file, onnx_graph, stablehlo_folder
-from lmjax.interop.convert import new_folder, read
+from lmjax.interop.convert import new_folder, read, tell_written
 from lmjax.interop.gguf_source import as_folder
 from lmjax.interop.tensor_files import Report
 from lmjax.remote import local_copy
@@ -103,7 +103,7 @@ def convert_to_stablehlo(
             trained, notes = read(known, step, console)
         with ByteBar("writing", console) as report:
             notes += stablehlo_folder.write(folder, trained.config, trained.params, report)
-    _tell(console, destination, notes)
+    tell_written(console, destination, notes)
 
 
 def _export(
@@ -123,11 +123,4 @@ def _export(
         path.parent.mkdir(parents=True, exist_ok=True)
         with ByteBar("writing", console) as report:
             notes += write(path, folder, trained, report)
-    _tell(console, destination, notes)
-
-
-def _tell(console: Console, destination: str | os.PathLike, notes: list[str]) -> None:
-    """Tells the user what was written."""
-    for note in notes:
-        console.print(f"note: {note}", soft_wrap=True)
-    console.print(f"written: {destination}", soft_wrap=True)
+    tell_written(console, destination, notes)

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 
 from lmjax.models.quantized import WeightForm
 from lmjax.models.weight_codes import Grid, Stored
+from pallas_kernels.target import target
 
 MOST_ROWS = 4  # of x; more make up for the weight made whole
 TABLE_PIECE = 128  # rows of a table of a step; a vocabulary is padded to a multiple
@@ -27,7 +28,7 @@ def are_few(shape: tuple[int, ...]) -> bool:
     Sizes of a program that is exported for any are not known, and many.
     """
     known = all(isinstance(size, int) for size in shape[:2])
-    return known and math.prod(shape[:2]) <= MOST_ROWS and jax.default_backend() == "cpu"
+    return known and math.prod(shape[:2]) <= MOST_ROWS and target().platform == "cpu"
 
 
 def piece_of(form: WeightForm) -> int | None:

@@ -19,6 +19,7 @@ from lmjax.config import UserError, config
 from lmjax.models.number_codes import Int8
 from lmjax.models.quantized import WeightForm
 from lmjax.models.weight_codes import Stored, WeightCode, largest
+from pallas_kernels.target import target
 
 MOST = 127
 ROWS = 8  # for fewer rows XLA's CPU product converts the whole weight first
@@ -92,7 +93,7 @@ def integer_product(
     n = jnp.clip(n, -MOST, MOST).astype(jnp.int8)
     batch, seq, inner = x.shape[0], x.shape[1], jax.typeof(stored["codes"]).sharding.spec[0]
     n = jax.reshard(n, P(*jax.typeof(n).sharding.spec[:2], inner))
-    few = batch * seq < ROWS and jax.default_backend() == "cpu" and out[1] is None
+    few = batch * seq < ROWS and target().platform == "cpu" and out[1] is None
     if few:
         n = jnp.pad(n, ((0, 0), (0, ROWS - seq), (0, 0)))
     sums = jax.lax.dot_general(

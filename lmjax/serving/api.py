@@ -19,11 +19,12 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response, Strea
 
 from lmjax.config import UserError
 from lmjax.generation.fill import MaskedTokenInfiller
-from lmjax.serving.conversation import read_message
+from lmjax.serving.conversation import own_messages
 from lmjax.serving.engine import Engine, UnknownModel
 from lmjax.serving.errors import Refusal, error_body, invalid
 from lmjax.serving.metrics import ServerMetrics
 from lmjax.serving.replies import CallReply, ChatReply, CompletionReply
+from lmjax.serving.request import STOPS, WAITED
 from lmjax.serving.schemas import (
     ChatBody,
     CompletionBody,
@@ -120,7 +121,7 @@ class ServerApi:
             if body.messages:
                 if isinstance(self.model.chat, str):
                     raise UserError(self.model.chat)
-                messages = [read_message(one, n) for n, one in enumerate(body.messages)]
+                messages = own_messages(body.messages, self.model.chat)
                 return self.model.chat.encode(self.model.text.tokenizer, messages)
             return self.model.text.tokenizer.encode(body.prompt)
 
@@ -319,9 +320,9 @@ def refusals():
 
 def _failure(error: str) -> Refusal:
     """The refusal of a request that has waited too long, or whose answer broke off."""
-    if "waited" in error:
+    if error == WAITED:
         return Refusal(error, 429, code="queue_full", headers={"Retry-After": "5"})
-    return Refusal(error, 503 if "stops" in error else 500)
+    return Refusal(error, 503 if error == STOPS else 500)
 
 
 async def _left(request: Request) -> None:

@@ -24,9 +24,7 @@ def read_messages(body: ChatBody, chat: ChatFormat) -> list[Message]:
     Raises:
       UserError: arguments of a call that are no JSON object, or that the format cannot write.
     """
-    messages = [read_message(message, n) for n, message in enumerate(body.messages)]
-    if writes_python(chat):
-        messages = [own for one in messages for own in _as_python(one)]
+    messages = own_messages(body.messages, chat)
     if not body.tools or body.tool_choice == "none":
         return messages
     tools = tuple(tool.model_dump(exclude_none=True) for tool in body.tools)
@@ -35,6 +33,14 @@ def read_messages(body: ChatBody, chat: ChatFormat) -> list[Message]:
     if messages[0].role == "system":
         return [Message("system", messages[0].content, tools=tools), *messages[1:]]
     return [Message("system", "", tools=tools), *messages]
+
+
+def own_messages(bodies: Sequence[MessageBody], chat: ChatFormat) -> list[Message]:
+    """Messages in the form of a chat format. UserError: see `read_messages`."""
+    messages = [read_message(body, number) for number, body in enumerate(bodies)]
+    if not writes_python(chat):
+        return messages
+    return [own for one in messages for own in _as_python(one)]
 
 
 def writes_python(chat: ChatFormat) -> bool:

@@ -21,7 +21,7 @@ from lmjax.serving.draft import DraftModel
 from lmjax.serving.fair_queue import FairQueue
 from lmjax.serving.guesses import accepted, repeated
 from lmjax.serving.pages import PageBook, page_keys
-from lmjax.serving.request import Answer, FinishReason, ScoredToken, TokenRequest
+from lmjax.serving.request import STOPS, WAITED, Answer, FinishReason, ScoredToken, TokenRequest
 from lmjax.serving.rows import best_of, choose_next
 from lmjax.serving.runner import PageRunner
 from lmjax.serving.settings import EngineSettings
@@ -182,7 +182,7 @@ class Engine(Worker):
         with self._change:
             waiting = self._queue.remove(lambda one: True)
         for one in [*waiting, *self._reading, *self._writing]:
-            self._finish(one, "error", "the server stops")
+            self._finish(one, "error", STOPS)
         super().end()
 
     def idle(self) -> bool:
@@ -199,7 +199,7 @@ class Engine(Worker):
             if one.number in cancelled:
                 self._finish(one, "cancelled")
             else:
-                self._finish(one, "error", "the request has waited for too long")
+                self._finish(one, "error", WAITED)
         for one in [*self._reading, *self._writing]:
             if one.number in cancelled:
                 self._finish(one, "cancelled")

@@ -13,6 +13,9 @@ from jaxtyping import Bool
 from lmjax.generation.sampling import Sampling
 
 FinishReason = Literal["stop", "length", "cancelled", "error"]
+# Errors that are no fault of the model: a request may be sent again.
+WAITED = "the request has waited for too long"
+STOPS = "the server stops"
 
 
 class TokenConstraint(abc.ABC):

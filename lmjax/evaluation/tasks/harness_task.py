@@ -25,15 +25,12 @@ from lmjax.evaluation.requests import (
 )
 from lmjax.evaluation.tasks.choices import ACCURACY, BY_BYTES, BY_CHARACTERS, LENGTHS
 from lmjax.evaluation.tasks.records import Record
+from lmjax.evaluation.tasks.rolling import WholeTexts, rates
 from lmjax.evaluation.tasks.task import EvaluationTask, Item, ItemScores, Measure
-from lmjax.evaluation.tasks.written_texts import CORPUS
+from lmjax.evaluation.tasks.written_texts import CORPUS, corpus_row
 
 OutputType = Literal["multiple_choice", "loglikelihood", "loglikelihood_rolling", "generate_until"]
-RATES = {
-    "word_perplexity": Measure("word_perplexity", False, "rate", "word"),
-    "byte_perplexity": Measure("byte_perplexity", False, "rate", "byte"),
-    "bits_per_byte": Measure("bits_per_byte", False, "rate", "byte"),
-}
+RATES = {one.name: one for one in WholeTexts.measures}
 EXACT = Measure("exact_match")
 # Measures of each kind of request by the harness's names.
 KNOWN: dict[str, dict[str, Measure]] = {
@@ -208,11 +205,7 @@ class HarnessTask(EvaluationTask):
         if self.output_type == "loglikelihood":
             found = {"acc": float(answer.is_greedy), "perplexity": value}
             return {name: found[name] for name in self.metrics}
-        counts = {
-            "word": len(re.split(r"\s+", item.prompt)),
-            "byte": len(item.prompt.encode("utf-8")),
-        }
-        return {name: (value, float(counts[RATES[name].per])) for name in self.metrics}
+        return rates(answer, item.prompt, self.measures)
 
     def chance(self, item: Item) -> ItemScores:
         """See `EvaluationTask.chance`."""
@@ -239,9 +232,9 @@ class HarnessTask(EvaluationTask):
     def _written(self, name: str, text: str, item: Item) -> float | tuple[float, ...]:
         wanted = item.details["targets"]
         if name == "bleu":
-            return _row(bleu_counts([text], [wanted]))
+            return corpus_row(bleu_counts([text], [wanted]))
         if name == "chrf":
-            return _row(chrf_counts([text], [wanted]))
+            return corpus_row(chrf_counts([text], [wanted]))
         return float(self._compared(text) in map(self._compared, wanted))
 
     def _compared(self, text: str) -> str:
@@ -306,10 +299,6 @@ def _literal(text: str) -> Any:
         return ast.literal_eval(text)
     except (SyntaxError, ValueError):
         return text
-
-
-def _row(counts: np.ndarray) -> tuple[float, ...]:
-    return tuple(map(float, counts[0].ravel()))
 
 
 @functools.lru_cache(64)

@@ -39,6 +39,16 @@ def untokenized(text: str) -> str:
     return text
 
 
+def rates(answer: Likelihood, text: str, measures: Sequence[Measure]) -> ItemScores:
+    """Log-likelihood of a text, with what each rate is per in it."""
+    counts = {
+        "word": len(re.split(r"\s+", text)),
+        "byte": len(text.encode("utf-8")),
+        "character": len(text),
+    }
+    return {one.name: (answer.log_probability, float(counts[one.per])) for one in measures}
+
+
 @config
 class WholeTexts(EvaluationTask):
     """Perplexity of whole texts, by word, byte and character; lines with a field text or page."""
@@ -80,12 +90,7 @@ class WholeTexts(EvaluationTask):
     def measure(self, item: Item, answers: Sequence[Likelihood]) -> ItemScores:
         """See `EvaluationTask.measure`."""
         [answer] = answers
-        counts = {
-            "word": len(re.split(r"\s+", item.prompt)),
-            "byte": len(item.prompt.encode("utf-8")),
-            "character": len(item.prompt),
-        }
-        return {m.name: (answer.log_probability, float(counts[m.per])) for m in self.measures}
+        return rates(answer, item.prompt, self.measures)
 
 
 @config

@@ -118,9 +118,9 @@ class WrittenTexts(EvaluationTask):
 
     def _score(self, name, text, wanted, scores) -> float | tuple[float, ...]:
         if name == "bleu":
-            return _row(bleu_counts([text], [wanted], self.bleu_tokenizer))
+            return corpus_row(bleu_counts([text], [wanted], self.bleu_tokenizer))
         if name in CORPUS:
-            return _row(chrf_counts([text], [wanted], word_order=WORDS * (name == "chrf++")))
+            return corpus_row(chrf_counts([text], [wanted], word_order=WORDS * (name == "chrf++")))
         if name in scores:
             return scores[name].f1
         if self.by_characters:
@@ -174,5 +174,6 @@ class Summaries(WrittenTexts):
         return " ".join(split_sentences(text)[: self.sentences])
 
 
-def _row(counts: np.ndarray) -> tuple[float, ...]:
+def corpus_row(counts: np.ndarray) -> tuple[float, ...]:
+    """Counts that one text adds to those of a corpus."""
     return tuple(map(float, counts[0].ravel()))
