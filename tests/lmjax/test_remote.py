@@ -365,8 +365,8 @@ def test_processes_that_share_no_disk(caches):
         return {(row["step"], row["split"]): row["loss"] for row in rows}
 
     url = "late://bucket/pod"
-    alone = start(f"output={caches / 'alone'}", *SEVERAL, devices=4)
-    outcome(*pair(machine, f"output={url}", *SEVERAL))
+    alone = start(f"output={caches / 'alone'}", *SEVERAL, devices=8)
+    outcome(*pair(machine, f"output={url}", *SEVERAL, devices=4))
     outcome(alone)
     objects = Objects(url)
     found, wanted = numbers(url), numbers(caches / "alone")
@@ -384,7 +384,7 @@ def test_processes_that_share_no_disk(caches):
     objects.delete("results.json")
     for name in pieces:
         objects.write(f"checkpoints/8/{name}", b"of a process that was killed")
-    told, _ = outcome(*pair(machine, f"output={url}", *SEVERAL))
+    told, _ = outcome(*pair(machine, f"output={url}", *SEVERAL, devices=4))
     assert "after step 4" in told
     assert numbers(url) == found
     apart = ("_CHECKPOINT_METADATA", "commit_success.txt")  # the time of writing

@@ -72,7 +72,7 @@ def outcome(*processes: subprocess.Popen) -> list[str]:
     printed = []
     for process in processes:
         out, err = process.communicate(timeout=300)
-        assert process.returncode == 0, (out + err)[-3000:]
+        assert process.returncode == 0, (out + (err or ""))[-3000:]
         printed.append(out)
     return printed
 

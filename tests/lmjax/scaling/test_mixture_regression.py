@@ -125,7 +125,7 @@ def search(tmp_path):
             tokenizer=Bytes(),
             held_out=0.2,
             length=16,
-            batch_size=4,
+            batch_size=8,
             cache=str(tmp_path / "cache"),
         ),
         schedule=Constant(peak=1e-2, warmup=0),
