@@ -4,10 +4,11 @@ python -m benchmarks.hh_rlhf folder=hh-rlhf python=PYTHON [json=FILE]
 
 `folder` holds helpful-base-test.jsonl.gz and harmless-base-test.jsonl.gz, the test.jsonl.gz of
 https://github.com/anthropics/hh-rlhf under these names. Half of the prompts train a model to
-continue the conversations of both, and from it one reward model for helpfulness and one for
-harmlessness, as LLaMA 2 has them (arXiv:2307.09288); the pairs of the other half are what all sides
-are compared on. `python` is an interpreter with scikit-learn, for the words. A run that was stopped
-goes on in its `output` folder.
+continue the conversations of both, and from it reward models for helpfulness and others for
+harmlessness, as LLaMA 2 has them (arXiv:2307.09288). Those of a set differ in the seed of their
+training, and their scores are added (Coste et al. 2023, arXiv:2310.02743); the pairs of the other
+half are what all sides are compared on. `python` is an interpreter with scikit-learn, for words.
+A run that was stopped goes on in its `output` folder.
 """
 
 import dataclasses
@@ -64,6 +65,7 @@ class RewardBenchmark:
     reading: int = 1000  # steps in which one learns to continue conversations, of 16 rows
     ranking: int = 110  # steps in which each learns to rank answers, of 32 pairs: 3 epochs
     rate: float = 1e-4  # highest learning rate of the ranking
+    members: int = 5  # reward models of a set
     resamples: int = 10_000  # of the bootstrap
     seed: int = 0  # of the training
     json: str = ""  # file for the results
@@ -111,12 +113,12 @@ def reader(settings: RewardBenchmark) -> Pretrain:
     )
 
 
-def ranker(settings: RewardBenchmark, name: str) -> RewardModel:
-    """The reward model of a set."""
+def ranker(settings: RewardBenchmark, name: str, member: int) -> RewardModel:
+    """One of the reward models of a set."""
     return RewardModel(
-        output=f"{settings.output}/{name}",
+        output=f"{settings.output}/{name}-{member}",
         steps=settings.ranking,
-        seed=settings.seed,
+        seed=settings.seed + member,
         begin_with=f"{settings.output}/reader",
         data=data_of(settings, (name,), batch_size=32, rows="groups"),
         optimizer=AdamW(weight_decay=0.1),
@@ -184,23 +186,20 @@ def joined(parts: Iterable[Texts]) -> Texts:
 class Compared:
     """The sides' leads of the better conversations of a set, and the texts of its pairs."""
 
-    model: Leads
+    members: Float[np.ndarray, "members pairs"]
     length: Leads
     train: Texts
     held_out: Texts
 
 
 def compare(settings: RewardBenchmark, name: str) -> Compared:
-    """Leads of the better held-out conversations of a set. UserError: the model is too large."""
-    run = RunFolder(ranker(settings, name).output)
-    experiment = run.experiment()
-    parameters = count_parameters(experiment.model).total
-    if parameters > LARGEST:
-        raise UserError(f"the model has {parameters:,} parameters; {LARGEST:,} are allowed")
+    """Leads of the better held-out conversations of a set."""
+    runs = [RunFolder(ranker(settings, name, one).output) for one in range(settings.members)]
+    run, experiment = runs[0], runs[0].experiment()
     prepared = prepare(experiment.data, run.tokenizer)
     store, tokenizer = prepared.held_out[name], prepared.tokenizer
     train, held_out = (texts_of(one, tokenizer) for one in (prepared.train[name], store))
-    leads = leads_of_model(run.location, store, settings.length)
+    leads = np.array([leads_of_model(one.location, store, settings.length) for one in runs])
     return Compared(leads, leads_of_length(train, held_out), train, held_out)
 
 
@@ -214,21 +213,30 @@ def sides_of(settings: RewardBenchmark, sets: dict[str, Compared]) -> tuple[dict
         words = [leads_of_words(settings.python, one.train, one.held_out) for one in parts]
         found["words, each set alone"] = np.concatenate([leads for leads, _ in words])
         facts["strengths"] = [strength, *(strength for _, strength in words)]
-    return found | {MODELS: np.concatenate([one.model for one in parts])}, facts
+    members = np.concatenate([one.members for one in parts], axis=1)
+    facts["members"] = [won(leads) for leads in members]
+    return found | {MODELS: members.sum(0)}, facts
 
 
 def main(settings: RewardBenchmark) -> None:
-    """Trains, prints and saves the comparison. UserError for a folder without the files."""
+    """Trains, prints and saves the comparison.
+
+    UserError: the folder lacks the files, the models of a set have too many parameters.
+    """
     for name in NAMES:
         if not path_of(settings.folder, name).is_file():
             raise UserError(f"folder={settings.folder!r} has no {path_of('', name)}")
-    jobs = reader(settings), *(ranker(settings, name) for name in NAMES)
+    parameters = settings.members * count_parameters(reader(settings).model).total
+    if parameters > LARGEST:
+        raise UserError(f"the models have {parameters:,} parameters; {LARGEST:,} are allowed")
+    rankers = (ranker(settings, name, one) for one in range(settings.members) for name in NAMES)
+    jobs = reader(settings), *rankers
     for job in jobs:
         job.run()
     seconds = sum(RunFolder(job.output).results()["seconds"] for job in jobs)
     compared = {name: compare(settings, name) for name in NAMES}
     found, facts = sides_of(settings, compared)
-    sets = np.repeat(NAMES, [len(compared[name].model) for name in NAMES])
+    sets = np.repeat(NAMES, [len(compared[name].length) for name in NAMES])
     rights = {name: np.heaviside(leads, 0.5) for name, leads in found.items()}
     model, rows, results = rights[MODELS], [], {}
     for name, right in rights.items():
@@ -240,9 +248,7 @@ def main(settings: RewardBenchmark) -> None:
         results[name]["models_ahead"] = [float((model - right).mean()), *ahead]
     columns = ["", "accuracy", "from", "to", *NAMES, "models ahead from", "to"]
     print("\n" + table(columns, rows))
-    model = RunFolder(ranker(settings, NAMES[0]).output).experiment().model
-    parameters = count_parameters(model).total
-    print(f"\n{len(sets):,} pairs, {parameters:,} parameters each, {seconds:,.0f} s of training")
+    print(f"\n{len(sets):,} pairs, {parameters:,} parameters a set, {seconds:,.0f} s of training")
     facts |= {"pairs": len(sets), "seconds": seconds, "goal": GOAL, "parameters": parameters}
     save(settings.json, "hh_rlhf", results=results, **facts)
 
