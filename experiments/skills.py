@@ -1,4 +1,4 @@
-"""A skill against size: models of five sizes learn sums, and are scored by hard and smooth measures.
+"""A skill against size: five small models learn sums, and hard and smooth measures score them.
 
 python -m experiments.skills
 2 CPU cores, about ten minutes, no download.
@@ -12,12 +12,13 @@ from lmjax.jobs.pretrain import Pretrain
 from lmjax.jobs.settings import Checkpoints, Evaluation
 from lmjax.launch import run
 from lmjax.models import AttentionConfig, FeedForwardConfig, Normal, Rotary, TransformerConfig
-from lmjax.training.optimizers import AdamW
+from lmjax.training.optimizers import Muon
 from lmjax.training.schedules import Cosine
 
 WIDTHS = (16, 32, 64, 96, 128)  # of the family's models
 HELD_OUT = 0.1  # share of the sums that no model is trained on
 DIGITS = 3  # most digits of a number
+PEAK = 1e-2  # rate
 
 
 def model_of(width: int) -> TransformerConfig:
@@ -46,11 +47,11 @@ def train(width: int, steps: int, sums: int) -> Pretrain:
             tokenizer=Characters(),
             held_out=HELD_OUT,
             length=64,
-            batch_size=64,
+            batch_size=16,
             rows="whole_documents",
         ),
-        optimizer=AdamW(b2=0.99),
-        schedule=Cosine(peak=3e-3, warmup=max(1, steps // 10), final=0.05),
+        optimizer=Muon(),
+        schedule=Cosine(peak=PEAK, warmup=max(1, steps // 10), final=0.05),
         evaluation=Evaluation(every=steps, tokens=20_000),
         checkpoint=Checkpoints(every=steps, keep=1),
     )
@@ -63,7 +64,7 @@ def skills(widths: tuple[int, ...] = WIDTHS, steps: int = 1000, sums: int = 100_
         Addition(title=f"{n} digits", digits=n, held_out=HELD_OUT) for n in range(2, DIGITS + 1)
     )
     folders = tuple(job.output for job in jobs)
-    scores = Evaluate(output="{output}/scores", models=folders, tasks=asked)
+    scores = Evaluate(output="{output}/scores", models=folders, tasks=asked, over_compute=True)
     return Chain(output="runs/skills", jobs=(*jobs, scores))
 
 

@@ -21,10 +21,12 @@ from lmjax.evaluation.answering import Answering
 from lmjax.evaluation.contamination import contamination_table
 from lmjax.evaluation.reference_scores import check_published, reference_table
 from lmjax.evaluation.requests import ModelAnswer, ModelRequest
+from lmjax.evaluation.task_classes import class_tables
 from lmjax.evaluation.task_comparison import comparison_tables
 from lmjax.evaluation.task_evaluator import check_room, check_tasks
 from lmjax.evaluation.task_result import TaskResult
 from lmjax.evaluation.task_tables import (
+    calibration_pictures,
     calibration_table,
     error_table,
     interval_table,
@@ -43,6 +45,7 @@ from lmjax.interop.folder import (
 from lmjax.jobs.job import Job
 from lmjax.jobs.report import write_report
 from lmjax.jobs.results import Results
+from lmjax.jobs.score_curves import curve_tables, training_compute
 from lmjax.jobs.settings import at_least
 from lmjax.jobs.training_text import training_data, training_texts
 from lmjax.launch import from_first, import_modules, is_first, on_first
@@ -66,6 +69,7 @@ class Evaluate(Job):
     tasks: tuple[EvaluationTask, ...] = ()  # what they are asked
     batch_size: int = 32  # most rows that are run at once
     published: tuple[str, ...] = ()  # models whose published scores are shown, as in ("LLaMA 7B",)
+    over_compute: bool = False  # also show the scores over the FLOPs of the models' training
     contamination: bool = False  # search the training text of the models, all runs, for the items
     # precision of the computation; none: a run's own, but float32 on a CPU
     dtype: Literal["float32", "bfloat16"] | None = None
@@ -104,6 +108,9 @@ class Evaluate(Job):
         if self.contamination:
             for folder in self.folders:
                 training_data(folder)
+        if self.over_compute:
+            for folder in self.folders:
+                training_compute(folder)
         with jax.set_mesh(self.mesh.build()), lock_run_folder(self) as folder:
             EvaluateRun(self, folder).run()
 
@@ -209,10 +216,12 @@ class EvaluateRun:
         subjects = [subject_table(number, found) for number in range(len(first))]
         intervals = [interval_table(name, results) for name, results in found.items()]
         errors = [error_table(name, results) for name, results in found.items()]
+        calibrations = [calibration_pictures(name, results) for name, results in found.items()]
         prompts = [prompt_table(first)]
         tables = (
-            *(*leaderboard, references, *comparisons, *subjects, *intervals),
-            *(*self.contaminations(found), calibration_table(found), *errors, *prompts),
+            *(*leaderboard, *self.curves(found), references, *comparisons, *subjects, *intervals),
+            *(*self.contaminations(found), *class_tables(found), calibration_table(found)),
+            *(*calibrations, *errors, *prompts),
         )
         tables: tuple[Table, ...] = tuple(table for table in tables if table is not None)
         for table in (*leaderboard, references, *comparisons):
@@ -229,6 +238,13 @@ class EvaluateRun:
                 (f"{REPLIES}/*.jsonl", "every answer, a file for each model"),
             ),
         )
+
+    def curves(self, found: dict[str, list[TaskResult]]) -> list[Table]:
+        """Scores over the compute of training, where asked for."""
+        if not self.job.over_compute:
+            return []
+        folders = zip(found, self.job.folders, strict=True)
+        return curve_tables({name: training_compute(folder) for name, folder in folders}, found)
 
     def contaminations(self, found: dict[str, list[TaskResult]]) -> list[Table | None]:
         """For each model, scores on items that its training text has and lacks, where asked for."""
