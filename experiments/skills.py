@@ -1,4 +1,4 @@
-"""A skill against size: five small models learn sums, and hard and smooth measures score them.
+"""A skill against size: six small models learn sums, and hard and smooth measures score them.
 
 python -m experiments.skills
 2 CPU cores, about ten minutes, no download.
@@ -15,9 +15,9 @@ from lmjax.models import AttentionConfig, FeedForwardConfig, Normal, Rotary, Tra
 from lmjax.training.optimizers import Muon
 from lmjax.training.schedules import Cosine
 
-WIDTHS = (16, 32, 64, 96, 128)  # of the family's models
+WIDTHS = (8, 16, 24, 32, 48, 64)  # of the family's models
 HELD_OUT = 0.1  # share of the sums that no model is trained on
-DIGITS = 3  # most digits of a number
+DIGITS = 4  # most digits of a number
 PEAK = 1e-2  # rate
 
 
@@ -29,7 +29,7 @@ def model_of(width: int) -> TransformerConfig:
         num_layers=2,
         max_length=64,
         positions=None,
-        attention=AttentionConfig(num_heads=max(1, width // 16), head_dim=16, positions=Rotary()),
+        attention=AttentionConfig(num_heads=width // 8, head_dim=8, positions=Rotary()),
         feed_forward=FeedForwardConfig(size=4 * width),
         initializer=Normal(std=0.02, scale_residual=True),
         unroll=2,

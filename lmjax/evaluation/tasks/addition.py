@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from typing import ClassVar
@@ -13,6 +14,8 @@ from lmjax.evaluation.edit_distance import edit_distance
 from lmjax.evaluation.requests import ContinuationRequest, ModelAnswer, ModelRequest, WrittenRequest
 from lmjax.evaluation.tasks.records import Record
 from lmjax.evaluation.tasks.task import EvaluationTask, Item, ItemScores, Measure
+
+DRAWS = 20  # times as many as are needed, or as there are, before what was found is enough
 
 
 @config
@@ -56,7 +59,8 @@ class Addition(EvaluationTask):
         UserError: none of the sums with so few digits is held out.
         """
         generator, found = random.Random(f"{self.seed} items"), {}
-        for _ in range(int(20 * self.items / self.held_out) + 1000):
+        most = min(self.items / self.held_out, 100**self.digits)
+        for _ in range(DRAWS * math.ceil(most)):
             numbers = draw_numbers(generator, self.digits)
             if is_held_out(sum_document(*numbers), self.held_out):
                 found[numbers] = self._item(*numbers)
