@@ -16,8 +16,10 @@ import numpy as np
 from lmjax.config import UserError, config, to_json
 from lmjax.console import CountBar, RunLog, Stopwatch, Table, make_console
 from lmjax.data.hashes import FileHashes
+from lmjax.data.public_tokenizers import read_tokenizer
 from lmjax.evaluation.answer_file import AnswerFile, answers_key
 from lmjax.evaluation.answering import Answering
+from lmjax.evaluation.chat_questions import in_chat, reply_ends
 from lmjax.evaluation.contamination import contamination_table
 from lmjax.evaluation.reference_scores import check_published, reference_table
 from lmjax.evaluation.requests import ModelAnswer, ModelRequest
@@ -35,6 +37,7 @@ from lmjax.evaluation.task_tables import (
     subject_table,
 )
 from lmjax.evaluation.tasks.task import EvaluationTask, Question
+from lmjax.generation.chat import chat_format
 from lmjax.generation.run import load
 from lmjax.interop.folder import (
     begin_token,
@@ -67,6 +70,8 @@ class Evaluate(Job):
     model: str | None = None  # run folder or public model folder; see also models
     models: tuple[str, ...] = ()  # further ones, which are compared with it
     tasks: tuple[EvaluationTask, ...] = ()  # what they are asked
+    # chat format in which a user asks, such as "llama2"; "true": the model's own; none: plain text
+    chat: str | None = None
     batch_size: int = 32  # most rows that are run at once
     published: tuple[str, ...] = ()  # models whose published scores are shown, as in ("LLaMA 7B",)
     over_compute: bool = False  # also show the scores over the FLOPs of the models' training
@@ -141,6 +146,7 @@ class EvaluateRun:
     ) -> list[TaskResult]:
         """Results of a model in all tasks; only those of the first process are whole."""
         job, watch = self.job, Stopwatch()
+        questions = self.as_asked(folder, questions)
         path = self.folder.replies / f"{model_key(folder, job.dtype)}.jsonl"
         requests = list(
             dict.fromkeys(r for asked in questions for one in asked for r in one.requests)
@@ -170,6 +176,20 @@ class EvaluateRun:
             if kept is not None:
                 kept.close()
 
+    def as_asked(
+        self, folder: str, questions: Sequence[Sequence[Question]]
+    ) -> Sequence[Sequence[Question]]:
+        """Questions of all tasks as a model is asked them: in its chat format, where wanted."""
+        if self.job.chat is None:
+            return questions
+        tokenizer = read_tokenizer(_folder_of_tokenizer(folder))
+        chat = chat_format(folder, tokenizer, self.job.chat)
+        ends = reply_ends(chat, tokenizer)
+        return [
+            [in_chat(task, question, chat, ends) for question in asked]
+            for task, asked in zip(self.job.tasks, questions, strict=True)
+        ]
+
     def ask(
         self,
         folder: str,
@@ -191,6 +211,8 @@ class EvaluateRun:
         """
         with self.log.phase(f"reading {name}"):
             text = load(folder, dtype=self.job.dtype)
+        if self.job.chat is not None and text.filling is not None:
+            raise UserError(f"chat={self.job.chat}: {folder} fills blanks, and holds no talk")
         for task, asked in zip(self.job.tasks, questions, strict=True):
             check_room(task, asked, text.tokenizer, text.generator.config.max_length)
         answering = Answering(text, self.job.batch_size, begin_token(folder, text.tokenizer))
@@ -262,6 +284,12 @@ def model_key(folder: str, dtype: str | None) -> str:
     files = [*files_of_parameters(folder), *_tokenizer_files(folder)]
     hashes = FileHashes()(list(map(str, files)))
     return answers_key([*hashes, str(dtype), to_json(model_folder(folder))])
+
+
+def _folder_of_tokenizer(folder: str) -> Path:
+    """Where the tokenizer is. UserError: there is none, so that no text can be read."""
+    _tokenizer_files(folder)
+    return tokenizer_folder(folder)
 
 
 def _tokenizer_files(folder: str) -> list[Path]:

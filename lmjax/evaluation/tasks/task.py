@@ -197,7 +197,11 @@ class EvaluationTask(abc.ABC):
     def context(self, item: Item, examples: Sequence[Item]) -> str:
         """Description, examples and question."""
         shown = [one.prompt + self.delimiter + one.answer + self.separator for one in examples]
-        return self.description(item.subject) + "".join(shown) + item.prompt
+        return self.opening(item) + "".join(shown) + item.prompt
+
+    def opening(self, item: Item) -> str:
+        """Text in front of the examples of an item."""
+        return self.description(item.subject)
 
     def stop_rule(self) -> str:
         """Description of where a written answer ends; empty: nothing is written."""
