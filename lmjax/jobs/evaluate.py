@@ -287,7 +287,7 @@ def model_key(folder: str, dtype: str | None) -> str:
 
 
 def _folder_of_tokenizer(folder: str) -> Path:
-    """Where the tokenizer is. UserError: there is none, so that no text can be read."""
+    """Folder of the tokenizer. UserError: there is none, so that no text can be read."""
     _tokenizer_files(folder)
     return tokenizer_folder(folder)
 
