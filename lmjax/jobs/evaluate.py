@@ -21,6 +21,7 @@ from lmjax.evaluation.answer_file import AnswerFile, answers_key
 from lmjax.evaluation.answering import Answering
 from lmjax.evaluation.chat_questions import in_chat, reply_ends
 from lmjax.evaluation.contamination import contamination_table
+from lmjax.evaluation.leaderboard import leaderboard_table
 from lmjax.evaluation.reference_scores import check_published, reference_table
 from lmjax.evaluation.requests import ModelAnswer, ModelRequest
 from lmjax.evaluation.task_classes import class_tables
@@ -232,21 +233,24 @@ class EvaluateRun:
         """Prints and keeps the tables."""
         self.folder.write_config(self.job)
         first = next(iter(found.values()))
-        leaderboard = [score_table(found, True), score_table(found, False)]
-        comparisons = comparison_tables(found)
-        references = reference_table(found, self.job.published)
+        scores = [leaderboard_table(found), *(score_table(found, more) for more in (True, False))]
+        references, comparisons = (
+            reference_table(found, self.job.published),
+            comparison_tables(found),
+        )
         subjects = [subject_table(number, found) for number in range(len(first))]
-        intervals = [interval_table(name, results) for name, results in found.items()]
-        errors = [error_table(name, results) for name, results in found.items()]
-        calibrations = [calibration_pictures(name, results) for name, results in found.items()]
-        prompts = [prompt_table(first)]
+        by_model = [
+            make(name, results)
+            for make in (interval_table, calibration_pictures, error_table)
+            for name, results in found.items()
+        ]
         tables = (
-            *(*leaderboard, *self.curves(found), references, *comparisons, *subjects, *intervals),
+            *(*scores, *self.curves(found), references, *comparisons, *subjects),
             *(*self.contaminations(found), *class_tables(found), calibration_table(found)),
-            *(*calibrations, *errors, *prompts),
+            *(*by_model, prompt_table(first)),
         )
         tables: tuple[Table, ...] = tuple(table for table in tables if table is not None)
-        for table in (*leaderboard, references, *comparisons):
+        for table in (*scores, references, *comparisons):
             if table is not None:
                 self.log.table(table)
         results = Results(tables=tables, seconds=watch.seconds(), tiles=tiles_of(found))
