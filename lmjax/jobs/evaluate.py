@@ -26,7 +26,7 @@ from lmjax.evaluation.reference_scores import check_published, reference_table
 from lmjax.evaluation.requests import ModelAnswer, ModelRequest
 from lmjax.evaluation.task_classes import class_tables
 from lmjax.evaluation.task_comparison import comparison_tables
-from lmjax.evaluation.task_evaluator import check_room, check_tasks
+from lmjax.evaluation.task_evaluator import check_room, check_tasks, fits_into
 from lmjax.evaluation.task_result import TaskResult
 from lmjax.evaluation.task_tables import (
     calibration_pictures,
@@ -135,7 +135,9 @@ class EvaluateRun:
         questions = [task.questions() for task in job.tasks]
         for task, asked in zip(job.tasks, questions, strict=True):
             shots = max(question.shots for question in asked)
-            self.log.fact(task.name, f"{len(asked):,} items, {shots} examples in the prompt")
+            most = "up to " if task.fit else ""
+            words = f"{len(asked):,} items, {most}{shots} examples in the prompt"
+            self.log.fact(task.name, words)
         names = names_of(job.folders)
         found = {}
         for folder, name in zip(job.folders, names, strict=True):
@@ -180,15 +182,26 @@ class EvaluateRun:
     def as_asked(
         self, folder: str, questions: Sequence[Sequence[Question]]
     ) -> Sequence[Sequence[Question]]:
-        """Questions of all tasks as a model is asked them: in its chat format, where wanted."""
-        if self.job.chat is None:
-            return questions
+        """Questions of all tasks as a model is asked them.
+
+        They may have fewer examples, and stand in its chat format.
+        """
+        job, wanted = self.job, list(questions)
+        if job.chat is None and not any(task.fit for task in job.tasks):
+            return wanted
         tokenizer = read_tokenizer(_folder_of_tokenizer(folder))
-        chat = chat_format(folder, tokenizer, self.job.chat)
+        begin = begin_token(folder, tokenizer)
+        fits = fits_into(tokenizer, model_folder(folder).max_length, begin)
+        for number, task in enumerate(job.tasks):
+            if task.fit:
+                wanted[number] = task.questions(fits)
+        if job.chat is None:
+            return wanted
+        chat = chat_format(folder, tokenizer, job.chat)
         ends = reply_ends(chat, tokenizer)
         return [
             [in_chat(task, question, chat, ends) for question in asked]
-            for task, asked in zip(self.job.tasks, questions, strict=True)
+            for task, asked in zip(job.tasks, wanted, strict=True)
         ]
 
     def ask(
