@@ -53,10 +53,14 @@ def jobs_of(name):
 
 
 JOBS = {output: job for name in NAMES for output, job in jobs_of(name).items()}
+UNEVEN = {"runs/skills/width-8", "runs/skills/width-24"}  # of one head and three, not cut in two
 OUTPUTS = [
     pytest.param(output, marks=[pytest.mark.slow] if output.split("/")[1] in SLOW else [])
     for output in JOBS
+    if output not in UNEVEN
 ]
+# Of those that run on one device, and of those that no larger mesh can cut.
+ALONE = ["runs/quickstart", "runs/quickstart_glm", "runs/llama_1b", *sorted(UNEVEN)]
 LARGE = "fsdp=4 tensor=2"  # the mesh with more to go wrong
 
 
@@ -146,9 +150,8 @@ def test_step_traces(output):
     check_step(output, LARGE)
 
 
-@pytest.mark.parametrize("output", ["runs/quickstart", "runs/quickstart_glm", "runs/llama_1b"])
+@pytest.mark.parametrize("output", ALONE)
 def test_step_traces_on_one_device(output):
-    """For those that run on one; on a mesh more can go wrong."""
     check_step(output, "one device")
 
 

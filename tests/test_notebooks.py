@@ -13,6 +13,7 @@ NOTEBOOKS = sorted(Path(__file__).parents[1].joinpath("notebooks").glob("*.ipynb
 # How many devices each runs on, how many pictures it makes, and something that it prints.
 EXPECTED = {
     "assistant": (1, 2, "What does os.path.join(a, *p) do?"),
+    "emergence": (1, 2, "by p^L"),
     "glm": (1, 9, "outputs change exactly where the mask says: True"),
     "quickstart": (1, 2, "The list"),
     "tpu_vm": (4, 1, "10 steps, of which the last had a loss of"),

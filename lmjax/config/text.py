@@ -2,10 +2,11 @@
 
 import ast
 import dataclasses
+import difflib
 import inspect
 import re
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 from lmjax.config import declare, values
@@ -105,10 +106,18 @@ def _read_choice(text: str, kind: values.Type) -> Choice:
     found = declare.choices(kind)
     if match is None or match["name"] not in found:
         names = ", ".join(found) or "nothing (no class or preset of that kind is registered)"
-        raise Unfit(f"expected {_expected(kind)}, got {text!r}; allowed here: {names}")
+        near = _near(text.strip() if match is None else match["name"], found)
+        hint = f"; near: {', '.join(near)}" if near else ""
+        raise Unfit(f"expected {_expected(kind)}, got {text!r}; allowed here: {names}{hint}")
     pieces = [match["argument"]] if match["argument"] else _split(match["call"] or "")
     name = match["name"]
     return Choice(name, found[name], _arguments(name, found[name], pieces))
+
+
+def _near(name: str, known: Iterable[str]) -> list[str]:
+    """Names that are spelt alike, in letters of either case."""
+    spelt = {one.lower(): one for one in known}
+    return [spelt[one] for one in difflib.get_close_matches(name.lower(), spelt, cutoff=0.65)]
 
 
 def _arguments(name: str, make: Any, pieces: list[str]) -> dict[str, Any]:

@@ -41,6 +41,7 @@ from lmjax.data.rows import EvaluationRows, Ring, RowReader
 from lmjax.data.settings import Data, Domain, Stage
 from lmjax.data.sources import JsonLines, JsonPrompts, TextFiles
 from lmjax.data.store import TokenStore, open_store
+from lmjax.data.sums import SumTexts
 from lmjax.data.tfds import TFDS
 from lmjax.data.token_shares import TokenShares
 from lmjax.data.tokenize import build_stores
@@ -99,6 +100,7 @@ __all__ = [
     "SentencePiece",
     "Source",
     "Stage",
+    "SumTexts",
     "TFDSConversations",
     "TextFiles",
     "TokenShares",

@@ -18,6 +18,7 @@ import jax
 from lmjax.config import UserError
 from lmjax.data.chat.messages import ChatFormat, Message
 from lmjax.evaluation.answering import Answering
+from lmjax.evaluation.chat_questions import reply_ends
 from lmjax.evaluation.requests import (
     ContinuationRequest,
     ModelAnswer,
@@ -86,7 +87,8 @@ def adapter_class() -> type:
 
         def generate_until(self, requests: Sequence[Any], **_: Any) -> list[str]:
             """Each prompt's text, cut before its stop string, which the harness does not do."""
-            asked = [written_request(*request.args, self.in_chat) for request in requests]
+            ends = reply_ends(self._format, self.answering.text.tokenizer) if self.in_chat else ()
+            asked = [written_request(*request.args, self.in_chat, ends) for request in requests]
             return [one.texts[0] for one in self._answers(asked)]
 
         @property
@@ -125,8 +127,16 @@ def lmjax_model(folder: str, **settings: Any) -> Any:
     return adapter_class()(folder, **settings)
 
 
-def written_request(prompt: str, settings: Mapping[str, Any], special: bool) -> WrittenRequest:
+def written_request(
+    prompt: str, settings: Mapping[str, Any], special: bool, ends: tuple[str, ...] = ()
+) -> WrittenRequest:
     """Requests of the harness with its settings of a text.
+
+    Args:
+      prompt: of the text.
+      settings: the harness's generation_kwargs.
+      special: see `WrittenRequest`.
+      ends: what ends it beside what the settings say.
 
     Raises:
       UserError: a setting that this model does not have.
@@ -138,7 +148,7 @@ def written_request(prompt: str, settings: Mapping[str, Any], special: bool) -> 
     drawn = settings.get("do_sample", settings.get("temperature", 0) > 0)
     return WrittenRequest(
         prompt,
-        tuple(dict.fromkeys(text for text in stop if text)),
+        tuple(dict.fromkeys(text for text in (*stop, *ends) if text)),
         settings.get("max_gen_toks", MAX_TOKENS),
         float(settings.get("temperature", 1.0)) if drawn else 0.0,
         settings.get("top_p") if drawn else None,

@@ -8,12 +8,13 @@ from lmjax.config import UserError, config
 from lmjax.console import Table
 from lmjax.data.tokenizers import Tokenizer
 from lmjax.evaluation.answering import Answering
-from lmjax.evaluation.boundary import text_tokens
+from lmjax.evaluation.boundary import beginning_of, text_tokens, token_pairs
 from lmjax.evaluation.evaluator import Context, Evaluate, Evaluator, Record
 from lmjax.evaluation.likelihood import check_causal
+from lmjax.evaluation.requests import ContinuationRequest, WrittenRequest
 from lmjax.evaluation.task_result import TaskResult
 from lmjax.evaluation.task_tables import interval_table, score_table
-from lmjax.evaluation.tasks.task import EvaluationTask, Question
+from lmjax.evaluation.tasks.task import EvaluationTask, Fits, Question
 from lmjax.generation.fill import infiller_of
 from lmjax.generation.generator import Generator
 from lmjax.generation.text import TextGenerator
@@ -44,7 +45,8 @@ class Tasks(Evaluator):
         filling = infiller_of(feed.objective)
         if filling is None:
             check_causal(model)
-        questions = [task.questions() for task in self.tasks]
+        fits = fits_into(feed.tokenizer, model.max_length)
+        questions = [task.questions(fits) for task in self.tasks]
         for task, asked in zip(self.tasks, questions, strict=True):
             check_room(task, asked, feed.tokenizer, model.max_length)
 
@@ -93,6 +95,29 @@ def check_room(
                 f"{task.name}: the shortest question has {len(tokens)} tokens; the model reads "
                 f"{longest}{f', of which the answer may take {longest - room}' * (room < longest)}"
             )
+
+
+def fits_into(tokenizer: Tokenizer, longest: int | None, begin: int | None = None) -> Fits:
+    """A function that says whether a context of `longest` tokens holds all of a question.
+
+    Args:
+      tokenizer: of the model.
+      longest: tokens that it reads; None: any number.
+      begin: see `beginning_of`.
+    """
+
+    def fits(question: Question) -> bool:
+        if longest is None:
+            return True
+        scored = [one for one in question.requests if isinstance(one, ContinuationRequest)]
+        pairs = token_pairs(tokenizer, scored, beginning_of(tokenizer, begin))
+        # The last token of a continuation is not read.
+        sizes = [len(pair.context) + len(pair.continuation) - 1 for pair in pairs]
+        written = [one for one in question.requests if isinstance(one, WrittenRequest)]
+        sizes += [len(text_tokens(tokenizer, one.prompt)) + one.max_tokens for one in written]
+        return max(sizes, default=0) <= longest
+
+    return fits
 
 
 def result_of(task: EvaluationTask, questions: list[Question], answering: Answering) -> TaskResult:

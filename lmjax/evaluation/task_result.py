@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from lmjax.evaluation.requests import ContinuationRequest, Likelihood, ModelAnswer, ModelRequest
+from lmjax.evaluation.tasks.choices import ACCURACY
 from lmjax.evaluation.tasks.task import EvaluationTask, ItemScores, Measure, Question
 
 RESAMPLES = 1000  # of a bootstrap
@@ -80,6 +81,15 @@ class TaskResult:
     def cut(self) -> int:
         """Number of items of which the model could not read all on the left."""
         return sum(any(answer.cut for answer in given) for given in self.answers)
+
+    @property
+    def chooses(self) -> bool:
+        """Returns whether the likeliest choice counts, with a likelihood for each of several."""
+        items = [question.item for question in self.questions]
+        return ACCURACY in self.task.measures and all(
+            len(given) == len(item.choices) > 1 and all(isinstance(a, Likelihood) for a in given)
+            for item, given in zip(items, self.answers, strict=True)
+        )
 
     def _parts(self, names: Sequence[str]) -> dict[str, list[int]]:
         found: dict[str, list[int]] = {}

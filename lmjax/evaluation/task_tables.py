@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from lmjax.console import Cell, Table
-from lmjax.evaluation.calibration import choice_confidence, reliability
+from lmjax.evaluation.calibration import Reliability, choice_confidence, reliability
 from lmjax.evaluation.requests import Likelihood, Written
 from lmjax.evaluation.task_result import TaskResult, by_length, guessing, row_name
-from lmjax.evaluation.tasks.choices import ACCURACY, ChoiceTask
+from lmjax.evaluation.tasks.choices import ACCURACY
 from lmjax.evaluation.tasks.task import Question
 
 ERRORS = 3  # examples of wrong answers, of each task
@@ -135,22 +136,32 @@ def calibration_table(results: Mapping[str, Sequence[TaskResult]]) -> Table | No
 
     A model's confidence is the probability of the likeliest choice among all choices.
     """
-    rows = []
-    for number, result in enumerate(next(iter(results.values()))):
-        if isinstance(result.task, ChoiceTask) and ACCURACY in result.task.measures:
-            errors = [_calibration_error(found[number]) for found in results.values()]
-            rows.append((row_name(result, ACCURACY), *errors))
+    rows = [
+        (row_name(first, ACCURACY), *(_reliability(result).error for result in (first, *others)))
+        for first, *others in zip(*results.values(), strict=True)
+        if first.chooses
+    ]
     columns = ("task", *results)
     return Table("Calibration errors", columns, tuple(rows), CALIBRATION, False) if rows else None
 
 
-def _calibration_error(result: TaskResult) -> float:
+def calibration_pictures(model: str, results: Sequence[TaskResult]) -> Table | None:
+    """Confidence and share of right answers of a model, by task and bin; None: see above."""
+    with_choices = [result for result in results if result.chooses]
+    tables = [_reliability(result).table(row_name(result, ACCURACY)) for result in with_choices]
+    if not tables:
+        return None
+    rows = tuple(row for table in tables for row in table.rows)
+    return dataclasses.replace(tables[0], title=f"Calibration of {model}", rows=rows)
+
+
+def _reliability(result: TaskResult) -> Reliability:
     most = max(map(len, result.answers))
     values = np.full((len(result.answers), most), -np.inf)
     for row, answers in zip(values, result.answers, strict=True):
         row[: len(answers)] = [answer.log_probability for answer in answers]
     right = np.array([scores[ACCURACY.name] == 1.0 for scores in result.scores])
-    return reliability(choice_confidence(values), right).error
+    return reliability(choice_confidence(values), right)
 
 
 def _said(result: TaskResult, number: int) -> str:

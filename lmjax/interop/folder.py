@@ -135,6 +135,7 @@ def files_of_parameters(path: str | os.PathLike) -> list[Path]:
     checkpointer = Checkpointer(run.checkpoints)
     step = best_step(checkpointer) or checkpointer.latest()
     if step is None:
+        run.experiment()  # tells what is wrong with a folder that is none of a run
         raise UserError(f"{folder} holds no checkpoint yet: nothing has been saved there")
     saved = (run.path / CHECKPOINTS / str(step)).rglob("*")
     return [run.config, *sorted(file for file in saved if file.is_file())]

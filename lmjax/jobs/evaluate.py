@@ -16,15 +16,20 @@ import numpy as np
 from lmjax.config import UserError, config, to_json
 from lmjax.console import CountBar, RunLog, Stopwatch, Table, make_console
 from lmjax.data.hashes import FileHashes
+from lmjax.data.public_tokenizers import read_tokenizer
 from lmjax.evaluation.answer_file import AnswerFile, answers_key
 from lmjax.evaluation.answering import Answering
+from lmjax.evaluation.chat_questions import in_chat, reply_ends
 from lmjax.evaluation.contamination import contamination_table
+from lmjax.evaluation.leaderboard import leaderboard_table
 from lmjax.evaluation.reference_scores import check_published, reference_table
 from lmjax.evaluation.requests import ModelAnswer, ModelRequest
+from lmjax.evaluation.task_classes import class_tables
 from lmjax.evaluation.task_comparison import comparison_tables
-from lmjax.evaluation.task_evaluator import check_room, check_tasks
+from lmjax.evaluation.task_evaluator import check_room, check_tasks, fits_into
 from lmjax.evaluation.task_result import TaskResult
 from lmjax.evaluation.task_tables import (
+    calibration_pictures,
     calibration_table,
     error_table,
     interval_table,
@@ -33,6 +38,7 @@ from lmjax.evaluation.task_tables import (
     subject_table,
 )
 from lmjax.evaluation.tasks.task import EvaluationTask, Question
+from lmjax.generation.chat import chat_format
 from lmjax.generation.run import load
 from lmjax.interop.folder import (
     begin_token,
@@ -43,6 +49,7 @@ from lmjax.interop.folder import (
 from lmjax.jobs.job import Job
 from lmjax.jobs.report import write_report
 from lmjax.jobs.results import Results
+from lmjax.jobs.score_curves import curve_tables, training_compute
 from lmjax.jobs.settings import at_least
 from lmjax.jobs.training_text import training_data, training_texts
 from lmjax.launch import from_first, import_modules, is_first, on_first
@@ -64,8 +71,11 @@ class Evaluate(Job):
     model: str | None = None  # run folder or public model folder; see also models
     models: tuple[str, ...] = ()  # further ones, which are compared with it
     tasks: tuple[EvaluationTask, ...] = ()  # what they are asked
+    # chat format in which a user asks, such as "llama2"; "true": the model's own; none: plain text
+    chat: str | None = None
     batch_size: int = 32  # most rows that are run at once
     published: tuple[str, ...] = ()  # models whose published scores are shown, as in ("LLaMA 7B",)
+    over_compute: bool = False  # also show the scores over the FLOPs of the models' training
     contamination: bool = False  # search the training text of the models, all runs, for the items
     # precision of the computation; none: a run's own, but float32 on a CPU
     dtype: Literal["float32", "bfloat16"] | None = None
@@ -104,6 +114,9 @@ class Evaluate(Job):
         if self.contamination:
             for folder in self.folders:
                 training_data(folder)
+        if self.over_compute:
+            for folder in self.folders:
+                training_compute(folder)
         with jax.set_mesh(self.mesh.build()), lock_run_folder(self) as folder:
             EvaluateRun(self, folder).run()
 
@@ -122,7 +135,9 @@ class EvaluateRun:
         questions = [task.questions() for task in job.tasks]
         for task, asked in zip(job.tasks, questions, strict=True):
             shots = max(question.shots for question in asked)
-            self.log.fact(task.name, f"{len(asked):,} items, {shots} examples in the prompt")
+            most = "up to " if task.fit else ""
+            words = f"{len(asked):,} items, {most}{shots} examples in the prompt"
+            self.log.fact(task.name, words)
         names = names_of(job.folders)
         found = {}
         for folder, name in zip(job.folders, names, strict=True):
@@ -134,6 +149,7 @@ class EvaluateRun:
     ) -> list[TaskResult]:
         """Results of a model in all tasks; only those of the first process are whole."""
         job, watch = self.job, Stopwatch()
+        questions = self.as_asked(folder, questions)
         path = self.folder.replies / f"{model_key(folder, job.dtype)}.jsonl"
         requests = list(
             dict.fromkeys(r for asked in questions for one in asked for r in one.requests)
@@ -163,6 +179,31 @@ class EvaluateRun:
             if kept is not None:
                 kept.close()
 
+    def as_asked(
+        self, folder: str, questions: Sequence[Sequence[Question]]
+    ) -> Sequence[Sequence[Question]]:
+        """Questions of all tasks as a model is asked them.
+
+        They may have fewer examples, and stand in its chat format.
+        """
+        job, wanted = self.job, list(questions)
+        if job.chat is None and not any(task.fit for task in job.tasks):
+            return wanted
+        tokenizer = read_tokenizer(_folder_of_tokenizer(folder))
+        begin = begin_token(folder, tokenizer)
+        fits = fits_into(tokenizer, model_folder(folder).max_length, begin)
+        for number, task in enumerate(job.tasks):
+            if task.fit:
+                wanted[number] = task.questions(fits)
+        if job.chat is None:
+            return wanted
+        chat = chat_format(folder, tokenizer, job.chat)
+        ends = reply_ends(chat, tokenizer)
+        return [
+            [in_chat(task, question, chat, ends) for question in asked]
+            for task, asked in zip(job.tasks, wanted, strict=True)
+        ]
+
     def ask(
         self,
         folder: str,
@@ -184,6 +225,8 @@ class EvaluateRun:
         """
         with self.log.phase(f"reading {name}"):
             text = load(folder, dtype=self.job.dtype)
+        if self.job.chat is not None and text.filling is not None:
+            raise UserError(f"chat={self.job.chat}: {folder} fills blanks, and holds no talk")
         for task, asked in zip(self.job.tasks, questions, strict=True):
             check_room(task, asked, text.tokenizer, text.generator.config.max_length)
         answering = Answering(text, self.job.batch_size, begin_token(folder, text.tokenizer))
@@ -203,19 +246,24 @@ class EvaluateRun:
         """Prints and keeps the tables."""
         self.folder.write_config(self.job)
         first = next(iter(found.values()))
-        leaderboard = [score_table(found, True), score_table(found, False)]
-        comparisons = comparison_tables(found)
-        references = reference_table(found, self.job.published)
+        scores = [leaderboard_table(found), *(score_table(found, more) for more in (True, False))]
+        references, comparisons = (
+            reference_table(found, self.job.published),
+            comparison_tables(found),
+        )
         subjects = [subject_table(number, found) for number in range(len(first))]
-        intervals = [interval_table(name, results) for name, results in found.items()]
-        errors = [error_table(name, results) for name, results in found.items()]
-        prompts = [prompt_table(first)]
+        by_model = [
+            make(name, results)
+            for make in (interval_table, calibration_pictures, error_table)
+            for name, results in found.items()
+        ]
         tables = (
-            *(*leaderboard, references, *comparisons, *subjects, *intervals),
-            *(*self.contaminations(found), calibration_table(found), *errors, *prompts),
+            *(*scores, *self.curves(found), references, *comparisons, *subjects),
+            *(*self.contaminations(found), *class_tables(found), calibration_table(found)),
+            *(*by_model, prompt_table(first)),
         )
         tables: tuple[Table, ...] = tuple(table for table in tables if table is not None)
-        for table in (*leaderboard, references, *comparisons):
+        for table in (*scores, references, *comparisons):
             if table is not None:
                 self.log.table(table)
         results = Results(tables=tables, seconds=watch.seconds(), tiles=tiles_of(found))
@@ -229,6 +277,13 @@ class EvaluateRun:
                 (f"{REPLIES}/*.jsonl", "every answer, a file for each model"),
             ),
         )
+
+    def curves(self, found: dict[str, list[TaskResult]]) -> list[Table]:
+        """Scores over the compute of training, where asked for."""
+        if not self.job.over_compute:
+            return []
+        folders = zip(found, self.job.folders, strict=True)
+        return curve_tables({name: training_compute(folder) for name, folder in folders}, found)
 
     def contaminations(self, found: dict[str, list[TaskResult]]) -> list[Table | None]:
         """For each model, scores on items that its training text has and lacks, where asked for."""
@@ -246,6 +301,12 @@ def model_key(folder: str, dtype: str | None) -> str:
     files = [*files_of_parameters(folder), *_tokenizer_files(folder)]
     hashes = FileHashes()(list(map(str, files)))
     return answers_key([*hashes, str(dtype), to_json(model_folder(folder))])
+
+
+def _folder_of_tokenizer(folder: str) -> Path:
+    """Folder of the tokenizer. UserError: there is none, so that no text can be read."""
+    _tokenizer_files(folder)
+    return tokenizer_folder(folder)
 
 
 def _tokenizer_files(folder: str) -> list[Path]:

@@ -310,6 +310,7 @@ def test_wildcards():
         ("note=\udcff", "bytes that are not UTF-8"),
         ("optimizer=Sgd", "expected a ToyOptimizer, got 'Sgd'; allowed here: ToyAdam, ToyFactored"),
         ("optimizer=ToyOptimizer", "allowed here: ToyAdam, ToyFactored"),
+        ("optimizer=toyadm", "allowed here: ToyAdam, ToyFactored; near: ToyAdam"),
         ("model=ToyAdam", "expected a ToyNet, got 'ToyAdam'; allowed here: ToyNet, toy_net"),
         ("model=os:getcwd", "allowed here: ToyNet, toy_net"),
         ("train=Sgd", "allowed here: ToyFiles"),

@@ -1,5 +1,6 @@
 """Tasks: test sets as config objects over local files or TensorFlow Datasets."""
 
+from lmjax.evaluation.tasks.addition import Addition
 from lmjax.evaluation.tasks.arc import Arc
 from lmjax.evaluation.tasks.code import MBPP, HumanEval
 from lmjax.evaluation.tasks.crows_pairs import CrowSPairs
@@ -22,6 +23,7 @@ __all__ = [
     "MBPP",
     "MMLU",
     "PIQA",
+    "Addition",
     "Arc",
     "BoolQ",
     "CrowSPairs",

@@ -175,9 +175,9 @@ class HarnessTask(EvaluationTask):
         gold = golds[0]
         return Item(prompt, choices[gold], choices, gold, identity=record.where, details=details)
 
-    def context(self, item: Item, examples: Sequence[Item]) -> str:
-        """See `EvaluationTask.context`; the preamble may name fields of the item."""
-        return item.details.get("preamble", "") + super().context(item, examples)
+    def opening(self, item: Item) -> str:
+        """See `EvaluationTask.opening`; the preamble may name fields of the item."""
+        return item.details.get("preamble", "")
 
     def requests(self, item: Item, context: str) -> tuple[ModelRequest, ...]:
         """See `EvaluationTask.requests`."""

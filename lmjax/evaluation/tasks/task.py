@@ -80,6 +80,8 @@ class Question:
     shots: int
 
 
+Fits = Callable[[Question], bool]  # whether a model can read all that it is asked
+
 # What one item gives by measure: a number, (log-likelihood, count) of a rate, or a corpus' counts.
 ItemScores = dict[str, float | tuple[float, ...]]
 
@@ -91,6 +93,7 @@ class EvaluationTask(abc.ABC):
     path: str  # the test set: a file, a folder, an archive, or tfds:NAME/SPLIT
     examples_path: str | None = None  # what examples are drawn from; none: other items of `path`
     shots: int = 0  # examples in front of each question
+    fit: bool = False  # fewer of them where not all fit into the model's context
     limit: int | None = None  # only so many items, the first ones; none: all
     seed: int = 0  # of the drawing of the examples
     title: str = ""  # name in tables; empty: that of the class
@@ -139,8 +142,11 @@ class EvaluationTask(abc.ABC):
             raise UserError(f"{self.name}: there is no item in {path}")
         return items
 
-    def questions(self) -> list[Question]:
+    def questions(self, fits: Fits | None = None) -> list[Question]:
         """The items with their prompts: the same whenever they are made.
+
+        Args:
+          fits: of a model; None: its context is no matter. Only for `fit`.
 
         Raises:
           UserError: a file cannot be read, or has fewer examples than `shots`.
@@ -158,16 +164,33 @@ class EvaluationTask(abc.ABC):
             else {}
         )
         counts: dict[str, int] = {}
-        questions = []
+        questions: list[Question] = []
         for item in items:
             counts[item.subject] = counts.get(item.subject, 0) + 1
             if self.limit is not None and counts[item.subject] > self.limit:
                 continue
             examples = self._examples(item, drawn.get(item.subject, []))
-            context = self.context(item, examples)
-            requests = self.requests(item, context)
-            questions.append(Question(item, context, requests, len(examples)))
+            if self.fit and fits is not None:
+                # Most questions have room for as many as the one before.
+                begin = questions[-1].shots if questions else len(examples)
+                examples = examples[: self._number_that_fits(item, examples, begin, fits)]
+            questions.append(self._question(item, examples))
         return questions
+
+    def _question(self, item: Item, examples: Sequence[Item]) -> Question:
+        context = self.context(item, examples)
+        return Question(item, context, self.requests(item, context), len(examples))
+
+    def _number_that_fits(
+        self, item: Item, examples: Sequence[Item], begin: int, fits: Fits
+    ) -> int:
+        """Most examples with which an item fits; 0 also where it does not fit by itself."""
+        number = min(begin, len(examples))
+        while number < len(examples) and fits(self._question(item, examples[: number + 1])):
+            number += 1
+        while number > 0 and not fits(self._question(item, examples[:number])):
+            number -= 1
+        return number
 
     def _drawn(self, pool: Sequence[Item], subject: str) -> list[Item]:
         """Examples of a subject in the order of use, with spare ones behind them."""
@@ -197,7 +220,11 @@ class EvaluationTask(abc.ABC):
     def context(self, item: Item, examples: Sequence[Item]) -> str:
         """Description, examples and question."""
         shown = [one.prompt + self.delimiter + one.answer + self.separator for one in examples]
-        return self.description(item.subject) + "".join(shown) + item.prompt
+        return self.opening(item) + "".join(shown) + item.prompt
+
+    def opening(self, item: Item) -> str:
+        """Text in front of the examples of an item."""
+        return self.description(item.subject)
 
     def stop_rule(self) -> str:
         """Description of where a written answer ends; empty: nothing is written."""

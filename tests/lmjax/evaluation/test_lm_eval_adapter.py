@@ -2,18 +2,24 @@
 
 import dataclasses
 import json
+import os
 
 import jax
 import pytest
 
 from lmjax.config import UserError
 from lmjax.evaluation.answering import Answering
+from lmjax.evaluation.chat_questions import in_chat
 from lmjax.evaluation.lm_eval_adapter import lmjax_model, written_request
 from lmjax.evaluation.requests import ContinuationRequest, RollingRequest, WrittenRequest
+from lmjax.evaluation.task_evaluator import result_of
+from lmjax.evaluation.tasks import harness_task
 from lmjax.generation import load_run
+from lmjax.generation.chat import chat_format
 from lmjax.parallel import Mesh
 from tests.lmjax.jobs.test_evaluate import write_run
 
+os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}  # nothing is downloaded
 SETTINGS = {"until": ["e", ""], "max_gen_toks": 4, "do_sample": False}
 
 
@@ -52,17 +58,41 @@ def test_the_harness_gets_our_numbers(tmp_path):
     assert "Is it?" in rendered and model.in_chat
     with pytest.raises(UserError, match="there is no pretrained"):
         lmjax_model(folder=str(tmp_path / "run"), pretrained="x")
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_both_ways_score_the_same_items_the_same(tmp_path, chat):
+    """The harness with our model, and our runner with its task: answers and scores."""
+    pytest.importorskip("lm_eval")
     from lm_eval import simple_evaluate
     from lm_eval.tasks import TaskManager
 
+    write_run(tmp_path / "run", 0)
     lines = [{"q": f"Is it {n}?", "a": ["no", "yes"], "n": n % 2} for n in range(4)]
     (tmp_path / "set.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (tmp_path / "own.yaml").write_text(
         "task: own\ndataset_path: json\ntest_split: test\noutput_type: multiple_choice\n"
         f"dataset_kwargs: {{data_files: {{test: {tmp_path}/set.jsonl}}}}\n"
-        'doc_to_text: "{{q}}"\ndoc_to_choice: a\ndoc_to_target: n\n'
+        'doc_to_text: "{{q}}"\ndoc_to_choice: a\ndoc_to_target: n\ndescription: "Say it.\\n"\n'
+        "metric_list: [{metric: acc}, {metric: acc_norm}]\n"
     )
     manager = TaskManager(include_path=str(tmp_path), include_defaults=False)
-    model.in_chat = False
-    scores = simple_evaluate(model, tasks=["own"], task_manager=manager, bootstrap_iters=0)
-    assert 0 <= scores["results"]["own"]["acc,none"] <= 1
+    model = lmjax_model(folder=str(tmp_path / "run"), batch_size="4")
+    settings = {"task_manager": manager, "bootstrap_iters": 0, "log_samples": True}
+    theirs = simple_evaluate(model, tasks=["own"], apply_chat_template=chat, **settings)
+    task = harness_task(yaml=str(tmp_path / "own.yaml"), path=str(tmp_path / "set.jsonl"))
+    questions = task.questions()
+    with jax.set_mesh(Mesh().build()):
+        text = load_run(tmp_path / "run")
+        if chat:
+            form = chat_format(str(tmp_path / "run"), text.tokenizer)
+            questions = [in_chat(task, question, form) for question in questions]
+        ours = result_of(task, questions, Answering(text, 4))
+    samples = sorted(theirs["samples"]["own"], key=lambda sample: sample["doc_id"])
+    for sample, given in zip(samples, ours.answers, strict=True):
+        # The harness lets each answer stand in a list, and writes numbers as texts.
+        said = [(float(value), str(greedy) == "True") for ((value, greedy),) in sample["resps"]]
+        assert said == [(one.log_probability, one.is_greedy) for one in given]
+    for measure in task.measures:
+        found = theirs["results"]["own"][f"{measure.name},none"]
+        assert found == pytest.approx(ours.estimate(measure).value, abs=1e-12)

@@ -5,8 +5,10 @@ import math
 
 import pytest
 
-from lmjax.config import UserError
+from lmjax.config import UserError, replace
+from lmjax.data.tokenizers import ByteTokenizer
 from lmjax.evaluation.requests import ContinuationRequest, Likelihood, Written
+from lmjax.evaluation.task_evaluator import fits_into
 from lmjax.evaluation.task_result import TaskResult, by_length, estimated, guessing
 from lmjax.evaluation.tasks import (
     GSM8K,
@@ -372,3 +374,27 @@ def test_answers_that_look_like_dates_or_lists_stay_text(lines):
     texts = ("2020-01-01", "[1, 2]")
     [question] = Arc(path=lines(arc("When?", texts))).questions()
     assert [r.continuation for r in question.requests] == [" 2020-01-01", " [1, 2]"]
+
+
+@pytest.mark.parametrize("longest", [20, 60, 88, 120, 200, None])
+def test_as_many_examples_as_fit(lines, longest):
+    """A model that reads bytes; counted by trying each number for each item."""
+    path = lines(*(arc(f"q{'x' * (n % 4)}{n}") for n in range(9)))
+    fits = fits_into(ByteTokenizer(), longest)
+    found = Arc(path=path, shots=8, fit=True).questions(fits)
+    assert found == Arc(path=path, shots=8, fit=True).questions(fits)
+    whole = Arc(path=path, shots=8).questions()
+    for question, most in zip(found, whole, strict=True):
+        *examples, asked = most.context.split("\n\n")
+        texts = ["\n\n".join([*examples[:n], asked]) for n in range(9)]
+        # The longest answer is " stone", of which all but the last byte are read; one begins.
+        sizes = [1 + len(text) + 5 for text in texts]
+        number = max((n for n in range(9) if longest is None or sizes[n] <= longest), default=0)
+        assert (question.shots, question.context) == (number, texts[number])
+    gsm = GSM8K(path=lines(*[{"question": f"{n}?", "answer": "#### 2"} for n in range(3)]))
+    task = replace(gsm, shots=2, fit=True, max_tokens=10)
+    room = 10 + 1 + len(replace(gsm, shots=2).questions()[0].context)
+    assert [task.questions(fits_into(ByteTokenizer(), n))[0].shots for n in (room, room - 1)] == [
+        2,
+        1,
+    ]

@@ -166,6 +166,34 @@ def test_answers_are_read_as_they_were_written():
         assert read_answer(json.loads(json.dumps(answer_record(answer)))) == answer
 
 
+def test_no_more_examples_than_fit(runs, tmp_path):
+    """The model reads 96 bytes: a question with its answer has 34, an example 32 or 36."""
+    task = Arc(path=f"{runs}/arc.jsonl", shots=4)
+    found = {}
+    for fit in (False, True):
+        output = tmp_path / str(fit)
+        replace(job(runs, output, "one"), tasks=(replace(task, fit=fit),)).run()
+        results = json.loads((output / "results.json").read_text())
+        scores = next(one for one in results["tables"] if one["title"] == "Scores")
+        found[fit] = scores["rows"][0][0], len(scores["notes"])
+    assert found == {False: ("Arc 4-shot acc", 1), True: ("Arc 1-shot acc", 0)}
+
+
+def test_questions_in_a_chat_format(runs, tmp_path):
+    """Prompts are the format's, and its answers are others than those of plain prompts."""
+    asked = replace(job(runs, tmp_path / "out", "one"), chat="plain", tasks=tasks(runs)[:1])
+    asked.run()
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    [[_, prompt]] = next(t for t in results["tables"] if t["title"] == "Prompts")["rows"]
+    assert prompt.startswith("User: Question: ") and "scored: 'ice'" in prompt
+    [path] = (tmp_path / "out" / "replies").iterdir()
+    assert len(path.read_text().splitlines()) == 10
+    replace(asked, chat=None).run()
+    assert len(path.read_text().splitlines()) == 20
+    with pytest.raises(UserError, match="there is no chat template 'plane'"):
+        replace(asked, chat="plane").run()
+
+
 def test_mistakes_are_told(runs, tmp_path):
     with pytest.raises(UserError, match="give a run folder"):
         Evaluate(output=str(tmp_path / "a")).run()
