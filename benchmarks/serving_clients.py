@@ -5,6 +5,7 @@ with; anything else, and an answer that is not whole, is a fault.
 """
 
 import asyncio
+import contextlib
 import dataclasses
 import json
 import random
@@ -126,7 +127,8 @@ class Connection:
         for ask in asks:
             self._http = h11.Connection(h11.CLIENT)
             self._written(self._http, ask)
-            self._http.receive_data(rest) if rest else None
+            if rest:
+                self._http.receive_data(rest)
             found.append(await self.reply())
             rest = self._http.trailing_data[0]
         return found
@@ -145,10 +147,9 @@ class Connection:
         return True
 
     async def _send(self, data: bytes) -> None:
-        try:
+        # A refusal may be there all the same.
+        with contextlib.suppress(ConnectionResetError, BrokenPipeError):
             await asyncio.get_running_loop().sock_sendall(self._socket, data)
-        except (ConnectionResetError, BrokenPipeError):
-            pass  # a refusal may be there all the same
 
     def _written(self, http: h11.Connection, ask: Ask) -> bytes:
         headers = [("Host", "{}:{}".format(*self._address))]
@@ -287,6 +288,7 @@ def _single(make: Callable[[Load, random.Random], tuple[Ask, Sequence[int]]], na
         async with Connection(load.address, load.key) as connection:
             load.check(name, await connection.ask(ask), allowed)
 
+    kind.__doc__ = name
     return kind
 
 
@@ -380,21 +382,18 @@ async def client(load: Load, number: int, patience: float = 120.0) -> None:
     kinds, weights = list(KINDS), list(KINDS.values())
     while time.monotonic() < load.end:
         (kind,) = draw.choices(kinds, weights)
+        name = (kind.__doc__ or "").split(".")[0]
         begin = time.monotonic()
         try:
             await asyncio.wait_for(kind(load, draw), patience)
             load.seconds.append(time.monotonic() - begin)
         except TimeoutError:
-            load.faults.append(f"{_name(kind)}: no response in {patience} s")
+            load.faults.append(f"{name}: no response in {patience} s")
         except Fault as fault:
-            load.faults.append(f"{_name(kind)}: {fault}")
+            load.faults.append(f"{name}: {fault}")
         except (OSError, ValueError, KeyError) as error:
-            load.faults.append(f"{_name(kind)}: {type(error).__name__}: {error}")
+            load.faults.append(f"{name}: {type(error).__name__}: {error}")
         await asyncio.sleep(draw.random() * 0.1)
-
-
-def _name(kind: Kind) -> str:
-    return kind.__name__
 
 
 def tasks(load: Load, clients: int) -> Iterator[Awaitable[None]]:

@@ -57,13 +57,9 @@ class ServingLoad:
 
 def tiny_run(folder: Path) -> str:
     """Trains a tiny model for two steps, and returns its folder."""
-    settings = [
-        f"output={folder / NAME}",
-        f"data.cache={folder / 'tokens'}",
-        "steps=2",
-        "schedule.warmup=0",
-    ]
-    settings += ["checkpoint.every=2", "evaluation.every=2", "evaluation.prompts=()"]
+    settings = [f"output={folder / NAME}", f"data.cache={folder / 'tokens'}", "steps=2"]
+    settings += ["schedule.warmup=0", "checkpoint.every=2"]
+    settings += ["evaluation.every=2", "evaluation.prompts=()"]
     command = [sys.executable, "-m", "experiments.debug", *settings]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if done.returncode:

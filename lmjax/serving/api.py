@@ -41,6 +41,7 @@ from lmjax.serving.worker import QueueFull
 Body = TypeVar("Body", bound=RequestBody)
 Made = TypeVar("Made")
 STARTED = int(time.time())
+PATIENCE = 60.0  # seconds for which a body may be on its way
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,15 +168,19 @@ class ServerApi:
         return PlainTextResponse(self.metrics.text(counts, gauges))
 
     async def _read(self, request: Request, kind: type[Body]) -> Body:
-        """The body of a request. Refusal: it is too large, or not what it should be."""
+        """The body of a request. Refusal: it is too large or too slow, or not as it should be."""
         length = request.headers.get("content-length", "0")
         data, large = b"", Refusal(f"the body has more than {self.most_bytes} bytes", 413)
         if not length.isdigit() or int(length) > self.most_bytes:
             raise large
-        async for block in request.stream():
-            data += block
-            if len(data) > self.most_bytes:
-                raise large
+        try:
+            async with asyncio.timeout(PATIENCE):
+                async for block in request.stream():
+                    data += block
+                    if len(data) > self.most_bytes:
+                        raise large
+        except TimeoutError:
+            raise Refusal(f"the body did not come within {PATIENCE:.0f} s", 408) from None
         try:
             return kind.model_validate_json(data)
         except ValidationError as error:
