@@ -166,7 +166,7 @@ class Connection:
 
 @dataclasses.dataclass
 class Load:
-    """What clients ask, and what has come of it.
+    """Requests of the clients, and their outcome.
 
     Attributes:
       address, key: of the server.

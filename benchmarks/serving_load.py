@@ -180,7 +180,7 @@ async def settled(server: ServerProcess, files: int, seconds: float = 30.0) -> d
 
 @dataclasses.dataclass(frozen=True)
 class LoadResult:
-    """What a load has shown.
+    """Outcome of a load.
 
     Attributes:
       counts: responses by kind and status.

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from lmjax.config import UserError
-from lmjax.generation.prompts import check_prompts, room
+from lmjax.generation.prompts import PromptTooLong, check_prompts, room
 from lmjax.models import EncoderDecoderConfig
 from lmjax.serving.active import ActiveRequest
 from lmjax.serving.choice import greedy_tokens, score_tokens
@@ -120,7 +120,7 @@ class Engine(Worker):
         """
         check_prompts(self.config, [request.tokens])
         if len(request.tokens) > self._runner.capacity:
-            raise UserError(
+            raise PromptTooLong(
                 f"the prompt has {len(request.tokens)} tokens; the server's cache and the model"
                 f" have room for {self._runner.capacity} of a text, prompt and answer together"
             )

@@ -164,7 +164,7 @@ class ServedModel:
         ends: Sequence[int],
         client: str,
         first: int = 0,
-        schema: dict[str, Any] | None = None,
+        schema: tuple[str, dict[str, Any]] | None = None,
         **settings: Any,
     ) -> list[TokenRequest]:
         sampling, count = drawing(body), body.n or 1
@@ -193,21 +193,28 @@ class ServedModel:
             for number in range(count)
         ]
 
-    def _schema(self, body: ChatBody) -> dict[str, Any] | None:
-        """The schema that an answer is bound to."""
+    def _schema(self, body: ChatBody) -> tuple[str, dict[str, Any]] | None:
+        """The schema that an answer is bound to, and the parameter that it comes from."""
         calls, form = calls_schema(body), body.response_format
-        if calls is not None or form is None or form.type == "text":
-            return calls
+        if calls is not None:
+            return "tools", calls
+        if form is None or form.type == "text":
+            return None
         if form.type == "json_object":
-            return ANY_OBJECT
+            return "response_format", ANY_OBJECT
         if form.json_schema is None:
             raise UserError("response_format: json_schema is missing")
-        return form.json_schema.schema_
+        return "response_format", form.json_schema.schema_
 
     def _constraint(
-        self, schema: dict[str, Any] | None, ends: Sequence[int]
+        self, schema: tuple[str, dict[str, Any]] | None, ends: Sequence[int]
     ) -> TokenConstraint | None:
-        return None if schema is None else self.grammars.of_schema(schema, ends)
+        if schema is None:
+            return None
+        try:
+            return self.grammars.of_schema(schema[1], ends)
+        except UserError as error:
+            raise UserError(f"{schema[0]}: {error}") from None
 
     def token_text(self, token: int) -> tuple[str, list[int]]:
         """A token as text and as bytes; a special one by its name."""
