@@ -170,7 +170,6 @@ class Load:
 
     Attributes:
       address, key: of the server.
-      model: its name.
       most_bytes: of a body that it takes.
       end: by `time.monotonic`; no request begins later.
       counts: responses by kind and status, those that were not waited for under "left".
@@ -180,7 +179,6 @@ class Load:
 
     address: tuple[str, int]
     key: str
-    model: str
     most_bytes: int
     end: float
     counts: dict[str, dict[str, int]] = dataclasses.field(default_factory=dict)

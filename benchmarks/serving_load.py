@@ -80,7 +80,7 @@ class ServerProcess:
         self.address = "127.0.0.1", port or _free_port()
         self._said = folder / "said.txt"
         sizes = [f"engine.slots={settings.slots}", f"engine.queue={settings.queue}"]
-        sizes += [f"max_bytes={settings.most_bytes}", "max_tokens=100", f"name={NAME}"]
+        sizes += [f"max_bytes={settings.most_bytes}", "max_tokens=100"]
         command = [sys.executable, "-m", "lmjax.serving", model, f"port={self.address[1]}", *sizes]
         begin = time.monotonic()
         with self._said.open("ab") as said:
@@ -157,7 +157,7 @@ async def ask_for(
 ) -> tuple[Load, list[dict[str, float]]]:
     """Has all clients ask for some seconds; what came of it, and the server's usage meanwhile."""
     end = time.monotonic() + seconds
-    load = Load(server.address, KEY, NAME, settings.most_bytes, end)
+    load = Load(server.address, KEY, settings.most_bytes, end)
     samples, asking = [], asyncio.gather(*tasks(load, settings.clients))
     while not asking.done():
         samples.append(server.usage())
