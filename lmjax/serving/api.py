@@ -20,9 +20,10 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response, Strea
 from lmjax.config import UserError
 from lmjax.generation.fill import MaskedTokenInfiller
 from lmjax.serving.conversation import own_messages
-from lmjax.serving.engine import Engine, UnknownModel
+from lmjax.serving.engine import UnknownModel
 from lmjax.serving.errors import Refusal, error_body, invalid, refused
 from lmjax.serving.metrics import ServerMetrics
+from lmjax.serving.replicas import AnyEngine
 from lmjax.serving.replies import CallReply, ChatReply, CompletionReply
 from lmjax.serving.request import STOPS, WAITED
 from lmjax.serving.schemas import (
@@ -170,7 +171,7 @@ class ServerApi:
     async def show_metrics(self, request: Request) -> Response:
         """GET /metrics."""
         worker, counts, gauges = self.model.worker, {}, {}
-        if isinstance(worker, Engine):
+        if isinstance(worker, AnyEngine):
             counts, gauges = dict(worker.counts), dataclasses.asdict(worker.load())
         return PlainTextResponse(self.metrics.text(counts, gauges))
 

@@ -17,8 +17,8 @@ from lmjax.generation.sampling import Sampling
 from lmjax.generation.stream import TextStream
 from lmjax.generation.text import TextGenerator, prompt_tokens
 from lmjax.serving.conversation import calls_schema, read_messages
-from lmjax.serving.engine import Engine
 from lmjax.serving.grammar import GrammarMaker
+from lmjax.serving.replicas import AnyEngine
 from lmjax.serving.request import TokenConstraint, TokenRequest
 from lmjax.serving.schemas import ChatBody, CompletionBody, DrawingBody, WritingBody
 from lmjax.serving.worker import Worker
@@ -53,28 +53,28 @@ class ServedModel:
     Attributes:
       name: of the model; adapters have their own.
       text: the model, and its tokenizer.
-      worker: has the devices; an `Engine` where the model continues texts.
+      worker: has the devices; an engine, or replicas of it, where the model continues texts.
       chat: the format of conversations; where there is none, why.
       most_tokens: most tokens of an answer.
     """
 
     name: str
     text: TextGenerator
-    worker: Worker
+    worker: Worker | AnyEngine
     chat: ChatFormat | str
     most_tokens: int
 
     @property
-    def engine(self) -> Engine:
+    def engine(self) -> AnyEngine:
         """The engine. UserError for a model that does not continue texts."""
-        if isinstance(self.worker, Engine):
+        if isinstance(self.worker, AnyEngine):
             return self.worker
         raise UserError(f"{self.name} fills blanks, and continues no text: use /v1/fill")
 
     @property
     def names(self) -> list[str]:
         """Names that requests may call for."""
-        return self.worker.models if isinstance(self.worker, Engine) else [self.name]
+        return self.worker.models if isinstance(self.worker, AnyEngine) else [self.name]
 
     @functools.cached_property
     def states(self) -> LoadedStates:
