@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 from lmjax.config import UserError, replace
-from lmjax.generation import Generator
+from lmjax.data.tokenizers.base import ByteTokenizer
+from lmjax.generation import Generator, TextGenerator
+from lmjax.generation.embeddings import LoadedStates
 from lmjax.models import initialize
 from lmjax.parallel import Mesh, serving_layout
 from lmjax.serving.engine import Engine
@@ -24,6 +26,7 @@ from tests.lmjax.serving.engines import (
     prompts,
     request,
 )
+from tests.lmjax.serving.servers import MODEL
 
 ONE = Mesh(fsdp=1)
 LENGTHS = [3, 20, 1]
@@ -68,6 +71,23 @@ def test_a_mesh_gives_the_tokens_of_one_device(sizes):
 @pytest.mark.parametrize("sizes", [Mesh(fsdp=2, tensor=2), Mesh(fsdp=1, tensor=4)])
 def test_all_families_on_a_mesh(family, sizes):
     check_mesh(family, sizes, replace(SMALL, guesses=2))
+
+
+def test_vectors_on_a_mesh_are_those_of_one_device():
+    """1e-5: sums in another order."""
+
+    def vectors(sizes):
+        (mesh,) = serving_meshes(sizes, jax.devices())
+        with jax.set_mesh(mesh):
+            layout = serving_layout()
+            _, params = initialize(MODEL, layout, jax.random.key(3))
+            text = TextGenerator(Generator(MODEL, params, layout), ByteTokenizer())
+            states = LoadedStates(text)
+            return states.vectors(["abc", "x"], 2, 16), states.perplexity("abcde", 16)
+
+    (wanted, known), (found, again) = vectors(ONE), vectors(Mesh(fsdp=2, tensor=2))
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5)
+    assert abs(again - known) < 1e-3 * known
 
 
 def two_replicas(family="rotary"):
