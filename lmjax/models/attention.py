@@ -194,9 +194,9 @@ class Attention(nnx.Module):
     ) -> Float[Array, "batch new heads value_dim"]:
         """Attends to a cache that holds the new tokens, on each device for its rows and heads."""
         layout, config = self.layout, self.config
-        # Pages that are whole on each device are read there for all heads.
-        shared = cache.paged and not layout.axes("kv_heads", config.kv_heads)
-        heads = None if shared else "heads"
+        # Pages that are whole on each device, where queries are not, are read there for all heads.
+        whole = layout.axes("heads") and not layout.axes("kv_heads", config.kv_heads)
+        heads = None if cache.paged and whole else "heads"
         query = layout.reshard(query, "batch", None, heads, None)
         bias = jax.tree.map(lambda a: layout.reshard(a, heads, *(None,) * (a.ndim - 1)), bias)
         kernel = functools.partial(
@@ -210,7 +210,7 @@ class Attention(nnx.Module):
         # No gradient goes through it, which the check of the types would be for.
         run = on_each_device(kernel, spec, check_vma=False)
         output = run(query, cache.rows(), cache.incoming.first, bias)
-        return layout.reshard(output, "batch", None, "heads", None)
+        return output if heads else layout.reshard(output, "batch", None, "heads", None)
 
     def attend(
         self,
