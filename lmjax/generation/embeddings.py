@@ -152,7 +152,8 @@ class LoadedStates:
         def run(params: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
             model = nnx.merge(graph, params)
             states, _ = model(batch)
-            logs = jax.nn.log_softmax(model.logits(states)[..., :size].astype(jnp.float32))
+            logits = generator.layout.reshard(model.logits(states), "batch", None, None)
+            logs = jax.nn.log_softmax(logits[..., :size].astype(jnp.float32))
             following = jnp.take_along_axis(logs[:, :-1], batch.tokens[:, 1:, None], 2)
             return states, following[..., 0]
 

@@ -18,6 +18,10 @@ SMALLEST = 16  # slots; prompts and continuations are given the next power of tw
 Prompt = Sequence[int] | Batch  # token ids, or a row of a batch
 
 
+class PromptTooLong(UserError):
+    """A prompt has more tokens than there is room for."""
+
+
 def check_prompts(
     config: TransformerConfig,
     prompts: Sequence[Sequence[int]],
@@ -41,7 +45,7 @@ def check_prompts(
             if len(row) == 0:
                 raise UserError(f"{kind} {number} is empty: a model reads at least one token")
             if config.max_length is not None and len(row) > config.max_length:
-                raise UserError(
+                raise PromptTooLong(
                     f"{kind} {number} has {len(row)} tokens, more than the"
                     f" {config.max_length} of the model's context{_way_out(config)}"
                 )

@@ -58,8 +58,16 @@ class TextStream:
             self.stopped = True
             text, self._held = self._held[: min(ends)[1]], ""
             return text
+        # No more of a stop string than there is text: it may be of any length.
+        held = self._held
         longest = max(
-            (n for s in self._stop for n in range(len(s)) if self._held.endswith(s[:n])), default=0
+            (
+                n
+                for s in self._stop
+                for n in range(min(len(s), len(held) + 1))
+                if held.endswith(s[:n])
+            ),
+            default=0,
         )
         cut = len(self._held) - longest
         text, self._held = self._held[:cut], self._held[cut:]

@@ -194,8 +194,11 @@ class Attention(nnx.Module):
     ) -> Float[Array, "batch new heads value_dim"]:
         """Attends to a cache that holds the new tokens, on each device for its rows and heads."""
         layout, config = self.layout, self.config
-        bias = jax.tree.map(lambda a: layout.reshard(a, "heads", *(None,) * (a.ndim - 1)), bias)
-        query = layout.reshard(query, "batch", None, "heads", None)
+        # Pages that are whole on each device, where queries are not, are read there for all heads.
+        whole = layout.axes("heads") and not layout.axes("kv_heads", config.kv_heads)
+        heads = None if cache.paged and whole else "heads"
+        query = layout.reshard(query, "batch", None, heads, None)
+        bias = jax.tree.map(lambda a: layout.reshard(a, heads, *(None,) * (a.ndim - 1)), bias)
         kernel = functools.partial(
             decode_attention,
             scale=config.scale,
@@ -203,10 +206,11 @@ class Attention(nnx.Module):
             window=cache.window,
             implementation=None if cache.paged else config.implementation,
         )
-        spec = layout.spec("batch", None, "heads", None, shape=query.shape)
+        spec = layout.spec("batch", None, heads, None, shape=query.shape)
         # No gradient goes through it, which the check of the types would be for.
         run = on_each_device(kernel, spec, check_vma=False)
-        return run(query, cache.rows(), cache.incoming.first, bias)
+        output = run(query, cache.rows(), cache.incoming.first, bias)
+        return output if heads else layout.reshard(output, "batch", None, "heads", None)
 
     def attend(
         self,

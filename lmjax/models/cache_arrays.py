@@ -8,14 +8,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
-from jaxtyping import Array, Float, Int, Shaped
+from jaxtyping import Array, Float, Int, Real, Shaped
 
 from pallas_kernels.manual_axes import on_each_device
 
 
 def joined(
-    x: Float[Array, "batch new kv_heads head_dim"],
-) -> Float[Array, "batch new kv_size"]:
+    x: Real[Array, "batch new kv_heads head_dim"],
+) -> Real[Array, "batch new kv_size"]:
     """The heads of each token one after another."""
     rows, columns, heads, _ = jax.typeof(x).sharding.spec
     return jax.lax.reshape(

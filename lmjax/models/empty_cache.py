@@ -72,7 +72,9 @@ def make_cache(
     return Cache(keys, values, lengths, prompt_lengths, newest, text, capacity=length, empty=True)
 
 
-def make_pages(config: TransformerConfig, layout: Layout, pages: int, page: int) -> CachePages:
+def make_pages(
+    config: TransformerConfig, layout: Layout, pages: int, page: int, int8: bool = False
+) -> CachePages:
     """Empty pages.
 
     Args:
@@ -80,6 +82,7 @@ def make_pages(config: TransformerConfig, layout: Layout, pages: int, page: int)
       layout: how it is cut over the mesh: the heads of a token are divided as in attention.
       pages: their number.
       page: tokens of each.
+      int8: keep keys and values in int8, with a scale for each head of each token.
     """
     attention = config.attention
     heads = attention.kv_heads
@@ -87,7 +90,14 @@ def make_pages(config: TransformerConfig, layout: Layout, pages: int, page: int)
     def zeros(periods: int) -> jax.Array:
         spec = layout.spec(None, None, None, "kv_heads", shape=(periods, pages, page, heads))
         shape = periods, pages, page, heads * attention.head_dim
-        return jnp.zeros(shape, config.dtype, out_sharding=spec)
+        return jnp.zeros(shape, jnp.int8 if int8 else config.dtype, out_sharding=spec)
+
+    def scales(periods: int) -> jax.Array | None:
+        if not int8:
+            return None
+        shape = periods, pages, heads, page
+        spec = layout.spec(None, None, "kv_heads", None, shape=shape)
+        return jnp.zeros(shape, jnp.float32, out_sharding=spec)
 
     count = [periods for windows, periods in config.stretches for _ in windows]
-    return CachePages(*(tuple(map(zeros, count)) for _ in range(2)))
+    return CachePages(*(tuple(map(make, count)) for make in (zeros, zeros, scales, scales)))

@@ -13,13 +13,13 @@ from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Real
 
 from lmjax.models.batch import Batch
 from lmjax.models.cache import Cache, Incoming, LayerCache
 from lmjax.models.cache_arrays import joined
 from pallas_kernels.attention import Mask
-from pallas_kernels.decode_attention import PagedCache
+from pallas_kernels.decode_attention import PagedCache, quantize
 
 
 @jax.tree_util.register_dataclass
@@ -30,11 +30,16 @@ class CachePages:
     Layers with a window have as many as the others: their tokens lie where the table says too.
 
     Attributes:
-      keys, values: for each layer of a period, of each stretch of layers, as in `Cache`.
+      keys, values: for each layer of a period, of each stretch of layers, as in `Cache`; perhaps
+        in int8.
+      key_scales, value_scales: the numbers that int8 keys and values are multiplied by, one for
+        each head of each token, as in `decode_attention`; else None for each layer.
     """
 
-    keys: tuple[Float[Array, "_ pages page kv_size"], ...]
-    values: tuple[Float[Array, "_ pages page kv_size"], ...]
+    keys: tuple[Real[Array, "_ pages page kv_size"], ...]
+    values: tuple[Real[Array, "_ pages page kv_size"], ...]
+    key_scales: tuple[Float[Array, "_ pages kv_heads page"] | None, ...]
+    value_scales: tuple[Float[Array, "_ pages kv_heads page"] | None, ...]
 
 
 @jax.tree_util.register_dataclass
@@ -75,19 +80,20 @@ class PagedRows:
 
     def layers(self) -> list[PagedLayer]:
         """See `Cache.layers`."""
-        period = jnp.zeros((), jnp.int32)
+        pages, period = self.pages, jnp.zeros((), jnp.int32)
         return [
-            PagedLayer(keys, values, self.table, period, self.incoming)
-            for keys, values in zip(self.pages.keys, self.pages.values)
+            PagedLayer(keys, values, self.table, period, self.incoming, *scales)
+            for keys, values, *scales in zip(
+                pages.keys, pages.values, pages.key_scales, pages.value_scales
+            )
         ]
 
     def extended(self, layers: Sequence[PagedLayer]) -> PagedRows:
         """See `Cache.extended`."""
-        keys, values = (tuple(getattr(layer, n) for layer in layers) for n in ("keys", "values"))
+        names = (field.name for field in dataclasses.fields(CachePages))
+        arrays = (tuple(getattr(layer, name) for layer in layers) for name in names)
         after = self.incoming.after
-        return dataclasses.replace(
-            self, pages=CachePages(keys, values), lengths=after, incoming=None
-        )
+        return dataclasses.replace(self, pages=CachePages(*arrays), lengths=after, incoming=None)
 
     def mask(self, mask: Mask, number: int, new: int) -> Mask:
         """`mask`: attention reads the pages in place, and needs to know of padding alone."""
@@ -103,16 +109,19 @@ class PagedLayer:
       keys, values: pages of all layers of the stack.
       table, incoming: of `PagedRows`.
       period: number of the layer in the stack.
+      key_scales, value_scales: of `CachePages`, of all layers of the stack.
       window, ordered: as in `LayerCache`.
     """
 
     paged: ClassVar[bool] = True
 
-    keys: Float[Array, "periods pages page kv_size"]
-    values: Float[Array, "periods pages page kv_size"]
+    keys: Real[Array, "periods pages page kv_size"]
+    values: Real[Array, "periods pages page kv_size"]
     table: Int[Array, "batch row_pages"]
     period: Int[Array, ""]
     incoming: Incoming
+    key_scales: Float[Array, "periods pages kv_heads page"] | None = None
+    value_scales: Float[Array, "periods pages kv_heads page"] | None = None
     window: int | None = dataclasses.field(default=None, metadata={"static": True})
     ordered: bool = dataclasses.field(default=False, metadata={"static": True})
 
@@ -132,15 +141,30 @@ class PagedLayer:
             at = stack.at[self.period, number, token % page]
             return at.set(joined(new).astype(stack.dtype), mode="drop")
 
+        if self.key_scales is None:
+            return dataclasses.replace(
+                self, keys=write(self.keys, keys), values=write(self.values, values)
+            )
+
+        def write_scales(stack: jax.Array, new: jax.Array) -> jax.Array:
+            return stack.at[self.period, number, :, token % page].set(new, mode="drop")
+
+        (keys, key_scales), (values, value_scales) = quantize(keys), quantize(values)
         return dataclasses.replace(
-            self, keys=write(self.keys, keys), values=write(self.values, values)
+            self,
+            keys=write(self.keys, keys),
+            values=write(self.values, values),
+            key_scales=write_scales(self.key_scales, key_scales),
+            value_scales=write_scales(self.value_scales, value_scales),
         )
 
     def rows(self) -> PagedCache:
         """The layer's pages as decode attention reads them."""
         pages = self.keys.shape[1]
-        keys, values = (a.reshape(-1, *a.shape[2:]) for a in (self.keys, self.values))
-        return PagedCache(keys, values, self.table + self.period * pages, self.incoming.after)
+        arrays = self.keys, self.values, self.key_scales, self.value_scales
+        keys, values, *scales = (a if a is None else a.reshape(-1, *a.shape[2:]) for a in arrays)
+        table = self.table + self.period * pages
+        return PagedCache(keys, values, table, self.incoming.after, *scales)
 
 
 AnyCache = Cache | PagedRows

@@ -118,3 +118,10 @@ def generation_layout() -> Layout:
     """
     rules = tuple(rule for rule in training_layout().rules if rule[0] not in ("seq", "layers"))
     return Layout(rules=rules, replicated=("kv_heads", "batch"))
+
+
+def serving_layout() -> Layout:
+    """As in generation, but every device has all rows, which come and go and share pages."""
+    layout = generation_layout()
+    rules = tuple(rule for rule in layout.rules if rule[0] != "batch")
+    return dataclasses.replace(layout, rules=rules)

@@ -3,6 +3,7 @@
 python -m lmjax.serving runs/quickstart
 python -m lmjax.serving models/Qwen3-8B port=9000 engine.slots=16
 python -m lmjax.serving models/base adapters=runs/style,runs/law engine.guesses=4
+python -m lmjax.serving models/Qwen3-8B mesh.tensor=4 mesh.data=2   # two replicas, 4 devices each
 python -m lmjax.serving models/t5-base       # blanks: POST /v1/fill
 """
 
@@ -22,7 +23,7 @@ from lmjax.generation.chat import chat_format, check_chat
 from lmjax.generation.run import load
 from lmjax.generation.text import TextGenerator
 from lmjax.launch import import_modules, run
-from lmjax.parallel import Mesh
+from lmjax.parallel import Mesh, serving_layout
 from lmjax.remote import check_path
 from lmjax.serving.settings import EngineSettings
 
@@ -47,6 +48,8 @@ class Serve:
     max_tokens: int = 2048  # most tokens of an answer
     max_bytes: int = 1 << 20  # of a request
     engine: EngineSettings = EngineSettings()
+    # devices of each model, fsdp x tensor, and data replicas of it behind one queue
+    mesh: Mesh = Mesh(fsdp=1)
     # folder of a smaller model with the same tokens, which guesses engine.guesses tokens ahead;
     # none: they are guessed from the text
     draft: str | None = None
@@ -84,7 +87,7 @@ class Serve:
         try:
             from lmjax.serving.app import LOCAL, make_app
             from lmjax.serving.local_server import listen, serve
-            from lmjax.serving.start import served_model, served_step, watch_run
+            from lmjax.serving.start import served_model, served_step, serving_meshes, watch_run
         except ImportError as error:
             raise UserError(
                 f"the server needs Starlette, uvicorn and pydantic ({error}): pip install"
@@ -95,15 +98,17 @@ class Serve:
         if jax.process_count() > 1:
             raise UserError("a server needs all devices in one process")
         import_modules(self.imports)
-        # One device: pages of a cache that is cut over several are still to come.
-        mesh = Mesh(fsdp=1).build(jax.devices()[:1])
+        meshes = serving_meshes(self.mesh, jax.devices())
+        mesh, layout = meshes[0], serving_layout()
         step = served_step(self.model) if self.reload else None
         with jax.set_mesh(mesh):
-            text = load(self.model, dtype=self.dtype)
+            text = load(self.model, layout, self.dtype)
             chat = conversation_format(self.model, text, self.chat)
-            draft = None if self.draft is None else load(self.draft, dtype=self.dtype)
+            draft = None if self.draft is None else load(self.draft, layout, self.dtype)
             sizes = self.engine, self.max_tokens
-            served = served_model(self.served_name, text, chat, *sizes, self.adapters, draft)
+            served = served_model(
+                self.served_name, text, chat, *sizes, self.adapters, draft, meshes
+            )
         key = self.key()
         local = self.host in ("127.0.0.1", "localhost", "::1")
         app = make_app(served, key, self.max_bytes, LOCAL if local else None)

@@ -20,9 +20,10 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response, Strea
 from lmjax.config import UserError
 from lmjax.generation.fill import MaskedTokenInfiller
 from lmjax.serving.conversation import own_messages
-from lmjax.serving.engine import Engine, UnknownModel
-from lmjax.serving.errors import Refusal, error_body, invalid
+from lmjax.serving.engine import UnknownModel
+from lmjax.serving.errors import Refusal, error_body, invalid, refused
 from lmjax.serving.metrics import ServerMetrics
+from lmjax.serving.replicas import AnyEngine
 from lmjax.serving.replies import CallReply, ChatReply, CompletionReply
 from lmjax.serving.request import STOPS, WAITED
 from lmjax.serving.schemas import (
@@ -41,6 +42,7 @@ from lmjax.serving.worker import QueueFull
 Body = TypeVar("Body", bound=RequestBody)
 Made = TypeVar("Made")
 STARTED = int(time.time())
+PATIENCE = 60.0  # seconds for which a body may be on its way
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,14 +62,16 @@ class ServerApi:
     async def chat(self, request: Request) -> Response:
         """POST /v1/chat/completions."""
         body = await self._read(request, ChatBody)
-        texts = await self._made(lambda: self.model.prepare_chat(body, client_of(request)))
+        texts = await self._made(lambda: self.model.prepare_chat(body, client_of(request)), body)
         lengths = [len(one.requests[0].tokens) for one in texts]
         return await self._answer(request, body, texts, ChatReply(self.model, body, lengths))
 
     async def complete(self, request: Request) -> Response:
         """POST /v1/completions."""
         body = await self._read(request, CompletionBody)
-        texts = await self._made(lambda: self.model.prepare_completion(body, client_of(request)))
+        texts = await self._made(
+            lambda: self.model.prepare_completion(body, client_of(request)), body
+        )
         prompts = [one.requests[0].tokens for one in texts]
         reply = CompletionReply(self.model, body, prompts)
         return await self._answer(request, body, texts, reply)
@@ -77,9 +81,10 @@ class ServerApi:
         body = await self._read(request, EmbeddingBody)
         self._check_name(body.model)
         if body.dimensions is not None:
-            raise Refusal("dimensions: vectors have the model's width; leave it out")
+            text = "dimensions: vectors have the model's width; leave it out"
+            raise Refusal(text, param="dimensions")
         texts = [body.input] if isinstance(body.input, str) else body.input
-        vectors, count = await self._called(lambda: self.model.embed(texts))
+        vectors, count = await self._called(lambda: self.model.embed(texts), body)
         data = [
             {"object": "embedding", "index": index, "embedding": _written(vector, body)}
             for index, vector in enumerate(vectors)
@@ -94,16 +99,19 @@ class ServerApi:
         self._check_name(body.model)
         most = body.max_tokens or 64
         if most > self.model.most_tokens:
-            raise Refusal(f"max_tokens={most}: this server allows {self.model.most_tokens} at most")
+            text = f"max_tokens={most}: this server allows {self.model.most_tokens} at most"
+            raise Refusal(text, param="max_tokens")
         text = self.model.text
         if isinstance(text.filling, MaskedTokenInfiller):
-            found = await self._called(lambda: text.guess(body.prompt, body.guesses or 5))
+            found = await self._called(lambda: text.guess(body.prompt, body.guesses or 5), body)
             masks = [
                 [{"text": guess, "probability": value} for guess, value in one] for one in found
             ]
             return JSONResponse({"object": "fill", "model": self.model.name, "masks": masks})
-        sampling = await self._made(lambda: drawing(body))
-        filled = await self._called(lambda: text.fill([body.prompt], sampling, most, body.n or 1))
+        sampling = await self._made(lambda: drawing(body), body)
+        filled = await self._called(
+            lambda: text.fill([body.prompt], sampling, most, body.n or 1), body
+        )
         choices = [
             {"index": index, "text": one.text, "blanks": one.blanks}
             for index, one in enumerate(filled)
@@ -115,7 +123,7 @@ class ServerApi:
         body = await self._read(request, TokenizeBody)
         self._check_name(body.model)
         if (body.prompt is None) == (not body.messages):
-            raise Refusal("give a prompt or messages, one of them")
+            raise Refusal("give a prompt or messages, one of them", param="prompt")
 
         def tokens() -> list[int]:
             if body.messages:
@@ -125,13 +133,14 @@ class ServerApi:
                 return self.model.chat.encode(self.model.text.tokenizer, messages)
             return self.model.text.tokenizer.encode(body.prompt)
 
-        found = await self._made(tokens)
+        found = await self._made(tokens, body)
         length = self.model.max_length
         return JSONResponse({"tokens": found, "count": len(found), "max_model_len": length})
 
     async def detokenize(self, request: Request) -> Response:
         """POST /detokenize."""
         body = await self._read(request, DetokenizeBody)
+        self._check_name(body.model)
         size = self.model.text.tokenizer.vocab_size
         if wrong := [token for token in body.tokens if token >= size]:
             raise Refusal(f"tokens: {wrong[0]} is none; they are 0 to {size - 1}", param="tokens")
@@ -162,20 +171,24 @@ class ServerApi:
     async def show_metrics(self, request: Request) -> Response:
         """GET /metrics."""
         worker, counts, gauges = self.model.worker, {}, {}
-        if isinstance(worker, Engine):
+        if isinstance(worker, AnyEngine):
             counts, gauges = dict(worker.counts), dataclasses.asdict(worker.load())
         return PlainTextResponse(self.metrics.text(counts, gauges))
 
     async def _read(self, request: Request, kind: type[Body]) -> Body:
-        """The body of a request. Refusal: it is too large, or not what it should be."""
+        """The body of a request. Refusal: it is too large or too slow, or not as it should be."""
         length = request.headers.get("content-length", "0")
         data, large = b"", Refusal(f"the body has more than {self.most_bytes} bytes", 413)
         if not length.isdigit() or int(length) > self.most_bytes:
             raise large
-        async for block in request.stream():
-            data += block
-            if len(data) > self.most_bytes:
-                raise large
+        try:
+            async with asyncio.timeout(PATIENCE):
+                async for block in request.stream():
+                    data += block
+                    if len(data) > self.most_bytes:
+                        raise large
+        except TimeoutError:
+            raise Refusal(f"the body did not come within {PATIENCE:.0f} s", 408) from None
         try:
             return kind.model_validate_json(data)
         except ValidationError as error:
@@ -191,16 +204,16 @@ class ServerApi:
                 f"there is no model {name!r}, only {known}", 404, "model", "model_not_found"
             )
 
-    async def _made(self, make: Callable[[], Made]) -> Made:
+    async def _made(self, make: Callable[[], Made], body: RequestBody) -> Made:
         """Makes something of a request, in another thread; its mistakes are the client's."""
         try:
             return await run_in_threadpool(make)
         except UserError as error:
-            raise Refusal(str(error)) from None
+            raise refused(error, body) from None
 
-    async def _called(self, function: Callable[[], Made]) -> Made:
+    async def _called(self, function: Callable[[], Made], body: RequestBody) -> Made:
         """Calls a function in the thread that has the devices."""
-        with refusals():
+        with refusals(body):
             return await asyncio.wrap_future(self.model.worker.call(function))
 
     async def _answer(
@@ -208,7 +221,7 @@ class ServerApi:
     ) -> Response:
         """Submits all answers of a call, and gives them whole or as a stream."""
         call = AnswerCall(self, reply)
-        with refusals():
+        with refusals(body):
             call.submit(texts)
         request.state.usage = reply.usage
         if body.stream:
@@ -306,8 +319,8 @@ def client_of(request: Request) -> str:
 
 
 @contextlib.contextmanager
-def refusals():
-    """Turns what the worker raises into refusals."""
+def refusals(body: RequestBody):
+    """Turns what the worker raises for a body into refusals."""
     try:
         yield
     except QueueFull as error:
@@ -315,7 +328,7 @@ def refusals():
     except UnknownModel as error:
         raise Refusal(str(error), 404, "model", "model_not_found") from None
     except UserError as error:
-        raise Refusal(str(error)) from None
+        raise refused(error, body) from None
 
 
 def _failure(error: str) -> Refusal:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import math
 import time
 from collections import Counter, deque
@@ -13,18 +12,18 @@ import jax
 import numpy as np
 
 from lmjax.config import UserError
-from lmjax.generation.prompts import check_prompts, room
+from lmjax.generation.prompts import PromptTooLong, check_prompts, room
 from lmjax.models import EncoderDecoderConfig
 from lmjax.serving.active import ActiveRequest
 from lmjax.serving.choice import greedy_tokens, score_tokens
 from lmjax.serving.draft import DraftModel
-from lmjax.serving.fair_queue import FairQueue
 from lmjax.serving.guesses import accepted, repeated
 from lmjax.serving.pages import PageBook, page_keys
 from lmjax.serving.request import STOPS, WAITED, Answer, FinishReason, ScoredToken, TokenRequest
 from lmjax.serving.rows import best_of, choose_next
 from lmjax.serving.runner import PageRunner
 from lmjax.serving.settings import EngineSettings
+from lmjax.serving.shared_queue import SharedQueue
 from lmjax.serving.weights import ServedWeights
 from lmjax.serving.worker import QueueFull, Worker
 
@@ -69,6 +68,7 @@ class Engine(Worker):
         weights: Mapping[str, ServedWeights],
         settings: EngineSettings,
         draft: ServedWeights | None = None,
+        queue: SharedQueue | None = None,
     ):
         """Nothing is compiled yet.
 
@@ -76,6 +76,7 @@ class Engine(Worker):
           weights: by name, all of the same config; the first are the model's own.
           settings: of the engine.
           draft: of a smaller model that guesses tokens; None: they are guessed from the text.
+          queue: that other engines of the model take requests from too; None: one of its own.
 
         Raises:
           UserError: a model that does not continue texts, or a smaller one that does not fit.
@@ -92,8 +93,8 @@ class Engine(Worker):
         self._runner = PageRunner(self.config, first.forward.layout, settings)
         self._draft = None if draft is None else DraftModel(draft, self.config, settings)
         self._book = PageBook(settings.pages)
-        self._numbers = itertools.count()
-        self._queue: FairQueue[ActiveRequest] = FairQueue()
+        self._queue = SharedQueue(settings.queue) if queue is None else queue
+        self._queue.join(self.wake)
         self._cancelled: set[int] = set()
         self._reading: deque[ActiveRequest] = deque()
         self._writing: list[ActiveRequest] = []
@@ -120,7 +121,7 @@ class Engine(Worker):
         """
         check_prompts(self.config, [request.tokens])
         if len(request.tokens) > self._runner.capacity:
-            raise UserError(
+            raise PromptTooLong(
                 f"the prompt has {len(request.tokens)} tokens; the server's cache and the model"
                 f" have room for {self._runner.capacity} of a text, prompt and answer together"
             )
@@ -131,20 +132,19 @@ class Engine(Worker):
         budget = min(
             room(self.config, length, request.max_tokens), self._runner.capacity + 1 - length
         )
-        with self._change:
-            if request.model not in self._weights:
-                raise UnknownModel(
-                    f"there is no model {request.model!r}, only {', '.join(self._weights)}"
-                )
-            if len(self._queue) >= self.settings.queue:
-                self.counts["refused"] += 1
-                raise QueueFull(f"{len(self._queue)} requests wait already; try again later")
-            weights = self._weights[request.model]
-            number = next(self._numbers)
-            one = ActiveRequest(number, request, answer, weights, max(budget, 0), size)
-            self._queue.push(request.client, one)
-            self._change.notify()
-        return number
+        weights = self._weights.get(request.model)
+        if weights is None:
+            known = ", ".join(self._weights)
+            raise UnknownModel(f"there is no model {request.model!r}, only {known}")
+
+        def make(number: int) -> ActiveRequest:
+            return ActiveRequest(number, request, answer, weights, max(budget, 0), size)
+
+        try:
+            return self._queue.push(request.client, make)
+        except QueueFull:
+            self.counts["refused"] += 1
+            raise
 
     def cancel(self, number: int) -> None:
         """Ends a request, wherever it is; one that has ended stays as it is."""
@@ -155,15 +155,8 @@ class Engine(Worker):
     def load(self) -> EngineLoad:
         """The state at this moment."""
         with self._change:
-            book = self._book
-            return EngineLoad(
-                len(self._queue),
-                len(self._reading),
-                len(self._writing),
-                book.held,
-                book.known,
-                book.pages,
-            )
+            book, active = self._book, (len(self._reading), len(self._writing))
+            return EngineLoad(len(self._queue), *active, book.held, book.known, book.pages)
 
     # The engine's thread.
 
@@ -179,22 +172,21 @@ class Engine(Worker):
 
     def end(self) -> None:
         """See `Worker.end`."""
-        with self._change:
-            waiting = self._queue.remove(lambda one: True)
+        waiting = self._queue.remove(lambda one: True)
         for one in [*waiting, *self._reading, *self._writing]:
             self._finish(one, "error", STOPS)
         super().end()
 
     def idle(self) -> bool:
         """See `Worker.idle`."""
-        return super().idle() and not (self._queue or self._cancelled)
+        return super().idle() and not (len(self._queue) or self._cancelled)
 
     def _drop_cancelled(self) -> None:
         """Ends what was cancelled, and what has waited for too long."""
         with self._change:
             cancelled, self._cancelled = self._cancelled, set()
-            latest = time.monotonic() - self.settings.queue_seconds
-            gone = self._queue.remove(lambda one: one.number in cancelled or one.came < latest)
+        latest = time.monotonic() - self.settings.queue_seconds
+        gone = self._queue.remove(lambda one: one.number in cancelled or one.came < latest)
         for one in gone:
             if one.number in cancelled:
                 self._finish(one, "cancelled")
@@ -207,9 +199,10 @@ class Engine(Worker):
     def _admit(self) -> None:
         """Gives free slots to those whose turn it is."""
         with self._change:
-            while self._queue and len(self._reading) + len(self._writing) < self.settings.slots:
-                one = self._queue.pop()
-                one.began = time.monotonic()
+            while len(self._reading) + len(self._writing) < self.settings.slots:
+                if (one := self._queue.pop()) is None:
+                    return
+                one.weights, one.began = self._weights[one.request.model], time.monotonic()
                 self._reading.append(one)
 
     def _read(self) -> bool:

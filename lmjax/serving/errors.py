@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from starlette.responses import JSONResponse
+
+from lmjax.config import UserError
+from lmjax.generation.prompts import PromptTooLong
+
+TOO_LONG = "context_length_exceeded"  # code, as OpenAI's
+BEGIN = re.compile(r"(\w+)[:=.]|(prompt|the prompt) ")  # of a message about a parameter
 
 
 class Refusal(Exception):
@@ -51,6 +58,19 @@ def error_body(
     """The JSON value of a refusal."""
     kind = KINDS.get(status, "invalid_request_error")
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def refused(error: UserError, body: BaseModel) -> Refusal:
+    """The refusal of a body for a reason that its types do not show.
+
+    The parameter is the one that the message begins with.
+    """
+    message, fields = str(error), type(body).model_fields
+    found = BEGIN.match(message)
+    param = found[1] if found and found[1] in fields else None
+    if isinstance(error, PromptTooLong) or (found and found[2]):
+        param = next(name for name in ("messages", "prompt", "input") if name in fields)
+    return Refusal(message, 400, param, TOO_LONG if isinstance(error, PromptTooLong) else None)
 
 
 def invalid(error: ValidationError) -> Refusal:

@@ -51,6 +51,9 @@ class GrammarMaker:
         if error:
             raise UserError(f"the JSON schema cannot be held to: {str(error).splitlines()[0]}")
         matcher = matcher_class(self._tokenizer, grammar)
+        matcher.compute_bitmask()
+        if matcher.is_error():  # as of {"$ref": "#"}, which only refers to itself
+            raise UserError("the JSON schema cannot be held to: no text is in its form")
         return GrammarConstraint(matcher, self._size, stop_tokens)
 
 
@@ -68,6 +71,7 @@ class GrammarConstraint(TokenConstraint):
             words = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
             bits = np.unpackbits(words, bitorder="little")[: self._size]
             mask[: len(bits)] = bits
+        mask[self._stops] = False  # the matcher may have set them, where nothing else can come
         mask[self._stops] = self._matcher.is_accepting() or not mask.any()
         return mask
 

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from typing import Any
 
+import h11
 import uvicorn
 from starlette.applications import Starlette
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from lmjax.config import UserError
 
 HOST = "127.0.0.1"
+PATIENCE = 60.0  # seconds for which a client may send no request, or read nothing of a response
 
 
 def listen(port: int, host: str = HOST) -> socket.socket:
@@ -32,6 +37,9 @@ def listen(port: int, host: str = HOST) -> socket.socket:
         raise UserError(f"host={host}: {error.strerror}") from None
     listener = socket.socket(family)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if hasattr(socket, "TCP_USER_TIMEOUT"):  # connections inherit it
+        seconds = int(1000 * PATIENCE)
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, seconds)
     try:
         listener.bind((host, port))
         listener.listen(1024)
@@ -63,7 +71,8 @@ def serve(
       Exception: of `work`.
     """
     quiet = {"log_level": "warning", "access_log": False, "server_header": False}
-    settings = {"lifespan": "off", "ws": "none", "timeout_graceful_shutdown": grace, **quiet}
+    settings = {"lifespan": "off", "ws": "none", "http": PatientProtocol, **quiet}
+    settings["timeout_graceful_shutdown"] = grace
     server = uvicorn.Server(uvicorn.Config(app, **settings))
     stop, failures = threading.Event(), []
 
@@ -87,6 +96,42 @@ def serve(
         listener.close()
     if failures:
         raise failures[0]
+
+
+class PatientProtocol(H11Protocol):
+    """Speaks HTTP, and closes a connection whose client has sent no whole head of a request.
+
+    uvicorn alone would wait for ever for the first one, and for the rest of one that has begun.
+    """
+
+    _timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        """See `asyncio.Protocol`."""
+        super().connection_made(transport)
+        self._expect()
+
+    def data_received(self, data: bytes) -> None:
+        """See `asyncio.Protocol`."""
+        super().data_received(data)
+        self._expect()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """See `asyncio.Protocol`."""
+        self._forget()
+        super().connection_lost(exc)
+
+    def _expect(self) -> None:
+        """Waits for the rest of a head, from the moment that the first wait began."""
+        if self.conn.their_state is not h11.IDLE:
+            self._forget()
+        elif self._timer is None:
+            self._timer = self.loop.call_later(PATIENCE, self.timeout_keep_alive_handler)
+
+    def _forget(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
 
 @contextlib.contextmanager

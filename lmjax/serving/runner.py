@@ -29,7 +29,7 @@ class PageRunner:
         page, most = settings.page, settings.pages
         if config.max_length is not None:
             most = min(most, -(-config.max_length // page))
-        self._pages = make_pages(config, layout, settings.pages, page)
+        self._pages = make_pages(config, layout, settings.pages, page, settings.cache == "int8")
         self._page = page
         self._rows = buckets(1, settings.slots)
         self._widths = buckets(min(most, -(-NARROWEST // page)), most)

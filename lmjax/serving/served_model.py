@@ -17,8 +17,8 @@ from lmjax.generation.sampling import Sampling
 from lmjax.generation.stream import TextStream
 from lmjax.generation.text import TextGenerator, prompt_tokens
 from lmjax.serving.conversation import calls_schema, read_messages
-from lmjax.serving.engine import Engine
 from lmjax.serving.grammar import GrammarMaker
+from lmjax.serving.replicas import AnyEngine
 from lmjax.serving.request import TokenConstraint, TokenRequest
 from lmjax.serving.schemas import ChatBody, CompletionBody, DrawingBody, WritingBody
 from lmjax.serving.worker import Worker
@@ -53,28 +53,28 @@ class ServedModel:
     Attributes:
       name: of the model; adapters have their own.
       text: the model, and its tokenizer.
-      worker: has the devices; an `Engine` where the model continues texts.
+      worker: has the devices; an engine, or replicas of it, where the model continues texts.
       chat: the format of conversations; where there is none, why.
       most_tokens: most tokens of an answer.
     """
 
     name: str
     text: TextGenerator
-    worker: Worker
+    worker: Worker | AnyEngine
     chat: ChatFormat | str
     most_tokens: int
 
     @property
-    def engine(self) -> Engine:
+    def engine(self) -> AnyEngine:
         """The engine. UserError for a model that does not continue texts."""
-        if isinstance(self.worker, Engine):
+        if isinstance(self.worker, AnyEngine):
             return self.worker
         raise UserError(f"{self.name} fills blanks, and continues no text: use /v1/fill")
 
     @property
     def names(self) -> list[str]:
         """Names that requests may call for."""
-        return self.worker.models if isinstance(self.worker, Engine) else [self.name]
+        return self.worker.models if isinstance(self.worker, AnyEngine) else [self.name]
 
     @functools.cached_property
     def states(self) -> LoadedStates:
@@ -164,7 +164,7 @@ class ServedModel:
         ends: Sequence[int],
         client: str,
         first: int = 0,
-        schema: dict[str, Any] | None = None,
+        schema: tuple[str, dict[str, Any]] | None = None,
         **settings: Any,
     ) -> list[TokenRequest]:
         sampling, count = drawing(body), body.n or 1
@@ -193,21 +193,28 @@ class ServedModel:
             for number in range(count)
         ]
 
-    def _schema(self, body: ChatBody) -> dict[str, Any] | None:
-        """The schema that an answer is bound to."""
+    def _schema(self, body: ChatBody) -> tuple[str, dict[str, Any]] | None:
+        """The schema that an answer is bound to, and the parameter that it comes from."""
         calls, form = calls_schema(body), body.response_format
-        if calls is not None or form is None or form.type == "text":
-            return calls
+        if calls is not None:
+            return "tools", calls
+        if form is None or form.type == "text":
+            return None
         if form.type == "json_object":
-            return ANY_OBJECT
+            return "response_format", ANY_OBJECT
         if form.json_schema is None:
             raise UserError("response_format: json_schema is missing")
-        return form.json_schema.schema_
+        return "response_format", form.json_schema.schema_
 
     def _constraint(
-        self, schema: dict[str, Any] | None, ends: Sequence[int]
+        self, schema: tuple[str, dict[str, Any]] | None, ends: Sequence[int]
     ) -> TokenConstraint | None:
-        return None if schema is None else self.grammars.of_schema(schema, ends)
+        if schema is None:
+            return None
+        try:
+            return self.grammars.of_schema(schema[1], ends)
+        except UserError as error:
+            raise UserError(f"{schema[0]}: {error}") from None
 
     def token_text(self, token: int) -> tuple[str, list[int]]:
         """A token as text and as bytes; a special one by its name."""

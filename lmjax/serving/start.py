@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,11 +17,14 @@ from lmjax.generation.run import load, load_run, tell
 from lmjax.generation.text import TextGenerator
 from lmjax.interop import huggingface
 from lmjax.interop.adapter_folder import is_adapter_folder
+from lmjax.parallel import Mesh
+from lmjax.parallel.mesh import AXES
 from lmjax.remote import is_url
 from lmjax.runs.checkpoints import Checkpointer
 from lmjax.runs.folder import RunFolder
 from lmjax.runs.trained_model import best_step
 from lmjax.serving.engine import Engine
+from lmjax.serving.replicas import AnyEngine, Replicas
 from lmjax.serving.served_model import ServedModel
 from lmjax.serving.settings import EngineSettings
 from lmjax.serving.weights import ServedWeights
@@ -35,6 +39,7 @@ def served_model(
     most_tokens: int,
     adapters: Sequence[str] = (),
     draft: TextGenerator | None = None,
+    meshes: Sequence[jax.sharding.Mesh] = (),
 ) -> ServedModel:
     """A model that is ready to be served; the mesh that it lies on must be set.
 
@@ -46,6 +51,7 @@ def served_model(
       most_tokens: see `ServedModel`.
       adapters: folders of adapters of the model.
       draft: a smaller model, which guesses tokens.
+      meshes: of `serving_meshes`; none: the one that is set.
 
     Raises:
       UserError: a model that can neither continue texts nor fill blanks, a folder that holds no
@@ -54,12 +60,15 @@ def served_model(
     if text.filling is not None:
         if adapters:
             raise UserError("adapters: they are served of models that continue texts alone")
+        if len(meshes) > 1:
+            raise UserError("mesh.data: there are replicas of models that continue texts alone")
         return ServedModel(name, text, Worker(settings.queue), chat, most_tokens)
     weights = {name: ServedWeights.of(text.generator)}
     for folder in adapters:
         if not is_adapter_folder(folder):
             raise UserError(f"adapters: {folder} holds no adapters (adapter_config.json)")
-        own = load(folder, dtype=text.generator.config.dtype).generator
+        generator = text.generator
+        own = load(folder, generator.layout, generator.config.dtype).generator
         if own.decoder != text.generator.decoder:
             raise UserError(f"adapters: those in {folder} are of another model than {name}")
         if (title := Path(folder).name) in weights:
@@ -69,8 +78,35 @@ def served_model(
     smaller = None if draft is None else ServedWeights.of(draft.generator)
     if draft is not None and draft.tokenizer.fingerprint != text.tokenizer.fingerprint:
         raise UserError("draft: its tokenizer is another than the model's")
-    engine = Engine(weights, settings, smaller)
+    if len(meshes) > 1:
+        engine = Replicas(weights, settings, smaller, meshes)
+    else:
+        engine = Engine(weights, settings, smaller)
     return ServedModel(name, text, engine, chat, most_tokens)
+
+
+def serving_meshes(mesh: Mesh, devices: Sequence[jax.Device]) -> list[jax.sharding.Mesh]:
+    """The mesh of each replica, on the first devices, or on all where an axis is -1.
+
+    Args:
+      mesh: its `data` is the number of replicas, `fsdp` and `tensor` cut each of them.
+      devices: of this process.
+
+    Raises:
+      UserError: an axis that a server has no use for, or too few devices.
+    """
+    sizes = {axis: getattr(mesh, axis) for axis in AXES}
+    used = ("data", "fsdp", "tensor")
+    if wrong := [axis for axis, size in sizes.items() if axis not in used and size != 1]:
+        raise UserError(
+            f"mesh.{wrong[0]}={sizes[wrong[0]]}: a server is cut over fsdp and tensor, and has"
+            " replicas over data"
+        )
+    if -1 not in sizes.values():
+        devices = devices[: math.prod(sizes.values())]
+    sizes = dict(zip(AXES, mesh.sizes(len(devices))))
+    one, each = Mesh(fsdp=sizes["fsdp"], tensor=sizes["tensor"]), len(devices) // sizes["data"]
+    return [one.build(devices[begin : begin + each]) for begin in range(0, len(devices), each)]
 
 
 def _shared(base: Any, own: Any) -> Any:
@@ -103,7 +139,7 @@ def watch_run(
       seconds: between two looks; 0: none.
       dtype: as in `load_run`.
     """
-    if not seconds or step is None or not isinstance(served.worker, Engine):
+    if not seconds or step is None or not isinstance(served.worker, AnyEngine):
         yield
         return
     stop = threading.Event()
@@ -135,7 +171,8 @@ def _watch(folder, served, mesh, step, seconds, dtype, stop) -> None:
             if (newest := served_step(folder)) == step or newest is None:
                 continue
             with jax.set_mesh(mesh):
-                generator = load_run(folder, step=newest, dtype=dtype).generator
+                layout = served.text.generator.layout
+                generator = load_run(folder, layout, newest, dtype).generator
                 served.worker.set_weights(served.name, ServedWeights.of(generator))
             step = newest
             tell(f"serving step {step} of {folder}")

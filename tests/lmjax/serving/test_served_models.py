@@ -96,7 +96,7 @@ def test_adapters_have_names_and_share_what_is_the_same(monkeypatch):
     with jax.set_mesh(mesh()):
         own = Generator(base.generator.config, changed(base.generator.params))
         monkeypatch.setattr(start, "is_adapter_folder", lambda folder: folder != "runs/none")
-        monkeypatch.setattr(start, "load", lambda folder, dtype: TextGenerator(own, base.tokenizer))
+        monkeypatch.setattr(start, "load", lambda *_: TextGenerator(own, base.tokenizer))
         settings = EngineSettings(slots=4, cache_tokens=512, page=8, chunk=64)
         model = start.served_model("tiny", base, PLAIN, settings, 100, ["runs/style"])
         assert model.names == ["tiny", "style"]
@@ -124,7 +124,7 @@ def test_a_newer_checkpoint_takes_over(monkeypatch):
         settings = EngineSettings(slots=4, cache_tokens=512, page=8, chunk=64)
         model = start.served_model("tiny", text, PLAIN, settings, 100)
         monkeypatch.setattr(start, "served_step", lambda folder: steps[-1])
-        monkeypatch.setattr(start, "load_run", lambda f, step, dtype: new)
+        monkeypatch.setattr(start, "load_run", lambda *_: new)
         monkeypatch.setattr(start, "tell", lambda note: told.set())
         before = CollectedAnswer()
         model.engine.submit(request([256, 97]), before)

@@ -3,6 +3,7 @@
 import http.client
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -20,6 +21,7 @@ from hypothesis import strategies as st
 from lmjax.config import UserError
 from lmjax.launch import run
 from lmjax.models import AttentionConfig, FeedForwardConfig, TransformerConfig
+from lmjax.serving import local_server
 from lmjax.serving.__main__ import Serve
 from lmjax.serving.app import PAGE
 from lmjax.serving.schemas import (
@@ -288,6 +290,31 @@ def test_a_folder_that_cannot_be_served_says_why(tmp_path, capsys):
             run(Serve(), positional="model", argv=argv)
         assert ended.value.code == 2
         assert text in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "damage, text",
+    [
+        (lambda folder: shutil.rmtree(folder / "checkpoints"), "checkpoint"),
+        (lambda folder: shutil.rmtree(folder / "tokenizer"), "tokenizer"),
+        (lambda folder: (folder / "config.json").write_text("{"), "config.json"),
+        (lambda folder: (folder / "config.json").unlink(), "config.json"),
+        (lambda folder: cut(next(folder.glob("checkpoints/*/manifest.json"))), "manifest"),
+    ],
+)
+def test_a_damaged_folder_says_why_before_the_port_opens(
+    folder, tmp_path, monkeypatch, damage, text
+):
+    monkeypatch.setattr(local_server, "listen", lambda *_: pytest.fail("it listens"))
+    shutil.copytree(folder, tmp_path / "damaged")
+    damage(tmp_path / "damaged")
+    with pytest.raises(UserError, match=text):
+        Serve(model=str(tmp_path / "damaged"), port=0).run()
+
+
+def cut(path):
+    """Leaves half of a file."""
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
 def test_a_port_that_is_taken_is_told(folder):
