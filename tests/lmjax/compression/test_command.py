@@ -92,8 +92,8 @@ def test_settings_are_those_of_the_model():
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "Which command\\? The first word names it: quantise, table"),
-        (["squeeze"], "squeeze is none: quantise, table"),
+        ([], "Which command\\? The first word names it: quantise, prune, table"),
+        (["squeeze"], "squeeze is none: quantise, prune, table"),
         (["quantise"], "Which folders"),
         (["quantise", "a", "b", "weights=int3"], "weights"),
         (["table", "a", "b"], "Which models, and which text"),

@@ -1,12 +1,13 @@
 """Jobs with a teacher: it is learnt, resumed bit for bit, and refused where it does not fit."""
 
+import json
+
 import jax
 import numpy as np
 import pytest
 
 from lmjax.config import UserError, replace
-from lmjax.data import Bytes, Data, Domain, TextFiles, TokenizerFolder, TrainedBPE
-from lmjax.data.chat.embedded_instructions import EmbeddedInstructions
+from lmjax.data import Bytes, Conversations, Data, Domain, TextFiles, TokenizerFolder, TrainedBPE
 from lmjax.interop.folder import read_params
 from lmjax.jobs.finetune import Finetune
 from lmjax.jobs.pretrain import Pretrain
@@ -92,12 +93,15 @@ def test_a_student_learns_its_teacher_and_resumes_bit_for_bit(folder):
 
 def test_a_model_learns_to_reply_as_its_teacher(folder):
     """Finetune, of a model that is its own teacher: it says the same until it is trained."""
+    talks = [{"prompt": f"{n} + 1?", "completion": f"{n + 1}"} for n in range(80)]
+    (folder / "talks.jsonl").write_text("\n".join(map(json.dumps, talks)))
+    source = Conversations(path=str(folder / "talks.jsonl"))
     job = Finetune(
         output=str(folder / "tuned"),
         begin_with=str(folder / "base"),
         steps=2,
         data=Data(
-            train=(Domain(name="questions", source=EmbeddedInstructions()),),
+            train=(Domain(name="talks", source=source),),
             length=32,
             batch_size=8,
             rows="whole_documents",
@@ -105,7 +109,7 @@ def test_a_model_learns_to_reply_as_its_teacher(folder):
         ),
         distillation=Distillation(teacher=str(folder / "base")),
         schedule=Constant(peak=1e-3, warmup=0),
-        evaluation=ChatEvaluation(prompts=(), tokens=500),
+        evaluation=ChatEvaluation(prompts=()),
     )
     job.run()
     first, second = (line["teacher_divergence"] for line in training(job))
@@ -128,7 +132,7 @@ def test_teachers_that_do_not_fit_are_refused(folder, settings, message):
 def test_a_teacher_of_other_tokens_is_refused(folder):
     """Of as many tokens, which mean something else."""
     job = student(folder, "others")
-    words = TrainedBPE(vocab_size=300, sample_bytes=5000)
+    words = TrainedBPE(vocab_size=280, sample_bytes=5000)
     job = replace(job, data=replace(job.data, tokenizer=words))
     with pytest.raises(UserError, match="has another tokenizer than the text here"):
         job.run()
