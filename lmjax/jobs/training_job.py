@@ -84,6 +84,8 @@ class TrainingJob(Job):
     schedule: Schedule = Cosine()  # the learning rate
     elastic: ElasticPenalty | None = None  # what keeps parameters near those of earlier tasks
     distillation: Distillation | None = None  # a teacher, whose predictions are learnt
+    # weights of dense layers that are zero when training begins, as in a pruned model, stay so
+    keep_zeros: bool = False
     gradient_clip: float | None = 1.0  # largest norm of the gradient; None: no limit
     # scaling of the loss; none: a dynamic one for model.dtype=float16, else the loss as it is
     loss_scale: LossScale | None = None
@@ -267,6 +269,7 @@ class TrainingJob(Job):
             frozen=self._frozen_structures(layout),
             trainable=trained.trains,
             last_blocks=trained.last_blocks,
+            keep_zeros=self.keep_zeros,
         )
         learner.abstract()
         shards = axis_size(*layout.axes("batch"))
