@@ -38,8 +38,10 @@ def teacher_of(job: Any) -> TransformerConfig:
         )
     if not teacher.word_head:
         raise UserError(f"{where} has no head that predicts words")
+    objective = distilled(job.distillation, job.objective)
+    objective.check_pair(job.model, teacher)
     try:
-        distilled(job.distillation, job.objective).check(teacher)
+        objective.check(teacher)
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
     longest, length = teacher.max_length, getattr(getattr(job, "data", None), "length", 0)

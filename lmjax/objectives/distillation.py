@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -10,6 +11,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from lmjax.config import UserError, config
+from lmjax.models.layer_states import layer_states
 from lmjax.models.transformer import Transformer, TransformerConfig
 from lmjax.objectives.divergences import Divergence, ForwardKL
 from lmjax.objectives.example import Example
@@ -30,9 +32,11 @@ class TeacherLoss:
     # logits of both are divided by it, and the divergence is multiplied by its square, which keeps
     # the size of its gradient (Hinton et al. 2015, arXiv:1503.02531, section 2)
     temperature: float = 1.0
-    weight: float = (
-        0.5  # share of the divergence in the loss; the objective's own loss has the rest
-    )
+    weight: float = 0.5  # share of the divergence in the loss; that of the objective has the rest
+    # weight of the mean squared distance between hidden states behind each of the student's layers
+    # and those behind the teacher's at the same share of its depth (TinyBERT, Jiao et al. 2019,
+    # arXiv:1909.10351, equation 8), which is added; 0: none
+    hidden: float = 0.0
 
     def validate(self) -> None:
         """Raises UserError for numbers that cannot be meant."""
@@ -43,6 +47,8 @@ class TeacherLoss:
                 f"weight={self.weight}: must be above 0 and at most 1, where nothing but the"
                 " teacher is learnt"
             )
+        if self.hidden < 0:
+            raise UserError(f"hidden={self.hidden}: must be 0 or more")
 
 
 @config
@@ -65,6 +71,29 @@ class Distilled(ExtendedObjective):
             )
         super().check(model)
 
+    def check_pair(self, student: TransformerConfig, teacher: TransformerConfig) -> None:
+        """Raises UserError for models whose hidden states are to be compared and cannot be."""
+        if not self.teacher_loss.hidden:
+            return
+        where = f"distillation.hidden={self.teacher_loss.hidden}"
+        for model in (student, teacher):
+            if getattr(model, "two_streams", False) or model.group > 1:
+                raise UserError(f"{where}: layers of two streams or two kinds are not compared")
+        if teacher.num_layers < student.num_layers:
+            raise UserError(
+                f"{where}: the teacher has {teacher.num_layers} layers, fewer than the student's"
+                f" {student.num_layers}"
+            )
+        found = {head.name: head.outputs for head in student.heads if not head.of_texts}
+        if student.hidden != teacher.hidden and found.get(TEACHER) != teacher.hidden:
+            raise UserError(
+                f"{where}: states of the teacher have {teacher.hidden} numbers, those of the"
+                f" student {student.hidden}: give it a map that is learnt, as in model.heads="
+                f"'(TokenHead(name=\"{TEACHER}\", outputs={teacher.hidden}),)'"
+            )
+        if TEACHER in found and student.embedding_size is not None:
+            raise UserError(f"{where}: a map reads states of model.embedding_size; set it to none")
+
     def loss(
         self, model: Transformer, example: Example, key: PRNGKeyArray | None, frozen: Any = None
     ) -> Sums:
@@ -76,9 +105,11 @@ class Distilled(ExtendedObjective):
         if TEACHER not in (frozen or {}):
             raise UserError(f"Distilled reads the frozen model {TEACHER!r}, and there is none")
         teacher, how = frozen[TEACHER], self.teacher_loss
-        hidden, _ = model(example.inputs, key=key)
+        layers = range(1, model.config.num_layers + 1) if how.hidden else ()
+        hidden, states = layer_states(model, example.inputs, layers, key)
         sums = self.objective.loss_of_hidden(model, hidden, example, head_key(key))
-        given, _ = teacher(example.inputs)
+        theirs = [n * teacher.config.num_layers // model.config.num_layers for n in layers]
+        given, taught = layer_states(teacher, example.inputs, theirs)
         with jax.named_scope("teacher"):
             given = jax.lax.stop_gradient(given)
             divergence = sum_divergence(
@@ -86,6 +117,9 @@ class Distilled(ExtendedObjective):
             )
         loss = (1 - how.weight) * sums.loss + how.weight * how.temperature**2 * divergence
         extra = {"cross_entropy": sums.loss, **sums.extra, "teacher_divergence": divergence}
+        if how.hidden:
+            distance = sum_distance(model, states, taught, example)
+            loss, extra = loss + how.hidden * distance, extra | {"hidden_distance": distance}
         return Sums(loss, sums.weight, extra)
 
 
@@ -134,6 +168,30 @@ def sum_divergence(
         lambda total, one: (total + part(*one), None), jnp.zeros((), jnp.float32), stacked
     )
     return total
+
+
+def sum_distance(
+    model: Transformer,
+    states: Sequence[Float[Array, "batch seq embed"]],
+    taught: Sequence[Float[Array, "batch seq wide"]],
+    example: Example,
+) -> Float[Array, ""]:
+    """Sum of the targets' weights times the mean squared distance of states, over all layers.
+
+    Args:
+      model: the student; its head "teacher", if there is one, maps its states to the teacher's.
+      states: of the student.
+      taught: of the teacher.
+      example: with the targets.
+    """
+    is_mapped = any(head.name == TEACHER for head in model.config.heads)
+    total = jnp.zeros((), jnp.float32)
+    for own, other in zip(states, taught, strict=True):
+        if is_mapped:
+            own = model.outputs(TEACHER, own, example.inputs)
+        gap = own.astype(jnp.float32) - jax.lax.stop_gradient(other).astype(jnp.float32)
+        total += jnp.sum(jnp.mean(jnp.square(gap), axis=2) * example.targets.weights)
+    return total / len(states)
 
 
 def _parts(weights: Float[Array, "batch seq"]) -> int:

@@ -9,6 +9,7 @@ from scipy.special import log_softmax
 
 from lmjax.config import UserError, replace
 from lmjax.models import AttentionConfig, FeedForwardConfig, Normal, TransformerConfig, abstract
+from lmjax.models.label_heads import TokenHeadConfig
 from lmjax.models.positions import BlockPositions
 from lmjax.objectives import (
     BlankInfilling,
@@ -203,9 +204,52 @@ def test_the_gradient_is_that_of_the_formula(one_device):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * scale)
 
 
+@pytest.mark.parametrize("mapped", [False, True])
+def test_hidden_states_are_compared_layer_by_layer(mapped, one_device):
+    """Two layers with the second and fourth of four, from models cut off there, to 1e-5; of other
+    widths by the head "teacher"."""
+    wide = 24 if mapped else 16
+    heads = (TokenHeadConfig(name="teacher", outputs=wide),) * mapped
+    student = replace(STUDENT, heads=heads)
+    teacher = replace(STUDENT, hidden=wide, num_layers=4)
+    learner, frozen = learner_of(CausalLM(), TeacherLoss(hidden=2.0), student, teacher)
+    learner.objective.check_pair(student, teacher)
+    state = learner.init(seed=0)
+    example = to_devices(rows(CausalLM()), learner.layout, WORDS)
+    sums = jax.jit(learner.evaluate)(state.params, example, frozen)
+
+    def states(config, params, layers):
+        cut = replace(config, num_layers=layers)
+        params = params | {"blocks": jax.tree.map(lambda a: a[:layers], params["blocks"])}
+        model = nnx.merge(abstract(cut, learner.layout)[0], params)
+        model.final_norm = None
+        found = model(example.inputs)[0]
+        return model.outputs("teacher", found, example.inputs) if config.heads else found
+
+    expected, weights = 0.0, np.asarray(example.targets.weights, np.float64)
+    for layers in (1, 2):
+        own = np.asarray(states(student, state.params, layers), np.float64)
+        other = np.asarray(states(teacher, frozen["teacher"], 2 * layers), np.float64)
+        expected += np.sum(weights * np.mean((own - other) ** 2, axis=-1)) / 2
+    np.testing.assert_allclose(sums.extra["hidden_distance"], expected, rtol=1e-5)
+    rest = 0.5 * (sums.extra["cross_entropy"] + sums.extra["teacher_divergence"])
+    np.testing.assert_allclose(sums.loss, rest + 2 * expected, rtol=1e-5)
+    gradients, _ = jax.jit(learner.gradients)(state, example, state.key, frozen)
+    assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(gradients))
+
+
+def test_hidden_states_that_cannot_be_compared_are_refused():
+    own = Distilled(objective=CausalLM(), teacher_loss=TeacherLoss(hidden=1.0))
+    with pytest.raises(UserError, match=r"states of the teacher have 24 numbers.*outputs=24"):
+        own.check_pair(STUDENT, replace(TEACHER, num_layers=2))
+    with pytest.raises(UserError, match="the teacher has 1 layers, fewer than the student's 2"):
+        own.check_pair(STUDENT, TEACHER)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"hidden": -1.0}, r"hidden=-1\.0: must be 0 or more"),
         ({"temperature": 0.0}, "temperature=0.0: must be above 0"),
         ({"weight": 0.0}, "weight=0.0: must be above 0 and at most 1"),
     ],
