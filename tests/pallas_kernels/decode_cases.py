@@ -52,9 +52,7 @@ class DecodeCase:
             "slopes": draw.uniform(0.01, 0.5, size=self.heads),
             "table": draw.normal(size=(self.heads, 8)),
         }
-        rounded = {
-            name: np.asarray(jnp.asarray(a, self.dtype), np.float64) for name, a in found.items()
-        }
+        rounded = {name: a.astype(self.dtype).astype(np.float64) for name, a in found.items()}
         if self.int8:
             for name in "kv":
                 scales = np.float32(np.abs(rounded[name]).max(-1) / 127)
@@ -75,14 +73,14 @@ class DecodeCase:
         cache = (self.paged if self.page else self.rows)(arrays)
         settings = {"window": self.window, "softcap": self.softcap, "scale": 0.3}
         if self.sinks:
-            settings["sinks"] = jnp.asarray(arrays["sinks"], jnp.float32)
+            settings["sinks"] = jnp.asarray(np.float32(arrays["sinks"]))
         bias = None
         if self.bias == "linear":
-            bias = LinearBias(jnp.asarray(arrays["slopes"], jnp.float32))
+            bias = LinearBias(jnp.asarray(np.float32(arrays["slopes"])))
         if self.bias == "buckets":
-            bias = BucketBias(jnp.asarray(arrays["table"], jnp.float32), 20, True)
-        first = jnp.asarray(self.first, jnp.int32) if self.late else None
-        return [jnp.asarray(arrays["q"], self.dtype), cache, first, bias], settings
+            bias = BucketBias(jnp.asarray(np.float32(arrays["table"])), 20, True)
+        first = jnp.asarray(np.int32(self.first)) if self.late else None
+        return [jnp.asarray(arrays["q"].astype(self.dtype)), cache, first, bias], settings
 
     def parts(self, arrays) -> dict[str, np.ndarray]:
         """Arrays of tokens [batch, token, ..] that go into the cache."""
@@ -95,12 +93,12 @@ class DecodeCase:
     def finish(self, name: str, filled: np.ndarray) -> jnp.ndarray:
         """An array [.., slots, kv_heads, (size)] as a cache holds it."""
         if "scales" in name:
-            return jnp.asarray(np.swapaxes(filled, -1, -2), jnp.float32)
+            return jnp.asarray(np.float32(np.swapaxes(filled, -1, -2)))
         filled = filled.reshape(*filled.shape[:-2], -1)
         return (
-            jnp.asarray(np.nan_to_num(filled), jnp.int8)
+            jnp.asarray(np.int8(np.nan_to_num(filled)))
             if self.int8
-            else jnp.asarray(filled, self.dtype)
+            else jnp.asarray(filled.astype(self.dtype))
         )
 
     def rows(self, arrays) -> CacheRows:
@@ -117,7 +115,7 @@ class DecodeCase:
                 filled = whole
             found[name] = self.finish(name, filled)
         layer = None if self.layers is None else jnp.int32(1)
-        return CacheRows(lengths=jnp.array(self.lengths, jnp.int32), layer=layer, **found)
+        return CacheRows(lengths=jnp.asarray(np.int32(self.lengths)), layer=layer, **found)
 
     def paged(self, arrays) -> PagedCache:
         """Pages in any order, with numbers outside of the cache where a row has no more pages."""

@@ -50,17 +50,20 @@ CASES = {
 }
 
 
-def run(case: DecodeCase, implementation: str):
+def compiled(case: DecodeCase, implementation: str):
+    """The outputs and log-sum-exps of one program: operation by operation, each is compiled."""
     arguments, options = case.arguments()
+    options |= {"implementation": implementation, "return_lse": True}
+    return jax.jit(lambda *arguments: decode_attention(*arguments, **options))(*arguments)
+
+
+def run(case: DecodeCase, implementation: str):
     with interpreted("TPU v5 lite"):
-        return decode_attention(
-            *arguments, **options, implementation=implementation, return_lse=True
-        )
+        return compiled(case, implementation)
 
 
 def run_on_cpu(case: DecodeCase):
-    arguments, options = case.arguments()
-    return decode_attention(*arguments, **options, implementation="cpu", return_lse=True)
+    return compiled(case, "cpu")
 
 
 def agree(case: DecodeCase, found) -> None:
@@ -125,9 +128,8 @@ def test_many_steps_and_two_splits(monkeypatch):
     """Rows of many steps of the kernel, split over the cores of a v4, where steps end in parts."""
     monkeypatch.setattr("pallas_kernels.decode_attention.tpu.SCORES", 8 * 32)
     case = DecodeCase((0, 90, 128, 7), slots=128, page=16, new=2)
-    arguments, options = case.arguments()
     with interpreted("TPU v4"):
-        agree(case, decode_attention(*arguments, **options, implementation="tpu", return_lse=True))
+        agree(case, compiled(case, "tpu"))
 
 
 @pytest.mark.parametrize("form", [{"page": 16}, {}, {"window": 30}])
