@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 WIDTH, HEIGHT, MARGIN = 640.0, 300.0, 56.0  # pixels
+LETTER, FAR = 12.0, 120.0  # pixels between names: so much below each other, or beside
 MARKS = 4  # numbers along an axis, about
 
 
@@ -34,22 +35,25 @@ def picture(points: Sequence[Point], x: str, y: str, caption: str) -> str:
     def at(value: float, of: tuple[float, float], size: float) -> float:
         return MARGIN + (value - of[0]) / (of[1] - of[0]) * (size - 2 * MARGIN)
 
-    def place(a: float, b: float) -> tuple[float, float]:
+    def spot(a: float, b: float) -> tuple[float, float]:
         return at(a, (left, right), WIDTH), HEIGHT - at(b, (low, high), HEIGHT)
 
-    parts = []
+    parts, taken = [], []
     for value in across:
-        column, _ = place(value, low)
+        column, _ = spot(value, low)
         parts.append(_line(column, MARGIN / 2, column, HEIGHT - MARGIN))
         parts.append(_text(column, HEIGHT - MARGIN + 16, f"{value:g}", "middle"))
     for value in up:
-        _, row = place(left, value)
+        _, row = spot(left, value)
         parts.append(_line(MARGIN, row, WIDTH - MARGIN / 2, row))
         parts.append(_text(MARGIN - 8, row, f"{value:g}", "end"))
     for point in points:
-        column, row = place(point.x, point.y)
+        column, row = spot(point.x, point.y)
         parts.append(f'<circle cx="{column:.1f}" cy="{row:.1f}" r="4" fill="var(--bar)"/>')
         end = column > WIDTH / 2  # the name goes where there is room
+        while any(abs(row - r) < LETTER and abs(column - c) < FAR for c, r in taken):
+            row -= LETTER
+        taken.append((column, row))
         name = column + (-8 if end else 8), row - 9
         parts.append(_text(*name, point.name, "end" if end else "start", "--ink"))
     parts.append(_text(WIDTH / 2, HEIGHT - 12, x, "middle"))

@@ -195,7 +195,9 @@ class FormsTable:
             points = [Point(one.name, one.memory / 1e6, one.bits_per_byte) for one in found]
             drawn = picture(points, "MB in memory", "bits per byte", "Less of both is better.")
             facts = [("text", f"{self.text}, {found[0].text:,} bytes"), ("bars", "MB in memory")]
-            write_plan(self.report, "Forms of a model", facts, [table], pictures=[drawn])
+            write_plan(
+                self.report, "Forms of a model", facts, [table], pictures=[("Size and loss", drawn)]
+            )
 
     def row(self, one: Measured, first: Measured) -> tuple:
         """Cells of a model."""

@@ -124,7 +124,7 @@ class Shrinker:
             attention=replace(config.attention, windows=windows),
         )
         blocks = jax.tree.map(lambda a: on_host(a)[stay], params["blocks"])
-        return placed(params | {"blocks": blocks}, small), small
+        return laid_out(params | {"blocks": blocks}, small), small
 
     def with_narrow_layers(
         self, config: TransformerConfig, params: dict
@@ -166,7 +166,7 @@ class Shrinker:
             small = replace(small, feed_forward=replace(wide, size=self.width))
             self.tell(f"{self.width} of {wide.size} columns of each feed-forward layer stay")
         blocks = jax.tree.map(lambda *parts: np.stack(parts), *done)
-        return placed(params | {"blocks": blocks}, small), small
+        return laid_out(params | {"blocks": blocks}, small), small
 
 
 def layer_influence(
@@ -207,7 +207,7 @@ def added(
     return np.einsum("pio,pij,pjo->p", parts, own, parts)
 
 
-def placed(params: dict, config: TransformerConfig) -> dict:
+def laid_out(params: dict, config: TransformerConfig) -> dict:
     """Parameters of a model, some of them on the host, where its layout wants them."""
     mesh, (_, shapes) = jax.sharding.get_mesh(), abstract(config, training_layout())
     return jax.tree.map(

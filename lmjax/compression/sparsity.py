@@ -23,7 +23,7 @@ Zeros = Bool[np.ndarray, "in out"]
 
 @dataclasses.dataclass(frozen=True)
 class Sparsity:
-    """How many weights become zero, and in which pattern.
+    """Share of the weights that become zero, and their pattern.
 
     Attributes:
       share: of the weights that become zero.

@@ -32,7 +32,7 @@ def write_plan(
     facts: Facts,
     tables: Sequence[PlanTable],
     division: Division | None = None,
-    pictures: Sequence[str] = (),
+    pictures: Sequence[tuple[str, str]] = (),
 ) -> None:
     """Writes the report.
 
@@ -42,7 +42,7 @@ def write_plan(
       facts: what matters most.
       tables: all else.
       division: of the step, whose pipeline is drawn on a page; None: there is none.
-      pictures: further ones for a page, as HTML.
+      pictures: further ones for a page: titles and HTML.
     """
     if path.endswith(".md"):
         text = markdown(title, facts, tables)
@@ -56,12 +56,13 @@ def page(
     facts: Facts,
     tables: Sequence[PlanTable],
     division: Division | None,
-    pictures: Sequence[str] = (),
+    pictures: Sequence[tuple[str, str]] = (),
 ) -> str:
     """The report as HTML; see `write_plan`."""
     rows = "".join(f"<dt>{_text(label)}</dt><dd>{_text(words)}</dd>" for label, words in facts)
     parts = [f'<div class="card"><dl>{rows}</dl></div>', *map(_section, tables)]
-    parts += [f'<div class="card">{picture}</div>' for picture in pictures]
+    for name, picture in pictures:
+        parts.append(f'<h2>{_text(name)}</h2><div class="card">{picture}</div>')
     if division is not None and division.stage > 1:
         parts.append(f"<h2>Pipeline</h2>{pipeline_picture(division)}")
     template = TEMPLATE.read_text("utf-8")

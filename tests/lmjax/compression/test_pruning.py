@@ -9,7 +9,7 @@ from flax import traverse_util
 from lmjax.compression.calibration import batches_of, stacks_of, walk
 from lmjax.compression.methods import matrix_of
 from lmjax.compression.pruner import Pruner, share_of_zeros
-from lmjax.compression.shrinking import Shrinker, layer_influence, placed
+from lmjax.compression.shrinking import Shrinker, laid_out, layer_influence
 from lmjax.compression.sparsity import Sparsity, wanda
 from lmjax.config import UserError, replace
 from lmjax.models import abstract
@@ -235,8 +235,8 @@ def test_eight_devices_prune_as_one():
     params = jax.device_get(drawn(FALCON))
     one = flat(Pruner("sparsegpt", HALF, ROWS, **QUIET)(FALCON, jax.tree.map(jnp.asarray, params)))
     with jax.set_mesh(Mesh(fsdp=4, tensor=2).build()):
-        many = Pruner("sparsegpt", HALF, ROWS, **QUIET)(FALCON, placed(params, FALCON))
-        small, config = Shrinker(1, 4, 32, ROWS, **QUIET)(FALCON, placed(params, FALCON))
+        many = Pruner("sparsegpt", HALF, ROWS, **QUIET)(FALCON, laid_out(params, FALCON))
+        small, config = Shrinker(1, 4, 32, ROWS, **QUIET)(FALCON, laid_out(params, FALCON))
         shapes_fit(config, small)
         small, many = flat(small), flat(many)
     other, _ = Shrinker(1, 4, 32, ROWS, **QUIET)(FALCON, jax.tree.map(jnp.asarray, params))
