@@ -1,10 +1,12 @@
-"""A small student of the quickstart's model: a quarter of its width, half of its layers.
+"""A small student of the quickstart's model: half of its width, half of its layers.
 
 python -m experiments.quickstart && python -m experiments.distil
 python -m experiments.distil distillation.teacher=runs/x model.vocab_size=50257
-2 CPU cores, two minutes, no download. The student learns the text and, by half of its loss, what
-the teacher predicts of it, with the teacher's tokenizer. Other divergences and temperatures:
-distillation.divergence=SkewedKL distillation.temperature=2
+2 CPU cores, three minutes, no download. The student learns the text and, by half of its loss, what
+the teacher predicts of it, with the teacher's tokenizer. Expect 2.16 bits per byte on held-out
+documentation and 1.93 on code; the same model without a teacher has 2.23 and 2.00, the teacher 2.08
+and 1.85. Other divergences and temperatures: distillation.divergence=SkewedKL
+distillation.temperature=2
 """
 
 from lmjax.data import Data, Domain, EmbeddedCorpus
