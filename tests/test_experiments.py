@@ -19,13 +19,13 @@ from jax.sharding import PartitionSpec
 from lmjax.alignment import value_network
 from lmjax.alignment.value_network import ActorCriticLearner
 from lmjax.config import replace
-from lmjax.jobs import begin_with
+from lmjax.jobs import begin_with, teacher
 from lmjax.jobs.chain import Chain
 from lmjax.jobs.finetune import Finetune
 from lmjax.jobs.training_job import TrainingJob
-from lmjax.models import bert
+from lmjax.models import abstract, bert
 from lmjax.objectives import Example
-from lmjax.parallel import Mesh
+from lmjax.parallel import Mesh, training_layout
 
 FOLDER = Path(__file__).parents[1] / "experiments"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem != "__init__")
@@ -76,6 +76,7 @@ def without_folders():
         patch.setattr(begin_with, "model_folder", model_in)
         patch.setattr(begin_with, "tokenizer_folder", Path)
         patch.setattr(value_network, "model_folder", model_in)
+        patch.setattr(teacher, "model_folder", model_in)
         yield
 
 
@@ -104,6 +105,12 @@ def learners_of(job):
     return {"model": (learner.policy, example), "critic": critic}
 
 
+def frozen_of(job):
+    """Parameters of the models that the loss reads and that are not trained, as shapes."""
+    models, layout = job.all_frozen_models(), training_layout(job.context)
+    return {name: abstract(model.config, layout)[1] for name, model in models.items()} or None
+
+
 @functools.cache
 def traced(output, mesh):
     """The state before and after a step, and its metrics, as shapes with shardings, by learner."""
@@ -112,7 +119,7 @@ def traced(output, mesh):
     with jax.sharding.use_abstract_mesh(mesh.abstract(devices)), without_folders():
         for name, (learner, example) in learners_of(job).items():
             state = learner.abstract()
-            found[name] = state, *jax.eval_shape(learner.step, state, example)
+            found[name] = state, *jax.eval_shape(learner.step, state, example, frozen_of(job))
     return found
 
 

@@ -47,6 +47,7 @@ class InputMoments:
     @staticmethod
     def of(x: Float[Array, "batch seq *inputs"], axes: int) -> InputMoments:
         """Those of one batch, whose last `axes` axes are the inputs."""
+        x = jax.reshard(x, jax.sharding.PartitionSpec())  # every device has the sums
         flat = x.astype(jnp.float32).reshape(-1, math.prod(x.shape[x.ndim - axes :]))
         products = jnp.einsum("ni,nj->ij", flat, flat, precision="highest")
         count = jnp.full((), len(flat), jnp.float32)
@@ -70,6 +71,8 @@ class InputMoments:
 Path = tuple[str, ...]  # of a layer in a block, as ("attention", "query")
 # number of the entry of the stack, its inputs by layer -> the entry's parameters that take over
 Change = Callable[[int, dict[Path, InputMoments]], Any]
+# number of the entry, what one batch has before it and after it
+See = Callable[[int, jax.Array, jax.Array], None]
 
 
 class _Recorder:
@@ -137,6 +140,7 @@ def walk(
     batches: Sequence[Batch],
     change: Change,
     after: bool = True,
+    see: See | None = None,
 ) -> None:
     """Runs a stack on batches layer by layer, and tells the inputs of its dense layers.
 
@@ -147,6 +151,7 @@ def walk(
       batches: rows of one length without padding.
       change: is told the moments of each entry of the stack; gives its new parameters, or None.
       after: whether what comes behind an entry sees the new parameters.
+      see: is shown the residual stream before and after each entry, batch by batch.
     """
     layout = training_layout()
     model = nnx.merge(abstract(config, layout)[0], params)
@@ -177,6 +182,8 @@ def walk(
         for x, mask, tables in states:
             y, found = run(own, x, mask, tables)
             outputs.append(y)
+            if see is not None:
+                see(entry, x, y)
             total = found if total is None else _sum(total, found)
         changed = change(entry, total)
         if changed is not None and after:

@@ -108,7 +108,7 @@ class Quantizer:
                 blocks,
                 stack.read(params),
             )
-            params = _with(params, (*stack.prefix, "blocks"), blocks)
+            params = with_part(params, (*stack.prefix, "blocks"), blocks)
         return params
 
     def _scale(self, weights: list[np.ndarray], moments: InputMoments) -> np.ndarray:
@@ -131,7 +131,7 @@ class Quantizer:
                     if not self.quantization.keeps(".".join(path)):
                         continue
                     weight = flat[(*path, "weight")]
-                    matrix = np.asarray(_whole(weight)).reshape(len(found.magnitudes), -1)
+                    matrix = on_host(weight).reshape(len(found.magnitudes), -1)
                     how = self.damping, self.by_activation
                     stored = gptq(matrix, found.second, code, *how)
                     value = code.decode(stored, 0, len(matrix)).reshape(weight.shape)
@@ -148,7 +148,7 @@ class Quantizer:
             # A decoder is calibrated on what the rounded encoder gives.
             if stack.prefix:
                 blocks = jax.tree.map(lambda *parts: jnp.stack(parts), *done)
-                params = _with(params, (*stack.prefix, "blocks"), blocks)
+                params = with_part(params, (*stack.prefix, "blocks"), blocks)
         return chosen
 
     def measured(self, config: TransformerConfig, params: dict) -> dict:
@@ -192,7 +192,7 @@ def inner(tree: dict, path: Path) -> dict:
 
 def matrix_of(block: dict, layer: Path) -> np.ndarray:
     """The weight of a dense layer of a block [inputs, outputs], on the host."""
-    weight = np.asarray(_whole(inner(block, layer)["weight"]), np.float64)
+    weight = on_host(inner(block, layer)["weight"]).astype(np.float64)
     inputs = weight.ndim - 1 if layer[-1] == "output" else 1
     return weight.reshape(int(np.prod(weight.shape[:inputs])), -1)
 
@@ -210,11 +210,14 @@ def put_chosen(params: dict, config: TransformerConfig, chosen: dict[Path, list]
     return traverse_util.unflatten_dict(flat)
 
 
-def _with(tree: dict, path: Path, value: Any) -> dict:
+def with_part(tree: dict, path: Path, value: Any) -> dict:
     """Nested dictionaries with another value at a path."""
     first, *rest = path
-    return tree | {first: _with(tree[first], tuple(rest), value) if rest else value}
+    return tree | {first: with_part(tree[first], tuple(rest), value) if rest else value}
 
 
-def _whole(a: jax.Array) -> jax.Array:
-    return jax.reshard(a, jax.sharding.PartitionSpec(*(None,) * a.ndim))
+def on_host(a: jax.Array | np.ndarray) -> np.ndarray:
+    """An array of all devices, whole."""
+    if isinstance(a, np.ndarray):
+        return a
+    return np.asarray(jax.reshard(a, jax.sharding.PartitionSpec()))

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import functools
-from pathlib import Path
 from typing import Literal
 
 import jax
-import numpy as np
-from jaxtyping import Int
 
+from lmjax.compression.calibration_text import calibration_rows
 from lmjax.compression.methods import Method, Quantizer
 from lmjax.config import UserError, config
 from lmjax.console import make_console
-from lmjax.data.tokenizers import Tokenizer
-from lmjax.files import errors_told, local_path
 from lmjax.interop.convert import new_folder_anywhere, read, tell_written, write_model, write_run
 from lmjax.interop.packed_writer import write_packed
 from lmjax.interop.tensor_files import LARGEST_FILE
@@ -126,7 +122,9 @@ class Quantise:
             source = local_copy(self.source, "source")
             with new_folder_anywhere(self.destination, self.to == "run") as folder:
                 trained, notes = read(source, self.step, console)
-                rows = self.calibration_rows(trained.tokenizer)
+                rows = calibration_rows(
+                    self.calibration, trained.tokenizer, self.source, self.rows, self.length
+                )
                 params, model = merge_adapters(trained.params, trained.config)
                 params, model = with_quantization(params, model, None)
                 make = Quantizer(
@@ -147,28 +145,3 @@ class Quantise:
                     how = self.dtype, LARGEST_FILE, console, write
                     notes += write_model(folder, small, source, *how)
             tell_written(console, self.destination, notes)
-
-    def calibration_rows(
-        self, tokenizer: Tokenizer | None
-    ) -> Int[np.ndarray, "rows length"] | None:
-        """Rows of the calibration text, without padding; None where none is named.
-
-        Raises:
-          UserError: the file cannot be read or is too short, or there is no tokenizer.
-        """
-        if self.calibration is None:
-            return None
-        if tokenizer is None:
-            raise UserError(f"{self.source} has no tokenizer, which calibration=FILE needs")
-        path = local_path(self.calibration, "calibration")
-        with errors_told(f"calibration={path} cannot be read"):
-            text = Path(path).read_text("utf-8", errors="replace")
-        # A few times as many letters as tokens are enough.
-        tokens = np.array(tokenizer.encode(text[: 16 * self.rows * self.length]), np.int32)
-        count = min(self.rows, len(tokens) // self.length)
-        if not count:
-            raise UserError(
-                f"calibration={path} has {len(tokens)} tokens, less than a row of"
-                f" length={self.length}"
-            )
-        return tokens[: count * self.length].reshape(count, self.length)

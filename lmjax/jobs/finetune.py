@@ -99,7 +99,7 @@ class Finetune(TextJob):
 
         The steps of `epochs` need the number of rows, so that the text is tokenized here.
         """
-        job = self.with_model()
+        job = super(Finetune, self.with_model()).resolved()
         if job.epochs is None:
             return job
         log = RunLog(make_console())

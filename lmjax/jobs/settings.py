@@ -13,6 +13,7 @@ from lmjax.evaluation.text_baselines import TextBaselines
 from lmjax.evaluation.text_samples import TextSamples
 from lmjax.generation.sampling import Sampling
 from lmjax.jobs.best import BestCheckpoint
+from lmjax.objectives.distillation import TeacherLoss
 from lmjax.remote import check_path
 from lmjax.runs.changes import is_below
 
@@ -134,6 +135,23 @@ class ElasticPenalty:
         check_path(self.folder, "folder")
         if self.strength <= 0:
             raise UserError(f"strength={self.strength}: must be above 0")
+
+
+@config
+class Distillation(TeacherLoss):
+    """Knowledge distillation: the model, a student, learns what a teacher predicts as well.
+
+    The loss is (1 - weight) times that of the objective, plus weight times temperature^2 times the
+    divergence of the student's predictions from the teacher's at the same targets (Hinton et al.
+    2015, arXiv:1503.02531).
+    """
+
+    teacher: str  # run folder or public model folder, of the same tokenizer; it is not trained
+
+    def validate(self) -> None:
+        """Raises UserError for numbers that cannot be meant."""
+        check_path(self.teacher, "teacher")
+        super().validate()
 
 
 @config

@@ -1,11 +1,14 @@
 """The base of the jobs that train on rows of text."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from lmjax.config import UserError, config
+from lmjax.config import UserError, config, replace
 from lmjax.console import RunLog
 from lmjax.data import Data
+from lmjax.jobs.begin_with import tokenizer_of
 from lmjax.jobs.text import (
     check_special_tokens,
     prepare_text,
@@ -39,6 +42,13 @@ class TextJob(TrainingJob):
         if self.objective.predicts_words and not self.model.word_head:
             raise UserError(NO_HEAD)
         super().check_model()
+
+    def resolved(self) -> TextJob:
+        """See `TrainingJob.resolved`: with the teacher's tokenizer, where none is given."""
+        if self.distillation is None:
+            return self
+        tokenizer = tokenizer_of(self.data.tokenizer, self.distillation.teacher)
+        return replace(self, data=replace(self.data, tokenizer=tokenizer))
 
     def example_shapes(self) -> Example:
         """See `TrainingJob.example_shapes`."""

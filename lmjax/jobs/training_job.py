@@ -15,15 +15,18 @@ from lmjax.evaluation.evaluator import Evaluator
 from lmjax.jobs.job import Job
 from lmjax.jobs.settings import (
     Checkpoints,
+    Distillation,
     ElasticPenalty,
     Log,
     Watchdog,
     at_least,
     may_change,
 )
+from lmjax.jobs.teacher import distilled, teacher_of
 from lmjax.jobs.training_run import TrainingRun
 from lmjax.models import TransformerConfig, abstract, quantized_weights
 from lmjax.objectives import Example, Objective
+from lmjax.objectives.distillation import TEACHER
 from lmjax.objectives.elastic_weights import ANCHOR, FISHER, ElasticWeights
 from lmjax.objectives.example import batches, count_rows, count_tokens
 from lmjax.parallel import Context, Layout, Mesh, axis_size, training_layout
@@ -80,6 +83,9 @@ class TrainingJob(Job):
     optimizer: Optimizer = AdamW()  # turns gradients into updates
     schedule: Schedule = Cosine()  # the learning rate
     elastic: ElasticPenalty | None = None  # what keeps parameters near those of earlier tasks
+    distillation: Distillation | None = None  # a teacher, whose predictions are learnt
+    # weights of dense layers that are zero when training begins, as in a pruned model, stay so
+    keep_zeros: bool = False
     gradient_clip: float | None = 1.0  # largest norm of the gradient; None: no limit
     # scaling of the loss; none: a dynamic one for model.dtype=float16, else the loss as it is
     loss_scale: LossScale | None = None
@@ -142,7 +148,7 @@ class TrainingJob(Job):
 
     def check_model(self) -> None:
         """Raises UserError for a model that does not go with the other settings."""
-        self.objective.check(self.model)
+        self.taught(self.objective).check(self.model)
 
     def resolved(self) -> TrainingJob:
         """The job with the settings that follow from files; a mesh is set.
@@ -247,7 +253,7 @@ class TrainingJob(Job):
             )
         learner = Learner(
             model=self.model,
-            objective=self.penalised(self.objective),
+            objective=self.penalised(self.taught(self.objective)),
             optimizer=self.optimizer,
             rate=self.rate(self.steps),
             layout=layout,
@@ -263,6 +269,7 @@ class TrainingJob(Job):
             frozen=self._frozen_structures(layout),
             trainable=trained.trains,
             last_blocks=trained.last_blocks,
+            keep_zeros=self.keep_zeros,
         )
         learner.abstract()
         shards = axis_size(*layout.axes("batch"))
@@ -295,9 +302,24 @@ class TrainingJob(Job):
             )
         return ElasticWeights(objective=objective, strength=self.elastic.strength)
 
+    def taught(self, objective: Objective) -> Objective:
+        """An objective with the teacher of `distillation`, if there is one."""
+        return objective if self.distillation is None else distilled(self.distillation, objective)
+
+    def all_frozen_models(self) -> dict[str, FrozenModel]:
+        """Those of `frozen_models`, and the teacher.
+
+        Raises:
+          UserError: the teacher does not fit the job.
+        """
+        found = dict(self.frozen_models())
+        if self.distillation is not None:
+            found[TEACHER] = FrozenModel(teacher_of(self), self.distillation.teacher)
+        return found
+
     def _frozen_structures(self, layout: Layout) -> dict[str, nnx.GraphDef]:
         """Structure of each model that the loss reads and that is not trained."""
-        models = {name: model.config for name, model in self.frozen_models().items()}
+        models = {name: model.config for name, model in self.all_frozen_models().items()}
         if self.elastic is not None:
             models |= dict.fromkeys((ANCHOR, FISHER), self.model)
         return {name: abstract(model, layout)[0] for name, model in models.items()}

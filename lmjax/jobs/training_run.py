@@ -41,6 +41,7 @@ from lmjax.jobs.messages import (
 )
 from lmjax.jobs.report import write_report
 from lmjax.jobs.results import Results
+from lmjax.jobs.teacher import check_tokens
 from lmjax.launch import Limits, is_first, set_limits
 from lmjax.objectives.elastic_weights import ANCHOR, FISHER
 from lmjax.runs.checkpoints import BEST, Checkpointer
@@ -72,7 +73,7 @@ class TrainingRun:
         self.parameters = count_parameters(job.model).total
         self.log = RunLog(make_console())
         self.watch = Stopwatch()
-        self.frozen: dict[str, dict] | None = None  # parameters of `job.frozen_models`
+        self.frozen: dict[str, dict] | None = None  # parameters of `job.all_frozen_models`
         self.results = Results.from_json(folder.results())
 
     def run(self) -> None:
@@ -97,6 +98,8 @@ class TrainingRun:
             ahead = trains and not job.lengths_vary
             compilation = self.compile_in_background() if ahead else None
             feed = job.prepare(self.folder, self.log, checkpointer.latest_extra())
+            if job.distillation is not None:
+                check_tokens(job.distillation, feed.tokenizer, self.log)
             self.prepare_evaluators(feed)
             state, first = self.begin_or_resume(checkpointer, feed)
             if compilation is not None:
@@ -155,7 +158,7 @@ class TrainingRun:
     def read_frozen(self) -> dict[str, dict] | None:
         """Parameters of the models that are read and not trained; None where there are none."""
         found = {}
-        for name, model in self.job.frozen_models().items():
+        for name, model in self.job.all_frozen_models().items():
             watch = Stopwatch()
             params = read_params(model.folder, model.config, self.learner.layout)
             found[name] = params

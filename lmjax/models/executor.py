@@ -98,24 +98,23 @@ class Blocks:
             keys, rates = jax.tree.map(lambda a: a[number], (keys, rates))
         return *own, keys, rates
 
+    def part(self, first: int, last: int) -> Blocks:
+        """The blocks from number `first` on, before number `last`; whole groups."""
+        entries = slice(first // self.group, last // self.group)
+        params, auxiliary = jax.tree.map(lambda a: a[entries], (self.params, self.auxiliary))
+        keys, rates = jax.tree.map(lambda a: a[first:last], (self.keys, self.dropout))
+        return dataclasses.replace(
+            self,
+            params=params,
+            keys=keys,
+            windows=self.windows[first:last],
+            dropout=rates,
+            auxiliary=auxiliary,
+        )
+
     def cut(self, first: int) -> tuple[Blocks, Blocks]:
         """The blocks before number `first`, through whose parameters no gradient goes, the rest."""
-
-        def part(layers: slice) -> Blocks:
-            bounds = (n if n is None else n // self.group for n in (layers.start, layers.stop))
-            entries, own = slice(*bounds), (self.params, self.auxiliary)
-            params, auxiliary = jax.tree.map(lambda a: a[entries], own)
-            keys, rates = jax.tree.map(lambda a: a[layers], (self.keys, self.dropout))
-            return dataclasses.replace(
-                self,
-                params=params,
-                keys=keys,
-                windows=self.windows[layers],
-                dropout=rates,
-                auxiliary=auxiliary,
-            )
-
-        frozen, trained = part(slice(first)), part(slice(first, None))
+        frozen, trained = self.part(0, first), self.part(first, len(self.windows))
         params = jax.lax.stop_gradient(frozen.params)
         return dataclasses.replace(frozen, params=params, auxiliary=None), trained
 

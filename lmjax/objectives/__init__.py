@@ -8,6 +8,13 @@ from lmjax.objectives.blanks import SentenceBlanks as SentenceBlanks
 from lmjax.objectives.blanks import TokenBlanks as TokenBlanks
 from lmjax.objectives.causal_lm import CausalLM as CausalLM
 from lmjax.objectives.chat_lm import ChatLM as ChatLM
+from lmjax.objectives.distillation import Distilled as Distilled
+from lmjax.objectives.divergences import Divergence as Divergence
+from lmjax.objectives.divergences import ForwardKL as ForwardKL
+from lmjax.objectives.divergences import JensenShannon as JensenShannon
+from lmjax.objectives.divergences import ReverseKL as ReverseKL
+from lmjax.objectives.divergences import SkewedKL as SkewedKL
+from lmjax.objectives.divergences import SkewedReverseKL as SkewedReverseKL
 from lmjax.objectives.elastic_weights import ElasticWeights as ElasticWeights
 from lmjax.objectives.elastic_weights import diagonal_fisher as diagonal_fisher
 from lmjax.objectives.elastic_weights import fisher_sums as fisher_sums

@@ -14,10 +14,9 @@ from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from lmjax.config import UserError, config
-from lmjax.models.infill import InfillFormat
-from lmjax.models.transformer import Transformer, TransformerConfig
+from lmjax.models.transformer import Transformer
 from lmjax.objectives.example import Example, TokenTargets
-from lmjax.objectives.objective import Objective
+from lmjax.objectives.extended import ExtendedObjective
 from lmjax.objectives.prediction import Sums, predict
 
 ANCHOR, FISHER = "anchor", "fisher"  # names of the frozen models
@@ -89,49 +88,19 @@ def quadratic_penalty(params: Any, anchor: Any, fisher: Any) -> Float[Array, ""]
 
 
 @config
-class ElasticWeights(Objective):
+class ElasticWeights(ExtendedObjective):
     """Any objective plus strength times the quadratic penalty of leaving what was learnt before.
 
     Two frozen models of the trained one's structure: "anchor" has the parameters after the old
     task, "fisher" their `diagonal_fisher`. Both are constants.
     """
 
-    objective: Objective  # of the new task
     strength: float = 1000.0  # lambda; found by a sweep, about 1e2 to 1e5
 
     def validate(self) -> None:
         """Raises UserError for a strength that is not above 0."""
         if self.strength <= 0:
             raise UserError(f"strength={self.strength}: must be above 0")
-
-    def check(self, model: TransformerConfig) -> None:
-        """See `Objective.check`."""
-        self.objective.check(model)
-
-    def infill_format(self) -> InfillFormat | None:
-        """See `Objective.infill_format`."""
-        return self.objective.infill_format()
-
-    @property
-    def counts(self) -> str:
-        """See `Objective.counts`: that of the objective."""
-        return self.objective.counts
-
-    def normalise(self, example: Example) -> Example:
-        """See `Objective.normalise`."""
-        return self.objective.normalise(example)
-
-    def batch_sums(self, model: Transformer, example: Example, frozen: Any = None) -> Any:
-        """See `Objective.batch_sums`."""
-        return self.objective.batch_sums(model, example, frozen)
-
-    def with_batch_sums(self, example: Example, sums: Any) -> Example:
-        """See `Objective.with_batch_sums`."""
-        return self.objective.with_batch_sums(example, sums)
-
-    def weight(self, example: Example) -> Float[Array, ""]:
-        """See `Objective.weight`."""
-        return self.objective.weight(example)
 
     def loss(
         self, model: Transformer, example: Example, key: PRNGKeyArray | None, frozen: Any = None

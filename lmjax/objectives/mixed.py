@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int, PRNGKeyArray, UInt64
+from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt64
 
 from lmjax.config import UserError, config
 from lmjax.data.spans import RowSpans
@@ -117,6 +117,16 @@ class Mixed(TextObjective):
     ) -> Sums:
         """The loss that all objectives have."""
         return self.objectives[0].loss(model, example, key, frozen)
+
+    def loss_of_hidden(
+        self,
+        model: Transformer,
+        hidden: Float[Array, "batch seq width"],
+        example: Example,
+        key: PRNGKeyArray | None,
+    ) -> Sums:
+        """See `Objective.loss_of_hidden`: the loss that all objectives have."""
+        return self.objectives[0].loss_of_hidden(model, hidden, example, key)
 
 
 def join(rows: int, parts: list[tuple[Int[np.ndarray, "_"], Any]]) -> Any:

@@ -89,7 +89,7 @@ def compile_step(job: Any, plan: StepPlan) -> CompiledStep:
     # A stage does the work of each microbatch and part once, in one of the schedule's ticks.
     work = division.microbatches * division.parts
     taken = work / division.ticks if division.stage > 1 else 1.0
-    if job.frozen_models():
+    if job.frozen_models() or job.distillation is not None:
         raise UserError("compile=true: a step that reads further models is not compiled")
     with jax.set_mesh(job.mesh.build(described_devices(plan))):
         learner = job.learner()

@@ -32,6 +32,7 @@ def write_plan(
     facts: Facts,
     tables: Sequence[PlanTable],
     division: Division | None = None,
+    pictures: Sequence[tuple[str, str]] = (),
 ) -> None:
     """Writes the report.
 
@@ -41,18 +42,27 @@ def write_plan(
       facts: what matters most.
       tables: all else.
       division: of the step, whose pipeline is drawn on a page; None: there is none.
+      pictures: further ones for a page: titles and HTML.
     """
     if path.endswith(".md"):
         text = markdown(title, facts, tables)
     else:
-        text = page(title, facts, tables, division)
+        text = page(title, facts, tables, division, pictures)
     Path(path).write_text(text, "utf-8")
 
 
-def page(title: str, facts: Facts, tables: Sequence[PlanTable], division: Division | None) -> str:
+def page(
+    title: str,
+    facts: Facts,
+    tables: Sequence[PlanTable],
+    division: Division | None,
+    pictures: Sequence[tuple[str, str]] = (),
+) -> str:
     """The report as HTML; see `write_plan`."""
     rows = "".join(f"<dt>{_text(label)}</dt><dd>{_text(words)}</dd>" for label, words in facts)
     parts = [f'<div class="card"><dl>{rows}</dl></div>', *map(_section, tables)]
+    for name, picture in pictures:
+        parts.append(f'<h2>{_text(name)}</h2><div class="card">{picture}</div>')
     if division is not None and division.stage > 1:
         parts.append(f"<h2>Pipeline</h2>{pipeline_picture(division)}")
     template = TEMPLATE.read_text("utf-8")

@@ -36,6 +36,7 @@ from lmjax.training.pipelining import Pipeline, check_pipeline, pipeline_gradien
 from lmjax.training.rounding import Stored, exact, stored
 from lmjax.training.schedules import Rate
 from lmjax.training.state import TrainState
+from lmjax.training.zeros import with_zeros
 
 Metrics = dict[str, Float[Array, ""]]
 ROUNDING = 1 << 30  # in the key of a step: what rounds parameters
@@ -68,6 +69,7 @@ class Learner:
         None: all are. The others have no optimizer state.
       last_blocks: number of layers, the last ones, that are trained of a parameter of the blocks;
         None: all.
+      keep_zeros: weights of dense layers that are 0 stay so (`lmjax.training.zeros`).
       frozen: structure of each model that the objective reads beside the trained one, by name.
     """
 
@@ -87,6 +89,7 @@ class Learner:
     embedding_gradient: Rate | None = None
     trainable: Callable[[str], bool] | None = None
     last_blocks: int | None = None
+    keep_zeros: bool = False
     frozen: Mapping[str, nnx.GraphDef] = dataclasses.field(default_factory=dict)
 
     @functools.cached_property
@@ -186,10 +189,15 @@ class Learner:
         weight = jnp.where(sums.weight > 0, sums.weight, 1)
         gradients = jax.tree.map(lambda g: g / weight, gradients)
         trained, rest = self._split(state.params)
+        if self.keep_zeros:
+            gradients = with_zeros(gradients, trained)
         with jax.named_scope("optimizer"):
             gradients, norm = clip_by_global_norm(gradients, self.clip)
             updates, optimizer = self.transform.update(gradients, state.optimizer, trained)
-            params = _merge(optax.apply_updates(trained, updates), rest)
+            updated = optax.apply_updates(trained, updates)
+            if self.keep_zeros:
+                updated = with_zeros(updated, trained)
+            params = _merge(updated, rest)
         average = state.average
         if self.average_decay is not None:
             average = optax.incremental_update(params, average, 1 - self.average_decay)

@@ -1,24 +1,48 @@
 """The command: folders in and out, decoding from few bits, and mistakes of the user."""
 
+import dataclasses
 import json
 import re
 import sys
+import time
 
 import jax
 import numpy as np
 import pytest
 
 from lmjax.compression.__main__ import main
+from lmjax.compression.forms_picture import HEIGHT, MARGIN, WIDTH, Point, picture
 from lmjax.compression.forms_table import FormsTable, Measured
+from lmjax.compression.peak_memory import PeakMemory
 from lmjax.compression.quantise import Quantise
 from lmjax.config import UserError
 from lmjax.console import make_console
+from lmjax.evaluation.tasks import Arc
 from lmjax.generation.generator import Generator
 from lmjax.interop import huggingface
-from lmjax.models import Int4, Int8, StaticInt8, initialize, with_quantization
+from lmjax.models import (
+    AttentionConfig,
+    FeedForwardConfig,
+    Int4,
+    Int8,
+    StaticInt8,
+    TransformerConfig,
+    initialize,
+    with_quantization,
+)
 from lmjax.parallel import Mesh, generation_layout, training_layout
 from lmjax.runs.trained_model import load_trained_model
 from tests.lmjax.interop.test_packed import MODEL
+from tests.lmjax.jobs.base_run import pretrain_base
+
+TINY = TransformerConfig(
+    vocab_size=257,
+    hidden=16,
+    num_layers=1,
+    max_length=32,
+    attention=AttentionConfig(num_heads=8, head_dim=4),
+    feed_forward=FeedForwardConfig(size=32),
+)
 
 
 @pytest.fixture(scope="module")
@@ -92,8 +116,8 @@ def test_settings_are_those_of_the_model():
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "Which command\\? The first word names it: quantise, table"),
-        (["squeeze"], "squeeze is none: quantise, table"),
+        ([], "Which command\\? The first word names it: quantise, prune, table"),
+        (["squeeze"], "squeeze is none: quantise, prune, table"),
         (["quantise"], "Which folders"),
         (["quantise", "a", "b", "weights=int3"], "weights"),
         (["table", "a", "b"], "Which models, and which text"),
@@ -110,15 +134,67 @@ def test_mistakes_on_the_command_line(monkeypatch, capsys, words, message):
 def test_the_table_is_printed_and_written(tmp_path, capsys):
     """Numbers of the first model are what the others rise over."""
     found = [
-        Measured("whole", "float32", 4_000_000, 4_000_000, 3000.0, 1000, 4000, 50.0),
+        Measured("whole", "float32", 4_000_000, 4_000_000, 3000.0, 1000, 4000, 50.0, 5_000_000),
         Measured("small", "Int4, groups of 64", 600_000, 700_000, 3010.0, 1000, 4000, 80.0),
     ]
+    found = [dataclasses.replace(one, scores={"Arc acc": 0.25 + n}) for n, one in enumerate(found)]
     files = {"output": str(tmp_path / "forms.json"), "report": str(tmp_path / "forms.html")}
     FormsTable(**files).show(found, make_console())
     out = capsys.readouterr().out
-    assert "of 64)" in out and "1.005" in out
+    assert "of 64)" in out and "1.01" in out
     numbers = json.loads((tmp_path / "forms.json").read_text("utf-8"))
     np.testing.assert_allclose(numbers[1]["perplexity"], np.exp(3.01))
     np.testing.assert_allclose(numbers[1]["bits_per_byte"], 3010 / 4000 / np.log(2))
     page = (tmp_path / "forms.html").read_text("utf-8")
     assert "small (Int4" in page and "width:17.5%" in page
+    assert "<th>Arc acc</th><th>tokens/s</th><th>peak MB</th>" in page
+    assert page.count("<circle") == 2 and ">whole</text>" in page
+
+
+def test_points_lie_where_their_numbers_are():
+    """Between the ends of the axes, more to the right and above; equal numbers have room too."""
+    found = picture([Point("a", 1.0, 2.0), Point("b", 3.0, 5.0)], "x", "y < 1", "words")
+    (ax, bx), (ay, by) = (
+        [float(n) for n in re.findall(rf'<circle.*? {name}="([\d.]+)"', found)]
+        for name in ("cx", "cy")
+    )
+    assert MARGIN < ax < bx < WIDTH and HEIGHT > ay > by > 0 and "y &lt; 1" in found
+    assert "<circle" in picture([Point("a", 0.0, 0.0)], "x", "y", "words")
+
+
+def test_peak_memory_is_that_of_the_block():
+    """Of 64 MB that are held for a moment at least three quarters are seen, once they are gone."""
+    with PeakMemory() as peak:
+        held = np.ones(64_000_000, np.uint8)
+        time.sleep(0.05)
+        del held
+    assert 48_000_000 < peak.bytes < 200_000_000
+
+
+def test_a_table_of_a_trained_model(tmp_path, capsys):
+    """Each number is there; the task's score is a share of its items."""
+    pretrain_base(tmp_path, TINY, split="line")
+    (tmp_path / "text.txt").write_text("line 5 and 25\n" * 20)
+    questions = [
+        {
+            "question": f"{n}",
+            "choices": {"text": ["line", "x"], "label": ["A", "B"]},
+            "answerKey": "A",
+        }
+        for n in range(4)
+    ]
+    (tmp_path / "arc.jsonl").write_text("\n".join(map(json.dumps, questions)))
+    base = str(tmp_path / "base")
+    FormsTable(
+        models=(base,),
+        text=str(tmp_path / "text.txt"),
+        tasks=(Arc(path=str(tmp_path / "arc.jsonl")),),
+        tokens=4,
+        runs=1,
+        output=str(tmp_path / "forms.json"),
+    ).run()
+    assert "Arc" in capsys.readouterr().out
+    (first,) = json.loads((tmp_path / "forms.json").read_text("utf-8"))
+    ((name, score),) = first["scores"].items()
+    assert "acc" in name and score in (0, 0.25, 0.5, 0.75, 1)
+    assert first["peak"] >= first["memory"] and first["speed"] > 0

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx, traverse_util
+from jax.sharding import PartitionSpec as P
 
 from lmjax.config import UserError, config
 from lmjax.models import AttentionConfig, FeedForwardConfig, TransformerConfig, abstract
@@ -15,7 +16,7 @@ from lmjax.objectives.lexicon import SHAPES_ONLY
 from lmjax.objectives.weighted_sum import join_examples
 from lmjax.parallel import Mesh, training_layout
 from lmjax.training.learner import Learner
-from lmjax.training.optimizers import AdamW
+from lmjax.training.optimizers import AdamW, Muon
 from lmjax.training.placement import to_devices
 
 MODEL = TransformerConfig(
@@ -197,3 +198,32 @@ def test_sums_that_cannot_be_meant():
     mixed = WeightedSum(objectives=(CausalLM(), Imitation()), weights=(1.0, 1.0))
     with pytest.raises(UserError, match="Imitation makes no examples from text"):
         mixed.row_length(16)
+
+
+@pytest.mark.parametrize("optimizer", [AdamW(), Muon()], ids=["adamw", "muon"])
+@pytest.mark.parametrize("zero", [1, 3])
+def test_zeros_of_a_pruned_model_are_kept(optimizer, zero):
+    """Half of the weights of blocks: after three steps just these are zero, and all others move,
+    biases that begin at zero too."""
+    how = lambda step: 1e-2, training_layout()
+    learner = Learner(MODEL, CausalLM(), optimizer, *how, zero=zero, keep_zeros=True)
+    params = learner.init(seed=0).params
+
+    def prune(path, leaf):
+        names = [key.key for key in path]
+        if names[0] != "blocks" or names[-1] != "weight":
+            return leaf
+        return jnp.where(jnp.abs(leaf) < jnp.median(jnp.abs(jax.reshard(leaf, P()))), 0, leaf)
+
+    start = jax.tree.map_with_path(prune, params)
+    before = flat(start)
+    state = learner.init(0, start)
+    for seed in range(3):
+        state, _ = learner.compiled_step(state, on_devices(rows(seed)))
+    after = flat(state.params)
+    for path, leaf in before.items():
+        if path.startswith("blocks") and path.endswith("weight"):
+            np.testing.assert_array_equal(after[path] == 0, leaf == 0)
+            assert np.mean(leaf == 0) > 0.4
+        else:
+            assert (after[path] != leaf).mean() > 0.5
