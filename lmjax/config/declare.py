@@ -131,6 +131,7 @@ def _register(name: str, thing: Callable[..., Any]) -> None:
             f"{thing.__module__}.{thing.__qualname__} needs another"
         )
     _registry[name] = thing
+    choices.cache_clear()
 
 
 def module_of(thing: Callable[..., Any]) -> str:
@@ -163,12 +164,14 @@ def import_all() -> None:
                 importlib.import_module(".".join(parts).removesuffix(".__init__"))
 
 
+@functools.cache
 def result_type(thing: Callable[..., Any]) -> type:
     """The config class that a registered class or preset gives."""
     return thing if isinstance(thing, type) else typing.get_type_hints(thing)["return"]
 
 
-def choices(kind: values.Type) -> dict[str, Callable[..., Any]]:
+@functools.cache
+def choices(kind: values.Type) -> Mapping[str, Callable[..., Any]]:
     """The registered classes and presets that fit a field of type `kind`, by name.
 
     A base that exists only to be inherited from is left out: one that is abstract, or the field's
