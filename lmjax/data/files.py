@@ -69,7 +69,7 @@ class Separator:
         self._pattern, self._before = re.compile(pattern), before
 
     def finditer(self, data: bytes) -> Iterator[Found]:
-        """Where it stands in some bytes, from left to right."""
+        """Its borders wherever it stands in some bytes, from left to right."""
         last = 0
         for match in self._pattern.finditer(data):
             first, end = match.span()

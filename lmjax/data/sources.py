@@ -115,6 +115,8 @@ class TextFiles(Source):
                 ) from None
             on_skip(message)
             return ""
+        if self.span == (0.0, 1.0):
+            return text
         first, last = (int(len(text) * edge) for edge in self.span)
         return text[first:last]
 
