@@ -310,7 +310,9 @@ def read_pieces(
             waiting.append(block or b"")
             last = block is None
             # A long piece is looked through a few times, not once for each of its blocks.
-            if not last and sum(map(len, waiting)) < len(pending):
+            waited = sum(map(len, waiting))
+            too_many = longest is not None and len(pending) + waited > longest + TAIL
+            if not (last or too_many) and waited < len(pending):
                 continue
             pending, waiting = b"".join([pending, *waiting]), []
             if at_beginning and (last or len(pending) >= len(BYTE_ORDER_MARK)):
