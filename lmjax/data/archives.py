@@ -9,11 +9,12 @@ from typing import Any, Literal
 from lmjax.config import UserError, config
 from lmjax.data.documents import Document, OnSkip, Part
 from lmjax.data.encodings import decode_page
-from lmjax.data.file_source import EXTRA, FileSource
-from lmjax.data.files import DAMAGED, find_files, open_file, read_blocks
+from lmjax.data.file_source import EXTRA, FileSource, too_long
+from lmjax.data.files import BLOCK, DAMAGED, find_files, open_file, read_blocks
 from lmjax.files import reason
 
 ENDINGS = (".warc", ".warc.gz", ".warc.zst", ".wet", ".wet.gz", ".wet.zst")
+HEAD = 1 << 16  # bytes of a record in which the headers of an answer end
 PAGES = ("text/html", "application/xhtml+xml")
 
 
@@ -65,12 +66,22 @@ class WebArchives(FileSource):
         with _Stream(part.name) as stream:
             try:
                 for record in library.ArchiveIterator(stream, wanted, parse_http=False):
-                    block, length = record.reader.read(), record.content_length
-                    at = f"{part.name}:{record.stream_pos}"
+                    length, at = record.content_length, f"{part.name}:{record.stream_pos}"
+                    if self.longest is not None and length > self.longest:
+                        if _may_be_document(library, record):
+                            on_skip(too_long(at, length))
+                        continue
+                    block = record.reader.read()
                     if len(block) < length:
                         message = f"{at}: the record has {len(block)} bytes in place of {length}"
                         self.refuse(message, on_skip)
-                    elif document := _document(library, record, block, part.name):
+                        continue
+                    try:
+                        document = _document(library, record, block, part.name, self.longest)
+                    except _TooLong as error:
+                        on_skip(too_long(at, error.size))
+                        continue
+                    if document is not None:
                         yield document
             except OSError as error:
                 if stream.failure is None:
@@ -132,8 +143,22 @@ class _Stream:
         """Nothing: the block that opened the stream closes it."""
 
 
-def _document(library: Any, record: Any, block: bytes, name: str) -> Document | None:
-    """The page or text of a record; None where it is neither."""
+class _TooLong(Exception):
+    """A page that is longer than its record, of so many bytes or more."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__(size)
+        self.size = size
+
+
+def _document(
+    library: Any, record: Any, block: bytes, name: str, longest: int | None
+) -> Document | None:
+    """The page or text of a record; None where it is neither.
+
+    Raises:
+        _TooLong: the page was sent compressed, and has more bytes than `longest`.
+    """
     headers = record.headers
     url, at = headers.get("WARC-Target-URI") or "", f"{name}:{record.stream_pos}"
     about = {"url": url.strip("<>"), "date": headers.get("WARC-Date") or "", "file": name}
@@ -146,11 +171,38 @@ def _document(library: Any, record: Any, block: bytes, name: str) -> Document | 
             if answer is None or answer.http_headers.status_code not in (200, None):
                 return None
             kind, server = answer.http_content_type or "", answer.http_charset
-            body = answer.reader.read()
         if not kind.lower().startswith(PAGES):
             return None
+        if record.is_http:
+            body = _body(answer, longest)
         text = decode_page(body, server)
     return Document(text, at, metadata=about) if text and not text.isspace() else None
+
+
+def _body(answer: Any, longest: int | None) -> bytes:
+    """The body of an answer. _TooLong: it has more bytes than that."""
+    if longest is None:
+        return answer.reader.read()
+    blocks, size = [], 0
+    while block := answer.reader.read(BLOCK):
+        size += len(block)
+        if size > longest:
+            raise _TooLong(size)
+        blocks.append(block)
+    return b"".join(blocks)
+
+
+def _may_be_document(library: Any, record: Any) -> bool:
+    """Returns whether a record that is not read would have been a text or a page, by its head."""
+    if record.record_type == library.WarcRecordType.conversion:
+        return True
+    kind = record.headers.get("Content-Type") or ""
+    if record.is_http:
+        answer = _answer(library, record.reader.read(HEAD))
+        if answer is None or answer.http_headers.status_code not in (200, None):
+            return False
+        kind = answer.http_content_type or ""
+    return kind.lower().startswith(PAGES)
 
 
 def _answer(library: Any, block: bytes) -> Any | None:

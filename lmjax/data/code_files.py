@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from lmjax.config import config
 from lmjax.data.documents import Document, OnSkip, Part
 from lmjax.data.file_source import FileSource
-from lmjax.data.files import open_file, read_blocks
 
 # Languages by the ending of a file's name.
 ENDINGS = {
@@ -88,8 +87,9 @@ class CodeFiles(FileSource):
 
     def documents_of(self, part: Part, on_skip: OnSkip) -> Iterator[Document]:
         """See `FileSource.documents_of`."""
-        with open_file(part.name) as file:
-            data = b"".join(read_blocks(file, part.name))
+        data = self.whole(part, on_skip)
+        if data is None:
+            return
         try:
             text = data.decode("utf-8-sig")
         except UnicodeDecodeError as error:

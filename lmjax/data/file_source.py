@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import abc
+import hashlib
+import json
 import os
 from collections.abc import Iterator
-from typing import Literal
+from typing import Any, Literal
 
-from lmjax.config import UserError, config, fingerprint, replace
+from lmjax.config import UserError, config, replace, to_json
 from lmjax.data.documents import BadRecord, Document, HashFiles, OnSkip, Part, Source, digest
-from lmjax.data.files import DamagedFile, file_parts, find_files
+from lmjax.data.files import DamagedFile, file_parts, find_files, open_file, read_blocks
 from lmjax.data.hashes import FileHashes
 from lmjax.remote import check_path
 
@@ -22,11 +24,13 @@ class FileSource(Source):
 
     path: str | tuple[str, ...]  # path, URL, folder or glob pattern, or several
     on_error: Literal["raise", "skip"] = "raise"  # what to do about what cannot be read
+    # bytes of a document; longer ones are left out and counted, and never held; None: all are taken
+    longest: int | None = None
 
     def validate(self) -> None:
-        """Raises UserError for a path that cannot be served."""
-        for each in (self.path,) if isinstance(self.path, str) else self.path:
-            check_path(each, "path")
+        """Raises UserError for a path that cannot be served, or a limit that lets nothing by."""
+        check_paths(self.path)
+        check_longest(self.longest)
 
     def endings(self) -> tuple[str, ...]:
         """Endings of the files to be read of a folder; none: a folder is refused."""
@@ -48,8 +52,8 @@ class FileSource(Source):
 
     def fingerprint(self, hash_files: HashFiles | None = None) -> str:
         """See `Source.fingerprint`: settings and content of the files, wherever they are."""
-        settings = fingerprint(replace(self, path=""))
-        return digest(settings, *(hash_files or FileHashes())(self.files()))
+        hashes = (hash_files or FileHashes())(self.files())
+        return digest(settings_digest(self, added_later=("longest",)), *hashes)
 
     @abc.abstractmethod
     def documents_of(self, part: Part, on_skip: OnSkip) -> Iterator[Document]:
@@ -70,6 +74,22 @@ class FileSource(Source):
         except DamagedFile as error:
             self.refuse(f"{error}; the rest of it is left out", on_skip)
 
+    def whole(self, part: Part, on_skip: OnSkip) -> bytes | None:
+        """The bytes of a file; None for a file above `longest`, which is told.
+
+        Raises:
+            DamagedFile: see `read_blocks`.
+        """
+        blocks, size = [], 0
+        with open_file(part.name) as file:
+            for block in read_blocks(file, part.name):
+                size += len(block)
+                if self.longest is not None and size > self.longest:
+                    on_skip(too_long(part.name, size))
+                    return None
+                blocks.append(block)
+        return b"".join(blocks)
+
     def refuse(self, message: str | BadRecord, on_skip: OnSkip) -> None:
         """Tells that something is left out.
 
@@ -79,6 +99,39 @@ class FileSource(Source):
         if self.on_error == "raise":
             raise UserError(f"{message}\n(on_error=skip leaves it out and counts it)") from None
         on_skip(str(message))
+
+
+def check_paths(path: str | tuple[str, ...]) -> None:
+    """Raises UserError for a URL that cannot be served."""
+    for each in (path,) if isinstance(path, str) else path:
+        check_path(each, "path")
+
+
+def check_longest(longest: int | None) -> None:
+    """Raises UserError for a limit that lets nothing through."""
+    if longest is not None and longest < 1:
+        raise UserError(f"longest={longest}: must be 1 or more bytes, or None")
+
+
+def too_long(identity: str, size: int) -> str:
+    """The message about a document that is not held, of so many bytes or more."""
+    return f"{identity}: {size} bytes or more are above `longest`"
+
+
+def settings_digest(source: Source, added_later: tuple[str, ...]) -> str:
+    """12 hexadecimal digits that change with a source's settings, but for its path.
+
+    Args:
+        source: has `path`.
+        added_later: settings that are younger than some runs; without an effect they are left out,
+            so that runs from before them know their text.
+    """
+    values: dict[str, Any] = json.loads(to_json(replace(source, path="")))
+    for name in added_later:
+        if not values.get(name):
+            values.pop(name, None)
+    text = json.dumps(values, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def _inside(folder: str, endings: tuple[str, ...]) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import re
 import tarfile
@@ -10,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 from lmjax.config import config
 from lmjax.data.documents import Document, OnSkip, Part
-from lmjax.data.file_source import FileSource
+from lmjax.data.file_source import FileSource, too_long
 from lmjax.data.files import open_file, read_blocks
 
 ENDINGS = (".tex", ".tex.gz", ".tar", ".tar.gz", ".tgz")
@@ -36,16 +35,14 @@ class LatexFiles(FileSource):
 
     def documents_of(self, part: Part, on_skip: OnSkip) -> Iterator[Document]:
         """See `FileSource.documents_of`."""
-        with open_file(part.name) as file:
-            data = b"".join(read_blocks(file, part.name))
         if part.name.endswith(ARCHIVES):
-            try:
-                files = dict(_members(data))
-            except tarfile.TarError as error:
-                self.refuse(f"{part.name} is no archive: {error}", on_skip)
-                return
+            files = self._members(part, on_skip)
         else:
-            files = {os.path.basename(part.name).removesuffix(".gz"): _decoded(data)}
+            data = self.whole(part, on_skip)
+            name = os.path.basename(part.name).removesuffix(".gz")
+            files = None if data is None else {name: _decoded(data)}
+        if files is None:
+            return
         found = False
         for name, text in sorted(files.items()):
             if BEGIN in without_comments(text):
@@ -54,11 +51,63 @@ class LatexFiles(FileSource):
                     whole = inlined(text, files.get)
                     identity = f"{part.name}:{name}"
                 else:
-                    whole = inlined(text, _beside(part.name))
+                    whole = inlined(text, self._beside(part.name, on_skip))
                     identity = part.name
                 yield Document(whole, identity, metadata={"file": part.name})
         if not found and part.name.endswith(ARCHIVES):
             self.refuse(f"{part.name} has no paper in LaTeX", on_skip)
+
+    def _members(self, part: Part, on_skip: OnSkip) -> dict[str, str] | None:
+        """Texts of an archive's files in LaTeX, by their names; None where it is left out."""
+        found: dict[str, str] = {}
+        size = 0
+        with open_file(part.name) as raw:
+            file = _Blocks(read_blocks(raw, part.name))
+            try:
+                with tarfile.open(fileobj=file, mode="r|*") as archive:
+                    for member in archive:
+                        if not (member.isfile() and member.name.lower().endswith(".tex")):
+                            continue
+                        size += member.size
+                        if self.longest is not None and size > self.longest:
+                            on_skip(too_long(part.name, size))
+                            return None
+                        data = archive.extractfile(member).read()
+                        found[member.name.removeprefix("./")] = _decoded(data)
+            except tarfile.TarError as error:
+                self.refuse(f"{part.name} is no archive: {error}", on_skip)
+                return None
+        return found
+
+    def _beside(self, path: str, on_skip: OnSkip) -> Callable[[str], str | None]:
+        """Reads files of the folder of another one; nothing outside of it."""
+        folder = os.path.realpath(os.path.dirname(os.path.abspath(path)))
+
+        def read(name: str) -> str | None:
+            wanted = os.path.realpath(os.path.join(folder, name))
+            if not wanted.startswith(folder + os.sep) or not os.path.isfile(wanted):
+                return None
+            if self.longest is not None and (size := os.path.getsize(wanted)) > self.longest:
+                on_skip(too_long(wanted, size))
+                return None
+            with open(wanted, "rb") as file:
+                return _decoded(file.read())
+
+        return read
+
+
+class _Blocks:
+    """Blocks of bytes as a file, to be read from its beginning to its end."""
+
+    def __init__(self, blocks: Iterator[bytes]) -> None:
+        self._blocks, self._rest = blocks, b""
+
+    def read(self, size: int) -> bytes:
+        """The next bytes: as many, or fewer at the end."""
+        while len(self._rest) < size and (block := next(self._blocks, b"")):
+            self._rest += block
+        data, self._rest = self._rest[:size], self._rest[size:]
+        return data
 
 
 def inlined(text: str, read: Callable[[str], str | None], depth: int = 0) -> str:
@@ -91,28 +140,6 @@ def without_comments(text: str) -> str:
         if short.strip() or not line.strip() or short == line:
             kept.append(short if short == line else short.rstrip())
     return "\n".join(kept)
-
-
-def _members(data: bytes) -> Iterator[tuple[str, str]]:
-    """Names and texts of an archive's files in LaTeX."""
-    with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as archive:
-        for member in archive:
-            if member.isfile() and member.name.lower().endswith(".tex"):
-                yield member.name.removeprefix("./"), _decoded(archive.extractfile(member).read())
-
-
-def _beside(path: str) -> Callable[[str], str | None]:
-    """Reads files of the folder of another one; nothing outside of it."""
-    folder = os.path.realpath(os.path.dirname(os.path.abspath(path)))
-
-    def read(name: str) -> str | None:
-        wanted = os.path.realpath(os.path.join(folder, name))
-        if not wanted.startswith(folder + os.sep) or not os.path.isfile(wanted):
-            return None
-        with open(wanted, "rb") as file:
-            return _decoded(file.read())
-
-    return read
 
 
 def _decoded(data: bytes) -> str:

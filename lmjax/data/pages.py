@@ -8,7 +8,6 @@ from lmjax.config import config
 from lmjax.data.documents import Document, OnSkip, Part
 from lmjax.data.encodings import decode_page
 from lmjax.data.file_source import FileSource
-from lmjax.data.files import open_file, read_blocks
 
 ENDINGS = (".html", ".htm", ".xhtml", ".html.gz", ".htm.gz")
 
@@ -26,8 +25,9 @@ class HtmlFiles(FileSource):
 
     def documents_of(self, part: Part, on_skip: OnSkip) -> Iterator[Document]:
         """See `FileSource.documents_of`."""
-        with open_file(part.name) as file:
-            data = b"".join(read_blocks(file, part.name))
+        data = self.whole(part, on_skip)
+        if data is None:
+            return
         if b"\0" in data[:512] and not data.startswith((b"\xff\xfe", b"\xfe\xff")):
             self.refuse(f"{part.name} is no page: there are zeros among its first bytes", on_skip)
             return

@@ -13,7 +13,7 @@ from typing import Any
 
 from lmjax.config import UserError, config, preset
 from lmjax.data.documents import BadRecord, Document, OnSkip, Part
-from lmjax.data.file_source import FileSource
+from lmjax.data.file_source import FileSource, too_long
 from lmjax.data.files import open_file, read_blocks
 from lmjax.data.sources import JsonLines, JsonRecords
 
@@ -158,9 +158,16 @@ class WuDaoFiles(FileSource):
                         record, end = decoder.raw_decode(text, at)
                     except ValueError:
                         break  # the rest of the object comes with the next piece
-                    yield record
+                    if self.longest is None or end - at <= self.longest:
+                        yield record
+                    else:
+                        on_skip(too_long(f"{part.name}, an object", end - at))
                     at = BETWEEN.match(text, end).end()
                 text = text[at:]
+                if self.longest is not None and len(text) > self.longest:
+                    # Where it ends is not known, and neither is what follows.
+                    on_skip(f"{too_long(part.name, len(text))}; the rest of it is left out")
+                    return
         if text.strip() != "]":
             self.refuse(f"{part.name} ends in the middle of its array: {text[:40]!r}", on_skip)
 

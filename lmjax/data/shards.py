@@ -124,8 +124,10 @@ def _write_shard(task: Task, folder: pathlib.Path, tokenizer: Tokenizer) -> None
         ]
         for documents in _batches(task, skipped):
             for document, pieces in zip(documents, _encode(documents, tokenizer)):
-                held_out = is_held_out(document, task.held_out)
-                splits[held_out if len(names) > 1 else 0].add(document, pieces)
+                held_out = len(names) > 1 and is_held_out(document, task.held_out)
+                splits[held_out].add(document, pieces)
+            for split in splits:
+                split.write()
         for name, split in zip(names, splits, strict=True):
             split.finish(folder / name)
     (folder / "skipped.json").write_text(json.dumps(dataclasses.asdict(skipped)))
@@ -155,19 +157,24 @@ class _Split:
         self._spans: list[tuple[int, int, int]] = []
         self._labels: list[tuple[float, ...]] = []
         self._size = 0  # tokens
+        self._waiting: list[np.ndarray] = []  # tokens that are not written yet
+        self._frame = _Frame(tokenizer)
         self._comparison = Comparison(tokenizer)
 
     def add(self, document: Document, pieces: Sequence[np.ndarray]) -> None:
-        """Takes a document and the tokens of its pieces."""
-        ids, spans = _framed(document, pieces, self._tokenizer)
+        """Takes a document and the tokens of its pieces, to be written by `write`."""
+        parts, spans = self._frame.around(document, pieces)
+        size = sum(map(len, parts))
+        self._waiting += parts
         text = document.text.encode("utf-8")
-        self._tokens.write(ids)
         if self._room > 0:
             self._text.write(text)
             self._room -= len(text)
-        self._lengths.append((len(ids), len(text)))
-        self._spans += [(self._size + first, self._size + end, kind) for first, end, kind in spans]
-        self._size += len(ids)
+        self._lengths.append((size, len(text)))
+        if spans:
+            before = self._size
+            self._spans += [(before + first, before + end, kind) for first, end, kind in spans]
+        self._size += size
         self._metadata.add(document.metadata, document.identity)
         self._labels.append(document.labels)
         if len(document.labels) != len(self._labels[0]):
@@ -177,6 +184,21 @@ class _Split:
             )
         if self._comparison.goes_on:
             self._comparison.add(_pieces(document), [tokens.tolist() for tokens in pieces])
+
+    def write(self) -> None:
+        """Writes the tokens of the documents that were taken: of many at once, as they are short.
+
+        Raises:
+          UserError: the tokenizer gives ids that it cannot have.
+        """
+        if not self._waiting:
+            return
+        ids = np.concatenate(self._waiting)
+        self._waiting.clear()
+        size = self._tokenizer.vocab_size
+        if len(ids) and not 0 <= ids.min() <= ids.max() < size:
+            raise impossible(int(ids[(ids < 0) | (ids >= size)][0]), self._tokenizer)
+        self._tokens.write(ids.astype(token_type(size)))
 
     def finish(self, path: pathlib.Path) -> None:
         """Writes what is known when all documents are there; `path` with another ending."""
@@ -226,34 +248,42 @@ def _encode(documents: list[Document], tokenizer: Tokenizer) -> Iterator[list[np
         yield [next(encoded) for _ in range(_count_pieces(document))]
 
 
-def _framed(
-    document: Document, pieces: Sequence[np.ndarray], tokenizer: Tokenizer
-) -> tuple[np.ndarray, list[tuple[int, int, int]]]:
-    """A document's tokens with what opens and closes one, and its spans among them.
+class _Frame:
+    """Tokens that open and close a document: begin and end, one of them, or the separator."""
 
-    A document has begin and end, one of them, or the separator before it. Spans are (first token,
-    one past last, number of the kind), without the tokens that are put around them.
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._opening, self._closing = map(_ids, (tokenizer.opening, tokenizer.closing))
 
-    Raises:
-      UserError: the tokenizer lacks these, or gives ids that it cannot have.
-    """
-    if document.encode is not None:
-        parts, spans = _encoded(document, tokenizer)
-        parts = [parts]
-    else:
-        parts, spans = [tokenizer.opening, pieces[0]], []
+    def around(
+        self, document: Document, pieces: Sequence[np.ndarray]
+    ) -> tuple[list[np.ndarray], list[tuple[int, int, int]]]:
+        """The parts of a document's tokens, in order, and its spans among the tokens.
+
+        Spans are (first token, one past last, number of the kind), without the tokens that are put
+        around them.
+
+        Raises:
+          UserError: the tokenizer lacks what stands around them.
+        """
+        if document.encode is not None:
+            ids, spans = _encoded(document, self._tokenizer)
+            return [_ids(ids)], spans
+        if not document.spans:
+            return [self._opening, pieces[0], self._closing], []
+        parts, spans = [self._opening, pieces[0]], []
         for number, span in enumerate(document.spans):
             content, behind = pieces[2 * number + 1 : 2 * number + 3]
-            parts.append(_mark(document, span.opening, tokenizer))
+            parts.append(_ids(_mark(document, span.opening, self._tokenizer)))
             first = sum(map(len, parts))
             spans.append((first, first + len(content), KINDS.index(span.kind)))
-            parts += [content, _mark(document, span.closing, tokenizer), behind]
-        parts.append(tokenizer.closing)
-    ids = np.concatenate([np.asarray(part, np.int64) for part in parts])
-    if len(ids) and not 0 <= ids.min() <= ids.max() < tokenizer.vocab_size:
-        wrong = ids[(ids < 0) | (ids >= tokenizer.vocab_size)]
-        raise impossible(int(wrong[0]), tokenizer)
-    return ids.astype(token_type(tokenizer.vocab_size)), spans
+            parts += [content, _ids(_mark(document, span.closing, self._tokenizer)), behind]
+        return [*parts, self._closing], spans
+
+
+def _ids(tokens: Sequence[int]) -> np.ndarray:
+    """Some ids as an array, which may be wrong ones."""
+    return np.asarray(tokens, np.int64)
 
 
 def _encoded(
@@ -291,6 +321,8 @@ def _pieces(document: Document) -> list[str]:
     """
     if document.encode is not None:
         return []
+    if not document.spans:
+        return [document.text]
     edges = [0, *(edge for span in document.spans for edge in span[:2]), len(document.text)]
     if edges != sorted(edges):
         raise UserError(

@@ -1,16 +1,18 @@
 """Documents from files: text in many layouts, and JSON lines."""
 
 import abc
-import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal
 
-from lmjax.config import UserError, config, replace, to_json
+from lmjax.config import UserError, config
 from lmjax.data.documents import BadRecord, Document, HashFiles, OnSkip, Part, Source, digest
+from lmjax.data.file_source import check_longest, check_paths, settings_digest, too_long
 from lmjax.data.files import (
+    BLANK_LINE,
     BYTE_ORDER_MARK,
+    LINE_BREAK,
     DamagedFile,
     FilePiece,
     file_parts,
@@ -19,14 +21,12 @@ from lmjax.data.files import (
     open_file,
     read_blocks,
     read_pieces,
+    text_separator,
 )
 from lmjax.data.hashes import FileHashes
 from lmjax.data.spans import Span
-from lmjax.remote import check_path
 
-LINE = re.compile(rb"\r?\n")
 JSON_LINE = re.compile(rb"\n")  # a carriage return is white space for JSON; this is found faster
-BLANK_LINE = re.compile(rb"\r?\n[ \t]*\r?\n")
 ADDED_LATER = ("metadata", "longest")  # settings that came when there were runs already
 BLANK_LINES = re.compile(rb"(?:[ \t]*\r?\n)*")  # more of them, before a paragraph
 
@@ -50,8 +50,8 @@ class TextFiles(Source):
     longest: int | None = None
 
     def validate(self) -> None:
-        _check_path(self.path)
-        _check_longest(self.longest)
+        check_paths(self.path)
+        check_longest(self.longest)
         if not 0 <= self.span[0] < self.span[1] <= 1:
             raise UserError(f"span is {self.span}; it must be two rising numbers from 0 to 1")
         if self.split != "file" and self.span != (0.0, 1.0):
@@ -64,14 +64,15 @@ class TextFiles(Source):
 
     def fingerprint(self, hash_files: HashFiles | None = None) -> str:
         """See `Source.fingerprint`: what the files hold in their order, wherever they lie."""
-        return _fingerprint(self, hash_files or FileHashes())
+        hashes = (hash_files or FileHashes())(find_files(self.path))
+        return digest(settings_digest(self, ADDED_LATER), *hashes)
 
     def read(self, part: Part, on_skip: OnSkip) -> Iterator[Document]:
         """See `Source.read`."""
         try:
             for piece in self._pieces(part):
                 if piece.left_out:
-                    on_skip(_too_long(part, piece))
+                    on_skip(too_long(f"{part.name}:{piece.offset}", piece.left_out))
                     continue
                 if self.split == "paragraph":
                     begin = BLANK_LINES.match(piece.data).end()
@@ -86,10 +87,8 @@ class TextFiles(Source):
 
     def _pieces(self, part: Part) -> Iterator[FilePiece]:
         if self.split != "file":
-            separators = {"line": LINE, "paragraph": BLANK_LINE}
-            separator = separators.get(self.split) or re.compile(
-                rb"(?:\r?\n)?" + re.escape(self.separator.encode()) + rb"(?:\r?\n)?"
-            )
+            separators = {"line": LINE_BREAK, "paragraph": BLANK_LINE}
+            separator = separators.get(self.split) or text_separator(self.separator.encode())
             yield from read_pieces(part, separator, self.longest)
             return
         blocks, size = [], 0
@@ -116,6 +115,8 @@ class TextFiles(Source):
                 ) from None
             on_skip(message)
             return ""
+        if self.span == (0.0, 1.0):
+            return text
         first, last = (int(len(text) * edge) for edge in self.span)
         return text[first:last]
 
@@ -133,8 +134,8 @@ class JsonRecords(Source):
 
     def validate(self) -> None:
         """Raises UserError for a path that cannot be served, or metadata named twice."""
-        _check_path(self.path)
-        _check_longest(self.longest)
+        check_paths(self.path)
+        check_longest(self.longest)
         if "" in self.metadata or len(set(self.metadata)) < len(self.metadata):
             raise UserError(f"metadata={self.metadata}: give each field's name, once")
 
@@ -143,7 +144,8 @@ class JsonRecords(Source):
 
     def fingerprint(self, hash_files: HashFiles | None = None) -> str:
         """See `Source.fingerprint`: what the files hold in their order, wherever they lie."""
-        return _fingerprint(self, hash_files or FileHashes())
+        hashes = (hash_files or FileHashes())(find_files(self.path))
+        return digest(settings_digest(self, ADDED_LATER), *hashes)
 
     @abc.abstractmethod
     def documents_of(self, record: dict[str, Any], identity: str) -> Iterator[Document]:
@@ -183,7 +185,7 @@ class JsonRecords(Source):
         try:
             for piece in read_pieces(part, JSON_LINE, self.longest):
                 if piece.left_out:
-                    on_skip(_too_long(part, piece))
+                    on_skip(too_long(f"{part.name}:{piece.offset}", piece.left_out))
                     continue
                 if not piece.data.strip():
                     continue
@@ -296,34 +298,6 @@ class JsonPrompts(JsonLines):
             spans=(Span(first, end, "answer", self.mask, self.closing),),
             metadata=self.metadata_of(record),
         )
-
-
-def _check_longest(longest: int | None) -> None:
-    """Raises UserError for a limit that lets nothing through."""
-    if longest is not None and longest < 1:
-        raise UserError(f"longest={longest}: must be 1 or more bytes, or None")
-
-
-def _too_long(part: Part, piece: FilePiece) -> str:
-    """The message about a piece that is not held."""
-    return f"{part.name}:{piece.offset}: {piece.left_out} bytes or more are above `longest`"
-
-
-def _check_path(path: str | tuple[str, ...]) -> None:
-    """Raises UserError for a URL that cannot be served."""
-    for each in (path,) if isinstance(path, str) else path:
-        check_path(each, "path")
-
-
-def _fingerprint(source: TextFiles | JsonRecords, hash_files: HashFiles) -> str:
-    values = json.loads(to_json(replace(source, path="")))
-    for name in ADDED_LATER:
-        # Without its effect it is left out, so that runs from before it know their text.
-        if not values.get(name):
-            values.pop(name, None)
-    text = json.dumps(values, sort_keys=True, separators=(",", ":"))
-    settings = hashlib.sha256(text.encode()).hexdigest()[:12]
-    return digest(settings, *hash_files(find_files(source.path)))
 
 
 def _not_utf8(name: str, piece: FilePiece, error: UnicodeDecodeError) -> str:

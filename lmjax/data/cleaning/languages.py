@@ -173,8 +173,14 @@ class LanguageFilter(Step):
     model: str | None = None  # file of another model than the shipped one
 
     def validate(self) -> None:
-        """Raises UserError for a model that is no path of this machine."""
+        """Raises UserError for a model that is no path of this machine, or an unknown language."""
         local_path(self.model or "", "model")
+        if self.model is None and self.keep:
+            known = {*load_shipped().names, *(name for name, _, _ in SCRIPTS), UNKNOWN}
+            if unknown := {*self.keep} - known:
+                raise UserError(
+                    f"keep: {', '.join(sorted(unknown))}: known are {', '.join(sorted(known))}"
+                )
 
     def __call__(self, document: Document) -> Document | Dropped:
         """See `Step`."""

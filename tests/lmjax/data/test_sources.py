@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import lzma
+import re
 
 import pytest
 import zstandard
@@ -109,6 +110,37 @@ def test_ranges_of_a_file_share_no_line_and_lose_none(tmp_path_factory, lines, s
         patch.setattr(files, "BLOCK", block)
         if path.stat().st_size:
             assert texts(source) == [line for line in expected if line and not line.isspace()]
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    words=st.lists(st.sampled_from(["a", "<", "<|", "<|end|>", "\n", "\r\n", "\r", " ", "é"])),
+    split=st.sampled_from(["line", "paragraph", "separator"]),
+    separator=st.sampled_from(["<|end|>", "<<", "\n", "\n<", "\r\n\r\n", "é"]),
+    block=st.integers(1, 30),
+)
+def test_pieces_are_those_of_a_split(tmp_path_factory, words, split, separator, block):
+    """Of the whole text at once by the rule's regular expression; of line breaks in any system."""
+    text = "".join(words)
+    path = tmp_path_factory.mktemp("text") / "a.txt"
+    path.write_bytes(text.encode())
+    rules = {"line": r"\r?\n", "paragraph": r"\r?\n[ \t]*\r?\n"}
+    rule = rules.get(split, rf"(?:\r?\n)?{re.escape(separator)}(?:\r?\n)?")
+    parted = re.split(rule, text)
+    if split == "paragraph":
+        parted = [re.sub(r"^(?:[ \t]*\r?\n)*", "", one) for one in parted]
+    expected = [one for one in parted if one.strip()]
+    source = TextFiles(path=str(path), split=split, separator=separator)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(files, "BLOCK", block)
+        found = [] if not text else list(source.documents())
+    assert [document.text for document in found] == expected
+    for document in found:  # its identity says where it begins
+        offset = int(document.identity.rpartition(":")[2])
+        data = document.text.encode()
+        assert text.encode()[offset : offset + len(data)] == data
+    if split == "separator" and "\n" not in text + separator:
+        assert expected == [one for one in text.split(separator) if one.strip()]
 
 
 def test_malformed_line_is_named_with_its_number(tmp_path, monkeypatch):

@@ -65,6 +65,9 @@ def test_the_step_keeps_languages_and_notes_them():
     assert (
         LanguageFilter(least_score=1.01)(Document("x y", "d")).reason == "the language is not sure"
     )
+    assert step(Document("1234 !!!", "d")) == ("another language", UNKNOWN)
+    with pytest.raises(UserError, match=r"keep: english, xx: known are ar, de, el, en, .*zh"):
+        LanguageFilter(keep=("english", "en", "xx"))
 
 
 def test_a_model_is_trained_saved_and_read(tmp_path):
