@@ -159,7 +159,7 @@ def test_a_run_that_goes_on_ends_alike(folder, whole):
     [
         ({"begin_with": None}, "begin_with: give the folder of the student"),
         ({"distillation": Distillation(teacher="x")}, "set distillation.weight=1"),
-        ({"samples": 0}, "samples=0: must be 1 or more"),
+        ({"samples": 0}, "samples=0: it must be at least 1"),
         ({"model": STUDENT, "reply_length": 20}, "more than model's max_length=40"),
     ],
 )
