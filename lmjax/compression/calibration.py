@@ -7,7 +7,6 @@ may put other weights in, so that what comes after is calibrated on what is real
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -15,57 +14,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Int
 
+from lmjax.compression.expert_inputs import ExpertsRecorder
+from lmjax.compression.input_moments import InputMoments
 from lmjax.models import Batch, EncoderDecoderConfig, TransformerConfig, abstract, plain_batch
 from lmjax.models.executor import Blocks
+from lmjax.models.experts import Experts
 from lmjax.models.linear import LinearLayer
 from lmjax.models.quantization import weighted_layers
-from lmjax.models.weight_codes import largest
 from lmjax.parallel import training_layout
 
 BATCH = 8  # rows that are run at once
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class InputMoments:
-    """Sums over the inputs x of a dense layer, each a vector over all of the layer's inputs.
-
-    Attributes:
-      products: of x x^T.
-      magnitudes: of |x|.
-      largest: the largest |x|; no sum.
-      count: number of inputs.
-    """
-
-    products: Float[Array, "in in"]
-    magnitudes: Float[Array, "in"]
-    largest: Float[Array, "in"]
-    count: Float[Array, ""]
-
-    @staticmethod
-    def of(x: Float[Array, "batch seq *inputs"], axes: int) -> InputMoments:
-        """Those of one batch, whose last `axes` axes are the inputs."""
-        x = jax.reshard(x, jax.sharding.PartitionSpec())  # every device has the sums
-        flat = x.astype(jnp.float32).reshape(-1, math.prod(x.shape[x.ndim - axes :]))
-        products = jnp.einsum("ni,nj->ij", flat, flat, precision="highest")
-        count = jnp.full((), len(flat), jnp.float32)
-        return InputMoments(products, jnp.sum(jnp.abs(flat), axis=0), largest(flat, 0), count)
-
-    def plus(self, other: InputMoments) -> InputMoments:
-        """Of the inputs of both."""
-        return InputMoments(
-            self.products + other.products,
-            self.magnitudes + other.magnitudes,
-            jnp.maximum(self.largest, other.largest),
-            self.count + other.count,
-        )
-
-    @property
-    def second(self) -> Float[np.ndarray, "in in"]:
-        """Mean of x x^T."""
-        return np.asarray(self.products, np.float64) / float(self.count)
 
 
 Path = tuple[str, ...]  # of a layer in a block, as ("attention", "query")
@@ -141,6 +101,7 @@ def walk(
     change: Change,
     after: bool = True,
     see: See | None = None,
+    experts: bool = False,
 ) -> None:
     """Runs a stack on batches layer by layer, and tells the inputs of its dense layers.
 
@@ -152,6 +113,7 @@ def walk(
       change: is told the moments of each entry of the stack; gives its new parameters, or None.
       after: whether what comes behind an entry sees the new parameters.
       see: is shown the residual stream before and after each entry, batch by batch.
+      experts: whether the layers of experts are told too, which takes all experts of all tokens.
     """
     layout = training_layout()
     model = nnx.merge(abstract(config, layout)[0], params)
@@ -177,7 +139,7 @@ def walk(
         own = jax.tree.map(lambda a, n=entry: a[n], blocks.params)
         kind = windows[entry * group : (entry + 1) * group]
         if kind not in programs:
-            programs[kind] = jax.jit(_program(blocks, kind))
+            programs[kind] = jax.jit(_program(blocks, kind, experts))
         run, total, outputs = programs[kind], None, []
         for x, mask, tables in states:
             y, found = run(own, x, mask, tables)
@@ -196,13 +158,13 @@ def _sum(one: dict, other: dict) -> dict:
     return {path: one[path].plus(other[path]) for path in one}
 
 
-def _program(blocks: Blocks, windows: tuple[int | None, ...]) -> Callable:
+def _program(blocks: Blocks, windows: tuple[int | None, ...], experts: bool) -> Callable:
     """(parameters of an entry, x, mask, tables) -> (its output, moments by layer); traceable."""
 
     def run(params: Any, x: jax.Array, mask: Any, tables: Any) -> tuple[jax.Array, dict]:
         found: dict[Path, InputMoments] = {}
         entry = nnx.merge(blocks.graph, params)
-        _record(entry, found, {})
+        _record(entry, found, {}, experts)
         for member, window in enumerate(windows):
             block = entry if blocks.group == 1 else entry.at(member)
             masked = dataclasses.replace(mask, window=window)
@@ -212,12 +174,24 @@ def _program(blocks: Blocks, windows: tuple[int | None, ...]) -> Callable:
     return run
 
 
-def _record(entry: nnx.Module, found: dict, seen: dict) -> None:
-    """Puts recorders in place of an entry's dense layers."""
+def _record(entry: nnx.Module, found: dict, seen: dict, experts: bool) -> None:
+    """Puts recorders in place of an entry's dense layers, and perhaps of its mixtures."""
+    mixtures = [
+        (tuple(map(str, path)), layer)
+        for path, layer in nnx.iter_modules(entry)
+        if experts and isinstance(layer, Experts)
+    ]
     for dotted, layer in weighted_layers(entry).items():
         if isinstance(layer, LinearLayer):
             path = tuple(dotted.split("."))
-            owner = entry
-            for name in path[:-1]:
-                owner = getattr(owner, name)
-            object.__setattr__(owner, path[-1], _Recorder(layer, path, found, seen))
+            _put(entry, path, _Recorder(layer, path, found, seen))
+    for path, layer in mixtures:
+        _put(entry, path, ExpertsRecorder(layer, path, found))
+
+
+def _put(entry: nnx.Module, path: Path, recorder: Any) -> None:
+    """Puts a recorder at the path of a module of an entry."""
+    *owners, last = path
+    for name in owners:
+        entry = getattr(entry, name)
+    object.__setattr__(entry, last, recorder)

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 from rich.console import Console
 
 from lmjax.compression.forms_picture import Point, picture
@@ -24,7 +25,7 @@ from lmjax.evaluation.tasks.task import EvaluationTask, Question
 from lmjax.files import errors_told, local_path
 from lmjax.generation.run import load
 from lmjax.generation.text import TextGenerator
-from lmjax.interop.folder import begin_token, files_of_parameters, model_folder
+from lmjax.interop.folder import begin_token, files_of_parameters
 from lmjax.interop.packed_formats import KEY
 from lmjax.interop.settings import read_settings
 from lmjax.launch import import_modules, is_first
@@ -36,6 +37,7 @@ from lmjax.scaling.plan_tables import PlanTable, print_table
 
 COLUMNS = ("model", "MB on disk", "MB in memory", "bits per byte", "perplexity", "rise, percent")
 SPEED = ("tokens/s", "peak MB")
+FEW_ZEROS = 0.01  # share of zeros from which a model is called sparse
 CAPTION = (
     "In memory: what decoding reads. Perplexity by tokens of the text, and its rise over the first"
     " model. Tokens/s: one text, greedy, the best of {runs} runs. Peak: the weights, and"
@@ -149,7 +151,7 @@ class FormsTable:
         (answer,) = scorer.rolling([RollingRequest(text)])
         return Measured(
             name=Path(path).name,
-            weights=words_of(folder, model_folder(str(folder))),
+            weights=words_of(folder, model.generator.config, model.generator.weights),
             disk=disk,
             memory=memory,
             nats=-answer.log_probability,
@@ -230,17 +232,32 @@ def scores_of(model: TextGenerator, asked: list[Asked], begin: int | None) -> di
     return found
 
 
-def words_of(folder: Path, model: TransformerConfig) -> str:
-    """Words for the way in which the weights of a model are kept."""
+def words_of(folder: Path, model: TransformerConfig, weights: dict) -> str:
+    """Words for the way in which the weights of a model are kept, as decoding reads them.
+
+    Args:
+      folder: of the model.
+      model: its config.
+      weights: its parameters.
+    """
     if model.quantization is not None:
         code = model.quantization.weights
         of = "outputs" if code.block is None else f"groups of {code.block}"
         return f"{type(code).__name__}, {of}"
-    if (folder / "config.json").is_file():
-        given = read_settings(folder).get(KEY) or {}
-        if given:
-            return f"{given.get('quant_method')}, read as float32"
-    return "float32"
+    words = [model.dtype]
+    if (folder / "config.json").is_file() and (given := read_settings(folder).get(KEY)):
+        words = [f"{given.get('quant_method')}, read as {model.dtype}"]
+    if (zeros := zeros_of(weights)) >= FEW_ZEROS:
+        words.append(f"{zeros:.0%} zeros")
+    return ", ".join(words)
+
+
+def zeros_of(weights: dict) -> float:
+    """Share of the weights of the blocks' dense layers that are zero."""
+    flat = jax.tree_util.tree_leaves_with_path(weights["blocks"])
+    dense = [leaf for path, leaf in flat if jax.tree_util.keystr(path).endswith("['weight']")]
+    zeros = sum(int(jnp.sum(leaf == 0)) for leaf in dense)
+    return zeros / max(1, sum(leaf.size for leaf in dense))
 
 
 def shown(cell: str | float | None) -> str:

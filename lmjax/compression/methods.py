@@ -12,15 +12,17 @@ import numpy as np
 from flax import traverse_util
 from jaxtyping import Int
 
-from lmjax.compression.calibration import InputMoments, batches_of, stacks_of, walk
+from lmjax.compression.calibration import batches_of, stacks_of, walk
 from lmjax.compression.folding import fold, folds_of, is_cross
 from lmjax.compression.gptq import gptq
+from lmjax.compression.input_moments import InputMoments
 from lmjax.compression.scaling_search import awq_scale, smoothing_scale
 from lmjax.config import UserError, replace
 from lmjax.models import Quantization, StaticInt8, TransformerConfig, with_quantization
 from lmjax.models.integer_products import MOST
 from lmjax.models.number_codes import IntegerCode
 from lmjax.models.parameters import INPUT_SCALE, quantized_weights
+from lmjax.models.weight_codes import Stored
 from lmjax.parallel import training_layout
 
 Method = Literal["nearest", "gptq", "awq", "smoothquant"]
@@ -126,15 +128,11 @@ class Quantizer:
             def change(entry: int, moments: dict[Path, InputMoments], *given) -> dict:
                 stack, stacked, done = given
                 flat = traverse_util.flatten_dict(jax.tree.map(lambda a: a[entry], stacked))
-                code = self.quantization.weights
                 for path, found in moments.items():
                     if not self.quantization.keeps(".".join(path)):
                         continue
                     weight = flat[(*path, "weight")]
-                    matrix = on_host(weight).reshape(len(found.magnitudes), -1)
-                    how = self.damping, self.by_activation
-                    stored = gptq(matrix, found.second, code, *how)
-                    value = code.decode(stored, 0, len(matrix)).reshape(weight.shape)
+                    stored, value = self._by_gptq(weight, found)
                     spec = jax.typeof(weight).sharding.spec
                     flat[(*path, "weight")] = jax.reshard(value, spec)
                     name = (*stack.prefix, "blocks", *path, "weight")
@@ -144,12 +142,26 @@ class Quantizer:
                 return done[-1]
 
             given = stack, stacked, done
-            walk(config, params, stack, self._batches(config), lambda *a, g=given: change(*a, *g))
+            how = config, params, stack, self._batches(config)
+            walk(*how, lambda *a, g=given: change(*a, *g), experts=True)
             # A decoder is calibrated on what the rounded encoder gives.
             if stack.prefix:
                 blocks = jax.tree.map(lambda *parts: jnp.stack(parts), *done)
                 params = with_part(params, (*stack.prefix, "blocks"), blocks)
         return chosen
+
+    def _by_gptq(self, weight: jax.Array, moments: InputMoments) -> tuple[Stored, Any]:
+        """Arrays that GPTQ keeps of a weight, or of each of a stack of experts; and their value."""
+        code, size = self.quantization.weights, moments.magnitudes.shape[-1]
+        matrices = on_host(weight).reshape(-1, size, weight.size // moments.magnitudes.size)
+        seconds = moments.second.reshape(-1, size, size)
+        how = code, self.damping, self.by_activation
+        each = [gptq(one, second, *how) for one, second in zip(matrices, seconds, strict=True)]
+        value = jnp.stack([code.decode(stored, 0, size) for stored in each]).reshape(weight.shape)
+        stored = jax.tree.map(lambda *parts: jnp.stack(parts), *each)
+        if moments.magnitudes.ndim == 1:
+            stored = {name: array[0] for name, array in stored.items()}
+        return stored, value
 
     def measured(self, config: TransformerConfig, params: dict) -> dict:
         """The parameters with scales of inputs by the largest that calibration finds."""

@@ -12,14 +12,8 @@ import numpy as np
 from flax import nnx, traverse_util
 from jaxtyping import Int
 
-from lmjax.compression.calibration import (
-    BlockStack,
-    InputMoments,
-    Path,
-    batches_of,
-    stacks_of,
-    walk,
-)
+from lmjax.compression.calibration import BlockStack, Path, batches_of, stacks_of, walk
+from lmjax.compression.input_moments import InputMoments
 from lmjax.compression.methods import Tell, on_host, with_part
 from lmjax.compression.sparsity import Sparsity, magnitude, sparsegpt, wanda
 from lmjax.config import UserError

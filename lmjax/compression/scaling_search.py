@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from lmjax.compression.calibration import InputMoments
+from lmjax.compression.input_moments import InputMoments
 from lmjax.models.weight_codes import WeightCode
 
 RATIOS = 20  # exponents from 0 to 1 that AWQ tries

@@ -19,7 +19,8 @@ from flax import traverse_util
 from jax.sharding import NamedSharding
 from jaxtyping import Float, Int
 
-from lmjax.compression.calibration import InputMoments, Path, batches_of, stacks_of, walk
+from lmjax.compression.calibration import Path, batches_of, stacks_of, walk
+from lmjax.compression.input_moments import InputMoments
 from lmjax.compression.methods import Tell, matrix_of, on_host
 from lmjax.config import UserError, replace
 from lmjax.models import EncoderDecoderConfig, TransformerConfig, abstract

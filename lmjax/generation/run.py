@@ -53,7 +53,7 @@ def load_model(
 
     Args:
       folder: config.json, safetensors, and a tokenizer (see `read_tokenizer`); or PEFT's adapters
-        for such a model.
+        for such a model. Weights in few bits stay so where our settings have such a form.
       layout: how the model is cut over the mesh; None is `generation_layout()`.
       dtype: what is computed in; None: float32.
 
@@ -70,6 +70,9 @@ def load_model(
     if adapters:
         config, _, params = read_adapted(folder, layout)
     else:
+        config, reason = huggingface.in_few_bits(folder, family, config)
+        if reason:
+            tell(f"{folder}: its weights in few bits are read as float32: {reason}")
         _, params = huggingface.read_params(folder, family, config, layout, apart=layers_apart())
     if unused := beyond_table(tokenizer, config.vocab_size):
         tell(f"{folder}: {unused}")

@@ -18,6 +18,7 @@ from lmjax.interop.settings import read_settings
 from lmjax.interop.tensor_names import Shapes, titles_of
 from lmjax.models import (
     LoRA,
+    Quantization,
     TransformerConfig,
     abstract,
     draw_parameters,
@@ -56,7 +57,8 @@ def read_params(
     name) is drawn afresh, but for a pooler that the folder has; one that `config` lacks is left.
     Adapters in the folder go on where `config` has the same ones; otherwise they are merged into
     the weights, and those of `config` are drawn afresh. Weights that `config` keeps in few bits
-    (`LoRA.base`) are made of float ones, unless the folder has them just so. Where `config` has
+    (`LoRA.base`, `quantization` of a public folder) are made of float ones, unless the folder has
+    them just so: then they are never floats. Where `config` has
     experts and the folder's model has none, each begins as a copy of its feed-forward layer (see
     `lmjax.models.upcycling`). Where `config` has more tokens, each new one begins as the mean of
     the old ones (Hewitt 2021, "Initializing new word embeddings for pretrained language models").
@@ -81,6 +83,11 @@ def read_params(
     if is_upcycled(theirs, config):
         params = read_params(path, dense_model(config), layout, seed)
         return upcycled(params, config, layout, jax.random.key(seed))
+    few = config.quantization
+    if few is None or few.activations is not None or not huggingface.is_model_folder(folder):
+        few = None
+    else:
+        theirs = replace(theirs, quantization=few)
     goes_on = same_adapters(theirs.lora, config.lora)
     base = None if config.lora is None else config.lora.base
     keep = None  # how a public model's weights are kept as they are read
@@ -98,7 +105,7 @@ def read_params(
     wanted = huggingface.by_path(abstract(ours, layout)[1])
     fresh = _fresh(theirs, ours, wanted)
     _check_shapes(folder, theirs, ours, layout, fresh)
-    params = _read_as_they_are(folder, layout, keep)
+    params = _read_as_they_are(folder, layout, keep, few)
     if not goes_on:
         params, _ = merge_adapters(params, whole)
     elif whole.lora is not None:
@@ -141,12 +148,21 @@ def files_of_parameters(path: str | os.PathLike) -> list[Path]:
     return [run.config, *sorted(file for file in saved if file.is_file())]
 
 
-def _read_as_they_are(folder: Path, layout: Layout, keep: WeightCode | None = None) -> dict:
-    """The parameters of a folder of any kind, with its adapters; `keep`: of transformers' alone."""
+def _read_as_they_are(
+    folder: Path,
+    layout: Layout,
+    keep: WeightCode | None = None,
+    few: Quantization | None = None,
+) -> dict:
+    """The parameters of a folder of any kind, with its adapters.
+
+    `keep` and `few` say how weights are kept that are read from a folder of transformers'.
+    """
     if adapter_folder.is_adapter_folder(folder):
         return adapter_folder.read_adapted(folder, layout)[2]
     if huggingface.is_model_folder(folder):
         family, config = huggingface.read_config(folder)
+        config = replace(config, quantization=few)
         return huggingface.read_params(folder, family, config, layout, keep=keep)[1]
     return load_trained_model(folder, layout).params
 

@@ -26,6 +26,7 @@ from lmjax.interop.families import is_model_folder as is_model_folder
 from lmjax.interop.families import read_config as read_config
 from lmjax.interop.packed_files import open_tensors
 from lmjax.interop.packed_formats import KEY
+from lmjax.interop.packed_reader import read_packed, with_packed
 from lmjax.interop.settings import read_settings
 from lmjax.interop.tensor_files import (
     LARGEST_FILE,
@@ -96,31 +97,55 @@ def read_params(
 
     See `read`; `family` and `config` are what `read_config` gives. `apart` keeps the parameters of
     each block apart, in a list, instead of stacking them. With `keep` the weights of the blocks are
-    kept so (`LoRA.base`), and a device has no more than one of them in float32 at a time.
+    kept so (`LoRA.base`), and as `config.quantization` says where it is set: as they are in the
+    folder where it has them just so (see `in_few_bits`), or else a device has no more than one of
+    them in float32 at a time.
     """
     files = open_tensors(Path(folder), read_settings(Path(folder)))
-    graph, shapes = abstract(config, layout)
-    paths = by_path(shapes)
+    graph, _ = abstract(config, layout)
+    paths = by_path(abstract(replace(config, quantization=None), layout)[1])
     found = find_tensors(family, config, paths, files)
     total, done = sum(size_of(files.shape(title)) for *_, title in found), 0
     params: dict[str, jax.Array] = {}
-    weights: dict[str, WeightForm] = {}
-    kept: Shapes = {}
-    if keep is not None:
-        small = replace(config, lora=LoRA(base=keep, layers=("*",)))
-        weights = {
-            ".".join(path): dataclasses.replace(form, layout=layout)
-            for path, form in quantized_weights(small).items()
-        }
-        kept = by_path(abstract(small, layout)[1])
+    small = config if keep is None else replace(config, lora=LoRA(base=keep, layers=("*",)))
+    weights = {
+        ".".join(path): dataclasses.replace(form, layout=layout)
+        for path, form in quantized_weights(small).items()
+    }
+    shapes = paths if not weights else by_path(abstract(small, layout)[1]) | paths
     for name, index, title in found:
-        put(params, kept | paths, name, index, files.read(title), apart, weights)
+        if (kept := read_packed(name, weights, files, title)) is not None:
+            for path, parts in zip(name.ours, kept, strict=True):
+                lay(params, shapes, path, index, parts, apart)
+        else:
+            put(params, shapes, name, index, files.read(title), apart, weights)
         done += size_of(files.shape(title))
         report(done, total)
     tree = nest(params)
     if apart:
         tree["blocks"] = [tree["blocks"][str(layer)] for layer in range(config.num_layers)]
     return graph, tree
+
+
+def in_few_bits(
+    folder: str | os.PathLike, family: ModelFamily, config: TransformerConfig
+) -> tuple[TransformerConfig, str]:
+    """The config that keeps the weights of a folder as it has them: in few bits, if it does.
+
+    Args:
+      folder: config.json and the weights.
+      family: what `read_config` gives.
+      config: what `read_config` gives.
+
+    Returns:
+      See `with_packed`.
+
+    Raises:
+      UserError: see `read`.
+    """
+    files = open_tensors(Path(folder), read_settings(Path(folder)))
+    paths = by_path(abstract(config, Layout(rules=()))[1])
+    return with_packed(family, config, paths, files)
 
 
 def write(
@@ -277,25 +302,42 @@ def put(
         spec = shape.sharding.spec
         sharding = NamedSharding(mesh, PartitionSpec(*spec[len(index) :]))
         part = jax.device_put(whole_lines(part, shape.shape[len(index) :]), sharding)
-        block, own = path.removeprefix("blocks."), index
-        if apart and block != path:
-            path, own = f"blocks.{index[0]}.{block}", index[1:]
+        parts = {"": part}
+        if (weight := weights.get(path)) is not None:
+            parts = encode_layer(_one_of(weight, part), part.astype(shape.dtype))
+        lay(params, shapes, path, index, parts, apart)
+
+
+def lay(
+    params: dict[str, jax.Array],
+    shapes: Shapes,
+    path: str,
+    index: Index,
+    parts: Mapping[str, jax.Array],
+    apart: bool = False,
+) -> None:
+    """Lays a parameter, or the arrays that are kept of it, into the stacks; see `put`."""
+    block, own, to = path.removeprefix("blocks."), index, path
+    if apart and block != path:
+        to, own = f"blocks.{index[0]}.{block}", index[1:]
+    for name, part in parts.items():
+        ending = f".{name}" if name else ""
+        shape, at = shapes[f"{path}{ending}"], f"{to}{ending}"
         if not own:
-            params[path] = part.astype(shape.dtype)
+            params[at] = part.astype(shape.dtype)
         else:
-            parts = {path: part}
-            if (weight := weights.get(path)) is not None:
-                stored = encode_layer(weight, part.astype(shape.dtype))
-                parts = {f"{path}.{name}": array for name, array in stored.items()}
-            for path, part in parts.items():
-                if path not in params:
-                    like = shapes.get(path, shape)  # of experts apart by layer it is the layer's
-                    axes = len(like.shape) - part.ndim - len(own)
-                    spec = PartitionSpec(*like.sharding.spec[axes:])
-                    params[path] = jnp.zeros(like.shape[axes:], like.dtype, out_sharding=spec)
-                params[path] = put_layer(params[path], part, own)
+            if at not in params:  # of experts apart by layer it is the layer's
+                axes = len(shape.shape) - part.ndim - len(own)
+                spec = PartitionSpec(*shape.sharding.spec[axes:])
+                params[at] = jnp.zeros(shape.shape[axes:], shape.dtype, out_sharding=spec)
+            params[at] = put_layer(params[at], part, own)
         # Waits, so that the host's copies do not pile up behind slow devices.
-        params[path].block_until_ready()
+        params[at].block_until_ready()
+
+
+def _one_of(form: WeightForm, part: jax.Array) -> WeightForm:
+    """The form of a part: of one expert, where the weight is a stack of them."""
+    return form if part.ndim == len(form.shape) else dataclasses.replace(form, stack=())
 
 
 encode_layer = jax.jit(WeightForm.encode, static_argnums=0)

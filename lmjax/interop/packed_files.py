@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, KeysView, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 
 from lmjax.config import UserError
 from lmjax.interop.packed_formats import PackedFormat, format_of
+from lmjax.interop.packed_integers import PackedGrid, PackedWeight
 from lmjax.interop.tensor_files import FLOATS, INTEGERS, Stored, TensorFiles
+
+T = TypeVar("T")
 
 
 def open_tensors(folder: Path, settings: Mapping[str, Any]) -> TensorFiles:
@@ -60,12 +63,37 @@ class PackedFiles(TensorFiles):
             shape = self.form.shape({part: stored.shape for part, stored in parts.items()})
         return jax.ShapeDtypeStruct(shape, np.float32)
 
+    @property
+    def packed(self) -> KeysView[str]:
+        """Names of the weights that are packed."""
+        return self._parts.keys()
+
     def read(self, name: str) -> np.ndarray:
         """See `TensorFiles.read`. UserError where the parts do not belong together."""
         if name not in self._parts:
             return super().read(name)
+        return self._of_parts(name, self.form.read)
+
+    def integers(self, name: str) -> PackedWeight | None:
+        """The integers of a packed weight, as `read`; None: it is kept as floats of 8 bits."""
+        return self._of_parts(name, self.form.integers)
+
+    def grid(self, name: str) -> PackedGrid:
+        """Scales and zeros of a packed weight, as `read`; its integers are not looked at."""
+        return self._of_parts(name, self.form.grid, self.form.large)
+
+    def keeps_floats(self, name: str) -> bool:
+        """Returns whether a packed weight is kept as floats, of 8 bits."""
+        large = [self._parts[name].get(part) for part in self.form.large]
+        return not all(stored is None or stored.dtype in ("I32", "I8") for stored in large)
+
+    def _of_parts(
+        self, name: str, read: Callable[[dict[str, np.ndarray]], T], left: tuple[str, ...] = ()
+    ) -> T:
+        """Gives the parts of a weight to `read`, less those that are left out."""
+        stored = {part: s for part, s in self._parts[name].items() if part not in left}
         try:
-            return self.form.read({part: s.read() for part, s in self._parts[name].items()})
+            return read({part: s.read() for part, s in stored.items()})
         except (ValueError, IndexError, KeyError) as error:
             raise UserError(f"{self.where(name)} is damaged: {error}") from None
 

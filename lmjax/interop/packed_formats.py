@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from lmjax.config import UserError
-from lmjax.interop.packed_integers import AWQ_ORDER, PackedWeight, pack, unpack
+from lmjax.interop.packed_integers import AWQ_ORDER, PackedGrid, PackedWeight, pack, unpack
 
 Tensors = dict[str, np.ndarray]
 KEY = "quantization_config"
@@ -33,6 +33,7 @@ class PackedFormat(abc.ABC):
     name: ClassVar[str]  # quant_method
     marks: ClassVar[tuple[str, ...]]  # the tensors that show that a layer is quantised
     parts: ClassVar[tuple[str, ...]]  # all that a layer may have in place of `weight`
+    large: ClassVar[tuple[str, ...]] = ("qweight",)  # those with a number for each weight
 
     bits: int = 4
     block: int | None = 128
@@ -52,8 +53,16 @@ class PackedFormat(abc.ABC):
         """Outputs and inputs of a layer whose tensors have these shapes."""
 
     @abc.abstractmethod
+    def grid(self, tensors: Tensors) -> PackedGrid:
+        """Scales and zeros of a layer's tensors, of which those of `large` are not needed."""
+
+    @abc.abstractmethod
+    def integers(self, tensors: Tensors) -> PackedWeight | None:
+        """The integers of a layer's tensors; None: they are floats of 8 bits."""
+
     def read(self, tensors: Tensors) -> np.ndarray:
         """The weight [out, in] in float32 of a layer's tensors."""
+        return self.integers(tensors).weight()
 
     @abc.abstractmethod
     def write(self, weight: PackedWeight) -> Tensors:
@@ -99,17 +108,19 @@ class GPTQFormat(PackedFormat):
         words, outputs = shapes["qweight"]
         return outputs, shapes["g_idx"][0] if "g_idx" in shapes else words * 32 // self.bits
 
-    def read(self, tensors: Tensors) -> np.ndarray:
-        """See `PackedFormat.read`."""
-        outputs, inputs = self.shape({name: a.shape for name, a in tensors.items()})
-        n = unpack(tensors["qweight"], self.bits, 0, inputs)
-        zero = unpack(tensors["qzeros"], self.bits, 1, outputs)
+    def grid(self, tensors: Tensors) -> PackedGrid:
+        """See `PackedFormat.grid`."""
+        scale, groups = tensors["scales"], tensors.get("g_idx")
+        zero = unpack(tensors["qzeros"], self.bits, 1, scale.shape[1])
         if self.less_one:  # -1 is kept as the largest number
             zero = (zero + 1) & (2**self.bits - 1)
-        groups = tensors.get("g_idx")
-        if groups is not None:
-            groups = np.asarray(groups, np.int64)
-        return PackedWeight(self.bits, n, zero, tensors["scales"], groups).weight()
+        return PackedGrid(zero, scale, None if groups is None else np.asarray(groups, np.int64))
+
+    def integers(self, tensors: Tensors) -> PackedWeight:
+        """See `PackedFormat.integers`."""
+        _, inputs = self.shape({name: a.shape for name, a in tensors.items()})
+        n = unpack(tensors["qweight"], self.bits, 0, inputs)
+        return PackedWeight(self.bits, n, *self.grid(tensors))
 
     def write(self, weight: PackedWeight) -> Tensors:
         """See `PackedFormat.write`."""
@@ -154,12 +165,17 @@ class AWQFormat(PackedFormat):
         inputs, words = shapes["qweight"]
         return words * 32 // self.bits, inputs
 
-    def read(self, tensors: Tensors) -> np.ndarray:
-        """See `PackedFormat.read`."""
+    def grid(self, tensors: Tensors) -> PackedGrid:
+        """See `PackedFormat.grid`."""
+        scale = tensors["scales"]
+        zero = unpack(tensors["qzeros"], self.bits, 1, scale.shape[1], AWQ_ORDER)
+        return PackedGrid(zero, scale)
+
+    def integers(self, tensors: Tensors) -> PackedWeight:
+        """See `PackedFormat.integers`."""
         outputs = tensors["scales"].shape[1]
-        parts = (tensors[name] for name in ("qweight", "qzeros"))
-        n, zero = (unpack(part, self.bits, 1, outputs, AWQ_ORDER) for part in parts)
-        return PackedWeight(self.bits, n, zero, tensors["scales"]).weight()
+        n = unpack(tensors["qweight"], self.bits, 1, outputs, AWQ_ORDER)
+        return PackedWeight(self.bits, n, *self.grid(tensors))
 
     def write(self, weight: PackedWeight) -> Tensors:
         """See `PackedFormat.write`. UserError where outputs do not fill their words."""
@@ -189,6 +205,7 @@ class CompressedFormat(PackedFormat):
         *("weight_packed", "weight", "weight_scale", "weight_zero_point", "weight_shape"),
         *("weight_g_idx", "input_scale", "input_zero_point"),
     )
+    large: ClassVar[tuple[str, ...]] = ("weight_packed", "weight")
 
     format: str = "pack-quantized"
 
@@ -238,27 +255,44 @@ class CompressedFormat(PackedFormat):
         # What fills up the last word is told by `weight_shape` alone; see `PackedFiles.shape`.
         return outputs, words * 32 // self.bits
 
+    def grid(self, tensors: Tensors) -> PackedGrid:
+        """See `PackedFormat.grid`; a scale of the whole weight stands for all outputs."""
+        scale, zero = tensors["weight_scale"], tensors.get("weight_zero_point")
+        scale = scale.reshape(-1, scale.shape[-1] if scale.ndim else 1).T
+        middle = 2 ** (self.bits - 1)
+        if zero is None:
+            zero = np.full(scale.shape, middle)
+        elif zero.dtype == np.int32:  # packed as the weight is
+            zero = unpack(zero, self.bits, 0, scale.shape[1]).T
+        else:
+            zero = np.asarray(zero, np.int64).reshape(-1, len(scale)).T + middle
+        groups = tensors.get("weight_g_idx")
+        if groups is not None:
+            groups = None if np.min(groups) < 0 else np.asarray(groups, np.int64)
+        return PackedGrid(zero, scale, groups)
+
+    def integers(self, tensors: Tensors) -> PackedWeight | None:
+        """See `PackedFormat.integers`."""
+        if "weight_packed" in tensors:
+            n = unpack(tensors["weight_packed"], self.bits, 1, int(tensors["weight_shape"][1])).T
+        elif tensors["weight"].dtype == np.int8:
+            n = (tensors["weight"].astype(np.int16) + 2 ** (self.bits - 1)).astype(np.uint8).T
+        else:
+            return None
+        zero, scale, groups = self.grid(tensors)
+        wide = len(scale), n.shape[1]
+        zero, scale = np.broadcast_to(zero, wide), np.broadcast_to(scale, wide)
+        return PackedWeight(self.bits, n, zero, scale, groups)
+
     def read(self, tensors: Tensors) -> np.ndarray:
         """See `PackedFormat.read`."""
-        scale = np.asarray(tensors["weight_scale"], np.float32)
-        zero = tensors.get("weight_zero_point")
-        if "weight_packed" in tensors:
-            outputs, inputs = (int(size) for size in tensors["weight_shape"])
-            middle = 2 ** (self.bits - 1)
-            n = unpack(tensors["weight_packed"], self.bits, 1, inputs).astype(np.float32) - middle
-            if zero is not None:
-                zero = unpack(zero, self.bits, 0, outputs).astype(np.float32) - middle
-        else:
-            n = np.asarray(tensors["weight"]).astype(np.float32)
-            outputs, inputs = n.shape
-        scale = scale.reshape(-1, scale.shape[-1] if scale.ndim else 1)
-        groups = tensors.get("weight_g_idx")
-        if groups is None or np.min(groups) < 0:
-            groups = np.arange(inputs) // -(-inputs // scale.shape[1])
-        if zero is not None:
-            zero = np.asarray(zero, np.float32).reshape(-1, scale.shape[1])
-            n = n - zero[:, groups]
-        return n * scale[:, groups]
+        found = self.integers(tensors)
+        if found is not None:
+            return found.weight()
+        values = np.asarray(tensors["weight"]).astype(np.float32)
+        scale = self.grid(tensors).scale.T.astype(np.float32)
+        groups = np.arange(values.shape[1]) // -(-values.shape[1] // scale.shape[1])
+        return values * scale[:, groups]
 
     def write(self, weight: PackedWeight) -> Tensors:
         """See `PackedFormat.write`; packed, whatever the bits."""

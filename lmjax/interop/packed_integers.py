@@ -14,11 +14,20 @@ group of inputs and each output. The formats differ in what is packed along whic
 from __future__ import annotations
 
 import dataclasses
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Integer
 
 AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
+
+
+class PackedGrid(NamedTuple):
+    """Zeros and scales of the groups of a weight, and the group of each input; None: neighbours."""
+
+    zero: Integer[np.ndarray, "groups out"]
+    scale: Float[np.ndarray, "groups out"]
+    group: Integer[np.ndarray, "in"] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +47,11 @@ class PackedWeight:
     zero: Integer[np.ndarray, "groups out"]
     scale: Float[np.ndarray, "groups out"]
     group: Integer[np.ndarray, "in"] | None = None
+
+    @property
+    def grid(self) -> PackedGrid:
+        """Its zeros and scales."""
+        return PackedGrid(self.zero, self.scale, self.group)
 
     @property
     def groups(self) -> Integer[np.ndarray, "in"]:

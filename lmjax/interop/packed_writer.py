@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -23,6 +22,7 @@ from lmjax.interop.packed_formats import (
     PackedFormat,
 )
 from lmjax.interop.packed_integers import PackedWeight
+from lmjax.interop.packed_reader import of_matrices
 from lmjax.interop.tensor_files import (
     LARGEST_FILE,
     Report,
@@ -33,7 +33,7 @@ from lmjax.interop.tensor_files import (
 from lmjax.interop.tensor_names import Index, entries_of, theirs
 from lmjax.launch import is_first
 from lmjax.models import TransformerConfig, merge_adapters, quantized_weights, with_quantization
-from lmjax.models.names import Grouped, Matrix, Name, Transform
+from lmjax.models.names import Matrix, Name
 from lmjax.models.number_codes import IntegerCode
 from lmjax.models.quantized import WeightForm
 
@@ -118,7 +118,7 @@ def _packed(
     title: str,
 ) -> PackedWeight:
     """One of their weights, of what is kept of ours."""
-    transform = _of_matrices(name.transform, title)
+    transform = of_matrices(name.transform, title)
     found: list[tuple[np.ndarray, ...]] = []
     for path in name.ours:
         form = forms[path]
@@ -145,15 +145,3 @@ def _one(a: jax.Array, index: Index) -> jax.Array:
     for number in index:
         a = a[number]
     return jax.numpy.asarray(np.asarray(jax.reshard(a, jax.P(*(None,) * a.ndim))))
-
-
-def _of_matrices(transform: Transform, title: str) -> Transform:
-    """The transform for weights whose inputs are one axis. UserError for what is no such weight."""
-    if isinstance(transform, Matrix) and transform.transposed:
-        return dataclasses.replace(transform, inputs=1)
-    if isinstance(transform, Grouped):
-        return transform
-    raise UserError(
-        f"{title}: these formats are for dense layers of PyTorch's; models of this family can be"
-        " written as to=run"
-    )

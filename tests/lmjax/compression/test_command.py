@@ -12,10 +12,10 @@ import pytest
 
 from lmjax.compression.__main__ import main
 from lmjax.compression.forms_picture import HEIGHT, MARGIN, WIDTH, Point, picture
-from lmjax.compression.forms_table import FormsTable, Measured
+from lmjax.compression.forms_table import FormsTable, Measured, words_of
 from lmjax.compression.peak_memory import PeakMemory
 from lmjax.compression.quantise import Quantise
-from lmjax.config import UserError
+from lmjax.config import UserError, replace
 from lmjax.console import make_console
 from lmjax.evaluation.tasks import Arc
 from lmjax.generation.generator import Generator
@@ -25,6 +25,7 @@ from lmjax.models import (
     FeedForwardConfig,
     Int4,
     Int8,
+    Quantization,
     StaticInt8,
     TransformerConfig,
     initialize,
@@ -149,6 +150,16 @@ def test_the_table_is_printed_and_written(tmp_path, capsys):
     assert "small (Int4" in page and "width:17.5%" in page
     assert "<th>Arc acc</th><th>tokens/s</th><th>peak MB</th>" in page
     assert page.count("<circle") == 2 and ">whole</text>" in page
+
+
+def test_forms_of_weights_in_words(tmp_path):
+    """A sparse model is called so, one of floats or of few bits by what it is."""
+    weight = np.arange(8.0) % 4 * (np.arange(8) % 2)
+    blocks = {"up": {"weight": weight, "bias": np.zeros(8)}}
+    assert words_of(tmp_path, TINY, {"blocks": [blocks, blocks]}) == "float32, 50% zeros"
+    assert words_of(tmp_path, TINY, {"blocks": {"up": {"weight": weight + 1}}}) == "float32"
+    small = replace(TINY, quantization=Quantization(weights=Int4(block=32)))
+    assert words_of(tmp_path, small, {"blocks": {}}) == "Int4, groups of 32"
 
 
 def test_points_lie_where_their_numbers_are():

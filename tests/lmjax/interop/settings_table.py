@@ -171,7 +171,7 @@ EVERY_IGNORED = {
     "classifier_dropout": (0.3,),
 }
 EVERY_REMARKS = {
-    "quantization_config": "other than gptq, awq and compressed-tensors, which are read as float32",
+    "quantization_config": "other than gptq, awq and compressed-tensors",
     "transformers_weights": "names another file of weights",
     "is_causal": "makes an encoder of a decoder",
     "classifier_dropout": "in the training of a head on labels, where it is obeyed",
