@@ -46,13 +46,15 @@ class RunOnText(ScoredRun):
     data: Data  # text that the model was trained on
 
 
-def write_run(folder, seed, experiment=None):
-    """A run folder with random parameters."""
+def write_run(folder, seed, experiment=None, change=None):
+    """A run folder with random parameters, or with what `change` makes of each of them."""
     folder.mkdir()
     (folder / "config.json").write_text(to_json(experiment or ScoredRun()))
     ByteTokenizer().save(folder / "tokenizer")
     with jax.set_mesh(Mesh(fsdp=1).build(jax.devices()[:1])):
         _, params = initialize(MODEL, generation_layout(), jax.random.key(seed))
+        if change is not None:
+            params = jax.tree.map(change, params)
         with Checkpointer(folder / "checkpoints") as checkpointer:
             tree = {"params": params, "average": None, "step": jnp.int32(1)}
             checkpointer.save(1, tree, {"tokenizer": ByteTokenizer().fingerprint})
