@@ -70,13 +70,19 @@ class TFDSExamples(Source, abc.ABC):
             yield from self.documents_of(example, identity)
 
     def examples(self) -> Any:
-        """The examples as they are stored, by index. UserError: they cannot be read."""
-        return self._open()
+        """The examples as they are stored, whatever their features, by index.
+
+        UserError: they cannot be read.
+        """
+        return self._stored(self._builder())
 
     def _open(self) -> Any:
-        """The examples, by index."""
+        """The examples, which have the features that are wanted, by index."""
         builder = self._builder()
         self.check_features(builder.info.features)
+        return self._stored(builder)
+
+    def _stored(self, builder: Any) -> Any:
         try:
             examples = builder.as_data_source(self.split)
         except NotImplementedError:

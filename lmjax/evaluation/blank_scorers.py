@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from lmjax.config import UserError
+from lmjax.data.tokenizers import Tokenizer
 from lmjax.evaluation.boundary import TokenPair, beginning_of, token_pairs
 from lmjax.evaluation.likelihood import (
     GROUP,
@@ -22,7 +23,13 @@ from lmjax.evaluation.likelihood_program import LikelihoodProgram
 from lmjax.evaluation.requests import ContinuationRequest, Likelihood, RollingRequest
 from lmjax.evaluation.scoring_plan import cut_in_batches, grouped
 from lmjax.generation.decoder import Decoder
-from lmjax.generation.fill import BlankInfiller, MaskedTokenInfiller, SentinelInfiller, token
+from lmjax.generation.fill import (
+    BlankInfiller,
+    Infiller,
+    MaskedTokenInfiller,
+    SentinelInfiller,
+    token,
+)
 from lmjax.generation.generator import require_numbers
 from lmjax.generation.prompts import Prompt, prompt_batch, tokens_of
 from lmjax.generation.text import TextGenerator
@@ -213,10 +220,9 @@ class BERTScorer(BlankScorer):
     def rows(self, pair: TokenPair) -> tuple[list[ScoredRow], int]:
         """See `BlankScorer.rows`."""
         filling: MaskedTokenInfiller = self.text.filling
-        before, after = filling.frame(self.tokenizer, [filling.mask], "")
+        before, context, after = _framed(filling, self.tokenizer, pair.context)
         mask = token(self.tokenizer, filling.mask)
-        frame = {*before, *after, *self.tokenizer.opening}  # it takes the opening's place
-        plain = TokenPair(tuple(t for t in pair.context if t not in frame), pair.continuation)
+        plain = TokenPair(context, pair.continuation)
         head, cut = self._cut(plain, len(before) + len(after))
         whole = [*before, *head, *pair.continuation, *after]
         first = len(before) + len(head)
@@ -229,6 +235,35 @@ class BERTScorer(BlankScorer):
     def windows(self, tokens: Sequence[int]) -> list[TokenPair]:
         """See `BlankScorer.windows`: the text whole, which must fit."""
         return [TokenPair((), tuple(tokens))]
+
+
+def _framed(
+    filling: MaskedTokenInfiller, tokenizer: Tokenizer, context: Sequence[int]
+) -> tuple[list[int], tuple[int, ...], list[int]]:
+    """Tokens before a text, its context without them and the opening, and tokens behind it."""
+    before, after = filling.frame(tokenizer, [filling.mask], "")
+    frame = {*before, *after, *tokenizer.opening}  # it takes the opening's place
+    return before, tuple(t for t in context if t not in frame), after
+
+
+def tokens_read(pair: TokenPair, tokenizer: Tokenizer, filling: Infiller | None) -> int:
+    """Number of tokens that a model reads at once to score a pair, its own markers included.
+
+    Args:
+      pair: context and continuation.
+      tokenizer: of the model.
+      filling: how it fills blanks; None: it continues texts.
+    """
+    size = len(pair.context) + len(pair.continuation)
+    if isinstance(filling, BlankInfiller):
+        return size + 1  # the blank and the start of its piece, without the last token
+    if isinstance(filling, SentinelInfiller):
+        context = sum(t != tokenizer.end for t in pair.context)
+        return max(context + 2, len(pair.continuation) + 1)  # of the encoder, of the decoder
+    if isinstance(filling, MaskedTokenInfiller):
+        before, context, after = _framed(filling, tokenizer, pair.context)
+        return len(before) + len(context) + len(pair.continuation) + len(after)
+    return size - 1  # nothing follows the last token
 
 
 def scorer_of(

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from lmjax.config import UserError
 from lmjax.console import Cell, Table
-from lmjax.evaluation.task_result import TaskResult, row_name
+from lmjax.evaluation.task_result import TaskResult, answered, row_name
 from lmjax.evaluation.tasks.task import EvaluationTask, Measure
 
 
@@ -89,7 +89,8 @@ PUBLISHED: Mapping[str, Publication] = {
     ),
 }
 # Each in the paper of its test set: Hendrycks et al. 2020 (an estimate of experts), Zellers et al.
-# 2019, Bisk et al. 2019, Sakaguchi et al. 2019, Clark et al. 2019, Rajpurkar et al. 2016 and 2018.
+# 2019, Bisk et al. 2019, Sakaguchi et al. 2019, Clark et al. 2019, Rajpurkar et al. 2016 and 2018,
+# Reddy et al. 2019.
 PEOPLE = (
     Reference("MMLU", "acc", 0.898),
     *(Reference("HellaSwag", measure, 0.956) for measure in ("acc", "acc_norm")),
@@ -100,11 +101,12 @@ PEOPLE = (
     Reference("SQuAD", "f1", 0.912, of="1.1"),
     Reference("SQuAD", "exact_match", 0.868, of="2.0"),
     Reference("SQuAD", "f1", 0.895, of="2.0"),
+    Reference("CoQA", "f1", 0.888),
 )
 WORDS = (
-    "What people reached, by the papers of the test sets, and published models, by theirs, where "
-    "task, measure and number of examples are the same. Prompts and parts of the sets may differ: "
-    "a score that is compared is measured by oneself."
+    "What people reached, by their answers in the test set or else by its paper, and published "
+    "models, by theirs, where task, measure and number of examples are the same. Prompts and parts "
+    "of the sets may differ: a score that is compared is measured by oneself."
 )
 
 
@@ -134,7 +136,9 @@ def reference_table(
             known = [
                 _score(PUBLISHED[name].scores, result.task, measure, shots) for name in published
             ]
-            people = _score(PEOPLE, result.task, measure, shots)
+            people = answered(result.task, result.questions).get(measure.name)
+            if people is None:
+                people = _score(PEOPLE, result.task, measure, shots)
             if people is None and not any(known):
                 continue
             own = [found[number].estimate(measure).value for found in results.values()]

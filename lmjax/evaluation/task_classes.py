@@ -31,9 +31,10 @@ def classes_of(result: TaskResult) -> tuple[str, ...]:
 
 def task_confusion(result: TaskResult) -> Int[np.ndarray, "classes classes"]:
     """Number of items by right (row) and likeliest (column) choice; the task has classes."""
-    values = [[answer.log_probability for answer in given] for given in result.answers]
+    count = len(result.questions[0].item.choices)
+    values = [[answer.log_probability for answer in given[:count]] for given in result.answers]
     labels = np.array([question.item.gold for question in result.questions])
-    return confusion_matrix(labels, np.argmax(values, axis=1), len(values[0]))
+    return confusion_matrix(labels, np.argmax(values, axis=1), count)
 
 
 def class_tables(results: Mapping[str, Sequence[TaskResult]]) -> list[Table]:

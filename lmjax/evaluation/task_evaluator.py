@@ -8,6 +8,7 @@ from lmjax.config import UserError, config
 from lmjax.console import Table
 from lmjax.data.tokenizers import Tokenizer
 from lmjax.evaluation.answering import Answering
+from lmjax.evaluation.blank_scorers import tokens_read
 from lmjax.evaluation.boundary import beginning_of, text_tokens, token_pairs
 from lmjax.evaluation.evaluator import Context, Evaluate, Evaluator, Record
 from lmjax.evaluation.likelihood import check_causal
@@ -15,7 +16,7 @@ from lmjax.evaluation.requests import ContinuationRequest, WrittenRequest
 from lmjax.evaluation.task_result import TaskResult
 from lmjax.evaluation.task_tables import interval_table, score_table
 from lmjax.evaluation.tasks.task import EvaluationTask, Fits, Question
-from lmjax.generation.fill import infiller_of
+from lmjax.generation.fill import Infiller, infiller_of
 from lmjax.generation.generator import Generator
 from lmjax.generation.text import TextGenerator
 from lmjax.launch import is_first
@@ -45,7 +46,7 @@ class Tasks(Evaluator):
         filling = infiller_of(feed.objective)
         if filling is None:
             check_causal(model)
-        fits = fits_into(feed.tokenizer, model.max_length)
+        fits = fits_into(feed.tokenizer, model.max_length, filling=filling)
         questions = [task.questions(fits) for task in self.tasks]
         for task, asked in zip(self.tasks, questions, strict=True):
             check_room(task, asked, feed.tokenizer, model.max_length)
@@ -97,13 +98,19 @@ def check_room(
             )
 
 
-def fits_into(tokenizer: Tokenizer, longest: int | None, begin: int | None = None) -> Fits:
+def fits_into(
+    tokenizer: Tokenizer,
+    longest: int | None,
+    begin: int | None = None,
+    filling: Infiller | None = None,
+) -> Fits:
     """A function that says whether a context of `longest` tokens holds all of a question.
 
     Args:
       tokenizer: of the model.
       longest: tokens that it reads; None: any number.
       begin: see `beginning_of`.
+      filling: how the model fills blanks, whose markers need room too; None: it continues texts.
     """
 
     def fits(question: Question) -> bool:
@@ -111,10 +118,12 @@ def fits_into(tokenizer: Tokenizer, longest: int | None, begin: int | None = Non
             return True
         scored = [one for one in question.requests if isinstance(one, ContinuationRequest)]
         pairs = token_pairs(tokenizer, scored, beginning_of(tokenizer, begin))
-        # The last token of a continuation is not read.
-        sizes = [len(pair.context) + len(pair.continuation) - 1 for pair in pairs]
-        written = [one for one in question.requests if isinstance(one, WrittenRequest)]
-        sizes += [len(text_tokens(tokenizer, one.prompt)) + one.max_tokens for one in written]
+        sizes = [tokens_read(pair, tokenizer, filling) for pair in pairs]
+        sizes += [
+            len(text_tokens(tokenizer, one.prompt, one.special)) + one.max_tokens
+            for one in question.requests
+            if isinstance(one, WrittenRequest)
+        ]
         return max(sizes, default=0) <= longest
 
     return fits

@@ -84,10 +84,13 @@ class TaskResult:
 
     @property
     def chooses(self) -> bool:
-        """Returns whether the likeliest choice counts, with a likelihood for each of several."""
+        """Returns whether the likeliest choice counts, with a likelihood for each of several.
+
+        A task may ask for more likelihoods, which stand behind these.
+        """
         items = [question.item for question in self.questions]
         return ACCURACY in self.task.measures and all(
-            len(given) == len(item.choices) > 1 and all(isinstance(a, Likelihood) for a in given)
+            len(given) >= len(item.choices) > 1 and all(isinstance(a, Likelihood) for a in given)
             for item, given in zip(items, self.answers, strict=True)
         )
 
@@ -161,6 +164,11 @@ def row_name(result: TaskResult, measure: Measure) -> str:
 def guessing(task: EvaluationTask, questions: Sequence[Question]) -> dict[str, float]:
     """Expected scores of a model that guesses; without those that have none."""
     return _means([task.chance(question.item) for question in questions])
+
+
+def answered(task: EvaluationTask, questions: Sequence[Question]) -> dict[str, float]:
+    """Scores of people over the items that several of them answered; empty where none have."""
+    return _means([scores for q in questions if (scores := task.people(q.item))])
 
 
 def by_length(task: EvaluationTask, questions: Sequence[Question]) -> dict[str, float]:

@@ -156,10 +156,10 @@ def calibration_pictures(model: str, results: Sequence[TaskResult]) -> Table | N
 
 
 def _reliability(result: TaskResult) -> Reliability:
-    most = max(map(len, result.answers))
-    values = np.full((len(result.answers), most), -np.inf)
-    for row, answers in zip(values, result.answers, strict=True):
-        row[: len(answers)] = [answer.log_probability for answer in answers]
+    counts = [len(question.item.choices) for question in result.questions]
+    values = np.full((len(counts), max(counts)), -np.inf)
+    for row, answers, count in zip(values, result.answers, counts, strict=True):
+        row[:count] = [answer.log_probability for answer in answers[:count]]
     right = np.array([scores[ACCURACY.name] == 1.0 for scores in result.scores])
     return reliability(choice_confidence(values), right)
 
@@ -172,7 +172,7 @@ def _said(result: TaskResult, number: int) -> str:
     if not item.choices:
         return f"wanted: {item.answer!r}\nlog-likelihood: {answers[0].log_probability:.3f}"
     lines = []
-    for n, (choice, answer) in enumerate(zip(item.choices, answers, strict=True)):
+    for n, (choice, answer) in enumerate(zip(item.choices, answers)):  # more may stand behind
         assert isinstance(answer, Likelihood)
         lines.append(f"{'>' if n == item.gold else ' '} {answer.log_probability:9.3f}  {choice!r}")
     return "\n".join(lines)

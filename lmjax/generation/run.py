@@ -12,7 +12,7 @@ from lmjax.config import UserError, replace
 from lmjax.data.chat.messages import ChatFormat
 from lmjax.data.chat.templated import template_of
 from lmjax.data.public_tokenizers import read_tokenizer
-from lmjax.generation.fill import infiller_by, infiller_of
+from lmjax.generation.fill import Infiller, infiller_by, infiller_of
 from lmjax.generation.generator import Generator
 from lmjax.generation.text import TextGenerator
 from lmjax.generation.weights import layers_apart
@@ -119,6 +119,15 @@ def load_run(
     generator = Generator(computed_in(trained.config, dtype), trained.params, layout)
     filling = infiller_of(trained.objective, template_of_run(folder))
     return TextGenerator(generator, trained.tokenizer, filling, ends_of(folder, trained.config))
+
+
+def filling_of(folder: str | os.PathLike) -> Infiller | None:
+    """The filling of blanks that the model of a folder learned; None: it continues texts."""
+    folder = local_copy(folder, "folder")
+    if is_adapter_folder(folder) or huggingface.is_model_folder(folder):
+        return infiller_by(huggingface.read_config(model_of(folder))[0].infill)
+    objective = getattr(read_experiment(folder), "objective", None)
+    return infiller_of(objective, template_of_run(folder))
 
 
 def template_of_run(folder: Path) -> ChatFormat | None:

@@ -39,7 +39,7 @@ from lmjax.evaluation.task_tables import (
 )
 from lmjax.evaluation.tasks.task import EvaluationTask, Question
 from lmjax.generation.chat import chat_format
-from lmjax.generation.run import load
+from lmjax.generation.run import filling_of, load
 from lmjax.interop.folder import (
     begin_token,
     files_of_parameters,
@@ -190,18 +190,19 @@ class EvaluateRun:
         if job.chat is None and not any(task.fit for task in job.tasks):
             return wanted
         tokenizer = read_tokenizer(_folder_of_tokenizer(folder))
-        begin = begin_token(folder, tokenizer)
-        fits = fits_into(tokenizer, model_folder(folder).max_length, begin)
+        asked = _as_it_is
+        if job.chat is not None:
+            chat = chat_format(folder, tokenizer, job.chat)
+            asked = functools.partial(in_chat, chat=chat, ends=reply_ends(chat, tokenizer))
+        longest, begin = model_folder(folder).max_length, begin_token(folder, tokenizer)
+        fits = fits_into(tokenizer, longest, begin, filling_of(folder))
         for number, task in enumerate(job.tasks):
+            # The format takes room too.
             if task.fit:
-                wanted[number] = task.questions(fits)
-        if job.chat is None:
-            return wanted
-        chat = chat_format(folder, tokenizer, job.chat)
-        ends = reply_ends(chat, tokenizer)
+                wanted[number] = task.questions(lambda one, task=task: fits(asked(task, one)))
         return [
-            [in_chat(task, question, chat, ends) for question in asked]
-            for task, asked in zip(job.tasks, wanted, strict=True)
+            [asked(task, question) for question in some]
+            for task, some in zip(job.tasks, wanted, strict=True)
         ]
 
     def ask(
@@ -301,6 +302,10 @@ def model_key(folder: str, dtype: str | None) -> str:
     files = [*files_of_parameters(folder), *_tokenizer_files(folder)]
     hashes = FileHashes()(list(map(str, files)))
     return answers_key([*hashes, str(dtype), to_json(model_folder(folder))])
+
+
+def _as_it_is(task: EvaluationTask, question: Question) -> Question:
+    return question
 
 
 def _folder_of_tokenizer(folder: str) -> Path:

@@ -2,7 +2,9 @@
 
 from lmjax.evaluation.tasks.addition import Addition
 from lmjax.evaluation.tasks.arc import Arc
+from lmjax.evaluation.tasks.cloze_classes import ClozeClasses
 from lmjax.evaluation.tasks.code import MBPP, HumanEval
+from lmjax.evaluation.tasks.coqa import CoQA
 from lmjax.evaluation.tasks.crows_pairs import CrowSPairs
 from lmjax.evaluation.tasks.exam import Exam
 from lmjax.evaluation.tasks.gsm8k import GSM8K
@@ -26,6 +28,8 @@ __all__ = [
     "Addition",
     "Arc",
     "BoolQ",
+    "ClozeClasses",
+    "CoQA",
     "CrowSPairs",
     "EvaluationTask",
     "Exam",

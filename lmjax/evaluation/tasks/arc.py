@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from lmjax.config import config
-from lmjax.evaluation.tasks.choices import ChoiceTask
+from lmjax.evaluation.tasks.choices import ChoiceTask, letter_of
 from lmjax.evaluation.tasks.records import Record
 from lmjax.evaluation.tasks.task import Item
 
@@ -13,10 +15,12 @@ class Arc(ChoiceTask):
     """ARC easy or challenge, whichever the file is; answers are scored as texts."""
 
     def read_item(self, record: Record) -> Item:
-        """See `EvaluationTask.read_item`: AI2's lines, or those of its copy on the hub."""
+        """See `EvaluationTask.read_item`: AI2's lines, or those of its copies."""
         if isinstance(record.values.get("question"), str):
             question, options = record.text("question"), record.part("choices")
-            labels, texts = options.texts("label"), options.texts("text")
+            texts, given = options.texts("text"), options.value("label")
+            numbered = isinstance(given, list) and any(isinstance(one, int) for one in given)
+            labels = list(map(_letter, given)) if numbered else options.texts("label")
         else:
             stem = record.part("question")
             question = stem.text("stem")
@@ -26,7 +30,7 @@ class Arc(ChoiceTask):
             ]
             labels = [option.text("label") for option in options]
             texts = tuple(option.text("text") for option in options)
-        key = record.text("answerKey")
+        key = _letter(record.value("answerKey"))
         if key not in labels:
             raise record.wrong("answerKey", key, f"one of {', '.join(labels)}")
         gold = list(labels).index(key)
@@ -37,3 +41,8 @@ class Arc(ChoiceTask):
             gold=gold,
             identity=str(record.values.get("id", record.where)),
         )
+
+
+def _letter(value: Any) -> Any:
+    """A label; TensorFlow Datasets numbers the letters, A is 0."""
+    return letter_of(value) if isinstance(value, int) else value

@@ -6,7 +6,7 @@ import re
 
 from lmjax.config import UserError, config
 from lmjax.evaluation.tasks.choices import ChoiceTask
-from lmjax.evaluation.tasks.records import Record, read_files
+from lmjax.evaluation.tasks.records import TFDS, Record, read_files
 from lmjax.evaluation.tasks.task import Item
 
 BLOCK = 6  # lines of an item in text files: scene, number of the right ending, four endings
@@ -25,7 +25,7 @@ class HellaSwag(ChoiceTask):
 
     def read_items(self, path: str) -> list[Item]:
         """See `EvaluationTask.read_items`."""
-        if ".txt" not in path.rpartition("/")[2]:
+        if path.startswith(TFDS) or ".txt" not in path.rpartition("/")[2]:
             return super().read_items(path)
         items = []
         for file in read_files(path):
@@ -41,7 +41,10 @@ class HellaSwag(ChoiceTask):
 
     def read_item(self, record: Record) -> Item:
         """See `EvaluationTask.read_item`."""
-        scene = f"{record.text('ctx_a')} {record.text('ctx_b').capitalize()}"
+        if record.has("ctx_a"):
+            scene = f"{record.text('ctx_a')} {record.text('ctx_b').capitalize()}"
+        else:  # TensorFlow Datasets joins both parts, and begins the second in small letters
+            scene = record.text("context")
         endings = [cleaned(ending) for ending in record.texts("endings")]
         gold = record.index(record.value("label"), len(endings), "label")
         title = record.text("activity_label")

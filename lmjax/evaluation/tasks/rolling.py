@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from lmjax.config import UserError, config
 from lmjax.evaluation.requests import Likelihood, ModelRequest, RollingRequest
-from lmjax.evaluation.tasks.records import Record, read_files
+from lmjax.evaluation.tasks.records import TFDS, Record, read_files
 from lmjax.evaluation.tasks.task import EvaluationTask, Item, ItemScores, Measure
 
 HEADING = re.compile(r"^ = (?!=).*(?<!=) = $", re.MULTILINE)  # where an article of WikiText begins
@@ -69,7 +69,7 @@ class WholeTexts(EvaluationTask):
 
     def read_items(self, path: str) -> list[Item]:
         """See `EvaluationTask.read_items`; a file of plain text is one item."""
-        if ".json" in path.rpartition("/")[2]:
+        if path.startswith(TFDS) or ".json" in path.rpartition("/")[2]:
             return super().read_items(path)
         files = read_files(path)
         return [Item(file.text, "", identity=file.name) for file in files if file.text]
@@ -99,7 +99,7 @@ class WikiText(WholeTexts):
 
     def read_items(self, path: str) -> list[Item]:
         """See `EvaluationTask.read_items`: files of tokens are cut at the articles' headings."""
-        if ".json" in path.rpartition("/")[2]:
+        if path.startswith(TFDS) or ".json" in path.rpartition("/")[2]:
             return super().read_items(path)
         items = []
         for file in read_files(path):

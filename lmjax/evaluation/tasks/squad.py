@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import ClassVar, Literal
 
 from lmjax.config import UserError, config
 from lmjax.evaluation.requests import ModelRequest, Written, WrittenRequest
 from lmjax.evaluation.span_measures import answer_f1, exact_match
-from lmjax.evaluation.tasks.records import Record, read_files
+from lmjax.evaluation.tasks.records import TFDS, Record, read_files
 from lmjax.evaluation.tasks.task import EvaluationTask, Item, ItemScores, Measure
 
 
@@ -29,6 +29,8 @@ class SQuAD(EvaluationTask):
 
     def read_items(self, path: str) -> list[Item]:
         """See `EvaluationTask.read_items`."""
+        if path.startswith(TFDS):  # a question a record
+            return super().read_items(path)
         items = [item for file in read_files(path) for item in self._questions(file)]
         if not items:
             raise UserError(f"{self.name}: there is no question in {path}")
@@ -49,7 +51,10 @@ class SQuAD(EvaluationTask):
 
     def read_item(self, record: Record) -> Item:
         """See `EvaluationTask.read_item`."""
-        answers = tuple(str(one["text"]) for one in record.value("answers"))
+        given = record.value("answers")
+        if isinstance(given, Mapping):  # TensorFlow Datasets
+            given = [{"text": text} for text in given["text"]]
+        answers = tuple(str(one["text"]) for one in given)
         if not answers and self.version == "1.1":
             raise UserError(f"{record.where} has no answer, which version=2.0 allows")
         if not self.by_characters and any(map(needs_characters, answers)):

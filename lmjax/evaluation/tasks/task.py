@@ -204,10 +204,9 @@ class EvaluationTask(abc.ABC):
         """Examples of an item, which is none of them, whatever file it comes from."""
         if not self.shots:
             return []
-        same = (item.prompt, item.choices)
-        others = [one for one in drawn[: self.shots + 8] if (one.prompt, one.choices) != same]
+        others = [one for one in drawn[: self.shots + 8] if self.may_show(one, item)]
         if len(others) < self.shots:
-            others = [one for one in drawn if (one.prompt, one.choices) != same]
+            others = [one for one in drawn if self.may_show(one, item)]
         if len(others) < self.shots:
             source = self.examples_path or self.path
             whose = f" of {item.subject}" if item.subject else ""
@@ -216,6 +215,10 @@ class EvaluationTask(abc.ABC):
                 "besides the question itself"
             )
         return others[: self.shots]
+
+    def may_show(self, example: Item, item: Item) -> bool:
+        """Returns whether an item may be an example in front of another, which it tells nothing."""
+        return (example.prompt, example.choices) != (item.prompt, item.choices)
 
     def context(self, item: Item, examples: Sequence[Item]) -> str:
         """Description, examples and question."""
@@ -232,6 +235,10 @@ class EvaluationTask(abc.ABC):
 
     def chance(self, item: Item) -> ItemScores:
         """Expected scores of a model that guesses; empty where it has none."""
+        return {}
+
+    def people(self, item: Item) -> ItemScores:
+        """Scores of people, from the test set's own answers; empty where it does not say."""
         return {}
 
     def group(self, subject: str) -> str:

@@ -34,7 +34,7 @@ class WinoGrande(ChoiceTask):
 
     def read_item(self, record: Record) -> Item:
         """See `EvaluationTask.read_item`."""
-        sentence, answer = record.text("sentence"), record.text("answer")
+        sentence, answer = record.text("sentence"), _number_of(record)
         before, blank, after = sentence.partition("_")
         if not blank or answer not in ("1", "2"):
             name, value = ("sentence", sentence) if not blank else ("answer", answer)
@@ -50,6 +50,13 @@ class WinoGrande(ChoiceTask):
             ContinuationRequest(examples + choice, self.delimiter + item.answer)
             for choice in item.choices
         )
+
+
+def _number_of(record: Record) -> str:
+    """The answer, 1 or 2; TensorFlow Datasets has a label, 0 or 1."""
+    if record.has("answer"):
+        return record.text("answer")
+    return str(1 + record.index(record.value("label", "answer"), 2, "label"))
 
 
 @config

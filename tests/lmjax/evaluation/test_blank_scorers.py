@@ -12,6 +12,8 @@ from lmjax.evaluation.blank_scorers import BERTScorer, GLMScorer, T5Scorer, scor
 from lmjax.evaluation.boundary import TokenPair
 from lmjax.evaluation.likelihood import LikelihoodScorer
 from lmjax.evaluation.requests import ContinuationRequest, RollingRequest
+from lmjax.evaluation.task_evaluator import fits_into
+from lmjax.evaluation.tasks import Item, Question
 from lmjax.generation import Sampling, TextGenerator
 from lmjax.generation.fill import BlankInfiller, MaskedTokenInfiller, SentinelInfiller
 from lmjax.generation.generator import Generator
@@ -140,3 +142,24 @@ def test_a_model_that_continues_texts_is_scored_from_the_left(one_device):
     text = made(GLM, None)
     assert isinstance(scorer_of(text), LikelihoodScorer)
     assert isinstance(Answering(text).scorer, LikelihoodScorer)
+
+
+@pytest.mark.parametrize(
+    ("model", "filling"),
+    [
+        (GLM, BlankInfiller()),
+        (T5, SentinelInfiller()),
+        (BERT, MaskedTokenInfiller()),
+        (GLM, None),
+    ],
+    ids=["GLM", "T5", "BERT", "causal"],
+)
+def test_what_fits_is_what_is_scored_without_a_cut(one_device, model, filling):
+    """Contexts of lengths around the 48 tokens that the models read, markers included."""
+    text = made(model, filling)
+    fits = fits_into(TOKENIZER, 48, filling=filling)
+    requests = [ContinuationRequest("x" * length, " yes") for length in range(36, 52)]
+    expected = [found.cut == 0 for found in Answering(text).answers(requests)]
+    asked = [Question(Item("x", "yes"), one.context, (one,), 0) for one in requests]
+    assert list(map(fits, asked)) == expected
+    assert True in expected and False in expected

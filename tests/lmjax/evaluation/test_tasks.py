@@ -34,7 +34,6 @@ from lmjax.evaluation.tasks.gsm8k import last_number
 from lmjax.evaluation.tasks.hellaswag import cleaned
 from lmjax.evaluation.tasks.mmlu import GROUP_OF, GROUPS
 from lmjax.evaluation.tasks.rolling import untokenized
-from lmjax.evaluation.tasks.sandbox import run_program
 from lmjax.evaluation.tasks.squad import spaced
 
 
@@ -325,14 +324,6 @@ def test_code_runs_only_where_it_is_allowed(lines):
     [question] = task.questions()
     assert question.context.endswith("tests:\n\nassert one() == 1\n[BEGIN]\n")
     assert task.measure(question.item, [Written((problem["code"],))]) == {"pass@1": 1.0}
-
-
-def test_the_sandbox_has_limits():
-    assert "seconds" in run_program("while True: pass", 1.0).reason
-    assert run_program("x = 'a' * (1 << 31)", 10.0).reason == "MemoryError"
-    assert "File too large" in run_program("open('f', 'w').write('a' * (1 << 22))", 10.0).reason
-    code = "import os; assert 'SECRET' not in os.environ; assert os.listdir('.') == []"
-    assert run_program(code, 10.0).passed
 
 
 def test_rows_of_chance_and_length(lines):

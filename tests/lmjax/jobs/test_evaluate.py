@@ -46,13 +46,15 @@ class RunOnText(ScoredRun):
     data: Data  # text that the model was trained on
 
 
-def write_run(folder, seed, experiment=None):
-    """A run folder with random parameters."""
+def write_run(folder, seed, experiment=None, change=None):
+    """A run folder with random parameters, or with what `change` makes of each of them."""
     folder.mkdir()
     (folder / "config.json").write_text(to_json(experiment or ScoredRun()))
     ByteTokenizer().save(folder / "tokenizer")
     with jax.set_mesh(Mesh(fsdp=1).build(jax.devices()[:1])):
         _, params = initialize(MODEL, generation_layout(), jax.random.key(seed))
+        if change is not None:
+            params = jax.tree.map(change, params)
         with Checkpointer(folder / "checkpoints") as checkpointer:
             tree = {"params": params, "average": None, "step": jnp.int32(1)}
             checkpointer.save(1, tree, {"tokenizer": ByteTokenizer().fingerprint})
@@ -177,6 +179,30 @@ def test_no_more_examples_than_fit(runs, tmp_path):
         scores = next(one for one in results["tables"] if one["title"] == "Scores")
         found[fit] = scores["rows"][0][0], len(scores["notes"])
     assert found == {False: ("Arc 4-shot acc", 1), True: ("Arc 1-shot acc", 0)}
+
+
+@pytest.mark.parametrize(("chat", "shots"), [(None, 3), ("plain", 2)])
+def test_a_chat_format_takes_room_of_examples(runs, tmp_path, chat, shots):
+    """Of 96 bytes a question has 21 with its answer, an example 24, and the format 19."""
+    (tmp_path / "short.jsonl").write_text(
+        "".join(
+            json.dumps(
+                {
+                    "question": f"Q{n}",
+                    "choices": {"text": ["a", "b"], "label": ["A", "B"]},
+                    "answerKey": "A",
+                }
+            )
+            + "\n"
+            for n in range(6)
+        )
+    )
+    task = Arc(path=f"{tmp_path}/short.jsonl", shots=5, fit=True, limit=2)
+    asked = replace(job(runs, tmp_path / "out", "one"), tasks=(task,), chat=chat)
+    asked.run()
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    scores = next(one for one in results["tables"] if one["title"] == "Scores")
+    assert scores["rows"][0][0] == f"Arc {shots}-shot acc" and not scores["notes"]
 
 
 def test_questions_in_a_chat_format(runs, tmp_path):
