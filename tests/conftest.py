@@ -1,6 +1,7 @@
 """What all tests share: eight simulated devices, checked shapes, a cache of compiled programs."""
 
 import contextlib
+import gc
 import importlib.metadata
 import os
 
@@ -33,6 +34,20 @@ from hypothesis import settings
 settings.register_profile("unhurried", deadline=None)
 settings.load_profile("unhurried")
 jax.config.update("jax_default_matmul_precision", "highest")
+
+
+LARGEST = 6 << 30  # bytes that a process of the suite keeps from file to file
+
+
+@pytest.fixture(scope="module", autouse=True)
+def bounded_memory():
+    """Frees what jax has compiled after a file of tests, where it fills the memory."""
+    yield
+    from lmjax.scaling.hardware import memory_in_use
+
+    if memory_in_use() > LARGEST:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture

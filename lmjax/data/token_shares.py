@@ -50,11 +50,12 @@ class TokenShares:
     def _limited(self, shares: dict[str, float], tokens: Mapping[str, int]) -> dict[str, float]:
         """Shares of which none is beyond the most epochs; what is over goes to the others."""
         most = {n: self.most_epochs * tokens[n] / self.tokens for n, s in shares.items() if s}
-        if sum(most.values()) < 1:
+        # Of the whole, as a sum of rounded shares may be just below 1 where there are enough.
+        enough = self.most_epochs * sum(tokens[n] for n in most)
+        if enough < self.tokens:
             raise UserError(
                 f"shares.most_epochs={self.most_epochs}: in so many epochs all domains have "
-                f"{sum(most.values()) * self.tokens:,.0f} tokens, fewer than shares.tokens="
-                f"{self.tokens:,.0f}"
+                f"{enough:,.0f} tokens, fewer than shares.tokens={self.tokens:,.0f}"
             )
         fixed: dict[str, float] = {}
         while True:

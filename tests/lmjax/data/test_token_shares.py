@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from lmjax.config import UserError, replace
@@ -47,6 +47,7 @@ def test_what_is_beyond_the_epochs_goes_to_the_others():
     st.floats(1, 4),
     st.floats(0, 1),
 )
+@example([(434, 1.0), (1362, 1.0), (1, 1.0)], 1.0, 0.0)  # whose rounded shares are less than 1
 def test_no_domain_is_read_more_often(domains, epochs, exponent):
     tokens = {str(n): count for n, (count, _) in enumerate(domains)}
     weights = {str(n): weight for n, (_, weight) in enumerate(domains)}
