@@ -9,7 +9,6 @@ import time
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 from rich.console import Console
 
 from lmjax.compression.forms_picture import Point, picture
@@ -34,6 +33,7 @@ from lmjax.parallel import Mesh
 from lmjax.remote import check_path, local_copy
 from lmjax.scaling.plan_report import check_report, write_plan
 from lmjax.scaling.plan_tables import PlanTable, print_table
+from lmjax.training.zeros import share_of_zeros
 
 COLUMNS = ("model", "MB on disk", "MB in memory", "bits per byte", "perplexity", "rise, percent")
 SPEED = ("tokens/s", "peak MB")
@@ -247,17 +247,9 @@ def words_of(folder: Path, model: TransformerConfig, weights: dict) -> str:
     words = [model.dtype]
     if (folder / "config.json").is_file() and (given := read_settings(folder).get(KEY)):
         words = [f"{given.get('quant_method')}, read as {model.dtype}"]
-    if (zeros := zeros_of(weights)) >= FEW_ZEROS:
+    if (zeros := share_of_zeros(weights)) >= FEW_ZEROS:
         words.append(f"{zeros:.0%} zeros")
     return ", ".join(words)
-
-
-def zeros_of(weights: dict) -> float:
-    """Share of the weights of the blocks' dense layers that are zero."""
-    flat = jax.tree_util.tree_leaves_with_path(weights["blocks"])
-    dense = [leaf for path, leaf in flat if jax.tree_util.keystr(path).endswith("['weight']")]
-    zeros = sum(int(jnp.sum(leaf == 0)) for leaf in dense)
-    return zeros / max(1, sum(leaf.size for leaf in dense))
 
 
 def shown(cell: str | float | None) -> str:

@@ -6,7 +6,7 @@ import jax
 from rich.console import Console
 
 from lmjax.compression.calibration_text import calibration_rows
-from lmjax.compression.pruner import Pruner, PruningMethod, share_of_zeros
+from lmjax.compression.pruner import Pruner, PruningMethod
 from lmjax.compression.shrinking import Shrinker
 from lmjax.compression.sparsity import Sparsity
 from lmjax.config import UserError, config
@@ -19,6 +19,7 @@ from lmjax.remote import check_path, local_copy
 from lmjax.runs.folder import RunFolder
 from lmjax.runs.trained_model import TrainedModel
 from lmjax.scaling.flops import count_parameters
+from lmjax.training.zeros import share_of_zeros
 
 
 @config
@@ -114,5 +115,5 @@ class Prune:
             sparsity = Sparsity.of(self.sparsity, self.pattern)
             prune = Pruner(self.method, sparsity, rows, self.matrices, self.damping, tell)
             params = prune(model, params)
-            tell(f"{share_of_zeros(model, params):.1%} of the weights of dense layers are zero")
+            tell(f"{share_of_zeros(params):.1%} of the weights of dense layers are zero")
         return TrainedModel(model, params, trained.tokenizer, trained.objective)

@@ -144,14 +144,3 @@ def dense_layers(config: TransformerConfig, stack: BlockStack) -> dict[Path, Lin
         for path, layer in found.items()
         if isinstance(layer, LinearLayer)
     }
-
-
-def share_of_zeros(config: TransformerConfig, params: dict) -> float:
-    """Share of the weights of all dense layers that are zero."""
-    zeros = count = 0
-    for stack in stacks_of(config):
-        flat = traverse_util.flatten_dict(stack.read(params))
-        for path in dense_layers(config, stack):
-            weight = flat[(*path, "weight")]
-            zeros, count = zeros + int(jnp.sum(weight == 0)), count + weight.size
-    return zeros / count

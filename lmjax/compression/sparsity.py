@@ -132,7 +132,10 @@ def sparsegpt(
     size, group = len(weight), sparsity.group or 1
     upper = inverse_factor(second, damping)
     left = np.where(np.diag(second)[:, None] == 0, 0.0, weight)
-    importance = lambda rows: np.square(left[rows] / np.diag(upper)[rows, None])  # noqa: E731
+
+    def importance(rows: slice) -> Matrix:
+        return np.square(left[rows] / np.diag(upper)[rows, None])
+
     step = group * max(1, COLUMNS // group)
     for first in range(0, size, step):
         last = min(first + step, size)

@@ -19,7 +19,7 @@ class ActiveRequest:
       number: of the request.
       request: as it came.
       answer: takes its tokens.
-      weights: that continue it, whatever is served under their name later.
+      weights: those under its name when it begins, whatever is served so later.
       budget: most tokens of the answer.
       vocab: number of the model's tokens.
       tokens: of the prompt and the answer.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 from flax import traverse_util
 
@@ -22,6 +23,19 @@ def with_zeros(new: dict, weights: dict) -> dict:
             for path, leaf in traverse_util.flatten_dict(new).items()
         }
     )
+
+
+def share_of_zeros(weights: dict) -> float:
+    """Share of the weights of the blocks' dense layers that are exactly 0.
+
+    Args:
+      weights: parameters of a model in float; blocks may be stacked, or apart in lists.
+    """
+    flat = jax.tree_util.tree_leaves_with_path(weights)
+    names = (jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in flat)
+    dense = [leaf for name, (_, leaf) in zip(names, flat) if _is_pruned(tuple(name.split("/")))]
+    zeros = sum(int(jnp.sum(leaf == 0)) for leaf in dense)
+    return zeros / max(1, sum(leaf.size for leaf in dense))
 
 
 def _is_pruned(path: tuple[str, ...]) -> bool:

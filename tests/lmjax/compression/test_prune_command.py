@@ -9,7 +9,6 @@ import pytest
 
 from lmjax.compression.__main__ import main
 from lmjax.compression.prune import Prune
-from lmjax.compression.pruner import share_of_zeros
 from lmjax.config import UserError, replace
 from lmjax.data import Bytes, Data, Domain, TextFiles
 from lmjax.interop.folder import model_folder
@@ -20,6 +19,7 @@ from lmjax.parallel import Mesh, generation_layout
 from lmjax.runs.metrics import read_metrics
 from lmjax.runs.trained_model import load_trained_model
 from lmjax.training.schedules import Constant
+from lmjax.training.zeros import share_of_zeros
 from tests.lmjax.jobs.base_run import pretrain_base
 
 MODEL = TransformerConfig(
@@ -76,7 +76,7 @@ def recover(folder, name, **settings):
 def zeros_of(folder):
     with jax.set_mesh(Mesh(fsdp=1).build(jax.devices()[:1])):
         trained = load_trained_model(folder, generation_layout())
-        return trained, share_of_zeros(trained.config, trained.params)
+        return trained, share_of_zeros(trained.params)
 
 
 def test_a_sparse_model_recovers_with_its_zeros(folder, capsys):
