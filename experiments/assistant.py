@@ -49,6 +49,10 @@ asked = Data(
 
 experiment = Chain(
     output="runs/assistant",
+    about="A toy, which shows that the steps do what they should. It is no assistant: a model of a "
+    "million parameters knows no facts, and its replies look like documentation without being "
+    "right. Its win rates are by a rule that counts shared words, not by people, and say nothing "
+    "of larger models.",
     jobs=(
         replace(quickstart.experiment, output="{output}/pretrained"),
         replace(

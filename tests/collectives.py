@@ -53,10 +53,15 @@ def transfers(function: Callable, *arguments) -> list[Transfer]:
       function: of arrays, or of trees of them.
       arguments: arrays, or their shapes with shardings.
     """
+    return of_program(program_text(function, *arguments), jax.sharding.get_mesh())
+
+
+def program_text(function: Callable, *arguments) -> str:
+    """The optimised HLO of a function; see `transfers`."""
     # By leaves: `lower` fills trees with records of its own, which checked classes refuse.
     leaves, tree = jax.tree.flatten(arguments)
     run = jax.jit(lambda *leaves: function(*tree.unflatten(leaves)))
-    return of_program(run.lower(*leaves).compile().as_text(), jax.sharding.get_mesh())
+    return run.lower(*leaves).compile().as_text()
 
 
 def of_program(text: str, mesh: jax.sharding.Mesh) -> list[Transfer]:

@@ -30,13 +30,28 @@ import jax
 import pytest
 from hypothesis import settings
 
+from lmjax.models import parameters
+from lmjax.training import learner
+
 # A test that compiles takes long once, and any does on a busy machine.
 settings.register_profile("unhurried", deadline=None)
 settings.load_profile("unhurried")
 jax.config.update("jax_default_matmul_precision", "highest")
+# What runs once is compiled as everything is here, which is quicker still.
+learner.QUICK, learner._drawn = None, parameters._drawn
 
 
 LARGEST = 6 << 30  # bytes that a process of the suite keeps from file to file
+
+
+# Files of slow tests that take minutes: they begin first, so that no worker waits for one.
+LONG = ("test_assistant", "test_compiled", "test_notebooks", "test_deviceless", "test_pipelines")
+
+
+def pytest_collection_modifyitems(items):
+    """Puts the longest files first; the others keep their order."""
+    order = {name: number for number, name in enumerate(LONG)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(LONG)))
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -1,5 +1,8 @@
 """Where the parity cases lie: tiny models with the outputs of independent implementations."""
 
+import functools
+import shutil
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +12,7 @@ from safetensors.numpy import load_file, save_file
 HERE = Path(__file__).parent / "data" / "parity"
 # Families that transformers still has can be compared with it live: not all are in the repository.
 SHARED = Path(__file__).parents[2] / "shared" / "parity"
+KEPT = tempfile.TemporaryDirectory(prefix="lmjax-parity-")  # until the process ends
 
 
 def parity_folder(name: str) -> Path:
@@ -17,6 +21,19 @@ def parity_folder(name: str) -> Path:
     if folder is None:
         pytest.skip(f"the parity case {name} is not here: {HERE / name} or {SHARED / name}")
     return folder
+
+
+@functools.cache
+def finished_folder(name: str) -> Path:
+    """The folder of a case; of a training, one with its final weights."""
+    folder = parity_folder(name)
+    if not (folder / "final.safetensors").is_file():
+        return folder
+    made = Path(KEPT.name) / name
+    made.mkdir()
+    shutil.copy(folder / "config.json", made)
+    shutil.copy(folder / "final.safetensors", made / "model.safetensors")
+    return made
 
 
 def with_older_names(folder: Path) -> None:

@@ -1,6 +1,9 @@
 """The chain from nothing to an assistant, with fewer steps: what it is to show."""
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 
@@ -23,8 +26,13 @@ TARGET = assistant.experiment.jobs[4].reward_kl.target
 @pytest.mark.slow  # ten minutes beside another worker: six jobs, each compiled
 def test_the_reward_rises_while_the_divergence_is_kept(tmp_path):
     """By more than both intervals, under the reward model and on requests that were held out."""
-    job = parse(assistant.experiment, [f"output={tmp_path}/assistant", *SHORTER])
-    job.run()
+    settings = [f"output={tmp_path}/assistant", *SHORTER]
+    job = parse(assistant.experiment, settings)
+    # As a user runs it: on one device, and compiled as it is there.
+    command = [sys.executable, "-m", "experiments.assistant", *settings]
+    environment = os.environ | {"JAX_NUM_CPU_DEVICES": "1", "XLA_FLAGS": ""}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1800)
+    assert done.returncode == 0, done.stderr[-3000:]
     folder = RunFolder(job.output)
     tables = {
         table["title"]: {row[0]: row[1:] for row in table["rows"]}

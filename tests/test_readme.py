@@ -1,4 +1,4 @@
-"""What the README shows of Python runs as it stands there."""
+"""What the README and the guides show of Python runs as it stands there."""
 
 import importlib
 import os
@@ -14,7 +14,9 @@ from lmjax import data
 from lmjax.runs.metrics import read_metrics
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text("utf-8")
+PATTERNS = ("README.md", "*/README.md", "lmjax/*/README.md")
+GUIDES = [path for pattern in PATTERNS for path in sorted(ROOT.glob(pattern))]
+README = "\n".join(path.read_text("utf-8") for path in GUIDES)
 BLOCKS = re.findall(r"^```python\n(.*?)^```", README, re.M | re.S)
 # Rows of the table of parts: what, its base class, what to define.
 PARTS = [
@@ -84,9 +86,35 @@ assert len(rows[0].tokens) == len(rows[0].log_probabilities) > 0
     python("-c", f"import squared\n{snippet}{checks}")
 
 
-def test_an_own_family_is_known(python):
-    """By its model_type and by its chat format."""
-    checks = """
+def test_snippets_run_as_they_are(python):
+    """In one process, each with names of its own; configs are built and validated.
+
+    An own family is known by its model_type and by its chat format. An own kernel of attention is
+    equal to the reference to 1e-5, summed in another order, and refuses grouped heads.
+    """
+    cleaning = "from lmjax.data import *\nfrom lmjax.data.cleaning import *\n"
+    cleaning += "from lmjax.jobs.cleaning import Cleaning\n"
+    snippets = [
+        block("heads = ("),
+        cleaning + block("cleaning = Cleaning("),
+        block("Classify("),
+        "from mine import *\n" + block("class Brief"),  # no file is read before they run
+        block("ChatStyle") + FAMILY_CHECKS,
+        block("register(Implementation") + KERNEL_CHECKS,
+    ]
+    python("-c", AS_MODULES + "".join(f"run({text!r})\n" for text in snippets))
+
+
+AS_MODULES = """
+import sys, types
+def run(text):
+    module = types.ModuleType(f"shown_{len(sys.modules)}")
+    sys.modules[module.__name__] = module
+    exec(text, module.__dict__)
+"""
+
+
+FAMILY_CHECKS = """
 from lmjax.data.chat.catalogue import chat_template
 from lmjax.interop.families import family_for
 from lmjax.models import llama
@@ -96,64 +124,7 @@ assert family.architecture == "TinyLlamaForCausalLM"
 assert family.read(family.settings(settings)) == llama()
 assert chat_template("turns").stop == ("<|turn|>",)
 """
-    python("-c", block("ChatStyle") + checks)
-
-
-def test_the_data_settings_are_allowed():
-    names: dict[str, object] = {}
-    exec("from lmjax.data import *\n" + block("Stage("), names)
-    assert isinstance(names["data"], data.Data)
-
-
-def test_a_model_has_several_heads_on_labels(python):
-    python("-c", block("heads = ("))
-
-
-def test_the_steps_to_an_assistant_are_configs(python):
-    """Built and validated: no file is read before they run."""
-    python("-c", "from mine import *\n" + block("class Brief"))
-
-
-@pytest.mark.slow  # three trainings compile
-@pytest.mark.usefixtures("told")
-def test_the_steps_to_an_assistant_run(python, folder):
-    """On lines as the README shows them, many times, and a small model."""
-    names = ("talks", "pairs", "asks")
-    shown = re.search(r"^```\n(\{.*?)^```", README, re.M | re.S)[1].splitlines()
-    for name, line in zip(names, shown, strict=True):
-        old = "Hello" if name == "talks" else "Name a"
-        lines = [line.replace(old, f"{old} {n}") for n in range(60)]
-        (folder / f"{name}.jsonl").write_text("\n".join(lines), "utf-8")
-    small = [
-        *("jobs.0.begin_with=runs/squared", "jobs.0.epochs=none", "jobs.0.steps=2"),
-        *("jobs.1.epochs=none", "jobs.1.steps=2", "jobs.2.steps=2", "jobs.2.reply_length=4"),
-        *("jobs.2.samples=2", "jobs.2.evaluate_requests=2"),
-        *(
-            f"jobs.{n}.data.{setting}"
-            for n in range(3)
-            for setting in ("length=120", "batch_size=2")
-        ),
-    ]
-    command = "import runpy, squared; runpy.run_module('mine', run_name='__main__', alter_sys=True)"
-    python("-c", command, *small)
-    records = read_metrics(folder / "runs" / "mine" / "policy")
-    assert {"reward", "reply_kl"} <= records[-1].keys() | records[0].keys()
-
-
-def test_a_cleaning_is_a_config(python):
-    imports = "from lmjax.data import *\nfrom lmjax.data.cleaning import *\n"
-    imports += "from lmjax.jobs.cleaning import Cleaning\n"
-    python("-c", imports + block("cleaning = Cleaning("))
-
-
-def test_a_classifier_is_a_config(python):
-    """Built and validated, likewise."""
-    python("-c", block("Classify("))
-
-
-def test_an_own_attention_kernel_is_one_of_the_implementations(python):
-    """Equal to the reference to 1e-5, summed in another order; grouped heads are refused."""
-    checks = """
+KERNEL_CHECKS = """
 import numpy as np
 from pallas_kernels.attention import CannotServe, Mask, attention, implementations
 q, k, v = jax.random.normal(jax.random.key(0), (3, 2, 5, 4, 8))
@@ -171,7 +142,38 @@ except CannotServe as error:
 else:
     raise AssertionError
 """
-    python("-c", block("register(Implementation") + checks)
+
+
+def test_the_data_settings_are_allowed():
+    names: dict[str, object] = {}
+    exec("from lmjax.data import *\n" + block("Stage("), names)
+    assert isinstance(names["data"], data.Data)
+
+
+@pytest.mark.slow  # three trainings compile
+@pytest.mark.usefixtures("told")
+def test_the_steps_to_an_assistant_run(python, folder):
+    """On lines as the README shows them, many times, and a small model."""
+    names = ("talks", "pairs", "asks")
+    shown = re.search(r"^```\n(\{.*?)^```", README, re.M | re.S)[1].splitlines()
+    for name, line in zip(names, shown, strict=True):
+        old = "Hello" if name == "talks" else "Name a"
+        lines = [line.replace(old, f"{old} {n}") for n in range(60)]
+        (folder / f"{name}.jsonl").write_text("\n".join(lines), "utf-8")
+    small = [
+        *("jobs.0.begin_with=runs/squared", "jobs.0.epochs=none", "jobs.0.steps=2"),
+        *("jobs.1.epochs=none", "jobs.1.steps=2", "jobs.2.steps=2", "jobs.2.reply_length=4"),
+        *("jobs.2.samples=2", "jobs.2.allow_cut_off=true", "jobs.2.evaluate_requests=2"),
+        *(
+            f"jobs.{n}.data.{setting}"
+            for n in range(3)
+            for setting in ("length=120", "batch_size=2")
+        ),
+    ]
+    command = "import runpy, squared; runpy.run_module('mine', run_name='__main__', alter_sys=True)"
+    python("-c", command, *small)
+    records = read_metrics(folder / "runs" / "mine" / "policy")
+    assert {"reward", "reply_kl"} <= records[-1].keys() | records[0].keys()
 
 
 @pytest.mark.parametrize("row", PARTS, ids=lambda row: row[0])
@@ -190,3 +192,17 @@ def test_the_base_class_of_every_part_has_what_is_to_be_defined(row):
 
 def test_the_table_of_parts_is_found():
     assert len(PARTS) > 15
+
+
+@pytest.mark.parametrize("guide", GUIDES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_lead_to_files_and_headings(guide):
+    """Of this repository: what is on the web is not asked."""
+    for target in re.findall(r"\]\(([^)]+)\)", guide.read_text("utf-8")):
+        if "://" in target:
+            continue
+        name, _, heading = target.partition("#")
+        path = (guide.parent / name).resolve() if name else guide
+        assert path.exists(), target
+        if heading:
+            headings = re.findall(r"^#+ (.*)$", path.read_text("utf-8"), re.M)
+            assert heading in [one.lower().replace(" ", "-") for one in headings], target

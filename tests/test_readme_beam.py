@@ -1,4 +1,4 @@
-"""The README's commands for runners of Apache Beam: the shell, our settings and Beam take them."""
+"""The guide's commands for runners of Apache Beam: the shell, our settings and Beam take them."""
 
 import json
 import subprocess
@@ -9,7 +9,7 @@ import pytest
 
 from lmjax.config import parse
 
-README = (Path(__file__).parents[1] / "README.md").read_text("utf-8")
+GUIDE = (Path(__file__).parents[1] / "lmjax" / "data" / "README.md").read_text("utf-8")
 RUNNERS = ("FnApiRunner", "DataflowRunner", "FlinkRunner", "SparkRunner")
 SHOW = "import json, sys; print(json.dumps(sys.argv[1:]))"
 
@@ -19,7 +19,7 @@ def cleanings():
     """The experiment of each command, by its runner, as the shell gives it its arguments."""
     from experiments.data.fineweb_beam import experiment
 
-    before, name, after = README.partition("experiments.data.fineweb_beam")
+    before, name, after = GUIDE.partition("experiments.data.fineweb_beam")
     script = before.rpartition("```\n")[2] + name + after.partition("```")[0]
     script = script.replace("gs://", "memory://")  # which needs no further package
     script = f'python() {{ "{sys.executable}" -c \'{SHOW}\' "$@"; }}\n{script}'

@@ -2,7 +2,7 @@
 
 python -m experiments.data.fineweb_beam sources.0.source.path=crawl storage=clean
 Two processes of this machine, which shows in minutes that it works; needs the extras: pip install
--e '.[data,beam]'. README.md has the commands for Dataflow, Flink and Spark.
+-e '.[data,beam]'. lmjax/data/README.md has the commands for Dataflow, Flink and Spark.
 """
 
 from experiments.data.fineweb import experiment as fineweb

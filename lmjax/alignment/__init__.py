@@ -1,6 +1,5 @@
 """Alignment: preferences, rewards, advantages and policy losses, as functions of arrays."""
 
-from lmjax.alignment.advantages import discounted_returns as discounted_returns
 from lmjax.alignment.advantages import generalized_advantages as generalized_advantages
 from lmjax.alignment.advantages import group_relative as group_relative
 from lmjax.alignment.advantages import leave_one_out as leave_one_out
@@ -18,9 +17,7 @@ from lmjax.alignment.log_probabilities import log_probabilities as log_probabili
 from lmjax.alignment.log_probabilities import (
     log_probabilities_and_entropy as log_probabilities_and_entropy,
 )
-from lmjax.alignment.log_probabilities import sum_rows as sum_rows
 from lmjax.alignment.log_probabilities import sum_segments as sum_segments
-from lmjax.alignment.masks import answer_mask as answer_mask
 from lmjax.alignment.masks import masked_mean as masked_mean
 from lmjax.alignment.masks import spread as spread
 from lmjax.alignment.policy_losses import AnswerMean as AnswerMean
@@ -43,10 +40,5 @@ from lmjax.alignment.preferences import HingeDPO as HingeDPO
 from lmjax.alignment.preferences import PreferenceLoss as PreferenceLoss
 from lmjax.alignment.preferences import SimPO as SimPO
 from lmjax.alignment.preferences import kto_divergence as kto_divergence
-from lmjax.alignment.ranking import LARGE_MARGINS as LARGE_MARGINS
-from lmjax.alignment.ranking import SMALL_MARGINS as SMALL_MARGINS
-from lmjax.alignment.ranking import grade_margins as grade_margins
-from lmjax.alignment.ranking import pair_loss as pair_loss
 from lmjax.alignment.ranking import ranking_loss as ranking_loss
-from lmjax.alignment.rewards import gated_rewards as gated_rewards
 from lmjax.alignment.rewards import token_rewards as token_rewards

@@ -56,18 +56,6 @@ def generalized_advantages(
     return jax.lax.stop_gradient((advantages.T, keep(advantages.T + values, mask)))
 
 
-def discounted_returns(
-    rewards: Float[Array, "rows seq"],
-    mask: Bool[Array, "rows seq"],
-    bootstrap: Float[Array, "rows"] | None = None,
-    *,
-    gamma: float = 1.0,
-) -> Float[Array, "rows seq"]:
-    """Sum of the rewards from each real token on, discounted; see `generalized_advantages`."""
-    values = jnp.zeros_like(rewards)
-    return generalized_advantages(rewards, values, mask, bootstrap, gamma=gamma, decay=1.0)[1]
-
-
 def whiten(
     values: Float[Array, "*shape"],
     mask: Bool[Array, "*shape"],

@@ -11,7 +11,7 @@ import jax
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from lmjax.alignment.advantages import generalized_advantages, whiten
-from lmjax.alignment.policy_objective import VALUE, ClippedPolicy, values_of
+from lmjax.alignment.policy_objective import VALUE, ClippedPolicy, target_states, values_of
 from lmjax.config import config, fields
 from lmjax.models import TokenHeadConfig, Transformer, TransformerConfig
 from lmjax.objectives import Example, Sums
@@ -58,8 +58,8 @@ class CriticAlone(ClippedPolicy):
         self, model: Transformer, example: Example, key: PRNGKeyArray | None, frozen: Any = None
     ) -> Sums:
         """Sums over the tokens that the policy wrote."""
-        hidden, _ = model(example.inputs)
-        values = values_of(model, jax.lax.stop_gradient(hidden), example.inputs)
+        hidden = jax.lax.stop_gradient(target_states(model, example.inputs))
+        values = values_of(model, hidden, example.inputs)
         sums = self.critic_sums(values, example.targets)
         return dataclasses.replace(sums, loss=self.value * sums.loss)
 

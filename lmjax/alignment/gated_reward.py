@@ -8,9 +8,11 @@ import numpy as np
 
 from lmjax.alignment.model_reward import ModelReward
 from lmjax.alignment.reward_functions import Reply, Reward, Score
-from lmjax.alignment.rewards import LARGEST_LOGIT, SAFETY_THRESHOLD
 from lmjax.config import UserError, config
 from lmjax.data.tokenizers import Tokenizer
+
+SAFETY_THRESHOLD = 0.15  # of LLaMA 2: finds unsafe answers with precision 0.89, recall 0.55
+LARGEST_LOGIT = 13.8  # of a probability of 1 - 1e-6; those of 0 and 1 are infinite
 
 
 @config

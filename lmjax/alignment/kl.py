@@ -9,6 +9,8 @@ KL(reference | policy).
 from __future__ import annotations
 
 import abc
+from collections.abc import Callable
+from typing import Literal
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -45,11 +47,18 @@ def k3(
     return jnp.maximum(jnp.expm1(x) - x, 0)
 
 
+Estimator = Literal["k1", "k2", "k3"]
+ESTIMATORS: dict[Estimator, Callable] = {"k1": k1, "k2": k2, "k3": k3}
+
+
 @config
 class KLControl(abc.ABC):
     """Base of the rules that set beta, the price of a nat of divergence in the reward."""
 
     beta: float = 0.02  # at the start (InstructGPT 0.02; LLaMA 2 0.01, from 34B on 0.005)
+    # estimate of the divergence of a token; k1 is that of InstructGPT, and its expected gradient in
+    # the reward is the gradient of the divergence
+    estimator: Estimator = "k1"
 
     def validate(self) -> None:
         """Raises UserError for a beta below 0."""

@@ -55,6 +55,9 @@ class LabelledAnswers(PreferenceObjective):
     The divergence in the loss is estimated as in the paper: from each request of the batch with the
     answer of the row before it, the last row's for the first one. It is that of the whole batch,
     whatever microbatches it is computed in. The reference policy is the frozen model "reference".
+    Which answers meet which requests depends on the batch, so that it scores these in every step.
+    It scores the rows' own answers there too, in one forward pass of the six that a step costs
+    (backward counts as two): to keep these on disk would save nothing in the first epoch.
     """
 
     answers: int = 1  # most answers of a comparison: 1 where each has a label, 2 of pairs
@@ -199,7 +202,15 @@ def with_other_answers(batch: Batch, targets: TokenTargets) -> tuple[Batch, Toke
     Args:
       batch: requests with answers, padded on the right, on the devices.
       targets: next tokens, with a weight for those of the answer.
+
+    Raises:
+      UserError: there is one row, whose own answer would be that of another.
     """
+    if len(batch.tokens) == 1:
+        raise UserError(
+            "LabelledAnswers estimates the divergence from the answers of other rows, and a batch "
+            "of one row has none: give at least 2 rows"
+        )
     spec = jax.typeof(batch.tokens).sharding.spec
     tokens, weights = (jax.reshard(a, PartitionSpec()) for a in (batch.tokens, targets.weights))
     length = tokens.shape[1]

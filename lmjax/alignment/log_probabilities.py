@@ -67,13 +67,6 @@ def _terms(model, hidden, tokens, temperature: float, entropy: bool):
         )
 
 
-def sum_rows(
-    log_probs: Float[Array, "rows seq"], mask: Bool[Array, "rows seq"]
-) -> Float[Array, "rows"]:
-    """Log-probability of each row's answer: the sum over its real tokens."""
-    return jnp.sum(keep(log_probs, mask), axis=1)
-
-
 def sum_segments(
     log_probs: Float[Array, "rows seq"],
     mask: Bool[Array, "rows seq"],

@@ -1,4 +1,4 @@
-"""Masks of answers, made from lengths alone, and sums under them.
+"""Masks of answers, and sums under them.
 
 Every array of the package has a mask that says which entries are real. The others are replaced by
 0 before anything is computed with them, so that neither 1e6 nor NaN there changes a value or a
@@ -10,27 +10,9 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
-from jaxtyping import Array, Bool, Float, Int, Shaped
+from jaxtyping import Array, Bool, Float, Shaped
 
 from lmjax.config import UserError
-
-
-def answer_mask(
-    prompt_lengths: Int[Array, "rows"], answer_lengths: Int[Array, "rows"], length: int
-) -> Bool[Array, "rows length"]:
-    """Marks the positions whose target is a token of the answer.
-
-    A row is its prompt, its answer and padding; the target at a position is the next token. No id
-    is looked at: an end token is part of the answer whatever padding looks like.
-
-    Args:
-      prompt_lengths: tokens before each answer, at least 1.
-      answer_lengths: tokens of each answer, its end token included; 0 masks the row.
-      length: positions of a row.
-    """
-    target = jnp.arange(1, length + 1)
-    start = prompt_lengths[:, None]
-    return (target >= start) & (target < start + answer_lengths[:, None])
 
 
 def keep(values: Float[Array, "*shape"], mask: Bool[Array, "*shape"]) -> Float[Array, "*shape"]:

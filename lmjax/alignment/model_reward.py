@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import jax
@@ -17,7 +18,7 @@ from lmjax.data.tokenizers import Tokenizer
 from lmjax.interop.folder import model_folder, read_params, tokenizer_folder
 from lmjax.models import Batch, TextHeadConfig, TransformerConfig, abstract
 from lmjax.objectives import Example
-from lmjax.parallel import axis_size, training_layout
+from lmjax.parallel import Layout, axis_size, training_layout
 from lmjax.remote import check_path
 from lmjax.training.placement import own_rows, to_devices
 
@@ -57,15 +58,7 @@ class ModelReward(Reward):
         """Reads the parameters, and scores replies with them."""
         layout = training_layout()
         params = read_params(self.folder, model, layout)
-        graph, _ = abstract(model, layout)
         shards = axis_size(*layout.axes("batch"))
-
-        @jax.jit
-        def compute(params: dict, batch: Batch) -> Float[Array, "rows"]:
-            judge = nnx.merge(graph, params)
-            hidden, _ = judge(batch)
-            scores = judge.outputs(self.head, hidden, batch)[:, 0, 0]
-            return jax.reshard(scores, PartitionSpec())  # each process reads all of them
 
         def score(replies: Sequence[Reply]) -> list[float]:
             found = []
@@ -73,11 +66,22 @@ class ModelReward(Reward):
                 part = [reply.tokens for reply in replies[first : first + self.batch_size]]
                 batch = padded_rows(part, -(-len(part) // shards) * shards, model.max_length)
                 example = to_devices(own_rows(Example(batch, ())), layout, model.vocab_size)
-                scores = jax.device_get(compute(params, example.inputs))
+                scores = jax.device_get(_scores(model, layout, self.head, params, example.inputs))
                 found += scores[: len(part)].tolist()
             return found
 
         return score
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _scores(
+    model: TransformerConfig, layout: Layout, head: str, params: dict, batch: Batch
+) -> Float[Array, "rows"]:
+    """Scores of texts by a head; reward models of one config share the program."""
+    judge = nnx.merge(abstract(model, layout)[0], params)
+    hidden, _ = judge(batch)
+    scores = judge.outputs(head, hidden, batch)[:, 0, 0]
+    return jax.reshard(scores, PartitionSpec())  # each process reads all of them
 
 
 def padded_rows(texts: Sequence[Sequence[int]], rows: int, longest: int | None) -> Batch:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, PRNGKeyArray
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Bool, Float, PRNGKeyArray, Shaped
 
-from lmjax.alignment.kl import k3
+from lmjax.alignment.kl import ESTIMATORS, k3
 from lmjax.alignment.log_probabilities import log_probabilities_and_entropy
 from lmjax.alignment.masks import keep
 from lmjax.alignment.policy_losses import (
@@ -36,9 +37,9 @@ class SampledTargets:
     """Answers that a policy wrote, with what was found out about them since.
 
     Attributes:
-      answers: the next token at each position; the weight is 1 for those that the policy wrote, as
-        `answer_mask` says, and 0 for prompts, padding and what tools wrote. `normalise` of the
-        objective makes other weights of them.
+      answers: the next token at each position; the weight is 1 for those that the policy wrote, and
+        0 for prompts, padding and what tools wrote. `normalise` of the objective makes other
+        weights of them.
       log_probs: of those tokens under the policy that sampled, computed as the objective computes
         them: by `log_probabilities` at the temperature of sampling. None: that policy is the one
         that is trained, so that the ratio is 1.
@@ -83,7 +84,10 @@ class ClippedPolicy(Objective):
     clip_high: float | None = None  # how far it may rise; none: as far (DAPO: 0.28)
     dual_clip: float | None = None  # bound at negative advantages, times the advantage; none: no
     average: TokenAverage = TokenMean()  # over the tokens of a batch
-    kl: float = 0.0  # weight of k3, the divergence from the reference, in the loss (GRPO: 0.04)
+    kl: float = 0.0  # weight of the divergence from the reference, in the loss (GRPO: 0.04)
+    # estimate of that divergence, by its gradient: k3, of KL(reference | policy) (GRPO); k2, of
+    # KL(policy | reference). That of k1 is 0 in expectation
+    kl_estimator: Literal["k2", "k3"] = "k3"
     entropy: float = 0.0  # weight of the bonus for the mean entropy of tokens
     value: float = 0.5  # weight of the critic's loss, where there is a critic
     value_clip: float | None = 0.2  # how far a value may move in a step; none: any way
@@ -115,8 +119,14 @@ class ClippedPolicy(Objective):
 
     def normalise(self, example: Example) -> Example:
         """The example with each token's weight in the average over all rows."""
-        targets = example.targets
-        weights = self.average.weights(_mask(targets), example.inputs.segments)
+        targets, batch = example.targets, example.inputs
+        mask, segments = _mask(targets), batch.behind(batch.segments)
+        if batch.branches is None:
+            weights = self.average.weights(mask, segments)
+        else:  # one of which may hold several segments
+            apart = mask.size // batch.branches.length, batch.branches.length
+            own = (_reshaped(jnp.asarray(a), apart) for a in (mask, segments))
+            weights = _reshaped(self.average.weights(*own), mask.shape)
         answers = dataclasses.replace(targets.answers, weights=weights)
         return Example(example.inputs, dataclasses.replace(targets, answers=answers))
 
@@ -124,7 +134,7 @@ class ClippedPolicy(Objective):
         self, model: Transformer, example: Example, key: PRNGKeyArray | None, frozen: Any = None
     ) -> Sums:
         """Sums over the tokens that the policy wrote; see `sums` and `critic_sums`."""
-        hidden, _ = model(example.inputs)
+        hidden = target_states(model, example.inputs)
         tokens = example.targets.answers.tokens
         sums = self.sums(
             *log_probabilities_and_entropy(model, hidden, tokens, self.temperature),
@@ -159,8 +169,9 @@ class ClippedPolicy(Objective):
         """Policy loss and divergence by the average's weights, less the entropy of tokens.
 
         `extra` has, as means over tokens, "entropy", "clip_fraction", "approximate_kl" (from the
-        policy that sampled), with a reference "kl", and where the sampler's numbers are known
-        "sampler_gap", the distance from them; and "policy_loss", as it is averaged.
+        policy that sampled), with a reference "kl" (k3, whichever estimate the loss has), and where
+        the sampler's numbers are known "sampler_gap", the distance from them; and "policy_loss", as
+        it is averaged.
 
         Args:
           log_probs: of the tokens under the policy that is trained.
@@ -184,8 +195,10 @@ class ClippedPolicy(Objective):
         loss = policy_loss = jnp.sum(losses * weights)
         if targets.reference is not None:
             reference = jax.lax.stop_gradient(keep(targets.reference, mask))
-            metrics["kl"] = k3(keep(log_probs, mask), reference)
-            loss = loss + self.kl * jnp.sum(metrics["kl"] * weights)
+            policy = keep(log_probs, mask)
+            metrics["kl"] = k3(policy, reference)
+            divergence = ESTIMATORS[self.kl_estimator](policy, reference)
+            loss = loss + self.kl * jnp.sum(divergence * weights)
         elif self.kl:
             raise UserError(
                 f"kl={self.kl}, and the targets have no log-probabilities of a reference"
@@ -194,6 +207,11 @@ class ClippedPolicy(Objective):
         loss = loss - self.entropy * extra["entropy"]
         extra["policy_loss"] = policy_loss
         return Sums(loss, jnp.sum(mask.astype(jnp.float32)), jax.lax.stop_gradient(extra))
+
+
+def target_states(model: Transformer, batch: Batch) -> Float[Array, "rows seq width"]:
+    """Hidden states at the positions of targets: where there are branches, at theirs alone."""
+    return batch.behind(model(batch)[0])
 
 
 def values_of(
@@ -206,3 +224,9 @@ def values_of(
 def _mask(targets: SampledTargets) -> Bool[Array, "rows seq"]:
     """Marks the tokens that the policy wrote."""
     return jnp.asarray(targets.answers.weights) > 0
+
+
+def _reshaped(a: Shaped[Array, "rows seq"], shape: tuple[int, ...]) -> Shaped[Array, "more less"]:
+    """The array in another shape, its first axis divided among devices as before."""
+    rows = jax.typeof(a).sharding.spec[0]
+    return jax.lax.reshape(a, shape, out_sharding=PartitionSpec(rows, None))

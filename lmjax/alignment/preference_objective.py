@@ -44,7 +44,7 @@ class PairTargets:
 
     Attributes:
       chosen, rejected: the next token at each position of the better and of the worse answers, with
-        weight 1 for the tokens of the answer and 0 for the others (`answer_mask`).
+        weight 1 for the tokens of the answer and 0 for the others.
       reference: log-probabilities of both under the reference policy, chosen first, by pair of a
         row, read where it is not among the frozen models. None: the loss reads none.
       pairs: most pairs of a row, which are its segments from 1 on.

@@ -9,10 +9,6 @@ from jaxtyping import Array, Bool, Float, Int
 from lmjax.alignment.masks import keep, require_shape
 from lmjax.objectives.prediction import Sums
 
-# By LLaMA 2's grade of a pair: significantly better, better, slightly better, negligibly better.
-SMALL_MARGINS = (1.0, 2 / 3, 1 / 3, 0.0)
-LARGE_MARGINS = (3.0, 2.0, 1.0, 0.0)
-
 
 def ranking_loss(
     scores: Float[Array, "prompts answers"],
@@ -65,45 +61,3 @@ def ranking_loss(
     extra = {"accuracy": total((lead > 0).astype(scores.dtype)), "margin": total(lead)}
     extra = {name: jax.lax.stop_gradient(value) for name, value in extra.items()}
     return Sums(total(losses), jnp.sum((count > 0).astype(scores.dtype)), extra)
-
-
-def pair_loss(
-    chosen: Float[Array, "pairs"],
-    rejected: Float[Array, "pairs"],
-    real: Bool[Array, "pairs"] | None = None,
-    margins: Float[Array, "pairs"] | None = None,
-    centring: float = 0.0,
-) -> Sums:
-    """`ranking_loss` of plain pairs, each with the margin that its grade asks for.
-
-    Args:
-      chosen, rejected: scores of the better and the worse answers.
-      real: pairs that exist; None: all.
-      margins: see `grade_margins`.
-      centring: see `ranking_loss`.
-
-    Raises:
-      UserError: the shapes differ.
-    """
-    for name, array in {"rejected": rejected, "real": real, "margins": margins}.items():
-        if array is not None:
-            require_shape(name, array, chosen.shape)
-    scores = jnp.stack([chosen, rejected], axis=1)
-    ranks = jnp.zeros_like(scores, jnp.int32) + jnp.arange(2)
-    if real is not None:
-        real = jnp.stack([real, real], axis=1)
-    if margins is not None:
-        margins = jnp.stack([jnp.stack([margins, margins], axis=1)] * 2, axis=1)
-    return ranking_loss(scores, ranks, real, margins, centring)
-
-
-def grade_margins(
-    grades: Int[Array, "pairs"], table: tuple[float, ...] = SMALL_MARGINS
-) -> Float[Array, "pairs"]:
-    """The margin of each pair by its grade, 0 the clearest (Touvron et al. 2023, table 27).
-
-    Args:
-      grades: indices into the table.
-      table: `SMALL_MARGINS` or `LARGE_MARGINS`.
-    """
-    return sum(jnp.where(grades == grade, margin, 0.0) for grade, margin in enumerate(table))

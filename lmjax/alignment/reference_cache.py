@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,7 +24,8 @@ from lmjax.data.hashes import FileHashes
 from lmjax.data.store import TokenStore
 from lmjax.evaluation.held_out import HeldOut
 from lmjax.files import replacing
-from lmjax.interop.folder import files_of_parameters, read_params
+from lmjax.interop.beginning import files_of_parameters
+from lmjax.interop.folder import read_params
 from lmjax.models import TransformerConfig, abstract
 from lmjax.objectives import Example
 from lmjax.parallel import Layout
@@ -110,16 +112,17 @@ def log_probabilities_of_pairs(
     model: TransformerConfig, layout: Layout
 ) -> Callable[[dict, Example], Float[Array, "rows 2"]]:
     """Compiled function of parameters and an example of `PreferencePairs`."""
-    graph, _ = abstract(model, layout)
+    return functools.partial(_log_probabilities, model, layout)
 
-    @jax.jit
-    def compute(params: dict, example: Example) -> Float[Array, "rows 2"]:
-        reference, targets = nnx.merge(graph, params), example.targets
-        sides = zip(example.inputs, (targets.chosen, targets.rejected), strict=True)
-        found = [score(reference, batch, side).log_probs for batch, side in sides]
-        return everywhere(jnp.stack(found, axis=1))
 
-    return compute
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _log_probabilities(
+    model: TransformerConfig, layout: Layout, params: dict, example: Example
+) -> Float[Array, "rows 2"]:
+    reference, targets = nnx.merge(abstract(model, layout)[0], params), example.targets
+    sides = zip(example.inputs, (targets.chosen, targets.rejected), strict=True)
+    found = [score(reference, batch, side).log_probs for batch, side in sides]
+    return everywhere(jnp.stack(found, axis=1))
 
 
 def _is_whole(path: Path, store: TokenStore) -> bool:

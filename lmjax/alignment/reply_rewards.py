@@ -38,7 +38,7 @@ class ReplyRewards(Evaluator):
 
         def evaluate(step: int, params: dict) -> tuple[Record | Table, ...]:
             records, rows, samples = [], [], []
-            generator = Generator(model, params)
+            generator = Generator(model, params, merge=False)
             for name, requests in sets.items():
                 settings = requests, self.sampling, self.length, SEED
                 rollouts = sample_replies(generator, feed.tokenizer, feed.template, *settings)

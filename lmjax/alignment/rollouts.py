@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -13,18 +14,19 @@ from flax import nnx
 from jax.sharding import PartitionSpec
 from jaxtyping import Float, Int
 
-from lmjax.alignment.kl import k1
+from lmjax.alignment.kl import ESTIMATORS, Estimator
 from lmjax.alignment.log_probabilities import log_probabilities
 from lmjax.alignment.masks import keep
 from lmjax.alignment.policy_losses import MOST
-from lmjax.alignment.policy_objective import SampledTargets, values_of
+from lmjax.alignment.policy_objective import SampledTargets, target_states, values_of
 from lmjax.alignment.reward_functions import Reply
 from lmjax.alignment.rewards import token_rewards
-from lmjax.alignment.row_packing import RowPacking, best_fit
+from lmjax.alignment.row_packing import RowPacking, Rows, best_fit
 from lmjax.config import replace
 from lmjax.data.chat.messages import ChatFormat
 from lmjax.data.tokenizers import Tokenizer
 from lmjax.generation.generator import Continuation, Generator
+from lmjax.generation.prompts import prefix_row, round_closely
 from lmjax.generation.sampling import Sampling
 from lmjax.generation.stream import TextStream
 from lmjax.models import Batch, TransformerConfig, abstract
@@ -33,7 +35,7 @@ from lmjax.objectives import Example, TokenTargets
 from lmjax.parallel import Layout, axis_size
 from lmjax.training.feed import RolloutRequest
 from lmjax.training.gradients import count_microbatches
-from lmjax.training.placement import fitting_sizes, own_rows, to_devices
+from lmjax.training.placement import fitting_size, own_rows, to_devices
 
 
 class Rollout(NamedTuple):
@@ -67,6 +69,7 @@ def sample_replies(
     length: int,
     seed: int,
     samples: int = 1,
+    prefix: bool = False,
 ) -> list[Rollout]:
     """Samples replies to each request, every one with a seed of its own.
 
@@ -79,11 +82,14 @@ def sample_replies(
       length: most tokens of a reply, the one that ends it included.
       seed: of the first reply; each has the next one.
       samples: replies to each request, which follow one another.
+      prefix: requests are read from both sides; see `TextGenerator.reads_prefix`.
     """
-    prompts = [request.tokens for request in requests]
+    read = prefix_row if prefix else list
+    prompts = [read(request.tokens) for request in requests]
     stops = [tokenizer.end] if template is None else template.stop_tokens(tokenizer)
     strings = () if template is None else template.stop_strings
-    settings = replace(sampling, seed=seed), length, stops, samples
+    longest = max(len(request.tokens) for request in requests)
+    settings = replace(sampling, seed=seed), length, stops, samples, None, round_closely(longest)
     asked = [request for request in requests for _ in range(samples)]
     found = []
     for request, new in zip(asked, generator.continuations(prompts, *settings), strict=True):
@@ -171,25 +177,27 @@ def divergence_rewards(
     policy: Float[np.ndarray, "rows length"],
     reference: Float[np.ndarray, "rows length"],
     beta: Float[jax.Array, ""],
+    estimator: Estimator = "k1",
 ) -> tuple[Float[jax.Array, "rows length"], Float[jax.Array, ""]]:
     """Rewards of the tokens of replies, and the mean over replies of their divergence in nats.
 
-    Each token costs beta times k1, log(policy / reference) of it, and the last one has the score,
-    be it the token that ends the reply or that at which it was cut off; see `token_rewards`.
+    Each token costs beta times the estimate of its divergence, and the last one has the score, be
+    it the token that ends the reply or that at which it was cut off; see `token_rewards`.
 
     Args:
       rows: requests and replies.
       scores: of the replies.
       policy, reference: log-probability of the next token at each position.
       beta: price of a nat.
+      estimator: of the divergence of a token; see `lmjax.alignment.kl`.
     """
     mask = inputs_of(rows)[1].weights > 0
-    return _token_rewards(scores.astype(np.float32), policy, reference, mask, beta)
+    return _token_rewards(scores.astype(np.float32), policy, reference, mask, beta, estimator)
 
 
-@jax.jit
-def _token_rewards(scores, policy, reference, mask, beta):
-    kl = keep(k1(policy, reference), mask)
+@functools.partial(jax.jit, static_argnames="estimator")
+def _token_rewards(scores, policy, reference, mask, beta, estimator):
+    kl = keep(ESTIMATORS[estimator](policy, reference), mask)
     return token_rewards(scores, kl, mask, beta), jnp.mean(jnp.sum(kl, axis=1))
 
 
@@ -210,20 +218,10 @@ class Scorer:
 
     def __init__(self, model: TransformerConfig, layout: Layout, temperature: float, critic: bool):
         self.vocab_size, self.layout = model.vocab_size, layout
-        graph, _ = abstract(model, layout)
+        self._compute = functools.partial(_scores, model, layout, temperature, critic)
 
-        @jax.jit
-        def compute(params: dict, example: Example) -> Scores:
-            policy = nnx.merge(graph, params)
-            hidden, _ = policy(example.inputs)
-            values = values_of(policy, hidden, example.inputs) if critic else None
-            tokens = example.targets.tokens
-            return _whole(Scores(log_probabilities(policy, hidden, tokens, temperature), values))
-
-        self._compute = compute
-
-    def score(self, params: dict, rows: RolloutRows, packing: RowPacking, most: int) -> Scores:
-        """Scores of the next token at each position in numpy, `most` packed rows at a time."""
+    def score(self, params: dict, rows: RolloutRows, packing: Rows, most: int) -> Scores:
+        """Scores of the next token at each position in numpy, `most` tokens at a time."""
         return _in_parts(self._compute, params, rows, packing, most, self.layout, self.vocab_size)
 
 
@@ -232,35 +230,60 @@ class ValueScorer:
 
     def __init__(self, model: TransformerConfig, layout: Layout):
         self.vocab_size, self.layout = model.vocab_size, layout
-        graph, _ = abstract(model, layout)
-
-        @jax.jit
-        def compute(params: dict, example: Example) -> Float[jax.Array, "rows length"]:
-            critic = nnx.merge(graph, params)
-            hidden, _ = critic(example.inputs)
-            return _whole(values_of(critic, hidden, example.inputs))
-
-        self._compute = compute
+        self._compute = functools.partial(_values, model, layout)
 
     def score(
-        self, params: dict, rows: RolloutRows, packing: RowPacking, most: int
+        self, params: dict, rows: RolloutRows, packing: Rows, most: int
     ) -> Float[np.ndarray, "rows length"]:
-        """Value at each position in numpy, `most` packed rows at a time."""
+        """Value at each position in numpy, `most` tokens at a time."""
         return _in_parts(self._compute, params, rows, packing, most, self.layout, self.vocab_size)
+
+
+# Models of one config share what is compiled.
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _scores(
+    model: TransformerConfig,
+    layout: Layout,
+    temperature: float,
+    critic: bool,
+    params: dict,
+    example: Example,
+) -> Scores:
+    """See `Scorer`."""
+    policy = nnx.merge(abstract(model, layout)[0], params)
+    hidden = target_states(policy, example.inputs)
+    values = values_of(policy, hidden, example.inputs) if critic else None
+    tokens = example.targets.tokens
+    return _whole(Scores(log_probabilities(policy, hidden, tokens, temperature), values))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _values(
+    model: TransformerConfig, layout: Layout, params: dict, example: Example
+) -> Float[jax.Array, "rows length"]:
+    """See `ValueScorer`."""
+    critic = nnx.merge(abstract(model, layout)[0], params)
+    hidden = target_states(critic, example.inputs)
+    return _whole(values_of(critic, hidden, example.inputs))
 
 
 def _in_parts(
     compute: Callable[[dict, Example], Any],
     params: dict,
     rows: RolloutRows,
-    packing: RowPacking,
+    packing: Rows,
     most: int,
     layout: Layout,
     vocab_size: int,
 ) -> Any:
-    """Results of `compute` in numpy, in equal parts of at most `most` packed rows."""
+    """Results of `compute` in numpy, in equal parts of at most `most` tokens, padding included."""
     example, found = packed(Example(*inputs_of(rows)), packing), []
-    size = packing.rows // count_microbatches(packing.rows, most, layout)
+    # Of the rows that a process has of a part, none is left over.
+    unit = row_multiple(layout) // axis_size(*layout.axes("batch"))
+    most_units = most // packing.length // unit
+    size = packing.rows // count_microbatches(packing.rows // unit, most_units, layout)
     for first in range(0, packing.rows, size):
         part = jax.tree.map(lambda a, first=first: a[first : first + size], example)
         found.append(compute(params, to_devices(own_rows(part), layout, vocab_size)))
@@ -270,40 +293,40 @@ def _in_parts(
     )
 
 
-def pack_rows(
-    batch: Batch, length: int, layout: Layout, most: int, parts: int | None = None
-) -> RowPacking:
+def pack_rows(batch: Batch, length: int, layout: Layout, most: int) -> RowPacking:
     """Places for texts that have a row each: packed where that makes fewer tokens.
 
     Packed rows have room for two of the longest texts, where a microbatch may be so long: the
     longer a row, the less of it is left empty, and the more attention costs where no kernel leaves
-    out what is hidden.
+    out what is hidden. They can be cut into as many microbatches as rows of one text would be, so
+    that never more are needed, and other rows beside them can be cut likewise.
 
     Args:
       batch: numpy arrays, a text from the left of each row.
       length: most tokens of a text.
       layout: of the mesh that is set, which shares the rows.
-      most: texts of a microbatch that have a row each.
-      parts: what the number of microbatches divides, as other rows do; None: any number.
+      most: tokens of a microbatch, padding included.
     """
     sizes = np.sum(batch.segments > 0, axis=1)
     alone = RowPacking.one_each(sizes, batch.tokens.shape[1])
-    multiple = math.lcm(axis_size(*layout.axes("batch")), jax.process_count())
-    if most >= 2 * multiple:
-        length, most = 2 * length, most // 2
+    parts = -(-len(sizes) * length // most)
+    multiple = row_multiple(layout)
+    if most >= 2 * length * multiple:
+        length *= 2
     row, first, slot = best_fit(sizes, length, MOST)
     needed = int(np.max(row, initial=0)) + 1
-
-    def fits(count: int) -> bool:
-        return parts is None or parts % count_microbatches(count, most, layout) == 0
-
-    rows = next(filter(fits, fitting_sizes(needed, len(sizes), multiple)))
+    rows = fitting_size(needed, len(sizes), parts * multiple)
     if rows * length >= alone.rows * alone.length:
         return alone
     return RowPacking(sizes, row, first, slot, rows, length)
 
 
-def packed(example: Example, packing: RowPacking) -> Example:
+def row_multiple(layout: Layout) -> int:
+    """Rows of which devices and processes have equal shares."""
+    return math.lcm(axis_size(*layout.axes("batch")), jax.process_count())
+
+
+def packed(example: Example, packing: Rows) -> Example:
     """An example of one text a row, whose targets are numbers of tokens, packed."""
     return Example(packing.pack_batch(example.inputs), jax.tree.map(packing.pack, example.targets))
 

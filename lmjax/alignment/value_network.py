@@ -11,7 +11,7 @@ import jax
 from jaxtyping import PRNGKeyArray
 
 from lmjax.alignment.model_reward import check_reader, find_score
-from lmjax.alignment.policy_objective import VALUE, ClippedPolicy, values_of
+from lmjax.alignment.policy_objective import VALUE, ClippedPolicy, target_states, values_of
 from lmjax.config import UserError, config, replace
 from lmjax.data.tokenizers import Tokenizer
 from lmjax.interop.folder import model_folder, read_params
@@ -80,7 +80,7 @@ class ValueLoss(Objective):
         self, model: Transformer, example: Example, key: PRNGKeyArray | None, frozen: Any = None
     ) -> Sums:
         """Sums over the tokens that the policy wrote."""
-        hidden, _ = model(example.inputs)
+        hidden = target_states(model, example.inputs)
         values = values_of(model, hidden, example.inputs)
         return ClippedPolicy(value_clip=self.value_clip).critic_sums(values, example.targets)
 

@@ -7,6 +7,7 @@ may put other weights in, so that what comes after is calibrated on what is real
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -133,14 +134,12 @@ def walk(
         except _Captured as captured:
             blocks = captured.blocks
             states.append(captured.inputs)
-    programs: dict[tuple, Any] = {}
     windows, group = blocks.windows, blocks.group
     for entry in range(len(windows) // group):
         own = jax.tree.map(lambda a, n=entry: a[n], blocks.params)
         kind = windows[entry * group : (entry + 1) * group]
-        if kind not in programs:
-            programs[kind] = jax.jit(_program(blocks, kind, experts))
-        run, total, outputs = programs[kind], None, []
+        run = functools.partial(_run, blocks.graph, group, kind, experts)
+        total, outputs = None, []
         for x, mask, tables in states:
             y, found = run(own, x, mask, tables)
             outputs.append(y)
@@ -158,20 +157,35 @@ def _sum(one: dict, other: dict) -> dict:
     return {path: one[path].plus(other[path]) for path in one}
 
 
-def _program(blocks: Blocks, windows: tuple[int | None, ...], experts: bool) -> Callable:
-    """(parameters of an entry, x, mask, tables) -> (its output, moments by layer); traceable."""
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _run(
+    graph: nnx.GraphDef,
+    group: int,
+    windows: tuple[int | None, ...],
+    experts: bool,
+    params: Any,
+    x: jax.Array,
+    mask: Any,
+    tables: Any,
+) -> tuple[jax.Array, dict]:
+    """The output of an entry, and moments by layer.
 
-    def run(params: Any, x: jax.Array, mask: Any, tables: Any) -> tuple[jax.Array, dict]:
-        found: dict[Path, InputMoments] = {}
-        entry = nnx.merge(blocks.graph, params)
-        _record(entry, found, {}, experts)
-        for member, window in enumerate(windows):
-            block = entry if blocks.group == 1 else entry.at(member)
-            masked = dataclasses.replace(mask, window=window)
-            x, _ = block(x, masked, tables, None, None)
-        return x, found
-
-    return run
+    Args:
+      graph: structure of the entry.
+      group: its number of layers; see `Blocks`.
+      windows: of these layers.
+      experts: see `walk`.
+      params: of the entry.
+      x: what it reads, with its mask and tables.
+    """
+    found: dict[Path, InputMoments] = {}
+    entry = nnx.merge(graph, params)
+    _record(entry, found, {}, experts)
+    for member, window in enumerate(windows):
+        block = entry if group == 1 else entry.at(member)
+        masked = dataclasses.replace(mask, window=window)
+        x, _ = block(x, masked, tables, None, None)
+    return x, found
 
 
 def _record(entry: nnx.Module, found: dict, seen: dict, experts: bool) -> None:

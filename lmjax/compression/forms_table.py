@@ -24,7 +24,8 @@ from lmjax.evaluation.tasks.task import EvaluationTask, Question
 from lmjax.files import errors_told, local_path
 from lmjax.generation.run import load
 from lmjax.generation.text import TextGenerator
-from lmjax.interop.folder import begin_token, files_of_parameters
+from lmjax.interop.beginning import files_of_parameters
+from lmjax.interop.folder import begin_token
 from lmjax.interop.packed_formats import KEY
 from lmjax.interop.settings import read_settings
 from lmjax.launch import import_modules, is_first
@@ -225,7 +226,8 @@ def scores_of(model: TextGenerator, asked: list[Asked], begin: int | None) -> di
     """
     found = {}
     for task, questions in asked:
-        check_room(task, questions, model.tokenizer, model.generator.config.max_length)
+        longest = model.generator.config.max_length
+        check_room(task, questions, model.tokenizer, longest, model.filling)
         result = result_of(task, questions, Answering(model, begin=begin))
         measure = task.measures[0]
         found[row_name(result, measure)] = result.estimate(measure).value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -22,6 +23,7 @@ from lmjax.models import Quantization, StaticInt8, TransformerConfig, with_quant
 from lmjax.models.integer_products import MOST
 from lmjax.models.number_codes import IntegerCode
 from lmjax.models.parameters import INPUT_SCALE, quantized_weights
+from lmjax.models.quantized import WeightForm
 from lmjax.models.weight_codes import Stored
 from lmjax.parallel import training_layout
 
@@ -195,7 +197,7 @@ def members_of(config: TransformerConfig) -> tuple[tuple[Path, TransformerConfig
     return (("first",), replace(same, feed_forward=other)), (("second",), same)
 
 
-def inner(tree: dict, path: Path) -> dict:
+def inner(tree: dict, path: Path) -> Any:
     """A part of nested dictionaries."""
     for name in path:
         tree = tree[name]
@@ -216,10 +218,15 @@ def put_chosen(params: dict, config: TransformerConfig, chosen: dict[Path, list]
     for path, layers in chosen.items():
         form = dataclasses.replace(forms[path], layout=training_layout())
         stored = jax.tree.map(lambda *parts: jnp.stack(parts), *layers)
-        cut = jax.jit(lambda stored, form=form: jax.lax.map(form.cut, stored))(stored)
-        for name, array in cut.items():
+        for name, array in _cut(stored, form).items():
             flat[(*path, name)] = array
     return traverse_util.unflatten_dict(flat)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _cut(stored: Stored, form: WeightForm) -> Stored:
+    """Arrays that are kept of a stack of weights, cut over the mesh."""
+    return jax.lax.map(form.cut, stored)
 
 
 def with_part(tree: dict, path: Path, value: Any) -> dict:

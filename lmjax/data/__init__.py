@@ -19,6 +19,7 @@ from lmjax.data.documents import Document, Source
 from lmjax.data.embedded import EmbeddedCorpus
 from lmjax.data.infilling import FillInTheMiddle, ParallelText
 from lmjax.data.labelled_texts import LabelledTable, LabelledTexts
+from lmjax.data.labelled_tokens import LabelledColumns, LabelledTokens
 from lmjax.data.latex import LatexFiles
 from lmjax.data.loader import Loader
 from lmjax.data.mixture import Mixture
@@ -84,8 +85,10 @@ __all__ = [
     "HtmlFiles",
     "JsonLines",
     "JsonPrompts",
+    "LabelledColumns",
     "LabelledTable",
     "LabelledTexts",
+    "LabelledTokens",
     "LatexFiles",
     "Loader",
     "Mixture",

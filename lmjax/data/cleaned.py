@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 from lmjax.config import UserError, config
 from lmjax.data.cleaning.formats import format_of
-from lmjax.data.cleaning.pipeline import SUMMARY
 from lmjax.data.cleaning.shard_pass import DOCUMENTS
+from lmjax.data.cleaning.summary import SUMMARY
 from lmjax.data.documents import Document, HashFiles, OnSkip, Part, Source, digest
 from lmjax.data.hashes import FileHashes
 from lmjax.files import local_path

@@ -10,8 +10,9 @@ from lmjax.data.spans import Span, SpanKind
 from lmjax.data.tokenizers import Tokenizer
 
 Split = Literal["all", "train", "held_out"]
-# Tokenizer -> the ids of a document, and its spans among them: first, one past the last, kind.
-Encode = Callable[[Tokenizer], tuple[Sequence[int], Sequence[tuple[int, int, SpanKind]]]]
+# Tokenizer -> the ids of a document, and its spans among them: first, one past the last, and kind,
+# or a negative number of classes (`lmjax.data.spans.class_code`).
+Encode = Callable[[Tokenizer], tuple[Sequence[int], Sequence[tuple[int, int, SpanKind | int]]]]
 
 
 class BadRecord(ValueError):

@@ -129,10 +129,11 @@ class Groups(RowReader):
         groups, long, large = self._counts
         cut = "cut at their end" if self._keeps_begin else "cut at their beginning"
         done = cut if self._long == "cut" else "left out"
+        have = "documents have" if self.slots == 1 else "groups have documents of"
         words = []
         if long:
             words.append(
-                f"{long:,} of {groups:,} groups have documents of more than {self.slot:,} tokens, "
+                f"{long:,} of {groups:,} {have} more than {self.slot:,} tokens, "
                 f"and are {done} (long_documents={self._long})"
             )
         if large:

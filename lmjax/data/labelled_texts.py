@@ -68,7 +68,7 @@ class LabelledTexts(JsonRecords):
             found |= {name for names in lines for name in names}
         if not found:
             raise UserError(f"there is no text with a label in {self.path}")
-        return _sorted(found)
+        return sorted_names(found)
 
     def read(self, part: Part, on_skip: OnSkip) -> Iterator[Document]:
         """See `Source.read`; where `labels` are not given all files are read for them first."""
@@ -102,33 +102,17 @@ class LabelledTexts(JsonRecords):
         return number
 
     def _class(self, record: dict[str, Any]) -> int:
-        name = self._name(record)
-        if name in self.labels:
-            return self.labels.index(name)
-        if _is_whole(name) and not any(map(_is_whole, self.labels)):
-            if 0 <= int(name) < len(self.labels):
-                return int(name)
-            raise BadRecord(
-                f"field {self.label!r} is {name}; there are {len(self.labels)} labels, counted"
-                " from 0"
-            )
-        known = ", ".join(map(repr, self.labels[:SHOWN]))
-        more = f" and {len(self.labels) - SHOWN} more" if len(self.labels) > SHOWN else ""
-        raise BadRecord(f"field {self.label!r} is {name!r}; the labels are {known}{more}")
+        return class_number(self._name(record), self.labels, self.label)
 
     def _name(self, record: dict[str, Any]) -> str:
         """Name of a line's class, which may be written as a number."""
         value = self._label(record)
-        if isinstance(value, bool):
-            return str(value).lower()
-        if isinstance(value, float) and value.is_integer():
-            return str(int(value))
-        if isinstance(value, str | int) and str(value):
-            return str(value)
-        raise BadRecord(
-            f"field {self.label!r} is {value!r}: a class is a name or a whole number (kind=number"
-            " for numbers that are predicted)"
-        )
+        if (name := class_name(value)) is None:
+            raise BadRecord(
+                f"field {self.label!r} is {value!r}: a class is a name or a whole number"
+                " (kind=number for numbers that are predicted)"
+            )
+        return name
 
     def _label(self, record: dict[str, Any]) -> Any:
         if self.label not in record:
@@ -156,7 +140,7 @@ class LabelledTable(LabelledTexts):
         self, part: Part, on_skip: OnSkip, use: Callable[[dict[str, Any], str], Iterable[Any]]
     ) -> Iterator[tuple[Any, ...]]:
         """See `JsonRecords.lines`."""
-        if (text := self._content(part, on_skip)) is None:
+        if (text := whole_text(part, self.on_error, on_skip)) is None:
             return
         style = {"delimiter": self.delimiter, "strict": True}
         if self.delimiter == "tab":
@@ -182,19 +166,46 @@ class LabelledTable(LabelledTexts):
                 continue
             yield found
 
-    def _content(self, part: Part, on_skip: OnSkip) -> str | None:
-        """Text of a file; None where it cannot be read, and the source says to go on."""
-        try:
-            with open_file(part.name) as file:
-                return b"".join(read_blocks(file, part.name)).decode("utf-8-sig")
-        except DamagedFile as error:
-            message = str(error)
-        except UnicodeDecodeError as error:
-            message = f"{part.name} is not UTF-8 at byte {error.start} ({error.reason})"
-        if self.on_error == "raise":
-            raise UserError(message)
-        on_skip(f"{message}; all of it is left out")
-        return None
+
+def whole_text(part: Part, on_error: str, on_skip: OnSkip) -> str | None:
+    """Text of a file; None where it cannot be read, and the source says to go on."""
+    try:
+        with open_file(part.name) as file:
+            return b"".join(read_blocks(file, part.name)).decode("utf-8-sig")
+    except DamagedFile as error:
+        message = str(error)
+    except UnicodeDecodeError as error:
+        message = f"{part.name} is not UTF-8 at byte {error.start} ({error.reason})"
+    if on_error == "raise":
+        raise UserError(message)
+    on_skip(f"{message}; all of it is left out")
+    return None
+
+
+def class_name(value: Any) -> str | None:
+    """Name of a class, which may be written as a number; None for what can be none."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return str(value) if isinstance(value, str | int) and str(value) else None
+
+
+def class_number(name: str, names: Sequence[str], field: str) -> int:
+    """Number of a class among names; where these are no numbers, a whole number counts them from 0.
+
+    Raises:
+      BadRecord: there is no such class in this field.
+    """
+    if name in names:
+        return names.index(name)
+    if _is_whole(name) and not any(map(_is_whole, names)):
+        if 0 <= int(name) < len(names):
+            return int(name)
+        raise BadRecord(f"field {field!r} is {name}; there are {len(names)} labels, counted from 0")
+    known = ", ".join(map(repr, names[:SHOWN]))
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    raise BadRecord(f"field {field!r} is {name!r}; the labels are {known}{more}")
 
 
 def common_names(sources: Sequence[LabelledTexts]) -> tuple[str, ...]:
@@ -207,10 +218,11 @@ def common_names(sources: Sequence[LabelledTexts]) -> tuple[str, ...]:
     if len(given) > 1:
         one, other, *_ = given
         raise UserError(f"the sources have different labels: {one} and {other}")
-    return next(iter(given), ()) or _sorted({n for source in sources for n in source.names()})
+    return next(iter(given), ()) or sorted_names({n for source in sources for n in source.names()})
 
 
-def _sorted(names: set[str]) -> tuple[str, ...]:
+def sorted_names(names: set[str]) -> tuple[str, ...]:
+    """Names of classes in order, as texts, or as numbers where all of them are whole numbers."""
     return tuple(sorted(names, key=int if all(map(_is_whole, names)) else str))
 
 

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from lmjax.config import UserError, config
 from lmjax.console import RunLog, Table, make_console
 from lmjax.data.cleaning.ledger import ShownDocument
-from lmjax.data.cleaning.pipeline import SUMMARY, Summary
+from lmjax.data.cleaning.summary import SUMMARY, Summary
 from lmjax.data.json_log import JsonLog
 from lmjax.data.kappa import cohens_kappa, kappa_interval, share_interval
 from lmjax.files import local_path

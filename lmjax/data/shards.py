@@ -298,7 +298,8 @@ def _encoded(
         ids, spans = document.encode(tokenizer)
     except UserError as error:
         raise UserError(f"{document.identity}: {error}") from None
-    return ids, [(first, end, KINDS.index(kind)) for first, end, kind in spans]
+    numbers = {kind: number for number, kind in enumerate(KINDS)}
+    return ids, [(first, end, numbers.get(kind, kind)) for first, end, kind in spans]
 
 
 def _count_pieces(document: Document) -> int:

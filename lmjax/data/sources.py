@@ -27,7 +27,7 @@ from lmjax.data.hashes import FileHashes
 from lmjax.data.spans import Span
 
 JSON_LINE = re.compile(rb"\n")  # a carriage return is white space for JSON; this is found faster
-ADDED_LATER = ("metadata", "longest")  # settings that came when there were runs already
+ADDED_LATER = ("metadata", "longest", "grades")  # settings that came when there were runs already
 BLANK_LINES = re.compile(rb"(?:[ \t]*\r?\n)*")  # more of them, before a paragraph
 
 

@@ -11,6 +11,8 @@ from jaxtyping import Bool, Float32, Int64
 
 SpanKind = Literal["answer", "system", "user", "assistant", "tool", "second"]
 KINDS: tuple[SpanKind, ...] = get_args(SpanKind)  # stores have their numbers: add at the end
+SETS, BITS = 4, 15  # most sets of classes that a word has, and bits of the number of one
+CLASSES = (1 << BITS) - 1  # most classes of a set
 
 
 class Span(NamedTuple):
@@ -40,7 +42,7 @@ class RowSpans:
       row: number of the row that each span is in.
       first: its first token; what opens it is not counted.
       end: one past its last token; what closes it is not counted.
-      kind: its number in `KINDS`.
+      kind: its number in `KINDS`, or a negative one of classes (`class_code`).
       weight: of the loss of its document (`LossWeights`); None: all have 1.
     """
 
@@ -77,6 +79,22 @@ class RowSpans:
         found[self.row[span], token] = True
         return found
 
+    def classes(
+        self, shape: tuple[int, int], number: int, last: bool = False
+    ) -> Int64[np.ndarray, "rows row_length"]:
+        """Class of each word of rows of this shape, at one of its tokens; -1 everywhere else.
+
+        Args:
+          shape: rows, and tokens of a row.
+          number: of the set of classes, from 0.
+          last: whether the class stands at the last token of a word, and not at the first.
+        """
+        found = np.full(shape, -1, np.int64)
+        at = self.end - 1 if last else self.first
+        own = (self.kind < 0) & (at >= 0) & (at < shape[1])
+        found[self.row[own], at[own]] = classes_of(self.kind[own], number)
+        return found
+
     def take(self, rows: Int64[np.ndarray, "taken"]) -> RowSpans:
         """The spans of some rows, which are numbered anew."""
         low, high = (np.searchsorted(self.row, rows, side) for side in ("left", "right"))
@@ -96,6 +114,22 @@ class RowSpans:
         """The spans with all their columns changed."""
         columns = self.row, self.first, self.end, self.kind, self.weight
         return RowSpans(*(None if column is None else function(column) for column in columns))
+
+
+def class_code(classes: Sequence[int | None]) -> int | None:
+    """The kind of a span that has classes of several sets, a negative number; None without any.
+
+    Args:
+      classes: number of the class of each set, from 0; None where there is none.
+    """
+    numbers = (0 if one is None else one + 1 for one in classes)
+    code = sum(number << BITS * which for which, number in enumerate(numbers))
+    return -code or None
+
+
+def classes_of(kinds: Int64[np.ndarray, "spans"], number: int) -> Int64[np.ndarray, "spans"]:
+    """Classes of one set, by its number from 0, of spans whose kinds are codes; -1 for none."""
+    return (-kinds >> BITS * number & CLASSES) - 1
 
 
 def count_up(

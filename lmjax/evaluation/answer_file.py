@@ -21,7 +21,7 @@ from lmjax.evaluation.requests import (
 )
 from lmjax.files import errors_told
 
-FORMAT = 1  # counts changes of how answers are computed or written
+FORMAT = 2  # counts changes of how answers are computed or written
 
 
 class AnswerFile:

@@ -112,12 +112,12 @@ def plain_text(text: str) -> str:
 
 
 def texts_match(prediction: str, answers: Sequence[str]) -> bool:
-    """Returns whether a prediction is one of the answers, but for what `plain_text` leaves out.
+    """Returns whether a prediction is one of the answers, by the words of their `plain_text`.
 
     Raises:
       UserError: there is no answer.
     """
-    return plain_text(prediction) in {plain_text(one) for one in _given(answers)}
+    return _words(prediction) in [_words(one) for one in _given(answers)]
 
 
 def text_f1(prediction: str, answers: Sequence[str]) -> float:
@@ -129,13 +129,18 @@ def text_f1(prediction: str, answers: Sequence[str]) -> float:
     Raises:
       UserError: there is no answer.
     """
-    found = collections.Counter(WORD.findall(plain_text(prediction)))
+    found = collections.Counter(_words(prediction))
     scores = []
     for answer in _given(answers):
-        wanted = collections.Counter(WORD.findall(plain_text(answer)))
+        wanted = collections.Counter(_words(answer))
         size = found.total() + wanted.total()
         scores.append(2 * (found & wanted).total() / size if size else 1.0)
     return max(scores)
+
+
+def _words(text: str) -> list[str]:
+    """Words of a plain text; each character of a script without spaces is one."""
+    return WORD.findall(plain_text(text))
 
 
 def _given(answers: Sequence[str]) -> Sequence[str]:

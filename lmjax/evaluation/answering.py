@@ -18,6 +18,7 @@ from lmjax.evaluation.requests import (
     WrittenRequest,
 )
 from lmjax.evaluation.scoring_plan import cut_in_batches
+from lmjax.generation.fill import AutoregressiveInfiller, Infiller, MaskedTokenInfiller
 from lmjax.generation.sampling import Sampling
 from lmjax.generation.text import TextGenerator
 
@@ -82,7 +83,8 @@ class Answering:
             tokens = text_tokens(tokenizer, request.prompt, request.special)
             tokens = tokens or list(self.beginning)
             check_known_tokens(tokens, vocabulary)
-            room = self._room(request)
+            longest = self.text.generator.config.max_length
+            room = prompt_room(longest, request.max_tokens, self.text.filling)
             cuts.append(0 if room is None else max(0, len(tokens) - room))
             rows.append(tokens[cuts[-1] :])
         for numbers in _alike(requests):
@@ -106,17 +108,30 @@ class Answering:
             own = texts[order * one.samples : (order + 1) * one.samples]
             note(number, Written(tuple(own), cuts[number]))
 
-    def _room(self, request: WrittenRequest) -> int | None:
-        """Most tokens of a prompt; None: any number."""
-        longest = self.text.generator.config.max_length
-        if longest is None:
-            return None
-        if request.max_tokens >= longest:
-            raise UserError(
-                f"{request.max_tokens} tokens are to be written, but the model reads {longest}: "
-                "that leaves no room for the question; ask for fewer"
-            )
-        return longest - request.max_tokens
+
+def prompt_room(longest: int | None, most: int, filling: Infiller | None) -> int | None:
+    """Most tokens of a prompt behind which a text is written; None: any number.
+
+    Args:
+      longest: tokens that the model reads; None: any number.
+      most: tokens of the text.
+      filling: how the model fills blanks, whose markers need room too; None: it continues texts.
+
+    Raises:
+      UserError: there is no room for a prompt, or the model writes no texts.
+    """
+    if isinstance(filling, MaskedTokenInfiller):
+        raise UserError("a model that guesses masks writes no texts: leave the task")
+    if longest is None:
+        return None
+    blank = isinstance(filling, AutoregressiveInfiller)
+    found = filling.room(longest, most) if blank else longest - most
+    if found < 1:
+        raise UserError(
+            f"{most} tokens are to be written, but the model reads {longest}: "
+            "that leaves no room for the question; ask for fewer"
+        )
+    return found
 
 
 def _alike(requests: Sequence[WrittenRequest]) -> list[list[int]]:

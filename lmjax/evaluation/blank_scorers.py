@@ -1,29 +1,27 @@
-"""Log-likelihoods under models that fill blanks: GLM, T5 and BERT, each in its own way."""
+"""Log-likelihoods of whole rows: models that fill blanks (GLM, T5, BERT), and prefix models.
+
+Each reads the context in its own way, so that none of it is cached between requests.
+"""
 
 from __future__ import annotations
 
 import abc
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-import jax
 import numpy as np
 
 from lmjax.config import UserError
 from lmjax.data.tokenizers import Tokenizer
 from lmjax.evaluation.boundary import TokenPair, beginning_of, token_pairs
-from lmjax.evaluation.likelihood import (
-    GROUP,
-    LikelihoodScorer,
-    Note,
-    check_known_tokens,
-    rolling_windows,
-)
+from lmjax.evaluation.likelihood import LikelihoodScorer, check_known_tokens, rolling_windows
 from lmjax.evaluation.likelihood_program import LikelihoodProgram
 from lmjax.evaluation.requests import ContinuationRequest, Likelihood, RollingRequest
-from lmjax.evaluation.scoring_plan import cut_in_batches, grouped
-from lmjax.generation.decoder import Decoder
+from lmjax.evaluation.row_sums import Note, RowSums, put_whole
+from lmjax.evaluation.scoring_plan import grouped, padded_length, rows_of
 from lmjax.generation.fill import (
+    AutoregressiveInfiller,
     BlankInfiller,
     Infiller,
     MaskedTokenInfiller,
@@ -31,9 +29,8 @@ from lmjax.generation.fill import (
     token,
 )
 from lmjax.generation.generator import require_numbers
-from lmjax.generation.prompts import Prompt, prompt_batch, tokens_of
+from lmjax.generation.prompts import Prompt, left_padded, prefix_row, tokens_of
 from lmjax.generation.text import TextGenerator
-from lmjax.models import blank_row
 
 
 class ScoredRow(NamedTuple):
@@ -52,16 +49,53 @@ class ScoredRow(NamedTuple):
     source: tuple[int, ...] | None = None
 
 
+class RowBatch(NamedTuple):
+    """Rows that are run together.
+
+    Attributes:
+      numbers: of the rows.
+      size: rows of the batch; those that lack are padding.
+      columns: of the batch.
+      source_columns: of what the encoder reads; 0 without one.
+    """
+
+    numbers: list[int]
+    size: int
+    columns: int
+    source_columns: int
+
+
+def batches_of(rows: Sequence[ScoredRow], batch_size: int) -> Iterator[RowBatch]:
+    """Yields batches of rows of nearly one length, long ones of fewer rows; see `rows_of`.
+
+    The encoder's texts are the longer ones, so that rows are ordered by them first.
+    """
+    lengths = [len(tokens_of(one.row)) for one in rows]
+    sources = [0 if one.source is None else padded_length(len(one.source)) for one in rows]
+    order = sorted(range(len(rows)), key=lambda n: (-sources[n], -lengths[n]))
+    first = 0
+    while first < len(order):
+        size = rows_of(batch_size, sources[order[first]])
+        longest = padded_length(max(lengths[n] for n in order[first : first + size]))
+        size = min(size, rows_of(batch_size, longest))
+        numbers = order[first : first + size]
+        columns = padded_length(max(lengths[n] for n in numbers))
+        yield RowBatch(numbers, size, columns, sources[numbers[0]])
+        first += size
+
+
 class BlankScorer(abc.ABC):
     """Base: every continuation makes rows, and its score is the sum of what they score."""
 
     def __init__(self, text: TextGenerator, batch_size: int = 32, begin: int | None = None):
         """See `LikelihoodScorer`."""
+        if batch_size < 1:
+            raise UserError(f"batch_size={batch_size}: must be at least 1")
         self.text, self.batch_size = text, batch_size
         self.generator, self.tokenizer = text.generator, text.tokenizer
         self.longest = self.generator.config.max_length
         self.beginning = beginning_of(text.tokenizer, begin)
-        self.program = LikelihoodProgram(Decoder(self.generator.config, self.generator.layout))
+        self.program = LikelihoodProgram(self.generator.decoder)
 
     @abc.abstractmethod
     def rows(self, pair: TokenPair) -> tuple[list[ScoredRow], int]:
@@ -86,16 +120,20 @@ class BlankScorer(abc.ABC):
         for request, tokens in zip(requests, encoded, strict=True):
             if not tokens:
                 raise UserError(f"the text {request.text[:40]!r} has no token to score")
-        return self.score([self.windows(tokens) for tokens in encoded], note)
+        pairs = zip(encoded, requests, strict=True)
+        return self.score([self.windows(tokens, one.stride) for tokens, one in pairs], note)
 
     @abc.abstractmethod
-    def windows(self, tokens: Sequence[int]) -> list[TokenPair]:
-        """Parts of a text that are scored one by one. UserError: the model scores none."""
+    def windows(self, tokens: Sequence[int], stride: int | None = None) -> list[TokenPair]:
+        """Parts of a text that are scored one by one; see `rolling_windows`.
+
+        UserError: the model scores none.
+        """
 
     def score(
         self, texts: Sequence[Sequence[TokenPair]], note: Note | None = None
     ) -> list[Likelihood]:
-        """Answers of texts, each from those of its parts."""
+        """Answers of texts, each from those of its parts; `note` is told each at once."""
         rows: list[ScoredRow] = []
         owners, cuts = [], [0] * len(texts)
         for number, pairs in enumerate(texts):
@@ -107,33 +145,28 @@ class BlankScorer(abc.ABC):
                 rows += found
                 owners += [number] * len(found)
                 cuts[number] += cut
-        sums, greedy = np.zeros(len(texts)), np.ones(len(texts), bool)
-        counts = np.zeros(len(texts), int)
+        sums = RowSums(owners, cuts, note)
         for number, values, right in self._scored(rows):
-            sums[owners[number]] += values.sum(dtype=np.float64)
-            greedy[owners[number]] &= right.all()
-            counts[owners[number]] += len(values)
-        answers = []
-        for number, values in enumerate(zip(sums.tolist(), greedy.tolist(), counts.tolist(), cuts)):
-            answers.append(Likelihood(*values))
-            if note is not None:
-                note(number, answers[-1])
-        return answers
+            total = float(values.sum(dtype=np.float64))
+            sums.add(number, total, bool(right.all()), len(values))
+        return sums.answers
 
     def _scored(self, rows: Sequence[ScoredRow]):
         """Yields the number of each row, its log-probabilities, and which tokens are likeliest."""
-        for part, _ in cut_in_batches([len(tokens_of(one.row)) for one in rows], self.batch_size):
+        for part, size, columns, source_columns in batches_of(rows, self.batch_size):
             some = [rows[n] for n in part]
-            padded = some + [some[-1]] * (self.batch_size - len(some))
-            sources = None if some[0].source is None else [one.source for one in padded]
-            batch = prompt_batch([one.row for one in padded], sources)
-            columns = batch.tokens.shape[1]
+            padded = some + [some[-1]] * (size - len(some))
+            batch = left_padded([one.row for one in padded], columns)
+            if source_columns:
+                sources = left_padded([one.source for one in padded], source_columns)
+                batch = dataclasses.replace(batch, encoder=sources)
             at, targets = [], []
             for line, one in enumerate(some):
                 start = (line + 1) * columns - len(tokens_of(one.row)) + one.first
                 at += range(start, start + len(one.targets))
                 targets += one.targets
-            given = (self._put_whole(grouped(values, GROUP)) for values in (at, targets))
+            words = self.generator.config.vocab_size
+            given = (put_whole(grouped(values, words)) for values in (at, targets))
             found = self.program.whole(
                 self.generator.weights, self.generator.put_on_devices(batch), *given
             )
@@ -145,9 +178,13 @@ class BlankScorer(abc.ABC):
                 yield number, values[own], best[own] == np.array(one.targets)
                 start += len(one.targets)
 
-    def _put_whole(self, array: np.ndarray) -> jax.Array:
-        mesh = jax.sharding.get_mesh()
-        return jax.device_put(array, jax.NamedSharding(mesh, jax.sharding.PartitionSpec()))
+    def _rest(self, context: Sequence[int], continuation: tuple[int, ...]) -> ScoredRow:
+        """The continuation as what fills the blank of the context's rest."""
+        filling: AutoregressiveInfiller = self.text.filling
+        blanked = filling.before_rest(self.tokenizer, context)
+        row, source = filling.prompt(self.tokenizer, blanked, [continuation[:-1]])
+        first = len(tokens_of(row)) - len(continuation)
+        return ScoredRow(row, first, continuation, None if source is None else tuple(source))
 
     def _cut(self, pair: TokenPair, more: int) -> tuple[tuple[int, ...], int]:
         """The context's right end that fits beside the continuation and `more` tokens."""
@@ -155,10 +192,7 @@ class BlankScorer(abc.ABC):
             return pair.context, 0
         room = self.longest - more - len(pair.continuation)
         if room < 1:
-            raise UserError(
-                f"a continuation of {len(pair.continuation)} tokens does not fit into the "
-                f"{self.longest} tokens that the model reads"
-            )
+            raise _too_long(pair, self.longest)
         return pair.context[-room:], max(0, len(pair.context) - room)
 
 
@@ -170,19 +204,32 @@ class GLMScorer(BlankScorer):
 
     def rows(self, pair: TokenPair) -> tuple[list[ScoredRow], int]:
         """See `BlankScorer.rows`."""
-        filling: BlankInfiller = self.text.filling
-        known = self.tokenizer.special
-        names = [n for n in (*filling.rest, *filling.masks) if n in known] or filling.masks[:1]
-        mask, sop = token(self.tokenizer, names[0]), token(self.tokenizer, filling.sop)
         head, cut = self._cut(pair, 1)
-        content = [sop, *pair.continuation[:-1]]
-        row = blank_row([*head, mask], [(len(head), content)], names[0] in filling.run_on)
-        return [ScoredRow(row, len(head) + 1, pair.continuation)], cut
+        return [self._rest(head, pair.continuation)], cut
 
-    def windows(self, tokens: Sequence[int]) -> list[TokenPair]:
+    def windows(self, tokens: Sequence[int], stride: int | None = None) -> list[TokenPair]:
         """See `BlankScorer.windows`: a window is a blank behind the end of the one before."""
-        most = None if self.longest is None else (self.longest - 1) // 2
-        return list(rolling_windows(tokens, self.beginning, most))
+        most = self.longest  # of context, blank and continuation
+        if most is not None:
+            most = (most - 1) // 2 if stride is None else most - 2
+        return list(rolling_windows(tokens, self.beginning, most, stride))
+
+
+class PrefixScorer(BlankScorer):
+    """A prefix language model: the context's tokens see each other both ways, as in training.
+
+    (Raffel et al. 2020, arXiv:1910.10683, section 3.2.1.)
+    """
+
+    def rows(self, pair: TokenPair) -> tuple[list[ScoredRow], int]:
+        """See `BlankScorer.rows`: the last token is not read, only scored."""
+        head, cut = self._cut(pair, -1)
+        row = prefix_row(head, pair.continuation[:-1])
+        return [ScoredRow(row, len(head) - 1, pair.continuation)], cut
+
+    def windows(self, tokens: Sequence[int], stride: int | None = None) -> list[TokenPair]:
+        """See `BlankScorer.windows`: a window is continued behind the end of the one before."""
+        return list(rolling_windows(tokens, self.beginning, self.longest, stride))
 
 
 class T5Scorer(BlankScorer):
@@ -193,19 +240,14 @@ class T5Scorer(BlankScorer):
 
     def rows(self, pair: TokenPair) -> tuple[list[ScoredRow], int]:
         """See `BlankScorer.rows`."""
-        filling: SentinelInfiller = self.text.filling
-        sentinel = filling.sentinel.format(0)
-        marks = () if filling.replies else (token(self.tokenizer, sentinel),)
         context = tuple(t for t in pair.context if t != self.tokenizer.end)
-        kept = (
-            context if self.longest is None else context[max(0, len(context) - self.longest + 2) :]
-        )
-        decoder = [token(self.tokenizer, filling.start), *marks, *pair.continuation[:-1]]
-        source = (*kept, *marks, self.tokenizer.end)
-        row = ScoredRow(decoder, len(marks), pair.continuation, source)
-        return [row], len(context) - len(kept)
+        most = self.longest
+        if most is not None and len(pair.continuation) >= most:
+            raise _too_long(pair, most)
+        cut = 0 if self.longest is None else max(0, len(context) - self.longest + 2)
+        return [self._rest(context[cut:], pair.continuation)], cut
 
-    def windows(self, tokens: Sequence[int]) -> list[TokenPair]:
+    def windows(self, tokens: Sequence[int], stride: int | None = None) -> list[TokenPair]:
         """See `BlankScorer.windows`: none."""
         raise UserError("a model with an encoder has no perplexity of whole texts: leave the task")
 
@@ -232,9 +274,16 @@ class BERTScorer(BlankScorer):
             found.append(ScoredRow(hidden, number, (wanted,)))
         return found, cut
 
-    def windows(self, tokens: Sequence[int]) -> list[TokenPair]:
+    def windows(self, tokens: Sequence[int], stride: int | None = None) -> list[TokenPair]:
         """See `BlankScorer.windows`: the text whole, which must fit."""
         return [TokenPair((), tuple(tokens))]
+
+
+def _too_long(pair: TokenPair, most: int) -> UserError:
+    return UserError(
+        f"a continuation of {len(pair.continuation)} tokens does not fit into the {most} tokens "
+        "that the model reads"
+    )
 
 
 def _framed(
@@ -269,7 +318,7 @@ def tokens_read(pair: TokenPair, tokenizer: Tokenizer, filling: Infiller | None)
 def scorer_of(
     text: TextGenerator, batch_size: int = 32, begin: int | None = None
 ) -> LikelihoodScorer | BlankScorer:
-    """The way to score texts with a model: by what it learned to fill, or from left to right.
+    """The way to score texts with a model: by what it learned to fill or read, or left to right.
 
     Raises:
       UserError: a model that does neither.
@@ -278,4 +327,6 @@ def scorer_of(
     for filling, scorer in kinds.items():
         if isinstance(text.filling, filling):
             return scorer(text, batch_size, begin)
+    if text.reads_prefix:
+        return PrefixScorer(text, batch_size, begin)
     return LikelihoodScorer(text, batch_size, begin)

@@ -48,7 +48,9 @@ class ChatSamples(Evaluator):
         def evaluate(step: int, params: dict) -> tuple[Table, ...]:
             if not self.requests:
                 return ()
-            generator = TextGenerator(Generator(model, params), feed.tokenizer, filling)
+            prefix = feed.objective.reads_prefix
+            trained = Generator(model, params, merge=False)
+            generator = TextGenerator(trained, feed.tokenizer, filling, reads_prefix=prefix)
             if isinstance(filling, AutoregressiveInfiller):
                 filled = generator.fill(self.requests, self.sampling, self.length)
                 replies = [text.text for text in filled]

@@ -267,29 +267,6 @@ def score_ratio(
     return bootstrap_interval(rows, lambda total: total[0] / total[1], resamples, seed, level)
 
 
-def minimum_detectable_difference(
-    deviation: float, items: int, power: float = 0.8, level: float = LEVEL
-) -> float:
-    """Smallest true difference that a paired comparison of so many items finds with such power.
-
-    (z of the level + z of the power) deviation / sqrt(items): a smaller one may be there and not be
-    seen, so that "no difference" is to be read beside it (Card et al. 2020, arXiv:2010.06595).
-
-    Args:
-      deviation: standard deviation of the difference of an item's scores. Of answers that are right
-        or wrong it is about the root of the share of items of which one model alone is right.
-      items: of the comparison.
-      power: chance to find it.
-      level: of the interval that is to leave out 0.
-
-    Raises:
-      UserError: there is no item, or power or level are no shares.
-    """
-    if items < 1 or not (0 < power < 1 and 0 < level < 1):
-        raise UserError(f"items={items}, power={power}, level={level}: items and shares are meant")
-    return (_quantile(level) + NORMAL.inv_cdf(power)) * deviation / math.sqrt(items)
-
-
 def _quantile(level: float) -> float:
     return NORMAL.inv_cdf((1 + level) / 2)
 

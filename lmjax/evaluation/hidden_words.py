@@ -53,7 +53,9 @@ class HiddenWords(Evaluator):
             fills = isinstance(filling, AutoregressiveInfiller)
             if not (fills and filling.names(feed.tokenizer)):
                 return ()
-            generator = TextGenerator(Generator(model, params), feed.tokenizer, filling)
+            generator = TextGenerator(
+                Generator(model, params, merge=False), feed.tokenizer, filling
+            )
             rows, examples = recover(generator, feed.prepared)
             if not rows:
                 return ()

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -92,19 +92,25 @@ class Judge:
     model: ReplyModel  # the judge
     form: Form = "verdict"  # what it is asked for: which reply is better; or a score for each
 
-    def compare(self, pairs: Sequence[ReplyPair], path: Path) -> Judgements:
+    def compare(
+        self,
+        pairs: Sequence[ReplyPair],
+        path: Path,
+        note: Callable[[int, int], None] | None = None,
+    ) -> Judgements:
         """Judges all pairs in both orders, but for those that the file has already.
 
-        A pair is known by all that the judge reads and by the judge's settings: other replies, or
-        another judge, are asked anew, and may share the file. Replies that are equal are a tie, and
-        are not asked.
+          A pair is known by all that the judge reads and by the judge's settings: other replies, or
+          another judge, are asked anew, and may share the file. Replies that are equal are a tie;
+          they are asked about for their score alone, once.
 
-        Args:
-          pairs: the replies.
-          path: of a file of JSON lines, of which one is added, on disk, with each judgement.
+          Args:
+            pairs: the replies.
+            path: of a file of JSON lines, of which one is added, on disk, with each judgement.
+        note: is told the number of pairs that are judged, and of all.
 
-        Raises:
-          UserError: there is no pair, the judge does not reply, or the file cannot be written.
+          Raises:
+            UserError: there is no pair, the judge does not reply, or the file cannot be written.
         """
         if not pairs:
             raise UserError("there are no replies to compare")
@@ -112,17 +118,22 @@ class Judge:
         known = {record.get("key"): record.get("points") for record in log.records}
         scores = np.full((len(pairs), 2, 2), np.nan)
         for number, pair in enumerate(pairs):
+            equal = pair.ours.strip() == pair.theirs.strip()
             for swapped in (False, True):
-                if pair.ours.strip() == pair.theirs.strip():
-                    points: Sequence[float] | None = (0.5, 0.5)
+                if equal and self.form == "verdict":
+                    points: Sequence[float] | None = POINTS["tie"]
                 else:
-                    prompt = judge_prompt(pair, swapped, self.form)
+                    prompt = judge_prompt(pair, swapped and not equal, self.form)
                     key = digest(prompt, json.dumps(self.model.settings, sort_keys=True))
                     if key not in known:
                         known[key] = self._ask(prompt, key, swapped, log)
                     points = known[key]
+                    if equal and points is not None:
+                        points = (sum(points) / 2,) * 2
                 if points is not None:
                     scores[number, int(swapped)] = points[::-1] if swapped else points
+            if note is not None:
+                note(number + 1, len(pairs))
         lead = scores[..., 0] - scores[..., 1]
         return Judgements(np.where(np.isnan(lead), np.nan, (np.sign(lead) + 1) / 2), scores)
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from lmjax.console import Table
+from lmjax.evaluation.reference_scores import names_of_set
 from lmjax.evaluation.task_result import TaskResult
 from lmjax.evaluation.tasks.arc import Arc
 from lmjax.evaluation.tasks.hellaswag import HellaSwag
@@ -21,7 +22,7 @@ FOUR = (
     (TruthfulQA2, 0, "mc2"),
 )
 CAPTION = (
-    "ARC (the leaderboard's is the challenge set) with 25 examples in the prompt, HellaSwag with "
+    "ARC's challenge set with 25 examples in the prompt, HellaSwag with "
     "10, MMLU with 5 and TruthfulQA with those of its own prompt: acc_norm, acc_norm, the mean of "
     "acc over the 57 subjects, MC2; and their mean, in percent."
 )
@@ -30,7 +31,8 @@ CAPTION = (
 def leaderboard_table(results: Mapping[str, Sequence[TaskResult]]) -> Table | None:
     """The four scores of models (by name) and their mean; None where they are not all there.
 
-    A task with a limit, or with other numbers of examples, is not the leaderboard's.
+    A task with a limit, or with other numbers of examples, is not the leaderboard's, nor is a file
+    of ARC that does not say that it is of the challenge set.
     """
     rows = []
     for kind, shots, measure in FOUR:
@@ -50,11 +52,12 @@ def leaderboard_table(results: Mapping[str, Sequence[TaskResult]]) -> Table | No
 
 
 def _is_whole(result: TaskResult, shots: int) -> bool:
-    """Returns whether all items were asked with so many examples."""
+    """Returns whether all items of the leaderboard's set were asked with so many examples."""
     task = result.task
     subjects = {question.item.subject for question in result.questions}
     all_there = not isinstance(task, MMLU) or subjects == GROUP_OF.keys()
-    return task.shots == shots and task.limit is None and all_there
+    challenge = not isinstance(task, Arc) or "challenge" in names_of_set(task)
+    return task.shots == shots and task.limit is None and all_there and challenge
 
 
 def _score(result: TaskResult, name: str) -> float:

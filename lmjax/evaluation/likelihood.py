@@ -7,7 +7,7 @@ with examples), and a request that is made twice. A number does not depend on th
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import jax
 import numpy as np
@@ -16,8 +16,10 @@ from lmjax.config import UserError
 from lmjax.evaluation.boundary import TokenPair, beginning_of, token_pairs
 from lmjax.evaluation.likelihood_program import LikelihoodProgram
 from lmjax.evaluation.requests import ContinuationRequest, Likelihood, RollingRequest
+from lmjax.evaluation.row_sums import Note, RowSums, put_whole
 from lmjax.evaluation.scoring_plan import (
     Family,
+    cache_length,
     cut_in_batches,
     families_of,
     grouped,
@@ -26,19 +28,16 @@ from lmjax.evaluation.scoring_plan import (
     rows_of,
     shared_prefixes,
 )
-from lmjax.generation.decoder import Decoder
 from lmjax.generation.generator import require_numbers
 from lmjax.generation.prompts import check_prompts
 from lmjax.generation.text import TextGenerator
 from lmjax.models import EncoderDecoderConfig, TransformerConfig
 from lmjax.models.rotary import DynamicNTKScaling, DynamicScaling, LongRoPEScaling
 
-GROUP = 64  # tokens that are scored at once
+SHORT = 4  # columns of the shortest continuations behind a cache
+PARTS = 8  # between two powers of two, of longer ones: see `padded_length`
 # Positions that go by the length of the whole text: a context alone has other ones.
 BY_LENGTH = (DynamicNTKScaling, DynamicScaling, LongRoPEScaling)
-
-# (number of a pair, its answer) -> nothing; called as soon as an answer is there.
-Note = Callable[[int, Likelihood], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +84,7 @@ class LikelihoodScorer:
         self.share = share and not isinstance(
             getattr(self.config.attention.position_rule, "scaling", None), BY_LENGTH
         )
-        self.program = LikelihoodProgram(Decoder(self.config, self.generator.layout))
+        self.program = LikelihoodProgram(self.generator.decoder)
 
     def continuations(
         self, requests: Sequence[ContinuationRequest], note: Note | None = None
@@ -116,24 +115,13 @@ class LikelihoodScorer:
         for number, tokens in enumerate(encoded):
             if not tokens:
                 raise UserError(f"the text {requests[number].text[:40]!r} has no token to score")
-            found = list(rolling_windows(tokens, self.beginning, self.config.max_length))
+            most, stride = self.config.max_length, requests[number].stride
+            found = list(rolling_windows(tokens, self.beginning, most, stride))
             windows += [Fitted(pair, 0) for pair in found]
             owners += [number] * len(found)
-        answers: list[Likelihood | None] = [None] * len(requests)
-        left = np.bincount(owners, minlength=len(requests))
-        parts: list[list[Likelihood]] = [[] for _ in requests]
-
-        def collect(number: int, part: Likelihood) -> None:
-            owner = owners[number]
-            parts[owner].append(part)
-            left[owner] -= 1
-            if not left[owner]:
-                answers[owner] = _joined(parts[owner])
-                if note is not None:
-                    note(owner, answers[owner])
-
-        self.score(windows, collect)
-        return answers
+        sums = RowSums(owners, [0] * len(requests), note)
+        self.score(windows, lambda number, one: sums.add(number, *one[:3]))
+        return sums.answers
 
     def score(self, fitted: Sequence[Fitted], note: Note | None = None) -> list[Likelihood]:
         """Answers of pairs of tokens; see `continuations`."""
@@ -201,7 +189,7 @@ class LikelihoodScorer:
             text = families[0].context[:length]
             room = length + max(len(one.context) - length for one in families)
             batch = right_padded([text], 1, padded_length(length))
-            prefix = self.program.prefix(weights, self._put(batch), length=padded_length(room))
+            prefix = self.program.prefix(weights, self._put(batch), length=cache_length(room))
         lengths = [len(one.context) - length for one in families]
         for part, columns in cut_in_batches(lengths, self.batch_size):
             some = [families[n] for n in part]
@@ -213,9 +201,9 @@ class LikelihoodScorer:
             for row, tokens in enumerate(firsts):
                 targets[row, : len(tokens)] = tokens
             batch = self._put(right_padded(texts, rows, columns, length))
-            settings = {"length": columns, "rows": rows}
+            settings = {"length": cache_length(columns), "rows": rows}
             found, best, cache = self.program.contexts(
-                weights, batch, self._put_whole(targets), prefix, **settings
+                weights, batch, put_whole(targets), prefix, **settings
             )
             yield from self._behind(some, np.asarray(found), np.asarray(best), cache)
 
@@ -232,7 +220,8 @@ class LikelihoodScorer:
                     yield numbers, value, is_greedy
                 else:
                     longer.append((row, tokens, numbers, value, is_greedy))
-        for part, columns in cut_in_batches([len(one[1]) - 1 for one in longer], self.batch_size):
+        lengths = [len(one[1]) - 1 for one in longer]
+        for part, columns in cut_in_batches(lengths, self.batch_size, SHORT, PARTS):
             some = [longer[n] for n in part]
             rows = rows_of(self.batch_size, columns)
             owners = np.zeros(rows, np.int32)
@@ -242,7 +231,7 @@ class LikelihoodScorer:
             wanted = [one[1][1:] for one in some]
             given = self._scored_at([0] * len(some), wanted, columns)
             values = self.program.behind(
-                self.generator.weights, cache, self._put_whole(owners), self._put(batch), *given
+                self.generator.weights, cache, put_whole(owners), self._put(batch), *given
             )
             rest = self._answers([(one[1][1:], one[2]) for one in some], values)
             for one, (numbers, value, is_greedy) in zip(some, rest, strict=True):
@@ -264,7 +253,8 @@ class LikelihoodScorer:
             for n in range(len(tokens))
         ]
         tokens = [token for row in wanted for token in row]
-        return tuple(self._put_whole(grouped(numbers, GROUP)) for numbers in (at, tokens))
+        size = self.config.vocab_size
+        return tuple(put_whole(grouped(numbers, size)) for numbers in (at, tokens))
 
     def _answers(
         self, rows: Sequence[tuple[Sequence[int], list[int]]], values: tuple[jax.Array, jax.Array]
@@ -281,11 +271,6 @@ class LikelihoodScorer:
 
     def _put(self, batch):
         return self.generator.put_on_devices(batch)
-
-    def _put_whole(self, array: np.ndarray) -> jax.Array:
-        """An array that every device has all of."""
-        mesh = jax.sharding.get_mesh()
-        return jax.device_put(array, jax.NamedSharding(mesh, jax.sharding.PartitionSpec()))
 
 
 def check_causal(config: TransformerConfig) -> None:
@@ -305,7 +290,10 @@ def check_known_tokens(tokens: Sequence[int], vocab_size: int) -> None:
 
 
 def rolling_windows(
-    tokens: Sequence[int], beginning: Sequence[int], longest: int | None
+    tokens: Sequence[int],
+    beginning: Sequence[int],
+    longest: int | None,
+    stride: int | None = None,
 ) -> Iterator[TokenPair]:
     """Yields windows in which each token is scored once, behind at least one other.
 
@@ -313,6 +301,8 @@ def rolling_windows(
       tokens: of a text.
       beginning: tokens before it.
       longest: most tokens of a window that the model reads; None: no limit.
+      stride: tokens that a further window scores, behind those that there is room for; None: as
+        many as it reads.
     """
     if longest is None:
         yield TokenPair(tuple(beginning), tuple(tokens))
@@ -321,7 +311,7 @@ def rolling_windows(
     done = min(len(tokens), longest + 1 - len(beginning))
     yield TokenPair(beginning, tuple(tokens[:done]))
     while done < len(tokens):
-        end = min(len(tokens), done + longest)
+        end = min(len(tokens), done + min(longest, stride or longest))
         yield TokenPair(tuple(tokens[max(0, end - longest - 1) : done]), tuple(tokens[done:end]))
         done = end
 
@@ -329,10 +319,3 @@ def rolling_windows(
 def _is_row(family: Family) -> bool:
     """Returns whether a context has one continuation, so that nothing is shared."""
     return len(family.continuations) == 1 and family.longest > 1
-
-
-def _joined(parts: Sequence[Likelihood]) -> Likelihood:
-    """The answer for a text from those of its windows."""
-    total = sum(part.log_probability for part in parts)
-    tokens = sum(part.tokens for part in parts)
-    return Likelihood(total, all(part.is_greedy for part in parts), tokens)

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int
 from lmjax.generation.decoder import Decoder
 from lmjax.generation.weights import stacked
 from lmjax.models import Batch, Cache, abstract, make_cache
-from lmjax.models.cache import last_tokens
+from lmjax.models.batch import last_tokens
 from lmjax.models.transformer import Transformer
 
 
@@ -32,7 +32,6 @@ class LikelihoodProgram:
 
     decoder: Decoder
 
-    @functools.partial(jax.jit, static_argnums=0, static_argnames=("length", "rows"))
     def contexts(
         self, params: dict, batch: Batch, targets, cache: Cache | None, *, length: int, rows: int
     ) -> tuple[Float[Array, "rows choices"], Int[Array, "rows"], Cache]:
@@ -49,15 +48,8 @@ class LikelihoodProgram:
         Returns:
           Log-probability of each target, the likeliest token, and the cache.
         """
-        layout = self.decoder.layout
-        if cache is None:
-            cache = make_cache(self.decoder.config, layout, rows, length)
-        else:
-            cache = cache.take(layout, jnp.zeros(rows, jnp.int32))
-        hidden, cache = self._model(params)(batch, cache)
-        last = last_tokens(batch.segments, hidden)
-        columns = jnp.arange(rows)[None]
-        found, best = self._scored(params, last, columns, targets[None])
+        last, cache = self._last(params, batch, cache, length=length, rows=rows)
+        found, best = self._scores(params, last[None], targets[None])
         return found[0], best[0], cache
 
     @functools.partial(jax.jit, static_argnums=0, static_argnames="length")
@@ -66,7 +58,6 @@ class LikelihoodProgram:
         cache = make_cache(self.decoder.config, self.decoder.layout, 1, length)
         return self._model(params)(batch, cache)[1]
 
-    @functools.partial(jax.jit, static_argnums=0)
     def behind(
         self, params: dict, cache: Cache, owners, batch: Batch, at, targets
     ) -> tuple[Float[Array, "groups tokens"], Int[Array, "groups tokens"]]:
@@ -84,46 +75,81 @@ class LikelihoodProgram:
         Returns:
           Log-probability of each target, and the likeliest token there.
         """
-        cache = cache.take(self.decoder.layout, owners)
-        hidden, _ = self._model(params)(batch, cache)
+        hidden = self._behind(params, cache, owners, batch)
         return self._in_groups(params, hidden, at, targets)
 
-    @functools.partial(jax.jit, static_argnums=0)
     def whole(
         self, params: dict, batch: Batch, at, targets
     ) -> tuple[Float[Array, "groups tokens"], Int[Array, "groups tokens"]]:
         """Runs whole rows without a cache; see `behind`."""
-        hidden, _ = self._model(params)(batch)
-        return self._in_groups(params, hidden, at, targets)
+        return self._in_groups(params, self._whole(params, batch), at, targets)
+
+    # The model and the scores of its states are compiled apart: the latter have many sizes, and
+    # the former take long.
+
+    @functools.partial(jax.jit, static_argnums=0, static_argnames=("length", "rows"))
+    def _last(self, params, batch, cache, *, length, rows):
+        """The state behind each context, and the cache; see `contexts`."""
+        layout = self.decoder.layout
+        if cache is None:
+            cache = make_cache(self.decoder.config, layout, rows, length)
+        else:
+            cache = cache.take(layout, jnp.zeros(rows, jnp.int32))
+        hidden, cache = self._model(params)(batch, cache)
+        return jax.reshard(last_tokens(batch.segments, hidden), PartitionSpec()), cache
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def _behind(self, params, cache, owners, batch):
+        """States of continuations, those of a row after those of the row before."""
+        cache = cache.take(self.decoder.layout, owners)
+        return _flat(self._model(params)(batch, cache)[0])
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def _whole(self, params, batch):
+        """States of whole rows; see `_behind`."""
+        return _flat(self._model(params)(batch)[0])
 
     def _in_groups(self, params, hidden, at, targets):
-        """Log-probabilities and likeliest tokens at columns of rows of hidden states."""
-        flat = jax.reshard(hidden, PartitionSpec()).reshape(-1, hidden.shape[-1])
-        found, best = self._scored(params, flat, at, targets[..., None])
+        """Log-probabilities and likeliest tokens at some of the states."""
+        found, best = self._scores(params, self._taken(hidden, at), targets[..., None])
         return found[..., 0], best
 
-    def _scored(self, params, hidden, at, targets):
+    @functools.partial(jax.jit, static_argnums=0)
+    def _taken(self, hidden, at):
+        """States before targets: in a program of its own, which is compiled fast for many sizes."""
+        return self.decoder.layout.take(hidden, at.reshape(-1)).reshape(*at.shape, -1)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def _scores(self, params, states, targets):
         """Log-probabilities of targets [groups, tokens, choices], and the likeliest tokens.
 
         Args:
           params: as `Generator.weights`.
-          hidden: hidden states [states, width].
-          at: number of the state before each target [groups, tokens].
+          states: hidden state before each target [groups, tokens, width].
           targets: tokens.
         """
-        layout, model = self.decoder.layout, self._model(params)
-        hidden, vocabulary = jax.reshard(hidden, PartitionSpec()), self.decoder.config.vocab_size
+        model, vocabulary = self._model(params), self.decoder.config.vocab_size
 
         def group(given):
-            rows, wanted = given
-            logits = model.logits(layout.take(hidden, rows)[:, None])[:, 0]
-            logits = jax.reshard(logits, PartitionSpec())[:, :vocabulary]
+            states, wanted = given
+            logits = model.logits(states[:, None])[:, 0]
+            logits = jax.reshard(logits, PartitionSpec())[:, :vocabulary].astype(jnp.float32)
             chosen = jnp.take_along_axis(logits, wanted, axis=1)
-            chosen = chosen - jax.nn.logsumexp(logits, axis=1, keepdims=True)
-            return chosen, jnp.argmax(logits, axis=1).astype(jnp.int32)
+            # Passes that XLA's CPU compiler makes fast: `logsumexp` and `argmax` take three times
+            # as long, a third of the product before them.
+            top = jnp.max(logits, axis=1, keepdims=True)
+            total = jnp.sum(jnp.exp(logits - top), axis=1, keepdims=True)
+            first = jnp.where(logits == top, jnp.arange(vocabulary), vocabulary)
+            best = jnp.min(first, axis=1).astype(jnp.int32)
+            return chosen - top - jnp.log(total), best
 
-        return jax.lax.map(group, (at, targets))
+        return jax.lax.map(group, (states, targets))
 
     def _model(self, params: dict) -> Transformer:
         graph, _ = abstract(self.decoder.config, self.decoder.layout)
         return nnx.merge(graph, stacked(params))
+
+
+def _flat(hidden: Float[Array, "rows columns width"]) -> Float[Array, "states width"]:
+    """States of all rows on every device."""
+    return jax.reshard(hidden, PartitionSpec()).reshape(-1, hidden.shape[-1])

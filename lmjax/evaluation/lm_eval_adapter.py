@@ -73,11 +73,14 @@ def adapter_class() -> type:
                 text = load(folder, dtype=dtype)
                 begin = begin_token(folder, text.tokenizer)
                 self.answering = Answering(text, size, begin)
-            self.in_chat = False  # whether contexts are rendered conversations
+            self.rendered: set[str] = set()  # conversations as the harness got them from us
 
         def loglikelihood(self, requests: Sequence[Any], **_: Any) -> list[tuple[float, bool]]:
             """Log-likelihood of each continuation, and whether it is greedy."""
-            asked = [ContinuationRequest(*request.args, self.in_chat) for request in requests]
+            asked = [
+                ContinuationRequest(*request.args, request.args[0] in self.rendered)
+                for request in requests
+            ]
             return [(one.log_probability, one.is_greedy) for one in self._answers(asked)]
 
         def loglikelihood_rolling(self, requests: Sequence[Any], **_: Any) -> list[float]:
@@ -87,8 +90,7 @@ def adapter_class() -> type:
 
         def generate_until(self, requests: Sequence[Any], **_: Any) -> list[str]:
             """Each prompt's text, cut before its stop string, which the harness does not do."""
-            ends = reply_ends(self._format, self.answering.text.tokenizer) if self.in_chat else ()
-            asked = [written_request(*request.args, self.in_chat, ends) for request in requests]
+            asked = [self._written(*request.args) for request in requests]
             return [one.texts[0] for one in self._answers(asked)]
 
         @property
@@ -106,14 +108,22 @@ def adapter_class() -> type:
             self, chat_history: Sequence[Mapping[str, str]], add_generation_prompt: bool = True
         ) -> str:
             """A conversation as text, in which names of special tokens are these tokens."""
-            self.in_chat = True
             messages = [Message(turn["role"], turn["content"]) for turn in chat_history]
             pieces = self._format.render(messages, reply=add_generation_prompt)
-            return "".join(piece.text for piece in pieces)
+            text = "".join(piece.text for piece in pieces)
+            self.rendered.add(text)
+            return text
 
         @functools.cached_property
         def _format(self) -> ChatFormat:
             return chat_format(self.folder, self.answering.text.tokenizer, self.chat)
+
+        def _written(self, prompt: str, settings: Mapping[str, Any]) -> WrittenRequest:
+            """A text's request; a reply to a rendered conversation ends where its format says."""
+            if prompt not in self.rendered:
+                return written_request(prompt, settings, False)
+            ends = reply_ends(self._format, self.answering.text.tokenizer)
+            return written_request(prompt, settings, True, ends)
 
         def _answers(self, requests: Sequence[ModelRequest]) -> list[ModelAnswer]:
             with jax.set_mesh(self.mesh):

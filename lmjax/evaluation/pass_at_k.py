@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from lmjax.config import UserError
@@ -27,19 +25,3 @@ def pass_at_k(samples: int, right: int, k: int) -> float:
     # The chance that all k are wrong, drawn one after another; a product that cannot overflow.
     drawn = np.arange(k)
     return float(1 - np.prod(np.maximum(samples - right - drawn, 0) / (samples - drawn)))
-
-
-def mean_pass_at_k(samples: Sequence[int], right: Sequence[int], k: int) -> float:
-    """Mean of `pass_at_k` over problems.
-
-    Args:
-      samples: programs of each problem; k or more.
-      right: those of them that are right.
-      k: programs that may be tried.
-
-    Raises:
-      UserError: there is no problem, or see `pass_at_k`.
-    """
-    if not len(samples):
-        raise UserError(f"pass@{k}: there is no problem")
-    return float(np.mean([pass_at_k(n, c, k) for n, c in zip(samples, right, strict=True)]))

@@ -31,9 +31,12 @@ class RollingRequest:
 
     Attributes:
       text: the text.
+      stride: tokens that are scored together in a text longer than the model reads, behind as many
+        others as there is room for; None: as many as the model reads, behind one.
     """
 
     text: str
+    stride: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,18 +12,34 @@ from jaxtyping import Int
 from lmjax.evaluation.boundary import TokenPair
 from lmjax.models import Batch
 
-SHORTEST = 8  # columns of the shortest rows
 LONG = 256  # columns from which on a batch has fewer rows
+ROOM = 64  # tokens of the smallest cache
 SHARED = 32  # fewest tokens that are worth a cache of their own
 SHARERS = 8  # fewest contexts that are
+GROUP = 64  # tokens that are scored at once, or a multiple
+LARGEST = 256  # tokens of the largest group
+LOGITS = 1 << 24  # of a group at most, where that is more than one of `GROUP` tokens
 
 
-def padded_length(length: int) -> int:
-    """The next of 8, 12, 16, 24, 32, 48, ...: few shapes are compiled, and little is padding."""
-    size = SHORTEST
-    while size < length:
-        size = size * 3 // 2 if size & (size - 1) == 0 else size * 4 // 3
-    return size
+def padded_length(length: int, step: int = 8, parts: int = 16) -> int:
+    """The next multiple of `step`, or of a part of the next power of two if that is more.
+
+    Few shapes are compiled, and at most 2 in `parts` columns of a long row are padding.
+    """
+    power = 1 << max(0, length - 1).bit_length()
+    step = max(step, power // parts)
+    return -(-max(1, length) // step) * step
+
+
+def cache_length(length: int) -> int:
+    """Room of a cache for so many tokens: 64, 128, 256, then 320, 384, 448, 512, 640, ...
+
+    They are fewer than those of `padded_length`, as what reads a cache is compiled for each of its
+    own lengths as well, and room that is not used costs little.
+    """
+    if length > LONG:
+        return padded_length(length, 32, 8)
+    return max(ROOM, 1 << (length - 1).bit_length())
 
 
 def rows_of(batch_size: int, columns: int) -> int:
@@ -99,12 +115,20 @@ def _common(one: Sequence[int], other: Sequence[int]) -> int:
     return next((n for n, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
-def cut_in_batches(lengths: Sequence[int], batch_size: int) -> Iterator[tuple[list[int], int]]:
-    """Numbers of rows that are run together, the longest first, and the columns of their batch."""
+def cut_in_batches(
+    lengths: Sequence[int], batch_size: int, step: int = 8, parts: int = 16
+) -> Iterator[tuple[list[int], int]]:
+    """Numbers of rows that are run together, the longest first, and the columns of their batch.
+
+    Args:
+      lengths: of the rows.
+      batch_size: see `rows_of`.
+      step, parts: see `padded_length`.
+    """
     order = sorted(range(len(lengths)), key=lambda n: -lengths[n])
     first = 0
     while first < len(order):
-        columns = padded_length(lengths[order[first]])
+        columns = padded_length(lengths[order[first]], step, parts)
         rows = rows_of(batch_size, columns)
         yield order[first : first + rows], columns
         first += rows
@@ -130,8 +154,15 @@ def right_padded(
     return Batch(tokens=tokens, positions=positions, segments=segments)
 
 
-def grouped(numbers: Sequence[int], size: int) -> Int[np.ndarray, "groups size"]:
-    """Numbers in groups of one size, as many as `padded_length` allows, filled with zeros."""
+def grouped(numbers: Sequence[int], vocabulary: int) -> Int[np.ndarray, "groups size"]:
+    """Numbers in groups of one size, filled with zeros: few shapes, and little is filling.
+
+    Args:
+      numbers: one of each token that is scored.
+      vocabulary: logits of a token; those of a group are there at once.
+    """
+    most = min(LARGEST, max(GROUP, LOGITS // vocabulary // GROUP * GROUP))
+    size = min(most, padded_length(len(numbers), GROUP))
     groups = -(-max(1, len(numbers)) // size)
     groups = groups if groups <= 4 else padded_length(groups)
     found = np.zeros(groups * size, np.int32)

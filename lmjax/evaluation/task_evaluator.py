@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from lmjax.config import UserError, config
 from lmjax.console import Table
 from lmjax.data.tokenizers import Tokenizer
-from lmjax.evaluation.answering import Answering
+from lmjax.evaluation.answering import Answering, prompt_room
 from lmjax.evaluation.blank_scorers import tokens_read
 from lmjax.evaluation.boundary import beginning_of, text_tokens, token_pairs
 from lmjax.evaluation.evaluator import Context, Evaluate, Evaluator, Record
 from lmjax.evaluation.likelihood import check_causal
-from lmjax.evaluation.requests import ContinuationRequest, WrittenRequest
+from lmjax.evaluation.requests import ContinuationRequest, RollingRequest, WrittenRequest
 from lmjax.evaluation.task_result import TaskResult
 from lmjax.evaluation.task_tables import interval_table, score_table
 from lmjax.evaluation.tasks.task import EvaluationTask, Fits, Question
@@ -49,10 +49,12 @@ class Tasks(Evaluator):
         fits = fits_into(feed.tokenizer, model.max_length, filling=filling)
         questions = [task.questions(fits) for task in self.tasks]
         for task, asked in zip(self.tasks, questions, strict=True):
-            check_room(task, asked, feed.tokenizer, model.max_length)
+            check_room(task, asked, feed.tokenizer, model.max_length, filling)
 
         def evaluate(step: int, params: dict) -> tuple[Record | Table, ...]:
-            text = TextGenerator(Generator(model, params), feed.tokenizer, filling)
+            prefix = feed.objective.reads_prefix
+            trained = Generator(model, params, merge=False)
+            text = TextGenerator(trained, feed.tokenizer, filling, reads_prefix=prefix)
             answering = Answering(text, self.batch_size)
             found = [
                 result_of(task, asked, answering)
@@ -80,21 +82,40 @@ def check_tasks(tasks: tuple[EvaluationTask, ...]) -> None:
 
 
 def check_room(
-    task: EvaluationTask, questions: Sequence[Question], tokenizer: Tokenizer, longest: int | None
+    task: EvaluationTask,
+    questions: Sequence[Question],
+    tokenizer: Tokenizer,
+    longest: int | None,
+    filling: Infiller | None = None,
 ) -> None:
-    """Raises UserError where a context of `longest` tokens does not hold the shortest question."""
-    if longest is None or not any(question.item.prompt for question in questions):
+    """Raises UserError where a model cannot read the shortest question, or not answer it.
+
+    Args:
+      task: the task.
+      questions: as the model is asked them.
+      tokenizer: of the model.
+      longest: tokens that it reads; None: any number.
+      filling: see `fits_into`.
+    """
+    if not any(question.item.prompt for question in questions):
         return
     shortest = min(questions, key=lambda question: len(question.item.prompt))
     for request in shortest.requests[:1]:
-        if not (hasattr(request, "continuation") or hasattr(request, "prompt")):
+        if isinstance(request, RollingRequest):
             return  # whole texts are read in windows
-        room = longest - getattr(request, "max_tokens", 0)
-        tokens = text_tokens(tokenizer, shortest.item.prompt)
+        written = isinstance(request, WrittenRequest)
+        most = request.max_tokens if written else 0
+        room = prompt_room(longest, most, filling) if written else longest
+        if room is None:
+            return
+        text = shortest.item.prompt  # examples may be cut
+        if not shortest.shots:
+            text = request.prompt if written else request.context
+        tokens = text_tokens(tokenizer, text, request.special)
         if len(tokens) > room:
             raise UserError(
                 f"{task.name}: the shortest question has {len(tokens)} tokens; the model reads "
-                f"{longest}{f', of which the answer may take {longest - room}' * (room < longest)}"
+                f"{longest}{f', of which the answer may take {most}' * written}"
             )
 
 
@@ -119,12 +140,12 @@ def fits_into(
         scored = [one for one in question.requests if isinstance(one, ContinuationRequest)]
         pairs = token_pairs(tokenizer, scored, beginning_of(tokenizer, begin))
         sizes = [tokens_read(pair, tokenizer, filling) for pair in pairs]
-        sizes += [
-            len(text_tokens(tokenizer, one.prompt, one.special)) + one.max_tokens
-            for one in question.requests
-            if isinstance(one, WrittenRequest)
-        ]
-        return max(sizes, default=0) <= longest
+        written = [one for one in question.requests if isinstance(one, WrittenRequest)]
+        return max(sizes, default=0) <= longest and all(
+            len(text_tokens(tokenizer, one.prompt, one.special))
+            <= prompt_room(longest, one.max_tokens, filling)
+            for one in written
+        )
 
     return fits
 

@@ -46,8 +46,9 @@ def score_table(results: Mapping[str, Sequence[TaskResult]], more_is_better: boo
     if not rows:
         return None
     columns = "task", "guessing", "by length", *results
+    notes = cut_notes(results) + left_out_notes(first)
     title = "Scores" if more_is_better else "Perplexities and differences"
-    return Table(title, columns, tuple(rows), SCORES, more_is_better, cut_notes(results))
+    return Table(title, columns, tuple(rows), SCORES, more_is_better, notes)
 
 
 def cut_notes(results: Mapping[str, Sequence[TaskResult]]) -> tuple[str, ...]:
@@ -58,6 +59,16 @@ def cut_notes(results: Mapping[str, Sequence[TaskResult]]) -> tuple[str, ...]:
         for name, found in results.items()
         for result in found
         if result.cut
+    )
+
+
+def left_out_notes(results: Sequence[TaskResult]) -> tuple[str, ...]:
+    """Remarks on records that a task cannot ask."""
+    counts = {result.task.name: result.task.left_out() for result in results}
+    return tuple(
+        f"{name}: records of the file that it cannot ask, and leaves out: {count:,}"
+        for name, count in counts.items()
+        if count
     )
 
 

@@ -44,7 +44,9 @@ class TextSamples(Evaluator):
         def evaluate(step: int, params: dict) -> tuple[Table, ...]:
             if not self.prompts:
                 return ()
-            generator = TextGenerator(Generator(model, params), feed.tokenizer, filling)
+            prefix = feed.objective.reads_prefix
+            trained = Generator(model, params, merge=False)
+            generator = TextGenerator(trained, feed.tokenizer, filling, reads_prefix=prefix)
             rows = zip(self.prompts, self._texts(generator), strict=True)
             return (Table("Samples", COLUMNS, tuple(rows), describe_sampling(self.sampling)),)
 

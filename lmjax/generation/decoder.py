@@ -22,7 +22,8 @@ from lmjax.models import (
     abstract,
     make_cache,
 )
-from lmjax.models.cache import last_tokens
+from lmjax.models.batch import last_tokens
+from lmjax.models.empty_cache import CacheKind
 from lmjax.parallel import Layout
 from pallas_kernels.manual_axes import on_each_device
 
@@ -62,10 +63,12 @@ class Decoder:
     Attributes:
       config: of the model, as it is run.
       layout: how batches, activations and parameters are cut over the mesh that is set.
+      cache: what keys and values are kept in; see `make_pages`.
     """
 
     config: TransformerConfig
     layout: Layout
+    cache: CacheKind | None = None
 
     @property
     def shapes(self) -> dict:
@@ -134,12 +137,12 @@ class Decoder:
         batch, columns = prompts.tokens.shape
         if length is not None and length < columns:
             raise UserError(f"length={length}: the batch has {columns} columns")
-        cache = make_cache(self.config, self.layout, batch, length or columns)
+        cache = make_cache(self.config, self.layout, batch, length or columns, kind=self.cache)
         return self.logits(params, prompts, cache)
 
     def free_rows(self, rows: int, length: int, source: int | None = None) -> Cache:
         """A cache of free rows, which prompts are inserted into; see `make_cache`."""
-        cache = make_cache(self.config, self.layout, rows, length, source)
+        cache = make_cache(self.config, self.layout, rows, length, source, kind=self.cache)
         return dataclasses.replace(cache, empty=False)
 
     def insert(self, cache: Cache, slots: Sequence[int], rows: Cache) -> Cache:

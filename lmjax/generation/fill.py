@@ -102,6 +102,22 @@ class AutoregressiveInfiller(Infiller):
     def beginning(self, blanked: InfillPrompt) -> int:
         """Number of tokens that the decoding model reads before the first blank's."""
 
+    @abc.abstractmethod
+    def before_rest(self, tokenizer: Tokenizer, text: Sequence[int]) -> InfillPrompt:
+        """The prompt with one blank, which stands for the rest of a text.
+
+        Args:
+          tokenizer: of the model.
+          text: tokens that the text begins with.
+
+        Raises:
+          UserError: the tokenizer lacks the token of the blank.
+        """
+
+    @abc.abstractmethod
+    def room(self, max_length: int, most: int) -> int:
+        """Most tokens of a text whose rest has `most` tokens; 0 or less: there is no room."""
+
     def share(self, blanked: InfillPrompt, max_length: int | None) -> int | None:
         """Most tokens of each blank, so that all have the same room; None: there is no limit.
 
@@ -155,6 +171,16 @@ class BlankInfiller(BlankFormat, AutoregressiveInfiller):
     def beginning(self, blanked: InfillPrompt) -> int:
         """See `AutoregressiveInfiller.beginning`."""
         return len(blanked.tokens)
+
+    def before_rest(self, tokenizer: Tokenizer, text: Sequence[int]) -> InfillPrompt:
+        """See `AutoregressiveInfiller.before_rest`."""
+        known = [name for name in (*self.rest, *self.masks) if name in tokenizer.special]
+        name = known[0] if known else self.masks[0]
+        return InfillPrompt(["", ""], [name], [*text, token(tokenizer, name)], [len(text)])
+
+    def room(self, max_length: int, most: int) -> int:
+        """See `AutoregressiveInfiller.room`: the blank's two marks, without the last token."""
+        return max_length - 1 - most
 
 
 @dataclasses.dataclass(frozen=True)
@@ -219,6 +245,18 @@ class SentinelInfiller(SentinelFormat, AutoregressiveInfiller):
     def beginning(self, blanked: InfillPrompt) -> int:
         """The token that the decoder begins with."""
         return 1
+
+    def before_rest(self, tokenizer: Tokenizer, text: Sequence[int]) -> InfillPrompt:
+        """See `AutoregressiveInfiller.before_rest`; no sentinel where the model replies."""
+        name = "" if self.replies else self.sentinel.format(0)
+        marks = [token(tokenizer, name)] if name else []
+        kept = [known for known in text if known != tokenizer.end]
+        read = [*kept, *marks, tokenizer.end]
+        return InfillPrompt(["", ""], [name], read, [len(kept)])
+
+    def room(self, max_length: int, most: int) -> int:
+        """See `AutoregressiveInfiller.room`: the rest is the decoder's, with two marks on each."""
+        return max_length - 2 if most < max_length else 0
 
 
 class MaskedTokenInfiller(MaskFormat, Infiller):

@@ -25,6 +25,7 @@ from lmjax.generation.prompts import (
 from lmjax.generation.sampling import Sampling
 from lmjax.generation.weights import decoding_weights, layers_apart, stacked
 from lmjax.models import TransformerConfig, merge_adapters
+from lmjax.models.empty_cache import CacheKind
 from lmjax.parallel import Layout, generation_layout
 
 PACE = 0.2  # seconds between two pieces of a stream
@@ -65,22 +66,31 @@ class Generator:
         params: dict,
         layout: Layout | None = None,
         unstack: bool | None = None,
+        merge: bool = True,
+        cache: CacheKind | None = None,
     ):
         """Takes parameters as `initialize`, a checkpoint or `interop` gives them.
 
         Args:
-          config: the model; its adapters, where it has some, are merged into the weights.
+          config: the model.
           params: its parameters, cut over the mesh in any way, stacked or layer by layer.
           layout: how to cut batches, activations and parameters; None is `generation_layout()`.
           unstack: keep the parameters of each layer apart and compile each layer by itself; None:
             see `layers_apart`.
+          merge: make weights anew in float32 with what adapters add to them, which is fastest;
+            False: apply the adapters beside the weights. Those take no further memory then, unless
+            they are cast or unstacked.
+          cache: what keys and values are kept in: int8 or fp8, which take less memory and are less
+            exact; None: what is computed in.
         """
-        params, config = merge_adapters(params, config)
+        if merge:
+            params, config = merge_adapters(params, config)
         self.config = config
         unstack = layers_apart() if unstack is None else unstack
         self.layout = generation_layout() if layout is None else layout
-        self.decoder = Decoder(replace(config, unroll=0) if unstack else config, self.layout)
-        self.weights = decoding_weights(config, params, self.decoder.shapes, unstack)
+        config = replace(config, unroll=0) if unstack else config
+        self.decoder = Decoder(config, self.layout, cache)
+        self.weights = decoding_weights(self.config, params, self.decoder.shapes, unstack)
 
     @property
     def params(self) -> dict:
@@ -111,15 +121,20 @@ class Generator:
         stop_tokens: Sequence[int] = (),
         samples: int = 1,
         sources: Sequence[Sequence[int]] | None = None,
+        columns: int | None = None,
     ) -> list[Continuation]:
         """Continuations of each prompt, `samples` rows of the first, then those of the second, ...
 
         See `stream`, which this is all of at once.
+
+        Args:
+          prompts, sampling, max_tokens, stop_tokens, samples, sources: as there.
+          columns: of the batch of prompts, at least their tokens; None: the next power of two.
         """
         found = [Continuation([], []) for _ in range(len(prompts) * samples)]
         stops: dict[int, tuple[int, float]] = {}
         settings = sampling, max_tokens, stop_tokens, max_tokens, samples
-        for part in self._parts(prompts, *settings, sources):
+        for part in self._parts(prompts, *settings, sources, columns):
             for number, (row, new) in enumerate(zip(found, part, strict=True)):
                 row.tokens.extend(new.tokens)
                 row.log_probabilities.extend(new.log_probabilities)
@@ -167,7 +182,7 @@ class Generator:
             yield [row.tokens for row in part]
 
     def _parts(
-        self, prompts, sampling, max_tokens, stop_tokens, interval, samples, sources
+        self, prompts, sampling, max_tokens, stop_tokens, interval, samples, sources, columns=None
     ) -> Iterator[list[Continuation]]:
         """New tokens of each row, as they are decoded; see `stream`."""
         texts = list(map(tokens_of, prompts))
@@ -185,7 +200,7 @@ class Generator:
             seen = np.repeat(tokens_seen(texts, self.config.vocab_size), samples, axis=0)
         decoding = self.decoder.start(
             self.weights,
-            self.put_on_devices(prompt_batch(prompts, sources)),
+            self.put_on_devices(prompt_batch(prompts, sources, columns)),
             self.put_on_devices(budget),
             self.put_on_devices(sampling.seed + np.arange(len(budget), dtype=np.uint32)),
             self.put_on_devices(seen),

@@ -83,13 +83,18 @@ def tokens_of(prompt: Prompt) -> Sequence[int]:
 
 
 def prompt_batch(
-    prompts: Sequence[Prompt], sources: Sequence[Sequence[int]] | None = None
+    prompts: Sequence[Prompt],
+    sources: Sequence[Sequence[int]] | None = None,
+    columns: int | None = None,
 ) -> Batch:
-    """The prompts, and what the encoder reads, each left-padded to a power of two."""
+    """The prompts, and what the encoder reads, each left-padded to a power of two.
+
+    The former have so many columns instead, where these are given.
+    """
     texts = [prompts] if sources is None else [prompts, sources]
-    batch, *encoder = (
-        left_padded(rows, round_up(max(len(tokens_of(row)) for row in rows))) for rows in texts
-    )
+    lengths = [round_up(max(len(tokens_of(row)) for row in rows)) for rows in texts]
+    lengths[0] = columns or lengths[0]
+    batch, *encoder = map(left_padded, texts, lengths)
     return dataclasses.replace(batch, encoder=encoder[0] if encoder else None)
 
 
@@ -117,6 +122,16 @@ def plain_row(tokens: Sequence[int]) -> Batch:
     return jax.tree.map(lambda a: a[0], plain_batch(np.array([tokens], np.int32)))
 
 
+def prefix_row(prefix: Sequence[int], more: Sequence[int] = ()) -> Batch:
+    """One row of a batch: tokens that see each other both ways, and others from left to right.
+
+    So a model reads that learned with `PrefixLM`.
+    """
+    row = plain_row([*prefix, *more])
+    ranks = np.where(row.positions < len(prefix), 0, row.positions).astype(np.int32)
+    return dataclasses.replace(row, ranks=ranks)
+
+
 def tokens_seen(
     prompts: Sequence[Sequence[int]], vocab_size: int
 ) -> Bool[np.ndarray, "batch vocab"]:
@@ -130,3 +145,9 @@ def tokens_seen(
 def round_up(length: int) -> int:
     """The next power of two, so that few shapes are compiled."""
     return max(SMALLEST, 1 << (length - 1).bit_length())
+
+
+def round_closely(length: int) -> int:
+    """The next of four lengths up to a power of two, as most of many prompts are padding in it."""
+    step = max(SMALLEST, round_up(length) // 8)
+    return -(-length // step) * step

@@ -16,52 +16,63 @@ from lmjax.generation.fill import Infiller, infiller_by, infiller_of
 from lmjax.generation.generator import Generator
 from lmjax.generation.text import TextGenerator
 from lmjax.generation.weights import layers_apart
-from lmjax.interop import huggingface
+from lmjax.interop import gguf_source, huggingface
 from lmjax.interop.adapter_folder import base_folder, is_adapter_folder, read_adapted, text_folder
+from lmjax.interop.folder import load_trained_model
 from lmjax.interop.huggingface import Dtype
 from lmjax.interop.kept_files import read_end_ids
 from lmjax.launch import is_first
 from lmjax.models import TransformerConfig
+from lmjax.models.empty_cache import CacheKind
 from lmjax.models.transformer import NO_HEAD
 from lmjax.parallel import Layout, generation_layout
 from lmjax.remote import local_copy
-from lmjax.runs.trained_model import beyond_table, load_trained_model, read_experiment
+from lmjax.runs.trained_model import beyond_table, read_experiment
 
 
 def load(
-    folder: str | os.PathLike, layout: Layout | None = None, dtype: Dtype | None = None
+    folder: str | os.PathLike,
+    layout: Layout | None = None,
+    dtype: Dtype | None = None,
+    cache: CacheKind | None = None,
 ) -> TextGenerator:
-    """The model of a run folder (`load_run`) or of a public model folder (`load_model`).
+    """The model of a run folder (`load_run`), a public folder (`load_model`) or a GGUF file.
 
     The folder may be a URL: what is there is copied to the cache folder first.
     """
-    folder = local_copy(folder, "folder")
-    if not (is_adapter_folder(folder) or huggingface.is_model_folder(folder)):
-        return load_run(folder, layout, dtype=dtype)
-    try:
-        return load_model(folder, layout, dtype)
-    except UserError as error:
-        raise UserError(
-            "\n".join(filter(None, (str(error), huggingface.assumption(folder))))
-        ) from None
+    with gguf_source.as_folder(local_copy(folder, "folder")) as folder:
+        if not (is_adapter_folder(folder) or huggingface.is_model_folder(folder)):
+            return load_run(folder, layout, dtype=dtype, cache=cache)
+        try:
+            return load_model(folder, layout, dtype, cache)
+        except UserError as error:
+            reasons = str(error), huggingface.assumption(folder)
+            raise UserError("\n".join(filter(None, reasons))) from None
 
 
 def load_model(
-    folder: str | os.PathLike, layout: Layout | None = None, dtype: Dtype | None = None
+    folder: str | os.PathLike,
+    layout: Layout | None = None,
+    dtype: Dtype | None = None,
+    cache: CacheKind | None = None,
 ) -> TextGenerator:
     """The model of a folder that transformers reads, with its tokenizer, on the mesh that is set.
 
     Args:
       folder: config.json, safetensors, and a tokenizer (see `read_tokenizer`); or PEFT's adapters
-        for such a model. Weights in few bits stay so where our settings have such a form.
+        for such a model; or a folder of `gguf_source.as_folder`. Weights in few bits stay so where
+        our settings have such a form, but for those of GGUF files, which become float32.
       layout: how the model is cut over the mesh; None is `generation_layout()`.
       dtype: what is computed in; None: float32.
+      cache: what keys and values are kept in; see `Generator`.
 
     Raises:
       UserError: see `interop.huggingface.read`; or a tokenizer that is missing or does not fit.
     """
     layout = generation_layout() if layout is None else layout
     folder = local_copy(folder, "folder")
+    if reason := gguf_source.tokenizer_note(folder):
+        raise UserError(f"{folder}: text needs a tokenizer, and it cannot be read: {reason}")
     tokenizer = read_tokenizer(text_folder(folder))
     adapters, base = is_adapter_folder(folder), model_of(folder)
     family, config = huggingface.read_config(base)
@@ -69,6 +80,8 @@ def load_model(
         raise UserError(f"{folder}: {NO_HEAD}")
     if adapters:
         config, _, params = read_adapted(folder, layout)
+    elif (packed := gguf_source.weights_of(folder)) is not None:
+        config, _, params = gguf_source.read(packed, layout, apart=layers_apart())
     else:
         config, reason = huggingface.in_few_bits(folder, family, config)
         if reason:
@@ -77,7 +90,7 @@ def load_model(
     if unused := beyond_table(tokenizer, config.vocab_size):
         tell(f"{folder}: {unused}")
     filling = infiller_by(family.infill)
-    generator = Generator(computed_in(config, dtype), params, layout)
+    generator = Generator(computed_in(config, dtype), params, layout, cache=cache)
     return TextGenerator(generator, tokenizer, filling, ends_of(text_folder(folder), config))
 
 
@@ -91,6 +104,7 @@ def load_run(
     layout: Layout | None = None,
     step: int | None = None,
     dtype: Dtype | None = None,
+    cache: CacheKind | None = None,
 ) -> TextGenerator:
     """The model of a training run, with its tokenizer, on the mesh that is set.
 
@@ -105,6 +119,7 @@ def load_run(
       layout: how the model is cut over the mesh; None is `generation_layout()`.
       step: which checkpoint; None is the best one, or else the newest undamaged one.
       dtype: what is computed in; None: what the run was trained in, but float32 on a CPU.
+      cache: what keys and values are kept in; see `Generator`.
 
     Raises:
       UserError: not a run folder, no checkpoint, a damaged one, or a tokenizer that does not fit.
@@ -116,9 +131,11 @@ def load_run(
         raise UserError(f"there is no tokenizer in {folder}: text needs one")
     if unused := beyond_table(trained.tokenizer, trained.config.vocab_size):
         tell(f"{folder}: {unused}")
-    generator = Generator(computed_in(trained.config, dtype), trained.params, layout)
+    computed = computed_in(trained.config, dtype)
+    generator = Generator(computed, trained.params, layout, cache=cache)
     filling = infiller_of(trained.objective, template_of_run(folder))
-    return TextGenerator(generator, trained.tokenizer, filling, ends_of(folder, trained.config))
+    ends = ends_of(folder, trained.config)
+    return TextGenerator(generator, trained.tokenizer, filling, ends, reads_prefix(folder))
 
 
 def filling_of(folder: str | os.PathLike) -> Infiller | None:
@@ -130,6 +147,15 @@ def filling_of(folder: str | os.PathLike) -> Infiller | None:
     return infiller_of(objective, template_of_run(folder))
 
 
+def reads_prefix(folder: str | os.PathLike) -> bool:
+    """Returns whether the model of a folder learned to see a text's beginning both ways."""
+    folder = local_copy(folder, "folder")
+    if is_adapter_folder(folder) or huggingface.is_model_folder(folder):
+        return False
+    objective = getattr(read_experiment(folder), "objective", None)
+    return objective is not None and objective.reads_prefix
+
+
 def template_of_run(folder: Path) -> ChatFormat | None:
     """The chat format of the conversations that a run was trained on; None: there were none."""
     data = getattr(read_experiment(folder), "data", None)
@@ -138,10 +164,18 @@ def template_of_run(folder: Path) -> ChatFormat | None:
 
 def computed_in(config: TransformerConfig, dtype: Dtype | None) -> TransformerConfig:
     """The config with the precision to decode in; says where it is not the config's own."""
-    if dtype is None and config.dtype == "bfloat16" and jax.default_backend() == "cpu":
+    wanted = precision(config, dtype)
+    if dtype is None and wanted != config.dtype:
         tell("computing in float32, as bfloat16 is slower on a CPU; dtype=bfloat16 asks for it")
-        dtype = "float32"
-    return config if dtype in (None, config.dtype) else replace(config, dtype=dtype)
+    return config if wanted == config.dtype else replace(config, dtype=wanted)
+
+
+def precision(config: TransformerConfig, dtype: Dtype | None) -> str:
+    """Name of the precision to decode in, where `dtype` is asked for; see `load_run`."""
+    if dtype is not None:
+        return dtype
+    on_cpu = jax.default_backend() == "cpu"
+    return "float32" if on_cpu and config.dtype == "bfloat16" else config.dtype
 
 
 def ends_of(folder: Path, config: TransformerConfig) -> tuple[int, ...]:

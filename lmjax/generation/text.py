@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 import jax
 import numpy as np
 from flax import nnx
+from jaxtyping import Array, Float
 
 from lmjax.config import UserError, replace
 from lmjax.data.chat.messages import ChatFormat, Message
@@ -19,13 +20,16 @@ from lmjax.generation.fill import (
     Filled,
     Infiller,
     MaskedTokenInfiller,
+    SentinelInfiller,
     put_together,
     write_blanks,
 )
 from lmjax.generation.generator import Generator, require_numbers
+from lmjax.generation.prompts import Prompt, prefix_row
 from lmjax.generation.sampling import Sampling
 from lmjax.generation.stream import TextStream, pieces, whole_texts
-from lmjax.models import abstract, check_tokens, plain_batch
+from lmjax.models import Batch, TransformerConfig, abstract, check_tokens, plain_batch
+from lmjax.parallel import Layout
 
 INTERVAL = 16  # tokens between two looks for stop strings where nobody reads along
 STRIDE = 1 << 16  # between the seeds of two blanks of a text
@@ -42,12 +46,14 @@ class TextGenerator:
       tokenizer: what the model was trained with.
       filling: how it fills blanks; None where it continues texts.
       ends: ids that end a text, besides the tokenizer's end.
+      reads_prefix: a prompt's tokens see each other both ways; see `PrefixLM`.
     """
 
     generator: Generator
     tokenizer: Tokenizer
     filling: Infiller | None = None
     ends: tuple[int, ...] = ()
+    reads_prefix: bool = False
 
     def generate(
         self,
@@ -82,14 +88,14 @@ class TextGenerator:
           at_start: of each prompt, whether its continuation begins a text.
           sampling, max_tokens, stop, samples: see `generate`.
         """
-        ends = self.stop_tokens(stop)
+        rows, sources, ends = self._asked(rows, self.stop_tokens(stop))
         streams = [
-            TextStream(self.tokenizer, stop, at_start=start)
+            TextStream(self.tokenizer, stop, at_start=start or self.writes_replies)
             for start in at_start
             for _ in range(samples)
         ]
-        parts = self.generator.stream(rows, sampling, max_tokens, ends, INTERVAL, samples)
-        return whole_texts(parts, streams)
+        settings = sampling, max_tokens, ends, INTERVAL, samples
+        return whole_texts(self.generator.stream(rows, *settings, sources=sources), streams)
 
     def stream(
         self,
@@ -100,6 +106,8 @@ class TextGenerator:
         special: bool = False,
     ) -> Iterator[str]:
         """Yields what follows the prompt, in whole characters, as it is decoded.
+
+        A model that writes into blanks writes it into the blank of the text's rest.
 
         Args:
           prompt: the text to continue; empty: begin a document.
@@ -114,8 +122,10 @@ class TextGenerator:
             stop string in which a special token stands beside text.
         """
         row = prompt_tokens(self.tokenizer, prompt, special)
-        text = TextStream(self.tokenizer, stop, at_start=not prompt)
-        return self._stream(row, text, sampling, max_tokens, self.stop_tokens(stop))
+        text = TextStream(self.tokenizer, stop, at_start=not prompt or self.writes_replies)
+        rows, sources, ends = self._asked([row], self.stop_tokens(stop))
+        parts = self.generator.stream(rows, sampling, max_tokens, ends, sources=sources)
+        return pieces(parts, text)
 
     def reply(
         self,
@@ -138,7 +148,7 @@ class TextGenerator:
         row = template.encode(self.tokenizer, messages)
         text = TextStream(self.tokenizer, template.stop_strings, at_start=True)
         ends = sorted({*template.stop_tokens(self.tokenizer), *self.ends})
-        return self._stream(row, text, sampling, max_tokens, ends)
+        return pieces(self.generator.stream(self._prompts([row]), sampling, max_tokens, ends), text)
 
     def replies(
         self,
@@ -156,11 +166,31 @@ class TextGenerator:
         ends = sorted({*template.stop_tokens(self.tokenizer), *self.ends})
         stop = template.stop_strings
         streams = [TextStream(self.tokenizer, stop, at_start=True) for _ in range(samples)]
-        parts = self.generator.stream([row], sampling, max_tokens, ends, INTERVAL, samples)
+        settings = sampling, max_tokens, ends, INTERVAL, samples
+        parts = self.generator.stream(self._prompts([row]), *settings)
         return whole_texts(parts, streams)
 
-    def _stream(self, row, text, sampling, max_tokens, stop_tokens) -> Iterator[str]:
-        return pieces(self.generator.stream([row], sampling, max_tokens, stop_tokens), text)
+    @property
+    def writes_replies(self) -> bool:
+        """True where a decoder begins a text of its own, which answers the prompt."""
+        return isinstance(self.filling, SentinelInfiller) and self.filling.replies
+
+    def _prompts(self, rows: Sequence[Sequence[int]]) -> Sequence[Prompt]:
+        """Tokens as the model reads what it goes on from."""
+        return [prefix_row(row) for row in rows] if self.reads_prefix else rows
+
+    def _asked(
+        self, rows: Sequence[Sequence[int]], ends: Sequence[int]
+    ) -> tuple[Sequence[Prompt], Sequence[Sequence[int]] | None, Sequence[int]]:
+        """Prompts that are decoded to go on from tokens, texts of an encoder, and stop tokens."""
+        filling = self.filling
+        if not isinstance(filling, AutoregressiveInfiller):
+            return self._prompts(rows), None, ends
+        blanked = [filling.before_rest(self.tokenizer, row) for row in rows]
+        asked = [filling.prompt(self.tokenizer, prompt, ()) for prompt in blanked]
+        sources = [source for _, source in asked if source is not None]
+        ends = sorted({*ends, *filling.stop_tokens(self.tokenizer)})
+        return [row for row, _ in asked], sources or None, ends
 
     def stop_tokens(self, stop: Sequence[str] = ()) -> list[int]:
         """The ids that end a text, with those of the special tokens among the stop strings.
@@ -188,12 +218,11 @@ class TextGenerator:
         special: bool = False,
     ) -> list[tuple[str, float]]:
         """The best texts after the prompt, with their scores; see `stream` and `BeamSearch`."""
-        rows = [prompt_tokens(self.tokenizer, prompt, special)]
+        row = prompt_tokens(self.tokenizer, prompt, special)
+        rows, sources, ends = self._asked([row], self.stop_tokens())
         found = []
-        for row in self._beam_search(rows, beams, length_penalty, max_tokens, self.stop_tokens())[
-            0
-        ]:
-            text = TextStream(self.tokenizer, at_start=not prompt)
+        for row in self._beam_search(rows, beams, length_penalty, max_tokens, ends, sources)[0]:
+            text = TextStream(self.tokenizer, at_start=not prompt or self.writes_replies)
             found.append((text.add(row.tokens) + text.rest(), row.score))
         return found
 
@@ -273,18 +302,21 @@ class TextGenerator:
         """Logits of a batch that is read at once, without a cache."""
         generator = self.generator
         check_tokens(batch, generator.config.vocab_size)
-        graph, _ = abstract(generator.config, generator.layout)
-
-        @jax.jit
-        def logits(params, batch):
-            model = nnx.merge(graph, params)
-            return model.logits(model(batch)[0])
-
-        return np.asarray(logits(generator.params, generator.put_on_devices(batch)))
+        own = generator.config, generator.layout, generator.params
+        return np.asarray(_logits(*own, generator.put_on_devices(batch)))
 
     @functools.cached_property
     def _beam_search(self) -> BeamSearch:
         return BeamSearch(self.generator)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _logits(
+    config: TransformerConfig, layout: Layout, params: dict, batch: Batch
+) -> Float[Array, "batch seq vocab"]:
+    """Logits of whole rows; models of one config share the program."""
+    model = nnx.merge(abstract(config, layout)[0], params)
+    return model.logits(model(batch)[0])
 
 
 def prompt_tokens(tokenizer: Tokenizer, prompt: str, special: bool = False) -> list[int]:

@@ -69,7 +69,8 @@ def cast_for_inference(config: TransformerConfig, params: dict) -> dict:
 
     def cast(path, leaf):
         name = jax.tree_util.keystr(path, simple=True, separator=".")
-        exact = name.endswith(".router.weight")  # of experts, which computes in float32
+        # Of experts, and of what is of low rank: these compute in float32.
+        exact = name.endswith(".router.weight") or ".adapter." in name
         only_cast = name == "head.table" or (name.endswith(".weight") and not exact)
         return leaf.astype(config.dtype) if only_cast else leaf
 

@@ -13,54 +13,55 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+import jax
 import numpy as np
 from flax import nnx
 
 from lmjax.config import UserError, replace
 from lmjax.data.public_tokenizers import read_tokenizer
-from lmjax.files import errors_told, replacing
+from lmjax.files import replacing
 from lmjax.interop import huggingface
+from lmjax.interop.adapter_settings import (
+    CONFIG,
+    alpha_of,
+    is_rank_stabilised,
+    read_adapter_settings,
+    settings_of,
+)
 from lmjax.interop.families import family_of, is_model_folder, read_config
 from lmjax.interop.tensor_files import Report, TensorFiles, report_nothing, write_json
 from lmjax.interop.tensor_names import Shapes, theirs, titles_of
 from lmjax.launch import is_first
 from lmjax.models import LoRA, TransformerConfig, abstract
 from lmjax.models.family import ModelFamily
+from lmjax.models.lora import OUTPUT_HEAD
 from lmjax.models.names import Grouped, Matrix, Name, Shape, Transform
 from lmjax.parallel import Layout, training_layout
 from lmjax.remote import local_copy
 
-CONFIG = "adapter_config.json"
 FILE = "adapter_model.safetensors"
 FILES = ((FILE, f"{FILE}.index.json"), ("adapter_model.bin", "adapter_model.bin.index.json"))
 PREFIX = "base_model.model."  # of PEFT's names
-# Settings that change what is computed, or trained beside adapters, and the values that do not.
-PLAIN = {
-    "bias": ("none",),
-    "use_dora": (False,),
-    "lora_bias": (False,),
-    "use_qalora": (False,),
-    "modules_to_save": ([],),
-    "trainable_token_indices": ([], {}),
-    "target_parameters": ([],),
-    "layer_replication": ([],),
-    "alora_invocation_tokens": ([],),
-    "monteclora_config": ({},),
-    "kasa_config": ({},),
-    "velora_config": ({},),
-    "arrow_config": ({},),
-}
-# Ways to begin that change the weights beside the adapters.
-CHANGING = re.compile("pissa|olora|corda|loftq|lora_ga")
 
 
 class TheirLayer(NamedTuple):
-    """A dense layer of theirs: the line of the map, and those of ours that it holds."""
+    """A layer of theirs that adapters stand beside: the line of the map, and ours that it holds."""
 
     name: Name
     layers: tuple[str, ...]  # dotted paths of ours
+
+    @property
+    def in_blocks(self) -> bool:
+        """Returns whether each block has one; otherwise it is the head of words."""
+        return self.layers != (OUTPUT_HEAD,)
+
+    def parts(self, shapes: Shapes, config: TransformerConfig) -> list[Shape]:
+        """Shapes of the weights of our layers, inputs first, in one block."""
+        if not self.in_blocks:
+            return [(shapes[f"{OUTPUT_HEAD}.table"].shape[1], config.vocab_size)]
+        return [shapes[f"{layer}.weight"].shape[1:] for layer in self.layers]
 
     @property
     def module(self) -> str:
@@ -91,6 +92,7 @@ class StoredAdapter(NamedTuple):
     a: str
     b: str
     scale: float
+    own: str | None  # the weight of their head, which PEFT writes beside its adapter
 
 
 class SharedInputs(Transform):
@@ -113,7 +115,7 @@ def base_folder(folder: str | os.PathLike) -> Path:
       UserError: adapter_config.json names none that is here.
     """
     folder = local_copy(folder, "folder")
-    name = _settings(folder).get("base_model_name_or_path")
+    name = read_adapter_settings(folder).get("base_model_name_or_path")
     for path in (Path(name), folder / name) if name else ():
         if is_model_folder(path):
             return path
@@ -157,33 +159,46 @@ def read_adapted(
     _, _, params = huggingface.read(base_folder(folder), layout, report)
     graph, tree = abstract(config, layout)
     shapes, leaves = huggingface.by_path(tree), huggingface.by_path(params)
-    _check_shapes(folder, files, found, shapes)
+    _check_shapes(folder, files, found, shapes, config)
     rank = config.lora.rank
 
     def put(
         line: TheirLayer, part: str, transform: Transform, layer: int, tensor: np.ndarray
     ) -> None:
         paths = tuple(f"{layer}.adapter.{part}.weight" for layer in line.layers)
-        huggingface.put(leaves, shapes, Name("", paths, transform), (layer,), tensor)
+        index = (layer,) if line.in_blocks else ()
+        huggingface.put(leaves, shapes, Name("", paths, transform), index, tensor)
 
-    for line, layer, a, b, scale in found:
+    for line, layer, a, b, scale, own in found:
+        if own is not None:
+            _require_own_head(files, own, leaves[f"{OUTPUT_HEAD}.table"])
         a, b = files.read(a), files.read(b).astype(np.float32)
         fill = rank - len(a)
         put(line, "a", SharedInputs(), layer, np.pad(a, ((0, fill), (0, 0))))
-        b = np.pad(b * np.float32(scale / config.lora.scale), ((0, 0), (0, fill)))
+        # Rows that pad the vocabulary have no tokens.
+        rows = 0 if line.in_blocks else config.padded_vocab - config.vocab_size
+        b = np.pad(b * np.float32(scale / config.lora.scale), ((0, rows), (0, fill)))
         put(line, "b", line.outputs, layer, b)
     return config, graph, huggingface.nest(leaves)
 
 
 def _check_shapes(
-    folder: Path, files: TensorFiles, found: list[StoredAdapter], shapes: Shapes
+    folder: Path,
+    files: TensorFiles,
+    found: list[StoredAdapter],
+    shapes: Shapes,
+    config: TransformerConfig,
 ) -> None:
     """Raises UserError where adapters are missing, or do not fit their layers."""
-    wanted = sum(s.shape[0] for path, s in shapes.items() if path.endswith(".adapter.a.weight"))
+    wanted = sum(
+        shape.shape[0] if "blocks." in path else 1
+        for path, shape in shapes.items()
+        if path.endswith(".adapter.a.weight")
+    )
     if wanted != sum(len(one.line.layers) for one in found):
         raise UserError(f"{folder / FILE}: some blocks have adapters that others lack")
-    for line, _, a, b, _ in found:
-        parts = [shapes[f"{layer}.weight"].shape[1:] for layer in line.layers]
+    for line, _, a, b, *_ in found:
+        parts = line.parts(shapes, config)
         rank, inputs = files.shape(a).shape[0], math.prod(parts[0][: line.inputs])
         outputs = sum(math.prod(part[line.inputs :]) for part in parts)
         for title, shape in ((a, (rank, inputs)), (b, (outputs, rank))):
@@ -192,6 +207,16 @@ def _check_shapes(
                     f"{files.where(title)} is {list(files.shape(title).shape)}; beside the model's"
                     f" layer it should be {list(shape)}"
                 )
+
+
+def _require_own_head(files: TensorFiles, title: str, table: jax.Array) -> None:
+    """Raises UserError where the head beside its adapter is not that of the model's folder."""
+    found = files.read(title).astype(np.float32)
+    if not np.array_equal(found, huggingface.whole(table, (), "float32")[: len(found)]):
+        raise UserError(
+            f"{files.where(title)} is another head than that of the model's folder: it was trained,"
+            " or is of another model"
+        )
 
 
 def write_adapters(
@@ -239,7 +264,10 @@ def write_adapters(
         task = "CAUSAL_LM" if config.word_head and config.attention.causal else None
         of_model = {"base_model_name_or_path": base, "task_type": task}
         modules = [line.module for line in _lines(family, config)]
-        write_json(Path(folder) / CONFIG, of_model | _settings_of(config.lora, ranks, modules))
+        of_layers = [(line.module, rank) for line, rank in ranks.items()]
+        transposed = any(line.transposed for line in ranks)
+        settings = settings_of(config.lora, of_layers, modules, transposed)
+        write_json(Path(folder) / CONFIG, of_model | settings)
 
 
 def _written(
@@ -249,11 +277,12 @@ def _written(
 
     def whole(part: str) -> dict[str, np.ndarray]:
         found = {layer: leaves.get(f"{layer}.adapter.{part}.weight") for layer in line.layers}
-        return {
+        arrays = {
             layer: huggingface.whole(leaf, (), "float32")
             for layer, leaf in found.items()
             if leaf is not None
         }
+        return arrays if line.in_blocks else {layer: a[None] for layer, a in arrays.items()}
 
     every_a, every_b = whole("a"), whole("b")
     first = next(iter(every_a.values()))
@@ -262,130 +291,63 @@ def _written(
         own = [first] if shared else list(every_a.values())
         a = np.concatenate([part[layer].reshape(-1, rank).T for part in own])
         parts, row = [], 0
-        for path in line.layers:
-            outputs = shapes[f"{path}.weight"].shape[1 + line.inputs :]
+        for path, shape in zip(line.layers, line.parts(shapes, config), strict=True):
+            outputs = shape[line.inputs :]
             parts.append(np.zeros((len(a), *outputs), np.float32))
             if path in every_b:
-                parts[-1][row : row + rank] = every_b[path][layer]
+                parts[-1][row : row + rank] = every_b[path][layer][:, : outputs[0]]
                 row += 0 if shared else rank
         yield a, line.outputs.write(parts, config)
 
 
-def _settings_of(lora: LoRA, ranks: dict[TheirLayer, int], modules: list[str]) -> dict[str, Any]:
-    """An adapter_config.json, less what it says of the model.
-
-    Args:
-      lora: ours.
-      ranks: of each of their layers with adapters.
-      modules: all dense layers of theirs.
-    """
-
-    def alpha(rank: int) -> int | float:
-        exact = lora.scale * (math.sqrt(rank) if lora.rank_stabilised else rank)
-        return round(exact) if math.isclose(exact, round(exact), rel_tol=1e-12) else exact
-
-    def short(module: str) -> str:
-        """Last name, as is usual, where no other layer has it."""
-        last = module.rpartition(".")[2]
-        alike = {other for other in modules if other.rpartition(".")[2] == last}
-        return last if len(alike) == 1 else module
-
-    usual = lora.rank if lora.rank in ranks.values() else max(ranks.values())
-    targets = {short(line.module): rank for line, rank in ranks.items()}
-    unusual = {module: rank for module, rank in targets.items() if rank != usual}
-    return {
-        "peft_type": "LORA",
-        "r": usual,
-        "lora_alpha": alpha(usual),
-        "lora_dropout": lora.dropout,
-        "use_rslora": lora.rank_stabilised,
-        "rank_pattern": unusual,
-        "alpha_pattern": {module: alpha(rank) for module, rank in unusual.items()},
-        "target_modules": sorted(targets),
-        "fan_in_fan_out": any(line.transposed for line in ranks),
-        "bias": "none",
-        "inference_mode": True,
-    }
-
-
 def _lines(family: ModelFamily, config: TransformerConfig) -> list[TheirLayer]:
-    """The dense layers of their blocks that a model of this config may have."""
+    """The dense layers of their blocks, and their head, that a model of this config may have."""
     found = []
     for name in family.names:
         weights = all(re.search(r"(^|\.)blocks\..*\.weight$", path) for path in name.ours)
         known = isinstance(name.transform, (Matrix, Grouped)) and "{expert}" not in name.theirs
-        if weights and known and (name.when is None or name.when(config)):
+        fits = name.when is None or name.when(config)
+        if weights and known and fits:
             found.append(
                 TheirLayer(name, tuple(path.removesuffix(".weight") for path in name.ours))
             )
+        own_head = config.word_head and not config.tied_head
+        if name.ours == (f"{OUTPUT_HEAD}.table",) and own_head and fits:
+            found.append(TheirLayer(name, (OUTPUT_HEAD,)))
     return found
 
 
 def _find(folder: Path) -> tuple[TransformerConfig, TensorFiles, list[StoredAdapter]]:
     """The config with adapters, their file, and all of them in it."""
-    settings, (family, config) = _settings(folder), read_config(base_folder(folder))
+    settings, (family, config) = read_adapter_settings(folder), read_config(base_folder(folder))
     files = TensorFiles(folder, FILES)
     left, found, ranks = set(files.names), [], {}
+    stable = is_rank_stabilised(settings)
     for line in _lines(family, config):
-        for layer in range(config.depth):
+        for layer in range(config.depth if line.in_blocks else 1):
             for title in titles_of(family, theirs(line.name, (layer,), config)):
                 module = title.removesuffix(".weight")
                 a, b = (f"{PREFIX}{module}.lora_{part}.weight" for part in "AB")
                 if {a, b} <= left:
-                    left -= {a, b}
+                    own = f"{PREFIX}{module}.base_layer.weight"
+                    own = own if own in left and not line.in_blocks else None
+                    left -= {a, b, own}
                     rank = files.shape(a).shape[0]
-                    alpha = _alpha(settings, module)
+                    alpha = alpha_of(settings, module)
                     ranks[rank, alpha] = None
-                    scale = LoRA(rank=rank, alpha=alpha, rank_stabilised=_stable(settings)).scale
-                    found.append(StoredAdapter(line, layer, a, b, scale))
+                    scale = LoRA(rank=rank, alpha=alpha, rank_stabilised=stable).scale
+                    found.append(StoredAdapter(line, layer, a, b, scale, own))
     if left or not found:
         which = files.where(min(left)) if left else f"{folder / FILE} is empty and"
         raise UserError(f"{which} is for no dense layer of the blocks of a {family.model_type}")
     # The highest rank, and its alpha where all have that.
     rank, alpha = max(ranks)
-    layers = {path.partition("blocks.")[2] for one in found for path in one.line.layers}
+    layers = {path.partition("blocks.")[2] or path for one in found for path in one.line.layers}
     lora = LoRA(
         rank=rank,
         alpha=alpha,
-        rank_stabilised=_stable(settings),
+        rank_stabilised=stable,
         dropout=float(settings.get("lora_dropout") or 0.0),
         layers=tuple(sorted(layers)),
     )
     return replace(config, lora=lora), files, found
-
-
-def _stable(settings: dict[str, Any]) -> bool:
-    return bool(settings.get("use_rslora"))
-
-
-def _alpha(settings: dict[str, Any], module: str) -> float:
-    """Alpha of a layer, whose name is matched as in PEFT."""
-    for pattern, alpha in (settings.get("alpha_pattern") or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
-            return float(alpha)
-    return float(settings.get("lora_alpha", 8))  # which is PEFT's own default
-
-
-def _settings(folder: Path) -> dict[str, Any]:
-    """adapter_config.json. UserError where it is damaged, or is not of plain LoRA."""
-    path = folder / CONFIG
-    with errors_told("cannot read the adapters"):
-        try:
-            settings = json.loads(path.read_text("utf-8"))
-        except ValueError:
-            settings = None
-    if not isinstance(settings, dict):
-        raise UserError(f"{path} is damaged: it should hold an object")
-    if (kind := settings.get("peft_type")) != "LORA":
-        raise UserError(f"{path}: peft_type={json.dumps(kind)} is not supported, only LORA")
-    for name, plain in PLAIN.items():
-        if (value := settings.get(name)) is not None and value not in plain:
-            raise UserError(
-                f"{path}: {name}={json.dumps(value)} is not supported, only {json.dumps(plain[0])}"
-            )
-    if CHANGING.match(start := str(settings.get("init_lora_weights"))):
-        raise UserError(
-            f"{path}: init_lora_weights={json.dumps(start)} changes the model's own weights too;"
-            " PEFT converts such adapters to plain ones (path_initial_model_for_weight_conversion)"
-        )
-    return settings

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
-import jax
 from rich.console import Console
 
 from lmjax.config import UserError, config
@@ -16,7 +14,6 @@ from lmjax.console import ByteBar, make_console
 from lmjax.data.chat.folder import TEMPLATE_FOLDER, read_templates, write_templates
 from lmjax.data.public_tokenizers import read_tokenizer
 from lmjax.data.tokenizers import Tokenizer
-from lmjax.files import errors_told, local_path
 from lmjax.interop import gguf_source, huggingface
 from lmjax.interop.adapter_folder import (
     base_folder,
@@ -25,18 +22,20 @@ from lmjax.interop.adapter_folder import (
     text_folder,
     write_adapters,
 )
-from lmjax.interop.folder import model_folder, same_adapters
+from lmjax.interop.folder import load_trained_model, model_folder, same_adapters
 from lmjax.interop.huggingface import Dtype
 from lmjax.interop.kept_files import keep
+from lmjax.interop.new_folder import new_folder_anywhere
+from lmjax.interop.prefix_notes import left_to_right
 from lmjax.interop.tensor_files import LARGEST_FILE
 from lmjax.interop.tokenizer_files import end_ids, own_class_notes, public_files
-from lmjax.launch import is_first, on_first
+from lmjax.launch import is_first
 from lmjax.models import EncoderDecoderConfig, TransformerConfig
 from lmjax.parallel import training_layout
-from lmjax.remote import Objects, copy_path, is_url, local_copy, send_folder
+from lmjax.remote import local_copy
 from lmjax.runs.checkpoints import Checkpointer
 from lmjax.runs.folder import RunFolder
-from lmjax.runs.trained_model import TrainedModel, beyond_table, load_trained_model, read_experiment
+from lmjax.runs.trained_model import TrainedModel, beyond_table, read_experiment
 from lmjax.training.trainable import Adapters, parameter_paths
 
 # Endings of files that hold weights, in whatever format, and of what belongs to them.
@@ -167,13 +166,13 @@ def convert_adapters(
     base = base_of(source, trained.config)
     with new_folder_anywhere(destination, index=False) as folder:
         write_adapters(folder, trained.config, trained.params, base)
+    notes = left_to_right(trained)
     if base is None:
-        console.print(
-            "note: adapter_config.json names no base_model_name_or_path, because the run did not"
-            " begin with a model folder",
-            soft_wrap=True,
+        notes.append(
+            "adapter_config.json names no base_model_name_or_path, because the run did not begin"
+            " with a model folder"
         )
-    console.print(f"written: {destination}", soft_wrap=True)
+    tell_written(console, destination, notes)
 
 
 def base_of(source: Path, config: TransformerConfig) -> str | None:
@@ -192,87 +191,6 @@ def base_of(source: Path, config: TransformerConfig) -> str | None:
     if not before.is_dir() or not same_adapters(model_folder(str(before)).lora, config.lora):
         return None  # other adapters were merged into the weights
     return base_of(before, config)
-
-
-@contextmanager
-def new_folder_anywhere(destination: str | os.PathLike, index: bool) -> Iterator[Path]:
-    """A folder to write in, which appears at a path or a URL when the block ends well.
-
-    At a URL config.json is the last object that is written: without it there is no model.
-
-    Args:
-      destination: path or URL; nothing may be there.
-      index: of a URL, whether it gets the index of a run folder.
-
-    Raises:
-      UserError: see `new_folder`; or several processes would write one run folder to a URL.
-    """
-    if not is_url(destination):
-        with new_folder(local_path(destination, "destination")) as folder:
-            yield folder
-        return
-    if index and jax.process_count() > 1:
-        raise UserError(
-            f"destination={destination}: a run folder that several processes write must be one "
-            "that all of them see as files; convert in one process, or into a mounted bucket"
-        )
-    objects = Objects(destination, "destination", write=True)
-    staged = copy_path(objects.url, "-converted")
-
-    def make() -> None:
-        with errors_told(f"cannot write in destination={objects.url}"):
-            if objects.is_object() or objects.names():
-                raise UserError(
-                    f"{objects.url} exists already and is not an empty folder: choose another one"
-                )
-            shutil.rmtree(staged, ignore_errors=True)
-
-    on_first(make)
-    with new_folder(staged) as folder:
-        yield folder
-    if is_first():
-        with errors_told(f"cannot write in destination={objects.url}"):
-            send_folder(staged, objects, "config.json", index)
-        shutil.rmtree(staged)
-
-
-@contextmanager
-def new_folder(path: Path) -> Iterator[Path]:
-    """A folder to write in, which gets its name `path` when the block ends well.
-
-    Until then it is hidden beside it, and whatever goes wrong it is removed again; one that a kill
-    has left there too. Of several processes the first one makes it.
-
-    Raises:
-      UserError: `path` is there and is not an empty folder, or cannot be made; the system does not
-        let the block read or write.
-    """
-    path = Path(os.path.realpath(path))  # where a link leads to, a folder can get its name
-    partial = path.with_name(f".{path.name}.partial")
-
-    def make() -> None:
-        with errors_told(f"cannot write in {path.parent}"):
-            if path.exists() and (not path.is_dir() or any(path.iterdir())):
-                raise UserError(
-                    f"{path} exists already and is not an empty folder: choose another one"
-                )
-            if partial.exists():
-                shutil.rmtree(partial)
-            partial.mkdir(parents=True)
-
-    on_first(make)
-    if not is_first():
-        yield partial
-        return
-    try:
-        yield partial
-        partial.replace(path)
-    except BrokenPipeError:  # of a reader of our output: no matter of files
-        raise
-    except OSError as error:  # a full disk, a file of the source that may not be read
-        raise UserError(f"{path} was not written: {error}") from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def read(source: Path, step: int | None, console: Console) -> tuple[TrainedModel, list[str]]:
@@ -368,7 +286,7 @@ def write_model(
             (folder / name).write_bytes(data)
     with ByteBar("writing", console) as report:
         write(folder, trained.config, trained.params, dtype, largest_file, report, extra=ends)
-    notes = notes + head_notes(trained.config)
+    notes = notes + head_notes(trained.config) + left_to_right(trained)
     return notes + own_class_notes(folder) if is_first() else notes
 
 

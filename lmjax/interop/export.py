@@ -13,8 +13,10 @@ from lmjax.console import ByteBar, make_console
 from lmjax.data.chat.folder import DEFAULT, read_templates
 from lmjax.files import local_path
 from lmjax.interop import gguf_file, onnx_file, onnx_graph, stablehlo_folder
-from lmjax.interop.convert import new_folder, read, tell_written
+from lmjax.interop.convert import read, tell_written
 from lmjax.interop.gguf_source import as_folder
+from lmjax.interop.new_folder import new_folder
+from lmjax.interop.prefix_notes import by_ranks, left_to_right
 from lmjax.interop.tensor_files import Report
 from lmjax.remote import local_copy
 from lmjax.runs.trained_model import TrainedModel
@@ -48,7 +50,7 @@ def convert_to_gguf(
         model = trained.config, trained.params, trained.tokenizer
         template = read_templates(folder).get(DEFAULT)
         text = None if template is None else template.source
-        return gguf_file.write(path, *model, weights, text, report)
+        return gguf_file.write(path, *model, weights, text, report) + left_to_right(trained)
 
     _export(source, destination, step, console, write)
 
@@ -75,7 +77,9 @@ def convert_to_onnx(
     onnx_graph.library()
 
     def write(path: Path, folder: Path, trained: TrainedModel, report: Report) -> list[str]:
-        return onnx_file.write(path, trained.config, trained.params, weights, report)
+        model, prefix = (trained.config, trained.params), trained.reads_prefix
+        notes = onnx_file.write(path, *model, weights, report, prefix=prefix)
+        return notes + by_ranks(trained)
 
     _export(source, destination, step, console, write)
 
@@ -102,7 +106,9 @@ def convert_to_stablehlo(
         with as_folder(local_copy(source, "source")) as known:
             trained, notes = read(known, step, console)
         with ByteBar("writing", console) as report:
-            notes += stablehlo_folder.write(folder, trained.config, trained.params, report)
+            model, prefix = (trained.config, trained.params), trained.reads_prefix
+            notes += stablehlo_folder.write(folder, *model, report, prefix=prefix)
+        notes += by_ranks(trained)
     tell_written(console, destination, notes)
 
 

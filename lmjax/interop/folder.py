@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
+from jaxtyping import PRNGKeyArray
 
 from lmjax.config import UserError, preset, replace
 from lmjax.data.tokenizers import Tokenizer
 from lmjax.data.tokenizers.folder_settings import folder_settings, token_name
 from lmjax.interop import adapter_folder, huggingface
+from lmjax.interop.beginning import beginning_folder, check_beginning
 from lmjax.interop.packed_files import open_tensors
 from lmjax.interop.settings import read_settings
 from lmjax.interop.tensor_names import Shapes, titles_of
@@ -30,11 +34,8 @@ from lmjax.models.upcycling import dense_model, upcycled
 from lmjax.models.weight_codes import WeightCode
 from lmjax.parallel import Layout
 from lmjax.remote import local_copy
-from lmjax.runs.checkpoints import Checkpointer
-from lmjax.runs.folder import CHECKPOINTS, RunFolder
-from lmjax.runs.trained_model import best_step, load_trained_model, read_experiment
-
-WEIGHTS = (".safetensors", ".bin", ".json")  # suffixes of a public folder's weights and settings
+from lmjax.runs.folder import RunFolder
+from lmjax.runs.trained_model import TrainedModel, read_experiment, restore_trained_model
 
 
 @preset
@@ -123,29 +124,31 @@ def read_params(
     return huggingface.nest(kept)
 
 
-def files_of_parameters(path: str | os.PathLike) -> list[Path]:
-    """Files that say what the parameters in a folder are: its weights and settings.
+def load_trained_model(
+    folder: str | os.PathLike, layout: Layout, step: int | None = None
+) -> TrainedModel:
+    """The model of a run, on the mesh that is set.
+
+    Where the run keeps an average of the parameters, the average is taken; where it keeps the best
+    checkpoint (checkpoint.best), that one is. Where its checkpoints hold what was trained alone,
+    the rest is read from the folder that it began with.
 
     Args:
-      path: as in `read_params`. Of adapters the files of their model are among them.
+      folder: what a training run wrote: config.json, checkpoints/, tokenizer/. It may go on.
+      layout: how the model is cut over the mesh.
+      step: which checkpoint; None is the best one, or else the newest undamaged one.
 
     Raises:
-      UserError: it is no folder of a model.
+      UserError: not a run folder, no checkpoint, a damaged one, or a tokenizer that does not fit;
+        or the folder that the run began with is not as it was.
     """
-    folder = local_copy(path, "folder")
-    if adapter_folder.is_adapter_folder(folder):
-        below = files_of_parameters(adapter_folder.base_folder(folder))
-        return [*sorted(folder.glob("adapter_*")), *below]
-    if huggingface.is_model_folder(folder):
-        return sorted(file for file in folder.iterdir() if file.suffix in WEIGHTS)
-    run = RunFolder(folder)
-    checkpointer = Checkpointer(run.checkpoints)
-    step = best_step(checkpointer) or checkpointer.latest()
-    if step is None:
-        run.experiment()  # tells what is wrong with a folder that is none of a run
-        raise UserError(f"{folder} holds no checkpoint yet: nothing has been saved there")
-    saved = (run.path / CHECKPOINTS / str(step)).rglob("*")
-    return [run.config, *sorted(file for file in saved if file.is_file())]
+
+    def read_base(job: Any, fingerprint: str) -> dict:
+        path = beginning_folder(job, folder)
+        check_beginning(path, fingerprint, folder)
+        return read_params(path, job.model, layout, job.seed)
+
+    return restore_trained_model(folder, layout, step, read_base)
 
 
 def _read_as_they_are(
@@ -244,13 +247,15 @@ def _drawn(
     names: set[str], config: TransformerConfig, layout: Layout, seed: int
 ) -> dict[str, jax.Array]:
     """Those parameters of a fresh model by dotted path; nothing else of it is made."""
+    return _draw(frozenset(names), config, layout, jax.random.key(seed))
 
-    @jax.jit
-    def draw(key):
-        drawn = huggingface.by_path(draw_parameters(config, layout, key))
-        return {name: drawn[name] for name in names}
 
-    return draw(jax.random.key(seed))
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _draw(
+    names: frozenset[str], config: TransformerConfig, layout: Layout, key: PRNGKeyArray
+) -> dict[str, jax.Array]:
+    drawn = huggingface.by_path(draw_parameters(config, layout, key))
+    return {name: drawn[name] for name in names}
 
 
 def _with_tokens(

@@ -77,8 +77,9 @@ class GGUFFile:
     @functools.cached_property
     def reader(self) -> Any:
         """The library's reader; UserError for a damaged file."""
+        gguf = library()
         try:
-            return library().GGUFReader(self.path)
+            return gguf.GGUFReader(self.path)
         except Exception as error:  # of whatever is read next
             raise UserError(f"{self.path} is no GGUF file, or a damaged one: {error}") from None
 
@@ -238,7 +239,7 @@ def _scaling(file: GGUFFile) -> RotaryScaling | None:
 
 
 def read(
-    path: Path, layout: Layout, report: Report = report_nothing
+    path: Path, layout: Layout, report: Report = report_nothing, apart: bool = False
 ) -> tuple[TransformerConfig, nnx.GraphDef, dict]:
     """The model in a file, its weights in float32; see `huggingface.read`.
 
@@ -248,6 +249,7 @@ def read(
       path: of the file.
       layout: how the parameters are cut over the mesh.
       report: is told the bytes that are read, and of how many, after each tensor.
+      apart: see `huggingface.read_params`.
 
     Raises:
       UserError: a damaged file, another architecture, a tensor that is missing, has another shape,
@@ -271,12 +273,12 @@ def read(
                 f" should be {list(wanted)}"
             )
         left.remove(title)
-        put(params, paths, name, index, file.read(title))
+        put(params, paths, name, index, file.read(title), apart)
         done += int(file.tensors[title].n_bytes)
         report(done, total)
     if left:
         raise UserError(f"{path}: {min(left)} has no place in the architecture {file.layout.name}")
-    return config, graph, nest(params)
+    return config, graph, nest(params, config.num_layers if apart else None)
 
 
 def is_gguf(source: Path) -> bool:
@@ -305,7 +307,8 @@ def as_folder(source: Path) -> Iterator[Path]:
     file = GGUFFile(source)
     config = read_config(file)
     with tempfile.TemporaryDirectory(prefix="gguf-") as name:
-        folder = Path(name)
+        folder = Path(name) / source.name  # which stands in messages
+        folder.mkdir()
         (folder / LINK).symlink_to(os.path.realpath(source))
         write_json(folder / "config.json", family_of(config)[1])
         try:

@@ -121,10 +121,7 @@ def read_params(
             put(params, shapes, name, index, files.read(title), apart, weights)
         done += size_of(files.shape(title))
         report(done, total)
-    tree = nest(params)
-    if apart:
-        tree["blocks"] = [tree["blocks"][str(layer)] for layer in range(config.num_layers)]
-    return graph, tree
+    return graph, nest(params, config.num_layers if apart else None)
 
 
 def in_few_bits(
@@ -250,8 +247,8 @@ def by_path(tree: dict) -> dict[str, Any]:
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
 
 
-def nest(leaves: dict[str, jax.Array]) -> dict:
-    """The opposite of `by_path`."""
+def nest(leaves: dict[str, jax.Array], layers: int | None = None) -> dict:
+    """The opposite of `by_path`; `layers` of blocks that lie apart become a list."""
     tree: dict = {}
     for path, leaf in leaves.items():
         *inner, last = path.split(".")
@@ -259,6 +256,8 @@ def nest(leaves: dict[str, jax.Array]) -> dict:
         for step in inner:
             node = node.setdefault(step, {})
         node[last] = leaf
+    if layers is not None:
+        tree["blocks"] = [tree["blocks"][str(layer)] for layer in range(layers)]
     return tree
 
 

@@ -6,6 +6,7 @@ position_ids, past_key_values.0.key; logits, present.0.key.
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from lmjax.config import UserError
 from lmjax.interop import onnx_parts
 from lmjax.interop.families import ranked
 from lmjax.interop.huggingface import by_path
+from lmjax.interop.onnx_experts import check_experts
 from lmjax.interop.onnx_graph import Graph, Tensors, Value, cannot, library
 from lmjax.interop.onnx_positions import ALL, BATCH, NEW, Texts, context, embedded, hiding, tables
 from lmjax.interop.onnx_products import PRODUCTS, OnnxWeights, Weights
@@ -38,6 +40,7 @@ def write(
     kind: OnnxWeights = "float32",
     report: Report = report_nothing,
     largest_graph: int = LARGEST_GRAPH,
+    prefix: bool = False,
 ) -> list[str]:
     """Writes a model as an ONNX file, or as two where it has an encoder and a decoder.
 
@@ -49,6 +52,7 @@ def write(
       kind: how weights of dense layers and of tokens are kept.
       report: is told the bytes of parameters that are written, and of how many.
       largest_graph: see `LARGEST_GRAPH`.
+      prefix: prompts are read from both sides, as the input `ranks` says (`Batch`).
 
     Returns:
       Sentences for the user.
@@ -72,7 +76,7 @@ def write(
     apart = total // (4 if kind == "int8" else 1) > largest_graph
     with _tensors(path, apart) as tensors:
         graphs = {}
-        for name, build in _graphs(config).items():
+        for name, build in _graphs(config, prefix).items():
             graph = Graph(tensors)
             weights = Weights(graph, paths, PRODUCTS[kind](graph), read=read)
             build(graph, config, weights)
@@ -88,13 +92,23 @@ def check(config: TransformerConfig) -> None:
         raise cannot("model", config)
     if config.alternate_feed_forward is not None:
         raise cannot("alternate_feed_forward", config.alternate_feed_forward)
+    if config.feed_forward.reads_rows:
+        check_experts(config.feed_forward, _continues(config))
 
 
-def _graphs(config: TransformerConfig) -> dict[str, Any]:
+def _continues(config: TransformerConfig) -> bool:
+    """Returns whether a model continues texts, without an encoder beside it."""
+    encodes = isinstance(config, EncoderDecoderConfig)
+    return config.attention.causal and config.word_head and not encodes
+
+
+def _graphs(config: TransformerConfig, prefix: bool) -> dict[str, Any]:
     """The functions that build the graphs of a model, by what is put behind the file's name."""
     if isinstance(config, EncoderDecoderConfig):
         return {ENCODER: encoder, "": decoder}
-    return {"": decoder if config.attention.causal and config.word_head else whole_texts}
+    if _continues(config):
+        return {"": functools.partial(decoder, prefix=prefix)}
+    return {"": whole_texts}
 
 
 def _notes(config: TransformerConfig, path: Path, apart: bool) -> list[str]:
@@ -148,7 +162,9 @@ def _save(graphs: dict[Path, Any]) -> None:
             partial.unlink(missing_ok=True)
 
 
-def decoder(graph: Graph, config: TransformerConfig, weights: Weights) -> None:
+def decoder(
+    graph: Graph, config: TransformerConfig, weights: Weights, prefix: bool = False
+) -> None:
     """The graph of a model that continues texts, one that looks at an encoder's states too."""
     ids = graph.input("input_ids", np.int64, (BATCH, NEW))
     mask = graph.input("attention_mask", np.int64, (BATCH, ALL))
@@ -156,7 +172,7 @@ def decoder(graph: Graph, config: TransformerConfig, weights: Weights) -> None:
     seen = graph.input("encoder_attention_mask", np.int64, (BATCH, SOURCE)) if looks else None
     sizes = BATCH, config.attention.kv_heads, PAST, config.attention.head_dim
     pasts = [_pair(graph, f"past_key_values.{n}", sizes) for n in range(config.num_layers)]
-    texts = Texts(graph, ids, mask, pasts[0][0].size(2), ranked(config))
+    texts = Texts(graph, ids, mask, pasts[0][0].size(2), prefix or ranked(config))
     x = embed(config, weights, texts)
     shared, memory = tables(config, weights, texts), None
     presents = []

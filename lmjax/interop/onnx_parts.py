@@ -12,11 +12,13 @@ from collections.abc import Callable
 import numpy as np
 
 from lmjax.config import UserError
+from lmjax.interop.onnx_experts import mixture
 from lmjax.interop.onnx_graph import Value, cannot
 from lmjax.interop.onnx_positions import TextTables, turned
 from lmjax.interop.onnx_products import Weights
 from lmjax.models import TransformerConfig, residual
 from lmjax.models.attention import AttentionConfig
+from lmjax.models.experts import ExpertsConfig
 from lmjax.models.feed_forward import FeedForwardConfig, GatedFeedForwardConfig
 from lmjax.models.norms import LayerNormConfig, NormConfig, RMSNormConfig
 
@@ -71,6 +73,8 @@ def activation(name: str, x: Value) -> Value:
 
 def feed_forward(config: FeedForwardConfig, weights: Weights, x: Value) -> Value:
     """The plain or the gated feed-forward layer."""
+    if config.reads_rows:
+        return experts(config, weights, x)
     if type(config) not in (FeedForwardConfig, GatedFeedForwardConfig):
         raise cannot("feed_forward", config)
     up = dense(weights.part("up"), x)
@@ -79,6 +83,19 @@ def feed_forward(config: FeedForwardConfig, weights: Weights, x: Value) -> Value
     else:
         inner = activation(config.activation, dense(weights.part("gate"), x)) * up
     return dense(weights.part("down"), inner)
+
+
+def experts(config: ExpertsConfig, weights: Weights, x: Value) -> Value:
+    """The mixture of experts, with the expert that all tokens use."""
+    stacked = weights.part("experts")
+
+    def feed(rows: Value, number: int) -> Value:
+        return feed_forward(config.dense, stacked.of_expert(number), rows)
+
+    out = mixture(config, weights, x, feed)
+    if config.shared is not None:
+        out = out + feed_forward(config.shared, weights.part("shared"), x)
+    return out
 
 
 def heads(weights: Weights, x: Value, count: int, scale: NormConfig | None, name: str) -> Value:

@@ -21,7 +21,6 @@ from lmjax.models.positions import (
     EmbeddingPositions,
     LearnedPositions,
     RelativeBuckets,
-    alibi_slopes,
 )
 from lmjax.models.rotary import BlockRotary, Rotary, rotary_frequencies
 from pallas_kernels.attention import BucketBias
@@ -132,7 +131,7 @@ def tables(config: TransformerConfig, weights: Weights, texts: Texts) -> TextTab
         both = texts.positions, texts.block_positions
         rotations = tuple(rotation(positions, each, 1.0) for positions in both)
     elif kind is ALiBi:
-        slopes = alibi_slopes(attention.num_heads).reshape(-1, 1, 1)
+        slopes = attention.positions.head_slopes(attention.num_heads).reshape(-1, 1, 1)
         by_distance = texts.distance.cast(np.float32).expand(1) * slopes
     elif kind is RelativeBuckets:
         by_distance = bucket_bias(attention, weights, texts)

@@ -114,6 +114,7 @@ class Weights:
       product: how rows are multiplied with matrices.
       prefix: path of the part.
       layer: number of the block.
+      expert: number of the expert, of weights of several stacked.
       read: is called with the bytes of each parameter that was read.
     """
 
@@ -122,6 +123,7 @@ class Weights:
     product: MatrixWeights
     prefix: str = ""
     layer: int | None = None
+    expert: int | None = None
     read: Callable[[int], None] = lambda size: None
 
     def part(self, name: str) -> Weights:
@@ -132,20 +134,25 @@ class Weights:
         """Those of a block of this stack."""
         return dataclasses.replace(self.part("blocks"), layer=layer)
 
+    def of_expert(self, number: int) -> Weights:
+        """Those of an expert of these stacked ones."""
+        return dataclasses.replace(self, expert=number)
+
     def __contains__(self, name: str) -> bool:
         return self.prefix + name in self.paths
 
     def title(self, name: str) -> str:
         """The name of a parameter in the file."""
         path = self.prefix + name
-        if self.layer is None:
-            return path
-        return path.replace("blocks.", f"blocks.{self.layer}.", 1)
+        for name, number in (("blocks", self.layer), ("experts", self.expert)):
+            if number is not None:
+                path = path.replace(f"{name}.", f"{name}.{number}.", 1)
+        return path
 
     def array(self, name: str) -> np.ndarray:
-        """A parameter in float32, of a block the block's own."""
+        """A parameter in float32, of a block or an expert its own."""
         leaf = self.paths[self.prefix + name]
-        index = () if self.layer is None else (self.layer,)
+        index = tuple(number for number in (self.layer, self.expert) if number is not None)
         array = whole(leaf, index, "float32")
         self.read(array.nbytes)
         return array

@@ -62,6 +62,7 @@ class OnnxModel:
         prompts: Sequence[Sequence[int]],
         max_tokens: int,
         sources: Sequence[Sequence[int]] | None = None,
+        prefix: bool = False,
     ) -> list[list[int]]:
         """The most likely continuation of each prompt, token by token.
 
@@ -69,6 +70,7 @@ class OnnxModel:
           prompts: token ids, of any lengths.
           max_tokens: of each continuation.
           sources: what an encoder reads, for a model with one.
+          prefix: prompts are read from both sides (objective PrefixLM).
         """
         read = {} if sources is None else self.encode(sources)
         ids, mask = left_padded(prompts)
@@ -76,8 +78,9 @@ class OnnxModel:
         past: Arrays = {}
         found = []
         for _ in range(max_tokens):
+            ranks = np.zeros_like(positions) if prefix and not past else positions
             given = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
-            logits, past = self.run(given | {"ranks": positions} | read, past)
+            logits, past = self.run(given | {"ranks": ranks} | read, past)
             ids = logits[:, -1].argmax(axis=-1)[:, None]
             found.append(ids[:, 0])
             positions = positions[:, -1:] + 1

@@ -40,7 +40,7 @@ from lmjax.models import (
     make_cache,
     merge_adapters,
 )
-from lmjax.models.cache import last_tokens
+from lmjax.models.batch import last_tokens
 from lmjax.parallel import Layout, Mesh, generation_layout
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -64,6 +64,7 @@ def write(
     params: dict,
     report: Report = report_nothing,
     largest_file: int = LARGEST_FILE,
+    prefix: bool = False,
 ) -> list[str]:
     """Writes programs, weights and manifest of a model into an empty folder.
 
@@ -76,6 +77,7 @@ def write(
       params: float32, as `huggingface.read` or `initialize` gives them; a mesh must be set.
       report: is told the bytes of weights that are written, and of how many.
       largest_file: of the weights, in bytes.
+      prefix: prompts are read from both sides, as `ranks` says (`Batch`): an input of `prefill`.
 
     Returns:
       Sentences for the user.
@@ -98,7 +100,7 @@ def write(
     attention = replace(config.attention, implementation="reference")
     plain = replace(config, attention=attention, unroll=0)
     with jax.set_mesh(mesh_of_one()):
-        programs = Exporter(plain, generation_layout(), shapes).programs()
+        programs = Exporter(plain, generation_layout(), shapes, prefix).programs()
     tensors = (
         whole(leaves[path], index, shapes[name].dtype.name)
         for name, (path, index) in entries.items()
@@ -208,11 +210,13 @@ class Exporter:
       config: of the model, as it is computed.
       layout: of that mesh.
       weights: shapes by name.
+      prefix: see `write`.
     """
 
     config: TransformerConfig
     layout: Layout
     weights: Shapes
+    prefix: bool = False
 
     def programs(self) -> dict[str, Any]:
         """The programs by name, as `jax.export.Exported`."""
@@ -331,6 +335,8 @@ class Exporter:
         names = ["tokens", "positions", "segments"]
         if ranked(self.config):
             names += ["ranks", "block_positions"]
+        elif self.prefix:
+            names.append("ranks")
         if self.config.token_types is not None:
             names.append("token_types")
         return {name: jax.ShapeDtypeStruct((batch, columns), jnp.int32) for name in names}

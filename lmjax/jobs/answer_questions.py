@@ -19,8 +19,8 @@ from lmjax.training.schedules import Cosine, Schedule
 class AnswerQuestions(Finetune):
     """Train a pretrained model to find the answer to a question in a text (SQuAD).
 
-    Unless it is given, the model is that of `begin_with`, with a head of spans in place of its
-    other heads.
+    Unless it is given, the model is that of `begin_with`. It gets a head of spans in place of its
+    other heads, unless it is given with one of that name.
     """
 
     objective: TextSpans = TextSpans()  # what it is trained to do
@@ -44,11 +44,16 @@ class AnswerQuestions(Finetune):
         measures = AnswerMeasures(every=every, tokens=tokens)
         return (HeldOutLoss(every=every, tokens=tokens), measures, *self.evaluators)
 
+    @property
+    def head_name(self) -> str:
+        """See `Finetune.head_name`."""
+        return self.objective.objective.head
+
     def with_model(self) -> AnswerQuestions:
         """See `Finetune.with_model`."""
 
         def with_head(model: TransformerConfig) -> TransformerConfig:
-            head = SpanHeadConfig(name=self.objective.objective.head)
+            head = SpanHeadConfig(name=self.head_name)
             return replace(model, word_head=False, classifier=None, heads=(head,))
 
-        return with_starting_model(self, with_head)
+        return with_starting_model(self, with_head, self.lacks_head)

@@ -68,8 +68,10 @@ def instructions(name: str, path: str, template: ChatTemplate, weight: float = 1
     return domain(name, Conversations(path=path, template=template), weight)
 
 
-def compared(name: str, path: str, template: ChatTemplate, weight: float = 1.0) -> Domain:
-    """Compared answers of a file."""
+def compared(
+    name: str, path: str | tuple[str, ...], template: ChatTemplate, weight: float = 1.0
+) -> Domain:
+    """Compared answers of a file, or of several."""
     return domain(name, Comparisons(path=path, template=template), weight)
 
 
@@ -199,14 +201,9 @@ def _start(size: str, rate: float) -> Finetune:
 LLAMA2_CHAT = {"7B": (1e-5, 0.01), "13B": (1e-5, 0.01), "70B": (5e-6, 0.005)}
 LLAMA2 = chat_template("llama2")
 LLAMA2_ADAM = AdamW(b1=0.9, b2=0.95, epsilon=1e-5, weight_decay=0.1)
-GATED = GatedReward(
-    helpful=ModelReward(folder="{output}/helpful"),
-    safety=ModelReward(folder="{output}/safety"),
-    tag="safety",
-)
 
 
-def llama2_chat(size: str, output: str, mesh: Mesh, accumulation: int) -> Chain:
+def llama2_chat(size: str, output: str, mesh: Mesh, accumulation: int, rounds: int = 1) -> Chain:
     """LLaMA 2 Chat (Touvron et al. 2023b, arXiv:2307.09288, sections 3.1 to 3.3): 7B, 13B, 70B.
 
     Fine-tuning on 27,540 conversations; a helpful and a safety reward model, each on its own
@@ -217,8 +214,11 @@ def llama2_chat(size: str, output: str, mesh: Mesh, accumulation: int) -> Chain:
     are whitened.
 
     Of fine-tuning and reward models the numbers are as remembered. The paper has five rounds, each
-    with new comparisons by people: this is one of them; `jobs.3.earlier` takes replies of those
-    before. Only its 70B samples, and the smaller ones learn from those replies too: set
+    with new comparisons by people of replies of the last model: reward models, sampling and
+    fine-tuning are repeated, and PPO follows once. Comparisons of the second round are read from
+    data/helpful_comparisons_2.jsonl and so on; as long as they are not there the chain ends before
+    that round, and the same command goes on later. Replies of earlier rounds remain candidates for
+    the best. Only the paper's 70B samples, and the smaller ones learn from those replies too: set
     jobs.3.policy to a 70B. Fine-tuning on best replies has the rate of fine-tuning, and one epoch;
     the critic begins as the helpful model and has the policy's rate; comparisons are cut to 2,048
     tokens; all this is chosen. Steps of the reward models' warm-up are 3 % of an epoch of all the
@@ -230,6 +230,7 @@ def llama2_chat(size: str, output: str, mesh: Mesh, accumulation: int) -> Chain:
       output: folder of the chain.
       mesh: of all jobs.
       accumulation: parts of a step of the reward models.
+      rounds: of comparisons, 5 in the paper.
     """
     rate, beta = size_of(LLAMA2_CHAT, size, "llama2_chat")
     learnt = instructions("instructions", "data/instructions.jsonl", LLAMA2)
@@ -244,34 +245,60 @@ def llama2_chat(size: str, output: str, mesh: Mesh, accumulation: int) -> Chain:
         evaluation=ChatEvaluation(every=50),
         checkpoint=Checkpoints(every=50),
     )
-    best = instructions("best", "{output}/samples/replies/*.jsonl", LLAMA2)
-    rejection = replace(
-        sft,
-        output="{output}/rejection",
-        begin_with="{output}/sft",
-        epochs=1,
-        objective=ChatLM(loss_on="last"),
-        data=mixture(4096, 64, best),
-    )
-    jobs = (
-        sft,
-        _judge("helpful", {"helpful": 0.5, "safety": 0.25, "open": 0.25}, rate, accumulation),
-        _judge("safety", {"safety": 0.9, "helpful": 0.1}, rate, accumulation),
-        _best_replies(),
-        rejection,
-        _gated(beta),
-    )
+    repeated = (job for n in range(1, rounds + 1) for job in _round(n, sft, rate, accumulation))
+    jobs = (sft, *repeated, _gated(beta, rounds))
     return Chain(output=output, jobs=tuple(replace(job, mesh=mesh) for job in jobs))
 
 
-def _judge(name: str, weights: dict[str, float], rate: float, accumulation: int) -> RewardModel:
-    """A reward model of LLaMA 2 Chat, on comparisons of several files by their weights."""
-    domains = (
-        compared(one, f"data/{one}_comparisons.jsonl", LLAMA2, weight)
-        for one, weight in weights.items()
+def _round(
+    number: int, sft: Finetune, rate: float, accumulation: int
+) -> tuple[RewardModel, RewardModel, BestOfN, Finetune]:
+    """A round of LLaMA 2 Chat, counted from 1: two reward models, sampling, the best replies."""
+    last = _of_round("rejection", number - 1) if number > 1 else sft.output
+    helpful = {"helpful": 0.5, "safety": 0.25, "open": 0.25}
+    best = f"{_of_round('samples', number)}/replies/*.jsonl"
+    return (
+        _judge("helpful", number, helpful, rate, accumulation),
+        _judge("safety", number, {"safety": 0.9, "helpful": 0.1}, rate, accumulation),
+        _best_replies(number, last),
+        replace(
+            sft,
+            output=_of_round("rejection", number),
+            begin_with=last,
+            epochs=1,
+            objective=ChatLM(loss_on="last"),
+            data=mixture(4096, 64, instructions("best", best, LLAMA2)),
+        ),
     )
+
+
+def _of_round(name: str, number: int) -> str:
+    """The output of a job of a round; those of the first have no number."""
+    return f"{{output}}/{name}" + (f"_{number}" if number > 1 else "")
+
+
+def _gate(number: int) -> GatedReward:
+    """The reward of the models of a round."""
+    helpful, safety = (ModelReward(folder=_of_round(n, number)) for n in ("helpful", "safety"))
+    return GatedReward(helpful=helpful, safety=safety, tag="safety")
+
+
+def _judge(
+    name: str, number: int, weights: dict[str, float], rate: float, accumulation: int
+) -> RewardModel:
+    """A reward model of LLaMA 2 Chat, on comparisons of several files by their weights.
+
+    All those of people up to its round; the open ones are of the first.
+    """
+
+    def files(one: str) -> str | tuple[str, ...]:
+        later = range(2, number + 1) if one != "open" else ()
+        found = f"data/{one}_comparisons.jsonl"
+        return (found, *(f"data/{one}_comparisons_{n}.jsonl" for n in later)) if later else found
+
+    domains = (compared(one, files(one), LLAMA2, weight) for one, weight in weights.items())
     return RewardModel(
-        output=f"{{output}}/{name}",
+        output=_of_round(name, number),
         begin_with="{output}/sft",
         epochs=1,
         data=groups(2048, 512, *domains),
@@ -283,13 +310,14 @@ def _judge(name: str, weights: dict[str, float], rate: float, accumulation: int)
     )
 
 
-def _best_replies() -> BestOfN:
+def _best_replies(number: int, policy: str) -> BestOfN:
     """Rejection sampling of LLaMA 2 Chat, with Ghost Attention."""
     return BestOfN(
-        output="{output}/samples",
-        policy="{output}/sft",
+        output=_of_round("samples", number),
+        policy=policy,
         requests=asked("data/prompts.jsonl", LLAMA2, "safety").source,
-        rewards=(GATED,),
+        rewards=(_gate(number),),
+        earlier=tuple(f"{_of_round('samples', n)}/replies/*.jsonl" for n in range(1, number)),
         ghost_attention=GhostAttention(),
         samples=10,
         request_length=3072,
@@ -299,17 +327,18 @@ def _best_replies() -> BestOfN:
     )
 
 
-def _gated(beta: float) -> PolicyOptimization:
+def _gated(beta: float, rounds: int) -> PolicyOptimization:
     """PPO of LLaMA 2 Chat, on the model of rejection sampling."""
     constant = Constant(peak=1e-6, warmup=0)
-    network = ValueNetwork(folder="{output}/helpful", optimizer=LLAMA2_ADAM, schedule=constant)
+    helpful = _of_round("helpful", rounds)
+    network = ValueNetwork(folder=helpful, optimizer=LLAMA2_ADAM, schedule=constant)
     return PolicyOptimization(
         output="{output}/policy",
-        begin_with="{output}/rejection",
+        begin_with=_of_round("rejection", rounds),
         steps=400,
         objective=ClippedPolicy(clip=0.2),
         data=groups(3072, 512, asked("data/prompts.jsonl", LLAMA2, "safety")),
-        rewards=(GATED,),
+        rewards=(_gate(rounds),),
         reward_kl=FixedKL(beta=beta),
         samples=1,
         reply_length=1024,

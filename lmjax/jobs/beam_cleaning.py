@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 from lmjax.config import UserError, config
 from lmjax.data.cleaning.beam import BeamRun
-from lmjax.data.cleaning.pipeline import CleaningPipeline, Summary
+from lmjax.data.cleaning.pipeline import CleaningPipeline
+from lmjax.data.cleaning.summary import Summary
 from lmjax.data.documents import Progress
 from lmjax.jobs.cleaning import Cleaning
 from lmjax.remote import check_path

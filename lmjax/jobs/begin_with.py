@@ -16,6 +16,7 @@ from lmjax.data.public_tokenizers import read_tokenizer
 from lmjax.data.tokenizers import Tokenizer, old_pieces
 from lmjax.data.tokenizers.special_tokens import ExtendedTokenizer
 from lmjax.data.tokenizers.subwords import SentencePieceTokenizer
+from lmjax.generation.run import reads_prefix
 from lmjax.interop.folder import is_upcycled, model_folder, read_params, tokenizer_folder
 from lmjax.interop.huggingface import architecture_of, is_model_folder
 from lmjax.interop.kept_files import keep
@@ -116,7 +117,9 @@ def _keeps_tokens(before: Tokenizer, tokenizer: Tokenizer) -> bool:
 
 
 def with_starting_model(
-    job: Any, adapt: Callable[[TransformerConfig], TransformerConfig] = lambda model: model
+    job: Any,
+    adapt: Callable[[TransformerConfig], TransformerConfig] = lambda model: model,
+    lacks_head: Callable[[TransformerConfig], bool] = lambda model: False,
 ) -> Any:
     """A job with the model and the tokenizer of `begin_with`, where none are given.
 
@@ -125,10 +128,13 @@ def with_starting_model(
     Args:
       job: a config with `begin_with`, `model` (None: none is given) and `data`.
       adapt: makes the model that is trained of the one in the folder.
+      lacks_head: tells of a model that is given whether it has to be adapted too.
 
     Raises:
       UserError: there is no model, or no tokenizer, in the folder.
     """
+    if job.model is not None and lacks_head(job.model):
+        job = replace(job, model=adapt(job.model))
     if job.begin_with is None:
         return job
     try:
@@ -200,3 +206,17 @@ def warn_of_template(source: str, ours: ChatFormat | None, log: RunLog, remedy: 
         theirs = f"the chat format {before.title}" if before not in (None, ours) else ""
     if theirs:
         log.warn(f"{source} has {theirs}, and the text here is written as {ours.title}: {remedy}")
+
+
+def refuse_prefix_model(source: str) -> None:
+    """Raises UserError for a model that learned to read prompts from both sides.
+
+    Args:
+      source: folder that a job begins with whose model reads prompts from left to right.
+    """
+    if reads_prefix(source):
+        raise UserError(
+            f"begin_with={source}: its model learned to read prompts from both sides (objective="
+            "PrefixLM), and this job reads them from left to right: train it with"
+            " objective=CausalLM first"
+        )

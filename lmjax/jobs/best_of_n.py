@@ -227,6 +227,7 @@ class BestOfNRun:
             job.reply_length,
             random_bits(job.seed, first).item() % 2**31,
             job.samples,
+            self.text.reads_prefix,
         )
         replies = [rollout.reply for rollout in rollouts]
         if not first and asked and not any(reply.ended for reply in replies):

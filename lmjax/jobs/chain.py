@@ -29,6 +29,7 @@ class Chain(Job):
     """
 
     jobs: tuple[Job, ...]  # in their order
+    about: str = ""  # words about the whole, at the head of the report
 
     def validate(self) -> None:
         """Raises UserError for jobs that do not go together."""

@@ -29,10 +29,10 @@ from lmjax.training.schedules import Cosine, Schedule
 class Classify(Finetune):
     """Train a pretrained model to tell the class of texts, or a number of each.
 
-    Unless it is given, the model is that of `begin_with`, with a head of texts in place of its
-    other heads: on the last token of a causal model; on the first token of an encoder, with a
-    pooler. The head keeps the names of the classes. Numbers are learnt with kind=number of the
-    sources and objective.objective=Regression.
+    Unless it is given, the model is that of `begin_with`. It gets a head of texts in place of its
+    other heads, unless it is given with one of that name: on the last token of a causal model; on
+    the first token of an encoder, with a pooler. The head keeps the names of the classes. Numbers
+    are learnt with kind=number of the sources and objective.objective=Regression.
     """
 
     objective: TextLabels = TextLabels()  # what it is trained to do
@@ -75,9 +75,14 @@ class Classify(Finetune):
         loss = HeldOutLoss(every=every, tokens=tokens)
         return (loss, measures, *coverage_of(self.data), *self.evaluators)
 
+    @property
+    def head_name(self) -> str:
+        """See `Finetune.head_name`."""
+        return self.objective.objective.head
+
     def with_model(self) -> Classify:
         """See `Finetune.with_model`; all sources get the names of the classes."""
-        head_name, names = self.objective.objective.head, common_names(self.sources())
+        names = common_names(self.sources())
         outputs = 1 if self.is_regression else len(names)
 
         def named(source: LabelledTexts | None) -> LabelledTexts | None:
@@ -90,7 +95,7 @@ class Classify(Finetune):
         def with_head(model: TransformerConfig) -> TransformerConfig:
             causal = model.attention.causal
             head = TextHeadConfig(
-                name=head_name,
+                name=self.head_name,
                 outputs=outputs,
                 labels=names,
                 token="last" if causal else "first",
@@ -103,7 +108,7 @@ class Classify(Finetune):
             return replace(model, word_head=keeps, classifier=None, heads=(head,))
 
         data = replace(self.data, train=tuple(map(with_names, self.data.train)))
-        job = with_starting_model(replace(self, data=data), with_head)
+        job = with_starting_model(replace(self, data=data), with_head, self.lacks_head)
         job = with_special_tokens(job)
         head = job.objective.objective.head_of(job.model)
         if head.outputs != outputs or (head.labels and head.labels != names):

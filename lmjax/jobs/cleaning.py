@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Literal
 from lmjax.config import UserError, config
 from lmjax.data.cleaning.corpus_step import CorpusStep
 from lmjax.data.cleaning.formats import JsonLinesOutput, OutputFormat
-from lmjax.data.cleaning.pipeline import CleaningPipeline, CleaningRecipe, Summary, flat
+from lmjax.data.cleaning.pipeline import CleaningPipeline, CleaningRecipe, flat
 from lmjax.data.cleaning.shard_pass import DOCUMENTS, FINDINGS, LEFT_OUT, Collection
 from lmjax.data.cleaning.step import Step
+from lmjax.data.cleaning.summary import Summary
 from lmjax.data.documents import Progress
 from lmjax.files import local_path
 from lmjax.jobs.job import Job

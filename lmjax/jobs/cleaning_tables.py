@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 
 from lmjax.console import Table, duration
 from lmjax.data.cleaning.ledger import NEAR, Ledger, ShownDocument, StepCounts
-from lmjax.data.cleaning.pipeline import Summary
 from lmjax.data.cleaning.shard_pass import READING
+from lmjax.data.cleaning.summary import Summary
 from lmjax.jobs.results import Results
 
 MOST_ROWS = 40  # of reasons

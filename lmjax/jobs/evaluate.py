@@ -5,6 +5,7 @@ python -m experiments.evaluate model=runs/x 'tasks=(Arc(path="ARC-Challenge-Test
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,13 +40,16 @@ from lmjax.evaluation.task_tables import (
 )
 from lmjax.evaluation.tasks.task import EvaluationTask, Question
 from lmjax.generation.chat import chat_format
-from lmjax.generation.run import filling_of, load
+from lmjax.generation.fill import Infiller
+from lmjax.generation.run import filling_of, load, precision, reads_prefix
+from lmjax.interop.adapter_folder import text_folder
+from lmjax.interop.beginning import files_of_parameters
 from lmjax.interop.folder import (
     begin_token,
-    files_of_parameters,
     model_folder,
     tokenizer_folder,
 )
+from lmjax.interop.kept_files import read_end_ids
 from lmjax.jobs.job import Job
 from lmjax.jobs.report import write_report
 from lmjax.jobs.results import Results
@@ -226,10 +230,12 @@ class EvaluateRun:
         """
         with self.log.phase(f"reading {name}"):
             text = load(folder, dtype=self.job.dtype)
-        if self.job.chat is not None and text.filling is not None:
+        blanks = text.filling is not None and not text.writes_replies
+        if self.job.chat is not None and blanks:
             raise UserError(f"chat={self.job.chat}: {folder} fills blanks, and holds no talk")
         for task, asked in zip(self.job.tasks, questions, strict=True):
-            check_room(task, asked, text.tokenizer, text.generator.config.max_length)
+            longest = text.generator.config.max_length
+            check_room(task, asked, text.tokenizer, longest, text.filling)
         answering = Answering(text, self.job.batch_size, begin_token(folder, text.tokenizer))
         done = total - len(left)
         with CountBar(name, self.log.console) as bar:
@@ -298,10 +304,23 @@ class EvaluateRun:
 
 
 def model_key(folder: str, dtype: str | None) -> str:
-    """A name for all that decides about a model's answers: its files, tokenizer and precision."""
+    """A name for all that decides about a model's answers.
+
+    Its files, tokenizer and config, the precision that it is computed in, the tokens that end its
+    texts, and how it reads a context.
+    """
     files = [*files_of_parameters(folder), *_tokenizer_files(folder)]
-    hashes = FileHashes()(list(map(str, files)))
-    return answers_key([*hashes, str(dtype), to_json(model_folder(folder))])
+    hashes, config = FileHashes()(list(map(str, files))), model_folder(folder)
+    ends = read_end_ids(text_folder(folder))
+    reads = (*_words_of(filling_of(folder)), str(reads_prefix(folder)))
+    return answers_key([*hashes, precision(config, dtype), to_json(config), str(ends), *reads])
+
+
+def _words_of(filling: Infiller | None) -> list[str]:
+    """Words for a filling of blanks, but for the chat format of its requests."""
+    fields = dataclasses.fields(filling) if dataclasses.is_dataclass(filling) else ()
+    words = [f"{f.name}={getattr(filling, f.name)}" for f in fields if f.name != "template"]
+    return [type(filling).__name__, *words]
 
 
 def _as_it_is(task: EvaluationTask, question: Question) -> Question:

@@ -86,9 +86,18 @@ class Finetune(TextJob):
         super().validate()
 
     def check_model(self) -> None:
-        """See `TrainingJob.check_model`; a model that is not read yet is checked then."""
-        if self.model is not None:
+        """See `TrainingJob.check_model`; a model that `with_model` changes is checked then."""
+        if self.model is not None and not self.lacks_head(self.model):
             super().check_model()
+
+    @property
+    def head_name(self) -> str | None:
+        """Name of the head on labels that is trained; None: there is none."""
+        return None
+
+    def lacks_head(self, model: TransformerConfig) -> bool:
+        """Returns whether a model that is given lacks the head that is trained, and gets it."""
+        return self.head_name is not None and all(h.name != self.head_name for h in model.heads)
 
     def all_evaluators(self) -> tuple[Evaluator, ...]:
         """Those of `evaluation`, and further ones."""

@@ -16,15 +16,16 @@ from flax import nnx
 from lmjax.config import UserError, config, replace
 from lmjax.console import RunLog, Stopwatch, make_console
 from lmjax.data import Data
-from lmjax.interop.convert import new_folder_anywhere
 from lmjax.interop.fisher_folder import FisherInformation, read_fisher, write_fisher
 from lmjax.interop.folder import model_folder, read_params
+from lmjax.interop.new_folder import new_folder_anywhere
 from lmjax.jobs.job import Job
 from lmjax.jobs.run_text import read_text, text_of_run
 from lmjax.jobs.settings import at_least
 from lmjax.launch import import_modules, run
 from lmjax.models import TransformerConfig, abstract
 from lmjax.objectives import CausalLM, Example, TextObjective, fisher_sums, sampled_loss
+from lmjax.objectives.elastic_weights import predicts_classes, sampled_class_loss
 from lmjax.objectives.example import TokenTargets
 from lmjax.parallel import Layout, Mesh, axis_size, training_layout
 from lmjax.remote import check_path
@@ -40,7 +41,7 @@ class Fisher(Job):
     """The diagonal of a model's Fisher information, by labels that it draws itself.
 
     It is that of one token, in the mean over rows of the text that the model was trained on
-    (Kirkpatrick et al. 2017, arXiv:1612.00796).
+    (Kirkpatrick et al. 2017, arXiv:1612.00796); of a classifier, that of one text, or word.
     """
 
     source: str | None = None  # run folder or public model folder
@@ -110,7 +111,7 @@ class Fisher(Job):
         data, objective = self.data or text[0], self.objective or text[1]
         feed = read_text(data, objective, self.source, model, log, self.seed)
         total = jax.tree.map(jnp.zeros_like, params), jnp.zeros((), jnp.float32)
-        add, key, rows, number = adder(model, layout), jax.random.key(self.seed), 0, 0
+        add, key, rows, number = adder(model, layout, objective), jax.random.key(self.seed), 0, 0
         with log.phase("Fisher information") as report, feed.examples(0) as examples:
             while rows < self.rows:
                 report("Fisher information", rows, self.rows)
@@ -124,7 +125,7 @@ class Fisher(Job):
         return jax.tree.map(lambda a: a / jnp.where(weight > 0, weight, 1), squares)
 
 
-def adder(model: TransformerConfig, layout: Layout) -> Add:
+def adder(model: TransformerConfig, layout: Layout, objective: TextObjective) -> Add:
     """The function, compiled, that adds the squared gradients of an example's rows.
 
     They are taken of one row at a time on each of the devices that share a batch: of as many rows,
@@ -136,7 +137,10 @@ def adder(model: TransformerConfig, layout: Layout) -> Add:
         return jnp.moveaxis(a.reshape(shards, -1, *a.shape[1:]), 1, 0)
 
     def loss(params: dict, example: Example, key: jax.Array) -> Any:
-        return sampled_loss(nnx.merge(graph, params), example, key)
+        model = nnx.merge(graph, params)
+        if predicts_classes(objective):
+            return sampled_class_loss(objective, model, example, key)
+        return sampled_loss(model, example, key)
 
     @jax.jit
     def add(total, params, example, key):
@@ -148,11 +152,11 @@ def adder(model: TransformerConfig, layout: Layout) -> Add:
 
 
 def check_targets(example: Example, objective: TextObjective) -> None:
-    """Raises UserError for an objective that predicts something else than tokens."""
-    if not isinstance(example.targets, TokenTargets):
+    """Raises UserError for an objective that predicts neither tokens nor classes."""
+    if not isinstance(example.targets, TokenTargets) and not predicts_classes(objective):
         raise UserError(
-            f"{type(objective).__name__} does not predict tokens: labels are drawn of tokens alone;"
-            " give an objective such as CausalLM"
+            f"{type(objective).__name__} predicts neither tokens nor classes, of which labels are"
+            " drawn; give an objective such as CausalLM"
         )
 
 

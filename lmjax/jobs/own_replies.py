@@ -22,9 +22,9 @@ from lmjax.data import Data
 from lmjax.data.permutation import random_bits
 from lmjax.generation.generator import Generator
 from lmjax.generation.sampling import Sampling
-from lmjax.jobs.begin_with import warn_of_format, with_starting_model
+from lmjax.jobs.begin_with import refuse_prefix_model, warn_of_format, with_starting_model
 from lmjax.jobs.settings import Distillation, at_least
-from lmjax.jobs.text import prepare_text
+from lmjax.jobs.text import prepare_text, warn_of_requests
 from lmjax.jobs.training_job import FrozenModel, TrainingJob
 from lmjax.models import TransformerConfig
 from lmjax.objectives import CausalLM, Example
@@ -109,9 +109,12 @@ class OnPolicyDistillation(TrainingJob):
 
     def prepare(self, folder: RunFolder, log: RunLog, saved: dict[str, Any]) -> RequestFeed:
         """See `TrainingJob.prepare`."""
+        refuse_prefix_model(self.begin_with)
         warn_of_format(self, log)
         prepared = prepare_text(self.data, folder.tokenizer, self.model.vocab_size, log, saved)
-        return RequestFeed(prepared, self.data.plan(self.seed), self.data.length)
+        feed = RequestFeed(prepared, self.data.plan(self.seed), self.data.length)
+        warn_of_requests(log, feed)
+        return feed
 
     def advance(
         self,
@@ -121,10 +124,11 @@ class OnPolicyDistillation(TrainingJob):
         frozen: Mapping[str, dict] | None,
     ) -> Advance:
         """See `TrainingJob.advance`: replies, and an update by what the teacher says of them."""
+        most = self.microbatch_tokens
 
         def update(state: TrainState, step: int) -> tuple[TrainState, Metrics, int]:
             found = sample_replies(
-                Generator(self.model, state.params),
+                Generator(self.model, state.params, merge=False),
                 feed.tokenizer,
                 feed.template,
                 next(examples),
@@ -136,7 +140,7 @@ class OnPolicyDistillation(TrainingJob):
             longest = max(len(one.reply.tokens) for one in found)
             rows = make_rows(found, fitting_length(longest, self.length, learner.layout))
             example = Example(*inputs_of(rows))
-            packing = pack_rows(example.inputs, self.length, learner.layout, self.microbatch)
+            packing = pack_rows(example.inputs, self.length, learner.layout, most)
             example = own_rows(packed(example, packing))
             example = to_devices(example, learner.layout, self.model.vocab_size)
             state, metrics = learner.compiled_step(state, example, frozen)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from lmjax.alignment.critic import has_critic
 from lmjax.config import UserError
 from lmjax.generation.sampling import Sampling
 from lmjax.jobs.settings import at_least
@@ -83,11 +82,6 @@ def check_policy(job: Any) -> None:
     Args:
       job: a `PolicyOptimization` with a model.
     """
-    if job.has_value_head and not has_critic(job.model):
-        raise UserError(
-            "advantage=gae reads a TokenHead with one output of the name 'value'; model.heads "
-            "has none"
-        )
     if job.has_value_head and not job.trained().trains("heads.value.outputs.weight"):
         raise UserError("trainable: the critic of advantage=gae, heads.value, is not trained")
     longest = job.model.max_length

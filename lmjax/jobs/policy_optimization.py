@@ -21,11 +21,11 @@ from lmjax.console import RunLog
 from lmjax.data import Data
 from lmjax.evaluation.evaluator import Evaluator
 from lmjax.generation.sampling import Sampling
-from lmjax.jobs.begin_with import warn_of_format, with_starting_model
+from lmjax.jobs.begin_with import refuse_prefix_model, warn_of_format, with_starting_model
 from lmjax.jobs.policy_checks import check_policy, check_settings
 from lmjax.jobs.policy_step import REFERENCE, PolicyStep
 from lmjax.jobs.pretraining_text import prepare_pretraining, with_pretraining
-from lmjax.jobs.text import prepare_text
+from lmjax.jobs.text import prepare_text, warn_of_requests
 from lmjax.jobs.training_job import FrozenModel, TrainingJob
 from lmjax.models import TransformerConfig
 from lmjax.objectives import CausalLM, Example
@@ -55,6 +55,9 @@ class PolicyOptimization(TrainingJob):
     reward_kl: KLControl | None = None
     samples: int = 4  # replies to each request
     reply_length: int = 128  # most tokens of a reply
+    # go on where all replies of the first step are cut off before their end, which mostly is a
+    # mistake
+    allow_cut_off: bool = False
     sampling: Sampling = Sampling()  # how replies are drawn: the temperature alone may be set
     # shift and scale the rewards of a step to mean 0 and deviation 1 before the divergence is taken
     # off (LLaMA 2)
@@ -86,8 +89,8 @@ class PolicyOptimization(TrainingJob):
         super().validate()
 
     def check_model(self) -> None:
-        """See `TrainingJob.check_model`; a model that is not read yet is checked then."""
-        if self.model is not None:
+        """See `TrainingJob.check_model`; a model that `resolved` changes is checked then."""
+        if self.model is not None and not self.lacks_critic(self.model):
             check_policy(self)
             super().check_model()
 
@@ -100,6 +103,10 @@ class PolicyOptimization(TrainingJob):
     def has_value_head(self) -> bool:
         """Returns whether that critic is a head on the policy's own model."""
         return self.has_critic and self.value_network is None
+
+    def lacks_critic(self, model: TransformerConfig) -> bool:
+        """Returns whether a model is to get that head."""
+        return self.has_value_head and not has_critic(model)
 
     @property
     def scores_replies(self) -> bool:
@@ -128,14 +135,14 @@ class PolicyOptimization(TrainingJob):
     def resolved(self) -> PolicyOptimization:
         """See `TrainingJob.resolved`: with the model and the tokenizer of `begin_with`.
 
-        The model has a critic where the advantage needs one.
+        The model gets a critic where the advantage needs one.
         """
 
         def with_critic(model: TransformerConfig) -> TransformerConfig:
-            lacks = self.has_value_head and not has_critic(model)
+            lacks = self.lacks_critic(model)
             return replace(model, heads=(*model.heads, HEAD)) if lacks else model
 
-        job = with_starting_model(self, with_critic)
+        job = with_starting_model(self, with_critic, self.lacks_critic)
         if self.pretraining is None:
             return job
         return replace(job, pretraining=replace(job.pretraining, tokenizer=job.data.tokenizer))
@@ -185,6 +192,7 @@ class PolicyOptimization(TrainingJob):
 
     def prepare(self, folder: RunFolder, log: RunLog, saved: dict[str, Any]) -> RolloutFeed:
         """See `TrainingJob.prepare`."""
+        refuse_prefix_model(self.begin_with)
         warn_of_format(self, log)
         prepared = prepare_text(self.data, folder.tokenizer, self.model.vocab_size, log, saved)
         rewards = make_ready(self.rewards, prepared.tokenizer, self.length, self.begin_with)
@@ -195,7 +203,9 @@ class PolicyOptimization(TrainingJob):
         lines = folder.metrics() if saved else ()
         before = [m for m in lines if (m["step"], m["split"]) == (saved["step"], "train")]
         settings = rewards, text, dict(*before[-1:])
-        return RolloutFeed(prepared, plan, self.data.length, *settings)
+        feed = RolloutFeed(prepared, plan, self.data.length, *settings)
+        warn_of_requests(log, feed)
+        return feed
 
     def learner(self) -> Learner:
         """See `TrainingJob.learner`; the reference's log-probabilities are in the examples."""
@@ -205,13 +215,13 @@ class PolicyOptimization(TrainingJob):
         learner = dataclasses.replace(learner, frozen=frozen, objective=objective)
         if self.value_network is None:
             return learner
-        network, shared = self.value_network, ("layout", "clip", "zero")
+        network, shared = self.value_network, ("layout", "clip", "microbatch", "zero")
         critic = Learner(
             model=network.model,
             objective=ValueLoss(value_clip=self.objective.value_clip),
             optimizer=network.optimizer,
             rate=self._by_update(network.schedule.build(self.steps)),
-            microbatch=self.replies // self.updates // self.accumulation,
+            microbatch_tokens=self.microbatch * self.length,
             **{name: getattr(learner, name) for name in shared},
         )
         both = {field.name: getattr(learner, field.name) for field in dataclasses.fields(learner)}

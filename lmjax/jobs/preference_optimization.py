@@ -15,6 +15,7 @@ from lmjax.data import Data
 from lmjax.data.store import TokenStore
 from lmjax.evaluation.evaluator import Evaluator
 from lmjax.evaluation.held_out import HeldOutLoss
+from lmjax.jobs.begin_with import refuse_prefix_model
 from lmjax.jobs.finetune import Finetune
 from lmjax.jobs.training_job import FrozenModel
 from lmjax.parallel import training_layout
@@ -44,6 +45,14 @@ class PreferenceOptimization(Finetune):
         super().validate()
         if self.objective.reads_reference and self.begin_with is None:
             raise UserError("begin_with: give the folder of the reference policy, which is trained")
+        # Held-out answers are measured in batches of a part.
+        fewest = min(*self.data.sizes, self.microbatch)
+        if isinstance(self.objective, LabelledAnswers) and fewest < 2:
+            raise UserError(
+                f"data.batch_size={self.data.batch_size} and accumulation={self.accumulation}: "
+                "the divergence is estimated from the answers of other rows, so that a batch, "
+                "and a part of it, must have at least 2"
+            )
 
     def frozen_models(self) -> dict[str, FrozenModel]:
         """See `TrainingJob.frozen_models`: the reference, unless what it says is cached."""
@@ -60,6 +69,8 @@ class PreferenceOptimization(Finetune):
 
     def prepare(self, folder: RunFolder, log: RunLog, saved: dict[str, Any]) -> TextFeed:
         """See `TrainingJob.prepare`."""
+        if self.objective.reads_reference:
+            refuse_prefix_model(self.begin_with)
         feed = super().prepare(folder, log, saved)
         if isinstance(self.objective, LabelledAnswers):
             self.tell_of_labels(feed.prepared.train, log)

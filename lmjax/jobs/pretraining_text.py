@@ -6,12 +6,12 @@ from typing import Any
 
 from lmjax.config import UserError
 from lmjax.console import RunLog
-from lmjax.jobs.text import prepare_text
+from lmjax.jobs.text import prepare_text, print_rows
 from lmjax.objectives import CausalLM, Objective, WeightedSum
 from lmjax.parallel import axis_size
 from lmjax.runs.folder import RunFolder
 from lmjax.training.feed import TextFeed
-from lmjax.training.learner import Learner
+from lmjax.training.learner import Learner, Metrics
 
 
 def prepare_pretraining(
@@ -27,7 +27,9 @@ def prepare_pretraining(
         return None
     before = saved and {"step": saved["step"], **saved.get("pretraining", {})}
     stored = prepare_text(text, folder.tokenizer, job.model.vocab_size, log, before)
-    return TextFeed(stored, text.plan(job.seed), CausalLM(), text.length, _rows_of_part(job))
+    feed = TextFeed(stored, text.plan(job.seed), CausalLM(), text.length, _rows_of_part(job))
+    print_rows(log, feed)
+    return feed
 
 
 def with_pretraining(job: Any, learner: Learner) -> Objective:
@@ -55,3 +57,14 @@ def with_pretraining(job: Any, learner: Learner) -> Objective:
 def _rows_of_part(job: Any) -> int:
     """Rows of text that are computed at once."""
     return job.pretraining.batch_size // (job.updates * job.accumulation)
+
+
+def policy_names(metrics: Metrics) -> Metrics:
+    """Metrics of an update with text, those of the policy under the names that they have without.
+
+    The losses keep their numbers: "loss_1" of the policy, "loss_2" of the text.
+    """
+    return {
+        name if name == "loss_1" else name.removesuffix("_1"): value
+        for name, value in metrics.items()
+    }

@@ -42,14 +42,15 @@ def fill(template: str, values: dict[str, Any]) -> str:
 
 def content(folder: RunFolder) -> dict[str, Any]:
     """Everything that the page shows."""
-    runs = _runs(folder)
+    runs, settings = _runs(folder), folder.read_json(CONFIG)
     alone = runs.get("")
+    of_chain = " ".join((f"{len(runs)} jobs, one after another.", settings.get("about", "")))
     return {
         "name": folder.path.name,
-        "summary": _summary(*alone) if alone else f"{len(runs)} jobs, one after another.",
+        "summary": _summary(*alone) if alone else of_chain.rstrip(),
         "tiles": _tiles(*alone) if alone else [],
         "runs": [_run(title, *found) for title, found in runs.items()],
-        "config": folder.read_json(CONFIG),
+        "config": settings,
         "settings_words": "The whole experiment, as config.json in the run folder holds it.",
         "environment": folder.environment() | _traced(folder),
     }

@@ -19,9 +19,10 @@ from lmjax.training.schedules import Cosine, Schedule
 class RewardModel(Finetune):
     """Train a model to score answers as people rank them.
 
-    Unless it is given, the model is that of `begin_with`, with one number at the last token in
-    place of its head of words. Another reward model keeps its head: it may have been trained on
-    comparisons that cost nothing (`DamagedTexts`), or on ranked pages of the web.
+    Unless it is given, the model is that of `begin_with`. It gets one number at the last token in
+    place of its head of words, unless it is given with a head of that name. Another reward model
+    keeps its head: it may have been trained on comparisons that cost nothing (`DamagedTexts`), or
+    on ranked pages of the web.
     """
 
     objective: RewardRanking = RewardRanking()  # what it is trained to do
@@ -35,11 +36,16 @@ class RewardModel(Finetune):
         measured = HeldOutLoss(every=every, tokens=tokens), ComparisonAccuracy()
         return (*measured, RewardReport(tokens=tokens), *self.evaluators)
 
+    @property
+    def head_name(self) -> str:
+        """See `Finetune.head_name`."""
+        return self.objective.head
+
     def with_model(self) -> RewardModel:
         """See `Finetune.with_model`."""
-        head = TextHeadConfig(name=self.objective.head, outputs=1, bias=False)
+        head = TextHeadConfig(name=self.head_name, outputs=1, bias=False)
 
         def with_head(model: TransformerConfig) -> TransformerConfig:
             return replace(model, word_head=False, heads=(head,))
 
-        return with_starting_model(self, with_head)
+        return with_starting_model(self, with_head, self.lacks_head)

@@ -28,7 +28,7 @@ from lmjax.jobs.job import Job
 from lmjax.jobs.report import write_report
 from lmjax.jobs.results import Results
 from lmjax.jobs.settings import at_least
-from lmjax.jobs.text import prepare_text
+from lmjax.jobs.text import prepare_text, warn_of_rows
 from lmjax.launch import is_first
 from lmjax.parallel import Mesh
 from lmjax.runs.folder import RESULTS, RunFolder
@@ -121,11 +121,13 @@ class SideBySide(Job):
             theirs = read_tokenizer(tokenizer_folder(model)).fingerprint
             if theirs != prepared.tokenizer.fingerprint:
                 raise UserError(f"models: {self.models[0]} and {model} have different tokenizers")
-        return RequestFeed(prepared, data.plan(0), data.length)
+        feed = RequestFeed(prepared, data.plan(0), data.length)
+        warn_of_rows(log, feed.held_out_rows)
+        return feed
 
     def _some(self, feed: RequestFeed, name: str) -> list[RolloutRequest]:
         """Requests from all of a held-out set."""
-        count = feed.prepared.held_out[name].manifest.documents
+        count = feed.held_out_rows[name].count
         found = feed.held_out(name, count)
         chosen = np.linspace(0, count - 1, min(count, self.requests)).astype(int)
         return [found[n] for n in chosen]
@@ -134,10 +136,11 @@ class SideBySide(Job):
         self, folder: str, feed: RequestFeed, asked: Sequence[RolloutRequest]
     ) -> list[Reply]:
         """Replies of the model in a folder."""
-        generator = load(folder).generator
+        text = load(folder)
         formats = feed.tokenizer, template_of(feed.prepared.data)
         settings = self.sampling, self.reply_length, SEED
-        return [one.reply for one in sample_replies(generator, *formats, asked, *settings)]
+        found = sample_replies(text.generator, *formats, asked, *settings, prefix=text.reads_prefix)
+        return [one.reply for one in found]
 
 
 def label(folder: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,11 @@ from lmjax.config import UserError
 from lmjax.console import RunLog, Stopwatch
 from lmjax.data import Data, JsonPrompts, PreparedData, prepare
 from lmjax.data.round_trip import LITTLE, percent
+from lmjax.data.rows import RowReader
 from lmjax.evaluation.text_baselines import withheld
 from lmjax.objectives import TextObjective
 from lmjax.runs.trained_model import beyond_table
-from lmjax.training.feed import TextFeed
+from lmjax.training.feed import RequestFeed, TextFeed
 
 
 def prepare_text(
@@ -96,8 +97,26 @@ def print_rows(log: RunLog, feed: TextFeed) -> None:
     for name, reader in feed.loader.mixture.readers.items():
         if words := reader.note():
             log.fact("rows", f"{name}: {words}")
+    warn_of_rows(log, feed.loader.mixture.readers)
+
+
+def warn_of_requests(log: RunLog, feed: RequestFeed) -> None:
+    """Logs which requests, held-out ones too, have no room in `data.length` tokens."""
+    warn_of_rows(log, feed.mixture.readers)
+    warn_of_rows(log, feed.held_out_rows, "held_out/")
+
+
+def warn_of_rows(log: RunLog, readers: Mapping[str, RowReader], before: str = "") -> None:
+    """Logs which documents of some sets have no room in a row.
+
+    Args:
+      log: for the warnings.
+      readers: of the sets, by name.
+      before: what their names begin with in the log.
+    """
+    for name, reader in readers.items():
         if words := reader.warning():
-            log.warn(f"{name}: {words}")
+            log.warn(f"{before}{name}: {words}")
 
 
 def warn_of_answers(log: RunLog, data: Data, objective: TextObjective) -> None:

@@ -259,6 +259,7 @@ class TrainingJob(Job):
             layout=layout,
             clip=self.gradient_clip,
             microbatch=self.microbatch,
+            microbatch_tokens=self.microbatch_tokens,
             zero=self.zero,
             pipeline=self.pipeline,
             average_decay=self.ema_decay,
@@ -267,10 +268,12 @@ class TrainingJob(Job):
             loss_scale=self.scaling,
             embedding_gradient=self.embedding_gradient_rate(),
             frozen=self._frozen_structures(layout),
+            begun=self._begun(),
             trainable=trained.trains,
             last_blocks=trained.last_blocks,
             keep_zeros=self.keep_zeros,
         )
+        learner.check_stages()
         learner.abstract()
         shards = axis_size(*layout.axes("batch"))
         if self.microbatch % shards:
@@ -324,6 +327,11 @@ class TrainingJob(Job):
             models |= dict.fromkeys((ANCHOR, FISHER), self.model)
         return {name: abstract(model, layout)[0] for name, model in models.items()}
 
+    def _begun(self) -> frozenset[str]:
+        """Names of the frozen models that are the one that training begins with."""
+        own = FrozenModel(self.model, self.begin_with)
+        return frozenset(name for name, model in self.all_frozen_models().items() if model == own)
+
     def trained(self) -> Trainable:
         """The choice of parameters that are trained."""
         if self.trainable is not None:
@@ -346,6 +354,11 @@ class TrainingJob(Job):
     def microbatch(self) -> int:
         """Most rows that are computed at once."""
         return self.largest_batch() // self.accumulation
+
+    @property
+    def microbatch_tokens(self) -> int:
+        """Most tokens that are computed at once, padding included."""
+        return count_tokens(self.example_shapes()) // self.accumulation
 
     def flops_per_token(self) -> float:
         """Model FLOPs of one token in training; of an encoder and a decoder, the decoder's token.

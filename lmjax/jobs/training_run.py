@@ -27,6 +27,7 @@ import numpy as np
 from lmjax.config import UserError, fingerprint, to_json
 from lmjax.console import RunLog, Stopwatch, Table, make_console
 from lmjax.evaluation.evaluator import Context, Record
+from lmjax.interop.beginning import check_beginning, parameters_fingerprint
 from lmjax.interop.fisher_folder import read_fisher
 from lmjax.interop.folder import read_params
 from lmjax.jobs.begin_with import read_parameters
@@ -44,7 +45,7 @@ from lmjax.jobs.results import Results
 from lmjax.jobs.teacher import check_tokens
 from lmjax.launch import Limits, is_first, set_limits
 from lmjax.objectives.elastic_weights import ANCHOR, FISHER
-from lmjax.runs.checkpoints import BEST, Checkpointer
+from lmjax.runs.checkpoints import BASE, BEST, Checkpointer
 from lmjax.runs.environment import describe_environment
 from lmjax.runs.folder import ENVIRONMENT, RESULTS, RunFolder
 from lmjax.runs.metrics import MetricsWriter
@@ -74,6 +75,9 @@ class TrainingRun:
         self.log = RunLog(make_console())
         self.watch = Stopwatch()
         self.frozen: dict[str, dict] | None = None  # parameters of `job.all_frozen_models`
+        # Fingerprint of the parameters of `begin_with`, where checkpoints hold those that are
+        # trained alone; None: they hold all.
+        self.base: str | None = None
         self.results = Results.from_json(folder.results())
 
     def run(self) -> None:
@@ -135,10 +139,11 @@ class TrainingRun:
         if best is None or best.step == done:
             return done, self.learner.evaluated(state)
         entry = "params" if self.job.ema_decay is None else "average"
-        restored, _ = checkpointer.restore(
-            best.step, {entry: getattr(self.learner.abstract(), entry)}
+        restored, extra = checkpointer.restore(
+            best.step, lambda extra: {entry: getattr(self.abstract(extra), entry)}
         )
-        return best.step, restored[entry]
+        params = restored[entry]
+        return best.step, self.learner.as_begun(params, state.params) if BASE in extra else params
 
     def compile_in_background(self) -> threading.Thread:
         """Starts to compile the step; an error is left to the first step, which meets it again.
@@ -156,13 +161,13 @@ class TrainingRun:
         return thread
 
     def read_frozen(self) -> dict[str, dict] | None:
-        """Parameters of the models that are read and not trained; None where there are none."""
-        found = {}
-        for name, model in self.job.all_frozen_models().items():
-            watch = Stopwatch()
-            params = read_params(model.folder, model.config, self.learner.layout)
-            found[name] = params
-            self.log.fact(name, f"the parameters in {model.folder}, frozen", watch.seconds())
+        """Parameters of the models that are read and not trained; None where there are none.
+
+        Of those that are the model that training begins with, the parameters that are trained
+        alone: see `Learner.begun`.
+        """
+        models = self.job.all_frozen_models()
+        found = {name: self.read_frozen_model(name, model) for name, model in models.items()}
         if (elastic := self.job.elastic) is not None:
             watch = Stopwatch()
             read = read_fisher(elastic.folder, self.job.model, self.learner.layout)
@@ -170,6 +175,17 @@ class TrainingRun:
             words = f"{elastic.folder}, with strength {elastic.strength:g}"
             self.log.fact("kept near", words, watch.seconds())
         return found or None
+
+    def read_frozen_model(self, name: str, model: Any) -> dict:
+        """Parameters of one of the job's `all_frozen_models`."""
+        watch, learner, words = Stopwatch(), self.learner, "frozen"
+        params = read_params(model.folder, model.config, learner.layout, self.job.seed)
+        if name in learner.begun:
+            whole, params = params, learner.trained_part(params)
+            if len(jax.tree.leaves(params)) < len(jax.tree.leaves(whole)):
+                words = "frozen; those that are not trained are held once"
+        self.log.fact(name, f"the parameters in {model.folder}, {words}", watch.seconds())
+        return params
 
     def prepare_evaluators(self, feed: Feed) -> None:
         """Prepares all evaluators."""
@@ -182,29 +198,44 @@ class TrainingRun:
 
     def begin_or_resume(self, checkpointer: Checkpointer, feed: Feed) -> tuple[TrainState, int]:
         """The state to train from and the number of steps done."""
-        restored = checkpointer.restore(None, self.learner.abstract())
+        job, learner = self.job, self.learner
+        restored = checkpointer.restore(None, self.abstract)
         environment = describe_environment()
         if restored is None:
-            params = read_parameters(
-                self.job.begin_with,
-                self.learner,
-                self.job.seed,
-                feed.tokenizer,
-                self.folder,
-                self.log,
-            )
-            state, done = self.learner.init(self.job.seed, params), 0
+            state, done = learner.init(job.seed, self.read_beginning(feed)), 0
+            if job.begin_with is not None and learner.keeps_rest:
+                self.base = parameters_fingerprint(job.begin_with)
         else:
             state, extra = restored
-            done = extra["step"]
+            done, self.base = extra["step"], extra.get(BASE)
             self.choose_from(checkpointer, extra)
             self.check_tokenizer(extra, feed)
             self.check_schedule(extra, done)
-            print_continuation(self.log, self.job, extra, done)
+            if self.base is not None:
+                check_beginning(job.begin_with, self.base, self.folder.location)
+                state = learner.with_rest(state, self.read_beginning(feed))
+            print_continuation(self.log, job, extra, done)
         if is_first():
             self.folder.write_config(self.job)
             self.folder.write_json(ENVIRONMENT, environment)
         return state, done
+
+    def abstract(self, extra: dict[str, Any]) -> TrainState:
+        """The state as shapes with shardings, as a checkpoint with this `extra` holds it."""
+        learner = self.learner
+        return learner.abstract_without_rest() if BASE in extra else learner.abstract()
+
+    def read_beginning(self, feed: Feed) -> dict | None:
+        """Parameters of `begin_with`; None where training begins with random ones."""
+        job, log = self.job, self.log
+        given = job.begin_with, self.learner, job.seed, feed.tokenizer, self.folder
+        return read_parameters(*given, log)
+
+    def save(self, checkpointer: Checkpointer, step: int, state: TrainState, extra: dict) -> None:
+        """Saves what cannot be read again elsewhere."""
+        if self.base is not None:
+            state, extra = self.learner.without_rest(state), extra | {BASE: self.base}
+        checkpointer.save(step, state, extra | self.selection.extra)
 
     def check_tokenizer(self, extra: dict[str, Any], feed: Feed) -> None:
         """Raises UserError where the checkpoint's tokens mean something else."""
@@ -258,9 +289,7 @@ class TrainingRun:
                 write=metrics.write,
                 evaluate=self.evaluate,
                 is_evaluation=self.is_evaluation,
-                save=lambda step, state: checkpointer.save(
-                    step, state, extra | self.selection.extra
-                ),
+                save=lambda step, state: self.save(checkpointer, step, state, extra),
                 save_every=job.checkpoint.every,
                 target=self.target(),
                 log_every=job.log.every,

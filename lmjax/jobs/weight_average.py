@@ -14,8 +14,9 @@ from jaxtyping import Array, Float
 from lmjax.config import UserError, config
 from lmjax.console import RunLog, Table, make_console
 from lmjax.data.public_tokenizers import read_tokenizer
-from lmjax.interop.convert import ConvertedModel, family_of, new_folder_anywhere, write_run
+from lmjax.interop.convert import ConvertedModel, family_of, write_run
 from lmjax.interop.folder import model_folder, read_params, tokenizer_folder
+from lmjax.interop.new_folder import new_folder_anywhere
 from lmjax.jobs.held_out_tasks import score_on, score_tables, starting_model, tasks_of
 from lmjax.jobs.report import write_report
 from lmjax.jobs.results import Results

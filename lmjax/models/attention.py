@@ -79,6 +79,7 @@ class AttentionConfig:
                 f"attention.num_heads={self.num_heads} is no multiple of"
                 f" num_kv_heads={self.kv_heads}"
             )
+        self.position_rule.check_heads(self.num_heads)
         if not self.windows:
             raise UserError("attention.windows is empty: give (None,) for no window")
         if any(window is not None and window < 1 for window in self.windows):
@@ -179,8 +180,8 @@ class Attention(nnx.Module):
 
         It cannot where devices that share their key heads would have to read a part of each row.
         """
-        if cache.paged:  # there is no other way
-            return True
+        if cache.paged:  # there is no other way, but for whole texts
+            return not cache.empty
         new, wanted = query.shape[1], self.config.implementation
         if cache.empty or not (cache.ordered or new == 1) or not cache.keeps(new):
             return False

@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Int, Shaped
 
 from lmjax.config import UserError
-from pallas_kernels.attention import Mask
+from pallas_kernels.attention import Branches, Mask
 
 # On the host, on the devices, or only shapes.
 Array = jax.Array | np.ndarray | jax.ShapeDtypeStruct
@@ -31,6 +32,8 @@ class Batch:
         None: 0 everywhere.
       token_types: BERT's sentence of each token, 0 or 1; XLNet's.
       encoder: what the encoder reads, where the model has one; the rest is the decoder's.
+      branches: how columns are divided into shared ones and branches, texts that go on from what
+        the shared ones hold of their segment, as replies to a request; None: they are not.
     """
 
     tokens: Int[Array, "*batch seq"]
@@ -40,6 +43,7 @@ class Batch:
     block_positions: Int[Array, "*batch seq"] | None = None
     token_types: Int[Array, "*batch seq"] | None = None
     encoder: Batch | None = None
+    branches: Branches | None = dataclasses.field(default=None, metadata={"static": True})
 
     def mask(self, causal: bool, window: int | None = None) -> Mask:
         """The attention mask of this batch's tokens among themselves."""
@@ -50,7 +54,12 @@ class Batch:
             key_segments=self.segments,
             query_ranks=self.ranks,
             key_ranks=self.ranks,
+            branches=self.branches,
         )
+
+    def behind(self, columns: Shaped[Array, "batch seq *rest"]) -> Shaped[Array, "batch own *rest"]:
+        """Columns of the branches; all where there are none."""
+        return columns if self.branches is None else columns[:, self.branches.shared :]
 
 
 def plain_batch(tokens: Int[Array, "batch seq"]) -> Batch:
@@ -122,3 +131,23 @@ class TokenPosition:
             segments=segments[:, None],
             block_positions=self.block_position[:, None],
         )
+
+
+def last_position(batch: Batch) -> TokenPosition:
+    """Positions of each row's last token that is not padding; block positions may all be 0."""
+    block = batch.block_positions
+    block = jnp.zeros_like(batch.positions) if block is None else block
+    positions, block = (last_tokens(batch.segments, a) for a in (batch.positions, block))
+    return TokenPosition(positions, block)
+
+
+def last_tokens(
+    segments: Int[Array, "batch seq"], values: Shaped[Array, "batch seq *rest"]
+) -> Shaped[Array, "batch *rest"]:
+    """The value of each row's last token that is not padding; zeros where there is none."""
+    if segments.shape[1] == 1:
+        return values[:, 0]
+    real = segments != 0
+    chosen = real & (jnp.cumsum(real[:, ::-1], axis=1)[:, ::-1] == 1)
+    chosen = chosen.reshape(*segments.shape, *(1 for _ in values.shape[2:]))
+    return jnp.sum(jnp.where(chosen, values, 0), axis=1, dtype=values.dtype)

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
-from jaxtyping import Array, Float, Int, Shaped
+from jaxtyping import Array, Float, Int, Real
 
 from lmjax.config import UserError
-from lmjax.models.batch import Batch, TokenPosition
-from lmjax.models.cache_arrays import apart, by_row, gather, joined, put_rows
+from lmjax.models.batch import Batch, TokenPosition, last_position
+from lmjax.models.cache_arrays import apart, by_row, coded, decoded, gather, joined, put_rows
 from lmjax.parallel import Layout
 from pallas_kernels.attention import Mask
 from pallas_kernels.decode_attention import CacheRows
+
+ARRAYS = "keys", "values", "key_scales", "value_scales"  # of a `Cache`, that layers extend
 
 
 @jax.tree_util.register_dataclass
@@ -75,7 +78,9 @@ class Cache:
 
     Attributes:
       keys, values: for each layer of a period, of each stretch of layers one after another, the
-        stack of its periods.
+        stack of its periods; perhaps in int8 or float8.
+      key_scales, value_scales: the numbers that int8 keys and values are multiplied by, one for
+        each head of each token, as in `decode_attention`; else None for each layer.
       lengths: tokens that each row holds; 0: the row is free.
       prompt_lengths: tokens of each row's text when it was first read.
       newest: position of the newest token of each row.
@@ -85,8 +90,10 @@ class Cache:
       empty: no row has any token, so the tokens of the next call see themselves alone.
     """
 
-    keys: tuple[Float[Array, "_ batch _ kv_size"], ...]
-    values: tuple[Float[Array, "_ batch _ kv_size"], ...]
+    keys: tuple[Real[Array, "_ batch _ kv_size"], ...]
+    values: tuple[Real[Array, "_ batch _ kv_size"], ...]
+    key_scales: tuple[Float[Array, "_ batch kv_heads _"] | None, ...]
+    value_scales: tuple[Float[Array, "_ batch kv_heads _"] | None, ...]
     lengths: Int[Array, "batch"]
     prompt_lengths: Int[Array, "batch"]
     newest: TokenPosition
@@ -122,15 +129,14 @@ class Cache:
             sources = list(zip(self.source.keys, self.source.values))
         return [
             LayerCache(*arrays, period, self.incoming, self.capacity, self.empty)
-            for arrays in zip(self.keys, self.values, sources)
+            for arrays in zip(self.keys, self.values, self.key_scales, self.value_scales, sources)
         ]
 
     def extended(self, layers: Sequence[LayerCache]) -> Cache:
         """The cache after its layers have taken the incoming tokens."""
         return dataclasses.replace(
             self,
-            keys=tuple(layer.keys for layer in layers),
-            values=tuple(layer.values for layer in layers),
+            **{name: tuple(getattr(layer, name) for layer in layers) for name in ARRAYS},
             lengths=self.incoming.after,
             incoming=None,
             empty=False,
@@ -153,9 +159,12 @@ class Cache:
         _check_fit(self, rows)
 
         def put(old: jax.Array, new: jax.Array) -> jax.Array:
+            if old.ndim == 4:  # scales have their slots last, which may be fewer
+                more = old.shape[3] - new.shape[3]
+                new = jnp.pad(new, ((0, 0), (0, 0), (0, 0), (0, more)))
             return put_rows(old, new, slots, _batch_axis(old))
 
-        names = ("keys", "values", "lengths", "prompt_lengths", "newest")
+        names = *ARRAYS, "lengths", "prompt_lengths", "newest"
         found = {
             name: jax.tree.map(put, getattr(self, name), getattr(rows, name)) for name in names
         }
@@ -227,6 +236,9 @@ def _check_fit(cache: Cache, rows: Cache) -> None:
             raise UserError(f"rows with room for {needed} {what} do not fit into rows of {most}")
 
 
+Kept = tuple[jax.Array, jax.Array | None]  # keys or values of a stack, with the scales of int8
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class LayerCache:
@@ -235,7 +247,7 @@ class LayerCache:
     The whole stack is carried through the layers, so that each layer writes in place.
 
     Attributes:
-      keys, values: of all layers of the stack.
+      keys, values, key_scales, value_scales: of all layers of the stack.
       sources: keys and values of `EncoderCache`.
       period: number of the layer in the stack.
       incoming, capacity, empty: of `Cache`.
@@ -245,8 +257,10 @@ class LayerCache:
 
     paged: ClassVar[bool] = False  # rows of their own; see `PagedLayer`
 
-    keys: Float[Array, "periods batch slots kv_size"]
-    values: Float[Array, "periods batch slots kv_size"]
+    keys: Real[Array, "periods batch slots kv_size"]
+    values: Real[Array, "periods batch slots kv_size"]
+    key_scales: Float[Array, "periods batch kv_heads slots"] | None
+    value_scales: Float[Array, "periods batch kv_heads slots"] | None
     sources: tuple[jax.Array, jax.Array] | None
     period: Int[Array, ""]
     incoming: Incoming
@@ -268,18 +282,13 @@ class LayerCache:
         """
         if keys.shape[1] == 1 and not self.empty:  # the queries see the slots as they lie
             cache = self.written(keys, values)
-            seen = tuple(self._read(stack) for stack in (cache.keys, cache.values))
+            seen = [self._read(*own, new) for own, new in zip(cache._stacks, (keys, values))]
         else:
-            found = [
-                self._append_text(stack, joined(new))
-                for stack, new in ((self.keys, keys), (self.values, values))
-            ]
-            seen, stacks = zip(*found)
-            cache = dataclasses.replace(self, keys=stacks[0], values=stacks[1])
-        seen_keys, seen_values = (
-            apart(a, new).astype(new.dtype) for a, new in zip(seen, (keys, values))
-        )
-        return seen_keys, seen_values, cache
+            new = zip(self._stacks, (keys, values))
+            found = [self._append_text(*own, given) for own, given in new]
+            seen, (keys_kept, values_kept) = zip(*found)
+            cache = self._with(keys_kept, values_kept)
+        return *(apart(a, new) for a, new in zip(seen, (keys, values))), cache
 
     def written(
         self,
@@ -287,15 +296,23 @@ class LayerCache:
         values: Float[Array, "batch new kv_heads head_dim"],
     ) -> LayerCache:
         """The cache with new keys and values where their rows end."""
-        keys, values = (
-            self._write(stack, joined(new))
-            for stack, new in ((self.keys, keys), (self.values, values))
+        new = zip(self._stacks, (keys, values))
+        return self._with(*(self._write(*own, given) for own, given in new))
+
+    @property
+    def _stacks(self) -> tuple[Kept, Kept]:
+        return (self.keys, self.key_scales), (self.values, self.value_scales)
+
+    def _with(self, keys: Kept, values: Kept) -> LayerCache:
+        (keys, key_scales), (values, value_scales) = keys, values
+        return dataclasses.replace(
+            self, keys=keys, values=values, key_scales=key_scales, value_scales=value_scales
         )
-        return dataclasses.replace(self, keys=keys, values=values)
 
     def rows(self) -> CacheRows:
         """The layer's part of the stacks as decode attention reads it, in place."""
-        return CacheRows(self.keys, self.values, self.incoming.after, self.period)
+        scales = self.key_scales, self.value_scales
+        return CacheRows(self.keys, self.values, self.incoming.after, self.period, *scales)
 
     def keeps(self, new: int) -> bool:
         """Returns whether the slots hold all that `new` tokens see, once these are written."""
@@ -304,35 +321,51 @@ class LayerCache:
 
     def source(self) -> tuple[jax.Array, jax.Array]:
         """Keys and values of the encoder's tokens."""
-        keys, values = map(self._read, self.sources)
+        keys, values = map(self._layer, self.sources)
         return keys, values
 
-    def _write(self, stack: jax.Array, new: jax.Array) -> jax.Array:
+    def _write(
+        self,
+        stack: Real[Array, "periods batch slots kv_size"],
+        scales: Float[Array, "periods batch kv_heads slots"] | None,
+        new: Float[Array, "batch new kv_heads head_dim"],
+    ) -> Kept:
         """Writes new tokens where their rows end."""
-        slots = stack.shape[2]
+        slots, (new, own) = stack.shape[2], coded(new, stack.dtype)
 
-        def write(stack, new, first, before, after, period):
+        def write(by_head, stack, new, first, before, after, period):
             count = jnp.arange(new.shape[1])
             token = first[:, None] + count
             slot = token % slots if slots < self.capacity else token
             real = (token >= before[:, None]) & (token < after[:, None])
             slot = jnp.where(real, slot, slots + count)  # outside: padding is dropped
-            at = stack.at[period, jnp.arange(stack.shape[1])[:, None], slot]
+            rows = jnp.arange(stack.shape[1])[:, None]
+            at = stack.at[(period, rows, *(slice(None),) * by_head, slot)]
             ordered = new.shape[1] == 1
             return at.set(new, mode="drop", indices_are_sorted=ordered, unique_indices=True)
 
         incoming = self.incoming
-        lengths = incoming.first, incoming.before, incoming.after
-        spec = jax.typeof(stack).sharding.spec
-        return by_row(write, spec, stack, new.astype(stack.dtype), *lengths, self.period)
+        where = incoming.first, incoming.before, incoming.after, self.period
 
-    def _append_text(self, stack: jax.Array, new: jax.Array) -> tuple[jax.Array, jax.Array]:
+        def by_rows(stack, new, by_head: bool):
+            spec = jax.typeof(stack).sharding.spec
+            return by_row(functools.partial(write, by_head), spec, stack, new, *where)
+
+        kept = by_rows(stack, new, False)
+        return kept, None if scales is None else by_rows(scales, own, True)
+
+    def _append_text(
+        self,
+        stack: Real[Array, "periods batch slots kv_size"],
+        scales: Float[Array, "periods batch kv_heads slots"] | None,
+        given: Float[Array, "batch new kv_heads head_dim"],
+    ) -> tuple[Float[Array, "batch seen kv_size"], Kept]:
         """Writes many tokens a row; the queries see the row's last slots, then these tokens.
 
         What they see is in the order of the text, and query column t is `slots` + t of it: so
         distances are those of the columns in every row.
         """
-        slots, new = stack.shape[2], new.astype(stack.dtype)
+        slots, new = stack.shape[2], joined(given)
         old = 0 if self.empty else slots
         kept = min(slots, old + new.shape[1])
 
@@ -346,32 +379,21 @@ class LayerCache:
             token = last - (last - jnp.arange(kept)) % slots  # the newest that belongs there
             return new, gather(new, token - first[:, None] + old)
 
-        incoming, layer = self.incoming, [] if self.empty else [self._read(stack)]
+        incoming, layer = self.incoming, [] if self.empty else [self._read(stack, scales, given)]
         lengths = incoming.first, incoming.before, incoming.after
         spec = PartitionSpec(*jax.typeof(stack).sharding.spec[1:])
         seen, layer = by_row(merge, (spec, spec), new, *lengths, *layer)
+        layer, own = coded(apart(layer, given), stack.dtype)
         start = (self.period, 0, 0, 0)
-        return seen, jax.lax.dynamic_update_slice(stack, layer[None], start)
+        stack = jax.lax.dynamic_update_slice(stack, layer[None], start)
+        if scales is not None:
+            scales = jax.lax.dynamic_update_slice(scales, jnp.swapaxes(own, 1, 2)[None], start)
+        return seen, (stack, scales)
 
-    def _read(self, stack: jax.Array) -> jax.Array:
+    def _read(self, stack, scales, like) -> Float[Array, "batch slots kv_size"]:
+        """The layer of a stack, in the dtype of new keys or values."""
+        scales = None if scales is None else self._layer(scales)
+        return decoded(self._layer(stack), scales, like)
+
+    def _layer(self, stack: jax.Array) -> jax.Array:
         return jax.lax.dynamic_index_in_dim(stack, self.period, keepdims=False)
-
-
-def last_position(batch: Batch) -> TokenPosition:
-    """Positions of each row's last token that is not padding; block positions may all be 0."""
-    block = batch.block_positions
-    block = jnp.zeros_like(batch.positions) if block is None else block
-    positions, block = (last_tokens(batch.segments, a) for a in (batch.positions, block))
-    return TokenPosition(positions, block)
-
-
-def last_tokens(
-    segments: Int[Array, "batch seq"], values: Shaped[Array, "batch seq *rest"]
-) -> Shaped[Array, "batch *rest"]:
-    """The value of each row's last token that is not padding; zeros where there is none."""
-    if segments.shape[1] == 1:
-        return values[:, 0]
-    real = segments != 0
-    chosen = real & (jnp.cumsum(real[:, ::-1], axis=1)[:, ::-1] == 1)
-    chosen = chosen.reshape(*segments.shape, *(1 for _ in values.shape[2:]))
-    return jnp.sum(jnp.where(chosen, values, 0), axis=1, dtype=values.dtype)

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int, Real, Shaped
 
+from lmjax.models.number_codes import FLOAT8, MOST
+from pallas_kernels.decode_attention import quantize
 from pallas_kernels.manual_axes import on_each_device
 
 
@@ -24,12 +26,36 @@ def joined(
 
 
 def apart(
-    x: Float[Array, "batch seen kv_size"], like: Float[Array, "batch new kv_heads head_dim"]
-) -> Float[Array, "batch seen kv_heads head_dim"]:
+    x: Real[Array, "batch seen kv_size"], like: Float[Array, "batch new kv_heads head_dim"]
+) -> Real[Array, "batch seen kv_heads head_dim"]:
     """The heads of each token as those of another array."""
     rows, columns, heads = jax.typeof(x).sharding.spec
     shape = *x.shape[:2], *like.shape[2:]
     return jax.lax.reshape(x, shape, out_sharding=PartitionSpec(rows, columns, heads, None))
+
+
+def coded(
+    x: Float[Array, "batch new kv_heads head_dim"], dtype: jnp.dtype
+) -> tuple[Real[Array, "batch new kv_size"], Float[Array, "batch new kv_heads"] | None]:
+    """Keys or values as a cache of a dtype keeps them, and the scales of int8."""
+    scales = None
+    if dtype == jnp.int8:
+        x, scales = quantize(x)
+    elif dtype == FLOAT8:  # a cast of what is above the largest number gives NaN
+        x = jnp.clip(x, -MOST, MOST)
+    return joined(x.astype(dtype)), scales
+
+
+def decoded(
+    kept: Real[Array, "batch slots kv_size"],
+    scales: Float[Array, "batch kv_heads slots"] | None,
+    like: Float[Array, "batch new kv_heads head_dim"],
+) -> Float[Array, "batch slots kv_size"]:
+    """Keys or values that `coded` kept, in the dtype of new keys or values."""
+    if scales is None:
+        return kept.astype(like.dtype)
+    wide = apart(kept, like).astype(scales.dtype) * jnp.swapaxes(scales, 1, 2)[..., None]
+    return joined(wide.astype(like.dtype))
 
 
 def by_row(function: Callable, specs: Any, *arrays: jax.Array) -> Any:

@@ -21,6 +21,7 @@ class Embedding(nnx.Module):
     def __init__(self, rows: str | None, length: int, width: int, kind: Kind, builder: Builder):
         """Args: logical axis and number of the rows, their width, how they are drawn."""
         self.rows, self.width = ((rows, length),), (("embed", width),)
+        self.adapter = nnx.data(None)  # of low rank, of a head; see `lmjax.models.lora`
         self.layout = builder.layout
         self.table: nnx.Param | QuantizedWeight = builder.parameter(
             self.rows + self.width, kind, fan_in=width

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 
 from lmjax.models.batch import TokenPosition
 from lmjax.models.cache import Cache, EncoderCache
+from lmjax.models.number_codes import FLOAT8
 from lmjax.models.paged_cache import CachePages
 from lmjax.models.transformer import TransformerConfig
 from lmjax.parallel import Layout
 from pallas_kernels.target import target
 
 TPU_SLOTS = 128  # the decode kernel copies so many slots at once
+CacheKind = Literal["int8", "fp8"]  # see `make_pages`
+DTYPES = {"int8": jnp.int8, "fp8": FLOAT8}
 
 
 def make_cache(
@@ -22,6 +27,7 @@ def make_cache(
     length: int,
     source: int | None = None,
     rings: bool = True,
+    kind: CacheKind | None = None,
 ) -> Cache:
     """An empty cache for `batch` rows of up to `length` tokens.
 
@@ -34,6 +40,7 @@ def make_cache(
       source: most tokens of an encoder's text, where rows with one are to be put into the cache;
         None for a cache that the model is called with from the first token on.
       rings: whether a layer with a window keeps no more tokens than it sees.
+      kind: see `make_pages`.
     """
     attention = config.attention
     if target().platform == "tpu":
@@ -51,29 +58,33 @@ def make_cache(
         spec = layout.spec(None, "batch", None, "kv_heads", None, shape=shape)
         return jnp.zeros(shape, config.dtype, out_sharding=spec)
 
-    def own(window: int | None, periods: int) -> jax.Array:
-        slots = length if window is None or ordered else min(length, window)
-        shape = (periods, batch, slots, attention.kv_heads)
-        spec = layout.spec(None, "batch", None, "kv_heads", shape=shape)
-        return jnp.zeros(
-            (*shape[:3], shape[3] * attention.head_dim), config.dtype, out_sharding=spec
-        )
+    def slots(window: int | None) -> int:
+        return length if window is None or ordered else min(length, window)
 
-    keys, values = (tuple(own(*newest) for newest in windows) for _ in range(2))
+    def own(window: int | None, periods: int) -> jax.Array:
+        shape = (periods, batch, slots(window), attention.kv_heads)
+        spec = layout.spec(None, "batch", None, "kv_heads", shape=shape)
+        shape = (*shape[:3], shape[3] * attention.head_dim)
+        return jnp.zeros(shape, DTYPES.get(kind, config.dtype), out_sharding=spec)
+
+    def scales(window: int | None, periods: int) -> jax.Array | None:
+        if kind != "int8":
+            return None
+        shape = periods, batch, attention.kv_heads, slots(window)
+        spec = layout.spec(None, "batch", "kv_heads", None, shape=shape)
+        return jnp.zeros(shape, jnp.float32, out_sharding=spec)
+
+    arrays = (tuple(make(*newest) for newest in windows) for make in (own, own, scales, scales))
     text = None
     if source is not None:
         read = (tuple(layers(source, periods) for _, periods in windows) for _ in range(2))
         text = EncoderCache(*read, zeros(batch, source))
-    lengths, prompt_lengths, newest = (
-        zeros(batch),
-        zeros(batch),
-        TokenPosition(zeros(batch), zeros(batch)),
-    )
-    return Cache(keys, values, lengths, prompt_lengths, newest, text, capacity=length, empty=True)
+    newest = TokenPosition(zeros(batch), zeros(batch))
+    return Cache(*arrays, zeros(batch), zeros(batch), newest, text, capacity=length, empty=True)
 
 
 def make_pages(
-    config: TransformerConfig, layout: Layout, pages: int, page: int, int8: bool = False
+    config: TransformerConfig, layout: Layout, pages: int, page: int, kind: CacheKind | None = None
 ) -> CachePages:
     """Empty pages.
 
@@ -82,7 +93,8 @@ def make_pages(
       layout: how it is cut over the mesh: the heads of a token are divided as in attention.
       pages: their number.
       page: tokens of each.
-      int8: keep keys and values in int8, with a scale for each head of each token.
+      kind: of keys and values: int8, with a scale for each head of each token, or fp8, without;
+        None: what is computed in.
     """
     attention = config.attention
     heads = attention.kv_heads
@@ -90,10 +102,10 @@ def make_pages(
     def zeros(periods: int) -> jax.Array:
         spec = layout.spec(None, None, None, "kv_heads", shape=(periods, pages, page, heads))
         shape = periods, pages, page, heads * attention.head_dim
-        return jnp.zeros(shape, jnp.int8 if int8 else config.dtype, out_sharding=spec)
+        return jnp.zeros(shape, DTYPES.get(kind, config.dtype), out_sharding=spec)
 
     def scales(periods: int) -> jax.Array | None:
-        if not int8:
+        if kind != "int8":
             return None
         shape = periods, pages, heads, page
         spec = layout.spec(None, None, "kv_heads", None, shape=shape)

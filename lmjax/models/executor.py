@@ -135,6 +135,17 @@ class Blocks:
         `auxiliary` is the layer's own, `member` its number in its group, which has these
         parameters.
         """
+        return self.block(params, key, rate, auxiliary, member)(x, mask, tables, cache, key)
+
+    def block(
+        self,
+        params: Any,
+        key: PRNGKeyArray | None,
+        rate: Float[Array, ""] | None = None,
+        auxiliary: Auxiliary | None = None,
+        member: int = 0,
+    ) -> nnx.Module:
+        """One block with these parameters; see `apply`."""
         block = nnx.merge(self.graph, params)
         if self.group > 1:
             block = block.at(member)
@@ -142,7 +153,7 @@ class Blocks:
         if rate is not None:
             block.layer_dropout = rate
         block.auxiliary = auxiliary
-        return block(x, mask, tables, cache, key)
+        return block
 
 
 # (blocks, x, mask, tables, cache) -> (x, cache), as `scan_blocks`.

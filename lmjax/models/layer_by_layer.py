@@ -1,13 +1,15 @@
-"""An executor whose backward pass is written out: a scan over layers, and a scan back.
+"""Layers of a part of a pipeline: a scan over them, and passes of their gradient, written out.
 
 Inside of a `jax.shard_map`, jax (0.10 and 0.12) divides wrongly what the backward pass of a scan
 needs of another `jax.shard_map` in its body, such as that of attention. Here each layer is
-differentiated on its own, and no scan is.
+differentiated on its own, and no scan is. So backward can also be cut in two: gradients of
+activations first, those of parameters later.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -16,6 +18,7 @@ from jaxtyping import Array, Float
 
 from lmjax.models.executor import REMAT_POLICIES, Blocks
 from lmjax.models.stretches import pattern
+from lmjax.parallel.passes import Passes, SlotPasses, in_passes
 from pallas_kernels.attention import Mask
 
 
@@ -26,12 +29,92 @@ def run_layer_by_layer(
     tables: Any,
     cache: None = None,
 ) -> tuple[Float[Array, "batch seq embed"], None]:
-    """Runs blocks as `scan_blocks` does, without a cache, whole periods of their windows."""
+    """Runs blocks as `scan_blocks` does, without a cache, whole periods of their windows.
+
+    Their gradients are those of `layer_passes`.
+    """
+    period, (drawn, *given) = _period(blocks, mask, tables)
+    params = _by_period(blocks, (blocks.params, blocks.auxiliary), blocks.group)
+
+    def step(x, layer):
+        own, drawn = layer
+        return period(own, x, tables.bias, drawn, *given), None
+
+    return jax.lax.scan(step, x, (params, drawn))[0], None
+
+
+def layer_passes(
+    blocks: Blocks, x: Float[Array, "batch seq embed"], mask: Mask, tables: Any
+) -> SlotPasses:
+    """The passes of `run_layer_by_layer`; slots have an entry for each period.
+
+    Gradients of weights are those of the parameters, of `blocks.auxiliary` and of `tables.bias`.
+
+    Args:
+      x: an array of the type of the activations; its numbers are not used.
+    """
+    period, (drawn, *given) = _period(blocks, mask, tables)
+    own = blocks.params, blocks.auxiliary
+    params, pull = jax.vjp(lambda tree: _by_period(blocks, tree, blocks.group), own)
+
+    def passes(own: Any, drawn: Any) -> Passes:
+        def run(weights, given, x):
+            (own, bias), (drawn, given) = weights, given
+            return period(own, x, bias, drawn, *given)
+
+        return in_passes(run, (own, tables.bias), (drawn, given), x)
+
+    layers = params, drawn, jnp.arange(periods := len(jax.tree.leaves(params)[0]))
+    start = jax.tree.map(jnp.zeros_like, tables.bias)
+
+    def once(x):
+        return passes(*jax.tree.map(lambda a: a[0], layers[:2])).once(x)
+
+    def forward(x, kept):
+        def step(carry, layer):
+            (x, kept), (*layer, number) = carry, layer
+            x, values = passes(*layer).forward(x)
+            return (x, kept.written(values, number)), None
+
+        return jax.lax.scan(step, (x, kept), layers)[0]
+
+    def backward(kept, more, d_y):
+        def step(carry, layer):
+            (d_y, more), (*layer, number) = carry, layer
+            d_x, values = passes(*layer).backward(kept.read(number), d_y)
+            return (d_x, more.written(values, number)), None
+
+        return jax.lax.scan(step, (d_y, more), layers, reverse=True)[0]
+
+    def weights(kept, more):
+        def step(d_bias, layer):
+            *layer, number = layer
+            d_own, own = passes(*layer).weights(kept.read(number), more.read(number))
+            return jax.tree.map(jnp.add, d_bias, own), d_own
+
+        d_bias, d_params = jax.lax.scan(step, start, layers)
+        return *pull(d_params)[0], d_bias
+
+    def both(kept, d_y):
+        def step(carry, layer):
+            (d_y, d_bias), (*layer, number) = carry, layer
+            d_x, (d_own, own) = passes(*layer).both(kept.read(number), d_y)
+            return (d_x, jax.tree.map(jnp.add, d_bias, own)), d_own
+
+        (d_x, d_bias), d_params = jax.lax.scan(step, (d_y, start), layers, reverse=True)
+        return d_x, (*pull(d_params)[0], d_bias)
+
+    return SlotPasses((periods,), once, forward, backward, weights, both)
+
+
+def _period(blocks: Blocks, mask: Mask, tables: Any) -> tuple[Callable, tuple]:
+    """A function that runs one period of windows, and what it is given beside its parameters.
+
+    The function is (parameters, x, bias, what is drawn, *given) -> x; what is drawn is stacked over
+    periods.
+    """
     windows = pattern(blocks.windows, blocks.group)
     masks = [dataclasses.replace(mask, window=window) for window in windows]
-
-    def by_period(tree, entries):
-        return tree if entries == 1 else jax.tree.map(lambda a: split_first(a, entries), tree)
 
     def period(params, x, bias, drawn, tables, masks):
         tables = tables._replace(bias=bias)
@@ -43,10 +126,14 @@ def run_layer_by_layer(
 
     if blocks.remat != "none":
         period = jax.checkpoint(period, policy=REMAT_POLICIES[blocks.remat])
-    params = by_period((blocks.params, blocks.auxiliary), len(windows) // blocks.group)
-    drawn = by_period((blocks.keys, blocks.dropout), len(windows))
-    given = drawn, tables._replace(bias=None), masks
-    return scan_with_gradient(period, params, x, tables.bias, *given), None
+    drawn = _by_period(blocks, (blocks.keys, blocks.dropout), 1)
+    return period, (drawn, tables._replace(bias=None), masks)
+
+
+def _by_period(blocks: Blocks, tree: Any, layers: int) -> Any:
+    """Arrays stacked over layers, or over groups of so many, as stacks over periods."""
+    entries = len(pattern(blocks.windows, blocks.group)) // layers
+    return tree if entries == 1 else jax.tree.map(lambda a: split_first(a, entries), tree)
 
 
 def split_first(a: jax.Array, size: int) -> jax.Array:
@@ -55,62 +142,3 @@ def split_first(a: jax.Array, size: int) -> jax.Array:
     return jax.lax.reshape(
         a, (a.shape[0] // size, size, *a.shape[1:]), out_sharding=jax.P(spec[0], None, *spec[1:])
     )
-
-
-def scan_with_gradient(turn, params, x, shared, drawn, *given):
-    """x after turn(params[i], x, shared, drawn[i], *given) for every i, one after another.
-
-    Gradients go to params, x and shared. What a turn's backward needs is kept for each, as by
-    `jax.lax.scan`, but for parameters, x and `shared`, which are there already.
-    """
-    structure = None  # of what is kept of a turn
-    sources = []  # where each of its arrays is from: (name, index)
-
-    def differentiated(params, x, shared, drawn, given):
-        return jax.vjp(lambda *inputs: turn(*inputs, drawn, *given), params, x, shared)
-
-    def forward(params, x, shared, drawn, given):
-        def step(x, layer):
-            nonlocal structure
-            own, drawn = layer
-            known = {"params": jax.tree.leaves(own), "shared": jax.tree.leaves(shared)}
-            where = {id(a): (name, i) for name, group in known.items() for i, a in enumerate(group)}
-            y, pull = differentiated(own, x, shared, drawn, given)
-            arrays, structure = jax.tree.flatten(pull)
-            kept, sources[:] = [], []
-            for a in arrays:
-                if id(a) not in where:
-                    where[id(a)] = "kept", len(kept)
-                    kept.append(a)
-                sources.append(where[id(a)])
-            return y, kept
-
-        y, kept = jax.lax.scan(step, x, (params, drawn))
-        return y, (params, shared, kept)
-
-    def backward(saved, d_y):
-        params, shared, kept = saved
-
-        def step(carry, layer):
-            d_x, d_shared = carry
-            own, kept = layer
-            groups = {"params": jax.tree.leaves(own), "shared": jax.tree.leaves(shared)}
-            groups["kept"] = kept
-            pull = jax.tree.unflatten(structure, [groups[name][i] for name, i in sources])
-            d_own, d_x, more = pull(d_x)
-            return (d_x, jax.tree.map(jnp.add, d_shared, more)), d_own
-
-        start = d_y, jax.tree.map(jnp.zeros_like, shared)
-        (d_x, d_shared), d_params = jax.lax.scan(step, start, (params, kept), reverse=True)
-        return d_params, d_x, d_shared, None, None
-
-    @jax.custom_vjp
-    def run(params, x, shared, drawn, given):
-        def step(x, layer):
-            own, drawn = layer
-            return turn(own, x, shared, drawn, *given), None
-
-        return jax.lax.scan(step, x, (params, drawn))[0]
-
-    run.defvjp(forward, backward)
-    return run(params, x, shared, drawn, given)

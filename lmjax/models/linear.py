@@ -12,7 +12,7 @@ from flax import nnx
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from lmjax.models.few_rows import are_few, piece_of, piecewise_product
+from lmjax.models.few_rows import are_few, few_row_product, piece_of
 from lmjax.models.initializers import Initializer, Kind
 from lmjax.models.integer_products import ActivationCode, integer_product
 from lmjax.models.products import Product, Products
@@ -141,7 +141,7 @@ class LinearLayer(nnx.Module):
             return self._product(x, self._gathered(stored))
         stored = form.gathered(stored)
         if self.activations is None:
-            y = piecewise_product(x.reshape(-1, form.size), form, stored)
+            y = few_row_product(x.reshape(-1, form.size), form, stored)
         else:
             x = x.reshape(*x.shape[:2], form.size, out_sharding=P(*batch[:3]))
             scale = self.activations.scale(self.input_scale, x)

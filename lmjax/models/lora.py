@@ -14,11 +14,12 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from lmjax.config import UserError, config
 from lmjax.models.linear import Builder, LinearLayer, dropout
-from lmjax.models.quantized import QuantizedWeight, WeightForm
+from lmjax.models.quantized import Axes, QuantizedWeight, WeightForm
 from lmjax.models.weight_codes import WeightCode
 
 # What is folded into a block's key for its adapters: the block splits the key itself.
 KEY = 0x10CA
+OUTPUT_HEAD = "head"  # among `LoRA.layers`: the table of the words' head, where it is not tied
 
 
 @config
@@ -30,7 +31,8 @@ class LoRA:
     rank_stabilised: bool = False  # by alpha / sqrt(rank) instead (arXiv:2312.03732)
     dropout: float = 0.0  # of the adapters' input, in training
     # dense layers of the blocks by their last names or dotted paths, such as query,
-    # cross_attention.value, feed_forward.*; * is all of them
+    # cross_attention.value, feed_forward.*; * is all of them. head is the head of words, where it
+    # is a table of its own: its adapter drops nothing, and each step makes the table anew with it
     layers: tuple[str, ...] = ("query", "value")
     # how the weights of all dense layers of the blocks are kept, which are then trained no more
     # (QLoRA): NF4, ScaledInt8; none: in float32
@@ -52,6 +54,11 @@ class LoRA:
         """Factor of B A x."""
         return self.alpha / (math.sqrt(self.rank) if self.rank_stabilised else self.rank)
 
+    @property
+    def adapts_head(self) -> bool:
+        """Returns whether the head of words is adapted."""
+        return OUTPUT_HEAD in self.layers
+
     def adapts(self, layer: str) -> bool:
         """Returns whether the layer with this path in a block, as attention.query, is adapted."""
         return any(fits(f"blocks.{layer}", pattern) for pattern in self.layers)
@@ -69,12 +76,12 @@ class Adapter(nnx.Module):
     begins with the model as it was.
     """
 
-    def __init__(self, lora: LoRA, layer: LinearLayer, builder: Builder):
+    def __init__(self, lora: LoRA, inputs: Axes, outputs: Axes, builder: Builder):
         builder = dataclasses.replace(builder, dtype="float32")
         inner = ((None, lora.rank),)
         self.scale, self.dropout = lora.scale, lora.dropout
-        self.a = builder.linear(layer.inputs, inner, bias=False, kind=_uniform)
-        self.b = builder.linear(inner, layer.outputs, bias=False, kind=jax.nn.initializers.zeros)
+        self.a = builder.linear(inputs, inner, bias=False, kind=_uniform)
+        self.b = builder.linear(inner, outputs, bias=False, kind=jax.nn.initializers.zeros)
         self.key = nnx.data(None)  # for dropout; see `give_keys`
 
     def __call__(self, x: Float[Array, "batch seq *inputs"]) -> Float[Array, "batch seq *outputs"]:
@@ -122,14 +129,14 @@ def add_adapters(block: nnx.Module, lora: LoRA | None, builder: Builder) -> None
             form = WeightForm(layer.inputs, layer.outputs, lora.base, layer.layout)
             layer.weight = QuantizedWeight(layer.weight[...], form)
         if lora.adapts(path):
-            layer.adapter = Adapter(lora, layer, builder)
+            layer.adapter = Adapter(lora, layer.inputs, layer.outputs, builder)
 
 
 def check_layers(lora: LoRA | None, block: nnx.Module) -> None:
-    """Raises UserError where a pattern of `lora` is for no layer of the block."""
+    """Raises UserError where a pattern of `lora` is for no layer of the block, but for the head."""
     there = dense_layers(block)
     for pattern in lora.layers if lora is not None else ():
-        if not any(fits(f"blocks.{path}", pattern) for path in there):
+        if pattern != OUTPUT_HEAD and not any(fits(f"blocks.{path}", pattern) for path in there):
             raise UserError(
                 f"lora.layers: {pattern!r} is for no dense layer of the blocks, which have"
                 f" {', '.join(there)}"
@@ -155,6 +162,8 @@ def merged(params: Mapping, scale: float) -> dict:
       params: nested dictionary, or a part of one, blocks stacked over layers.
       scale: of the adapters; see `LoRA.scale`.
     """
+    if "table" in params and "adapter" in params:
+        return {"table": params["table"] + scale * _table_delta(params)}
     if "weight" in params and "adapter" in params:
         weight, adapter = params["weight"], params["adapter"]
         a, b = adapter["a"]["weight"], adapter["b"]["weight"]
@@ -169,3 +178,11 @@ def merged(params: Mapping, scale: float) -> dict:
         name: merged(part, scale) if isinstance(part, Mapping) else part
         for name, part in params.items()
     }
+
+
+def _table_delta(params: Mapping) -> Float[Array, "rows width"]:
+    """A B of a table's adapter, cut over the mesh as the table is."""
+    a, b = (params["adapter"][part]["weight"] for part in "ab")
+    whole = jax.reshard(b, jax.sharding.PartitionSpec(None, None))
+    spec = jax.typeof(params["table"]).sharding.spec
+    return jnp.einsum("wr,rv->vw", a, whole, precision="highest", out_sharding=spec)

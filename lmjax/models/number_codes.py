@@ -32,6 +32,7 @@ class IntegerCode(WeightCode):
     """
 
     bits: ClassVar[int]
+    plain: ClassVar[bool] = True
 
     symmetric: bool = True  # zero is 0; false: each block has its own
     scales: ScaleDtype = "float32"  # in which the scales are kept

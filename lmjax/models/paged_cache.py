@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -17,9 +17,9 @@ from jaxtyping import Array, Float, Int, Real
 
 from lmjax.models.batch import Batch
 from lmjax.models.cache import Cache, Incoming, LayerCache
-from lmjax.models.cache_arrays import joined
+from lmjax.models.cache_arrays import coded
 from pallas_kernels.attention import Mask
-from pallas_kernels.decode_attention import PagedCache, quantize
+from pallas_kernels.decode_attention import PagedCache
 
 
 @jax.tree_util.register_dataclass
@@ -31,7 +31,7 @@ class CachePages:
 
     Attributes:
       keys, values: for each layer of a period, of each stretch of layers, as in `Cache`; perhaps
-        in int8.
+        in int8 or float8.
       key_scales, value_scales: the numbers that int8 keys and values are multiplied by, one for
         each head of each token, as in `decode_attention`; else None for each layer.
     """
@@ -56,9 +56,9 @@ class PagedRows:
       lengths: tokens of each row before the call.
       prompt_lengths: as in `Cache`.
       incoming: of the call; None before it.
+      empty: no row has any token: the call reads whole texts, whose tokens see what the batch says.
     """
 
-    empty: ClassVar[bool] = False
     source: ClassVar[None] = None
 
     pages: CachePages
@@ -66,6 +66,7 @@ class PagedRows:
     lengths: Int[Array, "batch"]
     prompt_lengths: Int[Array, "batch"]
     incoming: Incoming | None = None
+    empty: bool = dataclasses.field(default=False, metadata={"static": True})
 
     @property
     def capacity(self) -> int:
@@ -82,7 +83,7 @@ class PagedRows:
         """See `Cache.layers`."""
         pages, period = self.pages, jnp.zeros((), jnp.int32)
         return [
-            PagedLayer(keys, values, self.table, period, self.incoming, *scales)
+            PagedLayer(keys, values, self.table, period, self.incoming, *scales, empty=self.empty)
             for keys, values, *scales in zip(
                 pages.keys, pages.values, pages.key_scales, pages.value_scales
             )
@@ -96,7 +97,7 @@ class PagedRows:
         return dataclasses.replace(self, pages=CachePages(*arrays), lengths=after, incoming=None)
 
     def mask(self, mask: Mask, number: int, new: int) -> Mask:
-        """`mask`: attention reads the pages in place, and needs to know of padding alone."""
+        """`mask`: attention reads the pages in place, or sees the batch alone."""
         return mask
 
 
@@ -110,7 +111,7 @@ class PagedLayer:
       table, incoming: of `PagedRows`.
       period: number of the layer in the stack.
       key_scales, value_scales: of `CachePages`, of all layers of the stack.
-      window, ordered: as in `LayerCache`.
+      empty, window, ordered: as in `LayerCache`.
     """
 
     paged: ClassVar[bool] = True
@@ -122,8 +123,17 @@ class PagedLayer:
     incoming: Incoming
     key_scales: Float[Array, "periods pages kv_heads page"] | None = None
     value_scales: Float[Array, "periods pages kv_heads page"] | None = None
+    empty: bool = dataclasses.field(default=False, kw_only=True, metadata={"static": True})
     window: int | None = dataclasses.field(default=None, metadata={"static": True})
     ordered: bool = dataclasses.field(default=False, metadata={"static": True})
+
+    def extend(
+        self,
+        keys: Float[Array, "batch new kv_heads head_dim"],
+        values: Float[Array, "batch new kv_heads head_dim"],
+    ) -> tuple[jax.Array, jax.Array, PagedLayer]:
+        """See `LayerCache.extend`; the rows were empty: the new tokens see themselves alone."""
+        return keys, values, self.written(keys, values)
 
     def written(
         self,
@@ -137,25 +147,20 @@ class PagedLayer:
         number = jnp.take_along_axis(self.table, index, axis=1)
         number = jnp.where(token < self.incoming.after[:, None], number, pages)  # outside: dropped
 
-        def write(stack: jax.Array, new: jax.Array) -> jax.Array:
-            at = stack.at[self.period, number, token % page]
-            return at.set(joined(new).astype(stack.dtype), mode="drop")
+        def write(stack: jax.Array | None, new: jax.Array | None, *heads: slice) -> Any:
+            if stack is None:
+                return None
+            return stack.at[(self.period, number, *heads, token % page)].set(new, mode="drop")
 
-        if self.key_scales is None:
-            return dataclasses.replace(
-                self, keys=write(self.keys, keys), values=write(self.values, values)
-            )
-
-        def write_scales(stack: jax.Array, new: jax.Array) -> jax.Array:
-            return stack.at[self.period, number, :, token % page].set(new, mode="drop")
-
-        (keys, key_scales), (values, value_scales) = quantize(keys), quantize(values)
+        (keys, key_scales), (values, value_scales) = (
+            coded(new, self.keys.dtype) for new in (keys, values)
+        )
         return dataclasses.replace(
             self,
             keys=write(self.keys, keys),
             values=write(self.values, values),
-            key_scales=write_scales(self.key_scales, key_scales),
-            value_scales=write_scales(self.value_scales, value_scales),
+            key_scales=write(self.key_scales, key_scales, slice(None)),
+            value_scales=write(self.value_scales, value_scales, slice(None)),
         )
 
     def rows(self) -> PagedCache:

@@ -52,12 +52,15 @@ def initialize(
     Parameters are a plain nested dict; `nnx.merge(graph, params)` gives the model back.
     """
     graph, _ = abstract(config, layout)
-    return graph, jax.jit(lambda key: draw_parameters(config, layout, key))(key)
+    return graph, _drawn(config, layout, key)
 
 
 def draw_parameters(config: TransformerConfig, layout: Layout, key: PRNGKeyArray) -> dict:
     """Parameters as a plain nested dict of sharded float32 arrays, drawn from `key`; traceable."""
     return nnx.to_pure_dict(nnx.state(config.build(layout, nnx.Rngs(key))))
+
+
+_drawn = jax.jit(draw_parameters, static_argnums=(0, 1))  # once for all models of one config
 
 
 def merge_adapters(params: dict, config: TransformerConfig) -> tuple[dict, TransformerConfig]:
@@ -71,8 +74,10 @@ def merge_adapters(params: dict, config: TransformerConfig) -> tuple[dict, Trans
         return params, config
     params, config = with_base(params, config, None)
     params, config = with_quantization(params, config, None)
-    without = jax.jit(functools.partial(merged, scale=config.lora.scale))(params)
-    return without, replace(config, lora=None)
+    return _merged(params, scale=config.lora.scale), replace(config, lora=None)
+
+
+_merged = jax.jit(merged, static_argnames="scale")
 
 
 def with_base(
@@ -129,22 +134,30 @@ def _decoded(mine: dict, path: tuple[str, ...], form: WeightForm) -> dict:
     """The parameter that what is kept of it, by path, stands for."""
     stored = {name[-1]: leaf for name, leaf in mine.items()}
     form = dataclasses.replace(form, layout=training_layout())
+    return {path: _decode(stored, form, stacked_path(path))}
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _decode(kept: Stored, form: WeightForm, stacked: bool) -> jax.Array:
+    """The weight that is kept; of a stack, one layer after another."""
 
     def decode(one: Stored) -> jax.Array:
         return form.read(one, whole=False)
 
-    over_layers = (lambda layers: jax.lax.map(decode, layers)) if stacked_path(path) else decode
-    return {path: jax.jit(over_layers)(stored)}
+    return jax.lax.map(decode, kept) if stacked else decode(kept)
 
 
 def _encoded(mine: dict, path: tuple[str, ...], form: WeightForm) -> dict:
     """Arrays that are kept of the parameter at `path`, by path, cut over the mesh as that is."""
     form = dataclasses.replace(form, layout=training_layout())
-    over_layers = form.encode
-    if stacked_path(path):
-        over_layers = lambda layers: jax.lax.map(form.encode, layers)  # noqa: E731
-    stored = jax.jit(over_layers)(mine[path])
+    stored = _encode(mine[path], form, stacked_path(path))
     return {(*path, name): leaf for name, leaf in stored.items()}
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _encode(weight: jax.Array, form: WeightForm, stacked: bool) -> Stored:
+    """Arrays that are kept of a weight; of a stack, one layer after another."""
+    return jax.lax.map(form.encode, weight) if stacked else form.encode(weight)
 
 
 def stacked_path(path: Sequence[str]) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import jax.numpy as jnp
@@ -121,6 +122,14 @@ class AttentionPositions:
         """Bias that is added to the scores of every layer; None: none."""
         return None
 
+    def check_heads(self, num_heads: int) -> None:
+        """Raises UserError for positions of another number of heads."""
+        return
+
+    def of_heads(self, heads: Sequence[int], num_heads: int) -> AttentionPositions:
+        """Positions of a model that has only these of its heads left."""
+        return self
+
 
 @config
 class ALiBi(AttentionPositions):
@@ -132,9 +141,30 @@ class ALiBi(AttentionPositions):
 
     biased: ClassVar[bool] = True
 
+    # of each head; none: by their number. A model that lost heads keeps those of the others
+    slopes: tuple[float, ...] | None = None
+
     def bias(self, learned: None, num_heads: int, causal: bool) -> LinearBias:
         """See `AttentionPositions.bias`."""
-        return LinearBias(jnp.asarray(alibi_slopes(num_heads)))
+        return LinearBias(jnp.asarray(self.head_slopes(num_heads)))
+
+    def head_slopes(self, num_heads: int) -> Float[np.ndarray, "heads"]:
+        """Slope of each head."""
+        if self.slopes is None:
+            return alibi_slopes(num_heads)
+        return np.array(self.slopes, np.float32)
+
+    def check_heads(self, num_heads: int) -> None:
+        """See `AttentionPositions.check_heads`."""
+        if self.slopes is not None and len(self.slopes) != num_heads:
+            raise UserError(
+                f"attention.positions.slopes has {len(self.slopes)} numbers for"
+                f" num_heads={num_heads}"
+            )
+
+    def of_heads(self, heads: Sequence[int], num_heads: int) -> ALiBi:
+        """See `AttentionPositions.of_heads`."""
+        return ALiBi(slopes=tuple(self.head_slopes(num_heads)[list(heads)].tolist()))
 
 
 def alibi_slopes(num_heads: int) -> Float[np.ndarray, "heads"]:

@@ -26,7 +26,7 @@ from lmjax.models.heads import Classifier, ClassifierConfig, HeadTransform, Head
 from lmjax.models.initializers import Initializer, Normal
 from lmjax.models.label_heads import HeadConfig, build_heads, check_heads, find_head, of_texts
 from lmjax.models.linear import Builder, dropout
-from lmjax.models.lora import LoRA, add_adapters, check_layers
+from lmjax.models.lora import OUTPUT_HEAD, Adapter, LoRA, add_adapters, check_layers
 from lmjax.models.norms import LayerNormConfig, NormConfig
 from lmjax.models.paged_cache import AnyCache, AnyLayerCache
 from lmjax.models.positions import EmbeddingPositions, LearnedPositions
@@ -401,6 +401,13 @@ class Transformer(Stack):
         if config.classifier is not None:
             self.classifier = Classifier(config.classifier, builder)
         self.heads = nnx.data(build_heads(config.heads, width, builder))
+        if config.lora is not None and config.lora.adapts_head:
+            if self.head is None:
+                raise UserError(
+                    f"lora.layers: {OUTPUT_HEAD!r}: the model has no head of words that is a table"
+                    " of its own (tied_head, word_head)"
+                )
+            self.head.adapter = Adapter(config.lora, self.head.width, self.head.rows, builder)
 
     def __call__(
         self, batch: Batch, cache: AnyCache | None = None, key: PRNGKeyArray | None = None
@@ -471,7 +478,10 @@ class Transformer(Stack):
 
     def head_table(self) -> Float[Array, "vocab width"]:
         """The head's rows in the compute dtype, sharded over the vocabulary alone."""
-        table = (self.embedding if self.head is None else self.head).gathered("float32")
+        rows = self.embedding if self.head is None else self.head
+        table = rows.gathered("float32")
+        if rows.adapter is not None:
+            table = table + self.layout.reshard(rows.adapter.delta().T, "vocab", None)
         if self.config.normalized_head:
             square = jnp.sum(jnp.square(table), axis=1, keepdims=True)
             table = table * jax.lax.rsqrt(jnp.maximum(square, 1e-24))
@@ -483,15 +493,17 @@ class Transformer(Stack):
             "batch", "seq", "vocab", shape=(*hidden.shape[:2], self.config.padded_vocab)
         )
         x, rows = self.head_input(hidden), self.embedding if self.head is None else self.head
-        logits = None if self.config.normalized_head else rows.scores(x)
+        normalized = self.config.normalized_head
+        # Of a few positions, as in decoding, two products are cheaper than a table made anew.
+        beside = None if normalized else rows.adapter
+        logits = None if normalized else rows.scores(x)
         if logits is None:
+            table = rows.gathered(self.config.dtype) if beside is not None else self.head_table()
             logits = jnp.einsum(
-                "bsd,vd->bsv",
-                x,
-                self.head_table(),
-                preferred_element_type=jnp.float32,
-                out_sharding=spec,
+                "bsd,vd->bsv", x, table, preferred_element_type=jnp.float32, out_sharding=spec
             )
+        if beside is not None:
+            logits = logits + beside(x)
         if self.head_bias is not None:
             logits = logits + self.head_bias[...]
         logits, _ = softcap_scores(logits, self.config.logit_softcap)

@@ -37,6 +37,7 @@ class WeightCode(abc.ABC):
     """
 
     packed: ClassVar[int] = 1  # codes in a byte
+    plain: ClassVar[bool] = False  # whether arithmetic alone, and no table, makes numbers of codes
 
     block: int | None = 64  # neighbouring numbers that share a scale; none: all along the axis
 
@@ -91,6 +92,8 @@ class WeightCode(abc.ABC):
 @config
 class ScaledInt8(WeightCode):
     """8-bit integers n for scale n / 127, the nearest of them."""
+
+    plain: ClassVar[bool] = True
 
     block: int | None = 256  # neighbouring numbers that share a scale; none: all along the axis
 

@@ -41,4 +41,5 @@ from lmjax.objectives.prefix_lm import PrefixLM as PrefixLM
 from lmjax.objectives.sequence_to_sequence import SequenceToSequence as SequenceToSequence
 from lmjax.objectives.span_corruption import SpanCorruption as SpanCorruption
 from lmjax.objectives.text_labels import TextLabels as TextLabels
+from lmjax.objectives.token_labels import TokenLabels as TokenLabels
 from lmjax.objectives.weighted_sum import WeightedSum as WeightedSum

@@ -33,6 +33,15 @@ def require_encoder(objective: Objective, model: TransformerConfig) -> None:
         )
 
 
+def require_one_stack(objective: Objective, model: TransformerConfig) -> None:
+    """Raises UserError for a model with an encoder beside its decoder."""
+    if isinstance(model, EncoderDecoderConfig):
+        raise UserError(
+            f"{type(objective).__name__} gives nothing to the encoder that this model has beside"
+            " its decoder; take an encoder, such as model=bert, or a causal model"
+        )
+
+
 def require_linear_head(objective: TextObjective, model: TransformerConfig) -> None:
     """Raises UserError for label smoothing of a model whose logits are bent."""
     if objective.regularisers().label_smoothing and model.logit_softcap is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,8 +12,11 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from lmjax.config import UserError, config
+from lmjax.models.batch import Batch
+from lmjax.models.last_attention import AttendedHeads, last_heads
 from lmjax.models.layer_states import layer_states
 from lmjax.models.transformer import Transformer, TransformerConfig
+from lmjax.objectives.attention_relations import check_relations, sum_relations
 from lmjax.objectives.divergences import Divergence, ForwardKL
 from lmjax.objectives.example import Example
 from lmjax.objectives.extended import ExtendedObjective
@@ -37,6 +41,12 @@ class TeacherLoss:
     # and those behind the teacher's at the same share of its depth (TinyBERT, Jiao et al. 2019,
     # arXiv:1909.10351, equation 8), which is added; 0: none
     hidden: float = 0.0
+    # weight of KL(teacher || student) of the last layer's attention, and of the relations of its
+    # values, which are added (MiniLM, Wang et al. 2020, arXiv:2002.10957); 0: none
+    attention: float = 0.0
+    # heads that the queries, keys and values of all heads are cut into again for that (MiniLMv2,
+    # arXiv:2012.15828); none: they stay as they are, as many in both models
+    relation_heads: int | None = None
 
     def validate(self) -> None:
         """Raises UserError for numbers that cannot be meant."""
@@ -47,8 +57,14 @@ class TeacherLoss:
                 f"weight={self.weight}: must be above 0 and at most 1, where nothing but the"
                 " teacher is learnt"
             )
-        if self.hidden < 0:
-            raise UserError(f"hidden={self.hidden}: must be 0 or more")
+        for name in ("hidden", "attention"):
+            if (number := getattr(self, name)) < 0:
+                raise UserError(f"{name}={number}: must be 0 or more")
+        if self.relation_heads is not None and (self.relation_heads < 1 or not self.attention):
+            raise UserError(
+                f"relation_heads={self.relation_heads}: must be 1 or more, and is for attention,"
+                f" whose weight is attention={self.attention}"
+            )
 
 
 @config
@@ -72,13 +88,24 @@ class Distilled(ExtendedObjective):
         super().check(model)
 
     def check_pair(self, student: TransformerConfig, teacher: TransformerConfig) -> None:
-        """Raises UserError for models whose hidden states are to be compared and cannot be."""
-        if not self.teacher_loss.hidden:
-            return
-        where = f"distillation.hidden={self.teacher_loss.hidden}"
-        for model in (student, teacher):
-            if getattr(model, "two_streams", False) or model.group > 1:
-                raise UserError(f"{where}: layers of two streams or two kinds are not compared")
+        """Raises UserError for models whose layers are to be compared and cannot be."""
+        how = self.teacher_loss
+        for name in ("attention", "hidden"):
+            if not getattr(how, name):
+                continue
+            where = f"distillation.{name}={getattr(how, name)}"
+            for model in (student, teacher):
+                if getattr(model, "two_streams", False) or model.group > 1:
+                    raise UserError(f"{where}: layers of two streams or kinds are not compared")
+            if name == "attention":
+                check_relations(student, teacher, how.relation_heads, where)
+            else:
+                self._check_states(student, teacher, where)
+
+    def _check_states(
+        self, student: TransformerConfig, teacher: TransformerConfig, where: str
+    ) -> None:
+        """Raises UserError for hidden states that cannot be compared."""
         if teacher.num_layers < student.num_layers:
             raise UserError(
                 f"{where}: the teacher has {teacher.num_layers} layers, fewer than the student's"
@@ -106,10 +133,10 @@ class Distilled(ExtendedObjective):
             raise UserError(f"Distilled reads the frozen model {TEACHER!r}, and there is none")
         teacher, how = frozen[TEACHER], self.teacher_loss
         layers = range(1, model.config.num_layers + 1) if how.hidden else ()
-        hidden, states = layer_states(model, example.inputs, layers, key)
+        hidden, states, heads = self._run(model, example.inputs, layers, key)
         sums = self.objective.loss_of_hidden(model, hidden, example, head_key(key))
         theirs = [n * teacher.config.num_layers // model.config.num_layers for n in layers]
-        given, taught = layer_states(teacher, example.inputs, theirs)
+        given, taught, shown = self._run(teacher, example.inputs, theirs)
         with jax.named_scope("teacher"):
             given = jax.lax.stop_gradient(given)
             divergence = sum_divergence(
@@ -120,7 +147,26 @@ class Distilled(ExtendedObjective):
         if how.hidden:
             distance = sum_distance(model, states, taught, example)
             loss, extra = loss + how.hidden * distance, extra | {"hidden_distance": distance}
+        if how.attention:
+            pairs = (*shown, teacher.config.attention), (*heads, model.config.attention)
+            more = how.relation_heads, example.targets.weights, model.layout
+            with jax.named_scope("attention_relations"):
+                attention, values = sum_relations(*pairs, *more)
+            loss = loss + how.attention * (attention + values)
+            extra |= {"attention_divergence": attention, "value_divergence": values}
         return Sums(loss, sums.weight, extra)
+
+    def _run(
+        self,
+        model: Transformer,
+        batch: Batch,
+        layers: Sequence[int],
+        key: PRNGKeyArray | None = None,
+    ) -> tuple[Float[Array, "batch seq inner"], list[jax.Array], list[AttendedHeads]]:
+        """Hidden states, those of some layers, and, where attention is compared, the last heads."""
+        note = last_heads(model) if self.teacher_loss.attention else contextlib.nullcontext([])
+        with note as heads:
+            return *layer_states(model, batch, layers, key), heads
 
 
 def is_compared(objective: Objective) -> bool:

@@ -17,7 +17,11 @@ from lmjax.config import UserError, config
 from lmjax.models.transformer import Transformer
 from lmjax.objectives.example import Example, TokenTargets
 from lmjax.objectives.extended import ExtendedObjective
+from lmjax.objectives.labels import Classification, LabelTargets, outputs_for
+from lmjax.objectives.objective import TextObjective
 from lmjax.objectives.prediction import Sums, predict
+from lmjax.objectives.text_labels import TextLabels
+from lmjax.objectives.token_labels import TokenLabels
 
 ANCHOR, FISHER = "anchor", "fisher"  # names of the frozen models
 
@@ -79,6 +83,40 @@ def sampled_loss(model: Transformer, example: Example, key: PRNGKeyArray) -> Sum
     drawn = jnp.argmax(logits + noise, axis=2)
     weights = (example.targets.weights > 0).astype(jnp.float32)
     return predict(model, hidden, TokenTargets(drawn.astype(jnp.int32), weights))
+
+
+def sampled_class_loss(
+    objective: TextLabels | TokenLabels, model: Transformer, example: Example, key: PRNGKeyArray
+) -> Sums:
+    """Cross-entropy in nats of a class drawn for each text, or word, from the model's predictions.
+
+    Of several sets of classes, one of each is drawn. What a `TextLabels` learns of words beside the
+    classes is left out, and so are label smoothing and the weights of sets.
+    """
+    hidden, _ = model(example.inputs)
+    if isinstance(objective, TokenLabels):
+        pairs = list(zip(objective.objectives, example.targets, strict=True))
+    else:
+        pairs = [(objective.objective, example.targets)]
+    loss = 0.0
+    for number, (one, targets) in enumerate(pairs):
+        own = Example(example.inputs, targets)
+        logits, targets = outputs_for(one, model, hidden, own, None)
+        logits = jax.lax.stop_gradient(logits)
+        noise = jax.random.gumbel(jax.random.fold_in(key, number), logits.shape)
+        noise = jax.reshard(noise, jax.typeof(logits).sharding.spec)
+        drawn = jnp.argmax(logits + noise, axis=-1).astype(jnp.int32)
+        weights = (targets.weights > 0).astype(jnp.float32)
+        own = Example(example.inputs, LabelTargets(drawn, weights))
+        loss = loss + one.loss_of_hidden(model, hidden, own, None).extra["cross_entropy"]
+    return Sums(loss, objective.weight(example), {})
+
+
+def predicts_classes(objective: TextObjective) -> bool:
+    """Returns whether `sampled_class_loss` is that of an objective."""
+    if isinstance(objective, TextLabels):
+        return isinstance(objective.objective, Classification)
+    return isinstance(objective, TokenLabels)
 
 
 def quadratic_penalty(params: Any, anchor: Any, fisher: Any) -> Float[Array, ""]:

@@ -28,6 +28,11 @@ class ExtendedObjective(Objective):
         return self.objective.infill_format()
 
     @property
+    def reads_prefix(self) -> bool:
+        """See `Objective.reads_prefix`: that of the objective."""
+        return self.objective.reads_prefix
+
+    @property
     def counts(self) -> str:
         """See `Objective.counts`: that of the objective."""
         return self.objective.counts

@@ -16,7 +16,7 @@ from lmjax.objectives.draws import RandomStream
 from lmjax.objectives.example import Example
 from lmjax.objectives.lexicon import TokenTable
 from lmjax.objectives.masked_lm import NO_LABEL
-from lmjax.objectives.objective import Sums, TextObjective
+from lmjax.objectives.objective import Sums, TextObjective, all_read_prefixes
 
 CHOICE = 1  # the stream of random numbers that chooses; what is chosen draws from stream 0
 NOTHING = {"labels": NO_LABEL}  # what rows have in a field that their objective lacks; else 0
@@ -64,6 +64,11 @@ class Mixed(TextObjective):
     def infill_format(self) -> InfillFormat | None:
         """See `Objective.infill_format`."""
         return join_formats(objective.infill_format() for objective in self.objectives)
+
+    @property
+    def reads_prefix(self) -> bool:
+        """See `Objective.reads_prefix`: of all objectives that continue texts."""
+        return all_read_prefixes(self.objectives)
 
     def unaware_of_answers(self) -> tuple[str, ...]:
         """See `TextObjective.unaware_of_answers`."""

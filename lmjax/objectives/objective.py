@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -99,6 +99,11 @@ class Objective:
     def infill_format(self) -> InfillFormat | None:
         """The form in which the model learns to fill blanks; None: it continues texts."""
         return None
+
+    @property
+    def reads_prefix(self) -> bool:
+        """Returns whether a text's beginning sees itself both ways where the model continues it."""
+        return False
 
     def check(self, model: TransformerConfig) -> None:
         """Raises UserError for a model that cannot be trained with this objective."""
@@ -249,3 +254,9 @@ class TextObjective(Objective, abc.ABC):
 def head_key(key: PRNGKeyArray | None) -> PRNGKeyArray | None:
     """A key for dropout after the hidden states, apart from those that the model makes of `key`."""
     return None if key is None else jax.random.fold_in(key, HEAD)
+
+
+def all_read_prefixes(objectives: Iterable[Objective]) -> bool:
+    """Returns whether all objectives that continue texts, one or more, see a prefix both ways."""
+    found = [one.reads_prefix for one in objectives if one.infill_format() is None]
+    return bool(found) and all(found)

@@ -36,6 +36,11 @@ class PrefixLM(TextObjective):
         """Raises UserError for an encoder."""
         require_causal(self, model)
 
+    @property
+    def reads_prefix(self) -> bool:
+        """See `Objective.reads_prefix`."""
+        return True
+
     def prepare(
         self,
         tokens: Int[np.ndarray, "rows row_length"],

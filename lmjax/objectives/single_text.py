@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import abc
 
+import numpy as np
+from jaxtyping import Bool, Int
+
 from lmjax.config import config
+from lmjax.models.batch import Batch
 from lmjax.objectives.objective import TextObjective
 
 
@@ -34,3 +38,24 @@ class SingleTextObjective(TextObjective, abc.ABC):
     def row_length(self, length: int) -> int:
         """See `TextObjective.row_length`."""
         return length
+
+    @property
+    def predicts_words(self) -> bool:
+        """See `TextObjective.predicts_words`."""
+        return False
+
+
+def batch_of_texts(
+    tokens: Int[np.ndarray, "rows row_length"],
+    segments: Int[np.ndarray, "rows row_length"],
+    second: Bool[np.ndarray, "rows row_length"] | None = None,
+) -> Batch:
+    """The batch of rows of one text each, whose tokens at `second` have token type 1."""
+    positions = np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int32), tokens.shape)
+    types = np.zeros(tokens.shape, np.int32) if second is None else second.astype(np.int32)
+    return Batch(
+        tokens=tokens.astype(np.int32),
+        positions=positions.copy(),
+        segments=(segments > 0).astype(np.int32),
+        token_types=types,
+    )

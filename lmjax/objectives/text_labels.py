@@ -12,16 +12,18 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt64
 
 from lmjax.config import UserError, config
 from lmjax.data.spans import RowSpans
-from lmjax.models.batch import Batch
-from lmjax.models.encoder_decoder import EncoderDecoderConfig
 from lmjax.models.transformer import Transformer, TransformerConfig
 from lmjax.objectives.augmentation import Augmentation
-from lmjax.objectives.compatibility import require_causal, require_linear_head
+from lmjax.objectives.compatibility import (
+    require_causal,
+    require_linear_head,
+    require_one_stack,
+)
 from lmjax.objectives.example import Example, TokenTargets
 from lmjax.objectives.labels import Classification, LabelObjective, LabelTargets, Regression
 from lmjax.objectives.lexicon import TokenTable
 from lmjax.objectives.prediction import Sums, predict
-from lmjax.objectives.single_text import SingleTextObjective
+from lmjax.objectives.single_text import SingleTextObjective, batch_of_texts
 
 AUGMENTED = 0xA06  # what is folded into the key of a step for its changes of the texts
 FILLER = "filler"  # name of the frozen model that fills what augmentation hides
@@ -53,11 +55,7 @@ class TextLabels(SingleTextObjective):
 
     def check(self, model: TransformerConfig) -> None:
         """Raises UserError for a model without the head, or that has an encoder and a decoder."""
-        if isinstance(model, EncoderDecoderConfig):
-            raise UserError(
-                "TextLabels gives nothing to the encoder that this model has beside its decoder;"
-                " take an encoder, such as model=bert, or a causal model"
-            )
+        require_one_stack(self, model)
         self.objective.check(model)
         if self.words:
             require_causal(self, model)
@@ -86,16 +84,7 @@ class TextLabels(SingleTextObjective):
         labels: Float[np.ndarray, "rows 1 labels"] | None = None,
     ) -> Example:
         """See `TextObjective.prepare`; the targets are `LabelTargets` with one text a row."""
-        second = np.zeros(tokens.shape, bool)
-        if spans is not None:
-            second = spans.of_kind("second").mask(tokens.shape)
-        positions = np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int32), tokens.shape)
-        batch = Batch(
-            tokens=tokens.astype(np.int32),
-            positions=positions.copy(),
-            segments=(segments > 0).astype(np.int32),
-            token_types=second.astype(np.int32),
-        )
+        second = None if spans is None else spans.of_kind("second").mask(tokens.shape)
         if labels is None:
             labels = np.full((len(tokens), 1, LABEL + 1), np.nan, np.float32)
         label = labels[:, :, LABEL]
@@ -105,7 +94,8 @@ class TextLabels(SingleTextObjective):
             value = value[..., None].astype(np.float32)
         else:
             value = value.astype(np.int32)
-        return Example(batch, LabelTargets(value, there.astype(np.float32)))
+        targets = LabelTargets(value, there.astype(np.float32))
+        return Example(batch_of_texts(tokens, segments, second), targets)
 
     def loss(
         self, model: Transformer, example: Example, key: PRNGKeyArray | None, frozen: Any = None

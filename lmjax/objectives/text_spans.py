@@ -5,16 +5,15 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt64
 
-from lmjax.config import UserError, config
+from lmjax.config import config
 from lmjax.data.spans import RowSpans
-from lmjax.models.batch import Batch
-from lmjax.models.encoder_decoder import EncoderDecoderConfig
 from lmjax.models.transformer import Transformer, TransformerConfig
+from lmjax.objectives.compatibility import require_one_stack
 from lmjax.objectives.example import Example
 from lmjax.objectives.labels import SpanExtraction, SpanTargets
 from lmjax.objectives.lexicon import TokenTable
 from lmjax.objectives.prediction import Sums
-from lmjax.objectives.single_text import SingleTextObjective
+from lmjax.objectives.single_text import SingleTextObjective, batch_of_texts
 
 ANSWERED = 1  # column of the labels of a question: whether it has an answer
 
@@ -31,17 +30,8 @@ class TextSpans(SingleTextObjective):
 
     def check(self, model: TransformerConfig) -> None:
         """Raises UserError for a model without the head, or that has an encoder and a decoder."""
-        if isinstance(model, EncoderDecoderConfig):
-            raise UserError(
-                "TextSpans gives nothing to the encoder that this model has beside its decoder;"
-                " take an encoder, such as model=bert"
-            )
+        require_one_stack(self, model)
         self.objective.check(model)
-
-    @property
-    def predicts_words(self) -> bool:
-        """See `TextObjective.predicts_words`."""
-        return False
 
     def prepare(
         self,
@@ -66,13 +56,8 @@ class TextSpans(SingleTextObjective):
             found[answers.row] = True
         wanted = np.full(rows, np.nan) if labels is None else labels[:, 0, ANSWERED]
         learnt = ~np.isnan(wanted) & (found | (wanted == 0))
-        batch = Batch(
-            tokens=tokens.astype(np.int32),
-            positions=np.broadcast_to(np.arange(width, dtype=np.int32), shape).copy(),
-            segments=(segments > 0).astype(np.int32),
-            token_types=context.astype(np.int32),
-        )
-        return Example(batch, SpanTargets(starts, ends, learnt[:, None].astype(np.float32)))
+        targets = SpanTargets(starts, ends, learnt[:, None].astype(np.float32))
+        return Example(batch_of_texts(tokens, segments, context), targets)
 
     def loss_of_hidden(
         self,

@@ -17,7 +17,13 @@ from lmjax.models.infill import InfillFormat, join_formats
 from lmjax.models.transformer import Transformer, TransformerConfig
 from lmjax.objectives.example import Example
 from lmjax.objectives.lexicon import TokenTable
-from lmjax.objectives.objective import Objective, Sums, TextObjective, head_key
+from lmjax.objectives.objective import (
+    Objective,
+    Sums,
+    TextObjective,
+    all_read_prefixes,
+    head_key,
+)
 
 
 @jax.tree_util.register_dataclass
@@ -75,6 +81,11 @@ class WeightedSum(TextObjective):
     def infill_format(self) -> InfillFormat | None:
         """See `Objective.infill_format`."""
         return join_formats(objective.infill_format() for objective in self.objectives)
+
+    @property
+    def reads_prefix(self) -> bool:
+        """See `Objective.reads_prefix`: of all objectives that continue texts."""
+        return all_read_prefixes(self.objectives)
 
     def unaware_of_answers(self) -> tuple[str, ...]:
         """See `TextObjective.unaware_of_answers`."""

@@ -6,6 +6,10 @@ alone, and hands its results to its neighbours by two permutations outside of th
 forward and backward of different microbatches run in one loop, and what a stage holds is bounded by
 the schedule and not by the number of microbatches, as it would be if a loop of forward passes were
 differentiated.
+
+Where a schedule has forward and backward alone, a stage holds the inputs of its parts, and computes
+each part again in its backward. Where gradients of weights have ticks of their own it holds what
+they and backward need, as the policy of recomputation of the part says, and computes nothing twice.
 """
 
 from __future__ import annotations
@@ -19,8 +23,9 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from lmjax.parallel.mesh import STAGE
+from lmjax.parallel.passes import Kept, Slot, SlotPasses
 from lmjax.parallel.schedules import PipelineSchedule, Work
-from lmjax.parallel.tick_tables import GRADIENT, OUTPUT, WAYS, TickTables, lower
+from lmjax.parallel.tick_tables import GRADIENT, KEPT, MORE, OUTPUT, WAYS, TickTables, lower
 
 Parts = Any  # parameters of parts of the model, stacked
 Shared = Any  # parameters that several stages use
@@ -34,11 +39,14 @@ class Pieces:
       enter: (shared, example) -> x, the first part's input.
       part: (params, shared, example, x, number) -> y, of x's type.
       leave: (shared, example, y) -> sums of the loss, which have the field `loss`.
+      passes: (params, shared, example, number) -> passes of `part`, whose gradients of weights are
+        those of (params, shared).
     """
 
     enter: Callable[[Shared, Any], jax.Array]
     part: Callable[[Any, Any, Any, jax.Array, jax.Array], jax.Array]
     leave: Callable[[Shared, Any, jax.Array], Any]
+    passes: Callable[[Any, Shared, Any, jax.Array], SlotPasses]
 
 
 def pipelined(
@@ -51,7 +59,7 @@ def pipelined(
 ) -> tuple[tuple[Parts, Shared], Any]:
     """Gradients of the summed loss of all microbatches, and the sums.
 
-    To be called inside a `jax.shard_map` over `axes`. Each part is computed again in its backward.
+    To be called inside a `jax.shard_map` over `axes`.
 
     Args:
       schedule: of as many stages as the mesh has.
@@ -67,11 +75,15 @@ def pipelined(
     """
     tables, axes = lower(schedule), tuple(axes)
     params, shared, examples = vary((params, shared, examples), axes)
-    stage = _Stage(schedule, pieces, params, shared, examples, axes)
-    names = ("part", "microbatch", "source", "cotangent", "send", "kind", "slot")
+    several = schedule.chunks > 1
+    if not several:  # sums are added up in place where they have no axis of one chunk
+        params = get(params, 0)
+    kind = _SplitStage if schedule.split else _Stage
+    stage = kind(schedule, pieces, params, shared, examples, axes)
+    names = [field.name for field in dataclasses.fields(tables) if field.name != "slots"]
     rows = {name: jax.tree.map(jnp.asarray, getattr(tables, name)) for name in names}
     carry, _ = jax.lax.scan(stage.tick, stage.start(tables), rows)
-    d_params = carry["params"]
+    d_params = carry["params"] if several else jax.tree.map(lambda a: a[None], carry["params"])
     if others := tuple(axis for axis in axes if axis != STAGE):
         d_params = jax.lax.psum(d_params, others)
     d_shared, sums = jax.lax.psum((carry["shared"], carry["sums"]), axes)
@@ -132,11 +144,13 @@ class _Unit:
     microbatch: jax.Array
     source: jax.Array
     cotangent: jax.Array
+    kept: jax.Array
+    more: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
 class _Stage:
-    """The work of a stage; the fields are the arguments of `pipelined`."""
+    """The work of a stage that computes parts again; fields are the arguments of `pipelined`."""
 
     schedule: PipelineSchedule
     pieces: Pieces
@@ -148,9 +162,12 @@ class _Stage:
     def start(self, tables: TickTables) -> dict[str, Any]:
         """The carry before the first tick: empty slots, gradients and sums of zero."""
         x, sums = _shapes(self.pieces, self.shared, self.example(0))
+        kept, more, entries = self.keeps()
         carry = {
-            "sources": zeros(x, max(1, tables.sources)),
-            "cotangents": zeros(x, max(1, tables.cotangents)),
+            "sources": zeros(x, max(1, tables.slots[OUTPUT])),
+            "cotangents": zeros(x, max(1, tables.slots[GRADIENT])),
+            "kept": zeros(kept, max(1, tables.slots[KEPT]), *entries),
+            "more": zeros(more, tables.slots[MORE], *entries),
             "output": zeros(x),
             "gradient": zeros(x),
             **{way: zeros(x) for way in WAYS},
@@ -159,6 +176,19 @@ class _Stage:
             "sums": zeros(sums),
         }
         return vary(carry, self.axes)
+
+    def keeps(self) -> tuple[Any, Any, tuple[int, ...]]:
+        """Types of what forward and backward keep of an entry of a slot, and numbers of entries."""
+        entries: tuple[int, ...] = ()
+
+        def once(params, shared, example) -> tuple[Kept, Kept]:
+            nonlocal entries
+            passes = self.pieces.passes(params, shared, example, jnp.zeros((), jnp.int32))
+            entries = passes.entries
+            return passes.once(vary(self.pieces.enter(shared, example), self.axes))
+
+        params = get(self.params, 0) if self.schedule.chunks > 1 else self.params
+        return *jax.eval_shape(once, params, self.shared, self.example(0)), entries
 
     def tick(self, carry: dict[str, Any], rows: dict) -> tuple[dict[str, Any], None]:
         """Takes what has come, works, and sends."""
@@ -169,12 +199,9 @@ class _Stage:
             for kind, name in ((OUTPUT, "sources"), (GRADIENT, "cotangents")):
                 slot = jnp.where(row["kind"][way] == kind, row["slot"][way], -1)
                 carry[name] = put(carry[name], carry[way], slot)
-        work = {Work.FORWARD: self.forward, Work.BACKWARD: self.backward}
-        if self.schedule.split:
-            work[Work.WEIGHTS] = self.weights
-        for kind, do in work.items():
+        for kind, (do, written) in self.work.items():
             unit = _Unit(*(row[f.name][kind] for f in dataclasses.fields(_Unit)))
-            carry = self.branch(unit.part >= 0, do, carry, unit)
+            carry = self.branch(unit.part >= 0, do, written, carry, unit)
         stages = self.schedule.stages
         for way, step in (("right", 1), ("left", -1), ("same", 0)):
             message = jnp.where(row["send"][way] == OUTPUT, carry["output"], carry["gradient"])
@@ -184,14 +211,26 @@ class _Stage:
             carry[way] = message
         return carry, None
 
-    def branch(self, predicate, function, carry, *arguments):
-        """function(carry, *arguments) where the predicate holds, else the carry as it is."""
-        return jax.lax.cond(
-            predicate,
-            lambda carry: vary(function(carry, *arguments), self.axes),
-            lambda carry: carry,
-            carry,
-        )
+    @property
+    def work(self) -> dict[Work, tuple[Callable, Sequence[str]]]:
+        """Functions of (carry, unit) and what they write, in the order in which a tick has them."""
+        return {
+            Work.FORWARD: (self.forward, ("output",)),
+            Work.BACKWARD: (self.backward, ("gradient", "kept", "params", "shared", "sums")),
+        }
+
+    def branch(self, predicate, function, written, carry, *arguments) -> dict[str, Any]:
+        """function(carry, *arguments) where the predicate holds, else the carry as it is.
+
+        Only what the function writes goes through the conditional: what it reads is not copied.
+        """
+
+        def taken(own):
+            found = function({**carry, **own}, *arguments)
+            return vary({name: found[name] for name in written}, self.axes)
+
+        own = {name: carry[name] for name in written}
+        return {**carry, **jax.lax.cond(predicate, taken, lambda own: own, own)}
 
     def forward(self, carry: dict[str, Any], unit: _Unit) -> dict[str, Any]:
         """Makes the output of a part; of the last one it is made in backward."""
@@ -201,41 +240,26 @@ class _Stage:
             return self.pieces.part(self.chunk(unit), self.shared, example, x, unit.part)
 
         x = self.source(carry, unit, example)
-        is_last = unit.part == len(self.schedule.holder) - 1
-        output = jax.lax.cond(is_last, lambda x: x, lambda x: vary(run(x), self.axes), x)
+        output = jax.lax.cond(self.is_last(unit), lambda x: x, lambda x: vary(run(x), self.axes), x)
         return {**carry, "output": output}
 
     def backward(self, carry: dict[str, Any], unit: _Unit) -> dict[str, Any]:
-        """Makes the gradient of a part's input, and of its weights unless they have own ticks."""
+        """Makes the gradients of a part's input and of its weights."""
         example = self.example(unit.microbatch)
 
-        def run(params, shared, x):
-            return self.pieces.part(params, shared, example, x, unit.part)
+        passes, x = self.passes(unit), self.source(carry, unit, example)
+        output, kept = passes.forward(x, Slot(carry["kept"], jnp.zeros((), jnp.int32)))
+        gradient = get(carry["cotangents"], unit.cotangent)
+        carry = {**carry, "kept": kept.arrays, "gradient": gradient}
+        carry = self.left(carry, unit, example, output)
+        carry["gradient"], found = passes.both(kept, carry["gradient"])
+        carry = self.add(carry, unit, *found)
+        return self.branch(unit.part == 0, self.enter, ("shared",), carry, example)
 
-        x = self.source(carry, unit, example)
-        output, pull = jax.vjp(run, self.chunk(unit), self.shared, x)
-        carry["gradient"] = get(carry["cotangents"], unit.cotangent)
-        is_last = unit.part == len(self.schedule.holder) - 1
-        carry = self.branch(is_last, self.leave, carry, example, output)
-        cotangent = carry["gradient"]
-        d_part, d_shared, carry["gradient"] = pull(cotangent)
-        if self.schedule.split:
-            slot = jnp.where(is_last, unit.cotangent, -1)
-            carry["cotangents"] = put(carry["cotangents"], cotangent, slot)
-        else:
-            carry = self.add(carry, unit, d_part, d_shared)
-        return self.branch(unit.part == 0, self.enter, carry, example)
-
-    def weights(self, carry: dict[str, Any], unit: _Unit) -> dict[str, Any]:
-        """Makes the gradients of a part's weights."""
-        example = self.example(unit.microbatch)
-        x = self.source(carry, unit, example)
-
-        def run(params, shared):
-            return self.pieces.part(params, shared, example, x, unit.part)
-
-        _, pull = jax.vjp(run, self.chunk(unit), self.shared)
-        return self.add(carry, unit, *pull(get(carry["cotangents"], unit.cotangent)))
+    def left(self, carry: dict, unit: _Unit, example: Any, output: jax.Array) -> dict[str, Any]:
+        """`leave` after the last part."""
+        written = "gradient", "shared", "sums"
+        return self.branch(self.is_last(unit), self.leave, written, carry, example, output)
 
     def leave(self, carry: dict[str, Any], example: Any, output: jax.Array) -> dict[str, Any]:
         """Adds the sums of a microbatch, and makes the gradient of the last part's output."""
@@ -263,9 +287,19 @@ class _Stage:
             get(carry["sources"], unit.source),
         )
 
+    def passes(self, unit: _Unit) -> SlotPasses:
+        """The passes of a part."""
+        example = self.example(unit.microbatch)
+        return self.pieces.passes(self.chunk(unit), self.shared, example, unit.part)
+
+    def is_last(self, unit: _Unit) -> jax.Array:
+        """Returns whether the model ends with a part."""
+        return unit.part == len(self.schedule.holder) - 1
+
     def chunk(self, unit: _Unit) -> Any:
         """Parameters of a part."""
-        return get(self.params, unit.part // self.schedule.stages)
+        several = self.schedule.chunks > 1
+        return get(self.params, unit.part // self.schedule.stages) if several else self.params
 
     def example(self, microbatch: jax.Array | int) -> Any:
         """The example of a microbatch."""
@@ -273,9 +307,50 @@ class _Stage:
 
     def add(self, carry: dict[str, Any], unit: _Unit, d_part: Any, d_shared: Any) -> dict[str, Any]:
         """The carry with a part's gradients added."""
-        index = unit.part // self.schedule.stages
-        summed = jax.tree.map(lambda a, d: a.at[index].add(d), carry["params"], d_part)
-        return {**carry, "params": summed, "shared": plus(carry["shared"], d_shared)}
+        if self.schedule.chunks > 1:
+            slot = Slot(carry["params"], unit.part // self.schedule.stages)
+            params = slot.written(plus(slot.read(), d_part)).arrays
+        else:
+            params = plus(carry["params"], d_part)
+        return {**carry, "params": params, "shared": plus(carry["shared"], d_shared)}
+
+
+class _SplitStage(_Stage):
+    """The work of a stage that keeps what later work needs, and computes nothing twice."""
+
+    @property
+    def work(self) -> dict[Work, tuple[Callable, Sequence[str]]]:
+        """See `_Stage.work`."""
+        own = "output", "gradient", "cotangents", "kept", "shared", "sums"
+        return {
+            Work.FORWARD: (self.forward, own),
+            Work.BACKWARD: (self.backward, ("gradient", "more", "shared")),
+            Work.WEIGHTS: (self.weights, ("params", "shared")),
+        }
+
+    def forward(self, carry: dict[str, Any], unit: _Unit) -> dict[str, Any]:
+        """Makes the output of a part; of the last one the loss, and the output's gradient."""
+        example = self.example(unit.microbatch)
+        x = self.source(carry, unit, example)
+        output, kept = self.passes(unit).forward(x, Slot(carry["kept"], unit.kept))
+        carry = {**carry, "output": output, "kept": kept.arrays}
+        carry = self.left(carry, unit, example, output)
+        slot = jnp.where(self.is_last(unit), unit.cotangent, -1)
+        return {**carry, "cotangents": put(carry["cotangents"], carry["gradient"], slot)}
+
+    def backward(self, carry: dict[str, Any], unit: _Unit) -> dict[str, Any]:
+        """Makes the gradient of a part's input."""
+        kept, more = Slot(carry["kept"], unit.kept), Slot(carry["more"], unit.more)
+        d_output = get(carry["cotangents"], unit.cotangent)
+        carry["gradient"], more = self.passes(unit).backward(kept, more, d_output)
+        carry["more"] = more.arrays
+        example = self.example(unit.microbatch)
+        return self.branch(unit.part == 0, self.enter, ("shared",), carry, example)
+
+    def weights(self, carry: dict[str, Any], unit: _Unit) -> dict[str, Any]:
+        """Makes the gradients of a part's weights."""
+        kept, more = Slot(carry["kept"], unit.kept), Slot(carry["more"], unit.more)
+        return self.add(carry, unit, *self.passes(unit).weights(kept, more))
 
 
 def vary(tree: Any, axes: Sequence[str]) -> Any:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import functools
 import itertools
 import sys
 from collections.abc import Callable, Sequence
@@ -75,7 +76,7 @@ class PipelineSchedule:
         """Parts that each stage holds."""
         return len(self.holder) // self.stages
 
-    @property
+    @functools.cached_property
     def when(self) -> dict[Unit, int]:
         """The tick of every unit of work."""
         ticks = enumerate(self.ticks)
@@ -84,12 +85,20 @@ class PipelineSchedule:
     @property
     def live(self) -> tuple[int, ...]:
         """Most microbatches that each stage holds activations of at once, its chunks counted."""
-        last = Work.WEIGHTS if self.split else Work.BACKWARD
+        return self._most(Work.FORWARD, Work.WEIGHTS if self.split else Work.BACKWARD)
+
+    @property
+    def waiting(self) -> tuple[int, ...]:
+        """Most whose gradients of weights each stage has put off at once, its chunks counted."""
+        return self._most(Work.BACKWARD, Work.WEIGHTS) if self.split else (0,) * self.stages
+
+    def _most(self, first: Work, last: Work) -> tuple[int, ...]:
+        """Most microbatches of each stage at once from one kind of work to another."""
         most = []
         for stage in range(self.stages):
             held = peak = 0
             for unit in (unit for row in self.ticks for unit in row[stage]):
-                held += unit.work is Work.FORWARD
+                held += unit.work is first
                 peak = max(peak, held)
                 held -= unit.work is last
             most.append(peak)
@@ -329,13 +338,14 @@ def describe(made: PipelineSchedule, forward: float, backward: float, weights: f
         for stage in range(made.stages)
     ]
     part = f", each of 1/{made.chunks} of a stage" if made.chunks > 1 else ""
+    put_off = f", {max(made.waiting)} of them for gradients of weights alone" if made.split else ""
     return "\n".join(
         [
             *lines,
             "",
             f"ticks       {len(made.ticks)}",
             f"bubble      {made.bubble(forward, backward, weights):.1%} of a step",
-            f"held        activations of at most {max(made.live)} microbatches{part}",
+            f"held        activations of at most {max(made.live)} microbatches{put_off}{part}",
         ]
     )
 

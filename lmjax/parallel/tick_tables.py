@@ -11,6 +11,7 @@ import numpy as np
 from lmjax.parallel.schedules import PipelineSchedule, Work
 
 OUTPUT, GRADIENT = 1, 2  # kinds of messages; 0: none
+KEPT, MORE = 3, 4  # kinds of what stays on a stage, where gradients of weights have own ticks
 WAYS = ("right", "left", "same")  # to the next stage, the one before, and to another chunk here
 
 
@@ -20,22 +21,25 @@ class TickTables:
 
     Attributes:
       part, microbatch: the work; a part of -1 is none.
-      source, cotangent: slots of the activation (or of all that backward needs) and of the gradient
-        that the work reads; -1: it is made on the spot, by the first and by the last part.
+      source, cotangent: slots of the activation and of the gradient that the work reads; -1: it is
+        made on the spot, by the first and by the last part.
+      kept, more: slots of what forward and what backward keep for later work, where gradients of
+        weights have ticks of their own; forward of the last part also writes its `cotangent`.
       send: kind of message that leaves in each way at the end of the tick.
       kind, slot: of the message that has come in each way: where it is kept.
-      sources, cotangents: slots that a stage has.
+      slots: of each kind that a stage has.
     """
 
     part: dict[Work, np.ndarray]
     microbatch: dict[Work, np.ndarray]
     source: dict[Work, np.ndarray]
     cotangent: dict[Work, np.ndarray]
+    kept: dict[Work, np.ndarray]
+    more: dict[Work, np.ndarray]
     send: dict[str, np.ndarray]
     kind: dict[str, np.ndarray]
     slot: dict[str, np.ndarray]
-    sources: int
-    cotangents: int
+    slots: dict[int, int]
 
 
 def lower(schedule: PipelineSchedule) -> TickTables:
@@ -45,15 +49,16 @@ def lower(schedule: PipelineSchedule) -> TickTables:
         shape = len(schedule.ticks), schedule.stages
         return {key: np.full(shape, fill, np.int32) for key in keys}
 
-    part_of, microbatch, source, cotangent = (table(Work, -1) for _ in range(4))
+    part_of, microbatch = table(Work, -1), table(Work, -1)
     send, kind_of, slot = table(WAYS, 0), table(WAYS, 0), table(WAYS, -1)
     when = schedule.when
-    slots = {kind: _allocate(schedule, kind) for kind in (OUTPUT, GRADIENT)}
+    slots = {kind: _allocate(schedule, kind) for kind in (OUTPUT, GRADIENT, KEPT, MORE)}
+    read = {kind: table(Work, -1) for kind in slots}
     for (work, part, m), tick in when.items():
         at = tick, schedule.holder[part]
         part_of[work][at], microbatch[work][at] = part, m
-        source[work][at] = slots[OUTPUT].get((part, m), -1)
-        cotangent[work][at] = slots[GRADIENT].get((part, m), -1)
+        for kind, own in slots.items():
+            read[kind][work][at] = own.get((part, m), -1)
         step = {Work.FORWARD: 1, Work.BACKWARD: -1, Work.WEIGHTS: 0}[work]
         if not step or not 0 <= part + step < len(schedule.holder):
             continue
@@ -61,8 +66,8 @@ def lower(schedule: PipelineSchedule) -> TickTables:
         way = _way(at[1], to, step, schedule.stages)
         send[way][at] = kind_of[way][tick + 1, to] = kind
         slot[way][tick + 1, to] = slots[kind][part + step, m]
-    counts = (max(slots[kind].values(), default=-1) + 1 for kind in (OUTPUT, GRADIENT))
-    return TickTables(part_of, microbatch, source, cotangent, send, kind_of, slot, *counts)
+    counts = {kind: max(own.values(), default=-1) + 1 for kind, own in slots.items()}
+    return TickTables(part_of, microbatch, *read.values(), send, kind_of, slot, counts)
 
 
 def _way(stage: int, to: int, step: int, stages: int) -> str:
@@ -74,21 +79,9 @@ def _way(stage: int, to: int, step: int, stages: int) -> str:
 
 
 def _allocate(schedule: PipelineSchedule, kind: int) -> dict[tuple[int, int], int]:
-    """A slot for each (part, microbatch) that no other has while it is needed.
-
-    An activation is needed from its arrival until backward, or the gradients of weights, are done;
-    a gradient from its arrival, or of the last part from its backward, if weights come later.
-    """
-    parts, when, needed = len(schedule.holder), schedule.when, []
-    final = Work.WEIGHTS if schedule.split else Work.BACKWARD
-    for part, m in itertools.product(range(parts), range(schedule.microbatches)):
-        end = when[final, part, m]
-        if kind == OUTPUT and part:
-            needed.append((when[Work.FORWARD, part - 1, m] + 1, end, part, m))
-        if kind == GRADIENT and part < parts - 1:
-            needed.append((when[Work.BACKWARD, part + 1, m] + 1, end, part, m))
-        if kind == GRADIENT and part == parts - 1 and schedule.split:
-            needed.append((when[Work.BACKWARD, part, m], end, part, m))
+    """A slot for each (part, microbatch) that no other has while it is needed."""
+    units = itertools.product(range(len(schedule.holder)), range(schedule.microbatches))
+    needed = [(*span, *unit) for unit in units if (span := _span(schedule, kind, *unit))]
     slots: dict[tuple[int, int], int] = {}
     ends: list[list[int]] = [[] for _ in range(schedule.stages)]  # of each slot's last use
     for start, end, part, m in sorted(needed):
@@ -97,3 +90,23 @@ def _allocate(schedule: PipelineSchedule, kind: int) -> dict[tuple[int, int], in
         own[free : free + 1] = [end]
         slots[part, m] = free
     return slots
+
+
+def _span(schedule: PipelineSchedule, kind: int, part: int, m: int) -> tuple[int, int] | None:
+    """First and last tick in which a unit's slot of a kind is needed; None: it needs none.
+
+    Where backward computes a part again, its input is needed until then; a gradient always. What
+    forward and backward keep is needed until the gradients of weights are done. The last part makes
+    its own gradient: in backward, or in forward where what backward needs is kept.
+    """
+    when, last = schedule.when, part == len(schedule.holder) - 1
+    forward, backward = when[Work.FORWARD, part, m], when[Work.BACKWARD, part, m]
+    if kind == OUTPUT:
+        end = forward if schedule.split else backward
+        return (when[Work.FORWARD, part - 1, m] + 1, end) if part else None
+    if kind == GRADIENT and not last:
+        return when[Work.BACKWARD, part + 1, m] + 1, backward
+    if not schedule.split:
+        return None
+    end = backward if kind == GRADIENT else when[Work.WEIGHTS, part, m]
+    return (backward if kind == MORE else forward), end

@@ -41,6 +41,9 @@ ARRAYS = "arrays"  # what Orbax writes, inside a checkpoint
 SAVES = "saves"  # what of a run the processes tell each other
 SAVING, REMOVING = ".saving-", ".removing-"  # names of folders that are no checkpoints
 BEST = "best"  # in `extra`: the best evaluation so far, {"step": ...} and what chose it
+# In `extra`, where `params` are those that are trained alone: the fingerprint of the parameters
+# that training began with (`lmjax.interop.folder.parameters_fingerprint`), which have the rest.
+BASE = "base"
 MARGIN = 1 << 20  # bytes that a checkpoint may take beside its arrays
 PATIENCE = 10.0  # seconds that a save is waited for before that is said; then twice as many
 
@@ -202,13 +205,16 @@ class Checkpointer:
                 self._writer.close()
                 self._writer = None
 
-    def restore(self, step: int | None, abstract: PyTree) -> tuple[PyTree, dict[str, Any]] | None:
+    def restore(
+        self, step: int | None, abstract: PyTree | Callable[[dict[str, Any]], PyTree]
+    ) -> tuple[PyTree, dict[str, Any]] | None:
         """The arrays of a checkpoint where `abstract` wants them, and the `extra` beside them.
 
         Args:
           step: which checkpoint; None for the newest undamaged one.
           abstract: a tree of arrays or shapes with shardings, on any mesh; it may leave out whole
-            entries of the saved tree's top level, which are then not read.
+            entries of the saved tree's top level, which are then not read. Or what makes such a
+            tree of the checkpoint's `extra`.
 
         Returns:
           None where the folder holds no checkpoint.
@@ -223,6 +229,8 @@ class Checkpointer:
             return None
         path = self._here(chosen)
         body = manifest.read(path)
+        if callable(abstract):
+            abstract = abstract(body["extra"])
         wanted = {name: shape_with_sharding(leaf) for name, leaf in by_name(abstract).items()}
         entries = {entry_of(name) for name in wanted}
         saved = {name: a for name, a in body["arrays"].items() if entry_of(name) in entries}

@@ -1,8 +1,10 @@
 """The folder of a run: what it holds, and under which names."""
 
 import json
+import math
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -86,14 +88,23 @@ class RunFolder:
         """The experiment of config.json. UserError where there is none or it does not load."""
         with errors_told("cannot read the run"):
             if not self.config.is_file():
-                there = self.path.is_dir()
-                missing = f"it holds no {CONFIG}" if there else "there is no such folder"
-                raise UserError(f"{self.location} is not a run folder: {missing}")
+                raise UserError(f"{self.location} is not a run folder: {self._missing()}")
             text = self.config.read_text("utf-8")
         try:
             return from_json(text)
         except UserError as error:
             raise UserError(f"{self.config}: {error}") from None
+
+    def _missing(self) -> str:
+        """The reason why the path is no run folder."""
+        if self.path.is_dir():
+            return f"it holds no {CONFIG}"
+        if self.path.suffix == ".gguf" and self.path.is_file():
+            return (
+                "it is a GGUF file, of which one is made by: python -m lmjax.interop"
+                f" {self.location} runs/{self.path.stem}"
+            )
+        return "it is a file" if self.path.is_file() else "there is no such folder"
 
     def metrics(self) -> list[dict[str, Any]]:
         """The records of metrics.jsonl in their order; a line cut off by a crash is left out."""
@@ -123,8 +134,9 @@ class RunFolder:
         self.write(CONFIG, to_json(experiment))
 
     def write_json(self, name: str, value: Any) -> None:
-        """Writes a value as indented JSON."""
-        self.write(name, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+        """Writes a value as indented JSON; null stands for numbers that JSON lacks."""
+        text = json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False)
+        self.write(name, text + "\n")
 
     def remove(self) -> None:
         """Removes all that a run makes, and the folder if nothing else is in it.
@@ -155,3 +167,12 @@ class RunFolder:
         if not isinstance(found, dict):
             raise UserError(f"{path} is damaged: delete it, and it is made again")
         return found
+
+
+def _finite(value: Any) -> Any:
+    """JSON values with None in place of infinity and of what is no number."""
+    if isinstance(value, Mapping):
+        return {name: _finite(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ from lmjax.data.tokenizers import Tokenizer, load_tokenizer
 from lmjax.models import TransformerConfig, abstract
 from lmjax.objectives import Objective
 from lmjax.parallel import Layout
-from lmjax.runs.checkpoints import BEST, Checkpointer
+from lmjax.runs.checkpoints import BASE, BEST, Checkpointer
 from lmjax.runs.folder import RunFolder
+from lmjax.training.trainable import join_trained, split_trained
 
 NAMED = 5  # tokens that are told by name
 
@@ -37,19 +39,26 @@ class TrainedModel:
     tokenizer: Tokenizer | None
     objective: Objective | None = None
 
+    @property
+    def reads_prefix(self) -> bool:
+        """Returns whether it learned to read a prompt from both sides; see `Objective`."""
+        return self.objective is not None and self.objective.reads_prefix
 
-def load_trained_model(
-    folder: str | os.PathLike, layout: Layout, step: int | None = None
+
+def restore_trained_model(
+    folder: str | os.PathLike,
+    layout: Layout,
+    step: int | None,
+    read_base: Callable[[Any, str], dict],
 ) -> TrainedModel:
-    """The model of a run, on the mesh that is set.
-
-    Where the run keeps an average of the parameters, the average is taken; where it keeps the best
-    checkpoint (checkpoint.best), that one is.
+    """The model of a run, on the mesh that is set; see `lmjax.interop.folder.load_trained_model`.
 
     Args:
-      folder: what a training run wrote: config.json, checkpoints/, tokenizer/. It may go on.
+      folder: of the run.
       layout: how the model is cut over the mesh.
       step: which checkpoint; None is the best one, or else the newest undamaged one.
+      read_base: (experiment, fingerprint) -> the parameters that the run began with, for a
+        checkpoint that holds what was trained alone.
 
     Raises:
       UserError: not a run folder, no checkpoint, a damaged one, or a tokenizer that does not fit.
@@ -61,7 +70,13 @@ def load_trained_model(
     _, shapes = abstract(experiment.model, layout)
     if entry == "params" and getattr(experiment, "weights", None) == "bfloat16":
         shapes = jax.tree.map(_as_stored, shapes)
-    checkpointer, wanted = Checkpointer(run.checkpoints), {entry: shapes}
+    checkpointer = Checkpointer(run.checkpoints)
+
+    def wanted(extra: dict[str, Any]) -> dict[str, Any]:
+        if BASE not in extra:
+            return {entry: shapes}
+        return {entry: jax.eval_shape(lambda params: _split(experiment, params)[0], shapes)}
+
     restored = checkpointer.restore(best_step(checkpointer) if step is None else step, wanted)
     if restored is None:
         raise UserError(f"{folder} holds no checkpoint yet: nothing has been saved there")
@@ -72,7 +87,15 @@ def load_trained_model(
         _check_tokenizer(tokenizer, where, extra)
     objective = getattr(experiment, "objective", None)
     params = jax.tree.map(_as_used, tree[entry])
+    if BASE in extra:
+        params = join_trained(params, _split(experiment, read_base(experiment, extra[BASE]))[1])
     return TrainedModel(experiment.model, params, tokenizer, objective)
+
+
+def _split(job: Any, params: dict) -> tuple[dict, dict]:
+    """The parameters that a job trains, and the rest; traceable."""
+    trained = job.trained()
+    return split_trained(params, trained.trains, trained.first_entry(job.model))
 
 
 def _as_stored(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:

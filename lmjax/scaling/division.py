@@ -28,7 +28,8 @@ class Division:
       sums_once: whether gradients are summed over `data` once a step, not for each microbatch; a
         pipeline always does.
       parts_again: whether a pipeline keeps only the inputs of its parts, and computes each part
-        again in its backward, as `lmjax.parallel.pipeline` does; others keep activations.
+        again in its backward, as `lmjax.parallel.pipeline` does; others keep activations, and so do
+        all zero-bubble schedules.
     """
 
     data: int = 1
@@ -67,15 +68,17 @@ class Division:
         return self.shards * self.rows * self.microbatches
 
     @property
-    def backwards(self) -> int:
-        """Backward passes: a second one for weights alone costs as much as a forward pass."""
-        split = self.schedule in ("zb_h1", "zb_v")
-        return 2 if self.stage > 1 and self.parts_again and split else 1
+    def split(self) -> bool:
+        """Returns whether a pipeline's gradients of weights have ticks of their own."""
+        return self.stage > 1 and self.schedule in ("zb_h1", "zb_v")
 
     @property
     def forwards(self) -> int:
-        """Forward passes, but for what a policy of recomputation does not keep."""
-        return 1 + self.backwards if self.stage > 1 and self.parts_again else 1
+        """Forward passes, but for what a policy of recomputation does not keep.
+
+        Pipelines that keep the inputs of their parts alone go through each part twice.
+        """
+        return 2 if self.stage > 1 and self.parts_again and not self.split else 1
 
     @property
     def parts(self) -> int:

@@ -90,7 +90,9 @@ def parameters(config: TransformerConfig) -> tuple[Parameter, ...]:
     for path, leaf in jax.tree.leaves_with_path(shapes):
         names = tuple(jax.tree_util.keystr(path, simple=True, separator="/").split("/"))
         shape = leaf.shape
-        if names[0] in ("embedding", "head", "head_bias"):
+        if "adapter" in names and names[0] == "head":
+            shape = (shape[0], min(shape[1], config.vocab_size))
+        elif names[0] in ("embedding", "head", "head_bias"):
             shape = (config.vocab_size, *shape[1:])
         found.append(Parameter(names, shape, _role(config, names)))
     return tuple(found)

@@ -31,7 +31,8 @@ class MemoryPlan:
       gathered: weights made whole over fsdp: two layers' with ZeRO-3, all with 1 and 2; in the
         compute dtype.
       activations: what layers keep for backward; of a pipeline, what those of the part in work
-        keep, and inputs of parts of all microbatches that are in flight.
+        keep, and inputs of parts of all microbatches that are in flight. With a zero-bubble
+        schedule, what all layers keep of all of these, for gradients of weights as well.
       working: arrays of the layer that backward is in.
       vocabulary: token table and head as they are used, their gradients, a chunk of logits.
       moment: of the step: "loss", "backward" or "table".
@@ -115,12 +116,17 @@ def plan_memory(workload: Workload, division: Division) -> MemoryPlan:
 
 def _kept(workload: Workload, division: Division) -> float:
     """Bytes of activations that are kept for backward."""
-    kept = workload.token_layers(division) * workload.kept_bytes(division.remat, division)
-    if division.stage == 1 or not division.parts_again:
-        return kept * division.live
+    remat, pieces = division.remat, workload.token_layers(division)
+    if division.stage == 1 or not (division.parts_again or division.split):
+        return pieces * workload.kept_bytes(remat, division) * division.live
+    # Passes of parts keep what products give, and make again what follows from it.
+    kept = pieces * workload.kept_bytes("dots" if remat == "none" else remat, division)
     tokens = division.rows * workload.length / division.context
-    arrays = division.parts * division.live + MESSAGES
-    return kept / division.parts + arrays * workload.itemsize * tokens * workload.model.hidden
+    array = workload.itemsize * tokens * workload.model.hidden
+    if division.split:
+        kept += pieces * workload.put_off_bytes(remat, division)
+        return kept * division.live + MESSAGES * array
+    return kept / division.parts + (division.parts * division.live + MESSAGES) * array
 
 
 def _gradients(workload: Workload, division: Division, part: Part = "all") -> tuple[float, float]:

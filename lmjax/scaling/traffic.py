@@ -74,8 +74,8 @@ def _weights(workload: Workload, division: Division) -> Iterator[Row]:
     if division.fsdp > 1:
         kind = "all-reduce" if division.zero < 3 else "reduce-scatter"
         if division.zero == 3:
-            passes = division.forwards + division.backwards
-            times = {2: "twice", 3: "three times", 5: "five times"}[passes]
+            passes = division.forwards + 1
+            times = {2: "twice", 3: "three times"}[passes]
             what = f"weights of each layer, {times}"
             yield "fsdp", "all-gather", what, passes * n * c * layers, True
             yield "fsdp", "all-gather", "token table, and head once", (n + 1) * c * table, True
@@ -104,10 +104,10 @@ def _activations(workload: Workload, division: Division) -> Iterator[Row]:
     in_layers = c * workload.token_layers(division)  # bytes of a number of each token and layer
     parallel = isinstance(model.arrangement, Parallel)
     if division.tensor > 1:
-        passes = (1 if parallel else 2) * (division.forwards + division.backwards)
+        passes = (1 if parallel else 2) * (division.forwards + 1)
         if division.remat == "full" and not parallel:
             # The sum in the middle of a block, on which what is made again depends.
-            passes += division.backwards
+            passes += 1
         sums = n * passes * in_layers * model.hidden
         yield "tensor", "all-reduce", "activations of each layer", sums, False
         yield "tensor", "all-reduce", "embeddings and the head's gradient", 2 * n * hidden, False
@@ -116,9 +116,8 @@ def _activations(workload: Workload, division: Division) -> Iterator[Row]:
         shards = 1 if attention.kv_heads % division.tensor else division.tensor
         keys = 2 * attention.kv_heads * attention.head_dim / shards
         whole = in_layers * division.context * keys * n
-        times = division.forwards + (0 if division.remat == "none" else division.backwards)
+        times = division.forwards + (0 if division.remat == "none" else 1)
         yield "context", "all-gather", "keys and values of each layer", times * whole, False
-        whole *= division.backwards
         yield "context", "reduce-scatter", "gradients of keys and values", whole, False
     if division.expert > 1 and workload.experts is not None:
         yield from _routed(workload, division)
@@ -135,8 +134,8 @@ def _routed(workload: Workload, division: Division) -> Iterator[Row]:
     c, n, router = workload.itemsize, division.microbatches, workload.experts.router
     layers = workload.token_layers(division) / workload.model.group  # tokens of sparse layers
     width = n * c * layers * workload.model.hidden
-    again = 0 if division.remat == "none" else division.backwards
-    passes = division.forwards + division.backwards
+    again = 0 if division.remat == "none" else 1
+    passes = division.forwards + 1
     if router.drops:
         slots = router.room(workload.experts.experts)
         moved = 2 * (passes + again) * width * slots

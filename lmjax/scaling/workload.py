@@ -113,21 +113,23 @@ class Workload:
         Backward of attention makes the scores once more (five products where forward has two), and
         that of the head the logits. "dots" computes attention again, and experts, whose products
         are one for all of them; "full" all blocks. Experts with a capacity compute their empty
-        slots as well. A pipeline has further passes, in which it computes its parts again.
+        slots as well. A pipeline that keeps inputs of its parts alone computes these once more.
         """
         parts, experts, remat = self.forward_parts, self.expert_flops, division.remat
-        passes = division.forwards + division.backwards - 2
+        passes = division.forwards - 1
         again = 0.5 * parts["attention"] + parts["head"]
         again += passes * (parts["attention"] + parts["products"])
         if remat != "none":
-            again += division.backwards * parts["attention"]
+            again += parts["attention"]
         if remat == "dots":
-            again += division.backwards * experts
+            again += experts
         if remat == "full":
-            again += division.backwards * parts["products"]
+            again += parts["products"]
         if self.experts is not None:
+            if division.split:  # gradients of weights make those of hidden units once more
+                again += experts / (3 if self.experts.gated else 2)
             number, router = self.experts.experts, self.experts.router
-            times = 3 + passes + (0 if remat == "none" else division.backwards)
+            times = 3 + passes + (0 if remat == "none" else 1)
             again += times * experts * (router.room(number) / router.uses(number) - 1)
         return self.model_flops + again
 
@@ -160,8 +162,7 @@ class Workload:
 
     def attention_flops(self, division: Division) -> float:
         """The part of `hardware_flops` that attention's scores and sums of values have."""
-        again = 0 if division.remat == "none" else division.backwards
-        passes = 1.5 + division.forwards + division.backwards + again
+        passes = 2.5 + division.forwards + (0 if division.remat == "none" else 1)
         return passes * self.forward_parts["attention"]
 
     # ---- parameters on a chip -------------------------------------------------------------------
@@ -279,6 +280,24 @@ class Workload:
         rows = self.expert_rows(division) / model.group
         routed = rows * (2 * hidden + 6 * model.feed_forward.size / tensor)
         return norms + attended + c * (routed + 6 * units)
+
+    def put_off_bytes(self, remat: Remat, division: Division = ONE_CHIP) -> float:
+        """Bytes of a token that a layer keeps further until gradients of weights, on one chip.
+
+        Where these are computed apart from backward. They are gradients of what products give, and
+        with "full", where backward computes the layer again, also what products read.
+        """
+        model, tensor = self.model, division.tensor
+        attention, dense = model.attention, self.dense_layers
+        queries = attention.num_heads * attention.head_dim / tensor
+        keys = attention.kv_heads * attention.head_dim
+        keys /= 1 if attention.kv_heads % tensor else tensor
+        units = sum(fed.size * share for fed, share in dense) / tensor
+        gates = sum(fed.size * share for fed, share in dense if is_gated(fed)) / tensor
+        found = queries + 2 * keys + 2 * model.hidden + units + gates
+        if remat == "full":
+            found += queries + model.hidden + units + gates
+        return self.itemsize * found
 
     def token_layers(self, division: Division) -> float:
         """Tokens that a chip computes at once, times the layers of the fullest stage.

@@ -2,17 +2,21 @@
 
 python -m lmjax.serving runs/quickstart
 python -m lmjax.serving models/Qwen3-8B port=9000 engine.slots=16
+python -m lmjax.serving Qwen3-8B-Q8_0.gguf
 python -m lmjax.serving models/base adapters=runs/style,runs/law engine.guesses=4
 python -m lmjax.serving models/Qwen3-8B mesh.tensor=4 mesh.data=2   # two replicas, 4 devices each
 python -m lmjax.serving models/t5-base       # blanks: POST /v1/fill
 """
 
+from __future__ import annotations
+
 import os
 import secrets
 import threading
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import jax
 
@@ -22,10 +26,14 @@ from lmjax.data.chat.messages import ChatFormat
 from lmjax.generation.chat import chat_format, check_chat
 from lmjax.generation.run import load
 from lmjax.generation.text import TextGenerator
+from lmjax.interop.gguf_source import as_folder
 from lmjax.launch import import_modules, run
 from lmjax.parallel import Mesh, serving_layout
-from lmjax.remote import check_path
+from lmjax.remote import check_path, local_copy
 from lmjax.serving.settings import EngineSettings
+
+if TYPE_CHECKING:
+    from lmjax.serving.served_model import ServedModel
 
 KEY = "LMJAX_API_KEY"  # variable of the environment that the key is taken from
 
@@ -34,8 +42,8 @@ KEY = "LMJAX_API_KEY"  # variable of the environment that the key is taken from
 class Serve:
     """A server of one model, and of its adapters."""
 
-    model: str | None = None  # the run folder, or the model folder
-    name: str | None = None  # that requests call it by; none: the folder's name
+    model: str | None = None  # the run folder, the model folder, or the GGUF file
+    name: str | None = None  # that requests call it by; none: the name of folder or file
     # folders of LoRA adapters of the model, as PEFT writes them; each is served by its folder's
     # name
     adapters: tuple[str, ...] = ()
@@ -87,7 +95,7 @@ class Serve:
         try:
             from lmjax.serving.app import LOCAL, make_app
             from lmjax.serving.local_server import listen, serve
-            from lmjax.serving.start import served_model, served_step, serving_meshes, watch_run
+            from lmjax.serving.start import served_step, serving_meshes, watch_run
         except ImportError as error:
             raise UserError(
                 f"the server needs Starlette, uvicorn and pydantic ({error}): pip install"
@@ -98,22 +106,16 @@ class Serve:
         if jax.process_count() > 1:
             raise UserError("a server needs all devices in one process")
         import_modules(self.imports)
-        meshes = serving_meshes(self.mesh, jax.devices())
-        mesh, layout = meshes[0], serving_layout()
         step = served_step(self.model) if self.reload else None
+        meshes = serving_meshes(self.mesh, jax.devices())
+        mesh = meshes[0]
         with jax.set_mesh(mesh):
-            text = load(self.model, layout, self.dtype)
-            chat = conversation_format(self.model, text, self.chat)
-            draft = None if self.draft is None else load(self.draft, layout, self.dtype)
-            sizes = self.engine, self.max_tokens
-            served = served_model(
-                self.served_name, text, chat, *sizes, self.adapters, draft, meshes
-            )
+            served = self.opened(meshes)
         key = self.key()
         local = self.host in ("127.0.0.1", "localhost", "::1")
         app = make_app(served, key, self.max_bytes, LOCAL if local else None)
         with closing(listen(self.port, self.host)) as listener:
-            self._tell(listener.getsockname()[1], key, chat)
+            self._tell(listener.getsockname()[1], key, served.chat)
 
             def work(stop: threading.Event) -> None:
                 threading.Thread(target=lambda: (stop.wait(), served.worker.wake())).start()
@@ -122,6 +124,24 @@ class Serve:
 
             with watch_run(self.model, served, mesh, step, self.reload, self.dtype):
                 serve(app, listener, work, "engine", self.grace)
+
+    def opened(self, meshes: Sequence[jax.sharding.Mesh]) -> ServedModel:
+        """The model, ready to be served; the first of the meshes must be set.
+
+        Args:
+          meshes: of `serving_meshes`.
+
+        Raises:
+          UserError: the model or the settings cannot serve.
+        """
+        from lmjax.serving.start import served_model
+
+        layout, sizes = serving_layout(), (self.engine, self.max_tokens)
+        with as_folder(local_copy(self.model, "model")) as folder:
+            text = load(folder, layout, self.dtype)
+            chat = conversation_format(folder, text, self.chat)
+        draft = None if self.draft is None else load(self.draft, layout, self.dtype)
+        return served_model(self.served_name, text, chat, *sizes, self.adapters, draft, meshes)
 
     @property
     def served_name(self) -> str:
@@ -147,7 +167,7 @@ class Serve:
         log.fact("page", f"{page}   Ctrl-C ends it")
 
 
-def conversation_format(folder: str, text: TextGenerator, name: str) -> ChatFormat | str:
+def conversation_format(folder: Path, text: TextGenerator, name: str) -> ChatFormat | str:
     """The chat format of a folder; where none is known, and none is named, the reason."""
     if text.filling is not None:
         return "the model fills blanks, and has no conversations: use /v1/fill"

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from lmjax.config import UserError
-from lmjax.models import EncoderDecoderConfig, TransformerConfig
+from lmjax.models import EncoderDecoderConfig
 from lmjax.serving.active import ActiveRequest
 from lmjax.serving.choice import greedy_tokens
 from lmjax.serving.runner import PageRunner
@@ -22,15 +22,17 @@ class DraftModel:
     those of answers that are drawn, its guesses are worse, and nothing else is.
     """
 
-    def __init__(self, weights: ServedWeights, model: TransformerConfig, settings: EngineSettings):
-        """Takes the weights of the smaller model, and the config of the one that it guesses for.
+    def __init__(self, weights: ServedWeights, served: ServedWeights, settings: EngineSettings):
+        """Takes the weights of the smaller model, and those of the one that it guesses for.
 
         Raises:
           UserError: it does not fit to the other.
         """
-        config = weights.forward.config
+        config, model = weights.forward.config, served.forward.config
         if isinstance(config, EncoderDecoderConfig) or not config.attention.causal:
             raise UserError("draft: it continues no text")
+        if weights.reads_prefix != served.reads_prefix:
+            raise UserError("draft: one of the two models reads prompts from both sides (PrefixLM)")
         if config.vocab_size != model.vocab_size:
             raise UserError(
                 f"draft: it has {config.vocab_size} tokens, and the model {model.vocab_size}"
@@ -44,11 +46,12 @@ class DraftModel:
                 " its positions depend on the length of the text"
             )
         self._weights = weights
-        self._runner = PageRunner(config, weights.forward.layout, settings)
+        self._prefix = weights.reads_prefix
+        self._runner = PageRunner(config, weights.forward.layout, settings, self._prefix)
 
     def read(self, one: ActiveRequest, tokens: Sequence[int]) -> None:
         """Reads what the model reads too, of a request that does not change."""
-        self._runner.extend([one], [tokens], weights=self._weights)
+        self._runner.extend([one], [tokens], weights=self._weights, prefix=self._prefix)
 
     def guess(self, active: Sequence[ActiveRequest], counts: Sequence[int]) -> list[list[int]]:
         """The likeliest tokens after the texts of requests.

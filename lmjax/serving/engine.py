@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import time
 from collections import Counter, deque
@@ -20,6 +19,7 @@ from lmjax.serving.draft import DraftModel
 from lmjax.serving.guesses import accepted, repeated
 from lmjax.serving.pages import PageBook, page_keys
 from lmjax.serving.request import STOPS, WAITED, Answer, FinishReason, ScoredToken, TokenRequest
+from lmjax.serving.routing import EngineLoad
 from lmjax.serving.rows import best_of, choose_next
 from lmjax.serving.runner import PageRunner
 from lmjax.serving.settings import EngineSettings
@@ -30,26 +30,6 @@ from lmjax.serving.worker import QueueFull, Worker
 
 class UnknownModel(UserError):
     """No weights have the name."""
-
-
-@dataclasses.dataclass(frozen=True)
-class EngineLoad:
-    """State of an engine at a moment.
-
-    Attributes:
-      waiting: requests in the queue.
-      reading, writing: requests whose prompt is read, and whose answer is written.
-      pages: that requests hold.
-      known_pages: that can be found by what they hold.
-      all_pages: of the cache.
-    """
-
-    waiting: int
-    reading: int
-    writing: int
-    pages: int
-    known_pages: int
-    all_pages: int
 
 
 class Engine(Worker):
@@ -76,7 +56,7 @@ class Engine(Worker):
           weights: by name, all of the same config; the first are the model's own.
           settings: of the engine.
           draft: of a smaller model that guesses tokens; None: they are guessed from the text.
-          queue: that other engines of the model take requests from too; None: one of its own.
+          queue: that other engines of the model have theirs in too; None: one of its own.
 
         Raises:
           UserError: a model that does not continue texts, or a smaller one that does not fit.
@@ -90,15 +70,18 @@ class Engine(Worker):
         if isinstance(self.config, EncoderDecoderConfig):
             raise UserError("a model with an encoder continues no text: it fills blanks")
         check_prompts(self.config, [[0]])
-        self._runner = PageRunner(self.config, first.forward.layout, settings)
-        self._draft = None if draft is None else DraftModel(draft, self.config, settings)
+        self._by_length = self.config.attention.position_rule.by_length
+        self._prefix = first.reads_prefix
+        self._at_once = self._by_length or self._prefix
+        self._keeps_beginnings = settings.prefix_cache and not self._at_once
+        self._runner = PageRunner(self.config, first.forward.layout, settings, self._at_once)
+        self._draft = None if draft is None else DraftModel(draft, first, settings)
         self._book = PageBook(settings.pages)
         self._queue = SharedQueue(settings.queue) if queue is None else queue
-        self._queue.join(self.wake)
         self._cancelled: set[int] = set()
         self._reading: deque[ActiveRequest] = deque()
         self._writing: list[ActiveRequest] = []
-        self._by_length = self.config.attention.position_rule.by_length
+        self._number = self._queue.join(self.wake, self.full)
 
     # Any thread.
 
@@ -125,6 +108,11 @@ class Engine(Worker):
                 f"the prompt has {len(request.tokens)} tokens; the server's cache and the model"
                 f" have room for {self._runner.capacity} of a text, prompt and answer together"
             )
+        if self._prefix and request.score_prompt:
+            raise UserError(
+                "logprobs of the prompt: the model reads it from both sides (PrefixLM), and gives"
+                " its tokens no probabilities; set echo=false or leave logprobs out"
+            )
         size = self.config.vocab_size
         if wrong := [token for token in request.logit_bias if not 0 <= token < size]:
             raise UserError(f"logit_bias: {wrong[0]} is no token: they are 0 to {size - 1}")
@@ -141,7 +129,7 @@ class Engine(Worker):
             return ActiveRequest(number, request, answer, weights, max(budget, 0), size)
 
         try:
-            return self._queue.push(request.client, make)
+            return self._queue.push(request.client, make, self._number)
         except QueueFull:
             self.counts["refused"] += 1
             raise
@@ -152,11 +140,23 @@ class Engine(Worker):
             self._cancelled.add(number)
             self._change.notify()
 
+    def full(self) -> bool:
+        """Returns whether all slots are taken."""
+        return len(self._reading) + len(self._writing) >= self.settings.slots
+
     def load(self) -> EngineLoad:
         """The state at this moment."""
         with self._change:
-            book, active = self._book, (len(self._reading), len(self._writing))
-            return EngineLoad(len(self._queue), *active, book.held, book.known, book.pages)
+            waiting, active = self._queue.waiting(self._number), (self._reading, self._writing)
+            pages = self._book.held, self._book.known, self._book.pages
+            return EngineLoad(waiting, *map(len, active), *pages)
+
+    def known_tokens(self, request: TokenRequest) -> int:
+        """Tokens at the beginning of a prompt whose pages are known at this moment."""
+        weights, page = self._weights.get(request.model), self.settings.page
+        if weights is None or not self._keeps_beginnings:
+            return 0
+        return page * self._book.known_beginning(page_keys(weights.salt, request.tokens, page))
 
     # The engine's thread.
 
@@ -179,7 +179,7 @@ class Engine(Worker):
 
     def idle(self) -> bool:
         """See `Worker.idle`."""
-        return super().idle() and not (len(self._queue) or self._cancelled)
+        return super().idle() and not (self._queue.offers(self._number) or self._cancelled)
 
     def _drop_cancelled(self) -> None:
         """Ends what was cancelled, and what has waited for too long."""
@@ -199,11 +199,11 @@ class Engine(Worker):
     def _admit(self) -> None:
         """Gives free slots to those whose turn it is."""
         with self._change:
-            while len(self._reading) + len(self._writing) < self.settings.slots:
-                if (one := self._queue.pop()) is None:
-                    return
+            while not self.full() and (one := self._queue.pop(self._number)) is not None:
                 one.weights, one.began = self._weights[one.request.model], time.monotonic()
                 self._reading.append(one)
+        if self._queue.waiting(self._number):  # others may have room
+            self._queue.wake()
 
     def _read(self) -> bool:
         """Reads the next chunk of the oldest unread text; returns whether there was one."""
@@ -217,7 +217,7 @@ class Engine(Worker):
             return False
         scores = one.request.score_prompt and not one.prompt_told
         chunk = one.tokens[one.cached : one.cached + self._runner.chunk]
-        logits = self._runner.extend([one], [chunk], every=scores)
+        logits = self._runner.extend([one], [chunk], every=scores, prefix=self._prefix)
         if self._draft is not None:
             self._draft.read(one, chunk)
         if scores:
@@ -240,10 +240,9 @@ class Engine(Worker):
     def _begin(self, one: ActiveRequest) -> bool:
         """Gives a text its pages, the known ones first; returns whether there were enough."""
         page, pages = self.settings.page, []
-        known = self.settings.prefix_cache and not self._by_length
-        if known:
+        if self._keeps_beginnings:
             one.keys = page_keys(one.weights.salt, one.tokens, page, one.keys)
-        if known and not (one.request.score_prompt and not one.prompt_told):
+        if self._keeps_beginnings and not (one.request.score_prompt and not one.prompt_told):
             # The last token is read in any case: its logits say what follows.
             pages = self._book.match(one.keys[: (len(one.tokens) - 1) // page])
         length = len(one.tokens)
@@ -370,7 +369,7 @@ class Engine(Worker):
         """Takes note that tokens are in the cache, and makes pages known that are full."""
         page, before = self.settings.page, one.cached // self.settings.page
         one.cached += count
-        if self._by_length or not self.settings.prefix_cache or one.cached // page == before:
+        if not self._keeps_beginnings or one.cached // page == before:
             return
         one.keys = page_keys(one.weights.salt, one.tokens[: one.cached], page, one.keys)
         for index in range(before, one.cached // page):

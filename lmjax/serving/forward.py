@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from lmjax.generation.weights import stacked
 from lmjax.models import Batch, TransformerConfig, abstract
-from lmjax.models.cache import last_tokens
+from lmjax.models.batch import last_tokens
 from lmjax.models.paged_cache import CachePages, PagedRows
 from lmjax.parallel import Layout
 
@@ -56,9 +56,17 @@ class PagedForward:
     config: TransformerConfig
     layout: Layout
 
-    @functools.partial(jax.jit, static_argnums=0, static_argnames="every", donate_argnames="pages")
+    @functools.partial(
+        jax.jit, static_argnums=0, static_argnames=("every", "prefix"), donate_argnames="pages"
+    )
     def extend(
-        self, params: dict, pages: CachePages, new: NewTokens, *, every: bool = False
+        self,
+        params: dict,
+        pages: CachePages,
+        new: NewTokens,
+        *,
+        every: bool = False,
+        prefix: bool = False,
     ) -> tuple[Float[Array, "rows *new vocab"], CachePages]:
         """Adds tokens to rows.
 
@@ -67,6 +75,7 @@ class PagedForward:
           pages: with the tokens before. They are used up: only what is returned counts.
           new: the tokens. The pages that they go to are the rows' own.
           every: return the logits after each token; else after each row's last one.
+          prefix: the rows are whole texts, whose prompts see themselves both ways; see `PrefixLM`.
 
         Returns:
           Logits of the real vocabulary, those of padding without meaning; and the pages.
@@ -74,14 +83,17 @@ class PagedForward:
         layout = self.layout
         column = jnp.arange(new.tokens.shape[1])
         real = column < new.counts[:, None]
+        positions = jnp.where(real, new.lengths[:, None] + column, 0)
+        in_prompt = positions < new.prompt_lengths[:, None]
         batch = Batch(
             tokens=new.tokens,
-            positions=jnp.where(real, new.lengths[:, None] + column, 0),
+            positions=positions,
             segments=real.astype(jnp.int32),
+            ranks=jnp.where(in_prompt, 0, positions) if prefix else None,
             block_positions=jnp.zeros_like(new.tokens),
         )
         batch = jax.tree.map(lambda a: layout.reshard(a, "batch", None), batch)
-        rows = PagedRows(pages, new.table, new.lengths, new.prompt_lengths)
+        rows = PagedRows(pages, new.table, new.lengths, new.prompt_lengths, empty=prefix)
         model = nnx.merge(abstract(self.config, layout)[0], stacked(params))
         hidden, rows = model(batch, rows)
         if not every:

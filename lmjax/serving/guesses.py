@@ -19,14 +19,18 @@ def repeated(tokens: Sequence[int], count: int) -> list[int]:
       count: most tokens that are guessed.
 
     Returns:
-      The guess, of the longest end that stood before, and there of the newest; perhaps empty.
+      The guess, of the longest end that stood before, and there of the newest; where its text
+      ends with too few tokens, they are repeated. Empty where none stood before.
     """
     text = list(tokens[-REACH:])
     for length in range(min(LONGEST, len(text) - 1), SHORTEST - 1, -1):
         end = text[-length:]
         for begin in range(len(text) - length - 1, -1, -1):
             if text[begin + length - 1] == end[-1] and text[begin : begin + length] == end:
-                return text[begin + length : begin + length + count]
+                guess = text[begin + length :]
+                while len(guess) < count:  # a text that goes round goes round once more
+                    guess += text[begin + length :]
+                return guess[:count]
     return []
 
 

@@ -73,6 +73,9 @@ def serve(
     quiet = {"log_level": "warning", "access_log": False, "server_header": False}
     settings = {"lifespan": "off", "ws": "none", "http": PatientProtocol, **quiet}
     settings["timeout_graceful_shutdown"] = grace
+    # Its own configuration of logging closes the handlers of all other libraries, and absl's closes
+    # the stream that was stderr when it was imported.
+    settings["log_config"] = None
     server = uvicorn.Server(uvicorn.Config(app, **settings))
     stop, failures = threading.Event(), []
 

@@ -72,6 +72,10 @@ class PageBook:
             found.append(page)
         return found
 
+    def known_beginning(self, keys: Sequence[bytes]) -> int:
+        """Number of pages that `match` would take; for any thread."""
+        return next((n for n, key in enumerate(keys) if key not in self._by_key), len(keys))
+
     def take(self, count: int) -> list[int] | None:
         """Takes pages for new tokens; None, and none is taken, where there are not so many."""
         if count > self.available:

@@ -12,18 +12,20 @@ from typing import Any
 import jax
 from jax.sharding import NamedSharding
 
-from lmjax.serving.engine import Engine, EngineLoad
+from lmjax.serving.engine import Engine
 from lmjax.serving.request import Answer, TokenRequest
+from lmjax.serving.routing import EngineLoad, chosen_engine
 from lmjax.serving.settings import EngineSettings
 from lmjax.serving.shared_queue import SharedQueue
 from lmjax.serving.weights import ServedWeights
 
 
 class Replicas:
-    """Engines that take requests from one queue; has the methods of `Engine` that servers call.
+    """Engines behind one queue; has the methods of `Engine` that servers call.
 
-    Which engine answers a request does not change the answer. A beginning that one of them knows
-    is not known to the others.
+    Which engine answers a request does not change the answer. Each keeps the beginnings that it has
+    read for itself: a request goes to the engine that knows the most of its prompt, as long as that
+    has at most half of its slots more requests than the idlest one (`chosen_engine`).
 
     Attributes:
       engines: one for each mesh.
@@ -45,7 +47,7 @@ class Replicas:
           meshes: of equal sizes.
         """
         queue, self.engines = SharedQueue(settings.queue), []
-        self._meshes = list(meshes)
+        self._meshes, self._ahead = list(meshes), settings.slots // 2
         for number, mesh in enumerate(self._meshes):
             own, small = weights, draft
             if number:
@@ -69,8 +71,11 @@ class Replicas:
             engine.set_weights(name, moved({name: weights}, mesh)[name] if number else weights)
 
     def submit(self, request: TokenRequest, answer: Answer) -> int:
-        """See `Engine.submit`; the engine that is free first answers."""
-        return self.engines[0].submit(request, answer)
+        """See `Engine.submit`."""
+        known = [engine.known_tokens(request) for engine in self.engines]
+        loads = [engine.load() for engine in self.engines]
+        number = chosen_engine(known, loads, self._ahead)
+        return self.engines[number].submit(request, answer)
 
     def cancel(self, number: int) -> None:
         """See `Engine.cancel`."""
@@ -78,10 +83,9 @@ class Replicas:
             engine.cancel(number)
 
     def load(self) -> EngineLoad:
-        """The state of all engines; those that wait are counted once."""
-        loads = [dataclasses.astuple(engine.load()) for engine in self.engines]
-        waiting = loads[0][0]
-        return EngineLoad(waiting, *map(sum, list(zip(*loads))[1:]))
+        """The state of all engines together."""
+        loads = (dataclasses.astuple(engine.load()) for engine in self.engines)
+        return EngineLoad(*map(sum, zip(*loads)))
 
     def call(self, function: Callable[[], Any]) -> Future:
         """See `Engine.call`: in the thread of the first engine, which has the model's mesh."""
@@ -137,6 +141,6 @@ def moved(
         return copies[id(array)]
 
     return {
-        name: ServedWeights(one.forward, jax.tree.map(copy, one.params))
+        name: ServedWeights(one.forward, jax.tree.map(copy, one.params), one.reads_prefix)
         for name, one in weights.items()
     }

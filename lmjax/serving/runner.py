@@ -15,7 +15,7 @@ from lmjax.serving.forward import NewTokens
 from lmjax.serving.settings import FEWEST, EngineSettings, bucket, buckets
 from lmjax.serving.weights import ServedWeights
 
-NARROWEST = 256  # tokens of the shortest table of pages
+NARROWEST = 128  # tokens of the shortest table of pages
 
 
 class PageRunner:
@@ -25,16 +25,28 @@ class PageRunner:
     once.
     """
 
-    def __init__(self, config: TransformerConfig, layout: Layout, settings: EngineSettings):
+    def __init__(
+        self,
+        config: TransformerConfig,
+        layout: Layout,
+        settings: EngineSettings,
+        at_once: bool = False,
+    ):
+        """Makes the pages.
+
+        Args:
+          config, layout, settings: of the model and its engine.
+          at_once: each text is read in one call.
+        """
         page, most = settings.page, settings.pages
         if config.max_length is not None:
             most = min(most, -(-config.max_length // page))
-        self._pages = make_pages(config, layout, settings.pages, page, settings.cache == "int8")
+        self._pages = make_pages(config, layout, settings.pages, page, settings.cache)
         self._page = page
         self._rows = buckets(1, settings.slots)
-        self._widths = buckets(min(most, -(-NARROWEST // page)), most)
+        self._widths = buckets(min(most, -(-NARROWEST // page)), most, 2)
         chunk = settings.chunk
-        if config.attention.position_rule.by_length:  # read at once
+        if at_once:
             chunk = max(chunk, most * page)
         self._columns = (1, *buckets(FEWEST, chunk))
         self.chunk = chunk
@@ -48,6 +60,7 @@ class PageRunner:
         every: bool = False,
         weights: ServedWeights | None = None,
         shift: int = 0,
+        prefix: bool = False,
     ) -> jax.Array:
         """Adds tokens to the cache of requests of the same weights; the requests do not change.
 
@@ -58,13 +71,15 @@ class PageRunner:
           every: see `PagedForward.extend`.
           weights: that read them; None: those of the requests.
           shift: the tokens follow so many more than the cached ones; below 0, fewer.
+          prefix: see `PagedForward.extend`.
 
         Returns:
           Logits of the requests, then of rows of padding.
         """
         weights = active[0].weights if weights is None else weights
         new = self.arranged(active, tokens, columns, shift)
-        logits, self._pages = weights.forward.extend(weights.params, self._pages, new, every=every)
+        given = weights.params, self._pages, new
+        logits, self._pages = weights.forward.extend(*given, every=every, prefix=prefix)
         return logits
 
     def arranged(

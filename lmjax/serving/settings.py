@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from lmjax.config import UserError, config
+from lmjax.models.empty_cache import CacheKind
 
 FEWEST = 16  # tokens of the smallest chunk that a prompt's rest is padded to
 
@@ -16,8 +15,9 @@ class EngineSettings:
     slots: int = 8  # answers that are written at the same time
     cache_tokens: int = 16_384  # tokens that the cache of keys and values holds, of all answers
     # what keys and values are kept in; none: what is computed in; int8: with a scale for each head
-    # of each token, in little more than a quarter of the memory of float32
-    cache: Literal["int8"] | None = None
+    # of each token, in little more than a quarter of the memory of float32; fp8: floats of 8 bits
+    # (e4m3) without a scale, in a quarter, less exact
+    cache: CacheKind | None = None
     page: int = 16  # tokens of a page of the cache; known beginnings are found by whole pages
     prefix_cache: bool = True  # keep full pages for texts that begin alike
     # most tokens of a prompt that are read between two tokens of the answers that are being written

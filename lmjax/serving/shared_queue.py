@@ -12,44 +12,75 @@ from lmjax.serving.worker import QueueFull
 
 
 class SharedQueue:
-    """Requests that wait; see `FairQueue` for their order."""
+    """Requests that wait, each for one of the takers; see `FairQueue` for their order.
+
+    What waits for a taker that has no room is taken by another one that has nothing else to take.
+    """
 
     def __init__(self, most: int):
-        """Takes the most requests that wait."""
+        """Takes the most requests that wait, for all takers together."""
         self._most = most
         self._lock = threading.Lock()
-        self._queue: FairQueue[ActiveRequest] = FairQueue()
         self._numbers = itertools.count()
-        self._takers: list[Callable[[], object]] = []
+        self._queues: list[FairQueue[ActiveRequest]] = []
+        self._takers: list[tuple[Callable[[], object], Callable[[], bool]]] = []
 
     def __len__(self) -> int:
-        return len(self._queue)
+        return sum(map(len, self._queues))
 
-    def join(self, wake: Callable[[], object]) -> None:
-        """Adds one who takes requests, and is woken when there is one."""
-        self._takers.append(wake)
+    def join(self, wake: Callable[[], object], full: Callable[[], bool]) -> int:
+        """Adds a taker, and returns its number.
 
-    def push(self, client: str, make: Callable[[int], ActiveRequest]) -> int:
-        """Adds a request of a client, and returns its number, which `make` is given.
+        Args:
+          wake: is called when there may be a request for it.
+          full: returns whether it has no room; takes no locks.
+        """
+        self._queues.append(FairQueue())
+        self._takers.append((wake, full))
+        return len(self._takers) - 1
+
+    def waiting(self, taker: int) -> int:
+        """Number of requests that wait for a taker."""
+        return len(self._queues[taker])
+
+    def push(self, client: str, make: Callable[[int], ActiveRequest], taker: int) -> int:
+        """Adds a request of a client for a taker; returns its number, which `make` is given.
 
         Raises:
           QueueFull: too many requests wait.
         """
         with self._lock:
-            if len(self._queue) >= self._most:
-                raise QueueFull(f"{len(self._queue)} requests wait already; try again later")
+            if len(self) >= self._most:
+                raise QueueFull(f"{len(self)} requests wait already; try again later")
             number = next(self._numbers)
-            self._queue.push(client, make(number))
-        for wake in self._takers:
-            wake()
+            self._queues[taker].push(client, make(number))
+        self.wake()
         return number
 
-    def pop(self) -> ActiveRequest | None:
-        """Takes the request whose turn it is; None where none waits."""
+    def wake(self) -> None:
+        """Wakes all takers."""
+        for wake, _ in self._takers:
+            wake()
+
+    def pop(self, taker: int) -> ActiveRequest | None:
+        """Takes the request whose turn it is; None where none is there for the taker."""
         with self._lock:
-            return self._queue.pop() if self._queue else None
+            queue = self._next(taker)
+            return None if queue is None else queue.pop()
+
+    def offers(self, taker: int) -> bool:
+        """Returns whether `pop` has a request."""
+        with self._lock:
+            return self._next(taker) is not None
 
     def remove(self, wanted: Callable[[ActiveRequest], bool]) -> list[ActiveRequest]:
         """Takes all requests that are wanted out of the queue."""
         with self._lock:
-            return self._queue.remove(wanted)
+            return [one for queue in self._queues for one in queue.remove(wanted)]
+
+    def _next(self, taker: int) -> FairQueue[ActiveRequest] | None:
+        """The queue that a taker takes from: its own, or the longest of those who have no room."""
+        if self._queues[taker]:
+            return self._queues[taker]
+        pairs = zip(self._queues, self._takers)
+        return max((queue for queue, (_, full) in pairs if queue and full()), key=len, default=None)

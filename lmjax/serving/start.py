@@ -63,7 +63,12 @@ def served_model(
         if len(meshes) > 1:
             raise UserError("mesh.data: there are replicas of models that continue texts alone")
         return ServedModel(name, text, Worker(settings.queue), chat, most_tokens)
-    weights = {name: ServedWeights.of(text.generator)}
+    if text.reads_prefix:
+        tell(
+            f"{name} reads prompts from both sides (PrefixLM): each is read at once, not in parts"
+            " of engine.chunk, and no beginning is kept (engine.prefix_cache)"
+        )
+    weights = {name: ServedWeights.of(text.generator, text.reads_prefix)}
     for folder in adapters:
         if not is_adapter_folder(folder):
             raise UserError(f"adapters: {folder} holds no adapters (adapter_config.json)")
@@ -74,8 +79,8 @@ def served_model(
         if (title := Path(folder).name) in weights:
             raise UserError(f"adapters: there are two of the name {title!r}")
         shared = _shared(text.generator.weights, own.weights)
-        weights[title] = ServedWeights(weights[name].forward, shared)
-    smaller = None if draft is None else ServedWeights.of(draft.generator)
+        weights[title] = ServedWeights(weights[name].forward, shared, text.reads_prefix)
+    smaller = None if draft is None else ServedWeights.of(draft.generator, draft.reads_prefix)
     if draft is not None and draft.tokenizer.fingerprint != text.tokenizer.fingerprint:
         raise UserError("draft: its tokenizer is another than the model's")
     if len(meshes) > 1:
@@ -172,8 +177,9 @@ def _watch(folder, served, mesh, step, seconds, dtype, stop) -> None:
                 continue
             with jax.set_mesh(mesh):
                 layout = served.text.generator.layout
-                generator = load_run(folder, layout, newest, dtype).generator
-                served.worker.set_weights(served.name, ServedWeights.of(generator))
+                newer = load_run(folder, layout, newest, dtype)
+                weights = ServedWeights.of(newer.generator, newer.reads_prefix)
+                served.worker.set_weights(served.name, weights)
             step = newest
             tell(f"serving step {step} of {folder}")
         except UserError as error:  # a checkpoint that is being removed, for instance

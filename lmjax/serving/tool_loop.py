@@ -85,6 +85,8 @@ class AskWithTools:
     key_variable: str | None = "LMJAX_API_KEY"  # environment variable with the key; none: no key
     max_tokens: int | None = 1024  # most tokens of a reply; none: the server's limit
     python: bool = False  # it may run Python, in a sandbox
+    # run it also where the system cannot take its network away
+    allow_network: bool = False
     functions: tuple[str, ...] = ()  # functions of yours that it may call, as module.function
     most_turns: int = 8  # replies; in the last one it calls nothing
 
@@ -94,8 +96,8 @@ class AskWithTools:
             raise UserError(f"most_turns={self.most_turns}: must be 1 or more")
 
     def tools(self) -> list[Tool]:
-        """The tools. UserError: a function is none."""
-        found = [python_tool()] if self.python else []
+        """The tools. UserError: a function is none, or Python cannot be run safely."""
+        found = [python_tool(self.allow_network)] if self.python else []
         for path in self.functions:
             module, _, name = path.rpartition(".")
             try:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from lmjax.config import UserError
-from lmjax.evaluation.tasks.sandbox import run_cell
+from lmjax.evaluation.tasks.sandbox import check_isolation, run_cell
 
 KINDS = {str: "string", int: "integer", float: "number", bool: "boolean", list: "array"}
 KINDS |= {dict: "object"}
@@ -77,12 +77,20 @@ def tool_of(function: Callable[..., Any]) -> Tool:
     return Tool(name, text, schema, function)
 
 
-def python_tool() -> Tool:
-    """A cell of Python that keeps what earlier cells defined; see `run_cell` for its limits."""
+def python_tool(allow_network: bool = False) -> Tool:
+    """A cell of Python that keeps what earlier cells defined; see `run_cell` for its limits.
+
+    Args:
+      allow_network: see `run_cell`.
+
+    Raises:
+      UserError: its network cannot be taken away.
+    """
+    check_isolation(allow_network)
     before: list[str] = []
 
     def python(code: str) -> str:
-        ended, said = run_cell(code, before)
+        ended, said = run_cell(code, before, allow_network=allow_network)
         if not ended:
             raise ToolError(said)
         before.append(code)

@@ -18,15 +18,18 @@ class ServedWeights:
     Attributes:
       forward: of their config.
       params: as `Generator.weights`.
+      reads_prefix: see `TextGenerator`; the same for all weights of a server.
       salt: of the keys of their pages: those of other weights are never taken for them.
     """
 
     forward: PagedForward
     params: dict
+    reads_prefix: bool = False
     salt: bytes = dataclasses.field(default_factory=lambda: b"%d" % next(_numbers))
 
     @classmethod
-    def of(cls, generator: Generator) -> ServedWeights:
+    def of(cls, generator: Generator, reads_prefix: bool = False) -> ServedWeights:
         """The weights of a generator."""
         decoder = generator.decoder
-        return cls(PagedForward(decoder.config, decoder.layout), generator.weights)
+        forward = PagedForward(decoder.config, decoder.layout)
+        return cls(forward, generator.weights, reads_prefix)

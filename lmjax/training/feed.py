@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from lmjax.config import to_json
 from lmjax.data import Loader, PreparedData
@@ -19,7 +20,7 @@ from lmjax.data.chat.messages import ChatFormat
 from lmjax.data.chat.templated import template_of
 from lmjax.data.mixture import Mixture
 from lmjax.data.plan import Plan
-from lmjax.data.rows import RowFormat
+from lmjax.data.rows import RowFormat, RowReader
 from lmjax.data.store import TokenStore
 from lmjax.data.tokenizers import Tokenizer
 from lmjax.objectives import Example, TextObjective, TokenTable
@@ -132,7 +133,8 @@ class RequestFeed(StoreFeed):
     """Requests of stored texts, the same ones of a step in every process.
 
     Attributes:
-      length: most tokens of a request; of longer ones the last are taken.
+      length: most tokens of a request; longer ones are cut at their beginning, or left out, as
+        `data.long_documents` says.
     """
 
     length: int
@@ -145,7 +147,17 @@ class RequestFeed(StoreFeed):
     @functools.cached_property
     def mixture(self) -> Mixture:
         """Order of the requests."""
-        return self.prepared.loader(self.plan, tuple, RowFormat(self.length, slots=1)).mixture
+        return self.prepared.loader(self.plan, tuple, self._rows).mixture
+
+    @functools.cached_property
+    def held_out_rows(self) -> dict[str, RowReader]:
+        """Requests of each held-out set, one a row."""
+        stores = self.prepared.held_out
+        return {name: self.prepared.reader(store, self._rows) for name, store in stores.items()}
+
+    @property
+    def _rows(self) -> RowFormat:
+        return RowFormat(self.length, slots=1)
 
     def requests(self, step: int) -> list[RolloutRequest]:
         """The requests of a step, counted from 0."""
@@ -158,8 +170,9 @@ class RequestFeed(StoreFeed):
 
     def held_out(self, name: str, count: int) -> list[RolloutRequest]:
         """The first requests of a held-out set."""
-        store = self.prepared.held_out[name]
-        return [self._request(store, n) for n in range(min(count, store.manifest.documents))]
+        reader = self.held_out_rows[name]
+        documents = reader.documents(np.arange(min(count, reader.count)))
+        return [self._request(reader.store, int(document)) for document in documents]
 
     def _request(self, store: TokenStore, document: int) -> RolloutRequest:
         begin, end = store.offsets[document : document + 2]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -11,6 +12,7 @@ from jax.sharding import PartitionSpec
 
 from lmjax.config import UserError
 from lmjax.objectives import Example, Sums
+from lmjax.objectives.example import batches, count_rows, count_tokens
 from lmjax.parallel import Layout, axis_size
 
 Zero = Literal[1, 2, 3]
@@ -86,6 +88,27 @@ def summed(function: Callable[[Any], Any], parts: Any) -> Any:
     return jax.lax.scan(add, total, parts)[0]
 
 
+def count_parts(example: Example, most: int | None, most_tokens: int | None, layout: Layout) -> int:
+    """Fewest equal parts of an example, of all its batches, that the devices can share.
+
+    Args:
+      example: rows of one length in each of its batches.
+      most: rows of the first batch in a part; None: the example is one part.
+      most_tokens: tokens in a part, which bound it too where rows may be longer than those that
+        `most` counts; None: nothing else bounds it.
+
+    Raises:
+      UserError: the batches do not divide into such parts.
+    """
+    if most is None:
+        return 1
+    rows = math.gcd(*(len(batch.tokens) for batch in batches(example)))
+    bounds = [rows * most // count_rows(example)]
+    if most_tokens is not None:
+        bounds.append(rows * most_tokens // count_tokens(example))
+    return count_microbatches(rows, min(bounds), layout)
+
+
 def count_microbatches(rows: int, most: int | None, layout: Layout) -> int:
     """Fewest equal parts of at most `most` rows that the devices can share.
 
@@ -95,7 +118,7 @@ def count_microbatches(rows: int, most: int | None, layout: Layout) -> int:
     if most is None:
         return 1
     shards = axis_size(*layout.axes("batch"))
-    for number in range(-(-rows // most), rows // shards + 1):
+    for number in range(-(-rows // most), rows // shards + 1) if most else ():
         if rows % (number * shards) == 0:
             return number
     raise UserError(

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from flax import nnx, traverse_util
+from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
@@ -26,6 +26,7 @@ from lmjax.training.gradients import (
     Zero,
     accumulated,
     count_microbatches,
+    count_parts,
     divided,
     summed,
 )
@@ -36,11 +37,17 @@ from lmjax.training.pipelining import Pipeline, check_pipeline, pipeline_gradien
 from lmjax.training.rounding import Stored, exact, stored
 from lmjax.training.schedules import Rate
 from lmjax.training.state import TrainState
+from lmjax.training.trainable import join_trained, parameter_paths, split_trained
 from lmjax.training.zeros import with_zeros
 
 Metrics = dict[str, Float[Array, ""]]
 ROUNDING = 1 << 30  # in the key of a step: what rounds parameters
+# Of programs that run once, of which compilation takes most of the time.
+QUICK = {"xla_backend_optimization_level": 1}
 AUXILIARY = "auxiliary"  # beside the parameters that are differentiated: takes auxiliary losses
+
+
+_drawn = jax.jit(draw_parameters, static_argnums=(0, 1), compiler_options=QUICK)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +64,8 @@ class Learner:
       layout: how parameters and examples are sharded over the mesh.
       clip: largest global gradient norm; None leaves gradients as they are.
       microbatch: most rows that are computed at once; None: all rows of an example.
+      microbatch_tokens: most tokens of them, of all batches of an example, where rows may be longer
+        than those that `microbatch` counts (packed replies); None: rows alone count.
       zero: ZeRO stage; see `accumulated`.
       pipeline: order in which the stages of the mesh work, where it has several.
       average_decay: decay of the moving average of the parameters; None keeps none.
@@ -71,6 +80,8 @@ class Learner:
         None: all.
       keep_zeros: weights of dense layers that are 0 stay so (`lmjax.training.zeros`).
       frozen: structure of each model that the objective reads beside the trained one, by name.
+      begun: names of those of them that are this model as its training began. Of their parameters
+        only those that are trained are given (`trained_part`); the rest are those of the state.
     """
 
     model: TransformerConfig
@@ -80,6 +91,7 @@ class Learner:
     layout: Layout
     clip: float | None = 1.0
     microbatch: int | None = None
+    microbatch_tokens: int | None = None
     zero: Zero = 3
     pipeline: Pipeline = dataclasses.field(default_factory=Pipeline)
     average_decay: float | None = None
@@ -91,6 +103,7 @@ class Learner:
     last_blocks: int | None = None
     keep_zeros: bool = False
     frozen: Mapping[str, nnx.GraphDef] = dataclasses.field(default_factory=dict)
+    begun: frozenset[str] = frozenset()
 
     @functools.cached_property
     def graph(self) -> nnx.GraphDef:
@@ -108,6 +121,14 @@ class Learner:
         trained = jax.eval_shape(lambda params: self._split(params)[0], shapes)
         return self.optimizer.build(self.rate, trained)
 
+    def check_stages(self) -> None:
+        """Raises UserError where stages of the mesh would train some of the parameters."""
+        if axis_size(STAGE) > 1 and not self.trains_all:
+            raise UserError(
+                f"mesh.stage={axis_size(STAGE)}: a pipeline trains all parameters, and `trainable`"
+                " only some"
+            )
+
     def check_division(self, rows: Sequence[int], example: Example) -> None:
         """Checks that pipelines and divided sequences can train this model with this loss.
 
@@ -120,11 +141,12 @@ class Learner:
         """
         stages, sequences = axis_size(STAGE), axis_size(*self.layout.axes("seq"))
         if stages > 1:
-            self._check_stages(rows)
+            self._check_pipeline(rows)
         if stages > 1 or (sequences > 1 and self.layout.context != "gather"):
             jax.eval_shape(self.step, self.abstract(), example)
 
-    def _check_stages(self, rows: Sequence[int]) -> None:
+    def _check_pipeline(self, rows: Sequence[int]) -> None:
+        self.check_stages()
         where = f"mesh.stage={axis_size(STAGE)}"
         if self.layout.axes("seq") and self.layout.context == "ring":
             # Permutations are one operation of all stages, of which each takes its own branch.
@@ -138,8 +160,6 @@ class Learner:
         if self.frozen:
             names = ", ".join(self.frozen)
             raise UserError(f"{where}: the loss reads further models ({names}): a pipeline has one")
-        if self._split(abstract(self.model, self.layout)[1])[1] or self._frozen_blocks:
-            raise UserError(f"{where}: a pipeline trains all parameters, and `trainable` only some")
         if type(self.objective).batch_sums is not Objective.batch_sums:
             raise UserError(
                 f"{where}: with {type(self.objective).__name__} the loss of a row depends on other "
@@ -153,13 +173,12 @@ class Learner:
           seed: of the parameters, and of the randomness of all steps.
           params: what training begins with, given up; None: parameters drawn at random.
         """
-        draw = jax.jit(
-            functools.partial(self._init, seed),
-            donate_argnums=0,
-            # It runs once, and most of the time is compilation.
-            compiler_options={"xla_backend_optimization_level": 1},
-        )
-        return draw(params)
+        if params is None and self.weights == "float32":
+            # By a program that learners of one model share; weights that are rounded shall never
+            # be there in float32 as a whole.
+            draw_key, _ = jax.random.split(jax.random.key(seed))
+            params = _drawn(self.model, self.layout, draw_key)
+        return self._compiled_init(seed, params)
 
     def abstract(self) -> TrainState:
         """State as shapes with shardings, as a checkpoint is restored to."""
@@ -176,7 +195,7 @@ class Learner:
         Args:
           state: before the step.
           example: on the devices.
-          frozen: parameters of each model of `self.frozen`.
+          frozen: parameters of each model of `self.frozen`; see `begun`.
         """
         key = jax.random.fold_in(state.key, state.step)
         before = dataclasses.replace(
@@ -197,7 +216,7 @@ class Learner:
             updated = optax.apply_updates(trained, updates)
             if self.keep_zeros:
                 updated = with_zeros(updated, trained)
-            params = _merge(updated, rest)
+            params = join_trained(updated, rest)
         average = state.average
         if self.average_decay is not None:
             average = optax.incremental_update(params, average, 1 - self.average_decay)
@@ -254,17 +273,18 @@ class Learner:
             trained: dict, example: Example, key: jax.Array, frozen: Any, executor=scan_blocks
         ) -> Sums:
             own = {name: leaf for name, leaf in trained.items() if name != AUXILIARY}
-            model = nnx.merge(graph, _merge(own, rest))
+            model = nnx.merge(graph, join_trained(own, rest))
             model.embedding_gradient, model.executor = factor, executor
             model.frozen_blocks = self._frozen_blocks
             if auxiliary is not None:
                 model.give_auxiliary(trained[AUXILIARY])
-            return _times(self._loss(model, example, key, frozen), scale)
+            return _times(self._loss(model, example, key, self._frozen_models(frozen, rest)), scale)
 
         def loss_by(params: dict, example: Example, key: jax.Array, executor: Executor) -> Sums:
             return loss(params, example, key, None, executor)
 
-        microbatches = count_microbatches(count_rows(example), self.microbatch, self.layout)
+        most = self.microbatch, self.microbatch_tokens
+        microbatches = count_parts(example, *most, self.layout)
         example = self.objective.normalise(example)
         if axis_size(STAGE) > 1:
             made = self.pipeline.made(microbatches)
@@ -285,11 +305,12 @@ class Learner:
         """Sums of the loss without dropout."""
         example, graph = self.objective.normalise(example), self.graph
         params = exact(params)
+        rest = self._split(params)[1]
 
         def loss(params: dict, example: Example, key: None, executor: Executor) -> Sums:
             model = nnx.merge(graph, params)
             model.executor = executor
-            return self._loss(model, example, key, frozen)
+            return self._loss(model, example, key, self._frozen_models(frozen, rest))
 
         if axis_size(STAGE) > 1 and not self.frozen:
             rows = count_rows(example) // axis_size(*self.layout.axes("batch"))
@@ -326,6 +347,52 @@ class Learner:
         """`evaluate`, compiled."""
         return jax.jit(self.evaluate)
 
+    def trained_part(self, params: dict) -> dict:
+        """The parameters that are trained, and of stacks of layers the part that is."""
+        return self._split(params)[0]
+
+    def as_begun(self, start: dict, params: dict) -> dict:
+        """Parameters of the model as its training began.
+
+        Those that are not trained are the very arrays of `params`; where a part of a stack is
+        trained, the whole stack is a copy.
+
+        Args:
+          start: `trained_part` of the parameters that training began with.
+          params: at any time of the training.
+        """
+        return join_trained(start, self._split(params)[1])
+
+    @property
+    def trains_all(self) -> bool:
+        """Returns whether every parameter is trained."""
+        if self.trainable is None:
+            return True
+        paths = parameter_paths(self.model, self.layout)
+        return not self._frozen_blocks and all(map(self.trainable, paths))
+
+    @property
+    def keeps_rest(self) -> bool:
+        """Returns whether some parameters stay, bit for bit, those that training began with.
+
+        None do where all are averaged, or rounded as they are stored.
+        """
+        return not self.trains_all and self.average_decay is None and self.weights == "float32"
+
+    def without_rest(self, state: TrainState) -> TrainState:
+        """The state with the parameters that are trained alone; see `with_rest`."""
+        return dataclasses.replace(state, params=self.trained_part(state.params))
+
+    def with_rest(self, state: TrainState, params: dict) -> TrainState:
+        """The opposite of `without_rest`, by any parameters of the training."""
+        return dataclasses.replace(state, params=self.as_begun(state.params, params))
+
+    def abstract_without_rest(self) -> TrainState:
+        """`without_rest` of `abstract`."""
+        state = self.abstract()
+        trained = jax.eval_shape(self.trained_part, state.params)
+        return dataclasses.replace(state, params=trained)
+
     def evaluated(self, state: TrainState) -> dict:
         """Parameters that are evaluated: the average where one is kept."""
         return state.params if self.average_decay is None else state.average
@@ -351,24 +418,36 @@ class Learner:
 
     def _loss(self, model: nnx.Module, example: Example, key: jax.Array | None, frozen) -> Sums:
         with jax.named_scope(type(self.objective).__name__):
-            return self.objective.loss(model, example, key, self._frozen_models(frozen))
+            return self.objective.loss(model, example, key, frozen)
 
-    def _frozen_models(self, frozen: Mapping[str, dict] | None) -> dict[str, nnx.Module] | None:
-        """The models that the objective reads beside the trained one."""
-        models = {name: nnx.merge(self.frozen[name], frozen[name]) for name in self.frozen}
+    def _frozen_models(
+        self, frozen: Mapping[str, dict] | None, rest: dict
+    ) -> dict[str, nnx.Module] | None:
+        """The models that the objective reads beside the trained one, of which `rest` is not."""
+        models = {}
+        for name, graph in self.frozen.items():
+            params = frozen[name]
+            models[name] = nnx.merge(
+                graph, join_trained(params, rest) if name in self.begun else params
+            )
         return models or None
 
     def _with_batch_sums(
         self, params: dict, example: Example, frozen: Mapping[str, dict] | None, microbatches: int
     ) -> Example:
         """The example with what the loss of a microbatch needs to know of the others."""
+        rest = self._split(params)[1]
 
         def sums(part: Example) -> Any:
-            models = self._frozen_models(frozen)
+            models = self._frozen_models(frozen, rest)
             return self.objective.batch_sums(nnx.merge(self.graph, params), part, models)
 
         found = summed(sums, divided(example, microbatches))
         return example if found is None else self.objective.with_batch_sums(example, found)
+
+    @functools.cached_property
+    def _compiled_init(self) -> Callable[..., TrainState]:
+        return jax.jit(self._init, static_argnums=0, donate_argnums=1, compiler_options=QUICK)
 
     def _init(self, seed: int, params: dict | None) -> TrainState:
         draw_key, key = jax.random.split(jax.random.key(seed))
@@ -388,13 +467,7 @@ class Learner:
         if self.trainable is None:
             return params, {}
         first = self._frozen_blocks // self.model.group
-        flat = traverse_util.flatten_dict(params, sep=".")
-        trained = {path: leaf for path, leaf in flat.items() if self.trainable(path)}
-        rest = {path: leaf for path, leaf in flat.items() if path not in trained}
-        for path, leaf in trained.items():
-            if first and path.startswith("blocks."):
-                rest[path], trained[path] = leaf[:first], leaf[first:]
-        return tuple(traverse_util.unflatten_dict(part, sep=".") for part in (trained, rest))
+        return split_trained(params, self.trainable, first)
 
     @property
     def _frozen_blocks(self) -> int:
@@ -412,17 +485,3 @@ def _with_measures(sums: Sums, measures: Metrics) -> Sums:
     loss = sums.loss + measures["auxiliary_loss"] * sums.weight
     extra = {name: value * sums.weight for name, value in measures.items()}
     return dataclasses.replace(sums, loss=loss, extra={**sums.extra, **extra})
-
-
-def _merge(trained: dict, rest: dict) -> dict:
-    """Both parts of the parameters in one nested dictionary; of one in both, rest comes first."""
-    if not rest:
-        return trained
-    new, old = (traverse_util.flatten_dict(part, sep=".") for part in (trained, rest))
-    halves = {path: _concatenate(old[path], new[path]) for path in new.keys() & old.keys()}
-    return traverse_util.unflatten_dict(old | new | halves, sep=".")
-
-
-def _concatenate(rest: jax.Array, trained: jax.Array) -> jax.Array:
-    """Both parts of a stack, cut over the mesh as the second, which may be gathered (ZeRO 1, 2)."""
-    return jnp.concatenate([jax.reshard(rest, jax.typeof(trained).sharding.spec), trained])

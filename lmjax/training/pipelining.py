@@ -19,10 +19,11 @@ from jax.sharding import PartitionSpec as P
 from lmjax.config import UserError, config
 from lmjax.models import TransformerConfig
 from lmjax.models.executor import Executor
-from lmjax.models.layer_by_layer import run_layer_by_layer
+from lmjax.models.layer_by_layer import layer_passes, run_layer_by_layer
 from lmjax.models.stretches import pattern
 from lmjax.objectives import Example, Sums
 from lmjax.parallel import DATA, STAGE, axis_size
+from lmjax.parallel.passes import Slot, SlotPasses
 from lmjax.parallel.pipeline import Pieces, evaluated, pipelined
 from lmjax.parallel.schedules import Name, PipelineSchedule, schedule
 from lmjax.training.gradients import Zero, divided, scattered, without_fsdp
@@ -84,7 +85,7 @@ class _Cut:
 
     def pieces(self) -> Pieces:
         """Entry, part and exit."""
-        return Pieces(self.enter, self.part, self.leave)
+        return Pieces(self.enter, self.part, self.leave, self.passes)
 
     def enter(self, shared: dict, example: Any) -> jax.Array:
         """Input of the first block."""
@@ -92,26 +93,50 @@ class _Cut:
 
     def part(self, params: dict, shared: dict, example: Any, x: jax.Array, number: jax.Array):
         """Runs the blocks of a part."""
-        blocks, _, mask, tables, _ = self.reach(shared, example)
+        blocks, _, *given = self.own(params, shared, example, number)
+        return run_layer_by_layer(blocks, x, *given)[0]
+
+    def passes(self, params: dict, shared: dict, example: Any, number: jax.Array) -> SlotPasses:
+        """The passes of `part`; gradients of weights are those of (params, shared)."""
+        found = layer_passes(*self.own(params, shared, example, number))
+
+        def given(params: dict, shared: dict) -> tuple[Any, ...]:
+            blocks, _, _, tables = self.own(params, shared, example, number)
+            return blocks.params, blocks.auxiliary, tables.bias
+
+        def pull(gradients: Any) -> tuple[dict, dict]:
+            return jax.vjp(given, params, shared)[1](gradients)
+
+        def weights(kept: Slot, more: Slot) -> tuple[dict, dict]:
+            return pull(found.weights(kept, more))
+
+        def both(kept: Slot, d_y: jax.Array) -> tuple[jax.Array, tuple[dict, dict]]:
+            d_x, gradients = found.both(kept, d_y)
+            return d_x, pull(gradients)
+
+        return found._replace(weights=weights, both=both)
+
+    def own(self, params: dict, shared: dict, example: Any, number: jax.Array) -> tuple[Any, ...]:
+        """The blocks of a part, an array of the type of their activations, mask and tables."""
+        blocks, x, mask, tables, _ = self.reach(shared, example)
         group = blocks.group
 
-        def own(a, count=self.layers * group):
+        def cut(a, count=self.layers * group):
             return jax.lax.dynamic_slice_in_dim(a, number * count, count)
 
         if self.zero < 3:
             params = jax.tree.map(without_fsdp, params)
-        keys, dropout = jax.tree.map(own, (blocks.keys, blocks.dropout))
-        auxiliary = jax.tree.map(lambda a: own(a, self.layers), blocks.auxiliary)
-        windows = blocks.windows[: self.layers * group]
+        keys, dropout = jax.tree.map(cut, (blocks.keys, blocks.dropout))
+        auxiliary = jax.tree.map(lambda a: cut(a, self.layers), blocks.auxiliary)
         blocks = dataclasses.replace(
             blocks,
             params=params,
             keys=keys,
             dropout=dropout,
-            windows=windows,
+            windows=blocks.windows[: self.layers * group],
             auxiliary=auxiliary,
         )
-        return run_layer_by_layer(blocks, x, mask, tables)[0]
+        return blocks, x, mask, tables
 
     def leave(self, shared: dict, example: Any, y: jax.Array) -> Sums:
         """The loss, from what the last block gives."""
@@ -163,6 +188,11 @@ def check_pipeline(model: TransformerConfig, made: PipelineSchedule) -> None:
         raise UserError(
             f"{where}: a pipeline holds one stack of blocks, and this model has an encoder beside "
             "its decoder; use mesh.fsdp, mesh.tensor and mesh.context"
+        )
+    if model.remat == "offload":
+        raise UserError(
+            f"{where}: what a pipeline keeps lies in slots on the devices, and model.remat=offload "
+            "wants it in the host's memory; use model.remat=full"
         )
     if layers % parts:
         raise UserError(f"{where}: model.num_layers={layers} does not divide into {parts} parts")

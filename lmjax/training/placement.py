@@ -61,13 +61,8 @@ def fitting_size(needed: int, most: int, multiple: int) -> int:
 
     They are few because a program is compiled for each: from an eighth of the most up to all.
     """
-    return fitting_sizes(needed, most, multiple)[0]
-
-
-def fitting_sizes(needed: int, most: int, multiple: int) -> list[int]:
-    """All of the sizes of `fitting_size` that are enough, the smallest first."""
     sizes = (math.ceil(most * share / multiple) * multiple for share in SHARES)
-    return [size for size in sizes if needed <= size < most] + [most]
+    return next((size for size in sizes if needed <= size < most), most)
 
 
 def _most_of_all(number: int) -> int:

@@ -4,7 +4,7 @@ from pallas_kernels.attention import chunked, cudnn, hopper, reference, tpu
 from pallas_kernels.attention.api import attention, merge
 from pallas_kernels.attention.bias import Bias, BucketBias, DistanceBias, LinearBias
 from pallas_kernels.attention.dropout import Dropout
-from pallas_kernels.attention.mask import Mask, Tile
+from pallas_kernels.attention.mask import Branches, Mask, Tile
 from pallas_kernels.attention.table import CannotServe, Implementation, implementations, register
 from pallas_kernels.attention.tiles import tiles, visited
 
@@ -14,6 +14,7 @@ for _module in (reference, chunked, cudnn, hopper, tpu):
 
 __all__ = [
     "Bias",
+    "Branches",
     "BucketBias",
     "CannotServe",
     "DistanceBias",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from collections.abc import Sequence
 
 import jax
@@ -36,7 +38,8 @@ def attention(
     Scaled dot-product attention (Vaswani et al. 2017, arXiv:1706.03762, equation 1). Query head h
     reads key head h // (heads // kv_heads) (Ainslie et al. 2023, arXiv:2305.13245). The softmax is
     in float32, the result in q's dtype. Rows that see nothing give zeros, and forbidden pairs get
-    gradients of exactly zero. Arrays are local: on one device, or inside a `jax.shard_map`.
+    gradients of exactly zero. Arrays are local: on one device, or inside a `jax.shard_map`. To
+    implementations the branches of a mask are rows of their own, with the keys that all share.
 
     Args:
         bias: added to the scores: an array over pairs, or a `DistanceBias` of few parameters.
@@ -58,6 +61,12 @@ def attention(
     _check(q, k, v, bias, sinks, dropout)
     if scale is None:
         scale = q.shape[-1] ** -0.5
+    if mask.branches is not None:
+        if bias is not None or dropout is not None:
+            raise ValueError("attention: branches of a row have neither a bias nor dropout")
+        settings = {"scale": scale, "softcap": softcap, "sinks": sinks, "return_lse": return_lse}
+        run = functools.partial(attention, implementation=implementation, **settings)
+        return _by_branch(run, q, k, v, mask)
     with_lse = return_lse or sinks is not None
     request = Request(q, k, v, mask, bias, scale, softcap, dropout, with_lse)
     result = choose(request, implementation).serve(**request.arguments())
@@ -65,6 +74,36 @@ def attention(
         return result
     output, lse = with_sinks(*result, sinks)
     return (output, lse) if return_lse else output
+
+
+def _by_branch(run, q: jax.Array, k: jax.Array, v: jax.Array, mask: Mask):
+    """Attention of the shared positions of each row, then of its branches, by `run`."""
+    batch, length = q.shape[:2]
+    shared, branch = mask.branches
+    count, rest = divmod(length - shared, branch)
+    if rest or k.shape[1] != length or not isinstance(mask.offset, int) or mask.offset:
+        raise ValueError(
+            f"attention: {length} queries and {k.shape[1]} keys, of which {shared} are shared, are "
+            f"no whole branches of {branch}"
+        )
+    plain = dataclasses.replace(mask, branches=None)
+
+    def first(a: jax.Array) -> jax.Array:
+        return a[:, :shared]
+
+    def apart(a: jax.Array) -> jax.Array:
+        return a[:, shared:].reshape(batch * count, branch, *a.shape[2:])
+
+    def behind(a: jax.Array) -> jax.Array:
+        return jnp.concatenate([jnp.repeat(first(a), count, axis=0), apart(a)], axis=1)
+
+    own = dataclasses.replace(plain.mapped(apart, behind), offset=shared)
+    found = run(apart(q), behind(k), behind(v), own)
+    found = jax.tree.map(lambda a: a.reshape(batch, count * branch, *a.shape[2:]), found)
+    if not shared:
+        return found
+    before = run(first(q), first(k), first(v), plain.mapped(first, first))
+    return jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=1), before, found)
 
 
 def with_sinks(

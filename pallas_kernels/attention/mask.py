@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +25,25 @@ class Tile(enum.IntEnum):
     FULL = 2  # every query sees every key
 
 
+class Branches(NamedTuple):
+    """Positions of a row that its texts share, and behind them a branch for each text.
+
+    A branch sees no other branch, and the shared positions see none: of the pairs that are left the
+    rest of the mask decides.
+
+    Attributes:
+        shared: positions before the branches.
+        length: positions of each branch.
+    """
+
+    shared: int
+    length: int
+
+    def number(self, positions: Int[Array, "positions"]) -> Int[Array, "positions"]:
+        """Branch of each position, -1 for the shared ones."""
+        return jnp.maximum((positions - self.shared) // self.length, -1)
+
+
 @jax.tree_util.register_pytree_with_keys_class
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Mask:
@@ -39,8 +58,8 @@ class Mask:
     stand, and the window reaches to both sides. So the tokens of a prefix that sees itself whole
     all have one rank (prefix language models, GLM's part A); a permutation is a rank for each.
 
-    It is a pytree of its arrays; `causal`, `window` and an `offset` that is a Python int are
-    static, so that tiles that they rule out are never computed.
+    It is a pytree of its arrays; `causal`, `window`, `branches` and an `offset` that is a Python
+    int are static, so that tiles that they rule out are never computed.
 
     Attributes:
         causal: no query sees a later key, or with ranks one of a higher rank.
@@ -48,6 +67,7 @@ class Mask:
         query_segments, key_segments: pairs with unlike numbers do not see each other, and 0 is
             padding, which sees nothing and is seen by nothing. Both or neither.
         query_ranks, key_ranks: what `causal` compares; None: the positions. Both or neither.
+        branches: how positions are divided into shared ones and branches; None: they are not.
         offset: position of the first query, counted in keys: what a KV cache already holds, or the
             first token of a context-parallel shard. May be traced.
     """
@@ -58,6 +78,7 @@ class Mask:
     key_segments: Int[HostOrDevice, "batch key"] | None = None
     query_ranks: Int[HostOrDevice, "batch query"] | None = None
     key_ranks: Int[HostOrDevice, "batch key"] | None = None
+    branches: Branches | None = None
     offset: Int[Array, ""] | int = 0
 
     def __post_init__(self) -> None:
@@ -73,6 +94,8 @@ class Mask:
                 )
         if self.query_ranks is not None and not self.causal:
             raise ValueError("Mask: ranks without causal=True, which alone compares them")
+        if self.branches is not None and self.window is not None:
+            raise ValueError("Mask: a window counts keys, which are not those of one branch")
 
     def tree_flatten_with_keys(self):
         names = [*QUERY_ARRAYS, *KEY_ARRAYS]
@@ -80,18 +103,19 @@ class Mask:
         if static_offset is None:
             names.append("offset")
         children = [(jax.tree_util.GetAttrKey(name), getattr(self, name)) for name in names]
-        return children, (self.causal, self.window, static_offset)
+        return children, (self.causal, self.window, self.branches, static_offset)
 
     @classmethod
     def tree_unflatten(cls, static, children):
         # Not through __init__: while jax rebuilds trees the leaves may be any objects.
         mask = object.__new__(cls)
-        causal, window, static_offset = static
+        causal, window, branches, static_offset = static
         *arrays, offset = children if static_offset is None else (*children, static_offset)
         fields = {
             "causal": causal,
             "window": window,
             **dict(zip((*QUERY_ARRAYS, *KEY_ARRAYS), arrays)),
+            "branches": branches,
             "offset": offset,
         }
         for name, value in fields.items():
@@ -101,7 +125,8 @@ class Mask:
     @property
     def is_full(self) -> bool:
         """Returns whether every query sees every key."""
-        return not self.causal and self.window is None and self.query_segments is None
+        plain = not self.causal and self.window is None and self.branches is None
+        return plain and self.query_segments is None
 
     @property
     def causal_by_position(self) -> bool:
@@ -137,6 +162,9 @@ class Mask:
             seen &= distance >= 0
         if self.window is not None:
             seen &= (distance if self.causal_by_position else jnp.abs(distance)) < self.window
+        if self.branches is not None:
+            own, other = map(self.branches.number, (self.offset + rows, keys))
+            seen &= (other < 0) | (own[:, None] == other)
         seen = seen[None]
         if self.query_ranks is not None:
             seen &= self.key_ranks[:, None, :] <= self.query_ranks[:, :, None]
@@ -170,7 +198,7 @@ class Mask:
             return Tile.EMPTY
         nearest = self.offset + rows[0] - (keys[1] - 1)  # smallest i - j of the tile
         farthest = self.offset + rows[1] - 1 - keys[0]
-        full = self.query_segments is None and self.query_ranks is None
+        full = self.query_segments is None and self.query_ranks is None and self.branches is None
         if self.causal_by_position:
             full &= nearest >= 0
         if self.window is not None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,12 +24,20 @@ from lmjax.runs import remote_lock, remote_run
 from lmjax.runs.checkpoints import Checkpointer
 from lmjax.runs.folder import RunFolder
 from tests import object_store
+from tests.lmjax.jobs.base_run import prepare_alone, shared_learners
 from tests.lmjax.jobs.test_kill import SMALL
 from tests.lmjax.jobs.test_pretrain import STEPS, interrupt_at, parameters, records, small
 from tests.lmjax.jobs.test_several_processes import SETTINGS as SEVERAL
 from tests.lmjax.jobs.test_several_processes import outcome, pair
 
 ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def learners():
+    """See `shared_learners`."""
+    with shared_learners():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +62,7 @@ def caches(tmp_path, monkeypatch):
 
 
 # The store that lists late is the harder one; the other is fsspec's own.
-@pytest.fixture(params=[pytest.param("memory", marks=pytest.mark.slow), "late"])
+@pytest.fixture(params=["late"])
 def bucket(request, caches):
     """The URL of an empty place in each store."""
     return f"{request.param}://bucket/runs"
@@ -63,6 +72,34 @@ def bucket(request, caches):
 def there(finished, bucket):
     """The run as it will be in the store."""
     return replace(finished, output=f"{bucket}/run")
+
+
+@pytest.fixture(scope="module")
+def sent(finished, tmp_path_factory):
+    """All objects after a run, and of each checkpoint the steps that had no metrics there yet."""
+    folder, lacking = tmp_path_factory.mktemp("sent"), []
+    add = remote_run.RemoteRun.add
+
+    def look(run, step, path, elsewhere):
+        lines = run.objects.read("metrics.jsonl").decode().splitlines()
+        steps = [json.loads(line)["step"] for line in lines]
+        lacking.append((step, [s for s in range(1, step + 1) if s not in steps]))
+        add(run, step, path, elsewhere)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LMJAX_CACHE", str(folder / "cache"))
+        patch.setenv(object_store.FOLDER, str(folder / "objects"))
+        (folder / "objects").mkdir()
+        patch.setattr(remote_run.RemoteRun, "add", look)
+        replace(finished, output="late://bucket/runs/run").run()
+    return folder / "objects", lacking
+
+
+@pytest.fixture
+def done(there, sent, caches):
+    """The run in the store after its end; this machine has no copy."""
+    shutil.copytree(sent[0], caches / "objects", dirs_exist_ok=True)
+    return there
 
 
 def anew():
@@ -80,6 +117,9 @@ def assert_same(one, other):
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.parametrize(
+    "bucket", [pytest.param("memory", marks=pytest.mark.slow), "late"], indirect=True
+)
 def test_a_run_in_a_store_is_that_in_a_folder(finished, there, capsys):
     """To its bits; and generation, the report and the same command read it there."""
     there.run()
@@ -134,44 +174,52 @@ def test_superseded_checkpoints_leave_no_object(there):
         assert left == steps
 
 
-@pytest.mark.parametrize("damage", ["cut", "missing", "no manifest"])
-def test_a_damaged_checkpoint_is_passed_over(finished, there, capsys, damage):
-    there.run()
-    anew()
-    objects = Objects(there.output)
-    objects.delete("results.json")
-    names = [name for name in objects.index() if name.startswith("checkpoints/8/")]
+def damaged(objects, step, damage):
+    """Damages the largest file of a checkpoint, or takes its manifest away."""
+    names = [name for name in objects.index() if name.startswith(f"checkpoints/{step}/")]
     largest = max(names, key=lambda name: len(objects.read(name)))
     if damage == "cut":
         objects.write(largest, objects.read(largest)[:-1])
     elif damage == "missing":
         objects.delete(largest)
     else:
-        objects.delete("checkpoints/8/manifest.json")
-    capsys.readouterr()
-    there.run()
-    told = capsys.readouterr().out
-    assert f"{there.output}/checkpoints/8 is damaged" in " ".join(told.split())
-    assert "step 6" in told
-    anew()
-    assert_same(there, finished)
+        objects.delete(f"checkpoints/{step}/manifest.json")
 
 
-def test_what_is_not_in_the_index_is_no_checkpoint(finished, there):
+@pytest.mark.parametrize("damages", [{8: "cut", 6: "missing"}, {8: "no manifest"}], ids=str)
+def test_a_damaged_checkpoint_is_passed_over(finished, done, capsys, damages, monkeypatch):
+    """The run goes on from the last one that is whole, in one of the cases to its end."""
+    objects = Objects(done.output)
+    objects.delete("results.json")
+    for step, damage in damages.items():
+        damaged(objects, step, damage)
+    whole = [step for step in (3, 6, 8) if step not in damages]
+    if len(damages) == 2:
+        done.run()
+    else:
+        prepare_alone(done, monkeypatch, before="train")
+    told = " ".join(capsys.readouterr().out.split())
+    for step in damages:
+        assert f"{done.output}/checkpoints/{step} is damaged" in told
+    assert f"step {whole[-1]}" in told
+    if len(damages) == 2:
+        anew()
+        assert_same(done, finished)
+
+
+def test_what_is_not_in_the_index_is_no_checkpoint(finished, done):
     """As a process that was killed while it sent one leaves it."""
-    there.run()
-    anew()
-    objects = Objects(there.output)
+    objects = Objects(done.output)
     names = objects.index()
     objects.write(
         remote_run.INDEX,
         json.dumps({"files": [n for n in names if not n.startswith("checkpoints/8/")]}).encode(),
     )
     objects.delete("results.json")
-    assert Checkpointer(RunFolder(there.output).checkpoints).steps() == [3, 6]
-    there.run()
+    assert Checkpointer(RunFolder(done.output).checkpoints).steps() == [3, 6]
+    done.run()
     anew()
-    assert_same(there, finished)
+    assert_same(done, finished)
 
 
 def test_two_processes_in_one_folder(there, tmp_path, monkeypatch):
@@ -227,19 +275,8 @@ def test_who_has_lost_the_lock_makes_nothing_visible(there, monkeypatch):
     assert json.loads(objects.read(".lock"))["token"] == "other"
 
 
-def test_metrics_are_in_the_store_before_their_checkpoint(there, monkeypatch):
-    seen = []
-    add = remote_run.RemoteRun.add
-
-    def look(run, step, folder, elsewhere):
-        lines = run.objects.read("metrics.jsonl").decode().splitlines()
-        steps = [json.loads(line)["step"] for line in lines]
-        seen.append((step, [s for s in range(1, step + 1) if s not in steps]))
-        add(run, step, folder, elsewhere)
-
-    monkeypatch.setattr(remote_run.RemoteRun, "add", look)
-    there.run()
-    assert seen == [(3, []), (6, []), (8, [])]
+def test_metrics_are_in_the_store_before_their_checkpoint(sent):
+    assert sent[1] == [(3, []), (6, []), (8, [])]
 
 
 def test_a_store_that_fails_ends_the_run_and_it_goes_on(finished, there, monkeypatch):

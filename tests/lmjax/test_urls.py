@@ -20,13 +20,12 @@ from lmjax.generation.__main__ import Generate
 from lmjax.interop import huggingface
 from lmjax.interop.__main__ import Convert
 from lmjax.interop.convert import convert
-from lmjax.interop.folder import model_folder, read_params, tokenizer_folder
+from lmjax.interop.folder import load_trained_model, model_folder, read_params, tokenizer_folder
 from lmjax.models import AttentionConfig, FeedForwardConfig, TransformerConfig, initialize
 from lmjax.parallel import Mesh, training_layout
 from lmjax.runs.checkpoints import Checkpointer
 from lmjax.runs.folder import RunFolder
 from lmjax.runs.metrics import MetricsWriter, read_metrics
-from lmjax.runs.trained_model import load_trained_model
 
 URL = "gs://bucket/run"
 MODEL = TransformerConfig(

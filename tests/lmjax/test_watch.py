@@ -142,7 +142,7 @@ def test_work_that_is_late_is_said_and_ends_the_run(company):
         watch.report("training", "the batch of step", 4, 0)
     for watch in opened[:2]:
         watch.report("training", "step", 4, 1)
-    wait_until(lambda: ends)
+    wait_until(lambda: len(ends) == 3)
     words = r"step 4 has taken \d s \(usually \d.\d s at most\): 2 processes have come, not so "
     words += r"process 2 on host2 \(the batch of step 4\)"
     assert re.fullmatch(words, said[0][0])

@@ -93,8 +93,18 @@ def test_races(planted, small_blocks, monkeypatch, named_case):
         assert races_found(lambda: results(case, gradients=not planted)) == planted
 
 
+# The other cases are parts of these: a softcap, sinks, dropout, a prefix, and masks alone.
+WHOLE = (
+    *("causal", "window", "segments", "segments_ranks"),
+    *("grouped_bias", "offset", "traced_offset_window", "rows_after_the_keys", "one_query"),
+    *("linear", "causal_buckets", "everything"),
+)
+
+
 @pytest.mark.slow
-def test_output_and_gradients(small_blocks, monkeypatch, case):
+@pytest.mark.parametrize("name", WHOLE)
+def test_output_and_gradients(small_blocks, monkeypatch, named_case, name):
+    case = named_case(name)
     with hopper_interpreted(monkeypatch):
         check(case, results(case, gradients=True))
 

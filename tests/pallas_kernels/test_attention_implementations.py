@@ -15,6 +15,7 @@ from pallas_kernels.attention.chunked import blockwise
 from pallas_kernels.attention.dropout import factors
 from pallas_kernels.attention.streaming import streaming
 from pallas_kernels.target import interpreted
+from tests.pallas_kernels.conftest import CASES
 
 
 def on_tpu(*arrays, **settings):
@@ -104,8 +105,24 @@ def value_and_gradients(function, case, dtype=jnp.float32):
     return {name: np.asarray(array) for name, array in results.items() if array is not None}
 
 
-@pytest.mark.parametrize("name", IMPLEMENTATIONS)
-def test_output_and_gradients(name, case):
+# By the interpreter, which takes long, these are among the slow tests: others have their parts.
+PARTS = {"full", "causal", "window", "causal_window", "linear", "grouped_bias", "offset"}
+PARTS |= {"permutation", "permutation_window", "ranks_of_others"}
+
+
+@pytest.mark.parametrize(
+    ("name", "case_name"),
+    [
+        pytest.param(
+            *(name, case.name),
+            marks=[pytest.mark.slow] * (name == "tpu" and case.name in PARTS),
+        )
+        for name in IMPLEMENTATIONS
+        for case in CASES
+    ],
+)
+def test_output_and_gradients(name, case_name, named_case):
+    case = named_case(case_name)
     results = value_and_gradients(IMPLEMENTATIONS[name], case)
     expected = case.expected()
     assert results.keys() == expected.keys()

@@ -71,7 +71,16 @@ MASKS = {
 }
 
 
-@pytest.mark.parametrize("name", MASKS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("full", "after the keys", "traced", "documents"),
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("causal", "window", "both sides")
+        ),
+    ],
+)
 def test_several_spans_of_keys(name):
     """181 keys are three spans, of which some are empty."""
     arrays = draw(181, 181)

@@ -126,8 +126,22 @@ CALLS = {
 }
 
 
-@pytest.mark.parametrize("blocks", [BLOCKS, TRANSPOSED], ids=["plain", "transposed"])
-@pytest.mark.parametrize("name", CALLS)
+# What the transposed blocks are computed with, too: shapes, masks, and each kind of bias.
+BOTH = (
+    *("causal", "one_key_head", "many_keys_few_queries", "packed", "prefix", "dropout"),
+    *("causal_buckets", "bias_of_pairs"),
+)
+
+
+PARTS = {"causal", "grouped", "two_sided_window", "prefix", "linear", "buckets"}  # of others
+
+
+@pytest.mark.parametrize(
+    ("name", "blocks"),
+    [pytest.param(name, BLOCKS, marks=[pytest.mark.slow] * (name in PARTS)) for name in CALLS]
+    + [pytest.param(name, TRANSPOSED, marks=pytest.mark.slow) for name in BOTH],
+    ids=lambda value: value if isinstance(value, str) else f"transposed={value.transposed}",
+)
 def test_gradients_over_several_tiles(name, blocks):
     sizes, mask, more = CALLS[name]
     given = {"bias": None, "dropout": None, **more}

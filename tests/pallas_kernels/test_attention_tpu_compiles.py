@@ -57,7 +57,10 @@ def shapes(length, heads=4, kv_heads=4, head_dim=128, value_dim=None, dtype=jnp.
 
 
 @needs_libtpu
-@pytest.mark.parametrize("chip", topologies.TPUS)
+@pytest.mark.parametrize(
+    "chip",
+    [pytest.param(c, marks=[pytest.mark.slow] * (c not in ("v4", "v6e"))) for c in topologies.TPUS],
+)
 def test_compiles(chip):
     program = compiled(chip, lambda _: {"mask": Mask(causal=True)}, *shapes(1024, 8, 4))
     assert "attention_forward" in program.as_text()

@@ -32,6 +32,8 @@ CASES = {
     "a number of pages that is prime": {"page": 16, "tokens": 16 * 13},
 }
 
+FEW = ("pages of 16", "int8 pages", "rings and a softcap", "float32")  # on chips between others
+
 
 def compiled(shape, name: str):
     """The program of a case; `shape` makes a described array."""
@@ -82,7 +84,7 @@ def test_compiles_and_copies_no_cache(chip):
     sharding = jax.sharding.SingleDeviceSharding(device)
     shape = functools.partial(jax.ShapeDtypeStruct, sharding=sharding)
     with jax.set_mesh(topologies.mesh([device])):
-        for name in CASES:
+        for name in CASES if chip in ("v4", "v6e") else FEW:
             program = compiled(shape, name)
             assert "tpu_custom_call" in program.as_text(), name
             memory = program.memory_analysis()

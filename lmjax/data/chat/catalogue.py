@@ -94,7 +94,8 @@ def chat_template(name: str) -> ChatTemplate:
     plain is ours, for models trained on text alone, and so is bare, a prompt and what follows it.
     alpaca and vicuna (v1.1) are those of LLaMA's first offspring, openchat that of OpenChat 3.5,
     chatml the first Qwen's, falcon that of Falcon-7B and 40B, mistral that of Mistral-7B-Instruct
-    v0.1 and v0.2, baichuan that of Baichuan-13B; the rest bear their models' names.
+    v0.1 and v0.2, baichuan that of Baichuan-13B; the rest bear their models' names. In bare, alpaca
+    and chatglm2 the end of the text alone ends a reply: of earlier ones no end is learnt.
 
     Raises:
       UserError: an unknown name.

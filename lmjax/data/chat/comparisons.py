@@ -24,6 +24,10 @@ from lmjax.data.documents import BadRecord, Document
 # and the margin by which the better one should win (the same for all; 0 where none is given).
 LABELS = ("number", "rank", "margin")
 TURN = re.compile(r"\n\nHuman:|\n\nAssistant:")  # of hh-rlhf's transcripts
+# LLaMA 2's grades of a pair, and the margins that they ask for (arXiv:2307.09288, table 27).
+GRADES = "significantly better", "better", "slightly better", "negligibly better"
+SMALL_MARGINS = 1.0, 2 / 3, 1 / 3, 0.0
+LARGE_MARGINS = 3.0, 2.0, 1.0, 0.0
 
 
 class RankedAnswers(NamedTuple):
@@ -32,6 +36,41 @@ class RankedAnswers(NamedTuple):
     conversations: list[list[Message]]
     ranks: list[float]
     margin: float = 0.0
+
+
+@config
+class Grades:
+    """A field of lines that grades how much better the better answer is, in place of a margin."""
+
+    field: str = "grade"  # the field with the grade
+    # the grades, as texts or as numbers without their signs, the clearest one first
+    names: tuple[str, ...] = GRADES
+    margins: tuple[float, ...] = SMALL_MARGINS  # that each grade asks for
+
+    def validate(self) -> None:
+        """Raises UserError for other than one margin of each grade."""
+        if len(self.names) != len(self.margins) or len(set(self.names)) < len(self.names):
+            raise UserError(
+                f"names={self.names} and margins={self.margins}: give each grade once, and a "
+                "margin for each"
+            )
+        if min(self.margins, default=0) < 0:
+            raise UserError(f"margins={self.margins}: give numbers of 0 or more")
+
+    def margin(self, record: Record) -> float:
+        """Margin that a line's grade asks for.
+
+        Raises:
+          BadRecord: the line has no grade, or one that is not known.
+        """
+        value = record.get(self.field)
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        name = f"{abs(value):g}" if is_number else str(value).strip().lower()
+        found = dict(zip(map(str.lower, self.names), self.margins, strict=True))
+        if name not in found:
+            known = ", ".join(map(repr, self.names))
+            raise BadRecord(f"{self.field!r} is {value!r}; the grades are {known}")
+        return found[name]
 
 
 @config
@@ -45,10 +84,14 @@ class Comparisons(TemplatedRecords):
     Lines with the same first request are on the same side of the held-out split.
     """
 
+    grades: Grades | None = None  # where lines have grades, from which margins follow
+
     def documents_of(self, record: dict[str, Any], identity: str) -> Iterator[Document]:
         """See `JsonRecords.documents_of`: the answers of each comparison, the best first."""
         metadata = self.metadata_of(record)
+        graded = None if self.grades is None else self.grades.margin(record)
         for conversations, ranks, margin in read_comparisons(record):
+            margin = margin if graded is None else graded
             ordered = sorted(zip(ranks, conversations, strict=True), key=lambda pair: pair[0])
             documents = [make_document(talk, self.template, identity) for _, talk in ordered]
             # A comparison is on one side of the held-out split, also where requests differ.

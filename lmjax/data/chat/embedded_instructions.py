@@ -26,6 +26,10 @@ class EmbeddedQuestions(Source, abc.ABC):
     "What does textwrap.dedent(text) do?" is answered by the docstring's first paragraph, and "What
     does this?" with that paragraph by the name and signature. Those of a module are on one side of
     the held-out split.
+
+    The help topics are left out: some eighty sections of a reference, which answer no short
+    question (many begin with a grammar), and of which a held-out twentieth is four; some
+    distributions have none.
     """
 
     template: ChatTemplate = PLAIN  # the format that they are written in

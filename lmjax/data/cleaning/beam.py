@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from lmjax.config import UserError
-from lmjax.data.cleaning.pipeline import SUMMARY, WORK, CleaningPipeline, Summary, other_text
+from lmjax.data.cleaning.pipeline import WORK, CleaningPipeline, other_text
 from lmjax.data.cleaning.shard_pass import (
     ALL,
     DOCUMENTS,
@@ -32,6 +32,7 @@ from lmjax.data.cleaning.shard_pass import (
     make_shard,
     read_between,
 )
+from lmjax.data.cleaning.summary import SUMMARY, Summary
 from lmjax.data.documents import Document, Part
 from lmjax.files import errors_told, local_path
 from lmjax.remote import Objects, is_url, side_by_side

@@ -15,7 +15,7 @@ import os
 import pathlib
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from lmjax.config import UserError, config, fields, fingerprint, replace
 from lmjax.data.cleaning.corpus_step import (
@@ -44,14 +44,14 @@ from lmjax.data.cleaning.shard_pass import (
     read_between,
 )
 from lmjax.data.cleaning.step import Step
+from lmjax.data.cleaning.summary import SUMMARY, Summary
 from lmjax.data.documents import Document, Part, Progress, digest, silent
 from lmjax.data.executor import WorkerPool, map_items
 from lmjax.data.files import find_files
 from lmjax.data.shards import grouped
 
 WORK = "work"  # folder of what is not finished, in the output
-SUMMARY = "summary.json"  # of a finished cleaning
-SHARDS = 16  # into which a small collection is divided
+SHARDS = 32  # into which a small collection is divided
 ESCAPED = 3  # bytes in a line of JSON for a byte of text, at most, but for control characters
 VERSION = "1"  # to be raised when the same settings make other documents
 
@@ -70,43 +70,6 @@ def flat(steps: Sequence[Step | CorpusStep | CleaningRecipe]) -> tuple[Step | Co
     for step in steps:
         found += step.steps if isinstance(step, CleaningRecipe) else [step]
     return tuple(found)
-
-
-class Summary(NamedTuple):
-    """Results of a cleaning.
-
-    Attributes:
-        ledgers: of each collection, by name.
-        pairs: examples of duplicates: step, and of both documents identity and text.
-        findings: leaks that were told.
-        empty: files of the sources without a byte.
-    """
-
-    ledgers: dict[str, Ledger]
-    pairs: list[dict[str, str]]
-    findings: int
-    empty: list[str]
-
-    def total(self) -> Ledger:
-        """The ledger of all collections."""
-        whole = Ledger()
-        for ledger in self.ledgers.values():
-            whole.merge(ledger)
-        # What collections do for themselves is first, and has the collection in its name.
-        own = {name: found for name, found in whole.steps.items() if name.endswith(")")}
-        whole.steps = own | whole.steps
-        return whole
-
-    def to_json(self) -> dict[str, Any]:
-        """The summary as JSON values."""
-        ledgers = {name: ledger.to_json() for name, ledger in self.ledgers.items()}
-        return self._asdict() | {"ledgers": ledgers}
-
-    @classmethod
-    def from_json(cls, values: dict[str, Any]) -> Summary:
-        """The summary that `to_json` gave."""
-        ledgers = {name: Ledger.from_json(found) for name, found in values["ledgers"].items()}
-        return cls(**values | {"ledgers": ledgers})
 
 
 class CleaningPipeline:

@@ -1,7 +1,9 @@
 """Tasks: test sets as config objects over local files or TensorFlow Datasets."""
 
 from lmjax.evaluation.tasks.addition import Addition
+from lmjax.evaluation.tasks.agieval import AGIEval
 from lmjax.evaluation.tasks.arc import Arc
+from lmjax.evaluation.tasks.chinese_exams import CMMLU, CEval
 from lmjax.evaluation.tasks.cloze_classes import ClozeClasses
 from lmjax.evaluation.tasks.code import MBPP, HumanEval
 from lmjax.evaluation.tasks.coqa import CoQA
@@ -18,16 +20,20 @@ from lmjax.evaluation.tasks.squad import SQuAD
 from lmjax.evaluation.tasks.task import EvaluationTask, Item, Measure, Question
 from lmjax.evaluation.tasks.truthfulqa import TruthfulQA1, TruthfulQA2
 from lmjax.evaluation.tasks.written_texts import Summaries, Translation, WrittenTexts
+from lmjax.evaluation.tasks.xquad import xquad
 from lmjax.evaluation.tasks.yes_or_no import PIQA, BoolQ, WinoGrande
 
 __all__ = [
+    "CMMLU",
     "GSM8K",
     "MBPP",
     "MMLU",
     "PIQA",
+    "AGIEval",
     "Addition",
     "Arc",
     "BoolQ",
+    "CEval",
     "ClozeClasses",
     "CoQA",
     "CrowSPairs",
@@ -50,4 +56,5 @@ __all__ = [
     "WinoGrande",
     "WrittenTexts",
     "harness_task",
+    "xquad",
 ]

@@ -36,12 +36,12 @@ class ChoiceTask(EvaluationTask):
         for measure in self.measures:
             if measure in LENGTHS:
                 chosen = int(np.argmax(values / LENGTHS[measure](item.choices)))
-                found[measure.name] = float(chosen == item.gold)
+                found[measure.name] = float(chosen in right_choices(item))
         return found
 
     def chance(self, item: Item) -> ItemScores:
         """See `EvaluationTask.chance`."""
-        share = 1 / len(item.choices)
+        share = len(right_choices(item)) / len(item.choices)
         return {measure.name: share for measure in self.measures if measure in LENGTHS}
 
 
@@ -50,6 +50,11 @@ LENGTHS = {
     BY_CHARACTERS: lambda choices: np.array([max(1, len(c)) for c in choices], float),
     BY_BYTES: lambda choices: np.array([max(1, len(c.encode())) for c in choices], float),
 }
+
+
+def right_choices(item: Item) -> tuple[int, ...]:
+    """Numbers of the right choices: mostly one, or those that the item's details name."""
+    return item.details.get("golds", (item.gold,))
 
 
 def chosen_letters(options: Sequence[str]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,10 +9,9 @@ import numpy as np
 from lmjax.config import UserError, config
 from lmjax.evaluation.requests import ContinuationRequest, Likelihood, ModelRequest
 from lmjax.evaluation.tasks.choices import ACCURACY, BY_CHARACTERS, ChoiceTask
-from lmjax.evaluation.tasks.records import Record
+from lmjax.evaluation.tasks.records import FIELD, Record
 from lmjax.evaluation.tasks.task import Item, ItemScores, Measure
 
-FIELD = re.compile(r"\{(\w+)\}")
 BY_DOMAIN = Measure("acc_pmi")
 
 
@@ -65,7 +63,7 @@ class ClozeClasses(ChoiceTask):
     def read_item(self, record: Record) -> Item:
         """See `EvaluationTask.read_item`."""
         gold = self._class_of(record)
-        prompt = FIELD.sub(lambda field: record.text(field[1]), self.template)
+        prompt = record.filled(self.template)
         return Item(prompt, self.words[gold], self.words, gold, identity=record.where)
 
     def requests(self, item: Item, context: str) -> tuple[ModelRequest, ...]:

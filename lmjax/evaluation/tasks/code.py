@@ -9,7 +9,7 @@ from lmjax.config import UserError, config
 from lmjax.evaluation.pass_at_k import pass_at_k
 from lmjax.evaluation.requests import ModelRequest, Written, WrittenRequest
 from lmjax.evaluation.tasks.records import Record
-from lmjax.evaluation.tasks.sandbox import SECONDS, run_program
+from lmjax.evaluation.tasks.sandbox import SECONDS, check_isolation, run_program
 from lmjax.evaluation.tasks.task import EvaluationTask, Item, ItemScores, Measure
 
 
@@ -18,11 +18,12 @@ class CodeTask(EvaluationTask):
     """Base of the tasks whose answers are programs; they run in a process with limits."""
 
     run_code: bool = False  # run what the model writes; see `lmjax.evaluation.tasks.sandbox`
-    samples: int = (
-        1  # programs a problem; pass@1 is the share of them that pass, pass@k is of all k
-    )
+    # run it also where the system cannot take its network away
+    allow_network: bool = False
+    samples: int = 1  # programs a problem, from which pass@k is estimated
+    tries: tuple[int, ...] = ()  # each k of pass@k, as in (1, 10, 100); none: 1 and `samples`
     temperature: float = 0.0  # of sampling; 0: the likeliest
-    max_tokens: int = 512  # most tokens of a program
+    max_tokens: int = 1024  # most tokens of a program
     seconds: float = SECONDS  # that a program may take
 
     generates: ClassVar[bool] = True
@@ -30,12 +31,12 @@ class CodeTask(EvaluationTask):
 
     @property
     def measures(self) -> tuple[Measure, ...]:
-        """Chance that one program passes, and that one of `samples` does."""
+        """For each k, the chance that one of k programs passes."""
         return tuple(Measure(f"pass@{tries}") for tries in self._tries)
 
     @property
     def _tries(self) -> tuple[int, ...]:
-        return tuple(dict.fromkeys((1, self.samples)))
+        return tuple(dict.fromkeys(self.tries or (1, self.samples)))
 
     def validate(self) -> None:
         """Raises UserError for numbers that cannot be meant."""
@@ -44,6 +45,10 @@ class CodeTask(EvaluationTask):
             raise UserError(f"samples={self.samples}, seconds={self.seconds}: must be above 0")
         if self.samples > 1 and self.temperature == 0:
             raise UserError(f"samples={self.samples} are all alike at temperature=0")
+        if wrong := [k for k in self.tries if not 1 <= k <= self.samples]:
+            raise UserError(
+                f"tries={self.tries}: pass@{wrong[0]} needs as many samples; samples={self.samples}"
+            )
 
     def read_items(self, path: str) -> list[Item]:
         """See `EvaluationTask.read_items`; UserError unless code may be run."""
@@ -51,6 +56,7 @@ class CodeTask(EvaluationTask):
             raise UserError(
                 f"{self.name} runs programs that the model writes: run_code=true allows it"
             )
+        check_isolation(self.allow_network)
         return super().read_items(path)
 
     def requests(self, item: Item, context: str) -> tuple[ModelRequest, ...]:
@@ -61,7 +67,9 @@ class CodeTask(EvaluationTask):
     def measure(self, item: Item, answers: Sequence[Written]) -> ItemScores:
         """See `EvaluationTask.measure`."""
         programs = [self.program(item, text) for text in answers[0].texts]
-        right = sum(run_program(program, self.seconds).passed for program in programs)
+        right = sum(
+            run_program(program, self.seconds, self.allow_network).passed for program in programs
+        )
         return {f"pass@{k}": pass_at_k(len(programs), right, k) for k in self._tries}
 
     def program(self, item: Item, text: str) -> str:
@@ -93,7 +101,13 @@ class HumanEval(CodeTask):
 
 @config
 class MBPP(CodeTask):
-    """MBPP: functions that pass three tests (Austin et al. 2021, arXiv:2108.07732)."""
+    """MBPP: functions that pass three tests (Austin et al. 2021, arXiv:2108.07732).
+
+    Usual are shots=3, the tasks 2, 3 and 4 (`examples_path`), which EleutherAI's harness shows. It
+    runs neither the set-up code of a task nor its tests beyond the third; both are run here.
+    """
+
+    max_tokens: int = 256  # most tokens of a program
 
     stop: ClassVar[tuple[str, ...]] = ("[DONE]",)
     delimiter: ClassVar[str] = ""

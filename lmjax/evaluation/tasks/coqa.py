@@ -6,15 +6,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 
 from lmjax.config import UserError, config
+from lmjax.data.cleaning.units import has_spaceless
 from lmjax.evaluation.requests import ModelRequest, Written, WrittenRequest
 from lmjax.evaluation.span_measures import answer_f1, exact_match
 from lmjax.evaluation.tasks.records import Record, read_records
-from lmjax.evaluation.tasks.squad import needs_characters, spaced
+from lmjax.evaluation.tasks.squad import character_scores
 from lmjax.evaluation.tasks.task import EvaluationTask, Item, ItemScores, Measure
 
 STOP = "\nQ:"  # where a model goes on with a question of its own
@@ -32,22 +33,36 @@ class CoQA(EvaluationTask):
     """
 
     # characters of languages without spaces are words of their own, and punctuation of any script
-    # is left out
+    # is left out; see `lmjax.evaluation.answer_match`
     by_characters: bool = False
-    max_tokens: int = 32  # most tokens of an answer
+    # whose: EleutherAI's harness asks the last question of each story alone, counts answers that
+    # differ only in case once, and shows examples of any source
+    rules: Literal["authors", "harness"] = "authors"
+    max_tokens: int = 256  # most tokens of an answer
 
     measures: ClassVar[tuple[Measure, ...]] = (EXACT_MATCH, F1)
     generates: ClassVar[bool] = True
+    draws_one_more: ClassVar[bool] = True
+
+    def validate(self) -> None:
+        """Raises UserError for examples that could tell an answer."""
+        super().validate()
+        if self.drawing == "harness" and self.rules != "harness":
+            raise UserError("drawing=harness: draws whole stories, as rules=harness asks them")
 
     def read_items(self, path: str) -> list[Item]:
-        """See `EvaluationTask.read_items`: one for each turn."""
-        return [self.read_item(turn) for story in read_records(path) for turn in turns_of(story)]
+        """See `EvaluationTask.read_items`: one for each turn that is asked."""
+        turns = (turn for story in read_records(path) for turn in turns_of(story))
+        asks_all = self.rules == "authors"
+        return [self.read_item(turn) for turn in turns if asks_all or turn.value("is_last")]
 
     def read_item(self, record: Record) -> Item:
         """See `EvaluationTask.read_item`; the record is one of `turns_of`."""
         questions, before = record.value("questions"), record.value("before")
-        answers = record.value("answers")
-        if not self.by_characters and any(map(needs_characters, answers)):
+        answers, source = record.value("answers"), str(record.values.get("source") or "")
+        if self.rules == "harness":
+            answers, source = _different(answers), ""
+        if not self.by_characters and any(map(has_spaceless, answers)):
             raise UserError(
                 f"{record.where}: the answer {answers[0][:30]!r} has no spaces between the words "
                 "that F1 counts: set by_characters=true"
@@ -59,7 +74,6 @@ class CoQA(EvaluationTask):
             "story": record.text("story"),
             "is_last": record.value("is_last"),
         }
-        source = str(record.values.get("source") or "")
         return Item(prompt, answers[0], subject=source, identity=record.where, details=details)
 
     def may_show(self, example: Item, item: Item) -> bool:
@@ -76,27 +90,24 @@ class CoQA(EvaluationTask):
     def measure(self, item: Item, answers: Sequence[Written]) -> ItemScores:
         """See `EvaluationTask.measure`; the answer is the first line that is written."""
         text = answers[0].texts[0].strip().split("\n")[0]
-        text = spaced(text) if self.by_characters else text
-        given = self._compared(item)
+        given = item.details["answers"]
         if len(given) == 1:
-            return turn_scores(text, given)
-        return _mean([turn_scores(text, _others(given, number)) for number in range(len(given))])
+            return self._scores(text, given)
+        return _mean([self._scores(text, _others(given, n)) for n in range(len(given))])
 
     def people(self, item: Item) -> ItemScores:
         """See `EvaluationTask.people`: each answer among the others."""
-        given = self._compared(item)
+        given = item.details["answers"]
         if len(given) == 1:
             return {}
-        return _mean([turn_scores(one, _others(given, n)) for n, one in enumerate(given)])
+        return _mean([self._scores(one, _others(given, n)) for n, one in enumerate(given)])
 
     def stop_rule(self) -> str:
         """See `EvaluationTask.stop_rule`."""
         return f"{STOP!r}, the end token, or {self.max_tokens} tokens; its first line counts"
 
-    def _compared(self, item: Item) -> tuple[str, ...]:
-        """Answers of people as they are compared."""
-        answers = item.details["answers"]
-        return tuple(map(spaced, answers)) if self.by_characters else answers
+    def _scores(self, prediction: str, answers: Sequence[str]) -> ItemScores:
+        return (character_scores if self.by_characters else turn_scores)(prediction, answers)
 
 
 def turn_scores(prediction: str, answers: Sequence[str]) -> ItemScores:
@@ -124,7 +135,7 @@ def turns_of(story: Record) -> Iterator[Record]:
     for given in people:
         if len(given) != len(questions) or not questions:
             raise story.wrong("answers", len(given), f"one for each of {len(questions)} questions")
-    fields = {"source": story.values.get("source"), "story": story.text("story").strip()}
+    fields = {"source": story.values.get("source"), "story": story.text("story")}
     for number in range(len(questions)):
         turn = {
             "questions": questions[: number + 1],
@@ -153,3 +164,11 @@ def _others(answers: Sequence[str], number: int) -> Sequence[str]:
 
 def _mean(scores: Sequence[ItemScores]) -> ItemScores:
     return {name: float(np.mean([one[name] for one in scores])) for name in scores[0]}
+
+
+def _different(answers: Sequence[str]) -> tuple[str, ...]:
+    """Answers without those that an earlier one is, but for case."""
+    found: dict[str, str] = {}
+    for one in answers:
+        found.setdefault(one.lower(), one)
+    return tuple(found.values())

@@ -14,7 +14,7 @@ from lmjax.evaluation.tasks.choices import (
     letter_of,
 )
 from lmjax.evaluation.tasks.mmlu import subject_of
-from lmjax.evaluation.tasks.records import Record
+from lmjax.evaluation.tasks.records import Record, read_records
 from lmjax.evaluation.tasks.task import Item, Measure
 
 OPTION = re.compile(r"^\s*[(（]?([A-G])[)）.．、]\s*")  # the letter in front of an option
@@ -27,7 +27,8 @@ class Exam(ChoiceTask):
 
     C-Eval (id, question, A to D, answer), CMMLU (Question, A to D, Answer), AGIEval and its Gaokao
     (passage, question, options, label), and Gaokao-Bench (question with its options, answer) are
-    read as they are. Items with several right answers are left out, and counted.
+    read as they are. Items with several right answers, or with none to choose from, are left out;
+    the table of scores says how many.
     """
 
     language: Literal["zh", "en"] = "zh"  # of what stands before the answer
@@ -39,10 +40,13 @@ class Exam(ChoiceTask):
     def read_item(self, record: Record) -> Item | None:
         """See `EvaluationTask.read_item`."""
         question = record.text("question", "Question", "query").strip()
-        if record.has("passage") and isinstance(record.values["passage"], str):
-            question = f"{record.text('passage').strip()}\n{question}"
+        passage = record.values.get("passage")
+        if isinstance(passage, str) and passage.strip():
+            question = f"{passage.strip()}\n{question}"
+        if record.values.get("options", record.values.get("choices", "")) is None:
+            return None  # the answer is to be written
         options, letters = self._options(record)
-        answer = record.value("answer", "Answer", "label", "gold")
+        answer = record.value(*self._answers(record))
         if isinstance(answer, (list, tuple)):
             if len(answer) != 1:
                 return None
@@ -60,6 +64,15 @@ class Exam(ChoiceTask):
         subject = str(record.values.get("subject") or subject_of(record.file))
         prompt = f"{question}{lines}\n{before}"
         return Item(prompt, letters[gold], letters, gold, subject, record.where)
+
+    def left_out(self) -> int:
+        """See `EvaluationTask.left_out`."""
+        return sum(self.read_item(record) is None for record in read_records(self.path))
+
+    def _answers(self, record: Record) -> list[str]:
+        """Names that the answer may have, those that hold nothing last."""
+        names = ("answer", "Answer", "label", "gold")
+        return sorted(names, key=lambda name: record.values.get(name) is None)
 
     def _options(self, record: Record) -> tuple[list[str], tuple[str, ...]]:
         """Texts of the options, none where the question holds them, and their letters."""

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Sequence
 from typing import ClassVar
 
 from lmjax.config import config
+from lmjax.evaluation.answer_match import MARKER, last_number, numbers_match
 from lmjax.evaluation.requests import ModelRequest, Written, WrittenRequest
 from lmjax.evaluation.tasks.records import Record
 from lmjax.evaluation.tasks.task import EvaluationTask, Item, ItemScores, Measure
@@ -16,23 +16,6 @@ STOP = ("Question:", "</s>", "<|im_end|>")
 STRICT = re.compile(r"#### (-?[0-9.,]+)")
 # As the harness finds the last number: signs alone count too, so that "42..." is none.
 FLEXIBLE = re.compile(r"-?[$0-9.,]{2,}|-?[0-9]+")
-NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?|-?\.\d+")
-
-
-def last_number(text: str) -> str | None:
-    r"""The last number of a text in one spelling: of "$\boxed{1,042.00}$." it is 1042.
-
-    Figures of any script count; dots and commas that end a sentence do not.
-    """
-    found = NUMBER.findall(unicodedata.normalize("NFKC", text).replace("−", "-"))
-    if not found:
-        return None
-    number = found[-1].rstrip(",").replace(",", "")
-    if "." in number:
-        number = number.rstrip("0").rstrip(".")
-    sign, number = number.startswith("-"), number.lstrip("-").lstrip("0") or "0"
-    number = f"0{number}" if number.startswith(".") else number
-    return f"-{number}" if sign and number != "0" else number
 
 
 @config
@@ -44,7 +27,8 @@ class GSM8K(EvaluationTask):
 
     max_tokens: int = 256  # most tokens of a solution
 
-    # The first two are the harness's rules (strict-match and flexible-extract), the third is ours.
+    # The first two are the harness's rules (strict-match and flexible-extract), the third is ours:
+    # see `lmjax.evaluation.answer_match`.
     measures: ClassVar[tuple[Measure, ...]] = (
         Measure("exact_match"),
         Measure("flexible_match"),
@@ -55,7 +39,7 @@ class GSM8K(EvaluationTask):
     def read_item(self, record: Record) -> Item:
         """See `EvaluationTask.read_item`."""
         answer = record.text("answer")
-        if "####" not in answer:
+        if MARKER not in answer or last_number(answer) is None:
             raise record.wrong("answer", answer, "a solution whose number stands behind ####")
         return Item(f"Question: {record.text('question')}\nAnswer:", answer, identity=record.where)
 
@@ -69,12 +53,10 @@ class GSM8K(EvaluationTask):
         strict, flexible = STRICT.search(text), FLEXIBLE.findall(text)
         found = strict[1] if strict else None, flexible[-1] if flexible else None
         exact, loose = (value is not None and _spelt(value) == _spelt(gold) for value in found)
-        number = last_number(text)
-        right = number is not None and number == last_number(gold.rpartition("####")[2])
         return {
             "exact_match": float(exact),
             "flexible_match": float(loose),
-            "last_number": float(right),
+            "last_number": float(numbers_match(text, gold)),
         }
 
     def stop_rule(self) -> str:

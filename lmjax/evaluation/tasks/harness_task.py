@@ -25,12 +25,11 @@ from lmjax.evaluation.requests import (
 )
 from lmjax.evaluation.tasks.choices import ACCURACY, BY_BYTES, BY_CHARACTERS, LENGTHS
 from lmjax.evaluation.tasks.records import Record
-from lmjax.evaluation.tasks.rolling import WholeTexts, rates
+from lmjax.evaluation.tasks.rolling import RATES, check_words, rates
 from lmjax.evaluation.tasks.task import EvaluationTask, Item, ItemScores, Measure
 from lmjax.evaluation.tasks.written_texts import CORPUS, corpus_row
 
 OutputType = Literal["multiple_choice", "loglikelihood", "loglikelihood_rolling", "generate_until"]
-RATES = {one.name: one for one in WholeTexts.measures}
 EXACT = Measure("exact_match")
 # Measures of each kind of request by the harness's names.
 KNOWN: dict[str, dict[str, Measure]] = {
@@ -39,7 +38,7 @@ KNOWN: dict[str, dict[str, Measure]] = {
         "acc": ACCURACY,
         "perplexity": Measure("perplexity", False, "perplexity"),
     },
-    "loglikelihood_rolling": RATES,
+    "loglikelihood_rolling": {one.name: one for one in RATES},
     "generate_until": {"exact_match": EXACT, "bleu": CORPUS["bleu"], "chrf": CORPUS["chrf"]},
 }
 
@@ -82,8 +81,8 @@ class AnswerFilter:
 class HarnessTask(EvaluationTask):
     """A task of the harness without code of its own, over a file here.
 
-    `harness_task(yaml=...)` fills the fields from a YAML file; they have its names. Examples are
-    drawn by this project's rule, not by the harness's.
+    `harness_task(yaml=...)` fills the fields from a YAML file; they have its names. With
+    `drawing=harness` examples are the harness's; else they are drawn once for all questions.
     """
 
     output_type: OutputType = "generate_until"  # what the model is asked for
@@ -95,6 +94,8 @@ class HarnessTask(EvaluationTask):
     target_delimiter: str = " "  # between a question and its answer
     fewshot_delimiter: str = "\n\n"  # between examples
     sampler: Literal["default", "first_n"] = "default"  # examples are drawn, or the first ones
+    # one example more is drawn than is shown, as the harness does where a set has no test part
+    spare_example: bool = False
     metrics: tuple[str, ...] = ("acc",)  # measures, by the harness's names
     until: tuple[str, ...] = ("\n\n",)  # a written answer ends before the first of them
     max_gen_toks: int = 256  # most tokens of a written answer
@@ -137,6 +138,11 @@ class HarnessTask(EvaluationTask):
         return self.sampler == "default"
 
     @property
+    def draws_one_more(self) -> bool:
+        """Returns whether one example more is drawn than is shown."""
+        return self.spare_example
+
+    @property
     def separator(self) -> str:
         """Text between examples."""
         return self.fewshot_delimiter
@@ -162,6 +168,8 @@ class HarnessTask(EvaluationTask):
         """See `EvaluationTask.read_item`: the templates filled with the record's fields."""
         if self.output_type == "loglikelihood_rolling":
             text = str(self._value(record, "doc_to_target"))
+            if "word_perplexity" in self.metrics:
+                check_words(text, record.where, "leave it out of metrics")
             return Item(text, "", identity=record.where)
         details: dict[str, Any] = {"preamble": self._value(record, "preamble")}
         prompt, target = str(self._value(record, "doc_to_text")), self._target(record)

@@ -11,6 +11,7 @@ from typing import Any
 
 from lmjax.config import UserError, preset
 from lmjax.evaluation.tasks.harness_task import AnswerFilter, HarnessTask
+from lmjax.evaluation.tasks.task import Drawing
 
 # Fields that a run here has no use for: names, where the harness finds the data, its reports.
 UNUSED = {
@@ -42,6 +43,7 @@ def harness_task(
     shots: int | None = None,
     examples_path: str | None = None,
     limit: int | None = None,
+    drawing: Drawing = "once",
 ) -> HarnessTask:
     """A task of the harness over a file here, which has the fields of its data set.
 
@@ -49,7 +51,7 @@ def harness_task(
       yaml: the task's file.
       path: see `EvaluationTask`; `datasets.load_dataset(...)["test"].to_json(path)` writes one.
       shots: number of examples; None: as the file says, or 0.
-      examples_path, limit: see `EvaluationTask`.
+      examples_path, limit, drawing: see `EvaluationTask`.
 
     Raises:
       UserError: the file is no task, or needs code, or what is not known here.
@@ -72,6 +74,7 @@ def harness_task(
             shots=int(values.get("num_fewshot") or 0) if shots is None else shots,
             examples_path=examples_path,
             limit=limit,
+            drawing=drawing,
             output_type=kind,
             preamble=values.get("description") or "",
             doc_to_text=str(values["doc_to_text"]),
@@ -79,6 +82,7 @@ def harness_task(
             doc_to_choice=_choices(values.get("doc_to_choice")),
             target_delimiter=values.get("target_delimiter", " "),
             fewshot_delimiter=values.get("fewshot_delimiter", "\n\n"),
+            spare_example=_draws_one_more(values),
             **_sampler(values),
             **_metrics(values, kind),
             **_generation(values),
@@ -123,6 +127,12 @@ def _choices(value: Any) -> str | tuple[str, ...] | None:
     if isinstance(value, Mapping):
         value = list(value.values())
     return value if value is None or isinstance(value, str) else tuple(map(str, value))
+
+
+def _draws_one_more(values: Mapping[str, Any]) -> bool:
+    """Returns whether the harness looks for the question among its examples, whose split it is."""
+    split = (values.get("fewshot_config") or {}).get("split", values.get("fewshot_split"))
+    return split == values.get("test_split")
 
 
 def _sampler(values: Mapping[str, Any]) -> dict[str, Any]:

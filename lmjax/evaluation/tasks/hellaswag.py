@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import ClassVar
 
 from lmjax.config import UserError, config
 from lmjax.evaluation.tasks.choices import ChoiceTask
@@ -22,6 +23,8 @@ def cleaned(text: str) -> str:
 @config
 class HellaSwag(ChoiceTask):
     """HellaSwag: four endings of a scene, from JSON lines, or from text with six lines an item."""
+
+    draws_one_more: ClassVar[bool] = True
 
     def read_items(self, path: str) -> list[Item]:
         """See `EvaluationTask.read_items`."""

@@ -11,15 +11,17 @@ import csv
 import gzip
 import io
 import json
+import re
 import tarfile
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 from lmjax.config import UserError
 from lmjax.remote import local_copy
 
+FIELD = re.compile(r"\{(\w+)\}")  # of a template
 TEXT_FILES = (".jsonl", ".json", ".csv", ".tsv", ".txt")
 TFDS = "tfds:"  # before a name and a split of TensorFlow Datasets, as in tfds:ai2_arc/test
 CSV_FIELD = 10_000_000  # characters of the longest field
@@ -88,6 +90,10 @@ class Record:
         if not isinstance(value, Mapping):
             raise self.wrong(name, value, "an object")
         return Record(value, f"{self.where}, {name}", self.file)
+
+    def filled(self, template: str) -> str:
+        """A template with the texts of fields in place of their names, as in {question}."""
+        return FIELD.sub(lambda field: self.text(field[1]), template)
 
     def has(self, name: str) -> bool:
         """Returns whether there is a field of that name."""
@@ -233,7 +239,7 @@ def _line_records(file: TextFile) -> Iterator[Record]:
 def _table_records(file: TextFile) -> Iterator[Record]:
     csv.field_size_limit(CSV_FIELD)
     head = file.text.split("\n", 1)[0]
-    delimiter: ClassVar[str] = max("\t,;", key=head.count)
+    delimiter = max("\t,;", key=head.count)
     rows = csv.reader(io.StringIO(file.text, newline=""), delimiter=delimiter)
     names = next(rows, [])
     for row in rows:

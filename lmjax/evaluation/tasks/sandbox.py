@@ -12,8 +12,12 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import IO, NamedTuple
+
+from lmjax.config import UserError
 
 SECONDS = 3.0  # of a program, unless it is said
 CELL_SECONDS = 10.0  # of a cell and those before
@@ -21,6 +25,7 @@ MEMORY = 1 << 30  # bytes of address space
 FILE_SIZE = 1 << 20  # bytes of the largest file that it writes
 FILES = 32  # files that are open at once
 OUTPUT = 4000  # characters of what a cell prints that are kept
+KEPT = 1 << 16  # bytes of an output's beginning, and of its end, that are read into memory
 LIMITS = """\
 import os, resource, sys
 for name, most in {limits!r}:
@@ -97,28 +102,39 @@ class Outcome(NamedTuple):
     reason: str
 
 
-def run_program(program: str, seconds: float = SECONDS) -> Outcome:
+def run_program(program: str, seconds: float = SECONDS, allow_network: bool = False) -> Outcome:
     """Runs a Python program in an empty folder that is removed afterwards.
 
     It is stopped after `seconds`, has limits of memory, of files and their size, and no environment
-    of ours. Where the system allows it, it has no network and ends with all that it started (Linux,
+    of ours. It has no network. Where the system allows it, it ends with all that it started (Linux,
     user namespaces), and writes no file outside its folder (Linux 5.13, Landlock). It can read what
     we can. That keeps accidents of generated code away. It is no wall against an attacker: use a
     virtual machine for that.
+
+    Args:
+      program: Python.
+      seconds: that it may take.
+      allow_network: run it also where its network cannot be taken away.
+
+    Raises:
+      UserError: its network cannot be taken away.
     """
     token = secrets.token_hex(8).encode()  # which a program that leaves early does not say
-    ended = _run(PREPARE.format(token=token), program, seconds)
+    ended = _run(PREPARE.format(token=token), program, seconds, allow_network)
     if isinstance(ended, str):
         return Outcome(False, ended)
     code, said, errors = ended
-    if code == 0 and said.endswith(token):
+    if code == 0 and bytes(said).endswith(token):
         return Outcome(True, "")
-    lines = errors.decode("utf-8", "replace").strip().splitlines()
+    lines = bytes(errors).decode("utf-8", "replace").strip().splitlines()
     return Outcome(False, (lines[-1] if lines else f"exit code {code}")[:200])
 
 
 def run_cell(
-    cell: str, before: Sequence[str] = (), seconds: float = CELL_SECONDS
+    cell: str,
+    before: Sequence[str] = (),
+    seconds: float = CELL_SECONDS,
+    allow_network: bool = False,
 ) -> tuple[bool, str]:
     """Runs a cell of a notebook as `run_program` does, and returns whether it ended, and its words.
 
@@ -126,19 +142,35 @@ def run_cell(
       cell: Python; an expression at its end is shown.
       before: cells that came to their end, which are run again for what they define.
       seconds: for all of them.
+      allow_network: see `run_program`.
     """
-    ended = _run(CELLS, json.dumps([*before, cell]), seconds)
+    ended = _run(CELLS, json.dumps([*before, cell]), seconds, allow_network)
     if isinstance(ended, str):
         return False, ended
     code, said, errors = ended
-    text = (said or errors).decode("utf-8", "replace").strip()
+    shown = said if said.count else errors
+    text = bytes(shown).decode("utf-8", "replace").strip()
     if len(text) > OUTPUT:
-        text = f"{text[:OUTPUT]} ... ({len(text):,} characters)"
+        size = f"{shown.count:,} bytes" if shown.count > 2 * KEPT else f"{len(text):,} characters"
+        text = f"{text[:OUTPUT]} ... ({size})"
     return code == 0, text or ("" if code == 0 else f"exit code {code}")
 
 
-def _run(script: str, given: str, seconds: float) -> tuple[int, bytes, bytes] | str:
+def check_isolation(allow_network: bool) -> None:
+    """Raises UserError where the network of code cannot be taken away, and must be."""
+    if not (allow_network or isolation()):
+        raise UserError(
+            "code would be run with our network: this system takes it away from no program (that "
+            "needs Linux with user namespaces, and unshare of util-linux). Run it in a container "
+            "without a network; allow_network=true then runs it"
+        )
+
+
+def _run(
+    script: str, given: str, seconds: float, allow_network: bool
+) -> tuple[int, ProgramOutput, ProgramOutput] | str:
     """Exit code, output and errors of a script under limits, or the limit of time that it broke."""
+    check_isolation(allow_network)
     limits = (
         ("RLIMIT_CPU", max(1, round(seconds) + 1)),
         ("RLIMIT_AS", MEMORY),
@@ -160,12 +192,59 @@ def _run(script: str, given: str, seconds: float) -> tuple[int, bytes, bytes] | 
             start_new_session=True,
         )
         try:
-            said, errors = process.communicate(given.encode("utf-8", "replace"), timeout=seconds)
+            said, errors = _communicate(process, given.encode("utf-8", "replace"), seconds)
         except subprocess.TimeoutExpired:
             return f"more than {seconds:g} seconds"
         finally:
             _kill_group(process)
     return process.returncode, said, errors
+
+
+class ProgramOutput:
+    """Beginning and end of what a program writes, however long it is.
+
+    Attributes:
+      count: bytes of all.
+    """
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        """Reads in a thread of its own until the stream ends."""
+        self.count, self._head, self._tail, self._stream = 0, b"", b"", stream
+        self._thread = threading.Thread(target=self._read, daemon=True)
+        self._thread.start()
+
+    def wait(self, seconds: float) -> None:
+        """Waits for the end: a process that the program has left behind may hold the stream."""
+        self._thread.join(max(0.0, seconds))
+
+    def __bytes__(self) -> bytes:
+        return self._head + self._tail
+
+    def _read(self) -> None:
+        with self._stream:
+            while data := self._stream.read1(KEPT):
+                self.count += len(data)
+                room = KEPT - len(self._head)
+                self._head += data[:room]
+                self._tail = (self._tail + data[room:])[-KEPT:]
+
+
+def _communicate(
+    process: subprocess.Popen, given: bytes, seconds: float
+) -> tuple[ProgramOutput, ProgramOutput]:
+    """Output and errors of a process. subprocess.TimeoutExpired: it has not ended in time."""
+    until = time.monotonic() + seconds
+    found = ProgramOutput(process.stdout), ProgramOutput(process.stderr)
+
+    def give() -> None:
+        with contextlib.suppress(OSError), process.stdin:  # it may end before it has read all
+            process.stdin.write(given)
+
+    threading.Thread(target=give, daemon=True).start()
+    process.wait(seconds)
+    for one in found:
+        one.wait(until - time.monotonic())
+    return found
 
 
 def _kill_group(process: subprocess.Popen) -> None:

@@ -3,33 +3,51 @@
 from __future__ import annotations
 
 import json
-import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from typing import ClassVar, Literal
 
 from lmjax.config import UserError, config
+from lmjax.data.cleaning.units import has_spaceless
+from lmjax.evaluation.answer_match import text_f1, texts_match
 from lmjax.evaluation.requests import ModelRequest, Written, WrittenRequest
 from lmjax.evaluation.span_measures import answer_f1, exact_match
 from lmjax.evaluation.tasks.records import TFDS, Record, read_files
 from lmjax.evaluation.tasks.task import EvaluationTask, Item, ItemScores, Measure
 
+# As the harness asks for SQuAD 2.0.
+TEMPLATE = "Title: {title}\n\nBackground: {context}\n\nQuestion: {question}\n\nAnswer:"
+NO_ANSWER = "unanswerable"
+
 
 @config
 class SQuAD(EvaluationTask):
-    """SQuAD's JSON files: exact match and F1 of a written answer."""
+    """SQuAD's JSON files: exact match and F1 of a written answer.
+
+    EleutherAI's harness scores an answer that says there is none as any other text:
+    unanswerable="" does so too.
+    """
 
     version: Literal["1.1", "2.0"] = "1.1"  # whose rule counts where an answer has no word
     # characters of languages without spaces are words of their own, and punctuation of any script
-    # is left out
+    # is left out; see `lmjax.evaluation.answer_match`
     by_characters: bool = False
-    max_tokens: int = 48  # most tokens of an answer
+    template: str = TEMPLATE  # what the model reads, with fields of a question
+    unanswerable: str = NO_ANSWER  # answer that says that there is none; empty: none does
+    max_tokens: int = 256  # most tokens of an answer
 
     measures: ClassVar[tuple[Measure, ...]] = (Measure("exact_match"), Measure("f1"))
     generates: ClassVar[bool] = True
+    draws_one_more: ClassVar[bool] = True
+
+    def validate(self) -> None:
+        """Raises UserError for a template without the question."""
+        super().validate()
+        if "{question}" not in self.template:
+            raise UserError(f"template={self.template!r}: it has no {{question}}")
 
     def read_items(self, path: str) -> list[Item]:
         """See `EvaluationTask.read_items`."""
-        if path.startswith(TFDS):  # a question a record
+        if path.startswith(TFDS) or ".jsonl" in path.rpartition("/")[2]:  # a question a record
             return super().read_items(path)
         items = [item for file in read_files(path) for item in self._questions(file)]
         if not items:
@@ -57,16 +75,13 @@ class SQuAD(EvaluationTask):
         answers = tuple(str(one["text"]) for one in given)
         if not answers and self.version == "1.1":
             raise UserError(f"{record.where} has no answer, which version=2.0 allows")
-        if not self.by_characters and any(map(needs_characters, answers)):
+        if not self.by_characters and any(map(has_spaceless, answers)):
             raise UserError(
                 f"{record.where}: the answer {answers[0][:30]!r} has no spaces between the words "
                 "that F1 counts: set by_characters=true"
             )
-        prompt = (
-            f"Title: {record.text('title')}\n\nBackground: {record.text('context')}\n\n"
-            f"Question: {record.text('question')}\n\nAnswer:"
-        )
-        shown = answers[0] if answers else "unanswerable"
+        prompt = record.filled(self.template)
+        shown = answers[0] if answers else self.unanswerable or NO_ANSWER
         return Item(prompt, shown, identity=record.where, details={"answers": answers})
 
     def requests(self, item: Item, context: str) -> tuple[ModelRequest, ...]:
@@ -76,10 +91,10 @@ class SQuAD(EvaluationTask):
     def measure(self, item: Item, answers: Sequence[Written]) -> ItemScores:
         """See `EvaluationTask.measure`."""
         text, wanted = answers[0].texts[0].strip(), item.details["answers"]
-        if text.lower() == "unanswerable":
+        if self.unanswerable and text.lower() == self.unanswerable.lower():
             text = ""
         if self.by_characters:
-            text, wanted = spaced(text), tuple(map(spaced, wanted))
+            return character_scores(text, wanted or ("",))
         return {
             "exact_match": exact_match(text, wanted, self.version),
             "f1": answer_f1(text, wanted, self.version),
@@ -90,22 +105,9 @@ class SQuAD(EvaluationTask):
         return f"a newline, the end token, or {self.max_tokens} tokens"
 
 
-def spaced(text: str) -> str:
-    """The text with spaces round characters that are words, and without punctuation."""
-    kept = []
-    for letter in text:
-        if unicodedata.category(letter).startswith("P"):
-            continue
-        kept.append(f" {letter} " if _is_word(letter) else letter)
-    return " ".join("".join(kept).split())
-
-
-def needs_characters(text: str) -> bool:
-    """Returns whether a text has words that no spaces part."""
-    return any(map(_is_word, text))
-
-
-def _is_word(letter: str) -> bool:
-    """Returns whether a character is of a script that puts no spaces between words."""
-    name = unicodedata.name(letter, "")
-    return name.startswith(("CJK ", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR"))
+def character_scores(prediction: str, answers: Sequence[str]) -> ItemScores:
+    """Exact match and F1 whose words are characters in languages without spaces."""
+    return {
+        "exact_match": float(texts_match(prediction, answers)),
+        "f1": text_f1(prediction, answers),
+    }

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import functools
 import random
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 
 from lmjax.config import UserError, config, to_json
 from lmjax.evaluation.requests import ModelAnswer, ModelRequest
+from lmjax.evaluation.tasks.harness_examples import SEED, harness_examples
 from lmjax.evaluation.tasks.records import Record, read_records
 from lmjax.remote import check_path
 
 Kind = Literal["mean", "perplexity", "rate", "corpus"]
+Drawing = Literal["once", "harness"]
 
 
 class Measure(NamedTuple):
@@ -94,8 +96,11 @@ class EvaluationTask(abc.ABC):
     examples_path: str | None = None  # what examples are drawn from; none: other items of `path`
     shots: int = 0  # examples in front of each question
     fit: bool = False  # fewer of them where not all fit into the model's context
-    limit: int | None = None  # only so many items, the first ones; none: all
-    seed: int = 0  # of the drawing of the examples
+    limit: int | None = None  # only so many items of each subject, the first ones; none: all
+    # how examples are drawn: the same for all questions, which are answered faster so; or for each
+    # question others, as EleutherAI's harness does, with its prompts
+    drawing: Drawing = "once"
+    seed: int = 0  # of the drawing of the examples; 0: for the harness its usual one, 1234
     title: str = ""  # name in tables; empty: that of the class
 
     def validate(self) -> None:
@@ -121,6 +126,8 @@ class EvaluationTask(abc.ABC):
     separator: ClassVar[str] = "\n\n"  # between examples
     delimiter: ClassVar[str] = " "  # between a question and its answer
     draws: ClassVar[bool] = True  # examples are drawn; else they are the first ones
+    # EleutherAI's harness draws one example more than it shows where a set has no test part
+    draws_one_more: ClassVar[bool] = False
     generates: ClassVar[bool] = False  # the model writes its answers
 
     @abc.abstractmethod
@@ -142,6 +149,10 @@ class EvaluationTask(abc.ABC):
             raise UserError(f"{self.name}: there is no item in {path}")
         return items
 
+    def left_out(self) -> int:
+        """Number of the records of `path` that are no items of the task."""
+        return 0
+
     def questions(self, fits: Fits | None = None) -> list[Question]:
         """The items with their prompts: the same whenever they are made.
 
@@ -155,21 +166,14 @@ class EvaluationTask(abc.ABC):
         pool = items
         if self.shots and self.examples_path is not None:
             pool = self.read_items(self.examples_path)
-        by_subject: dict[str, list[Item]] = {}
-        for one in pool:
-            by_subject.setdefault(one.subject, []).append(one)
-        drawn = (
-            {subject: self._drawn(found, subject) for subject, found in by_subject.items()}
-            if self.shots
-            else {}
-        )
+        examples_of = self._sampler(pool)
         counts: dict[str, int] = {}
         questions: list[Question] = []
         for item in items:
             counts[item.subject] = counts.get(item.subject, 0) + 1
             if self.limit is not None and counts[item.subject] > self.limit:
                 continue
-            examples = self._examples(item, drawn.get(item.subject, []))
+            examples = examples_of(item)
             if self.fit and fits is not None:
                 # Most questions have room for as many as the one before.
                 begin = questions[-1].shots if questions else len(examples)
@@ -192,6 +196,28 @@ class EvaluationTask(abc.ABC):
             number -= 1
         return number
 
+    def _sampler(self, pool: Sequence[Item]) -> Callable[[Item], list[Item]]:
+        """A function that gives the examples of one item after another, in their order."""
+        by_subject: dict[str, list[Item]] = {}
+        for one in pool:
+            by_subject.setdefault(one.subject, []).append(one)
+        if not self.shots:
+            return lambda item: []
+        if self.drawing == "once":
+            drawn = {subject: self._drawn(found, subject) for subject, found in by_subject.items()}
+            return lambda item: self._examples(item, drawn.get(item.subject, []))
+        # A subject is a task of the harness.
+        streams = {subject: random.Random(self.seed or SEED) for subject in by_subject}
+        is_own = self.draws_one_more or self.examples_path in (None, self.path)
+
+        def draw(item: Item) -> list[Item]:
+            stream = streams.get(item.subject) if self.draws else None
+            is_question = functools.partial(_is_same, item) if is_own else None
+            found = by_subject.get(item.subject, [])
+            return self._enough(item, harness_examples(found, self.shots, stream, is_question))
+
+        return draw
+
     def _drawn(self, pool: Sequence[Item], subject: str) -> list[Item]:
         """Examples of a subject in the order of use, with spare ones behind them."""
         if not self.draws:
@@ -202,11 +228,13 @@ class EvaluationTask(abc.ABC):
 
     def _examples(self, item: Item, drawn: Sequence[Item]) -> list[Item]:
         """Examples of an item, which is none of them, whatever file it comes from."""
-        if not self.shots:
-            return []
         others = [one for one in drawn[: self.shots + 8] if self.may_show(one, item)]
         if len(others) < self.shots:
             others = [one for one in drawn if self.may_show(one, item)]
+        return self._enough(item, others)[: self.shots]
+
+    def _enough(self, item: Item, others: list[Item]) -> list[Item]:
+        """The examples of an item. UserError: they are fewer than wanted."""
         if len(others) < self.shots:
             source = self.examples_path or self.path
             whose = f" of {item.subject}" if item.subject else ""
@@ -214,7 +242,7 @@ class EvaluationTask(abc.ABC):
                 f"{self.name}: shots={self.shots}, but {source} has {len(others)} examples{whose} "
                 "besides the question itself"
             )
-        return others[: self.shots]
+        return others
 
     def may_show(self, example: Item, item: Item) -> bool:
         """Returns whether an item may be an example in front of another, which it tells nothing."""
@@ -250,6 +278,6 @@ class EvaluationTask(abc.ABC):
         return to_json(self)
 
 
-def short_path(path: str) -> str:
-    """Last part of a path, for messages."""
-    return Path(path).name
+def _is_same(one: Item, other: Item) -> bool:
+    """Returns whether two items are the same but for where they stand."""
+    return dataclasses.replace(one, identity=other.identity) == other

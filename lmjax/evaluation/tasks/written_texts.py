@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from lmjax.config import UserError, config
-from lmjax.data.cleaning.units import split_sentences
+from lmjax.data.cleaning.units import has_spaceless, split_sentences
 from lmjax.evaluation.bleu import bleu_counts, bleu_of, corpus_bleu
 from lmjax.evaluation.bleu_tokens import BleuTokenizer
 from lmjax.evaluation.chrf import chrf_counts, chrf_of
@@ -16,7 +16,7 @@ from lmjax.evaluation.requests import ModelRequest, Written, WrittenRequest
 from lmjax.evaluation.rouge import KINDS, RougeTokenizer, rouge
 from lmjax.evaluation.span_measures import answer_f1, exact_match
 from lmjax.evaluation.tasks.records import Record
-from lmjax.evaluation.tasks.squad import needs_characters, spaced
+from lmjax.evaluation.tasks.squad import character_scores
 from lmjax.evaluation.tasks.task import EvaluationTask, Item, ItemScores, Measure
 
 WORDS = 2  # longest n-grams of words in chrF++
@@ -94,7 +94,7 @@ class WrittenTexts(EvaluationTask):
                 rouge("", given, KINDS[:1], self.rouge_tokenizer)
         if {"exact_match", "f1"} & {*self.compared_by} and not self.by_characters:
             for item, given in zip(items, wanted, strict=True):
-                if any(map(needs_characters, given)):
+                if any(map(has_spaceless, given)):
                     raise UserError(
                         f"{item.identity}: {given[0][:30]!r} has no spaces between the words that "
                         "F1 counts: set by_characters=true"
@@ -124,7 +124,7 @@ class WrittenTexts(EvaluationTask):
         if name in scores:
             return scores[name].f1
         if self.by_characters:
-            text, wanted = spaced(text), tuple(map(spaced, wanted))
+            return character_scores(text, wanted)[name]
         return (exact_match if name == "exact_match" else answer_f1)(text, wanted)
 
     def stop_rule(self) -> str:

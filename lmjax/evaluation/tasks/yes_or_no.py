@@ -15,6 +15,8 @@ from lmjax.evaluation.tasks.task import Item, Measure
 class PIQA(ChoiceTask):
     """PIQA: two ways to do something (Bisk et al. 2019, arXiv:1911.11641); lines with a label."""
 
+    draws_one_more: ClassVar[bool] = True
+
     def read_item(self, record: Record) -> Item:
         """See `EvaluationTask.read_item`."""
         choices = record.text("sol1"), record.text("sol2")
@@ -31,6 +33,7 @@ class WinoGrande(ChoiceTask):
     """
 
     measures: ClassVar[tuple[Measure, ...]] = (ACCURACY,)
+    draws_one_more: ClassVar[bool] = True
 
     def read_item(self, record: Record) -> Item:
         """See `EvaluationTask.read_item`."""
@@ -64,6 +67,7 @@ class BoolQ(ChoiceTask):
     """BoolQ: questions about a passage, answered with yes or no (Clark et al. 2019)."""
 
     measures: ClassVar[tuple[Measure, ...]] = (ACCURACY,)
+    draws_one_more: ClassVar[bool] = True
 
     def read_item(self, record: Record) -> Item:
         """See `EvaluationTask.read_item`: the authors' lines, or those of SuperGLUE."""

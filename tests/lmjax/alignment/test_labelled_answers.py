@@ -1,19 +1,21 @@
 """KTO on answers with labels: against a loop over single texts, on any mesh and accumulation."""
 
+import dataclasses
 import functools
 import json
 import math
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
+from flax import nnx, traverse_util
 from hypothesis import given
 from hypothesis import strategies as st
 
 from lmjax.alignment import KTO, LabelledAnswers, log_probabilities
 from lmjax.alignment.labelled_answers import count_labels, wanted_of, with_other_answers
-from lmjax.config import UserError
+from lmjax.config import UserError, replace
 from lmjax.data import build_stores
 from lmjax.data.chat.comparisons import Comparisons
 from lmjax.data.spans import KINDS, RowSpans
@@ -21,6 +23,7 @@ from lmjax.data.tokenizers import ByteTokenizer
 from lmjax.models import (
     AttentionConfig,
     FeedForwardConfig,
+    LoRA,
     TransformerConfig,
     abstract,
     plain_batch,
@@ -31,6 +34,7 @@ from lmjax.parallel import Mesh, training_layout
 from lmjax.training.learner import Learner
 from lmjax.training.optimizers import AdamW
 from lmjax.training.placement import to_devices
+from lmjax.training.trainable import Adapters, LastBlocks
 
 MODEL = TransformerConfig(
     vocab_size=97,
@@ -86,11 +90,11 @@ def example():
     )
 
 
-def learner_of(**settings):
-    graph, _ = abstract(MODEL, training_layout())
+def learner_of(model=MODEL, **settings):
+    graph, _ = abstract(model, training_layout())
     rate = lambda step: 1e-2  # noqa: E731
     frozen = {"reference": graph}
-    return Learner(MODEL, OBJECTIVE, AdamW(), rate, training_layout(), frozen=frozen, **settings)
+    return Learner(model, OBJECTIVE, AdamW(), rate, training_layout(), frozen=frozen, **settings)
 
 
 @functools.cache
@@ -149,14 +153,9 @@ def test_it_is_the_loss_of_a_loop_over_single_texts(one_device):
     assert float(loss) == pytest.approx(total, rel=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("shape", "microbatch"),
-    [(ONE, 2), ((("data", 2), ("fsdp", 2), ("tensor", 2)), None), ((("fsdp", 2),), 4)],
-    ids=["accumulated", "mesh", "both"],
-)
-def test_any_mesh_and_accumulation_gives_the_gradients_of_one_device(shape, microbatch):
+def test_any_mesh_and_accumulation_gives_the_gradients_of_one_device():
     """To 1e-6 of the largest gradient; the divergence is that of the whole batch in all of them."""
-    one, other = gradients(ONE), gradients(shape, microbatch)
+    one, other = gradients(ONE), gradients((("data", 2), ("fsdp", 2), ("tensor", 2)), 4)
     assert one[1] == other[1]
     assert float(other[0]) == pytest.approx(float(one[0]), rel=1e-6)
     # A small difference of sums of log-probabilities, which are about -20.
@@ -164,6 +163,53 @@ def test_any_mesh_and_accumulation_gives_the_gradients_of_one_device(shape, micr
     scale = max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(one[3]))
     for a, b in zip(jax.tree.leaves(one[3]), jax.tree.leaves(other[3]), strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-6 * scale)
+
+
+@pytest.mark.parametrize(
+    "trainable",
+    [
+        pytest.param(Adapters(), id="lora"),
+        pytest.param(LastBlocks(count=1), id="last", marks=pytest.mark.slow),
+    ],
+)
+def test_what_a_reference_shares_is_held_once(one_device, trainable):
+    """The gradients of a reference with parameters of its own, to the rounding of two programs.
+
+    What is not trained is one array of policy and reference, before a step and after it.
+    """
+    lora = LoRA(rank=2, layers=("*",)) if isinstance(trainable, Adapters) else None
+    settings = {"trainable": trainable.trains, "last_blocks": trainable.last_blocks}
+    settings["microbatch"] = 4 if lora else None
+    apart, shared = (
+        learner_of(replace(MODEL, lora=lora), begun=begun, **settings)
+        for begun in (frozenset(), frozenset({"reference"}))
+    )
+    placed, state = to_devices(example(), shared.layout, 97), shared.init(seed=0)
+    begin = state.params
+    start = jax.tree.map(jnp.copy, shared.trained_part(begin))
+    moved = jax.tree.map(lambda leaf: leaf + 0.05, start)
+    state = dataclasses.replace(state, params=shared.as_begun(moved, begin))
+    (one, sums), (other, expected) = (
+        jax.jit(learner.gradients)(state, placed, state.key, {"reference": reference})
+        for learner, reference in ((shared, start), (apart, begin))
+    )
+    assert abs(float(expected.extra["reward"])) > 1e-3
+    assert float(sums.loss) == pytest.approx(float(expected.loss), rel=1e-6)
+    scale = max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(other))
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-6 * scale)
+
+    def alone(params):
+        """Addresses of the parameters of which nothing is trained."""
+        flat = traverse_util.flatten_dict(params, sep=".")
+        parts = traverse_util.flatten_dict(start, sep=".")
+        return {n: a.unsafe_buffer_pointer() for n, a in flat.items() if n not in parts}
+
+    state = shared.init(seed=0, params=begin)
+    before = alone(state.params)
+    state, _ = shared.compiled_step(state, placed, {"reference": start})
+    assert alone(state.params) == alone(shared.as_begun(start, state.params)) == before
+    assert "embedding.table" in before
 
 
 SHAPES = st.lists(st.tuples(st.integers(1, 6), st.integers(0, 5)), min_size=4, max_size=4)
@@ -230,3 +276,10 @@ def test_stores_of_answers(tmp_path):
         OBJECTIVE.check_stores({"ties": stores["ties"]})
     with pytest.raises(UserError, match="answers=0: must be at least 1"):
         LabelledAnswers(answers=0)
+
+
+def test_one_row_has_no_answer_of_another():
+    """Its own would be compared, and the divergence be that of matched pairs."""
+    batch, targets = example().inputs[0], example().targets.answers[0]
+    with pytest.raises(UserError, match="a batch of one row has none: give at least 2 rows"):
+        with_other_answers(*jax.tree.map(lambda a: a[:1], (batch, targets)))

@@ -8,13 +8,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from lmjax.alignment import (
-    answer_mask,
-    log_probabilities,
-    log_probabilities_and_entropy,
-    sum_rows,
-    sum_segments,
-)
+from lmjax.alignment import log_probabilities, log_probabilities_and_entropy, sum_segments
+from lmjax.alignment.rollouts import RolloutRows, inputs_of
 from lmjax.config import UserError, replace
 from lmjax.models import AttentionConfig, FeedForwardConfig, TransformerConfig
 from lmjax.models.batch import Batch
@@ -47,6 +42,12 @@ def texts(seed, pad=0):
     tokens = np.random.default_rng(seed).integers(0, 97, (ROWS, LENGTH + 1)).astype(np.int32)
     ends = (PROMPTS + ANSWERS)[:, None]
     return np.where(np.arange(LENGTH + 1) < ends, tokens, np.int32(pad))
+
+
+def answers_of(tokens):
+    """Marks the positions whose next token is one of the answer, as rollouts do."""
+    lengths = PROMPTS.astype(np.int32), ANSWERS.astype(np.int32)
+    return inputs_of(RolloutRows(tokens[:, :-1], *lengths))[1].weights > 0
 
 
 def batch_of(tokens, segments=None, positions=None):
@@ -92,13 +93,13 @@ def test_against_all_logits(one_device, temperature, softcap):
 def test_rows_are_those_without_padding(one_device):
     """Whatever the lengths of prompts and answers, and whatever id the padding has."""
     model = model_of()
-    mask = answer_mask(jnp.asarray(PROMPTS), jnp.asarray(ANSWERS), LENGTH)
+    mask = answers_of(texts(1))
     assert mask.sum() == ANSWERS.sum()
     found = []
     for pad in (0, 96):
         tokens = texts(1, pad)
         log_probs, *_ = scored(model, batch_of(tokens[:, :-1]), jnp.asarray(tokens[:, 1:]))
-        found.append(sum_rows(log_probs, mask))
+        found.append(np.sum(np.asarray(log_probs), axis=1, where=mask))
     np.testing.assert_array_equal(*found)
     for row in range(ROWS):
         end = PROMPTS[row] + ANSWERS[row]
@@ -148,6 +149,7 @@ def test_temperatures_that_are_none(one_device, temperature):
 def test_any_mesh_gives_the_numbers_of_one_device():
     """Rows over fsdp, tokens over context and the vocabulary over tensor."""
     found, tokens = [], texts(4)
+    segments = np.ones((ROWS, LENGTH), np.int32), answers_of(tokens)
     for mesh in (Mesh(fsdp=1), Mesh(fsdp=2, context=2, tensor=2)):
         count = mesh.fsdp * mesh.context * mesh.tensor
         with jax.set_mesh(mesh.build(jax.devices()[:count])):
@@ -156,11 +158,7 @@ def test_any_mesh_gives_the_numbers_of_one_device():
             spread = lambda a, layout=layout: layout.reshard(jnp.asarray(a), "batch", "seq")  # noqa: E731
             batch = jax.tree.map(spread, batch_of(tokens[:, :-1]))
             log_probs, entropy, *_ = scored(model, batch, spread(tokens[:, 1:]))
-            mask = answer_mask(
-                layout.reshard(jnp.asarray(PROMPTS), "batch"),
-                layout.reshard(jnp.asarray(ANSWERS), "batch"),
-                LENGTH,
-            )
-            found.append(jax.device_get((sum_rows(log_probs, mask), entropy)))
+            ones, mask = (layout.reshard(jnp.asarray(a), "batch", "seq") for a in segments)
+            found.append(jax.device_get((sum_segments(log_probs, mask, ones, count=1), entropy)))
     for one, other in zip(*found):
         np.testing.assert_allclose(one, other, rtol=2e-5)

@@ -59,8 +59,13 @@ def gradients(preference, example, mesh):
         return jax.device_get((found, sums, weight))
 
 
-@pytest.mark.parametrize("preference", [DPO(), SimPO()], ids=["DPO", "SimPO"])
-@pytest.mark.parametrize("devices", [1, 2])
+@pytest.mark.parametrize(
+    ("preference", "devices"),
+    [
+        pytest.param(DPO(), 2, id="DPO"),
+        pytest.param(SimPO(), 1, id="SimPO", marks=pytest.mark.slow),
+    ],
+)
 def test_packed_pairs_have_the_loss_and_gradients_of_one_a_row(preference, devices):
     """Sums over a text in another order, of float32 around 1 and 40."""
     example = pairs()

@@ -70,7 +70,9 @@ def token_loss(objective, new, old, reference, advantage):
     loss = max(-ratio * advantage, -bounded * advantage)
     if objective.dual_clip is not None and advantage < 0:
         loss = min(loss, -objective.dual_clip * advantage)
-    return loss + objective.kl * (np.exp(reference - new) - 1 - (reference - new))
+    lead = new - reference
+    divergence = {"k2": lead**2 / 2, "k3": np.exp(-lead) - 1 + lead}
+    return loss + objective.kl * divergence[objective.kl_estimator]
 
 
 def loop(objective, log_probs, old, reference, entropies, advantages, mask):
@@ -99,6 +101,7 @@ def test_the_loss_is_that_of_the_loop(name, seed, dual):
         clip_high=0.28,
         dual_clip=1.5 if dual else None,
         kl=0.1,
+        kl_estimator="k2" if dual else "k3",
         entropy=0.01,
     )
     given = batch(seed)
@@ -171,12 +174,14 @@ def test_equal_policies_have_ratio_1_and_no_divergence():
     np.testing.assert_allclose(gradient, np.where(mask, -advantages, 0), rtol=1e-6)
 
 
-def test_the_divergence_in_the_loss_pushes_towards_the_reference():
+@pytest.mark.parametrize("estimator", ["k2", "k3"])
+def test_the_divergence_in_the_loss_pushes_towards_the_reference(estimator):
     new, _, reference, _, _, mask = map(jnp.asarray, batch(0))
     zeros = jnp.zeros_like(new)
 
     def loss(new):
-        return sums_of(ClippedPolicy(kl=1.0), new, new, reference, zeros, zeros, mask).loss
+        objective = ClippedPolicy(kl=1.0, kl_estimator=estimator)
+        return sums_of(objective, new, new, reference, zeros, zeros, mask).loss
 
     gradient = np.asarray(jax.grad(loss)(new))
     apart = np.asarray(mask) & (np.asarray(new) != np.asarray(reference))

@@ -10,14 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmjax.alignment import (
-    LARGE_MARGINS,
-    SMALL_MARGINS,
-    grade_margins,
-    pair_loss,
-    ranking_loss,
-)
+from lmjax.alignment import ranking_loss
 from lmjax.config import UserError
+from lmjax.data.chat.comparisons import LARGE_MARGINS, SMALL_MARGINS
 
 PROMPTS, ANSWERS = 3, 5
 rank = jax.jit(ranking_loss, static_argnames="centring")
@@ -80,8 +75,7 @@ def test_every_answer_has_several_pairs_in_one_element():
     ranks = jnp.asarray([[1, 3, 0, 2]])
     order = [2, 0, 3, 1]
     pairs = list(itertools.combinations(order, 2))
-    chosen, rejected = (scores[0, jnp.asarray(side)] for side in zip(*pairs))
-    apart = pair_loss(chosen, rejected)
+    apart = ranking_loss(scores[0, jnp.asarray(pairs)], in_order(6))
     assert len(pairs) == 6 == apart.weight
     np.testing.assert_allclose(ranking_loss(scores, ranks).loss, apart.loss / 6, rtol=1e-6)
 
@@ -91,40 +85,41 @@ def test_a_prompt_without_pairs_has_no_weight():
     assert tied.loss == 0 and tied.weight == 0 and tied.extra["accuracy"] == 0
 
 
+def in_order(pairs):
+    """Ranks of pairs whose first answer is the better one."""
+    return jnp.tile(jnp.arange(2), (pairs, 1))
+
+
 def test_plain_pairs_with_margins_by_grade():
-    chosen, rejected = jnp.asarray([1.0, 0.5, 2.0, 0.0]), jnp.asarray([0.0, 1.0, 1.0, 0.0])
+    """LLaMA 2's two sets of margins, of the clearest grade first."""
+    scores = jnp.asarray([[1.0, 0.0], [0.5, 1.0], [2.0, 1.0], [0.0, 0.0]])
     for table in (SMALL_MARGINS, LARGE_MARGINS):
-        margins = grade_margins(jnp.arange(4), table)
-        np.testing.assert_array_equal(margins, np.float32(table))
-        found = pair_loss(chosen, rejected, margins=margins)
-        expected = sum(np.log1p(np.exp(m - (c - r))) for c, r, m in zip(chosen, rejected, table))
+        margins = jnp.broadcast_to(jnp.asarray(table)[:, None, None], (4, 2, 2))
+        found = ranking_loss(scores, in_order(4), margins=margins)
+        expected = sum(np.log1p(np.exp(m - (c - r))) for (c, r), m in zip(scores, table))
         np.testing.assert_allclose(found.loss, expected, rtol=1e-6)
     assert found.weight == 4
-    real = jnp.asarray([True, True, False, False])
-    assert pair_loss(chosen, rejected, real).weight == 2
-    np.testing.assert_allclose(pair_loss(chosen[3:], rejected[3:]).loss, np.log(2), rtol=1e-7)
+    real = jnp.asarray([True, True, False, False])[:, None] & jnp.ones(2, bool)
+    assert ranking_loss(scores, in_order(4), real).weight == 2
+    alone = ranking_loss(scores[3:], in_order(1)).loss
+    np.testing.assert_allclose(alone, np.log(2), rtol=1e-7)
 
 
 MISTAKES = {
-    "margins [pairs, 1]": lambda a: {"margins": a[:, None]},
-    "margins of one": lambda a: {"margins": a[:1]},
-    "real [pairs, 1]": lambda a: {"real": jnp.ones((3, 1), bool)},
-    "rejected [pairs, 1]": lambda a: {"rejected": a[:, None]},
+    "margins": [(3,), (3, 1, 1), (1, 2, 2), (3, 2, 1)],
+    "real": [(3, 1), (1, 2)],
+    "ranks": [(3, 1), (1, 2)],
 }
 
 
-@pytest.mark.parametrize("mistake", MISTAKES)
-def test_no_shape_is_broadcast(mistake):
+@pytest.mark.parametrize(
+    ("name", "shape"), [(name, shape) for name, shapes in MISTAKES.items() for shape in shapes]
+)
+def test_no_shape_is_broadcast(name, shape):
     """With the shapes checked as in tests, and without as in use."""
-    scores = jnp.arange(3.0)
-    given = {"chosen": scores, "rejected": scores} | MISTAKES[mistake](scores)
+    kind = {"margins": jnp.float32, "real": bool, "ranks": jnp.int32}[name]
+    given = {"scores": jnp.zeros((3, 2)), "ranks": in_order(3)} | {name: jnp.ones(shape, kind)}
     with pytest.raises(jaxtyping.TypeCheckError):
-        pair_loss(**given)
-    with pytest.raises(UserError, match=r"has the shape .*; it must be \(3,\)"):
-        pair_loss.__wrapped__(**given)
-
-
-def test_margins_of_rankings_are_by_pair():
-    scores, ranks = jnp.zeros((3, 3)), jnp.zeros((3, 3), jnp.int32)
-    with pytest.raises(UserError, match=r"margins has the shape \(3,\); it must be \(3, 3, 3\)"):
-        ranking_loss.__wrapped__(scores, ranks, margins=jnp.zeros(3))
+        ranking_loss(**given)
+    with pytest.raises(UserError, match=rf"{name} has the shape .*; it must be \(3, 2"):
+        ranking_loss.__wrapped__(**given)

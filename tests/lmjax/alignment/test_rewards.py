@@ -1,4 +1,4 @@
-"""Estimators of the divergence by enumeration, rewards of tokens, and LLaMA 2's gate."""
+"""Estimators of the divergence by enumeration, rewards of tokens, and prices of the divergence."""
 
 import functools
 
@@ -13,7 +13,6 @@ from lmjax.alignment import (
     AdaptiveKL,
     FallingKL,
     FixedKL,
-    gated_rewards,
     k1,
     k2,
     k3,
@@ -119,31 +118,6 @@ def test_the_divergence_pushes_towards_the_reference():
 
     better = logits - 0.5 * jax.grad(loss)(logits)
     assert divergence(better, reference) < divergence(logits, reference)
-
-
-def test_the_gate_of_llama_2():
-    """In order: the gate, the logit, whitening over the batch."""
-    helpful = np.array([0.9, 0.8, 0.3, 0.6, 0.5])
-    safety = np.array([0.7, 0.1, 0.95, 0.15, 0.2])
-    tagged = np.array([False, False, True, False, False])
-    gated = np.array([0.9, 0.1, 0.95, 0.6, 0.5])
-    logit = np.log(gated / (1 - gated))
-    expected = (logit - logit.mean()) / logit.std()
-    found = gated_rewards(
-        *(jnp.asarray(a, jnp.float32) for a in (helpful, safety)), jnp.asarray(tagged)
-    )
-    np.testing.assert_allclose(found, expected, rtol=1e-5)
-
-
-def test_the_gate_reads_real_rows_alone_and_no_infinity():
-    scores = jnp.asarray([1.0, 0.0, 0.5, jnp.nan]), jnp.asarray([1.0, 0.0, 0.5, jnp.nan])
-    real = jnp.asarray([True, True, True, False])
-    found = np.asarray(gated_rewards(*scores, jnp.zeros(4, bool), real))
-    assert np.isfinite(found).all() and found[3] == 0
-    np.testing.assert_allclose(found[:3], [1.5**0.5, -(1.5**0.5), 0], atol=1e-6)
-    # A safety score that is no number does not let the helpful one through.
-    lost = jnp.asarray([0.5, jnp.nan, 0.5])
-    assert np.isnan(gated_rewards(jnp.ones(3), lost, jnp.zeros(3, bool))[1])
 
 
 @pytest.mark.parametrize(("kl", "factor"), [(60.0, 1.2), (6.6, 1.1), (6.0, 1.0), (0.0, 0.8)])

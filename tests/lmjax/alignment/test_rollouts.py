@@ -10,7 +10,9 @@ from lmjax.alignment.rollouts import RolloutRows, divergence_rewards, sample_rep
 from lmjax.data.chat.templates import PLAIN
 from lmjax.data.tokenizers import ByteTokenizer
 from lmjax.generation.generator import Continuation
+from lmjax.generation.prompts import tokens_of
 from lmjax.generation.sampling import Sampling
+from lmjax.models import Batch
 from lmjax.training.feed import RolloutRequest
 
 STOP = "\n\nUser:"
@@ -22,8 +24,9 @@ class Scripted:
     def __init__(self, texts):
         self.texts = texts
 
-    def continuations(self, prompts, sampling, length, stops, samples):
+    def continuations(self, prompts, sampling, length, stops, samples, *_):
         assert len(prompts) * samples == len(self.texts)
+        self.prompts = prompts
         found = []
         for text in self.texts:
             stop = ByteTokenizer().end if text.endswith(".") else None
@@ -62,7 +65,19 @@ def test_other_replies_end_with_their_token_or_are_cut_off(texts):
             assert found.reply.metadata == {"n": 1}
 
 
-def test_rewards_of_tokens_are_those_of_a_loop():
+def test_requests_are_read_as_the_model_learned_to():
+    """From both sides: all tokens of a request have one rank."""
+    for prefix in (False, True):
+        writer, request = Scripted(["a"]), RolloutRequest([1, 2], "", {})
+        settings = [request], Sampling(), 100, 0, 1, prefix
+        sample_replies.__wrapped__(writer, ByteTokenizer(), None, *settings)
+        [prompt] = writer.prompts
+        assert list(tokens_of(prompt)) == [1, 2] and isinstance(prompt, Batch) == prefix
+    assert prompt.ranks.tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("estimator", ["k1", "k2", "k3"])
+def test_rewards_of_tokens_are_those_of_a_loop(estimator):
     """The score at the last token of a reply, whatever stands in requests and padding."""
     generator = np.random.default_rng(0)
     policy, reference = generator.normal(size=(2, 3, 8)).astype(np.float32)
@@ -73,11 +88,12 @@ def test_rewards_of_tokens_are_those_of_a_loop():
     real = np.zeros((3, 8), bool)
     for row in range(3):
         for token in range(requests[row], requests[row] + replies[row]):
-            kl = float(policy[row, token - 1]) - float(reference[row, token - 1])
+            lead = float(policy[row, token - 1]) - float(reference[row, token - 1])
+            kl = {"k1": lead, "k2": lead**2 / 2, "k3": np.exp(-lead) - 1 + lead}[estimator]
             expected[row, token - 1], total = -0.5 * kl, total + kl / 3
             real[row, token - 1] = True
         expected[row, token - 1] += scores[row]
     spoilt = (np.where(real, a, np.float32(np.nan)) for a in (policy, reference))
-    found, kl = divergence_rewards(rows, scores, *spoilt, jnp.float32(0.5))
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
-    assert float(kl) == pytest.approx(total, abs=1e-6)
+    found, kl = divergence_rewards(rows, scores, *spoilt, jnp.float32(0.5), estimator)
+    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)
+    assert float(kl) == pytest.approx(total, rel=1e-6, abs=1e-6)

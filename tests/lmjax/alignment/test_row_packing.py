@@ -12,8 +12,11 @@ from lmjax.alignment import AnswerMean, ClippedPolicy, FixedLengthMean, TokenMea
 from lmjax.alignment.rollouts import RolloutRows, Scorer, inputs_of, make_example, pack_rows, packed
 from lmjax.alignment.row_packing import RowPacking, best_fit
 from lmjax.models import AttentionConfig, FeedForwardConfig, TransformerConfig, initialize
+from lmjax.objectives import CausalLM, WeightedSum
+from lmjax.objectives.example import count_tokens
+from lmjax.objectives.weighted_sum import join_examples
 from lmjax.parallel import Mesh, training_layout
-from lmjax.training.gradients import count_microbatches
+from lmjax.training.gradients import count_parts
 from lmjax.training.learner import Learner
 from lmjax.training.optimizers import AdamW
 from lmjax.training.placement import to_devices
@@ -29,12 +32,12 @@ MODEL = TransformerConfig(
 )
 
 
-def rollouts(seed=0):
+def rollouts(count=ROWS, length=LENGTH):
     """Requests of 1 to 6 tokens, replies of 1 to 18."""
-    random = np.random.default_rng(seed)
-    requests, replies = random.integers(1, 7, ROWS), random.integers(1, 19, ROWS)
-    tokens = random.integers(0, WORDS, (ROWS, LENGTH)).astype(np.int32)
-    tokens[np.arange(LENGTH) >= (requests + replies)[:, None]] = 0
+    random = np.random.default_rng(0)
+    requests, replies = random.integers(1, 7, count), random.integers(1, 19, count)
+    tokens = random.integers(0, WORDS, (count, length)).astype(np.int32)
+    tokens[np.arange(length) >= (requests + replies)[:, None]] = 0
     return RolloutRows(tokens, requests.astype(np.int32), replies.astype(np.int32))
 
 
@@ -53,8 +56,9 @@ def test_texts_come_back_as_they_were(sizes, most, empty):
     np.testing.assert_array_equal(packing.unpack(packed, 32), given)
 
 
-@pytest.mark.parametrize("devices", [1, 2])
-@pytest.mark.parametrize("average", [TokenMean(), AnswerMean(), FixedLengthMean(length=18)])
+@pytest.mark.parametrize(
+    ("average", "devices"), [(TokenMean(), 2), (AnswerMean(), 1), (FixedLengthMean(length=18), 2)]
+)
 def test_packed_replies_have_the_loss_and_gradients_of_one_a_row(average, devices):
     """Sums over texts in another order, of float32 around 1."""
     rows, random = rollouts(), np.random.default_rng(1)
@@ -66,7 +70,7 @@ def test_packed_replies_have_the_loss_and_gradients_of_one_a_row(average, device
         with jax.set_mesh(mesh.build(jax.devices()[: mesh.fsdp])):
             layout, given = training_layout(), example
             if pack:
-                packing = pack_rows(example.inputs, LENGTH, layout, ROWS)
+                packing = pack_rows(example.inputs, LENGTH, layout, ROWS * LENGTH)
                 assert packing.rows <= ROWS / 2
                 given = packed(example, packing)
             learner = Learner(MODEL, objective, AdamW(), lambda step: 1e-2, layout)
@@ -93,22 +97,48 @@ def test_packed_replies_are_scored_as_one_a_row(one_device):
     _, params = initialize(MODEL, layout, jax.random.key(0))
     scorer, mask = Scorer(MODEL, layout, 1.0, False), inputs_of(rows)[1].weights > 0
     sizes = rows.request_lengths + rows.reply_lengths
-    ways = RowPacking.one_each(sizes, LENGTH), pack_rows(inputs_of(rows)[0], LENGTH, layout, 4)
-    expected, found = (scorer.score(params, rows, way, 4).log_probs for way in ways)
+    most = 4 * LENGTH
+    packing = pack_rows(inputs_of(rows)[0], LENGTH, layout, most)
+    assert packing.length == 2 * LENGTH
+    ways = RowPacking.one_each(sizes, LENGTH), packing
+    expected, found = (scorer.score(params, rows, way, most).log_probs for way in ways)
     np.testing.assert_allclose(found[mask], expected[mask], rtol=0, atol=2e-5)
 
 
-def test_the_number_of_microbatches_can_be_that_of_other_rows(one_device):
-    """Two long rows a microbatch, and text that divides into 3 parts: not into 5."""
-    batch, layout = inputs_of(rollouts())[0], training_layout()
-    free, bound = (pack_rows(batch, 24, layout, 4, parts) for parts in (None, 3))
-    assert (free.length, count_microbatches(free.rows, 2, layout)) == (48, 5)
-    assert count_microbatches(bound.rows, 2, layout) in (1, 3)
-    assert free.rows <= bound.rows
+def many(accumulation):
+    """48 replies of at most 24 tokens, packed, and the most tokens of a microbatch."""
+    rows, most = rollouts(48, 24), 48 * 24 // accumulation
+    packing = pack_rows(inputs_of(rows)[0], 24, training_layout(), most)
+    assert packing.length == 48 and packing.rows < 24
+    numbers = np.zeros((3, 48, 24), np.float32)
+    return packed(make_example(rows, *numbers), packing), most
+
+
+@pytest.mark.parametrize("accumulation", [1, 2, 3, 4, 6])
+def test_microbatches_are_no_larger_than_of_one_a_row(accumulation, one_device):
+    """In tokens, and no more of them; also with rows of text in each beside."""
+    replies, most = many(accumulation)
+    text = CausalLM().shapes(3 * accumulation, 16)
+    for example, own in (replies, most), (join_examples([replies, text]), most + 3 * 16):
+        parts = count_parts(example, 48 // accumulation, own, training_layout())
+        assert parts <= accumulation and count_tokens(example) <= parts * own
+
+
+def test_text_beside_packed_replies_is_cut_as_they_are(one_device):
+    """Nine rows, into three parts."""
+    replies, most = many(3)
+    layout, text = training_layout(), CausalLM().shapes(9, 24)
+    both = WeightedSum(objectives=(ClippedPolicy(), CausalLM()), weights=(1.0, 27.8))
+    bounds = {"microbatch": 16, "microbatch_tokens": most + 3 * 24}
+    learner = Learner(MODEL, both, AdamW(), lambda step: 1e-2, layout, **bounds)
+    example = to_devices(join_examples([replies, text]), layout, WORDS)
+    state, key = learner.abstract(), jax.random.key(0)
+    found, _ = jax.eval_shape(learner.gradients, state, example, key)
+    assert jax.tree.structure(found) == jax.tree.structure(state.params)
 
 
 def test_texts_that_a_row_holds_one_of_stay_alone(one_device):
     batch = jax.tree.map(lambda a: a[:, :24], inputs_of(rollouts())[0])
     batch.segments[:, :20] = 1
-    packing = pack_rows(batch, 32, training_layout(), ROWS)
+    packing = pack_rows(batch, 32, training_layout(), ROWS * 32)
     assert (packing.rows, packing.length) == (ROWS, 24)

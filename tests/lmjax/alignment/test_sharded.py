@@ -14,19 +14,15 @@ from lmjax.alignment import (
     ClippedPolicy,
     FixedLengthMean,
     SampledTargets,
-    answer_mask,
     clipped_value_sums,
-    gated_rewards,
     generalized_advantages,
     group_relative,
     k3,
     kto_divergence,
     leave_one_out,
-    pair_loss,
     ranking_loss,
     reinforce_plus_plus,
     spread,
-    sum_rows,
     sum_segments,
     token_rewards,
     whiten,
@@ -53,8 +49,6 @@ def policy(a, average):
 
 # x, y: a number of each row; p, q, r: of each token; grid: of each answer to each prompt.
 FUNCTIONS = {
-    "answer_mask": lambda a: answer_mask(a["lengths"], a["lengths"], LENGTH),
-    "sum_rows": lambda a: sum_rows(a["p"], a["mask"]),
     "sum_segments": lambda a: sum_segments(a["p"], a["mask"], a["segments"], 3),
     "spread": lambda a: spread(a["x"], a["mask"]),
     "whiten": lambda a: whiten(a["p"], a["mask"]),
@@ -64,11 +58,7 @@ FUNCTIONS = {
     "grpo": lambda a: group_relative(a["grid"], a["grid"] > 0),
     "reinforce_plus_plus": lambda a: reinforce_plus_plus(a["grid"]),
     "token_rewards": lambda a: token_rewards(a["x"], k3(a["p"], a["q"]), a["mask"], 0.1),
-    "gated_rewards": lambda a: gated_rewards(
-        jax.nn.sigmoid(a["x"]), jax.nn.sigmoid(a["y"]), a["x"] > 0
-    ),
     "ranking": lambda a: ranking_loss(a["grid"], a["ranks"], a["grid"] > -1, centring=0.1),
-    "pairs": lambda a: pair_loss(a["x"], a["y"], a["x"] > 0, jnp.abs(a["y"])),
     "dpo": lambda a: DPO().sums(answers(a), answers(a)),
     "orpo": lambda a: ORPO().sums(answers(a), answers(a)),
     "kto": lambda a: KTO().sums(answers(a), a["x"] > 0, kto_divergence(answers(a))),

@@ -1,6 +1,6 @@
 """The same numbers through the trainers of TRL 1.16.0, where it is installed.
 
-    python -m pytest -m slow tests/lmjax/alignment/test_trl.py   (after pip install trl==1.16.0)
+    python -m pytest -m slow tests/lmjax/alignment/test_trl.py   (with the extra parity)
 
 The losses of its trainers are called with a fake model, which returns given log-probabilities. So
 the formula alone is compared, to 1e-5.
@@ -30,7 +30,7 @@ from lmjax.alignment import (
     group_relative,
     kto_divergence,
     leave_one_out,
-    pair_loss,
+    ranking_loss,
     spread,
 )
 from lmjax.models import plain_batch
@@ -180,12 +180,10 @@ def test_reward_model(margins, centring):
         inputs["margin"] = torch.tensor(margins)
     given = types.SimpleNamespace(logits=torch.tensor(scores)[:, None])
     expected = RewardTrainer.compute_loss(own, lambda **_: given, inputs)
-    sums = pair_loss(
-        jnp.asarray(scores[:3]),
-        jnp.asarray(scores[3:]),
-        margins=None if margins is None else jnp.asarray(margins),
-        centring=centring or 0.0,
-    )
+    if margins is not None:
+        margins = jnp.broadcast_to(jnp.asarray(margins)[:, None, None], (3, 2, 2))
+    pairs, ranks = jnp.asarray(scores.reshape(2, 3).T), jnp.tile(jnp.arange(2), (3, 1))
+    sums = ranking_loss(pairs, ranks, margins=margins, centring=centring or 0.0)
     np.testing.assert_allclose(sums.loss / sums.weight, expected, rtol=1e-5)
     for metric, theirs in {"accuracy": "accuracy", "margin": "margin"}.items():
         found = float(sums.extra[metric] / sums.weight)

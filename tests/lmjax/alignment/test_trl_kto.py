@@ -1,6 +1,6 @@
 """The loss of KTO beside TRL's trainer, where TRL 1.16.0 is installed.
 
-    pip install trl==1.16.0 && python -m pytest -m slow tests/lmjax/alignment/test_trl_kto.py
+    pip install -e .[parity] && python -m pytest -m slow tests/lmjax/alignment/test_trl_kto.py
 
 Its trainer makes the first step on the same weights of policy and reference and the same tokens,
 mismatched answers of the batch included.
@@ -20,7 +20,7 @@ from lmjax.training.optimizers import AdamW
 from lmjax.training.placement import to_devices
 from tests.lmjax.data.chat.chat_families import FAMILIES
 from tests.lmjax.data.chat.chat_folders import write_folder
-from tests.trl_cases import NEEDS_TRL
+from tests.trl_cases import NEEDS_TRL, arguments, lines_of
 
 LENGTH = 64
 WEIGHTS = {"beta": 0.3, "desirable_weight": 1.33, "undesirable_weight": 0.5}
@@ -71,17 +71,8 @@ def trainer(folders, tmp_path_factory):
         model=policy,
         ref_model=reference,
         args=trl.KTOConfig(
-            output_dir=str(tmp_path_factory.mktemp("trl")),
-            per_device_train_batch_size=len(ANSWERS),
             train_sampling_strategy="sequential",
-            max_steps=1,
-            learning_rate=0.0,
-            logging_steps=1,
-            report_to=[],
-            use_cpu=True,
-            bf16=False,
-            gradient_checkpointing=False,
-            save_strategy="no",
+            **arguments(tmp_path_factory.mktemp("trl"), 1, 0.0, len(ANSWERS)),
             **WEIGHTS,
         ),
         train_dataset=datasets.Dataset.from_list(ANSWERS),
@@ -106,7 +97,7 @@ def example_of(lines, objective):
     return objective.prepare(tokens, segments, seeds, spans=spans, labels=labels)
 
 
-def test_the_loss_and_the_divergence_are_those_of_trl(folders, trainer, one_device):
+def test_loss_gradient_and_divergence_are_those_of_trl(folders, trainer, one_device):
     """To 1e-5; the divergence is a small difference of sums of log-probabilities."""
     layout = training_layout()
     model, _, policy = huggingface.read(folders[0], layout)
@@ -118,10 +109,11 @@ def test_the_loss_and_the_divergence_are_those_of_trl(folders, trainer, one_devi
     frozen = {"reference": graph}
     learner = Learner(model, objective, AdamW(), rate, layout, frozen=frozen)
     example = to_devices(example_of(trainer.train_dataset, objective), layout, model.vocab_size)
-    sums = learner.compiled_evaluate(policy, example, {"reference": reference})
-    sums = jax.device_get(sums)
-    [logged] = [line for line in trainer.state.log_history if "loss" in line]
-    assert sums.weight == len(ANSWERS)
-    assert sums.extra["kl"] / sums.weight == pytest.approx(logged["kl"], abs=1e-4)
-    assert sums.loss / sums.weight == pytest.approx(logged["loss"], rel=1e-5)
+    state = learner.init(0, policy)
+    _, found = jax.device_get(learner.compiled_step(state, example, {"reference": reference}))
+    [logged] = lines_of(trainer)
+    assert found["answers"] == len(ANSWERS)
+    assert found["kl"] == pytest.approx(logged["kl"], abs=1e-4)
+    assert found["loss"] == pytest.approx(logged["loss"], rel=1e-5)
+    assert found["gradient_norm"] == pytest.approx(logged["grad_norm"], rel=1e-5)
     assert logged["kl"] > 0.01

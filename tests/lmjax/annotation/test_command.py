@@ -26,7 +26,7 @@ from lmjax.launch import run
 from lmjax.models import AttentionConfig, FeedForwardConfig, TransformerConfig
 from lmjax.parallel import Mesh
 from tests.lmjax.annotation.desks import LINES, read_lines, write_lines
-from tests.lmjax.jobs.base_run import pretrain_base
+from tests.lmjax.jobs.base_run import write_base
 
 ROOT = Path(__file__).parents[3]
 MODEL = TransformerConfig(  # the one of tests/lmjax/jobs/test_finetune.py: compiled once
@@ -44,7 +44,7 @@ PROMPTS = ({"prompt": "one"}, {"prompt": "two"}, LINES[1])
 def model(tmp_path_factory):
     """The folder of a run whose model has read a few lines."""
     folder = tmp_path_factory.mktemp("model")
-    pretrain_base(folder, MODEL)
+    write_base(folder, MODEL)
     return str(folder / "base")
 
 

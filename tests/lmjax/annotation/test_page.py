@@ -121,6 +121,7 @@ def test_answers_are_ranked_by_dragging(opened, tmp_path):
     assert [line["answers"][n] for n in line["shown"]] == [a, b, c, d]
 
 
+@pytest.mark.slow
 def test_a_drag_goes_beyond_the_screen(opened, tmp_path):
     """At the edge the page moves on: from the last of eight answers to the first."""
     lines = [{"prompt": LONG, "answers": [f"{n} {LONG}" for n in range(8)]}]
@@ -138,6 +139,7 @@ def test_a_drag_goes_beyond_the_screen(opened, tmp_path):
         assert shown(page) == [[last], *([other] for other in others)]
 
 
+@pytest.mark.slow
 def test_a_drag_that_is_broken_off_changes_nothing(opened, tmp_path):
     with served(make_desk(tmp_path)) as url:
         page = opened(url + "?annotator=ada")
@@ -151,6 +153,7 @@ def test_a_drag_that_is_broken_off_changes_nothing(opened, tmp_path):
         assert shown(page) == before and page.locator(".ghost, .over, .dragging").count() == 0
 
 
+@pytest.mark.slow
 def test_a_finger_drags_too(opened, tmp_path):
     with served(make_desk(tmp_path)) as url:
         page = opened(url + "?annotator=ada", **PHONE)
@@ -207,6 +210,7 @@ def test_the_keyboard_is_enough(opened, tmp_path):
         assert page.get_by_label("Why?").input_value() == "s = u"
 
 
+@pytest.mark.slow
 def test_buttons_move_and_tie(opened, tmp_path):
     with served(make_desk(tmp_path, LINES[2:])) as url:
         page = opened(url + "?annotator=ada")
@@ -224,6 +228,7 @@ def test_buttons_move_and_tie(opened, tmp_path):
         assert said == "Answer C: rank 2 of 3"
 
 
+@pytest.mark.slow
 def test_an_order_that_nobody_touched_is_asked_for(opened, tmp_path):
     with served(make_desk(tmp_path)) as url:
         page = opened(url + "?annotator=ada")
@@ -252,6 +257,7 @@ def test_texts_are_only_texts(opened, tmp_path):
         assert page.title() == "0 of 1 – Rank the answers"
 
 
+@pytest.mark.slow
 def test_a_long_answer_is_folded_and_can_be_read(opened, tmp_path):
     with served(make_desk(tmp_path, [{"prompt": "p", "answers": [LONG, "short"]}])) as url:
         page = opened(url + "?annotator=ada")
@@ -295,6 +301,7 @@ def test_a_second_window_saves_nothing_twice(opened, tmp_path):
     assert len(read_lines(tmp_path / "out/ada/judgements.jsonl")) == 1
 
 
+@pytest.mark.slow
 def test_a_server_that_is_gone_loses_no_text(opened, tmp_path):
     desk = make_desk(tmp_path, task="write")
     with served(desk) as url:
@@ -308,6 +315,7 @@ def test_a_server_that_is_gone_loses_no_text(opened, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_answers_appear_when_the_model_has_written_them(opened, tmp_path):
     path = write_lines(tmp_path / "prompts.jsonl", [{"prompt": "p"}])
     items = read_items(str(path), lambda item: None)
@@ -333,6 +341,7 @@ LUMINANCE = """
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_it_is_readable_in_both_schemes_and_on_a_phone(opened, tmp_path, scheme):
     """Contrast of at least 4.5 (WCAG 2 AA), nothing wider than the screen, keys large enough."""

@@ -1,6 +1,7 @@
 """The server of the page: what it answers, what it keeps, and whom it refuses."""
 
 import json
+import logging
 import socket
 
 import pytest
@@ -151,3 +152,16 @@ def test_work_that_fails_ends_the_server(desk):
         serve(make_app(desk), listener, work)
     with pytest.raises(OSError), socket.create_connection(listener.getsockname(), 1):
         pass
+
+
+def test_a_server_leaves_the_logging_of_other_libraries_alone(desk, monkeypatch):
+    """absl's handler would close what was stderr when it was imported."""
+    closed, handler = [], logging.NullHandler()
+    monkeypatch.setattr(handler, "close", lambda: closed.append(True))
+
+    def work(stop):
+        raise UserError("that is all")
+
+    with pytest.raises(UserError):
+        serve(make_app(desk), listen(0), work)
+    assert not closed

@@ -19,7 +19,8 @@ from lmjax.config import UserError, replace
 from lmjax.console import make_console
 from lmjax.evaluation.tasks import Arc
 from lmjax.generation.generator import Generator
-from lmjax.interop import huggingface
+from lmjax.interop import gguf_file, huggingface
+from lmjax.interop.folder import load_trained_model
 from lmjax.models import (
     AttentionConfig,
     FeedForwardConfig,
@@ -32,9 +33,9 @@ from lmjax.models import (
     with_quantization,
 )
 from lmjax.parallel import Mesh, generation_layout, training_layout
-from lmjax.runs.trained_model import load_trained_model
+from lmjax.runs.trained_model import read_experiment
 from tests.lmjax.interop.test_packed import MODEL
-from tests.lmjax.jobs.base_run import pretrain_base
+from tests.lmjax.jobs.base_run import write_base
 
 TINY = TransformerConfig(
     vocab_size=257,
@@ -76,6 +77,24 @@ def test_a_run_folder_of_few_bits_decodes_as_its_floats(folder, tmp_path, capsys
     )
     with pytest.raises(UserError, match="exists already"):
         Quantise(source=str(folder), destination=str(small), mesh=mesh).run()
+
+
+def test_a_gguf_file_is_a_source(folder, tmp_path):
+    """Of its weights in float32 come the integers that come of the same model's folder."""
+    pytest.importorskip("gguf", reason="needs the extra gguf")
+    path, found = tmp_path / "model.gguf", []
+    with jax.set_mesh(Mesh(fsdp=1).build(jax.devices()[:1])):
+        config, _, params = huggingface.read(folder, training_layout())
+        gguf_file.write(path, config, params, None, "f32")
+    for source in (folder, path):
+        small = tmp_path / f"of-{source.name}"
+        Quantise(source=str(source), destination=str(small), group=16).run()
+        with jax.set_mesh(Mesh(fsdp=1).build(jax.devices()[:1])):
+            found.append(load_trained_model(small, generation_layout()).params)
+        assert read_experiment(small).source == str(source)
+    jax.tree.map(np.testing.assert_array_equal, *found)
+    with pytest.raises(UserError, match="it is a GGUF file, of which one is made by: python -m"):
+        read_experiment(path)
 
 
 def test_a_method_that_fails_leaves_nothing(folder, tmp_path):
@@ -184,7 +203,7 @@ def test_peak_memory_is_that_of_the_block():
 
 def test_a_table_of_a_trained_model(tmp_path, capsys):
     """Each number is there; the task's score is a share of its items."""
-    pretrain_base(tmp_path, TINY, split="line")
+    write_base(tmp_path, TINY)
     (tmp_path / "text.txt").write_text("line 5 and 25\n" * 20)
     questions = [
         {

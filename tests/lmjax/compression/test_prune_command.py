@@ -11,16 +11,15 @@ from lmjax.compression.__main__ import main
 from lmjax.compression.prune import Prune
 from lmjax.config import UserError, replace
 from lmjax.data import Bytes, Data, Domain, TextFiles
-from lmjax.interop.folder import model_folder
+from lmjax.interop.folder import load_trained_model, model_folder
 from lmjax.jobs.pretrain import Pretrain
 from lmjax.jobs.settings import Evaluation
 from lmjax.models import AttentionConfig, FeedForwardConfig, TransformerConfig
 from lmjax.parallel import Mesh, generation_layout
 from lmjax.runs.metrics import read_metrics
-from lmjax.runs.trained_model import load_trained_model
 from lmjax.training.schedules import Constant
 from lmjax.training.zeros import share_of_zeros
-from tests.lmjax.jobs.base_run import pretrain_base
+from tests.lmjax.jobs.base_run import write_base
 
 MODEL = TransformerConfig(
     vocab_size=257,
@@ -34,9 +33,9 @@ MODEL = TransformerConfig(
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A folder with a pretrained run."""
+    """A folder with a run."""
     folder = tmp_path_factory.mktemp("prune")
-    pretrain_base(folder, MODEL, split="line")
+    write_base(folder, MODEL)
     return folder
 
 

@@ -54,7 +54,7 @@ def drawn(seed):
         ",",
         "z",
     ]
-    return ["".join(rng.choices(pieces, k=rng.randrange(200))) for _ in range(120)]
+    return ["".join(rng.choices(pieces, k=rng.randrange(200))) for _ in range(40)]
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -75,7 +75,7 @@ def split_by_names(tokenizer):
     return plain, [text for text in real_strings() if any(name in text for name in names)]
 
 
-@pytest.mark.parametrize("every", [5, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("every", [24, pytest.param(2, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", MAKE)
 def test_real_texts_have_the_librarys_tokens_and_text(read, kind, every):
     tokenizer = read(kind)

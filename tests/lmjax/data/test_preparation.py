@@ -236,15 +236,20 @@ def longer(path):
         file.write("\n\nmore")
 
 
-@pytest.mark.parametrize("change", [cut_short, same_size_and_time, longer])
-@pytest.mark.parametrize("tokenizer", [Bytes(), TrainedBPE(vocab_size=300)])
+SOURCE, EVALUATION = ("poems.txt", r"poems \(source\)"), ("other.txt", r"prose \(evaluation\)")
+
+
 @pytest.mark.parametrize(
-    ("name", "told"), [("poems.txt", r"poems \(source\)"), ("other.txt", r"prose \(evaluation\)")]
+    ("change", "file", "tokenizer"),
+    [
+        (cut_short, SOURCE, TrainedBPE(vocab_size=300)),
+        (same_size_and_time, SOURCE, Bytes()),
+        (same_size_and_time, EVALUATION, TrainedBPE(vocab_size=300)),
+        (longer, EVALUATION, Bytes()),
+    ],
 )
-def test_a_corpus_that_was_changed_is_another(
-    data, corpus, tmp_path, change, tokenizer, name, told
-):
-    data = replace(data, tokenizer=tokenizer)
+def test_a_corpus_that_was_changed_is_another(data, corpus, tmp_path, change, file, tokenizer):
+    data, (name, told) = replace(data, tokenizer=tokenizer), file
     before = prepare(data, tmp_path / "run").fingerprints
     (corpus / "other.txt").write_text("quite another text, with a 7: \u00e9" * 3)
     before = prepare(data, tmp_path / "run-2").fingerprints

@@ -411,7 +411,8 @@ LONG = ["x" * 25_001 + " y", " " * 60_000 + "z", "the " * 120_000, "字" * 50_00
 
 
 @pytest.mark.parametrize(
-    "name, count, all_of_it", [("3", 128_000, 128_256), ("4", 200_000, 202_048)]
+    "name, count, all_of_it",
+    [("3", 128_000, 128_256), pytest.param("4", 200_000, 202_048, marks=pytest.mark.slow)],
 )
 def test_metas_tables_of_ranks(tmp_path, name, count, all_of_it):
     data, pieces = ranks_of(count)

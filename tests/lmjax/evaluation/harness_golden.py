@@ -1,9 +1,9 @@
 """Writes tests/data/evaluation: small test sets, and what the harness's own model gives for them.
 
     pip install 'lm-eval==0.4.13' 'transformers>=5,<6' torch
-    python -m tests.lmjax.evaluation.harness_golden
+    python -m tests.lmjax.evaluation.harness_golden [MODEL ...]
 
-lm-eval's `hf` model reads the random models of tests/data/parity with a token a character, answers
+lm-eval's `hf` model reads the models of tests/data/parity with a token a character, answers
 the requests of its own tasks over these files, and aggregates them.
 """
 
@@ -12,15 +12,14 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.parity_cases import HERE as MODELS
-from tests.parity_cases import SHARED
+from tests.parity_cases import finished_folder
 
 FOLDER = Path(__file__).parents[2] / "data" / "evaluation"
 GOLDEN = FOLDER / "harness.json"
 # By name: most tokens that the model reads; beyond those of its file where positions are computed.
 LENGTHS = {
-    "gpt2": 32,
-    "llama": 512,
+    "train_gpt2": 32,  # after twelve steps of training
+    "train_llama": 64,
     "llama2_gqa": 64,
     "mistral": 512,
     "bloom": 512,
@@ -159,8 +158,7 @@ def run(name):
     from lm_eval.tasks import TaskManager
     from transformers import AutoModelForCausalLM
 
-    root = next(root for root in (MODELS, SHARED, Path("/nonexistent")) if (root / name).is_dir())
-    model = AutoModelForCausalLM.from_pretrained(root / name, dtype="float32")
+    model = AutoModelForCausalLM.from_pretrained(finished_folder(name), dtype="float32")
     # The separator ends a text in our runs; the end token of the folder is a character here.
     model.generation_config.eos_token_id = 96
     lm = HFLM(
@@ -205,7 +203,7 @@ def run(name):
 
 def main():
     write_files()
-    golden = {"models": {}}
+    golden = json.loads(GOLDEN.read_text()) if sys.argv[1:] else {"models": {}}
     for name in sys.argv[1:] or LENGTHS:
         requests, found = run(name)
         assert golden.setdefault("requests", requests) == requests

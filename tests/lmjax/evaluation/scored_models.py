@@ -14,7 +14,7 @@ from lmjax.generation import Generator, TextGenerator
 from lmjax.interop import huggingface
 from lmjax.models import Batch, abstract
 from lmjax.parallel import generation_layout
-from tests.parity_cases import parity_folder
+from tests.parity_cases import finished_folder
 
 # 96 characters and the separator: as many tokens as the models of the parity cases have.
 TOKENIZER = CharacterTokenizer("".join(sorted({*string.printable[:95], "\n"})))
@@ -22,7 +22,7 @@ TOKENIZER = CharacterTokenizer("".join(sorted({*string.printable[:95], "\n"})))
 
 def read_model(name, length=None, tokenizer=TOKENIZER, window=None):
     """A model of tests/data/parity with a token a character, on the mesh that is set."""
-    config, _, params = huggingface.read(parity_folder(name), generation_layout())
+    config, _, params = huggingface.read(finished_folder(name), generation_layout())
     if length is not None:
         config = replace(config, max_length=length)
     if window is not None:

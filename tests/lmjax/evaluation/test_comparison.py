@@ -15,7 +15,6 @@ from lmjax.evaluation.comparison import (
     bootstrap_interval,
     mcnemar,
     mean_interval,
-    minimum_detectable_difference,
     paired_bootstrap,
     score_ratio,
     wilson_interval,
@@ -148,16 +147,6 @@ def test_the_interval_of_a_mean_is_students():
     assert (found.low, found.high) == pytest.approx((wanted.low, wanted.high))
 
 
-def test_the_detectable_difference_is_detected_in_four_of_five():
-    random, items = np.random.default_rng(0), 200
-    deviation = 0.5
-    smallest = minimum_detectable_difference(deviation, items)
-    draws = random.normal(smallest, deviation, (2000, items)).mean(axis=1)
-    found = np.mean(np.abs(draws) > 1.96 * deviation / math.sqrt(items))
-    assert found == pytest.approx(0.8, abs=0.03)
-    assert minimum_detectable_difference(deviation, 4 * items) == pytest.approx(smallest / 2)
-
-
 def test_what_cannot_be_compared_is_refused():
     some = np.ones(3)
     for call, message in [
@@ -169,7 +158,6 @@ def test_what_cannot_be_compared_is_refused():
         (lambda: wilson_interval(0.5, 0), "there is none"),
         (lambda: score_ratio(some, np.zeros(3)), "with a sum above 0"),
         (lambda: mcnemar.__wrapped__(some > 0, np.ones(4) > 0), "3 answers with 4"),
-        (lambda: minimum_detectable_difference(1.0, 0), "items=0"),
     ]:
         with pytest.raises(UserError, match=message):
             call()

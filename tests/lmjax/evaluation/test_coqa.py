@@ -50,7 +50,7 @@ def test_earlier_questions_and_their_right_answers_stand_in_front(write):
     first, second = write(story()).questions()
     assert first.context == f"{STORY}\n\nQ: What does Mia have?\n\nA:"
     assert second.context == f"{first.context} a red kite\n\nQ: When did she fly it?\n\nA:"
-    assert second.requests == (WrittenRequest(second.context, ("\nQ:",), 32),)
+    assert second.requests == (WrittenRequest(second.context, ("\nQ:",), 256),)
     assert second.item.details["answers"] == ("Sunday", "on Sunday", "last Sunday")
     assert second.item.subject == "stories" and "record 1, question 2" in second.item.identity
 

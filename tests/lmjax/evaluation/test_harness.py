@@ -2,6 +2,7 @@
 
 import json
 
+import jax
 import pytest
 
 from lmjax.evaluation.answering import Answering
@@ -15,7 +16,8 @@ from lmjax.evaluation.requests import (
 from lmjax.evaluation.task_evaluator import result_of
 from lmjax.evaluation.task_result import TaskResult
 from lmjax.evaluation.tasks import Arc, HellaSwag, Lambada, TruthfulQA1, TruthfulQA2, WikiText
-from tests.lmjax.evaluation.harness_golden import FOLDER, GOLDEN, LENGTHS
+from lmjax.parallel import Mesh
+from tests.lmjax.evaluation.harness_golden import FOLDER, GOLDEN
 from tests.lmjax.evaluation.scored_models import TOKENIZER, read_model
 
 TASKS = {
@@ -33,14 +35,28 @@ TASKS = {
     ),
 }
 
+# The others have what these have: `test_parity` compares their logits and tokens.
+FAMILIES = (
+    "train_gpt2",
+    "bloom",
+    *(pytest.param(n, marks=pytest.mark.slow) for n in ("train_llama", "gemma2")),
+)
+
+
+@pytest.fixture(scope="module")
+def mesh():
+    """One device, set for this module's tests."""
+    with jax.set_mesh(Mesh(fsdp=1).build(jax.devices()[:1])) as mesh:
+        yield mesh
+
 
 @pytest.fixture(scope="module")
 def golden():
     return json.loads(GOLDEN.read_text())
 
 
-@pytest.fixture(params=LENGTHS)
-def asked(request, golden, one_device):
+@pytest.fixture(scope="module", params=FAMILIES)
+def asked(request, golden, mesh):
     """A model ready to answer, and what the harness got from it."""
     if request.param not in golden["models"]:
         pytest.skip("the harness was not run with it")

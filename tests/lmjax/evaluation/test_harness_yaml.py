@@ -73,14 +73,14 @@ def records(tmp_path, *values):
 
 @pytest.mark.parametrize("name", TASKS)
 def test_requests_and_scores_are_the_harnesss(tmp_path, name, one_device):
-    """What lm-eval 0.4.13 asked a GPT-2 for the same files, and its scores."""
+    """What lm-eval 0.4.13 asked a trained GPT-2 for the same files, and its scores."""
     golden = json.loads(GOLDEN.read_text())
     task = task_of(tmp_path, TASKS[name], FOLDER / f"{name}.jsonl")
     asked = [r for question in task.questions() for r in question.requests]
     wanted = [rest for own, *rest in golden["requests"] if own == f"own_{name}"]
     assert [[request.context, request.continuation] for request in asked] == wanted
-    found = golden["models"]["gpt2"]
-    answering = Answering(read_model("gpt2", found["max_length"]))
+    found = golden["models"]["train_gpt2"]
+    answering = Answering(read_model("train_gpt2", found["max_length"]))
     result = result_of(task, task.questions(), answering)
     theirs = found["scores"][f"own_{name}"]
     scores = {key.partition(",")[0] for key in theirs if "_stderr" not in key and "," in key}

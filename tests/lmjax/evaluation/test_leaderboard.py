@@ -22,7 +22,7 @@ def result(task, rights, subjects=None, name="acc"):
 
 
 def four(**changes):
-    arc = Arc(path="x", shots=25)
+    arc = Arc(path="ARC-Challenge-Test.jsonl", shots=25)
     # The first subject has two items, of which one is right: 0.5 of it, and 56 others have 1.
     subjects = [next(iter(GROUP_OF)), *GROUP_OF]
     return [
@@ -43,7 +43,9 @@ def test_the_mean_by_hand():
     assert table.columns == ("task", "one", "two")
 
 
-@pytest.mark.parametrize("changes", [{"shots": 24}, {"limit": 100}])
+@pytest.mark.parametrize(
+    "changes", [{"shots": 24}, {"limit": 100}, {"path": "ARC-Easy-Test.jsonl"}]
+)
 def test_other_settings_are_not_the_leaderboards(changes):
     assert leaderboard_table({"one": four(**changes)}) is None
 

@@ -7,7 +7,7 @@ import os
 import jax
 import pytest
 
-from lmjax.config import UserError
+from lmjax.config import UserError, replace
 from lmjax.evaluation.answering import Answering
 from lmjax.evaluation.chat_questions import in_chat
 from lmjax.evaluation.lm_eval_adapter import lmjax_model, written_request
@@ -55,7 +55,13 @@ def test_the_harness_gets_our_numbers(tmp_path):
     written = model.generate_until([Asked(("Is it?", SETTINGS))])
     assert written == [texts[0].texts[0]] and "e" not in written[0]
     rendered = model.apply_chat_template([{"role": "user", "content": "Is it?"}])
-    assert "Is it?" in rendered and model.in_chat
+    assert "Is it?" in rendered
+    with jax.set_mesh(Mesh().build()):
+        [one] = own.answers([ContinuationRequest(rendered, "yes", special=True)])
+    # Of requests together, those are conversations that were rendered, and no others.
+    mixed = model.loglikelihood([Asked((rendered, "yes")), Asked(pairs[0])])
+    assert mixed[0] == (pytest.approx(one.log_probability, abs=1e-5), one.is_greedy)
+    assert mixed[1] == (pytest.approx(found[0][0], abs=1e-5), found[0][1])
     with pytest.raises(UserError, match="there is no pretrained"):
         lmjax_model(folder=str(tmp_path / "run"), pretrained="x")
 
@@ -96,3 +102,43 @@ def test_both_ways_score_the_same_items_the_same(tmp_path, chat):
     for measure in task.measures:
         found = theirs["results"]["own"][f"{measure.name},none"]
         assert found == pytest.approx(ours.estimate(measure).value, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("asked", "split", "sampler"),
+    [("test", "test", "default"), ("test", "train", "default"), ("test", "test", "first_n"),
+     ("validation", None, "default")],
+)  # fmt: skip
+def test_examples_are_those_of_the_harness(tmp_path, asked, split, sampler):
+    """Prompts character by character, also where a question stands in its file twice."""
+    pytest.importorskip("lm_eval")
+    from lm_eval.tasks import TaskManager
+
+    for name, count in (("test", 9), ("train", 6)):
+        lines = [{"q": f"{name} {n % 7}?", "a": ["no", "yes"], "n": n % 2} for n in range(count)]
+        lines += lines[:2]
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        (tmp_path / f"{name}.jsonl").write_text(text)
+    files = ", ".join(f"{name}: {tmp_path}/{name}.jsonl" for name in ("test", "train"))
+    (tmp_path / "own.yaml").write_text(
+        f"task: own\ndataset_path: json\ndataset_kwargs: {{data_files: {{{files}}}}}\n"
+        f"{asked}_split: test\ntraining_split: train\nfewshot_split: {split or 'null'}\n"
+        "num_fewshot: 3\n"
+        f"fewshot_config: {{sampler: {sampler}}}\noutput_type: multiple_choice\n"
+        'doc_to_text: "{{q}}"\ndoc_to_choice: a\ndoc_to_target: n\ndescription: "Say it.\\n"\n'
+    )
+    manager = TaskManager(include_path=str(tmp_path), include_defaults=False)
+    theirs = manager.load(["own"])["tasks"]["own"]
+    theirs.set_fewshot_seed(1234)
+    theirs.build_all_requests(rank=0, world_size=1)
+    wanted = [one.args[0] for one in theirs.instances[::2]]
+    task = harness_task(
+        yaml=str(tmp_path / "own.yaml"),
+        path=f"{tmp_path}/test.jsonl",
+        examples_path=f"{tmp_path}/{split or 'train'}.jsonl",
+        drawing="harness",
+    )
+    assert [question.context for question in task.questions()] == wanted
+    assert len(set(wanted)) > 1
+    with pytest.raises(UserError, match="has 9 examples besides the question itself"):
+        replace(task, examples_path=None, shots=11).questions()

@@ -2,7 +2,7 @@
 
 import pytest
 
-from lmjax.config import UserError
+from lmjax.config import UserError, replace
 from lmjax.evaluation import tasks as all_tasks
 from lmjax.evaluation.reference_scores import (
     PEOPLE,
@@ -11,9 +11,9 @@ from lmjax.evaluation.reference_scores import (
     check_published,
     reference_table,
 )
-from lmjax.evaluation.requests import Likelihood
+from lmjax.evaluation.requests import Likelihood, Written
 from lmjax.evaluation.task_result import TaskResult
-from lmjax.evaluation.tasks import MMLU, Arc, BoolQ, Lambada, task
+from lmjax.evaluation.tasks import MMLU, Arc, BoolQ, Lambada, SQuAD, task
 from lmjax.evaluation.tasks.task import Item, Question
 
 
@@ -55,6 +55,29 @@ def test_only_the_same_task_measure_and_shots_are_compared():
 
 def test_people_stand_there_unasked():
     assert rows([result(MMLU, 5, 4, path="mmlu")])["MMLU 5-shot acc"]["people"] == 0.898
+
+
+def test_part_of_a_set_or_another_set_of_the_class_has_no_references():
+    some = result(MMLU, 5, 4, path="mmlu", subjects=("astronomy",))
+    assert reference_table({"ours": [some]}, ("LLaMA 7B",)) is None
+    squad = SQuAD(path="dev-v1.1.json")
+    item = Item("Q", "a", details={"answers": ("a",)})
+    found = {}
+    for path, version in (
+        *(("dev-v1.1.json", "1.1"), ("dev-v1.1.json", "2.0"), ("xquad/xquad.zh.json", "1.1")),
+        *(("tfds:squad/v2.0:3.0.0/validation", "2.0"), ("dev-v2.0.json", "1.1")),
+    ):
+        task = replace(squad, path=path, version=version)
+        results = TaskResult.of(task, [Question(item, "Q", (), 0)], [[Written(("a",))]])
+        table = reference_table({"ours": [results]}, ())
+        found[path, version] = None if table is None else table.rows[0][1]
+    assert found == {
+        ("dev-v1.1.json", "1.1"): 0.823,
+        ("dev-v1.1.json", "2.0"): None,
+        ("xquad/xquad.zh.json", "1.1"): None,
+        ("tfds:squad/v2.0:3.0.0/validation", "2.0"): 0.868,
+        ("dev-v2.0.json", "1.1"): None,
+    }
 
 
 def test_every_row_is_of_a_task_and_a_measure_that_there_are():

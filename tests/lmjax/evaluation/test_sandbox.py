@@ -2,17 +2,23 @@
 
 import contextlib
 import ctypes
+import functools
 import os
 import socket
 import sys
 import time
+import tracemalloc
 from pathlib import Path
 
 import pytest
 
-from lmjax.evaluation.tasks import sandbox
-from lmjax.evaluation.tasks.sandbox import isolation, run_cell, run_program
+from lmjax.config import UserError
+from lmjax.evaluation.tasks import HumanEval, sandbox
+from lmjax.evaluation.tasks.sandbox import isolation
 
+# Also where the system takes no network away.
+run_program = functools.partial(sandbox.run_program, allow_network=True)
+run_cell = functools.partial(sandbox.run_cell, allow_network=True)
 SECONDS = 20.0  # of a program that ends by itself, on a busy machine
 LANDLOCK = sys.platform == "linux" and ctypes.CDLL(None).syscall(444, None, 0, 1) > 0
 
@@ -30,6 +36,29 @@ def test_limits_of_time_memory_and_files():
     assert "Too many open files" in run_program(code, SECONDS).reason
     code = "import os; assert 'SECRET' not in os.environ; assert os.listdir('.') == []"
     assert run_program(code, SECONDS).passed
+
+
+def test_endless_output_is_not_kept():
+    """Eighty megabytes of errors, and as much of a cell's words: the ends stay, and the count."""
+    code = "import sys\nfor _ in range(80): sys.stderr.write('a' * 1_000_000)\nraise ValueError"
+    tracemalloc.start()
+    found = run_program(code, SECONDS)
+    ended, said = run_cell("for _ in range(80): print('a' * 999_999)", seconds=SECONDS)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert found == (False, "ValueError")
+    assert ended and said.startswith("aaa") and said.endswith("... (80,000,000 bytes)")
+    assert most < 4_000_000
+
+
+def test_code_is_refused_where_its_network_cannot_be_taken_away(monkeypatch):
+    monkeypatch.setattr(sandbox, "isolation", tuple)
+    for call in (sandbox.run_program, sandbox.run_cell):
+        with pytest.raises(UserError, match=r"with our network.*allow_network=true"):
+            call("1")
+    with pytest.raises(UserError, match="with our network"):
+        HumanEval(path="x", run_code=True).questions()
+    assert run_program("x = 1", SECONDS).passed
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """Tasks: prompts character by character, examples, measures by hand, and wrong files."""
 
+import dataclasses
 import json
 import math
 
@@ -10,6 +11,7 @@ from lmjax.data.tokenizers import ByteTokenizer
 from lmjax.evaluation.requests import ContinuationRequest, Likelihood, Written
 from lmjax.evaluation.task_evaluator import fits_into
 from lmjax.evaluation.task_result import TaskResult, by_length, estimated, guessing
+from lmjax.evaluation.task_tables import score_table
 from lmjax.evaluation.tasks import (
     GSM8K,
     MBPP,
@@ -30,11 +32,9 @@ from lmjax.evaluation.tasks import (
     WikiText,
     WinoGrande,
 )
-from lmjax.evaluation.tasks.gsm8k import last_number
 from lmjax.evaluation.tasks.hellaswag import cleaned
 from lmjax.evaluation.tasks.mmlu import GROUP_OF, GROUPS
 from lmjax.evaluation.tasks.rolling import untokenized
-from lmjax.evaluation.tasks.squad import spaced
 
 
 @pytest.fixture
@@ -214,6 +214,15 @@ def test_exams_of_four_layouts(lines, tmp_path):
     agi = {"passage": "P", "question": "Q?", "options": ["(A)x", "(B)y"], "label": "B"}
     [question] = Exam(path=lines(agi), language="en").questions()
     assert question.context == "P\nQ?\nA. x\nB. y\nAnswer:"
+    empty = {**agi, "passage": "", "answer": None}
+    cloze = {"passage": None, "question": "Q?", "options": None, "label": None, "answer": "5"}
+    task = Exam(path=lines(empty, cloze), language="en")
+    [question] = task.questions()
+    assert question.context == "Q?\nA. x\nB. y\nAnswer:" and task.left_out() == 1
+    found = {"one": [TaskResult.of(task, [question], [likelihoods(-1.0, -2.0)])]}
+    assert score_table(found, True).notes == (
+        "Exam: records of the file that it cannot ask, and leaves out: 1",
+    )
     bench = tmp_path / "bench.json"
     examples = [
         {"question": "A. x\nB. y", "answer": ["B"]},
@@ -222,24 +231,6 @@ def test_exams_of_four_layouts(lines, tmp_path):
     bench.write_text(json.dumps({"keywords": "k", "example": examples}, indent=1))
     [question] = Exam(path=str(bench)).questions()  # the one with one right answer
     assert question.item.gold == 1 and question.context == "A. x\nB. y\n答案："
-
-
-@pytest.mark.parametrize(
-    ("text", "number"),
-    [
-        (r"so $\boxed{42}$.", "42"),
-        ("it is 42...", "42"),
-        ("42, e.g.,", "42"),
-        ("42.00", "42"),
-        ("４２", "42"),
-        ("$1,042.50.", "1042.5"),
-        ("from 3 to -7", "-7"),
-        ("none", None),
-        ("007 and 0.0", "0"),
-    ],
-)
-def test_the_last_number_is_found(text, number):
-    assert last_number(text) == number
 
 
 def test_gsm8k_by_three_rules(lines):
@@ -255,6 +246,11 @@ def test_gsm8k_by_three_rules(lines):
     assert scores(" it is 1,042.") == [0.0, 1.0, 1.0]
     assert scores(r" $\boxed{1042}$.") == [0.0, 0.0, 1.0]  # "$." is the last for the harness
     assert scores(" I do not know") == [0.0, 0.0, 0.0]
+    # Of an index, a range and LaTeX's comma: see the rules of `answer_match`.
+    assert scores(r"so \boxed{1{,}042\text{ m}^2}")[2] == 1.0
+    assert scores("from 3-1042")[2] == 1.0
+    with pytest.raises(UserError, match="whose number stands behind ####"):
+        GSM8K(path=lines({"question": "1+1?", "answer": "#### two"})).questions()
 
 
 def test_squad_by_words_and_by_characters(tmp_path):
@@ -277,7 +273,13 @@ def test_squad_by_words_and_by_characters(tmp_path):
         "exact_match": 0.0,
         "f1": pytest.approx(0.8),
     }
-    assert spaced("在2020年，GPT 2。") == "在 2020 年 GPT 2"
+    # Wide letters and spaces beside characters are no difference.
+    [question] = SQuAD(path=write("在2020年，GPT 2。"), by_characters=True).questions()
+    found = task.measure(question.item, [Written(("在 ２０２０ 年 gpt ２",))])
+    assert found == {"exact_match": 1.0, "f1": 1.0}
+    empty = dataclasses.replace(question.item, details={"answers": ()})
+    version = SQuAD(path="x", by_characters=True, version="2.0")
+    assert version.measure(empty, [Written(("unanswerable",))]) == {"exact_match": 1.0, "f1": 1.0}
 
 
 def test_crows_pairs_and_whole_texts(lines, tmp_path):
@@ -286,12 +288,16 @@ def test_crows_pairs_and_whole_texts(lines, tmp_path):
     assert question.requests == (ContinuationRequest("", "a"), ContinuationRequest("", "b"))
     found = CrowSPairs(path="x").measure(question.item, likelihoods(-3.0, -5.0))
     assert found == {"pct_stereotype": 1.0, "likelihood_diff": 2.0}
-    task = WholeTexts(path=lines({"text": "一二三四"}))
+    chinese = lines({"text": "一二三四"})
+    with pytest.raises(UserError, match=r"line 1: .* set by_words=false"):
+        WholeTexts(path=chinese).questions()
+    task = WholeTexts(path=chinese, by_words=False)
     result = TaskResult.of(task, task.questions(), [likelihoods(-4e3)])
     values = {m.name: result.estimate(m).value for m in task.measures}
-    assert values["word_perplexity"] == math.inf  # one "word" of 4,000 nats, and no overflow
+    assert "word_perplexity" not in values
     assert values["bits_per_byte"] == pytest.approx(1000 / 3 / math.log(2))
-    assert values["character_perplexity"] == math.inf
+    assert values["bits_per_character"] == pytest.approx(1000 / math.log(2))
+    assert values["character_perplexity"] == math.inf  # exp(1000), and no overflow
     path = tmp_path / "wiki.txt"
     path.write_text(" \n = A = \n \n a @-@ b , c \n = = Part = = \n \n = B = \n \n d \n")
     first, second = WikiText(path=str(path)).questions()
@@ -310,17 +316,25 @@ def test_code_runs_only_where_it_is_allowed(lines):
     }
     with pytest.raises(UserError, match="run_code=true allows it"):
         HumanEval(path=lines(record)).questions()
-    task = HumanEval(path=lines(record), run_code=True, samples=4, temperature=0.5)
+    code = {"run_code": True, "allow_network": True}
+    task = HumanEval(path=lines(record), samples=4, temperature=0.5, **code)
     [question] = task.questions()
     # The last one leaves before its tests.
     texts = ("    return 1", "    return 2", "    return (", "    pass\nimport os\nos._exit(0)")
     assert task.measure(question.item, [Written(texts)]) == {"pass@1": 0.25, "pass@4": 1.0}
+    some = replace(task, tries=(1, 2, 3))
+    assert some.measure(question.item, [Written(texts)]) == pytest.approx(
+        {"pass@1": 0.25, "pass@2": 0.5, "pass@3": 0.75}  # that the one right is among k of four
+    )
+    assert [one.name for one in some.measures] == ["pass@1", "pass@2", "pass@3"]
+    with pytest.raises(UserError, match="pass@5 needs as many samples; samples=4"):
+        replace(task, tries=(1, 5))
     problem = {
         "text": "Give one.",
         "code": "def one(): return 1",
         "test_list": ["assert one() == 1"],
     }
-    task = MBPP(path=lines(problem), run_code=True)
+    task = MBPP(path=lines(problem), **code)
     [question] = task.questions()
     assert question.context.endswith("tests:\n\nassert one() == 1\n[BEGIN]\n")
     assert task.measure(question.item, [Written((problem["code"],))]) == {"pass@1": 1.0}

@@ -91,11 +91,12 @@ def expected(sizes: dict[str, int], unstack: bool):
 @pytest.mark.parametrize(
     ("sizes", "unstack"),
     [
-        (dict(data=8, fsdp=1), False),
-        (dict(fsdp=1, tensor=8), False),
-        (dict(fsdp=1, context=8), False),
         (dict(data=2, fsdp=2, tensor=2), False),
         (dict(data=2, fsdp=2, tensor=2), True),
+        *(
+            pytest.param({"fsdp": 1} | sizes, False, marks=pytest.mark.slow)
+            for sizes in ({"data": 8}, {"tensor": 8}, {"context": 8})
+        ),
     ],
     ids=str,
 )

@@ -39,9 +39,10 @@ def alone():
     return continued(CONFIG, dict(fsdp=1), [*PROMPTS, PROMPTS[0]])
 
 
-@pytest.mark.parametrize("rows", [3, 4], ids=lambda rows: f"{rows} rows")
 @pytest.mark.parametrize(
-    "sizes", [dict(fsdp=1, expert=2, tensor=2), dict(fsdp=2, expert=2)], ids=str
+    ("sizes", "rows"),
+    [(dict(fsdp=1, expert=2, tensor=2), 4), (dict(fsdp=2, expert=2), 3)],
+    ids=["4 rows", "3 rows"],
 )
 def test_a_mesh_gives_the_tokens_of_one_device(alone, sizes, rows):
     """Rows that divide among the devices, and rows that do not and are whole on each."""

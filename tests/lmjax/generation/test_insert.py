@@ -47,16 +47,14 @@ LEARNED = TransformerConfig(
 def in_attention(positions, **changes):
     """The model with these positions in attention and none on the embeddings."""
     attention = replace(ATTENTION, positions=positions, **changes)
-    return replace(LEARNED, positions=None, attention=attention)
+    layers = len(attention.windows)
+    return replace(LEARNED, positions=None, attention=attention, num_layers=layers)
 
 
 FAMILIES = {
     "learned": LEARNED,
-    "rotary": in_attention(Rotary(), num_kv_heads=2),
     "dynamic_ntk": in_attention(Rotary(scaling=DynamicNTKScaling(length=6))),
-    "alibi": in_attention(ALiBi()),
-    "window": in_attention(Rotary(), windows=(5,)),
-    "windows_in_turn": in_attention(Rotary(), windows=(5, None)),
+    "windows_in_turn": in_attention(Rotary(), num_kv_heads=2, windows=(5, None)),
     "alibi_window": in_attention(ALiBi(), windows=(None, 5)),
     "glm": replace(LEARNED, positions=BlockPositions()),
     "chatglm": in_attention(BlockRotary()),
@@ -72,6 +70,7 @@ FAMILIES = {
     ),
 }
 BLANKS = {"glm", "chatglm"}
+SLOW = {"learned", "chatglm"}  # positions of others, of which each is here with another part
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -203,7 +202,7 @@ def compare(found, expected):
 
 # (step, slot, length of the prompt, tokens that follow): of slot 1 the third row comes after the
 # first, which was longer; slot 3 is never used.
-ARRIVALS = [(0, 1, 9, 6), (2, 0, 3, 20), (3, 1, 5, 12), (4, 2, 17, 4), (11, 2, 1, 9)]
+ARRIVALS = [(0, 1, 9, 6), (2, 0, 3, 16), (3, 1, 5, 12), (4, 2, 17, 4), (11, 2, 1, 9)]
 
 
 def requests(name):
@@ -213,7 +212,8 @@ def requests(name):
     ]
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW))
+                                  for name in FAMILIES])  # fmt: skip
 def test_a_row_gives_what_its_prompt_gives_alone(name):
     """Greedy tokens and their log-probabilities are those of `Generator`.
 
@@ -233,8 +233,14 @@ def test_a_row_gives_what_its_prompt_gives_alone(name):
             compare(logits, whole_logits(name, wanted, tokens))
 
 
-@pytest.mark.parametrize("unstack", [True, False], ids=["apart", "scanned"])
-@pytest.mark.parametrize("name", ["rotary", "windows_in_turn", "alibi", "glm", "t5"])
+@pytest.mark.parametrize(
+    "name, unstack",
+    [
+        *((name, True) for name in ("windows_in_turn", "alibi_window", "glm", "t5")),
+        ("windows_in_turn", False),
+        pytest.param("t5", False, marks=pytest.mark.slow),
+    ],
+)
 def test_the_other_rows_change_no_bit(name, unstack):
     """The same shapes: a row alone among free ones, or late and between others."""
     model = generator(name, unstack)
@@ -261,7 +267,7 @@ def schedules(draw):
     return [draw(shape) for _ in range(count)]
 
 
-@pytest.mark.parametrize("name", ["learned", "windows_in_turn", "alibi", "glm", "t5"])
+@pytest.mark.parametrize("name", ["windows_in_turn", "alibi_window", "glm", "t5"])
 @settings(max_examples=12)
 @given(schedule=schedules())
 def test_any_order_of_any_lengths(name, schedule):
@@ -321,7 +327,7 @@ def test_several_rows_at_once():
 def test_padding_on_the_right_is_padding_on_the_left():
     """Prompts of a batch that begin in its first column, with the logits after their last token."""
     model = generator("windows_in_turn")
-    texts = [request("rotary", seed, length, 1).prompt for seed, length in enumerate((3, 9, 16))]
+    texts = [request("learned", seed, length, 1).prompt for seed, length in enumerate((3, 9, 16))]
     left = prompt_batch(texts, None)
     shift = [16 - len(text) for text in texts]
     right = jax.tree.map(lambda a: np.stack([np.roll(row, -n) for row, n in zip(a, shift)]), left)
@@ -336,19 +342,20 @@ def test_padding_on_the_right_is_padding_on_the_left():
 def test_compiled_once():
     """Of all schedules: one program a verb and shape, and other weights compile nothing."""
     programs = Decoder.prefill, Decoder._insert, Decoder.step
-    serve("rotary", requests("rotary"))
+    name = "windows_in_turn"
+    serve(name, requests(name))
     compiled = [program._cache_size() for program in programs]
-    arrivals = [(when + 1, (slot + 1) % SLOTS, wanted) for when, slot, wanted in requests("rotary")]
-    model = generator("rotary")
+    arrivals = [(when + 1, (slot + 1) % SLOTS, wanted) for when, slot, wanted in requests(name)]
+    model = generator(name)
     other = Generator(model.config, jax.tree.map(lambda a: -a, model.params))
-    assert serve("rotary", arrivals, other)[0][0] != serve("rotary", arrivals)[0][0]
+    assert serve(name, arrivals, other)[0][0] != serve(name, arrivals)[0][0]
     assert [program._cache_size() for program in programs] == compiled
     before = Decoder.step._cache_size()
-    serve("rotary", arrivals[:1], slots=SLOTS + 1)
+    serve(name, arrivals[:1], slots=SLOTS + 1)
     assert Decoder.step._cache_size() == before + 1
 
 
-@pytest.mark.parametrize("name", ["windows_in_turn", "t5"])
+@pytest.mark.parametrize("name", ["windows_in_turn", pytest.param("t5", marks=pytest.mark.slow)])
 def test_a_mesh_gives_the_tokens_of_one_device(name):
     """Rows over data and fsdp, heads over tensor; a row alone lies whole on every device."""
     expected = serve(name, requests(name))
@@ -360,8 +367,8 @@ def test_a_mesh_gives_the_tokens_of_one_device(name):
 
 
 def test_rows_that_cannot_be_inserted():
-    model, t5 = generator("rotary"), generator("t5")
-    _, row = prefilled(model, request("rotary", 0, 17, 1))
+    model, t5 = generator("windows_in_turn"), generator("t5")
+    _, row = prefilled(model, request("windows_in_turn", 0, 17, 1))
     _, text = prefilled(t5, request("t5", 0, 3, 1))
     for slots, message in (
         ([0, 1], "1 rows to insert, but 2 slots"),

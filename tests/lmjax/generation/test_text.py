@@ -16,9 +16,16 @@ class Scripted(Generator):
         self.rows, self.said = rows, 0
 
     def stream(
-        self, prompts, sampling=None, max_tokens=100, stop_tokens=(), interval=None, samples=1
+        self,
+        prompts,
+        sampling=None,
+        max_tokens=100,
+        stop_tokens=(),
+        interval=None,
+        samples=1,
+        sources=None,
     ):
-        assert len(prompts) * samples == len(self.rows)
+        assert len(prompts) * samples == len(self.rows) and sources is None
         interval = interval or 1
         for begin in range(0, max(map(len, self.rows)), interval):
             self.said = begin + interval

@@ -1,4 +1,4 @@
-"""Runs a folder of StableHLO programs with jax alone: see `test_stablehlo.py` and the README.
+"""Runs a folder of StableHLO programs with jax alone: see `test_stablehlo.py`.
 
 python run_stablehlo.py FOLDER PROMPTS.json
 """

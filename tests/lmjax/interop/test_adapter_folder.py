@@ -9,16 +9,16 @@ import os
 import jax
 import numpy as np
 import pytest
-from flax import nnx
 
 from lmjax.config import UserError, replace
 from lmjax.interop import adapter_folder
 from lmjax.interop.adapter_folder import read_adapted, write_adapters
 from lmjax.interop.convert import convert
 from lmjax.interop.folder import model_folder, read_params
-from lmjax.models import LoRA, abstract, plain_batch
+from lmjax.models import LoRA, plain_batch
 from lmjax.parallel import Mesh, training_layout
 from tests.lmjax.models.adapted import with_random_b
+from tests.whole_logits import logits_of_config
 
 os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}  # nothing is downloaded
 EXTRA = "the live comparison needs the extra parity: pip install -e '.[parity]', on Python 3.11"
@@ -41,7 +41,7 @@ GATED = dict(
 ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 # model_type -> settings of a tiny model, and modules that adapters are put beside
 CASES = {
-    "llama": (GATED, ["q_proj", "v_proj"]),
+    "llama": (GATED, ["q_proj", "v_proj", "lm_head"]),
     "qwen2": (GATED, ALL),
     "mistral": (GATED | {"sliding_window": None}, ["o_proj", "down_proj"]),
     "gpt2": (
@@ -110,13 +110,7 @@ def theirs(model):
 
 
 def ours(config, params):
-    graph, _ = abstract(config, training_layout())
-
-    def logits(params, batch):
-        model = nnx.merge(graph, params)
-        return model.logits(model(batch)[0])
-
-    return np.asarray(jax.jit(logits)(params, plain_batch(TOKENS)))[..., : config.vocab_size]
+    return logits_of_config(config, params, plain_batch(TOKENS))
 
 
 def assert_same(found, expected):
@@ -124,7 +118,13 @@ def assert_same(found, expected):
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * max(1, np.abs(expected).max()))
 
 
-@pytest.mark.parametrize("kind", CASES)
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *("llama", "gpt2", "falcon"),
+        *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("qwen2", "mistral", "bloom")),
+    ],
+)
 def test_logits_are_those_of_peft(one_device, bases, kind, tmp_path):
     """Theirs read here, and ours of other ranks for fused layers read there and here again."""
     model = wrapped(bases(kind), use_rslora=kind == "qwen2")
@@ -218,11 +218,14 @@ def test_what_is_not_plain_is_refused(bases, tmp_path, change, message):
 
 
 def test_layers_that_we_do_not_adapt_are_refused(one_device, bases, tmp_path):
-    wrapped(bases("llama"), target_modules=["q_proj", "lm_head"]).save_pretrained(tmp_path / "head")
+    wrapped(bases("llama"), target_modules=["q_proj", "embed_tokens"]).save_pretrained(
+        tmp_path / "table"
+    )
     with pytest.raises(
-        UserError, match=r"lm_head.* is for no dense layer of the blocks of a llama"
+        UserError, match=r"embed_tokens.* is for no dense layer of the blocks of a llama"
     ):
-        read_adapted(tmp_path / "head", training_layout())
-    wrapped(bases("llama"), layers_to_transform=[1]).save_pretrained(tmp_path / "last")
+        read_adapted(tmp_path / "table", training_layout())
+    one = {"target_modules": ["q_proj"], "layers_to_transform": [1]}
+    wrapped(bases("llama"), **one).save_pretrained(tmp_path / "last")
     with pytest.raises(UserError, match="some blocks have adapters that others lack"):
         read_adapted(tmp_path / "last", training_layout())

@@ -66,7 +66,7 @@ def pair(rule):
 @pytest.mark.parametrize("rule", RULES)
 def test_real_texts_are_normalised_as_by_sentencepiece(rule):
     theirs, ours = pair(rule)
-    for text in real_strings():
+    for text in real_strings()[RULES.index(rule) :: len(RULES)]:
         assert ours(text) == theirs(text), text
 
 

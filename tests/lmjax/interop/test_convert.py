@@ -18,11 +18,12 @@ from lmjax.data.public_tokenizers import read_tokenizer
 from lmjax.data.tokenizers import ByteTokenizer
 from lmjax.interop import huggingface
 from lmjax.interop.__main__ import Convert
-from lmjax.interop.convert import convert, new_folder
+from lmjax.interop.convert import convert
+from lmjax.interop.folder import load_trained_model
+from lmjax.interop.new_folder import new_folder
 from lmjax.models import AttentionConfig, FeedForwardConfig, TransformerConfig, initialize
 from lmjax.parallel import Mesh, training_layout
 from lmjax.runs.checkpoints import Checkpointer
-from lmjax.runs.trained_model import load_trained_model
 from tests.parity_cases import parity_folder, with_older_names
 
 MODEL = TransformerConfig(

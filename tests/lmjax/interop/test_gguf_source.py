@@ -5,7 +5,6 @@ from types import MappingProxyType
 import jax
 import numpy as np
 import pytest
-from flax import nnx
 
 from lmjax.config import UserError, replace
 from lmjax.data.public_tokenizers import read_tokenizer
@@ -13,13 +12,14 @@ from lmjax.data.tokenizers import ByteTokenizer
 from lmjax.interop import gguf_file, gguf_source, huggingface
 from lmjax.interop.convert import convert
 from lmjax.interop.export import convert_to_gguf
+from lmjax.interop.folder import load_trained_model
 from lmjax.models import Batch, Llama3Scaling, Rotary, initialize, llama, mixtral
 from lmjax.models.rotary import rotary_frequencies
 from lmjax.parallel import training_layout
-from lmjax.runs.trained_model import load_trained_model
 from tests.lmjax.data.real_strings import real_strings
 from tests.lmjax.interop.tokenizer_kinds import tokenizer_of
 from tests.parity_cases import parity_folder
+from tests.whole_logits import program
 
 gguf = pytest.importorskip("gguf", reason="needs the extra gguf")
 # Every architecture; bit for bit but where 1 + scale is written.
@@ -71,13 +71,7 @@ def logits(config, graph, params, length=None):
     tokens = np.array([[10, 3, 77, 50, 91, 12, 12, 0]], np.int32)[:, :length]
     positions = np.arange(tokens.shape[1], dtype=np.int32)[None]
     batch = Batch(tokens=tokens, positions=positions, segments=np.ones_like(tokens))
-
-    @jax.jit
-    def run(params):
-        model = nnx.merge(graph, params)
-        return model.logits(model(batch)[0])
-
-    return np.asarray(run(params))[..., : config.vocab_size]
+    return np.asarray(program(graph, None, params, batch))[..., : config.vocab_size]
 
 
 @pytest.mark.parametrize("name", [*FAST, *SLOW])

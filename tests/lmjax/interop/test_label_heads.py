@@ -144,7 +144,18 @@ def test_every_class_that_transformers_has_is_here():
     assert there == set(CLASSES)
 
 
-@pytest.mark.parametrize("name", CLASSES)
+# Heads of tokens and of spans by default for four of the families.
+SOME = ("Bert", "GPT2", "T5", "Llama")
+
+
+def is_default(name):
+    """Returns whether a class is compared by default, not among the slow tests alone."""
+    return "Sequence" in name or name.startswith(SOME)
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[] if is_default(n) else [pytest.mark.slow]) for n in CLASSES]
+)
 def test_logits_are_theirs_and_are_written_again(one_device, tmp_path, name):
     model = make(name, tmp_path / "theirs", problem_type="single_label_classification")
     config, _, params = huggingface.read(tmp_path / "theirs", training_layout())

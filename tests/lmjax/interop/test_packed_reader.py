@@ -5,7 +5,6 @@ import json
 import jax
 import numpy as np
 import pytest
-from flax import nnx
 from safetensors.numpy import load_file, save_file
 
 from lmjax.config import replace
@@ -26,6 +25,7 @@ from lmjax.models import (
     with_quantization,
 )
 from lmjax.parallel import Mesh, training_layout
+from tests.whole_logits import program
 
 SMALL = replace(
     llama(),
@@ -92,15 +92,19 @@ def read_small(folder, apart=False):
 
 def logits(graph, params):
     tokens = np.random.default_rng(0).integers(0, 128, (2, 12)).astype(np.int32)
-    model = nnx.merge(graph, params)
-    return np.asarray(model.logits(model(plain_batch(tokens))[0]))
+    return np.asarray(program(graph, None, params, plain_batch(tokens)))
 
 
 def block_bytes(params):
     return sum(leaf.nbytes for leaf in jax.tree.leaves(params["blocks"]))
 
 
-@pytest.mark.parametrize("name", FORMS)
+VARIANTS = ("fused", "gptq, 8 bits with zeros", "compressed, zeros")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n in VARIANTS)) for n in FORMS]
+)
 def test_few_bits_are_kept(name, tmp_path):
     """The same codes as were written, logits of the floats, and equal files when written again.
 
@@ -122,7 +126,7 @@ def test_few_bits_are_kept(name, tmp_path):
         assert block_bytes(params) <= 0.35 * block_bytes(whole) / 2
 
 
-@pytest.mark.parametrize("name", ["gptq", "experts"])
+@pytest.mark.parametrize("name", ["gptq", pytest.param("experts", marks=pytest.mark.slow)])
 def test_layers_apart(name, tmp_path):
     """As the generator reads them on a CPU: each layer by itself, the same tokens."""
     folder = written(tmp_path / "x", *FORMS[name])

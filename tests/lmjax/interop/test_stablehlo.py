@@ -57,7 +57,7 @@ def unchecked():
 def written(one_device, tmp_path):
     """Writes a model of `MADE` or of a parity folder; gives it and its folder."""
 
-    def write(name):
+    def write(name, **how):
         if name in MADE:
             config = MADE[name]
             graph, params = initialize(config, training_layout(), jax.random.key(3))
@@ -67,7 +67,7 @@ def written(one_device, tmp_path):
         folder = tmp_path / f"{name}.stablehlo"
         folder.mkdir()
         with unchecked():
-            notes = stablehlo_folder.write(folder, config, params)
+            notes = stablehlo_folder.write(folder, config, params, **how)
         return config, nnx.merge(graph, params), folder, notes
 
     return write
@@ -109,7 +109,7 @@ def encoder_of(given):
 
 @pytest.mark.parametrize("name", ["gpt2", pytest.param("t5", marks=pytest.mark.slow)])
 def test_a_process_without_lmjax_gives_the_same_logits(written, tmp_path, name):
-    """Prompts of two lengths and tokens behind them, by the loader that the README names."""
+    """Prompts of two lengths and tokens behind them, by a loader that imports jax alone."""
     config, model, folder, notes = written(name)
     asked = {"rows": rows((6, 3)), "count": 5}
     given = run_stablehlo.padded(asked["rows"])
@@ -148,17 +148,26 @@ def test_an_encoder_gives_what_its_heads_give(written):
     given = run_stablehlo.padded(rows((9, 5)))
     given["token_types"] = np.array([[0] * 4 + [1] * 5, [0] * 9], np.int32)
     found = programs.call["read"](programs.weights, given)
-    batch = Batch(**given)
-    hidden, _ = model(batch)
+    graph, params = nnx.split(model)
+
+    @jax.jit
+    def both(params, batch):
+        model = nnx.merge(graph, params)
+        hidden, _ = model(batch)
+        return model.logits(hidden)[..., : config.vocab_size], model.classes(hidden)
+
+    logits, classes = jax.device_get(both(params, Batch(**given)))
     real = given["segments"] == 1
-    expected = np.asarray(model.logits(hidden))[..., : config.vocab_size]
-    np.testing.assert_allclose(np.asarray(found["logits"])[real], expected[real], atol=CLOSE)
-    np.testing.assert_allclose(found["classes"], model.classes(hidden), rtol=0, atol=CLOSE)
+    np.testing.assert_allclose(np.asarray(found["logits"])[real], logits[real], atol=CLOSE)
+    np.testing.assert_allclose(found["classes"], classes, rtol=0, atol=CLOSE)
 
 
 def test_the_manifest(written):
-    """Platforms, versions, the day, and the order of inputs, which is the program's own."""
-    _, _, folder, _ = written("gpt2")
+    """Platforms, versions, the day, and the order of inputs, which is the program's own.
+
+    It is that of a model that reads prompts from both sides.
+    """
+    config, model, folder, _ = written("gpt2", prefix=True)
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["platforms"] == ["cpu", "cuda", "tpu"]
     assert manifest["versions"]["jax"] == jax.__version__
@@ -175,6 +184,12 @@ def test_the_manifest(written):
     assert len(leaves) == len(prefill["texts"])
     assert prefill["texts"]["tokens"] == {"shape": ["batch", "new"], "dtype": "int32"}
     assert prefill["cache"]["keys.1"]["shape"] == [1, "batch", "room", 48]
+    given = run_stablehlo.padded(rows((6, 3)))
+    given["ranks"] = np.zeros_like(given["tokens"])
+    found = run_stablehlo.greedy(run_stablehlo.Programs(folder), given, 1)[:, 0]
+    hidden, _ = model(Batch(**given))
+    expected = np.asarray(model.logits(hidden))[:, -1, : config.vocab_size]
+    np.testing.assert_allclose(found, expected, rtol=0, atol=CLOSE)
 
 
 def test_the_command(one_device, tmp_path):

@@ -4,7 +4,7 @@ import json
 import os
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from sentencepiece import sentencepiece_model_pb2
 
@@ -33,10 +33,10 @@ from tests.lmjax.interop.tokenizer_kinds import (
 os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}  # nothing is downloaded
 pytest.importorskip("tokenizers", reason="needs pip install 'lmjax[tokenizers]'")
 NAMES = (
-    *("ours", "bytes", "characters", "like Qwen", "tekken", "like Gemma", "like T5", "like mT5"),
-    *("like LLaMA with symbols", "byte pairs, space behind", "byte pairs with symbols"),
-    *("unigram, case folded", "glm-10b", "bert-base-uncased", "chatglm-6b"),
+    *("ours", "bytes", "characters", "like Qwen", "tekken", "like Gemma", "like mT5"),
+    *("like LLaMA with symbols", "byte pairs, space behind"),
 )
+COPIED = ("glm-10b", "bert-base-uncased")  # from public folders
 
 
 def written(tokenizer, folder, **how):
@@ -54,6 +54,7 @@ def pairs(tmp_path_factory):
     root = tmp_path_factory.mktemp("folders")
     made = {name: tokenizer_of(name) for name in NAMES}
     made |= {f"{name}, extended": extended(tokenizer) for name, tokenizer in made.items()}
+    made |= {name: tokenizer_of(name) for name in COPIED}
     return {
         name: (tokenizer, read_tokenizer(written(tokenizer, root / name)[0]))
         for name, tokenizer in made.items()
@@ -74,10 +75,11 @@ def test_written_and_read_again_tokens_mean_the_same(pairs):
         size = tokenizer.vocab_size
         for token in {*range(min(size, 400)), *range(max(0, size - 400), size)}:
             assert again.token_bytes(token) == tokenizer.token_bytes(token), (name, token)
-    for name in ("glm-10b", "bert-base-uncased", "chatglm-6b"):  # their own files are copied
+    for name in COPIED:
         assert pairs[name][1].fingerprint == pairs[name][0].fingerprint, name
 
 
+@settings(max_examples=30)
 @given(st.text() | st.text(st.sampled_from(" \n\tab中[NEW]<|quxendoft2>\u2581\u0301Ａ①")))
 @example("a\u2581b[NEW]a qux[MASK] [gMASK]<sop></s><|endoftext|>2<n><|tab|><0x41>  \n\t ")
 @example("<sep>")
@@ -170,7 +172,10 @@ def test_a_class_that_transformers_takes_whatever_is_said_is_told_of(tmp_path):
 @pytest.mark.parametrize(
     "name, images, roles",
     [
-        ("glm-130b", 20_000, (150_004, 150_005, 150_000, 150_001, 20_003)),
+        pytest.param(
+            *("glm-130b", 20_000, (150_004, 150_005, 150_000, 150_001, 20_003)),
+            marks=pytest.mark.slow,
+        ),
         ("chatglm-6b", 0, (130_004, 130_005, 130_000, 130_001, 3)),
     ],
 )

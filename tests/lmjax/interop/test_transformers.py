@@ -56,7 +56,7 @@ transformers = pytest.importorskip("transformers", reason=EXTRA)
 torch.set_num_threads(1)  # the models are tiny, and waiting threads keep cores busy
 
 CASES = 8  # configurations of a family
-FEW = 2  # of them, where tests that take minutes are left out
+FEW = 1  # of them, where tests that take minutes are left out
 NO_FLOAT64 = {"mixtral"}  # whose products of experts torch has not
 LENGTH, NEW = 12, 8  # tokens of the longest prompt, and after it
 WHOLE = ("bert", "t5", "xlnet")  # whose texts are not continued from a cache here

@@ -38,6 +38,7 @@ experiment = PolicyOptimization(
     objective=ClippedPolicy(),
     samples=4,
     reply_length=6,
+    allow_cut_off=True,
     updates=2,
     schedule=Constant(peak=3e-2, warmup=0),
     evaluate_every=100,

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lmjax.config import UserError
+from lmjax.config import UserError, replace
 from lmjax.data import Data, Domain, LabelledTexts, build_stores
 from lmjax.data.groups import Groups
 from lmjax.data.questions import Questions, context_tokens
@@ -17,7 +17,13 @@ from lmjax.evaluation.answer_measures import AnswerMeasures
 from lmjax.evaluation.held_out import HeldOut
 from lmjax.jobs.answer_questions import AnswerQuestions
 from lmjax.jobs.settings import ChatEvaluation, Checkpoints
-from lmjax.models import AttentionConfig, FeedForwardConfig, SpanHeadConfig, TransformerConfig
+from lmjax.models import (
+    AttentionConfig,
+    FeedForwardConfig,
+    LoRA,
+    SpanHeadConfig,
+    TransformerConfig,
+)
 from lmjax.objectives.text_spans import TextSpans
 from lmjax.parallel import training_layout
 from lmjax.runs.metrics import read_metrics
@@ -180,4 +186,8 @@ def test_settings_that_do_not_fit(tmp_path):
         job_of(tmp_path, data=data)
     with pytest.raises(UserError, match="trains a head of the name 'label' that is a SpanHead"):
         TextSpans().check(TransformerConfig())
+    source = Questions(path="questions.jsonl")
+    data = Data(train=(Domain(name="questions", source=source),), rows="groups", length=LENGTH)
+    adapted = job_of(tmp_path, data=data, model=replace(MODEL, heads=(), lora=LoRA()))
+    assert adapted.with_model().model == replace(MODEL, lora=LoRA())
     assert jax.tree.leaves(TextSpans().shapes(2, LENGTH))[0].shape == (2, LENGTH)

@@ -12,7 +12,7 @@ from lmjax.console import RunLog, make_console
 from lmjax.data import Bytes, Characters, Data, Domain, TextFiles
 from lmjax.data.public_tokenizers import TokenizerFolder
 from lmjax.interop.convert import convert
-from lmjax.interop.folder import model_folder
+from lmjax.interop.folder import load_trained_model, model_folder
 from lmjax.interop.kept_files import read_end_ids
 from lmjax.jobs.begin_with import _warn_of_frozen_tokens
 from lmjax.jobs.pretrain import Pretrain
@@ -20,10 +20,10 @@ from lmjax.jobs.settings import Evaluation
 from lmjax.models import AttentionConfig, FeedForwardConfig, TransformerConfig
 from lmjax.parallel import Mesh, training_layout
 from lmjax.runs.folder import RunFolder
-from lmjax.runs.trained_model import load_trained_model
 from lmjax.training.optimizers import AdamW
 from lmjax.training.schedules import Constant
 from lmjax.training.trainable import Adapters
+from tests.lmjax.jobs.base_run import prepare_alone
 
 
 @pytest.fixture(scope="module")
@@ -76,17 +76,15 @@ def parameters(folder):
     return params
 
 
-@pytest.mark.parametrize("kind", ["run", "public"])
-def test_it_begins_with_the_very_parameters(first, public, kind, tmp_path, capsys):
+def test_it_begins_with_the_very_parameters(first, public, tmp_path, capsys):
     """At a rate of 1e-30 a step changes no bit of a parameter, unless it was 0."""
-    folder = first.output if kind == "run" else public
     still = replace(
         first,
         output=str(tmp_path / "run"),
         steps=1,
         seed=7,
-        model=replace(model_folder(folder), dropout=0.1),
-        begin_with=folder,
+        model=replace(model_folder(public), dropout=0.1),
+        begin_with=public,
         schedule=Constant(peak=1e-30, warmup=0),
         mesh=Mesh(fsdp=4, tensor=2),
         ema_decay=0.5,
@@ -95,28 +93,30 @@ def test_it_begins_with_the_very_parameters(first, public, kind, tmp_path, capsy
     found, expected = parameters(still.output), parameters(first.output)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-28), found, expected)
     told = capsys.readouterr().out
-    assert f"the parameters in {folder}" in " ".join(told.split())
+    assert f"the parameters in {public}" in " ".join(told.split())
     assert "model." not in told  # dropout changes no logits
 
 
-def test_it_is_talked_to_as_before(first, public, tmp_path):
+def test_it_is_talked_to_as_before(first, public, tmp_path, monkeypatch):
     """The folder's chat template and ends come along where the tokenizer is the same."""
     theirs = shutil.copytree(public, tmp_path / "public")
     (theirs / "chat_template.jinja").write_text("{{ messages[0].content }}")
     (theirs / "generation_config.json").write_text('{"eos_token_id": [256, 10]}')
     data = replace(first.data, tokenizer=TokenizerFolder(path=str(theirs)))
     output = tmp_path / "run"
-    replace(first, output=str(output), begin_with=str(theirs), data=data, steps=1).run()
+    here = replace(first, output=str(output), begin_with=str(theirs), data=data, steps=1)
+    prepare_alone(here, monkeypatch, before="train")
     for name in ("chat_template.jinja", "generation_config.json"):
         assert (output / name).read_text().strip() != ""
     assert read_end_ids(output) == [256, 10]
     RunFolder(output).remove()
     assert not output.exists()
-    replace(first, output=str(output), begin_with=str(theirs), steps=1).run()
+    plain = replace(first, output=str(output), begin_with=str(theirs), steps=1)
+    prepare_alone(plain, monkeypatch, before="train")
     assert not (output / "chat_template.jinja").exists()
 
 
-def test_what_is_not_alike_is_said(first, tmp_path, capsys):
+def test_what_is_not_alike_is_said(first, tmp_path, capsys, monkeypatch):
     attention = replace(first.model.attention, windows=(8,))
     data = replace(first.data, tokenizer=TokenizerFolder(path=f"{first.output}/tokenizer"))
     changed = replace(
@@ -127,16 +127,17 @@ def test_what_is_not_alike_is_said(first, tmp_path, capsys):
         data=data,
         optimizer=AdamW(),
     )
-    changed.run()
+    prepare_alone(changed, monkeypatch, before="train")
     told = " ".join(capsys.readouterr().out.split())
     assert f"model.attention.windows.0 is 8 here; in {first.output} it is null" in told
     assert "tokenizer is not" not in told
 
 
-def test_another_tokenizer_is_said(first, tmp_path, capsys):
+def test_another_tokenizer_is_said(first, tmp_path, capsys, monkeypatch):
     """The last of the model's rows is one that the other tokenizer has no byte for."""
     other = replace(first, output=str(tmp_path / "run"), begin_with=first.output)
-    replace(other, data=replace(first.data, tokenizer=Characters())).run()
+    other = replace(other, data=replace(first.data, tokenizer=Characters()))
+    prepare_alone(other, monkeypatch, before="train")
     assert f"the tokenizer is not that of {first.output}" in " ".join(
         capsys.readouterr().out.split()
     )

@@ -17,6 +17,7 @@ from lmjax.generation.sampling import Sampling
 from lmjax.jobs.best_of_n import BestOfN, read_lines
 from lmjax.jobs.finetune import Finetune
 from lmjax.jobs.settings import ChatEvaluation
+from lmjax.launch import run
 from lmjax.models import AttentionConfig, FeedForwardConfig, TransformerConfig
 from lmjax.parallel import Mesh
 from lmjax.remote import Objects
@@ -283,7 +284,7 @@ def test_the_divergence_of_the_best(samples):
     assert np.sum(few * np.log(3 * few)) < bound
 
 
-def test_mistakes(folder, whole):
+def test_mistakes(folder, whole, capsys):
     for message, settings in {
         "samples=0": {"samples": 0},
         "give seed=3": {"sampling": Sampling(seed=3)},
@@ -303,8 +304,9 @@ def test_mistakes(folder, whole):
         "all 12 requests are longer than request_length=3 tokens": {"request_length": 3},
     }.items():
         job = best(folder, "mistakes", **settings)
-        with pytest.raises(UserError, match=message):
-            job.run()
+        with pytest.raises(SystemExit) as ended:
+            run(job, [])
+        assert ended.value.code == 2 and message in capsys.readouterr().err
         assert not RunFolder(job.output).path.exists()
     with pytest.raises(UserError, match="holds another run"):
         replace(whole, samples=5).run()

@@ -10,12 +10,14 @@ from lmjax.config import UserError, config, from_json, replace, to_json
 from lmjax.data import Bytes, Data, Domain, TextFiles
 from lmjax.data.chat.requests import Requests
 from lmjax.generation.sampling import Sampling
+from lmjax.jobs.assistant_recipes import llama2_chat
 from lmjax.jobs.chain import Chain
 from lmjax.jobs.job import Job
 from lmjax.jobs.pretrain import Pretrain
 from lmjax.jobs.settings import Checkpoints, Evaluation
 from lmjax.jobs.side_by_side import ANSWERS, SideBySide
 from lmjax.models import AttentionConfig, FeedForwardConfig, TransformerConfig
+from lmjax.parallel import Mesh
 from lmjax.runs.folder import RunFolder
 from lmjax.runs.metrics import read_metrics
 from lmjax.training.schedules import Constant
@@ -108,7 +110,7 @@ def chain(texts, folder, *between):
         pretrain(texts, "{output}/second", begin_with="{output}/first"),
         side_by_side(texts, "{output}/compared", ("{output}/first", "{output}/second")),
     )
-    return Chain(output=str(folder), jobs=jobs)
+    return Chain(output=str(folder), jobs=jobs, about="Two toys.")
 
 
 @pytest.fixture(scope="module")
@@ -140,6 +142,7 @@ def test_the_report_has_all_jobs_also_where_the_folder_was_moved(whole, tmp_path
     folder = RunFolder(whole.output)
     data = page_data(folder.path)
     assert [run["title"] for run in data["runs"]] == ["1. first", "2. second", "3. compared"]
+    assert data["summary"] == "3 jobs, one after another. Two toys."
     assert [len(run["train"]) for run in data["runs"]] == [2, 2, 0]
     titles = [table["title"] for table in data["runs"][2]["tables"]]
     assert titles == ["Scores by Vowels", "Wins by Vowels", "Replies"]
@@ -253,3 +256,26 @@ def test_a_model_that_is_not_there_leaves_nothing_behind(whole, texts, tmp_path)
 
 def test_a_chain_is_kept_as_json(whole):
     assert from_json(to_json(whole)) == whole
+
+
+def test_rounds_of_llama_2_chat_follow_each_other():
+    """Each begins with the model of the one before, and PPO with that of the last."""
+    chain = llama2_chat("7B", "runs/chat", Mesh(fsdp=32), accumulation=16, rounds=3)
+    sft, *rounds, policy = chain.jobs
+    assert len(rounds) == 12
+    last, end = sft.output, ""
+    for number in range(3):
+        helpful, safety, samples, rejection = rounds[4 * number : 4 * number + 4]
+        end = f"_{number + 1}" if number else ""
+        names = ("helpful", "safety", "samples", "rejection")
+        outputs = [job.output for job in (helpful, safety, samples, rejection)]
+        assert outputs == [f"{{output}}/{name}{end}" for name in names]
+        gate = samples.rewards[0]
+        assert [gate.helpful.folder, gate.safety.folder] == outputs[:2]
+        assert samples.policy == rejection.begin_with == last
+        assert len(samples.earlier) == number
+        of_people = {domain.name: domain.source.path for domain in helpful.data.train}
+        assert isinstance(of_people["open"], str)
+        assert number == 0 or len(of_people["safety"]) == number + 1
+        last = rejection.output
+    assert policy.begin_with == last and policy.value_network.folder == f"{{output}}/helpful{end}"

@@ -17,22 +17,25 @@ from lmjax.alignment.rollouts import RolloutRows, ValueScorer
 from lmjax.alignment.row_packing import RowPacking
 from lmjax.alignment.value_network import ValueNetwork
 from lmjax.config import UserError, config, replace
-from lmjax.data import Data, Domain, TextFiles
+from lmjax.data import Data, Domain, TextFiles, chat_template
 from lmjax.data.chat.comparisons import Comparisons
 from lmjax.data.chat.requests import Requests
 from lmjax.generation.sampling import Sampling
 from lmjax.interop.folder import model_folder, read_params
+from lmjax.jobs import policy_step
 from lmjax.jobs.policy_optimization import PolicyOptimization
 from lmjax.jobs.reward_model import RewardModel
 from lmjax.jobs.settings import Checkpoints
-from lmjax.models import AttentionConfig, FeedForwardConfig, TransformerConfig
+from lmjax.models import AttentionConfig, FeedForwardConfig, LoRA, TransformerConfig
 from lmjax.parallel import Mesh, training_layout
+from lmjax.remote import Objects
 from lmjax.runs.checkpoints import Checkpointer
 from lmjax.runs.folder import RunFolder
 from lmjax.runs.metrics import read_metrics
 from lmjax.training.schedules import Constant
 from tests import object_store
-from tests.lmjax.jobs.base_run import pretrain_base
+from tests.compilations import counted_compilations
+from tests.lmjax.jobs.base_run import go_on_from, write_base
 
 MODEL = TransformerConfig(
     vocab_size=257,
@@ -62,7 +65,7 @@ def lines_of(folder):
 def folder(tmp_path_factory):
     """A folder with a pretrained run, and requests."""
     folder = tmp_path_factory.mktemp("critic")
-    pretrain_base(folder, MODEL)
+    write_base(folder, MODEL)
     records = [{"prompt": f"{n}?"} for n in range(40)]
     (folder / "requests.jsonl").write_text("\n".join(map(json.dumps, records)))
     return folder
@@ -85,6 +88,7 @@ def optimization(folder, name, **settings):
         "rewards": (LowercaseShare(),),
         "samples": 2,
         "reply_length": 6,
+        "allow_cut_off": True,
         "reward_kl": AdaptiveKL(beta=0.1, target=0.01, horizon=20),
         "schedule": Constant(peak=3e-2, warmup=0),
         "evaluate_every": 100,
@@ -103,53 +107,45 @@ def numbers(job):
     ]
 
 
-def in_halves(job):
-    """The lines of a job that is stopped in the middle."""
-    half = replace(job, output=f"{job.output}-halves", steps=job.steps // 2)
-    half.run()
-    replace(half, steps=job.steps).run()
-    return numbers(half)
-
-
 @pytest.mark.slow
 def test_the_price_of_divergence_goes_on_bit_for_bit(folder):
     job = optimization(folder, "adaptive")
     job.run()
-    train = [line for line in numbers(job) if line["split"] == "train"]
+    found = numbers(job)
+    train = [line for line in found if line["split"] == "train"]
     assert train[0]["beta"] == pytest.approx(0.1)
     # The rule in float64, to rounding in float32.
     for before, line in itertools.pairwise(train):
         error = np.clip(before["reply_kl"] / 0.01 - 1, -0.2, 0.2)
         assert line["beta"] == pytest.approx(before["beta"] * (1 + error * 8 / 20), rel=1e-6)
     assert len({line["beta"] for line in train}) == 4
-    # The halves have a held-out line of their own end; each line of training is the same.
-    assert [line for line in in_halves(job) if line["split"] == "train"] == train
+    go_on_from(job, 2)
+    assert numbers(job) == found
 
 
+@pytest.mark.slow
 def test_the_price_of_divergence_goes_on_in_a_store(folder, tmp_path, monkeypatch):
-    """From the metrics in the store, where no copy is left on this machine."""
+    """From the metrics in the store, where no copy is left on this machine; not without it."""
     monkeypatch.setenv("LMJAX_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv(object_store.FOLDER, str(tmp_path))
     warm = {"sampling": Sampling(temperature=0.5), "objective": ClippedPolicy(temperature=0.5)}
     url = "late://bucket/policy"
     job = optimization(folder, "-", output=url, steps=1, checkpoint=Checkpoints(every=1), **warm)
     job.run()
+    objects, further = Objects(url), replace(job, steps=2)
+    metrics = objects.read("metrics.jsonl")
+    objects.write("metrics.jsonl", metrics.replace(b'"beta"', b'"other"'))
     shutil.rmtree(tmp_path / "cache")
-    replace(job, steps=2).run()
+    with pytest.raises(UserError, match=r"metrics\.jsonl lacks beta of step 1"):
+        further.run()
+    objects.write("metrics.jsonl", metrics)
+    shutil.rmtree(tmp_path / "cache")
+    further.run()
     first, second = [line for line in numbers(job) if line["split"] == "train"]
     error = np.clip(first["reply_kl"] / 0.01 - 1, -0.2, 0.2)
     assert second["beta"] == pytest.approx(first["beta"] * (1 + error * 8 / 20), rel=1e-6)
     assert second["beta"] != first["beta"]
     assert "sampler_gap" not in first  # the sampler gives none at this temperature
-
-
-def test_a_run_without_a_price_to_go_on_from_is_told(folder):
-    job = optimization(folder, "lost", steps=1, checkpoint=Checkpoints(every=1))
-    job.run()
-    metrics = RunFolder(job.output).path / "metrics.jsonl"
-    metrics.write_text(metrics.read_text().replace('"beta"', '"other"'))
-    with pytest.raises(UserError, match=r"metrics\.jsonl lacks beta of step 1"):
-        replace(job, steps=2).run()
 
 
 @pytest.mark.slow
@@ -169,12 +165,28 @@ def test_pretraining_text_goes_on_bit_for_bit(folder):
         checkpoint=Checkpoints(every=1),
     )
     job.run()
-    first, *train = [line for line in numbers(job) if line["split"] == "train"]
+    found = numbers(job)
+    first, *train = [line for line in found if line["split"] == "train"]
     assert "loss_2" not in first
     for line in train:  # the weighted sum, to rounding in float32
         assert line["loss"] == pytest.approx(line["loss_1"] + 27.8 * line["loss_2"], rel=1e-5)
     assert train[-1]["loss_2"] < train[0]["loss_2"] < 1.1 * np.log(257)
-    assert [line for line in in_halves(job) if line["split"] == "train"] == [first, *train]
+    go_on_from(job, 2)
+    assert numbers(job) == found
+
+
+@pytest.mark.slow
+def test_updates_with_text_end_where_the_policy_has_left(folder):
+    """In parts; metrics of the policy have the names that they have without text."""
+    text = {"held_out": 0.0, "length": 24, "batch_size": 48, "cache": str(folder / "cache")}
+    settings = {"steps": 1, "samples": 12, "updates": 2, "stop_kl": 1e-6, "accumulation": 3}
+    text = Data(train=lines_of(folder), **text)
+    job = optimization(folder, "stop", pretraining=text, epochs=2, **settings)
+    job.run()
+    line = numbers(job)[0]
+    assert line["updates"] == 2 and line["approximate_kl"] > 1e-6
+    assert [name for name in line if name.endswith("_1")] == ["loss_1"] and "loss_2" in line
+    assert line["policy_loss"] == line["loss_1"]
 
 
 def params_of(job):
@@ -182,44 +194,56 @@ def params_of(job):
     with jax.set_mesh(Mesh(fsdp=1).build(jax.devices()[:1])):
         layout = training_layout()
         config = model_folder(job.output)
-        flat = traverse_util.flatten_dict(read_params(job.output, config, layout), sep=".")
-        return {path: np.asarray(leaf) for path, leaf in flat.items()}
+        return flat(read_params(job.output, config, layout))
 
 
-def test_ppo_with_a_critic_goes_on_bit_for_bit(folder):
-    """The first step trains the critic alone, the others both."""
+def flat(params):
+    """Parameters in numpy, by path."""
+    found = traverse_util.flatten_dict(params, sep=".")
+    return {path: np.asarray(leaf) for path, leaf in found.items()}
+
+
+def states_of(job, steps):
+    """States of a run after some steps."""
+    with jax.set_mesh(job.mesh.build()):
+        learner = job.resolved().learner()
+        checkpointer = Checkpointer(RunFolder(job.output).checkpoints)
+        return [checkpointer.restore(step, learner.abstract())[0] for step in steps]
+
+
+def test_ppo_with_a_critic_warms_up(folder):
+    """The first step trains the critic alone, the second both.
+
+    The first leaves the policy bit for bit, weight decay included; the critic's head learns.
+    """
     critic = {"advantage": "gae", "value_warmup": 1, "samples": 4, "updates": 2}
-    job = optimization(folder, "critic", reward_kl=FixedKL(), **critic)
+    often = Checkpoints(every=1)
+    job = optimization(folder, "critic", reward_kl=FixedKL(), steps=2, checkpoint=often, **critic)
+    given = replace(job, model=replace(MODEL, lora=LoRA())).resolved().model
+    assert given == replace(job.resolved().model, lora=LoRA())
     job.run()
-    found = numbers(job)
-    assert "policy_loss" not in found[0] and "policy_loss" in found[1]
-    assert all(line["value_loss"] > 0 for line in found if line["split"] == "train")
-    assert found[1]["approximate_kl"] > 0
-    train = [line for line in found if line["split"] == "train"]
-    assert [line for line in in_halves(job) if line["split"] == "train"] == train
-
-
-def test_warm_up_leaves_the_policy_as_it_is(folder):
-    """Bit for bit, weight decay included; the critic's head learns."""
-    job = optimization(folder, "alone", steps=1, advantage="gae", value_warmup=1)
-    job.run()
-    base, found = params_of(replace(job, output=job.begin_with)), params_of(job)
+    first, second = [line for line in numbers(job) if line["split"] == "train"]
+    assert "policy_loss" not in first and "policy_loss" in second
+    assert first["value_loss"] > 0 and second["value_loss"] > 0
+    assert second["approximate_kl"] > 0 and first["gradient_norm"] > 0
+    [state] = states_of(job, (1,))
+    base, found = params_of(replace(job, output=job.begin_with)), flat(state.params)
     assert found.keys() - base.keys() == {"heads.value.outputs.weight", "heads.value.outputs.bias"}
     for path, leaf in base.items():
         np.testing.assert_array_equal(found[path], leaf, err_msg=path)
-    [line] = [line for line in numbers(job) if line["split"] == "train"]
-    assert line["gradient_norm"] > 0 and found["heads.value.outputs.bias"] != 0
+    assert found["heads.value.outputs.bias"] != 0
 
 
 @pytest.fixture(scope="module")
 def judge(folder):
-    """The run folder of a reward model."""
+    """The run folder of a reward model, of which adapters and the head were trained."""
     records = [{"prompt": f"{n}", "chosen": "abc", "rejected": "ABC"} for n in range(40)]
     (folder / "pairs.jsonl").write_text("\n".join(map(json.dumps, records)))
     source = Comparisons(path=str(folder / "pairs.jsonl"))
     RewardModel(
         output=str(folder / "judge"),
         steps=1,
+        model=replace(MODEL, lora=LoRA(rank=2)),
         begin_with=str(folder / "base"),
         data=Data(
             train=(Domain(name="pairs", source=source),),
@@ -232,14 +256,33 @@ def judge(folder):
     return str(folder / "judge")
 
 
-def test_a_reward_model_scores_in_the_job(folder, judge):
-    """The reward of training and of held-out requests has its name."""
+def test_a_reward_model_scores_in_the_job(folder, judge, monkeypatch, capsys):
+    """The reward of training and of held-out requests has its name.
+
+    A sampler that is half a nat off is told of, once; an average of the parameters is evaluated.
+    """
+    sampled = policy_step.sampled_log_probs
+    monkeypatch.setattr(policy_step, "sampled_log_probs", lambda *given: sampled(*given) + 0.5)
     reward = ModelReward(folder=judge, weight=2.0)
-    job = optimization(folder, "judged", steps=1, rewards=(reward,))
+    often = {"steps": 2, "ema_decay": 0.75, "checkpoint": Checkpoints(every=1)}
+    job = optimization(folder, "judged", rewards=(reward,), **often)
     job.run()
     for line in numbers(job):
         assert line["reward"] == pytest.approx(2 * line["reward_ModelReward"], rel=1e-6)
         assert line["reward"] != 0
+    words = (
+        "step 1: log-probabilities of the sampler and of the trainer differ by 0.500 nats a token"
+    )
+    told = capsys.readouterr().err
+    assert words in told and told.count("log-probabilities of the sampler") == 1
+    expected = params_of(replace(job, output=job.begin_with))
+    for state in states_of(job, (1, 2)):
+        for path, leaf in flat(state.params).items():
+            expected[path] = 0.75 * expected[path] + 0.25 * leaf
+        for path, leaf in flat(state.average).items():
+            np.testing.assert_allclose(leaf, expected[path], rtol=1e-6, atol=1e-8)
+    for path, leaf in params_of(job).items():  # the run's model
+        np.testing.assert_array_equal(leaf, flat(state.average)[path])
 
 
 def test_a_value_network_begins_as_the_reward_model(judge, one_device):
@@ -248,7 +291,7 @@ def test_a_value_network_begins_as_the_reward_model(judge, one_device):
     tokens = np.random.default_rng(0).integers(1, 256, (2, 12)).astype(np.int32)
     rows = RolloutRows(tokens, np.full(2, 3, np.int32), np.full(2, 9, np.int32))
     packing = RowPacking.one_each(np.full(2, 12), 12)
-    values = ValueScorer(network.model, layout).score(network.params(layout), rows, packing, 2)
+    values = ValueScorer(network.model, layout).score(network.params(layout), rows, packing, 24)
     for end in (1, 5, 12):
         replies = [Reply("", "", True, {}, row[:end].tolist()) for row in tokens]
         expected = ModelReward(folder=judge).score(replies)
@@ -259,31 +302,27 @@ def test_a_value_network_begins_as_the_reward_model(judge, one_device):
 def test_a_value_network_warms_up_alone_and_goes_on_bit_for_bit(folder, judge):
     """The policy is the base until then, bit for bit; the critic has learnt meanwhile."""
     network = ValueNetwork(folder=judge, schedule=Constant(peak=1e-2, warmup=0))
-    settings = {"advantage": "gae", "value_network": network, "value_warmup": 2, "samples": 4}
+    settings = {"advantage": "gae", "value_network": network, "samples": 4}
+    settings |= {"steps": 2, "value_warmup": 1, "checkpoint": Checkpoints(every=1)}
     job = optimization(folder, "network", reward_kl=FixedKL(), updates=2, **settings)
-    half = replace(job, output=f"{job.output}-halves", steps=2)
-    half.run()
-    base, found = params_of(replace(job, output=job.begin_with)), params_of(half)
+    job.run()
+    lines, states = numbers(job), states_of(job, (1, 2))
+    base, found = params_of(replace(job, output=job.begin_with)), flat(states[0].params)
     assert found.keys() == base.keys()
     for path, leaf in base.items():
         np.testing.assert_array_equal(found[path], leaf, err_msg=path)
-    replace(half, steps=4).run()
-    job.run()
-    train, parts = (
-        [line for line in numbers(one) if line["split"] == "train"] for one in (job, half)
-    )
-    assert parts == train
-    assert ["policy_loss" in line for line in train] == [False, False, True, True]
-    assert all(line["value_loss"] > 0 for line in train)
-    assert train[2]["approximate_kl"] >= 0 and train[2]["value_gradient_norm"] > 0
+    go_on_from(job, 1)
+    assert numbers(job) == lines
+    first, second = [line for line in lines if line["split"] == "train"]
+    assert "policy_loss" not in first and "policy_loss" in second
+    assert first["value_loss"] > 0 and second["value_loss"] > 0
+    assert second["approximate_kl"] >= 0 and second["value_gradient_norm"] > 0
+    found = [state.critic.params for state in states]
     with jax.set_mesh(job.mesh.build()):
-        learner = job.resolved().learner()
-        checkpointer = Checkpointer(RunFolder(job.output).checkpoints)
-        states = [checkpointer.restore(step, learner.abstract())[0] for step in (2, 4)]
-        found = [learner.critic_params(), *(state.critic.params for state in states)]
-        for before, after in itertools.pairwise(map(jax.device_get, found)):
-            changed = jax.tree.map(lambda x, y: bool((x != y).any()), before, after)
-            assert all(jax.tree.leaves(changed["heads"]) + jax.tree.leaves(changed["blocks"]))
+        found = [job.resolved().learner().critic_params(), *found]
+    for before, after in itertools.pairwise(map(jax.device_get, found)):
+        changed = jax.tree.map(lambda x, y: bool((x != y).any()), before, after)
+        assert all(jax.tree.leaves(changed["heads"]) + jax.tree.leaves(changed["blocks"]))
 
 
 def test_whitened_rewards_have_no_scale(folder):
@@ -292,7 +331,7 @@ def test_whitened_rewards_have_no_scale(folder):
     for weight in (1.0, 64.0):
         settings = {"advantage": "leave_one_out", "whiten_rewards": True, "samples": 4}
         rewards = (LowercaseShare(weight=weight),)
-        job = optimization(folder, f"white-{weight}", steps=2, rewards=rewards, **settings)
+        job = optimization(folder, f"white-{weight}", steps=1, rewards=rewards, **settings)
         job.run()
         lines[weight] = [line for line in numbers(job) if line["split"] == "train"]
     for small, large in zip(lines[1.0], lines[64.0], strict=True):
@@ -302,6 +341,7 @@ def test_whitened_rewards_have_no_scale(folder):
     assert lines[1.0][0]["gradient_norm"] > 0
 
 
+@pytest.mark.slow
 def test_the_gate_in_the_job(folder, judge):
     """A request's line says whether it was written to provoke unsafe replies."""
     (folder / "tagged.jsonl").write_text(
@@ -338,9 +378,42 @@ def test_mistakes(folder):
         },
         "samples=1: advantage=group_relative compares": {"samples": 1},
         "gae_lambda=1.5": {"gae_lambda": 1.5},
-        "reads a TokenHead with one output": {"advantage": "gae", "model": MODEL},
     }.items():
         with pytest.raises(UserError, match=message):
             optimization(folder, "bad", **settings)
     with pytest.raises(UserError, match="the divergence would count twice"):
         optimization(folder, "bad", reward_kl=FixedKL(), objective=ClippedPolicy(kl=0.04))
+
+
+@pytest.mark.slow
+def test_nothing_is_compiled_after_the_second_step(folder, judge):
+    """PPO with a critic of its own and text, on requests of two lengths: counted step by step."""
+    asks = ("1?", "2?", "how much is thirty and three?", "and how much is forty and four?")
+    (folder / "mixed.jsonl").write_text("\n".join(json.dumps({"prompt": ask}) for ask in asks))
+    source = Requests(path=str(folder / "mixed.jsonl"), template=chat_template("bare"))
+    counts = []
+
+    class Counted(LowercaseShare):
+        """Notes how much has been compiled whenever replies are scored."""
+
+        def score(self, replies):
+            counts.append((len(found), {len(reply.request) > 16 for reply in replies}))
+            return super().score(replies)
+
+    text = Data(
+        train=lines_of(folder), held_out=0.0, length=24, batch_size=8, cache=str(folder / "cache")
+    )
+    job = optimization(
+        folder,
+        "count",
+        steps=5,
+        rewards=(config(Counted)(),),
+        advantage="gae",
+        value_network=ValueNetwork(folder=judge),
+        pretraining=text,
+    )
+    asked = (Domain(name="asks", source=source),)
+    with counted_compilations() as found:
+        replace(job, data=replace(job.data, train=asked, held_out=0.0)).run()
+    assert len(counts) == 5 and all(kinds == {False, True} for _, kinds in counts)
+    assert counts[2] == counts[4]

@@ -1,6 +1,7 @@
 """The job that evaluates models: its numbers, going on after a kill, and what it refuses."""
 
 import json
+import math
 import shutil
 
 import jax
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 import pytest
 
 from lmjax.config import UserError, config, replace, to_json
+from lmjax.console import Table
 from lmjax.data import Bytes, Data, Domain, TextFiles, prepare
 from lmjax.data.tokenizers import ByteTokenizer
 from lmjax.evaluation import answer_file
@@ -17,9 +19,12 @@ from lmjax.evaluation.task_evaluator import result_of
 from lmjax.evaluation.tasks import GSM8K, Arc, Lambada
 from lmjax.generation import load_run
 from lmjax.jobs.evaluate import Evaluate, model_key
+from lmjax.jobs.results import Results
 from lmjax.models import AttentionConfig, FeedForwardConfig, TransformerConfig, initialize
+from lmjax.objectives import Objective, PrefixLM
 from lmjax.parallel import Mesh, generation_layout
 from lmjax.runs.checkpoints import Checkpointer
+from lmjax.runs.folder import RunFolder
 
 MODEL = TransformerConfig(
     vocab_size=257,
@@ -44,6 +49,13 @@ class RunOnText(ScoredRun):
     """The same, with text to train on."""
 
     data: Data  # text that the model was trained on
+
+
+@config
+class PrefixRun(ScoredRun):
+    """The same, trained on prefixes."""
+
+    objective: Objective = PrefixLM()  # what it was trained to do
 
 
 def write_run(folder, seed, experiment=None, change=None):
@@ -159,8 +171,41 @@ def test_what_was_answered_is_not_asked_again(runs, finished, tmp_path, monkeypa
 
 
 def test_two_models_never_share_an_answer(runs):
-    keys = {model_key(str(runs / name), dtype) for name in ("one", "two") for dtype in (None, "x")}
+    keys = {
+        model_key(str(runs / name), dtype)
+        for name in ("one", "two")
+        for dtype in (None, "bfloat16")
+    }
     assert len(keys) == 4
+
+
+def test_answers_are_kept_by_all_that_decides_about_them(tmp_path):
+    """Precision as it is computed, ends of texts, and how a context is read."""
+    write_run(tmp_path / "run", 0)
+    folder = str(tmp_path / "run")
+    key = model_key(folder, None)
+    assert key == model_key(folder, "float32") != model_key(folder, "bfloat16")
+    (tmp_path / "run" / "generation_config.json").write_text('{"eos_token_id": 7}')
+    assert (ended := model_key(folder, None)) != key
+    (tmp_path / "run" / "config.json").write_text(to_json(PrefixRun()))
+    assert model_key(folder, None) not in (key, ended)
+    with jax.set_mesh(Mesh(fsdp=1).build(jax.devices()[:1])):
+        assert load_run(folder).reads_prefix
+
+
+def test_results_are_json_whatever_the_numbers(tmp_path):
+    rows = (("a", math.inf), ("b", math.nan), ("c", 0.5))
+    folder = RunFolder(tmp_path)
+    folder.write_json(
+        "results.json", Results(step=1, tables=(Table("T", ("n", "x"), rows),)).to_json()
+    )
+
+    def refuse(name):
+        raise AssertionError(name)
+
+    text = (tmp_path / "results.json").read_text()
+    [found] = json.loads(text, parse_constant=refuse)["tables"]
+    assert found["rows"] == [["a", None], ["b", None], ["c", 0.5]]
 
 
 def test_answers_are_read_as_they_were_written():

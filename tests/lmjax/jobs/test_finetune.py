@@ -35,7 +35,7 @@ from lmjax.parallel import Mesh, training_layout
 from lmjax.runs.folder import RunFolder
 from lmjax.runs.metrics import read_metrics
 from lmjax.training.schedules import Constant
-from tests.lmjax.jobs.base_run import pretrain_base
+from tests.lmjax.jobs.base_run import go_on_from, write_base
 
 MODEL = TransformerConfig(
     vocab_size=257,
@@ -52,7 +52,7 @@ MARKS = ("<|im_start|>", "<|im_end|>")
 def folder(tmp_path_factory):
     """A folder with a pretrained run, and conversations."""
     folder = tmp_path_factory.mktemp("finetune")
-    pretrain_base(folder, MODEL)
+    write_base(folder, MODEL)
     records = [{"prompt": f"{n} + 1?", "completion": f"{n + 1}"} for n in range(160)]
     (folder / "talks.jsonl").write_text("\n".join(map(json.dumps, records)))
     return folder
@@ -116,11 +116,10 @@ def test_the_model_and_its_tokenizer_are_those_it_began_with(whole, folder):
         assert chat_format(whole.output, model.tokenizer) == PLAIN
 
 
-def test_a_run_goes_on_bit_for_bit(whole, folder):
-    parts = finetune(folder, "parts", steps=2)
-    parts.run()
-    replace(parts, steps=4).run()
-    assert losses(parts) == losses(whole)
+def test_a_run_goes_on_bit_for_bit(whole):
+    expected = losses(whole)
+    go_on_from(whole, 2)
+    assert losses(whole) == expected
 
 
 def test_epochs_are_those_of_the_first_domain(folder):

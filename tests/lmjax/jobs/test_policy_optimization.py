@@ -1,6 +1,13 @@
 """Learning from rewards of a policy's own replies."""
 
+import importlib
 import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -9,7 +16,7 @@ import pytest
 from lmjax.alignment import ClippedPolicy
 from lmjax.alignment.kl import FixedKL
 from lmjax.alignment.reward_functions import CutOff, Reply, Reward, make_ready, total_rewards
-from lmjax.config import UserError, config, replace
+from lmjax.config import UserError, config, replace, to_json
 from lmjax.console import RunLog, make_console
 from lmjax.data import Data, Domain
 from lmjax.data.chat.comparisons import Comparisons
@@ -20,14 +27,16 @@ from lmjax.jobs.fisher import Fisher
 from lmjax.jobs.policy_optimization import PolicyOptimization
 from lmjax.jobs.reward_model import RewardModel
 from lmjax.jobs.settings import Checkpoints, ElasticPenalty
-from lmjax.models import AttentionConfig, FeedForwardConfig, TransformerConfig
+from lmjax.launch import run
+from lmjax.models import AttentionConfig, FeedForwardConfig, LoRA, TransformerConfig
+from lmjax.objectives import PrefixLM
 from lmjax.runs.folder import RunFolder
 from lmjax.runs.metrics import read_metrics
 from lmjax.training.optimizers import AdamW
 from lmjax.training.schedules import Constant
 from tests.compilations import counted_compilations
-from tests.lmjax.jobs.base_run import pretrain_base
-from tests.lmjax.jobs.test_several_processes import outcome, pair, start
+from tests.lmjax.jobs.base_run import go_on_from, write_base
+from tests.lmjax.jobs.test_several_processes import ROOT, outcome, pair, start
 
 MODEL = TransformerConfig(
     vocab_size=257,
@@ -60,7 +69,7 @@ class Broken(Reward):
 def folder(tmp_path_factory):
     """A folder with a pretrained run, and requests."""
     folder = tmp_path_factory.mktemp("policy")
-    pretrain_base(folder, MODEL)
+    write_base(folder, MODEL)
     records = [{"prompt": f"{n}?", "answer": str(n)} for n in range(40)]
     (folder / "requests.jsonl").write_text("\n".join(map(json.dumps, records)))
     return folder
@@ -84,6 +93,7 @@ def optimization(folder, name, **settings):
         "rewards": (SmallLetters(),),
         "samples": 4,
         "reply_length": 6,
+        "allow_cut_off": True,
         "updates": 2,
         "optimizer": AdamW(),
         "objective": ClippedPolicy(kl=0.01),
@@ -100,11 +110,27 @@ def lines(job, split):
 
 
 @pytest.fixture(scope="module")
-def whole(folder):
-    """A run of six steps."""
-    job = optimization(folder, "whole")
-    job.run()
-    return job
+def counted(folder):
+    """A run of six steps, and how much was compiled whenever replies were scored."""
+    counts = []
+
+    class Counting(SmallLetters):
+        """Notes how much has been compiled."""
+
+        def score(self, replies):
+            counts.append(len(found))
+            return super().score(replies)
+
+    job = optimization(folder, "whole", rewards=(config(Counting)(),), stop_kl=1e6)
+    with counted_compilations() as found:
+        job.run()
+    return job, tuple(counts)
+
+
+@pytest.fixture(scope="module")
+def whole(counted):
+    """The run."""
+    return counted[0]
 
 
 def test_the_reward_rises(whole):
@@ -113,8 +139,15 @@ def test_the_reward_rises(whole):
     [rewards] = [t for t in RunFolder(whole.output).results()["tables"] if t["title"] == "Rewards"]
     [(_, error, reward)] = rewards["rows"]
     assert reward == last
-    begin = lines(whole, "train")[0]["reward"]
-    assert last - begin > 2 * error > 0
+    train = lines(whole, "train")
+    assert last - train[0]["reward"] > 2 * error > 0
+    assert [line["updates"] for line in train] == [2] * 6  # none was left out
+
+
+def test_nothing_is_compiled_after_the_third_step(counted):
+    """Rollouts, scores, rewards, updates, counted from the evaluation after the third step on."""
+    *_, fourth, fifth, sixth, _ = counted[1]
+    assert len(counted[1]) == 8 and fourth == fifth == sixth
 
 
 @pytest.mark.parametrize("scored", [False, True])
@@ -122,11 +155,12 @@ def test_before_the_first_update_the_policy_is_the_one_that_sampled(folder, scor
     """With dropout in the model: the ratio is 1, and the divergence from the reference 0.
 
     So it is where the one update takes its own numbers as those before it, and where the policy
-    scores the replies in a program of its own.
+    scores the replies in a program of its own; there with adapters: the reference shares the rest.
     """
     further = {"steps": 1, "updates": 1}
     if scored:
         further |= {"objective": ClippedPolicy(), "reward_kl": FixedKL(beta=0.01)}
+        further["model"] = replace(MODEL, lora=LoRA(rank=2))
     job = optimization(folder, f"first_{scored}", **further)
     assert job.scores_replies == scored
     job.run()
@@ -138,29 +172,21 @@ def test_before_the_first_update_the_policy_is_the_one_that_sampled(folder, scor
     assert line["sampler_gap"] < 1e-4
 
 
-def test_a_run_goes_on_bit_for_bit_rollouts_included(whole, folder):
-    parts = optimization(folder, "parts", steps=3)
-    parts.run()
-    replace(parts, steps=6).run()
-    found, expected = (
-        [(m["step"], m["split"], m["reward"], m.get("loss")) for m in read_metrics(job.output)]
-        for job in (parts, whole)
-    )
-    assert found == expected
-    assert len(found) == 8
+def test_a_run_goes_on_bit_for_bit_rollouts_included(whole):
+    names = "step", "split", "reward", "loss"
+    expected = [[line.get(name) for name in names] for line in read_metrics(whole.output)]
+    go_on_from(whole, 3)
+    assert [[line.get(name) for name in names] for line in read_metrics(whole.output)] == expected
+    assert len(expected) == 8
 
 
 def test_updates_end_where_the_policy_has_left_the_one_that_sampled(folder):
     """It is the one that sampled before the first update, and not before the second."""
-    counts = {}
-    for stop_kl in (1e-6, 1e6):
-        settings = {"steps": 1, "samples": 8, "updates": 4, "stop_kl": stop_kl}
-        job = optimization(folder, f"stop-{stop_kl}", **settings)
-        job.run()
-        [line] = lines(job, "train")
-        counts[stop_kl] = line["updates"]
-        assert line["approximate_kl"] > 1e-6
-    assert counts == {1e-6: 2, 1e6: 4}
+    settings = {"steps": 1, "samples": 8, "updates": 4, "stop_kl": 1e-6}
+    job = optimization(folder, "stop", **settings)
+    job.run()
+    [line] = lines(job, "train")
+    assert line["updates"] == 2 and line["approximate_kl"] > 1e-6
 
 
 @pytest.mark.slow
@@ -178,24 +204,7 @@ def test_a_policy_is_held_by_what_an_older_task_needs(folder, settings):
     assert ("elastic_penalty" in first) == (not settings)
 
 
-def test_nothing_is_compiled_after_the_second_step(folder):
-    """Counted from the second step's end: rollouts, scores, rewards, updates."""
-    counts = []
-
-    class Counting(SmallLetters):
-        """Notes how much has been compiled whenever replies are scored."""
-
-        def score(self, replies):
-            counts.append(len(found))
-            return super().score(replies)
-
-    job = optimization(folder, "count", steps=5, evaluate_every=100, evaluate_requests=4)
-    with counted_compilations() as found:
-        replace(job, rewards=(config(Counting)(),)).run()
-    assert counts[2] == counts[4]
-
-
-def test_mistakes(folder):
+def test_mistakes(folder, capsys):
     job = optimization(folder, "mistakes")
     for message, settings in {
         "give at least one": {"rewards": ()},
@@ -210,9 +219,24 @@ def test_mistakes(folder):
     }.items():
         with pytest.raises(UserError, match=message):
             replace(job, **settings)
-    with pytest.raises(UserError, match="reward Broken gives nan for the reply"):
-        replace(job, rewards=(Broken(),)).run()
+    with pytest.raises(SystemExit) as ended:
+        run(replace(job, rewards=(Broken(),)), [])
+    assert ended.value.code == 2
+    assert "reward Broken gives nan for the reply" in capsys.readouterr().err
+    words = "all 16 replies of the first step were cut off after reply_length=1 tokens"
+    with pytest.raises(UserError, match=words):
+        replace(job, reply_length=1, allow_cut_off=False).run()
     assert not (folder / "mistakes").exists()
+
+
+def test_a_policy_that_reads_prompts_from_both_sides_is_refused(folder):
+    """Its replies would be sampled, and learnt, by another reading than its own."""
+    shutil.copytree(folder / "base", folder / "prefix")
+    before = RunFolder(folder / "prefix").experiment()
+    (folder / "prefix" / "config.json").write_text(to_json(replace(before, objective=PrefixLM())))
+    job = optimization(folder, "refused", begin_with=str(folder / "prefix"))
+    with pytest.raises(UserError, match="learned to read prompts from both sides"):
+        job.run()
 
 
 def test_rewards_are_summed_by_weight():
@@ -231,13 +255,33 @@ def test_rewards_of_one_name_are_told_apart():
     assert list(means) == names and total == [1 - 1 + 3 + 1]
 
 
-def test_a_request_keeps_the_fields_that_rewards_read(folder):
-    job = optimization(folder, "fields")
+def prepared(job):
+    """The feed of a job."""
     with jax.set_mesh(job.mesh.build()):
-        resolved = job.resolved()
-        feed = resolved.prepare(RunFolder(folder / "unused"), RunLog(make_console()), {})
-        for request in feed.requests(0):
-            assert request.text == f"User: {request.metadata['answer']}?\n\nAssistant:"
+        log = RunLog(make_console())
+        return job.resolved().prepare(RunFolder(f"{job.output}-unused"), log, {})
+
+
+def test_a_request_keeps_the_fields_that_rewards_read(folder):
+    for request in prepared(optimization(folder, "fields")).requests(0):
+        assert request.text == f"User: {request.metadata['answer']}?\n\nAssistant:"
+
+
+@pytest.mark.parametrize("long", ["cut", "drop"])
+def test_requests_that_are_too_long_are_told(folder, capsys, long):
+    """Those of two digits by one token; of training and held out."""
+    job = optimization(folder, "long")
+    job = replace(job, data=replace(job.data, length=20, long_documents=long))
+    feed = prepared(job)
+    told = " ".join(capsys.readouterr().out.split())
+    done = {"cut": "cut at their beginning", "drop": "left out"}[long]
+    words = f"documents have more than 20 tokens, and are {done} (long_documents={long})"
+    numbers = re.findall(rf"(asks: \d+ of \d+) {re.escape(words)}", told)
+    assert len(numbers) == 2 and f"held_out/{numbers[1]}" in told
+    assert sum(int(one.split()[1]) for one in numbers) == 30
+    for requests in feed.requests(0), feed.held_out("asks", 100):
+        whole = [request.text.startswith("User: ") for request in requests]
+        assert all(whole) if long == "drop" else not all(whole)
 
 
 @pytest.mark.slow
@@ -281,3 +325,58 @@ def test_two_processes_learn_as_one(folder):
         assert left.keys() == right.keys() and left["split"] == right["split"]
         for name in left.keys() - timing - {"split"}:
             assert right[name] == pytest.approx(left[name], rel=1e-4, abs=1e-6), name
+
+
+# kill -9 when the line of the fifth step has been written, after which a checkpoint was begun.
+KILLED = """
+import os, signal
+from lmjax.launch import run
+from lmjax.runs.metrics import MetricsWriter
+from tests.lmjax.jobs.policy_experiment import experiment
+write = MetricsWriter.write
+def killing(self, record):
+    write(self, record)
+    if record["step"] == 5:
+        os.kill(os.getpid(), signal.SIGKILL)
+MetricsWriter.write = killing
+run(experiment)
+"""
+
+
+@pytest.mark.slow  # three processes
+def test_killed_and_resumed_it_has_the_same_bits(folder, monkeypatch):
+    """Rollouts included, with a critic and a price of divergence that follows the last one."""
+    monkeypatch.syspath_prepend(str(ROOT))
+    from benchmarks.same_run import differences
+
+    importlib.import_module("tests.lmjax.jobs.policy_experiment")  # has the reward of the runs
+
+    def run_policy(name, *command):
+        words = {
+            "output": folder / name,
+            "begin_with": folder / "base",
+            "data.train.0.source.path": folder / "requests.jsonl",
+            "data.cache": folder / "cache-killed",
+            "steps": 6,
+            "checkpoint.every": 2,
+            "advantage": "gae",
+            "value_warmup": 1,
+        }
+        command = [sys.executable, *command, *(f"{key}={value}" for key, value in words.items())]
+        environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "1"}
+        return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+
+    usual = "-m", "tests.lmjax.jobs.policy_experiment"
+    alone = run_policy("alone", *usual)
+    assert alone.returncode == 0, alone.stderr
+    assert run_policy("killed", "-c", KILLED).returncode == -signal.SIGKILL
+    resumed = run_policy("killed", *usual)
+    assert resumed.returncode == 0, resumed.stderr
+    assert re.search("after step [24]", resumed.stdout)
+    timing = ("tokens_per_second", "mfu", "peak_memory")
+    lines_of = [
+        [{k: v for k, v in line.items() if k not in timing} for line in read_metrics(folder / name)]
+        for name in ("alone", "killed")
+    ]
+    assert lines_of[0] == lines_of[1] and len(lines_of[0]) == 7
+    assert differences(folder / "alone", folder / "killed", 6) == []

@@ -26,6 +26,7 @@ from lmjax.runs.checkpoints import Checkpointer
 from lmjax.runs.folder import RunFolder
 from lmjax.training.loop import Diverged
 from lmjax.training.schedules import Constant, Cosine
+from tests.lmjax.jobs.base_run import prepare_alone
 
 STEPS = 8
 TIMING = ("tokens_per_second", "mfu", "peak_memory")
@@ -188,11 +189,12 @@ def test_a_run_goes_on_on_another_mesh(finished, copied, capsys):
 def test_more_steps_where_the_schedule_allows(fresh):
     constant = replace(fresh, schedule=Constant(peak=1e-2, warmup=2), ema_decay=None)
     replace(constant, steps=4).run()
-    replace(constant, steps=6).run()
+    further = replace(constant, steps=6)
+    further.run()
     assert [record["step"] for record in records(fresh.output) if record["split"] == "train"] == [
         *range(1, 7)
     ]
-    assert RunFolder(fresh.output).experiment().steps == 6
+    assert RunFolder(fresh.output).experiment() == further
     assert RunFolder(fresh.output).results()["step"] == 6
 
 
@@ -349,35 +351,11 @@ def moved(experiment, folder, change=lambda text: text):
     return replace(experiment, data=replace(experiment.data, train=train))
 
 
-class Enough(Exception):
-    """Ends a run where the test has seen what it wants."""
-
-
-def run_until_it_goes_on(experiment, monkeypatch):
-    """Runs up to the place where the checkpoint is read."""
-
-    def enough(*arguments):
-        raise Enough
-
-    with monkeypatch.context() as patch, pytest.raises(Enough):
-        patch.setattr(training_run.TrainingRun, "begin_or_resume", enough)
-        experiment.run()
-
-
 def assert_same(run, other):
     """Every line and every bit."""
     assert records(run.output) == records(other.output)
     for one, two in zip(parameters(run)[0], parameters(other)[0], strict=True):
         np.testing.assert_array_equal(one, two)
-
-
-def test_a_run_goes_on_with_its_text_at_another_place(finished, copied, tmp_path):
-    again = moved(unfinished(copied), tmp_path)
-    again.run()
-    assert_same(again, finished)
-    assert RunFolder(again.output).experiment() == again
-    text = parameters(again)[1]["text"]
-    assert text.keys() == {"lines"} and text["lines"].keys() == {"source"}
 
 
 def test_a_run_does_not_go_on_with_another_text(copied, tmp_path, capsys, monkeypatch):
@@ -386,7 +364,7 @@ def test_a_run_does_not_go_on_with_another_text(copied, tmp_path, capsys, monkey
         other.run()
     assert Checkpointer(RunFolder(copied.output).checkpoints).steps() == [3]
     warned = replace(other, data=replace(other.data, on_change="warn"))
-    run_until_it_goes_on(warned, monkeypatch)
+    prepare_alone(warned, monkeypatch)
     assert capsys.readouterr().out.count("the text is another one") == 1
 
 
@@ -396,12 +374,14 @@ def test_a_run_from_before_texts_were_compared_is_told_so(copied, capsys, monkey
     del body["extra"]["text"]
     text = json.dumps(body)
     path.write_text(f'{{"crc32": "{zlib.crc32(text.encode()):08x}", "body": {text}}}\n')
-    run_until_it_goes_on(copied, monkeypatch)
+    prepare_alone(copied, monkeypatch)
     assert capsys.readouterr().out.count("does not say what text it was trained on") == 1
 
 
-def test_a_save_that_fails_ends_the_run_and_the_last_one_goes_on(finished, fresh, monkeypatch):
-    """In the background, and long before the next save would come to it."""
+def test_a_save_that_fails_ends_the_run_and_the_last_one_goes_on(
+    finished, fresh, tmp_path, monkeypatch
+):
+    """In the background, long before the next save would come to it; with its text elsewhere."""
     write = manifest.write
 
     def failing(folder, arrays, extra):
@@ -414,8 +394,12 @@ def test_a_save_that_fails_ends_the_run_and_the_last_one_goes_on(finished, fresh
         with pytest.raises(UserError, match=r"step 6 could not be written(.|\n)*complete: 3"):
             fresh.run()
     assert Checkpointer(RunFolder(fresh.output).checkpoints).steps() == [3]
-    fresh.run()
-    assert_same(fresh, finished)
+    again = moved(fresh, tmp_path)
+    again.run()
+    assert_same(again, finished)
+    assert RunFolder(again.output).experiment() == again
+    text = parameters(again)[1]["text"]
+    assert text.keys() == {"lines"} and text["lines"].keys() == {"source"}
 
 
 def test_checkpoints_on_a_disk_that_is_not_mounted_are_not_begun_anew(copied):

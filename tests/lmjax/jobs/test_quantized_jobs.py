@@ -3,13 +3,13 @@
 import jax
 import numpy as np
 import pytest
-from flax import nnx, traverse_util
+from flax import traverse_util
 
 from lmjax.config import UserError, replace
 from lmjax.generation.run import load
 from lmjax.generation.sampling import Sampling
 from lmjax.interop.convert import convert, convert_adapters
-from lmjax.interop.folder import read_params
+from lmjax.interop.folder import load_trained_model, read_params
 from lmjax.jobs.settings import Checkpoints
 from lmjax.models import (
     NF4,
@@ -26,9 +26,9 @@ from lmjax.models import (
 from lmjax.parallel import Mesh, training_layout
 from lmjax.runs.folder import RunFolder
 from lmjax.runs.metrics import read_metrics
-from lmjax.runs.trained_model import load_trained_model
 from lmjax.training.trainable import AllParameters, Biases, Matching
-from tests.lmjax.jobs.base_run import pretrain_base
+from tests.lmjax.jobs.base_run import go_on_from, write_base
+from tests.whole_logits import logits_of_config
 
 MODEL = TransformerConfig(
     vocab_size=257,
@@ -44,21 +44,19 @@ TOKENS = np.random.default_rng(0).integers(0, 257, (8, 16)).astype(np.int32)
 
 @pytest.fixture(scope="module")
 def tuned(tmp_path_factory):
-    """A run of four steps that began with a float one, on a mesh, in two parts."""
+    """A run of four steps that began with a float one, on a mesh."""
     folder = tmp_path_factory.mktemp("quantized")
-    pretrain_base(folder, MODEL)
+    write_base(folder, MODEL)
     before = RunFolder(folder / "base").experiment()
     job = replace(
         before,
         output=str(folder / "tuned"),
-        steps=2,
+        steps=4,
         begin_with=before.output,
         model=replace(MODEL, lora=LORA),
         mesh=Mesh(fsdp=4, tensor=2),
         checkpoint=Checkpoints(every=2),
     )
-    job.run()
-    job = replace(job, steps=4)
     job.run()
     return job
 
@@ -79,13 +77,7 @@ def flat(params):
 
 
 def logits(config, params):
-    graph, _ = abstract(config, training_layout())
-
-    def run(params, batch):
-        model = nnx.merge(graph, params)
-        return model.logits(model(batch)[0])
-
-    return np.asarray(jax.jit(run)(params, plain_batch(TOKENS)))[..., :257]
+    return logits_of_config(config, params, plain_batch(TOKENS))
 
 
 def test_the_base_stays_and_adapters_learn(tuned):
@@ -103,13 +95,12 @@ def test_the_base_stays_and_adapters_learn(tuned):
             np.testing.assert_array_equal(leaf, kept[path], err_msg=path)
 
 
-def test_an_unbroken_run_has_the_same_bits(tuned, tmp_path):
-    whole = replace(tuned, output=str(tmp_path / "whole"))
-    whole.run()
-    for path, leaf in flat(params_of(whole.output)).items():
-        np.testing.assert_array_equal(leaf, flat(params_of(tuned.output))[path], err_msg=path)
-    losses = [[m["loss"] for m in read_metrics(job.output)] for job in (whole, tuned)]
-    assert losses[0] == losses[1]
+def test_it_goes_on_to_the_same_bits(tuned):
+    before, losses = flat(params_of(tuned.output)), [m["loss"] for m in read_metrics(tuned.output)]
+    go_on_from(tuned, 2)
+    for path, leaf in flat(params_of(tuned.output)).items():
+        np.testing.assert_array_equal(leaf, before[path], err_msg=path)
+    assert [m["loss"] for m in read_metrics(tuned.output)] == losses
 
 
 def test_what_begins_with_it_begins_as_it_ended(tuned):
@@ -117,9 +108,9 @@ def test_what_begins_with_it_begins_as_it_ended(tuned):
     params = params_of(tuned.output)
     expected = logits(tuned.model, params)
     layout = training_layout()
-    same = read_params(tuned.output, tuned.model, layout)
+    same = flat(read_params(tuned.output, tuned.model, layout))
     for path, leaf in flat(params).items():
-        np.testing.assert_array_equal(flat(same)[path], leaf)
+        np.testing.assert_array_equal(same[path], leaf)
     for lora in (replace(LORA, base=None), None):
         config = replace(MODEL, lora=lora)
         found = logits(config, read_params(tuned.output, config, layout))
@@ -145,10 +136,10 @@ def test_it_is_decoded_and_converted(tuned, tmp_path):
     for lora in (LORA, replace(LORA, base=None)):  # read so, or made so of all that was read
         config = replace(MODEL, lora=lora)
         kept[lora] = read_params(tmp_path / "public", config, training_layout())
-    expected = with_base(kept[lora], config, LORA.base)[0]
+    expected = flat(with_base(kept[lora], config, LORA.base)[0])
     shapes = abstract(replace(MODEL, lora=LORA), training_layout())[1]
     for path, leaf in flat(kept[LORA]).items():
-        np.testing.assert_array_equal(leaf, flat(expected)[path], err_msg=path)
+        np.testing.assert_array_equal(leaf, expected[path], err_msg=path)
     jax.tree.map(lambda a, b: a.sharding.spec == b.sharding.spec or 1 / 0, kept[LORA], shapes)
     convert_adapters(tuned.output, tmp_path / "adapters")
     assert (tmp_path / "adapters" / "adapter_model.safetensors").exists()

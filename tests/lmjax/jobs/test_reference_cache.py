@@ -17,7 +17,7 @@ from lmjax.jobs.settings import ChatEvaluation, Checkpoints
 from lmjax.models import AttentionConfig, FeedForwardConfig, TransformerConfig
 from lmjax.runs.metrics import read_metrics
 from lmjax.training.schedules import Constant
-from tests.lmjax.jobs.base_run import pretrain_base
+from tests.lmjax.jobs.base_run import go_on_from, prepare_alone, write_base
 
 LENGTH = 24
 MODEL = TransformerConfig(
@@ -35,7 +35,7 @@ MODEL = TransformerConfig(
 def folder(tmp_path_factory):
     """A pretrained run, and comparisons, some of them longer than a slot."""
     folder = tmp_path_factory.mktemp("reference")
-    pretrain_base(folder, MODEL)
+    write_base(folder, MODEL)
     random = np.random.default_rng(0)
     words = ["".join(random.choice(list("abcdef"), random.integers(1, 20))) for _ in range(60)]
     lines = [{"prompt": f"{n}", "chosen": w, "rejected": w.upper()} for n, w in enumerate(words)]
@@ -86,18 +86,15 @@ def files(folder):
     return sorted((folder / "cache" / "reference").iterdir())
 
 
-def test_losses_are_those_with_the_model_in_memory(folder, scored, capsys):
+def test_losses_are_those_with_the_model_in_memory(folder, scored, capsys, monkeypatch):
     """To 1e-6: the same numbers of another program. Interrupted and again, they are found."""
     inside = job_of(folder, "memory", reference="in_memory")
     inside.run()
     assert not scored and inside.frozen_models()
-    cached = job_of(folder, "cached", steps=2)
+    cached = job_of(folder, "cached")
     assert not cached.frozen_models()
     cached.run()
     assert scored == ["train", "held_out"] and "computed in" in capsys.readouterr().out
-    cached = replace(cached, steps=4)
-    cached.run()
-    assert len(scored) == 2 and "reference   log-probabilities" in capsys.readouterr().out
     one, other = losses(inside), losses(cached)
     assert [line[:2] for line in one] == [line[:2] for line in other]
     numbers = np.array([[line[2:] for line in run] for run in (one, other)])
@@ -105,29 +102,32 @@ def test_losses_are_those_with_the_model_in_memory(folder, scored, capsys):
     np.testing.assert_allclose(*numbers, rtol=0, atol=2e-6)
     assert len(files(folder)) == 2
 
-    # A file that was cut short is made again; the run goes on with the same bits.
+    # A file that was cut short is made again, the other is found; it goes on with the same bits.
     whole = files(folder)[0].read_bytes()
     files(folder)[0].write_bytes(whole[:-8])
-    job_of(folder, "again").run()
+    go_on_from(cached, 2)
     assert len(scored) == 3 and files(folder)[0].read_bytes() == whole
-    assert losses(job_of(folder, "again")) == other
+    assert losses(cached) == other
+    capsys.readouterr()
+    prepare_alone(job_of(folder, "again"), monkeypatch)
+    assert len(scored) == 3 and "reference   log-probabilities" in capsys.readouterr().out
 
 
-def test_another_reference_or_length_has_other_files(folder, scored):
-    job_of(folder, "first", steps=1).run()
+def test_another_reference_or_length_has_other_files(folder, scored, monkeypatch):
+    prepare_alone(job_of(folder, "first"), monkeypatch)
     before = len(files(folder))
     del scored[:]
-    job = job_of(folder, "second", steps=1, begin_with=str(folder / "first"))
-    job.run()
+    # That of a run that went on from there has other parameters.
+    job = job_of(folder, "second", begin_with=str(folder / "memory"))
+    prepare_alone(job, monkeypatch)
     assert len(scored) == 2 and len(files(folder)) == before + 2
     shorter = replace(job.data, length=LENGTH - 8)
-    replace(job, output=str(folder / "third"), data=shorter).run()
+    prepare_alone(replace(job, output=str(folder / "third"), data=shorter), monkeypatch)
     assert len(scored) == 4 and len(files(folder)) == before + 4
 
 
-def test_workers_have_the_further_label(folder):
-    job = job_of(folder, "workers", steps=1)
-    job.run()
+def test_workers_have_the_further_label(folder, monkeypatch):
+    prepare_alone(job_of(folder, "workers"), monkeypatch)
     path = str(files(folder)[0])
     size = len(np.load(path))
     for manifest in (folder / "cache" / "tokens").rglob("manifest.json"):

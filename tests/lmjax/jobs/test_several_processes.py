@@ -146,6 +146,7 @@ def test_a_run_goes_on_bit_for_bit_after_one_process_was_killed(runs, tmp_path):
         np.testing.assert_array_equal(value, second[name], err_msg=name)
 
 
+@pytest.mark.slow
 def test_two_processes_write_the_text_of_one(runs):
     words = "lmjax.generation", str(runs[0]), "prompt=def", "temperature=0", "max_tokens=12"
     first, second = outcome(*pair(start, *words, "mesh.tensor=2"))
@@ -171,6 +172,7 @@ def test_two_processes_convert_as_one(runs, tmp_path):
     ).read_bytes()
 
 
+@pytest.mark.slow
 def test_a_mistake_ends_both(runs):
     """The second process does not wait for a first one that has gone."""
     words = "experiments.debug", f"output={runs[1]}", *SETTINGS, "seed=5"

@@ -1,6 +1,6 @@
 """Updates of a policy beside those of TRL's GRPO trainer, where TRL 1.16.0 is installed.
 
-    pip install trl==1.16.0 && python -m pytest -m slow tests/lmjax/jobs/test_trl_policy.py
+    pip install -e .[parity] && python -m pytest -m slow tests/lmjax/jobs/test_trl_policy.py
 
 Both begin with the same folder and are given the same replies, whose rewards, advantages and
 log-probabilities each finds out by itself. Three updates by the replies of one step follow, without
@@ -11,11 +11,11 @@ import json
 
 import jax
 import numpy as np
-import optax
 import pytest
 
-from lmjax.alignment import AnswerMean, ClippedPolicy, FixedLengthMean, TokenMean
+from lmjax.alignment import AnswerMean, ClippedPolicy, FixedLengthMean, TokenMean, shared_rows
 from lmjax.alignment.reward_functions import Reward
+from lmjax.alignment.rollouts import row_multiple
 from lmjax.config import config
 from lmjax.data import Data, Domain, chat_template
 from lmjax.data.chat.requests import Requests
@@ -25,11 +25,15 @@ from lmjax.interop.folder import model_folder, read_params
 from lmjax.jobs import policy_step
 from lmjax.jobs.policy_optimization import PolicyOptimization
 from lmjax.parallel import Mesh, training_layout
-from lmjax.training.optimizers import Optimizer
 from lmjax.training.schedules import Constant
-from tests.lmjax.data.chat.chat_families import FAMILIES
-from tests.lmjax.data.chat.chat_folders import write_folder
-from tests.trl_cases import NEEDS_TRL
+from tests.trl_cases import (
+    NEEDS_TRL,
+    PlainDescent,
+    arguments,
+    lines_of,
+    tokenizer_of,
+    write_llama,
+)
 
 pytestmark = NEEDS_TRL
 UPDATES, SAMPLES, LONGEST = 3, 4, 12
@@ -57,39 +61,10 @@ class LetterShare(Reward):
         return [score(reply.text) for reply in replies]
 
 
-@config
-class PlainDescent(Optimizer):
-    """Gradient descent without momentum."""
-
-    def build(self, schedule, params):
-        """See `Optimizer.build`."""
-        return optax.sgd(schedule)
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A tiny LLaMA as transformers writes it."""
-    import torch
-    import transformers
-
-    folder = tmp_path_factory.mktemp("llama")
-    write_folder(folder, FAMILIES["qwen"])
-    torch.manual_seed(0)
-    size = len(tokenizer_of(folder))
-    ends = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), size - 1)
-    config = transformers.LlamaConfig(
-        vocab_size=size, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64,
-        initializer_range=0.2, **ends,
-    )  # fmt: skip
-    transformers.LlamaForCausalLM(config).save_pretrained(folder)
-    return folder
-
-
-def tokenizer_of(folder):
-    import transformers
-
-    return transformers.PreTrainedTokenizerFast.from_pretrained(folder)
+    return write_llama(tmp_path_factory.mktemp("llama"))
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +97,6 @@ def updates_of_trl(folder, output, written, name, beta, parts, rate):
         model=transformers.LlamaForCausalLM.from_pretrained(folder),
         reward_funcs=lambda completions, **_: list(map(score, completions)),
         args=trl.GRPOConfig(
-            output_dir=str(output),
             loss_type=name,
             beta=beta,
             epsilon=CLIP,
@@ -131,28 +105,17 @@ def updates_of_trl(folder, output, written, name, beta, parts, rate):
             temperature=TEMPERATURE,
             use_bias_correction_kl=False,  # whose gradient is that of another divergence
             num_iterations=UPDATES,
-            max_steps=UPDATES,
-            per_device_train_batch_size=SAMPLES * len(REPLIES) // parts,
             gradient_accumulation_steps=parts,
             num_generations=SAMPLES,
             max_completion_length=LONGEST,
-            optim="sgd",
-            learning_rate=rate,
-            lr_scheduler_type="constant",
-            max_grad_norm=1e9,
-            logging_steps=1,
-            report_to=[],
-            use_cpu=True,
-            bf16=False,
-            gradient_checkpointing=False,
-            save_strategy="no",
+            **arguments(output, UPDATES, rate, SAMPLES * len(REPLIES) // parts),
         ),
         train_dataset=datasets.Dataset.from_list([{"prompt": prompt} for prompt in REPLIES]),
         processing_class=tokenizer,
     )
     trainer.train()
     trainer.save_model(str(output / "after"))
-    return [line for line in trainer.state.log_history if "loss" in line]
+    return lines_of(trainer)
 
 
 def job_of(folder, output, average, beta, parts, rate):
@@ -189,21 +152,25 @@ def job_of(folder, output, average, beta, parts, rate):
     )
 
 
-def updates_of_ours(job, written, monkeypatch):
+def updates_of_ours(job, written, share, monkeypatch):
     """Metrics of each update of the step."""
 
     class Scripted(Generator):
         """Writes the replies that are given."""
 
-        def __init__(self, *_):
+        def __init__(self, *_, **__):
             pass
 
-        def continuations(self, prompts, sampling, length, stops, samples):
+        def continuations(self, prompts, sampling, length, stops, samples, *_):
             for prompt in prompts:
                 assert len(written[tuple(prompt)]) == samples
                 for tokens, ended in written[tuple(prompt)]:
                     stop = stops[0] if ended else None
                     yield Continuation(tokens, [0.0] * len(tokens), stop)
+
+    def in_branches(batch, written, request, longest, layout, most):
+        """Rows that share requests, also where they are no shorter."""
+        return shared_rows.shared_rows(written, request, longest, row_multiple(layout))
 
     updates = []
 
@@ -213,28 +180,32 @@ def updates_of_ours(job, written, monkeypatch):
 
     mean_metrics = policy_step.mean_metrics
     monkeypatch.setattr(policy_step, "Generator", Scripted)
+    if share:
+        monkeypatch.setattr(policy_step, "arrange", in_branches)
+        monkeypatch.setattr(shared_rows, "MULTIPLE", 1)
     monkeypatch.setattr(policy_step, "mean_metrics", kept)
     job.run()
     return updates
 
 
-# TRL's name of the loss: the average, the parts that a batch is computed in, the learning rate.
+# TRL's name of the loss: the average, the weight of the divergence, the parts that a batch is
+# computed in, the learning rate.
 CASES = {
-    "grpo": (AnswerMean(), 2, 0.03),
-    "dr_grpo": (FixedLengthMean(length=LONGEST), 2, 0.2),
-    "dapo": (TokenMean(), 2, 0.03),
-    "bnpo": (TokenMean(), 1, 0.03),  # which averages over each part by itself
+    "grpo": (AnswerMean(), 0.2, 2, 0.03),
+    "dr_grpo": (FixedLengthMean(length=LONGEST), 0.0, 2, 0.2),
+    "dapo": (TokenMean(), 0.0, 2, 0.03),
+    "bnpo": (TokenMean(), 0.2, 1, 0.03),  # which averages over each part by itself
 }
+SHARED = ("bnpo",)  # whose replies share their request in a row
 
 
-@pytest.mark.parametrize("beta", [0.0, 0.2])
 @pytest.mark.parametrize("name", CASES)
-def test_updates_are_those_of_trl(name, beta, folder, written, tmp_path, monkeypatch):
+def test_updates_are_those_of_trl(name, folder, written, tmp_path, monkeypatch):
     """Losses and gradients to 1e-5 of them, parameters to 1e-6: float32 in two programs."""
-    average, parts, rate = CASES[name]
+    average, beta, parts, rate = CASES[name]
     theirs = updates_of_trl(folder, tmp_path, written, name, beta, parts, rate)
     job = job_of(folder, tmp_path, average, beta, parts, rate)
-    ours = updates_of_ours(job, written, monkeypatch)
+    ours = updates_of_ours(job, written, name in SHARED, monkeypatch)
     names = {"loss": "loss", "gradient_norm": "grad_norm"}
     if parts == 1:  # of several, TRL has means of the parts' means
         names |= {"entropy": "entropy", "clip_fraction": "clip_ratio/region_mean"}

@@ -12,6 +12,7 @@ from lmjax.config import UserError
 from lmjax.data import Data, Domain, build_stores
 from lmjax.data.chat.comparisons import Comparisons
 from lmjax.data.tokenizers import ByteTokenizer
+from lmjax.interop.folder import load_trained_model
 from lmjax.jobs.reward_model import RewardModel
 from lmjax.jobs.weak_comparisons import WeakComparisons
 from lmjax.models import (
@@ -22,9 +23,8 @@ from lmjax.models import (
     plain_batch,
 )
 from lmjax.parallel import Mesh, training_layout
-from lmjax.runs.trained_model import load_trained_model
 from lmjax.training.schedules import Constant
-from tests.lmjax.jobs.base_run import pretrain_base
+from tests.lmjax.jobs.base_run import write_base
 
 LENGTH = 32
 MODEL = TransformerConfig(
@@ -47,7 +47,7 @@ SETS = {
 def folder(tmp_path_factory):
     """A reward model of comparisons in which small letters win, and answers to compare."""
     folder = tmp_path_factory.mktemp("weak")
-    pretrain_base(folder, MODEL)
+    write_base(folder, MODEL)
     draw, lines = np.random.default_rng(0), []
     for n in range(120):
         word = "".join(draw.choice(list("abcdef"), 4))

@@ -1,5 +1,7 @@
 """Dense and sparse layers in turn, against a loop over the layers that is written out."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -29,14 +31,19 @@ VOCABULARY = 61
 CONFIG = TransformerConfig(
     vocab_size=VOCABULARY,
     hidden=16,
-    num_layers=6,
+    num_layers=4,
     max_length=32,
     attention=AttentionConfig(num_heads=2, head_dim=8, positions=Rotary()),
     feed_forward=ExpertsConfig(size=24, experts=4),
     alternate_feed_forward=GatedFeedForwardConfig(size=40),
     positions=None,
 )
-WINDOWS = replace(CONFIG, attention=replace(CONFIG.attention, windows=(3, None, None)))
+# A pattern of six layers: that of three windows, and of two kinds.
+WINDOWS = replace(
+    CONFIG, num_layers=6, attention=replace(CONFIG.attention, windows=(3, None, None))
+)
+# One of two.
+PAIRS = replace(CONFIG, attention=replace(CONFIG.attention, windows=(3, None)))
 TOKENS = np.random.default_rng(0).integers(0, VOCABULARY, (2, 12)).astype(np.int32)
 
 
@@ -60,6 +67,12 @@ def in_a_loop(model, batch):
     return model.final_norm(x)
 
 
+@functools.cache
+def looped(config):
+    """Of the loop, which is the same however the model runs its blocks."""
+    return value_and_gradients(config, in_a_loop)
+
+
 def value_and_gradients(config, run):
     graph, params = made(config)
 
@@ -74,16 +87,15 @@ def value_and_gradients(config, run):
 @pytest.mark.parametrize(
     ("config", "changes"),
     [
-        (CONFIG, {}),
-        (CONFIG, dict(remat="full")),
+        pytest.param(CONFIG, dict(remat="full"), marks=pytest.mark.slow),
         (CONFIG, dict(unroll=0)),
-        (WINDOWS, {}),  # a pattern of six layers: that of three windows, and of two kinds
+        pytest.param(WINDOWS, {}, marks=pytest.mark.slow),
     ],
-    ids=["scanned", "recomputed", "apart", "windows"],
+    ids=["recomputed", "apart", "windows"],
 )
 def test_values_and_gradients_are_those_of_a_loop(one_device, config, changes):
     """1e-5 of the largest gradient: float32 sums in other orders."""
-    expected = value_and_gradients(config, in_a_loop)
+    expected = looped(config)
     found = value_and_gradients(replace(config, **changes), lambda model, batch: model(batch)[0])
     assert found[0] == pytest.approx(expected[0], rel=1e-5)
     largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(expected[1]))
@@ -94,13 +106,17 @@ def test_values_and_gradients_are_those_of_a_loop(one_device, config, changes):
     )
 
 
-@pytest.mark.parametrize("unstack", [False, True], ids=["scanned", "apart"])
-def test_a_cache_gives_the_tokens_of_no_cache(one_device, unstack):
-    graph, params = made(WINDOWS)
+@pytest.mark.parametrize(
+    ("config", "unstack"),
+    [
+        pytest.param(WINDOWS, False, id="scanned", marks=pytest.mark.slow),
+        pytest.param(PAIRS, True, id="apart"),
+    ],
+)
+def test_a_cache_gives_the_tokens_of_no_cache(one_device, config, unstack):
+    graph, params = made(config)
     prompts = [row.tolist() for row in TOKENS]
-    found = Generator(WINDOWS, params, unstack=unstack).generate(
-        prompts, Sampling(temperature=0), 6
-    )
+    found = Generator(config, params, unstack=unstack).generate(prompts, Sampling(temperature=0), 6)
 
     @jax.jit
     def logits(batch):

@@ -64,6 +64,9 @@ OBJECTIVES = {
 }
 
 
+COMPILED = ("gpt3", "bloom", "mistral", "mixtral", "gemma2", "glm", "t5", "bert", "xlnet")
+
+
 @pytest.fixture
 def described_v4():
     """A mesh of one v4 chip that is not there, set for the test."""
@@ -100,7 +103,7 @@ def shrunk(config):
 def step_of(name: str, **settings):
     """The lowered training step of a family, with these settings, on two rows."""
     objective, layout = OBJECTIVES.get(name, CausalLM()), training_layout()
-    model = replace(shrunk(FAMILIES[name]), **settings)
+    model = replace(shrunk(FAMILIES[name]), **{"dtype": "bfloat16", **settings})
     learner = Learner(
         model=model,
         objective=objective,
@@ -119,12 +122,14 @@ def step_of(name: str, **settings):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_training_step_compiles(described_v4, name):
-    compiled = step_of(name).compile().as_text()
+def test_a_training_step_has_kernels_and_no_scores(described_v4, name):
+    """Of one family of each kind of attention in what is compiled, of the others before that."""
+    step = step_of(name)
+    program = step.compile().as_text() if name in COMPILED else step.as_text()
     # Forward and backward are kernels; layers of a scan are in the program once.
-    assert compiled.count('custom_call_target="tpu_custom_call"') >= 2
+    assert program.count("tpu_custom_call") >= 2
     lengths = (LENGTH, LENGTH + 1, LENGTH // 2)
-    pairs = [shape for shape in shapes(compiled) if sum(size in lengths for size in shape) > 1]
+    pairs = [shape for shape in shapes(program) if sum(size in lengths for size in shape) > 1]
     if name == "xlnet":  # whose scores of distances are an array over pairs
         assert len(pairs) <= 2
     else:
@@ -142,7 +147,6 @@ def test_what_is_kept_is_not_computed_again(described_v4, remat, times):
 
 @pytest.mark.slow
 def test_inputs_of_blocks_are_kept_on_the_host(described_v4):
-    settings = {"remat": "offload", "dtype": "bfloat16"}
-    kept = step_of("gpt2", **settings).compile().memory_analysis()
+    kept = step_of("gpt2", remat="offload").compile().memory_analysis()
     layers, size = 2, 2 * LENGTH * 256 * 2  # bytes of a block's input
     assert kept.host_temp_size_in_bytes >= layers * size

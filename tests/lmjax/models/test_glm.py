@@ -98,9 +98,14 @@ def test_logits(name):
     check_logits(name, one(), training_layout())
 
 
-@pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize(
-    "sizes", [{"data": 2, "fsdp": 2, "tensor": 2}, {"fsdp": 2, "tensor": 2, "context": 2}], ids=str
+    ("name", "sizes"),
+    [
+        ("glm", {"data": 2, "fsdp": 2, "tensor": 2}),
+        ("glm_130b", {"fsdp": 2, "tensor": 2, "context": 2}),
+        ("chatglm_6b", {"fsdp": 2, "tensor": 2, "context": 2}),
+    ],
+    ids=str,
 )
 def test_logits_on_a_mesh(name, sizes):
     """Heads and features cut; in the second the tokens of a row as well, whose ranks then are."""
@@ -108,9 +113,8 @@ def test_logits_on_a_mesh(name, sizes):
     check_logits(name, Mesh(**sizes).build(), layout)
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_layers_in_a_python_loop(name):
-    check_logits(name, one(), training_layout(), unroll=0)
+def test_layers_in_a_python_loop():
+    check_logits("glm_130b", one(), training_layout(), unroll=0)
 
 
 def prompts(name, arrays, call):
@@ -128,9 +132,13 @@ def prompts(name, arrays, call):
 
 
 @pytest.mark.parametrize(
-    "sizes", [{}, {"data": 2, "fsdp": 2, "tensor": 2}], ids=["one device", "mesh"]
+    ("name", "sizes"),
+    [
+        *((name, {}) for name in CASES),
+        pytest.param("glm_130b", {"data": 2, "fsdp": 2, "tensor": 2}, marks=pytest.mark.slow),
+    ],
+    ids=str,
 )
-@pytest.mark.parametrize("name", CASES)
 def test_greedy_tokens_through_the_cache(name, sizes):
     """Rows in which the blank is the last token of the text and such where it is not, together."""
     folder = parity_folder(name)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from lmjax.models.linear import in_parts
 
-SIZES = st.sampled_from([1, 2, 3, 7, 12, 16, 24, 97, 160])  # with and without 16 equal parts
+SIZES = st.sampled_from([1, 7, 16, 97])  # with and without 16 equal parts
 
 
 @given(SIZES, SIZES, st.integers(0, 2**31))

@@ -28,7 +28,9 @@ from lmjax.models import (
 from lmjax.models.linear import Builder
 from lmjax.models.lora import Adapter, dense_layers, give_keys
 from lmjax.parallel import Mesh, training_layout
+from lmjax.scaling.flops import parameters
 from tests.lmjax.models.adapted import with_random_b
+from tests.whole_logits import logits_of_config
 
 BASE = TransformerConfig(
     vocab_size=97,
@@ -47,15 +49,7 @@ TOKENS = np.random.default_rng(0).integers(0, 97, (8, 16)).astype(np.int32)
 
 def logits(config, params, tokens=TOKENS, key=None):
     """Of the whole vocabulary, in numpy, on the mesh that is set."""
-    layout = training_layout()
-    graph, _ = abstract(config, layout)
-
-    def run(params, batch, key):
-        model = nnx.merge(graph, params)
-        batch = jax.tree.map(lambda a: layout.reshard(a, "batch", "seq"), batch)
-        return model.logits(model(batch, key=key)[0])
-
-    return np.asarray(jax.jit(run)(params, plain_batch(tokens), key))[..., : config.vocab_size]
+    return logits_of_config(config, params, plain_batch(tokens), key)
 
 
 def flat(params):
@@ -94,6 +88,26 @@ def test_logits_are_those_of_w_plus_scaled_b_a(one_device, stable):
     assert without == BASE
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), merged, expected)
     assert merge_adapters(merged, without) == (merged, without)
+
+
+def test_the_head_of_words_has_an_adapter_too(one_device):
+    """W + scale (A B)^T of its table; 1e-5 of logits of up to 1: another order of sums."""
+    config = replace(BASE, tied_head=False, lora=LoRA(rank=3, alpha=7.0, layers=("query", "head")))
+    params = with_random_b(initialize(config, training_layout(), jax.random.key(0))[1])
+    leaves = flat(params)
+    a, b = (leaves[f"head.adapter.{part}.weight"] for part in "ab")
+    merged, without = merge_adapters(params, config)
+    expected = leaves["head.table"] + np.float32(7 / 3) * (a @ b).T
+    np.testing.assert_allclose(flat(merged)["head.table"], expected, rtol=0, atol=1e-6)
+    assert without == replace(config, lora=None) and not any("adapter" in p for p in flat(merged))
+    found = logits(config, params)
+    np.testing.assert_allclose(found, logits(without, merged), rtol=0, atol=1e-5)
+    of_blocks = merged | {"head": {"table": params["head"]["table"]}}
+    assert np.abs(found - logits(without, of_blocks)).max() > 1e-2
+    sizes = {".".join(p.path): p.shape for p in parameters(config)}
+    assert sizes["head.adapter.a.weight"] == (32, 3) and sizes["head.adapter.b.weight"] == (3, 97)
+    with pytest.raises(UserError, match="no head of words that is a table of its own"):
+        abstract(replace(BASE, lora=LoRA(layers=("head",))), training_layout())
 
 
 def test_it_begins_as_the_model_without(one_device):
@@ -141,25 +155,21 @@ def test_impossible_settings_are_refused(wrong):
         LoRA(**wrong)
 
 
-@pytest.mark.parametrize(
-    "mesh",
-    [Mesh(fsdp=2, context=2, tensor=2), Mesh(fsdp=1, tensor=8)],
-    ids=str,
-)
-def test_any_mesh_gives_the_logits_of_one_device(mesh):
-    """1e-5 of logits of up to 1: sums in another order."""
+def test_any_mesh_gives_the_logits_of_one_device():
+    """1e-5 of logits of up to 1: sums in another order; merged, on the mesh."""
     found = []
-    for built in (Mesh(fsdp=1).build(jax.devices()[:1]), mesh.build()):
-        with jax.set_mesh(built):
+    for mesh in (Mesh(fsdp=2, context=2, tensor=2), Mesh(fsdp=1)):
+        devices = mesh.fsdp * mesh.context * mesh.tensor
+        with jax.set_mesh(mesh.build(jax.devices()[:devices])):
             params = with_random_b(initialize(MODEL, training_layout(), jax.random.key(0))[1])
             found.append(logits(MODEL, params))
-            merged, without = merge_adapters(params, MODEL)
-            np.testing.assert_allclose(logits(without, merged), found[-1], rtol=0, atol=1e-5)
+            if len(found) == 1:
+                merged, without = merge_adapters(params, MODEL)
+                np.testing.assert_allclose(logits(without, merged), found[0], rtol=0, atol=1e-5)
     np.testing.assert_allclose(*found, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("changes", [dict(remat="full"), dict(remat="dots"), dict(unroll=0)])
-def test_gradients_do_not_depend_on_how_blocks_are_run(one_device, changes):
+def test_gradients_do_not_depend_on_how_blocks_are_run(one_device):
     """1e-5 of the largest; with dropout, whose masks are drawn again where backward recomputes."""
 
     def gradients(config):
@@ -170,14 +180,16 @@ def test_gradients_do_not_depend_on_how_blocks_are_run(one_device, changes):
             hidden, _ = model(plain_batch(TOKENS), key=jax.random.key(1))
             return jnp.mean(jnp.square(model.logits(hidden)[..., :97]))
 
-        return jax.jit(jax.grad(loss))
+        return jax.device_get(jax.jit(jax.grad(loss))(params))
 
     config = replace(MODEL, lora=replace(ALL, dropout=0.3))
     params = with_random_b(initialize(config, training_layout(), jax.random.key(0))[1])
-    expected, found = (gradients(c)(params) for c in (config, replace(config, **changes)))
-    largest = max(float(np.abs(np.asarray(leaf)).max()) for leaf in jax.tree.leaves(expected))
+    expected = gradients(config)
+    largest = max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(expected))
     jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * largest), found, expected
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * largest),
+        gradients(replace(config, remat="dots", unroll=0)),
+        expected,
     )
 
 
@@ -200,7 +212,7 @@ def test_dropout_keeps_the_expected_output(one_device):
     """Of 1,000 rows that are alike the mean is within 5 standard errors of what nothing drops."""
     builder = Builder(16, 1, BASE.initializer, "float32", training_layout(), nnx.Rngs(0))
     layer = builder.linear((("embed", 16),), (("mlp", 4),), bias=False)
-    adapter = Adapter(LoRA(rank=2, alpha=3.0, dropout=0.25), layer, builder)
+    adapter = Adapter(LoRA(rank=2, alpha=3.0, dropout=0.25), layer.inputs, layer.outputs, builder)
     adapter.b.weight[...] = jnp.ones((2, 4))
     x = jnp.broadcast_to(jnp.arange(1.0, 17.0), (1, 1000, 16))
     whole = np.asarray(adapter(x))[0, 0]
@@ -226,7 +238,7 @@ def test_adapters_are_computed_in_float32(one_device):
     builder = Builder(64, 1, BASE.initializer, "bfloat16", training_layout(), nnx.Rngs(0))
     layer = builder.linear((("embed", 64),), (("mlp", 32),), bias=False)
     layer.weight[...] = jnp.zeros((64, 32))
-    layer.adapter = Adapter(LoRA(rank=16, alpha=20.0), layer, builder)
+    layer.adapter = Adapter(LoRA(rank=16, alpha=20.0), layer.inputs, layer.outputs, builder)
     layer.adapter.b.weight[...] = jax.random.normal(jax.random.key(1), (16, 32))
     x = jax.random.normal(jax.random.key(2), (1, 4, 64)).astype("bfloat16")
     found = layer(x)
@@ -236,11 +248,16 @@ def test_adapters_are_computed_in_float32(one_device):
     np.testing.assert_allclose(np.asarray(found, np.float64), expected, rtol=2**-8, atol=1e-6)
 
 
-def test_decoding_with_a_cache(one_device):
+@pytest.mark.parametrize("merge", [True, False])
+def test_decoding_with_a_cache(one_device, merge):
     """Log-probabilities of a continuation are those of the whole text at once, to 1e-4."""
     params = with_random_b(initialize(MODEL, training_layout(), jax.random.key(0))[1])
     prompts = [[5, 6, 7], [11, 12, 13, 14, 15]]
-    generator = Generator(MODEL, params)
+    generator = Generator(MODEL, params, unstack=False, merge=merge)
+    # Merged, each adapted weight is another one; beside its adapter it takes no further memory.
+    adapted = sum(leaf.nbytes for path, leaf in flat(params).items() if _is_adapted(path))
+    further = bytes_beside(generator.weights, params)
+    assert further >= adapted if merge else further == 0
     for prompt, row in zip(
         prompts, generator.continuations(prompts, Sampling(temperature=0), max_tokens=6)
     ):
@@ -250,6 +267,17 @@ def test_decoding_with_a_cache(one_device):
         expected = scores[at, text[0, at + 1]]
         np.testing.assert_allclose(row.log_probabilities, expected, rtol=0, atol=1e-4)
         assert row.tokens == np.argmax(scores[at], axis=1).tolist()
+
+
+def _is_adapted(path):
+    return path.startswith("blocks.") and path.endswith(".weight") and ".adapter." not in path
+
+
+def bytes_beside(tree, other):
+    """Bytes of the arrays of a tree that are not those of another one."""
+    own = {leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(other)}
+    found = {leaf.unsafe_buffer_pointer(): leaf.nbytes for leaf in jax.tree.leaves(tree)}
+    return sum(size for pointer, size in found.items() if pointer not in own)
 
 
 def test_encoder_and_decoder(one_device):

@@ -8,7 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmjax.models import NF4, Float8, Int4, Int8, ScaledInt8
-from lmjax.models.few_rows import piece_of, piecewise_product, piecewise_scores
+from lmjax.models.few_rows import (
+    few_row_product,
+    piece_of,
+    piecewise_product,
+    piecewise_scores,
+)
 from lmjax.models.integer_products import DynamicInt8, integer_product
 from lmjax.models.quantized import WeightForm
 from lmjax.parallel import Layout, Mesh
@@ -154,9 +159,23 @@ def test_products_of_a_few_rows_are_those_of_the_whole_weight(code, rows):
     form = WeightForm((("embed", 96),), (("mlp", 7),), code, Layout(rules=()))
     stored = form.encode(jnp.asarray(weight))
     assert piece_of(form)
-    found = jax.jit(lambda x, stored: piecewise_product(x, form, stored))(x, stored)
     expected = x @ np.asarray(form.read(stored))
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
+    for product in (few_row_product, piecewise_product):  # one row of plain codes: written out
+        found = jax.jit(lambda x, stored, product=product: product(x, form, stored))(x, stored)
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
+
+
+def test_no_float_weight_is_made_before_a_loop():
+    """XLA takes out of a loop what is the same in all turns: it would be a weight of 4 bytes."""
+    form = WeightForm((("embed", 256),), (("mlp", 256),), Int8(block=64), Layout(rules=()))
+    stored, x = form.encode(jnp.ones((256, 256))), jnp.ones((1, 256))
+
+    @jax.jit
+    def repeated(x, stored, turns):
+        return jax.lax.fori_loop(0, turns, lambda _, x: few_row_product(x, form, stored), x)
+
+    memory = repeated.lower(x, stored, jnp.int32(3)).compile().memory_analysis()
+    assert memory.temp_size_in_bytes < 2 * 256 * 256
 
 
 def test_products_of_integers_are_exact_sums():

@@ -5,7 +5,6 @@ import json
 import jax
 import numpy as np
 import pytest
-from flax import nnx
 
 from lmjax.config import replace
 from lmjax.generation import Generator, Sampling
@@ -13,6 +12,7 @@ from lmjax.interop import huggingface
 from lmjax.models import Batch, abstract, plain_batch
 from lmjax.parallel import Mesh, generation_layout, training_layout
 from tests.parity_cases import parity_folder
+from tests.whole_logits import program
 
 # With the calls that each case has beside `plain` and `greedy`.
 CASES = {
@@ -76,12 +76,7 @@ def plain_qwen(config):
 
 def logits_of(graph, params, batch):
     """The model's logits."""
-
-    def run(params, batch):
-        model = nnx.merge(graph, params)
-        return model.logits(model(batch)[0])
-
-    return np.asarray(jax.jit(run)(params, batch))
+    return np.asarray(program(graph, None, params, batch))
 
 
 def padded_batch(tokens, mask):
@@ -90,8 +85,19 @@ def padded_batch(tokens, mask):
     return Batch(tokens=tokens, positions=positions, segments=mask.astype(np.int32))
 
 
+# Of each kind of cache and of sharding one: the others have layers of these, in other places.
+KINDS = ("gpt2", "bloom", "llama2_gqa", "qwen", "chatglm2_6b", "gemma2", "gpt3_banded")
+# Of each further kind of layer one: the rest differ from these in names and sizes.
+FURTHER = (
+    *("opt_350m", "mistral", "baichuan2_13b", "qwen3"),
+    *("falcon_7b", "falcon_40b", "palm", "skywork"),
+)
+# Of each way in which blocks are not all alike, or hidden states are scaled between them.
+PATTERNS = ("gpt3_banded", "gemma2", "qwen", "opt_350m")
+
+
 def check(name, layout):
-    """Logits, and greedy tokens through the cache."""
+    """Logits, and of each kind of cache greedy tokens through it."""
     folder, arrays, description = case(name)
     config, graph, params = read(name, folder, layout)
     for call in (PLAIN.get(name, "plain"), *CASES[name]):
@@ -106,7 +112,8 @@ def check(name, layout):
             err_msg=call,
         )
         assert (logits[..., real:] == -1e30).all()
-    check_greedy(config, params, arrays["greedy"], PROMPT)
+    if name in KINDS:
+        check_greedy(config, params, arrays["greedy"], PROMPT)
 
 
 def check_greedy(config, params, greedy, prompt):
@@ -153,22 +160,24 @@ def plain_logits(name, mesh, layout, **changes):
     )
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name", [*KINDS, *(pytest.param(name, marks=pytest.mark.slow) for name in FURTHER)]
+)
 def test_logits_on_a_mesh(name):
     """data x fsdp x tensor = 2 x 2 x 2, but Skywork's three heads cannot be cut."""
     sizes = {"data": 4, "fsdp": 2} if name == "skywork" else {"data": 2, "fsdp": 2, "tensor": 2}
     plain_logits(name, Mesh(**sizes).build(), generation_layout())
 
 
-@pytest.mark.parametrize("name", ["gpt2", "llama2_gqa", "bloom", "gemma2"])
+@pytest.mark.parametrize("name", ["llama2_gqa", "bloom"])
 def test_greedy_tokens_on_a_mesh(name):
-    """Learned positions, grouped heads, ALiBi, windows; two rows on four devices."""
+    """Grouped heads, ALiBi; two rows on four devices."""
     with jax.set_mesh(Mesh(data=2, fsdp=2, tensor=2).build()):
         folder, arrays, _ = case(name)
         config, _, params = read(name, folder, generation_layout())
         check_greedy(config, params, arrays["greedy"], PROMPT)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", PATTERNS)
 def test_layers_in_a_python_loop(name):
     plain_logits(name, Mesh(fsdp=1).build(jax.devices()[:1]), training_layout(), unroll=0)

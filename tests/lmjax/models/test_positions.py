@@ -1,4 +1,4 @@
-"""Rotary frequencies and their scalings, beside the papers' formulas written out in float64."""
+"""Rotary frequencies and their scalings beside the papers' formulas in float64; slopes of heads."""
 
 import math
 
@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 
 from lmjax.config import UserError
 from lmjax.models import (
+    ALiBi,
+    AttentionConfig,
     Batch,
     BlockRotary,
     DynamicNTKScaling,
@@ -191,3 +193,12 @@ def test_two_rotations_by_hand():
             np.testing.assert_allclose(found[place, first : first + 4], expected, atol=1e-6)
     np.testing.assert_array_equal(outside[:, :4], found[:, :4])
     np.testing.assert_array_equal(outside[:, 4:], x[0, :, 0, 4:])  # no spans: 0 everywhere
+
+
+def test_slopes_of_some_heads():
+    """Of a model that lost heads: theirs among those of all; of another number they are refused."""
+    kept = ALiBi().of_heads([0, 5, 7], 8)
+    assert kept.slopes == (2.0**-1, 2.0**-6, 2.0**-8)
+    assert kept.of_heads([2], 3) == ALiBi(slopes=(2.0**-8,))
+    with pytest.raises(UserError, match="slopes has 3 numbers for num_heads=4"):
+        AttentionConfig(num_heads=4, positions=kept)

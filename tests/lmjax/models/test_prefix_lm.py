@@ -138,14 +138,17 @@ def test_continued_from_the_cache(one_device, name):
     graph, params = initialize(CONFIGS[name], layout, jax.random.key(0))
     run = jax.jit(functools.partial(outputs, graph))
     batch = packed([(LENGTH, prefix)])
-    batch = jax.tree.map(lambda a: jax.device_put(a, layout.spec(None, None)), batch)
-    whole = run(params, batch)[0]
+
+    def part(first, last, batch=batch):
+        columns = jax.tree.map(lambda a: a[:, first:last], batch)
+        return jax.tree.map(lambda a: jax.device_put(a, layout.spec(None, None)), columns)
+
+    whole = run(params, part(0, LENGTH))[0]
     cache = make_cache(CONFIGS[name], layout, 1, LENGTH)
-    first, cache = run(params, jax.tree.map(lambda a: a[:, :prefix], batch), cache)
+    first, cache = run(params, part(0, prefix), cache)
     found = [first]
     later = dataclasses.replace(batch, ranks=None)
     for place in range(prefix, LENGTH):
-        part = jax.tree.map(lambda a, place=place: a[:, place : place + 1], later)
-        out, cache = run(params, part, cache)
+        out, cache = run(params, part(place, place + 1, later), cache)
         found.append(out)
     np.testing.assert_allclose(np.concatenate(found, axis=1), whole, rtol=0, atol=5e-6)

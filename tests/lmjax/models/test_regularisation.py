@@ -14,6 +14,7 @@ from lmjax.models import (
     Batch,
     FeedForwardConfig,
     TransformerConfig,
+    abstract,
     initialize,
     plain_batch,
 )
@@ -23,7 +24,7 @@ from lmjax.parallel import Mesh, training_layout
 MODEL = TransformerConfig(
     vocab_size=97,
     hidden=32,
-    num_layers=5,
+    num_layers=3,
     max_length=16,
     attention=AttentionConfig(num_heads=4, num_kv_heads=2, head_dim=8, windows=(None, 4)),
     feed_forward=FeedForwardConfig(size=64),
@@ -54,17 +55,28 @@ def test_dropout_rises_by_layer_as_in_a_loop_over_uniform_blocks(one_device, unr
 
     _, blocks_key = jax.random.split(key)
     keys = jax.random.split(blocks_key, MODEL.num_layers)
-    model, batch = nnx.merge(graph, params), jax.tree.map(jnp.asarray, batch)
-    x, tables, mask = model.embed(batch), model.tables(batch), batch.mask(causal=True)
-    for layer, rate in enumerate((0.0, 0.1, 0.2, 0.3, 0.4)):
-        uniform = nnx.merge(make(replace(MODEL, dropout=rate))[0], params)
-        block_graph, stacked = nnx.split(uniform.blocks)
-        block = nnx.merge(block_graph, jax.tree.map(lambda a, n=layer: a[n], stacked))
-        windowed = dataclasses.replace(mask, window=MODEL.windows[layer])
-        x, _ = block(x, windowed, tables, None, keys[layer])
-    np.testing.assert_allclose(got, model.final_norm(x), rtol=0, atol=1e-5)
-    model.frozen_blocks = 2  # which runs them in two parts
-    np.testing.assert_allclose(model(batch, key=key)[0], got, rtol=0, atol=1e-5)
+
+    @jax.jit
+    def in_a_loop(params, batch):
+        model = nnx.merge(graph, params)
+        x, tables, mask = model.embed(batch), model.tables(batch), batch.mask(causal=True)
+        for layer, rate in enumerate((0.0, 0.2, 0.4)):
+            of_rate, _ = abstract(replace(MODEL, dropout=rate), training_layout())
+            block_graph, stacked = nnx.split(nnx.merge(of_rate, params).blocks)
+            block = nnx.merge(block_graph, jax.tree.map(lambda a, n=layer: a[n], stacked))
+            windowed = dataclasses.replace(mask, window=MODEL.windows[layer])
+            x, _ = block(x, windowed, tables, None, keys[layer])
+        return model.final_norm(x)
+
+    np.testing.assert_allclose(got, in_a_loop(params, batch), rtol=0, atol=1e-5)
+
+    @jax.jit
+    def in_two_parts(params, batch):
+        model = nnx.merge(graph, params)
+        model.frozen_blocks = 2
+        return model(batch, key=key)[0]
+
+    np.testing.assert_allclose(in_two_parts(params, batch), got, rtol=0, atol=1e-5)
 
 
 def test_equal_ends_are_one_dropout_and_none_changes_nothing(one_device):

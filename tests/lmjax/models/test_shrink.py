@@ -70,11 +70,10 @@ def shares():
 @pytest.mark.parametrize(
     ("sizes", "settings"),
     [
-        (dict(fsdp=1), {}),
         (dict(data=2, fsdp=2, tensor=2), {"zero": 3}),
         (dict(data=2, fsdp=2, tensor=2), {"zero": 2, "microbatch": 4}),
     ],
-    ids=["one device", "mesh", "mesh and parts"],
+    ids=["mesh", "mesh and parts"],
 )
 def test_the_step_says_how_much_of_the_embeddings_gradient_is_left(shares, sizes, settings):
     """Plain descent of rate 1 moves each parameter by its gradient: head + factor x embedding."""

@@ -162,8 +162,7 @@ def test_scan_unrolled_loop_and_remat_agree(one_device):
     expected = gradient(SMALL)
     for change in (
         dict(unroll=0),
-        dict(unroll=2),
-        dict(remat="full"),
+        dict(unroll=2, remat="full"),
         dict(remat="dots"),
     ):
         got = gradient(replace(SMALL, **change))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 
 import jax
 import numpy as np
@@ -11,7 +12,9 @@ from hypothesis import strategies as st
 
 from lmjax.config import UserError
 from lmjax.data import ChatTemplate, Conversations, WholeDocuments, build_stores
+from lmjax.data.chat.folder import FolderTemplate
 from lmjax.data.loss_weights import LossWeights
+from lmjax.data.public_tokenizers import read_tokenizer
 from lmjax.data.spans import KINDS, RowSpans
 from lmjax.data.tokenizers import ByteTokenizer
 from lmjax.models import AttentionConfig, FeedForwardConfig, TransformerConfig
@@ -22,6 +25,8 @@ from lmjax.parallel import Mesh, training_layout
 from lmjax.training.learner import Learner
 from lmjax.training.optimizers import AdamW
 from lmjax.training.placement import to_devices
+from tests.lmjax.data.chat.chat_families import FAMILIES
+from tests.lmjax.data.chat.chat_folders import write_folder
 
 LENGTH = 48
 END = 256
@@ -91,6 +96,39 @@ def test_targets_of_a_row(mixed, loss_on, found):
         assert part in row
         row = row.replace(part, "", 1)
     assert row == "ijk."
+
+
+def test_the_end_is_learnt_where_the_tokenizer_also_pads_with_it(tmp_path):
+    """Of a public folder as LLaMA's are completed: every end has weight, of each reply one."""
+    write_folder(tmp_path, FAMILIES["llama2"])
+    path = tmp_path / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"pad_token": "</s>"}))
+    (tmp_path / "talks.jsonl").write_text(json.dumps(talk(["ab", "cd", "ef", "gh"])))
+    template = FolderTemplate(path=str(tmp_path))
+    source = Conversations(path=str(tmp_path / "talks.jsonl"), template=template)
+    tokenizer = read_tokenizer(tmp_path)
+    rows = WholeDocuments(build_stores(source, tokenizer, tmp_path / "store")["all"], LENGTH + 1)
+    targets = example_of(ChatLM(), rows, [0]).targets
+    ends = targets.weights[targets.tokens == tokenizer.end]
+    assert ends.tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("loss_on", ["assistant", "last", "all"])
+def test_padding_may_be_any_token(mixed, loss_on):
+    """What is padding is known by its segment: no token stands for it, also not the end."""
+    tokens, segments = mixed.read(np.zeros(1, int), np.zeros(1, int))
+    further = {"length": LENGTH, "spans": mixed.spans(np.zeros(1, int), np.zeros(1, int))}
+    assert (segments == 0).any()
+    found = [
+        ChatLM(loss_on=loss_on).prepare(
+            np.where(segments > 0, tokens, pad), segments, np.zeros(1, np.uint64), **further
+        )
+        for pad in (0, END, ord("a"))
+    ]
+    for other in found[1:]:
+        np.testing.assert_array_equal(other.targets.weights, found[0].targets.weights)
+        np.testing.assert_array_equal(other.inputs.segments, found[0].inputs.segments)
+        assert learned(other) == learned(found[0])
 
 
 def test_without_spans_it_is_language_modelling():
@@ -179,20 +217,11 @@ def gradients(example, mesh, rows=8, **settings):
         return float(sums.loss), float(sums.weight), jax.device_get(found)
 
 
-@pytest.mark.parametrize(
-    ("shape", "settings"),
-    [
-        ({"fsdp": 1}, {}),
-        ({"fsdp": 1}, {"microbatch": 4}),
-        ({"data": 2, "fsdp": 2, "tensor": 2}, {}),
-        ({"fsdp": 2, "context": 2}, {"microbatch": 4}),
-    ],
-    ids=["one device", "accumulated", "mesh", "context, accumulated"],
-)
-def test_packed_conversations_are_single_ones(tmp_path, shape, settings):
+def test_packed_conversations_are_single_ones(tmp_path):
     """To 1e-6 of the largest gradient: the same sums in another order."""
     store = stored(tmp_path, map(talk, TALKS))
-    compare_packed(store, shape, settings)
+    mesh, accumulated = {"data": 2, "fsdp": 2, "tensor": 2}, {"fsdp": 2, "context": 2}
+    compare_packed(store, [(mesh, {}), (accumulated, {"microbatch": 4})])
 
 
 def test_packed_conversations_keep_their_weights(tmp_path):
@@ -204,7 +233,7 @@ def test_packed_conversations_keep_their_weights(tmp_path):
     weights = chosen.of_documents(store)
     known = {"good": 1.0, "poor": 0.125, "other": 0.5}
     assert weights.tolist() == [known[source] for source in sources]
-    compare_packed(store, {"fsdp": 1}, {"microbatch": 4}, weights)
+    compare_packed(store, [({"fsdp": 1}, {"microbatch": 4})], weights)
 
 
 def test_weights_of_numbers_and_what_is_none(tmp_path):
@@ -222,20 +251,22 @@ def test_weights_of_numbers_and_what_is_none(tmp_path):
             LossWeights(field="source", **wrong)
 
 
-def compare_packed(store, shape, settings, weights=None):
-    """Compares packed rows with one conversation a row."""
+def compare_packed(store, ways, weights=None):
+    """Compares packed rows, on some meshes with some settings, with one conversation a row."""
     packed = WholeDocuments(store, LENGTH + 1, weights=weights)
     assert packed.count < len(TALKS)
-    mesh = Mesh(**shape).build(jax.devices()[: np.prod(list(shape.values()))])
     example = alone(store)
     if weights is not None:
         targets = example.targets
         targets = TokenTargets(targets.tokens, targets.weights * weights[:, None])
         example = dataclasses.replace(example, targets=targets)
     single = gradients(example, Mesh(fsdp=1).build(jax.devices()[:1]), rows=len(TALKS))
-    found = gradients(example_of(ChatLM(), packed, range(packed.count)), mesh, **settings)
-    assert found[1] == pytest.approx(single[1], rel=1e-6)
-    np.testing.assert_allclose(found[0], single[0], rtol=1e-6)
     scale = max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(single[2]))
-    for a, b in zip(jax.tree.leaves(found[2]), jax.tree.leaves(single[2]), strict=True):
-        np.testing.assert_allclose(a, b, rtol=0, atol=1e-6 * scale)
+    example = example_of(ChatLM(), packed, range(packed.count))
+    for shape, settings in ways:
+        mesh = Mesh(**shape).build(jax.devices()[: math.prod(shape.values())])
+        found = gradients(example, mesh, **settings)
+        assert found[1] == pytest.approx(single[1], rel=1e-6)
+        np.testing.assert_allclose(found[0], single[0], rtol=1e-6)
+        for a, b in zip(jax.tree.leaves(found[2]), jax.tree.leaves(single[2]), strict=True):
+            np.testing.assert_allclose(a, b, rtol=0, atol=1e-6 * scale)

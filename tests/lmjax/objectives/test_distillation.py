@@ -10,7 +10,8 @@ from scipy.special import log_softmax
 from lmjax.config import UserError, replace
 from lmjax.models import AttentionConfig, FeedForwardConfig, Normal, TransformerConfig, abstract
 from lmjax.models.label_heads import TokenHeadConfig
-from lmjax.models.positions import BlockPositions
+from lmjax.models.layer_states import layer_states
+from lmjax.models.positions import ALiBi, BlockPositions
 from lmjax.objectives import (
     BlankInfilling,
     CausalLM,
@@ -136,7 +137,10 @@ def test_the_loss_is_that_of_both_models_logits(case, one_device, monkeypatch):
         model = nnx.merge(abstract(config, learner.layout)[0], params)
         return model.logits(model(example.inputs)[0])
 
-    given = logits(teacher, frozen["teacher"]), logits(student, state.params)
+    given = (
+        jax.jit(logits, static_argnums=0)(*both)
+        for both in ((teacher, frozen["teacher"]), (student, state.params))
+    )
     p, q = (np.asarray(a, np.float64)[..., :WORDS] for a in given)
     weights = np.asarray(example.targets.weights, np.float64)
     nll = -np.take_along_axis(log_softmax(q, -1), np.asarray(example.targets.tokens)[..., None], -1)
@@ -150,36 +154,29 @@ def test_the_loss_is_that_of_both_models_logits(case, one_device, monkeypatch):
     np.testing.assert_allclose(sums.loss, 0.7 * nats + 0.3 * 4 * divergence, rtol=1e-5)
 
 
-def step(mesh, devices, **settings):
-    """The student's parameters and the metrics after a step."""
+def gradients_on(mesh, devices, **settings):
+    """Gradients of the student's parameters, and sums."""
     with jax.set_mesh(mesh.build(jax.devices()[:devices])):
-        learner, frozen = learner_of(CausalLM(), TeacherLoss(weight=0.7), **settings)
+        learner, frozen = learner_of(CausalLM(), TeacherLoss(weight=0.7, attention=1.0), **settings)
         example = to_devices(rows(CausalLM()), learner.layout, WORDS)
-        before = jax.device_get(frozen)
-        gradients = jax.jit(learner.gradients)
         start = learner.init(seed=0)
-        found, _ = gradients(start, example, start.key, frozen)
-        state, metrics = learner.compiled_step(start, example, frozen)
+        found, sums = jax.jit(learner.gradients)(start, example, start.key, frozen)
+        state, _ = jax.eval_shape(learner.step, start, example, frozen)
         held = [leaf.shape for leaf in jax.tree.leaves(state.optimizer) if leaf.ndim]
         shapes = [leaf.shape for leaf in jax.tree.leaves(state.params)]
         assert sorted(held) == sorted(2 * shapes)  # two moments of the student alone
-        jax.tree.map(np.testing.assert_array_equal, before, jax.device_get(frozen))
-        return jax.device_get((found, metrics))
+        return jax.device_get((found, sums.extra | {"loss": sums.loss}))
 
 
 def test_eight_devices_and_microbatches_give_the_gradient_of_one():
     """To 1e-5 of the largest gradient: sums in another order."""
-    expected, one = step(Mesh(fsdp=1), 1)
+    expected, one = gradients_on(Mesh(fsdp=1), 1)
     scale = max(np.abs(leaf).max() for leaf in jax.tree.leaves(expected))
-    for mesh, settings in (
-        (Mesh(fsdp=2, tensor=2, context=2), {"microbatch": 4}),
-        (Mesh(fsdp=4, tensor=2), {"zero": 1}),
-    ):
-        found, metrics = step(mesh, 8, **settings)
-        for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
-            np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * scale)
-        for name in ("loss", "cross_entropy", "teacher_divergence"):
-            np.testing.assert_allclose(metrics[name], one[name], rtol=1e-5)
+    found, sums = gradients_on(Mesh(fsdp=2, tensor=2, context=2), 8, microbatch=4, zero=1)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * scale)
+    for name in ("loss", "cross_entropy", "teacher_divergence", "attention_divergence"):
+        np.testing.assert_allclose(sums[name], one[name], rtol=1e-5)
 
 
 def test_the_gradient_is_that_of_the_formula(one_device):
@@ -204,7 +201,7 @@ def test_the_gradient_is_that_of_the_formula(one_device):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * scale)
 
 
-@pytest.mark.parametrize("mapped", [False, True])
+@pytest.mark.parametrize("mapped", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_hidden_states_are_compared_layer_by_layer(mapped, one_device):
     """Two layers with the second and fourth of four, from models cut off there, to 1e-5; of other
     widths by the head "teacher"."""
@@ -220,11 +217,17 @@ def test_hidden_states_are_compared_layer_by_layer(mapped, one_device):
 
     def states(config, params, layers):
         cut = replace(config, num_layers=layers)
-        params = params | {"blocks": jax.tree.map(lambda a: a[:layers], params["blocks"])}
-        model = nnx.merge(abstract(cut, learner.layout)[0], params)
-        model.final_norm = None
-        found = model(example.inputs)[0]
-        return model.outputs("teacher", found, example.inputs) if config.heads else found
+        blocks = jax.tree.map(lambda a: np.asarray(a)[:layers], params["blocks"])
+        params = params | {"blocks": blocks}
+
+        @jax.jit
+        def run(params, batch):
+            model = nnx.merge(abstract(cut, learner.layout)[0], params)
+            model.final_norm = None
+            found = model(batch)[0]
+            return model.outputs("teacher", found, batch) if config.heads else found
+
+        return run(params, example.inputs)
 
     expected, weights = 0.0, np.asarray(example.targets.weights, np.float64)
     for layers in (1, 2):
@@ -246,10 +249,82 @@ def test_hidden_states_that_cannot_be_compared_are_refused():
         own.check_pair(STUDENT, TEACHER)
 
 
+def last_vectors(config, params, example):
+    """Queries, keys and values [batch, seq, heads, width] of the last layer in float64."""
+    model = nnx.merge(abstract(config, training_layout())[0], params)
+    (x,) = layer_states(model, example.inputs, [config.num_layers - 1])[1]
+    block = jax.tree.map(lambda a: np.asarray(a[-1], np.float64), params["blocks"])
+    norm, x = block["attention_norm"], np.asarray(x, np.float64)
+    x = x - x.mean(axis=-1, keepdims=True)
+    x = x / np.sqrt(np.mean(x**2, axis=-1, keepdims=True) + config.norm.epsilon)
+    x = x * norm["scale"] + norm["bias"]
+    found = []
+    for name in ("query", "key", "value"):
+        layer = block["attention"][name]
+        vectors = np.einsum("bse,ehd->bshd", x, layer["weight"]) + layer["bias"]
+        found.append(np.repeat(vectors, config.attention.num_heads // vectors.shape[2], axis=2))
+    return found
+
+
+@pytest.mark.parametrize("relation_heads", [pytest.param(None, marks=pytest.mark.slow), 4])
+def test_attention_and_values_are_compared_head_by_head(relation_heads, one_device):
+    """Of the last layers, by loops over queries, heads and keys, to 1e-5; heads that are shared and
+    more in number by relation heads."""
+    more = {} if relation_heads is None else {"num_heads": 4, "num_kv_heads": 2}
+    attention = replace(STUDENT.attention, **more)
+    teacher = replace(TEACHER, num_layers=2, attention=attention)
+    terms = TeacherLoss(attention=2.0, relation_heads=relation_heads)
+    learner, frozen = learner_of(CausalLM(), terms, STUDENT, teacher)
+    learner.objective.check_pair(STUDENT, teacher)
+    state = learner.init(seed=0)
+    example = to_devices(rows(CausalLM()), learner.layout, WORDS)
+    sums = jax.jit(learner.evaluate)(state.params, example, frozen)
+    models = (teacher, frozen["teacher"]), (STUDENT, state.params)
+    heads = relation_heads or 2
+    sides = [
+        [a.reshape(*a.shape[:2], heads, -1) for a in last_vectors(*model, example)]
+        for model in models
+    ]
+    segments, weights = (np.asarray(a) for a in (example.inputs.segments, example.targets.weights))
+    expected = {"attention_divergence": 0.0, "value_divergence": 0.0}
+    for row, query in zip(*np.nonzero(weights)):
+        seen = [key for key in range(query + 1) if segments[row, key] == segments[row, query]]
+        for head in range(heads):
+            for name, (one, other) in zip(expected, ((0, 1), (2, 2))):
+                p, q = (
+                    log_softmax(side[other][row, seen, head] @ side[one][row, query, head] * scale)
+                    for side, scale in ((side, side[0].shape[-1] ** -0.5) for side in sides)
+                )
+                nats = np.sum(np.exp(p) * (p - q)) / heads
+                expected[name] += weights[row, query] * nats
+    for name, value in expected.items():
+        np.testing.assert_allclose(sums.extra[name], value, rtol=1e-5)
+    rest = 0.5 * (sums.extra["cross_entropy"] + sums.extra["teacher_divergence"])
+    np.testing.assert_allclose(sums.loss, rest + 2 * sum(expected.values()), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("teacher", "heads", "message"),
+    [
+        ({"num_heads": 4}, None, r"the teacher has 4 heads, the student 2: .*relation_heads=4"),
+        ({"num_heads": 3}, 16, "relation_heads=16: .* have 24 numbers together, .* student 16"),
+        ({"positions": ALiBi()}, None, "scores of the teacher have a bias by distance"),
+    ],
+)
+def test_attention_that_cannot_be_compared_is_refused(teacher, heads, message):
+    own = Distilled(
+        objective=CausalLM(), teacher_loss=TeacherLoss(attention=1.0, relation_heads=heads)
+    )
+    with pytest.raises(UserError, match=message):
+        own.check_pair(STUDENT, replace(TEACHER, attention=replace(STUDENT.attention, **teacher)))
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"hidden": -1.0}, r"hidden=-1\.0: must be 0 or more"),
+        ({"attention": -1.0}, r"attention=-1\.0: must be 0 or more"),
+        ({"relation_heads": 4}, "relation_heads=4: .* whose weight is attention=0.0"),
         ({"temperature": 0.0}, "temperature=0.0: must be above 0"),
         ({"weight": 0.0}, "weight=0.0: must be above 0 and at most 1"),
     ],

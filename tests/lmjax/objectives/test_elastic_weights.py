@@ -8,19 +8,34 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from lmjax.models import AttentionConfig, FeedForwardConfig, TransformerConfig
+from lmjax.config import UserError, replace
+from lmjax.jobs.fisher import check_targets
+from lmjax.models import (
+    AttentionConfig,
+    FeedForwardConfig,
+    TextHeadConfig,
+    TokenHeadConfig,
+    TransformerConfig,
+    initialize,
+)
 from lmjax.models.batch import Batch
 from lmjax.models.initializers import Normal
 from lmjax.objectives import (
+    Classification,
     ElasticWeights,
     Example,
+    LabelTargets,
     Objective,
+    Regression,
     Sums,
+    TextLabels,
+    TokenLabels,
     TokenTargets,
     diagonal_fisher,
     quadratic_penalty,
     sampled_loss,
 )
+from lmjax.objectives.elastic_weights import sampled_class_loss
 from lmjax.objectives.extended import ExtendedObjective
 from lmjax.parallel import training_layout
 
@@ -105,8 +120,9 @@ def test_labels_of_a_model_are_drawn_from_its_predictions(one_device):
         model = nnx.merge(graph, params)
         return jax.nn.log_softmax(model.logits(model(batch)[0]))[0, 2, :7]
 
-    p, slopes = jnp.exp(log_probs(params)), jax.jit(jax.jacrev(log_probs))(params)
-    expected = jax.tree.map(lambda s: jnp.einsum("w,w...->...", p, s**2), slopes)
+    p = np.exp(np.asarray(jax.jit(log_probs)(params)))
+    slopes = jax.device_get(jax.jit(jax.jacrev(log_probs))(params))
+    expected = jax.tree.map(lambda s: np.einsum("w,w...->...", p, s**2), slopes)
 
     def loss(params, example, key):
         return sampled_loss(nnx.merge(graph, params), example, key)
@@ -118,3 +134,41 @@ def test_labels_of_a_model_are_drawn_from_its_predictions(one_device):
         scale = np.abs(np.asarray(other)).max()
         # Squares whose largest, by a word of probability p, is 1 / p of the mean.
         np.testing.assert_allclose(one, other, rtol=0, atol=0.15 * scale + 1e-6)
+
+
+@pytest.mark.parametrize("name", ["label", "tag"])
+def test_classes_of_a_model_are_drawn_from_its_predictions(name, one_device):
+    """p (1 - p) of each bias of the head, of a text's class and of a word's; 5 standard errors."""
+    heads = TextHeadConfig(name="label", outputs=3), TokenHeadConfig(name="tag", outputs=3)
+    graph, params = initialize(replace(MODEL, heads=heads), training_layout(), jax.random.key(0))
+    batch = Batch(*(jnp.asarray(a)[None] for a in ([1, 2, 3], [0, 1, 2], [1, 1, 1])))
+    objective, shape = TextLabels(objective=Classification(label_smoothing=0.1)), (1, 1)
+    if name == "tag":
+        objective, shape = TokenLabels(objectives=(Classification(head="tag"),)), (1, 3)
+    last = LabelTargets(jnp.zeros(shape, jnp.int32), jnp.zeros(shape).at[0, -1].set(1.0))
+    example = Example(batch, last if name == "label" else (last,))
+    check_targets(example, objective)
+
+    def with_bias(bias):
+        layer = params["heads"][name]["outputs"] | {"bias": bias}
+        return nnx.merge(graph, params | {"heads": params["heads"] | {name: {"outputs": layer}}})
+
+    def loss(bias, example, key):
+        return sampled_class_loss(objective, with_bias(bias), example, key)
+
+    bias, steps = jnp.asarray([0.5, -1.0, 1.0]), 3000
+    examples = jax.tree.map(lambda a: jnp.broadcast_to(a, (steps, *a.shape)), example)
+    found = jax.jit(functools.partial(diagonal_fisher, loss))(bias, examples, jax.random.key(1))
+
+    @jax.jit
+    def chances(bias):
+        model = with_bias(bias)
+        return jax.nn.softmax(model.outputs(name, model(batch)[0], batch)[0, -1])
+
+    p = np.asarray(chances(bias))
+    np.testing.assert_allclose(found, p * (1 - p), rtol=0, atol=5 * 0.4 / np.sqrt(steps))
+
+
+def test_numbers_are_drawn_from_no_prediction():
+    with pytest.raises(UserError, match="TextLabels predicts neither tokens nor classes"):
+        check_targets(Example(None, None), TextLabels(objective=Regression()))

@@ -235,20 +235,10 @@ def gradients_of_one_device():
     return gradients(Mesh(fsdp=1), 1)
 
 
-@pytest.mark.parametrize(
-    ("sizes", "microbatch"),
-    [
-        ({}, 2),
-        ({"data": 2, "fsdp": 2, "tensor": 2}, None),
-        ({"fsdp": 2, "tensor": 2, "context": 2}, 4),
-        ({"fsdp": 2, "context": 4}, None),
-    ],
-    ids=str,
-)
-def test_microbatches_and_meshes_give_the_same_gradients(sizes, microbatch):
+def test_microbatches_and_meshes_give_the_same_gradients():
     """2e-6 of the largest gradient: sums in another order."""
     expected, whole = gradients_of_one_device()
-    found, sums = gradients(Mesh(**sizes or {"fsdp": 1}), math.prod(sizes.values()), microbatch)
+    found, sums = gradients(Mesh(fsdp=2, tensor=2, context=2), 8, 4)
     for one, other in zip(jax.tree.leaves(sums), jax.tree.leaves(whole), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
     scale = max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(expected))

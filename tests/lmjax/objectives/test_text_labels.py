@@ -1,5 +1,6 @@
 """Labelled texts as rows: cuts, second texts, and losses beside those of single texts."""
 
+import functools
 import json
 import math
 
@@ -46,7 +47,8 @@ MODEL = TransformerConfig(
         TokenHeadConfig(name="tag", outputs=3),
     ),
 )
-TEXTS = ["a", "bc def", "ghij klmnop qrst", "u", "vwx yz", "0123456789", "!", "?? ??"]
+# Of few lengths: the loss of a single text is compiled for each.
+TEXTS = ["a", "bc def", "ghij klmnop qrst", "u", "vwx yz", "0123456789 ", "!", "??? ??"]
 CLASSES = [0, 1, 2, 2, 1, 0, 1, 2]
 CAUSAL = {"causal": MODEL.attention, "encoder": replace(MODEL.attention, causal=False)}
 
@@ -111,24 +113,40 @@ def learner_of(objective, attention=MODEL.attention, word_head=False, **fields):
     return Learner(model, objective, AdamW(), lambda step: 1e-2, training_layout(), **fields)
 
 
+def alone(learner, params, words=False):
+    """Text -> its outputs of the heads on texts by name, or the logits of words too, in float64."""
+
+    @jax.jit
+    def run(params, batch):
+        model = nnx.merge(learner.graph, params)
+        hidden, _ = model(batch)
+        found = {head: model.outputs(head, hidden, batch)[0, 0] for head in ("label", "grade")}
+        return found | ({"words": model.logits(hidden)[0, :, :257]} if words else {})
+
+    def outputs(text):
+        found = run(params, plain_batch(np.array([ids_of(text)], np.int32)))
+        return {name: np.asarray(a, np.float64) for name, a in found.items()}
+
+    return outputs
+
+
 @pytest.mark.parametrize("kind", CAUSAL)
 @pytest.mark.parametrize("objective", [Classification(), Regression(head="grade")])
 def test_losses_are_those_of_single_texts(kind, objective, one_device):
     """Without padding, by the formula; a text without a label does not count. To float32."""
     learner = learner_of(TextLabels(objective=objective), CAUSAL[kind])
     state = learner.init(seed=0)
-    model = nnx.merge(learner.graph, state.params)
+    outputs = alone(learner, state.params)
     values = [None, *CLASSES[1:]]
     total = 0.0
     for text, value in list(zip(TEXTS, values, strict=True))[1:]:
-        batch = plain_batch(np.array([ids_of(text)], np.int32))
-        out = np.asarray(model.outputs(objective.head, model(batch)[0], batch)[0, 0], np.float64)
+        out = outputs(text)[objective.head]
         if objective.head == "label":
             total += np.log(np.exp(out).sum()) - out[value]
         else:
             total += (out[0] - value) ** 2
     example = to_devices(rows_of(learner.objective, values), learner.layout, 257)
-    sums = learner.evaluate(state.params, example)
+    sums = learner.compiled_evaluate(state.params, example)
     assert float(sums.weight) == len(TEXTS) - 1 == float(learner.objective.weight(example))
     assert float(sums.loss) == pytest.approx(total, rel=1e-5)
 
@@ -137,26 +155,28 @@ def test_words_are_learnt_beside_labels(one_device):
     """The label's loss and half the mean loss of a text's tokens, by a loop. To float32."""
     learner = learner_of(TextLabels(words=0.5), word_head=True)
     state = learner.init(seed=0)
-    model = nnx.merge(learner.graph, state.params)
+    outputs = alone(learner, state.params, words=True)
     values, total, words = [None, *CLASSES[1:]], 0.0, 0.0
     for text, value in list(zip(TEXTS, values, strict=True))[1:]:
-        ids = ids_of(text)
-        batch = plain_batch(np.array([ids], np.int32))
-        hidden, _ = model(batch)
-        out = np.asarray(model.outputs("label", hidden, batch)[0, 0], np.float64)
+        found = outputs(text)
+        out, after = found["label"], ids_of(text)[1:]
         total += np.log(np.exp(out).sum()) - out[value]
-        logits = np.asarray(model.logits(hidden), np.float64)[0, :, :257]
-        each = [np.log(np.exp(row).sum()) - row[after] for row, after in zip(logits, ids[1:])]
+        each = [np.log(np.exp(row).sum()) - row[word] for row, word in zip(found["words"], after)]
         words += np.mean(each)
     example = to_devices(rows_of(learner.objective, values), learner.layout, 257)
-    sums = learner.evaluate(state.params, example)
+    sums = learner.compiled_evaluate(state.params, example)
     assert float(sums.weight) == len(TEXTS) - 1
     assert float(sums.loss) == pytest.approx(total + 0.5 * words, rel=1e-5)
     assert float(sums.extra["cross_entropy"]) == pytest.approx(total, rel=1e-5)
     assert float(sums.extra["words_loss"]) == pytest.approx(words, rel=1e-5)
 
 
-def gradients(shape, words, **fields):
+MESH = {"fsdp": 2, "context": 2, "tensor": 2}
+
+
+@functools.cache
+def gradients(words, fsdp=1, context=1, tensor=1, **fields):
+    shape = {"fsdp": fsdp, "context": context, "tensor": tensor}
     devices = jax.devices()[: math.prod(shape.values())]
     with jax.set_mesh(Mesh(**shape).build(devices)):
         kind = CAUSAL["causal" if words else "encoder"]
@@ -167,15 +187,14 @@ def gradients(shape, words, **fields):
         return float(sums.loss), float(sums.weight), jax.device_get(found)
 
 
-@pytest.mark.parametrize("words", [0.0, 0.5])
 @pytest.mark.parametrize(
-    ("shape", "fields"),
-    [({"fsdp": 1}, {"microbatch": 2}), ({"fsdp": 2, "context": 2, "tensor": 2}, {})],
-    ids=["accumulated", "mesh"],
+    ("words", "settings"),
+    [(0.5, MESH | {"microbatch": 4}), (0.0, MESH)],
+    ids=["accumulated", "an encoder"],
 )
-def test_any_mesh_and_accumulation_gives_the_gradients_of_one_device(shape, fields, words):
+def test_any_mesh_and_accumulation_gives_the_gradients_of_one_device(words, settings):
     """To 1e-6 of the largest gradient: the same sums in another order."""
-    one, other = gradients({"fsdp": 1}, words), gradients(shape, words, **fields)
+    one, other = gradients(words), gradients(words, **settings)
     assert one[1] == other[1] == 7
     assert one[0] == pytest.approx(other[0], rel=1e-6)
     scale = max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(one[2]))

@@ -1,13 +1,12 @@
 """The loss of supervised fine-tuning beside TRL's trainer, where TRL 1.16.0 is installed.
 
-    pip install trl==1.16.0 && python -m pytest -m slow tests/lmjax/objectives/test_trl_sft.py
+    pip install -e .[parity] && python -m pytest -m slow tests/lmjax/objectives/test_trl_sft.py
 
 Both read the same folder and the same lines; TRL pads a conversation a row, we pack them.
 """
 
 import json
 
-import jax
 import numpy as np
 import pytest
 
@@ -21,7 +20,7 @@ from lmjax.training.optimizers import AdamW
 from lmjax.training.placement import to_devices
 from tests.lmjax.data.chat.chat_families import FAMILIES
 from tests.lmjax.data.chat.chat_folders import write_folder
-from tests.trl_cases import NEEDS_TRL
+from tests.trl_cases import NEEDS_TRL, arguments, lines_of
 
 LENGTH = 127
 
@@ -71,36 +70,25 @@ def folder(tmp_path_factory):
     return folder
 
 
-def loss_of_trl(folder, output, records, **settings):
-    """The loss of the first step of its trainer, over all records."""
+def step_of_trl(folder, output, records, **settings):
+    """Loss and gradient norm of the first step of its trainer, over all records."""
     import datasets
     import transformers
     import trl
 
     trainer = trl.SFTTrainer(
         model=transformers.GPT2LMHeadModel.from_pretrained(folder),
-        args=trl.SFTConfig(
-            output_dir=str(output),
-            per_device_train_batch_size=len(records),
-            max_steps=1,
-            learning_rate=0.0,
-            logging_steps=1,
-            report_to=[],
-            use_cpu=True,
-            bf16=False,
-            gradient_checkpointing=False,
-            save_strategy="no",
-            **settings,
-        ),
+        args=trl.SFTConfig(**arguments(output, 1, 0.0, len(records)), **settings),
         train_dataset=datasets.Dataset.from_list(records),
         processing_class=transformers.PreTrainedTokenizerFast.from_pretrained(folder),
     )
     trainer.train()
-    return next(line["loss"] for line in trainer.state.log_history if "loss" in line)
+    [line] = lines_of(trainer)
+    return np.array([line["loss"], line["grad_norm"]])
 
 
-def loss_of_ours(folder, output, records, template, objective):
-    """The loss over all records, in packed rows."""
+def step_of_ours(folder, output, records, template, objective):
+    """Loss and gradient norm over all records, in packed rows."""
     path = output / "records.jsonl"
     path.write_text("\n".join(map(json.dumps, records)))
     source, tokenizer = Conversations(path=str(path), template=template), read_tokenizer(folder)
@@ -112,8 +100,9 @@ def loss_of_ours(folder, output, records, template, objective):
     example = objective.prepare(tokens, segments, seeds, None, LENGTH, spans=spans)
     config, _, params = huggingface.read(folder, training_layout())
     learner = Learner(config, objective, AdamW(), lambda step: 0.0, training_layout())
-    sums = jax.jit(learner.evaluate)(params, to_devices(example, learner.layout, config.vocab_size))
-    return float(sums.loss / sums.weight)
+    example = to_devices(example, learner.layout, config.vocab_size)
+    _, found = learner.compiled_step(learner.init(0, params), example)
+    return np.array([found["loss"], found["gradient_norm"]])
 
 
 CASES = {
@@ -124,14 +113,14 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_the_loss_is_that_of_trl(name, folder, tmp_path, one_device):
+def test_loss_and_gradient_are_those_of_trl(name, folder, tmp_path, one_device):
     """To 1e-5: float32 in two programs."""
     records, template, loss_on, settings = CASES[name]
-    theirs = loss_of_trl(folder, tmp_path / "out", records, **settings)
+    theirs = step_of_trl(folder, tmp_path / "out", records, **settings)
     if loss_on == "all":
         # TRL divides by the first token of each row too, which nothing predicts
         # (findings/trl-sft-loss-divides-by-labels-of-first-tokens.sh).
         theirs *= 51 / 49
     template = template or FolderTemplate(path=str(folder))
-    ours = loss_of_ours(folder, tmp_path, records, template, ChatLM(loss_on=loss_on))
-    assert ours == pytest.approx(theirs, rel=1e-5)
+    ours = step_of_ours(folder, tmp_path, records, template, ChatLM(loss_on=loss_on))
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5)

@@ -130,7 +130,7 @@ def test_help_lists_the_settings(tell):
 
 
 def test_other_kinds_of_models(tell):
-    for name in ("t5_base", "bert_base", "glm_130b", "palm_540b", "falcon_40b", "qwen_72b"):
+    for name in ("t5_base", "bert_base", "glm_130b", "palm_540b"):
         words = "topology=v5p:4x4x4", "mesh.fsdp=8", "mesh.tensor=8", "mesh.data=1"
         small = "topology=v5p:2x2x1", "mesh.fsdp=4"
         code, out, err = tell(f"experiments.{name}", *(small if "_base" in name else words))
@@ -157,7 +157,7 @@ def test_thirteen_billion_parameters_fit_a_v100(tell):
 
 
 def test_a_search_finds_the_best(tell):
-    code, out, _ = tell(GPT3, "topology=v4:8x8x16", "search=true")
+    code, out, _ = tell(GPT3, "topology=v4:4x4x8", "search=true")
     assert code == 0
     assert "The best divisions" in out
     assert "memory: it does not fit" in out

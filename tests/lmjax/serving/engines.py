@@ -103,7 +103,7 @@ def assert_idle(engine):
 ROWS, LONGEST = 6, 32  # of the generator's batches, so that it is compiled once for a sampling
 
 
-def expected(requests, family="rotary", seed=0):
+def expected(requests, family="rotary", seed=0, read=list):
     """Continuations of the requests by the generator, those with equal settings together."""
     generator, found = make_generator(family, seed), {}
     for number, one in enumerate(requests):
@@ -114,7 +114,7 @@ def expected(requests, family="rotary", seed=0):
         together = ROWS if sampling.temperature == 0 else 1  # else each row has the next seed
         for begin in range(0, len(numbers), together):
             part = numbers[begin : begin + together]
-            texts = [list(requests[number].tokens) for number in part]
+            texts = [read(requests[number].tokens) for number in part]
             texts += [[0] * LONGEST] * (ROWS - len(texts))
             for number, row in zip(part, generator.continuations(texts, sampling, *how)):
                 rows[number] = row

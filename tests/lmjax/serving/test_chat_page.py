@@ -104,6 +104,7 @@ def test_a_conversation(page):
     assert shown(page)[1][1] == replied(("system", "be brief"), ("user", "two"))
 
 
+@pytest.mark.slow
 def test_what_was_said_is_changed_and_answered_again(page):
     choose(page, temperature="0", max_tokens="10")
     say(page, "one")
@@ -168,6 +169,7 @@ def test_tokens_show_their_probabilities(page):
     assert page.locator("#tip").count() == 0
 
 
+@pytest.mark.slow
 def test_settings_are_kept_and_the_key_is_asked_for(browser, server):
     context = browser.new_context()
     page = context.new_page()

@@ -84,7 +84,10 @@ def test_guesses_are_what_followed_before():
     assert repeated([1, 2, 3, 9, 9, 1, 2], 3) == [3, 9, 9]
     assert repeated([5, 1, 2, 7, 1, 2, 8, 1, 2], 1) == [8]  # the newest
     assert repeated([1, 2, 3, 4, 9, 2, 3, 5, 1, 2, 3], 1) == [4]  # the longest end
-    assert repeated([1, 2, 3], 4) == [] and repeated([1], 4) == [] and repeated([4, 4, 4], 2) == [4]
+    assert repeated([1, 2, 3], 4) == [] and repeated([1], 4) == []
+    # Text that goes round is guessed to go on so.
+    assert repeated([4, 4, 4], 3) == [4, 4, 4]
+    assert repeated([9, 1, 2, 3, 1, 2, 3, 1, 2], 5) == [3, 1, 2, 3, 1]
     assert [accepted(*pair) for pair in (([1, 2], [1, 2, 3]), ([1, 2], [1, 3, 4]), ([], [1]))] == [
         2,
         1,

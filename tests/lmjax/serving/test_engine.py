@@ -15,7 +15,6 @@ from lmjax.serving.request import CollectedAnswer
 from lmjax.serving.weights import ServedWeights
 from lmjax.serving.worker import QueueFull
 from tests.lmjax.serving.engines import (
-    FAMILIES,
     SMALL,
     answered,
     assert_idle,
@@ -27,7 +26,6 @@ from tests.lmjax.serving.engines import (
 )
 
 pytestmark = pytest.mark.usefixtures("mesh")
-SLOW = {"learned", "alibi", "window"}  # the others have what they have
 TIGHT = replace(SMALL, cache_tokens=128)  # so that requests take pages from each other
 GUESSING = replace(TIGHT, guesses=3)
 
@@ -42,8 +40,13 @@ def same(found, wanted):
         np.testing.assert_allclose(scores, theirs.log_probabilities, atol=2e-4)
 
 
+# Learned and plain rotary positions, ALiBi, windows of all layers: others have what these have.
 @pytest.mark.parametrize(
-    "family", [pytest.param(f, marks=[pytest.mark.slow] if f in SLOW else []) for f in FAMILIES]
+    "family",
+    [
+        *("alibi_window", "windows_in_turn"),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("dynamic_ntk", "experts")),
+    ],
 )
 def test_requests_that_come_and_go_are_answered_as_alone(family):
     requests = [request(tokens) for tokens in prompts(1, (3, 20, 31, 7, 25))]
@@ -143,12 +146,12 @@ def test_a_smaller_model_guesses_and_changes_nothing():
     requests = [request(text, most) for text, most in zip(prompts(16, (6, 20, 9)), (30, 12, 3))]
     requests.append(request(prompts(17, (7,))[0], 12, sampling=Sampling(temperature=1.0, seed=3)))
     wanted = expected(requests)
-    for draft, always in ((make_generator(), True), (make_generator("learned"), False)):
-        for sizes in (SMALL, TIGHT):
-            engine = make_engine(settings=replace(sizes, guesses=3), draft=draft)
-            same(answered(engine, requests, [0, 1, 3, 5]), wanted)
-            guessed, right = (engine.counts[name] for name in ("guessed", "guessed_right"))
-            assert guessed > 10 and (not always or right > 0.9 * guessed)
+    itself, another = make_generator(), make_generator("learned")
+    for draft, always, sizes in ((itself, True, SMALL), (another, False, TIGHT)):
+        engine = make_engine(settings=replace(sizes, guesses=3), draft=draft)
+        same(answered(engine, requests, [0, 1, 3, 5]), wanted)
+        guessed, right = (engine.counts[name] for name in ("guessed", "guessed_right"))
+        assert guessed > 10 and (not always or right > 0.9 * guessed)
 
 
 def test_a_prompt_is_scored():

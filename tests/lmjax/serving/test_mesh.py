@@ -13,6 +13,7 @@ from lmjax.generation.embeddings import LoadedStates
 from lmjax.models import initialize
 from lmjax.parallel import Mesh, serving_layout
 from lmjax.serving.engine import Engine
+from lmjax.serving.pages import page_keys
 from lmjax.serving.replicas import Replicas
 from lmjax.serving.request import CollectedAnswer
 from lmjax.serving.start import serving_meshes
@@ -57,7 +58,10 @@ def check_mesh(family, sizes, settings=SMALL):
     return engine
 
 
-@pytest.mark.parametrize("sizes", [Mesh(fsdp=2, tensor=2), Mesh(fsdp=1, tensor=4)])
+@pytest.mark.parametrize(
+    "sizes",
+    [Mesh(fsdp=2, tensor=2), pytest.param(Mesh(fsdp=1, tensor=4), marks=pytest.mark.slow)],
+)
 def test_a_mesh_gives_the_tokens_of_one_device(sizes):
     """Two key heads are cut over two devices, and whole on each of four."""
     engine = check_mesh("rotary", sizes, replace(SMALL, slots=2))
@@ -68,9 +72,8 @@ def test_a_mesh_gives_the_tokens_of_one_device(sizes):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", [name for name in FAMILIES if name != "rotary"])
-@pytest.mark.parametrize("sizes", [Mesh(fsdp=2, tensor=2), Mesh(fsdp=1, tensor=4)])
-def test_all_families_on_a_mesh(family, sizes):
-    check_mesh(family, sizes, replace(SMALL, guesses=2))
+def test_all_families_on_a_mesh(family):
+    check_mesh(family, Mesh(fsdp=2, tensor=2), replace(SMALL, guesses=2))
 
 
 def test_vectors_on_a_mesh_are_those_of_one_device():
@@ -129,6 +132,24 @@ def test_replicas_share_a_queue_and_give_the_same_tokens():
     assert_idle(replicas)
     assert min(engine.counts["finished_length"] for engine in replicas.engines) > 0
     assert replicas.counts["finished_length"] == len(requests)
+
+
+def test_a_request_goes_where_its_beginning_is_known():
+    """The second replica has two pages of the prompt, and gets it until it is two ahead."""
+    replicas, prompt = two_replicas(), list(range(10))
+    engine = replicas.engines[1]
+    keys = page_keys(engine._weights["tiny"].salt, prompt, SMALL.page)
+    pages = engine._book.take(2)
+    for page, key in zip(pages, keys, strict=True):
+        engine._book.publish(page, key)
+    engine._book.release(pages)
+    assert [one.known_tokens(request(prompt)) for one in replicas.engines] == [0, 8]
+    assert engine.known_tokens(request(prompt, model="other")) == 0
+    waiting = []
+    for _ in range(4):  # half of its slots is one request
+        replicas.submit(request(prompt), CollectedAnswer())
+        waiting.append([one.load().waiting for one in replicas.engines])
+    assert waiting == [[0, 1], [0, 2], [1, 2], [1, 3]]
 
 
 def test_replicas_cancel_take_new_weights_and_end():

@@ -31,7 +31,7 @@ from lmjax.serving.schemas import (
     EmbeddingBody,
     TokenizeBody,
 )
-from tests.lmjax.jobs.base_run import pretrain_base
+from tests.lmjax.jobs.base_run import write_base
 from tests.lmjax.serving.servers import KEY, served
 
 ROOT = Path(__file__).parents[3]
@@ -155,12 +155,15 @@ def test_who_leaves_is_forgotten(server):
     engine = server.model.engine
     step, before = engine.step, engine.counts["finished_cancelled"]
     engine.step = lambda: (time.sleep(0.02), step())[1]
+    (end,) = server.model.text.stop_tokens(())
+    # Nothing ends by itself before its writer leaves.
+    body = {"prompt": "a", "max_tokens": 200, "n": 2, "logit_bias": {str(end): -100}}
     try:
         for stream in (True, False):
-            body = json.dumps({"prompt": "a", "max_tokens": 200, "stream": stream, "n": 2})
             connection = http.client.HTTPConnection(urlsplit(server.url).netloc, timeout=20)
             headers = {"Authorization": f"Bearer {KEY}"}
-            connection.request("POST", "/v1/completions", body, headers)
+            request = json.dumps(body | {"stream": stream})
+            connection.request("POST", "/v1/completions", request, headers)
             if stream:
                 assert connection.getresponse().read(20)
             else:
@@ -240,7 +243,7 @@ def test_the_description_is_of_all_addresses(server):
 def folder(tmp_path_factory):
     """The folder of a run whose model has read a few lines."""
     folder = tmp_path_factory.mktemp("model")
-    pretrain_base(folder, MODEL)
+    write_base(folder, MODEL)
     return str(folder / "base")
 
 

@@ -5,6 +5,7 @@ the forms of the calls are tested, and not a model.
 """
 
 import datetime
+import functools
 import json
 from typing import Literal
 
@@ -20,6 +21,9 @@ from lmjax.serving.schemas import ChatBody
 from lmjax.serving.tool_loop import AskWithTools, with_tools
 from lmjax.serving.tools import python_tool, tool_of
 from tests.lmjax.evaluation.test_judge import served
+
+# Also where the system takes no network away.
+cell = functools.partial(run_cell, allow_network=True)
 
 
 def weather(city: str, unit: Literal["C", "F"] = "C", days: int | None = None) -> dict:
@@ -66,7 +70,7 @@ class Script:
 
 def asked(*turns, tools=None, **settings):
     script = Script(*turns)
-    tools = [python_tool(), *TOOLS] if tools is None else tools
+    tools = [python_tool(allow_network=True), *TOOLS] if tools is None else tools
     return with_tools(
         script.complete, [{"role": "user", "content": "?"}], tools, **settings
     ), script
@@ -142,7 +146,7 @@ def test_a_tool_is_described_by_its_function():
     ],
 )
 def test_the_model_is_told_what_was_wrong(call, words, monkeypatch):
-    monkeypatch.setattr("lmjax.serving.tools.run_cell", lambda *a: run_cell(*a, seconds=0.5))
+    monkeypatch.setattr("lmjax.serving.tools.run_cell", lambda *a, **_: cell(*a, seconds=0.5))
     messages, _ = asked([call])
     assert words in messages[2]["content"]
 
@@ -154,11 +158,11 @@ def test_in_the_last_turn_nothing_is_called():
 
 
 def test_a_cell_keeps_what_was_defined_and_shows_little_of_much():
-    assert run_cell("x + 1", ["x = 1\nprint('once')"]) == (True, "2")
-    ended, text = run_cell("print('a' * 10_000)")
+    assert cell("x + 1", ["x = 1\nprint('once')"]) == (True, "2")
+    ended, text = cell("print('a' * 10_000)")
     assert ended and text.startswith("aaa") and text.endswith("(10,000 characters)")
-    assert run_cell("def f(:") == (False, run_cell("def f(:")[1])
-    assert "SyntaxError" in run_cell("def f(:")[1]
+    assert cell("def f(:") == (False, cell("def f(:")[1])
+    assert "SyntaxError" in cell("def f(:")[1]
 
 
 def no_words(x: int) -> int:
@@ -193,6 +197,7 @@ def test_the_command(capsys, monkeypatch):
             model="m",
             address=model.address,
             python=True,
+            allow_network=True,
             functions=("tests.lmjax.serving.test_tools.add",),
         ).run()
     said = capsys.readouterr().out

@@ -112,17 +112,14 @@ def expected(sizes: dict[str, int], zero=3, accumulation=1, remat="none"):
 @pytest.mark.parametrize(
     ("sizes", "settings"),
     [
-        (dict(data=8, fsdp=1), {}),
         (dict(fsdp=8), {}),
         (dict(fsdp=8), dict(zero=1)),
         (dict(fsdp=1, tensor=8), {}),
         (dict(fsdp=1, context=8), {}),
         (dict(data=2, fsdp=2, tensor=2), {}),
         (dict(fsdp=2, context=2, tensor=2), {}),
-        (dict(fsdp=4, tensor=2), dict(remat="dots")),
         (dict(fsdp=4, tensor=2), dict(remat="full")),
         (dict(data=2, fsdp=4), dict(zero=2, accumulation=2)),
-        (dict(data=2, fsdp=4), dict(zero=3, accumulation=2)),
     ],
     ids=str,
 )

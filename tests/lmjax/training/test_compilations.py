@@ -51,11 +51,10 @@ def without_type_checks():
 @pytest.mark.parametrize(
     ("sizes", "objective", "settings"),
     [
-        (dict(fsdp=1), CausalLM(), {}),
         (dict(data=2, fsdp=2, tensor=2), CausalLM(), dict(average_decay=0.9, microbatch=4)),
         (dict(fsdp=2), MIXED, dict(optimizer=Muon())),
     ],
-    ids=["one device", "mesh", "mixture"],
+    ids=["mesh", "mixture"],
 )
 def test_the_program_that_is_compiled_ahead_is_the_one_of_all_steps(sizes, objective, settings):
     """As `TrainingRun` compiles it while the text is read: then no step compiles anything.

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +25,7 @@ from lmjax.objectives import CausalLM, Example
 from lmjax.parallel import AXES, Mesh, training_layout
 from lmjax.training.learner import Learner
 from lmjax.training.optimizers import Adafactor, AdamW, Muon
+from lmjax.training.pipelining import Pipeline
 from lmjax.training.schedules import Cosine
 from lmjax.training.trainable import LastBlocks
 
@@ -51,6 +53,11 @@ def routed_by(name, **changes):
     """The model with a router of these."""
     experts = replace(MODEL.feed_forward, router=ROUTERS[name], **changes)
     return replace(MODEL, feed_forward=experts)
+
+
+PAIRED = replace(
+    routed_by("dropless"), num_layers=4, alternate_feed_forward=GatedFeedForwardConfig(size=24)
+)
 
 
 def example_of(seed=0):
@@ -99,11 +106,11 @@ def on_mesh(state, learner, mesh):
     )
 
 
-def gradients_on(sizes, model, accumulation=1, zero=3):
+def gradients_on(sizes, model, accumulation=1, **settings):
     """Gradients and sums of one batch."""
     mesh = mesh_of(sizes)
     with jax.set_mesh(mesh):
-        learner = learner_of(model, microbatch=ROWS // accumulation, zero=zero)
+        learner = learner_of(model, microbatch=ROWS // accumulation, **settings)
         state = on_mesh(state_of(model), learner, mesh)
         sharding = jax.NamedSharding(mesh, training_layout().spec("batch", "seq"))
         example = jax.device_put(example_of(), sharding)
@@ -114,6 +121,12 @@ def gradients_on(sizes, model, accumulation=1, zero=3):
 @functools.cache
 def on_one_device(name):
     return gradients_on({}, routed_by(name))
+
+
+@functools.cache
+def paired_on_one_device():
+    """Of a model with a dense layer before each sparse one."""
+    return gradients_on({}, PAIRED)
 
 
 def assert_alike(found, expected):
@@ -134,15 +147,19 @@ MESHES = (
     dict(expert=2, context=2, tensor=2),
     dict(fsdp=2, context=4),
 )
-FAST = ("{'fsdp': 2, 'expert': 2, 'tensor': 2}", "{'expert': 2, 'context': 2, 'tensor': 2}")
+FAST = "{'fsdp': 2, 'expert': 2, 'tensor': 2}"
 
 
-@pytest.mark.parametrize(
-    "sizes",
-    [pytest.param(s, marks=() if str(s) in FAST else pytest.mark.slow) for s in MESHES],
-    ids=str,
-)
-@pytest.mark.parametrize("name", ROUTERS)
+def routers_on_meshes():
+    """All ways of routing on one mesh, and on each of the others one of them in turn."""
+    turns = itertools.cycle(ROUTERS)
+    for sizes in MESHES:
+        marks = () if str(sizes) == FAST else pytest.mark.slow
+        for name in ROUTERS if str(sizes) == FAST else [next(turns)]:
+            yield pytest.param(name, sizes, marks=marks, id=f"{name}-{sizes}")
+
+
+@pytest.mark.parametrize(("name", "sizes"), list(routers_on_meshes()))
 def test_a_mesh_gives_the_gradients_of_one_device(name, sizes):
     """Losses, measures and gradients, with drops and without."""
     assert_alike(gradients_on(sizes, routed_by(name)), on_one_device(name))
@@ -159,13 +176,15 @@ def test_accumulation_gives_the_gradients_of_the_whole_batch(name, zero):
 
 @pytest.mark.parametrize(
     ("name", "remat"),
-    [("dropless", "full"), pytest.param("capacity", "dots", marks=pytest.mark.slow)],
+    [("dropless", "full"), ("capacity", "dots")],
 )
+@pytest.mark.slow
 def test_what_is_computed_again_changes_nothing(name, remat):
     found = gradients_on(dict(fsdp=2, expert=2), replace(routed_by(name), remat=remat))
     assert_alike(found, on_one_device(name))
 
 
+@pytest.mark.slow
 def test_shared_experts_and_biases_on_a_mesh():
     """What `tensor` divides is added up once."""
     shared = GatedFeedForwardConfig(size=8, bias=True)
@@ -174,13 +193,16 @@ def test_shared_experts_and_biases_on_a_mesh():
     assert_alike(found, gradients_on({}, model))
 
 
-@pytest.mark.parametrize("name", ["dropless", "capacity"])
-def test_a_pipeline_has_the_auxiliary_losses_too(name):
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "schedule"), [("dropless", "1f1b"), ("capacity", "zb_h1")])
+def test_a_pipeline_has_the_auxiliary_losses_too(name, schedule):
     """Gradients and measures of a schedule's stages, with experts divided inside of each."""
-    sizes = dict(stage=2, expert=2, tensor=2)
-    assert_alike(gradients_on(sizes, routed_by(name), accumulation=4), on_one_device(name))
+    sizes, pipeline = dict(stage=2, expert=2, tensor=2), Pipeline(schedule=schedule)
+    found = gradients_on(sizes, routed_by(name), accumulation=4, pipeline=pipeline)
+    assert_alike(found, on_one_device(name))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sizes", "accumulation"),
     [(dict(fsdp=2, expert=2, tensor=2), 2), (dict(stage=2, expert=2, tensor=2), 4)],
@@ -188,10 +210,8 @@ def test_a_pipeline_has_the_auxiliary_losses_too(name):
 )
 def test_dense_and_sparse_layers_in_turn(sizes, accumulation):
     """On a mesh, and in a pipeline whose stages hold a pair of layers each."""
-    dense = GatedFeedForwardConfig(size=24)
-    model = replace(routed_by("dropless"), num_layers=4, alternate_feed_forward=dense)
-    found = gradients_on(sizes, model, accumulation=accumulation)
-    assert_alike(found, gradients_on({}, model))
+    found = gradients_on(sizes, PAIRED, accumulation=accumulation)
+    assert_alike(found, paired_on_one_device())
 
 
 def test_trained_blocks_come_in_pairs():
@@ -350,8 +370,11 @@ def test_experts_that_do_not_divide_are_refused():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ROUTERS)
-@pytest.mark.parametrize("optimizer", [AdamW(), Muon()], ids=lambda o: type(o).__name__)
+@pytest.mark.parametrize(
+    ("name", "optimizer"),
+    [("dropless", AdamW()), ("capacity", Muon())],
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
+)
 def test_ten_steps_on_a_mesh_have_the_losses_of_one_device(name, optimizer):
     """1e-5: sums in another order, amplified by the steps."""
     model, losses = routed_by(name), []

@@ -35,7 +35,8 @@ def written(template, messages, reply=True):
 
 # By hand, from: Qwen's tokenization_note.md and ChatML; Meta's llama repository (dialogs);
 # Baichuan-13B-Chat and Baichuan2 (how generation builds its input); Falcon-180B's announcement;
-# THUDM's ChatGLM2-6B (build_prompt) and ChatGLM3 (PROMPT.md); Qwen2, 2.5 and 3's chat templates.
+# THUDM's ChatGLM2-6B (build_prompt) and ChatGLM3 (PROMPT.md); Qwen2, 2.5 and 3's chat templates;
+# FastChat's vicuna_v1.1 and OpenChat 3.5's model card; Stanford Alpaca's PROMPT_DICT.
 PUBLISHED = {
     "plain": "Be brief.\n\nUser: Hello\n\nAssistant: Hi!\n\nUser: Who are\nyou?\n\nAssistant:",
     "chatml": (
@@ -63,13 +64,25 @@ PUBLISHED = {
         "Be brief.“<reserved_106>”Hello“<reserved_107>”Hi!"
         "“<reserved_106>”Who are\nyou?“<reserved_107>”"
     ),
+    "vicuna": "“<s>”Be brief. USER: Hello ASSISTANT: Hi!“</s>”USER: Who are\nyou? ASSISTANT:",
+    "openchat": (
+        "“<s>”Be brief.“<|end_of_turn|>”"
+        "GPT4 Correct User: Hello“<|end_of_turn|>”GPT4 Correct Assistant: Hi!“<|end_of_turn|>”"
+        "GPT4 Correct User: Who are\nyou?“<|end_of_turn|>”GPT4 Correct Assistant:"
+    ),
+    "bare": "Be brief.HelloHi!Who are\nyou?",
     "falcon_180b": "System: Be brief.\nUser: Hello\nFalcon: Hi!\nUser: Who are\nyou?\nFalcon:",
     "chatglm3": (
         "“[gMASK]”“sop”“<|system|>”\nBe brief.“<|user|>”\nHello“<|assistant|>”\nHi!"
         "“<|user|>”\nWho are\nyou?“<|assistant|>”"
     ),
 }
+ALPACA = (
+    "Below is an instruction that describes a task. Write a response that appropriately completes "
+    "the request.\n\n### Instruction:\n{}\n\n### Response:"
+)
 WITHOUT_SYSTEM = {
+    "alpaca": ALPACA.format("Hello") + "Hi!" + ALPACA.format("Who are\nyou?"),
     "mistral": "“<s>”[INST] Hello [/INST] Hi!“</s>”[INST] Who are\nyou? [/INST]",
     "gemma": (
         "“<bos>”“<start_of_turn>”user\nHello“<end_of_turn>”\n"
@@ -88,8 +101,7 @@ WITHOUT_SYSTEM = {
 
 
 def test_published_formats():
-    general = {"bare", "alpaca", "vicuna", "openchat"}  # test_replies.py has these
-    assert set(PUBLISHED) | set(WITHOUT_SYSTEM) == set(templates()) - general
+    assert set(PUBLISHED) | set(WITHOUT_SYSTEM) == set(templates())
     for name, text in PUBLISHED.items():
         assert written(name, [SYSTEM, *TALK]) == text
     for name, text in WITHOUT_SYSTEM.items():
@@ -105,6 +117,9 @@ def test_a_finished_conversation():
 
 
 def test_default_system_text():
+    begin = "A chat between a curious user and an artificial intelligence assistant. The assistant "
+    manner = "gives helpful, detailed, and polite answers to the user's questions. "
+    assert written("vicuna", TALK[:1]) == f"“<s>”{begin}{manner}USER: Hello ASSISTANT:"
     text = written("chatml", TALK[:1])
     assert text.startswith("“<|im_start|>”system\nYou are a helpful assistant.“<|im_end|>”\n")
     assert "helpful" not in written("chatml", [SYSTEM, *TALK])

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from lmjax.alignment.comparison_accuracy import require_pairs
-from lmjax.config import UserError
+from lmjax.config import UserError, replace
 from lmjax.data import ChatTemplate, TextFiles, build_stores
-from lmjax.data.chat.comparisons import Comparisons
+from lmjax.data.chat.comparisons import GRADES, LARGE_MARGINS, Comparisons, Grades
 from lmjax.data.groups import Groups
 from lmjax.data.mixture import Mixture
 from lmjax.data.rows import EvaluationRows, Ring
@@ -76,6 +76,30 @@ def test_the_best_answer_comes_first(tmp_path):
         ("<c?>p", (1, -1, 0)),
         ("<d?>no", (0, 1, 0)),
     ]
+
+
+def test_grades_become_margins(tmp_path):
+    """LLaMA 2's, in words; and numbers whose sign says which answer is better (HelpSteer2)."""
+    words = [
+        {"prompt": "a?", "chosen": "x", "rejected": "y", "preference": grade, "margin": 9}
+        for grade in ("Significantly better", "better", "slightly better", "negligibly better")
+    ]
+    source = source_of(tmp_path, *words, grades=Grades(field="preference"))
+    assert [d.labels[2] for d in source.documents()][::2] == [1, 2 / 3, 1 / 3, 0]
+    numbers = [{**PAIRS["texts"], "preference_strength": number} for number in (-3, 1, 0, 2.0)]
+    strength = Grades(
+        field="preference_strength", names=("3", "2", "1", "0"), margins=LARGE_MARGINS
+    )
+    source = source_of(tmp_path, *numbers, grades=strength)
+    assert [d.labels[2] for d in source.documents()] == [3, 3, 1, 1, 0, 0, 2, 2]
+    with pytest.raises(UserError, match=r"'preference_strength' is -3; the grades are 'sig"):
+        list(replace(source, grades=replace(strength, names=GRADES)).documents())
+    with pytest.raises(UserError, match=r"line 1: 'strength' is None; the grades are '3', '2'"):
+        list(replace(source, grades=replace(strength, field="strength")).documents())
+    with pytest.raises(UserError, match="give each grade once, and a margin for each"):
+        replace(strength, names=("3", "2"))
+    with pytest.raises(UserError, match="give numbers of 0 or more"):
+        replace(strength, margins=(1.0, 0.0, -1.0, 0.0))
 
 
 def test_a_tree_gives_the_replies_to_each_of_its_messages(tmp_path):

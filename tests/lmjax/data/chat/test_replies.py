@@ -58,6 +58,21 @@ def test_replies_of_published_formats():
     assert {name: replies(form, TALK) for name, form in templates().items()} == REPLIES
 
 
+# Formats with nothing that ends a reply before the end of the text: those of one request and its
+# reply alone, and ChatGLM2's, whose rounds follow one another without a token between them.
+WITHOUT_STOP = {"bare", "alpaca", "chatglm2"}
+END = "</s>"  # of a document, as LLaMA's and Baichuan's tokenizers have it
+
+
+def test_each_reply_ends_with_what_stops_it():
+    """Else a model that has replied once does not learn to stop; the end of the text is no part."""
+    ends = {
+        name: replies(form, TALK)[0].endswith((*form.stop, *form.stop_strings, END))
+        for name, form in templates().items()
+    }
+    assert {name for name, found in ends.items() if not found} == WITHOUT_STOP
+
+
 @pytest.mark.parametrize("form", templates().values(), ids=templates())
 def test_pieces_are_those_of_the_conversation(form):
     pieces = form.render_replies(TALK)

@@ -6,7 +6,8 @@ import pytest
 
 from lmjax.config import UserError
 from lmjax.data.cleaning import beam as on_beam
-from lmjax.data.cleaning.pipeline import SUMMARY, WORK, CleaningPipeline
+from lmjax.data.cleaning.pipeline import WORK, CleaningPipeline
+from lmjax.data.cleaning.summary import SUMMARY
 from tests.lmjax.data.cleaning.test_pipeline import made, pipeline, write_corpus
 
 
@@ -67,7 +68,7 @@ class Killed(BaseException):
     """A worker is killed."""
 
 
-@pytest.mark.parametrize("files", [0, 2, 5])
+@pytest.mark.parametrize("files", [2, *(pytest.param(n, marks=pytest.mark.slow) for n in (0, 5))])
 def test_a_killed_worker_leaves_nothing_that_reads_as_whole(
     on_one_machine, corpus, tmp_path, monkeypatch, files
 ):
