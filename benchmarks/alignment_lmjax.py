@@ -123,6 +123,7 @@ def make_job(folder: Path, task: str, **shape: int) -> Any:
         objective=ClippedPolicy(kl=0.04),
         samples=shape["samples"],
         reply_length=shape["reply"],
+        allow_cut_off=True,
         accumulation=PARTS,
         **regular,
     )

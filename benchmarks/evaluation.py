@@ -19,8 +19,9 @@ from typing import Any
 
 from benchmarks.harness import Worker, WorkerError, save, table
 from lmjax.config import UserError, config
-from lmjax.evaluation.tasks import Arc, HellaSwag, Lambada
+from lmjax.evaluation.tasks import Arc, HellaSwag, Item, Lambada
 from lmjax.evaluation.tasks.records import read_files
+from lmjax.evaluation.tasks.task import EvaluationTask
 from lmjax.launch import exit_on_user_error, from_command_line
 
 PAUSE = 0.3  # seconds until the threads of the side before have stopped waiting for work
@@ -40,10 +41,11 @@ SCORES = {
 
 @config
 class EvaluationBenchmark:
-    """Three tasks, without examples in the prompt."""
+    """Three tasks; ARC and HellaSwag may have examples in the prompt, the same for all items."""
 
     folder: str = ""  # with arc, hellaswag and lambada, as their authors publish them
     items: int = 1000  # of each task, the first ones
+    shots: int = 0  # examples in front of each item of ARC and HellaSwag, the items behind these
     layers: int = 12  # blocks of the model
     hidden: int = 768  # width, of heads of 64
     vocabulary: int = 50_257  # rows of the table; tokens are learnt from the tasks' own texts
@@ -97,19 +99,34 @@ def main() -> None:
         sys.exit(1)
 
 
+def tasks(folder: str, shots: int) -> dict[str, EvaluationTask]:
+    """Our tasks over the files that `write_items` writes."""
+
+    def given(name: str, ending: str) -> dict[str, Any]:
+        path = f"{folder}/{name}"
+        more = {"shots": shots, "examples_path": f"{path}_examples{ending}"} if shots else {}
+        return {"path": f"{path}{ending}", **more}
+
+    return {
+        "arc": Arc(**given("arc", ".jsonl")),
+        "hellaswag": HellaSwag(**given("hellaswag", ".txt")),
+        "lambada": Lambada(path=f"{folder}/lambada.jsonl"),
+    }
+
+
 def write_items(settings: EvaluationBenchmark, folder: Path) -> None:
     """Writes the first items of each task, as both sides read them, and all their text."""
-    data = Path(settings.folder)
+    data, several = Path(settings.folder), settings.items + settings.shots
     arc = [
         {
             "question": item.prompt.removeprefix("Question: ").removesuffix("\nAnswer:"),
             "choices": {"text": list(item.choices), "label": list("ABCDE"[: len(item.choices)])},
             "answerKey": "ABCDE"[item.gold],
         }
-        for item in Arc(path="arc").read_items(str(data / FILES["arc"]))[: settings.items]
+        for item in Arc(path="arc").read_items(str(data / FILES["arc"]))[:several]
     ]
     hellaswag = HellaSwag(path="hellaswag").read_items(str(data / FILES["hellaswag"]))
-    hellaswag = hellaswag[: settings.items]
+    hellaswag = hellaswag[:several]
     texts = Lambada(path="lambada").read_items(str(data / FILES["lambada"]))[: settings.items]
     records = {
         "arc": arc,
@@ -119,11 +136,27 @@ def write_items(settings: EvaluationBenchmark, folder: Path) -> None:
         ],
         "lambada": [{"text": f"{one.prompt} {one.answer}"} for one in texts],
     }
-    for name, lines in records.items():
+
+    def write(name: str, lines: list[dict]) -> None:
         text = "".join(json.dumps(line) + "\n" for line in lines)
         (folder / f"{name}.jsonl").write_text(text, "utf-8")
-    blocks = [line for one in hellaswag for line in (one.prompt, str(one.gold), *one.choices)]
-    (folder / "hellaswag.txt").write_text("\n".join(blocks) + "\n", "utf-8")
+
+    def write_blocks(name: str, items: list[Item]) -> None:
+        blocks = [line for one in items for line in (one.prompt, str(one.gold), *one.choices)]
+        (folder / f"{name}.txt").write_text("\n".join(blocks) + "\n", "utf-8")
+
+    for name, lines in records.items():
+        write(name, lines[: settings.items])
+    write_blocks("hellaswag", hellaswag[: settings.items])
+    if settings.shots:
+        write("arc_examples", arc[settings.items :])
+        write_blocks("hellaswag_examples", hellaswag[settings.items :])
+        for name, task in tasks(str(folder), settings.shots).items():
+            # The harness shows examples as they stand in a file: in the order of ours.
+            shown = task.questions()[0].context if task.shots else ""
+            key = {"arc": "question", "hellaswag": "query"}.get(name)
+            lines = records[name][settings.items :] if key else []
+            write(f"{name}_shown", sorted(lines, key=lambda line: shown.index(line[key])))
     whole = [file.text for name in FILES.values() for file in read_files(str(data / name))]
     (folder / "texts.json").write_text(json.dumps(whole), "utf-8")
 
@@ -132,7 +165,7 @@ def measure(settings: EvaluationBenchmark, folder: str) -> tuple[dict, dict]:
     """Facts of both sides; and by task and side, what each turn gave."""
     shape = {
         name: getattr(settings, name)
-        for name in ("layers", "hidden", "vocabulary", "batch", "cores")
+        for name in ("layers", "hidden", "vocabulary", "batch", "cores", "shots")
     }
     facts: dict[str, Any] = {}
     rounds: dict[str, dict[str, list]] = {task: {side: [] for side in SIDES} for task in FILES}

@@ -24,7 +24,14 @@ class Side:
     """The harness's `hf` model over its own tasks, whose files are ours."""
 
     def prepare(
-        self, folder: str, batch: int, cores: int, layers: int, hidden: int, vocabulary: int
+        self,
+        folder: str,
+        batch: int,
+        cores: int,
+        layers: int,
+        hidden: int,
+        vocabulary: int,
+        shots: int,
     ) -> dict[str, Any]:
         """Writes model and tokenizer, and the tasks."""
         threads = keep_to_cores(cores)
@@ -47,7 +54,7 @@ class Side:
         self.model = Timed(
             HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch, max_length=1024)
         )
-        write_tasks(Path(lm_eval.__file__).parent / "tasks", Path(folder))
+        write_tasks(Path(lm_eval.__file__).parent / "tasks", Path(folder), shots)
         self.manager = TaskManager(include_path=folder, include_defaults=False)
         versions = f"lm-eval {lm_eval.__version__}, transformers {transformers.__version__}"
         return {
@@ -107,14 +114,19 @@ def make_tokenizer(texts: list[str], vocabulary: int) -> Any:
     )
 
 
-def write_tasks(theirs: Path, folder: Path) -> None:
+def write_tasks(theirs: Path, folder: Path, shots: int) -> None:
     """Writes the harness's tasks with its own settings, but for where the data lie."""
     for name in ("arc", "hellaswag", "lambada"):
         head = f"include: {theirs / TASKS[name]}\n" if name in TASKS else HELLASWAG
+        files, examples = f"test: {folder / name}.jsonl", ""
+        if shots and name != "lambada":
+            files += f", train: {folder / name}_shown.jsonl"
+            examples = "fewshot_split: train\nfewshot_config: {sampler: first_n}\n"
+            examples += f"num_fewshot: {shots}\n"
         (folder / f"bench_{name}.yaml").write_text(
             f"{head}task: bench_{name}\ndataset_path: json\ndataset_name: null\n"
-            f"dataset_kwargs: {{data_files: {{test: {folder / name}.jsonl}}}}\n"
-            "test_split: test\nvalidation_split: null\ntraining_split: null\n"
+            f"dataset_kwargs: {{data_files: {{{files}}}}}\n"
+            f"test_split: test\nvalidation_split: null\ntraining_split: null\n{examples}"
         )
 
 

@@ -10,13 +10,15 @@ from benchmarks.harness import keep_to_cores, serve
 class Side:
     """A model that answers the requests of tasks."""
 
-    def prepare(self, folder: str, batch: int, cores: int, **shape: int) -> dict[str, Any]:
+    def prepare(
+        self, folder: str, batch: int, cores: int, shots: int, **shape: int
+    ) -> dict[str, Any]:
         """Reads the model that the other side has written."""
         threads = keep_to_cores(cores)  # before XLA counts them
         import jax
 
+        from benchmarks.evaluation import tasks
         from lmjax.evaluation.answering import Answering
-        from lmjax.evaluation.tasks import Arc, HellaSwag, Lambada
         from lmjax.generation.run import load
         from lmjax.interop.folder import begin_token
         from lmjax.parallel import Mesh
@@ -25,11 +27,7 @@ class Side:
         text = load(f"{folder}/model", dtype="float32")
         begin = begin_token(f"{folder}/model", text.tokenizer)
         self.answering = Answering(text, batch, begin)
-        self.tasks = {
-            "arc": Arc(path=f"{folder}/arc.jsonl"),
-            "hellaswag": HellaSwag(path=f"{folder}/hellaswag.txt"),
-            "lambada": Lambada(path=f"{folder}/lambada.jsonl"),
-        }
+        self.tasks = tasks(folder, shots)
         return {"version": f"jax {jax.__version__}", "threads": threads}
 
     def score(self, task: str) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from experiments.quickstart import experiment as quickstart
 from lmjax.config import UserError, config, replace
 from lmjax.data import prepare
 from lmjax.data.rows import EvaluationRows, Ring
+from lmjax.interop.folder import load_trained_model
 from lmjax.jobs.pretrain import Pretrain
 from lmjax.launch import exit_on_user_error, from_command_line
 from lmjax.models import (
@@ -38,7 +39,6 @@ from lmjax.models import (
 from lmjax.objectives import CausalLM, Example
 from lmjax.parallel import Mesh, generation_layout
 from lmjax.runs.folder import RunFolder
-from lmjax.runs.trained_model import load_trained_model
 from lmjax.training.placement import to_devices
 
 LAST = 64  # tokens of each document that are predicted

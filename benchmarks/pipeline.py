@@ -2,11 +2,13 @@
 
 python -m benchmarks.pipeline [stages=2] [microbatches=8] [schedules=(1f1b,zb_h1)] [json=FILE]
 
-A stage is a device with one thread, so take as many stages as the machine has cores. The schedule's
-formula gives the time that a step should take, from that of a sequential step on one device, with
-the same microbatches, that recomputes each block as a stage does. Both take turns.
+A stage is a device with one core, so take as many stages as the machine has cores. The schedule's
+formula gives the time that a step should take, from that of a sequential step on one device and
+core, with the same microbatches, that recomputes each block as a stage does, or of zero-bubble
+schedules recomputes nothing. All take turns.
 """
 
+import contextlib
 import os
 from typing import Any
 
@@ -15,14 +17,17 @@ import jax
 from benchmarks.harness import keep_to_cores, save, seconds_of, spread, table
 from lmjax.config import UserError, config, replace
 from lmjax.launch import exit_on_user_error, from_command_line
-from lmjax.parallel.schedules import Name, schedule
+from lmjax.parallel.schedules import Name, PipelineSchedule, schedule
+
+# Sequential steps, in which blocks are computed again in backward, and in which they are not.
+AGAIN, ONCE = "again", "once"
 
 
 @config
 class PipelineBenchmark:
     """A GPT of a small vocabulary, so that nearly all of the time is that of its blocks."""
 
-    stages: int = 2  # of the pipeline, each a device with one thread
+    stages: int = 2  # of the pipeline, each a device with one core
     microbatches: int = 8  # of a step
     schedules: tuple[Name, ...] = ("gpipe", "1f1b", "interleaved", "zb_h1", "zb_v")
     layers: int = 8  # blocks
@@ -89,48 +94,57 @@ def steps(settings: PipelineBenchmark) -> dict[str, Any]:
         run()
         return run
 
-    # A stage computes each of its blocks once more in backward: so does this model.
-    sides = {"sequential": gradient(1, replace(model, remat="full"))}
+    sides = {AGAIN: gradient(1, replace(model, remat="full"))}
+    if any(name.startswith("zb") for name in settings.schedules):
+        sides[ONCE] = gradient(1, model)
     for name in settings.schedules:
         sides[name] = gradient(settings.stages, model, pipeline=Pipeline(schedule=name))
     return sides
 
 
-def formula(name: Name, settings: PipelineBenchmark) -> float:
+def formula(made: PipelineSchedule) -> float:
     """Duration of a schedule in sequential steps.
 
     Forward passes of all blocks are the unit. Before gradients of inputs the part is computed
-    again, and before those of weights, where they are apart, it is with gradients of inputs.
+    again, unless gradients of weights are apart: then all that both need is kept.
     """
-    made = schedule(name, settings.stages, settings.microbatches)
-    times = (1, 2, 3 if made.split else 1)
+    times = (1, 1 if made.split else 2, 1)
     duration = made.duration(*(time / len(made.holder) for time in times))
-    return duration / (4 * settings.microbatches)
+    return duration / (sum(times) * made.microbatches)
+
+
+def all_threads_on(cores: set[int]) -> None:
+    """Moves every thread of this process to these cores."""
+    for thread in os.listdir("/proc/self/task"):
+        with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
+            os.sched_setaffinity(int(thread), cores)
 
 
 def main() -> None:
     """Measures and prints."""
     settings = from_command_line(PipelineBenchmark())
     jax.config.update("jax_num_cpu_devices", settings.stages)
-    flags = os.environ.get("XLA_FLAGS", "")
-    os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_multi_thread_eigen=false"
     keep_to_cores(settings.stages)
+    cores = os.sched_getaffinity(0)
     sides = steps(settings)
-    formulas = {name: formula(name, settings) for name in settings.schedules}
-    formulas["sequential"] = 1.0
+    sizes = settings.stages, settings.microbatches
+    made = {name: schedule(name, *sizes) for name in settings.schedules}
     rounds: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(settings.rounds):
         for name, run in sides.items():
+            # Devices share one pool of threads, of which one device would use all.
+            all_threads_on(cores if name in made else {min(cores)})
             rounds[name] += seconds_of(run, 1)
     rows, found = [], {}
     for name in sides:
-        pairs = zip(rounds[name], rounds["sequential"], strict=True)
-        ratios = [ours / base for ours, base in pairs]
-        ratio, seconds = spread(ratios), spread(rounds[name])
-        found[name] = {"seconds": seconds, "ratio": ratio, "formula": formulas[name]}
-        share = ratio["median"] / formulas[name]
-        rows.append([name, seconds["median"], ratio["median"], formulas[name], share])
-    columns = ["step", "seconds", "of sequential", "formula", "measured / formula"]
+        base = name if name not in made else ONCE if made[name].split else AGAIN
+        pairs = zip(rounds[name], rounds[base], strict=True)
+        ratio = spread([ours / theirs for ours, theirs in pairs])
+        seconds, wanted = spread(rounds[name]), formula(made[name]) if name in made else 1.0
+        found[name] = {"seconds": seconds, "of": base, "ratio": ratio, "formula": wanted}
+        share = ratio["median"] / wanted
+        rows.append([name, seconds["median"], base, ratio["median"], wanted, share])
+    columns = ["step", "seconds", "of", "ratio", "formula", "measured / formula"]
     print(table(columns, rows))
     save(settings.json, "pipeline", schedules=found)
 

@@ -1,4 +1,4 @@
-"""Product of one row with a weight in few bits: in pieces, made whole first, and of integers.
+"""Product of one row with a weight in few bits: written out, in pieces, whole, and of integers.
 
 python -m benchmarks.quantized_product [inputs=768] [outputs=3072] [json=FILE]
 
@@ -16,7 +16,7 @@ from benchmarks.harness import save, seconds_of, spread, table
 from lmjax.config import UserError, config
 from lmjax.launch import exit_on_user_error, from_command_line
 from lmjax.models import Int4, Int8
-from lmjax.models.few_rows import piecewise_product
+from lmjax.models.few_rows import few_row_product, piecewise_product
 from lmjax.models.integer_products import DynamicInt8, integer_product
 from lmjax.models.linear import in_parts
 from lmjax.models.quantized import WeightForm
@@ -71,9 +71,10 @@ def ways(settings: QuantizedProductBenchmark) -> dict[str, Callable]:
     }
     for name, code in codes.items():
         form, stored = kept(code)
-        found[f"{name}, in pieces"] = over_all(
-            lambda x, one, form=form: piecewise_product(x, form, one), stored
-        )
+        for way, product in (("written out", few_row_product), ("in pieces", piecewise_product)):
+            found[f"{name}, {way}"] = over_all(
+                lambda x, one, form=form, product=product: product(x, form, one), stored
+            )
         if name == "int8":
             whole = over_all(lambda x, one, form=form: x @ form.read(one), stored)
             found["int8, made whole first"] = whole
