@@ -31,7 +31,7 @@ ALLOWED = {
     "lmjax/models/label_heads.py": (2, INTEGERS),
     "lmjax/models/products.py": (1, "NaN is NaN in 8 bits too, whatever the scale"),
     "lmjax/models/rotary.py": (1, INTEGERS),
-    "lmjax/models/transformer.py": (1, INTEGERS),
+    "lmjax/models/stack.py": (1, INTEGERS),
     "lmjax/models/weight_codes.py": (1, "NaN where the sum beside it is not finite"),
     "lmjax/objectives/refilling.py": (2, INTEGERS),
     "lmjax/serving/choice.py": (1, "the log-probability is NaN, and the engine refuses it"),

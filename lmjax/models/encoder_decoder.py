@@ -18,7 +18,8 @@ from lmjax.models.batch import Batch
 from lmjax.models.cache import Cache, EncoderCache, LayerCache
 from lmjax.models.linear import Builder, dropout
 from lmjax.models.residual import PreNorm
-from lmjax.models.transformer import Block, Stack, Transformer, TransformerConfig
+from lmjax.models.stack import Block, Stack
+from lmjax.models.transformer import Transformer, TransformerConfig
 from lmjax.parallel import Layout
 from pallas_kernels.attention import Mask
 
