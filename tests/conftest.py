@@ -30,7 +30,6 @@ import jax
 import pytest
 from hypothesis import settings
 
-from lmjax.models import parameters
 from lmjax.training import learner
 
 # A test that compiles takes long once, and any does on a busy machine.
@@ -38,7 +37,7 @@ settings.register_profile("unhurried", deadline=None)
 settings.load_profile("unhurried")
 jax.config.update("jax_default_matmul_precision", "highest")
 # What runs once is compiled as everything is here, which is quicker still.
-learner.QUICK, learner._drawn = None, parameters._drawn
+learner.QUICK, learner._drawn = None, jax.jit(learner._draw, static_argnums=(0, 1))
 
 
 LARGEST = 6 << 30  # bytes that a process of the suite keeps from file to file

@@ -1,5 +1,6 @@
 """The one way in: from the command line to `config.run()`."""
 
+import gc
 import os
 import sys
 from collections.abc import Sequence
@@ -47,5 +48,6 @@ def run(
             return
         if argv is None:
             keep_memory()
+            gc.freeze()  # what is imported stays: the collector need not look at it again
         join_processes(os.environ)
         experiment.run()

@@ -33,15 +33,16 @@ def _traced(
     config: TransformerConfig, layout: Layout, mesh: jax.sharding.AbstractMesh
 ) -> tuple[nnx.GraphDef, dict]:
     """See `abstract`; `mesh` is the one that is set."""
-    graph = None
+    return _built.eval_shape(config, layout, jax.eval_shape(lambda: jax.random.key(0)))
 
-    def make() -> dict:
-        nonlocal graph
-        graph, state = nnx.split(config.build(layout, nnx.Rngs(jax.random.key(0))))
-        return nnx.to_pure_dict(state)
 
-    shapes = jax.eval_shape(make)
-    return graph, shapes
+@functools.partial(jax.jit, static_argnums=(0, 1))  # traced once for all models of one config
+def _built(
+    config: TransformerConfig, layout: Layout, key: PRNGKeyArray
+) -> tuple[nnx.GraphDef, dict]:
+    """A model's structure and its parameters, drawn from `key`."""
+    graph, state = nnx.split(config.build(layout, nnx.Rngs(key)))
+    return graph, nnx.to_pure_dict(state)
 
 
 def initialize(
@@ -51,16 +52,12 @@ def initialize(
 
     Parameters are a plain nested dict; `nnx.merge(graph, params)` gives the model back.
     """
-    graph, _ = abstract(config, layout)
-    return graph, _drawn(config, layout, key)
+    return _built(config, layout, key)
 
 
 def draw_parameters(config: TransformerConfig, layout: Layout, key: PRNGKeyArray) -> dict:
     """Parameters as a plain nested dict of sharded float32 arrays, drawn from `key`; traceable."""
-    return nnx.to_pure_dict(nnx.state(config.build(layout, nnx.Rngs(key))))
-
-
-_drawn = jax.jit(draw_parameters, static_argnums=(0, 1))  # once for all models of one config
+    return _built(config, layout, key)[1]
 
 
 def merge_adapters(params: dict, config: TransformerConfig) -> tuple[dict, TransformerConfig]:

@@ -10,10 +10,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, UInt32
 
 from lmjax.config import UserError
 from lmjax.models import TransformerConfig, abstract, draw_parameters
@@ -47,7 +48,13 @@ QUICK = {"xla_backend_optimization_level": 1}
 AUXILIARY = "auxiliary"  # beside the parameters that are differentiated: takes auxiliary losses
 
 
-_drawn = jax.jit(draw_parameters, static_argnums=(0, 1), compiler_options=QUICK)
+def _draw(model: TransformerConfig, layout: Layout, seed: UInt32[Array, ""]) -> dict:
+    """Parameters that training begins with."""
+    draw_key, _ = jax.random.split(jax.random.key(seed))
+    return draw_parameters(model, layout, draw_key)
+
+
+_drawn = jax.jit(_draw, static_argnums=(0, 1), compiler_options=QUICK)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,8 +183,8 @@ class Learner:
         if params is None and self.weights == "float32":
             # By a program that learners of one model share; weights that are rounded shall never
             # be there in float32 as a whole.
-            draw_key, _ = jax.random.split(jax.random.key(seed))
-            params = _drawn(self.model, self.layout, draw_key)
+            # A key has the last 32 bits of its seed.
+            params = _drawn(self.model, self.layout, np.uint32(seed % (1 << 32)))
         return self._compiled_init(seed, params)
 
     def abstract(self) -> TrainState:
