@@ -165,9 +165,14 @@ def versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
 
 
 def save(path: str, benchmark: str, **results: Any) -> None:
-    """Writes results as JSON, with date, command, versions and machine; an empty path: nothing."""
-    if not path:
-        return
+    """Writes results as `write` does and says so; an empty path: nothing."""
+    if path:
+        write(path, benchmark, **results)
+        print(f"\nwritten to {path}")
+
+
+def write(path: str, benchmark: str, **results: Any) -> None:
+    """Writes results as JSON, with date, command, versions and machine."""
     settings = [arg for arg in sys.argv[1:] if arg.partition("=")[0] not in PRIVATE]
     record = {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
@@ -178,7 +183,6 @@ def save(path: str, benchmark: str, **results: Any) -> None:
     }
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     Path(path).write_text(json.dumps(record, indent=2) + "\n", "utf-8")
-    print(f"\nwritten to {path}")
 
 
 def _processor() -> str:

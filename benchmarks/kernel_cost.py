@@ -8,6 +8,8 @@ each chip and mask. What has been compiled is kept in the cache folder, by a fin
 sources.
 """
 
+import contextlib
+import functools
 import hashlib
 import importlib.metadata
 import itertools
@@ -17,7 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import ROOT, Worker, save, table
+from benchmarks.harness import ROOT, Worker, table, write
 from benchmarks.kernel_cost_cases import TILE, AttentionCase
 from benchmarks.kernel_cost_chart import draw
 from lmjax.config import UserError, config
@@ -26,16 +28,18 @@ from lmjax.launch import exit_on_user_error, from_command_line
 from pallas_kernels.chips import CHIPS
 
 MASKS = ("causal", "full", "window", "packed", "prefix", "blanks")
-# Queries, keys and keys a step of splash: others were slower on every chip (causal, 4,096 long).
-BLOCKS = ((512, 512, 512), (1024, 1024, 512))
+# Queries, keys and keys a step of splash; smaller ones were slower, causal or with a window.
+BLOCKS = ((512, 512, 512), (512, 1024, 512), (1024, 1024, 512))
+FUSED_BLOCKS = ((512, 512, 512), (1024, 1024, 512))
 RAGGED = ((64, 8),)  # pages and queries a block of jax's ragged paged attention
 PASSES = ("forward", "backward")
+WORKER = "benchmarks.kernel_cost_cases"
 # Backward, "fused" is one kernel, which leaves parts of the queries' gradient to be summed.
 SIDES = ("ours", "splash", "fused")
 TRIES = {
     "ours": [{}],
     "splash": [{"blocks": blocks} for blocks in BLOCKS],
-    "fused": [{"blocks": BLOCKS[-1], "fused": True}],
+    "fused": [{"blocks": blocks, "fused": True} for blocks in FUSED_BLOCKS],
 }
 
 
@@ -77,36 +81,45 @@ class KernelCost:
 
 
 def main() -> None:
-    """Compiles and prints."""
+    """Compiles and prints; what is done is written after each case."""
     settings = from_command_line(KernelCost())
-    cases = [dict(vars(case)) for case in settings.cases()]
-    records = []
-    for case, chip in itertools.product(cases, settings.chips):
-        records += measured(chip, case, settings.sides)
-    decode = list(decoded(settings))
+    records: list[dict[str, Any]] = []
+    decode: list[dict[str, Any]] = []
+    for case, chip in itertools.product(settings.cases(), settings.chips):
+        records += measured(chip, dict(vars(case)), settings.sides)
+        keep(settings.json, records, decode)
+    for batch, chip in itertools.product(settings.batches, settings.chips):
+        decode += decoded(chip, batch, settings.sides)
+        keep(settings.json, records, decode)
     if not records and not decode:
         raise UserError("nothing could be compiled; the reasons are above")
     print("\n" + shown(records))
     columns = ["chip", "batch", "side", "us", "of_memory", "moved_of_cache", "spills", "guesses"]
     print("\n" + table(columns, [[record[name] for name in columns] for record in decode]))
-    path = Path(settings.json) if settings.json else None
-    save(settings.json, "kernel_cost", attention=records, decode=decode)
-    if path is not None:
-        draw(records, path.with_suffix(".png"))
+    if settings.json:
+        draw(records, Path(settings.json).with_suffix(".png"))
+
+
+def keep(path: str, records: list[dict[str, Any]], decode: list[dict[str, Any]]) -> None:
+    """Writes what has been found."""
+    if path:
+        write(path, "kernel_cost", attention=records, decode=decode)
 
 
 def measured(chip: str, case: dict[str, Any], sides: tuple[str, ...]) -> Iterator[dict[str, Any]]:
     """A record for each side and pass, splash at its best blocks for each."""
     problem = AttentionCase(**case)
+    tries = [(side, chosen) for side in sides for chosen in TRIES[side]]
+    results = compiled(chip, case, "cost", [chosen for _, chosen in tries])
+    found = [(side, chosen, result) for (side, chosen), result in zip(tries, results)]
+    for side, chosen, result in found:
+        if "error" in result:
+            print(f"{chip} {case} {side} {chosen}: {result['error']}", file=sys.stderr)
     for side in sides:
-        found = [(chosen, compiled(chip, case, **chosen)) for chosen in TRIES[side]]
-        for chosen, result in found:
-            if "error" in result:
-                print(f"{chip} {case} {side} {chosen}: {result['error']}", file=sys.stderr)
         passes = [
-            summed(which, chosen, result["kernels"])
-            for chosen, result in found
-            if "error" not in result
+            summed(which, chosen, result)
+            for of, chosen, result in found
+            if of == side and "error" not in result
             for which in PASSES
             if any(kernel["pass"] == which for kernel in result["kernels"])
         ]
@@ -117,13 +130,11 @@ def measured(chip: str, case: dict[str, Any], sides: tuple[str, ...]) -> Iterato
                 yield {"chip": chip, **case, "side": side} | best | derived(problem, chip, best)
 
 
-def decoded(settings: KernelCost) -> Iterator[dict[str, Any]]:
-    """A record of decode attention for each chip, number of rows and side."""
-    sides = {"ours": [{}], "splash": [{"blocks": blocks} for blocks in RAGGED]}
-    for batch, chip, side in itertools.product(settings.batches, settings.chips, sides):
-        if side not in settings.sides:
-            continue
-        tries = [compiled(chip, {"batch": batch}, "decode_cost", **one) for one in sides[side]]
+def decoded(chip: str, batch: int, sides: tuple[str, ...]) -> Iterator[dict[str, Any]]:
+    """A record of decode attention for each side."""
+    choices = {"ours": [{}], "splash": [{"blocks": blocks} for blocks in RAGGED]}
+    for side in (side for side in choices if side in sides):
+        tries = compiled(chip, {"batch": batch}, "decode_cost", choices[side])
         for error in (one["error"] for one in tries if "error" in one):
             print(f"{chip} batch {batch} {side}: {error}", file=sys.stderr)
         if found := [one for one in tries if "error" not in one]:
@@ -135,9 +146,9 @@ def _cycles(record: dict[str, Any]) -> float:
     return record["cycles"]
 
 
-def summed(which: str, chosen: dict[str, Any], kernels: list[dict[str, Any]]) -> dict[str, Any]:
+def summed(which: str, chosen: dict[str, Any], result: dict[str, Any]) -> dict[str, Any]:
     """The kernels of a pass together."""
-    mine = [kernel for kernel in kernels if kernel["pass"] == which]
+    mine = [kernel for kernel in result["kernels"] if kernel["pass"] == which]
     total = {
         name: sum(kernel[name] for kernel in mine)
         for name in ("cycles", "us", "us_with_waits", "spills", "moved", "rows", "guesses")
@@ -149,6 +160,7 @@ def summed(which: str, chosen: dict[str, Any], kernels: list[dict[str, Any]]) ->
         "vmem": max((kernel["vmem"] for kernel in mine), default=0),
         "busiest": "; ".join(kernel["busiest"] for kernel in mine),
         "kernels": [kernel["name"] for kernel in mine],
+        "around_us": result["around_us"],  # of both passes
     }
 
 
@@ -159,7 +171,8 @@ def derived(problem: AttentionCase, chip: str, best: dict[str, Any]) -> dict[str
     tiles were computed: two products forward, and backward five in one kernel or seven in two.
     """
     cores, side = CHIPS[chip].cores, CHIPS[chip].side
-    products = 2 if best["pass"] == "forward" else {1: 5, 2: 7}[min(len(best["kernels"]), 2)]
+    one_kernel = len(best["kernels"]) == 1 or best.get("fused", False)
+    products = 2 if best["pass"] == "forward" else 5 if one_kernel else 7
     rows = TILE * (TILE / side) * -(-problem.head_dim // side)
     return {
         # Of one core; all of a chip's work on the call.
@@ -171,21 +184,26 @@ def derived(problem: AttentionCase, chip: str, best: dict[str, Any]) -> dict[str
     }
 
 
-def compiled(chip: str, case: dict[str, Any], what: str = "cost", **chosen: Any) -> dict[str, Any]:
-    """The numbers that a worker's function finds, or found before."""
-    request = {"chip": chip, "case": case, **chosen}
-    name = [what, request, fingerprint(bool(chosen))]
-    key = hashlib.sha256(json.dumps(name).encode()).hexdigest()
-    path = usual_cache() / "kernel_cost" / f"{key[:24]}.json"
-    if path.is_file():
-        return json.loads(path.read_text("utf-8"))
-    print(f"{chip} {case} {chosen or 'ours'}", file=sys.stderr)
-    # A process for each: what jax has traced for one chip it would not trace again for another.
-    with Worker("benchmarks.kernel_cost_cases") as worker:
-        result = worker.ask(what, **request)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, json.dumps(result))
-    return result
+def compiled(
+    chip: str, case: dict[str, Any], what: str, choices: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """The numbers that a worker's function finds for each choice, or found before."""
+    results = []
+    with contextlib.ExitStack() as stack:
+        # A process for each chip: what jax has traced for one it would not trace for another.
+        worker = functools.cache(lambda: stack.enter_context(Worker(WORKER)))
+        for chosen in choices:
+            request = {"chip": chip, "case": case, **chosen}
+            name = [what, request, fingerprint(bool(chosen))]
+            key = hashlib.sha256(json.dumps(name).encode()).hexdigest()
+            path = usual_cache() / "kernel_cost" / f"{key[:24]}.json"
+            if not path.is_file():
+                print(f"{chip} {case} {chosen or 'ours'}", file=sys.stderr)
+                result = worker().ask(what, **request)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_atomically(path, json.dumps(result))
+            results.append(json.loads(path.read_text("utf-8")))
+    return results
 
 
 def fingerprint(of_library: bool) -> list[str]:

@@ -44,7 +44,7 @@ def chunked(
     """Attention that holds the scores of one block of queries at a time."""
     batch, query_length, heads, _ = q.shape
     row_bytes = 4 * batch * heads * k.shape[1]
-    rows = min(block_rows(query_length), query_length)
+    rows = min(block_rows(query_length, mask.window), query_length)
     static = {"scale": scale, "softcap": softcap}
     if query_length > rows * BLOCKS or rows * row_bytes > BLOCK_BYTES:
         output, lse = streaming(q, k, v, mask, bias, dropout, **static)
@@ -59,9 +59,13 @@ def chunked(
 IMPLEMENTATION = Implementation("chunked", chunked, lambda request: None, returns_lse=True)
 
 
-def block_rows(query_length: int) -> int:
-    """Queries of a block: of a causal square, smaller blocks waste less above the diagonal."""
-    return 64 if query_length <= 512 else 128
+def block_rows(query_length: int, window: int | None) -> int:
+    """Queries of a block: small ones waste less at a mask's edges, large ones multiply faster."""
+    if query_length <= 512:
+        return 64
+    if window is not None:
+        return 128
+    return 256 if query_length <= 2048 else 512
 
 
 def blockwise(
@@ -144,11 +148,14 @@ def _backward(static, saved, cotangents):
         d_q.append(product("bngts,bnsd->bngtd", d_scores, _keys(k, bounds)).astype(q.dtype))
         before, after = bounds[2], k.shape[2] - bounds[3]
         weights = _dropped(weights, bounds, dropout)
+        # Transposed: else XLA would transpose the weights, which are wider than the rows.
         for total, a, b in ((d_k, d_scores, _rows(q, bounds)), (d_v, weights, d_rows)):
-            part = product("bngts,bngtd->bnsd", a.astype(b.dtype), b)
-            total.append(jnp.pad(part, ((0, 0), (0, 0), (before, after), (0, 0))))
+            part = product("bngtd,bngts->bnds", b, a.astype(b.dtype))
+            total.append(jnp.pad(part, ((0, 0), (0, 0), (0, 0), (before, after))))
     d_bias = None if d_bias[0] is None else sum(d_bias).astype(bias.dtype)
-    d_k, d_v = (sum(parts[1:], parts[0]).astype(k.dtype) for parts in (d_k, d_v))
+    d_k, d_v = (
+        jnp.swapaxes(sum(parts[1:], parts[0]), 2, 3).astype(k.dtype) for parts in (d_k, d_v)
+    )
     return jnp.concatenate(d_q, axis=3), d_k, d_v, None, d_bias, None
 
 

@@ -173,8 +173,9 @@ def _backward(plan: CallPlan, saved, cotangents):
             d_scores = (d_scores * plan.scale).astype(q.dtype)
             weights = _dropped(plan, weights, dropout, index, at).astype(v.dtype)
             d_queries += product("bngts,bnsd->bngtd", d_scores, keys)
-            d_k = _add(d_k, at, product("bngts,bngtd->bnsd", d_scores, queries))
-            d_v = _add(d_v, at, product("bngts,bngtd->bnsd", weights, d_rows))
+            # Transposed: else XLA would transpose the tile, which is wider than the rows.
+            d_k = _add(d_k, at, product("bngtd,bngts->bnds", queries, d_scores))
+            d_v = _add(d_v, at, product("bngtd,bngts->bnds", d_rows, weights))
             return d_queries, d_k, d_v, d_bias
 
         d_queries = vary_alike(jnp.zeros_like(queries, exact), like=q)
@@ -182,13 +183,15 @@ def _backward(plan: CallPlan, saved, cotangents):
         d_queries, *gradients = jax.lax.fori_loop(*_key_blocks(plan, mask, index), tile, carry)
         return tuple(gradients), d_queries.astype(q.dtype)
 
-    zeros = jax.tree.map(lambda a: jnp.zeros_like(a, exact), (k, v, _trainable(bias)))
+    transposed = (jnp.swapaxes(a, 2, 3) for a in (k, v))
+    zeros = jax.tree.map(lambda a: jnp.zeros_like(a, exact), (*transposed, _trainable(bias)))
     zeros = vary_alike(zeros, like=q)
     (d_k, d_v, d_bias), d_q = jax.lax.scan(rows, zeros, jnp.arange(plan.query_blocks))
     if bias is not None and d_bias is not None:
         d_bias = d_bias.astype(_trainable(bias).dtype)
         if isinstance(bias, BucketBias):
             d_bias = dataclasses.replace(bias, table=d_bias)
+    d_k, d_v = (jnp.swapaxes(a, 2, 3) for a in (d_k, d_v))
     return _join(d_q), d_k.astype(k.dtype), d_v.astype(v.dtype), None, d_bias, None
 
 
@@ -270,10 +273,10 @@ def _slice(a, axis: int, index, size: int):
 
 
 def _add(total, index, part):
-    """`total` with `part` added to its block number `index` of keys."""
-    size = part.shape[2]
-    summed = _slice(total, 2, index, size) + part
-    return jax.lax.dynamic_update_slice_in_dim(total, summed, index * size, 2)
+    """`total` [.., dim, key] with `part` added to its block number `index` of keys."""
+    size = part.shape[3]
+    summed = _slice(total, 3, index, size) + part
+    return jax.lax.dynamic_update_slice_in_dim(total, summed, index * size, 3)
 
 
 def _add_bias_tile(plan: CallPlan, d_bias, d_scores, mask: Mask, bias, query_at, key_at):

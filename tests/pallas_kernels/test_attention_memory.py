@@ -30,7 +30,7 @@ def temporary_bytes(length: int, implementation: str, ranked: bool) -> int:
 @pytest.mark.parametrize("ranked", [False, True], ids=["places", "ranks"])
 @pytest.mark.parametrize("implementation", ["chunked"])
 def test_memory_is_linear(implementation, ranked):
-    shortest = 2 * BLOCKS * block_rows(10**6)
+    shortest = (BLOCKS + 1) * block_rows(10**6, None)
     once, twice, four_times = (
         temporary_bytes(times * shortest, implementation, ranked) for times in (1, 2, 4)
     )
@@ -42,9 +42,9 @@ def test_memory_is_linear(implementation, ranked):
 
 def test_the_long_form_gives_the_same():
     """A length of several default blocks and a rest; the small cases use smaller blocks."""
-    length = BLOCKS * block_rows(10**6) + 70
-    q, k, v, d_output = jax.random.normal(jax.random.key(0), (4, 1, length, 1, 8))
     mask = Mask(causal=True, window=900)
+    length = BLOCKS * block_rows(10**6, mask.window) + 70
+    q, k, v, d_output = jax.random.normal(jax.random.key(0), (4, 1, length, 1, 8))
 
     @functools.partial(jax.jit, static_argnames="implementation")
     def results(implementation):
