@@ -45,11 +45,8 @@ CASES = {
     "mixtral_8x7b": DevicelessCase("mixtral_8x7b", "v4:4x4x8", "mesh.fsdp=16 mesh.expert=8"),
     "grok1_314b": DevicelessCase(
         "mixtral_8x7b",
-        "v4:8x8x8",
-        "model=grok1:314B model.dtype=bfloat16 model.remat=full mesh.fsdp=32 mesh.tensor=2",
-    ),
-    "gpt3_175b_pipeline": DevicelessCase(
-        "gpt3_175b", "v4:8x8x8", "mesh.stage=8 mesh.fsdp=8 mesh.tensor=8 accumulation=192"
+        "v4:8x8x16",
+        "model=grok1:314B model.dtype=bfloat16 model.remat=full mesh.fsdp=64 mesh.tensor=2",
     ),
 }
 

@@ -41,6 +41,7 @@ CASES = {
     "zero 1": "mesh.fsdp=4 model.remat=full zero=1",
     "zero 2": "mesh.fsdp=4 model.remat=full zero=2 accumulation=2",
     "fsdp and tensor": "mesh.fsdp=2 mesh.tensor=2 model.remat=full data.batch_size=8",
+    "sequence": "mesh.fsdp=1 mesh.tensor=4 model.remat=full sequence_parallel=true",
     "tensor": "mesh.fsdp=1 mesh.tensor=4 model.remat=dots",
     "replicas": "mesh.fsdp=1 mesh.data=4 model.remat=full ema_decay=0.99",
     "context": "mesh.fsdp=1 mesh.context=4 model.remat=dots data.batch_size=4",

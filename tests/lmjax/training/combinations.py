@@ -71,9 +71,9 @@ def examples(objective):
         yield objective.prepare(*given, LEXICON, LENGTH)
 
 
-def learner_of(model, objective, context="gather", **settings):
+def learner_of(model, objective, context="gather", sequence_parallel=False, **settings):
     """A learner with AdamW, of batches in parts."""
-    layout = training_layout(context)
+    layout = training_layout(context, sequence_parallel)
     return Learner(model, objective, AdamW(), RATE, layout, microbatch=ROWS // PARTS, **settings)
 
 

@@ -1,4 +1,6 @@
-"""Every axis of the mesh alone, in pairs and triples, with every ZeRO stage and every schedule.
+"""Every axis of the mesh alone, in pairs and triples, with all ZeRO stages and schedules.
+
+Every other mesh with `tensor` divides the sequence over it between the layers.
 
 Slow tests train one model on each mesh, in turn a GPT, a LLaMA, a GLM and a Mixtral; python -m
 pytest -m "slow or every" tests/lmjax/training/test_combinations.py trains all four on each.
@@ -43,10 +45,18 @@ def is_possible(case, sizes, settings):
     return divides and (case == "mixtral" or "expert" not in sizes)
 
 
+def with_sequences():
+    """`meshes`, every other one of those with `tensor` with its sequences divided over it."""
+    turns = itertools.cycle((True, False))
+    for sizes, settings in meshes():
+        divided = "tensor" in sizes and next(turns)
+        yield sizes, settings | (dict(sequence_parallel=True) if divided else {})
+
+
 def combinations():
     """All meshes with all models that they divide; the first in turn are the slow tests."""
     turns = itertools.cycle(CASES)
-    for sizes, settings in meshes():
+    for sizes, settings in with_sequences():
         able = [case for case in CASES if is_possible(case, sizes, settings)]
         chosen = next(case for case in turns if case in able)
         for case in able:
@@ -59,6 +69,7 @@ def combinations():
 @pytest.mark.parametrize(("case", "sizes", "settings"), list(combinations()))
 def test_a_mesh_gives_the_losses_and_gradients_of_one_device(case, sizes, settings):
     """To 1e-5 of each loss over ten steps, and of the largest gradient."""
-    if (name := settings.get("schedule")) is not None:
-        settings = {"pipeline": Pipeline(schedule=name)}
+    settings = dict(settings)
+    if name := settings.pop("schedule", None):
+        settings["pipeline"] = Pipeline(schedule=name)
     check(case, sizes, **settings)

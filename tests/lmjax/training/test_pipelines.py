@@ -49,8 +49,11 @@ SEQUENCES = dict(fsdp=2, context=2, tensor=2)
     ],
 )
 def test_attention_over_divided_sequences(sizes, context):
-    """In a pipeline, and without one; the prefix is of ranks, and keys are grouped."""
-    check("prefix", sizes, context=context)
+    """In a pipeline, and without one; the prefix is of ranks, and keys are grouped.
+
+    Beside the ring, `tensor` divides what lies between the layers along the sequence too.
+    """
+    check("prefix", sizes, context=context, sequence_parallel=context == "ring")
 
 
 @pytest.mark.slow
