@@ -5,7 +5,8 @@ python -m benchmarks.compile_time [depths=(6,48)] [kinds=(plain,pipeline)] [json
 Compiled are the steps of a plain model, of the same one as a pipeline of two stages (1f1b, four
 microbatches), and of a mixture of eight experts divided over two devices, which are simulated.
 Nothing is allocated: the step is compiled for shapes. The depths take turns, and every time JAX
-begins with empty caches.
+begins with empty caches. Times are those of the processors, all threads together, on which other
+programs of the machine have less effect than on a clock.
 """
 
 import sys
@@ -78,7 +79,7 @@ def model_of(settings: CompileTimeBenchmark, kind: Kind, layers: int) -> Transfo
 
 
 def phases(settings: CompileTimeBenchmark, kind: Kind, layers: int) -> dict[str, float]:
-    """Seconds to trace, to lower and to compile the step of a model with that many layers."""
+    """Processor seconds to trace, to lower and to compile the step of a model of so many layers."""
     layout, objective = training_layout(), CausalLM()
     learner = Learner(
         model=model_of(settings, kind, layers),
@@ -94,13 +95,13 @@ def phases(settings: CompileTimeBenchmark, kind: Kind, layers: int) -> dict[str,
     example = abstract_example(example, layout)
     step = learner.compiled_step
     jax.clear_caches()
-    times = [time.perf_counter()]
+    times = [time.process_time()]
     traced = step.trace(state, example)
-    times.append(time.perf_counter())
+    times.append(time.process_time())
     lowered = traced.lower()
-    times.append(time.perf_counter())
+    times.append(time.process_time())
     lowered.compile()
-    times.append(time.perf_counter())
+    times.append(time.process_time())
     return dict(zip(PHASES, np.diff(times).tolist(), strict=True))
 
 

@@ -4,8 +4,9 @@ python -m benchmarks.deviceless [only=gpt3_175b] [json=benchmarks/results/device
 
 Nothing is allocated and nothing runs: the compiler says whether the step compiles and fits, what
 memory a chip needs and what it sends. Each model has a process of its own, one after another, as a
-compiler needs some gigabytes. Results are added to those in the file, model by model. Needs libtpu
-(`pip install 'lmjax[tpu]'`).
+compiler needs some gigabytes. Results are added to those in the file, model by model, and models
+that are there already are left out unless they are named: the same command goes on where it was
+stopped. Needs libtpu (`pip install 'lmjax[tpu]'`).
 """
 
 import json
@@ -25,7 +26,7 @@ GB = 1e9
 class DevicelessBenchmark:
     """Models to compile, and the file of their numbers."""
 
-    only: tuple[str, ...] = ()  # models by name; none given: all of them
+    only: tuple[str, ...] = ()  # models by name; none given: all that the file does not have
     json: str = ""  # file that results are added to
 
     def validate(self) -> None:
@@ -40,12 +41,12 @@ def report(found: dict[str, dict[str, Any]]) -> None:
     for name, one in found.items():
         if "error" in one:
             planned = one["planned_total"] / GB
-            rows.append([name, one["topology"], planned, one["error"][:40], "", ""])
+            rows.append([name, one["topology"], planned, one["error"][:40], "", "", ""])
             continue
         peak = one["compiled_bytes"]["peak"] / GB
         planned = one["planned_total"] / GB, peak, one["planned_over_compiled"]
-        rows.append([name, one["topology"], *planned, one["seconds"]])
-    columns = ["model", "slice", "planned GB", "compiler's GB", "ratio", "seconds"]
+        rows.append([name, one["topology"], *planned, one["seconds"], one["processor_seconds"]])
+    columns = ["model", "slice", "planned GB", "compiler's GB", "ratio", "seconds", "of processors"]
     print(table(columns, rows))
 
 
@@ -55,7 +56,7 @@ def main() -> None:
     path, found = Path(settings.json), {}
     if settings.json and path.exists():
         found = json.loads(path.read_text("utf-8"))["models"]
-    for name in settings.only or CASES:
+    for name in settings.only or [name for name in CASES if name not in found]:
         print(f"{name}", file=sys.stderr)
         with Worker("benchmarks.deviceless_step") as worker:
             try:

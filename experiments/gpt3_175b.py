@@ -5,8 +5,8 @@ python -m experiments.gpt3_175b
 128 A100 80 GB, 204 days at 45 % of their peak: 116,611 steps, 300 B tokens, 3.17e+23 FLOPs. It has
 not been run to its end with this code.
 174,604,259,328 parameters with their gradient and AdamW's two means are 21.9 GB on each of the 128
-devices, the layers' inputs of 1 row at a time 4.8 GB; one layer's gathered weights and activations
-come on top.
+devices, the inputs of 48 pairs of layers of 1 row at a time 2.4 GB; a pair's gathered weights and
+activations come on top.
 
 The recipe is `gpt3_recipe` (Brown et al. 2020). The batch begins with 16 rows, which no more than
 16 shards of it can share: that sets mesh.fsdp. When it has 1,536 rows, after step 25,058, the same

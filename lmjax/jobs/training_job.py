@@ -95,6 +95,8 @@ class TrainingJob(Job):
     # how attention sees keys of other devices where mesh.context divides sequences: it gathers
     # them, they go around in a ring, or devices exchange parts of sequences for some heads
     context: Context = "gather"
+    # mesh.tensor divides norms, dropout and additions between layers as well, along the sequence
+    sequence_parallel: bool = False
     zero: Zero = 3  # ZeRO stage: when parameters sharded over mesh.fsdp are gathered
     # parts that a batch is computed in, to save memory, or for the stages of a pipeline to work on;
     # of a smaller batch, fewer
@@ -242,7 +244,7 @@ class TrainingJob(Job):
         Raises:
           UserError: the model or the batch does not divide the mesh, or the schedule the steps.
         """
-        layout, trained = training_layout(self.context), self.trained()
+        layout, trained = training_layout(self.context, self.sequence_parallel), self.trained()
         trained.check(self.model, layout)
         check_base(trained, self.model, layout)
         if self.ema_decay is not None and quantized_weights(self.model):

@@ -135,13 +135,15 @@ class DecoderBlock(Block):
     ) -> tuple[Float[Array, "batch seq embed"], LayerCache | None]:
         """The block's output and the cache with its keys and values."""
         keys, rate = (None,) * 5 if key is None else jax.random.split(key, 5), self.dropout
-        attended, cache = self.attention(self.attention_norm(x), mask, tables, cache, keys[0])
-        x = x + dropout(attended, rate, keys[1])
+        whole, stream = self.layout.from_stream, self.layout.to_stream
+        normed = whole(self.attention_norm(x))
+        attended, cache = self.attention(normed, mask, tables, cache, keys[0])
+        x = x + dropout(stream(attended), rate, keys[1])
         memory = tables.memory
         source = self.cross_attention.read(memory.states) if cache is None else cache.source()
-        looked = self.cross_attention_norm(x)
+        looked = whole(self.cross_attention_norm(x))
         looked = self.cross_attention.look(looked, *source, memory.mask, keys[2])
-        x = x + dropout(looked, rate, keys[3])
+        x = x + dropout(stream(looked), rate, keys[3])
         fed = self.feed(self.feed_forward_norm(x), mask, cache, keys[4])
         return x + dropout(fed, rate, keys[4]), cache
 

@@ -66,6 +66,7 @@ class LinearLayer(nnx.Module):
     ):
         self.inputs, self.outputs = inputs, outputs
         self.dtype, self.layout, self.products = builder.dtype, builder.layout, builder.products
+        self.is_last = kind == "residual"  # of a sublayer: what it gives is that of the stream
         fan_in = math.prod(size for _, size in inputs)
         self.weight: nnx.Param | QuantizedWeight = builder.parameter(inputs + outputs, kind, fan_in)
         self.bias = nnx.data(None)
@@ -92,13 +93,17 @@ class LinearLayer(nnx.Module):
         if self._has_own_backward:
             product = Product(len(self.inputs), self._spec(x), self.products.fp8, self._gathered)
         # Backward casts and gathers it once more: no copies of all layers' weights are kept for it.
-        out = jax.checkpoint(product, prevent_cse=False)(x, stored)
+        out = self._as_stream(jax.checkpoint(product, prevent_cse=False)(x, stored))
         if self.bias is not None:
             names = self.layout.gathered(*(name for name, _ in self.outputs))
             out = out + self.layout.reshard(self.bias[...].astype(self.dtype), *names)
         if self.adapter is not None:
-            out = (out + self.adapter(x)).astype(self.dtype)
+            out = (out + self._as_stream(self.adapter(x))).astype(self.dtype)
         return out
+
+    def _as_stream(self, out: jax.Array) -> jax.Array:
+        """A sum over devices of which each needs a part alone."""
+        return self.layout.to_stream(out) if self.is_last else out
 
     def adapted_weight(self) -> Float[Array, "*inputs_and_outputs"]:
         """The weight in float32, with what an adapter adds to it, less its dropout."""

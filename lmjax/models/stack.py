@@ -35,7 +35,7 @@ class Block(nnx.Module):
           config: a `TransformerConfig` (whose module imports this one).
           builder: of its parts.
         """
-        self.config = config
+        self.config, self.layout = config, builder.layout
         self.layer_dropout = nnx.data(None)  # a number of the layer's own, where they differ
         self.auxiliary = nnx.data(None)  # takes auxiliary losses and measures, in training
         self.attention = config.attention.build(builder)
@@ -57,8 +57,10 @@ class Block(nnx.Module):
         def attention(x):
             nonlocal cache
             with jax.named_scope("attention"):
-                out, cache = self.attention(x, mask, tables, cache, keys[0])
-                return dropout(out, self.dropout, keys[1])
+                out, cache = self.attention(
+                    self.layout.from_stream(x), mask, tables, cache, keys[0]
+                )
+                return dropout(self.layout.to_stream(out), self.dropout, keys[1])
 
         def feed_forward(x):
             with jax.named_scope("feed_forward"):
@@ -74,10 +76,11 @@ class Block(nnx.Module):
         key: PRNGKeyArray | None,
     ) -> Float[Array, "batch seq embed"]:
         """The feed-forward layer's output; one that routes tokens is told which are padding."""
+        x = self.layout.from_stream(x)
         if not self.config.feed_forward.reads_rows:
-            return self.feed_forward(x)
+            return self.layout.to_stream(self.feed_forward(x))
         rows = RoutedRows(mask.query_segments != 0, key, self.auxiliary, whole=cache is not None)
-        return self.feed_forward(x, rows)
+        return self.layout.to_stream(self.feed_forward(x, rows))
 
     @property
     def dropout(self) -> float | Float[Array, ""]:
@@ -189,6 +192,10 @@ class Stack(nnx.Module):
 
     def _run_blocks(self, x, mask, tables, cache, key):
         """Hands the blocks to the executor."""
+        x, cache = self._run_on_stream(self.layout.to_stream(x), mask, tables, cache, key)
+        return self.layout.from_stream(x), cache
+
+    def _run_on_stream(self, x, mask, tables, cache, key):
         graph, params = nnx.split(self.blocks)
         config = self.config
         keys = None if key is None else jax.random.split(key, config.num_layers)

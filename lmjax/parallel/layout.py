@@ -77,6 +77,19 @@ class Layout:
         index = (slice(None),) * axis + (rows,)
         return array.at[index].get(out_sharding=PartitionSpec(*spec))
 
+    @property
+    def divides_stream(self) -> bool:
+        """Returns whether the residual stream is divided further than what layers read."""
+        return self.axes("stream") != self.axes("seq")
+
+    def to_stream(self, x: jax.Array) -> jax.Array:
+        """Activations [batch, seq, embed] as norms, dropout and additions have them."""
+        return self.reshard(x, "batch", "stream", None) if self.divides_stream else x
+
+    def from_stream(self, x: jax.Array) -> jax.Array:
+        """Activations [batch, seq, embed] as attention and feed-forward layers read them."""
+        return self.reshard(x, "batch", "seq", None) if self.divides_stream else x
+
     def by_heads(self) -> Layout:
         """The layout in which heads are divided over the axes of the sequence too."""
         rules, seq = dict(self.rules), dict(self.rules)["seq"]
@@ -89,16 +102,22 @@ class Layout:
         return tuple(None if name == "embed" else name for name in logical)
 
 
-def training_layout(context: Context = "gather") -> Layout:
+def training_layout(context: Context = "gather", sequence_parallel: bool = False) -> Layout:
     """ZeRO over `fsdp`, sequence over `context`, Megatron `tensor`, experts over `expert`.
 
     The batch is cut over `data`, `fsdp` and `expert`. At rest every matrix is cut over `fsdp` along
     `embed`; when it is gathered is the ZeRO setting of the training step, not of the layout.
+
+    Args:
+      context: how attention sees keys of other devices.
+      sequence_parallel: between attention and feed-forward layers the sequence is cut over `tensor`
+        too (Korthikanti et al. 2022, arXiv:2205.05198).
     """
     return Layout(
         rules=(
             ("batch", ("data", "fsdp", "expert")),
             ("seq", ("context",)),
+            ("stream", ("context", "tensor") if sequence_parallel else ("context",)),
             ("embed", ("fsdp",)),
             ("heads", ("tensor",)),
             ("kv_heads", ("tensor",)),
@@ -116,7 +135,8 @@ def generation_layout() -> Layout:
 
     Sequences stay whole, and every device has its part of all layers.
     """
-    rules = tuple(rule for rule in training_layout().rules if rule[0] not in ("seq", "layers"))
+    whole = "seq", "stream", "layers"
+    rules = tuple(rule for rule in training_layout().rules if rule[0] not in whole)
     return Layout(rules=rules, replicated=("kv_heads", "batch"))
 
 

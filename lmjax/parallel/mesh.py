@@ -69,7 +69,11 @@ class Mesh:
         sizes, types = self.sizes(len(devices)), (AxisType.Explicit,) * len(AXES)
         if (slices := count_slices(devices)) > 1:
             return jax.sharding.Mesh(over_slices(devices, sizes, slices), AXES, axis_types=types)
-        return jax.make_mesh(sizes, AXES, axis_types=types, devices=devices)
+        try:
+            return jax.make_mesh(sizes, AXES, axis_types=types, devices=devices)
+        except NotImplementedError:  # an axis would have a part of a dimension of a TPU's torus
+            laid = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+            return jax.sharding.Mesh(laid, AXES, axis_types=types)
 
     def abstract(self, devices: int) -> AbstractMesh:
         """The same mesh without devices: enough to trace, check shardings and count."""

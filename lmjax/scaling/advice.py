@@ -29,6 +29,9 @@ def _changes(plan: StepPlan) -> Iterator[tuple[str, Division]]:
         yield f"model.remat={remat}", replace(division, remat=remat)
     if division.zero < 3:
         yield "zero=3", replace(division, zero=3)
+    parts = division.context * division.tensor
+    if parts > division.context and plan.workload.length % parts == 0:
+        yield "sequence_parallel=true", replace(division, sequence_parallel=True)
     rows = division.rows
     while rows % 2 == 0:
         rows //= 2

@@ -27,6 +27,7 @@ class Division:
       zero: ZeRO stage.
       sums_once: whether gradients are summed over `data` once a step, not for each microbatch; a
         pipeline always does.
+      sequence_parallel: whether `tensor` divides the sequence between layers, norms included.
       parts_again: whether a pipeline keeps only the inputs of its parts, and computes each part
         again in its backward, as `lmjax.parallel.pipeline` does; others keep activations, and so do
         all zero-bubble schedules.
@@ -45,6 +46,7 @@ class Division:
     remat: Remat = "full"
     zero: Zero = 3
     sums_once: bool = False
+    sequence_parallel: bool = False
     parts_again: bool = True
 
     @property
@@ -66,6 +68,11 @@ class Division:
     def batch(self) -> int:
         """Rows of a step."""
         return self.shards * self.rows * self.microbatches
+
+    @property
+    def streams(self) -> int:
+        """Parts of the residual stream over `tensor`."""
+        return self.tensor if self.sequence_parallel else 1
 
     @property
     def split(self) -> bool:

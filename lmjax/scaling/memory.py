@@ -76,6 +76,8 @@ def plan_memory(workload: Workload, division: Division) -> MemoryPlan:
     table, logits = _tables(workload, division)
     head = workload.itemsize * table
     cut = division.shards > 1
+    # Gathered before the loop over microbatches, it is there in all of them.
+    once = division.microbatches > 1 and division.stage == 1
     always = {
         "parameters": own,
         "optimizer": own * trained * workload.optimizer_share,
@@ -89,7 +91,7 @@ def plan_memory(workload: Workload, division: Division) -> MemoryPlan:
             gathered=_gathered(workload, division),
             activations=kept,
             working=_working(workload, division),
-            vocabulary=head / division.fsdp,
+            vocabulary=head if once else head / division.fsdp,
             moment="backward",
         ),
         MemoryPlan(
@@ -122,7 +124,7 @@ def _kept(workload: Workload, division: Division) -> float:
     # Passes of parts keep what products give, and make again what follows from it.
     kept = pieces * workload.kept_bytes("dots" if remat == "none" else remat, division)
     tokens = division.rows * workload.length / division.context
-    array = workload.itemsize * tokens * workload.model.hidden
+    array = workload.itemsize * tokens * workload.model.hidden / division.streams
     if division.split:
         kept += pieces * workload.put_off_bytes(remat, division)
         return kept * division.live + MESSAGES * array
@@ -159,13 +161,22 @@ def _gathered(workload: Workload, division: Division, layers: int = 2) -> float:
 def _working(workload: Workload, division: Division) -> float:
     """Bytes of a layer's arrays: four of hidden units, three float32 ones of the stream.
 
-    Of experts there are four of hidden units and three of the stream for each row.
+    Of experts there are three of the stream for each row, and four of hidden units, or six where
+    rows have no capacity: their products are kernels, whose operands are whole. Of a period of
+    windows that is computed again as one, all that its other layers keep is there too.
     """
     tokens = division.rows * workload.length / division.context
     c, hidden, rows = workload.itemsize, workload.model.hidden, workload.expert_rows(division)
     sizes = [fed.size for fed, _ in workload.dense_layers]
-    units = (max(sizes, default=0) + rows * workload.model.feed_forward.size) / division.tensor
-    return tokens * (4 * c * units + 3 * c * rows * hidden + 3 * FLOAT32 * hidden)
+    dense = 4 * max(sizes, default=0) / division.tensor
+    sparse = rows * workload.model.feed_forward.size / division.tensor
+    sparse *= 4 if rows == 0 or workload.experts.router.drops else 6
+    stream = 3 * FLOAT32 * hidden / division.streams
+    found = tokens * (c * (dense + sparse) + 3 * c * rows * hidden + stream)
+    if division.remat == "full":
+        others = workload.period - workload.model.group
+        found += tokens * others * workload.kept_bytes("none", division)
+    return found
 
 
 def _tables(workload: Workload, division: Division) -> tuple[float, float]:

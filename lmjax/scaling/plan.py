@@ -175,6 +175,7 @@ def check_division(workload: Workload, division: Division, cluster: Cluster) -> 
         ("tensor", "rows of the vocabulary", model.padded_vocab),
         ("fsdp", "model.hidden", model.hidden),
         ("context", "tokens of a row", workload.length),
+        ("streams", "tokens of a part of a row", workload.length // division.context),
         ("stage", "model.num_layers", model.num_layers),
     ]
     if (other := model.alternate_feed_forward) is not None:
@@ -185,8 +186,9 @@ def check_division(workload: Workload, division: Division, cluster: Cluster) -> 
         cuts.append(("expert", "model.feed_forward.experts", number))
     for axis, what, size in cuts:
         if size % (shards := getattr(division, axis)):
+            name = "tensor" if axis == "streams" else axis
             raise UserError(
-                f"mesh.{axis}={shards} does not divide {what}={size:,}; near ones that do are"
+                f"mesh.{name}={shards} does not divide {what}={size:,}; near ones that do are"
                 f" {' and '.join(map(str, near_divisors(size, shards)))}"
             )
     if division.chips != cluster.chips:

@@ -144,6 +144,7 @@ class PlanCommand:
             chunks=chunks,
             remat=job.model.remat,
             zero=job.zero,
+            sequence_parallel=job.sequence_parallel,
         )
         check_division(workload, division, cluster)
         notes = []

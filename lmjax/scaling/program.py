@@ -112,7 +112,7 @@ class CompiledProgram:
             for line in self.computations[name]:
                 more = times, loops, in_branch
                 if line.operation == "while":
-                    more = times * self._trips(line), loops + 1, in_branch
+                    more = times * self.trips(line), loops + 1, in_branch
                 if line.operation == "conditional" and loops and not in_branch:
                     more = round(times * self.taken), loops, True
                 for called in _called(line):
@@ -167,7 +167,7 @@ class CompiledProgram:
                 elif match := re.search(r'cost_estimate.*?"?flops"?:\s*"?(\d+)', line.rest):
                     yield times, float(match[1])
 
-    def _trips(self, line: HloInstruction) -> int:
+    def trips(self, line: HloInstruction) -> int:
         """Turns of a loop: what the compiler says, or the number that its condition compares."""
         if match := TRIPS.search(line.rest):
             return int(match[1])

@@ -104,12 +104,17 @@ def _activations(workload: Workload, division: Division) -> Iterator[Row]:
     in_layers = c * workload.token_layers(division)  # bytes of a number of each token and layer
     parallel = isinstance(model.arrangement, Parallel)
     if division.tensor > 1:
-        passes = (1 if parallel else 2) * (division.forwards + 1)
-        if division.remat == "full" and not parallel:
-            # The sum in the middle of a block, on which what is made again depends.
-            passes += 1
-        sums = n * passes * in_layers * model.hidden
-        yield "tensor", "all-reduce", "activations of each layer", sums, False
+        each, again = 1 if parallel else 2, division.remat != "none"
+        passes = each * (division.forwards + 1)
+        # The sum in the middle of a block, on which what is made again depends.
+        sums = passes + (division.remat == "full" and not parallel)
+        size = n * in_layers * model.hidden
+        if division.sequence_parallel:
+            gathers = passes + each * again
+            yield "tensor", "all-gather", "activations of each layer", gathers * size, False
+            yield "tensor", "reduce-scatter", "sums of each layer", sums * size, False
+        else:
+            yield "tensor", "all-reduce", "activations of each layer", sums * size, False
         yield "tensor", "all-reduce", "embeddings and the head's gradient", 2 * n * hidden, False
     if division.context > 1:
         attention = model.attention
@@ -122,7 +127,8 @@ def _activations(workload: Workload, division: Division) -> Iterator[Row]:
     if division.expert > 1 and workload.experts is not None:
         yield from _routed(workload, division)
     if division.stage > 1:
-        sent = 2 * hidden * (division.ticks if division.parts_again else n * division.parts)
+        messages = 2 * (division.ticks if division.parts_again else n * division.parts)
+        sent = messages * hidden / division.streams
         yield "stage", "collective-permute", "activations and their gradients", sent, True
 
 

@@ -19,6 +19,7 @@ from lmjax.models import (
 )
 from lmjax.models.executor import Remat
 from lmjax.models.residual import Parallel
+from lmjax.models.stretches import pattern
 from lmjax.objectives.example import batches
 from lmjax.parallel import Mesh
 from lmjax.scaling.division import Division
@@ -76,6 +77,11 @@ class Workload:
     def itemsize(self) -> int:
         """Bytes of a number in the compute dtype."""
         return jnp.dtype(self.model.dtype).itemsize
+
+    @functools.cached_property
+    def period(self) -> int:
+        """Layers that are scanned as one, where windows or kinds of layers take turns."""
+        return len(pattern(self.model.windows, self.model.group))
 
     @property
     def experts(self) -> ExpertsConfig | None:
@@ -259,23 +265,25 @@ class Workload:
         its queries, keys, values, output twice and a number a head, of the feed-forward six arrays
         of hidden units, as its activation's derivative is made of them. Of experts it keeps these
         for each row, and the row before and after them; "dots" keeps nothing of experts. Where
-        dense and sparse layers take turns, it is their mean, and two layers have one input.
+        dense and sparse layers take turns, it is their mean. The layers of a period of windows or
+        kinds, which are scanned as one, have one input.
         """
         model, c, tensor = self.model, self.itemsize, division.tensor
         attention, dense = model.attention, self.dense_layers
         queries = attention.num_heads * attention.head_dim / tensor
         shared = 1 if attention.kv_heads % tensor else tensor
         keys = attention.kv_heads * attention.head_dim / shared
+        stream = model.hidden / division.streams
         hidden, units = model.hidden, sum(fed.size * share for fed, share in dense) / tensor
         parallel = isinstance(model.arrangement, Parallel)
         if remat == "full":
-            return c * hidden / model.group
+            return c * stream / self.period
         if remat == "dots":
-            read = 0 if parallel else hidden
+            read = 0 if parallel else stream
             gates = sum(fed.size * share for fed, share in dense if is_gated(fed)) / tensor
-            return c * (hidden / model.group + queries + 2 * keys + read + units + gates)
+            return c * (stream / self.period + queries + 2 * keys + read + units + gates)
         read = 1 if parallel else len(model.arrangement.norms)  # norms of unlike inputs
-        norms = read * (3 * FLOAT32 + c) * hidden
+        norms = read * (3 * FLOAT32 * stream + c * hidden)
         attended = c * (3 * queries + 2 * keys) + FLOAT32 * attention.num_heads / tensor
         rows = self.expert_rows(division) / model.group
         routed = rows * (2 * hidden + 6 * model.feed_forward.size / tensor)

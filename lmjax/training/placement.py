@@ -41,7 +41,7 @@ def chain(batch: Batch) -> list[Batch]:
 
 def fitting_length(needed: int, longest: int, layout: Layout) -> int:
     """The smallest of a few lengths that holds a number of tokens; see `fitting_size`."""
-    multiple = math.lcm(LENGTH_MULTIPLE, axis_size(*layout.axes("seq")))
+    multiple = math.lcm(LENGTH_MULTIPLE, axis_size(*layout.axes("stream")))
     return fitting_size(needed, longest, multiple)
 
 

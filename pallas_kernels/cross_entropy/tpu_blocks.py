@@ -11,6 +11,7 @@ LARGEST_TOKENS, LARGEST_ROWS = 1024, 2048  # larger ones save nothing in the sch
 STRIP = 256  # rows of the head whose logits are made and used up at a time going backward
 FORWARD_STRIP = 2 * STRIP  # going forward, where no accumulators are loaded and stored
 SPARE = 1 / 8  # of the vector memory, for what the compiler keeps there
+SPILLED = 4 * MIB  # bytes of registers that do not suffice, in the kernels of all chips
 
 
 class LogitTile(NamedTuple):
@@ -47,6 +48,7 @@ def blocks(kind: str, tokens: int, rows: int, embed: int, itemsize: int) -> Logi
     if chip is None:
         return None
     vmem = int(chip.vmem * (1 - SPARE))
+    room = vmem - SPILLED
     ends = LogitTile(_even(tokens, LARGEST_TOKENS), _even(rows, LARGEST_ROWS))
     # Larger parts of the tokens save little going backward, and compile long.
     backward_ends = LogitTile(_even(tokens, min(LARGEST_TOKENS, 4 * chip.side)), ends.rows)
@@ -54,7 +56,7 @@ def blocks(kind: str, tokens: int, rows: int, embed: int, itemsize: int) -> Logi
     def largest(
         tile_bytes, tokens_first: bool, ends: LogitTile = backward_ends
     ) -> LogitTile | None:
-        fitting = [tile for tile in _tiles(*ends) if tile_bytes(tile) + _logits(tile) <= vmem]
+        fitting = [tile for tile in _tiles(*ends) if tile_bytes(tile) + _logits(tile) <= room]
 
         def area(tile: LogitTile) -> tuple[int, int]:
             return tile.tokens * tile.rows, tile.tokens if tokens_first else tile.rows

@@ -141,6 +141,31 @@ def test_blocks_fit_the_vector_memory(kind, embed):
             assert 2 * 2 * embed * sum(tile) <= found.vmem  # two of each block
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(not topologies.has_tpu_compiler(), reason="needs libtpu: lmjax[tpu]")
+@pytest.mark.parametrize(
+    ("chip", "dtype", "embed"),
+    [
+        *(("v4", jnp.bfloat16, embed) for embed in (768, 2048, 3072, 4096)),
+        *(("v4", jnp.float32, embed) for embed in (1024, 2048)),
+        *(("v5e", jnp.bfloat16, embed) for embed in (4096, 8192)),
+    ],
+)
+def test_wide_models_compile(chip, dtype, embed):
+    """What the compiler keeps beside the blocks, spilled registers above all, finds room too."""
+    device = topologies.tpu(chip)[0]
+    sharding = jax.sharding.SingleDeviceSharding(device)
+    shapes = ((1, 4096, embed), dtype), ((32_000, embed), dtype), ((1, 4096), jnp.int32)
+    arrays = [jax.ShapeDtypeStruct(*shape, sharding=sharding) for shape in shapes]
+
+    def loss(hidden, head, targets):
+        options = dict(vocabulary=32_000, implementation="tpu")
+        return jnp.sum(cross_entropy(hidden, head, targets, **options)[0])
+
+    with jax.set_mesh(topologies.mesh([device])):
+        jax.jit(jax.grad(loss, argnums=(0, 1))).lower(*arrays).compile()
+
+
 def largest_array(program: str) -> int:
     """Most elements of an array in the text of a compiled program."""
     shapes = re.findall(r"\b(?:bf16|f32|s32|u32|pred)\[([\d,]+)\]", program)

@@ -6,6 +6,7 @@ from jax.sharding import PartitionSpec as P
 
 from lmjax.config import UserError
 from lmjax.parallel import Mesh, generation_layout, training_layout
+from pallas_kernels import topologies
 
 
 def test_minus_one_takes_the_rest():
@@ -32,6 +33,16 @@ def test_minus_one_takes_the_rest():
 def test_impossible_meshes_say_why(sizes, message):
     with pytest.raises(UserError, match=message):
         Mesh(**sizes).build()
+
+
+@pytest.mark.skipif(not topologies.has_tpu_compiler(), reason="needs libtpu: lmjax[tpu]")
+def test_an_axis_may_have_a_part_of_a_dimension_of_a_torus():
+    """Of 4 x 4 x 4 chips: neighbours along the axis are neighbours in the torus."""
+    devices = list(topologies.tpu("v4", (4, 4, 4)))
+    pairs = Mesh(fsdp=32, tensor=2).build(devices).devices.reshape(32, 2)
+    assert len({device.id for device in pairs.flat}) == 64
+    for one, other in pairs:
+        assert sum(abs(a - b) for a, b in zip(one.coords, other.coords, strict=True)) == 1
 
 
 def test_axes_of_size_one_leave_no_trace_in_types():

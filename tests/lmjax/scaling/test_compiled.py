@@ -30,6 +30,8 @@ BILLION = {
 }
 EXPERTS = "model.feed_forward=Experts model.feed_forward.experts=8 model.feed_forward.size=1408"
 CAPACITY = "model.feed_forward.router.capacity=1.25"
+# What is kept for the gradients of weights is counted with all of it.
+ZERO_BUBBLE = "model.remat=none accumulation=4"
 CASES = {
     # With few rows, activations are smaller than what `check_copies` looks for.
     "full": "mesh.fsdp=4 model.remat=full data.batch_size=8",
@@ -39,11 +41,15 @@ CASES = {
     "zero 1": "mesh.fsdp=4 model.remat=full zero=1",
     "zero 2": "mesh.fsdp=4 model.remat=full zero=2 accumulation=2",
     "fsdp and tensor": "mesh.fsdp=2 mesh.tensor=2 model.remat=full data.batch_size=8",
+    "sequence": "mesh.fsdp=1 mesh.tensor=4 model.remat=full sequence_parallel=true",
     "tensor": "mesh.fsdp=1 mesh.tensor=4 model.remat=dots",
     "replicas": "mesh.fsdp=1 mesh.data=4 model.remat=full ema_decay=0.99",
     "context": "mesh.fsdp=1 mesh.context=4 model.remat=dots data.batch_size=4",
     "adafactor": "mesh.fsdp=4 model.remat=full optimizer=Adafactor",
     "pipeline": "mesh.fsdp=2 mesh.stage=2 model.remat=full accumulation=4",
+    "zb_h1": f"{ZERO_BUBBLE} pipeline.schedule=zb_h1 mesh.fsdp=2 mesh.stage=2",
+    "zb_v": f"{ZERO_BUBBLE} pipeline.schedule=zb_v mesh.fsdp=2 mesh.stage=2",
+    "zb_h1 of four stages": f"{ZERO_BUBBLE} pipeline.schedule=zb_h1 mesh.fsdp=1 mesh.stage=4",
     "experts": f"{EXPERTS} mesh.fsdp=2 mesh.expert=2 model.remat=full",
     "capacity": f"{EXPERTS} {CAPACITY} mesh.fsdp=1 mesh.expert=4 model.remat=full",
 }
