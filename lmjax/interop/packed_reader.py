@@ -157,7 +157,7 @@ def _kept(form: WeightForm, n: jax.Array, scale: jax.Array, zero: jax.Array) -> 
     """The arrays of a matrix [in, out], cut over the mesh as they are at rest."""
     code: IntegerCode = form.code
     grid = Grid(scale.astype(jnp.float32), None if code.symmetric else zero.astype(jnp.float32))
-    return form.cut(code.stored(n.astype(jnp.float32) + code.lowest, grid, form.axis))
+    return form.cut(form.turned(code.stored(n.astype(jnp.float32) + code.lowest, grid, 0)))
 
 
 def _packed_paths(
