@@ -19,9 +19,10 @@ from pallas_kernels.target import target
 
 MOST_ROWS = 4  # of x; more make up for the weight made whole
 PIECE = 128  # outputs of a step at most
-LANES = 32  # neighbouring inputs of a term at most
-TERMS = 64  # that are written out at most
-CHAINS = 4  # sums of terms, so that an addition need not wait for the one before
+PART = 32  # neighbouring inputs of a block at most that are summed before their scale is applied
+PARTS = 64  # that are written out at most
+TERMS = 96  # at most where parts have several: of more XLA makes no vectors
+CHAINS = 4  # sums of parts, so that an addition need not wait for the one before
 
 
 def are_few(shape: tuple[int, ...]) -> bool:
@@ -44,20 +45,20 @@ def few_row_product(
       stored: what is kept of it.
     """
     x = x.astype(jnp.float32)
-    if len(x) == 1 and (sizes := terms_of(form)) is not None:
+    if len(x) == 1 and (sizes := parts_of(form)) is not None:
         return written_out_product(x, form, stored, *sizes)
     return piecewise_product(x, form, stored)
 
 
-def terms_of(form: WeightForm) -> tuple[int, int] | None:
-    """Inputs of a term, and terms that are written out; None: the weight has no good ones."""
+def parts_of(form: WeightForm) -> tuple[int, int] | None:
+    """Inputs of a part, and parts that are written out; None: the weight has no good ones."""
     size, block = form.size, form.code.of(form.size)
     if not form.code.plain or size % block or block % form.code.packed:
         return None
-    fitting = (n for n in range(min(LANES, block), 0, -1) if block % n == 0)
-    lanes = next(n for n in fitting if n % form.code.packed == 0)
-    terms = _largest_divisor(size // lanes, TERMS)
-    return (lanes, terms) if lanes > LANES // 4 and lanes * terms >= min(size, 512) else None
+    fitting = (n for n in range(min(PART, block), 0, -1) if block % n == 0)
+    part = next(n for n in fitting if n % form.code.packed == 0)
+    count = _largest_divisor(size // part, PARTS)
+    return (part, count) if part > PART // 4 and part * count >= min(size, 512) else None
 
 
 def _largest_divisor(number: int, most: int) -> int:
@@ -81,45 +82,51 @@ def piecewise_product(
 
 
 def written_out_product(
-    x: Float[Array, "1 in"], form: WeightForm, stored: Stored, lanes: int, terms: int
+    x: Float[Array, "1 in"], form: WeightForm, stored: Stored, part: int, count: int
 ) -> Float[Array, "1 out"]:
     """As `few_row_product` of one row, by sums that are written out.
 
-    y[o] = sum_l sum_t x[t, l] w[o, t, l]: the inner sum is one loop over outputs and lanes, in
-    which XLA makes numbers of codes and adds their products in registers, and which reads the codes
-    in the order they lie in. A `jnp.sum` would be a loop over t, which it does not vectorise. The
-    outer sum is a product with ones, as that is never made part of the loop.
+    y[o] = sum_l sum_p s[o, p] sum_t x[p, t, l] n[o, p, t, l] for parts p, terms t and lanes l. All
+    but the outer sum is one loop over outputs and lanes, in which XLA makes numbers of codes and
+    adds their products in registers, and which reads the codes in the order they lie in. A
+    `jnp.sum` would be a loop over its terms, which it does not vectorise. The outer sum is a
+    product with ones, as that is never made part of the loop.
+
+    Args: as `few_row_product`; `part` and `count` are what `parts_of` gives.
     """
     code, size = form.code, form.size
     # XLA would make all weights float before a loop over tokens, as they are the same in all turns.
     stored, x = jax.lax.optimization_barrier((stored, x))
-    grid, each = code.grid(stored, 1), lanes // code.packed
+    grid, all_parts = code.grid(stored, 1), size // part
     one = grid.scale.shape[1] == 1  # then the scale is applied once, at the end
+    terms = next(n for n in (4, 2, 1) if (part % (8 * n) == 0 and count * n <= TERMS) or n == 1)
+    lanes = part // terms // code.packed
+    codes = stored["codes"].reshape(-1, all_parts, terms, lanes)
+    x = x.reshape(all_parts, terms, lanes, code.packed)
     scale, zero = (
-        None if a is None else jnp.repeat(a, code.of(size) // lanes, axis=1)[..., None]
+        None if a is None else jnp.repeat(a, code.of(size) // part, axis=1)[..., None]
         for a in (None if one else grid.scale, grid.zero)
     )
-    codes = stored["codes"].reshape(-1, size // lanes, each)
-    parts = x.reshape(-1, each, code.packed)
 
-    def segment(first: int | jax.Array) -> jax.Array:
-        """Sums of terms from `first` on, [outputs, lanes]."""
-        own = [
-            None if a is None else jax.lax.dynamic_slice_in_dim(a, first, terms, axis)
-            for a, axis in ((codes, 1), (scale, 1), (zero, 1), (parts, 0))
-        ]
-        totals = [0] * min(CHAINS, terms)
-        for term in range(terms):
-            n, s, z = (None if a is None else a[:, term] for a in own[:3])
-            for slot, raw in enumerate(code.in_slots(n)):
-                raw = raw if z is None else raw - z
-                raw = raw if s is None else raw * s
-                totals[term % CHAINS] += raw * own[3][term, :, slot]
+    def some(first: int | jax.Array) -> jax.Array:
+        """Sums of parts from `first` on, [outputs, lanes]."""
+        n, s, z, own = (
+            None if a is None else jax.lax.dynamic_slice_in_dim(a, first, count, axis)
+            for a, axis in ((codes, 1), (scale, 1), (zero, 1), (x, 0))
+        )
+        totals = [0] * min(CHAINS, count)
+        for number in range(count):
+            total = 0
+            for term in range(terms):
+                for slot, raw in enumerate(code.in_slots(n[:, number, term])):
+                    raw = raw if z is None else raw - z[:, number]
+                    total += raw * own[number, term, :, slot]
+            totals[number % CHAINS] += total if s is None else total * s[:, number]
         return sum(totals[1:], totals[0])
 
-    total = segment(0)
-    if (count := size // lanes) > terms:
-        starts = jnp.arange(terms, count, terms)
-        total, _ = jax.lax.scan(lambda a, first: (a + segment(first), None), total, starts)
-    y = total @ jnp.ones((each,), jnp.float32)
+    total = some(0)
+    if all_parts > count:
+        starts = jnp.arange(count, all_parts, count)
+        total, _ = jax.lax.scan(lambda a, first: (a + some(first), None), total, starts)
+    y = total @ jnp.ones((lanes,), jnp.float32)
     return (y * grid.scale[:, 0] if one else y)[None]

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmjax.models import NF4, Float8, Int4, Int8, ScaledInt8
-from lmjax.models.few_rows import few_row_product, piecewise_product, terms_of
+from lmjax.models.few_rows import few_row_product, parts_of, piecewise_product
 from lmjax.models.integer_products import DynamicInt8, integer_product
 from lmjax.models.quantized import WeightForm
 from lmjax.parallel import Layout, Mesh
@@ -153,7 +153,7 @@ def test_products_of_a_few_rows_are_those_of_the_whole_weight(code, rows):
     x = rng.standard_normal((rows, 96)).astype(np.float32)
     form = WeightForm((("embed", 96),), (("mlp", 7),), code, Layout(rules=()))
     stored = form.encode(jnp.asarray(weight))
-    assert bool(terms_of(form)) == code.plain
+    assert bool(parts_of(form)) == code.plain
     expected = x @ np.asarray(form.read(stored))
     for product in (few_row_product, piecewise_product):  # one row of plain codes: written out
         found = jax.jit(lambda x, stored, product=product: product(x, form, stored))(x, stored)
@@ -167,7 +167,7 @@ def test_a_product_of_many_inputs_is_written_out_in_parts(code):
     weight, x = rng.standard_normal((4224, 3)), rng.standard_normal((1, 4224))
     form = WeightForm((("embed", 4224),), (("mlp", 3),), code, Layout(rules=()))
     stored = form.encode(jnp.asarray(weight, jnp.float32))
-    assert terms_of(form) == (32, 44)  # three parts
+    assert parts_of(form) == (32, 44)  # three parts
     found = jax.jit(lambda x, stored: few_row_product(x, form, stored))(jnp.asarray(x), stored)
     expected = x @ np.asarray(form.read(stored), np.float64)
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
