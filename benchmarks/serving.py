@@ -173,7 +173,7 @@ class Transformers:
 
 
 def ratios(turn: dict[str, float], clients: int) -> dict[str, float]:
-    """What is compared within a turn."""
+    """Ratios of what one turn measured."""
     one, many = (turn[f"server, {n}, tokens/s"] for n in ("one stream", f"{clients} clients"))
     known, unknown = (turn[f"first token, {n} beginning, ms"] for n in ("known", "unknown"))
     plain, guessed = (turn[f"text that repeats{n}, tokens/s"] for n in ("", ", guessed"))

@@ -112,7 +112,9 @@ def test_weights_of_fewer_bits_are_what_their_library_says(one_device, tmp_path,
 
 
 @pytest.mark.parametrize(
-    ("kind", "config"), [("q8_0", SMALL), ("q4_0", SMALL), ("q8_0", MIXTURE)], ids=str
+    ("kind", "config"),
+    [("q8_0", SMALL), ("q4_0", SMALL), ("q8_0", MIXTURE)],
+    ids=["q8_0", "q4_0", "experts"],
 )
 def test_weights_stay_in_few_bits(one_device, tmp_path, kind, config):
     """The numbers that the library makes of them, bit for bit, in as many bytes as in the file."""
