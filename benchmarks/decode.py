@@ -1,11 +1,12 @@
 """Tokens a second of greedy decoding: lmjax beside transformers, and beside the memory's roof.
 
 python -m benchmarks.decode [python=PYTHON_WITH_TRANSFORMERS] [json=FILE]
-python -m benchmarks.decode family=llama        # and beside llama.cpp
+python -m benchmarks.decode family=llama weights=q8_0      # beside llama.cpp alone
 
-All sides have the same random model in float32, must give the same tokens, and take turns with a
+All sides have the same random model, must give the same tokens in float32, and take turns with a
 measurement of the memory's bandwidth: a token at batch 1 cannot be had faster than the weights are
-read once.
+read once. In Q8_0 both sides read one GGUF file; llama.cpp rounds the activations too, so tokens
+may differ.
 
 Then two small models of lmjax's own take turns, which differ in their key heads as ChatGLM-6B and
 ChatGLM2-6B do, on long prompts: what multi-query attention buys.
@@ -42,7 +43,8 @@ MEMORY = ":".join(
 class DecodeBenchmark:
     """Prompts of equal length, continued by the likeliest tokens; prefill included."""
 
-    family: Literal["gpt2", "llama"] = "gpt2"  # llama.cpp takes turns only with a LLaMA
+    family: Literal["gpt2", "llama"] = "gpt2"
+    weights: Literal["float32", "q8_0"] = "float32"  # q8_0: 8 bits, beside llama.cpp alone
     layers: int = 12  # blocks
     hidden: int = 768  # width
     heads: int = 12  # of attention
@@ -51,11 +53,12 @@ class DecodeBenchmark:
     batches: tuple[int, ...] = (1, 8)  # prompts at once
     prompt: int = 32  # tokens of each prompt
     tokens: int = 64  # tokens that follow it
+    pair: bool = True  # whether the pair takes turns
     pair_batch: int = 8  # prompts at once of the pair
     pair_prompt: int = 1024  # tokens of each of their prompts
     cores: int = 0  # that each side may use; 0: all
     rounds: int = 7  # turns of each side
-    # interpreter that has torch, numpy and transformers; gguf, safetensors and xllamacpp
+    # interpreter that has torch, numpy and transformers; gguf and xllamacpp
     python: str = ""
     json: str = ""  # file for the results
 
@@ -78,10 +81,11 @@ def main() -> None:
     os.environ.setdefault("GLIBC_TUNABLES", MEMORY)
     with ExitStack() as stack, tempfile.TemporaryDirectory() as folder:
         sides, facts = start(settings, folder, stack)
-        check(settings, sides)
+        if settings.weights == "float32":
+            check(settings, sides)
         rounds = alternate(settings, sides)
         summary = summarise(settings, rounds, facts)
-        pair = compare_key_heads(settings, sides["lmjax"])
+        pair = compare_key_heads(settings, sides["lmjax"]) if settings.pair else {}
     save(
         settings.json,
         "decode",
@@ -95,15 +99,15 @@ def main() -> None:
 
 def start(settings: DecodeBenchmark, folder: str, stack: ExitStack) -> tuple[dict, dict]:
     """The sides by name, compiled and warm, and what they tell of themselves."""
-    names = ("family", "layers", "hidden", "heads", "length", "vocabulary")
+    names = ("family", "weights", "layers", "hidden", "heads", "length", "vocabulary")
     names += ("batches", "prompt", "tokens", "cores")
     shape = {name: getattr(settings, name) for name in names}
     sides, facts = {}, {}
     theirs = settings.python or sys.executable
     known = [("lmjax", "benchmarks.decode_lmjax", sys.executable)]
-    known.append(("transformers", "benchmarks.decode_torch", theirs))
-    if settings.family == "llama":
-        known.append(("llama.cpp", "benchmarks.decode_llama_cpp", theirs))
+    if settings.weights == "float32":
+        known.append(("transformers", "benchmarks.decode_torch", theirs))
+    known.append(("llama.cpp", "benchmarks.decode_llama_cpp", theirs))
     for name, module, python in known:
         worker = stack.enter_context(Worker(module, python))
         try:

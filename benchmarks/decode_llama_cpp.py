@@ -1,10 +1,10 @@
-"""The llama.cpp side of `benchmarks.decode`: a worker for LLaMAs, in float32 with a float32 cache.
+"""The llama.cpp side of `benchmarks.decode`: a worker, with a float32 cache.
 
-It needs numpy, safetensors, gguf and xllamacpp (llama.cpp as a library).
+It needs numpy, gguf and xllamacpp (llama.cpp as a library).
 """
 
 import importlib.metadata
-import json
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -15,23 +15,8 @@ try:
     import gguf
     import numpy as np
     import xllamacpp
-    from safetensors.numpy import load_file
 except ImportError:
     xllamacpp = None
-
-# Of a layer: our neighbours' name for each tensor, and llama.cpp's.
-TENSORS = {
-    "input_layernorm": "attn_norm",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "post_attention_layernorm": "ffn_norm",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-}
-WHOLE = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
 
 
 class Side:
@@ -40,13 +25,15 @@ class Side:
     def prepare(
         self, folder: str, cores: int, batches: list[int], prompt: int, tokens: int, **shape: Any
     ) -> dict[str, Any]:
-        """Converts the model that the lmjax side left in `folder`, loads it and warms up."""
+        """Loads the file that the lmjax side left in `folder`, and warms up."""
         threads = keep_to_cores(cores)
         if xllamacpp is None:
-            raise ImportError("this Python lacks numpy, safetensors, gguf or xllamacpp")
+            raise ImportError("this Python lacks numpy, gguf or xllamacpp")
+        if not (source := Path(folder, "model.gguf")).exists():
+            raise ImportError("the lmjax side has no package gguf, which writes the file")
         self.prompts = np.load(Path(folder, "prompts.npy")).tolist()
-        path = Path(folder, "model.gguf")
-        count = write(Path(folder, "model"), path)
+        path = Path(folder, "spelt.gguf")
+        count = spell_tokens(source, path)
         settings = xllamacpp.CommonParams()
         settings.model.path = str(path)
         settings.n_ctx = shape["length"] * max(batches)
@@ -86,51 +73,26 @@ class Side:
         return {"seconds": seconds, "tokens": rows}
 
 
-def write(folder: Path, path: Path) -> int:
-    """Writes a folder's LLaMA as GGUF in float32; token 7 is spelt <7>. Counts its parameters."""
-    settings = json.loads((folder / "config.json").read_text("utf-8"))
-    tensors = load_file(folder / "model.safetensors")
-    heads, size = settings["num_attention_heads"], settings["vocab_size"]
-    writer = gguf.GGUFWriter(path, "llama")
-    writer.add_context_length(settings["max_position_embeddings"])
-    writer.add_embedding_length(settings["hidden_size"])
-    writer.add_block_count(settings["num_hidden_layers"])
-    writer.add_feed_forward_length(settings["intermediate_size"])
-    writer.add_head_count(heads)
-    writer.add_head_count_kv(heads)
-    writer.add_layer_norm_rms_eps(settings["rms_norm_eps"])
-    writer.add_rope_dimension_count(settings["head_dim"])
-    writer.add_rope_freq_base(settings["rope_theta"])
-    writer.add_vocab_size(size)
+def spell_tokens(source: Path, path: Path) -> int:
+    """Writes a file whose token 7 is spelt <7>; counts its parameters."""
+    reader, count = gguf.GGUFReader(source), 0
+    writer = gguf.GGUFWriter(path, reader.fields["general.architecture"].contents())
+    for name, field in reader.fields.items():
+        if not name.startswith(("GGUF.", "general.architecture", "tokenizer.")):
+            writer.add_key_value(name, field.contents(), field.types[0])
+    (size,) = (int(t.shape[-1]) for t in reader.tensors if t.name == "token_embd.weight")
     writer.add_tokenizer_model("llama")
     writer.add_token_list([f"<{number}>" for number in range(size)])
     writer.add_token_scores([0.0] * size)
     writer.add_token_types([int(gguf.TokenType.NORMAL)] * size)
-    for name, tensor in tensors.items():
-        writer.add_tensor(renamed(name), arranged(name, tensor, heads))
+    for tensor in reader.tensors:
+        count += math.prod(map(int, tensor.shape))
+        writer.add_tensor(tensor.name, np.array(tensor.data), raw_dtype=tensor.tensor_type)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    return sum(tensor.size for tensor in tensors.values())
-
-
-def renamed(name: str) -> str:
-    """llama.cpp's name of a tensor."""
-    title = name.removesuffix(".weight")
-    if title in WHOLE:
-        return f"{WHOLE[title]}.weight"
-    layer, _, inner = title.removeprefix("model.layers.").partition(".")
-    return f"blk.{layer}.{TENSORS[inner]}.weight"
-
-
-def arranged(name: str, tensor: Any, heads: int) -> Any:
-    """A tensor as llama.cpp has it, which rotates neighbouring pairs of each head."""
-    if "q_proj" not in name and "k_proj" not in name:
-        return tensor
-    rows, columns = tensor.shape
-    halves = tensor.reshape(heads, 2, rows // heads // 2, columns)
-    return np.ascontiguousarray(halves.swapaxes(1, 2).reshape(rows, columns))
+    return count
 
 
 if __name__ == "__main__":

@@ -17,14 +17,22 @@ class Side:
     """The model and its generator."""
 
     def prepare(
-        self, folder: str, cores: int, batches: list[int], prompt: int, tokens: int, **shape: Any
+        self,
+        folder: str,
+        cores: int,
+        batches: list[int],
+        prompt: int,
+        tokens: int,
+        weights: str,
+        **shape: Any,
     ) -> dict[str, Any]:
         """Compiles; leaves the model and the prompts in `folder` for the other sides."""
         self.threads = keep_to_cores(cores)  # before XLA counts them
         import jax
 
         from lmjax.generation import Generator
-        from lmjax.interop import huggingface
+        from lmjax.generation.weights import layers_apart
+        from lmjax.interop import gguf_source, huggingface
         from lmjax.models import initialize
         from lmjax.parallel import Mesh, generation_layout
 
@@ -33,7 +41,12 @@ class Side:
         _, params = initialize(config, generation_layout(), jax.random.key(0))
         self.prompts = random_prompts(shape["vocabulary"], max(batches), prompt)
         np.save(Path(folder, "prompts.npy"), self.prompts)
-        huggingface.write(Path(folder, "model"), config, params)
+        file = write_file(Path(folder), config, params, weights)
+        if weights == "q8_0":  # the very file that llama.cpp reads
+            how = {"apart": layers_apart(), "few_bits": True}
+            config, _, params = gguf_source.read(file, generation_layout(), **how)
+        else:
+            huggingface.write(Path(folder, "model"), config, params)
         named = huggingface.by_path(params)
         begin = time.perf_counter()
         self.generators = {MAIN: Generator(config, params)}
@@ -42,12 +55,14 @@ class Side:
             self.decode(batch, tokens)
         # Of the table of positions and, where the head has one of its own, of the tokens', a
         # token reads one row.
-        rows_only = ["positions.table"] + ["embedding.table"] * (not config.tied_head)
+        rows_only = ("positions.table",) + ("embedding.table",) * (not config.tied_head)
         return {
             "version": f"jax {jax.__version__}",
             "threads": self.threads,
-            "parameters": sum(a.size for a in named.values()),
-            "bytes_per_token": sum(a.nbytes for n, a in named.items() if n not in rows_only),
+            "parameters": sum(a.size for n, a in named.items() if not n.endswith(".scales")),
+            "bytes_per_token": sum(
+                a.nbytes for n, a in named.items() if not n.startswith(rows_only)
+            ),
             "compile_seconds": time.perf_counter() - begin,
         }
 
@@ -127,6 +142,21 @@ def model(family: str, layers: int, hidden: int, heads: int, length: int, vocabu
         ),
         feed_forward=replace(config.feed_forward, size=wide),
     )
+
+
+def write_file(folder: Path, config: Any, params: dict, weights: str) -> Path | None:
+    """Writes a GGUF file for llama.cpp; None without the package, which float32 does not need."""
+    from lmjax.config import UserError
+    from lmjax.interop import gguf_file
+
+    path = folder / "model.gguf"
+    try:
+        gguf_file.write(path, config, params, kind={"float32": "f32"}.get(weights, weights))
+    except UserError:
+        if weights != "float32":
+            raise
+        return None
+    return path
 
 
 def random_prompts(vocabulary: int, batch: int, length: int) -> np.ndarray:

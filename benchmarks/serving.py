@@ -1,20 +1,26 @@
-"""Tokens a second and time to the first token of the server's engine, beside the generator's.
+"""Tokens a second and time to the first token of the server's engine, beside other generators.
 
-python -m benchmarks.serving [json=FILE]
+python -m benchmarks.serving [python=PYTHON_WITH_TRANSFORMERS] [json=FILE]
 python -m benchmarks.serving layers=2 hidden=64 heads=4 vocabulary=512 tokens=16 prefix=96 rounds=2
 
-One process has both sides, which take turns, with one random model in float32. Greedy tokens of one
-stream and of several clients at once; then prompts whose beginning the cache knows, and others.
+One process has lmjax's sides, another one transformers' `generate`; they take turns, with one
+random model in float32. Greedy tokens of one stream and of several clients at once; then prompts
+whose beginning the cache knows, and others.
 """
 
+import sys
+import tempfile
 import time
+from contextlib import ExitStack
+from pathlib import Path
 
 import jax
 import numpy as np
 
-from benchmarks.harness import save, spread, table
+from benchmarks.harness import Worker, WorkerError, save, spread, table
 from lmjax.config import UserError, config
 from lmjax.generation import Generator, Sampling
+from lmjax.interop import huggingface
 from lmjax.launch import exit_on_user_error, from_command_line
 from lmjax.models import AttentionConfig, FeedForwardConfig, TransformerConfig, initialize
 from lmjax.parallel import Mesh, generation_layout
@@ -24,6 +30,7 @@ from lmjax.serving.settings import EngineSettings
 from lmjax.serving.weights import ServedWeights
 
 GREEDY = Sampling(temperature=0.0)
+PAUSE = 0.3  # seconds until the threads of the side before have stopped waiting for work
 
 
 @config
@@ -41,6 +48,7 @@ class ServingBenchmark:
     prefix: int = 1000  # tokens of the beginning that the cache knows
     guesses: int = 8  # tokens that are guessed ahead, on text that repeats
     rounds: int = 5  # turns of each side
+    python: str = ""  # interpreter that has torch, numpy and transformers
     json: str = ""  # file for the results
 
     def validate(self) -> None:
@@ -82,6 +90,7 @@ class Sides:
         )
         _, params = initialize(model, generation_layout(), jax.random.key(0))
         self.settings, self.generator = settings, Generator(model, params)
+        self.parameters = model, params
         weights = {"": ServedWeights.of(self.generator)}
         most = settings.clients * (settings.prompt + settings.tokens + 32)
         sizes = EngineSettings(
@@ -140,13 +149,67 @@ class Sides:
         }
 
 
+class Transformers:
+    """transformers' `generate` of as many prompts at once as there are clients, and of one."""
+
+    def __init__(self, settings: ServingBenchmark, sides: Sides, folder: Path, worker: Worker):
+        """Gives the model to the process; WorkerError where it has no transformers."""
+        huggingface.write(folder / "model", *sides.parameters)
+        prompts = [sides.text(settings.prompt) for _ in range(settings.clients)]
+        np.save(folder / "prompts.npy", np.asarray(prompts, np.int32))
+        self.worker, self.settings = worker, settings
+        how = {"prompt": settings.prompt, "tokens": settings.tokens, "cores": 0}
+        batches = [1, settings.clients]
+        worker.ask("prepare", folder=str(folder), batches=batches, **how)
+
+    def turn(self) -> dict[str, float]:
+        """Tokens a second."""
+        found = {}
+        for name, batch in (("one", 1), (str(self.settings.clients), self.settings.clients)):
+            count = self.settings.tokens
+            seconds = self.worker.ask("decode", batch=batch, tokens=count)["seconds"]
+            found[f"transformers, {name} at once, tokens/s"] = count * batch / seconds
+        return found
+
+
+def ratios(turn: dict[str, float], clients: int) -> dict[str, float]:
+    """Ratios of what one turn measured."""
+    one, many = (turn[f"server, {n}, tokens/s"] for n in ("one stream", f"{clients} clients"))
+    known, unknown = (turn[f"first token, {n} beginning, ms"] for n in ("known", "unknown"))
+    plain, guessed = (turn[f"text that repeats{n}, tokens/s"] for n in ("", ", guessed"))
+    found = {
+        f"{clients} clients / one": many / one,
+        "known / unknown beginning": known / unknown,
+        "guessed / not": guessed / plain,
+    }
+    for name, ours in (("one", one), (str(clients), many)):
+        if (theirs := turn.get(f"transformers, {name} at once, tokens/s")) is not None:
+            found[f"server / transformers, {name} at once"] = ours / theirs
+    return found
+
+
 def main() -> None:
     """Measures and prints."""
     settings = from_command_line(ServingBenchmark())
-    with jax.set_mesh(Mesh(fsdp=1).build(jax.devices()[:1])):
+    with ExitStack() as stack:
+        stack.enter_context(jax.set_mesh(Mesh(fsdp=1).build(jax.devices()[:1])))
         sides = Sides(settings)
         sides.turn()  # compiles
-        turns = [sides.turn() for _ in range(settings.rounds)]
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        all_sides = [sides]
+        worker = Worker("benchmarks.decode_torch", settings.python or sys.executable)
+        worker = stack.enter_context(worker)
+        try:
+            all_sides.append(Transformers(settings, sides, folder, worker))
+        except WorkerError as error:
+            print(f"transformers is left out: {error}; give python=... one that has it")
+        turns = []
+        for number in range(settings.rounds):
+            turn = {}
+            for side in all_sides[:: -1 if number % 2 else 1]:
+                time.sleep(PAUSE)
+                turn |= side.turn()
+            turns.append(turn | ratios(turn, settings.clients))
     found = {name: [turn[name] for turn in turns] for name in turns[0]}
     results = {name: spread(values) for name, values in found.items()}
     rows = [[name, *result.values()] for name, result in results.items()]

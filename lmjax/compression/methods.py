@@ -225,8 +225,8 @@ def put_chosen(params: dict, config: TransformerConfig, chosen: dict[Path, list]
 
 @functools.partial(jax.jit, static_argnums=1)
 def _cut(stored: Stored, form: WeightForm) -> Stored:
-    """Arrays that are kept of a stack of weights, cut over the mesh."""
-    return jax.lax.map(form.cut, stored)
+    """Arrays of [inputs, outputs] of a stack of weights as they are kept, cut over the mesh."""
+    return jax.lax.map(lambda one: form.cut(form.turned(one)), stored)
 
 
 def with_part(tree: dict, path: Path, value: Any) -> dict:

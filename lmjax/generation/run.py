@@ -61,7 +61,7 @@ def load_model(
     Args:
       folder: config.json, safetensors, and a tokenizer (see `read_tokenizer`); or PEFT's adapters
         for such a model; or a folder of `gguf_source.as_folder`. Weights in few bits stay so where
-        our settings have such a form, but for those of GGUF files, which become float32.
+        our settings have such a form.
       layout: how the model is cut over the mesh; None is `generation_layout()`.
       dtype: what is computed in; None: float32.
       cache: what keys and values are kept in; see `Generator`.
@@ -81,7 +81,8 @@ def load_model(
     if adapters:
         config, _, params = read_adapted(folder, layout)
     elif (packed := gguf_source.weights_of(folder)) is not None:
-        config, _, params = gguf_source.read(packed, layout, apart=layers_apart())
+        how = {"apart": layers_apart(), "few_bits": True}
+        config, _, params = gguf_source.read(packed, layout, **how)
     else:
         config, reason = huggingface.in_few_bits(folder, family, config)
         if reason:

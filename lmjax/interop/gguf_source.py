@@ -19,8 +19,9 @@ from lmjax.config import UserError, replace
 from lmjax.data.chat.folder import DEFAULT, Template, write_templates
 from lmjax.interop.families import family_of
 from lmjax.interop.gguf_file import library
+from lmjax.interop.gguf_packed import in_few_bits, read_kept
 from lmjax.interop.gguf_tokenizer import tokenizer_files
-from lmjax.interop.huggingface import by_path, nest, put
+from lmjax.interop.huggingface import by_path, lay, nest, put
 from lmjax.interop.library_tokenizer import Unwritable
 from lmjax.interop.tensor_files import Report, report_nothing, write_json
 from lmjax.interop.tensor_names import entries_of, theirs
@@ -40,6 +41,7 @@ from lmjax.models import (
     gpt2,
     llama,
     mixtral,
+    quantized_weights,
 )
 from lmjax.models.family import families
 from lmjax.models.gguf_layout import GGUFLayout
@@ -239,7 +241,11 @@ def _scaling(file: GGUFFile) -> RotaryScaling | None:
 
 
 def read(
-    path: Path, layout: Layout, report: Report = report_nothing, apart: bool = False
+    path: Path,
+    layout: Layout,
+    report: Report = report_nothing,
+    apart: bool = False,
+    few_bits: bool = False,
 ) -> tuple[TransformerConfig, nnx.GraphDef, dict]:
     """The model in a file, its weights in float32; see `huggingface.read`.
 
@@ -250,6 +256,7 @@ def read(
       layout: how the parameters are cut over the mesh.
       report: is told the bytes that are read, and of how many, after each tensor.
       apart: see `huggingface.read_params`.
+      few_bits: keep weights in Q8_0 and Q4_0 as they are; see `gguf_packed.in_few_bits`.
 
     Raises:
       UserError: a damaged file, another architecture, a tensor that is missing, has another shape,
@@ -257,8 +264,16 @@ def read(
     """
     file = GGUFFile(path)
     config = read_config(file)
+    paths, left = by_path(abstract(config, layout)[1]), set(file.tensors) - {FACTORS}
+    if few_bits:
+        kinds = {title: tensor.tensor_type.name for title, tensor in file.tensors.items()}
+        config = in_few_bits(file.layout, config, paths, kinds)
     graph, shapes = abstract(config, layout)
-    paths, left = by_path(shapes), set(file.tensors) - {FACTORS}
+    shapes = by_path(shapes) | paths
+    forms = {
+        ".".join(one): dataclasses.replace(form, layout=layout)
+        for one, form in quantized_weights(config).items()
+    }
     total, done = sum(int(tensor.n_bytes) for tensor in file.tensors.values()), 0
     params: dict[str, Any] = {}
     for name, index in entries_of(file.layout, config, paths):
@@ -273,7 +288,12 @@ def read(
                 f" should be {list(wanted)}"
             )
         left.remove(title)
-        put(params, paths, name, index, file.read(title), apart)
+        kept = read_kept(name, forms, file.tensors[title], wanted)
+        if kept is None:
+            put(params, shapes, name, index, file.read(title), apart, forms)
+        else:
+            for one, arrays in zip(name.ours, kept, strict=True):
+                lay(params, shapes, one, index, arrays, apart)
         done += int(file.tensors[title].n_bytes)
         report(done, total)
     if left:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -121,8 +121,15 @@ def read_packed(
     weight = files.integers(title)
     if weight is None or any(not _takes(form, weight) for form in found):
         return None
+    return kept_parts(name, found, weight, title)
+
+
+def kept_parts(
+    name: Name, forms: Sequence[WeightForm], weight: PackedWeight, title: str
+) -> list[Stored]:
+    """Arrays that are kept of each of our parts of a packed weight, whose forms have its codes."""
     transform = of_matrices(name.transform, title)
-    outputs = [tuple(size for _, size in form.outputs) for form in found]
+    outputs = [tuple(size for _, size in form.outputs) for form in forms]
 
     def cut(lines: np.ndarray) -> list[np.ndarray]:
         parts = transform.read(lines.T, [(len(lines), *own) for own in outputs])
@@ -130,7 +137,7 @@ def read_packed(
 
     parts = zip(cut(weight.n), cut(weight.scale), cut(weight.zero.astype(np.uint8)), strict=True)
     # Of a stack of experts it is one.
-    ones = [dataclasses.replace(form, stack=()) for form in found]
+    ones = [dataclasses.replace(form, stack=()) for form in forms]
     return [_kept(form, *part) for form, part in zip(ones, parts, strict=True)]
 
 
@@ -157,7 +164,7 @@ def _kept(form: WeightForm, n: jax.Array, scale: jax.Array, zero: jax.Array) -> 
     """The arrays of a matrix [in, out], cut over the mesh as they are at rest."""
     code: IntegerCode = form.code
     grid = Grid(scale.astype(jnp.float32), None if code.symmetric else zero.astype(jnp.float32))
-    return form.cut(code.stored(n.astype(jnp.float32) + code.lowest, grid, form.axis))
+    return form.cut(form.turned(code.stored(n.astype(jnp.float32) + code.lowest, grid, 0)))
 
 
 def _packed_paths(

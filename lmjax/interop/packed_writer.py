@@ -130,6 +130,7 @@ def _packed(
             )
         kept = {part: a for part, a in stored.items() if part.startswith(f"{path}.")}
         kept = {part.removeprefix(f"{path}."): _one(a, index) for part, a in kept.items()}
+        kept = form.turned(kept)
         n = np.asarray(code.raw(kept["codes"], 0))[:size] - code.lowest
         scale = np.asarray(kept["scales"])
         middle = np.full(scale.shape, -code.lowest)

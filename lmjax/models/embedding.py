@@ -6,7 +6,7 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from lmjax.models.few_rows import TABLE_PIECE, are_few, piecewise_scores
+from lmjax.models.few_rows import are_few, few_row_product
 from lmjax.models.initializers import Kind
 from lmjax.models.linear import Builder
 from lmjax.models.quantized import QuantizedWeight
@@ -56,12 +56,11 @@ class Embedding(nnx.Module):
         There is for a table in few bits on a CPU, which is not made whole for them.
         """
         (_, count) = self.rows[0]
-        few = isinstance(self.table, QuantizedWeight) and are_few(x.shape)
-        if not few or count % TABLE_PIECE:
+        if not isinstance(self.table, QuantizedWeight) or not are_few(x.shape):
             return None
         stored = self.table.form.gathered(self.table.stored())
         cut = (jax.typeof(a).sharding.spec for a in (x, *stored.values()))
         if any(entry is not None for spec in cut for entry in spec):
             return None
-        found = piecewise_scores(x.reshape(-1, x.shape[-1]), self.table.form, stored)
+        found = few_row_product(x.reshape(-1, x.shape[-1]), self.table.form, stored)
         return found.reshape(*x.shape[:2], count)

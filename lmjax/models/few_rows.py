@@ -2,8 +2,7 @@
 
 XLA's CPU products of a weight that is made whole first write it to memory and read it again in
 float32, some 8 times the bytes of what is kept. Here a piece of the weight that fits a core's cache
-is made float, multiplied and forgotten; for one row the pieces are so small that they never leave
-the registers.
+is made float, multiplied and forgotten; for one row the numbers never leave the registers.
 """
 
 from __future__ import annotations
@@ -15,15 +14,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from lmjax.models.quantized import WeightForm
-from lmjax.models.weight_codes import Grid, Stored
+from lmjax.models.weight_codes import Stored
 from pallas_kernels.target import target
 
 MOST_ROWS = 4  # of x; more make up for the weight made whole
-TABLE_PIECE = 128  # rows of a table of a step; a vocabulary is padded to a multiple
-PIECE = 128  # inputs of a step at most, where blocks are longer
-# Inputs of a sum that is written out for one row. More are read from as many places at once, which
-# may be more than a cache has room for; of fewer there are more sums to add.
-SUM = 16
+PIECE = 128  # outputs of a step at most
+PART = 32  # neighbouring inputs of a block at most that are summed before their scale is applied
+PARTS = 64  # that are written out at most
+TERMS = 96  # at most where parts have several: of more XLA makes no vectors
+CHAINS = 4  # sums of parts, so that an addition need not wait for the one before
 
 
 def are_few(shape: tuple[int, ...]) -> bool:
@@ -35,107 +34,99 @@ def are_few(shape: tuple[int, ...]) -> bool:
     return known and math.prod(shape[:2]) <= MOST_ROWS and target().platform == "cpu"
 
 
-def piece_of(form: WeightForm, most: int = PIECE) -> int | None:
-    """Inputs of a step: a block, or a part of one; None: blocks do not cut the weight evenly.
-
-    They are `most` at most.
-    """
-    size, block = form.size, form.code.of(form.size)
-    if size % block or block % form.code.packed:
-        return None
-    whole = (n for n in range(min(most, block), 0, -1) if block % n == 0)
-    return next((n for n in whole if n % form.code.packed == 0), None)
-
-
 def few_row_product(
     x: Float[Array, "rows in"], form: WeightForm, stored: Stored
 ) -> Float[Array, "rows out"]:
-    """x . weight in float32, in the faster of two ways; see `piecewise_product`."""
-    if len(x) == 1 and form.code.plain and piece_of(form, SUM) > SUM // 2:
-        return written_out_product(x, form, stored)
+    """x . weight in float32, in the faster of two ways; on one device.
+
+    Args:
+      x: a few rows, in any precision.
+      form: of the weight, or of a table, whose rows are the outputs.
+      stored: what is kept of it.
+    """
+    x = x.astype(jnp.float32)
+    if len(x) == 1 and (sizes := parts_of(form)) is not None:
+        return written_out_product(x, form, stored, *sizes)
     return piecewise_product(x, form, stored)
+
+
+def parts_of(form: WeightForm) -> tuple[int, int] | None:
+    """Inputs of a part, and parts that are written out; None: the weight has no good ones."""
+    size, block = form.size, form.code.of(form.size)
+    if not form.code.plain or size % block or block % form.code.packed:
+        return None
+    fitting = (n for n in range(min(PART, block), 0, -1) if block % n == 0)
+    part = next(n for n in fitting if n % form.code.packed == 0)
+    count = _largest_divisor(size // part, PARTS)
+    return (part, count) if part > PART // 4 and part * count >= min(size, 512) else None
+
+
+def _largest_divisor(number: int, most: int) -> int:
+    return next(n for n in range(min(number, most), 0, -1) if number % n == 0)
 
 
 def piecewise_product(
     x: Float[Array, "rows in"], form: WeightForm, stored: Stored
 ) -> Float[Array, "rows out"]:
-    """x . weight in float32, some inputs at a time; on one device.
-
-    Args:
-      x: a few rows, in any precision.
-      form: of the weight, for which `piece_of` gives a number.
-      stored: what is kept of it.
-    """
-    code, piece = form.code, piece_of(form)
-    grid = code.grid(stored, 0)
-    per_block = code.of(form.size) // piece
-    pieces = form.size // piece
-    codes = stored["codes"].reshape(pieces, piece // code.packed, -1)
-    parts = jnp.swapaxes(x.astype(jnp.float32).reshape(len(x), pieces, piece), 0, 1)
-    one = grid.scale.shape[0] == 1  # then the scale is applied once, at the end
-
-    def step(total: jax.Array, number: jax.Array) -> tuple[jax.Array, None]:
-        part = parts[number]
-        apart = part.reshape(len(x), -1, code.packed)
-        raws = enumerate(code.in_slots(codes[number]))
-        product = sum(apart[:, :, slot] @ raw for slot, raw in raws)
-        own = Grid(*(a if a is None else a[number // per_block] for a in grid))
-        if own.zero is not None:
-            product -= jnp.sum(part, axis=1, keepdims=True) * own.zero
-        return total + (product if one else product * own.scale), None
-
-    start = jnp.zeros((len(x), codes.shape[2]), jnp.float32)
-    total, _ = jax.lax.scan(step, start, jnp.arange(pieces))
-    return total * grid.scale[0] if one else total
-
-
-def written_out_product(
-    x: Float[Array, "1 in"], form: WeightForm, stored: Stored
-) -> Float[Array, "1 out"]:
-    """x . weight in float32 of one row, as sums over some inputs that are written out.
-
-    Each sum is one loop over the outputs, in which XLA makes numbers of codes and adds their
-    products in registers. A `jnp.sum` would be a loop over inputs instead, which it does not
-    vectorise. The sums are added by a product with ones, as that is never made part of the loop.
-
-    Args: as `piecewise_product`; the code of the form is `plain`.
-    """
-    code, piece = form.code, piece_of(form, SUM)
-    # XLA would make all weights float before a loop over tokens, as they are the same in all turns.
-    stored, x = jax.lax.optimization_barrier((stored, x))
-    grid = code.grid(stored, 0)
-    count, per_block = form.size // piece, code.of(form.size) // piece
-    codes = stored["codes"].reshape(count, piece // code.packed, -1)
-    parts = x.astype(jnp.float32).reshape(count, piece)
-    total = 0
-    for byte in range(codes.shape[1]):
-        for slot, raw in enumerate(code.in_slots(codes[:, byte])):
-            total += parts[:, byte * code.packed + slot, None] * raw
-    wide = Grid(*(a if a is None else jnp.repeat(a, per_block, axis=0) for a in grid))
-    if wide.zero is not None:
-        total -= jnp.sum(parts, axis=1, keepdims=True) * wide.zero
-    return jnp.ones((1, count), jnp.float32) @ (total * wide.scale)
-
-
-def piecewise_scores(
-    x: Float[Array, "rows in"], form: WeightForm, stored: Stored
-) -> Float[Array, "rows table"]:
-    """x . table^T in float32 of a table of rows, some of these at a time; on one device.
-
-    Args:
-      x: a few rows, in any precision.
-      form: of the table, whose number of rows `TABLE_PIECE` divides.
-      stored: what is kept of it.
-    """
-    (_, count), x = form.stack[0], x.astype(jnp.float32)
-    pieces = {
-        name: a.reshape(-1, TABLE_PIECE, *a.shape[1:]) if a.ndim else a
-        for name, a in stored.items()
-    }
+    """As `few_row_product`, some outputs at a time."""
+    count = form.matrix_shape[0]
+    piece = _largest_divisor(count, PIECE)
+    pieces = {n: a.reshape(-1, piece, *a.shape[1:]) if a.ndim else a for n, a in stored.items()}
 
     def step(_: None, number: jax.Array) -> tuple[None, jax.Array]:
         own = {name: a[number] if a.ndim else a for name, a in pieces.items()}
         return None, x @ form.code.decode(own, 1, form.size).T
 
-    _, found = jax.lax.scan(step, None, jnp.arange(count // TABLE_PIECE))
+    _, found = jax.lax.scan(step, None, jnp.arange(count // piece))
     return jnp.swapaxes(found, 0, 1).reshape(len(x), count)
+
+
+def written_out_product(
+    x: Float[Array, "1 in"], form: WeightForm, stored: Stored, part: int, count: int
+) -> Float[Array, "1 out"]:
+    """As `few_row_product` of one row, by sums that are written out.
+
+    y[o] = sum_l sum_p s[o, p] sum_t x[p, t, l] n[o, p, t, l] for parts p, terms t and lanes l. All
+    but the outer sum is one loop over outputs and lanes, in which XLA makes numbers of codes and
+    adds their products in registers, and which reads the codes in the order they lie in. A
+    `jnp.sum` would be a loop over its terms, which it does not vectorise. The outer sum is a
+    product with ones, as that is never made part of the loop.
+
+    Args: as `few_row_product`; `part` and `count` are what `parts_of` gives.
+    """
+    code, size = form.code, form.size
+    # XLA would make all weights float before a loop over tokens, as they are the same in all turns.
+    stored, x = jax.lax.optimization_barrier((stored, x))
+    grid, all_parts = code.grid(stored, 1), size // part
+    one = grid.scale.shape[1] == 1  # then the scale is applied once, at the end
+    terms = next(n for n in (4, 2, 1) if (part % (8 * n) == 0 and count * n <= TERMS) or n == 1)
+    lanes = part // terms // code.packed
+    codes = stored["codes"].reshape(-1, all_parts, terms, lanes)
+    x = x.reshape(all_parts, terms, lanes, code.packed)
+    scale, zero = (
+        None if a is None else jnp.repeat(a, code.of(size) // part, axis=1)[..., None]
+        for a in (None if one else grid.scale, grid.zero)
+    )
+
+    def some(first: int | jax.Array) -> jax.Array:
+        """Sums of parts from `first` on, [outputs, lanes]."""
+        n, s, z, own = (
+            None if a is None else jax.lax.dynamic_slice_in_dim(a, first, count, axis)
+            for a, axis in ((codes, 1), (scale, 1), (zero, 1), (x, 0))
+        )
+        totals = [0] * min(CHAINS, count)
+        for number in range(count):
+            total = 0
+            for term in range(terms):
+                for slot, raw in enumerate(code.in_slots(n[:, number, term])):
+                    raw = raw if z is None else raw - z[:, number]
+                    total += raw * own[number, term, :, slot]
+            totals[number % CHAINS] += total if s is None else total * s[:, number]
+        return sum(totals[1:], totals[0])
+
+    total = some(0)
+    if all_parts > count:
+        starts = jnp.arange(count, all_parts, count)
+        total, _ = jax.lax.scan(lambda a, first: (a + some(first), None), total, starts)
+    y = total @ jnp.ones((lanes,), jnp.float32)
+    return (y * grid.scale[:, 0] if one else y)[None]

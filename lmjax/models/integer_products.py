@@ -91,7 +91,7 @@ def integer_product(
     """
     n = jnp.round(x.astype(jnp.float32) / jnp.where(scale == 0, 1, scale))
     n = jnp.clip(n, -MOST, MOST).astype(jnp.int8)
-    batch, seq, inner = x.shape[0], x.shape[1], jax.typeof(stored["codes"]).sharding.spec[0]
+    batch, seq, inner = x.shape[0], x.shape[1], jax.typeof(stored["codes"]).sharding.spec[1]
     n = jax.reshard(n, P(*jax.typeof(n).sharding.spec[:2], inner))
     few = batch * seq < ROWS and target().platform == "cpu" and out[1] is None
     if few:
@@ -99,9 +99,9 @@ def integer_product(
     sums = jax.lax.dot_general(
         n,
         stored["codes"],
-        (((2,), (0,)), ((), ())),
+        (((2,), (1,)), ((), ())),
         preferred_element_type=jnp.int32,
         out_sharding=out,
     )
     sums = (sums[:, :seq] if few else sums).astype(jnp.float32)
-    return sums * scale * form.code.grid(stored, 0).scale
+    return sums * scale * form.code.grid(stored, 1).scale[:, 0]

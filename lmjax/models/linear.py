@@ -12,7 +12,7 @@ from flax import nnx
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from lmjax.models.few_rows import are_few, few_row_product, piece_of
+from lmjax.models.few_rows import are_few, few_row_product
 from lmjax.models.initializers import Initializer, Kind
 from lmjax.models.integer_products import ActivationCode, integer_product
 from lmjax.models.products import Product, Products
@@ -141,7 +141,7 @@ class LinearLayer(nnx.Module):
     def _quantized_product(self, x: jax.Array, stored: Stored) -> jax.Array:
         """The product with a weight of few bits, in the way that is fast."""
         form, spec, batch = self.weight.form, self._spec(x), jax.typeof(x).sharding.spec
-        few = are_few(x.shape) and not any((*spec, *batch)) and piece_of(form) is not None
+        few = are_few(x.shape) and not any((*spec, *batch))
         if self.activations is None and not few:
             return self._product(x, self._gathered(stored))
         stored = form.gathered(stored)

@@ -119,7 +119,7 @@ class Int4(IntegerCode):
         n = from_bytes(codes, axis, 2 * codes.shape[axis])
         return n.astype(jnp.float32) + self.lowest
 
-    def in_slots(self, codes: Shaped[Array, "codes out"]) -> tuple[Float[Array, "codes out"], ...]:
+    def in_slots(self, codes: Shaped[Array, "*codes"]) -> tuple[Float[Array, "*codes"], ...]:
         """See `WeightCode.in_slots`; without bringing neighbours together first."""
         return tuple(n.astype(jnp.float32) + self.lowest for n in (codes & 15, codes >> 4))
 

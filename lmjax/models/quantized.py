@@ -6,6 +6,7 @@ import dataclasses
 import math
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
@@ -20,8 +21,9 @@ Axes = tuple[tuple[str | None, int], ...]
 class WeightForm:
     """Form in which a weight of few bits is kept: that of a matrix, or of a stack of them.
 
-    `inputs` are one axis of it, along which blocks run, and `outputs` are one, if there are any.
-    What is kept is cut over the mesh as the weight is, where sizes divide.
+    It is [*stack, outputs, inputs] with one axis of inputs, along which blocks run, and one of
+    outputs, if there are any: neighbours that share a scale lie beside each other in memory. What
+    is kept is cut over the mesh as the weight is, where sizes divide.
 
     Attributes:
       inputs: axes that a product sums over.
@@ -39,8 +41,8 @@ class WeightForm:
 
     @property
     def axis(self) -> int:
-        """The axis of the matrix that blocks run along."""
-        return len(self.stack)
+        """The axis of the matrix that blocks run along, its last."""
+        return len(self.stack) + bool(self.outputs)
 
     @property
     def size(self) -> int:
@@ -59,14 +61,20 @@ class WeightForm:
 
     @property
     def matrix_shape(self) -> tuple[int, ...]:
-        """Shape of the weight whose inputs, and outputs, are one axis each."""
+        """Shape of the matrix, or of the stack of them."""
         outputs = (math.prod(size for _, size in self.outputs),) if self.outputs else ()
-        return (*(size for _, size in self.stack), self.size, *outputs)
+        return (*(size for _, size in self.stack), *outputs, self.size)
 
     def encode(self, weight: Float[Array, "*axes"]) -> Stored:
         """Arrays that are kept of a weight, cut over the mesh; traceable."""
         whole = jax.reshard(weight, PartitionSpec(*(None,) * weight.ndim))
-        return self.cut(self.code.encode(whole.reshape(self.matrix_shape), self.axis))
+        whole = whole.reshape(*(size for _, size in self.stack), self.size, -1)
+        matrix = self.turned({"": whole})[""].reshape(self.matrix_shape)
+        return self.cut(self.code.encode(matrix, self.axis))
+
+    def turned(self, stored: Stored) -> Stored:
+        """Arrays of [inputs, outputs] as they are kept, or the other way round."""
+        return {n: jnp.swapaxes(a, -1, -2) if a.ndim > 1 else a for n, a in stored.items()}
 
     def cut(self, stored: Stored) -> Stored:
         """The arrays that are kept, cut over the mesh as they are at rest."""
@@ -95,6 +103,8 @@ class WeightForm:
         names = self.layout.gathered(*self.names) if whole else self.names
         matrix = self.code.decode(self.gathered(stored, whole), self.axis, self.size)
         matrix = jax.reshard(matrix, self.spec(self.matrix_shape, names))
+        if self.outputs:
+            matrix = jnp.swapaxes(matrix, -1, -2)
         return matrix.reshape(self.shape, out_sharding=self.layout.spec(*names, shape=self.shape))
 
     def spec(
@@ -108,7 +118,8 @@ class WeightForm:
         """
         every = self.layout.spec(*(self.names if names is None else names), shape=self.shape)
         # Of several axes that are one, the first is the one that is cut.
-        starts = [*range(self.axis + 1)] + [self.axis + len(self.inputs)] * bool(self.outputs)
+        stack = len(self.stack)
+        starts = [*range(stack), *[stack + len(self.inputs)] * bool(self.outputs), stack]
         return PartitionSpec(*(_dividing(every[n], size) for n, size in zip(starts, shape)))
 
 

@@ -59,10 +59,9 @@ class WeightCode(abc.ABC):
     def raw(self, codes: Shaped[Array, "*codes"], axis: int) -> Float[Array, "*axes"]:
         """Numbers in float32 that codes stand for, before scale and zero; `packed` a code."""
 
-    def in_slots(self, codes: Shaped[Array, "codes out"]) -> tuple[Float[Array, "codes out"], ...]:
-        """As `raw` along the first axis: numbers of all codes' first slots, their second, ..."""
-        apart = self.raw(codes, 0).reshape(len(codes), self.packed, -1)
-        return tuple(apart[:, slot] for slot in range(self.packed))
+    def in_slots(self, codes: Shaped[Array, "*codes"]) -> tuple[Float[Array, "*codes"], ...]:
+        """Numbers, as `raw`, of all codes' first slots, their second, ...; of a `plain` code."""
+        return (self.raw(codes, 0),)
 
     @abc.abstractmethod
     def grid(self, stored: Stored, axis: int) -> Grid:

@@ -13,7 +13,15 @@ from lmjax.interop import gguf_file, gguf_source, huggingface
 from lmjax.interop.convert import convert
 from lmjax.interop.export import convert_to_gguf
 from lmjax.interop.folder import load_trained_model
-from lmjax.models import Batch, Llama3Scaling, Rotary, initialize, llama, mixtral
+from lmjax.models import (
+    Batch,
+    Llama3Scaling,
+    Rotary,
+    initialize,
+    llama,
+    mixtral,
+    with_quantization,
+)
 from lmjax.models.rotary import rotary_frequencies
 from lmjax.parallel import training_layout
 from tests.lmjax.data.real_strings import real_strings
@@ -103,6 +111,41 @@ def test_weights_of_fewer_bits_are_what_their_library_says(one_device, tmp_path,
     assert 0 < abs(expected.T - before).max() < 0.2 * abs(before).max()
 
 
+@pytest.mark.parametrize(
+    ("kind", "config"),
+    [("q8_0", SMALL), ("q4_0", SMALL), ("q8_0", MIXTURE)],
+    ids=["q8_0", "q4_0", "experts"],
+)
+def test_weights_stay_in_few_bits(one_device, tmp_path, kind, config):
+    """The numbers that the library makes of them, bit for bit, in as many bytes as in the file."""
+    _, params = initialize(config, training_layout(), jax.random.key(1))
+    path = tmp_path / "model.gguf"
+    gguf_file.write(path, config, params, None, kind)
+    small, _, kept = gguf_source.read(path, training_layout(), few_bits=True)
+    assert small.quantization.tables == small.quantization.weights
+    tensors = gguf.GGUFReader(path).tensors
+    file_bytes = sum(int(t.n_bytes) for t in tensors if t.name.startswith("blk."))
+    assert sum(a.nbytes for a in jax.tree.leaves(kept["blocks"])) == file_bytes
+    floats, _ = with_quantization(kept, small, None)
+    _, _, expected = gguf_source.read(path, training_layout())
+    jax.tree.map(np.testing.assert_array_equal, floats, expected)
+
+
+def test_weights_of_several_kinds_are_floats_where_no_setting_has_them(one_device, tmp_path):
+    """A layer's weight of another kind in one layer alone; the others stay in few bits."""
+    _, params = initialize(SMALL, training_layout(), jax.random.key(1))
+    path, title = tmp_path / "model.gguf", "blk.0.ffn_down.weight"
+    gguf_file.write(path, SMALL, params, None, "q8_0")
+    plain = gguf_source.GGUFFile(path).read(title)
+    path = rewritten(path, tmp_path / "mixed.gguf", {title: (plain, None)})
+    small, _, kept = gguf_source.read(path, training_layout(), few_bits=True)
+    assert kept["blocks"]["feed_forward"]["down"]["weight"].dtype == np.float32
+    assert kept["blocks"]["feed_forward"]["up"]["weight"]["codes"].dtype == np.int8
+    floats, _ = with_quantization(kept, small, None)
+    _, _, expected = gguf_source.read(path, training_layout())
+    jax.tree.map(np.testing.assert_array_equal, floats, expected)
+
+
 def rewritten(path, new, tensors, more=MappingProxyType({})):
     """The file again with other tensors by name, None for one that it shall lack, and more."""
     reader = gguf.GGUFReader(path)
@@ -113,6 +156,7 @@ def rewritten(path, new, tensors, more=MappingProxyType({})):
     for tensor in reader.tensors:
         found, kind = tensors.get(tensor.name, (np.array(tensor.data), None))
         if found is not None:
+            kind = tensor.tensor_type if found.dtype == np.uint8 and kind is None else kind
             writer.add_tensor(tensor.name, found, raw_dtype=kind)
     for name, tensor in more.items():
         writer.add_tensor(name, tensor)
