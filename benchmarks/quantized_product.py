@@ -1,4 +1,4 @@
-"""Product of one row with a weight in few bits: written out, in pieces, whole, and of integers.
+"""Product of one row with a weight in few bits: in the loop, in pieces, and of integers.
 
 python -m benchmarks.quantized_product [inputs=768] [outputs=3072] [json=FILE]
 
@@ -71,13 +71,10 @@ def ways(settings: QuantizedProductBenchmark) -> dict[str, Callable]:
     }
     for name, code in codes.items():
         form, stored = kept(code)
-        for way, product in (("written out", few_row_product), ("in pieces", piecewise_product)):
+        for way, product in (("in the loop", few_row_product), ("in pieces", piecewise_product)):
             found[f"{name}, {way}"] = over_all(
                 lambda x, one, form=form, product=product: product(x, form, one), stored
             )
-        if name == "int8":
-            whole = over_all(lambda x, one, form=form: x @ form.read(one), stored)
-            found["int8, made whole first"] = whole
         if code.block is None:
             found["int8 times int8"] = over_all(
                 lambda x, one, form=form: integers(x, one, form), stored
