@@ -97,7 +97,7 @@ def first_outside(
 
     Ids that are not `counted` are left out.
     """
-    if not ids.size or (ids.min() >= 0 and ids.max() < vocab_size):
+    if not ids.size or (np.min(ids) >= 0 and np.max(ids) < vocab_size):
         return None
     outside = (ids < 0) | (ids >= vocab_size)
     if counted is not None:
