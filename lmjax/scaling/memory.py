@@ -171,7 +171,7 @@ def _working(workload: Workload, division: Division) -> float:
     dense = 4 * max(sizes, default=0) / division.tensor
     sparse = rows * workload.model.feed_forward.size / division.tensor
     sparse *= 4 if rows == 0 or workload.experts.router.drops else 6
-    stream = 3 * FLOAT32 * hidden / division.streams
+    stream = 3 * FLOAT32 * hidden  # whole: what sequences over tensor divide is gathered here
     found = tokens * (c * (dense + sparse) + 3 * c * rows * hidden + stream)
     if division.remat == "full":
         others = workload.period - workload.model.group

@@ -26,6 +26,7 @@ from lmjax.parallel import DATA, STAGE, axis_size
 from lmjax.parallel.passes import Slot, SlotPasses
 from lmjax.parallel.pipeline import Pieces, evaluated, pipelined
 from lmjax.parallel.schedules import Name, PipelineSchedule, schedule
+from lmjax.parallel.stage_boundary import keep_shards
 from lmjax.training.gradients import Zero, divided, scattered, without_fsdp
 
 # (params, example, key, executor) -> sums of the loss, with the blocks run by the executor
@@ -272,6 +273,7 @@ def _over_stages(body: Callable, out_specs: Any) -> Callable:
     Gradients are added up over `data` once, after the last tick: were it no manual axis, they would
     be at every tick.
     """
+    keep_shards()
     manual = (STAGE, DATA) if axis_size(DATA) > 1 else (STAGE,)
     rows = P(None, DATA) if DATA in manual else P()
     in_specs = P(STAGE), P(), (rows, P())

@@ -143,6 +143,14 @@ def check_sums(plan, step):
     assert found == pytest.approx(expected, rel=0.05)
 
 
+def check_sequences(plan, step):
+    """Gathers before each layer and sums behind it, of which a chip gets its part."""
+    for kind in ("all-gather", "reduce-scatter"):
+        expected = sum(t.bytes for t in plan.traffic if t.kind == kind)
+        inside = [c for c in step.program.collectives if c.kind == kind and c.loops]
+        assert sum(c.sent for c in inside) == pytest.approx(expected, rel=0.05)
+
+
 def check_experts(plan, step):
     """Tokens on their way over the axis of experts; beside the rows of choices, some bytes each."""
     kinds = {t.kind for t in plan.traffic if "experts" in t.what} - {"all-reduce"}
@@ -184,6 +192,7 @@ FURTHER = {
     "none": (check_gathers,),
     "accumulation": (check_gathers,),
     "fsdp and tensor": (check_gathers, check_sums, check_copies),
+    "sequence": (check_sequences,),
     "tensor": (check_sums,),
     "experts": (check_experts,),
     "capacity": (check_experts,),

@@ -113,6 +113,8 @@ def test_collectives_in_a_branch_stay_on_their_stage(schedule):
         found = of_program(text, mesh)
     inside = [transfer for transfer in found if transfer.in_branch]
     assert {transfer.axes for transfer in inside} == {("tensor",)}
+    # Parameters and gradients enter and leave the stages as they are divided.
+    assert not any(t.kind == "all-gather" and not t.loops for t in found)
     # Between the ticks' branches, one message each way; its own chunk's message moves nowhere.
     messages = [transfer for transfer in found if transfer.kind == "collective-permute"]
     assert [transfer.axes for transfer in messages] == [(STAGE,)] * 2
