@@ -27,6 +27,14 @@ def scores(answers):
     return np.array([token.log_probability for one in answers for token in one.prompt[1:]])
 
 
+def margin_where_they_part(one, two):
+    """Log-probability of the first's token less the next best; None: all tokens are the same."""
+    for token, other in zip(one.tokens, two.tokens):
+        if token.token != other.token:
+            return token.tops[0][1] - token.tops[1][1]
+    return None
+
+
 def bytes_of(engine):
     """Of all pages."""
     return sum(a.nbytes for a in jax.tree.leaves(engine._runner._pages))
@@ -67,7 +75,11 @@ def test_int8_pages_on_a_mesh_are_those_of_one_device():
 
 @pytest.mark.slow
 def test_a_trained_model_writes_the_same(tmp_path, mesh):
-    """Perplexity of its kind of text within a thousandth, and 19 of 20 greedy tokens equal."""
+    """Perplexity of its kind of text within a thousandth, and greedy tokens equal but for ties.
+
+    After a token that differs the texts are different ones. It may differ only where the model
+    itself gives two tokens nearly the same probability: 0.1 is what the cache moves both by.
+    """
     corpus = tmp_path / "corpus.txt"
     corpus.write_text("".join(f"line {n} and {n * n}\n" for n in range(2000)))
     source = TextFiles(path=str(corpus), split="file")
@@ -90,14 +102,15 @@ def test_a_trained_model_writes_the_same(tmp_path, mesh):
     text = corpus.read_bytes()
     parts = [list(text[begin : begin + 64]) for begin in range(2000, 30_000, 3500)]
     greedy = Sampling(temperature=0.0)
-    requests = [TokenRequest(part, greedy, 30, score_prompt=True) for part in parts]
+    requests = [TokenRequest(part, greedy, 30, tops=2, score_prompt=True) for part in parts]
     whole, small = (
         answered(Engine(weights, replace(SETTINGS, cache=cache)), requests)
         for cache in (None, "int8")
     )
     losses = [-scores(answers).mean() for answers in (whole, small)]
-    same = [a == b for one, two in zip(whole, small) for a, b in zip(one.ids, two.ids)]
-    print(f"perplexity {np.exp(losses)}, {np.mean(same):.3f} of the tokens are the same")
     assert losses[0] < 2.0  # it has learned
     assert abs(losses[1] - losses[0]) < 1e-3
-    assert np.mean(same) >= 0.95
+    margins = [margin_where_they_part(one, two) for one, two in zip(whole, small)]
+    print(f"perplexity {np.exp(losses)}, margins {margins}")
+    assert all(margin is None or margin < 0.1 for margin in margins)
+    assert margins.count(None) >= len(margins) // 2
