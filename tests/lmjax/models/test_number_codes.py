@@ -173,6 +173,18 @@ def test_no_float_weight_is_made_before_a_loop(code):
     assert memory.temp_size_in_bytes < 2 * 256 * 256
 
 
+@pytest.mark.parametrize("code", [Int8(block=64), Int4(block=64), Float8()], ids=str)
+def test_what_a_row_is_made_of_is_not_in_the_loop_over_weights(code):
+    """There it would be computed for each weight; the maximum stands for a norm."""
+    form = WeightForm((("embed", 256),), (("mlp", 128),), code, Layout(rules=()))
+    stored, x = form.encode(jnp.ones((256, 128))), jnp.ones((1, 256))
+    product = jax.jit(lambda x, stored: few_row_product(jnp.maximum(x, 0.5), form, stored))
+    parts = product.lower(x, stored).compile().as_text().split("\n\n")
+    assert any(" maximum(" in part for part in parts)
+    fused = [part for part in parts if " maximum(" in part and " dot(" in part]
+    assert not [part for part in fused if not part.startswith("ENTRY")]
+
+
 def test_products_of_integers_are_exact_sums():
     """numpy's integers of 64 bits, times both scales: 1e-6."""
     rng = np.random.default_rng(0)
