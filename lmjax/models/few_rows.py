@@ -1,9 +1,9 @@
 """Products of a few rows with a weight of few bits on CPUs, where reading the weight is the cost.
 
 XLA's CPU products of a weight that is made whole first write it to memory and read it again in
-float32, some 8 times the bytes of what is kept. For one row XLA makes numbers of codes inside the
-loop of the product, where they never leave the registers; for a few rows a piece of the weight that
-fits a core's cache is made float, multiplied and forgotten.
+float32, some 8 times the bytes of what is kept. For one row XLA can make numbers of codes inside
+the loop of the product, where they never leave the registers; else a piece of the weight that fits
+a core's cache is made float, multiplied and forgotten.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from pallas_kernels.target import target
 
 MOST_ROWS = 4  # of x; more make up for the weight made whole
 PIECE = 128  # outputs of a step at most
+# XLA makes vectors of the loop of one row; that of jax 0.12 does not, and takes 16 times as long.
+ONE_LOOP = jax.__version_info__ < (0, 11)
 
 
 def are_few(shape: tuple[int, ...]) -> bool:
@@ -44,7 +46,7 @@ def few_row_product(
     code, block = form.code, form.code.of(form.size)
     # XLA would make all weights float before a loop over tokens, as they are the same in all turns.
     stored, x = jax.lax.optimization_barrier((stored, x.astype(jnp.float32)))
-    if len(x) == 1 and code.packed == 1:
+    if ONE_LOOP and len(x) == 1 and code.packed == 1:
         return made_before(x) @ code.decode(stored, 1, form.size).T
     if len(x) == 1 and code.plain and form.size % block == 0 and block % code.packed == 0:
         return packed_product(x, form, stored)
