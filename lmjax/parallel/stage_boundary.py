@@ -1,8 +1,9 @@
 """Arrays that enter and leave a `jax.shard_map` over some of a mesh's axes stay divided.
 
-jax (0.10) lowers the boundary of such a function with the axes of its specs alone, as if arrays
-were whole along all others: with Explicit axes every parameter and every gradient of a stage is
-gathered there over `fsdp` and `tensor`, 65 GB a chip for a quarter of 65 billion parameters.
+jax 0.10 lowers the boundary of such a function with the axes of its specs alone, as if arrays were
+whole along all others: with Explicit axes every parameter and every gradient of a stage is gathered
+there over `fsdp` and `tensor`, 65 GB a chip for a quarter of 65 billion parameters. That of jax
+0.12 keeps them divided (findings/jax-shard-map-over-some-axes-gathers-along-the-others.sh).
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import functools
 import inspect
 from typing import Any
 
+import jax
 from jax._src import shard_map as internals
 
 LOWERING = "_shardy_shard_map_sharding"  # of the sharding of one array at the boundary
@@ -24,6 +26,8 @@ def keep_shards() -> None:
     Where jax has another lowering than the one that is known here, it is left alone: results are
     the same, and arrays may be gathered.
     """
+    if jax.__version_info__ >= (0, 11):
+        return
     lowering = getattr(internals, LOWERING, None)
     if lowering is None or list(inspect.signature(lowering).parameters) != PARAMETERS:
         return
