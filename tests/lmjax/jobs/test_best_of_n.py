@@ -76,6 +76,8 @@ class Infinite(Reward):
 
 
 ASKED: list[str] = []
+# Of any tokens, so that some reply ends to a request that is unlike those of training.
+HOT = Sampling(temperature=10.0)
 
 
 @pytest.fixture(scope="module")
@@ -233,7 +235,8 @@ def test_ghost_attention_repeats_the_instruction_while_sampling_alone(folder):
     requests = Requests(path=str(folder / "turns.jsonl"))
     ghost = GhostAttention(instructions=(INSTRUCTION,))
     one = {"requests": requests, "rewards": (Words(),), "mesh": Mesh(fsdp=1, data=8)}
-    job = best(folder, "ghost", ghost_attention=ghost, samples=8, reply_length=24, **one)
+    one |= {"ghost_attention": ghost, "samples": 32, "reply_length": 24, "sampling": HOT}
+    job = best(folder, "ghost", **one)
     ASKED.clear()
     job.run()
     [line] = lines_of(job)
