@@ -22,6 +22,7 @@ from pallas_kernels.manual_axes import vary_alike
 from pallas_kernels.softcap import softcap_scores
 
 BLOCKS = 16  # of queries; more would be slow to compile
+QUERIES = 4096  # at most in blocks: of longer rows the parts of all blocks take much memory
 BLOCK_BYTES = 2**28  # of one block's scores
 SAVED_BYTES = 2**28  # of all scores: above this the backward pass computes them again
 
@@ -46,7 +47,7 @@ def chunked(
     row_bytes = 4 * batch * heads * k.shape[1]
     rows = min(block_rows(query_length, mask.window), query_length)
     static = {"scale": scale, "softcap": softcap}
-    if query_length > rows * BLOCKS or rows * row_bytes > BLOCK_BYTES:
+    if query_length > min(rows * BLOCKS, QUERIES) or rows * row_bytes > BLOCK_BYTES:
         output, lse = streaming(q, k, v, mask, bias, dropout, **static)
     else:
         recompute = query_length * row_bytes > SAVED_BYTES
