@@ -36,7 +36,7 @@ def are_few(shape: tuple[int, ...]) -> bool:
 def few_row_product(
     x: Float[Array, "rows in"], form: WeightForm, stored: Stored
 ) -> Float[Array, "rows out"]:
-    """x . weight in float32, in the faster of two ways; on one device.
+    """x . weight in float32, in the way that is fastest; on one device.
 
     Args:
       x: a few rows, in any precision.
