@@ -54,14 +54,14 @@ def few_row_product(
 
 
 def made_before(x: Float[Array, "1 in"]) -> Float[Array, "1 in"]:
-    """The same finite numbers, made before the loop of a product and not in each of its turns.
+    """The same numbers, made before the loop of a product and not in each of its turns.
 
     XLA would fuse what makes x into that loop, also through an optimization barrier: a whole norm
-    for each weight took longer than the product. A product is never fused so, and this one is not
-    simplified, as its ones and zeros come through a barrier.
+    for each weight took longer than the product. It leaves out a division, which it takes to be
+    expensive, and cannot simplify this one, as its ones come through a barrier. A small product
+    would do as well, but the loops after one often run on a single thread.
     """
-    first_of_two = jax.lax.optimization_barrier(jnp.array([[1.0, 0.0]]))
-    return first_of_two @ jnp.concatenate([x, x])
+    return x / jax.lax.optimization_barrier(jnp.ones_like(x))
 
 
 def packed_product(
