@@ -73,6 +73,11 @@ class ActiveRequest:
         """Tokens that are not in the cache; while it is written, the newest alone."""
         return len(self.tokens) - self.cached
 
+    @property
+    def scores_prompt(self) -> bool:
+        """Returns whether its prompt's own tokens are still to get their probabilities."""
+        return self.request.score_prompt and not self.prompt_told
+
     def append(self, token: int) -> None:
         """Adds a token to the answer."""
         request = self.request

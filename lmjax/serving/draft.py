@@ -49,9 +49,9 @@ class DraftModel:
         self._prefix = weights.reads_prefix
         self._runner = PageRunner(config, weights.forward.layout, settings, self._prefix)
 
-    def read(self, one: ActiveRequest, tokens: Sequence[int]) -> None:
-        """Reads what the model reads too, of a request that does not change."""
-        self._runner.extend([one], [tokens], weights=self._weights, prefix=self._prefix)
+    def read(self, active: Sequence[ActiveRequest], tokens: Sequence[Sequence[int]]) -> None:
+        """Reads what the model reads too, of requests that do not change."""
+        self._runner.extend(active, tokens, weights=self._weights, prefix=self._prefix)
 
     def guess(self, active: Sequence[ActiveRequest], counts: Sequence[int]) -> list[list[int]]:
         """The likeliest tokens after the texts of requests.

@@ -19,6 +19,7 @@ from lmjax.serving.draft import DraftModel
 from lmjax.serving.guesses import accepted, repeated
 from lmjax.serving.pages import PageBook, page_keys
 from lmjax.serving.request import STOPS, WAITED, Answer, FinishReason, ScoredToken, TokenRequest
+from lmjax.serving.request_pages import RequestPages
 from lmjax.serving.routing import EngineLoad
 from lmjax.serving.rows import best_of, choose_next
 from lmjax.serving.runner import PageRunner
@@ -73,10 +74,13 @@ class Engine(Worker):
         self._by_length = self.config.attention.position_rule.by_length
         self._prefix = first.reads_prefix
         self._at_once = self._by_length or self._prefix
-        self._keeps_beginnings = settings.prefix_cache and not self._at_once
         self._runner = PageRunner(self.config, first.forward.layout, settings, self._at_once)
         self._draft = None if draft is None else DraftModel(draft, first, settings)
         self._book = PageBook(settings.pages)
+        keeps = settings.prefix_cache and not self._at_once
+        pages = self._book, settings.page, keeps
+        # A text whose positions depend on its length is never read twice.
+        self._pages = RequestPages(*pages, to_the_end=self._by_length, counts=self.counts)
         self._queue = SharedQueue(settings.queue) if queue is None else queue
         self._cancelled: set[int] = set()
         self._reading: deque[ActiveRequest] = deque()
@@ -154,7 +158,7 @@ class Engine(Worker):
     def known_tokens(self, request: TokenRequest) -> int:
         """Tokens at the beginning of a prompt whose pages are known at this moment."""
         weights, page = self._weights.get(request.model), self.settings.page
-        if weights is None or not self._keeps_beginnings:
+        if weights is None or not self._pages.keeps_beginnings:
             return 0
         return page * self._book.known_beginning(page_keys(weights.salt, request.tokens, page))
 
@@ -206,27 +210,38 @@ class Engine(Worker):
             self._queue.wake()
 
     def _read(self) -> bool:
-        """Reads the next chunk of the oldest unread text; returns whether there was one."""
+        """Reads the next chunk of the oldest unread text; returns whether there was one.
+
+        Short texts that came after it are read with it, as many as a chunk has room for.
+        """
         if not self._reading:
             return False
-        one = self._reading[0]
-        if self._late(one):
-            self._finish(one, "length")
+        if self._late(self._reading[0]):
+            self._finish(self._reading[0], "length")
             return True
-        if not one.pages and not self._begin(one):
+        group = self._pages.next_to_read(self._reading, self._runner.fits)
+        if not group:
             return False
-        scores = one.request.score_prompt and not one.prompt_told
-        chunk = one.tokens[one.cached : one.cached + self._runner.chunk]
-        logits = self._runner.extend([one], [chunk], every=scores, prefix=self._prefix)
+        scores = group[0].scores_prompt
+        chunks = [one.tokens[one.cached : one.cached + self._runner.chunk] for one in group]
+        logits = self._runner.extend(group, chunks, every=scores, prefix=self._prefix)
         if self._draft is not None:
-            self._draft.read(one, chunk)
+            self._draft.read(group, chunks)
         if scores:
-            self._score(one, logits[0], chunk)
-            logits = logits[:, len(chunk) - 1]
-        self._extended(one, len(chunk))
-        self.counts["read_tokens"] += len(chunk)
-        if one.reading == 0:
-            self._reading.popleft()
+            self._score(group[0], logits[0], chunks[0])
+            logits = logits[:, len(chunks[0]) - 1]
+        for one, chunk in zip(group, chunks):
+            self._pages.extended(one, len(chunk))
+            self.counts["read_tokens"] += len(chunk)
+        if group[0].reading == 0:  # else it is alone
+            self._begin_to_write(group, logits)
+        return True
+
+    def _begin_to_write(self, group: Sequence[ActiveRequest], logits: jax.Array) -> None:
+        """Gives texts that are read their first tokens; the logits' first rows are theirs."""
+        tokens = choose_next(logits, group)
+        for one, token in zip(group, tokens):
+            self._reading.remove(one)
             self._writing.append(one)
             if not one.prompt_told:
                 one.prompt_told = True
@@ -234,30 +249,7 @@ class Engine(Worker):
             if one.budget == 0:
                 self._finish(one, "length")
             else:
-                self._take(one, choose_next(logits, [one])[0])
-        return True
-
-    def _begin(self, one: ActiveRequest) -> bool:
-        """Gives a text its pages, the known ones first; returns whether there were enough."""
-        page, pages = self.settings.page, []
-        if self._keeps_beginnings:
-            one.keys = page_keys(one.weights.salt, one.tokens, page, one.keys)
-        if self._keeps_beginnings and not (one.request.score_prompt and not one.prompt_told):
-            # The last token is read in any case: its logits say what follows.
-            pages = self._book.match(one.keys[: (len(one.tokens) - 1) // page])
-        length = len(one.tokens)
-        if self._by_length:  # its text is never read twice
-            length = len(one.request.tokens) + one.budget - 1
-        more = self._book.take(max(math.ceil(length / page), 1) - len(pages))
-        if more is None:
-            self._book.release(pages)
-            return False
-        one.pages, one.cached = pages + more, len(pages) * page
-        if not one.prompt_told:
-            one.matched, one.scored = one.cached, []
-            self.counts["prompt_tokens"] += len(one.tokens)
-        self.counts["known_tokens"] += one.cached
-        return True
+                self._take(one, token)
 
     def _score(self, one: ActiveRequest, logits: jax.Array, chunk: Sequence[int]) -> None:
         """Takes note of the probabilities of the tokens after those of a chunk."""
@@ -291,7 +283,7 @@ class Engine(Worker):
             return True
         logits = self._runner.extend(group, [one.tokens[-1:] for one in group])
         for one, token in zip(group, choose_next(logits, group)):
-            self._extended(one, 1)
+            self._pages.extended(one, 1)
             self._take(one, token)
         return True
 
@@ -306,14 +298,14 @@ class Engine(Worker):
             next_ones = choose_next(logits[:, 0], group)
         for row, (one, guess) in enumerate(zip(group, guesses)):
             if not one.request.guessable:
-                self._extended(one, 1)
+                self._pages.extended(one, 1)
                 self._take(one, next_ones[row])
                 continue
             right = accepted(guess, chosen[row])
             self.counts["guessed"] += len(guess)
             self.counts["guessed_right"] += right
             for token, score in zip(chosen[row][: right + 1], scores[row]):
-                self._extended(one, 1)
+                self._pages.extended(one, 1)
                 self._take(one, ScoredToken(token, score))
                 if not one.pages:
                     break
@@ -364,16 +356,6 @@ class Engine(Worker):
         if one in self._writing:
             self._writing.remove(one)
             self._reading.appendleft(one)
-
-    def _extended(self, one: ActiveRequest, count: int) -> None:
-        """Takes note that tokens are in the cache, and makes pages known that are full."""
-        page, before = self.settings.page, one.cached // self.settings.page
-        one.cached += count
-        if not self._keeps_beginnings or one.cached // page == before:
-            return
-        one.keys = page_keys(one.weights.salt, one.tokens[: one.cached], page, one.keys)
-        for index in range(before, one.cached // page):
-            self._book.publish(one.pages[index], one.keys[index])
 
     def _take(self, one: ActiveRequest, token: ScoredToken) -> None:
         """Adds a token to an answer, and ends it where it ends."""

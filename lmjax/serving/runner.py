@@ -45,12 +45,22 @@ class PageRunner:
         self._page = page
         self._rows = buckets(1, settings.slots)
         self._widths = buckets(min(most, -(-NARROWEST // page)), most, 2)
+        self._at_once = at_once
         chunk = settings.chunk
         if at_once:
             chunk = max(chunk, most * page)
-        self._columns = (1, *buckets(FEWEST, chunk))
+        self._columns = (1, *buckets(FEWEST, chunk, 2))
         self.chunk = chunk
         self.capacity = most * page
+
+    def fits(self, rows: int, longest: int) -> bool:
+        """Returns whether so many texts, the longest of so many tokens, are read in one call.
+
+        Padded to one length they are no more than a chunk.
+        """
+        if self._at_once or rows > self._rows[-1] or longest > self.chunk:
+            return rows == 1
+        return bucket(self._rows, rows) * bucket(self._columns, longest) <= self.chunk
 
     def extend(
         self,

@@ -316,3 +316,22 @@ def test_the_thread_answers_and_ends(mesh):
         stop.set()
         engine.wake()
         thread.join()
+
+
+def test_short_prompts_are_read_together():
+    """Three of 5 tokens fit into a chunk of 64; one that begins as another finds its pages."""
+    engine = make_engine(settings=replace(SMALL, slots=4, chunk=64))
+    texts = prompts(7, (5, 5, 5))
+    texts.append(texts[0] + [1])
+    requests = [request(tokens) for tokens in texts]
+    answers = [CollectedAnswer() for _ in requests]
+    for one, answer in zip(requests, answers):
+        engine.submit(one, answer)
+    engine.step()
+    load = engine.load()
+    assert (load.reading, load.writing, engine.counts["known_tokens"]) == (1, 3, 0)
+    engine.step()
+    assert (engine.load().reading, engine.counts["known_tokens"]) == (0, SMALL.page)
+    while engine.step():
+        pass
+    same(answers, expected(requests))
