@@ -8,6 +8,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from lmjax.config import UserError, config
@@ -18,6 +19,7 @@ from lmjax.models.embedding import Embedding
 from lmjax.models.embedding_noise import with_noise
 from lmjax.models.executor import Remat
 from lmjax.models.feed_forward import FeedForwardConfig
+from lmjax.models.few_rows import are_scored_by_table, scores_by_table
 from lmjax.models.heads import Classifier, ClassifierConfig, HeadTransform, HeadTransformConfig
 from lmjax.models.initializers import Initializer, Normal
 from lmjax.models.label_heads import HeadConfig, build_heads, check_heads, find_head, of_texts
@@ -306,6 +308,16 @@ class Transformer(Stack):
             table = table * jax.lax.rsqrt(jnp.maximum(square, 1e-24))
         return table.astype(self.config.dtype)
 
+    @staticmethod
+    def _scores(x: jax.Array, table: jax.Array, spec: PartitionSpec) -> jax.Array:
+        """Products of x with all rows of the table in float32."""
+        batch, seq = x.shape[:2]
+        if are_scored_by_table(x.shape) and not any((*spec, *jax.typeof(x).sharding.spec)):
+            return scores_by_table(x.reshape(batch * seq, -1), table).reshape(batch, seq, -1)
+        return jnp.einsum(
+            "bsd,vd->bsv", x, table, preferred_element_type=jnp.float32, out_sharding=spec
+        )
+
     def logits(self, hidden: Float[Array, "batch seq width"]) -> Float[Array, "batch seq vocab"]:
         """Float32 logits of every padded vocabulary row; those of the padding are -1e30."""
         spec = self.layout.spec(
@@ -318,9 +330,7 @@ class Transformer(Stack):
         logits = None if normalized else rows.scores(x)
         if logits is None:
             table = rows.gathered(self.config.dtype) if beside is not None else self.head_table()
-            logits = jnp.einsum(
-                "bsd,vd->bsv", x, table, preferred_element_type=jnp.float32, out_sharding=spec
-            )
+            logits = self._scores(x, table, spec)
         if beside is not None:
             logits = logits + beside(x)
         if self.head_bias is not None:
