@@ -1,6 +1,7 @@
-"""Tokens a second of a training step: lmjax beside an equivalent torch model.
+"""Tokens a second of a training step: lmjax beside an equivalent torch model, or beside nanodo.
 
 python -m benchmarks.train_step [python=PYTHON_WITH_TORCH] [account=true] [json=FILE]
+python -m benchmarks.train_step nanodo=FOLDER_OF_A_CHECKOUT [json=FILE]
 
 Every side is a process of its own. They start from the same parameters, see the same batch, and
 take turns, so that a machine that is not quiet is unquiet for all; a ratio is that of a round.
@@ -11,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any, Literal
 
 from benchmarks.harness import Worker, WorkerError, save, spread, table
@@ -47,7 +49,11 @@ class TrainStepBenchmark:
     rounds: int = 7  # turns of each side
     steps: int = 3  # a turn
     account: bool = False  # time each kind of operation by itself as well
-    python: str = ""  # interpreter that has torch, with this repository's folder in reach
+    # checkout of nanodo, whose interpreter needs ml_collections; the model has no biases then, as
+    # nanodo's has none, and torch is left out
+    nanodo: str = ""
+    # interpreter that has torch, or what nanodo needs, with this repository's folder in reach
+    python: str = ""
     json: str = ""  # file for the results
 
     def validate(self) -> None:
@@ -57,6 +63,8 @@ class TrainStepBenchmark:
                 raise UserError(f"{name}={getattr(self, name)}: it must be at least 1")
         if self.hidden % self.heads:
             raise UserError(f"hidden={self.hidden} is no multiple of heads={self.heads}")
+        if self.nanodo and not Path(self.nanodo, "nanodo", "model.py").is_file():
+            raise UserError(f"nanodo={self.nanodo}: that folder has no nanodo/model.py")
 
 
 def main() -> None:
@@ -91,13 +99,20 @@ def start(settings: TrainStepBenchmark, folder: str, stack: ExitStack) -> tuple[
             f"ready in {time.perf_counter() - begin:.0f} s"
         )
 
-    add("lmjax", Worker("benchmarks.train_step_lmjax"), unroll=settings.unroll)
-    for how in settings.torch:
-        worker = Worker("benchmarks.train_step_torch", settings.python or sys.executable)
+    ours = Worker("benchmarks.train_step_lmjax")
+    add("lmjax", ours, unroll=settings.unroll, biases=not settings.nanodo)
+    others = [
+        (f"torch {how}", "benchmarks.train_step_torch", {"compiled": how == "compiled"})
+        for how in settings.torch
+    ]
+    if settings.nanodo:
+        checkout = {"checkout": str(Path(settings.nanodo).resolve())}
+        others = [("nanodo", "benchmarks.train_step_nanodo", checkout)]
+    for name, module, more in others:
         try:
-            add(f"torch {how}", worker, compiled=how == "compiled")
+            add(name, Worker(module, settings.python or sys.executable), **more)
         except WorkerError as error:
-            print(f"torch {how:10}  left out: {error}")
+            print(f"{name:16}  left out: {error}")
     if len(sides) == 1 and settings.torch:
         print("Nothing to compare with: give python=... an interpreter that has torch and numpy.")
     return sides, facts

@@ -14,7 +14,9 @@ LEARNING_RATE = 1e-3
 class Side:
     """The model, its step, and its parts."""
 
-    def prepare(self, folder: str, cores: int, unroll: int, **shape: int) -> dict[str, Any]:
+    def prepare(
+        self, folder: str, cores: int, unroll: int, biases: bool, **shape: int
+    ) -> dict[str, Any]:
         """Compiles; leaves the initial parameters and the rows in `folder` for the other sides."""
         threads = keep_to_cores(cores)  # before XLA counts them
         import jax
@@ -31,7 +33,7 @@ class Side:
         jax.set_mesh(Mesh(fsdp=1).build(jax.devices()[:1]))
         layout, objective = training_layout(), CausalLM()
         self.learner = Learner(
-            model=model(unroll, **shape),
+            model=model(unroll, biases, **shape),
             objective=objective,
             optimizer=AdamW(),
             rate=Constant(peak=LEARNING_RATE, warmup=0).build(1),
@@ -81,10 +83,10 @@ class Side:
         return {"seconds": seconds_of(lambda: jax.block_until_ready(run()), count), "times": times}
 
 
-def model(unroll: int, *, layers, hidden, heads, length, vocabulary, batch) -> Any:
-    """A GPT-2 of that shape."""
+def model(unroll: int, biases: bool, *, layers, hidden, heads, length, vocabulary, batch) -> Any:
+    """A GPT-2 of that shape; without biases it is nanodo's model."""
     from lmjax.config import replace
-    from lmjax.models import AttentionConfig, FeedForwardConfig
+    from lmjax.models import AttentionConfig, FeedForwardConfig, LayerNormConfig
     from lmjax.models.gpt import gpt2
 
     return replace(
@@ -93,8 +95,11 @@ def model(unroll: int, *, layers, hidden, heads, length, vocabulary, batch) -> A
         hidden=hidden,
         num_layers=layers,
         max_length=length,
-        attention=AttentionConfig(num_heads=heads, head_dim=hidden // heads),
-        feed_forward=FeedForwardConfig(size=4 * hidden),
+        attention=AttentionConfig(
+            num_heads=heads, head_dim=hidden // heads, bias=biases, output_bias=biases
+        ),
+        feed_forward=FeedForwardConfig(size=4 * hidden, bias=biases),
+        norm=LayerNormConfig() if biases else LayerNormConfig(epsilon=1e-6, bias=False),
         unroll=unroll,
     )
 
