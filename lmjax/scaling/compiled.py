@@ -1,6 +1,7 @@
 """A plan compared with the training step itself, compiled for chips that are not there.
 
-The compiler says whether it compiles, what memory it needs and what it sends; nothing runs.
+The compiler says whether it compiles, what memory it needs, what it sends and how it has scheduled
+its kernels; nothing runs.
 """
 
 from __future__ import annotations
@@ -18,7 +19,12 @@ from lmjax.parallel import Mesh
 from lmjax.scaling.plan import StepPlan
 from lmjax.scaling.plan_tables import PlanTable, gigabytes
 from lmjax.scaling.program import CompiledProgram
+from lmjax.scaling.schedule_tables import schedule_tables
+from lmjax.scaling.step_kernels import read_kernels
+from lmjax.scaling.step_schedule import StepSchedule
+from lmjax.training.compiler_options import step_options
 from pallas_kernels import topologies
+from pallas_kernels.schedules import new_recording
 
 HOST = 4  # chips of the smallest described host
 
@@ -37,6 +43,7 @@ class CompiledStep:
       peak: most bytes that are there at once.
       seconds: that compilation took.
       program: what came of it.
+      schedule: of its kernels, where they were recorded.
     """
 
     arguments: int
@@ -44,6 +51,7 @@ class CompiledStep:
     peak: int
     seconds: float
     program: CompiledProgram
+    schedule: StepSchedule | None = None
 
     @functools.cached_property
     def collectives(self) -> dict[tuple[str, int, int], tuple[int, float]]:
@@ -77,8 +85,14 @@ def described_devices(plan: StepPlan) -> list[jax.Device]:
     return list(devices[: cluster.chips])
 
 
-def compile_step(job: Any, plan: StepPlan) -> CompiledStep:
+def compile_step(job: Any, plan: StepPlan, recorded: bool = False) -> CompiledStep:
     """Compiles the training step of a job on a plan's mesh.
+
+    Args:
+      job: the training job.
+      plan: its plan, for chips that are described.
+      recorded: whether to keep the schedules of the kernels, but for a pipeline, whose stages take
+        different branches. Nothing in the process may have used libtpu before.
 
     Raises:
       StepDoesNotFit: the step needs more memory than a chip has.
@@ -91,6 +105,7 @@ def compile_step(job: Any, plan: StepPlan) -> CompiledStep:
     taken = work / division.ticks if division.stage > 1 else 1.0
     if job.frozen_models() or job.distillation is not None:
         raise UserError("compile=true: a step that reads further models is not compiled")
+    folder = new_recording() if recorded and division.stage == 1 else None
     with jax.set_mesh(job.mesh.build(described_devices(plan))):
         learner = job.learner()
         (leaves, state), (arrays, rows) = map(
@@ -103,18 +118,23 @@ def compile_step(job: Any, plan: StepPlan) -> CompiledStep:
         begin = time.perf_counter()
         lowered = jax.jit(step, donate_argnums=0).lower(leaves, arrays)
         try:
-            compiled = lowered.compile()
+            compiled = lowered.compile(compiler_options=step_options())
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
             raise StepDoesNotFit(f"it does not fit: {str(error).splitlines()[0]}") from None
-    memory = compiled.memory_analysis()
+    seconds = time.perf_counter() - begin
+    memory, program = compiled.memory_analysis(), CompiledProgram(compiled.as_text(), taken)
+    schedule = None
+    if folder is not None:
+        schedule = StepSchedule(program, plan, read_kernels(folder, plan))
     return CompiledStep(
         memory.argument_size_in_bytes,
         memory.temp_size_in_bytes,
         memory.peak_memory_in_bytes,
-        time.perf_counter() - begin,
-        CompiledProgram(compiled.as_text(), taken),
+        seconds,
+        program,
+        schedule,
     )
 
 
@@ -147,6 +167,7 @@ def compiled_tables(plan: StepPlan, step: CompiledStep) -> list[PlanTable]:
         PlanTable("Memory of a chip, GB", columns, memory),
         collectives_table(plan, step),
         PlanTable("FLOPs of a chip", ("", "formula", "program over it"), work, note),
+        *(schedule_tables(step.schedule) if step.schedule else ()),
     ]
 
 

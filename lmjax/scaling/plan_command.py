@@ -23,9 +23,11 @@ from lmjax.scaling.plan_tables import (
     print_table,
     tables_of,
 )
+from lmjax.scaling.schedule_tables import schedule_facts
 from lmjax.scaling.search import search, search_tables
 from lmjax.scaling.serving import ServedRequests, plan_serving, serving_facts, serving_table
 from lmjax.scaling.workload import model_of, workload_of
+from pallas_kernels.schedules import start_recording
 
 PLANNED_REMAT = "none", "dots", "full"
 Told = tuple[Facts, list[PlanTable], Division | None]  # what a command prints, what is divided
@@ -82,17 +84,20 @@ class PlanCommand:
 
     def trained(self, words: Sequence[str], cluster: Cluster) -> Told:
         """Facts and tables of training."""
+        if self.compile:
+            start_recording()  # before anything looks for a TPU
         job, plan, notes = self.made(words, cluster)
         facts = facts_of(plan, plan_costs(plan.days, cluster, self.prices))
         tables = tables_of(plan)
         if self.compile:
             try:
-                step = compile_step(job, plan)
+                step = compile_step(job, plan, recorded=True)
             except StepDoesNotFit as error:
                 notes.append(("compiled", str(error)))
             else:
                 tables += compiled_tables(plan, step)
                 notes.append(("compiled", f"in {duration(step.seconds)}"))
+                notes += schedule_facts(step.schedule) if step.schedule else []
         return [*facts, *notes], tables, plan.division
 
     def searched(self, words: Sequence[str], cluster: Cluster) -> Told:

@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterator
 
 KINDS = "all-reduce|all-gather|reduce-scatter|collective-permute|all-to-all|ragged-all-to-all"
+CONTROL = "while", "conditional", "call"  # of which others are run one instruction after another
 COMPUTATION = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*\{$")
 INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*?) ([\w\-]+)\((.*)$")
 CALLED = re.compile(
@@ -115,27 +116,62 @@ class CompiledProgram:
                     more = times * self.trips(line), loops + 1, in_branch
                 if line.operation == "conditional" and loops and not in_branch:
                     more = round(times * self.taken), loops, True
-                for called in _called(line):
-                    if called in self.computations:
-                        visit(called, *more)
+                for inner in called(line):
+                    if inner in self.computations:
+                        visit(inner, *more)
 
         visit(self.entry, 1, 0, False)
         return {name: tuple(numbers) for name, numbers in found.items()}
 
     @functools.cached_property
-    def collectives(self) -> list[ProgramCollective]:
-        """All collectives, in the order of the text."""
-        found = []
-        for name, (times, loops) in self.runs.items():
+    def sequences(self) -> dict[str, int]:
+        """Times that each computation runs whose instructions run one after another.
+
+        Those inside of fusions, reductions and the like are no instructions of their own.
+        """
+        found: dict[str, int] = {}
+        pending = [self.entry]
+        while pending:
+            name = pending.pop()
+            found[name] = self.runs[name][0]
             for line in self.computations[name]:
-                kind = line.operation.removesuffix("-start")
-                if re.fullmatch(KINDS, kind):
-                    size, devices = _size(line, kind), _devices(line.rest)
-                    if "all-reduce-scatter" in name and kind == "all-reduce":
-                        kind, size = "reduce-scatter", size // devices
-                    if devices > 1:
-                        found.append(ProgramCollective(kind, size, devices, times, loops))
+                if line.operation in CONTROL:
+                    pending += [inner for inner in called(line) if inner not in found]
         return found
+
+    @functools.cached_property
+    def collectives(self) -> list[ProgramCollective]:
+        """All collectives; of one that is cut into several instructions, the first of them."""
+        found = []
+        for name, times in self.sequences.items():
+            seen = set()
+            for line in self.computations[name]:
+                one = None if line.operation in CONTROL else self.collective(line)
+                if one is not None and channel(one[1]) not in seen:
+                    seen.add(channel(one[1]))
+                    loops = self.runs[name][1]
+                    found.append(dataclasses.replace(one[0], times=times, loops=loops))
+        return found
+
+    def inside(self, line: HloInstruction) -> Iterator[tuple[str, HloInstruction]]:
+        """An instruction and those that it is made of, with the names of their computations."""
+        yield "", line
+        if line.operation in CONTROL:
+            return
+        for name in called(line):
+            for one in self.computations.get(name, ()):
+                for found, inner in self.inside(one):
+                    yield found or name, inner
+
+    def collective(self, line: HloInstruction) -> tuple[ProgramCollective, HloInstruction] | None:
+        """The collective that an instruction runs or begins, once, and where it is written.
+
+        None: it has none.
+        """
+        for name, inner in self.inside(line):
+            if (found := _collective(name, inner)) is not None:
+                return found, inner
+        return None
 
     @functools.cached_property
     def copies(self) -> list[tuple[int, int]]:
@@ -144,7 +180,7 @@ class CompiledProgram:
         Copies to the memory of the cores, which a TPU's programs mark by S(1), do not count.
         """
         return [
-            (sum(_array_bytes(*found) for found in ARRAY.findall(line.result)), times)
+            (sum(array_bytes(*found) for found in ARRAY.findall(line.result)), times)
             for name, (times, _) in self.runs.items()
             for line in self.computations[name]
             if line.operation == "copy" and "S(" not in line.result
@@ -157,15 +193,43 @@ class CompiledProgram:
 
     def _products(self) -> Iterator[tuple[int, float]]:
         for name, (times, _) in self.runs.items():
-            lines = self.computations[name]
-            types = {line.name: line.result for line in lines}
-            for line in lines:
-                if line.operation == "dot":
-                    yield times, _dot(line, types)
-                elif line.operation == "convolution":
-                    yield times, _convolution(line, types)
-                elif match := re.search(r'cost_estimate.*?"?flops"?:\s*"?(\d+)', line.rest):
-                    yield times, float(match[1])
+            for line in self.computations[name]:
+                if flops := self.product(name, line):
+                    yield times, flops
+
+    def product(self, name: str, line: HloInstruction) -> float:
+        """FLOPs of an instruction of a computation that is a product, or tells of some; else 0."""
+        if line.operation in ("dot", "convolution"):
+            types = self._types(name)
+            return (_dot if line.operation == "dot" else _convolution)(line, types)
+        match = re.search(r'cost_estimate.*?"?flops"?:\s*"?(\d+)', line.rest)
+        return float(match[1]) if match else 0.0
+
+    def product_bytes(self, line: HloInstruction) -> int:
+        """Bytes in the device's memory of what products of an instruction take and give."""
+        total = 0
+        for name, inner in self.inside(line):
+            if name and inner.operation in ("dot", "convolution"):
+                types = self._types(name)
+                names = re.findall(r"%([\w.\-]+)", inner.rest.partition(")")[0])
+                arrays = [inner.result, *(types.get(one, "") for one in names)]
+                total += sum(
+                    array_bytes(*found)
+                    for text in arrays
+                    if "S(" not in text
+                    for found in ARRAY.findall(text)
+                )
+        return total
+
+    def _types(self, name: str) -> dict[str, str]:
+        """Types of the results in a computation."""
+        if name not in self._typed:
+            self._typed[name] = {line.name: line.result for line in self.computations[name]}
+        return self._typed[name]
+
+    @functools.cached_property
+    def _typed(self) -> dict[str, dict[str, str]]:
+        return {}
 
     def trips(self, line: HloInstruction) -> int:
         """Turns of a loop: what the compiler says, or the number that its condition compares."""
@@ -181,7 +245,25 @@ class CompiledProgram:
         return max(numbers, default=1)
 
 
-def _called(line: HloInstruction) -> list[str]:
+def _collective(name: str, line: HloInstruction) -> ProgramCollective | None:
+    """The collective that a line of a computation is, if it joins several devices."""
+    kind = line.operation.removesuffix("-start")
+    if not re.fullmatch(KINDS, kind):
+        return None
+    size, devices = _size(line, kind), _devices(line.rest)
+    if "all-reduce-scatter" in name and kind == "all-reduce":
+        kind, size = "reduce-scatter", size // devices
+    return ProgramCollective(kind, size, devices, times=1, loops=0) if devices > 1 else None
+
+
+def channel(line: HloInstruction) -> str:
+    """Number that all instructions share into which a collective is cut; else its name."""
+    found = re.search(r"channel_id=(\d+)", line.rest)
+    return found[1] if found else line.name
+
+
+def called(line: HloInstruction) -> list[str]:
+    """Names of the computations that an instruction calls."""
     names = CALLED.findall(line.rest)
     if match := BRANCHES.search(line.rest):
         names += [name.strip().lstrip("%") for name in match[1].split(",")]
@@ -194,7 +276,8 @@ def _shape(text: str) -> tuple[int, ...]:
     return tuple(map(int, match[2].split(","))) if match and match[2] else ()
 
 
-def _array_bytes(kind: str, sizes: str) -> int:
+def array_bytes(kind: str, sizes: str) -> int:
+    """Bytes of an array of a type and sizes as text."""
     bits = int(BITS.search(kind)[0]) if BITS.search(kind) else 8
     shape = map(int, sizes.split(",")) if sizes else ()
     return math.prod(shape) * bits // 8
@@ -202,7 +285,7 @@ def _array_bytes(kind: str, sizes: str) -> int:
 
 def _size(line: HloInstruction, kind: str) -> int:
     """Bytes of the results; an asynchronous collective gives its operands as well."""
-    arrays = [_array_bytes(*found) for found in ARRAY.findall(line.result)]
+    arrays = [array_bytes(*found) for found in ARRAY.findall(line.result)]
     if line.operation.endswith("-start") and kind != "all-reduce":
         arrays = arrays[1:2] if kind == "collective-permute" else arrays[len(arrays) // 2 :]
     return sum(arrays)

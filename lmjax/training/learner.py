@@ -23,6 +23,7 @@ from lmjax.models.executor import Executor, scan_blocks
 from lmjax.objectives import Example, Objective, Sums
 from lmjax.objectives.example import batches, count_real_tokens, count_rows, count_tokens
 from lmjax.parallel import STAGE, Layout, axis_size
+from lmjax.training.compiler_options import step_options
 from lmjax.training.gradients import (
     Zero,
     accumulated,
@@ -327,7 +328,7 @@ class Learner:
     @functools.cached_property
     def compiled_step(self) -> Callable[..., tuple[TrainState, Metrics]]:
         """`step`, compiled; it takes over (donates) the state that it is given."""
-        return jax.jit(self.step, donate_argnums=0)
+        return jax.jit(self.step, donate_argnums=0, compiler_options=step_options())
 
     def compile_step(self, example: Example, frozen: Mapping[str, dict] | None = None) -> None:
         """Compiles `compiled_step` for states of this learner and examples of these shapes.

@@ -9,12 +9,15 @@ slower than it says.
 """
 
 from pallas_kernels.chips import CHIPS, TpuChip
+from pallas_kernels.schedules.bundles import equal_kernels
 from pallas_kernels.schedules.recording import (
     RecordedProgram,
     ScheduledKernel,
+    new_recording,
     read,
     record,
     start_recording,
+    traced_calls,
 )
 
 __all__ = [
@@ -22,7 +25,10 @@ __all__ = [
     "RecordedProgram",
     "ScheduledKernel",
     "TpuChip",
+    "equal_kernels",
+    "new_recording",
     "read",
     "record",
     "start_recording",
+    "traced_calls",
 ]

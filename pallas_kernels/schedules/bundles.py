@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 from pallas_kernels.chips import TpuChip
@@ -94,12 +95,27 @@ def read_listing(stem: Path) -> Listing:
     return Listing(name, bundles, slots, capacity, operands, vmem)
 
 
-def read_listings(folder: Path) -> list[Listing]:
-    """All kernels of a folder of dumps, in the order of their compilation."""
+def read_listings(folder: Path) -> Iterator[Listing]:
+    """All kernels of a folder of dumps, in the order of their compilation.
+
+    One after another, as those of a training step take gigabytes.
+    """
     names = sorted(path.name for path in folder.glob("*-packed-bundles-post-ra.txt"))
     found = (re.match(r"(.*)-\d+-packed-bundles-post-ra\.txt$", name) for name in names)
     stems = [match.group(1) for match in found if match]
-    return [read_listing(folder / stem) for stem in stems if "<late-" not in stem]
+    for stem in stems:
+        if "<late-" not in stem:
+            yield read_listing(folder / stem)
+
+
+def equal_kernels(folder: Path) -> dict[str, str]:
+    """Names of instructions whose kernels were not compiled, with the one that equals theirs."""
+    found: dict[str, str] = {}
+    for path in folder.glob("*deduplication-map.txt"):
+        text = path.read_text("utf-8")
+        for one, others in re.findall(r"key:(\S+)\n(?:[^ ].*\n)*((?:  \S+\n)*)", text):
+            found |= dict.fromkeys(others.split(), one)
+    return found
 
 
 def _find(stem: Path, kind: str) -> str:

@@ -8,7 +8,7 @@ import functools
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,12 @@ from pallas_kernels.schedules.operands import KernelCall, kernel_calls
 from pallas_kernels.schedules.scalar_unit import Counts, run
 
 # All else that the compiler could write is tens of megabytes a kernel.
-FILES = "packed-bundles-post-ra|static-per-bundle|post-delay-converter"
+FILES = "packed-bundles-post-ra|static-per-bundle|post-delay-converter|deduplication-map"
 FLAGS = (
     "--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true --xla_jf_dump_hlo_text=true "
     f"--xla_jf_dump_llo_pass_label_regex={FILES}"
 )
+NOTHING = "no schedule was written: libtpu was in use before start_recording()"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +65,11 @@ class ScheduledKernel:
     def moved(self) -> int:
         """Bytes that a call moves between its operands and vector memory, all cores together."""
         return sum(counts.read + counts.written for counts in self.counts)
+
+    @property
+    def from_memory(self) -> int:
+        """Those of them that the chip's memory gives and takes, all cores together."""
+        return self.moved - sum(counts.near for counts in self.counts)
 
     @property
     def guesses(self) -> int:
@@ -140,39 +146,73 @@ def record(function: Callable, *arguments: Any, chip: str) -> RecordedProgram:
         RuntimeError: the compiler wrote nothing: something in the process had used libtpu before
             `start_recording`.
     """
+    folder = new_recording()
+    traced = _traced(function, arguments, chip)
+    with _described(chip):
+        compiled = traced.lower().compile()
+    calls = kernel_calls(traced.jaxpr, jax.tree.leaves(arguments))
+    kernels = []
+    for listing in read_listings(folder):
+        call = next((call for call in calls if _serves(listing, call)), None)
+        if call is not None:
+            calls.remove(call)
+        kernels.append(_counted(listing, call, CHIPS[chip]))
+    if not kernels:
+        raise RuntimeError(NOTHING)
+    return RecordedProgram(tuple(kernels), compiled)
+
+
+def new_recording() -> Path:
+    """The folder of `start_recording`, emptied for what is compiled next.
+
+    Programs that are in memory are forgotten, as those are not compiled.
+    """
     folder = start_recording()
-    # A program that is in memory is not compiled, nor is a function traced for another chip.
     jax.clear_caches()
     for path in folder.iterdir():
         path.unlink()
-    device = topologies.tpu(chip)[0]
+    return folder
+
+
+def traced_calls(function: Callable, *arguments: Any, chip: str) -> list[KernelCall]:
+    """The calls of Pallas kernels in a function, with their scalars; nothing is compiled.
+
+    Args:
+        arguments, chip: as of `record`.
+    """
+    traced = _traced(function, arguments, chip)
+    return kernel_calls(traced.jaxpr, jax.tree.leaves(arguments))
+
+
+def read(folder: Path, chip: str, calls: Sequence[KernelCall] = ()) -> Iterator[ScheduledKernel]:
+    """The kernels of a folder of dumps, one after another.
+
+    Args:
+        calls: whose scalars kernels with these names and operands read; those of others are
+            unknown.
+    """
+    for listing in read_listings(folder):
+        call = next((call for call in calls if _serves(listing, call)), None)
+        yield _counted(listing, call, CHIPS[chip])
+
+
+def _described(chip: str):
+    return jax.set_mesh(topologies.mesh([topologies.tpu(chip)[0]]))
+
+
+def _traced(function: Callable, arguments: Sequence[Any], chip: str):
+    """A function as it is traced for one described chip."""
+    sharding = SingleDeviceSharding(topologies.tpu(chip)[0])
 
     def shaped(argument):
-        sharding = SingleDeviceSharding(device)
         return jax.ShapeDtypeStruct(argument.shape, argument.dtype, sharding=sharding)
 
-    with jax.set_mesh(topologies.mesh([device])):
-        traced = jax.jit(function).trace(*jax.tree.map(shaped, arguments))
-        compiled = traced.lower().compile()
-    calls = kernel_calls(traced.jaxpr, jax.tree.leaves(arguments))
-    listings = read_listings(folder)
-    if not listings:
-        raise RuntimeError("no schedule was written: libtpu was in use before start_recording()")
-    return RecordedProgram(
-        tuple(_counted(listing, calls, CHIPS[chip]) for listing in listings), compiled
-    )
+    with _described(chip):
+        return jax.jit(function).trace(*jax.tree.map(shaped, arguments))
 
 
-def read(folder: Path, chip: str) -> list[ScheduledKernel]:
-    """The kernels of a folder of dumps, without the scalars that they read of operands."""
-    return [_counted(listing, [], CHIPS[chip]) for listing in read_listings(folder)]
-
-
-def _counted(listing: Listing, calls: list[KernelCall], chip: TpuChip) -> ScheduledKernel:
+def _counted(listing: Listing, call: KernelCall | None, chip: TpuChip) -> ScheduledKernel:
     """The kernel of a listing, run with the scalars of the call that it serves."""
-    call = next((call for call in calls if _serves(listing, call)), None)
-    if call is not None:
-        calls.remove(call)
     scalars = {} if call is None else call.scalars
     counts = tuple(run(listing, chip, scalars, core, chip.cores) for core in range(chip.cores))
     return ScheduledKernel(listing, chip, counts, call is not None)

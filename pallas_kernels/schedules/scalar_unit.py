@@ -92,6 +92,7 @@ class Counts:
         waits: cycles in which the core waits for transfers that share the memory's bandwidth;
             an estimate.
         read, written: bytes that transfers bring and take.
+        near: those of them that stay on the chip, between vector memory and a v4's common memory.
         transfers: their number.
         guesses: conditions that were not known. They were taken as true, and branches on them as
             not taken.
@@ -103,6 +104,7 @@ class Counts:
     waits: float = 0.0
     read: int = 0
     written: int = 0
+    near: int = 0
     transfers: int = 0
     guesses: int = 0
     unknown: Counter = dataclasses.field(default_factory=Counter)
@@ -223,6 +225,8 @@ class _Machine:
             self.counts.written += moved
         else:
             self.counts.read += moved
+        if "cmem" in kind and "hbm" not in kind:
+            self.counts.near += moved
         now = self.now + at + self.counts.waits
         self._free = max(self._free, now) + moved / self.bytes_a_cycle
         if not isinstance(flag, Unknown):
@@ -338,7 +342,9 @@ class _Translator:
 
     def operand(self, description: str) -> str:
         """The address of an operand, or of a single number its value."""
-        index = int(re.search(r"index: (\d+)", description).group(1))
+        index = int(re.search(r"index: (-?\d+)", description).group(1))
+        if index < 0:  # an argument that the compiler has added
+            return "UNKNOWN"
         if "<no memory space>" not in description:
             return str(operand_pointer(index))
         known = self.machine.operands.get(index)

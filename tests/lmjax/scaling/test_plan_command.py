@@ -57,10 +57,11 @@ def test_a_plan_that_does_not_fit_is_printed_all_the_same(tell):
 
 
 def test_a_step_that_the_compiler_refuses_is_planned_all_the_same(tell, monkeypatch):
-    def refuse(job, plan):
+    def refuse(job, plan, recorded):
         raise StepDoesNotFit("it does not fit: 60 GB")
 
     monkeypatch.setattr(plan_command, "compile_step", refuse)
+    monkeypatch.setattr(plan_command, "start_recording", lambda: None)
     code, out, _ = tell(GPT3, "topology=v4:8x8x16", "compile=true")
     assert code == 0
     assert re.search("compiled +it does not fit: 60 GB", out)
