@@ -21,7 +21,7 @@ from lmjax.scaling.plan_tables import PlanTable, gigabytes
 from lmjax.scaling.program import CompiledProgram
 from lmjax.scaling.schedule_tables import schedule_tables
 from lmjax.scaling.step_kernels import read_kernels
-from lmjax.scaling.step_schedule import StepSchedule
+from lmjax.scaling.step_schedule import StepSchedule, timed_instructions
 from lmjax.training.compiler_options import step_options
 from pallas_kernels import topologies
 from pallas_kernels.schedules import new_recording
@@ -103,6 +103,9 @@ def compile_step(job: Any, plan: StepPlan, recorded: bool = False) -> CompiledSt
     # A stage does the work of each microbatch and part once, in one of the schedule's ticks.
     work = division.microbatches * division.parts
     taken = work / division.ticks if division.stage > 1 else 1.0
+    # Where nothing is computed again, what is left to decide inside of this work is whether to make
+    # the loss, which only the last of all stages' parts does.
+    inner = 1 / (division.stage * division.parts) if division.split else 1.0
     if job.frozen_models() or job.distillation is not None:
         raise UserError("compile=true: a step that reads further models is not compiled")
     folder = new_recording() if recorded and division.stage == 1 else None
@@ -124,10 +127,11 @@ def compile_step(job: Any, plan: StepPlan, recorded: bool = False) -> CompiledSt
                 raise
             raise StepDoesNotFit(f"it does not fit: {str(error).splitlines()[0]}") from None
     seconds = time.perf_counter() - begin
-    memory, program = compiled.memory_analysis(), CompiledProgram(compiled.as_text(), taken)
+    memory, program = compiled.memory_analysis(), CompiledProgram(compiled.as_text(), taken, inner)
     schedule = None
     if folder is not None:
-        schedule = StepSchedule(program, plan, read_kernels(folder, plan))
+        names = [line.name for line, _ in timed_instructions(program)]
+        schedule = StepSchedule(program, plan, read_kernels(folder, plan, names))
     return CompiledStep(
         memory.argument_size_in_bytes,
         memory.temp_size_in_bytes,

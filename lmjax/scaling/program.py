@@ -79,11 +79,14 @@ class CompiledProgram:
     Attributes:
       text: its optimised HLO.
       taken: part of the turns of a loop in which each of its conditional branches is taken, as a
-        stage of a pipeline takes the branch of its work; branches inside of branches always are.
+        stage of a pipeline takes the branch of its work.
+      inner: part of its turns in which a branch inside of such a branch is taken, as the loss is
+        made by the last of all parts alone.
     """
 
     text: str
     taken: float = 1.0
+    inner: float = 1.0
 
     @functools.cached_property
     def computations(self) -> dict[str, list[HloInstruction]]:
@@ -114,8 +117,9 @@ class CompiledProgram:
                 more = times, loops, in_branch
                 if line.operation == "while":
                     more = times * self.trips(line), loops + 1, in_branch
-                if line.operation == "conditional" and loops and not in_branch:
-                    more = round(times * self.taken), loops, True
+                if line.operation == "conditional" and loops:
+                    share = self.inner if in_branch else self.taken
+                    more = round(times * share), loops, True
                 for inner in called(line):
                     if inner in self.computations:
                         visit(inner, *more)
@@ -196,6 +200,10 @@ class CompiledProgram:
             for line in self.computations[name]:
                 if flops := self.product(name, line):
                     yield times, flops
+
+    def flops_of(self, line: HloInstruction) -> float:
+        """FLOPs of the products in an instruction."""
+        return sum(self.product(name, inner) for name, inner in self.inside(line))
 
     def product(self, name: str, line: HloInstruction) -> float:
         """FLOPs of an instruction of a computation that is a product, or tells of some; else 0."""

@@ -8,6 +8,7 @@ are one document of full length, as model FLOPs are counted (`lmjax.scaling.flop
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection
 from pathlib import Path
 
 import jax
@@ -47,10 +48,13 @@ class KernelCost:
         return cls(kernel.cycles, moved, kernel.seconds, rows, kernel.guesses)
 
 
-def read_kernels(folder: Path, plan: StepPlan) -> dict[str, KernelCost]:
+def read_kernels(folder: Path, plan: StepPlan, names: Collection[str]) -> dict[str, KernelCost]:
     """The kernels of a folder of dumps by the names of the instructions that they serve.
 
-    Instructions whose kernels are equal have the one that was compiled.
+    Args:
+      folder: of the dumps.
+      plan: of the step.
+      names: of the instructions; those whose kernels are equal have the one that was compiled.
 
     Raises:
       RuntimeError: there are none.
@@ -59,11 +63,12 @@ def read_kernels(folder: Path, plan: StepPlan) -> dict[str, KernelCost]:
     words = np.array([plan.workload.model.vocab_size], np.int32)
     calls = [KernelCall("cross_entropy", ("s32[1]",), {0: words})]
     calls += attention_calls(plan)
-    found = {kernel.name: KernelCost.of(kernel) for kernel in read(folder, chip, calls)}
+    equal = equal_kernels(folder)
+    own = {equal.get(name, name) for name in names}
+    found = {one.name: KernelCost.of(one) for one in read(folder, chip, calls, own)}
     if not found:
         raise RuntimeError(NOTHING)
-    equal = equal_kernels(folder)
-    return found | {name: found[one] for name, one in equal.items() if one in found}
+    return {name: found[one] for name in names if (one := equal.get(name, name)) in found}
 
 
 def attention_calls(plan: StepPlan) -> list[KernelCall]:

@@ -46,6 +46,7 @@ FREE = {
     *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all"),
     *("partition-id", "replica-id", "opt-barrier", "add-dependency"),
 }
+SMALL = 4096  # bytes
 NAMES_ONLY = ("ConcatBitcast", "Bitcast", "AllocateBuffer", "AssumeGatherIndicesInBound")
 ESTIMATE = re.compile(r'"estimated_cycles":"(\d+)"')
 SCOPE = re.compile(r'op_name="([^"]*)"')
@@ -59,7 +60,7 @@ class ScheduledPiece:
 
     Attributes:
       name: of it.
-      part: of the step that it belongs to, one of `PARTS`, or "collectives".
+      part: of the step that it belongs to, one of `PARTS`.
       runs: times that it runs in a step.
       static: seconds of a run by cycles alone.
       roofline: by the longer of cycles and bytes.
@@ -103,12 +104,12 @@ class StepSchedule:
     @functools.cached_property
     def pieces(self) -> dict[str, ScheduledPiece]:
         """All instructions that take a chip's time, by name."""
-        found = {}
-        for name, times in self.program.sequences.items():
-            for line in self.program.computations[name]:
-                if takes_time(line):
-                    found[line.name] = self._piece(line, times)
-        return found
+        found = [
+            (self._piece(line, times), _bytes(line))
+            for line, times in timed_instructions(self.program)
+        ]
+        # Single numbers are computed by the program itself, without kernels.
+        return {p.name: p for p, size in found if p.source != "none" or size >= SMALL}
 
     def seconds(self, bound: Bound) -> dict[str, float]:
         """Seconds of a step by part, and of waits for links and for copies."""
@@ -165,7 +166,7 @@ class StepSchedule:
         return {}
 
     def _piece(self, line: HloInstruction, runs: int) -> ScheduledPiece:
-        flops = sum(self.program.product(name, inner) for name, inner in self.program.inside(line))
+        flops = self.program.flops_of(line)
         part, chip, cost = self._part(line, flops), self.chip, self.kernels.get(line.name)
         if cost is not None:
             static, waited = cost.cycles / chip.clock, cost.waited
@@ -186,8 +187,6 @@ class StepSchedule:
         """The part of the step that an instruction belongs to, by the scopes of the model."""
         lines = [inner for name, inner in self.program.inside(line)]
         products = [inner for inner in lines if inner.operation in ("dot", "convolution")]
-        if not products and self.collective(line) is not None:
-            return "collectives"
         scope = next((s[1] for one in products or lines if (s := SCOPE.search(one.rest))), "")
         words = set(re.findall(r"\w+", scope))
         kernel = line.name if line.operation == "custom-call" else ""
@@ -243,20 +242,19 @@ class _Run:
                 self._spend(part, times * seconds)
 
     def _collective(self, line: HloInstruction, one: ProgramCollective, inner) -> None:
-        """One that is waited for, or the beginning, the end or what is between of another."""
-        piece = self.schedule.pieces.get(line.name)
-        own = 0.0 if piece is None else getattr(piece, self.bound)
-        part = "collectives" if piece is None else piece.part
+        """One that is waited for, or the beginning, the end or what is between of another.
+
+        What is between computes something else as well.
+        """
         axes, seconds = self.schedule.link(one, inner)
         key = channel(inner)
         if line.operation.endswith("-start"):
             return self._begin(line.name, axes, seconds)
-        self.parts[key] -= 1
-        if key not in self.done and not self.parts[key]:
-            return self._spend(part, own if self.bound == "static" else max(own, seconds))
         if key not in self.done:
             self._begin(key, axes, seconds)
-        self._spend(part, own)
+        if (piece := self.schedule.pieces.get(line.name)) is not None:
+            self._spend(piece.part, getattr(piece, self.bound))
+        self.parts[key] -= 1
         if not self.parts[key]:
             self._await(key, "collectives")
 
@@ -274,16 +272,33 @@ class _Run:
             self._spend(part, late)
 
 
-def takes_time(line: HloInstruction) -> bool:
-    """Returns whether an instruction is more than a name, and no other's beginning or end."""
+def timed_instructions(program: CompiledProgram) -> list[tuple[HloInstruction, int]]:
+    """Instructions that take a chip's own time, and how often each runs.
+
+    Left out are names, loops themselves, what is done by copies and by links alone.
+    """
+    return [
+        (line, times)
+        for name, times in program.sequences.items()
+        for line in program.computations[name]
+        if _takes_time(program, line)
+    ]
+
+
+def _takes_time(program: CompiledProgram, line: HloInstruction) -> bool:
     kind = line.operation
     if kind in FREE or kind in CONTROL or kind.endswith(("-start", "-done", "-update")):
         return False
-    target = TARGET.search(line.rest) if kind == "custom-call" else None
-    return target is None or target[1] not in NAMES_ONLY
+    if kind == "custom-call":
+        return (target := TARGET.search(line.rest)) is None or target[1] not in NAMES_ONLY
+    return program.collective(line) is None or bool(program.flops_of(line))
 
 
 def copied_bytes(line: HloInstruction) -> int:
     """Bytes that an asynchronous copy moves: those of the smaller of both ends in its result."""
     sizes = [array_bytes(*found) for found in ARRAY.findall(line.result)]
     return min((size for size in sizes if size > 16), default=0)
+
+
+def _bytes(line: HloInstruction) -> int:
+    return sum(array_bytes(*found) for found in ARRAY.findall(line.result))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 
 from pallas_kernels.chips import TpuChip
@@ -87,25 +87,32 @@ def read_listing(stem: Path) -> Listing:
             r"inlined_call_operand\.(?:\w+|<[^>]*>) \[shape: (\S+), index: (\d+)", text
         )
     }
-    name = re.sub(r"^\d+-", "", stem.name)
     allocations = re.findall(
         r"space=vmem, size = (\w+), offset = (\w+), scoped", _find(stem, "post-delay-converter")
     )
     vmem = max((int(size, 0) + int(offset, 0) for size, offset in allocations), default=0)
-    return Listing(name, bundles, slots, capacity, operands, vmem)
+    return Listing(_name(stem.name), bundles, slots, capacity, operands, vmem)
 
 
-def read_listings(folder: Path) -> Iterator[Listing]:
-    """All kernels of a folder of dumps, in the order of their compilation.
+def read_listings(folder: Path, names: Container[str] | None = None) -> Iterator[Listing]:
+    """The kernels of a folder of dumps, in the order of their compilation.
 
     One after another, as those of a training step take gigabytes.
+
+    Args:
+        names: of those that are read; None: all.
     """
-    names = sorted(path.name for path in folder.glob("*-packed-bundles-post-ra.txt"))
-    found = (re.match(r"(.*)-\d+-packed-bundles-post-ra\.txt$", name) for name in names)
+    files = sorted(path.name for path in folder.glob("*-packed-bundles-post-ra.txt"))
+    found = (re.match(r"(.*)-\d+-packed-bundles-post-ra\.txt$", name) for name in files)
     stems = [match.group(1) for match in found if match]
     for stem in stems:
-        if "<late-" not in stem:
+        if "<late-" not in stem and (names is None or _name(stem) in names):
             yield read_listing(folder / stem)
+
+
+def _name(stem: str) -> str:
+    """Name of the instruction whose dumped files begin so."""
+    return re.sub(r"^\d+-", "", stem)
 
 
 def equal_kernels(folder: Path) -> dict[str, str]:

@@ -8,7 +8,7 @@ import functools
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -184,14 +184,20 @@ def traced_calls(function: Callable, *arguments: Any, chip: str) -> list[KernelC
     return kernel_calls(traced.jaxpr, jax.tree.leaves(arguments))
 
 
-def read(folder: Path, chip: str, calls: Sequence[KernelCall] = ()) -> Iterator[ScheduledKernel]:
+def read(
+    folder: Path,
+    chip: str,
+    calls: Sequence[KernelCall] = (),
+    names: Container[str] | None = None,
+) -> Iterator[ScheduledKernel]:
     """The kernels of a folder of dumps, one after another.
 
     Args:
         calls: whose scalars kernels with these names and operands read; those of others are
             unknown.
+        names: of those that are read; None: all.
     """
-    for listing in read_listings(folder):
+    for listing in read_listings(folder, names):
         call = next((call for call in calls if _serves(listing, call)), None)
         yield _counted(listing, call, CHIPS[chip])
 

@@ -94,6 +94,28 @@ def test_branches_of_a_pipeline_are_taken_in_some_turns():
     assert CompiledProgram(PIPELINE, taken=0.4).flops == 4 * product
 
 
+NESTED = PIPELINE.replace("ROOT %d = ", "%d = ").replace(
+    """rhs_contracting_dims={0}
+}""",
+    """rhs_contracting_dims={0}
+  ROOT %e = f32[8,16]{1,0} conditional(%b, %d, %d), branch_computations={%idle, %loss}
+}
+
+%loss (p.2: f32[8,16]) -> f32[8,16] {
+  %p.2 = f32[8,16]{1,0} parameter(0)
+  %w.2 = f32[16,16]{1,0} constant({...})
+  ROOT %f = f32[8,16]{1,0} dot(%p.2, %w.2), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+}""",
+    1,
+)
+
+
+def test_branches_inside_of_branches_have_a_share_of_their_own():
+    product = 2 * 8 * 16 * 16
+    assert CompiledProgram(NESTED, taken=0.4).flops == 2 * 4 * product
+    assert CompiledProgram(NESTED, taken=0.4, inner=0.25).flops == (4 + 1) * product
+
+
 def test_copies_in_the_devices_memory():
     assert CompiledProgram(PIPELINE).copies == [(4 * 8 * 16, 10)]
     assert CompiledProgram(LOOP).copies == []

@@ -24,7 +24,8 @@ CLOCK, BANDWIDTH = CHIPS["v4"].clock, CHIPS["v4"].bandwidth
 US = 1e-6
 # Two loops, 4 x 3 turns: a product of [8, 16] . [16, 16] in the inner one; in the outer one a
 # gather that runs beside a fusion of the compiler's estimate; outside of them the optimizer, a copy
-# that is awaited at once, a sum that is waited for, and a fusion of which nothing is known.
+# that is awaited at once, a sum that is waited for, and two fusions without a kernel, one of them
+# of so few numbers that it needs none.
 PROGRAM = """HloModule step, is_scheduled=true
 
 %fused_product (p: f32[8,16], q: f32[16,16]) -> f32[8,16] {
@@ -67,7 +68,8 @@ metadata={op_name="jit(step)/optimizer/add"}
   %ar = f32[90000]{0} all-reduce(%fusion.3), channel_id=7, replica_groups={{0,1,2,3}}
   %cs = (f32[307000]{0:S(1)}, f32[307000]{0}, u32[]) copy-start(%fusion.3)
   %cd = f32[307000]{0:S(1)} copy-done(%cs)
-  ROOT %lost = f32[8,16]{1,0} fusion(%cd), kind=kLoop, calls=%fused_lost
+  %sum = f32[8,16]{1,0} fusion(%cd), kind=kLoop, calls=%fused_sum
+  ROOT %lost = f32[800,16]{1,0} fusion(%cd), kind=kLoop, calls=%fused_lost
 }
 """
 KERNELS = {
@@ -119,6 +121,7 @@ def test_pieces_know_their_loops_products_and_sources(schedule):
     }
     assert pieces["fusion.1"].flops == 2 * 8 * 16 * 16
     assert (pieces["fusion.2"].source, pieces["lost"].source) == ("estimate", "none")
+    assert "sum" not in pieces
 
 
 def test_tables_name_what_is_not_known(schedule):
