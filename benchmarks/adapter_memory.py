@@ -96,10 +96,10 @@ def activations(**given: Any) -> int:
         params = learner.init(0).params
 
         def loss(trained: dict) -> jax.Array:
-            model = nnx.merge(learner.graph, learner.as_begun(trained, params))
+            model = nnx.merge(learner.graph, learner.trained.whole(trained, params))
             return learner.objective.loss(model, example, None).loss
 
-        _, backward = jax.vjp(loss, learner.trained_part(params))
+        _, backward = jax.vjp(loss, learner.trained.of(params))
         own = {leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves((params, example))}
         kept = {
             leaf.unsafe_buffer_pointer(): leaf.nbytes
@@ -181,7 +181,7 @@ def _learner(given: dict[str, Any], adapted: bool) -> tuple[Any, Any]:
     trained = Adapters() if adapted else AllParameters()
     layout, objective = training_layout(), CausalLM()
     learner = Learner(
-        model, objective, AdamW(), lambda step: 1e-4, layout, trainable=trained.trains
+        model, objective, AdamW(), lambda step: 1e-4, layout, trained=trained.part(model)
     )
     shape = given["batch"], given["length"] + 1
     tokens = np.random.default_rng(0).integers(0, given["vocabulary"], shape).astype(np.int32)

@@ -95,7 +95,7 @@ def _with_heads(model: TransformerConfig, names: set[str]) -> TransformerConfig:
 
 def _warn_of_frozen_tokens(known: int, learner: Learner, log: RunLog) -> None:
     """Logs that new tokens keep one vector, the mean of the old ones, and so stay one token."""
-    new, trains = learner.model.vocab_size - known, learner.trainable
+    new, trains = learner.model.vocab_size - known, learner.trained.trains
     if new > 0 and trains is not None and not trains("embedding.table"):
         log.warn(
             f"{new} tokens are new to the model and begin alike; `trainable` leaves them so, and "

@@ -127,7 +127,7 @@ class PolicyStep:
         rows = make_rows(found, fitting_length(longest, job.length, self.layout))
         packing = self.arrange(*inputs_of(rows), np.arange(job.replies))
         policy, sampled = self.policy_scores(state, found, rows, packing)
-        held_to = self.policy.as_begun(self.reference, state.params)
+        held_to = self.policy.trained.whole(self.reference, state.params)
         reference = self.scorer.score(held_to, rows, packing, self.most)
         del held_to  # of a stack that is trained in part, it has a copy
         log_probs = policy.log_probs, reference.log_probs

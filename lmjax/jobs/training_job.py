@@ -42,6 +42,7 @@ from lmjax.training.loop import Advance
 from lmjax.training.loss_scale import LossScale
 from lmjax.training.offload import Place
 from lmjax.training.optimizers import AdamW, Optimizer
+from lmjax.training.pipeline_checks import check_division, check_stages
 from lmjax.training.pipelining import Pipeline
 from lmjax.training.placement import abstract_example, compact, to_devices
 from lmjax.training.rounding import Stored
@@ -271,11 +272,10 @@ class TrainingJob(Job):
             embedding_gradient=self.embedding_gradient_rate(),
             frozen=self._frozen_structures(layout),
             begun=self._begun(),
-            trainable=trained.trains,
-            last_blocks=trained.last_blocks,
+            trained=trained.part(self.model),
             keep_zeros=self.keep_zeros,
         )
-        learner.check_stages()
+        check_stages(learner)
         learner.abstract()
         shards = axis_size(*layout.axes("batch"))
         if self.microbatch % shards:
@@ -284,7 +284,7 @@ class TrainingJob(Job):
                 f"{self.accumulation} parts on mesh.data x mesh.fsdp x mesh.expert = {shards}"
                 " devices"
             )
-        learner.check_division(self.batch_sizes(), self.abstract_example())
+        check_division(learner, self.batch_sizes(), self.abstract_example())
         return learner
 
     @property

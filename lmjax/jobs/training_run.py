@@ -143,7 +143,9 @@ class TrainingRun:
             best.step, lambda extra: {entry: getattr(self.abstract(extra), entry)}
         )
         params = restored[entry]
-        return best.step, self.learner.as_begun(params, state.params) if BASE in extra else params
+        if BASE in extra:
+            params = self.learner.trained.whole(params, state.params)
+        return best.step, params
 
     def compile_in_background(self) -> threading.Thread:
         """Starts to compile the step; an error is left to the first step, which meets it again.
@@ -181,7 +183,7 @@ class TrainingRun:
         watch, learner, words = Stopwatch(), self.learner, "frozen"
         params = read_params(model.folder, model.config, learner.layout, self.job.seed)
         if name in learner.begun:
-            whole, params = params, learner.trained_part(params)
+            whole, params = params, learner.trained.of(params)
             if len(jax.tree.leaves(params)) < len(jax.tree.leaves(whole)):
                 words = "frozen; those that are not trained are held once"
         self.log.fact(name, f"the parameters in {model.folder}, {words}", watch.seconds())
@@ -213,7 +215,7 @@ class TrainingRun:
             self.check_schedule(extra, done)
             if self.base is not None:
                 check_beginning(job.begin_with, self.base, self.folder.location)
-                state = learner.with_rest(state, self.read_beginning(feed))
+                state = learner.trained.with_rest(state, self.read_beginning(feed))
             print_continuation(self.log, job, extra, done)
         if is_first():
             self.folder.write_config(self.job)
@@ -222,8 +224,10 @@ class TrainingRun:
 
     def abstract(self, extra: dict[str, Any]) -> TrainState:
         """The state as shapes with shardings, as a checkpoint with this `extra` holds it."""
-        learner = self.learner
-        return learner.abstract_without_rest() if BASE in extra else learner.abstract()
+        state = self.learner.abstract()
+        if BASE not in extra:
+            return state
+        return dataclasses.replace(state, params=self.learner.trained.shapes(state.params))
 
     def read_beginning(self, feed: Feed) -> dict | None:
         """Parameters of `begin_with`; None where training begins with random ones."""
@@ -234,7 +238,7 @@ class TrainingRun:
     def save(self, checkpointer: Checkpointer, step: int, state: TrainState, extra: dict) -> None:
         """Saves what cannot be read again elsewhere."""
         if self.base is not None:
-            state, extra = self.learner.without_rest(state), extra | {BASE: self.base}
+            state, extra = self.learner.trained.without_rest(state), extra | {BASE: self.base}
         checkpointer.save(step, state, extra | self.selection.extra)
 
     def check_tokenizer(self, extra: dict[str, Any], feed: Feed) -> None:

@@ -18,7 +18,7 @@ from lmjax.objectives import Objective
 from lmjax.parallel import Layout
 from lmjax.runs.checkpoints import BASE, BEST, Checkpointer
 from lmjax.runs.folder import RunFolder
-from lmjax.training.trainable import join_trained, split_trained
+from lmjax.training.trained_part import TrainedPart
 
 NAMED = 5  # tokens that are told by name
 
@@ -72,10 +72,11 @@ def restore_trained_model(
         shapes = jax.tree.map(_as_stored, shapes)
     checkpointer = Checkpointer(run.checkpoints)
 
+    def trained_part() -> TrainedPart:
+        return experiment.trained().part(experiment.model)
+
     def wanted(extra: dict[str, Any]) -> dict[str, Any]:
-        if BASE not in extra:
-            return {entry: shapes}
-        return {entry: jax.eval_shape(lambda params: _split(experiment, params)[0], shapes)}
+        return {entry: trained_part().shapes(shapes) if BASE in extra else shapes}
 
     restored = checkpointer.restore(best_step(checkpointer) if step is None else step, wanted)
     if restored is None:
@@ -88,14 +89,8 @@ def restore_trained_model(
     objective = getattr(experiment, "objective", None)
     params = jax.tree.map(_as_used, tree[entry])
     if BASE in extra:
-        params = join_trained(params, _split(experiment, read_base(experiment, extra[BASE]))[1])
+        params = trained_part().whole(params, read_base(experiment, extra[BASE]))
     return TrainedModel(experiment.model, params, tokenizer, objective)
-
-
-def _split(job: Any, params: dict) -> tuple[dict, dict]:
-    """The parameters that a job trains, and the rest; traceable."""
-    trained = job.trained()
-    return split_trained(params, trained.trains, trained.first_entry(job.model))
 
 
 def _as_stored(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -16,7 +16,6 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, UInt32
 
-from lmjax.config import UserError
 from lmjax.models import TransformerConfig, abstract, draw_parameters
 from lmjax.models.auxiliary import Auxiliary
 from lmjax.models.executor import Executor, scan_blocks
@@ -27,7 +26,6 @@ from lmjax.training.compiler_options import step_options
 from lmjax.training.gradients import (
     Zero,
     accumulated,
-    count_microbatches,
     count_parts,
     divided,
     summed,
@@ -35,11 +33,12 @@ from lmjax.training.gradients import (
 from lmjax.training.loss_scale import LossScale, factor_of, where
 from lmjax.training.offload import Place, at_rest, at_work, shapes_at_rest
 from lmjax.training.optimizers import Optimizer, clip_by_global_norm
-from lmjax.training.pipelining import Pipeline, check_pipeline, pipeline_gradients, pipeline_sums
+from lmjax.training.pipelining import Pipeline, pipeline_gradients, pipeline_sums
 from lmjax.training.rounding import Stored, exact, stored
 from lmjax.training.schedules import Rate
 from lmjax.training.state import TrainState
-from lmjax.training.trainable import join_trained, parameter_paths, split_trained
+from lmjax.training.trainable import parameter_paths
+from lmjax.training.trained_part import TrainedPart, join_trained
 from lmjax.training.zeros import with_zeros
 
 Metrics = dict[str, Float[Array, ""]]
@@ -82,14 +81,11 @@ class Learner:
       loss_scale: of a dynamic loss scaling; None: the loss is differentiated as it is.
       embedding_gradient: by step, the factor of the gradient of the token embeddings as they enter
         the model; that of a tied head stays whole. None: 1.
-      trainable: path of a parameter, as "blocks.attention.query.weight" -> whether it is trained;
-        None: all are. The others have no optimizer state.
-      last_blocks: number of layers, the last ones, that are trained of a parameter of the blocks;
-        None: all.
+      trained: the part of the parameters that is trained. The others have no optimizer state.
       keep_zeros: weights of dense layers that are 0 stay so (`lmjax.training.zeros`).
       frozen: structure of each model that the objective reads beside the trained one, by name.
       begun: names of those of them that are this model as its training began. Of their parameters
-        only those that are trained are given (`trained_part`); the rest are those of the state.
+        only those that are trained are given (`TrainedPart.of`); the rest are those of the state.
     """
 
     model: TransformerConfig
@@ -107,8 +103,7 @@ class Learner:
     optimizer_memory: Place = "device"
     loss_scale: LossScale | None = None
     embedding_gradient: Rate | None = None
-    trainable: Callable[[str], bool] | None = None
-    last_blocks: int | None = None
+    trained: TrainedPart = dataclasses.field(default_factory=TrainedPart)
     keep_zeros: bool = False
     frozen: Mapping[str, nnx.GraphDef] = dataclasses.field(default_factory=dict)
     begun: frozenset[str] = frozenset()
@@ -126,53 +121,7 @@ class Learner:
           UserError: the optimizer does not fit the parameters or the mesh.
         """
         _, shapes = abstract(self.model, self.layout)
-        trained = jax.eval_shape(lambda params: self._split(params)[0], shapes)
-        return self.optimizer.build(self.rate, trained)
-
-    def check_stages(self) -> None:
-        """Raises UserError where stages of the mesh would train some of the parameters."""
-        if axis_size(STAGE) > 1 and not self.trains_all:
-            raise UserError(
-                f"mesh.stage={axis_size(STAGE)}: a pipeline trains all parameters, and `trainable`"
-                " only some"
-            )
-
-    def check_division(self, rows: Sequence[int], example: Example) -> None:
-        """Checks that pipelines and divided sequences can train this model with this loss.
-
-        Args:
-          rows: numbers of rows that examples have.
-          example: one as shapes with shardings.
-
-        Raises:
-          UserError: what cannot be trained so.
-        """
-        stages, sequences = axis_size(STAGE), axis_size(*self.layout.axes("seq"))
-        if stages > 1:
-            self._check_pipeline(rows)
-        if stages > 1 or (sequences > 1 and self.layout.context != "gather"):
-            jax.eval_shape(self.step, self.abstract(), example)
-
-    def _check_pipeline(self, rows: Sequence[int]) -> None:
-        self.check_stages()
-        where = f"mesh.stage={axis_size(STAGE)}"
-        if self.layout.axes("seq") and self.layout.context == "ring":
-            # Permutations are one operation of all stages, of which each takes its own branch.
-            raise UserError(
-                f"{where}: keys cannot go around in a ring inside of a stage; set "
-                "context=all_to_all, or gather"
-            )
-        for number in sorted(set(rows)):
-            made = self.pipeline.made(count_microbatches(number, self.microbatch, self.layout))
-            check_pipeline(self.model, made)
-        if self.frozen:
-            names = ", ".join(self.frozen)
-            raise UserError(f"{where}: the loss reads further models ({names}): a pipeline has one")
-        if type(self.objective).batch_sums is not Objective.batch_sums:
-            raise UserError(
-                f"{where}: with {type(self.objective).__name__} the loss of a row depends on other "
-                "rows of its batch, which a pipeline sees in parts"
-            )
+        return self.optimizer.build(self.rate, self.trained.shapes(shapes))
 
     def init(self, seed: int, params: dict | None = None) -> TrainState:
         """State before the first step; every array is made on its own devices.
@@ -215,7 +164,7 @@ class Learner:
         # A batch without targets gives gradients of zero, not NaN.
         weight = jnp.where(sums.weight > 0, sums.weight, 1)
         gradients = jax.tree.map(lambda g: g / weight, gradients)
-        trained, rest = self._split(state.params)
+        trained, rest = self.trained.split(state.params)
         if self.keep_zeros:
             gradients = with_zeros(gradients, trained)
         with jax.named_scope("optimizer"):
@@ -271,7 +220,7 @@ class Learner:
         frozen: Mapping[str, dict] | None = None,
     ) -> tuple[dict, Sums]:
         """Gradients of the summed loss by the trained parameters, and the batch's sums."""
-        (trained, rest), graph = self._split(state.params), self.graph
+        (trained, rest), graph = self.trained.split(state.params), self.graph
         factor = None if self.embedding_gradient is None else self.embedding_gradient(state.step)
         scale = None if state.scale is None else factor_of(state.scale, count_tokens(example))
         if (auxiliary := self._auxiliary(example)) is not None:
@@ -283,7 +232,7 @@ class Learner:
             own = {name: leaf for name, leaf in trained.items() if name != AUXILIARY}
             model = nnx.merge(graph, join_trained(own, rest))
             model.embedding_gradient, model.executor = factor, executor
-            model.frozen_blocks = self._frozen_blocks
+            model.frozen_blocks = self.trained.first * self.model.group
             if auxiliary is not None:
                 model.give_auxiliary(trained[AUXILIARY])
             return _times(self._loss(model, example, key, self._frozen_models(frozen, rest)), scale)
@@ -313,7 +262,7 @@ class Learner:
         """Sums of the loss without dropout."""
         example, graph = self.objective.normalise(example), self.graph
         params = exact(params)
-        rest = self._split(params)[1]
+        rest = self.trained.split(params)[1]
 
         def loss(params: dict, example: Example, key: None, executor: Executor) -> Sums:
             model = nnx.merge(graph, params)
@@ -355,29 +304,12 @@ class Learner:
         """`evaluate`, compiled."""
         return jax.jit(self.evaluate)
 
-    def trained_part(self, params: dict) -> dict:
-        """The parameters that are trained, and of stacks of layers the part that is."""
-        return self._split(params)[0]
-
-    def as_begun(self, start: dict, params: dict) -> dict:
-        """Parameters of the model as its training began.
-
-        Those that are not trained are the very arrays of `params`; where a part of a stack is
-        trained, the whole stack is a copy.
-
-        Args:
-          start: `trained_part` of the parameters that training began with.
-          params: at any time of the training.
-        """
-        return join_trained(start, self._split(params)[1])
-
     @property
     def trains_all(self) -> bool:
         """Returns whether every parameter is trained."""
-        if self.trainable is None:
+        if self.trained.trains is None:
             return True
-        paths = parameter_paths(self.model, self.layout)
-        return not self._frozen_blocks and all(map(self.trainable, paths))
+        return self.trained.is_all(parameter_paths(self.model, self.layout))
 
     @property
     def keeps_rest(self) -> bool:
@@ -386,20 +318,6 @@ class Learner:
         None do where all are averaged, or rounded as they are stored.
         """
         return not self.trains_all and self.average_decay is None and self.weights == "float32"
-
-    def without_rest(self, state: TrainState) -> TrainState:
-        """The state with the parameters that are trained alone; see `with_rest`."""
-        return dataclasses.replace(state, params=self.trained_part(state.params))
-
-    def with_rest(self, state: TrainState, params: dict) -> TrainState:
-        """The opposite of `without_rest`, by any parameters of the training."""
-        return dataclasses.replace(state, params=self.as_begun(state.params, params))
-
-    def abstract_without_rest(self) -> TrainState:
-        """`without_rest` of `abstract`."""
-        state = self.abstract()
-        trained = jax.eval_shape(self.trained_part, state.params)
-        return dataclasses.replace(state, params=trained)
 
     def evaluated(self, state: TrainState) -> dict:
         """Parameters that are evaluated: the average where one is kept."""
@@ -444,7 +362,7 @@ class Learner:
         self, params: dict, example: Example, frozen: Mapping[str, dict] | None, microbatches: int
     ) -> Example:
         """The example with what the loss of a microbatch needs to know of the others."""
-        rest = self._split(params)[1]
+        rest = self.trained.split(params)[1]
 
         def sums(part: Example) -> Any:
             models = self._frozen_models(frozen, rest)
@@ -463,24 +381,12 @@ class Learner:
             params = draw_parameters(self.model, self.layout, draw_key)
         return TrainState(
             params=stored(params, self.weights, jax.random.fold_in(key, ROUNDING)),
-            optimizer=at_rest(self.transform.init(self._split(params)[0]), self.optimizer_memory),
+            optimizer=at_rest(self.transform.init(self.trained.of(params)), self.optimizer_memory),
             average=None if self.average_decay is None else jax.tree.map(jnp.copy, params),
             step=jnp.zeros((), jnp.int32),
             key=key,
             scale=None if self.loss_scale is None else self.loss_scale.init(),
         )
-
-    def _split(self, params: dict) -> tuple[dict, dict]:
-        """The parameters that are trained, and the rest."""
-        if self.trainable is None:
-            return params, {}
-        first = self._frozen_blocks // self.model.group
-        return split_trained(params, self.trainable, first)
-
-    @property
-    def _frozen_blocks(self) -> int:
-        """Number of blocks before those that are trained."""
-        return 0 if self.last_blocks is None else self.model.num_layers - self.last_blocks
 
 
 def _times(sums: Sums, factor: Float[Array, ""] | None) -> Sums:

@@ -17,10 +17,8 @@ import numpy as np
 from jax.sharding import PartitionSpec as P
 
 from lmjax.config import UserError, config
-from lmjax.models import TransformerConfig
 from lmjax.models.executor import Executor
 from lmjax.models.layer_by_layer import layer_passes, run_layer_by_layer
-from lmjax.models.stretches import pattern
 from lmjax.objectives import Example, Sums
 from lmjax.parallel import DATA, STAGE, axis_size
 from lmjax.parallel.passes import Slot, SlotPasses
@@ -177,31 +175,6 @@ def cut(loss: LossBy, params: dict, parts: int, zero: Zero = 3) -> _Cut:
     """Cuts a loss into pieces with equal parts of the layers."""
     blocks = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), params[BLOCKS])
     return _Cut(loss, blocks, jax.tree.leaves(blocks)[0].shape[0] // parts, zero)
-
-
-def check_pipeline(model: TransformerConfig, made: PipelineSchedule) -> None:
-    """Raises UserError for a model that no pipeline with this schedule can hold."""
-    parts, layers = len(made.holder), model.num_layers
-    where = f"mesh.stage={made.stages}"
-    if made.chunks > 1:
-        where += f" times {made.chunks} parts on each (pipeline.schedule={made.name})"
-    if model.depth != layers:
-        raise UserError(
-            f"{where}: a pipeline holds one stack of blocks, and this model has an encoder beside "
-            "its decoder; use mesh.fsdp, mesh.tensor and mesh.context"
-        )
-    if model.remat == "offload":
-        raise UserError(
-            f"{where}: what a pipeline keeps lies in slots on the devices, and model.remat=offload "
-            "wants it in the host's memory; use model.remat=full"
-        )
-    if layers % parts:
-        raise UserError(f"{where}: model.num_layers={layers} does not divide into {parts} parts")
-    if (layers // parts) % (period := len(pattern(model.windows, model.group))):
-        raise UserError(
-            f"{where}: windows or kinds of layers repeat every {period} layers, and a part of the"
-            f" pipeline has {layers // parts}: each must hold whole periods"
-        )
 
 
 def pipeline_gradients(

@@ -6,16 +6,14 @@ What is not trained has neither gradients nor optimizer state, and no weight dec
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable
 
-import jax
-import jax.numpy as jnp
 from flax import traverse_util
 
 from lmjax.config import UserError, config
 from lmjax.models import TransformerConfig, abstract, quantized_weights
 from lmjax.models.lora import fits
 from lmjax.parallel import Layout
+from lmjax.training.trained_part import TrainedPart
 
 # Parameters after the blocks: what the last blocks give, these read.
 LABELS = ("classifier", "heads")  # on labels; fresh ones learn nothing unless they are trained
@@ -35,10 +33,11 @@ class Trainable(abc.ABC):
         """Number of layers, the last ones, that are trained of a stacked parameter; None: all."""
         return None
 
-    def first_entry(self, model: TransformerConfig) -> int:
-        """Number of entries of the model's stack of blocks before those that are trained."""
+    def part(self, model: TransformerConfig) -> TrainedPart:
+        """The division of the model's parameters."""
         last = self.last_blocks
-        return 0 if last is None else (model.num_layers - last) // model.group
+        first = 0 if last is None else (model.num_layers - last) // model.group
+        return TrainedPart(self.trains, first)
 
     def share(self, path: str, layers: int) -> float:
         """Part of a parameter that is trained, 0 to 1, where the model has so many blocks."""
@@ -58,37 +57,6 @@ class Trainable(abc.ABC):
                 f"trainable={type(self).__name__} trains no parameter of the model, which has"
                 f" {', '.join(paths)}"
             )
-
-
-def split_trained(params: dict, trains: Callable[[str], bool], first: int) -> tuple[dict, dict]:
-    """The parameters that are trained, and the rest; traceable.
-
-    Args:
-      params: nested dictionary of arrays, blocks stacked over layers.
-      trains: see `Trainable.trains`.
-      first: see `Trainable.first_entry`: entries of a stack that are among the rest.
-    """
-    flat = traverse_util.flatten_dict(params, sep=".")
-    trained = {path: leaf for path, leaf in flat.items() if trains(path)}
-    rest = {path: leaf for path, leaf in flat.items() if path not in trained}
-    for path, leaf in trained.items():
-        if first and path.startswith("blocks."):
-            rest[path], trained[path] = leaf[:first], leaf[first:]
-    return tuple(traverse_util.unflatten_dict(part, sep=".") for part in (trained, rest))
-
-
-def join_trained(trained: dict, rest: dict) -> dict:
-    """Both parts of the parameters in one nested dictionary; of one in both, rest comes first."""
-    if not rest:
-        return trained
-    new, old = (traverse_util.flatten_dict(part, sep=".") for part in (trained, rest))
-    halves = {path: _concatenate(old[path], new[path]) for path in new.keys() & old.keys()}
-    return traverse_util.unflatten_dict(old | new | halves, sep=".")
-
-
-def _concatenate(rest: jax.Array, trained: jax.Array) -> jax.Array:
-    """Both parts of a stack, cut over the mesh as the second, which may be gathered (ZeRO 1, 2)."""
-    return jnp.concatenate([jax.reshard(rest, jax.typeof(trained).sharding.spec), trained])
 
 
 def parameter_paths(model: TransformerConfig, layout: Layout) -> list[str]:

@@ -178,17 +178,17 @@ def test_what_a_reference_shares_is_held_once(one_device, trainable):
     What is not trained is one array of policy and reference, before a step and after it.
     """
     lora = LoRA(rank=2, layers=("*",)) if isinstance(trainable, Adapters) else None
-    settings = {"trainable": trainable.trains, "last_blocks": trainable.last_blocks}
-    settings["microbatch"] = 4 if lora else None
+    model = replace(MODEL, lora=lora)
+    settings = {"trained": trainable.part(model), "microbatch": 4 if lora else None}
     apart, shared = (
-        learner_of(replace(MODEL, lora=lora), begun=begun, **settings)
+        learner_of(model, begun=begun, **settings)
         for begun in (frozenset(), frozenset({"reference"}))
     )
     placed, state = to_devices(example(), shared.layout, 97), shared.init(seed=0)
     begin = state.params
-    start = jax.tree.map(jnp.copy, shared.trained_part(begin))
+    start = jax.tree.map(jnp.copy, shared.trained.of(begin))
     moved = jax.tree.map(lambda leaf: leaf + 0.05, start)
-    state = dataclasses.replace(state, params=shared.as_begun(moved, begin))
+    state = dataclasses.replace(state, params=shared.trained.whole(moved, begin))
     (one, sums), (other, expected) = (
         jax.jit(learner.gradients)(state, placed, state.key, {"reference": reference})
         for learner, reference in ((shared, start), (apart, begin))
@@ -208,7 +208,7 @@ def test_what_a_reference_shares_is_held_once(one_device, trainable):
     state = shared.init(seed=0, params=begin)
     before = alone(state.params)
     state, _ = shared.compiled_step(state, placed, {"reference": start})
-    assert alone(state.params) == alone(shared.as_begun(start, state.params)) == before
+    assert alone(state.params) == alone(shared.trained.whole(start, state.params)) == before
     assert "embedding.table" in before
 
 

@@ -167,11 +167,11 @@ def test_new_tokens_that_stay_alike_are_told(first, capsys):
     """Adapters leave the embedding, in which all new tokens are one vector."""
     with jax.set_mesh(Mesh(fsdp=8).build()):
         learner = first.learner()
-    adapted = dataclasses.replace(learner, trainable=Adapters().trains)
+    adapted = dataclasses.replace(learner, trained=Adapters().part(learner.model))
     grown = dataclasses.replace(adapted, model=replace(first.model, vocab_size=259))
     log = RunLog(make_console())
     _warn_of_frozen_tokens(257, adapted, log)
-    _warn_of_frozen_tokens(257, dataclasses.replace(grown, trainable=learner.trainable), log)
+    _warn_of_frozen_tokens(257, dataclasses.replace(grown, trained=learner.trained), log)
     assert "new to the model" not in capsys.readouterr().out
     _warn_of_frozen_tokens(257, grown, log)
     assert "2 tokens are new to the model and begin alike" in capsys.readouterr().out

@@ -28,6 +28,7 @@ from lmjax.training.optimizers import Adafactor, AdamW, Muon
 from lmjax.training.pipelining import Pipeline
 from lmjax.training.schedules import Cosine
 from lmjax.training.trainable import LastBlocks
+from lmjax.training.trained_part import TrainedPart
 
 EXPERTS, LENGTH, ROWS, STEPS = 8, 16, 8, 10
 # Weights of the losses are large, so that their gradients are seen beside that of the targets.
@@ -323,7 +324,8 @@ def test_a_batch_without_targets_teaches_nothing(one_device):
 def test_frozen_blocks_have_no_auxiliary_losses(one_device):
     """Backward ends at the last block, whose measures alone are told."""
     model = routed_by("dropless")
-    learner = learner_of(model, trainable=lambda path: path.startswith("blocks"), last_blocks=1)
+    trained = TrainedPart(lambda path: path.startswith("blocks"), first=1)
+    learner = learner_of(model, trained=trained)
     state = dataclasses.replace(learner.init(0), params=state_of(model).params)
     gradients, sums = jax.jit(lambda s, e: learner.gradients(s, e, s.key))(
         state, jax.device_put(example_of())

@@ -18,6 +18,7 @@ from lmjax.parallel import Mesh, training_layout
 from lmjax.training.learner import Learner
 from lmjax.training.optimizers import AdamW, Muon
 from lmjax.training.placement import to_devices
+from lmjax.training.trained_part import TrainedPart
 
 MODEL = TransformerConfig(
     vocab_size=97,
@@ -68,8 +69,8 @@ def test_only_what_is_trainable_is_trained():
     example = on_devices(rows(0))
     start = learner_of(CausalLM()).init(seed=0)
     states = {}
-    for name, trainable in {"all": None, "some": lambda path: "attention" in path}.items():
-        learner = learner_of(CausalLM(), trainable=trainable, clip=None, zero=1)
+    for name, trains in {"all": None, "some": lambda path: "attention" in path}.items():
+        learner = learner_of(CausalLM(), trained=TrainedPart(trains), clip=None, zero=1)
         state = learner.init(0, jax.tree.map(jnp.copy, start.params))
         states[name], _ = learner.compiled_step(state, example)
     before, after, everything = (
@@ -87,7 +88,8 @@ def test_only_what_is_trainable_is_trained():
 
 
 def test_state_shapes_are_those_of_a_state():
-    learner = learner_of(CausalLM(), trainable=lambda path: "norm" in path, average_decay=0.9)
+    trained = TrainedPart(lambda path: "norm" in path)
+    learner = learner_of(CausalLM(), trained=trained, average_decay=0.9)
     shapes, state = learner.abstract(), learner.init(seed=1)
     assert jax.tree.structure(shapes) == jax.tree.structure(state)
     for shape, array in zip(jax.tree.leaves(shapes), jax.tree.leaves(state), strict=True):

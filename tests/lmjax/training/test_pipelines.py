@@ -18,8 +18,10 @@ from lmjax.scaling.program import CompiledProgram
 from lmjax.scaling.workload import Workload
 from lmjax.training.learner import Learner
 from lmjax.training.optimizers import AdamW
+from lmjax.training.pipeline_checks import check_division
 from lmjax.training.pipelining import Pipeline
 from lmjax.training.placement import abstract_example
+from lmjax.training.trained_part import TrainedPart
 from tests.collectives import of_program, program_text
 from tests.lmjax.training.combinations import (
     GPT,
@@ -74,7 +76,7 @@ REFUSED = {
         dict(layout=training_layout("ring"), mesh=Mesh(stage=2, context=2, fsdp=1)),
         "cannot go around in a ring",
     ),
-    "trainable": (dict(trainable=lambda path: "bias" in path), "`trainable` only some"),
+    "trainable": (dict(trained=TrainedPart(lambda path: "bias" in path)), "`trainable` only some"),
     "encoder": (
         dict(model=replace(t5("small"), vocab_size=VOCABULARY), objective=SpanCorruption()),
         "an encoder beside its decoder",
@@ -98,7 +100,7 @@ def test_what_no_pipeline_trains_is_refused_before_a_step(case):
         learner, layout = Learner(**settings), settings["layout"]
         shapes = settings["objective"].shapes(ROWS, LENGTH)
         with pytest.raises(UserError, match=message):
-            learner.check_division([ROWS], abstract_example(shapes, layout))
+            check_division(learner, [ROWS], abstract_example(shapes, layout))
 
 
 @pytest.mark.parametrize("schedule", [pytest.param("1f1b", marks=pytest.mark.slow), "zb_h1"])

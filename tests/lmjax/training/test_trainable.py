@@ -56,8 +56,7 @@ def learner_of(model, trainable, optimizer=None, **settings):
         optimizer or AdamW(),
         lambda step: 1e-2,
         training_layout(),
-        trainable=trainable.trains,
-        last_blocks=trainable.last_blocks,
+        trained=trainable.part(model),
         clip=None,
         **settings,
     )
