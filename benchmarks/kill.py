@@ -26,7 +26,7 @@ from benchmarks.harness import ROOT, save, table
 from benchmarks.same_run import differences
 from lmjax.config import UserError, config
 from lmjax.launch import exit_on_user_error, from_command_line
-from lmjax.runs.checkpoints import SAVING
+from lmjax.runs.checkpoint_folder import SAVING
 from lmjax.runs.folder import METRICS, RunFolder
 
 POLL = 0.004  # seconds between looks at the run folder

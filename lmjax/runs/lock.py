@@ -15,7 +15,7 @@ from lmjax.files import errors_told, lock, reason
 from lmjax.launch import is_first, on_first
 from lmjax.remote import is_url
 from lmjax.runs.changes import check_continues
-from lmjax.runs.checkpoints import Checkpointer
+from lmjax.runs.checkpoint_folder import CheckpointFolder
 from lmjax.runs.folder import LOCK, RunFolder
 from lmjax.runs.remote_run import follow, remote_folder
 
@@ -61,7 +61,7 @@ def _has_work(folder: RunFolder) -> bool:
     """Returns whether a command could go on from what is in the folder."""
     if (folder.path / WORK).is_dir() or any(folder.replies.glob("*.jsonl")):
         return True
-    return bool(Checkpointer(folder.checkpoints).steps())
+    return bool(CheckpointFolder(folder.checkpoints).steps())
 
 
 def _on_this_machine(output: str, held: ExitStack, warn: Callable[[str], None]) -> str | Path:

@@ -16,7 +16,8 @@ import tensorstore
 
 from lmjax.config import UserError
 from lmjax.runs import array_files, checkpoints, manifest
-from lmjax.runs.checkpoints import ARRAYS, SAVING, Checkpointer
+from lmjax.runs.checkpoint_folder import SAVING
+from lmjax.runs.checkpoints import ARRAYS, Checkpointer
 from lmjax.training.interruption import Interruption
 from tests.lmjax.runs.small_states import assert_equal, largest_file, make, mesh_of, place
 
