@@ -1,7 +1,5 @@
 """Pipeline schedules: which stage does what at each tick, made and checked without a device.
 
-python -m lmjax.parallel.schedules name=1f1b stages=4 microbatches=8 [picture=FILE]
-
 A model is cut into parts, in order; a stage holds one part, or several (its chunks). A microbatch
 goes forward through all parts and its gradient back. What a stage makes in a tick its neighbours
 have at the next one, so that all stages go through the ticks together and a tick lasts as long as
@@ -15,17 +13,10 @@ import dataclasses
 import enum
 import functools
 import itertools
-import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
-from lmjax.config import UserError, config
-from lmjax.console import load_pyplot
-from lmjax.launch import exit_on_user_error, from_command_line
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from lmjax.config import UserError
 
 Name = Literal["gpipe", "1f1b", "interleaved", "zb_h1", "zb_v"]
 
@@ -34,9 +25,7 @@ class Work(enum.IntEnum):
     """Kinds of work on a microbatch."""
 
     FORWARD = 1
-    BACKWARD = (
-        2  # gradients of the inputs, and of the weights where they have no ticks of their own
-    )
+    BACKWARD = 2  # gradients of the inputs; of the weights too, where these have no own ticks
     WEIGHTS = 3  # gradients of the weights
 
 
@@ -112,11 +101,15 @@ class PipelineSchedule:
           backward: of the gradients of the part's inputs, recomputation included.
           weights: of the gradients of its weights.
         """
-        both = backward if self.split else backward + weights
-        costs = {Work.FORWARD: forward, Work.BACKWARD: both, Work.WEIGHTS: weights}
+        costs = self.costs(forward, backward, weights)
         return sum(
             max(sum(costs[unit.work] for unit in units) for units in row) for row in self.ticks
         )
+
+    def costs(self, forward: float, backward: float, weights: float) -> dict[Work, float]:
+        """Time of each kind of work; see `duration`."""
+        both = backward if self.split else backward + weights
+        return {Work.FORWARD: forward, Work.BACKWARD: both, Work.WEIGHTS: weights}
 
     def bubble(self, forward: float = 1.0, backward: float = 1.0, weights: float = 1.0) -> float:
         """Share of a step in which a stage waits; see `duration`."""
@@ -297,106 +290,3 @@ def needs(unit: Unit, parts: int) -> set[Unit]:
         return {Unit(Work.BACKWARD, part, m)}
     own = {Unit(Work.FORWARD, part, m)}
     return own | {Unit(Work.BACKWARD, part + 1, m)} if part < parts - 1 else own
-
-
-@config
-class ScheduleCommand:
-    """A schedule to show; times are of a microbatch in one part of the model, in any unit."""
-
-    name: Name = "1f1b"  # of the schedule
-    stages: int = 4  # of the pipeline
-    microbatches: int = 8  # of a step
-    chunks: int = 2  # parts of the model on each stage, of interleaved alone
-    forward: float = 1.0  # time of a forward pass
-    backward: float = 1.0  # time of the gradients of inputs, with what is computed again
-    weights: float = 1.0  # time of the gradients of weights
-    picture: str = ""  # file to draw into, such as schedule.png
-
-    def validate(self) -> None:
-        """Raises UserError for times that there are not."""
-        for name in ("forward", "backward", "weights"):
-            if getattr(self, name) <= 0:
-                raise UserError(f"{name}={getattr(self, name)}: a time is more than 0")
-
-
-def describe(made: PipelineSchedule, forward: float, backward: float, weights: float) -> str:
-    """Text of a schedule: a line for each stage, a column for each tick, and its cost.
-
-    A letter says the work (f forward, b backward, w gradients of weights; capital letters are of
-    odd chunks), the number after it the microbatch.
-    """
-
-    def cell(unit: Unit) -> str:
-        letter = " fbw"[unit.work]
-        odd = unit.part // made.stages % 2
-        return f"{letter.upper() if odd else letter}{unit.microbatch}"
-
-    cells = [["".join(map(cell, units)) or "." for units in row] for row in made.ticks]
-    widths = [max(map(len, row)) for row in cells]
-    lines = [
-        f"stage {stage}  " + " ".join(row[stage].ljust(width) for row, width in zip(cells, widths))
-        for stage in range(made.stages)
-    ]
-    part = f", each of 1/{made.chunks} of a stage" if made.chunks > 1 else ""
-    put_off = f", {max(made.waiting)} of them for gradients of weights alone" if made.split else ""
-    return "\n".join(
-        [
-            *lines,
-            "",
-            f"ticks       {len(made.ticks)}",
-            f"bubble      {made.bubble(forward, backward, weights):.1%} of a step",
-            f"held        activations of at most {max(made.live)} microbatches{put_off}{part}",
-        ]
-    )
-
-
-def draw(made: PipelineSchedule, forward: float, backward: float, weights: float) -> Figure:
-    """Draws a schedule: a row for each stage, time to the right.
-
-    Raises:
-      UserError: matplotlib is missing.
-    """
-    both = backward if made.split else backward + weights
-    costs = {Work.FORWARD: forward, Work.BACKWARD: both, Work.WEIGHTS: weights}
-    colours = {Work.FORWARD: "#62a8dc", Work.BACKWARD: "#ee9c32", Work.WEIGHTS: "#86d3b8"}
-    width = made.duration(forward, backward, weights) / forward
-    size = (2 + 0.22 * width, 1.2 + 0.4 * made.stages)
-    figure, axes = load_pyplot().subplots(figsize=size, layout="constrained")
-    start = 0.0
-    for row in made.ticks:
-        for stage, units in enumerate(row):
-            at = start
-            for unit in units:
-                cost, odd = costs[unit.work], unit.part // made.stages % 2
-                look = {"color": colours[unit.work], "alpha": 0.6 if odd else 1.0}
-                axes.barh(stage, cost, left=at, edgecolor="white", **look)
-                number = str(unit.microbatch)
-                axes.text(at + cost / 2, stage, number, ha="center", va="center", size=6)
-                at += cost
-        start += max(sum(costs[unit.work] for unit in units) for units in row)
-    for work, colour in colours.items():
-        if work is not Work.WEIGHTS or made.split:
-            axes.bar(0, 0, color=colour, label=work.name.lower())
-    axes.set(xlabel="time", ylabel="stage", yticks=range(made.stages))
-    axes.set_title(f"{made.name}, {made.microbatches} microbatches")
-    axes.invert_yaxis()
-    figure.legend(loc="outside lower center", ncols=3, frameon=False)
-    return figure
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """Prints a schedule, and draws it where a file is named."""
-    settings = from_command_line(ScheduleCommand(), argv)
-    made = schedule(settings.name, settings.stages, settings.microbatches, settings.chunks)
-    times = settings.forward, settings.backward, settings.weights
-    print(describe(made, *times))
-    if settings.picture:
-        if not (folder := Path(settings.picture).parent).is_dir():
-            raise UserError(f"picture={settings.picture}: there is no folder {folder}")
-        draw(made, *times).savefig(settings.picture)
-        print(f"picture     {settings.picture}", file=sys.stderr)
-
-
-if __name__ == "__main__":
-    with exit_on_user_error():
-        main()

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from lmjax.config import UserError
 from lmjax.parallel import schedules
-from lmjax.parallel.schedules import Unit, Work, describe, schedule, timed
+from lmjax.parallel.schedules import Unit, Work, schedule, timed
+from lmjax.parallel.show_schedule import describe, main
 
 NAMES = schedules.Name.__args__
 sizes = st.tuples(st.sampled_from(NAMES), st.integers(1, 6), st.integers(0, 9), st.integers(1, 3))
@@ -116,7 +117,7 @@ def test_what_cannot_be_is_refused(arguments, message):
 
 def test_the_command_prints_and_draws(tmp_path, capsys):
     picture = tmp_path / "schedule.png"
-    schedules.main(["name=zb_h1", "stages=2", "microbatches=3", f"picture={picture}"])
+    main(["name=zb_h1", "stages=2", "microbatches=3", f"picture={picture}"])
     printed = capsys.readouterr().out
     assert "stage 0  f0 f1 .  b0 w0 f2 b1 w1 b2 w2\n" in printed
     assert "stage 1  .  f0 b0 f1 b1 w0 f2 b2 w1 w2\n" in printed
