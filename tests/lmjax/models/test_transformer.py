@@ -282,3 +282,17 @@ def test_an_attention_kernel_that_cannot_serve_is_the_users_to_change(one_device
     graph, params = make(config)
     with pytest.raises(UserError, match="'cudnn' cannot serve this call: it needs an NVIDIA GPU"):
         nnx.merge(graph, params)(plain_batch(np.zeros((1, 4), np.int32)))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_logits_of_few_and_of_many_rows_are_the_same(one_device, dtype):
+    """Few are made by the table times the rows, on CPUs: sums of 32 products in another order."""
+    graph, params = initialize(replace(SMALL, dtype=dtype), training_layout(), jax.random.key(0))
+    model = nnx.merge(graph, params)
+    hidden = jax.random.normal(jax.random.key(1), (3, 40, SMALL.hidden), jnp.dtype(dtype))
+    whole = model.logits(hidden)
+    assert whole.dtype == jnp.float32
+    for rows, columns in ((1, 1), (1, 2), (2, 16), (3, 11)):
+        few = model.logits(hidden[:rows, :columns])
+        assert few.dtype == jnp.float32
+        np.testing.assert_allclose(few, whole[:rows, :columns], rtol=1e-5, atol=1e-5)
