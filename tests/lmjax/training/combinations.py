@@ -1,4 +1,4 @@
-"""Small models of four families, trained on any mesh beside one device."""
+"""Small models of five families, trained on any mesh beside one device."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from lmjax.models import (
     TopKRouter,
     TransformerConfig,
 )
-from lmjax.objectives import BlankInfilling, CausalLM, PrefixLM
+from lmjax.models.xlnet import xlnet
+from lmjax.objectives import BlankInfilling, CausalLM, PermutationLM, PrefixLM
 from lmjax.parallel import AXES, Mesh, training_layout
 from lmjax.training.learner import Learner
 from lmjax.training.optimizers import AdamW
@@ -51,6 +52,12 @@ LLAMA = TransformerConfig(
 )
 PREFIX = replace(LLAMA, attention=replace(LLAMA.attention, windows=(None,)), remat="dots")
 ROUTER = TopKRouter(balance=0.3, z_loss=0.1)
+XLNET = replace(
+    xlnet(),
+    **SIZES | {"max_length": None},
+    attention=replace(xlnet().attention, num_heads=8, head_dim=4),
+    feed_forward=replace(xlnet().feed_forward, size=64),
+)
 MODELS = {
     "gpt": (GPT, CausalLM(z_loss=1e-3)),
     "llama": (LLAMA, CausalLM()),
@@ -60,6 +67,7 @@ MODELS = {
         CausalLM(),
     ),
     "prefix": (PREFIX, PrefixLM()),
+    "xlnet": (XLNET, PermutationLM()),
 }
 
 

@@ -64,6 +64,11 @@ def test_parameters_gathered_once_or_by_stage(zero):
     check("gpt", dict(stage=2, fsdp=2), zero=zero)
 
 
+@pytest.mark.slow
+def test_two_streams_go_through_the_stages_together():
+    check("xlnet", dict(stage=2, data=2))
+
+
 REFUSED = {
     "layers": (dict(model=replace(GPT, num_layers=3)), "model.num_layers=3 does not divide into 2"),
     "offload": (dict(model=replace(GPT, remat="offload")), "use model.remat=full"),
