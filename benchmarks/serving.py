@@ -58,7 +58,7 @@ class ServingBenchmark:
                 raise UserError(f"{name}={getattr(self, name)}: it must be at least 1")
         if self.tokens < 2:
             raise UserError(f"tokens={self.tokens}: must be 2 or more")
-        if max(self.prompt, self.prefix) + self.tokens + 16 > self.length:
+        if max(self.prompt + self.tokens, self.prefix) + self.tokens + 16 > self.length:
             raise UserError(f"the prompts and answers are more than the model's {self.length}")
 
 
@@ -132,7 +132,7 @@ class Sides:
         start = self.text(settings.prefix)
         fresh, _, _ = self.answer(self.engine, [[*start, *self.text(8)]], 2)
         known, _, _ = self.answer(self.engine, [[*start, *self.text(8)]], 2)
-        repeats = (prompt * 8)[: max(settings.prompt, 64)]
+        repeats = [*prompt, *wanted]  # a random model's own answers go round sooner or later
         _, plain, (first,) = self.answer(self.engine, [repeats], settings.tokens)
         _, guessed, (second,) = self.answer(self.guessing, [repeats], settings.tokens)
         if first != second:
