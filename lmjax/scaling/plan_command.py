@@ -70,6 +70,8 @@ class PlanCommand:
             )
         if self.report:
             check_report(self.report)
+        if self.compile:
+            start_recording()  # before anything looks for a TPU, as the console does
         console = make_console()
         cluster = find_cluster(self.topology, self.slices)
         made = self.served if self.serve else self.searched if self.search else self.trained
@@ -84,8 +86,6 @@ class PlanCommand:
 
     def trained(self, words: Sequence[str], cluster: Cluster) -> Told:
         """Facts and tables of training."""
-        if self.compile:
-            start_recording()  # before anything looks for a TPU
         job, plan, notes = self.made(words, cluster)
         facts = facts_of(plan, plan_costs(plan.days, cluster, self.prices))
         tables = tables_of(plan)
