@@ -167,7 +167,11 @@ class Attention(nnx.Module):
 
     def heads(self, x: jax.Array, tables: Tables) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Queries, keys and values [batch, seq, heads, head_dim], their positions in them."""
-        query, keys, values = self.query(x), self.key(x), self.value(x)
+        shared = whole = self.layout.from_stream(x)
+        if not self.layout.axes("kv_heads", self.config.kv_heads):
+            # Gradients through keys that devices share are no sums over them: they are cut apart.
+            shared = self.layout.from_stream(x)
+        query, keys, values = self.query(whole), self.key(shared), self.value(shared)
         if self.query_norm is not None:
             query, keys = self.query_norm(query), self.key_norm(keys)
         query, keys = (self.config.position_rule.rotate(a, tables.positions) for a in (query, keys))

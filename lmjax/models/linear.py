@@ -35,6 +35,8 @@ class Builder:
     layout: Layout
     rngs: nnx.Rngs
     products: Products = dataclasses.field(default_factory=Products)
+    # Whether what sublayers give is divided as the residual stream is before it is added up.
+    divides: bool = True
 
     def linear(
         self, inputs: Axes, outputs: Axes, *, bias: bool, kind: Kind | Draw = "weight"
@@ -66,7 +68,8 @@ class LinearLayer(nnx.Module):
     ):
         self.inputs, self.outputs = inputs, outputs
         self.dtype, self.layout, self.products = builder.dtype, builder.layout, builder.products
-        self.is_last = kind == "residual"  # of a sublayer: what it gives is that of the stream
+        # Of a sublayer: what it gives is that of the stream.
+        self.is_last = kind == "residual" and builder.divides
         fan_in = math.prod(size for _, size in inputs)
         self.weight: nnx.Param | QuantizedWeight = builder.parameter(inputs + outputs, kind, fan_in)
         self.bias = nnx.data(None)

@@ -98,10 +98,15 @@ class Parallel(Arrangement):
 
     def apply(self, x, norms, attention, feed_forward) -> Stream:
         """See `Arrangement.apply`."""
+        attended, fed = self.branches(x, norms, attention, feed_forward)
+        return x + attended + fed
+
+    def branches(self, x, norms, attention, feed_forward) -> tuple[Stream, Stream]:
+        """Both terms that are added to x; see `Arrangement.apply`."""
         first, last = self.norms[0], self.norms[-1]
         normed = norms[first](x)
         other = normed if self.shared_norm else norms[last](x)
-        return x + attention(normed) + feed_forward(other)
+        return attention(normed), feed_forward(other)
 
 
 @config

@@ -22,6 +22,7 @@ from lmjax.models.linear import Builder, dropout
 from lmjax.models.lora import add_adapters
 from lmjax.models.paged_cache import AnyCache, AnyLayerCache
 from lmjax.models.quantization import quantize_block
+from lmjax.models.residual import Parallel
 from pallas_kernels.attention import Mask
 
 
@@ -38,6 +39,9 @@ class Block(nnx.Module):
         self.config, self.layout = config, builder.layout
         self.layer_dropout = nnx.data(None)  # a number of the layer's own, where they differ
         self.auxiliary = nnx.data(None)  # takes auxiliary losses and measures, in training
+        # The outputs of parallel sublayers are summed over devices together.
+        self.together = isinstance(config.arrangement, Parallel) and self.layout.divides_stream
+        builder = dataclasses.replace(builder, divides=not self.together)
         self.attention = config.attention.build(builder)
         self.feed_forward = config.feed_forward.build(builder)
         for name in config.arrangement.norms:
@@ -57,16 +61,22 @@ class Block(nnx.Module):
         def attention(x):
             nonlocal cache
             with jax.named_scope("attention"):
-                out, cache = self.attention(
-                    self.layout.from_stream(x), mask, tables, cache, keys[0]
-                )
-                return dropout(self.layout.to_stream(out), self.dropout, keys[1])
+                out, cache = self.attention(x, mask, tables, cache, keys[0])
+                return dropout(self._divided(out), self.dropout, keys[1])
 
         def feed_forward(x):
             with jax.named_scope("feed_forward"):
                 return dropout(self.feed(x, mask, cache, keys[2]), self.dropout, keys[2])
 
-        return self.config.arrangement.apply(x, self.norms, attention, feed_forward), cache
+        arrangement = self.config.arrangement
+        if self.together:
+            attended, fed = arrangement.branches(x, self.norms, attention, feed_forward)
+            return x + self.layout.to_stream(attended + fed), cache
+        return arrangement.apply(x, self.norms, attention, feed_forward), cache
+
+    def _divided(self, out: jax.Array) -> jax.Array:
+        """The output of a sublayer as the stream is, unless it is summed with another's first."""
+        return out if self.together else self.layout.to_stream(out)
 
     def feed(
         self,
@@ -78,9 +88,9 @@ class Block(nnx.Module):
         """The feed-forward layer's output; one that routes tokens is told which are padding."""
         x = self.layout.from_stream(x)
         if not self.config.feed_forward.reads_rows:
-            return self.layout.to_stream(self.feed_forward(x))
+            return self._divided(self.feed_forward(x))
         rows = RoutedRows(mask.query_segments != 0, key, self.auxiliary, whole=cache is not None)
-        return self.layout.to_stream(self.feed_forward(x, rows))
+        return self._divided(self.feed_forward(x, rows))
 
     @property
     def dropout(self) -> float | Float[Array, ""]:

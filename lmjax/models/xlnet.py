@@ -105,7 +105,7 @@ class TwoStreamAttention(Attention):
         key: PRNGKeyArray | None = None,
     ) -> tuple[Float[Array, "batch rows embed"], None]:
         """Attends to the first stream; see `Attention`. There is no cache."""
-        types = tables.positions
+        types, x = tables.positions, self.layout.from_stream(x)
         query, content = self.query(x), sequence_slice(self.layout, x, 0, types.shape[1])
         keys, values = self.key(content), self.value(content)
         bias = self.relative(query, types)

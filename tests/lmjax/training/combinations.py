@@ -14,6 +14,7 @@ from lmjax.models import (
     ExpertsConfig,
     FeedForwardConfig,
     GatedFeedForwardConfig,
+    Parallel,
     RMSNormConfig,
     Rotary,
     TopKRouter,
@@ -68,6 +69,8 @@ MODELS = {
     ),
     "prefix": (PREFIX, PrefixLM()),
     "xlnet": (XLNET, PermutationLM()),
+    "parallel": (replace(GPT, arrangement=Parallel()), CausalLM()),
+    "parallel norms": (replace(GPT, arrangement=Parallel(shared_norm=False)), CausalLM()),
 }
 
 

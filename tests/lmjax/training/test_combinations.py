@@ -73,3 +73,10 @@ def test_a_mesh_gives_the_losses_and_gradients_of_one_device(case, sizes, settin
     if name := settings.pop("schedule", None):
         settings["pipeline"] = Pipeline(schedule=name)
     check(case, sizes, **settings)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["parallel", "parallel norms"])
+def test_parallel_blocks_divide_the_sequence(case):
+    """Attention and feed-forward, whose outputs are summed together over `tensor`."""
+    check(case, {"fsdp": 2, "tensor": 2}, sequence_parallel=True)
