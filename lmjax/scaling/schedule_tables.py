@@ -18,8 +18,8 @@ WORDS = {
 SHOWN = 12  # instructions that take longest
 ASSUMPTIONS = (
     "By cycles alone no memory and no link is waited for: a chip cannot be faster. Expected is the"
-    " longer of each kernel's cycles and its bytes at the memory's rate; at most adds an estimate"
-    " of its waits for transfers. Links run at the planner's rates, {rates}; what is asynchronous"
+    " longer of each kernel's cycles and its bytes at the memory's rate; its waits for transfers"
+    " are estimated. Links run at the planner's rates, {rates}; what is asynchronous"
     " is waited for only where the schedule awaits it, collectives over one axis follow each"
     " other, and those of different axes, and the memory, do not slow each other down. Not counted"
     " are what chips lose by waiting for the slowest one, and the host."
@@ -60,7 +60,15 @@ def _parts_table(schedule: StepSchedule) -> PlanTable:
     rows.append(("all", "", *map(seconds, steps), "", ""))
     mfus = (f"{schedule.mfu(bound):.1%}" for bound in BOUNDS)
     rows.append(("MFU", "", *mfus, "", ""))
-    columns = ("", "runs", "by cycles alone", "expected", "at most", "share", "of the peak")
+    columns = (
+        "",
+        "runs",
+        "by cycles alone",
+        "expected",
+        "with memory waits",
+        "share",
+        "of the peak",
+    )
     note = " ".join(filter(None, (_assumptions(schedule), _unknown(schedule))))
     title = "Time of a step by the compiled schedule"
     return PlanTable(title, columns, tuple(rows), note, (*bars, 1.0, schedule.mfu("roofline")))
