@@ -12,7 +12,8 @@ The recipe is `baichuan2_recipe` (Yang et al. 2023), whose docstring says what o
 The shares of the text are not published: it is one domain here.
 """
 
-from lmjax.jobs.recipes import baichuan2_recipe, text
+from lmjax.jobs.domain_text import text
+from lmjax.jobs.recipes import baichuan2_recipe
 from lmjax.launch import run
 from lmjax.parallel import Mesh
 

@@ -12,7 +12,8 @@ The recipe is `bert_recipe` (Devlin et al. 2019). The tokenizer is byte-pair enc
 has WordPiece; data.tokenizer=TokenizerFolder data.tokenizer.path=FOLDER takes one with vocab.txt.
 """
 
-from lmjax.jobs.recipes import bert_recipe, text, with_tokens
+from lmjax.jobs.domain_text import text, with_tokens
+from lmjax.jobs.recipes import bert_recipe
 from lmjax.launch import run
 from lmjax.parallel import Mesh
 

@@ -15,7 +15,8 @@ it has 2,048 rows, after step 12,658, the same command goes on with mesh.fsdp=64
 four times the devices. The text is one domain here, where ROOTS has 59 languages.
 """
 
-from lmjax.jobs.recipes import bloom_recipe, text
+from lmjax.jobs.domain_text import text
+from lmjax.jobs.recipes import bloom_recipe
 from lmjax.launch import run
 from lmjax.parallel import Mesh
 

@@ -12,7 +12,8 @@ The recipe is `falcon_recipe`; it and the weights of the text are the model card
 (huggingface.co/tiiuae/falcon-40b, which reports two months on 384 A100 40 GB).
 """
 
-from lmjax.jobs.recipes import falcon_recipe, text
+from lmjax.jobs.domain_text import text
+from lmjax.jobs.recipes import falcon_recipe
 from lmjax.launch import run
 from lmjax.parallel import Mesh
 

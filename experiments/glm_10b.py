@@ -12,7 +12,8 @@ The recipe is `glm_recipe`, the mixture of blanks `glm_objective` (THUDM/GLM's l
 text is the Pile and CC-News; their weights are not published, 97 and 3 are chosen.
 """
 
-from lmjax.jobs.recipes import glm_recipe, text, with_tokens
+from lmjax.jobs.domain_text import text, with_tokens
+from lmjax.jobs.recipes import glm_recipe
 from lmjax.launch import run
 from lmjax.parallel import Mesh
 

@@ -16,7 +16,8 @@ rows, in the paper of the tokens; the halves of English and Chinese are chosen.
 
 from lmjax.config import replace
 from lmjax.data import Domain, JsonPrompts
-from lmjax.jobs.recipes import glm_recipe, text, with_tokens
+from lmjax.jobs.domain_text import text, with_tokens
+from lmjax.jobs.recipes import glm_recipe
 from lmjax.launch import run
 from lmjax.parallel import Mesh
 

@@ -14,7 +14,8 @@ command goes on with mesh.fsdp=96 accumulation=16 on six times the devices. The 
 are the paper's, which add up to 101.
 """
 
-from lmjax.jobs.recipes import gpt3_recipe, text
+from lmjax.jobs.domain_text import text
+from lmjax.jobs.recipes import gpt3_recipe
 from lmjax.launch import run
 from lmjax.parallel import Mesh
 

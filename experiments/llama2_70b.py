@@ -14,7 +14,8 @@ here. To train on LLaMA's own tokens:
 python -m experiments.llama2_70b data.tokenizer=SentencePiece data.tokenizer.path=tokenizer.model
 """
 
-from lmjax.jobs.recipes import llama2_recipe, text
+from lmjax.jobs.domain_text import text
+from lmjax.jobs.recipes import llama2_recipe
 from lmjax.launch import run
 from lmjax.parallel import Mesh
 

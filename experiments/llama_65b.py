@@ -14,7 +14,8 @@ of the text are the paper's table 1. To train on LLaMA's own tokens:
 python -m experiments.llama_65b data.tokenizer=SentencePiece data.tokenizer.path=tokenizer.model
 """
 
-from lmjax.jobs.recipes import llama_recipe, text
+from lmjax.jobs.domain_text import text
+from lmjax.jobs.recipes import llama_recipe
 from lmjax.launch import run
 from lmjax.parallel import Mesh
 

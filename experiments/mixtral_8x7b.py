@@ -14,9 +14,9 @@ model.feed_forward.router.capacity=1.25 exchanges as many as fit instead.
 """
 
 from lmjax.config import replace
+from lmjax.jobs.domain_text import text
 from lmjax.jobs.pretrain import Pretrain
 from lmjax.jobs.recipe import ADAMW
-from lmjax.jobs.recipes import text
 from lmjax.jobs.settings import Checkpoints, Evaluation, Log
 from lmjax.launch import run
 from lmjax.models import mixtral

@@ -13,7 +13,8 @@ hand during their run, rates and clipping, is history and not in it. The shares 
 not published: it is one domain here.
 """
 
-from lmjax.jobs.recipes import opt_recipe, text
+from lmjax.jobs.domain_text import text
+from lmjax.jobs.recipes import opt_recipe
 from lmjax.launch import run
 from lmjax.parallel import Mesh
 

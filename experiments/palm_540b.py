@@ -13,7 +13,8 @@ The recipe is `palm_recipe`, the weights of the text are table 2 of the paper (C
 vocabulary's rows; 8 does, and 512 shards of the batch are as many as its first 512 rows allow.
 """
 
-from lmjax.jobs.recipes import palm_recipe, text
+from lmjax.jobs.domain_text import text
+from lmjax.jobs.recipes import palm_recipe
 from lmjax.launch import run
 from lmjax.parallel import Mesh
 

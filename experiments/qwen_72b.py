@@ -15,7 +15,8 @@ own tokens (the folder of any Qwen):
 python -m experiments.qwen_72b data.tokenizer=TokenizerFolder data.tokenizer.path=models/Qwen-7B
 """
 
-from lmjax.jobs.recipes import qwen_recipe, text
+from lmjax.jobs.domain_text import text
+from lmjax.jobs.recipes import qwen_recipe
 from lmjax.launch import run
 from lmjax.parallel import Mesh
 

@@ -18,7 +18,8 @@ loader goes on in every other domain where the first stage left it.
 import math
 
 from lmjax.data import Stage
-from lmjax.jobs.recipes import skywork_recipe, text
+from lmjax.jobs.domain_text import text
+from lmjax.jobs.recipes import skywork_recipe
 from lmjax.launch import run
 from lmjax.parallel import Mesh
 

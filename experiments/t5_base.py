@@ -12,7 +12,8 @@ The recipe is `t5_recipe`, the text C4 (Raffel et al. 2020). The released models
 tasks, which are left out.
 """
 
-from lmjax.jobs.recipes import t5_recipe, text, with_tokens
+from lmjax.jobs.domain_text import text, with_tokens
+from lmjax.jobs.recipes import t5_recipe
 from lmjax.launch import run
 from lmjax.parallel import Mesh
 

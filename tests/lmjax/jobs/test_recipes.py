@@ -17,6 +17,7 @@ from lmjax import models
 from lmjax.config import UserError, from_json, replace, to_json
 from lmjax.data import make_plan
 from lmjax.jobs import recipes
+from lmjax.jobs.domain_text import text
 from lmjax.jobs.recipes import (
     baichuan2_recipe,
     bert_recipe,
@@ -31,7 +32,6 @@ from lmjax.jobs.recipes import (
     qwen_recipe,
     skywork_recipe,
     t5_recipe,
-    text,
 )
 from lmjax.objectives import glm_objective
 from lmjax.parallel import Mesh
