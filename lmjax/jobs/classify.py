@@ -6,7 +6,7 @@ from typing import Any
 
 from lmjax.config import UserError, config, replace
 from lmjax.console import RunLog
-from lmjax.data import Data, Domain, LabelledTexts, Source
+from lmjax.data import Data, LabelledTexts
 from lmjax.data.labelled_texts import common_names
 from lmjax.evaluation.evaluator import Evaluator
 from lmjax.evaluation.held_out import HeldOutLoss
@@ -14,6 +14,7 @@ from lmjax.evaluation.label_measures import ClassMeasures, NumberMeasures
 from lmjax.interop.folder import model_folder
 from lmjax.jobs.begin_with import with_starting_model
 from lmjax.jobs.finetune import Finetune
+from lmjax.jobs.labelled_data import check_head, log_classes, sources_of, with_labels
 from lmjax.jobs.refilling_model import with_special_tokens
 from lmjax.jobs.tag_coverage import coverage_of
 from lmjax.jobs.training_job import FrozenModel
@@ -42,7 +43,7 @@ class Classify(Finetune):
     def validate(self) -> None:
         """Raises UserError for texts without labels, or labels of another kind."""
         kind = "number" if self.is_regression else "class"
-        for source in self.sources():
+        for source in sources_of(self.data):
             if not isinstance(source, LabelledTexts):
                 raise UserError(
                     f"data.train: {type(source).__name__} has no labels; take LabelledTexts, or"
@@ -61,11 +62,6 @@ class Classify(Finetune):
         """Returns whether numbers are learnt, and not classes."""
         return isinstance(self.objective.objective, Regression)
 
-    def sources(self) -> tuple[Source, ...]:
-        """Sources of all texts."""
-        pairs = ((domain.source, domain.evaluation) for domain in self.data.train)
-        return tuple(source for pair in pairs for source in pair if source is not None)
-
     def all_evaluators(self) -> tuple[Evaluator, ...]:
         """Loss, accuracy and confusions on held-out texts, or errors; and further ones."""
         self.evaluation.refuse_tasks("a classifier")
@@ -82,15 +78,8 @@ class Classify(Finetune):
 
     def with_model(self) -> Classify:
         """See `Finetune.with_model`; all sources get the names of the classes."""
-        names = common_names(self.sources())
+        names = common_names(sources_of(self.data))
         outputs = 1 if self.is_regression else len(names)
-
-        def named(source: LabelledTexts | None) -> LabelledTexts | None:
-            return None if source is None else replace(source, labels=names)
-
-        def with_names(domain: Domain) -> Domain:
-            source, evaluation = named(domain.source), named(domain.evaluation)
-            return replace(domain, source=source, evaluation=evaluation)
 
         def with_head(model: TransformerConfig) -> TransformerConfig:
             causal = model.attention.causal
@@ -107,15 +96,9 @@ class Classify(Finetune):
             keeps = self.objective.words > 0
             return replace(model, word_head=keeps, classifier=None, heads=(head,))
 
-        data = replace(self.data, train=tuple(map(with_names, self.data.train)))
-        job = with_starting_model(replace(self, data=data), with_head, self.lacks_head)
-        job = with_special_tokens(job)
-        head = job.objective.objective.head_of(job.model)
-        if head.outputs != outputs or (head.labels and head.labels != names):
-            raise UserError(
-                f"the head {head.name!r} of model.heads has {head.outputs} outputs"
-                f" {head.labels or ''}; the texts have {outputs} classes: {', '.join(names)}"
-            )
+        job = replace(self, data=with_labels(self.data, names))
+        job = with_special_tokens(with_starting_model(job, with_head, self.lacks_head))
+        check_head(job.objective.objective.head_of(job.model), outputs, names, "texts")
         return job
 
     def frozen_models(self) -> dict[str, FrozenModel]:
@@ -128,7 +111,6 @@ class Classify(Finetune):
 
     def prepare(self, folder: RunFolder, log: RunLog, saved: dict[str, Any]) -> TextFeed:
         """See `TrainingJob.prepare`."""
-        if names := common_names(self.sources()):
-            more = f", ... ({len(names)})" if len(names) > 12 else ""
-            log.fact("classes", ", ".join(names[:12]) + more)
+        if names := common_names(sources_of(self.data)):
+            log_classes(log, names)
         return super().prepare(folder, log, saved)

@@ -6,13 +6,14 @@ from typing import Any
 
 from lmjax.config import UserError, config, replace
 from lmjax.console import RunLog
-from lmjax.data import Data, Domain, LabelledTokens, Source
+from lmjax.data import Data, LabelledTokens
 from lmjax.data.labelled_tokens import common_sets
 from lmjax.evaluation.evaluator import Evaluator
 from lmjax.evaluation.held_out import HeldOutLoss
 from lmjax.evaluation.token_measures import TokenMeasures
 from lmjax.jobs.begin_with import with_starting_model
 from lmjax.jobs.finetune import Finetune
+from lmjax.jobs.labelled_data import check_head, log_classes, sources_of, with_labels
 from lmjax.jobs.tag_coverage import coverage_of
 from lmjax.models import TokenHeadConfig, TransformerConfig
 from lmjax.objectives import TokenLabels
@@ -37,7 +38,7 @@ class ClassifyTokens(Finetune):
 
     def validate(self) -> None:
         """Raises UserError for texts without such labels, or with other sets of them."""
-        for source in self.sources():
+        for source in sources_of(self.data):
             if not isinstance(source, LabelledTokens):
                 raise UserError(
                     f"data.train: the words of {type(source).__name__} have no labels; take"
@@ -50,11 +51,6 @@ class ClassifyTokens(Finetune):
                     f" ({', '.join(source.sets)}); objective.objectives has heads for {heads}"
                 )
         super().validate()
-
-    def sources(self) -> tuple[Source, ...]:
-        """Sources of all texts."""
-        pairs = ((domain.source, domain.evaluation) for domain in self.data.train)
-        return tuple(source for pair in pairs for source in pair if source is not None)
 
     def all_evaluators(self) -> tuple[Evaluator, ...]:
         """Loss, accuracy, confusions and entities of held-out texts, and further ones."""
@@ -71,14 +67,7 @@ class ClassifyTokens(Finetune):
 
     def with_model(self) -> ClassifyTokens:
         """See `Finetune.with_model`; all sources get the names of the classes."""
-        sets = common_sets(self.sources())
-
-        def with_names(domain: Domain) -> Domain:
-            source, evaluation = (
-                None if one is None else replace(one, labels=sets)
-                for one in (domain.source, domain.evaluation)
-            )
-            return replace(domain, source=source, evaluation=evaluation)
+        sets = common_sets(sources_of(self.data))
 
         def with_heads(model: TransformerConfig) -> TransformerConfig:
             dropout = 0.0 if model.attention.causal else model.dropout
@@ -88,15 +77,10 @@ class ClassifyTokens(Finetune):
             )
             return replace(model, word_head=False, classifier=None, heads=heads)
 
-        data = replace(self.data, train=tuple(map(with_names, self.data.train)))
-        job = with_starting_model(replace(self, data=data), with_heads, self.lacks_head)
+        job = replace(self, data=with_labels(self.data, sets))
+        job = with_starting_model(job, with_heads, self.lacks_head)
         for one, names in zip(job.objective.objectives, sets, strict=True):
-            head = one.head_of(job.model)
-            if head.outputs != len(names) or (head.labels and head.labels != names):
-                raise UserError(
-                    f"the head {head.name!r} of model.heads has {head.outputs} outputs"
-                    f" {head.labels or ''}; the words have {len(names)} classes: {', '.join(names)}"
-                )
+            check_head(one.head_of(job.model), len(names), names, "words")
         if job.objective.at is None:
             at = "last" if job.model.attention.causal else "first"
             job = replace(job, objective=replace(job.objective, at=at))
@@ -104,7 +88,7 @@ class ClassifyTokens(Finetune):
 
     def prepare(self, folder: RunFolder, log: RunLog, saved: dict[str, Any]) -> TextFeed:
         """See `TrainingJob.prepare`."""
-        for one, names in zip(self.objective.objectives, common_sets(self.sources()), strict=True):
-            more = f", ... ({len(names)})" if len(names) > 12 else ""
-            log.fact("classes", f"{one.head}: " + ", ".join(names[:12]) + more)
+        sets = common_sets(sources_of(self.data))
+        for one, names in zip(self.objective.objectives, sets, strict=True):
+            log_classes(log, names, f"{one.head}: ")
         return super().prepare(folder, log, saved)
