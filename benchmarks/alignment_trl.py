@@ -9,6 +9,20 @@ from benchmarks.harness import keep_to_cores, serve
 
 WARM_UP = 1  # steps
 RATE = 1e-5
+REGULAR = {
+    "max_steps": 1_000_000,
+    "learning_rate": RATE,
+    "lr_scheduler_type": "constant",
+    "max_grad_norm": 1.0,
+    "logging_steps": 1_000_000,
+    "report_to": [],
+    "use_cpu": True,
+    "bf16": False,
+    "gradient_checkpointing": False,
+    "save_strategy": "no",
+    "disable_tqdm": True,
+    "dataloader_pin_memory": False,
+}
 
 
 class Side:
@@ -92,21 +106,7 @@ def make_trainer(side: Side, model: Path, folder: Path, task: str, **shape: int)
     import transformers
     import trl
 
-    regular = {
-        "output_dir": str(folder / f"trl_{task}"),
-        "max_steps": 1_000_000,
-        "learning_rate": RATE,
-        "lr_scheduler_type": "constant",
-        "max_grad_norm": 1.0,
-        "logging_steps": 1_000_000,
-        "report_to": [],
-        "use_cpu": True,
-        "bf16": False,
-        "gradient_checkpointing": False,
-        "save_strategy": "no",
-        "disable_tqdm": True,
-        "dataloader_pin_memory": False,
-    }
+    regular = {"output_dir": str(folder / f"trl_{task}"), **REGULAR}
     llama = transformers.LlamaForCausalLM.from_pretrained(model)
     given = {
         "model": llama,

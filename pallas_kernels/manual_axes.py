@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterable
@@ -49,26 +50,11 @@ def _with_gradient(
     What backward needs of the forward pass would be divided over the outer axes once more, which
     jax 0.10 refuses. Here it leaves the inner devices along one more axis.
     """
-    sizes = jax.sharding.get_abstract_mesh().shape
-
-    def missing(spec: PartitionSpec) -> tuple[str, ...]:
-        named = jax.tree.leaves(tuple(spec))
-        return tuple(axis for axis in free if axis not in named and sizes[axis] > 1)
 
     def with_gradient(*inputs):
-        outer = varying_axes(inputs)
+        types = _InnerTypes(free, varying_axes(inputs), check_vma)
         if not check_vma:
-            inputs = vary_over(inputs, outer)
-
-        # Operations of an unchecked map give types without the outer axes.
-        def typed(outputs):
-            return outputs if check_vma else vary_over(outputs, outer)
-
-        def untyped(arrays):
-            if check_vma:
-                return arrays
-            return jax.tree.map(lambda a: jax.lax.squeeze(jax.lax.expand_dims(a, [0]), [0]), arrays)
-
+            inputs = vary_over(inputs, types.outer)
         leaves, tree = jax.tree.flatten(inputs)
         kept = {}  # structure of what backward needs, and the free axes over which it varies
         real = [jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in leaves]
@@ -80,7 +66,7 @@ def _with_gradient(
             return function(*jax.tree.unflatten(tree, merged))
 
         def body(numbers, others):
-            numbers, others = untyped((numbers, others))
+            numbers, others = types.untyped((numbers, others))
             out, pull = jax.vjp(lambda numbers: call(numbers, others), numbers)
             arrays, kept["structure"] = jax.tree.flatten(pull)
             varying = (varying_axes(a) for a in arrays)
@@ -92,31 +78,71 @@ def _with_gradient(
 
         def pulled(arrays, cotangents):
             pull = jax.tree.unflatten(kept["structure"], [a[0] for a in arrays])
-            if check_vma:  # the types of arrays say what is summed
-                return pull(cotangents)[0]
-            copies = jax.tree.map(
-                lambda spec: math.prod(sizes[axis] for axis in missing(spec)), out_specs
-            )
-            cotangents = jax.tree.map(lambda a, number: a / number, cotangents, copies)
-            found = pull(cotangents)[0]
-            return [jax.lax.psum(d, missing(spec)) for d, spec in zip(found, specs)]
+            return types.summed(pull(types.shared(cotangents, out_specs))[0], specs)
 
         def forward(numbers, others):
             jax.eval_shape(run(trial, out_specs=PartitionSpec(free)), numbers, others)
-            return typed(run(body, out_specs=(out_specs, kept["specs"]))(numbers, others))
+            return types.typed(run(body, out_specs=(out_specs, kept["specs"]))(numbers, others))
 
         def backward(arrays, cotangents):
-            return typed(run(pulled, out_specs=specs)(arrays, cotangents)), None
+            return types.typed(run(pulled, out_specs=specs)(arrays, cotangents)), None
 
         @jax.custom_vjp
         def differentiable(numbers, others):
-            return typed(run(call, out_specs=out_specs)(numbers, others))
+            return types.typed(run(call, out_specs=out_specs)(numbers, others))
 
         differentiable.defvjp(forward, backward)
         numbers = [leaf for leaf, is_real in zip(leaves, real) if is_real]
         return differentiable(numbers, [leaf for leaf, is_real in zip(leaves, real) if not is_real])
 
     return with_gradient
+
+
+@dataclasses.dataclass(frozen=True)
+class _InnerTypes:
+    """Types of arrays on both sides of a map inside of another, where jax does not check them.
+
+    Operations of an unchecked map give types without the outer axes, and nothing says which
+    gradients are to be summed. Of a checked one the types of arrays say it all.
+
+    Attributes:
+      free: axes of the inner map.
+      outer: axes of the outer one over which the inputs vary.
+      checked: whether jax checks the inner map.
+    """
+
+    free: tuple[str, ...]
+    outer: frozenset[str]
+    checked: bool
+
+    def typed(self, outputs):
+        """Outputs of the inner map, outside of it."""
+        return outputs if self.checked else vary_over(outputs, self.outer)
+
+    def untyped(self, arrays):
+        """Inputs of the inner map, inside of it."""
+        if self.checked:
+            return arrays
+        return jax.tree.map(lambda a: jax.lax.squeeze(jax.lax.expand_dims(a, [0]), [0]), arrays)
+
+    def shared(self, cotangents, out_specs):
+        """Each device's share of cotangents of outputs, inside."""
+        if self.checked:
+            return cotangents
+        sizes = jax.sharding.get_abstract_mesh().shape
+        copies = jax.tree.map(lambda s: math.prod(sizes[a] for a in self.missing(s)), out_specs)
+        return jax.tree.map(lambda a, number: a / number, cotangents, copies)
+
+    def summed(self, gradients, specs):
+        """Gradients of inputs, summed over the devices that hold the same ones, inside."""
+        if self.checked:
+            return gradients
+        return [jax.lax.psum(d, self.missing(spec)) for d, spec in zip(gradients, specs)]
+
+    def missing(self, spec: PartitionSpec) -> tuple[str, ...]:
+        """Free axes, of more than one device, over which arrays of a spec do not vary."""
+        named, sizes = jax.tree.leaves(tuple(spec)), jax.sharding.get_abstract_mesh().shape
+        return tuple(axis for axis in self.free if axis not in named and sizes[axis] > 1)
 
 
 def vary_over(tree: Any, axes: Iterable[str]) -> Any:

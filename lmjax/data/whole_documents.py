@@ -75,11 +75,7 @@ class WholeDocuments(RowReader):
         # Whole documents are of the kind of their size, rests of the kinds behind those.
         self._kinds = most + 1
         sizes[too_long] = np.where(rest, rest + self._kinds, 0)
-        # Few bits are sorted faster.
-        order = np.argsort(sizes.astype(np.min_scalar_type(2 * most + 1)), kind="stable")
-        self._by_kind = order.astype(np.min_scalar_type(max(len(sizes), 1)))
-        self._counts = np.bincount(sizes, minlength=2 * self._kinds)
-        self._first = np.cumsum(self._counts) - self._counts
+        self._sort(sizes)
         self._packing = best_fit(*np.split(self._counts, 2))
         self.count = self._packing.rows + int(self._filled.sum())
         if not self.count:
@@ -89,6 +85,14 @@ class WholeDocuments(RowReader):
             )
         used += self._packing.rows * (self._separator is not None)
         self.padding = 1 - used / (self.count * row_length)  # share of the tokens of an epoch
+
+    def _sort(self, kind: Int64[np.ndarray, "readings"]) -> None:
+        """Puts readings in the order of their kinds."""
+        # Few bits are sorted faster.
+        order = np.argsort(kind.astype(np.min_scalar_type(2 * self._kinds - 1)), kind="stable")
+        self._by_kind = order.astype(np.min_scalar_type(max(len(kind), 1)))
+        self._counts = np.bincount(kind, minlength=2 * self._kinds)
+        self._first = np.cumsum(self._counts) - self._counts
 
     def shuffle(
         self, number: Int64[np.ndarray, "rows"], seed: int, source: int

@@ -37,6 +37,91 @@ MAX_TOKENS = 256  # of a text for which a task does not say it
 WRITING = ("until", "max_gen_toks", "do_sample", "temperature", "top_p")
 
 
+class AskedModel:
+    """A model in a folder, as the harness asks it; `adapter_class` makes it one of its models."""
+
+    def __init__(
+        self,
+        folder: str,
+        batch_size: int | str = 32,
+        dtype: str | None = None,
+        chat: str = "true",
+        **unused: Any,
+    ) -> None:
+        """
+        Args:
+          folder: run folder or public model folder.
+          batch_size: most rows that are run at once; "auto" is 32.
+          dtype: precision of the computation; see `load`.
+          chat: name of the chat format, where the harness applies one; see `chat_format`.
+          unused: what the harness tells every model, such as a device.
+        """
+        super().__init__()
+        if strange := unused.keys() - {"device", "max_batch_size"}:
+            raise UserError(f"model_args: there is no {min(strange)}; give folder=RUN_FOLDER")
+        self.folder, self.chat, self.mesh = folder, chat, Mesh().build()
+        size = int(batch_size) if str(batch_size).isdigit() else 32
+        with jax.set_mesh(self.mesh):
+            text = load(folder, dtype=dtype)
+            begin = begin_token(folder, text.tokenizer)
+            self.answering = Answering(text, size, begin)
+        self.rendered: set[str] = set()  # conversations as the harness got them from us
+
+    def loglikelihood(self, requests: Sequence[Any], **_: Any) -> list[tuple[float, bool]]:
+        """Log-likelihood of each continuation, and whether it is greedy."""
+        asked = [
+            ContinuationRequest(*request.args, request.args[0] in self.rendered)
+            for request in requests
+        ]
+        return [(one.log_probability, one.is_greedy) for one in self._answers(asked)]
+
+    def loglikelihood_rolling(self, requests: Sequence[Any], **_: Any) -> list[float]:
+        """Log-likelihood of each text."""
+        asked = [RollingRequest(*request.args) for request in requests]
+        return [one.log_probability for one in self._answers(asked)]
+
+    def generate_until(self, requests: Sequence[Any], **_: Any) -> list[str]:
+        """Each prompt's text, cut before its stop string, which the harness does not do."""
+        asked = [self._written(*request.args) for request in requests]
+        return [one.texts[0] for one in self._answers(asked)]
+
+    @property
+    def tokenizer_name(self) -> str:
+        """Name under which the harness keeps rendered prompts."""
+        return f"{NAME}-{self.answering.text.tokenizer.fingerprint}"
+
+    def chat_template(self, chat_template: bool | str = False) -> str:
+        """Title of the chat format, for the harness's records."""
+        if isinstance(chat_template, str):
+            self.chat = chat_template
+        return self._format.title
+
+    def apply_chat_template(
+        self, chat_history: Sequence[Mapping[str, str]], add_generation_prompt: bool = True
+    ) -> str:
+        """A conversation as text, in which names of special tokens are these tokens."""
+        messages = [Message(turn["role"], turn["content"]) for turn in chat_history]
+        pieces = self._format.render(messages, reply=add_generation_prompt)
+        text = "".join(piece.text for piece in pieces)
+        self.rendered.add(text)
+        return text
+
+    @functools.cached_property
+    def _format(self) -> ChatFormat:
+        return chat_format(self.folder, self.answering.text.tokenizer, self.chat)
+
+    def _written(self, prompt: str, settings: Mapping[str, Any]) -> WrittenRequest:
+        """A text's request; a reply to a rendered conversation ends where its format says."""
+        if prompt not in self.rendered:
+            return written_request(prompt, settings, False)
+        ends = reply_ends(self._format, self.answering.text.tokenizer)
+        return written_request(prompt, settings, True, ends)
+
+    def _answers(self, requests: Sequence[ModelRequest]) -> list[ModelAnswer]:
+        with jax.set_mesh(self.mesh):
+            return self.answering.answers(requests)
+
+
 @functools.cache
 def adapter_class() -> type:
     """The class that the harness calls. UserError: the harness is not installed."""
@@ -44,92 +129,7 @@ def adapter_class() -> type:
         from lm_eval.api.model import LM
     except ImportError:
         raise UserError("this needs the harness: pip install 'lmjax[lm-eval]'") from None
-
-    class LmEvalModel(LM):
-        """A model in a folder, as the harness asks it."""
-
-        def __init__(
-            self,
-            folder: str,
-            batch_size: int | str = 32,
-            dtype: str | None = None,
-            chat: str = "true",
-            **unused: Any,
-        ) -> None:
-            """
-            Args:
-              folder: run folder or public model folder.
-              batch_size: most rows that are run at once; "auto" is 32.
-              dtype: precision of the computation; see `load`.
-              chat: name of the chat format, where the harness applies one; see `chat_format`.
-              unused: what the harness tells every model, such as a device.
-            """
-            super().__init__()
-            if strange := unused.keys() - {"device", "max_batch_size"}:
-                raise UserError(f"model_args: there is no {min(strange)}; give folder=RUN_FOLDER")
-            self.folder, self.chat, self.mesh = folder, chat, Mesh().build()
-            size = int(batch_size) if str(batch_size).isdigit() else 32
-            with jax.set_mesh(self.mesh):
-                text = load(folder, dtype=dtype)
-                begin = begin_token(folder, text.tokenizer)
-                self.answering = Answering(text, size, begin)
-            self.rendered: set[str] = set()  # conversations as the harness got them from us
-
-        def loglikelihood(self, requests: Sequence[Any], **_: Any) -> list[tuple[float, bool]]:
-            """Log-likelihood of each continuation, and whether it is greedy."""
-            asked = [
-                ContinuationRequest(*request.args, request.args[0] in self.rendered)
-                for request in requests
-            ]
-            return [(one.log_probability, one.is_greedy) for one in self._answers(asked)]
-
-        def loglikelihood_rolling(self, requests: Sequence[Any], **_: Any) -> list[float]:
-            """Log-likelihood of each text."""
-            asked = [RollingRequest(*request.args) for request in requests]
-            return [one.log_probability for one in self._answers(asked)]
-
-        def generate_until(self, requests: Sequence[Any], **_: Any) -> list[str]:
-            """Each prompt's text, cut before its stop string, which the harness does not do."""
-            asked = [self._written(*request.args) for request in requests]
-            return [one.texts[0] for one in self._answers(asked)]
-
-        @property
-        def tokenizer_name(self) -> str:
-            """Name under which the harness keeps rendered prompts."""
-            return f"{NAME}-{self.answering.text.tokenizer.fingerprint}"
-
-        def chat_template(self, chat_template: bool | str = False) -> str:
-            """Title of the chat format, for the harness's records."""
-            if isinstance(chat_template, str):
-                self.chat = chat_template
-            return self._format.title
-
-        def apply_chat_template(
-            self, chat_history: Sequence[Mapping[str, str]], add_generation_prompt: bool = True
-        ) -> str:
-            """A conversation as text, in which names of special tokens are these tokens."""
-            messages = [Message(turn["role"], turn["content"]) for turn in chat_history]
-            pieces = self._format.render(messages, reply=add_generation_prompt)
-            text = "".join(piece.text for piece in pieces)
-            self.rendered.add(text)
-            return text
-
-        @functools.cached_property
-        def _format(self) -> ChatFormat:
-            return chat_format(self.folder, self.answering.text.tokenizer, self.chat)
-
-        def _written(self, prompt: str, settings: Mapping[str, Any]) -> WrittenRequest:
-            """A text's request; a reply to a rendered conversation ends where its format says."""
-            if prompt not in self.rendered:
-                return written_request(prompt, settings, False)
-            ends = reply_ends(self._format, self.answering.text.tokenizer)
-            return written_request(prompt, settings, True, ends)
-
-        def _answers(self, requests: Sequence[ModelRequest]) -> list[ModelAnswer]:
-            with jax.set_mesh(self.mesh):
-                return self.answering.answers(requests)
-
-    return LmEvalModel
+    return type("LmEvalModel", (AskedModel, LM), {"__doc__": AskedModel.__doc__})
 
 
 def lmjax_model(folder: str, **settings: Any) -> Any:

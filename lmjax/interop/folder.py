@@ -1,4 +1,15 @@
-"""The model in a folder, whether a run of ours wrote it or transformers did."""
+"""The model in a folder, whether a run of ours wrote it or transformers did.
+
+The model that parameters are read for may be another than the folder's. A head that it has and the
+folder's model lacks (of words, of rows, one of `heads` by its name) is drawn afresh, but for a
+pooler that the folder has; one that it lacks is left. Adapters in the folder go on where it has the
+same ones; otherwise they are merged into the weights, and its own are drawn afresh. Weights that it
+keeps in few bits (`LoRA.base`, `quantization` of a public folder) are made of float ones, unless
+the folder has them just so: then they are never floats. Where it has experts and the folder's model
+has none, each begins as a copy of its feed-forward layer (see `lmjax.models.upcycling`). Where it
+has more tokens, each new one begins as the mean of the old ones (Hewitt 2021, "Initializing new
+word embeddings for pretrained language models").
+"""
 
 from __future__ import annotations
 
@@ -54,15 +65,7 @@ def read_params(
 ) -> dict:
     """The parameters in a folder, for a model whose parameters have the same shapes.
 
-    A head that `config` has and the folder's model lacks (of words, of rows, one of `heads` by its
-    name) is drawn afresh, but for a pooler that the folder has; one that `config` lacks is left.
-    Adapters in the folder go on where `config` has the same ones; otherwise they are merged into
-    the weights, and those of `config` are drawn afresh. Weights that `config` keeps in few bits
-    (`LoRA.base`, `quantization` of a public folder) are made of float ones, unless the folder has
-    them just so: then they are never floats. Where `config` has
-    experts and the folder's model has none, each begins as a copy of its feed-forward layer (see
-    `lmjax.models.upcycling`). Where `config` has more tokens, each new one begins as the mean of
-    the old ones (Hewitt 2021, "Initializing new word embeddings for pretrained language models").
+    Heads, adapters, bits of weights, experts and the number of tokens may differ: see above.
 
     Args:
       path: a run folder, whose best checkpoint (checkpoint.best) is taken, or else the newest
@@ -84,10 +87,7 @@ def read_params(
     if is_upcycled(theirs, config):
         params = read_params(path, dense_model(config), layout, seed)
         return upcycled(params, config, layout, jax.random.key(seed))
-    few = config.quantization
-    if few is None or few.activations is not None or not huggingface.is_model_folder(folder):
-        few = None
-    else:
+    if (few := _public_quantization(folder, config)) is not None:
         theirs = replace(theirs, quantization=few)
     goes_on = same_adapters(theirs.lora, config.lora)
     base = None if config.lora is None else config.lora.base
@@ -97,10 +97,8 @@ def read_params(
         if theirs.lora is not None or not huggingface.is_model_folder(folder):
             return with_base(read_params(path, plain, layout, seed), plain, base)[0]
         config, keep = plain, base
-    if not goes_on:
-        theirs = replace(theirs, lora=None)
-    elif theirs.lora is not None:
-        theirs = replace(theirs, lora=replace(theirs.lora, base=base))
+    kept_adapters = theirs.lora is not None and goes_on
+    theirs = replace(theirs, lora=replace(theirs.lora, base=base) if kept_adapters else None)
     old = min(theirs.vocab_size, config.vocab_size)
     ours = replace(config, vocab_size=old) if old < config.vocab_size else config
     wanted = huggingface.by_path(abstract(ours, layout)[1])
@@ -122,6 +120,14 @@ def read_params(
     if ours != config:
         kept = _with_tokens(kept, ours, config, layout)
     return huggingface.nest(kept)
+
+
+def _public_quantization(folder: Path, config: TransformerConfig) -> Quantization | None:
+    """The codes in which a public folder's weights are kept as they are read; None: in none."""
+    few = config.quantization
+    if few is None or few.activations is not None or not huggingface.is_model_folder(folder):
+        return None
+    return few
 
 
 def load_trained_model(

@@ -145,13 +145,8 @@ def instructgpt(size: str, output: str, mesh: Mesh, accumulation: int) -> Chain:
         evaluate_every=25,
         checkpoint=Checkpoints(every=25),
     )
-    jobs = (
-        _demonstrated(gpt, "sft", sft),
-        *larger,
-        _ranked(judge, accumulation),
-        _start(gpt, start),
-        policy,
-    )
+    supervised = _demonstrated(gpt, "sft", sft), *larger
+    jobs = *supervised, _ranked(judge, accumulation), _start(gpt, start), policy
     return Chain(output=output, jobs=tuple(replace(job, mesh=mesh) for job in jobs))
 
 

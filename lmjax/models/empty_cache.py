@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -35,8 +35,7 @@ def make_cache(
       config: of the model.
       layout: how it is cut over the mesh.
       batch: number of rows.
-      length: most tokens of a row; on a TPU it is rounded up to a multiple of 128, which the kernel
-        of decode attention reads in place.
+      length: most tokens of a row; on a TPU it is rounded up to a multiple of TPU_SLOTS.
       source: most tokens of an encoder's text, where rows with one are to be put into the cache;
         None for a cache that the model is called with from the first token on.
       rings: whether a layer with a window keeps no more tokens than it sees.
@@ -49,14 +48,15 @@ def make_cache(
     ordered = attention.position_rule.biased or not rings
     windows = [(window, periods) for windows, periods in config.stretches for window in windows]
 
+    def array(shape: tuple[int, ...], names: tuple[str | None, ...], dtype: Any) -> jax.Array:
+        return jnp.zeros(shape, dtype, out_sharding=layout.spec(*names, shape=shape))
+
     def zeros(*sizes: int) -> jax.Array:
-        spec = layout.spec("batch", *(None for _ in sizes[1:]), shape=sizes)
-        return jnp.zeros(sizes, jnp.int32, out_sharding=spec)
+        return array(sizes, ("batch", *(None for _ in sizes[1:])), jnp.int32)
 
     def layers(slots: int, periods: int) -> jax.Array:
         shape = (periods, batch, slots, attention.kv_heads, attention.head_dim)
-        spec = layout.spec(None, "batch", None, "kv_heads", None, shape=shape)
-        return jnp.zeros(shape, config.dtype, out_sharding=spec)
+        return array(shape, (None, "batch", None, "kv_heads", None), config.dtype)
 
     def slots(window: int | None) -> int:
         return length if window is None or ordered else min(length, window)
@@ -71,8 +71,7 @@ def make_cache(
         if kind != "int8":
             return None
         shape = periods, batch, attention.kv_heads, slots(window)
-        spec = layout.spec(None, "batch", "kv_heads", None, shape=shape)
-        return jnp.zeros(shape, jnp.float32, out_sharding=spec)
+        return array(shape, (None, "batch", "kv_heads", None), jnp.float32)
 
     arrays = (tuple(make(*newest) for newest in windows) for make in (own, own, scales, scales))
     text = None

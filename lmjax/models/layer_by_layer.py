@@ -49,9 +49,7 @@ def layer_passes(
     """The passes of `run_layer_by_layer`; slots have an entry for each period.
 
     Gradients of weights are those of the parameters, of `blocks.auxiliary` and of `tables.bias`.
-
-    Args:
-      x: an array of the type of the activations; its numbers are not used.
+    Of `x` the type alone is used.
     """
     period, (drawn, *given) = _period(blocks, mask, tables)
     own = blocks.params, blocks.auxiliary

@@ -11,14 +11,22 @@ import jax
 import numpy as np
 
 from lmjax.config import UserError
-from lmjax.generation.prompts import PromptTooLong, check_prompts, room
+from lmjax.generation.prompts import check_prompts, room
 from lmjax.models import EncoderDecoderConfig
 from lmjax.serving.active import ActiveRequest
 from lmjax.serving.choice import greedy_tokens, score_tokens
 from lmjax.serving.draft import DraftModel
 from lmjax.serving.guesses import accepted, repeated
 from lmjax.serving.pages import PageBook, page_keys
-from lmjax.serving.request import STOPS, WAITED, Answer, FinishReason, ScoredToken, TokenRequest
+from lmjax.serving.request import (
+    STOPS,
+    WAITED,
+    Answer,
+    FinishReason,
+    ScoredToken,
+    TokenRequest,
+    check_request,
+)
 from lmjax.serving.request_pages import RequestPages
 from lmjax.serving.routing import EngineLoad
 from lmjax.serving.rows import best_of, choose_next
@@ -106,31 +114,17 @@ class Engine(Worker):
           UserError: the model cannot continue the prompt, or has no such tokens or weights.
           QueueFull: too many requests wait.
         """
-        check_prompts(self.config, [request.tokens])
-        if len(request.tokens) > self._runner.capacity:
-            raise PromptTooLong(
-                f"the prompt has {len(request.tokens)} tokens; the server's cache and the model"
-                f" have room for {self._runner.capacity} of a text, prompt and answer together"
-            )
-        if self._prefix and request.score_prompt:
-            raise UserError(
-                "logprobs of the prompt: the model reads it from both sides (PrefixLM), and gives"
-                " its tokens no probabilities; set echo=false or leave logprobs out"
-            )
-        size = self.config.vocab_size
-        if wrong := [token for token in request.logit_bias if not 0 <= token < size]:
-            raise UserError(f"logit_bias: {wrong[0]} is no token: they are 0 to {size - 1}")
-        length = len(request.tokens)
-        budget = min(
-            room(self.config, length, request.max_tokens), self._runner.capacity + 1 - length
-        )
+        config, capacity, length = self.config, self._runner.capacity, len(request.tokens)
+        check_request(request, config, capacity, self._prefix)
+        most = min(room(config, length, request.max_tokens), capacity + 1 - length)
+        budget, size = max(most, 0), config.vocab_size
         weights = self._weights.get(request.model)
         if weights is None:
             known = ", ".join(self._weights)
             raise UnknownModel(f"there is no model {request.model!r}, only {known}")
 
         def make(number: int) -> ActiveRequest:
-            return ActiveRequest(number, request, answer, weights, max(budget, 0), size)
+            return ActiveRequest(number, request, answer, weights, budget, size)
 
         try:
             return self._queue.push(request.client, make, self._number)

@@ -10,7 +10,10 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Bool
 
+from lmjax.config import UserError
+from lmjax.generation.prompts import PromptTooLong, check_prompts
 from lmjax.generation.sampling import Sampling
+from lmjax.models import TransformerConfig
 
 FinishReason = Literal["stop", "length", "cancelled", "error"]
 # Errors that are no fault of the model: a request may be sent again.
@@ -75,6 +78,33 @@ class TokenRequest:
     def guessable(self) -> bool:
         """Returns whether its tokens can be guessed ahead: they follow from the logits alone."""
         return self.sampling.temperature == 0 and not self.adjusted and not self.tops
+
+
+def check_request(
+    request: TokenRequest, config: TransformerConfig, capacity: int, reads_prefix: bool
+) -> None:
+    """Raises UserError for a request that no engine of a model can answer.
+
+    Args:
+      request: to check.
+      config: of the model.
+      capacity: most tokens of a text that the cache and the model have room for.
+      reads_prefix: whether the model reads prompts from both sides.
+    """
+    check_prompts(config, [request.tokens])
+    if len(request.tokens) > capacity:
+        raise PromptTooLong(
+            f"the prompt has {len(request.tokens)} tokens; the server's cache and the model"
+            f" have room for {capacity} of a text, prompt and answer together"
+        )
+    if reads_prefix and request.score_prompt:
+        raise UserError(
+            "logprobs of the prompt: the model reads it from both sides (PrefixLM), and gives"
+            " its tokens no probabilities; set echo=false or leave logprobs out"
+        )
+    size = config.vocab_size
+    if wrong := [token for token in request.logit_bias if not 0 <= token < size]:
+        raise UserError(f"logit_bias: {wrong[0]} is no token: they are 0 to {size - 1}")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,8 @@
-"""The public function: picks the implementation and, on a mesh, gives each device its share."""
+"""The public function: picks the implementation and, on a mesh, gives each device its share.
+
+A z-loss follows from its log Z, label smoothing from log Z and the even mean of the logits, which
+is linear in the hidden states and needs no logits.
+"""
 
 from __future__ import annotations
 
@@ -35,9 +39,7 @@ def cross_entropy(
     Products are accumulated, and everything after them computed, in float32. On a mesh with
     explicit axes `hidden` and `targets` may be sharded over batch and seq and `head` over its rows,
     each over axes of its own; no logits travel. A target that is no word (-1, say) has no
-    likelihood to subtract: its entry of the first result equals that of the second. A z-loss
-    follows from log Z, label smoothing from log Z and the even mean of the logits, which is linear
-    in `hidden` and needs none of them.
+    likelihood to subtract: its entry of the first result equals that of the second.
 
     Args:
         vocabulary: number of words; rows of `head` from there on are padding and have no part.
@@ -57,57 +59,52 @@ def cross_entropy(
         ValueError: a vocabulary that is not of the head, no such implementation, or one that cannot
             serve: with the reason.
     """
-    if not 0 < vocabulary <= head.shape[0]:
-        raise ValueError(
-            f"cross_entropy: vocabulary={vocabulary} of a head with {head.shape[0]} rows"
-        )
+    _check(vocabulary, head.shape[0], implementation)
+    bend = {"scale": scale, "softcap": softcap}
+    if implementation == "reference":
+        terms = reference(hidden, head, targets, vocabulary=vocabulary, **bend)
+        return *terms[:2], *terms[2:3] * largest, *terms[3:] * mean
+
+    chosen = choose(implementation, hidden, head, chunk, largest)
+    spec, axes = PartitionSpec(*_spec(hidden)[:2]), _row_axes(head)
+
+    def local(hidden, head, targets):
+        first = jax.lax.axis_index(axes) * head.shape[0] if axes else 0
+        how = {"largest": largest, "mean": mean, "chunk": chunk, **bend}
+        found = chosen.serve(hidden, head, targets - first, words=vocabulary - first, **how)
+        return _whole_terms(found, axes, largest, mean)
+
+    explicit = jax.sharding.AxisType.Explicit in jax.sharding.get_abstract_mesh().axis_types
+    if spec == PartitionSpec(None, None) and not axes and not (chosen.kernel and explicit):
+        return local(hidden, head, targets)
+    # The types of a kernel's inside know nothing of mesh axes.
+    checked, out_specs = not chosen.kernel, (spec,) * (2 + largest + mean)
+    local = on_each_device(local, out_specs, check_vma=checked)
+    return local(hidden, head, jax.reshard(targets, spec))
+
+
+def _check(vocabulary: int, rows: int, implementation: str | None) -> None:
+    """Raises the errors of `cross_entropy`, but that of an implementation that cannot serve."""
+    if not 0 < vocabulary <= rows:
+        raise ValueError(f"cross_entropy: vocabulary={vocabulary} of a head with {rows} rows")
     if implementation not in (None, *implementations()):
         raise ValueError(
             f"cross_entropy: implementation {implementation!r} is not one of "
             f"{', '.join(implementations())}"
         )
-    if implementation == "reference":
-        terms = reference(
-            hidden, head, targets, vocabulary=vocabulary, scale=scale, softcap=softcap
-        )
-        return *terms[:2], *terms[2:3] * largest, *terms[3:] * mean
 
-    chosen = choose(implementation, hidden, head, chunk, largest)
-    tokens, rows = _spec(hidden)[:2], _spec(head)[0]
-    axes = rows if isinstance(rows, tuple) else () if rows is None else (rows,)
 
-    def local(hidden, head, targets):
-        first = jax.lax.axis_index(axes) * head.shape[0] if axes else 0
-        log_part, label, *more = chosen.serve(
-            hidden,
-            head,
-            targets - first,
-            words=vocabulary - first,
-            scale=scale,
-            softcap=softcap,
-            largest=largest,
-            mean=mean,
-            chunk=chunk,
-        )
-        log_z = _combine(log_part, axes)
-        label = jax.lax.psum(label, axes) if axes else label
-        terms = [log_z - label, log_z]
-        if largest:
-            terms.append(_largest(more[0], axes))
-        if mean:
-            terms.append(_mean(more[-1], log_part - log_z, axes))
-        return tuple(terms)
-
-    mesh = jax.sharding.get_abstract_mesh()
-    explicit = jax.sharding.AxisType.Explicit in mesh.axis_types
-    if tokens == (None, None) and not axes and not (chosen.kernel and explicit):
-        return local(hidden, head, targets)
-    spec = PartitionSpec(*tokens)
-    targets = jax.reshard(targets, spec)
-    out_specs = (spec,) * (2 + largest + mean)
-    # The types of a kernel's inside know nothing of mesh axes.
-    divided = on_each_device(local, out_specs, check_vma=not chosen.kernel)
-    return divided(hidden, head, targets)
+def _whole_terms(found, axes: tuple[str, ...], largest: bool, mean: bool):
+    """The results of `cross_entropy`, from those of each device's rows of the head."""
+    log_part, label, *more = found
+    log_z = _combine(log_part, axes)
+    label = jax.lax.psum(label, axes) if axes else label
+    terms = [log_z - label, log_z]
+    if largest:
+        terms.append(_largest(more[0], axes))
+    if mean:
+        terms.append(_mean(more[-1], log_part - log_z, axes))
+    return tuple(terms)
 
 
 def _combine(log_part, axes: tuple[str, ...]):
@@ -130,6 +127,12 @@ def _largest(top, axes: tuple[str, ...]):
 def _mean(mean, log_share, axes: tuple[str, ...]):
     """The mean over the mesh axes, each shard weighted by its share of the softmax."""
     return jax.lax.psum(jnp.exp(log_share) * mean, axes) if axes else mean
+
+
+def _row_axes(head) -> tuple[str, ...]:
+    """Mesh axes over which the head's rows are divided."""
+    rows = _spec(head)[0]
+    return rows if isinstance(rows, tuple) else () if rows is None else (rows,)
 
 
 def _spec(array) -> tuple:

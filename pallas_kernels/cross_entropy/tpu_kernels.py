@@ -8,7 +8,7 @@ the last block. All logits are in base 2 (times log2 e), as the chip's exponenti
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -95,6 +95,53 @@ def forward_body(request: LogitRequest, words, head, hidden, targets, *refs):
             found[...] = jnp.zeros(found.shape, jnp.int32)
 
 
+class _Turns(NamedTuple):
+    """The parts of the gradient of the tokens in HBM, and three buffers that they go through."""
+
+    gradient: Any  # [cores, tokens, width]
+    core: Any  # this one
+    buffers: Any
+    arrived: Any
+    left: Any
+
+    def at(self, part):
+        """A part in HBM."""
+        tokens = self.buffers.shape[1]
+        return self.gradient.at[self.core, pl.ds(pl.multiple_of(part * tokens, tokens), tokens)]
+
+    def read(self, part, slot):
+        """The copy of a part into a buffer."""
+        return pltpu.make_async_copy(self.at(part), self.buffers.at[slot], self.arrived.at[slot])
+
+    def write(self, part, slot):
+        """The copy of a buffer back into a part."""
+        return pltpu.make_async_copy(self.buffers.at[slot], self.at(part), self.left.at[slot])
+
+    def receive(self, step, block, blocks, part, parts) -> None:
+        """Waits for a step's part, unless it is the first block's, and asks for the next one."""
+        mine, other = jax.lax.rem(step, 3), jax.lax.rem(step + 1, 3)
+        wraps = part + 1 == parts
+        next_part = jnp.where(wraps, 0, part + 1)
+        next_block = jnp.where(wraps, block + 1, block)
+
+        @pl.when(step >= 2)
+        def _():
+            self.write(part, other).wait()  # of two steps ago; all are of one size
+
+        # Of two parts it was on its way out until the wait.
+        ahead = (next_block > 0) & (next_block < blocks) & (parts > 2)
+
+        @pl.when(ahead)
+        def _():
+            self.read(next_part, other).start()
+
+        @pl.when(block > 0)
+        def _():
+            if parts == 2:
+                self.read(part, mine).start()
+            self.read(part, mine).wait()
+
+
 def fused_body(
     request: LogitRequest, words, head, hidden, ids, factors, d_head, d_hidden, *scratch
 ):
@@ -105,50 +152,20 @@ def fused_body(
     """
     core, block, part = (pl.program_id(axis) for axis in range(3))
     blocks, parts = pl.num_programs(1), d_hidden.shape[1] // hidden.shape[0]
-    total, buffers, arrived, left = scratch
-    tokens = hidden.shape[0]
-    step = block * parts + part
+    total, buffers, *semaphores = scratch
+    turns = _Turns(d_hidden, core, buffers, *semaphores)
+    step, wraps = block * parts + part, part + 1 == parts
     # One part stays where it is, until the end.
     alone = parts == 1
-    mine, other = (0, 0) if alone else (jax.lax.rem(step, 3), jax.lax.rem(step + 1, 3))
-    wraps = part + 1 == parts
-    next_part = jnp.where(wraps, 0, part + 1)
-    next_block = jnp.where(wraps, block + 1, block)
-
-    def of(part):
-        return d_hidden.at[core, pl.ds(pl.multiple_of(part * tokens, tokens), tokens)]
-
-    def read(part, slot):
-        return pltpu.make_async_copy(of(part), buffers.at[slot], arrived.at[slot])
-
-    def write(part, slot):
-        return pltpu.make_async_copy(buffers.at[slot], of(part), left.at[slot])
-
+    mine = 0 if alone else jax.lax.rem(step, 3)
     if not alone:
-
-        @pl.when(step >= 2)
-        def _():
-            write(part, other).wait()  # of two steps ago; all are of one size
-
-        # Of two parts it was on its way out until the wait.
-        ahead = (next_block > 0) & (next_block < blocks) & (parts > 2)
-
-        @pl.when(ahead)
-        def _():
-            read(next_part, other).start()
-
-        @pl.when(block > 0)
-        def _():
-            if parts == 2:
-                read(part, mine).start()
-            read(part, mine).wait()
+        turns.receive(step, block, blocks, part, parts)
 
     @pl.when(block == 0)
     def _():
         buffers[mine] = jnp.zeros(buffers.shape[1:], jnp.float32)
 
-    at_block = core * blocks + block
-    first = at_block * head.shape[0]
+    first = (core * blocks + block) * head.shape[0]
     real = first < request.rows
 
     @pl.when((part == 0) & real)
@@ -170,7 +187,7 @@ def fused_body(
 
     @pl.when(last if alone else step >= 0)
     def _():
-        write(part, mine).start()
+        turns.write(part, mine).start()
 
     @pl.when(wraps & real)
     def _():
@@ -178,9 +195,9 @@ def fused_body(
 
     @pl.when(last)
     def _():
-        write(part, mine).wait()
+        turns.write(part, mine).wait()
         if not alone:
-            write(part, jax.lax.rem(step + 2, 3)).wait()
+            turns.write(part, jax.lax.rem(step + 2, 3)).wait()
 
 
 def d_head_body(request: LogitRequest, words, head, hidden, ids, factors, d_head, total):

@@ -66,29 +66,13 @@ def test_sharded_equals_whole(function, ranks):
 
     mesh = jax.make_mesh((2, 2, 2), ("data", "context", "tensor"))
     queries = P("data", "context", "tensor", None)
-    keys_whole = P("data", None, "tensor", None)
+    whole_keys, heads = P("data", None, "tensor", None), P(None, "tensor", None, None)
+    specs = (queries, whole_keys, whole_keys, heads, P("data", "context"), P("data", None))
 
-    def sharded(q, k, v, bias, *numbers):
-        return jax.shard_map(
-            local,
-            mesh=mesh,
-            in_specs=(
-                queries,
-                keys_whole,
-                keys_whole,
-                P(None, "tensor", None, None),
-                P("data", "context"),
-                P("data", None),
-            ),
-            out_specs=queries,
-        )(
-            jax.reshard(q, queries),
-            jax.reshard(k, keys_whole),
-            jax.reshard(v, keys_whole),
-            jax.reshard(bias, P(None, "tensor", None, None)),
-            jax.tree.map(lambda a: jax.reshard(a, P("data", "context")), numbers),
-            jax.tree.map(lambda a: jax.reshard(a, P("data", None)), numbers),
-        )
+    def sharded(*arrays):
+        given = (*arrays[:4], arrays[4:], arrays[4:])
+        put = [jax.tree.map(lambda a, s=s: jax.reshard(a, s), a) for a, s in zip(given, specs)]
+        return jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=queries)(*put)
 
     def results(function, d_output):
         output, pull = jax.vjp(lambda *arrays: function(*arrays, SEGMENTS, ranks), q, k, v, bias)

@@ -100,41 +100,8 @@ def _operands(blocks: ForwardBlocks, q, k, v, mask, bias, dropout, queries: int,
 
 def _call(plan: ForwardPlan, scalars, operands, batch: int, heads: int, dtype):
     """The kernel on its grid: output [batch, heads, value, query] and sums [.., 1, query]."""
-    blocks = plan.blocks
+    blocks, strips = plan.blocks, plan.strips
     group = heads // operands["k"].shape[1]
-    strips = plan.strips
-
-    def span(b, i, s, prefetched):
-        table = prefetched[plan.scalars.index("spans")]
-        return table[plan.walk(b, i, s)] if plan.keys > blocks.span else 0
-
-    def spec(name: str, array) -> pl.BlockSpec:
-        """Block of an operand: its axes of size 1 are shared."""
-        of_batch, of_head = array.shape[0] > 1, array.ndim > 3 and array.shape[1] > 1
-        if name == "differences":
-            return pl.BlockSpec((None, *array.shape[1:]), lambda b, h, i, s, *_: (h, 0, 0))
-        block: tuple[Any, ...]
-        if name == "q":
-            block, at = (blocks.query // blocks.part, *array.shape[3:]), lambda i, s: (i, 0, 0)
-        elif name == "v":
-            block, at = (blocks.span // blocks.part, *array.shape[3:]), lambda i, s: (s, 0, 0)
-        elif name.startswith("query_"):
-            block, at = (array.shape[-2], blocks.query), lambda i, s: (0, i)
-        elif name == "k":
-            block, at = (blocks.span, array.shape[-1]), lambda i, s: (s, 0)
-        elif name == "bias":
-            block, at = (blocks.span, blocks.query), lambda i, s: (s, i)
-        else:
-            block, at = (blocks.span // blocks.part, blocks.part), lambda i, s: (s, 0)
-
-        def index(b, h, i, s, *prefetched):
-            row = b if of_batch else 0
-            head = (jax.lax.div(h, group) if name in ("k", "v") else h) if of_head else 0
-            lead = (row, head) if array.ndim > 3 else (row,)
-            return (*lead, *at(i, span(b, i, s, prefetched)))
-
-        return pl.BlockSpec((*(None,) * (array.ndim - len(block)), *block), index)
-
     rows = operands["v"].shape[3]
     queries = strips * blocks.query
     parts = blocks.query // blocks.part
@@ -147,7 +114,7 @@ def _call(plan: ForwardPlan, scalars, operands, batch: int, heads: int, dtype):
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=len(scalars),
             grid=(batch, heads, strips, plan.walks),
-            in_specs=[spec(name, array) for name, array in operands.items()],
+            in_specs=[_spec(plan, name, array, group) for name, array in operands.items()],
             out_specs=[
                 pl.BlockSpec(
                     (None, None, parts, rows, blocks.part), lambda b, h, i, s, *_: (b, h, i, 0, 0)
@@ -169,3 +136,36 @@ def _call(plan: ForwardPlan, scalars, operands, batch: int, heads: int, dtype):
         interpret=plan.rules.interpret,
         name="attention_forward",
     )(*like)
+
+
+def _spec(plan: ForwardPlan, name: str, array, group: int) -> pl.BlockSpec:
+    """Block of an operand: its axes of size 1 are shared, keys by `group` heads."""
+    blocks = plan.blocks
+    of_batch, of_head = array.shape[0] > 1, array.ndim > 3 and array.shape[1] > 1
+    if name == "differences":
+        return pl.BlockSpec((None, *array.shape[1:]), lambda b, h, i, s, *_: (h, 0, 0))
+    block: tuple[Any, ...]
+    if name == "q":
+        block, at = (blocks.query // blocks.part, *array.shape[3:]), lambda i, s: (i, 0, 0)
+    elif name == "v":
+        block, at = (blocks.span // blocks.part, *array.shape[3:]), lambda i, s: (s, 0, 0)
+    elif name.startswith("query_"):
+        block, at = (array.shape[-2], blocks.query), lambda i, s: (0, i)
+    elif name == "k":
+        block, at = (blocks.span, array.shape[-1]), lambda i, s: (s, 0)
+    elif name == "bias":
+        block, at = (blocks.span, blocks.query), lambda i, s: (s, i)
+    else:
+        block, at = (blocks.span // blocks.part, blocks.part), lambda i, s: (s, 0)
+
+    def span(b, i, s, prefetched):
+        table = prefetched[plan.scalars.index("spans")]
+        return table[plan.walk(b, i, s)] if plan.keys > blocks.span else 0
+
+    def index(b, h, i, s, *prefetched):
+        row = b if of_batch else 0
+        head = (jax.lax.div(h, group) if name in ("k", "v") else h) if of_head else 0
+        lead = (row, head) if array.ndim > 3 else (row,)
+        return (*lead, *at(i, span(b, i, s, prefetched)))
+
+    return pl.BlockSpec((*(None,) * (array.ndim - len(block)), *block), index)

@@ -190,6 +190,21 @@ def test_reward_model(margins, centring):
         assert found == pytest.approx(own._metrics["eval"][theirs][0], rel=1e-5)
 
 
+GRPO_SETTINGS = {
+    "beta": 0.1,
+    "epsilon_low": 0.2,
+    "epsilon_high": 0.28,
+    "importance_sampling_level": "token",
+    "top_entropy_quantile": 1.0,
+    "off_policy_mask_threshold": None,
+    "use_vllm": False,
+    "max_completion_length": 20,
+    "entropy_coef": 0.01,
+    "_entropy_bonus_enabled": True,
+    "use_adaptive_entropy": False,
+    "current_gradient_accumulation_steps": 1,
+    "args": types.SimpleNamespace(delta=None, use_bias_correction_kl=False, steps_per_generation=1),
+}
 GRPO_LOSSES = {
     "grpo": AnswerMean(),
     "dapo": TokenMean(),
@@ -222,23 +237,7 @@ def test_grpo(name):
     }
     given = torch.tensor(log_probs), torch.tensor(entropies), None
     own = trainer(
-        loss_type=name,
-        beta=0.1,
-        epsilon_low=0.2,
-        epsilon_high=0.28,
-        importance_sampling_level="token",
-        top_entropy_quantile=1.0,
-        off_policy_mask_threshold=None,
-        use_vllm=False,
-        max_completion_length=20,
-        entropy_coef=0.01,
-        _entropy_bonus_enabled=True,
-        use_adaptive_entropy=False,
-        current_gradient_accumulation_steps=1,
-        args=types.SimpleNamespace(
-            delta=None, use_bias_correction_kl=False, steps_per_generation=1
-        ),
-        _get_per_token_logps_and_entropies=lambda *_, **__: given,
+        loss_type=name, _get_per_token_logps_and_entropies=lambda *_, **__: given, **GRPO_SETTINGS
     )
     inputs = {key: torch.tensor(value) for key, value in tensors.items()}
     expected = GRPOTrainer._compute_loss(own, None, inputs)
