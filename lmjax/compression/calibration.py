@@ -20,7 +20,7 @@ from jaxtyping import Int
 from lmjax.compression.expert_inputs import ExpertsRecorder
 from lmjax.compression.input_moments import InputMoments
 from lmjax.models import Batch, EncoderDecoderConfig, TransformerConfig, abstract, plain_batch
-from lmjax.models.executor import Blocks
+from lmjax.models.executor import Blocks, entry_of
 from lmjax.models.experts import Experts
 from lmjax.models.linear import LinearLayer
 from lmjax.models.quantization import weighted_layers
@@ -136,7 +136,7 @@ def walk(
             states.append(captured.inputs)
     windows, group = blocks.windows, blocks.group
     for entry in range(len(windows) // group):
-        own = jax.tree.map(lambda a, n=entry: a[n], blocks.params)
+        own = entry_of(blocks.params, entry)
         kind = windows[entry * group : (entry + 1) * group]
         run = functools.partial(_run, blocks.graph, group, kind, experts)
         total, outputs = None, []

@@ -237,6 +237,6 @@ def with_part(tree: dict, path: Path, value: Any) -> dict:
 
 def on_host(a: jax.Array | np.ndarray) -> np.ndarray:
     """An array of all devices, whole."""
-    if isinstance(a, np.ndarray):
-        return a
+    if isinstance(a, np.ndarray) or a.is_fully_addressable:
+        return np.asarray(a)
     return np.asarray(jax.reshard(a, jax.sharding.PartitionSpec()))

@@ -66,11 +66,8 @@ class Pruner:
             stacked, done = stack.read(params), []
             run = self._by_texts if self.rows is not None else self._by_weights
             run(config, params, stack, lambda *given, c=chosen, d=done: self._change(*given, c, d))
-            blocks = jax.tree.map(lambda *parts: jnp.stack(parts), *done)
-            blocks = jax.tree.map(
-                lambda a, like: jax.reshard(a, jax.typeof(like).sharding.spec), blocks, stacked
-            )
-            params = with_part(params, (*stack.prefix, "blocks"), blocks)
+            specs = jax.tree.map(lambda a: jax.typeof(a).sharding.spec, stacked)
+            params = with_part(params, (*stack.prefix, "blocks"), _stack(done, specs))
         return params
 
     def chosen(self, layers: dict[Path, LinearLayer]) -> dict[Path, LinearLayer]:
@@ -144,3 +141,14 @@ def dense_layers(config: TransformerConfig, stack: BlockStack) -> dict[Path, Lin
         for path, layer in found.items()
         if isinstance(layer, LinearLayer)
     }
+
+
+def _stack(entries: list[Any], specs: Any) -> Any:
+    """Parameters of all entries as a stack, cut over the mesh."""
+
+    @jax.jit
+    def stack(entries):
+        whole = jax.tree.map(lambda *parts: jnp.stack(parts), *entries)
+        return jax.tree.map(jax.reshard, whole, specs)
+
+    return stack(entries)

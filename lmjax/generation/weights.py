@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from lmjax.models import TransformerConfig
+from lmjax.models.executor import entry_of
 
 
 def decoding_weights(config: TransformerConfig, params: dict, shapes: dict, apart: bool) -> dict:
@@ -48,7 +49,7 @@ def unstacked(blocks: dict | list[dict]) -> list[dict]:
     if isinstance(blocks, list):
         return blocks
     entries = len(jax.tree.leaves(blocks)[0])
-    return [jax.tree.map(lambda a, n=n: a[n], blocks) for n in range(entries)]
+    return [entry_of(blocks, n) for n in range(entries)]
 
 
 def sharded(params: dict, shapes: dict) -> dict:

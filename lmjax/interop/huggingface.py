@@ -264,6 +264,8 @@ def nest(leaves: dict[str, jax.Array], layers: int | None = None) -> dict:
 def whole(leaf: jax.Array, index: Index, dtype: Dtype) -> np.ndarray:
     """A parameter, or one layer or expert of it, on the host."""
     part = cut(leaf, index, dtype) if index else leaf.astype(dtype)
+    if part.is_fully_addressable:  # by this process, which joins it on the host
+        return np.asarray(part)
     return np.asarray(jax.reshard(part, PartitionSpec(*(None,) * part.ndim)))
 
 

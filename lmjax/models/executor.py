@@ -255,3 +255,9 @@ def fetch_layer(params: Any, number: Int[Array, ""]) -> Any:
     specs = PartitionSpec(STAGE), PartitionSpec()
     run = jax.shard_map(fetch, in_specs=specs, out_specs=PartitionSpec(), axis_names={STAGE})
     return run(params, number)
+
+
+@jax.jit
+def entry_of(blocks: Any, number: int | Int[Array, ""]) -> Any:
+    """One entry of parameters that are stacked; one program cuts out any of them."""
+    return jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, number, keepdims=False), blocks)
