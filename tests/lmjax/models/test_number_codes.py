@@ -12,6 +12,7 @@ from lmjax.models.few_rows import few_row_product, piecewise_product
 from lmjax.models.integer_products import DynamicInt8, integer_product
 from lmjax.models.quantized import WeightForm
 from lmjax.parallel import Layout, Mesh
+from tests.lmjax.models.compiled_codes import decode, encode, encode_form, read_form
 
 INTEGERS = [kind(symmetric=symmetric) for kind in (Int8, Int4) for symmetric in (True, False)]
 
@@ -63,8 +64,8 @@ def test_integers_are_those_of_a_loop(code, rows, columns, block, seed):
     """All but numbers half-way between two, to which float32 rounds either way: half a step."""
     code = type(code)(symmetric=code.symmetric, block=block)
     weight = random_weight((rows, columns), seed)
-    stored = code.encode(jnp.asarray(weight), 0)
-    found = np.asarray(code.decode(stored, 0, rows))
+    stored = encode(code, weight, 0)
+    found = np.asarray(decode(code, stored, 0, rows))
     expected, steps = slowly(weight, code.bits, block, code.symmetric)
     assert (np.abs(found - weight) <= 0.5001 * steps + 1e-30).all()
     assert (np.abs(found - expected) <= 1.0002 * steps + 1e-30).all()
@@ -89,10 +90,13 @@ def test_every_code_comes_back(kind, symmetric, rows, seed, scales):
     n = rng.integers(code.lowest, code.highest + 1, (rows, 3)).astype(np.float32)
     scale = rng.random((1, 3)).astype(np.float16).astype(np.float32) + 1
     zero = None if symmetric else np.array([[0, code.highest, 5]], np.float32)
-    grid = jax.tree.map(jnp.asarray, code.grid({"scales": jnp.asarray(scale)}, 0))
-    grid = grid._replace(zero=None if zero is None else jnp.asarray(zero))
-    stored = code.stored(jnp.asarray(n), grid, 0)
-    found = code.decode(stored, 0, rows)
+
+    @jax.jit
+    def both(n, scale, zero):
+        grid = code.grid({"scales": scale}, 0)._replace(zero=zero)
+        return code.decode(code.stored(n, grid, 0), 0, rows)
+
+    found = both(n, scale, zero)
     kept = scale.astype(scales).astype(np.float32)
     np.testing.assert_allclose(found, (n - (0 if symmetric else zero)) * kept, rtol=1e-6)
 
@@ -102,10 +106,10 @@ def test_scales_in_16_bits_are_rounded_up():
     weight = random_weight((64, 5), 1)
     for code in INTEGERS:
         code = type(code)(symmetric=code.symmetric, scales="float16", block=16)
-        stored = code.encode(jnp.asarray(weight), 0)
+        stored = encode(code, weight, 0)
         assert stored["scales"].dtype == jnp.float16
         steps = np.repeat(np.asarray(stored["scales"], np.float32), 16, axis=0)
-        found = np.asarray(code.decode(stored, 0, 64))
+        found = np.asarray(decode(code, stored, 0, 64))
         assert (np.abs(found - weight) <= 0.501 * steps).all()
 
 
@@ -114,8 +118,8 @@ def test_floats_are_the_nearest_of_their_format(block):
     """Half a step: 2^-4 of a normal number, 2^-10 of the scale below; the largest stays itself."""
     weight = random_weight((24, 5), 3)
     code = Float8(block=block)
-    stored = code.encode(jnp.asarray(weight), 0)
-    found = np.asarray(code.decode(stored, 0, 24))
+    stored = encode(code, weight, 0)
+    found = np.asarray(decode(code, stored, 0, 24))
     scales = np.repeat(np.asarray(stored["scales"]), block or 24, axis=0)
     bound = np.maximum(np.abs(weight) * 2.0**-4, scales * 2.0**-10)
     assert (np.abs(found - weight) <= bound * (1 + 1e-5)).all()
@@ -129,7 +133,7 @@ def test_what_is_no_number_is_not_lost(code):
     code = type(code)(block=64) if isinstance(code, Float8) else code
     weight = np.ones((8192, 2), np.float32)
     weight[5000, 1] = np.inf
-    found = np.asarray(code.decode(code.encode(jnp.asarray(weight), 0), 0, 8192))
+    found = np.asarray(decode(code, encode(code, weight, 0), 0, 8192))
     assert np.isnan(found[4992:5056, 1]).all() and np.isnan(found).sum() == 64
 
 
@@ -152,8 +156,8 @@ def test_products_of_a_few_rows_are_those_of_the_whole_weight(code, rows):
     weight = rng.standard_normal((96, 7)).astype(np.float32)
     x = rng.standard_normal((rows, 96)).astype(np.float32)
     form = WeightForm((("embed", 96),), (("mlp", 7),), code, Layout(rules=()))
-    stored = form.encode(jnp.asarray(weight))
-    expected = x @ np.asarray(form.read(stored))
+    stored = encode_form(form, weight)
+    expected = x @ np.asarray(read_form(form, stored))
     for product in (few_row_product, piecewise_product):
         found = jax.jit(lambda x, stored, product=product: product(x, form, stored))(x, stored)
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
@@ -167,7 +171,7 @@ def test_no_float_weight_is_made_before_a_loop(code):
     float16 of fp8, which are 2.
     """
     form = WeightForm((("embed", 512),), (("mlp", 512),), code, Layout(rules=()))
-    stored, x = form.encode(jnp.ones((512, 512))), jnp.ones((1, 512))
+    stored, x = encode_form(form, np.ones((512, 512), np.float32)), jnp.ones((1, 512))
 
     @jax.jit
     def repeated(x, stored, turns):
@@ -181,7 +185,7 @@ def test_no_float_weight_is_made_before_a_loop(code):
 def test_what_a_row_is_made_of_is_not_in_the_loop_over_weights(code):
     """There it would be computed for each weight; the maximum stands for a norm."""
     form = WeightForm((("embed", 256),), (("mlp", 128),), code, Layout(rules=()))
-    stored, x = form.encode(jnp.ones((256, 128))), jnp.ones((1, 256))
+    stored, x = encode_form(form, np.ones((256, 128), np.float32)), jnp.ones((1, 256))
     product = jax.jit(lambda x, stored: few_row_product(jnp.maximum(x, 0.5), form, stored))
     parts = product.lower(x, stored).compile().as_text().split("\n\n")
     assert any(" maximum(" in part for part in parts)
@@ -195,7 +199,7 @@ def test_products_of_integers_are_exact_sums():
     weight = rng.standard_normal((40, 6)).astype(np.float32)
     x = rng.standard_normal((2, 3, 40)).astype(np.float32)
     form = WeightForm((("embed", 40),), (("mlp", 6),), Int8(block=None), Layout(rules=()))
-    stored = form.encode(jnp.asarray(weight))
+    stored = encode_form(form, weight)
     scale = DynamicInt8().scale(None, jnp.asarray(x))
     found = integer_product(jnp.asarray(x), scale, form, stored, jax.P(None, None, None))
     of_x = np.abs(x).max(axis=2, keepdims=True) / 127
@@ -212,6 +216,6 @@ def test_scores_of_a_table(code, rows):
     table = rng.standard_normal((256, 96)).astype(np.float32)
     x = rng.standard_normal((rows, 96)).astype(np.float32)
     form = WeightForm((("embed", 96),), (), code, Layout(rules=()), (("vocab", 256),))
-    stored = form.encode(jnp.asarray(table))
+    stored = encode_form(form, table)
     found = jax.jit(lambda x, stored: few_row_product(x, form, stored))(x, stored)
-    np.testing.assert_allclose(found, x @ np.asarray(form.read(stored)).T, rtol=0, atol=1e-4)
+    np.testing.assert_allclose(found, x @ np.asarray(read_form(form, stored)).T, rtol=0, atol=1e-4)

@@ -33,6 +33,7 @@ from lmjax.models import (
 from lmjax.models.weight_codes import NF4_VALUES, from_bytes, to_bytes
 from lmjax.parallel import Mesh, training_layout
 from tests.lmjax.models.adapted import with_random_b
+from tests.lmjax.models.compiled_codes import decode, encode
 
 CODES = {"nf4": NF4(), "nf4, scales whole": NF4(double=False), "int8": ScaledInt8()}
 # Dettmers et al. 2023, appendix E.
@@ -138,9 +139,10 @@ def test_the_values_are_the_quantiles_of_the_paper():
 )
 def test_two_codes_in_a_byte_come_back(shape, axis, seed):
     codes = np.random.default_rng(seed).integers(0, 16, shape).astype(np.uint8)
-    packed = to_bytes(jnp.asarray(codes), axis)
+    packed = jax.jit(to_bytes, static_argnums=1)(codes, axis)
     assert packed.shape[axis] == -(-shape[axis] // 2)
-    np.testing.assert_array_equal(from_bytes(packed, axis, shape[axis]), codes)
+    found = jax.jit(from_bytes, static_argnums=(1, 2))(packed, axis, shape[axis])
+    np.testing.assert_array_equal(found, codes)
 
 
 @pytest.mark.parametrize(
@@ -150,12 +152,12 @@ def test_a_weight_is_that_of_a_loop(code):
     """Nearest values of each block, by brute force: 1e-6; a block of zeros stays one."""
     weight = np.random.default_rng(0).standard_normal((20, 3)).astype(np.float32)
     weight[8:16, 1] = 0
-    stored = code.encode(jnp.asarray(weight), 0)
-    found = np.asarray(code.decode(stored, 0, 20))
+    stored = encode(code, weight, 0)
+    found = np.asarray(decode(code, stored, 0, 20))
     np.testing.assert_allclose(found, slowly(weight, code), rtol=0, atol=1e-6)
-    again = code.encode(jnp.asarray(found), 0)
-    np.testing.assert_allclose(code.decode(again, 0, 20), found, rtol=0, atol=1e-6)
-    sides = code.decode(code.encode(jnp.asarray(weight.T), 1), 1, 20)
+    again = encode(code, found, 0)
+    np.testing.assert_allclose(decode(code, again, 0, 20), found, rtol=0, atol=1e-6)
+    sides = decode(code, encode(code, weight.T, 1), 1, 20)
     np.testing.assert_array_equal(np.asarray(sides).T, found)
 
 
@@ -169,7 +171,7 @@ def test_the_error_of_a_block_is_bounded(name, size):
     code, rng = CODES[name], np.random.default_rng(size)
     weight = rng.standard_normal((size, 5)) * np.exp(rng.standard_normal((1, 5)))
     weight = weight.astype(np.float32)
-    found = np.asarray(code.decode(code.encode(jnp.asarray(weight), 0), 0, size))
+    found = np.asarray(decode(code, encode(code, weight, 0), 0, size))
     scales = np.array(
         [np.abs(weight[n : n + code.block]).max(axis=0) for n in range(0, size, code.block)]
     )
@@ -187,7 +189,7 @@ def test_what_is_no_number_is_not_lost(name, wrong):
     """All of its block is NaN, and with scales in 8 bits the whole weight."""
     code, weight = CODES[name], np.ones((8192, 2), np.float32)
     weight[5000, 1] = wrong
-    found = np.asarray(code.decode(code.encode(jnp.asarray(weight), 0), 0, 8192))
+    found = np.asarray(decode(code, encode(code, weight, 0), 0, 8192))
     first = 5000 // code.block * code.block
     assert np.isnan(found[first : first + code.block, 1]).all()
     assert np.isnan(found).all() == (code == NF4())
