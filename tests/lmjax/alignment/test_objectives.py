@@ -281,7 +281,8 @@ def test_a_policy_equal_to_its_reference_has_the_loss_log_2():
 def test_the_elastic_penalty_is_added_to_any_objective():
     """Its gradient is strength x fisher x (parameter - anchor), in microbatches too."""
     state, anchor = state_of(), state_of(1).params
-    fisher = jax.tree.map(jnp.abs, state_of(2).params)
+    fisher = jax.tree.map(np.abs, jax.device_get(state_of(2).params))
+    fisher = jax.device_put(fisher, jax.tree.map(lambda a: a.sharding, anchor))
     elastic, example = ElasticWeights(objective=POLICY, strength=3.0), on_devices(sampled())
     found, sums = gradients(state, example, elastic, ROWS // 2, anchor=anchor, fisher=fisher)
     plain, own = gradients(state, example, POLICY)
@@ -289,7 +290,7 @@ def test_the_elastic_penalty_is_added_to_any_objective():
     penalty = lambda p, a, f: 3 * f * (p - a)  # noqa: E731
     expected = jax.tree.map(lambda g, *paf: g + penalty(*paf), plain, params, anchor, fisher)
     assert_near(found, expected)
-    more = 3 * quadratic_penalty(params, anchor, fisher)
+    more = 3 * jax.jit(quadratic_penalty)(params, anchor, fisher)
     np.testing.assert_allclose(sums.loss, own.loss + more * own.weight, rtol=1e-5)
     np.testing.assert_allclose(sums.extra["elastic_penalty"] / sums.weight, more, rtol=1e-5)
     assert sums.extra["cross_entropy"] == pytest.approx(float(own.loss), rel=1e-5)
