@@ -352,10 +352,8 @@ class Learner:
         """The models that the objective reads beside the trained one, of which `rest` is not."""
         models = {}
         for name, graph in self.frozen.items():
-            params = frozen[name]
-            models[name] = nnx.merge(
-                graph, join_trained(params, rest) if name in self.begun else params
-            )
+            own = frozen[name]
+            models[name] = nnx.merge(graph, join_trained(own, rest) if name in self.begun else own)
         return models or None
 
     def _with_batch_sums(
