@@ -71,7 +71,10 @@ def few_row_product(
     # XLA would make all weights float before a loop over tokens, as they are the same in all turns.
     stored, x = jax.lax.optimization_barrier((stored, x.astype(jnp.float32)))
     if ONE_LOOP and len(x) == 1 and code.packed == 1:
-        return made_before(x) @ code.decode(stored, 1, form.size).T
+        product = made_before(x) @ code.decode(stored, 1, form.size).T
+        # XLA adds a bias within the product itself, for which it first makes the weight whole and
+        # turns it around, ten times as slow; not where something else comes before.
+        return product * jax.lax.optimization_barrier(jnp.ones(()))
     if len(x) == 1 and code.plain and form.size % block == 0 and block % code.packed == 0:
         return packed_product(x, form, stored)
     return piecewise_product(x, form, stored)

@@ -163,21 +163,27 @@ def test_products_of_a_few_rows_are_those_of_the_whole_weight(code, rows):
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("biased", [False, True])
 @pytest.mark.parametrize("code", [Int8(block=64), Int4(block=64), Float8()], ids=str)
-def test_no_float_weight_is_made_before_a_loop(code):
+def test_no_float_weight_is_made(code, biased):
     """XLA takes out of a loop what is the same in all turns: it would be a weight of 4 bytes.
 
-    A piece of 128 outputs may be made at a time, which is 1 byte a weight; XLA of jax 0.12 makes
-    float16 of fp8, which are 2.
+    It also makes one for a product with a bias. A piece of 128 outputs may be made at a time, which
+    is 1 byte a weight; XLA of jax 0.12 makes float16 of fp8, which are 2.
     """
     form = WeightForm((("embed", 512),), (("mlp", 512),), code, Layout(rules=()))
     stored, x = encode_form(form, np.ones((512, 512), np.float32)), jnp.ones((1, 512))
 
     @jax.jit
-    def repeated(x, stored, turns):
-        return jax.lax.fori_loop(0, turns, lambda _, x: few_row_product(x, form, stored), x)
+    def repeated(x, stored, bias, turns):
+        def turn(_, x):
+            product = few_row_product(x, form, stored)
+            return product + bias if biased else product
 
-    memory = repeated.lower(x, stored, jnp.int32(3)).compile().memory_analysis()
+        return jax.lax.fori_loop(0, turns, turn, x)
+
+    given = x, stored, jnp.ones(512), jnp.int32(3)
+    memory = repeated.lower(*given).compile().memory_analysis()
     assert memory.temp_size_in_bytes < 3 * 512 * 512
 
 
