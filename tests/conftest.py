@@ -41,7 +41,6 @@ settings.load_profile("unhurried")
 jax.config.update("jax_default_matmul_precision", "highest")
 # Lines of Python in compiled programs, which nothing here reads, take a tenth of compiling them.
 jax.config.update("jax_traceback_in_locations_limit", 0)
-jax.config.update("jax_include_full_tracebacks_in_locations", False)
 # What runs once is compiled as everything is here, which is quicker still.
 learner.QUICK, learner._drawn = None, jax.jit(learner._draw, static_argnums=(0, 1))
 
