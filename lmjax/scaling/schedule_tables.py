@@ -97,7 +97,7 @@ def _unknown(schedule: StepSchedule) -> str:
         )
     if nothing:
         words.append(f"Without kernel and estimate, and taken as nothing: {_names(nothing)}.")
-    asked = [piece for piece in pieces if piece.guesses and piece.part in ("attention",)]
+    asked = [piece for piece in pieces if piece.guesses and piece.part == "attention"]
     if asked:
         words.append(
             f"Not all scalars are known of {_names(asked)}: more may be counted than runs."

@@ -79,16 +79,16 @@ class Engine(Worker):
         if isinstance(self.config, EncoderDecoderConfig):
             raise UserError("a model with an encoder continues no text: it fills blanks")
         check_prompts(self.config, [[0]])
-        self._by_length = self.config.attention.position_rule.by_length
+        by_length = self.config.attention.position_rule.by_length
         self._prefix = first.reads_prefix
-        self._at_once = self._by_length or self._prefix
-        self._runner = PageRunner(self.config, first.forward.layout, settings, self._at_once)
+        at_once = by_length or self._prefix
+        self._runner = PageRunner(self.config, first.forward.layout, settings, at_once)
         self._draft = None if draft is None else DraftModel(draft, first, settings)
         self._book = PageBook(settings.pages)
-        keeps = settings.prefix_cache and not self._at_once
+        keeps = settings.prefix_cache and not at_once
         pages = self._book, settings.page, keeps
         # A text whose positions depend on its length is never read twice.
-        self._pages = RequestPages(*pages, to_the_end=self._by_length, counts=self.counts)
+        self._pages = RequestPages(*pages, to_the_end=by_length, counts=self.counts)
         self._queue = SharedQueue(settings.queue) if queue is None else queue
         self._cancelled: set[int] = set()
         self._reading: deque[ActiveRequest] = deque()
