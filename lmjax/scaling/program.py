@@ -151,8 +151,8 @@ class CompiledProgram:
             seen = set()
             for line in self.computations[name]:
                 one = None if line.operation in CONTROL else self.collective(line)
-                if one is not None and channel(one[1]) not in seen:
-                    seen.add(channel(one[1]))
+                if one is not None and chain(one[1]) not in seen:
+                    seen.add(chain(one[1]))
                     loops = self.runs[name][1]
                     found.append(dataclasses.replace(one[0], times=times, loops=loops))
         return found
@@ -264,10 +264,13 @@ def _collective(name: str, line: HloInstruction) -> ProgramCollective | None:
     return ProgramCollective(kind, size, devices, times=1, loops=0) if devices > 1 else None
 
 
-def channel(line: HloInstruction) -> str:
-    """Number that all instructions share into which a collective is cut; else its name."""
-    found = re.search(r"channel_id=(\d+)", line.rest)
-    return found[1] if found else line.name
+def chain(line: HloInstruction) -> str:
+    """What all instructions share into which a TPU's collective is cut; else its name.
+
+    Channels do not tell them apart: all collectives of `jax.shard_map` share one.
+    """
+    found = re.search(r'chain_id="(\d+)"', line.rest)
+    return f"chain {found[1]}" if found else line.name
 
 
 def called(line: HloInstruction) -> list[str]:

@@ -31,7 +31,7 @@ from lmjax.scaling.program import (
     ProgramCollective,
     array_bytes,
     called,
-    channel,
+    chain,
 )
 from lmjax.scaling.replica_groups import axes_of
 from lmjax.scaling.step_kernels import KernelCost
@@ -133,7 +133,7 @@ class StepSchedule:
             seen = set()
             for line in self.program.computations[name]:
                 one = None if line.operation in CONTROL else self.collective(line)
-                if one is not None and (key := channel(one[1])) not in seen:
+                if one is not None and (key := chain(one[1])) not in seen:
                     seen.add(key)
                     total += times * self.link(*one)[1]
         return total
@@ -208,13 +208,13 @@ class _Run:
         self.free: dict[str, float] = collections.defaultdict(float)  # when links have no work left
         self.done: dict[str, float] = {}  # when what was begun is done
         self.now = 0.0
-        self.parts = collections.Counter(map(self._channel, lines))  # that a collective is cut into
+        self.parts = collections.Counter(map(self._chain, lines))  # that a collective is cut into
         for line in lines:
             self._through(line)
 
-    def _channel(self, line: HloInstruction) -> str | None:
+    def _chain(self, line: HloInstruction) -> str | None:
         one = self.schedule.collective(line)
-        return None if one is None else channel(one[1])
+        return None if one is None else chain(one[1])
 
     def _through(self, line: HloInstruction) -> None:
         kind = line.operation
@@ -247,7 +247,7 @@ class _Run:
         What is between computes something else as well.
         """
         axes, seconds = self.schedule.link(one, inner)
-        key = channel(inner)
+        key = chain(inner)
         if line.operation.endswith("-start"):
             return self._begin(line.name, axes, seconds)
         if key not in self.done:

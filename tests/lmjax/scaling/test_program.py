@@ -54,6 +54,39 @@ def test_a_loops_body_counts_as_often_as_it_turns():
     }
 
 
+CUT = """HloModule cut
+
+%begin (p: bf16[2,16]) -> bf16[8,16] {
+  ROOT %g.1 = bf16[8,16]{1,0} all-gather(%p), channel_id=1, GROUPS, CHAIN
+}
+
+%between (p.1: bf16[2,16]) -> bf16[8,16] {
+  ROOT %g.2 = bf16[8,16]{1,0} all-gather(%p.1), channel_id=1, GROUPS, CHAIN
+}
+
+%end (p.2: bf16[2,16]) -> bf16[8,16] {
+  ROOT %g.3 = bf16[8,16]{1,0} all-gather(%p.2), channel_id=1, GROUPS, CHAIN
+}
+
+ENTRY %main (a: bf16[2,16]) -> bf16[8,16] {
+  %a = bf16[2,16]{1,0} parameter(0)
+  %async-collective-start = bf16[8,16]{1,0} fusion(%a), kind=kCustom, calls=%begin
+  %fusion.1 = bf16[8,16]{1,0} fusion(%a), kind=kCustom, calls=%between
+  %async-collective-done = bf16[8,16]{1,0} fusion(%a), kind=kCustom, calls=%end
+  %t.1 = bf16[4,8]{1,0} all-to-all(%a), channel_id=1, GROUPS, dimensions={0}
+  ROOT %t.2 = bf16[4,8]{1,0} all-to-all(%t.1), channel_id=1, GROUPS, dimensions={0}
+}
+""".replace("GROUPS", "replica_groups={{0,1,2,3}}").replace(
+    "CHAIN", 'frontend_attributes={chain_id="3"}'
+)
+
+
+def test_one_that_is_cut_into_several_instructions_counts_once():
+    """As all collectives of `shard_map` have one channel, a channel does not make them one."""
+    found = sorted((c.kind, c.bytes) for c in CompiledProgram(CUT).collectives)
+    assert found == [("all-gather", 2 * 8 * 16), ("all-to-all", 64), ("all-to-all", 64)]
+
+
 def test_a_compiler_may_say_how_often_a_loop_turns():
     told = 'body=%body, backend_config={"known_trip_count":{"n":"7"}}'
     assert CompiledProgram(LOOP.replace("body=%body", told)).runs["body"] == (7, 1)
