@@ -9,6 +9,7 @@ import os
 # a tenth of the time of all tests.
 gc.set_threshold(50_000, 20, 20)
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
+os.environ.setdefault("PJRT_NPROC", "64")  # threads, see `lmjax.launch.processes.give_threads`
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Any value keeps `lmjax.launch` from changing the settings of malloc in the tests.
 os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")

@@ -316,6 +316,7 @@ class PolicyStep:
             tell(words)
 
 
+@jax.jit
 def mean_metrics(found: Sequence[Metrics]) -> Metrics:
     """Means of the metrics of some updates, and their number."""
     means = jax.tree.map(lambda *values: sum(values) / len(values), *found)

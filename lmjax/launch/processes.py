@@ -25,14 +25,19 @@ from lmjax.launch.watch import COMING, SILENCE
 if TYPE_CHECKING:
     import numpy as np
 
+THREADS = 8  # for each CPU device; those of three programs at once are fewer
+
 
 def join_processes(environment: Mapping[str, str]) -> None:
     """Connects this process with the others of the run, if the environment says there are any.
+
+    Also gives XLA the threads that several CPU devices need (`give_threads`).
 
     Raises:
         UserError: what the environment says of them is incomplete, or no number.
     """
     cluster = find_cluster(environment)
+    give_threads(environment)
     if cluster is None:
         return
     import jax  # not needed for --help or a mistyped setting, so not imported before
@@ -51,6 +56,23 @@ def join_processes(environment: Mapping[str, str]) -> None:
     )
     if watch is not None:
         watch.join()
+
+
+def give_threads(environment: Mapping[str, str]) -> None:
+    """Has XLA use more threads than there are cores where there are many CPU devices for them.
+
+    XLA starts and runs the programs of all of its CPU devices with the same threads, as many as
+    there are cores or devices. Behind a collective, starts of later programs, of which 32 may wait
+    for each device, can hold them all; the collective then waits for ever for a device that gets
+    no thread.
+    """
+    flag = "--xla_force_host_platform_device_count="
+    words = environment.get("XLA_FLAGS", "").split()
+    given = [word.removeprefix(flag) for word in words if word.startswith(flag)]
+    counts = [int(n) for n in (*given, environment.get("JAX_NUM_CPU_DEVICES", "1")) if n.isdigit()]
+    threads = THREADS * max(counts, default=1)
+    if threads > (os.cpu_count() or 1):
+        os.environ.setdefault("PJRT_NPROC", str(threads))
 
 
 def is_first() -> bool:

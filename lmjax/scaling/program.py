@@ -265,7 +265,7 @@ def _collective(name: str, line: HloInstruction) -> ProgramCollective | None:
 
 
 def chain(line: HloInstruction) -> str:
-    """What all instructions share into which a TPU's collective is cut; else its name.
+    """Name that all instructions share into which a TPU's collective is cut; else its own.
 
     Channels do not tell them apart: all collectives of `jax.shard_map` share one.
     """

@@ -16,7 +16,7 @@ import pytest
 from lmjax.launch import exit_on_user_error
 
 ROOT = Path(__file__).parents[2]
-NOT_INHERITED = ("XLA_FLAGS", "NO_COLOR", "GLIBC_TUNABLES")
+NOT_INHERITED = {"XLA_FLAGS", "NO_COLOR", "GLIBC_TUNABLES", "JAX_NUM_CPU_DEVICES", "PJRT_NPROC"}
 PROGRAM = '''"""A toy program.
 
 It costs nothing.
@@ -68,6 +68,32 @@ class Program:
             import jax
 
             print(jax.process_index(), jax.process_count(), jax.local_device_count())
+        if self.do == "programs":
+            print(float(many_programs(self.times)))
+
+
+def many_programs(times):
+    """Two programs that sum over two devices, and small ones that are dispatched meanwhile."""
+    import jax
+    from jax.sharding import NamedSharding, PartitionSpec as P
+
+    mesh = jax.make_mesh((2,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
+    whole, rows = NamedSharding(mesh, P()), NamedSharding(mesh, P("x"))
+
+    def sums(x):
+        return jax.lax.fori_loop(0, 100, lambda _, x: jax.lax.psum(x @ x, "x") / 512, x)
+
+    sums = jax.shard_map(sums, mesh=mesh, in_specs=P("x"), out_specs=P("x"), check_vma=False)
+    sums = jax.jit(sums)
+    mean = jax.jit(lambda x: x.mean(), out_shardings=whole)
+    add = jax.jit(lambda x: x + 1)
+    ones = jax.device_put(jax.numpy.ones((512, 256)), rows)
+    for _ in range(10):
+        x = mean(sums(ones))
+        for _ in range(times):
+            x = add(x)
+        x.block_until_ready()
+    return x
 
 
 experiment = Program()
@@ -156,6 +182,19 @@ def test_a_reader_who_leaves_is_no_error(start):
 
 def test_simulated_devices(start):
     assert outcome(start("do=devices", JAX_NUM_CPU_DEVICES="3"))[:2] == (0, "0 1 3\n")
+
+
+@pytest.mark.parametrize(
+    "devices",
+    [
+        {"JAX_NUM_CPU_DEVICES": "2"},
+        {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"},
+    ],
+    ids=["setting", "flag"],
+)
+def test_small_programs_behind_a_collective_do_not_keep_it_from_its_threads(start, devices):
+    """More than XLA holds for a device: with two threads the collective never ends."""
+    assert outcome(start("do=programs", "times=100", **devices))[:2] == (0, "101.0\n")
 
 
 def test_two_processes_are_one_run(start):

@@ -1,7 +1,9 @@
 """Commands of several processes write what those of one write."""
 
+import concurrent.futures
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -43,7 +45,12 @@ def start(*words: str, devices: int, **environment: str) -> subprocess.Popen:
     return subprocess.Popen(
         [sys.executable, "-m", *words],
         cwd=ROOT,
-        env={**os.environ, "JAX_NUM_CPU_DEVICES": str(devices), **environment},
+        env={
+            **os.environ,
+            "JAX_NUM_CPU_DEVICES": str(devices),
+            "PYTHONFAULTHANDLER": "1",
+            **environment,
+        },
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -68,11 +75,19 @@ def pair(command, *arguments, devices: int = 2) -> list[subprocess.Popen]:
 
 
 def outcome(*processes: subprocess.Popen) -> list[str]:
-    """Their stdout, which is Python's alone, once they have come to a good end."""
+    """Their stdout, which is Python's alone, once they have come to a good end.
+
+    Those that have not after five minutes are ended, and what all their threads do is shown.
+    """
     printed = []
-    for process in processes:
-        out, err = process.communicate(timeout=300)
-        assert process.returncode == 0, (out + (err or ""))[-3000:]
+    with concurrent.futures.ThreadPoolExecutor(len(processes)) as pool:
+        ended = [pool.submit(process.communicate) for process in processes]
+        late = concurrent.futures.wait(ended, timeout=300).not_done
+        for process in processes if late else ():
+            process.send_signal(signal.SIGABRT)  # faulthandler writes their stacks
+    for process, future in zip(processes, ended, strict=True):
+        out, err = future.result()
+        assert process.returncode == 0, (out + (err or ""))[-5000:]
         printed.append(out)
     return printed
 
