@@ -1,7 +1,8 @@
 """Memory of a training step on a chip, by formulas.
 
-Parameters, gradients and the optimizer's numbers are float32: 16 bytes a parameter with AdamW, as
-in mixed precision with 16-bit weights (2 + 2 + 4 + 4 + 4; Rajbhandari et al. 2020, section 3.1).
+Parameters, gradients and the optimizer's numbers are float32, unless settings say otherwise: 16
+bytes a parameter with AdamW, as in mixed precision with 16-bit weights (2 + 2 + 4 + 4 + 4;
+Rajbhandari et al. 2020, section 3.1).
 Three moments of a step may need most: backward in the last layer, when all activations are kept;
 the loss; and the end of backward, when the token table's gradient is whole. Not counted are the
 program itself, padding of buffers to tiles, and what lies unused between buffers.
@@ -23,11 +24,12 @@ class MemoryPlan:
     """Bytes on the fullest chip at the moment of a step that needs most, by what they hold.
 
     Attributes:
-      parameters: in float32, cut over fsdp, tensor and stages.
+      parameters: as they are stored, cut over fsdp, tensor and stages.
       gradients: of the trained ones that are there; twice where microbatches add to them.
       optimizer: its state.
       average: moving average of the parameters.
-      cast: weights of all layers in the compute dtype, which XLA makes once a step.
+      cast: weights of all layers in the compute dtype, which XLA makes once a step where they are
+        stored in another.
       gathered: weights made whole over fsdp: two layers' with ZeRO-3, all with 1 and 2; in the
         compute dtype.
       activations: what layers keep for backward; of a pipeline, what those of the part in work
@@ -75,11 +77,14 @@ def plan_memory(workload: Workload, division: Division) -> MemoryPlan:
     in_layers, _ = _gradients(workload, division, "layers")
     table, logits = _tables(workload, division)
     head = workload.itemsize * table
+    # A tied table's gradient of the head waits, whole, for that of the tokens.
+    tied = workload.model.tied_head and workload.model.word_head and division.fsdp > 1
+    waiting = head * trained if tied else 0.0
     cut = division.shards > 1
     # Gathered before the loop over microbatches, it is there in all of them.
     once = division.microbatches > 1 and division.stage == 1
     always = {
-        "parameters": own,
+        "parameters": workload.stored_bytes * workload.on_chip(division),
         "optimizer": own * trained * workload.optimizer_share,
         "average": own if workload.average else 0.0,
         "cast": _cast(workload, division),
@@ -91,7 +96,7 @@ def plan_memory(workload: Workload, division: Division) -> MemoryPlan:
             gathered=_gathered(workload, division),
             activations=kept,
             working=_working(workload, division),
-            vocabulary=head if once else head / division.fsdp,
+            vocabulary=(head if once else head / division.fsdp) + waiting,
             moment="backward",
         ),
         MemoryPlan(
@@ -144,7 +149,7 @@ def _gradients(workload: Workload, division: Division, part: Part = "all") -> tu
 
 def _cast(workload: Workload, division: Division) -> float:
     """Bytes of the layers' weights in the compute dtype, where these are not whole anyway."""
-    if workload.itemsize == FLOAT32 or (division.zero < 3 and division.fsdp > 1):
+    if workload.itemsize == workload.stored_bytes or (division.zero < 3 and division.fsdp > 1):
         return 0.0
     return workload.itemsize * workload.on_chip(division, part="layers")
 

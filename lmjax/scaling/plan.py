@@ -155,10 +155,11 @@ class StepPlan:
 
     def _optimizer(self) -> float:
         """Seconds in which parameters, gradients and state are read, and written but the second."""
-        own = FLOAT32 * self.workload.on_chip(self.division)
-        state = self.workload.optimizer_share * self.workload.trained
-        average = 2 if self.workload.average else 0
-        moved = own * (2 + 2 * self.workload.trained + 2 * state + average)
+        workload, trained = self.workload, self.workload.trained
+        state = workload.optimizer_share * trained
+        average = 2 if workload.average else 0
+        moved = (workload.stored_bytes + FLOAT32) * (1 + trained) + FLOAT32 * (2 * state + average)
+        moved *= workload.on_chip(self.division)
         return moved / self.cluster.accelerator.bandwidth
 
 

@@ -30,6 +30,7 @@ from lmjax.scaling.flops import (
     training_flops_per_token,
 )
 from lmjax.training.optimizers import AdamW, Optimizer
+from lmjax.training.rounding import Stored
 
 FLOAT32 = 4  # bytes of a parameter, of its gradient, and of each of the optimizer's numbers
 ADAMW = AdamW()
@@ -49,6 +50,7 @@ class Workload:
       source: tokens that an encoder reads for each row; None: as many.
       optimizer: turns gradients into updates.
       average: whether a moving average of the parameters is kept.
+      weights: dtype that parameters are stored in from step to step.
       trained: share of the parameters that are trained.
       flops: model FLOPs of a token in training; None: of all parameters.
     """
@@ -60,6 +62,7 @@ class Workload:
     source: int | None = None
     optimizer: Optimizer = ADAMW
     average: bool = False
+    weights: Stored = "float32"
     trained: float = 1.0
     flops: float | None = None
 
@@ -77,6 +80,11 @@ class Workload:
     def itemsize(self) -> int:
         """Bytes of a number in the compute dtype."""
         return jnp.dtype(self.model.dtype).itemsize
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of a parameter from step to step."""
+        return jnp.dtype(self.weights).itemsize
 
     @functools.cached_property
     def period(self) -> int:
@@ -360,6 +368,7 @@ def workload_of(job: Any, tokens: float | None = None) -> Workload:
     return dataclasses.replace(
         made,
         average=job.ema_decay is not None,
+        weights=job.weights,
         trained=sum(size * part for size, part in sizes) / made.count,
         flops=job.flops_per_token(),
     )

@@ -45,7 +45,7 @@ CASES = {
     "tensor": "mesh.fsdp=1 mesh.tensor=4 model.remat=dots",
     "replicas": "mesh.fsdp=1 mesh.data=4 model.remat=full ema_decay=0.99",
     "context": "mesh.fsdp=1 mesh.context=4 model.remat=dots data.batch_size=4",
-    "adafactor": "mesh.fsdp=4 model.remat=full optimizer=Adafactor",
+    "adafactor": "mesh.fsdp=4 model.remat=full optimizer=Adafactor weights=bfloat16",
     "pipeline": "mesh.fsdp=2 mesh.stage=2 model.remat=full accumulation=4",
     "zb_h1": f"{ZERO_BUBBLE} pipeline.schedule=zb_h1 mesh.fsdp=2 mesh.stage=2",
     "zb_v": f"{ZERO_BUBBLE} pipeline.schedule=zb_v mesh.fsdp=2 mesh.stage=2",

@@ -28,6 +28,20 @@ def test_gpt3_takes_16_bytes_a_parameter():
     assert state == pytest.approx(16 * 174_604_259_328, rel=2e-3)
 
 
+def test_weights_stored_in_16_bits_need_no_copy():
+    """6.7 B parameters x (2 + 4 + 8) bytes, and of none a copy in bfloat16."""
+    found = plan_memory(dataclasses.replace(LLAMA, weights="bfloat16"), Division())
+    assert found.parameters == 2 * LLAMA.count and found.cast == 0
+    assert found.optimizer == pytest.approx(8 * LLAMA.count, rel=1e-5)
+
+
+def test_a_tied_tables_gradient_of_the_head_waits_whole_for_that_of_the_tokens():
+    """50,304 rows of 12,288 numbers in bfloat16, an eighth of them on a chip."""
+    apart = dataclasses.replace(GPT3, model=replace(GPT3.model, tied_head=False))
+    tied, untied = (plan_memory(one, Division(fsdp=16, tensor=8)) for one in (GPT3, apart))
+    assert tied.vocabulary - untied.vocabulary == pytest.approx(50_257 * 12_288 / 8 * 2, rel=2e-3)
+
+
 def test_state_of_gpt3_over_128_chips():
     """21.9 GB, as the experiment says."""
     found = plan_memory(GPT3, Division(fsdp=16, tensor=8))

@@ -50,7 +50,7 @@ def test_a_plan_that_fits(tell):
 def test_a_plan_that_does_not_fit_is_printed_all_the_same(tell):
     code, out, _ = tell(GPT3, "topology=v4:8x8x16")
     assert code == 0
-    assert re.search(r"It does not fit: 1\.\d\d GB of a chip are missing\. It would fit with ", out)
+    assert re.search(r"It does not fit: 2\.\d\d GB of a chip are missing\. It would fit with ", out)
     assert "mesh.data=4 mesh.fsdp=32" in out
     assert "mesh.data=8: the mesh is repeated" in out
     assert "Communication of a step" in out
