@@ -1,15 +1,16 @@
 """Search for the best division of a step by formulas: meshes, policies, schedules, microbatches.
 
 Compared are all meshes that divide the model and the batch, each with every policy of
-recomputation, ZeRO 3 and 1, the schedules of pipelines, and 1 to 16 rows at once on a shard. The
-best is the one with most tokens a second that fits into memory; of the others the time that they
-lose, compared with it, says why they lost.
+recomputation, ZeRO 3 and 1, the schedules of pipelines, sequences cut over `tensor` between layers
+or not, and 1 to 16 rows at once on a shard. The best is the one with most tokens a second that fits
+into memory; of the others the time that they lose, compared with it, says why they lost.
 """
 
 from __future__ import annotations
 
 import collections
 import dataclasses
+import itertools
 import math
 from collections.abc import Iterator
 
@@ -24,7 +25,7 @@ MOST_TENSOR, MOST_STAGES = 64, 64
 ROWS = (1, 2, 4, 8, 16)  # at once on a shard
 LONG = 8192  # tokens of rows that are worth cutting over `context`
 SHOWN = 8  # candidates of a table
-PIPELINES = (("1f1b", 1), ("interleaved", 2), ("interleaved", 4), ("zb_h1", 1))
+PIPELINES = (("1f1b", 1), ("interleaved", 2), ("interleaved", 4), ("zb_h1", 1), ("zb_v", 1))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,17 +116,19 @@ def _sharded(workload: Workload, shards: int) -> Iterator[dict[str, int]]:
 
 
 def _variants(mesh: Division, workload: Workload, cluster: Cluster) -> Iterator[Division]:
-    """Policies, ZeRO stages, schedules and rows of a mesh."""
+    """Policies, ZeRO stages, schedules, cuts of the sequence and rows of a mesh."""
     own = workload.rows // mesh.shards
     layers = workload.model.num_layers // workload.model.group // mesh.stage
     for rows in ROWS:
         if own % rows:
             continue
-        for schedule, chunks in PIPELINES if mesh.stage > 1 else PIPELINES[:1]:
-            if layers % chunks:
-                continue
+        pipelines = PIPELINES if mesh.stage > 1 else PIPELINES[:1]
+        sequences = (False, True) if mesh.tensor > 1 else (False,)
+        for (schedule, chunks), along in itertools.product(pipelines, sequences):
             order = dict(rows=rows, microbatches=own // rows, schedule=schedule, chunks=chunks)
-            made = dataclasses.replace(mesh, **order)
+            made = dataclasses.replace(mesh, **order, sequence_parallel=along)
+            if layers % made.parts:
+                continue
             try:
                 check_division(workload, made, cluster)
             except UserError:
@@ -151,6 +154,8 @@ def describe(plan: StepPlan) -> str:
     division = plan.division
     words = [str(division), f"zero={division.zero}", f"remat={division.remat}"]
     words.append(f"accumulation={division.microbatches}")
+    if division.sequence_parallel:
+        words.append("sequence_parallel")
     if division.stage > 1:
         words.append(division.schedule)
         words[-1] += f" x{division.chunks}" if division.chunks > 1 else ""

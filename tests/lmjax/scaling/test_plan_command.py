@@ -162,7 +162,7 @@ def test_a_search_finds_the_best(tell):
     assert code == 0
     assert "The best divisions" in out
     assert "memory: it does not fit" in out
-    assert "bubble of the pipeline" in out
+    assert "recomputation" in out
 
 
 class Tags(html.parser.HTMLParser):
