@@ -97,7 +97,8 @@ class PlanCommand:
             else:
                 tables += compiled_tables(plan, step)
                 notes.append(("compiled", f"in {duration(step.seconds)}"))
-                notes += schedule_facts(step.schedule) if step.schedule else []
+                untimed = [("by schedule", "no time of a pipeline: its stages take other branches")]
+                notes += schedule_facts(step.schedule) if step.schedule else untimed
         return [*facts, *notes], tables, plan.division
 
     def searched(self, words: Sequence[str], cluster: Cluster) -> Told:

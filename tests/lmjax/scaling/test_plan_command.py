@@ -11,10 +11,12 @@ from lmjax.launch.experiments import load_experiment
 from lmjax.parallel.schedules import schedule
 from lmjax.scaling import plan_command
 from lmjax.scaling.__main__ import main
-from lmjax.scaling.compiled import StepDoesNotFit
+from lmjax.scaling.compiled import CompiledStep, StepDoesNotFit
 from lmjax.scaling.division import Division
 from lmjax.scaling.plan_command import split_words
 from lmjax.scaling.plan_report import pipeline_picture, write_plan
+from lmjax.scaling.program import CompiledProgram
+from tests.lmjax.scaling.test_program import LOOP
 
 GPT3 = "experiments.gpt3_175b"
 
@@ -66,6 +68,16 @@ def test_a_step_that_the_compiler_refuses_is_planned_all_the_same(tell, monkeypa
     assert code == 0
     assert re.search("compiled +it does not fit: 60 GB", out)
     assert "Memory of a chip" in out
+
+
+def test_a_pipelines_time_by_schedule_is_not_told(tell, monkeypatch):
+    step = CompiledStep(100, 200, 10**9, 1.0, CompiledProgram(LOOP))
+    monkeypatch.setattr(plan_command, "compile_step", lambda job, plan, recorded: step)
+    monkeypatch.setattr(plan_command, "start_recording", lambda: None)
+    words = "topology=v4:8x8x16", "mesh.stage=8", "mesh.fsdp=16"
+    code, out, _ = tell(GPT3, *words, "compile=true")
+    assert code == 0
+    assert re.search("by schedule +no time of a pipeline", out)
 
 
 def test_a_pipeline(tell):
