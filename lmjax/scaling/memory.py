@@ -28,8 +28,8 @@ class MemoryPlan:
       gradients: of the trained ones that are there; twice where microbatches add to them.
       optimizer: its state.
       average: moving average of the parameters.
-      cast: weights of all layers in the compute dtype, which XLA makes once a step where they are
-        stored in another.
+      cast: weights of all layers in the compute dtype, which XLA makes once a step, also of those
+        that are stored in it: an update begins with them in float32.
       gathered: weights made whole over fsdp: two layers' with ZeRO-3, all with 1 and 2; in the
         compute dtype.
       activations: what layers keep for backward; of a pipeline, what those of the part in work
@@ -149,7 +149,7 @@ def _gradients(workload: Workload, division: Division, part: Part = "all") -> tu
 
 def _cast(workload: Workload, division: Division) -> float:
     """Bytes of the layers' weights in the compute dtype, where these are not whole anyway."""
-    if workload.itemsize == workload.stored_bytes or (division.zero < 3 and division.fsdp > 1):
+    if workload.itemsize == FLOAT32 or (division.zero < 3 and division.fsdp > 1):
         return 0.0
     return workload.itemsize * workload.on_chip(division, part="layers")
 
