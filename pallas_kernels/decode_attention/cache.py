@@ -53,6 +53,18 @@ class CacheRows:
         """Slots of a row."""
         return self.keys.shape[-2]
 
+    def part(self, begin: Int[Array, ""], rows: int) -> CacheRows:
+        """The cache of some rows that follow each other."""
+
+        def cut(a: jax.Array | None, axis: int = -3) -> jax.Array | None:
+            if a is None:
+                return None
+            return jax.lax.dynamic_slice_in_dim(a, begin, rows, axis=a.ndim + axis)
+
+        arrays = (cut(a) for a in (self.keys, self.values))
+        scales = (cut(a) for a in (self.key_scales, self.value_scales))
+        return CacheRows(*arrays, cut(self.lengths, -1), self.layer, *scales)
+
 
 @pytree
 @dataclasses.dataclass(frozen=True)
@@ -80,6 +92,13 @@ class PagedCache:
     def tokens(self) -> int:
         """Most tokens of a row."""
         return self.page_table.shape[1] * self.keys.shape[1]
+
+    def part(self, begin: Int[Array, ""], rows: int) -> PagedCache:
+        """The cache of some rows that follow each other."""
+        table, lengths = (
+            jax.lax.dynamic_slice_in_dim(a, begin, rows) for a in (self.page_table, self.lengths)
+        )
+        return dataclasses.replace(self, page_table=table, lengths=lengths)
 
 
 KeyValueCache = CacheRows | PagedCache

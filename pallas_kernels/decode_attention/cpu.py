@@ -8,10 +8,13 @@ from jaxtyping import Array, Float, Int
 
 from pallas_kernels.attention.bias import DistanceBias
 from pallas_kernels.decode_attention.cache import KeyValueCache, gathered
-from pallas_kernels.decode_attention.reference import normalised, softmax_terms, without_unseen
+from pallas_kernels.decode_attention.reference import normalised, softmax_terms
 from pallas_kernels.decode_attention.request import DecodeRequest, seen
 from pallas_kernels.table import Implementation
 from pallas_kernels.target import target
+
+AT_ONCE = 512  # tokens of the cache that are read at once: their keys are half of a core's cache
+WIDTH = 128  # numbers of keys side by side in a product
 
 
 def decode(
@@ -24,36 +27,54 @@ def decode(
     softcap: float | None,
     window: int | None,
 ) -> tuple[Float[Array, "batch one heads value_dim"], Float[Array, "batch one heads"]]:
-    """Attention of one token a row, in float32.
+    """Attention of one token a row, in float32, of a few rows after the others.
 
-    A product by heads needs each head's keys side by side, and XLA copies them there at every
-    token. Here a query is as wide as all key heads together, with zeros where the keys of other
-    heads lie: so many more multiplications, of numbers that are in the processor's caches already.
+    What is read of the cache for them stays in the processor's own caches until it is multiplied.
+    """
+    batch, settings = len(q), {"scale": scale, "softcap": softcap, "window": window}
+    fitting = (n for n in range(2, batch + 1) if batch % n == 0 and n * cache.tokens <= AT_ONCE)
+    rows = max(fitting, default=1)
+    if rows == batch:
+        return decode_together(q, cache, first, bias, **settings)
+
+    def part(begin: jax.Array) -> tuple[jax.Array, jax.Array]:
+        queries, own_first = (jax.lax.dynamic_slice_in_dim(a, begin, rows) for a in (q, first))
+        return decode_together(queries, cache.part(begin, rows), own_first, bias, **settings)
+
+    parts = jax.lax.map(part, jnp.arange(0, batch, rows))
+    output, lse = (a.reshape(batch, *a.shape[2:]) for a in parts)
+    return output, lse
+
+
+def decode_together(q, cache, first, bias, *, scale, softcap, window):
+    """Attention of one token of each row, of all of them together; see `decode`.
+
+    The keys of some heads are side by side, as many as fill the vectors of a product. A query is as
+    wide as these together, with zeros where the keys of other heads lie.
     """
     kv_heads = DecodeRequest(q, cache, first, bias, scale, softcap, window).kv_heads
-    k, v = (a.astype(jnp.float32) for a in gathered(cache, kv_heads))
-    batch, slots = k.shape[:2]
-    heads, value_dim = q.shape[2], v.shape[-1]
-    own = jnp.repeat(jnp.eye(kv_heads), heads // kv_heads, axis=0)[..., None]
+    batch, _, heads, head_dim = q.shape
+    enough = (n for n in range(1, kv_heads) if kv_heads % n == 0 and n * head_dim >= WIDTH)
+    beside = min(enough, default=kv_heads)
+    groups, each = kv_heads // beside, heads // kv_heads
+    k, v = (
+        jnp.swapaxes(a.astype(jnp.float32).reshape(batch, cache.tokens, groups, -1), 1, 2)
+        for a in gathered(cache, kv_heads)
+    )
+    own = jnp.repeat(jnp.eye(beside), each, axis=0)[..., None]  # of a group's queries its keys
+    query = q.astype(jnp.float32).reshape(batch, groups, beside * each, 1, head_dim)
+    wide = jnp.swapaxes((query * own).reshape(batch, groups, beside * each, -1), 2, 3)
     # The keys are the first factor: XLA would copy the second one into another order.
-    query = jnp.swapaxes(q.astype(jnp.float32)[:, 0], 1, 2)[:, None]
-    wide = (query * jnp.transpose(own, (1, 2, 0))).reshape(batch, -1, heads)
-    scores = scale * jnp.einsum("bse,beh->bsh", k.reshape(batch, slots, -1), wide)
-    scores = jnp.swapaxes(scores, 1, 2).reshape(batch, kv_heads, -1, 1, slots)
+    scores = scale * jnp.einsum("bgsd,bgdh->bgsh", k, wide)
+    scores = jnp.swapaxes(scores, 2, 3).reshape(batch, kv_heads, each, 1, -1)
     visible = seen(cache, first, 1, window)
     weights, top, total = softmax_terms(scores, visible, cache, first, bias, softcap)
-
-    def weighted(v: jax.Array) -> Float[Array, "batch heads value_dim"]:
-        rows = weights.reshape(batch, heads, slots)
-        wide = jnp.einsum("bhs,bse->bhe", rows, v.reshape(batch, slots, -1))
-        return jnp.sum(wide.reshape(batch, heads, kv_heads, value_dim) * own, axis=2)
-
-    output = weighted(v)
-    # A slot that no query sees has weight 0, but may hold what is no number: then it is left out.
-    output = jax.lax.cond(
-        jnp.any(jnp.isnan(output)), lambda: weighted(without_unseen(v, visible)), lambda: output
-    )
-    output = output.reshape(batch, kv_heads, -1, 1, value_dim)
+    weights = weights.reshape(batch, groups, beside * each, -1)
+    # A slot that no query sees has weight 0, but may hold what is no number.
+    v = jnp.where(visible[..., None], v, 0)
+    wide = jnp.einsum("bghs,bgsd->bghd", weights, v)
+    wide = wide.reshape(batch, groups, beside * each, beside, -1)
+    output = jnp.sum(wide * own, axis=3).reshape(batch, kv_heads, each, 1, -1)
     return normalised(output, top, total, q.dtype)
 
 
