@@ -70,11 +70,6 @@ class Decoder:
     layout: Layout
     cache: CacheKind | None = None
 
-    @property
-    def shapes(self) -> dict:
-        """The parameters as shapes with shardings, stacked."""
-        return abstract(self.config, self.layout)[1]
-
     @functools.partial(
         jax.jit, static_argnums=0, static_argnames=("slots", "samples", "top_k", "greedy")
     )

@@ -23,8 +23,8 @@ from lmjax.generation.prompts import (
     tokens_seen,
 )
 from lmjax.generation.sampling import Sampling
-from lmjax.generation.weights import decoding_weights, layers_apart, stacked
-from lmjax.models import TransformerConfig, merge_adapters
+from lmjax.generation.weights import decoding_weights, layers_apart, stacked, turned
+from lmjax.models import TransformerConfig, decoding_layout, merge_adapters
 from lmjax.models.empty_cache import CacheKind
 from lmjax.parallel import Layout, generation_layout
 
@@ -74,7 +74,8 @@ class Generator:
         Args:
           config: the model.
           params: its parameters, cut over the mesh in any way, stacked or layer by layer.
-          layout: how to cut batches, activations and parameters; None is `generation_layout()`.
+          layout: how to cut batches, activations and parameters, and the order of the axes of
+            `params`; None is `generation_layout()`.
           unstack: keep the parameters of each layer apart and compile each layer by itself; None:
             see `layers_apart`.
           merge: make weights anew in float32 with what adapters add to them, which is fastest;
@@ -87,18 +88,20 @@ class Generator:
             params, config = merge_adapters(params, config)
         self.config = config
         unstack = layers_apart() if unstack is None else unstack
-        self.layout = generation_layout() if layout is None else layout
+        given = generation_layout() if layout is None else layout
+        self.layout = dataclasses.replace(given, outputs_first=False)
+        decoded = decoding_layout(config, given) if unstack else self.layout
+        self.weights = decoding_weights(config, params, given, decoded, unstack)
         config = replace(config, unroll=0) if unstack else config
-        self.decoder = Decoder(config, self.layout, cache)
-        self.weights = decoding_weights(self.config, params, self.decoder.shapes, unstack)
+        self.decoder = Decoder(config, decoded, cache)
 
     @property
     def params(self) -> dict:
         """The parameters as the model has them, in the compute dtype where it only casts them.
 
-        On a CPU they are stacked anew at each call: `weights` is what decoding reads.
+        On a CPU they are made anew at each call: `weights` is what decoding reads.
         """
-        return stacked(self.weights)
+        return stacked(turned(self.config, self.weights, self.decoder.layout, self.layout))
 
     def generate(
         self,

@@ -22,7 +22,7 @@ from lmjax.interop.folder import load_trained_model
 from lmjax.interop.huggingface import Dtype
 from lmjax.interop.kept_files import read_end_ids
 from lmjax.launch import is_first
-from lmjax.models import TransformerConfig
+from lmjax.models import TransformerConfig, decoding_layout
 from lmjax.models.empty_cache import CacheKind
 from lmjax.models.transformer import NO_HEAD
 from lmjax.parallel import Layout, generation_layout
@@ -74,24 +74,24 @@ def load_model(
     if reason := gguf_source.tokenizer_note(folder):
         raise UserError(f"{folder}: text needs a tokenizer, and it cannot be read: {reason}")
     tokenizer = read_tokenizer(text_folder(folder))
-    adapters, base = is_adapter_folder(folder), model_of(folder)
+    adapters, base, apart = is_adapter_folder(folder), model_of(folder), layers_apart()
     family, config = huggingface.read_config(base)
     if not config.word_head:
         raise UserError(f"{folder}: {NO_HEAD}")
     if adapters:
         config, _, params = read_adapted(folder, layout)
     elif (packed := gguf_source.weights_of(folder)) is not None:
-        how = {"apart": layers_apart(), "few_bits": True}
-        config, _, params = gguf_source.read(packed, layout, **how)
+        config, _, params = gguf_source.read(packed, layout, apart=apart, few_bits=True)
     else:
         config, reason = huggingface.in_few_bits(folder, family, config)
         if reason:
             tell(f"{folder}: its weights in few bits are read as float32: {reason}")
-        _, params = huggingface.read_params(folder, family, config, layout, apart=layers_apart())
+        _, params = huggingface.read_params(folder, family, config, layout, apart=apart)
     if unused := beyond_table(tokenizer, config.vocab_size):
         tell(f"{folder}: {unused}")
     filling = infiller_by(family.infill)
-    generator = Generator(computed_in(config, dtype), params, layout, cache=cache)
+    given = decoding_layout(config, layout) if apart and not adapters else layout
+    generator = Generator(computed_in(config, dtype), params, given, cache=cache)
     return TextGenerator(generator, tokenizer, filling, ends_of(text_folder(folder), config))
 
 

@@ -1,28 +1,59 @@
-"""Parameters as decoding reads them: layers apart, and in the compute dtype."""
+"""Parameters as decoding reads them: in the compute dtype, on a CPU apart and outputs first."""
 
 from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from lmjax.models import TransformerConfig
+from lmjax.models import TransformerConfig, abstract, dense_axes
 from lmjax.models.executor import entry_of
+from lmjax.models.outputs_first import DenseAxes
+from lmjax.parallel import Layout
 
 
-def decoding_weights(config: TransformerConfig, params: dict, shapes: dict, apart: bool) -> dict:
+def decoding_weights(
+    config: TransformerConfig, params: dict, before: Layout, layout: Layout, apart: bool
+) -> dict:
     """Parameters as decoding reads them.
 
     Args:
       config: of the model.
       params: as `initialize`, a checkpoint or `interop` gives them, stacked or layer by layer.
-      shapes: how they lie on the mesh, stacked; see `Decoder.shapes`.
+      before: the layout that they have.
+      layout: that they shall have.
       apart: whether each layer's parameters are by themselves.
     """
+    shapes = abstract(config, before)[1]
     weights = sharded(cast_for_inference(config, params if apart else stacked(params)), shapes)
-    if apart:
-        weights["blocks"] = unstacked(weights["blocks"])
-    return weights
+    if not apart:
+        return weights
+    blocks = weights.pop("blocks")
+    turn = functools.partial(turned, config, before=before, after=layout)
+    # One layer after another: there are no copies of all that lie otherwise.
+    return {**turn(weights), "blocks": [turn({"blocks": one})["blocks"] for one in entries(blocks)]}
+
+
+def turned(config: TransformerConfig, params: dict, before: Layout, after: Layout) -> dict:
+    """The parameters of one layout for another, of those with outputs first or not; traceable."""
+    if before.outputs_first == after.outputs_first:
+        return params
+    dense, turn = dense_axes(config), _outputs_first if after.outputs_first else _inputs_first
+
+    def one(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
+        names = (key.key for key in path if isinstance(key, jax.tree_util.DictKey))
+        axes = dense.get(".".join(names))
+        return leaf if axes is None else turn(axes, leaf)
+
+    return jax.tree.map_with_path(one, params)
+
+
+_outputs_first = jax.jit(DenseAxes.outputs_first, static_argnums=0)
+_inputs_first = jax.jit(DenseAxes.inputs_first, static_argnums=0)
 
 
 def layers_apart() -> bool:
@@ -44,12 +75,13 @@ def stacked(params: dict) -> dict:
     return {**params, "blocks": blocks}
 
 
-def unstacked(blocks: dict | list[dict]) -> list[dict]:
+def entries(blocks: dict | list[dict]) -> Iterator[dict]:
     """The parameters of each entry of the stack: of a layer, or of two that differ."""
     if isinstance(blocks, list):
-        return blocks
-    entries = len(jax.tree.leaves(blocks)[0])
-    return [entry_of(blocks, n) for n in range(entries)]
+        yield from blocks
+        return
+    for number in range(len(jax.tree.leaves(blocks)[0])):
+        yield entry_of(blocks, number)
 
 
 def sharded(params: dict, shapes: dict) -> dict:

@@ -36,6 +36,8 @@ from lmjax.models import (
     abstract,
     bloom,
     chatglm2,
+    decoding_layout,
+    dense_axes,
     falcon,
     gemma2,
     gpt2,
@@ -274,6 +276,7 @@ def read(
         ".".join(one): dataclasses.replace(form, layout=layout)
         for one, form in quantized_weights(config).items()
     }
+    turned = dense_axes(config) if apart and decoding_layout(config, layout).outputs_first else {}
     total, done = sum(int(tensor.n_bytes) for tensor in file.tensors.values()), 0
     params: dict[str, Any] = {}
     for name, index in entries_of(file.layout, config, paths):
@@ -290,7 +293,7 @@ def read(
         left.remove(title)
         kept = read_kept(name, forms, file.tensors[title], wanted)
         if kept is None:
-            put(params, shapes, name, index, file.read(title), apart, forms)
+            put(params, shapes, name, index, file.read(title), apart, forms, turned)
         else:
             for one, arrays in zip(name.ours, kept, strict=True):
                 lay(params, shapes, one, index, arrays, apart)

@@ -42,12 +42,15 @@ from lmjax.models import (
     LoRA,
     TransformerConfig,
     abstract,
+    decoding_layout,
+    dense_axes,
     merge_adapters,
     quantized_weights,
     with_quantization,
 )
 from lmjax.models.family import ModelFamily
 from lmjax.models.names import Name
+from lmjax.models.outputs_first import DenseAxes
 from lmjax.models.quantized import WeightForm
 from lmjax.models.weight_codes import WeightCode
 from lmjax.parallel import Layout, training_layout
@@ -96,10 +99,10 @@ def read_params(
     """The structure and the parameters of a folder's model, whose config was read before.
 
     See `read`; `family` and `config` are what `read_config` gives. `apart` keeps the parameters of
-    each block apart, in a list, instead of stacking them. With `keep` the weights of the blocks are
-    kept so (`LoRA.base`), and as `config.quantization` says where it is set: as they are in the
-    folder where it has them just so (see `in_few_bits`), or else a device has no more than one of
-    them in float32 at a time.
+    each block apart, in a list, instead of stacking them, in the order of `decoding_layout`. With
+    `keep` the weights of the blocks are kept so (`LoRA.base`), and as `config.quantization` says
+    where it is set: as they are in the folder where it has them just so (see `in_few_bits`), or
+    else a device has no more than one of them in float32 at a time.
     """
     files = open_tensors(Path(folder), read_settings(Path(folder)))
     graph, _ = abstract(config, layout)
@@ -113,12 +116,13 @@ def read_params(
         for path, form in quantized_weights(small).items()
     }
     shapes = paths if not weights else by_path(abstract(small, layout)[1]) | paths
+    turned = dense_axes(config) if apart and decoding_layout(small, layout).outputs_first else {}
     for name, index, title in found:
         if (kept := read_packed(name, weights, files, title)) is not None:
             for path, parts in zip(name.ours, kept, strict=True):
                 lay(params, shapes, path, index, parts, apart)
         else:
-            put(params, shapes, name, index, files.read(title), apart, weights)
+            put(params, shapes, name, index, files.read(title), apart, weights, turned)
         done += size_of(files.shape(title))
         report(done, total)
     return graph, nest(params, config.num_layers if apart else None)
@@ -291,18 +295,23 @@ def put(
     tensor: np.ndarray,
     apart: bool = False,
     weights: Mapping[str, WeightForm] = MappingProxyType({}),
+    turned: Mapping[str, DenseAxes] = MappingProxyType({}),
 ) -> None:
     """Puts one of their tensors into `params`, which are made as they are needed.
 
     With `apart` a parameter of block 3 is called `blocks.3....`, and is not stacked on the others.
-    Of those in `weights`, what is to be kept is put.
+    Of those in `weights`, what is to be kept is put; those in `turned` have their outputs first.
     """
     inner = [shapes[path].shape[len(index) :] for path in name.ours]
     for path, part in zip(name.ours, name.transform.read(tensor, inner), strict=True):
         shape, mesh = shapes[path], jax.sharding.get_mesh()
         spec = shape.sharding.spec
         sharding = NamedSharding(mesh, PartitionSpec(*spec[len(index) :]))
-        part = jax.device_put(whole_lines(part, shape.shape[len(index) :]), sharding)
+        sizes = shape.shape[len(index) :]
+        if (axes := turned.get(path)) is not None:
+            part = axes.outputs_first(part)
+            sizes = part.shape
+        part = jax.device_put(whole_lines(part, sizes), sharding)
         parts = {"": part}
         if (weight := weights.get(path)) is not None:
             parts = encode_layer(_one_of(weight, part), part.astype(shape.dtype))
@@ -330,7 +339,8 @@ def lay(
             if at not in params:  # of experts apart by layer it is the layer's
                 axes = len(shape.shape) - part.ndim - len(own)
                 spec = PartitionSpec(*shape.sharding.spec[axes:])
-                params[at] = jnp.zeros(shape.shape[axes:], shape.dtype, out_sharding=spec)
+                sizes = *shape.shape[axes : axes + len(own)], *part.shape
+                params[at] = jnp.zeros(sizes, shape.dtype, out_sharding=spec)
             params[at] = put_layer(params[at], part, own)
         # Waits, so that the host's copies do not pile up behind slow devices.
         params[at].block_until_ready()

@@ -52,6 +52,8 @@ from lmjax.models.number_codes import Float8 as Float8
 from lmjax.models.number_codes import Int4 as Int4
 from lmjax.models.number_codes import Int8 as Int8
 from lmjax.models.opt import opt as opt
+from lmjax.models.outputs_first import decoding_layout as decoding_layout
+from lmjax.models.outputs_first import dense_axes as dense_axes
 from lmjax.models.palm import palm as palm
 from lmjax.models.parameters import abstract as abstract
 from lmjax.models.parameters import draw_parameters as draw_parameters

@@ -58,6 +58,6 @@ def rows_product(
     layer: LinearLayer, x: Float[Array, "batch *texts in"]
 ) -> Float[Array, "batch *texts out"]:
     """A dense layer on one vector a row, or a few, which no device has to share with others."""
-    weight = layer.layout.reshard(layer.weight[...].astype(layer.dtype), None, None)
+    weight = layer.layout.reshard(layer.float_weight().astype(layer.dtype), None, None)
     out = jnp.einsum("b...i,io->b...o", x, weight)
     return out if layer.bias is None else out + layer.bias[...].astype(layer.dtype)

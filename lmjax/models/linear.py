@@ -12,7 +12,7 @@ from flax import nnx
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from lmjax.models.few_rows import are_few, few_row_product
+from lmjax.models.few_rows import are_few, few_row_product, product_by_outputs
 from lmjax.models.initializers import Initializer, Kind
 from lmjax.models.integer_products import ActivationCode, integer_product
 from lmjax.models.products import Product, Products
@@ -59,6 +59,7 @@ class Builder:
 class LinearLayer(nnx.Module):
     """y = x . weight + bias over named axes, e.g. (embed,) -> (heads, head_dim).
 
+    The weight is [*inputs, *outputs], or [*outputs, *inputs] by `Layout.outputs_first`.
     The weight lies sharded over `fsdp` and is gathered where it is used, in the compute dtype: once
     in forward, and once more in backward. One that is kept in few bits is gathered in these.
     """
@@ -71,7 +72,7 @@ class LinearLayer(nnx.Module):
         # Of a sublayer: what it gives is that of the stream.
         self.is_last = kind == "residual" and builder.divides
         fan_in = math.prod(size for _, size in inputs)
-        self.weight: nnx.Param | QuantizedWeight = builder.parameter(inputs + outputs, kind, fan_in)
+        self.weight: nnx.Param | QuantizedWeight = builder.parameter(self._axes, kind, fan_in)
         self.bias = nnx.data(None)
         self.adapter = nnx.data(None)  # of low rank, see `lmjax.models.lora`
         # See `lmjax.models.quantization`: how a float weight is rounded where it is used, and how
@@ -114,14 +115,27 @@ class LinearLayer(nnx.Module):
         if isinstance(weight, QuantizedWeight):
             weight = weight.form.read(weight.stored(), whole=False)
         else:
-            weight = weight[...]
+            weight = self.float_weight()
         return weight if self.adapter is None else weight + self.adapter.delta()
+
+    def float_weight(self) -> Float[Array, "*inputs_and_outputs"]:
+        """The weight, which is kept in floats, inputs first."""
+        weight, outputs = self.weight[...], len(self.outputs)
+        if not self.layout.outputs_first:
+            return weight
+        return jnp.transpose(weight, (*range(outputs, weight.ndim), *range(outputs)))
+
+    @property
+    def _axes(self) -> Axes:
+        """Axes of the weight."""
+        first, last = self.inputs, self.outputs
+        return last + first if self.layout.outputs_first else first + last
 
     def _gathered(self, stored: jax.Array | Stored) -> jax.Array:
         """The weight as it is multiplied with: in the compute dtype, whole along `embed`."""
         if isinstance(self.weight, QuantizedWeight):
             return self.weight.form.read(stored).astype(self.dtype)
-        names = self.layout.gathered(*(name for name, _ in self.inputs + self.outputs))
+        names = self.layout.gathered(*(name for name, _ in self._axes))
         if self.rounding is None:
             return self.layout.reshard(stored.astype(self.dtype), *names)
         # Gradients go past the rounding (Bengio et al. 2013, arXiv:1308.3432).
@@ -161,6 +175,10 @@ class LinearLayer(nnx.Module):
         batch, seq = x.shape[:2]
         sizes = tuple(size for _, size in self.outputs)
         spec = self._spec(x)
+        if self.layout.outputs_first:
+            matrix = weight.reshape(math.prod(sizes), -1)
+            y = product_by_outputs(x.reshape(batch * seq, -1), matrix)
+            return y.reshape(batch, seq, *sizes)
         if self.layout.axes("seq"):
             # Rows of a sequence cut over devices cannot be merged with the batch in place.
             contract = tuple(range(2, 2 + len(self.inputs)))

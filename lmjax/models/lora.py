@@ -95,7 +95,7 @@ class Adapter(nnx.Module):
         """Matrix that the adapter adds to the layer's weight, cut over the mesh as that is."""
         layout, axes = self.a.layout, self.a.inputs + self.b.outputs
         spec = layout.spec(*(name for name, _ in axes), shape=tuple(size for _, size in axes))
-        a, b = self.a.weight[...], self.b.weight[...]
+        a, b = self.a.float_weight(), self.b.float_weight()
         return self.scale * jnp.tensordot(
             a, layout.reshard(b, *(None,) * b.ndim), 1, precision="highest", out_sharding=spec
         )
@@ -127,7 +127,7 @@ def add_adapters(block: nnx.Module, lora: LoRA | None, builder: Builder) -> None
     for path, layer in dense_layers(block).items():
         if lora.base is not None:
             form = WeightForm(layer.inputs, layer.outputs, lora.base, layer.layout)
-            layer.weight = QuantizedWeight(layer.weight[...], form)
+            layer.weight = QuantizedWeight(layer.float_weight(), form)
         if lora.adapts(path):
             layer.adapter = Adapter(lora, layer.inputs, layer.outputs, builder)
 

@@ -19,7 +19,7 @@ from lmjax.models.embedding import Embedding
 from lmjax.models.embedding_noise import with_noise
 from lmjax.models.executor import Remat
 from lmjax.models.feed_forward import FeedForwardConfig
-from lmjax.models.few_rows import are_scored_by_table, scores_by_table
+from lmjax.models.few_rows import MOST_SECOND, count_on_cpu, product_by_outputs
 from lmjax.models.heads import Classifier, ClassifierConfig, HeadTransform, HeadTransformConfig
 from lmjax.models.initializers import Initializer, Normal
 from lmjax.models.label_heads import HeadConfig, build_heads, check_heads, find_head, of_texts
@@ -312,8 +312,9 @@ class Transformer(Stack):
     def _scores(x: jax.Array, table: jax.Array, spec: PartitionSpec) -> jax.Array:
         """Products of x with all rows of the table in float32."""
         batch, seq = x.shape[:2]
-        if are_scored_by_table(x.shape) and not any((*spec, *jax.typeof(x).sharding.spec)):
-            return scores_by_table(x.reshape(batch * seq, -1), table).reshape(batch, seq, -1)
+        cut = any((*spec, *jax.typeof(x).sharding.spec))
+        if not cut and count_on_cpu(x.shape) <= MOST_SECOND:
+            return product_by_outputs(x.reshape(batch * seq, -1), table).reshape(batch, seq, -1)
         return jnp.einsum(
             "bsd,vd->bsv", x, table, preferred_element_type=jnp.float32, out_sharding=spec
         )

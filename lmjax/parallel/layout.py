@@ -30,11 +30,14 @@ class Layout:
       replicated: logical axes that are kept whole when their size does not divide the mesh axes;
         any other axis that does not divide is the user's mistake.
       context: how attention sees the keys of a sequence that is divided; see `Context`.
+      outputs_first: weights of dense layers are [outputs, inputs], not [inputs, outputs]; on one
+        device, and in decoding alone.
     """
 
     rules: tuple[tuple[str, tuple[str, ...]], ...]
     replicated: tuple[str, ...] = ("kv_heads",)
     context: Context = "gather"
+    outputs_first: bool = False
 
     def axes(self, logical: str | None, size: int | None = None) -> tuple[str, ...]:
         """The mesh axes of more than one device that `logical` is sharded over.

@@ -13,9 +13,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from lmjax.config import UserError, replace
-from lmjax.generation.weights import stacked
+from lmjax.generation.weights import stacked, turned
 from lmjax.interop import huggingface
-from lmjax.models import GatedFeedForwardConfig, RMSNormConfig, initialize
+from lmjax.models import GatedFeedForwardConfig, RMSNormConfig, decoding_layout, initialize
 from lmjax.parallel import Mesh, generation_layout, training_layout
 from tests.parity_cases import with_older_names
 
@@ -103,6 +103,8 @@ def test_layers_apart_are_those_of_the_stack(one_device, name):
         for apart in (True, False)
     )
     assert len(found["blocks"]) == config.num_layers
+    layout = generation_layout()
+    found = turned(config, found, decoding_layout(config, layout), layout)
     jax.tree.map(np.testing.assert_array_equal, stacked(found), expected)
 
 
