@@ -13,7 +13,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from lmjax.config import UserError
-from lmjax.generation.sampling import choose, penalised
+from lmjax.generation.sampling import choose, first_largest, penalised
 from lmjax.generation.weights import stacked
 from lmjax.models import (
     Batch,
@@ -213,7 +213,7 @@ class Decoder:
         def local(logits, seen, seeds, count, penalty, filters):
             wanted = logits if seen is None else penalised(logits, seen, penalty)
             if greedy:
-                token = jnp.argmax(wanted, axis=-1).astype(jnp.int32)
+                token = first_largest(wanted).astype(jnp.int32)
             else:
                 keys = jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(seed), count))(seeds)
                 token = choose(wanted, keys, top_k=top_k, **filters)

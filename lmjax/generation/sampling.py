@@ -110,7 +110,7 @@ def choose(
     return choice.astype(jnp.int32)
 
 
-def first_largest(x: Float[Array, "rows columns"]) -> Int[Array, "rows"]:
+def first_largest(x: Float[Array, "*rows columns"]) -> Int[Array, "*rows"]:
     """Index of the first of the largest numbers of each row; where it is NaN, any.
 
     By two reductions that XLA makes fast on CPUs: `argmax` takes seven times as long there.

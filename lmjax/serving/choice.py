@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
-from lmjax.generation.sampling import penalised
+from lmjax.generation.sampling import first_largest, penalised
 
 MOST_TOPS = 20  # most likely tokens that can be asked for beside the chosen one
 
@@ -95,13 +95,15 @@ def choose_rows(
     if adjustments is not None:
         wanted = penalised(logits, adjustments.seen, adjustments.repetition[:, None])
         wanted = wanted + adjustments.bias
-    tokens = jnp.argmax(wanted, axis=-1).astype(jnp.int32)
+    tokens = first_largest(wanted).astype(jnp.int32)
     if settings is not None:
         tokens = jnp.where(settings.temperature > 0, _drawn(wanted, settings, ranked), tokens)
-    logs = logits - jax.nn.logsumexp(logits, axis=-1, keepdims=True)
-    chosen = jnp.take_along_axis(logs, tokens[:, None], axis=-1)[:, 0]
-    best = jax.lax.top_k(logs, min(MOST_TOPS, logs.shape[-1])) if tops else (None, None)
-    return Chosen(tokens, chosen, best[1], best[0])
+    total = jax.nn.logsumexp(logits, axis=-1, keepdims=True)
+    chosen = (jnp.take_along_axis(logits, tokens[:, None], axis=-1) - total)[:, 0]
+    if not tops:
+        return Chosen(tokens, chosen, None, None)
+    best, their_tokens = jax.lax.top_k(logits, min(MOST_TOPS, logits.shape[-1]))
+    return Chosen(tokens, chosen, their_tokens, best - total)
 
 
 def _drawn(
@@ -116,7 +118,7 @@ def _drawn(
     temperature = jnp.where(settings.temperature > 0, settings.temperature, 1.0)[:, None]
     scaled = (logits - jnp.max(logits, axis=-1, keepdims=True)) / temperature
     least = jnp.log(settings.min_p)[:, None]  # the best one's logit is 0
-    plain = jnp.argmax(jnp.where(scaled >= least, scaled, -jnp.inf) + noise, axis=-1)
+    plain = first_largest(jnp.where(scaled >= least, scaled, -jnp.inf) + noise)
     if not ranked:
         return plain.astype(jnp.int32)
     rank = jnp.arange(size)
@@ -126,7 +128,7 @@ def _drawn(
     before = jnp.cumsum(probabilities, axis=-1) - probabilities
     kept = (before < settings.top_p[:, None]) | (rank == 0) | (settings.top_p[:, None] >= 1)
     scaled = jnp.where(kept & (scaled >= least), scaled, -jnp.inf)
-    choice = jnp.argmax(scaled + noise, axis=-1)
+    choice = first_largest(scaled + noise)
     by_rank = jnp.take_along_axis(tokens, choice[:, None], axis=-1)[:, 0]
     return jnp.where(settings.ranked, by_rank, plain).astype(jnp.int32)
 
@@ -147,6 +149,6 @@ def greedy_tokens(
     logits: Float[Array, "rows new vocab"],
 ) -> tuple[Int[Array, "rows new"], Float[Array, "rows new"]]:
     """The most likely token after each token, and its log-probability."""
-    tokens = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    tokens = first_largest(logits).astype(jnp.int32)
     best = jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
     return tokens, best - jax.nn.logsumexp(logits, axis=-1)
