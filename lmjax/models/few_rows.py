@@ -20,7 +20,7 @@ from lmjax.models.weight_codes import Stored
 from pallas_kernels.target import target
 
 MOST_ROWS = 4  # of x; more make up for the weight made whole
-MOST_SECOND = 128  # of x as the second factor; of more it is the first
+MOST_SECOND = 256  # of x as the second factor; of more it is the first
 PIECE = 128  # outputs of a step at most
 # XLA makes vectors of the loop of one row; that of jax 0.12 does not, and takes 16 times as long.
 ONE_LOOP = jax.__version_info__ < (0, 11)

@@ -84,8 +84,6 @@ def refusal(request: DecodeRequest) -> str | None:
         return f"it needs a CPU and the device is a {platform}"
     if (new := request.q.shape[1]) != 1:
         return f"it takes one new token a row, not {new}"
-    if len(request.q) == 1:  # a token of GPT-2 takes 1.3 to 1.4 times as long here
-        return "it takes several rows: of one, products by heads are faster"
     return None
 
 
