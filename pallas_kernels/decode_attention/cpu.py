@@ -1,4 +1,4 @@
-"""Decode attention on a CPU: keys and values are read as they lie, once."""
+"""Decode attention on a CPU: of a few rows at a time, and of a few heads in one product."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pallas_kernels.decode_attention.request import DecodeRequest, seen
 from pallas_kernels.table import Implementation
 from pallas_kernels.target import target
 
-AT_ONCE = 512  # tokens of the cache that are read at once: their keys are half of a core's cache
+AT_ONCE = 512  # tokens of the cache that are read at once; copies of more leave a CPU's caches
 WIDTH = 128  # numbers of keys side by side in a product
 
 
