@@ -315,7 +315,7 @@ def test_compiles_for_chips_that_are_not_here(chip, name):
 @pytest.mark.slow
 def test_memory_is_linear_in_length():
     """From one span of keys to sixteen; it would be 64 times as much as 16 if it were a square."""
-    lengths = 2**11, 2**13, 2**15, 2**17
+    lengths = 2**11, 2**13, 2**17
 
     def bytes_of(length):
         analysis = compiled("v5e", length, heads=1, kv_heads=1).memory_analysis()
