@@ -29,8 +29,6 @@ MODEL = {
     "data.batch_size": "16",
     "accumulation": "1",
 }
-# Of a state that is small, what is not planned for many layers would be more than a tenth.
-WIDE = "model.num_layers=16 model.hidden=2048 model.attention.num_heads=16"
 EXPERTS = "model.feed_forward=Experts model.feed_forward.experts=8 model.feed_forward.size=768"
 CAPACITY = "model.feed_forward.router.capacity=1.25"
 # What is kept for the gradients of weights is counted with all of it.
@@ -48,7 +46,7 @@ CASES = {
     "tensor": "mesh.fsdp=1 mesh.tensor=4 model.remat=dots",
     "replicas": "mesh.fsdp=1 mesh.data=4 model.remat=full ema_decay=0.99",
     "context": "mesh.fsdp=1 mesh.context=4 model.remat=dots data.length=2048 data.batch_size=4",
-    "adafactor": f"{WIDE} mesh.fsdp=4 model.remat=full optimizer=Adafactor weights=bfloat16",
+    "adafactor": "mesh.fsdp=4 model.remat=full optimizer=Adafactor weights=bfloat16",
     "pipeline": "mesh.fsdp=2 mesh.stage=2 model.remat=full accumulation=4",
     "zb_h1": f"{ZERO_BUBBLE} pipeline.schedule=zb_h1 mesh.fsdp=2 mesh.stage=2",
     "zb_v": f"{ZERO_BUBBLE} pipeline.schedule=zb_v mesh.fsdp=2 mesh.stage=2",
