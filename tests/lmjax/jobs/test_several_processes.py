@@ -139,7 +139,10 @@ def test_two_processes_train_as_one(runs):
         first, second = (arrays(folder, step) for folder in runs)
         assert first.keys() == second.keys()
         for name, value in first.items():
-            np.testing.assert_allclose(second[name], value, rtol=1e-4, atol=1e-5, err_msg=name)
+            # The bias of keys shifts all scores of a query alike, and has no gradient but rounding,
+            # which Adam divides by its own size.
+            atol = 1e-4 if name.endswith("key.bias") else 1e-5
+            np.testing.assert_allclose(second[name], value, rtol=1e-4, atol=atol, err_msg=name)
 
 
 @pytest.mark.slow
