@@ -25,7 +25,7 @@ from lmjax.launch.watch import COMING, SILENCE
 if TYPE_CHECKING:
     import numpy as np
 
-THREADS = 8  # for each CPU device; those of three programs at once are fewer
+THREADS = 8  # for each CPU device; each program that is under way holds one at most
 
 
 def join_processes(environment: Mapping[str, str]) -> None:

@@ -144,8 +144,8 @@ class CompiledProgram:
         return found
 
     @functools.cached_property
-    def collectives(self) -> list[ProgramCollective]:
-        """All collectives; of one that is cut into several instructions, the first of them."""
+    def begun(self) -> list[tuple[ProgramCollective, HloInstruction]]:
+        """All collectives, and where each is written; the first place of one that is cut."""
         found = []
         for name, times in self.sequences.items():
             seen = set()
@@ -154,8 +154,13 @@ class CompiledProgram:
                 if one is not None and chain(one[1]) not in seen:
                     seen.add(chain(one[1]))
                     loops = self.runs[name][1]
-                    found.append(dataclasses.replace(one[0], times=times, loops=loops))
+                    found.append((dataclasses.replace(one[0], times=times, loops=loops), one[1]))
         return found
+
+    @property
+    def collectives(self) -> list[ProgramCollective]:
+        """All collectives; one that is cut into several instructions counts once."""
+        return [one for one, _ in self.begun]
 
     def inside(self, line: HloInstruction) -> Iterator[tuple[str, HloInstruction]]:
         """An instruction and those that it is made of, with the names of their computations."""

@@ -128,15 +128,7 @@ class StepSchedule:
     @functools.cached_property
     def links(self) -> float:
         """Seconds in which links are busy in a step, one collective after another."""
-        total = 0.0
-        for name, times in self.program.sequences.items():
-            seen = set()
-            for line in self.program.computations[name]:
-                one = None if line.operation in CONTROL else self.collective(line)
-                if one is not None and (key := chain(one[1])) not in seen:
-                    seen.add(key)
-                    total += times * self.link(*one)[1]
-        return total
+        return sum(self.link(*one)[1] for one in self.program.begun)
 
     def collective(self, line: HloInstruction):
         """See `CompiledProgram.collective`."""

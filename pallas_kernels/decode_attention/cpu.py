@@ -35,18 +35,18 @@ def decode(
     fitting = (n for n in range(2, batch + 1) if batch % n == 0 and n * cache.tokens <= AT_ONCE)
     rows = max(fitting, default=1)
     if rows == batch:
-        return decode_together(q, cache, first, bias, **settings)
+        return _decode_together(q, cache, first, bias, **settings)
 
     def part(begin: jax.Array) -> tuple[jax.Array, jax.Array]:
         queries, own_first = (jax.lax.dynamic_slice_in_dim(a, begin, rows) for a in (q, first))
-        return decode_together(queries, cache.part(begin, rows), own_first, bias, **settings)
+        return _decode_together(queries, cache.part(begin, rows), own_first, bias, **settings)
 
     parts = jax.lax.map(part, jnp.arange(0, batch, rows))
     output, lse = (a.reshape(batch, *a.shape[2:]) for a in parts)
     return output, lse
 
 
-def decode_together(q, cache, first, bias, *, scale, softcap, window):
+def _decode_together(q, cache, first, bias, *, scale, softcap, window):
     """Attention of one token of each row, of all of them together; see `decode`.
 
     The keys of some heads are side by side, as many as fill the vectors of a product. A query is as
