@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 
 import numpy as np
@@ -72,6 +73,10 @@ class ActiveRequest:
     def reading(self) -> int:
         """Tokens that are not in the cache; while it is written, the newest alone."""
         return len(self.tokens) - self.cached
+
+    def late(self, seconds: float) -> bool:
+        """Returns whether it has had its time, which is at most so many seconds."""
+        return time.monotonic() - self.began > min(self.request.seconds or math.inf, seconds)
 
     @property
     def scores_prompt(self) -> bool:

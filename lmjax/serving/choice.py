@@ -95,7 +95,7 @@ def choose_rows(
     if adjustments is not None:
         wanted = penalised(logits, adjustments.seen, adjustments.repetition[:, None])
         wanted = wanted + adjustments.bias
-    tokens = first_largest(wanted).astype(jnp.int32)
+    tokens = first_largest(wanted)
     if settings is not None:
         tokens = jnp.where(settings.temperature > 0, _drawn(wanted, settings, ranked), tokens)
     total = jax.nn.logsumexp(logits, axis=-1, keepdims=True)
@@ -120,7 +120,7 @@ def _drawn(
     least = jnp.log(settings.min_p)[:, None]  # the best one's logit is 0
     plain = first_largest(jnp.where(scaled >= least, scaled, -jnp.inf) + noise)
     if not ranked:
-        return plain.astype(jnp.int32)
+        return plain
     rank = jnp.arange(size)
     scaled, tokens = jax.lax.top_k(scaled, size)
     scaled = jnp.where(rank < settings.top_k[:, None], scaled, -jnp.inf)
@@ -130,7 +130,7 @@ def _drawn(
     scaled = jnp.where(kept & (scaled >= least), scaled, -jnp.inf)
     choice = first_largest(scaled + noise)
     by_rank = jnp.take_along_axis(tokens, choice[:, None], axis=-1)[:, 0]
-    return jnp.where(settings.ranked, by_rank, plain).astype(jnp.int32)
+    return jnp.where(settings.ranked, by_rank, plain)
 
 
 @jax.jit
@@ -149,6 +149,6 @@ def greedy_tokens(
     logits: Float[Array, "rows new vocab"],
 ) -> tuple[Int[Array, "rows new"], Float[Array, "rows new"]]:
     """The most likely token after each token, and its log-probability."""
-    tokens = first_largest(logits).astype(jnp.int32)
+    tokens = first_largest(logits)
     best = jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
     return tokens, best - jax.nn.logsumexp(logits, axis=-1)

@@ -14,7 +14,7 @@ from lmjax.config import UserError
 from lmjax.generation.prompts import check_prompts, room
 from lmjax.models import EncoderDecoderConfig
 from lmjax.serving.active import ActiveRequest
-from lmjax.serving.choice import greedy_tokens, score_tokens
+from lmjax.serving.choice import greedy_tokens
 from lmjax.serving.draft import DraftModel
 from lmjax.serving.guesses import accepted, repeated
 from lmjax.serving.pages import PageBook, page_keys
@@ -29,7 +29,7 @@ from lmjax.serving.request import (
 )
 from lmjax.serving.request_pages import RequestPages
 from lmjax.serving.routing import EngineLoad
-from lmjax.serving.rows import best_of, choose_next
+from lmjax.serving.rows import OpenStep, choose_next, score_prompt
 from lmjax.serving.runner import PageRunner
 from lmjax.serving.settings import EngineSettings
 from lmjax.serving.shared_queue import SharedQueue
@@ -93,6 +93,7 @@ class Engine(Worker):
         self._cancelled: set[int] = set()
         self._reading: deque[ActiveRequest] = deque()
         self._writing: list[ActiveRequest] = []
+        self._open: dict[ServedWeights, OpenStep] = {}
         self._number = self._queue.join(self.wake, self.full)
 
     # Any thread.
@@ -164,8 +165,8 @@ class Engine(Worker):
         self._admit()
         worked = super().step()
         worked |= self._read()
-        for weights in dict.fromkeys(one.weights for one in self._writing):
-            worked |= self._write([one for one in self._writing if one.weights is weights])
+        for weights in dict.fromkeys([*self._open, *(one.weights for one in self._writing)]):
+            worked |= self._write(weights)
         return worked
 
     def end(self) -> None:
@@ -210,7 +211,7 @@ class Engine(Worker):
         """
         if not self._reading:
             return False
-        if self._late(self._reading[0]):
+        if self._reading[0].late(self.settings.answer_seconds):
             self._finish(self._reading[0], "length")
             return True
         group = self._pages.next_to_read(self._reading, self._runner.fits)
@@ -222,7 +223,7 @@ class Engine(Worker):
         if self._draft is not None:
             self._draft.read(group, chunks)
         if scores:
-            self._score(group[0], logits[0], chunks[0])
+            score_prompt(group[0], logits[0], chunks[0])
             logits = logits[:, len(chunks[0]) - 1]
         for one, chunk in zip(group, chunks):
             self._pages.extended(one, len(chunk))
@@ -245,41 +246,71 @@ class Engine(Worker):
             else:
                 self._take(one, token)
 
-    def _score(self, one: ActiveRequest, logits: jax.Array, chunk: Sequence[int]) -> None:
-        """Takes note of the probabilities of the tokens after those of a chunk."""
-        if not one.scored:
-            one.scored.append(ScoredToken(one.tokens[0], None))
-        following = np.zeros(logits.shape[0], np.int32)
-        next_ones = one.tokens[one.cached + 1 : one.cached + len(chunk) + 1]
-        following[: len(next_ones)] = next_ones
-        found = (np.asarray(a) for a in score_tokens(logits, following))
-        for token, score, *best in zip(next_ones, *found):
-            tops = best_of(*best, one.request.tops)
-            one.scored.append(ScoredToken(token, float(score), tops))
+    def _write(self, weights: ServedWeights) -> bool:
+        """Gives each answer of these weights its next tokens; returns whether there was any."""
+        step = self._open.pop(weights, None)
+        if step is None:
+            guesses = self._with_room(weights)
+            if not guesses:
+                return False
+            self.counts["steps"] += 1
+            group = list(guesses)
+            if any(guesses.values()):
+                self._write_guessed(group, list(guesses.values()))
+                return True
+            logits = self._runner.extend(group, [one.tokens[-1:] for one in group])
+            step = OpenStep.of(logits, group)
+        following = self._follow(step, weights)
+        for one, length, token in zip(step.group, step.lengths, step.tokens()):
+            # Who lost its pages in between has no use of it: its text is read again.
+            if one in self._writing and len(one.tokens) == length:
+                self._pages.extended(one, 1)
+                self._take(one, token)
+        if following is not None:
+            self._open[weights] = following
+        return True
 
-    def _write(self, group: Sequence[ActiveRequest]) -> bool:
-        """Gives each answer of the same weights its next tokens."""
+    def _with_room(self, weights: ServedWeights) -> dict[ActiveRequest, list[int]]:
+        """Answers of these weights that have room for their next tokens, and guesses of them."""
+        group = [one for one in self._writing if one.weights is weights]
         for one in group:
-            if self._late(one):
+            if one.late(self.settings.answer_seconds):
                 self._finish(one, "length")
         guesses = {one: self._guess(one) for one in group if one.pages}
         group = [one for one in guesses if self._grow(one, guesses)]
-        group = [one for one in group if one.pages]  # others may have taken its pages
-        if not group:
-            return False
-        self.counts["steps"] += 1
+        guesses = {one: guesses[one] for one in group if one.pages}  # others may have taken them
         if self._draft is not None:  # until now they were there for their number
-            guessed = [one for one in group if guesses[one]]
+            guessed = [one for one in guesses if guesses[one]]
             counts = [len(guesses[one]) for one in guessed]
             guesses |= dict(zip(guessed, self._draft.guess(guessed, counts)))
-        if any(guesses[one] for one in group):
-            self._write_guessed(group, [guesses[one] for one in group])
-            return True
-        logits = self._runner.extend(group, [one.tokens[-1:] for one in group])
-        for one, token in zip(group, choose_next(logits, group)):
-            self._pages.extended(one, 1)
-            self._take(one, token)
-        return True
+        return guesses
+
+    def _follow(self, step: OpenStep, weights: ServedWeights) -> OpenStep | None:
+        """Begins the step after one whose tokens are still on the devices: so they never wait.
+
+        An answer that ends meanwhile has no use of it, and no harm: what the step writes into its
+        pages lies behind all that is known of them, and whoever gets them writes later.
+
+        Returns:
+          None where the next step is to be another one: it depends on the tokens, is for other
+          answers, has no room, or a text is to be read before.
+        """
+        group = step.group
+        if self._reading or self.settings.guesses or self._draft is not None:
+            return None
+        if group != [one for one in self._writing if one.weights is weights]:
+            return None
+        if step.lengths != [len(one.tokens) for one in group]:  # lost its pages, and has new ones
+            return None
+        for one in group:
+            ends = one.written + 1 >= one.budget or one.late(self.settings.answer_seconds)
+            if ends or one.request.adjusted:
+                return None
+        if not all(self._pages.make_room(one, 2) for one in group):
+            return None
+        self.counts["steps"] += 1
+        logits = self._runner.extend(group, step.chosen.tokens, shift=1)
+        return OpenStep.of(logits, group, ahead=1)
 
     def _write_guessed(self, group: Sequence[ActiveRequest], guesses: Sequence[list[int]]) -> None:
         """A step of which some answers may get several tokens."""
@@ -321,19 +352,12 @@ class Engine(Worker):
         Returns:
           Whether it has it.
         """
-        page = self.settings.page
         if not one.pages:
             return False
-        wanted = math.ceil((one.cached + 1 + len(guesses[one])) / page) - len(one.pages)
-        if wanted > 0 and (more := self._book.take(wanted)) is not None:
-            one.pages += more
+        if self._pages.make_room(one, 1 + len(guesses[one])):
             return True
-        if wanted > 0:
-            guesses[one] = []
-        while len(one.pages) * page < one.cached + 1:
-            if more := self._book.take(1):
-                one.pages += more
-                continue
+        guesses[one] = []
+        while not self._pages.make_room(one, 1):
             newest = max(
                 (other for other in [*self._writing, *self._reading] if other.pages),
                 key=lambda other: other.number,
@@ -365,11 +389,6 @@ class Engine(Worker):
                 self._finish(one, "stop")
             elif one.written >= one.budget:
                 self._finish(one, "length")
-
-    def _late(self, one: ActiveRequest) -> bool:
-        """Returns whether a request has had the time that it may have."""
-        seconds = min(one.request.seconds or math.inf, self.settings.answer_seconds)
-        return time.monotonic() - one.began > seconds
 
     def _finish(self, one: ActiveRequest, reason: FinishReason, error: str = "") -> None:
         """Ends a request: its slot and pages are free."""

@@ -24,14 +24,14 @@ class NewTokens:
     """Tokens that are added to some rows.
 
     Attributes:
-      tokens: of each row, from the left.
+      tokens: of each row, from the left; [rows] where no row has more than one.
       counts: how many they are; 0: the row is padding.
       lengths: tokens of each row before.
       prompt_lengths: tokens of each row's text when it was first read.
       table: each row's pages.
     """
 
-    tokens: Int[np.ndarray | Array, "rows new"]
+    tokens: Int[np.ndarray | Array, "rows *new"]
     counts: Int[np.ndarray | Array, "rows"]
     lengths: Int[np.ndarray | Array, "rows"]
     prompt_lengths: Int[np.ndarray | Array, "rows"]
@@ -81,16 +81,17 @@ class PagedForward:
           Logits of the real vocabulary, those of padding without meaning; and the pages.
         """
         layout = self.layout
-        column = jnp.arange(new.tokens.shape[1])
+        tokens = new.tokens.reshape(len(new.counts), -1)
+        column = jnp.arange(tokens.shape[1])
         real = column < new.counts[:, None]
         positions = jnp.where(real, new.lengths[:, None] + column, 0)
         in_prompt = positions < new.prompt_lengths[:, None]
         batch = Batch(
-            tokens=new.tokens,
+            tokens=tokens,
             positions=positions,
             segments=real.astype(jnp.int32),
             ranks=jnp.where(in_prompt, 0, positions) if prefix else None,
-            block_positions=jnp.zeros_like(new.tokens),
+            block_positions=jnp.zeros_like(tokens),
         )
         batch = jax.tree.map(lambda a: layout.reshard(a, "batch", None), batch)
         rows = PagedRows(pages, new.table, new.lengths, new.prompt_lengths, empty=prefix)

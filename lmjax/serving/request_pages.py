@@ -84,6 +84,12 @@ class RequestPages:
                 group, longest = [*group, one], length
         return group
 
+    def make_room(self, one: ActiveRequest, count: int) -> bool:
+        """Gives a text pages for so many tokens after its cached ones; False if there are none."""
+        more = self.book.take(math.ceil((one.cached + count) / self.page) - len(one.pages))
+        one.pages += more or []
+        return more is not None
+
     def extended(self, one: ActiveRequest, count: int) -> None:
         """Takes note that tokens are in the cache, and makes pages known that are full."""
         before = one.cached // self.page

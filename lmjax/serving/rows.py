@@ -2,35 +2,82 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import jax
 import numpy as np
 
 from lmjax.serving.active import ActiveRequest
-from lmjax.serving.choice import Adjustments, RowSettings, choose_rows
+from lmjax.serving.choice import Adjustments, Chosen, RowSettings, choose_rows, score_tokens
 from lmjax.serving.request import ScoredToken
 
 
-def choose_next(logits: jax.Array, active: Sequence[ActiveRequest]) -> list[ScoredToken]:
-    """The next token of each request.
+@dataclasses.dataclass(frozen=True)
+class OpenStep:
+    """The next tokens of requests, which the devices may still be choosing.
+
+    Attributes:
+      group: the requests.
+      lengths: tokens of each before.
+      chosen: of the requests, and behind them of rows of padding.
+    """
+
+    group: list[ActiveRequest]
+    lengths: list[int]
+    chosen: Chosen
+
+    @classmethod
+    def of(cls, logits: jax.Array, group: Sequence[ActiveRequest], ahead: int = 0) -> OpenStep:
+        """Begins to choose.
+
+        Args:
+          logits: [rows, vocab] of the requests, and behind them of rows of padding.
+          group: the requests.
+          ahead: the tokens follow after so many that the requests do not have yet.
+        """
+        rows = logits.shape[0]
+        drawn = any(one.request.sampling.temperature > 0 for one in group)
+        settings = row_settings(group, rows, logits.shape[1], ahead) if drawn else None
+        ranked = settings is not None and bool(settings.ranked.any())
+        tops = any(one.request.tops for one in group)
+        chosen = choose_rows(logits, settings, adjustments(group, rows), ranked=ranked, tops=tops)
+        return cls(list(group), [len(one.tokens) + ahead for one in group], chosen)
+
+    def tokens(self) -> list[ScoredToken]:
+        """The tokens of the requests, once they are chosen."""
+        numbers = np.asarray(self.chosen.tokens).tolist()
+        scores = np.asarray(self.chosen.log_probabilities).tolist()
+        best = [()] * len(self.group)
+        if self.chosen.top_tokens is not None:
+            pairs = (self.chosen.top_tokens, self.chosen.top_log_probabilities)
+            rows = zip(*map(np.asarray, pairs))
+            best = [best_of(*row, one.request.tops) for row, one in zip(rows, self.group)]
+        return [ScoredToken(*values) for values in zip(numbers, scores, best)]
+
+
+def choose_next(logits: jax.Array, group: Sequence[ActiveRequest]) -> list[ScoredToken]:
+    """The next token of each request; see `OpenStep.of`."""
+    return OpenStep.of(logits, group).tokens()
+
+
+def score_prompt(one: ActiveRequest, logits: jax.Array, chunk: Sequence[int]) -> None:
+    """Takes note of the probabilities of the tokens after those of a chunk.
 
     Args:
-      logits: [rows, vocab] of the requests, and behind them of rows of padding.
-      active: the requests.
+      one: whose prompt it is.
+      logits: [tokens, vocab] after each token of the chunk, and of padding.
+      chunk: its tokens that were read.
     """
-    rows = logits.shape[0]
-    drawn = any(one.request.sampling.temperature > 0 for one in active)
-    settings = row_settings(active, rows, logits.shape[1]) if drawn else None
-    ranked = settings is not None and bool(settings.ranked.any())
-    tops = any(one.request.tops for one in active)
-    found = choose_rows(logits, settings, adjustments(active, rows), ranked=ranked, tops=tops)
-    tokens, scores = np.asarray(found.tokens).tolist(), np.asarray(found.log_probabilities).tolist()
-    best = [()] * len(active)
-    if tops:
-        pairs = np.asarray(found.top_tokens), np.asarray(found.top_log_probabilities)
-        best = [best_of(*row, one.request.tops) for *row, one in zip(*pairs, active)]
-    return [ScoredToken(*values) for values in zip(tokens, scores, best)]
+    if not one.scored:
+        one.scored.append(ScoredToken(one.tokens[0], None))
+    following = np.zeros(logits.shape[0], np.int32)
+    next_ones = one.tokens[one.cached + 1 : one.cached + len(chunk) + 1]
+    following[: len(next_ones)] = next_ones
+    found = (np.asarray(a) for a in score_tokens(logits, following))
+    for token, score, *best in zip(next_ones, *found):
+        tops = best_of(*best, one.request.tops)
+        one.scored.append(ScoredToken(token, float(score), tops))
 
 
 def best_of(
@@ -40,8 +87,10 @@ def best_of(
     return tuple(zip(tokens[:count].tolist(), log_probabilities[:count].tolist()))
 
 
-def row_settings(active: Sequence[ActiveRequest], rows: int, vocab: int) -> RowSettings:
-    """Settings of the choice for the requests and rows of padding."""
+def row_settings(
+    active: Sequence[ActiveRequest], rows: int, vocab: int, ahead: int = 0
+) -> RowSettings:
+    """Settings of the choice for the requests and rows of padding; `ahead` as in `OpenStep.of`."""
     settings = RowSettings(
         temperature=np.zeros(rows, np.float32),
         top_k=np.full(rows, vocab, np.int32),
@@ -59,7 +108,7 @@ def row_settings(active: Sequence[ActiveRequest], rows: int, vocab: int) -> RowS
                 getattr(settings, name)[row] = value
         settings.ranked[row] = sampling.top_k is not None or sampling.top_p is not None
         settings.seeds[row] = sampling.seed
-        settings.counts[row] = one.written
+        settings.counts[row] = one.written + ahead
     return settings
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import jax
 import numpy as np
+from jax.sharding import PartitionSpec
 
 from lmjax.models import TransformerConfig
 from lmjax.models.empty_cache import make_pages
@@ -43,7 +45,7 @@ class PageRunner:
             most = min(most, -(-config.max_length // page))
         self._pages = make_pages(config, layout, settings.pages, page, settings.cache)
         self._page = page
-        self._rows = buckets(1, settings.slots)
+        self._rows = (1, *buckets(4, settings.slots, 2))
         self._widths = buckets(min(most, -(-NARROWEST // page)), most, 2)
         self._at_once = at_once
         chunk = settings.chunk
@@ -65,7 +67,7 @@ class PageRunner:
     def extend(
         self,
         active: Sequence[ActiveRequest],
-        tokens: Sequence[Sequence[int]],
+        tokens: Sequence[Sequence[int]] | jax.Array,
         columns: int | None = None,
         every: bool = False,
         weights: ServedWeights | None = None,
@@ -76,7 +78,8 @@ class PageRunner:
 
         Args:
           active: the requests.
-          tokens: of each, that follow its cached ones; its pages have room for them.
+          tokens: of each, that follow its cached ones; its pages have room for them. As an array
+            on the devices one of each, and behind them padding, as a call of theirs gave them.
           columns: shape of the call; None: the smallest that fits.
           every: see `PagedForward.extend`.
           weights: that read them; None: those of the requests.
@@ -95,20 +98,24 @@ class PageRunner:
     def arranged(
         self,
         active: Sequence[ActiveRequest],
-        tokens: Sequence[Sequence[int]],
+        tokens: Sequence[Sequence[int]] | jax.Array,
         columns: int | None = None,
         shift: int = 0,
     ) -> NewTokens:
         """The tokens of a call in the smallest shape that fits."""
-        longest = max(map(len, tokens))
+        chosen = isinstance(tokens, jax.Array)
+        counts = [1] * len(active) if chosen else [len(added) for added in tokens]
         width = bucket(self._widths, max(len(one.pages) for one in active))
-        new = NewTokens.empty(
-            bucket(self._rows, len(active)), columns or bucket(self._columns, longest), width
-        )
-        for row, (one, added) in enumerate(zip(active, tokens)):
-            new.tokens[row, : len(added)] = added
-            new.counts[row] = len(added)
+        columns = columns or bucket(self._columns, max(counts))
+        new = NewTokens.empty(bucket(self._rows, len(active)), columns, width)
+        for row, (one, count) in enumerate(zip(active, counts)):
+            if not chosen:
+                new.tokens[row, :count] = tokens[row]
+            new.counts[row] = count
             new.lengths[row] = max(one.cached + shift, 0)
             new.prompt_lengths[row] = len(one.request.tokens)
             new.table[row, : len(one.pages)] = np.asarray(one.pages, np.int32)
-        return new
+        # From the host and from the devices alike, so that both have one compiled program.
+        found = tokens if chosen else new.tokens if columns > 1 else new.tokens[:, 0]
+        everywhere = jax.NamedSharding(jax.sharding.get_mesh(), PartitionSpec())
+        return dataclasses.replace(new, tokens=jax.device_put(found, everywhere))

@@ -287,6 +287,73 @@ def test_several_weights_are_served_at_once():
         same([a for a, _ in own], expected([one for _, one in own], seed=seed))
 
 
+def test_the_next_step_begins_before_tokens_are_read():
+    """While nothing needs them: then the devices have a step while the host is at the last one."""
+    (text,) = prompts(16, (9,))
+    ahead = request(text, 5), request(text, 5, sampling=Sampling(temperature=1.5, seed=3))
+    for one in ahead:
+        assert [bool(engine._open) for engine in stepped(one)] == [True] * 3
+    penalty = request(text, 5, presence_penalty=1.0)
+    for one, how in ((penalty, SMALL), (ahead[0], GUESSING)):
+        assert not any(engine._open for engine in stepped(one, how))
+
+
+def stepped(one, how=SMALL):
+    """An engine after each step that gives the request a token."""
+    engine = make_engine(settings=how)
+    engine.submit(one, CollectedAnswer())
+    engine.step()
+    while engine.load().writing:
+        yield engine
+        engine.step()
+
+
+def test_a_step_ahead_of_who_lost_its_pages_is_forgotten():
+    """The second one's are taken while its step runs, and it is read again before that is seen."""
+    engine = make_engine(settings=replace(SMALL, cache_tokens=32), other=make_generator(seed=1))
+    texts = prompts(0, (2,)) + prompts(1, (8,))
+    requests = request(texts[0], 12), request(texts[1], 16, model="other")
+    first, second = answered(engine, requests, most=100)
+    assert engine.counts["suspended"] == 1
+    same([first], expected(requests[:1]))
+    same([second], expected(requests[1:], seed=1))
+
+
+@settings(max_examples=10, deadline=None)
+@given(data=st.data())
+def test_steps_ahead_change_no_answer(data):
+    """Of two weights that take each other's pages, while requests end, come and are cancelled."""
+    few = replace(SMALL, cache_tokens=48)
+    engine = make_engine(settings=few, other=make_generator(seed=1))
+    requests, answers, numbers, when = [], [], [], []
+    for seed in range(data.draw(st.integers(1, 5), "requests")):
+        text = prompts(seed, (data.draw(st.sampled_from((4, 24)), "tokens"),))[0]
+        name = data.draw(st.sampled_from(("tiny", "other")), "model")
+        stops = data.draw(st.sampled_from(((), (0, 7, 18, 56))), "stop tokens")
+        steps = st.integers(0, 15), st.one_of(st.none(), st.integers(1, 30))
+        requests.append(request(text, 24, model=name, stop_tokens=stops))
+        answers.append(CollectedAnswer())
+        when.append([data.draw(one, "arrival, cancelled") for one in steps])
+    for step in range(2000):
+        for number, (arrival, cancelled) in enumerate(when):
+            if step == arrival:
+                numbers.append((number, engine.submit(requests[number], answers[number])))
+            if cancelled is not None and step == arrival + cancelled:
+                engine.cancel(dict(numbers)[number])
+        busy = engine.step()
+        engine._book.check()
+        if not busy and step > 50:
+            break
+    assert_idle(engine)
+    assert not engine._open
+    for name, seed in (("tiny", 0), ("other", 1)):
+        own = [(a, one) for a, one in zip(answers, requests) if one.model == name]
+        wanted = expected([one for _, one in own], seed=seed)
+        for (answer, _), alone in zip(own, wanted, strict=True):
+            length = len(answer.ids) if answer.reason == "cancelled" else None
+            assert answer.ids == alone.tokens[:length]
+
+
 def test_the_thread_answers_and_ends(mesh):
     import jax
 
