@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from pallas_kernels.attention.api import merge
 from pallas_kernels.attention.bias import DistanceBias
-from pallas_kernels.decode_attention.cache import KeyValueCache, gathered
+from pallas_kernels.decode_attention.cache import KeyValueCache, PagedCache, gathered
 from pallas_kernels.decode_attention.reference import normalised, softmax_terms
 from pallas_kernels.decode_attention.request import DecodeRequest, seen
+from pallas_kernels.manual_axes import vary_alike
 from pallas_kernels.table import Implementation
 from pallas_kernels.target import target
 
 AT_ONCE = 512  # tokens of the cache that are read at once; copies of more leave a CPU's caches
+OF_A_ROW = AT_ONCE // 2  # tokens of a row that are read at once where it has more: rows differ
 WIDTH = 128  # numbers of keys side by side in a product
 
 
@@ -30,8 +35,15 @@ def decode(
     """Attention of one token a row, in float32, of a few rows after the others.
 
     What is read of the cache for them stays in the processor's own caches until it is multiplied.
+    Of the pages of long rows only those are read that have tokens which the row's query sees.
     """
     batch, settings = len(q), {"scale": scale, "softcap": softcap, "window": window}
+    if isinstance(cache, PagedCache) and cache.tokens > OF_A_ROW:
+        rows = (a[:, None] for a in (q, cache.page_table, cache.lengths, first))
+        output, lse = jax.lax.map(
+            lambda row: _decode_by_pages(cache, *row, bias, **settings), tuple(rows)
+        )
+        return output[:, 0], lse[:, 0]
     fitting = (n for n in range(2, batch + 1) if batch % n == 0 and n * cache.tokens <= AT_ONCE)
     rows = max(fitting, default=1)
     if rows == batch:
@@ -46,7 +58,45 @@ def decode(
     return output, lse
 
 
-def _decode_together(q, cache, first, bias, *, scale, softcap, window):
+def _decode_by_pages(
+    cache: PagedCache,
+    q: Float[Array, "1 one heads head_dim"],
+    table: Int[Array, "1 row_pages"],
+    length: Int[Array, "1"],
+    first: Int[Array, "1"],
+    bias: DistanceBias | None,
+    **settings: float | int | None,
+) -> tuple[Float[Array, "1 one heads value_dim"], Float[Array, "1 one heads"]]:
+    """Attention of one row, of some of its pages after the others; see `decode`."""
+    page = cache.keys.shape[1]
+    pages = max(OF_A_ROW // page, 1)
+    table = jnp.pad(table, ((0, 0), (0, -table.shape[1] % pages)))
+
+    def add(index: jax.Array, before: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        own = jax.lax.dynamic_slice_in_dim(table, index * pages, pages, axis=1)
+        gone = index * pages * page  # tokens before; what counts is how far tokens are apart
+        part = dataclasses.replace(cache, page_table=own, lengths=length - gone)
+        return merge([before, _decode_together(q, part, first - gone, bias, **settings)])
+
+    window, heads = settings["window"], q.shape[2]
+    begin = jnp.maximum(first[0] + 1 - window, 0) if window is not None else 0
+    value_dim = cache.values.shape[2] // (cache.keys.shape[2] // q.shape[3])
+    nothing = jnp.zeros((1, 1, heads, value_dim), q.dtype), jnp.full((1, 1, heads), -jnp.inf)
+    end = -(-jnp.minimum(first[0] + 1, length[0]) // (pages * page))
+    nothing = vary_alike(nothing, (q, cache, table, length, first, bias))
+    return jax.lax.fori_loop(begin // (pages * page), end, add, nothing)
+
+
+def _decode_together(
+    q: Float[Array, "batch one heads head_dim"],
+    cache: KeyValueCache,
+    first: Int[Array, "batch"],
+    bias: DistanceBias | None,
+    *,
+    scale: float,
+    softcap: float | None,
+    window: int | None,
+) -> tuple[Float[Array, "batch one heads value_dim"], Float[Array, "batch one heads"]]:
     """Attention of one token of each row, of all of them together; see `decode`.
 
     The keys of some heads are side by side, as many as fill the vectors of a product. A query is as

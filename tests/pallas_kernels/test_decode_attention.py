@@ -127,6 +127,18 @@ def test_on_a_cpu_any_lengths_and_options(data):
     agree(case, run_on_cpu(case))
 
 
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"window": 20}, {"window": 7, "softcap": 2.0}, {"bias": "linear"}, {"int8": True}],
+    ids=str,
+)
+def test_on_a_cpu_long_rows_by_their_pages(options, monkeypatch):
+    """Pages of three in a call, of which the last reaches over the table's end; an empty row."""
+    monkeypatch.setattr("pallas_kernels.decode_attention.cpu.OF_A_ROW", 24)
+    case = DecodeCase((0, 1, 24, 25, 64, 7), page=8, **options)
+    agree(case, run_on_cpu(case))
+
+
 @given(st.data())
 @settings(max_examples=4, deadline=None)
 def test_any_lengths_and_options(data):
@@ -289,4 +301,23 @@ def test_sharded_over_rows_and_heads(implementation):
             check_vma=implementation != "tpu",  # of the interpreter, which loses the types
         )
         found = jax.jit(divided)(q, cache)
+    agree(case, [found, case.expected()[1]])
+
+
+@pytest.mark.skipif(jax.device_count() < 8, reason="needs 8 devices, real or simulated")
+def test_long_rows_by_their_pages_sharded_over_heads(monkeypatch):
+    monkeypatch.setattr("pallas_kernels.decode_attention.cpu.OF_A_ROW", 24)
+    case = DecodeCase((3, 40, 64, 17), heads=8, kv_heads=4, head_dim=32, page=8)
+    (q, cache, *_), options = case.arguments()
+    mesh = jax.make_mesh((2, 4), ("data", "tensor"))
+
+    def placed(a):
+        spec = jax.P(None, None, "tensor") if a.ndim > 2 else jax.P()
+        return jax.device_put(a, jax.NamedSharding(mesh, spec))
+
+    def local(q, cache):
+        return decode_attention(q, cache, **options, implementation="cpu")
+
+    divided = jax.shard_map(local, mesh=mesh, out_specs=jax.P(None, None, "tensor"))
+    found = jax.jit(divided)(*jax.tree.map(placed, (q, cache)))
     agree(case, [found, case.expected()[1]])
