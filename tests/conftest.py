@@ -22,13 +22,16 @@ os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + FLAGS
 
 from pathlib import Path
 
-from jaxtyping import install_import_hook
+import jaxtyping
+
+from tests import checked
 
 # Configs check the types of their fields themselves, and have no arrays; checking their functions
 # as well takes a tenth of the time of all tests.
 PARTS = [path.name for path in Path(__file__).parents[1].glob("lmjax/*/") if path.name != "config"]
 CHECKED = ["pallas_kernels", *(f"lmjax.{part}" for part in PARTS)]
-install_import_hook(CHECKED, "beartype.beartype")
+jaxtyping.install_import_hook(CHECKED, None)
+jaxtyping.jaxtyped = lambda typechecker: checked.checked  # what the hook decorates with
 
 import jax
 import pytest
