@@ -5,6 +5,7 @@ import importlib
 import inspect
 import pkgutil
 
+import jaxtyping
 import numpy as np
 import pytest
 from jaxtyping import Float, TypeCheckError
@@ -79,6 +80,14 @@ def test_a_size_may_be_an_argument():
     assert zeros(3).shape == (3, 2)
     with pytest.raises(TypeCheckError, match="count"):
         zeros(4)
+
+
+def test_the_switch_of_jaxtyping_is_heeded():
+    jaxtyping.config.update("jaxtyping_disable", True)
+    try:
+        assert first(np.ones((2, 3)), scale=-1.0).shape == (2,)
+    finally:
+        jaxtyping.config.update("jaxtyping_disable", False)
 
 
 def test_fields_are_checked():
