@@ -267,10 +267,18 @@ def nest(leaves: dict[str, jax.Array], layers: int | None = None) -> dict:
 
 def whole(leaf: jax.Array, index: Index, dtype: Dtype) -> np.ndarray:
     """A parameter, or one layer or expert of it, on the host."""
+    if on_host(leaf):  # cut without a program to compile
+        return np.asarray(leaf)[index].astype(jnp.dtype(dtype))
     part = cut(leaf, index, dtype) if index else leaf.astype(dtype)
     if part.is_fully_addressable:  # by this process, which joins it on the host
         return np.asarray(part)
     return np.asarray(jax.reshard(part, PartitionSpec(*(None,) * part.ndim)))
+
+
+def on_host(leaf: jax.Array) -> bool:
+    """True for an array on a single CPU, of which numpy has a view without a copy."""
+    [device, *others] = leaf.devices()
+    return not others and device.platform == "cpu"
 
 
 @functools.partial(jax.jit, static_argnames="dtype")

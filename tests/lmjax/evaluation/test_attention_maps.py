@@ -14,6 +14,7 @@ from lmjax.models import (
     plain_batch,
 )
 from lmjax.parallel import training_layout
+from tests.larger import larger
 
 
 def test_maps_of_the_first_layer_are_the_formula(one_device):
@@ -27,7 +28,7 @@ def test_maps_of_the_first_layer_are_the_formula(one_device):
         feed_forward=FeedForwardConfig(size=32),
     )
     graph, params = initialize(config, training_layout(), jax.random.key(0))
-    params = jax.tree.map(lambda a: 10 * a, params)  # far from uniform
+    params = larger(params, 10)  # far from uniform
     tokens = np.array([[3, 1, 4, 1, 5, 9]])
     maps = np.asarray(attention_maps(graph, params, plain_batch(tokens)))
     assert maps.shape == (2, 1, 4, 6, 6)

@@ -8,6 +8,7 @@ from lmjax.config import replace
 from lmjax.generation import Generator, Sampling
 from lmjax.models import TopKRouter, initialize, mixtral
 from lmjax.parallel import Mesh, generation_layout
+from tests.larger import larger
 
 CONFIG = replace(
     mixtral(),
@@ -29,7 +30,7 @@ def continued(config, sizes, prompts):
     devices = jax.devices()[: int(np.prod(list(sizes.values())))]
     with jax.set_mesh(mesh.build(devices)):
         _, params = initialize(config, generation_layout(), jax.random.key(0))
-        params = jax.tree.map(lambda a: a * 10 if a.ndim > 2 else a, params)
+        params = larger(params, 10, axes=3)
         generator = Generator(config, params, unstack=len(devices) == 1)
         return generator.generate(prompts, Sampling(temperature=0.0), 6)
 

@@ -41,6 +41,7 @@ from lmjax.models import (
 from lmjax.models.experts import Experts
 from lmjax.models.residual import Arrangement
 from lmjax.parallel import training_layout
+from tests.larger import larger
 from tests.parity_cases import parity_folder
 
 onnx = pytest.importorskip("onnx", reason="needs the extra onnx")
@@ -124,7 +125,7 @@ def written(one_device, tmp_path):
             config = MADE.get(name) if isinstance(name, str) else name
             # Large enough weights that every part tells.
             graph, params = initialize(config, training_layout(), jax.random.key(3))
-            params = jax.tree.map(lambda a: 4 * a if a.ndim > 1 else a, params)
+            params = larger(params, 4, axes=2)
         else:
             config, graph, params = huggingface.read(parity_folder(name), training_layout())
         path = tmp_path / "model.onnx"

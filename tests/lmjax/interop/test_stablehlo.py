@@ -19,6 +19,7 @@ from lmjax.interop.__main__ import Convert
 from lmjax.interop.export import convert_to_stablehlo
 from lmjax.models import Batch, bert, bloom, gpt3, initialize, t5
 from lmjax.parallel import training_layout
+from tests.larger import larger
 from tests.lmjax.interop import run_stablehlo
 from tests.parity_cases import parity_folder
 
@@ -61,7 +62,7 @@ def written(one_device, tmp_path):
         if name in MADE:
             config = MADE[name]
             graph, params = initialize(config, training_layout(), jax.random.key(3))
-            params = jax.tree.map(lambda a: 4 * a if a.ndim > 1 else a, params)
+            params = larger(params, 4, axes=2)
         else:
             config, graph, params = huggingface.read(parity_folder(name), training_layout())
         folder = tmp_path / f"{name}.stablehlo"

@@ -26,6 +26,7 @@ from lmjax.models import (
 from lmjax.models.batch import Batch
 from lmjax.models.upcycling import dense_model
 from lmjax.parallel import training_layout
+from tests.larger import larger
 
 VOCABULARY = 61
 CONFIG = TransformerConfig(
@@ -50,7 +51,7 @@ TOKENS = np.random.default_rng(0).integers(0, VOCABULARY, (2, 12)).astype(np.int
 def made(config):
     """Structure and parameters; matrices are large, so that routers decide."""
     graph, params = initialize(config, training_layout(), jax.random.key(1))
-    return graph, jax.tree.map(lambda a: a * 4 if a.ndim > 2 else a, params)
+    return graph, larger(params, 4, axes=3)
 
 
 def in_a_loop(model, batch):

@@ -29,6 +29,7 @@ from lmjax.models.linear import Builder
 from lmjax.models.lora import Adapter, dense_layers, give_keys
 from lmjax.parallel import Mesh, training_layout
 from lmjax.scaling.flops import parameters
+from tests.larger import larger
 from tests.lmjax.models.adapted import with_random_b
 from tests.whole_logits import logits_of_config
 
@@ -326,7 +327,7 @@ def test_xlnets_layer_of_distances(one_device):
     config = replace(base, lora=LoRA(rank=2, alpha=3.0, layers=("position",)))
     params = initialize(config, training_layout(), jax.random.key(0))[1]
     # Of all weights, so that scores are large enough to matter.
-    params = with_random_b(jax.tree.map(lambda a: 20 * a, params), scale=1.0)
+    params = with_random_b(larger(params, 20), scale=1.0)
     merged, _ = merge_adapters(params, config)
     found = logits(config, params)
     assert np.abs(found - logits(base, merged_by_numpy(params, 0))).max() > 1e-2

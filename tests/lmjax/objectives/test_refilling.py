@@ -18,6 +18,7 @@ from lmjax.parallel import Mesh, training_layout
 from lmjax.training.learner import Learner
 from lmjax.training.optimizers import AdamW
 from lmjax.training.placement import to_devices
+from tests.larger import larger
 from tests.lmjax.objectives.test_augmentation import CAUSAL, SPECIAL, batch_of
 
 MASK, START = 254, 255
@@ -39,7 +40,7 @@ def filler_on(mesh):
     """The model that fills, with large weights, so that its distributions are far from even."""
     with jax.set_mesh(mesh):
         graph, params = initialize(GLM, training_layout(), jax.random.key(3))
-        return graph, jax.tree.map(lambda a: 20 * a if a.ndim > 1 else a, params)
+        return graph, larger(params, 20, axes=2)
 
 
 @functools.cache

@@ -22,6 +22,7 @@ from lmjax.serving.engine import Engine
 from lmjax.serving.request import CollectedAnswer, TokenRequest
 from lmjax.serving.settings import EngineSettings
 from lmjax.serving.weights import ServedWeights
+from tests.larger import larger
 
 VOCABULARY = 61
 GREEDY = Sampling(temperature=0.0)
@@ -60,7 +61,7 @@ def make_generator(family="rotary", seed=0):
     """A generator of random weights, large enough that its answers differ; a mesh must be set."""
     config = FAMILIES[family]
     _, params = initialize(config, generation_layout(), jax.random.key(seed))
-    return Generator(config, jax.tree.map(lambda a: 4 * a if a.ndim > 1 else a, params))
+    return Generator(config, larger(params, 4, axes=2))
 
 
 def make_engine(family="rotary", settings=SMALL, draft=None, **more):

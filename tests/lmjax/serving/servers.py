@@ -25,6 +25,7 @@ from lmjax.serving.app import make_app
 from lmjax.serving.local_server import listen, serve
 from lmjax.serving.settings import EngineSettings
 from lmjax.serving.start import served_model
+from tests.larger import larger
 
 KEY = "sk-of-the-tests"
 MODEL = TransformerConfig(
@@ -50,7 +51,7 @@ def text_generator():
     """A model of random weights that writes bytes."""
     with jax.set_mesh(mesh()):
         _, params = initialize(MODEL, generation_layout(), jax.random.key(3))
-        params = jax.tree.map(lambda a: 4 * a if a.ndim > 1 else a, params)
+        params = larger(params, 4, axes=2)
         return TextGenerator(Generator(MODEL, params), ByteTokenizer())
 
 

@@ -17,6 +17,7 @@ from lmjax.models import initialize, llama
 from lmjax.parallel import Mesh, generation_layout
 from lmjax.serving.__main__ import Serve
 from lmjax.serving.start import serving_meshes
+from tests.larger import larger
 from tests.lmjax.serving.engines import GREEDY, SMALL, answered, prompts, request
 
 pytest.importorskip("gguf", reason="needs the extra gguf")
@@ -37,7 +38,7 @@ MODEL = replace(
 def params(mesh):
     """Random ones, large enough that answers differ."""
     _, params = initialize(MODEL, generation_layout(), jax.random.key(3))
-    return jax.tree.map(lambda a: 4 * a if a.ndim > 1 else a, params)
+    return larger(params, 4, axes=2)
 
 
 @pytest.fixture(scope="module")

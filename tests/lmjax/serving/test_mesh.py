@@ -18,6 +18,7 @@ from lmjax.serving.replicas import Replicas
 from lmjax.serving.request import CollectedAnswer
 from lmjax.serving.start import serving_meshes
 from lmjax.serving.weights import ServedWeights
+from tests.larger import larger
 from tests.lmjax.serving.engines import (
     FAMILIES,
     SMALL,
@@ -37,7 +38,7 @@ def served_weights(family, seed=0):
     """Random weights as `engines.make_generator` has them, in parts on the mesh that is set."""
     layout, config = serving_layout(), FAMILIES[family]
     _, params = initialize(config, layout, jax.random.key(seed))
-    params = jax.tree.map(lambda a: 4 * a if a.ndim > 1 else a, params)
+    params = larger(params, 4, axes=2)
     return ServedWeights.of(Generator(config, params, layout))
 
 

@@ -29,6 +29,7 @@ from lmjax.training.pipelining import Pipeline
 from lmjax.training.schedules import Cosine
 from lmjax.training.trainable import LastBlocks
 from lmjax.training.trained_part import TrainedPart
+from tests.larger import larger
 
 EXPERTS, LENGTH, ROWS, STEPS = 8, 16, 8, 10
 # Weights of the losses are large, so that their gradients are seen beside that of the targets.
@@ -89,7 +90,7 @@ def state_of(model):
     """A state drawn on one device; its matrices are large, so that routers decide."""
     with jax.set_mesh(mesh_of({})):
         state = learner_of(model).init(0)
-        params = jax.tree.map(lambda a: a * 8 if a.ndim > 2 else a, state.params)
+        params = larger(state.params, 8, axes=3)
         return dataclasses.replace(state, params=params)
 
 
