@@ -34,6 +34,7 @@ jaxtyping.install_import_hook(CHECKED, None)
 jaxtyping.jaxtyped = lambda typechecker: checked.checked  # what the hook decorates with
 
 import jax
+import orbax.checkpoint
 import pytest
 from hypothesis import settings
 
@@ -45,6 +46,8 @@ settings.load_profile("unhurried")
 jax.config.update("jax_default_matmul_precision", "highest")
 # Lines of Python in compiled programs, which nothing here reads, take a tenth of compiling them.
 jax.config.update("jax_traceback_in_locations_limit", 0)
+# Copies of an array on several devices would each be written in part, cut by a program of its own.
+orbax.checkpoint.type_handlers.get_type_handler(jax.Array)._use_replica_parallel = False
 # What runs once is compiled as everything is here, which is quicker still.
 learner.QUICK, learner._drawn = None, jax.jit(learner._draw, static_argnums=(0, 1))
 
