@@ -348,10 +348,19 @@ def lay(
                 axes = len(shape.shape) - part.ndim - len(own)
                 spec = PartitionSpec(*shape.sharding.spec[axes:])
                 sizes = *shape.shape[axes : axes + len(own)], *part.shape
-                params[at] = jnp.zeros(sizes, shape.dtype, out_sharding=spec)
+                params[at] = _zeros(sizes, shape.dtype, spec)
             params[at] = put_layer(params[at], part, own)
         # Waits, so that the host's copies do not pile up behind slow devices.
         params[at].block_until_ready()
+
+
+def _zeros(sizes: tuple[int, ...], dtype: jnp.dtype, spec: PartitionSpec) -> jax.Array:
+    """On the mesh; for a single CPU by the host, without a program to compile."""
+    mesh = jax.sharding.get_mesh()
+    if mesh.size > 1 or mesh.devices.flat[0].platform != "cpu":
+        return jnp.zeros(sizes, dtype, out_sharding=spec)
+    zeros = np.zeros(sizes, dtype)  # no memory as long as it is only read
+    return jax.device_put(zeros, NamedSharding(mesh, spec), may_alias=False)
 
 
 def _one_of(form: WeightForm, part: jax.Array) -> WeightForm:
