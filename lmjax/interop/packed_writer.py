@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -13,7 +14,7 @@ import numpy as np
 from lmjax.config import UserError
 from lmjax.files import local_path
 from lmjax.interop.families import family_of
-from lmjax.interop.huggingface import Dtype, by_path, whole
+from lmjax.interop.huggingface import Dtype, by_path, on_host, whole
 from lmjax.interop.packed_formats import (
     KEY,
     AWQFormat,
@@ -130,8 +131,8 @@ def _packed(
             )
         kept = {part: a for part, a in stored.items() if part.startswith(f"{path}.")}
         kept = {part.removeprefix(f"{path}."): _one(a, index) for part, a in kept.items()}
-        kept = form.turned(kept)
-        n = np.asarray(code.raw(kept["codes"], 0))[:size] - code.lowest
+        kept = _opened(form, kept)
+        n = np.asarray(kept["codes"])[:size] - code.lowest
         scale = np.asarray(kept["scales"])
         middle = np.full(scale.shape, -code.lowest)
         zero = np.asarray(kept["zeros"]) if "zeros" in kept else middle
@@ -141,8 +142,17 @@ def _packed(
     return PackedWeight(forms[name.ours[0]].code.bits, n.astype(np.uint8), zero.astype(int), scale)
 
 
-def _one(a: jax.Array, index: Index) -> jax.Array:
+@functools.partial(jax.jit, static_argnums=0)
+def _opened(form: WeightForm, kept: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """What is kept of a matrix [in, out], with a number for each of its codes."""
+    kept = form.turned(kept)
+    return kept | {"codes": form.code.raw(kept["codes"], 0)}
+
+
+def _one(a: jax.Array, index: Index) -> np.ndarray:
     """The part of an array for one layer, or one expert of it."""
+    if on_host(a):
+        return np.asarray(a)[index]
     for number in index:
         a = a[number]
-    return jax.numpy.asarray(np.asarray(jax.reshard(a, jax.P(*(None,) * a.ndim))))
+    return np.asarray(jax.reshard(a, jax.P(*(None,) * a.ndim)))
