@@ -215,10 +215,15 @@ def test_labels_weigh_as_much_as_their_rows_tokens(one_device):
     targets = example.targets
     targets.labels[3] = -1  # a row without a pair
     sums = jax.jit(lambda p, e: objective.loss(nnx.merge(graph, p), e, None))(params, example)
-    model = nnx.merge(graph, params)
-    hidden, _ = model(example.inputs)
-    logits = np.asarray(model.logits(hidden), np.float64)[..., :500]
-    classes = np.asarray(model.classes(hidden), np.float64)
+
+    @jax.jit
+    def outputs(params, inputs):
+        model = nnx.merge(graph, params)
+        hidden, _ = model(inputs)
+        return model.logits(hidden), model.classes(hidden)
+
+    logits, classes = (np.asarray(a, np.float64) for a in outputs(params, example.inputs))
+    logits = logits[..., :500]
 
     def nll(logits, answers):
         right = np.take_along_axis(logits, answers[..., None], -1)[..., 0]
