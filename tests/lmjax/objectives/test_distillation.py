@@ -251,8 +251,9 @@ def test_hidden_states_that_cannot_be_compared_are_refused():
 
 def last_vectors(config, params, example):
     """Queries, keys and values [batch, seq, heads, width] of the last layer in float64."""
-    model = nnx.merge(abstract(config, training_layout())[0], params)
-    (x,) = layer_states(model, example.inputs, [config.num_layers - 1])[1]
+    graph, last = abstract(config, training_layout())[0], [config.num_layers - 1]
+    states = jax.jit(lambda p, batch: layer_states(nnx.merge(graph, p), batch, last)[1])
+    (x,) = states(params, example.inputs)
     block = jax.tree.map(lambda a: np.asarray(a[-1], np.float64), params["blocks"])
     norm, x = block["attention_norm"], np.asarray(x, np.float64)
     x = x - x.mean(axis=-1, keepdims=True)
