@@ -144,7 +144,7 @@ def _packed(
 
 @functools.partial(jax.jit, static_argnums=0)
 def _opened(form: WeightForm, kept: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    """What is kept of a matrix [in, out], with a number for each of its codes."""
+    """The arrays that are kept of a matrix [in, out], with a number for each of its codes."""
     kept = form.turned(kept)
     return kept | {"codes": form.code.raw(kept["codes"], 0)}
 
