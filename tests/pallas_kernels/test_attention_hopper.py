@@ -298,10 +298,8 @@ def report():
 
 @pytest.mark.parametrize("name", COMPILED)
 def test_compiled_for_an_h100(name, report):
-    """Nothing is spilled in causal kernels, and no product is made twice."""
+    """No register is spilled, and no product is made twice."""
     for kernel in report.report(report.VARIANTS[name]):
         assert kernel["products"] == kernel["least"], kernel
         assert kernel["shared_memory"] <= 232448, kernel
-        assert kernel["spilled"] <= 200, kernel  # of scalars, outside of the loops over tiles
-        if name.startswith("causal"):
-            assert kernel["spilled"] == 0, kernel
+        assert kernel["spilled"] == 0, kernel
