@@ -280,7 +280,7 @@ def test_shard_map_types():
     assert [shape.shape for shape in shapes] == [array.shape for array in arrays]
 
 
-COMPILED = ("causal 64", "packed, 4 heads to 1", "everything 256")
+COMPILED = ("causal 64", "packed, 4 heads to 1", "dropout 256")
 
 
 @pytest.fixture(scope="module")
