@@ -29,6 +29,7 @@ from pallas_kernels.topologies import hopper
 BATCH, LENGTH, HEADS = 2, 1024, 8
 ONES = np.ones((BATCH, LENGTH), np.int32)
 PACKED = Mask(causal=True, query_segments=ONES, key_segments=ONES)
+PREFIX = dataclasses.replace(PACKED, query_ranks=ONES, key_ranks=ONES)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,23 +46,46 @@ class Variant:
     dtype: str = "bfloat16"
 
 
+def dropout() -> Dropout:
+    """Dropout with a seed for each query of each head."""
+    return Dropout(jnp.ones((BATCH, HEADS, LENGTH), jnp.uint32), 0.1)
+
+
+def linear() -> LinearBias:
+    """ALiBi's bias."""
+    return LinearBias(jnp.ones(HEADS))
+
+
+def buckets() -> BucketBias:
+    """T5's bias."""
+    return BucketBias(jnp.ones((HEADS, 32)), 128, False)
+
+
+# Everything that a kernel computes beside the products.
+EVERYTHING = {
+    "mask": dataclasses.replace(PREFIX, window=256),
+    "bias": linear,
+    "softcap": 30.0,
+    "dropout": dropout,
+}
 VARIANTS = {
     "causal 64": Variant(64),
     "causal 128": Variant(),
     "causal 256": Variant(256),
     "causal 192, values 128": Variant(192, 128),
     "packed, 4 heads to 1": Variant(kv_heads=2, mask=PACKED),
+    "packed, 4 heads to 1, 256": Variant(256, kv_heads=2, mask=PACKED),
     "window": Variant(mask=Mask(causal=True, window=256)),
-    "prefix, float16": Variant(
-        mask=dataclasses.replace(PACKED, query_ranks=ONES, key_ranks=ONES), dtype="float16"
-    ),
+    "prefix, float16": Variant(mask=PREFIX, dtype="float16"),
     "softcap": Variant(softcap=30.0),
-    "dropout": Variant(dropout=lambda: Dropout(jnp.ones((BATCH, HEADS, LENGTH), jnp.uint32), 0.1)),
-    "linear bias": Variant(bias=lambda: LinearBias(jnp.ones(HEADS))),
-    "bucket bias 64": Variant(
-        64, mask=Mask(), bias=lambda: BucketBias(jnp.ones((HEADS, 32)), 128, False)
-    ),
+    "dropout": Variant(dropout=dropout),
+    "dropout 256": Variant(256, dropout=dropout),
+    "linear bias": Variant(bias=linear),
+    "bucket bias 64": Variant(64, mask=Mask(), bias=buckets),
+    "bucket bias 256": Variant(256, mask=Mask(), bias=buckets),
     "dense bias 64": Variant(64, mask=Mask(), bias=lambda: jnp.ones((1, HEADS, LENGTH, LENGTH))),
+    "everything": Variant(**EVERYTHING),
+    "everything 256": Variant(256, **EVERYTHING),
 }
 
 

@@ -280,7 +280,7 @@ def test_shard_map_types():
     assert [shape.shape for shape in shapes] == [array.shape for array in arrays]
 
 
-COMPILED = ("causal 64", "packed, 4 heads to 1")
+COMPILED = ("causal 64", "packed, 4 heads to 1", "dropout 256")
 
 
 @pytest.fixture(scope="module")
@@ -298,10 +298,8 @@ def report():
 
 @pytest.mark.parametrize("name", COMPILED)
 def test_compiled_for_an_h100(name, report):
-    """Nothing is spilled in causal kernels, and no product is made twice."""
+    """No register is spilled, and no product is made twice."""
     for kernel in report.report(report.VARIANTS[name]):
         assert kernel["products"] == kernel["least"], kernel
         assert kernel["shared_memory"] <= 232448, kernel
-        assert kernel["spilled"] <= 200, kernel  # of scalars, outside of the loops over tiles
-        if name.startswith("causal"):
-            assert kernel["spilled"] == 0, kernel
+        assert kernel["spilled"] == 0, kernel

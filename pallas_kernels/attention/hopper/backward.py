@@ -104,7 +104,7 @@ def _query_tile(plan, group, refs, at, tiles, start, wg, lse, delta, index, d_q,
         plan.blocks.query_gradient_keys,
         (plan.blocks.rows, plan.blocks.query_gradient_keys),
     )
-    k_slot, v_slot = (slot_of(refs, name, index) for name in ("k", "v"))
+    k_slot, v_slot = (group.opaque(slot_of(refs, name, index)) for name in ("k", "v"))
     where = at["batch"], at["head"], start, tiles[3][index] * size
     pairs = HopperPairs(plan, group, refs["inputs"], *where, shape)
     plgpu.barrier_wait(refs["k_ready"].at[k_slot])
@@ -141,6 +141,8 @@ def _weights(pairs: HopperPairs, products, lse, masked: bool, dtype):
 
 def _score_gradients(plan: KernelPlan, marked, d_weights, delta):
     """Gradients of the scores before softcap and scale, in 16 bits."""
+    # Not unpacked before the product is there: that would take twice the registers meanwhile.
+    marked, d_weights = lax.optimization_barrier((marked, d_weights))
     weights = marked.astype(jnp.float32)
     if plan.dropout is None:
         return (weights * (d_weights - delta)).astype(marked.dtype)

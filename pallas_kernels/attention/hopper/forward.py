@@ -136,7 +136,7 @@ def _compute_rows(plan: KernelPlan, group: Warpgroup, refs, at, tiles, wg) -> No
     pl.when(total > 0)(lambda: plgpu.barrier_wait(refs["k_ready"].at[0]))
     pl.when(wg == 1)(lambda: _take_turn(refs))
 
-    step = functools.partial(_tile, plan, group, refs, at, tiles, start, queries)
+    step = functools.partial(_tile, plan, group, refs, at, tiles, start, wg)
     carry = (
         group.full((rows, value_dim), 0.0),
         group.vector(rows, LOWEST, 0),
@@ -153,16 +153,14 @@ def _take_turn(refs) -> None:
     plgpu.barrier_wait(refs["turn"])
 
 
-def _tile(
-    plan: KernelPlan, group: Warpgroup, refs, at, tiles, start, queries, index, carry, *, masked
-):
+def _tile(plan: KernelPlan, group: Warpgroup, refs, at, tiles, start, wg, index, carry, *, masked):
     """One tile of keys: the new output before it is divided, largest score and sum of a row."""
     output, top, total = carry
     size, slot = plan.blocks.forward_keys, slot_of(refs, "k", index)
     shape = plan.blocks.rows, size
     where = at["batch"], at["head"], start, tiles[3][index] * size
     pairs = HopperPairs(plan, group, refs["inputs"], *where, shape)
-    products = [(queries, refs["k"].at[slot])]
+    products = [(refs["q"].at[group.opaque(wg)], refs["k"].at[slot])]
     scores = group.product(products, shape, meanwhile=lambda: _take_turn(refs))
     plgpu.barrier_arrive(refs["k_free"].at[slot])
 

@@ -105,11 +105,13 @@ class HopperPairs:
 
     def _positions(self, dtype=jnp.int32):
         """Positions of queries and of keys, counted in keys, both as tiles."""
-        queries, keys = (
-            self.group.indices(self.shape, axis) for axis in (self.query_axis, 1 - self.query_axis)
+        starts = self.query + self._offset, self.key
+        axes = self.query_axis, 1 - self.query_axis
+        # Added before they are spread: the compiler would keep all indices of a tile in registers.
+        return tuple(
+            spread((self.group.indices(size, axis) + start).astype(dtype), self.shape, axis)
+            for size, axis, start in zip(self._sizes, axes, starts)
         )
-        queries, keys = queries + (self.query + self._offset), keys + self.key
-        return queries.astype(dtype), keys.astype(dtype)
 
     def _same_segment(self) -> jax.Array:
         segments = self._load_queries("query_segments")

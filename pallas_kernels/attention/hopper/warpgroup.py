@@ -80,10 +80,9 @@ class Warpgroup:
             return reference[...]
         return load(reference, plgpu.Layout.WGMMA)
 
-    def indices(self, shape: tuple[int, int], axis: int) -> jax.Array:
-        """The index of each element of a tile along an axis, int32."""
-        iota = lax.broadcasted_iota(jnp.int32, shape, axis)
-        return self._laid_out(iota, plgpu.Layout.WGMMA)
+    def indices(self, size: int, axis: int) -> jax.Array:
+        """The index of each element of a vector along an axis of tiles, int32."""
+        return self._laid_out(lax.iota(jnp.int32, size), _along(axis))
 
     def opaque(self, index) -> jax.Array:
         """An index of which the compiler knows nothing.
