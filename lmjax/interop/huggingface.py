@@ -267,8 +267,8 @@ def nest(leaves: dict[str, jax.Array], layers: int | None = None) -> dict:
 
 def whole(leaf: jax.Array, index: Index, dtype: Dtype) -> np.ndarray:
     """A parameter, or one layer or expert of it, on the host."""
-    if on_host(leaf):  # cut without a program to compile
-        return np.asarray(leaf)[index].astype(jnp.dtype(dtype))
+    if leaf.dtype == dtype and on_host(leaf):  # cut without a program to compile
+        return np.asarray(leaf)[index]
     part = cut(leaf, index, dtype) if index else leaf.astype(dtype)
     if part.is_fully_addressable:  # by this process, which joins it on the host
         return np.asarray(part)
