@@ -53,6 +53,8 @@ learner.QUICK, learner._drawn = None, jax.jit(learner._draw, static_argnums=(0, 
 
 
 LARGEST = 6 << 30  # bytes that a process of the suite keeps from file to file
+# Mappings of memory: each program has some, and with 65,530 of them Linux ends the process.
+MOST_MAPPINGS = 40_000
 
 
 # Files of slow tests that take minutes: they begin first, so that no worker waits for one.
@@ -73,11 +75,13 @@ def pytest_collection_finish():
 
 @pytest.fixture(scope="module", autouse=True)
 def bounded_memory():
-    """Frees what jax has compiled after a file of tests, where it fills the memory."""
+    """Frees what jax has compiled after a file of tests, where it fills the memory or its map."""
     yield
     from lmjax.scaling.hardware import memory_in_use
 
-    if memory_in_use() > LARGEST:
+    maps = Path("/proc/self/maps")
+    mappings = maps.read_bytes().count(b"\n") if maps.exists() else 0
+    if memory_in_use() > LARGEST or mappings > MOST_MAPPINGS:
         jax.clear_caches()
         gc.collect()
 
