@@ -68,13 +68,19 @@ def few_row_product(
     # XLA would make all weights float before a loop over tokens, as they are the same in all turns.
     stored, x = jax.lax.optimization_barrier((stored, x.astype(jnp.float32)))
     if ONE_LOOP and len(x) == 1 and code.packed == 1:
-        product = made_before(x) @ code.decode(stored, 1, form.size).T
-        # XLA adds a bias within the product itself, for which it first makes the weight whole and
-        # turns it around, ten times as slow; not where something else comes before.
-        return product * jax.lax.optimization_barrier(jnp.ones(()))
+        return _before_a_bias(made_before(x) @ code.decode(stored, 1, form.size).T)
     if len(x) == 1 and code.plain and form.size % block == 0 and block % code.packed == 0:
-        return packed_product(x, form, stored)
+        return _before_a_bias(packed_product(x, form, stored))
     return piecewise_product(x, form, stored)
+
+
+def _before_a_bias(product: Float[Array, "1 out"]) -> Float[Array, "1 out"]:
+    """The same product, to which XLA adds a bias afterwards.
+
+    It would add it within the product itself, for which it first makes the weight whole and turns
+    it around, ten times as slow; not where something else comes before.
+    """
+    return product * jax.lax.optimization_barrier(jnp.ones(()))
 
 
 def made_before(x: Float[Array, "1 in"]) -> Float[Array, "1 in"]:
