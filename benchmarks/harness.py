@@ -21,7 +21,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 PACKAGES = (
     *("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "torch"),
-    *("tokenizers", "transformers"),
+    *("tokenizers", "transformers", "tokamax"),
 )
 PRIVATE = ("json", "python", "folder", "texts")  # settings that hold a path of this machine
 

@@ -4,7 +4,8 @@ python -m benchmarks.hopper_kernels [json=FILE]
 
 Compiles for an H100 that need not be there, which takes the packages that
 `pallas_kernels.topologies.hopper` names. Tensor-core instructions are those of the two loops over
-tiles, for full and for partial ones, of each kernel; `least` is what their products need.
+tiles, for full and for partial ones, of each kernel; `least` is what their products need. The
+causal variants of tokamax are compiled too where it is installed.
 """
 
 import dataclasses
@@ -87,6 +88,7 @@ VARIANTS = {
     "everything": Variant(**EVERYTHING),
     "everything 256": Variant(256, **EVERYTHING),
 }
+TOKAMAX = ("causal 64", "causal 128", "causal 256")  # compiled beside tokamax's
 
 
 @config
@@ -101,31 +103,32 @@ def main() -> None:
     """Compiles and prints."""
     settings = from_command_line(HopperKernels())
     rows = []
-    for name in settings.variants:
-        for kernel in report(VARIANTS[name]):
-            rows.append({"variant": name, **kernel})
-            print(rows[-1])
+    for side, reported in sides().items():
+        for name in settings.variants:
+            for kernel in reported(VARIANTS[name]):
+                rows.append({"side": side, "variant": name, **kernel})
+                print(rows[-1], flush=True)
     print("\n" + table(list(rows[0]), [list(row.values()) for row in rows]))
     save(settings.json, "hopper_kernels", kernels=rows)
 
 
+def sides() -> dict[str, Callable[[Variant], list[dict[str, Any]]]]:
+    """Functions that report a variant's kernels, by the package that they are from."""
+    found = {"lmjax": report}
+    try:
+        import tokamax  # noqa: F401
+    except ImportError as error:
+        print(f"without tokamax: {error}")
+    else:
+        found["tokamax"] = report_tokamax
+    return found
+
+
 def report(variant: Variant) -> list[dict[str, Any]]:
     """One entry for each kernel of the forward and backward passes."""
-    device = hopper()[0]
-    mesh = jax.sharding.Mesh(np.array([device]), ("one",))
-    sharding = jax.sharding.NamedSharding(mesh, jax.P())
-
-    def described(tree):
-        return jax.tree.map(
-            lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), tree
-        )
-
-    value_dim = variant.value_dim or variant.head_dim
-    sizes = [(HEADS, variant.head_dim), (variant.kv_heads, variant.head_dim)]
-    sizes.append((variant.kv_heads, value_dim))
-    arrays = [np.empty((BATCH, LENGTH, *size), jnp.dtype(variant.dtype)) for size in sizes]
+    mesh = jax.sharding.Mesh(np.array([hopper()[0]]), ("one",))
     bias, dropout = jax.eval_shape(variant.bias), jax.eval_shape(variant.dropout)
-    options = described((variant.mask, bias, dropout))
+    options = described((variant.mask, bias, dropout), mesh)
 
     def forward(q, k, v, mask, bias, dropout):
         more = {"softcap": variant.softcap, "dropout": dropout, "implementation": "hopper"}
@@ -139,9 +142,36 @@ def report(variant: Variant) -> list[dict[str, Any]]:
     with jax.set_mesh(mesh):
         for function in (forward, gradients):
             mapped = jax.shard_map(function, in_specs=jax.P(), out_specs=jax.P(), check_vma=False)
-            found |= compiled_kernels(mapped, (*described(arrays), *options))
-    least = least_products(variant.head_dim, value_dim)
-    return [{"kernel": name, **found[name], "least": count} for name, count in least.items()]
+            found |= compiled_kernels(mapped, (*inputs(variant, mesh), *options))
+    least = least_products(variant.head_dim, variant.value_dim or variant.head_dim)
+    return [
+        {"kernel": name, **found[f"attention_{name}"], "least": count}
+        for name, count in least.items()
+    ]
+
+
+def report_tokamax(variant: Variant) -> list[dict[str, Any]]:
+    """The same of tokamax's kernels, for the variants of `TOKAMAX`."""
+    from benchmarks import hopper_kernels_tokamax
+
+    if all(variant is not VARIANTS[name] for name in TOKAMAX):
+        return []
+    mesh = jax.sharding.Mesh(np.array([hopper()[0]]), ("one",))
+    return hopper_kernels_tokamax.report(variant.head_dim, inputs(variant, mesh), compiled_kernels)
+
+
+def described(tree: Any, mesh: jax.sharding.Mesh) -> Any:
+    """The shapes of arrays, on the device of the mesh."""
+    sharding = jax.sharding.NamedSharding(mesh, jax.P())
+    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), tree)
+
+
+def inputs(variant: Variant, mesh: jax.sharding.Mesh) -> tuple[jax.ShapeDtypeStruct, ...]:
+    """Shapes of queries, keys and values."""
+    sizes = [(HEADS, variant.head_dim), (variant.kv_heads, variant.head_dim)]
+    sizes.append((variant.kv_heads, variant.value_dim or variant.head_dim))
+    arrays = (np.empty((BATCH, LENGTH, *size), jnp.dtype(variant.dtype)) for size in sizes)
+    return described(tuple(arrays), mesh)
 
 
 def compiled_kernels(function: Callable, arguments: tuple) -> dict[str, dict[str, Any]]:
@@ -158,8 +188,8 @@ def compiled_kernels(function: Callable, arguments: tuple) -> dict[str, dict[str
         finally:
             for name in variables:
                 del os.environ[name]
-        files = sorted(glob.glob(f"{folder}/attention_*.ptx"))
-        names = (re.fullmatch(r"attention_(\w+)_\d+\.ptx", os.path.basename(f)) for f in files)
+        files = sorted(glob.glob(f"{folder}/*.ptx"))
+        names = (re.fullmatch(r"(\w+)_\d+\.ptx", os.path.basename(f)) for f in files)
         return {name[1]: _kernel(file) for name, file in zip(names, files, strict=True)}
 
 
