@@ -63,6 +63,11 @@ class TrainStepBenchmark:
                 raise UserError(f"{name}={getattr(self, name)}: it must be at least 1")
         if self.hidden % self.heads:
             raise UserError(f"hidden={self.hidden} is no multiple of heads={self.heads}")
+        if self.vocabulary % 128:
+            raise UserError(
+                f"vocabulary={self.vocabulary}: lmjax alone pads its table to a multiple of 128;"
+                f" take {-(-self.vocabulary // 128) * 128}, so that all sides have one"
+            )
         if self.nanodo and not Path(self.nanodo, "nanodo", "model.py").is_file():
             raise UserError(f"nanodo={self.nanodo}: that folder has no nanodo/model.py")
 
