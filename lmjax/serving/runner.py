@@ -79,7 +79,7 @@ class PageRunner:
         Args:
           active: the requests.
           tokens: of each, that follow its cached ones; its pages have room for them. As an array
-            on the devices one of each, and behind them padding, as a call of theirs gave them.
+            on the devices: [rows], one of each, and behind them padding, as `OpenStep.chosen` has.
           columns: shape of the call; None: the smallest that fits.
           every: see `PagedForward.extend`.
           weights: that read them; None: those of the requests.

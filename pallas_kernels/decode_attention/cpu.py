@@ -80,7 +80,7 @@ def _decode_by_pages(
 
     window, heads = settings["window"], q.shape[2]
     begin = jnp.maximum(first[0] + 1 - window, 0) if window is not None else 0
-    value_dim = cache.values.shape[2] // (cache.keys.shape[2] // q.shape[3])
+    value_dim = DecodeRequest(q, cache, first, bias, **settings).value_dim
     nothing = jnp.zeros((1, 1, heads, value_dim), q.dtype), jnp.full((1, 1, heads), -jnp.inf)
     end = -(-jnp.minimum(first[0] + 1, length[0]) // (pages * page))
     nothing = vary_alike(nothing, (q, cache, table, length, first, bias))
